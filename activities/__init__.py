@@ -1,0 +1,1 @@
+"""One file for each module of the platform; each exports ACTIVITIES. Activities do, workflows decide."""

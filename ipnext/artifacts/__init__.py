@@ -1,0 +1,1 @@
+"""Content-addressed artifacts behind one port: `file://` and `s3://`."""

@@ -1,0 +1,44 @@
+"""The port to an artifact store: content-addressed blobs, and snapshots whose manifest is written last.
+
+Layout below the store's root (or key prefix): `blobs/<sha256>` and `snapshots/<digest>/snapshot.json`. Equal files
+are stored once. A snapshot exists once its manifest does, and its manifest only once all of its blobs do.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from ipnext.model.registry import SnapshotManifest
+
+
+class ArtifactStore(Protocol):
+    """Holds immutable snapshots. Raises ArtifactMissing, ArtifactDigestMismatch or Unavailable."""
+
+    @property
+    def uri(self) -> str:
+        """`file:///...` or `s3://bucket/prefix`; `artifacts.opening.open_store(uri)` gives an equal store."""
+
+    def missing(self, digests: Iterable[str]) -> frozenset[str]:
+        """Those of the given blob SHA-256 digests that the store does not hold yet."""
+
+    def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
+        """Store a blob. Content of another digest raises ArtifactDigestMismatch and leaves nothing behind."""
+
+    def open_blob(self, sha256: str) -> BinaryIO:
+        """A stream of the blob; the caller closes it. ArtifactMissing where there is none."""
+
+    def commit(self, manifest: SnapshotManifest) -> str:
+        """Write the manifest of a snapshot whose blobs are all here; return the snapshot's uri.
+
+        ArtifactMissing names the first blob that is not. Committing the same manifest twice is one snapshot.
+        """
+
+    def manifest(self, uri: str) -> SnapshotManifest:
+        """The manifest of a snapshot uri of this store. ArtifactMissing, ArtifactDigestMismatch."""
+
+    def fetch(self, uri: str, directory: Path) -> Path:
+        """Lay out a snapshot as a directory of plain files, each checked against its SHA-256 while it is read.
+
+        Returns `directory/<digest>`; one that is already complete there is checked by size and kept. A half-written
+        one never carries the final name.
+        """

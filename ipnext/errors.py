@@ -1,0 +1,164 @@
+"""The one error tree. Every error says what was given, what is allowed, and what to do.
+
+IPnextError
+├── InvalidInput            400  a field, its value and what is allowed
+│   ├── PathNotAllowed      403  a file outside the allowed roots
+│   └── UnsupportedModel    422  a module that cannot be exported
+├── NotFound                404
+├── Conflict                409
+│   ├── StaleWrite          409  the expected version is not the current one
+│   └── DuplicateSnapshot   409  the same bytes are published already
+├── ArtifactError           422
+│   ├── ArtifactMissing     422
+│   └── ArtifactDigestMismatch  422
+├── Infeasible              422  no plan or transition keeps the rules; the binding ones are named
+├── LoadFailed              500  a host could not load a snapshot
+├── GenerationNotHeld       409  a host does not hold the asked generation
+├── Unavailable             503  a dependency is down or full; try again
+└── DeadlineExceeded        504
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INFEASIBLE = 3
+
+
+class IPnextError(Exception):
+    """Root of the tree. `code` is stable, `http_status` and `retryable` tell a client what to do."""
+
+    code: ClassVar[str] = "InternalError"
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    exit_status: ClassVar[int] = EXIT_FAILURE
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidInput(IPnextError):
+    """Input that breaks its contract: names the field, the value given and what is allowed."""
+
+    code = "InvalidInput"
+    http_status = 400
+    exit_status = EXIT_BAD_INPUT
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        value: object = None,
+        allowed: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.field = field
+        self.value = value
+        self.allowed = tuple(allowed)
+
+
+class PathNotAllowed(InvalidInput):
+    """A file:// source that lies outside the roots the server may read."""
+
+    code = "PathNotAllowed"
+    http_status = 403
+
+
+class UnsupportedModel(InvalidInput):
+    """A module that cannot become a snapshot; the message names the line of the user's model."""
+
+    code = "UnsupportedModel"
+    http_status = 422
+
+
+class NotFound(IPnextError):
+    """No such model, snapshot, generation, plan or region."""
+
+    code = "NotFound"
+    http_status = 404
+    exit_status = EXIT_BAD_INPUT
+
+
+class Conflict(IPnextError):
+    """The write meets a state it was not made for."""
+
+    code = "Conflict"
+    http_status = 409
+    exit_status = EXIT_BAD_INPUT
+
+
+class StaleWrite(Conflict):
+    """The expected version is not the current one: read again, then write."""
+
+    code = "StaleWrite"
+
+
+class DuplicateSnapshot(Conflict):
+    """The same bytes are already a snapshot of this part."""
+
+    code = "DuplicateSnapshot"
+
+
+class ArtifactError(IPnextError):
+    """An artifact that cannot be used as it lies."""
+
+    code = "ArtifactError"
+    http_status = 422
+    exit_status = EXIT_BAD_INPUT
+
+
+class ArtifactMissing(ArtifactError):
+    """A file the manifest names is not there."""
+
+    code = "ArtifactMissing"
+
+
+class ArtifactDigestMismatch(ArtifactError):
+    """A file's SHA-256 is not the one its manifest states."""
+
+    code = "ArtifactDigestMismatch"
+
+
+class Infeasible(IPnextError):
+    """No answer keeps every rule. `rules` names the ones that bind."""
+
+    code = "Infeasible"
+    http_status = 422
+    exit_status = EXIT_INFEASIBLE
+
+    def __init__(self, message: str, *, rules: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.rules = tuple(rules)
+
+
+class LoadFailed(IPnextError):
+    """A host could not load a snapshot."""
+
+    code = "LoadFailed"
+
+
+class GenerationNotHeld(Conflict):
+    """The host asked does not hold this generation; ask another, the whole request again."""
+
+    code = "GenerationNotHeld"
+    retryable = True
+
+
+class Unavailable(IPnextError):
+    """A dependency is down or full. Trying again later helps."""
+
+    code = "Unavailable"
+    http_status = 503
+    retryable = True
+
+
+class DeadlineExceeded(IPnextError):
+    """The caller's deadline passed first."""
+
+    code = "DeadlineExceeded"
+    http_status = 504
+    retryable = True

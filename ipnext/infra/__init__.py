@@ -1,0 +1,1 @@
+"""Core infrastructure behind one port: the embedded one runs local processes."""

@@ -1,0 +1,38 @@
+"""The port to core infrastructure: apply, route, observe, drain, delete.
+
+Callers are the activities. Every call is idempotent. Implementations: `local_process` (real processes, through one
+agent for each region) and `memory` (the fake; it passes the same contract test).
+"""
+
+from typing import Protocol
+
+from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
+
+
+class Infrastructure(Protocol):
+    """What IPnext asks of whatever runs containers. Raises Unavailable where a region can't be reached."""
+
+    def regions(self) -> tuple[str, ...]:
+        """Names of the regions that can be told something."""
+
+    def apply(self, deployment: Deployment) -> None:
+        """Make this the wanted state of its replica set. Returns at once; `observe` tells when it is true.
+
+        New snapshots are loaded side by side into running replicas; snapshots no longer named are unloaded once no
+        request uses them; surplus replicas leave routing, finish their requests and end.
+        """
+
+    def route(self, table: RouteTable) -> None:
+        """Put a route table in force and return once the region's gateway follows it.
+
+        An older revision than the one in force is refused with StaleWrite; the same one changes nothing.
+        """
+
+    def observe(self, region: str) -> RegionState:
+        """What the region runs, which routes its gateway follows, what its router counted."""
+
+    def delete(self, key: DeploymentKey) -> None:
+        """Drain and end a replica set. Deleting what is not there changes nothing."""
+
+    def unroute(self, model: str, region: str) -> None:
+        """Take a model out of a region's gateway."""

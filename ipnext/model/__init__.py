@@ -1,0 +1,1 @@
+"""The generalized data model: frozen pydantic values, no I/O."""

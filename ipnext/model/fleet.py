@@ -1,0 +1,67 @@
+"""Where models can run: regions, hardware, supply, round-trip times, owners' budgets (`kind: Fleet`)."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ipnext.model.value import Name, Written
+
+
+class SupplyItem(Written):
+    """Units of one hardware kind in one region, at `unit_cost` $/h a unit."""
+
+    region: Name
+    hardware: Name
+    units: float = Field(ge=0)
+    unit_cost: float = Field(ge=0)
+
+
+class OwnerBudget(Written):
+    """What an owner may spend, in $/h; null is no limit."""
+
+    owner: Name
+    budget_per_hour: float | None = Field(default=None, ge=0)
+
+
+class FleetSpec(Written):
+    """The whole fleet. `rtt_ms[s][r]` is the round trip in ms from users in region s to servers in region r."""
+
+    regions: tuple[Name, ...] = Field(min_length=1)
+    rtt_ms: tuple[tuple[float, ...], ...]
+    hardware: tuple[Name, ...] = Field(min_length=1)
+    supply: tuple[SupplyItem, ...]
+    owners: tuple[OwnerBudget, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_and_shapes_agree(self) -> Self:
+        n = len(self.regions)
+        if len(set(self.regions)) != n or len(set(self.hardware)) != len(self.hardware):
+            msg = "regions and hardware: each name may stand once"
+            raise ValueError(msg)
+        if len(self.rtt_ms) != n or any(len(row) != n for row in self.rtt_ms):
+            msg = f"rttMs: must be {n} rows of {n} numbers, one for each region"
+            raise ValueError(msg)
+        if any(ms < 0 for row in self.rtt_ms for ms in row):
+            msg = "rttMs: must not be negative"
+            raise ValueError(msg)
+        seen: set[tuple[str, str]] = set()
+        for item in self.supply:
+            if item.region not in self.regions:
+                msg = f"supply.region: unknown region {item.region!r}; known: {list(self.regions)}"
+                raise ValueError(msg)
+            if item.hardware not in self.hardware:
+                msg = f"supply.hardware: unknown hardware {item.hardware!r}; known: {list(self.hardware)}"
+                raise ValueError(msg)
+            if (item.region, item.hardware) in seen:
+                msg = f"supply: {item.region}/{item.hardware} stands twice"
+                raise ValueError(msg)
+            seen.add((item.region, item.hardware))
+        return self
+
+
+class FleetManifest(Written):
+    """`kind: Fleet`, as a capacity engineer writes it."""
+
+    api_version: Literal["ipnext/v1"]
+    kind: Literal["Fleet"]
+    spec: FleetSpec

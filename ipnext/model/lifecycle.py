@@ -1,0 +1,306 @@
+"""One input and one output for each workflow, update and activity. Add fields with defaults; never retype one.
+
+Plans, route tables and transitions travel by id; their content lies in the store.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from ipnext.model.deployment import DeploymentKey
+from ipnext.model.status import Reason
+from ipnext.model.value import Name, Value
+
+
+class ChangeKind(StrEnum):
+    """What is asked of a model."""
+
+    PUBLISH = "publish"
+    """New snapshots: walk through every stage."""
+    ROLLBACK = "rollback"
+    """Back to a former generation: no validation of what has served before."""
+    APPLY = "apply"
+    """A new manifest with the serving snapshots: plan again, then move."""
+    MOVE = "move"
+    """A new fleet plan: the generation stays, the placement changes."""
+    RETIRE = "retire"
+    """Take the model out of serving and free its capacity."""
+
+
+class ChangeState(StrEnum):
+    """Where a change stands. RECORDED is acknowledged: it is never lost from there on."""
+
+    RECORDED = "recorded"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled_back"
+    SUPERSEDED = "superseded"
+
+    @property
+    def final(self) -> bool:
+        """True where nothing more will happen."""
+        return self not in {ChangeState.RECORDED, ChangeState.QUEUED, ChangeState.RUNNING}
+
+
+class Change(Value):
+    """One thing asked of one model, in the order of `sequence` (rises for each model)."""
+
+    id: str
+    """Also the idempotency key: the same id asked twice is one change."""
+    model: Name
+    kind: ChangeKind
+    sequence: int = Field(ge=1)
+    generation: int | None = None
+    """The target generation; none where the serving one stays."""
+    plan_id: str | None = None
+    """The plan to carry out (MOVE)."""
+    state: ChangeState = ChangeState.RECORDED
+    reason: Reason | None = None
+    message: str = ""
+    run_id: str | None = None
+    """Temporal run id of the lifecycle run."""
+    created_at: datetime
+    finished_at: datetime | None = None
+
+
+class ModelEntityInput(Value):
+    """Input of workflow `model`; `queue` and `recent` come over at continue-as-new."""
+
+    model: Name
+    queue: tuple["QueuedChange", ...] = ()
+    recent: tuple[str, ...] = ()
+    """Ids of changes seen lately: a repeated submission is not queued twice."""
+    serving_generation: int | None = None
+
+
+class QueuedChange(Value):
+    """A change as the entity holds it."""
+
+    id: str
+    kind: ChangeKind
+    sequence: int
+    generation: int | None = None
+    plan_id: str | None = None
+
+
+class ChangeAccepted(Value):
+    """Answer of update `submit_change`."""
+
+    change_id: str
+    position: int
+    """How many changes run before it; 0 where it starts at once."""
+    lifecycle_workflow_id: str
+
+
+class ModelEntityState(Value):
+    """Answer of query `model_state`."""
+
+    model: Name
+    running: QueuedChange | None
+    queue: tuple[QueuedChange, ...]
+    handled: int
+
+
+class LifecycleInput(Value):
+    """Input of workflow `lifecycle`: one change of one model."""
+
+    model: Name
+    change: QueuedChange
+
+
+class LifecycleResult(Value):
+    """How a lifecycle run ended."""
+
+    state: ChangeState
+    generation: int | None = None
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+
+
+class StageInput(Value):
+    """Input of the activities of a lifecycle run."""
+
+    model: Name
+    change_id: str
+    kind: ChangeKind
+    generation: int
+    plan_id: str | None = None
+
+
+class Resolved(Value):
+    """Answer of `resolve_snapshots`."""
+
+    parts: int
+    size_bytes: int
+    summary: str
+
+
+class CheckResult(Value):
+    """One check of the validation report. The schema of this result is fixed."""
+
+    check: str
+    subject: str
+    """What was looked at: a part, a file, an edge of the graph."""
+    passed: bool
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+
+
+class ValidationReport(Value):
+    """All checks of one generation. It passes where every check does."""
+
+    model: Name
+    generation: int
+    checks: tuple[CheckResult, ...]
+
+    @property
+    def refused(self) -> CheckResult | None:
+        """The first check that failed, if any."""
+        return next((check for check in self.checks if not check.passed), None)
+
+
+class Planned(Value):
+    """Answer of `place_model` and `compute_plan`."""
+
+    plan_id: str
+    feasible: bool
+    moves: int
+    cost_per_hour: float
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+
+
+class TransitionPlanned(Value):
+    """Answer of `plan_transition`: the waves lie in the store."""
+
+    transition_id: str
+    waves: int
+    refused: str | None = None
+
+
+class TransitionInput(Value):
+    """Input of workflow `transition`."""
+
+    transition_id: str
+    model: Name
+    generation: int
+    waves: int
+    deadline_seconds: float
+    change_id: str
+
+
+class WaveInput(Value):
+    """One wave of one transition."""
+
+    transition_id: str
+    model: Name
+    generation: int
+    index: int
+    deadline_seconds: float
+    """How long the activity may wait for the infrastructure."""
+
+
+class WaveResult(Value):
+    """What an activity of a wave did."""
+
+    ok: bool
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+    hold_seconds: float = 0.0
+
+
+class TransitionResult(Value):
+    """How a transition ended."""
+
+    done: bool
+    waves_done: int
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+
+
+class RecordInput(Value):
+    """What the end of a run leaves in the store."""
+
+    model: Name
+    change_id: str
+    kind: ChangeKind
+    generation: int | None
+    result: LifecycleResult
+    run_id: str
+    plan_id: str | None = None
+
+
+class ProgressInput(Value):
+    """A stage begins: conditions, change state and the run's id are written down."""
+
+    model: Name
+    change_id: str
+    stage: str
+    run_id: str
+    generation: int | None = None
+
+
+class SupersededInput(Value):
+    """Changes that a newer one made pointless."""
+
+    model: Name
+    change_ids: tuple[str, ...]
+    by: str
+
+
+class Done(Value):
+    """Answer of an activity that has nothing to tell."""
+
+    note: str = ""
+
+
+class ReplanInput(Value):
+    """Input of workflow `replan`."""
+
+    trigger: Literal["schedule", "manual", "supply", "drain"] = "manual"
+    wait: bool = True
+    """Wait until the moved models have finished."""
+
+
+class ReplanComputed(Value):
+    """Answer of `replan_fleet`."""
+
+    plan_id: str
+    adopted: bool
+    """False where the plan in force stays (nothing better within the dead band, or no plan)."""
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+    moves: int = 0
+    models: tuple[Name, ...] = ()
+    """Models whose placement or traffic changes, in the order to move them."""
+
+
+class ReplanResult(Value):
+    """How a replan ended."""
+
+    plan_id: str
+    adopted: bool
+    moves: int
+    models: tuple[Name, ...] = ()
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+
+
+class MoveInput(Value):
+    """Input of `submit_move`: one model is asked to take its place in a plan."""
+
+    model: Name
+    plan_id: str
+
+
+class DeploymentStatus(Value):
+    """A deployment's wanted and observed replica counts."""
+
+    key: DeploymentKey
+    wanted: int
+    ready: int
+    generations: tuple[int, ...] = ()

@@ -1,0 +1,201 @@
+"""What exists: parts and their graph, snapshots, generations, the sync policy."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ipnext.model.value import Name, Sha256, Value, Written, digest_of
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "BF16", "FP32", "FP64", "BYTES",
+]  # fmt: skip
+"""Tensor datatypes of the Open Inference Protocol V2."""
+
+SNAPSHOT_FORMAT: Literal["ipnext/snapshot/v1"] = "ipnext/snapshot/v1"
+SNAPSHOT_FILE = "snapshot.json"
+"""Written last into a snapshot's directory: a directory without it is not a snapshot."""
+
+REQUEST = "request"
+"""Name of the pseudo-node that stands for the tensors of the request."""
+
+
+class TensorSpec(Value):
+    """Name, datatype and shape of a tensor; -1 stands for the batch or another free dimension."""
+
+    name: str = Field(min_length=1)
+    datatype: Datatype
+    shape: tuple[int, ...]
+
+
+class Signature(Value):
+    """The tensors that a part takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class ArtifactFile(Value):
+    """One file of a snapshot: path relative to the snapshot's directory, SHA-256 and size in bytes."""
+
+    path: str = Field(min_length=1)
+    sha256: Sha256
+    size_bytes: int = Field(ge=0)
+
+
+class SnapshotManifest(Value):
+    """`snapshot.json`: what a snapshot consists of. Its digest names the snapshot's content."""
+
+    format: Literal["ipnext/snapshot/v1"] = SNAPSHOT_FORMAT
+    engine: str
+    signature: Signature
+    files: tuple[ArtifactFile, ...]
+    producer: Mapping[str, str] = Field(default_factory=dict)
+    """Tool names and versions that wrote it, such as {"torch": "2.13.0"}."""
+    parent: Sha256 | None = None
+    """Digest of the snapshot this one was derived from or trained on from."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical manifest: equal content, equal digest."""
+        return digest_of(self)
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the sizes of all files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class SnapshotSource(Value):
+    """One part's published content: its manifest and where the artifact store holds it."""
+
+    manifest: SnapshotManifest
+    uri: str
+
+
+class Snapshot(Value):
+    """One immutable version of one part. Numbers rise by one for each (model, part), from 1."""
+
+    model: Name
+    part: Name
+    number: int = Field(ge=1)
+    digest: Sha256
+    uri: str
+    manifest: SnapshotManifest
+    created_at: datetime
+
+
+class GraphNode(Value):
+    """One call of a part in a request. `inputs` maps the part's input name to `request.NAME` or `NODE.OUTPUT`."""
+
+    name: Name
+    part: Name
+    inputs: Mapping[str, str]
+
+
+class PartGraph(Value):
+    """The DAG that answers a request. `outputs` maps the answer's names to `NODE.OUTPUT`."""
+
+    nodes: tuple[GraphNode, ...] = Field(min_length=1)
+    outputs: Mapping[str, str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_a_dag(self) -> Self:
+        known: set[str] = set()
+        names = [node.name for node in self.nodes]
+        if len(set(names)) != len(names):
+            msg = f"graph.nodes: names must differ, got {names}"
+            raise ValueError(msg)
+        waiting = {node.name: {source_node(s) for s in node.inputs.values()} - {REQUEST} for node in self.nodes}
+        for name, needs in waiting.items():
+            for need in sorted(needs - set(names)):
+                msg = f"graph.nodes.{name}.inputs: unknown node {need!r}; known: {[REQUEST, *names]}"
+                raise ValueError(msg)
+        while waiting:
+            free = [name for name, needs in waiting.items() if needs <= known]
+            if not free:
+                msg = f"graph.nodes: a circle among {sorted(waiting)}; a graph must be acyclic"
+                raise ValueError(msg)
+            known.update(free)
+            for name in free:
+                del waiting[name]
+        for output, source in self.outputs.items():
+            if source_node(source) not in names:
+                msg = f"graph.outputs.{output}: unknown node in {source!r}; known: {names}"
+                raise ValueError(msg)
+        return self
+
+
+def source_node(source: str) -> str:
+    """The node of a reference such as `sparse.embeddings` -> `sparse`. Raises ValueError on another form."""
+    node, dot, tensor = source.partition(".")
+    if not (node and dot and tensor):
+        msg = f"{source!r} is not of the form NODE.TENSOR (or request.TENSOR)"
+        raise ValueError(msg)
+    return node
+
+
+def source_tensor(source: str) -> str:
+    """The tensor of a reference such as `sparse.embeddings` -> `embeddings`."""
+    return source.partition(".")[2]
+
+
+def single_part_graph(part: str, signature: Signature) -> PartGraph:
+    """The graph of a model with one part: the request's tensors go in, the part's outputs come out."""
+    node = GraphNode(name=part, part=part, inputs={t.name: f"{REQUEST}.{t.name}" for t in signature.inputs})
+    return PartGraph(nodes=(node,), outputs={t.name: f"{part}.{t.name}" for t in signature.outputs})
+
+
+class SyncPolicy(Written):
+    """Which snapshots may answer together.
+
+    `locked`: one generation only. `bounded`: parts may differ by `max_snapshots` or `max_seconds`.
+    `unsynced`: the newest of each part.
+    """
+
+    policy: Literal["locked", "bounded", "unsynced"] = "locked"
+    max_snapshots: int | None = Field(default=None, ge=0)
+    max_seconds: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _bounds_belong_to_bounded(self) -> Self:
+        bounds = (self.max_snapshots, self.max_seconds)
+        if self.policy == "bounded" and bounds == (None, None):
+            msg = "policy 'bounded' needs maxSnapshots or maxSeconds"
+            raise ValueError(msg)
+        if self.policy != "bounded" and bounds != (None, None):
+            msg = f"maxSnapshots and maxSeconds belong to policy 'bounded', not {self.policy!r}"
+            raise ValueError(msg)
+        return self
+
+
+class GenerationState(StrEnum):
+    """Where a generation stands."""
+
+    PENDING = "pending"
+    VALIDATED = "validated"
+    REFUSED = "refused"
+    SUPERSEDED = "superseded"
+    ROLLING_OUT = "rolling_out"
+    SERVING = "serving"
+    WARM = "warm"
+    """Answers no traffic, still loaded: a rollback reaches it without a load."""
+    FAILED = "failed"
+    RETIRED = "retired"
+
+
+class Generation(Value):
+    """One snapshot for every part of a model: the set that answers a request together."""
+
+    model: Name
+    number: int = Field(ge=1)
+    snapshots: Mapping[str, int]
+    """Part name -> snapshot number."""
+    state: GenerationState = GenerationState.PENDING
+    reason: str | None = None
+    message: str | None = None
+    created_at: datetime
+    serving_at: datetime | None = None

@@ -1,0 +1,1 @@
+"""Deterministic Temporal workflows: they decide, they do no I/O."""
