@@ -3,7 +3,8 @@
 IPnextError
 ├── InvalidInput            400  a field, its value and what is allowed
 │   ├── PathNotAllowed      403  a file outside the allowed roots
-│   └── UnsupportedModel    422  a module that cannot be exported
+│   ├── UnsupportedModel    422  a module that cannot be exported
+│   └── TooLarge            413  a body beyond the server's limit
 ├── NotFound                404
 ├── Conflict                409
 │   ├── StaleWrite          409  the expected version is not the current one
@@ -73,6 +74,13 @@ class UnsupportedModel(InvalidInput):
 
     code = "UnsupportedModel"
     http_status = 422
+
+
+class TooLarge(InvalidInput):
+    """A body beyond the limit; the message names the setting that raises it."""
+
+    code = "TooLarge"
+    http_status = 413
 
 
 class NotFound(IPnextError):

@@ -1,1 +1,1 @@
-"""The HTTP API and the web page."""
+"""The HTTP API and the page: registry, lifecycle, plans, serving metadata. Started by `python -m ipnext.api`."""

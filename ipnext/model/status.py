@@ -81,6 +81,8 @@ class ModelStatus(Written):
     replicas: tuple[Replica, ...] = ()
     plan_id: str | None = None
     run_id: str | None = None
+    unreachable_regions: tuple[Name, ...] = ()
+    """Regions that did not answer in time: what runs there is not known."""
 
     @property
     def ready(self) -> bool:

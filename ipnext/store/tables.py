@@ -1,0 +1,245 @@
+"""The tables. A row never leaves the store: the repository turns it into a record or a model value.
+
+Documents (manifests, plans, transitions, ...) are canonical JSON text: the same value is the same bytes on both engines.
+"""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import ForeignKeyConstraint, Index, MetaData, UniqueConstraint
+from sqlalchemy.orm import registry
+from sqlmodel import Field, SQLModel
+
+from ipnext.store.columns import SafeText, UtcDateTime, WholeNumber
+
+METADATA = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+class Row(SQLModel, registry=registry(metadata=METADATA)):
+    """Base of all rows: a metadata of our own, apart from sqlmodel's process-wide one."""
+
+    __tablename__: ClassVar[Any]
+
+
+def _text(**options: Any) -> Any:
+    return Field(sa_type=SafeText, **options)
+
+
+def _number(**options: Any) -> Any:
+    return Field(sa_type=WholeNumber, **options)
+
+
+def _time(**options: Any) -> Any:
+    return Field(sa_type=UtcDateTime, **options)
+
+
+def _ordinal() -> Any:
+    return Field(default=None, primary_key=True, sa_type=WholeNumber, sa_column_kwargs={"autoincrement": True})
+
+
+def _of_model() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["model"], ["models.name"])
+
+
+class FleetRow(Row, table=True):
+    """The one fleet (id 1)."""
+
+    __tablename__ = "fleet"
+
+    id: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    spec: str = _text()
+    version: int = _number()
+    updated_at: datetime = _time()
+
+
+class ModelRow(Row, table=True):
+    """A model as applied."""
+
+    __tablename__ = "models"
+
+    name: str = _text(primary_key=True)
+    manifest: str = _text()
+    generation: int = _number()
+    observed_generation: int = _number()
+    version: int = _number()
+    serving_generation: int | None = _number(default=None)
+    target_generation: int | None = _number(default=None)
+    retired: bool = False
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class SnapshotRow(Row, table=True):
+    """One version of one part; its number has one winner."""
+
+    __tablename__ = "snapshots"
+    __table_args__ = (_of_model(),)
+
+    model: str = _text(primary_key=True)
+    part: str = _text(primary_key=True)
+    number: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    digest: str = _text()
+    uri: str = _text()
+    manifest: str = _text()
+    created_at: datetime = _time()
+
+
+class GenerationRow(Row, table=True):
+    """One snapshot for every part of a model; its number has one winner."""
+
+    __tablename__ = "generations"
+    __table_args__ = (_of_model(), Index("ix_generations_state", "model", "state"))
+
+    model: str = _text(primary_key=True)
+    number: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    snapshots: str = _text()
+    state: str = _text()
+    reason: str | None = _text(default=None)
+    message: str | None = _text(default=None)
+    created_at: datetime = _time()
+    serving_at: datetime | None = _time(default=None)
+
+
+class ChangeRow(Row, table=True):
+    """One thing asked of one model. `ordinal` is the order of recording over all models."""
+
+    __tablename__ = "changes"
+    __table_args__ = (
+        _of_model(),
+        UniqueConstraint("id"),
+        UniqueConstraint("model", "sequence"),
+        Index("ix_changes_state", "state"),
+    )
+
+    ordinal: int | None = _ordinal()
+    id: str = _text()
+    model: str = _text()
+    kind: str = _text()
+    sequence: int = _number()
+    generation: int | None = _number(default=None)
+    plan_id: str | None = _text(default=None)
+    state: str = _text()
+    reason: str | None = _text(default=None)
+    message: str = _text()
+    run_id: str | None = _text(default=None)
+    created_at: datetime = _time()
+    finished_at: datetime | None = _time(default=None)
+
+
+class ReportRow(Row, table=True):
+    """The validation report of one generation."""
+
+    __tablename__ = "reports"
+    __table_args__ = (ForeignKeyConstraint(["model", "generation"], ["generations.model", "generations.number"]),)
+
+    model: str = _text(primary_key=True)
+    generation: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    report: str = _text()
+
+
+class PlanRow(Row, table=True):
+    """A plan with its input."""
+
+    __tablename__ = "plans"
+    __table_args__ = (UniqueConstraint("id"),)
+
+    ordinal: int | None = _ordinal()
+    id: str = _text()
+    trigger: str = _text()
+    input_digest: str = _text()
+    problem: str = _text()
+    plan: str = _text()
+    diff: str = _text()
+    adopted: bool = False
+    message: str = _text()
+    created_at: datetime = _time()
+
+
+class PlanInForceRow(Row, table=True):
+    """Which plan is in force (id 1)."""
+
+    __tablename__ = "plan_in_force"
+    __table_args__ = (ForeignKeyConstraint(["plan_id"], ["plans.id"]),)
+
+    id: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    plan_id: str = _text()
+    adopted_at: datetime = _time()
+
+
+class TransitionRow(Row, table=True):
+    """A transition and how far it is."""
+
+    __tablename__ = "transitions"
+    __table_args__ = (_of_model(), UniqueConstraint("id"), Index("ix_transitions_model", "model", "ordinal"))
+
+    ordinal: int | None = _ordinal()
+    id: str = _text()
+    model: str = _text()
+    change_id: str = _text()
+    generation: int = _number()
+    transition: str = _text()
+    state: str = _text()
+    waves_done: int = _number()
+    message: str = _text()
+    created_at: datetime = _time()
+
+
+class DeploymentRow(Row, table=True):
+    """The wanted state of one replica set."""
+
+    __tablename__ = "deployments"
+    __table_args__ = (_of_model(),)
+
+    model: str = _text(primary_key=True)
+    part: str = _text(primary_key=True)
+    region: str = _text(primary_key=True)
+    hardware: str = _text(primary_key=True)
+    deployment: str = _text()
+
+
+class RouteRow(Row, table=True):
+    """The route table of one model in one region."""
+
+    __tablename__ = "routes"
+    __table_args__ = (_of_model(),)
+
+    model: str = _text(primary_key=True)
+    region: str = _text(primary_key=True)
+    revision: int = _number()
+    route_table: str = _text()
+
+
+class ConditionRow(Row, table=True):
+    """One condition of one model."""
+
+    __tablename__ = "conditions"
+    __table_args__ = (_of_model(),)
+
+    model: str = _text(primary_key=True)
+    type: str = _text(primary_key=True)
+    status: str = _text()
+    reason: str = _text()
+    message: str = _text()
+    last_transition_time: datetime = _time()
+
+
+class EventRow(Row, table=True):
+    """One line of history."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_model", "model", "ordinal"),)
+
+    ordinal: int | None = _ordinal()
+    at: datetime = _time()
+    model: str | None = _text(default=None)
+    kind: str = _text()
+    message: str = _text()
+    run_id: str | None = _text(default=None)
+    detail: str | None = _text(default=None)

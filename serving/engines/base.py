@@ -1,0 +1,59 @@
+"""The port to an engine: what loads a snapshot into this process and computes with it."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+from ipnext.errors import LoadFailed
+from ipnext.model.registry import Signature, SnapshotManifest
+from ipnext.names import ENGINE_GROUP
+from serving.tensors import Array
+
+BUILT_IN: Final[Mapping[str, str]] = MappingProxyType({"torch": "serving.engines.torch_ranker:TorchEngine"})
+"""Engines that come with IPnext, each imported only when a snapshot asks for it."""
+
+
+class LoadedPart(Protocol):
+    """A snapshot in memory. `infer` may be called from several threads at once."""
+
+    @property
+    def signature(self) -> Signature:
+        """The tensors it takes and gives."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that its weights take, in bytes."""
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One forward pass. Inputs fit the signature; the outputs are named and typed as it says."""
+
+    def warm_up(self) -> None:
+        """Run what the first real request would otherwise pay for."""
+
+    def close(self) -> None:
+        """Give the memory back. Called once, when no request uses the part any more."""
+
+
+class Engine(Protocol):
+    """Loads snapshots of its kind. Has no state of its own: one is made for each load."""
+
+    def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> LoadedPart:
+        """Load the snapshot in `directory`, whose files are already checked. LoadFailed says what is wrong with it."""
+
+
+def find_engine(name: str) -> Engine:
+    """The engine of a name: a built-in one or an entry point of the group `ipnext.engines`. LoadFailed if unknown."""
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        engine: Engine = getattr(import_module(module), attribute)()
+        return engine
+    plugins = {point.name: point for point in entry_points(group=ENGINE_GROUP)}
+    if name not in plugins:
+        known = ", ".join(sorted({*BUILT_IN, *plugins}))
+        msg = f"engine {name!r} is not installed; known: {known}. Install the package that brings it into the host's venv"
+        raise LoadFailed(msg)
+    found: Engine = plugins[name].load()()
+    return found

@@ -1,0 +1,188 @@
+"""Which snapshots a host holds, for which generations, and which of them requests still use. Pure state, no I/O.
+
+The host's event loop is the only caller. A snapshot passes through: wanted, loaded (or failed), no longer wanted,
+and, once its last lease is given back, released to be closed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from ipnext.errors import GenerationNotHeld, InvalidInput
+from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure
+from ipnext.model.value import canonical_json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class HoldKey:
+    """What makes two holds the same loaded thing. The generations are not part of it."""
+
+    model: str
+    part: str
+    snapshot: int
+    digest: str
+    engine: str
+    settings: str
+
+
+def hold_key(hold: HostedSnapshot) -> HoldKey:
+    """The key of a hold."""
+    settings = canonical_json(dict(hold.settings))
+    return HoldKey(hold.model, hold.part, hold.snapshot, hold.digest, hold.engine, settings)
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[T]):
+    hold: HostedSnapshot
+    value: T | None = None
+    failure: tuple[str, str] | None = None
+    leases: int = 0
+    wanted: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lease(Generic[T]):
+    """The right to use a loaded snapshot until `HeldSnapshots.release`."""
+
+    value: T
+    snapshot: int
+    entry: _Entry[T] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes(Generic[T]):
+    """What a new set of holds asks the caller to do: snapshots to load, and unused ones to close."""
+
+    load: tuple[HostedSnapshot, ...] = ()
+    close: tuple[T, ...] = ()
+
+
+class HeldSnapshots(Generic[T]):
+    """The holds of one host. T is the loaded part."""
+
+    def __init__(self) -> None:
+        self._entries: dict[HoldKey, _Entry[T]] = {}
+        self._ready: dict[tuple[str, str, int], _Entry[T]] = {}
+
+    def want(self, holds: Sequence[HostedSnapshot]) -> Changes[T]:
+        """Replace the wanted set. InvalidInput if one generation of a part has two snapshots."""
+        wanted = _by_key(holds)
+        dropped = [entry for key, entry in self._entries.items() if key not in wanted]
+        new = [hold for key, hold in wanted.items() if key not in self._entries]
+        kept = {key: self._entries.get(key) or _Entry(hold) for key, hold in wanted.items()}
+        for key, entry in kept.items():
+            entry.hold = wanted[key]
+        for entry in dropped:
+            entry.wanted = False
+        self._entries = kept
+        self._index()
+        return Changes(tuple(new), tuple(v for entry in dropped if (v := _take_unused(entry)) is not None))
+
+    def wants(self, hold: HostedSnapshot) -> bool:
+        """Whether the snapshot is still asked for."""
+        return hold_key(hold) in self._entries
+
+    def loaded(self, hold: HostedSnapshot, value: T) -> bool:
+        """Note a loaded snapshot. False: it is no longer wanted, or is there already; the caller closes the value."""
+        entry = self._entries.get(hold_key(hold))
+        if entry is None or entry.value is not None:
+            return False
+        entry.value, entry.failure = value, None
+        self._index()
+        return True
+
+    def failed(self, hold: HostedSnapshot, code: str, message: str) -> None:
+        """Note that a snapshot could not be loaded. It stays failed until it is no longer wanted."""
+        entry = self._entries.get(hold_key(hold))
+        if entry is not None and entry.value is None:
+            entry.failure = (code, message)
+
+    def lease(self, model: str, part: str, generation: int) -> Lease[T]:
+        """Use the snapshot that answers for a generation. GenerationNotHeld names those that are ready."""
+        entry = self._ready.get((model, part, generation))
+        if entry is None or entry.value is None:
+            held = sorted(g for m, p, g in self._ready if (m, p) == (model, part))
+            msg = f"generation {generation} of {model}.{part} is not ready here; ready: {held or 'none'}"
+            raise GenerationNotHeld(msg)
+        entry.leases += 1
+        return Lease(entry.value, entry.hold.snapshot, entry)
+
+    def release(self, lease: Lease[T]) -> T | None:
+        """Give a lease back. Returns the value if this was the last use of a snapshot no longer wanted: close it."""
+        lease.entry.leases -= 1
+        return _take_unused(lease.entry) if not lease.entry.wanted else None
+
+    @property
+    def ready(self) -> tuple[HeldGeneration, ...]:
+        """All generations that can be leased now."""
+        return tuple(h for entry in self._entries.values() if entry.value is not None for h in _generations(entry))
+
+    @property
+    def loading(self) -> tuple[HeldGeneration, ...]:
+        """All generations that wait for a load."""
+        waiting = [e for e in self._entries.values() if e.value is None and e.failure is None]
+        return tuple(h for entry in waiting for h in _generations(entry))
+
+    @property
+    def failures(self) -> tuple[HostFailure, ...]:
+        """All snapshots that could not be loaded."""
+        return tuple(_failure(entry, *entry.failure) for entry in self._entries.values() if entry.failure is not None)
+
+    def _index(self) -> None:
+        self._ready = {
+            (entry.hold.model, entry.hold.part, generation): entry
+            for entry in self._entries.values()
+            if entry.value is not None
+            for generation in entry.hold.generations
+        }
+
+
+def _by_key(holds: Sequence[HostedSnapshot]) -> dict[HoldKey, HostedSnapshot]:
+    seen: dict[tuple[str, str, int], HoldKey] = {}
+    for hold in holds:
+        for generation in hold.generations:
+            other = seen.setdefault((hold.model, hold.part, generation), hold_key(hold))
+            if other != hold_key(hold):
+                msg = (
+                    f"holds: generation {generation} of {hold.model}.{hold.part} has two snapshots, "
+                    f"{other.snapshot} ({other.digest:.8}) and {hold.snapshot} ({hold.digest:.8}); name one"
+                )
+                raise InvalidInput(msg, field="holds", value=generation)
+    keyed: dict[HoldKey, HostedSnapshot] = {}
+    for hold in holds:
+        key = hold_key(hold)
+        if key in keyed:
+            union = tuple(sorted({*keyed[key].generations, *hold.generations}))
+            keyed[key] = hold.model_copy(update={"generations": union})
+        else:
+            keyed[key] = hold
+    return keyed
+
+
+def _take_unused(entry: _Entry[T]) -> T | None:
+    if entry.leases:
+        return None
+    value, entry.value = entry.value, None
+    return value
+
+
+def _generations(entry: _Entry[T]) -> tuple[HeldGeneration, ...]:
+    hold = entry.hold
+    return tuple(
+        HeldGeneration(model=hold.model, part=hold.part, generation=g, snapshot=hold.snapshot)
+        for g in hold.generations
+    )
+
+
+def _failure(entry: _Entry[T], code: str, message: str) -> HostFailure:
+    hold = entry.hold
+    return HostFailure(
+        model=hold.model,
+        part=hold.part,
+        snapshot=hold.snapshot,
+        generations=hold.generations,
+        code=code,
+        message=message,
+    )

@@ -1,0 +1,271 @@
+"""Codec of the Open Inference Protocol V2: JSON, and JSON followed by binary tensors.
+
+Pure functions on bytes. A body is a JSON header of `header_length` bytes (the `Inference-Header-Content-Length`
+header; None: all of it) and then the raw data of each tensor that states `binary_data_size`, in the header's order.
+Whatever the bytes, decoding raises InvalidInput or nothing.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+from ipnext.errors import InvalidInput
+from serving.tensors import Tensor, check_datatype, check_shape, from_binary, from_json, to_binary, to_json
+
+HEADER_LENGTH: Final = "inference-header-content-length"
+_ALIGNMENT: Final = 8
+_BINARY_SIZE: Final = "binary_data_size"
+
+Body = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """An output that the request names, and whether it shall come as binary data."""
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InferRequest:
+    """A decoded request. Without `outputs` all are wanted, as binary data if `binary_output`."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[RequestedOutput, ...] = ()
+    id: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    binary_output: bool = False
+
+    def select(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs that the request wants, in its order. InvalidInput names an output that there is not."""
+        wanted = [output.name for output in self.outputs] or list(outputs)
+        for name in wanted:
+            if name not in outputs:
+                msg = f"output {name!r} does not exist; the outputs are {', '.join(outputs)}"
+                raise InvalidInput(msg, field="outputs", value=name, allowed=tuple(outputs))
+        return {name: outputs[name] for name in wanted}
+
+    def binary_names(self, outputs: Collection[str]) -> frozenset[str]:
+        """Those of the outputs that go back as binary data."""
+        if not self.outputs:
+            return frozenset(outputs if self.binary_output else ())
+        return frozenset(output.name for output in self.outputs if output.binary)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InferResponse:
+    """An answer before it is encoded, or as it was decoded."""
+
+    model_name: str
+    outputs: Mapping[str, Tensor]
+    model_version: str | None = None
+    id: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A body, and the length of its JSON header when binary data follows it (else None)."""
+
+    body: bytes
+    header_length: int | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The HTTP headers that describe the body."""
+        if self.header_length is None:
+            return {"content-type": "application/json"}
+        return {"content-type": "application/octet-stream", HEADER_LENGTH: str(self.header_length)}
+
+
+def parse_header_length(text: str | None) -> int | None:
+    """The number in an `Inference-Header-Content-Length` header, None where there is no such header."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        msg = f"{HEADER_LENGTH}: {text[:40]!r} must be a whole number of bytes"
+        raise InvalidInput(msg, field=HEADER_LENGTH, value=text)
+    return int(text)
+
+
+def decode_request(body: Body, header_length: int | None = None) -> InferRequest:
+    """Read a request. Tensors share memory with `body` where they came as binary data."""
+    document, binary = _split(body, header_length)
+    parameters = _parameters(document, "parameters")
+    everything = _flag(parameters, "binary_data_output", default=False)
+    inputs = _decode_tensors(document, "inputs", binary)
+    if not inputs:
+        msg = "inputs: a request has at least one tensor"
+        raise InvalidInput(msg, field="inputs")
+    return InferRequest(inputs, _requested(document, everything), _text(document, "id"), parameters, everything)
+
+
+def decode_response(body: Body, header_length: int | None = None) -> InferResponse:
+    """Read an answer, as `decode_request` does a request."""
+    document, binary = _split(body, header_length)
+    return InferResponse(
+        model_name=_text(document, "model_name") or "",
+        outputs=_decode_tensors(document, "outputs", binary),
+        model_version=_text(document, "model_version"),
+        id=_text(document, "id"),
+        parameters=_parameters(document, "parameters"),
+    )
+
+
+def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
+    """Write a request, its tensors all as binary data or all as JSON."""
+    parameters = dict(request.parameters)
+    if request.binary_output:
+        parameters["binary_data_output"] = True
+    document: dict[str, Any] = _present(id=request.id, parameters=parameters or None)
+    if request.outputs:
+        document["outputs"] = [
+            {"name": output.name, "parameters": {"binary_data": output.binary}} for output in request.outputs
+        ]
+    return _encode(document, "inputs", request.inputs, frozenset(request.inputs if binary else ()))
+
+
+def encode_response(response: InferResponse, *, binary: Collection[str] = ()) -> Encoded:
+    """Write an answer. Outputs not named in `binary` go as JSON, which has no NaN: InvalidInput names such a tensor."""
+    document = {
+        "model_name": response.model_name,
+        **_present(
+            model_version=response.model_version, id=response.id, parameters=dict(response.parameters) or None
+        ),
+    }
+    return _encode(document, "outputs", response.outputs, binary)
+
+
+def _encode(document: dict[str, Any], key: str, tensors: Mapping[str, Tensor], binary: Collection[str]) -> Encoded:
+    entries: list[dict[str, Any]] = []
+    chunks: list[bytes] = []
+    for name, tensor in tensors.items():
+        entry: dict[str, Any] = {"name": name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        if name in binary:
+            chunks.append(to_binary(tensor))
+            entry["parameters"] = {_BINARY_SIZE: len(chunks[-1])}
+        else:
+            entry["data"] = to_json(name, tensor)
+        entries.append(entry)
+    header = json.dumps(document | {key: entries}, separators=(",", ":"), allow_nan=False).encode()
+    if not chunks:
+        return Encoded(header, None)
+    header += b" " * (-len(header) % _ALIGNMENT)  # so that the first tensor lies aligned in memory
+    return Encoded(b"".join([header, *chunks]), len(header))
+
+
+def _split(body: Body, header_length: int | None) -> tuple[Mapping[str, Any], memoryview | None]:
+    view = memoryview(body)
+    if header_length is None:
+        return _parse_json(bytes(view)), None
+    if not 0 < header_length <= len(view):
+        msg = f"{HEADER_LENGTH}: {header_length} must be from 1 to the body's {len(view)} bytes"
+        raise InvalidInput(msg, field=HEADER_LENGTH, value=header_length)
+    return _parse_json(bytes(view[:header_length])), view[header_length:]
+
+
+def _parse_json(text: bytes) -> Mapping[str, Any]:
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        msg = f"the body is not JSON: {error}"
+        raise InvalidInput(msg) from error
+    if not isinstance(document, dict):
+        msg = f"the body must be a JSON object, got {type(document).__name__}"
+        raise InvalidInput(msg)
+    return document
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    msg = f"{text} is not JSON; send such numbers as binary data"
+    raise ValueError(msg)
+
+
+def _decode_tensors(document: Mapping[str, Any], key: str, binary: memoryview | None) -> dict[str, Tensor]:
+    entries = document.get(key)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        msg = f"{key}: must be a list of tensors"
+        raise InvalidInput(msg, field=key)
+    tensors: dict[str, Tensor] = {}
+    position = 0
+    for entry in entries:
+        name = _name(entry, key)
+        if name in tensors:
+            msg = f"{key}: tensor {name!r} is given twice"
+            raise InvalidInput(msg, field=key, value=name)
+        tensors[name], position = _decode_tensor(name, entry, binary, position)
+    if binary is not None and position != len(binary):
+        msg = f"{key}: {len(binary) - position} bytes of binary data belong to no tensor"
+        raise InvalidInput(msg, field=key, value=len(binary))
+    return tensors
+
+
+def _decode_tensor(
+    name: str, entry: Mapping[str, Any], binary: memoryview | None, position: int
+) -> tuple[Tensor, int]:
+    datatype = check_datatype(name, entry.get("datatype"))
+    shape = check_shape(name, entry.get("shape"))
+    size = _parameters(entry, f"{name}.parameters").get(_BINARY_SIZE)
+    if size is None:
+        return from_json(name, datatype, shape, entry.get("data")), position
+    if type(size) is not int or size < 0 or "data" in entry:
+        msg = f"tensor {name!r}: {_BINARY_SIZE} must be a whole number of bytes, and then there is no data"
+        raise InvalidInput(msg, field=f"{name}.{_BINARY_SIZE}", value=size)
+    if binary is None or position + size > len(binary):
+        left = 0 if binary is None else len(binary) - position
+        msg = f"tensor {name!r}: {_BINARY_SIZE} is {size}, but {left} bytes of binary data are left"
+        raise InvalidInput(msg, field=f"{name}.{_BINARY_SIZE}", value=size)
+    return from_binary(name, datatype, shape, binary[position : position + size]), position + size
+
+
+def _requested(document: Mapping[str, Any], everything: bool) -> tuple[RequestedOutput, ...]:
+    entries = document.get("outputs", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        msg = "outputs: must be a list of objects with a name"
+        raise InvalidInput(msg, field="outputs")
+    return tuple(
+        RequestedOutput(name, _flag(_parameters(entry, f"{name}.parameters"), "binary_data", default=everything))
+        for entry in entries
+        for name in [_name(entry, "outputs")]
+    )
+
+
+def _name(entry: Mapping[str, Any], key: str) -> str:
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        msg = f"{key}: each tensor needs a name, got {str(name)[:80]!r}"
+        raise InvalidInput(msg, field=f"{key}.name", value=name)
+    return name
+
+
+def _parameters(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    parameters = entry.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        msg = f"{where}: must be an object"
+        raise InvalidInput(msg, field=where)
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        msg = f"parameters.{key}: must be true or false"
+        raise InvalidInput(msg, field=key, value=value)
+    return value
+
+
+def _text(document: Mapping[str, Any], key: str) -> str | None:
+    value = document.get(key)
+    if value is not None and not isinstance(value, str):
+        msg = f"{key}: must be a string"
+        raise InvalidInput(msg, field=key, value=value)
+    return value
+
+
+def _present(**values: object) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
