@@ -1,7 +1,6 @@
 """The platform that the demo runs on: `ipnext dev` as a process of its own."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ipnext.errors import Unavailable
+from ipnext.infra.tether import tether
 
 
 class Embedded:
@@ -34,7 +34,7 @@ class Embedded:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "IPNEXT_PARENT_PID": str(os.getpid())},
+                preexec_fn=tether(),  # noqa: PLW1509 - no other thread runs yet in this process
             )
         try:
             self._wait(limit_seconds=120)

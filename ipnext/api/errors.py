@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -33,43 +33,43 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def error_body(error: IPnextError) -> ErrorBody:
     """The wire form of an error of the tree."""
-    body = ErrorBody(code=error.code, message=error.message)
+    body = ErrorBody(code=error.code, message=_text(error.message))
     if isinstance(error, InvalidInput):
-        body = body.model_copy(
-            update={"field": error.field, "value": _plain(error.value), "allowed": error.allowed or None}
-        )
+        field = _text(error.field) if error.field else None
+        body = body.model_copy(update={"field": field, "value": _plain(error.value), "allowed": error.allowed or None})
     if isinstance(error, Infeasible):
         body = body.model_copy(update={"rules": error.rules or None})
     return body
 
 
-def _answer(body: ErrorBody, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(body.model_dump(mode="json", exclude_none=True), status_code=status, headers=headers)
+def _answer(body: ErrorBody, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    text = json.dumps(body.model_dump(exclude_none=True))
+    return Response(text, status_code=status, headers=headers, media_type="application/json")
 
 
-async def _tree(_: Request, error: Exception) -> JSONResponse:
+async def _tree(_: Request, error: Exception) -> Response:
     assert isinstance(error, IPnextError)  # noqa: S101 - Starlette chooses the handler by this type
     return _answer(error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status == 503 else None)
 
 
-async def _request(request: Request, error: Exception) -> JSONResponse:
+async def _request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
     refused = _refused(request, error)
     return _answer(error_body(refused), refused.http_status)
 
 
-async def _routing(request: Request, error: Exception) -> JSONResponse:
+async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
-    message = f"{request.method} {request.url.path}: {str(error.detail).lower()}; /docs lists the endpoints"
+    message = f"{request.method} {_text(request.url.path)}: {str(error.detail).lower()}; /docs lists the endpoints"
     code = HTTP_CODES.get(error.status_code, InvalidInput.code)
     return _answer(ErrorBody(code=code, message=message), error.status_code, error.headers)
 
 
-async def _gone(_: Request, __: Exception) -> JSONResponse:
+async def _gone(_: Request, __: Exception) -> Response:
     return _answer(ErrorBody(code=InvalidInput.code, message="the client left before its body was complete"), 400)
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> Response:
     """The edge of the process: the server logs the traceback, the client gets the type only."""
     message = f"{request.method} {request.url.path} failed inside the server ({type(error).__name__}); see its log"
     return _answer(ErrorBody(code=IPnextError.code, message=message), 500)
@@ -85,15 +85,18 @@ def _refused(request: Request, error: RequestValidationError) -> InvalidInput:
     model = field.field_info.annotation if field is not None else None
     if bodies and isinstance(model, type) and issubclass(model, BaseModel):
         try:
-            model.model_validate_json(json.dumps(error.body))
+            model.model_validate(error.body)
         except ValidationError as again:
             return invalid_input(again, model)
-        except ValueError:
-            pass
     first = faults[0]
     place = ".".join(str(step) for step in first["loc"][1:]) or str(first["loc"][0])
     message = f"{place}: {first['msg']} (got {str(first.get('input'))!r:.200})"
     return InvalidInput(message, field=place, value=first.get("input"))
+
+
+def _text(text: str) -> str:
+    """Text that UTF-8 can carry: JSON may name half of a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: object) -> Any:

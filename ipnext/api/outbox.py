@@ -99,7 +99,7 @@ class Outbox:
         return True
 
     def _pending(self) -> Mapping[str, Sequence[Change]]:
-        with self._store.begin() as unit:
+        with self._store.read() as unit:
             changes = unit.unsubmitted_changes()
         pending: dict[str, list[Change]] = defaultdict(list)
         for change in sorted(changes, key=lambda c: c.sequence):
@@ -107,6 +107,5 @@ class Outbox:
         return pending
 
     def _mark_queued(self, change: Change) -> None:
-        with self._store.begin() as unit:
-            if unit.change(change.id).state is ChangeState.RECORDED:
-                unit.update_change(change.id, state=ChangeState.QUEUED)
+        with self._store.begin(change.model) as unit:
+            unit.update_change(change.id, state=ChangeState.QUEUED)

@@ -1,4 +1,4 @@
-"""The processes of the embedded platform: started tethered, restarted when they crash, ended in order."""
+"""The processes of the embedded platform: tethered to this one, restarted when they crash, ended in order."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from ipnext.infra.tether import tethered
+from ipnext.infra.tether import tether
 
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 10.0
@@ -36,12 +36,13 @@ class Child:
         """Start the process in its own session, output appended to its log, tethered to this process."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own commands
-                tethered(self.command),
+                self.command,
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=tether(),  # noqa: PLW1509 - no other thread runs yet in this process
             )
         self.started_at = time.monotonic()
 

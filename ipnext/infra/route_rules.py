@@ -20,9 +20,15 @@ def check_revision(table: RouteTable, in_force: RouteTable | None) -> None:
 
 
 def check_destinations(table: RouteTable, regions: Collection[str]) -> None:
-    """Raise InvalidInput when a share goes to a region that is not known here."""
+    """Raise InvalidInput when a share goes to an unknown region, or here to a generation that is not served."""
+    served = {generation.generation for generation in table.served}
     for index, share in enumerate(table.shares):
         if share.to not in regions:
             field = f"shares.{index}.to"
             msg = f"{field}: no region {share.to!r}; known: {', '.join(sorted(regions))}"
             raise InvalidInput(msg, field=field, value=share.to, allowed=sorted(regions))
+        if share.to == table.region and share.generation not in served:
+            field = f"shares.{index}.generation"
+            allowed = [str(number) for number in sorted(served)]
+            msg = f"{field}: generation {share.generation} is not in `served` of this table; served: {', '.join(allowed) or 'none'}"
+            raise InvalidInput(msg, field=field, value=share.generation, allowed=allowed)

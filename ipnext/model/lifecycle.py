@@ -121,6 +121,17 @@ class LifecycleResult(Value):
     message: str = ""
 
 
+class ChangeBegun(Value):
+    """Answer of `begin_change`: what the run works on."""
+
+    generation: int | None = None
+    """The generation to serve; none where the model has nothing to serve."""
+    revision: int = 0
+    """Revision of the manifest that the run works with."""
+    final: ChangeState | None = None
+    """Set where an earlier run has ended this change already: nothing is left to do."""
+
+
 class StageInput(Value):
     """Input of the activities of a lifecycle run."""
 
@@ -180,6 +191,8 @@ class TransitionPlanned(Value):
     transition_id: str
     waves: int
     refused: str | None = None
+    deadline_seconds: float = 600.0
+    """How long one wave may wait for the infrastructure (the manifest's rollout)."""
 
 
 class TransitionInput(Value):
@@ -193,6 +206,15 @@ class TransitionInput(Value):
     change_id: str
 
 
+class RegionTraffic(Value):
+    """What a region's router has counted of one generation; the gate compares two of these."""
+
+    region: Name
+    requests: int = 0
+    errors: int = 0
+    non_finite: int = 0
+
+
 class WaveInput(Value):
     """One wave of one transition."""
 
@@ -202,6 +224,13 @@ class WaveInput(Value):
     index: int
     deadline_seconds: float
     """How long the activity may wait for the infrastructure."""
+    back: bool = False
+    """True on the way back to where the transition began; `index` is the wave that failed."""
+    reason: Reason = Reason.SUCCEEDED
+    """On the way back: why."""
+    message: str = ""
+    baseline: tuple[RegionTraffic, ...] = ()
+    """For the gate: the target generation's counts just before the wave's traffic moved."""
 
 
 class WaveResult(Value):
@@ -211,6 +240,8 @@ class WaveResult(Value):
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     hold_seconds: float = 0.0
+    baseline: tuple[RegionTraffic, ...] = ()
+    """Answer of `shift_traffic`: the counts from before."""
 
 
 class TransitionResult(Value):
@@ -232,6 +263,8 @@ class RecordInput(Value):
     result: LifecycleResult
     run_id: str
     plan_id: str | None = None
+    revision: int = 0
+    """Revision of the manifest that the run worked with."""
 
 
 class ProgressInput(Value):
@@ -264,6 +297,10 @@ class ReplanInput(Value):
     trigger: Literal["schedule", "manual", "supply", "drain"] = "manual"
     wait: bool = True
     """Wait until the moved models have finished."""
+    computed: "ReplanComputed | None" = None
+    """Comes over at continue-as-new: what was computed and adopted."""
+    moved: int = 0
+    """Comes over at continue-as-new: how many of its models have been asked to move."""
 
 
 class ReplanComputed(Value):
@@ -291,10 +328,21 @@ class ReplanResult(Value):
 
 
 class MoveInput(Value):
-    """Input of `submit_move`: one model is asked to take its place in a plan."""
+    """Input of `move_model`: one model is asked to take its place in a plan."""
 
     model: Name
     plan_id: str
+    wait: bool = True
+    """Answer only once the move has ended."""
+
+
+class Moved(Value):
+    """Answer of `move_model`. `state` is the change's when it was last seen."""
+
+    model: Name
+    change_id: str
+    state: ChangeState
+    message: str = ""
 
 
 class DeploymentStatus(Value):

@@ -1,0 +1,75 @@
+"""What an apply checks beside the manifest's own shape, and what it would change. Pure functions of plain values."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ipnext.errors import Conflict, InvalidInput
+from ipnext.model.fleet import FleetSpec
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.resource import FieldChange
+from ipnext.model.value import Written, canonical_json
+
+_ABSENT = object()
+
+
+def check_storable(manifest: Written) -> None:
+    """Refuse free-form values that JSON or a database can't keep: NaN, infinity, NUL, half a surrogate pair."""
+    try:
+        text = canonical_json(manifest)
+        text.encode()
+    except ValueError as error:
+        msg = f"the manifest holds a value that JSON can't carry: {error}"
+        raise InvalidInput(msg) from error
+    if "\\u0000" in text:
+        msg = "the manifest holds a NUL character; take it out"
+        raise InvalidInput(msg)
+
+
+def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
+    """Refuse demand in regions, and hardware kinds, that the fleet does not have. Raises InvalidInput."""
+    for i, item in enumerate(manifest.spec.demand):
+        _known(f"spec.demand.{i}.region", item.region, fleet.regions, "region")
+    for i, part in enumerate(manifest.spec.parts):
+        for j, option in enumerate(part.hardware):
+            _known(f"spec.parts.{i}.hardware.{j}.kind", option.kind, fleet.hardware, "hardware kind")
+
+
+def check_fleet_serves(fleet: FleetSpec, manifests: tuple[ModelManifest, ...]) -> None:
+    """Refuse a fleet that takes away what an applied model names. Raises Conflict that names the models."""
+    for manifest in manifests:
+        try:
+            check_against_fleet(manifest, fleet)
+        except InvalidInput as error:
+            msg = f"model {manifest.name!r} still needs it: {error.message}; change or delete the model first"
+            raise Conflict(msg) from error
+
+
+def field_changes(before: Written | None, after: Written) -> tuple[FieldChange, ...]:
+    """The fields in which two manifests differ, by path. Lists are compared item by item."""
+    old = {} if before is None else before.model_dump(mode="json", by_alias=True)
+    new = after.model_dump(mode="json", by_alias=True)
+    return tuple(
+        FieldChange(field=path, before=None if a is _ABSENT else a, after=None if b is _ABSENT else b)
+        for path, a, b in _differences("", old, new)
+    )
+
+
+def _known(field: str, name: str, allowed: tuple[str, ...], noun: str) -> None:
+    if name not in allowed:
+        msg = f"{field}: the fleet has no {noun} {name!r}; allowed: {', '.join(allowed)}"
+        raise InvalidInput(msg, field=field, value=name, allowed=allowed)
+
+
+def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(_join(path, key), old.get(key, _ABSENT), new.get(key, _ABSENT))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(_join(path, str(i)), a, b)
+    elif old != new:
+        yield path, old, new
+
+
+def _join(path: str, step: str) -> str:
+    return f"{path}.{step}" if path else step

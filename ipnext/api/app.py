@@ -1,0 +1,98 @@
+"""The application: routers, error handlers, the outbox in the background. Made once, at the composition root."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+
+import ipnext
+from ipnext.api import (
+    artifacts,
+    fleet,
+    health,
+    history,
+    metrics,
+    models,
+    overview,
+    page,
+    plans,
+    publishing,
+    regions,
+)
+from ipnext.api.errors import install_error_handlers
+from ipnext.api.lifecycle import Lifecycle
+from ipnext.api.observation import RegionObserver
+from ipnext.api.outbox import Outbox
+from ipnext.api.platform import Platform
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.infra.port import Infrastructure
+from ipnext.model.resource import ErrorBody
+from ipnext.settings import PlatformSettings
+from ipnext.store.session import Store
+
+DESCRIPTION = """Registry, lifecycle, plans and serving metadata of IPnext.
+
+Writes are idempotent: PUT takes `expectedVersion`, publish and rollback take a `changeId`. A change that was answered
+with 202 is recorded and will be carried out, even while the workflow engine is down. Every other answer than a success
+has a body with `code` and `message`, and where they help `field`, `value` and `allowed`.
+"""
+
+_ERRORS: Mapping[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "InvalidInput: the field, the value given, what is allowed"},
+    404: {"model": ErrorBody, "description": "NotFound"},
+    409: {"model": ErrorBody, "description": "Conflict, StaleWrite or DuplicateSnapshot"},
+    503: {"model": ErrorBody, "description": "Unavailable: try again"},
+}
+
+
+class Api(FastAPI):
+    """FastAPI whose schema tells the truth about errors: invalid requests are 400 with an ErrorBody, never 422."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The schema without the answers that this application never gives."""
+        schema = super().openapi()
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                answer = operation["responses"].get("422", {})
+                if "HTTPValidationError" in str(answer):
+                    del operation["responses"]["422"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schema.get("components", {}).get("schemas", {}).pop(unused, None)
+        return schema
+
+
+def create_app(
+    store: Store,
+    artifacts_store: ArtifactStore,
+    infrastructure: Infrastructure,
+    lifecycle: Lifecycle,
+    settings: PlatformSettings,
+) -> FastAPI:
+    """The API over the given rooms. It owns none of them: the caller closes them after the application has ended."""
+    outbox = Outbox(store, lifecycle)
+    observer = RegionObserver(infrastructure)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with outbox.running():
+            yield
+        observer.close()
+
+    app = Api(
+        title="IPnext",
+        version=ipnext.__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.platform = Platform(store, artifacts_store, lifecycle, outbox, observer, settings)
+    install_error_handlers(app)
+    for noun in (models, publishing, history, artifacts, plans, fleet, regions, overview):
+        app.include_router(noun.router, responses=dict(_ERRORS))
+    for noun in (metrics, health, page):
+        app.include_router(noun.router)
+    app.mount("/web", page.assets(), name="web")
+    return app

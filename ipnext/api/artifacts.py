@@ -1,0 +1,72 @@
+"""Artifacts: upload what is missing, then commit the snapshot whose blobs are all there."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import anyio.from_thread
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from ipnext.api.platform import Rooms
+from ipnext.errors import TooLarge
+from ipnext.model.registry import SnapshotManifest
+from ipnext.model.resource import BlobQuery, MissingBlobs, StoredSnapshot
+from ipnext.model.value import Sha256
+
+router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
+
+CHUNK_BYTES = 2**20
+"""Pieces handed to the artifact store: large enough that changing threads costs nothing."""
+
+_BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
+
+
+@router.post("/missing", summary="Ask which blobs to upload")
+def missing(query: BlobQuery, rooms: Rooms) -> MissingBlobs:
+    """Those of the given SHA-256 digests that the store does not hold: upload these only."""
+    return MissingBlobs(missing=tuple(sorted(rooms.artifacts.missing(query.digests))))
+
+
+@router.put("/blobs/{sha256}", status_code=204, summary="Upload a blob", openapi_extra=_BINARY)
+async def put_blob(sha256: Sha256, request: Request, rooms: Rooms) -> Response:
+    """Store a blob. Content of another digest is refused (422) and leaves nothing behind."""
+    limit = rooms.settings.max_upload_bytes
+    _check_size(int(request.headers.get("content-length", "0") or 0), limit)
+    await run_in_threadpool(rooms.artifacts.put_blob, sha256, _from_thread(_pieces(request.stream(), limit)))
+    return Response(status_code=204)
+
+
+@router.post("/snapshots", status_code=201, summary="Commit a snapshot")
+def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
+    """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not)."""
+    return StoredSnapshot(uri=rooms.artifacts.commit(manifest), digest=manifest.digest)
+
+
+def _check_size(size_bytes: int, limit: int) -> None:
+    if size_bytes > limit:
+        msg = f"the blob is larger than {limit} bytes, the limit of this server (IPNEXT_MAX_UPLOAD_BYTES)"
+        raise TooLarge(msg)
+
+
+async def _pieces(stream: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+    """The body in pieces of CHUNK_BYTES. Raises TooLarge as soon as the limit is passed."""
+    size = 0
+    buffer = bytearray()
+    async for chunk in stream:
+        size += len(chunk)
+        _check_size(size, limit)
+        buffer += chunk
+        if len(buffer) >= CHUNK_BYTES:
+            yield bytes(buffer)
+            buffer.clear()
+    if buffer:
+        yield bytes(buffer)
+
+
+def _from_thread(pieces: AsyncIterator[bytes]) -> Iterator[bytes]:
+    """The same pieces for code that runs in a worker thread of this event loop."""
+
+    async def following() -> bytes | None:
+        return await anext(pieces, None)
+
+    while (piece := anyio.from_thread.run(following)) is not None:
+        yield piece

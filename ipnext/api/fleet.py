@@ -1,0 +1,55 @@
+"""The fleet: regions, hardware, supply, owners."""
+
+from datetime import UTC, datetime
+
+from fastapi import APIRouter
+
+from ipnext.api.admission import check_fleet_serves
+from ipnext.api.platform import DryRun, ExpectedVersion, Rooms
+from ipnext.errors import NotFound, StaleWrite
+from ipnext.model.fleet import FleetManifest
+from ipnext.model.resource import FleetView
+from ipnext.store.records import FleetRecord
+from ipnext.store.repository import Repository
+
+router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
+
+
+@router.get("", summary="Read the fleet")
+def read_fleet(rooms: Rooms) -> FleetView:
+    """The fleet as applied. 404 before the first apply."""
+    with rooms.store.read() as unit:
+        return _view(unit.fleet())
+
+
+@router.put("", summary="Apply the fleet's manifest")
+def apply_fleet(
+    manifest: FleetManifest, rooms: Rooms, expected_version: ExpectedVersion = None, dry_run: DryRun = False
+) -> FleetView:
+    """Create or replace the fleet. What an applied model names may not go. Placements follow at the next replan."""
+    with rooms.store.begin() as unit:
+        check_fleet_serves(manifest.spec, tuple(r.manifest for r in unit.models() if not r.retired))
+        if dry_run:
+            return _checked(_find(unit), manifest, expected_version)
+        return _view(unit.put_fleet(manifest.spec, expected_version=expected_version))
+
+
+def _find(unit: Repository) -> FleetRecord | None:
+    try:
+        return unit.fleet()
+    except NotFound:
+        return None
+
+
+def _checked(before: FleetRecord | None, manifest: FleetManifest, expected: int | None) -> FleetView:
+    """What a dry run answers: the given spec under the version in force (0: none)."""
+    version = 0 if before is None else before.version
+    if expected is not None and expected != version:
+        msg = f"expectedVersion: {expected} is not the version in force ({version}); read the fleet again"
+        raise StaleWrite(msg)
+    at = datetime.now(UTC) if before is None else before.updated_at
+    return FleetView(spec=manifest.spec, version=version, updated_at=at)
+
+
+def _view(record: FleetRecord) -> FleetView:
+    return FleetView(spec=record.spec, version=record.version, updated_at=record.updated_at)

@@ -1,0 +1,38 @@
+"""Is the API up, and what of its surroundings is."""
+
+from fastapi import APIRouter, Response
+from fastapi.concurrency import run_in_threadpool
+
+from ipnext.api.platform import Platform, Rooms
+from ipnext.errors import Unavailable
+from ipnext.model.resource import Readiness
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", summary="Is the process alive")
+async def healthz() -> dict[str, str]:
+    """200 while the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="Can it answer", response_model=Readiness)
+async def readyz(rooms: Rooms, response: Response) -> Readiness:
+    """200 where the store answers, else 503. Temporal may be down: changes are recorded and submitted later."""
+    unsubmitted = await run_in_threadpool(_unsubmitted, rooms)
+    ready = unsubmitted is not None
+    response.status_code = 200 if ready else 503
+    return Readiness(
+        ready=ready,
+        store="ok" if ready else "down",
+        temporal="ok" if await rooms.lifecycle.reachable() else "down",
+        unsubmitted_changes=unsubmitted,
+    )
+
+
+def _unsubmitted(rooms: Platform) -> int | None:
+    try:
+        with rooms.store.read() as unit:
+            return len(unit.unsubmitted_changes())
+    except Unavailable:
+        return None

@@ -1,0 +1,148 @@
+"""Models: apply, read, explain, retire."""
+
+from uuid import uuid4
+
+from fastapi import APIRouter
+
+from ipnext.api.admission import check_against_fleet, check_storable, field_changes
+from ipnext.api.explanation import explain
+from ipnext.api.facts import all_facts, model_facts
+from ipnext.api.lifecycle import change_view
+from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
+from ipnext.api.status import model_view
+from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
+from ipnext.model.fleet import FleetSpec
+from ipnext.model.lifecycle import Change, ChangeKind
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.resource import ChangeView, Explanation, ModelApplied, ModelView
+from ipnext.store.records import ModelRecord
+from ipnext.store.repository import Repository
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("", summary="List models")
+def list_models(rooms: Rooms) -> list[ModelView]:
+    """Every model that is not retired, by name, with its status."""
+    with rooms.store.read() as unit:
+        facts = all_facts(unit)
+    states = rooms.observer.states()
+    return [model_view(each, states) for each in facts]
+
+
+@router.get("/{name}", summary="Read a model")
+def read_model(name: ModelName, rooms: Rooms) -> ModelView:
+    """Manifest, version and status: recorded conditions, corrected by what the regions report now."""
+    with rooms.store.read() as unit:
+        facts = model_facts(unit, name)
+    return model_view(facts, rooms.observer.states())
+
+
+@router.put("/{name}", summary="Apply a model's manifest")
+def apply_model(
+    name: ModelName,
+    manifest: ModelManifest,
+    rooms: Rooms,
+    expected_version: ExpectedVersion = None,
+    dry_run: DryRun = False,
+) -> ModelApplied:
+    """Create or replace a manifest. The same manifest twice changes nothing.
+
+    Demand regions and hardware kinds must exist in the fleet. Where the model serves, or is on its way to serve, a
+    changed spec is also a change of kind `apply`, which plans again and moves traffic safely.
+    """
+    if manifest.name != name:
+        msg = f"metadata.name: the path says {name!r}, the manifest {manifest.name!r}; make them agree"
+        raise InvalidInput(msg, field="metadata.name", value=manifest.name, allowed=(name,))
+    check_storable(manifest)
+    with rooms.store.begin(name) as unit:
+        check_against_fleet(manifest, _fleet(unit))
+        before = _find(unit, name)
+        if dry_run:
+            _check_version(before, expected_version)
+            return _applied(before, before, manifest, dry_run=True)
+        record = unit.put_model(manifest, expected_version=expected_version)
+        change = _apply_change(unit, before, record)
+    rooms.outbox.wake()
+    view = None if change is None else change_view(change, rooms.lifecycle)
+    return _applied(before, record, manifest, change=view)
+
+
+@router.delete("/{name}", status_code=202, summary="Retire a model")
+def retire_model(name: ModelName, rooms: Rooms) -> ChangeView:
+    """Take a model out of serving and free its capacity. Asked again while it runs, it is the same change."""
+    with rooms.store.begin(name) as unit:
+        record = unit.model(name)
+        running = next((c for c in unit.changes(name) if c.kind is ChangeKind.RETIRE and not c.state.final), None)
+        if running is None and record.retired:
+            msg = f"model {name!r} is retired already; apply its manifest to bring it back"
+            raise Conflict(msg)
+        change = running or unit.add_change(name, ChangeKind.RETIRE, change_id=uuid4().hex)
+    rooms.outbox.wake()
+    return change_view(change, rooms.lifecycle)
+
+
+@router.get("/{name}/explanation", summary="Explain a model's state")
+def explain_model(name: ModelName, rooms: Rooms) -> Explanation:
+    """One chain from the deployment to the cause, one reason of the closed list, and what to do about it."""
+    with rooms.store.read() as unit:
+        facts = model_facts(unit, name)
+        change = next(iter(facts.changes), None)
+        report = unit.report(name, change.generation) if change is not None and change.generation else None
+        transition = next(iter(unit.transitions(name, limit=1)), None)
+    return explain(facts, rooms.observer.states(), report=report, transition=transition)
+
+
+def _fleet(unit: Repository) -> FleetSpec:
+    try:
+        return unit.fleet().spec
+    except NotFound as error:
+        msg = "there is no fleet yet: apply a Fleet manifest first (`ipnext apply -f fleet.yaml`)"
+        raise Conflict(msg) from error
+
+
+def _find(unit: Repository, name: str) -> ModelRecord | None:
+    try:
+        return unit.model(name)
+    except NotFound:
+        return None
+
+
+def _check_version(record: ModelRecord | None, expected: int | None) -> None:
+    version = 0 if record is None else record.version
+    if expected is not None and expected != version:
+        msg = f"expectedVersion: {expected} is not the version in force ({version}); read the model again"
+        raise StaleWrite(msg)
+
+
+def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRecord) -> Change | None:
+    """The change that brings a model to its new spec. Its id follows from the spec's revision: a retry finds it."""
+    change_id = f"apply-{record.name}-{record.generation}"
+    if before is None or before.generation == record.generation:
+        return next((c for c in unit.changes(record.name) if c.id == change_id), None)
+    under_way = any(not c.state.final for c in unit.changes(record.name))
+    if record.serving_generation is None and not under_way:
+        return None
+    return unit.add_change(record.name, ChangeKind.APPLY, change_id=change_id)
+
+
+def _applied(
+    before: ModelRecord | None,
+    record: ModelRecord | None,
+    manifest: ModelManifest,
+    *,
+    change: ChangeView | None = None,
+    dry_run: bool = False,
+) -> ModelApplied:
+    fields = field_changes(None if before is None else before.manifest, manifest)
+    return ModelApplied(
+        model=manifest.name,
+        version=0 if record is None else record.version,
+        generation=0 if record is None else record.generation,
+        changed=bool(fields),
+        dry_run=dry_run,
+        fields=fields,
+        change=change,
+    )
+
+

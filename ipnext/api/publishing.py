@@ -1,0 +1,114 @@
+"""Publish and roll back: record one change, answer 202; the outbox hands it to the workflow engine."""
+
+from collections.abc import Iterable
+from uuid import uuid4
+
+from fastapi import APIRouter
+
+from ipnext.api.lifecycle import change_view
+from ipnext.api.platform import ModelName, Platform, Rooms
+from ipnext.artifacts.upload import ingest_uri
+from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.model.lifecycle import Change, ChangeKind
+from ipnext.model.registry import Generation, GenerationState, SnapshotSource
+from ipnext.model.resource import ChangeView, PublishPart, PublishRequest, RollbackRequest
+from ipnext.store.records import ModelRecord
+from ipnext.store.repository import Repository
+
+router = APIRouter(prefix="/v1/models", tags=["publishing"])
+
+_REACHABLE = frozenset({GenerationState.WARM, GenerationState.SERVING, GenerationState.RETIRED})
+
+
+@router.post("/{name}/publish", status_code=202, summary="Publish new snapshots")
+def publish(name: ModelName, request: PublishRequest, rooms: Rooms) -> ChangeView:
+    """Record new snapshots of one or more parts as the next generation, and start its rollout.
+
+    Each part is the digest of an uploaded snapshot, or a `file://` or `s3://` uri that the server may read. The answer
+    comes once the change is recorded: it is not lost from there on. `changeId` makes a repeated request one change.
+    """
+    with rooms.store.read() as unit:
+        record = _not_retired(unit.model(name))
+    _check_parts(record, request.parts)
+    sources = {part: _source(rooms, part, given) for part, given in request.parts.items()}
+    with rooms.store.begin(name) as unit:
+        change = unit.publish(name, sources, change_id=request.change_id or uuid4().hex)
+    rooms.outbox.wake()
+    return change_view(change, rooms.lifecycle)
+
+
+@router.post("/{name}/rollback", status_code=202, summary="Go back to a former generation")
+def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeView:
+    """Return to a generation that has served. Without `generation`: the newest other one that has."""
+    change_id = request.change_id or uuid4().hex
+    with rooms.store.begin(name) as unit:
+        record = _not_retired(unit.model(name))
+        change = _recorded(unit, change_id, name)
+        if change is None:
+            target = _rollback_target(record, unit.generations(name), request.generation)
+            change = unit.add_change(name, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
+    rooms.outbox.wake()
+    return change_view(change, rooms.lifecycle)
+
+
+def _not_retired(record: ModelRecord) -> ModelRecord:
+    if record.retired:
+        msg = f"model {record.name!r} is retired; apply its manifest to bring it back"
+        raise Conflict(msg)
+    return record
+
+
+def _recorded(unit: Repository, change_id: str, model: str) -> Change | None:
+    """The rollback of this id, if it was recorded before: its target was chosen then. Conflict for another change."""
+    try:
+        change = unit.change(change_id)
+    except NotFound:
+        return None
+    if (change.model, change.kind) != (model, ChangeKind.ROLLBACK):
+        msg = f"changeId: {change_id!r} is a {change.kind.value} of {change.model!r}; choose a new id for each change"
+        raise Conflict(msg)
+    return change
+
+
+def _check_parts(record: ModelRecord, given: Iterable[str]) -> None:
+    known = tuple(part.name for part in record.manifest.spec.parts)
+    for part in given:
+        if part not in known:
+            msg = f"parts.{part}: model {record.name!r} has no such part; allowed: {', '.join(known)}"
+            raise InvalidInput(msg, field=f"parts.{part}", value=part, allowed=known)
+
+
+def _source(rooms: Platform, part: str, given: PublishPart) -> SnapshotSource:
+    """Where a part's content lies in the artifact store; a uri is read into it first."""
+    if given.digest is not None:
+        uri = f"{rooms.artifacts.uri.rstrip('/')}/snapshots/{given.digest}"
+        return SnapshotSource(manifest=rooms.artifacts.manifest(uri), uri=uri)
+    uri = given.uri or ""
+    if not uri.startswith(("file://", "s3://")):
+        msg = f"parts.{part}.uri: {uri!r} is not a source the server reads; allowed: file://DIRECTORY, s3://BUCKET/PREFIX"
+        raise InvalidInput(msg, field=f"parts.{part}.uri", value=uri, allowed=("file://", "s3://"))
+    return ingest_uri(
+        rooms.artifacts,
+        uri,
+        roots=rooms.settings.artifact_roots,
+        buckets=rooms.settings.artifact_buckets,
+        endpoint_url=rooms.settings.s3_endpoint_url,
+    )
+
+
+def _rollback_target(record: ModelRecord, generations: tuple[Generation, ...], asked: int | None) -> int:
+    serving = record.serving_generation
+    served = [g.number for g in generations if g.serving_at is not None and g.number != serving and g.state in _REACHABLE]
+    if asked is None:
+        if not served:
+            msg = f"model {record.name!r} has no former generation that has served; there is nothing to go back to"
+            raise Conflict(msg)
+        return max(served)
+    if asked == serving:
+        msg = f"generation: {asked} serves already"
+        raise Conflict(msg)
+    if asked not in served:
+        allowed = [str(number) for number in sorted(served)]
+        msg = f"generation: {asked} is not a former generation that has served; allowed: {', '.join(allowed) or 'none'}"
+        raise InvalidInput(msg, field="generation", value=asked, allowed=allowed)
+    return asked

@@ -1,0 +1,210 @@
+"""The status of a model: what the store recorded, corrected by what the regions report now. Pure functions.
+
+A recorded condition says how the last run ended. Where the regions contradict it, the observation wins: `Ready` is
+never true while no replica answers. Such a condition carries the time of the observation.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from ipnext.api.facts import ModelFacts
+from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteShare
+from ipnext.model.lifecycle import DeploymentStatus
+from ipnext.model.resource import ModelView
+from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason
+
+States = Mapping[str, RegionState | None]
+"""Region -> what it reports; None where it did not answer."""
+
+CRASH_LOOP_RESTARTS = 3
+"""A replica that isn't ready after so many restarts is in a crash loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is wrong with a replica set or a region now."""
+
+    status: Literal["False", "Unknown"]
+    reason: Reason
+    message: str
+    region: str
+    part: str | None = None
+    host: str | None = None
+
+
+def model_view(facts: ModelFacts, states: States) -> ModelView:
+    """A model as applied and as observed."""
+    record = facts.record
+    return ModelView(
+        manifest=record.manifest,
+        version=record.version,
+        retired=record.retired,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        status=model_status(facts, states),
+        deployments=deployment_statuses(facts, states),
+    )
+
+
+def model_status(facts: ModelFacts, states: States) -> ModelStatus:
+    """The `status` block of a model."""
+    record = facts.record
+    return ModelStatus(
+        model=record.name,
+        generation=record.generation,
+        observed_generation=record.observed_generation,
+        serving_generation=record.serving_generation,
+        target_generation=record.target_generation,
+        conditions=observed_conditions(facts, states),
+        traffic=traffic_of(facts),
+        replicas=replicas_of(record.name, states),
+        plan_id=facts.plan_id,
+        run_id=next((c.run_id for c in facts.changes if c.run_id is not None), None),
+        unreachable_regions=unreachable(facts, states),
+    )
+
+
+def traffic_of(facts: ModelFacts) -> Mapping[str, tuple[RouteShare, ...]]:
+    """Region -> shares of its requests."""
+    return {table.region: table.shares for table in facts.routes}
+
+
+def replicas_of(model: str, states: States) -> tuple[Replica, ...]:
+    """The model's replicas in every region that answers."""
+    replicas = (r for state in states.values() if state is not None for r in state.replicas if r.key.model == model)
+    return tuple(sorted(replicas, key=lambda r: (str(r.key), r.id)))
+
+
+def unreachable(facts: ModelFacts, states: States) -> tuple[str, ...]:
+    """Regions that matter to the model and did not answer."""
+    regions = {d.key.region for d in facts.deployments if d.replicas} | {s.to for t in facts.routes for s in t.shares}
+    return tuple(sorted(region for region in regions if states.get(region) is None))
+
+
+def deployment_statuses(facts: ModelFacts, states: States) -> tuple[DeploymentStatus, ...]:
+    """Wanted and ready replicas of each replica set."""
+    replicas = replicas_of(facts.record.name, states)
+    return tuple(
+        DeploymentStatus(
+            key=deployment.key,
+            wanted=deployment.replicas,
+            ready=len(_ready(replicas, deployment.key, set(deployment.generations))),
+            generations=deployment.generations,
+        )
+        for deployment in sorted(facts.deployments, key=lambda d: str(d.key))
+    )
+
+
+def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, ...]:
+    """The recorded conditions; those recorded as true are contradicted by what is observed."""
+    generation = facts.record.serving_generation
+    if generation is None:
+        return facts.conditions
+    worst = {
+        ConditionType.CAPACITY_READY: _worst(capacity_troubles(facts, states, generation)),
+        ConditionType.READY: _worst(serving_troubles(facts, states)),
+    }
+    return tuple(_contradict(condition, worst.get(condition.type)) for condition in facts.conditions)
+
+
+def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tuple[Trouble, ...]:
+    """Replica sets of a generation that have fewer ready replicas than wanted, or can't be seen."""
+    wanted = (d for d in facts.deployments if generation in d.generations and d.replicas)
+    return tuple(trouble for d in wanted if (trouble := _shortage(d, states, generation)) is not None)
+
+
+def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
+    """Routes that lead to a region where a part of their generation has no ready replica, or that can't be seen."""
+    replicas = replicas_of(facts.record.name, states)
+    troubles: list[Trouble] = []
+    for region, generation, parts in _routed(facts):
+        if states.get(region) is None:
+            troubles.append(_no_answer(region))
+            continue
+        for part in parts:
+            ready = [r for r in replicas if r.key.region == region and r.key.part == part and generation in r.ready]
+            if not ready:
+                troubles.append(_no_replica(facts, region, part, replicas, generation))
+    return tuple(troubles)
+
+
+def _routed(facts: ModelFacts) -> Iterable[tuple[str, int, tuple[str, ...]]]:
+    """(serving region, generation, parts) of every route that carries traffic, each once."""
+    seen: dict[tuple[str, int], tuple[str, ...]] = {}
+    for table in facts.routes:
+        parts = {served.generation: tuple(served.snapshots) for served in table.served}
+        for share in table.shares:
+            if share.fraction > 0:
+                seen[share.to, share.generation] = parts.get(share.generation, ())
+    return [(region, generation, names) for (region, generation), names in sorted(seen.items())]
+
+
+def _ready(replicas: Iterable[Replica], key: DeploymentKey, generations: set[int]) -> list[Replica]:
+    return [r for r in replicas if r.key == key and generations <= set(r.ready)]
+
+
+def _shortage(deployment: Deployment, states: States, generation: int) -> Trouble | None:
+    key = deployment.key
+    state = states.get(key.region)
+    if state is None:
+        return _no_answer(key.region)
+    ready = len(_ready(state.replicas, key, {generation}))
+    if ready >= deployment.replicas:
+        return None
+    mine = [r for r in state.replicas if r.key == key and generation not in r.ready]
+    reason, message, host = cause_of(mine)
+    text = f"{ready} of {deployment.replicas} replicas of {key.part!r} are ready in {key.region} on {key.hardware}"
+    return Trouble("False", reason, f"{text}{f': {message}' if message else ''}", key.region, key.part, host)
+
+
+def _no_replica(facts: ModelFacts, region: str, part: str, replicas: Iterable[Replica], generation: int) -> Trouble:
+    mine = [r for r in replicas if r.key.region == region and r.key.part == part and generation not in r.ready]
+    reason, message, host = cause_of(mine)
+    text = f"no replica of {part!r} answers for generation {generation} in {region}"
+    if any(d.key.region == region and d.key.part == part and d.replicas for d in facts.deployments) is False:
+        reason = Reason.NO_CAPACITY
+    return Trouble("False", reason, f"{text}{f': {message}' if message else ''}", region, part, host)
+
+
+def _no_answer(region: str) -> Trouble:
+    return Trouble("Unknown", Reason.REGION_UNREACHABLE, f"region {region} does not answer", region)
+
+
+def cause_of(replicas: Iterable[Replica]) -> tuple[Reason, str, str | None]:
+    """Why replicas aren't ready: reason, the host's own message, the host's id. The worst replica speaks."""
+    replicas = list(replicas)
+    for replica in replicas:
+        for failure in replica.failures:
+            return _reason_of(failure.code), failure.message, replica.id
+    for replica in replicas:
+        if replica.phase is ReplicaPhase.FAILED or replica.restarts >= CRASH_LOOP_RESTARTS:
+            return Reason.CRASH_LOOP, replica.message or f"restarted {replica.restarts} times", replica.id
+    return Reason.PROGRESSING, "", replicas[0].id if replicas else None
+
+
+def _reason_of(code: str) -> Reason:
+    """The reason of a host's error code; an unknown code is a failed load."""
+    try:
+        return Reason(code)
+    except ValueError:
+        return Reason.LOAD_FAILED
+
+
+def _worst(troubles: Iterable[Trouble]) -> Trouble | None:
+    """What is known to be wrong goes before what is not known; a cause goes before mere progress."""
+    ranked = sorted(troubles, key=lambda t: (t.status != "False", t.reason is Reason.PROGRESSING))
+    return ranked[0] if ranked else None
+
+
+def _contradict(condition: Condition, trouble: Trouble | None) -> Condition:
+    if trouble is None or condition.status != "True":
+        return condition
+    return Condition(
+        type=condition.type,
+        status=trouble.status,
+        reason=trouble.reason,
+        message=trouble.message,
+        last_transition_time=datetime.now(UTC),
+    )

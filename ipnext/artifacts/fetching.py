@@ -1,0 +1,90 @@
+"""From a store to a directory of plain files, each checked while it is read."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ipnext.artifacts.checked import checked, chunks_of
+from ipnext.artifacts.files import refusing_full_disk, sync_directory, write_synced
+from ipnext.artifacts.layout import manifest_bytes
+from ipnext.errors import ArtifactMissing
+from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+
+
+def lay_out(
+    manifest: SnapshotManifest, directory: Path, *, digest: str, open_blob: Callable[[str], BinaryIO]
+) -> Path:
+    """Give `directory/<digest>` with all files of the snapshot; keep one that is complete already.
+
+    Any number of processes may do so at once: each writes a directory of its own and the first to rename it wins.
+    A download that is cut off leaves a hidden directory, never one with the final name.
+    """
+    final = directory / digest
+    if _complete(final, manifest):
+        return final
+    scratch = directory / f".{digest}.{uuid.uuid4().hex}"
+    try:
+        with refusing_full_disk(directory):
+            scratch.mkdir(parents=True)
+        for file in manifest.files:
+            _write(scratch, file, open_blob)
+        write_synced(scratch / SNAPSHOT_FILE, [manifest_bytes(manifest)])
+        _move_in(scratch, final, manifest)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return final
+
+
+def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryIO]) -> None:
+    target = scratch / file.path
+    with refusing_full_disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        blob = open_blob(file.sha256)
+    except ArtifactMissing as error:
+        msg = f"file {file.path!r}: {error.message}"
+        raise ArtifactMissing(msg) from error
+    with blob:
+        write_synced(target, checked(chunks_of(blob), sha256=file.sha256, subject=f"file {file.path!r}"))
+
+
+def _move_in(scratch: Path, final: Path, manifest: SnapshotManifest) -> None:
+    """Rename into place. Who lost the race keeps the winner's; a damaged one is moved out first."""
+    with refusing_full_disk(final):
+        while True:
+            try:
+                scratch.rename(final)
+            except OSError:
+                if not final.exists():
+                    raise
+            else:
+                sync_directory(final.parent)
+                return
+            if _complete(final, manifest):
+                return
+            _move_out(final)
+
+
+def _move_out(damaged: Path) -> None:
+    aside = damaged.parent / f".{damaged.name}.{uuid.uuid4().hex}"
+    with suppress(FileNotFoundError):  # another process moved it out first
+        damaged.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _complete(final: Path, manifest: SnapshotManifest) -> bool:
+    """Whether every file is there with its size, and the manifest with its very bytes."""
+    try:
+        if (final / SNAPSHOT_FILE).read_bytes() != manifest_bytes(manifest):
+            return False
+        return all(_size(final / file.path) == file.size_bytes for file in manifest.files)
+    except OSError:
+        return False
+
+
+def _size(path: Path) -> int:
+    return os.stat(path, follow_symlinks=False).st_size

@@ -1,0 +1,97 @@
+"""Artifacts in a directory: `file:///...`, for one machine or a shared file system."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ipnext.artifacts import layout
+from ipnext.artifacts.checked import checked
+from ipnext.artifacts.fetching import lay_out
+from ipnext.artifacts.files import refusing_full_disk, write_whole
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
+from ipnext.model.registry import SnapshotManifest
+
+
+class FileArtifactStore:
+    """An ArtifactStore below a directory, which is made at the first write. Any number of processes may share it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._scratch = self._root / "scratch"
+
+    @property
+    def uri(self) -> str:
+        """`file:///...`."""
+        return self._root.as_uri()
+
+    def missing(self, digests: Iterable[str]) -> frozenset[str]:
+        """Those of the given digests that are not here."""
+        return frozenset(digest for digest in digests if not self._blob(digest).is_file())
+
+    def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
+        """Store a blob whole or not at all; one that is here already is replaced, which mends a damaged one."""
+        write_whole(
+            self._blob(sha256), checked(chunks, sha256=sha256, subject=f"blob {sha256}"), scratch=self._scratch
+        )
+
+    def open_blob(self, sha256: str) -> BinaryIO:
+        """A stream of the blob; the caller closes it. ArtifactMissing."""
+        path = self._blob(sha256)
+        with refusing_full_disk(path):
+            try:
+                return path.open("rb")
+            except FileNotFoundError as error:
+                msg = f"blob {sha256} is not in {self.uri}"
+                raise ArtifactMissing(msg) from error
+
+    def commit(self, manifest: SnapshotManifest) -> str:
+        """Write the manifest of a snapshot whose blobs are all here, whole; return its uri."""
+        layout.check_paths(manifest.files)
+        for file in manifest.files:
+            self._check_blob(file.path, file.sha256, file.size_bytes)
+        digest = manifest.digest
+        write_whole(self._root / layout.snapshot_key(digest), [layout.manifest_bytes(manifest)], scratch=self._scratch)
+        return layout.snapshot_uri(self.uri, digest)
+
+    def manifest(self, uri: str) -> SnapshotManifest:
+        """The manifest of a snapshot of this store, checked against its digest."""
+        digest = layout.digest_in(uri, self.uri)
+        path = self._root / layout.snapshot_key(digest)
+        with refusing_full_disk(path):
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError as error:
+                msg = f"snapshot {uri} is not there, or was never committed"
+                raise ArtifactMissing(msg) from error
+        return layout.read_stored(content, digest, f"manifest of {uri}")
+
+    def fetch(self, uri: str, directory: Path) -> Path:
+        """Lay the snapshot out as `directory/<digest>`."""
+        digest = layout.digest_in(uri, self.uri)
+        return lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
+
+    def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:
+        """Remove what writers that were killed left in the scratch directory; return how many files."""
+        removed = 0
+        oldest = time.time() - older_than_seconds
+        for path in self._scratch.glob("*"):
+            with suppress(FileNotFoundError):  # its writer was faster
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def _blob(self, sha256: str) -> Path:
+        return self._root / layout.blob_key(sha256)
+
+    def _check_blob(self, path: str, sha256: str, size_bytes: int) -> None:
+        try:
+            found = self._blob(sha256).stat().st_size
+        except FileNotFoundError as error:
+            msg = f"file {path!r}: blob {sha256} is not in {self.uri}; put it before the manifest"
+            raise ArtifactMissing(msg) from error
+        if found != size_bytes:
+            msg = f"file {path!r}: blob {sha256} has {found} bytes, the manifest says {size_bytes}"
+            raise ArtifactDigestMismatch(msg)

@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all: temporary name, fsync, rename."""
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ipnext.errors import Unavailable
+
+
+def write_whole(target: Path, chunks: Iterable[bytes], *, scratch: Path) -> None:
+    """Write a file in `scratch` (same file system) and rename it to `target`; an exception leaves nothing behind."""
+    with refusing_full_disk(target):
+        scratch.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = scratch / uuid.uuid4().hex
+    try:
+        write_synced(temporary, chunks)
+        with refusing_full_disk(target):
+            temporary.replace(target)
+            sync_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_synced(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a new file and have it on the disk. Unavailable where the disk does not take it."""
+    with refusing_full_disk(path), path.open("xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Have a directory's names on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def refusing_full_disk(path: Path) -> Iterator[None]:
+    """Unavailable instead of OSError: the disk is full, read-only, broken or forbidden."""
+    try:
+        yield
+    except OSError as error:
+        msg = f"cannot use {path}: {error.strerror or error}; free the disk or mend its rights, then try again"
+        raise Unavailable(msg) from error

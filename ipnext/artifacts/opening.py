@@ -1,0 +1,55 @@
+"""From a uri to the store or the source that it names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.artifacts.s3_source import BucketSource
+from ipnext.artifacts.s3_store import S3ArtifactStore
+from ipnext.artifacts.sources import DirectorySource, Source
+from ipnext.errors import InvalidInput, PathNotAllowed
+
+FORMS = ("file:///DIRECTORY", "s3://BUCKET/PREFIX")
+
+
+def open_store(uri: str, *, endpoint_url: str | None = None) -> ArtifactStore:
+    """The artifact store of a uri. `endpoint_url` is for an S3 server other than AWS. InvalidInput names the forms."""
+    scheme, place, path = _parts(uri)
+    if scheme == "file":
+        return FileArtifactStore(Path(path))
+    return S3ArtifactStore(place, path.strip("/"), endpoint_url)
+
+
+def open_source(
+    uri: str, *, roots: Sequence[Path] = (), buckets: Sequence[str] = (), endpoint_url: str | None = None
+) -> Source:
+    """What a client asks the server to read: a directory below one of `roots`, or a prefix in one of `buckets`.
+
+    PathNotAllowed names what is allowed; links are followed first. InvalidInput for another form of uri.
+    """
+    scheme, place, path = _parts(uri)
+    if scheme == "file":
+        return DirectorySource(Path(path), roots=roots)
+    if place not in buckets:
+        shown = ", ".join(buckets) or "none (publish by upload instead)"
+        msg = f"uri: bucket {place!r} may not be read; allowed buckets: {shown}"
+        raise PathNotAllowed(msg, field="uri", value=uri, allowed=tuple(buckets))
+    return BucketSource(place, path.strip("/"), endpoint_url)
+
+
+def _parts(uri: str) -> tuple[str, str, str]:
+    """Scheme, bucket and path. InvalidInput for a form that we do not know."""
+    try:
+        split = urlsplit(uri)
+    except ValueError:
+        split = urlsplit("")
+    path = unquote(split.path)
+    plain = not (split.query or split.fragment) and "\0" not in path
+    if plain and split.scheme == "file" and split.netloc in {"", "localhost"} and path.startswith("/"):
+        return "file", "", path
+    if plain and split.scheme == "s3" and split.netloc:
+        return "s3", split.netloc, path
+    msg = f"uri: {uri!r} is not of a known form; allowed: {', '.join(FORMS)}"
+    raise InvalidInput(msg, field="uri", value=uri, allowed=FORMS)

@@ -1,0 +1,92 @@
+"""Publishing into a store: every file is checked, missing blobs are put, the manifest comes last."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from ipnext.artifacts.checked import chunks_of
+from ipnext.artifacts.layout import LARGEST_MANIFEST_BYTES, mismatch, read_manifest
+from ipnext.artifacts.opening import open_source
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.artifacts.sources import DirectorySource, Source
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
+from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest, SnapshotSource
+
+
+def ingest_directory(store: ArtifactStore, directory: Path) -> SnapshotSource:
+    """Bring a snapshot directory into the store. Links may lead to files inside the directory only.
+
+    Each file's size and SHA-256 are checked, those that the store holds already too. Raises InvalidInput (no
+    snapshot.json, a bad one, an unsafe path), ArtifactMissing, ArtifactDigestMismatch, Unavailable.
+    """
+    return ingest(store, DirectorySource(directory, roots=(directory,)))
+
+
+def ingest_uri(
+    store: ArtifactStore,
+    uri: str,
+    *,
+    roots: Sequence[Path] = (),
+    buckets: Sequence[str] = (),
+    endpoint_url: str | None = None,
+) -> SnapshotSource:
+    """Bring what a uri names into the store: a directory below a root, or a prefix in one of the buckets.
+
+    A snapshot of the store itself is taken as it is. PathNotAllowed names the allowed roots or buckets.
+    """
+    if uri.startswith(f"{store.uri}/snapshots/"):
+        return SnapshotSource(manifest=store.manifest(uri), uri=uri)
+    return ingest(store, open_source(uri, roots=roots, buckets=buckets, endpoint_url=endpoint_url))
+
+
+def ingest(store: ArtifactStore, source: Source) -> SnapshotSource:
+    """Bring a source into the store: check and put each blob, then commit."""
+    manifest = _manifest_of(source)
+    for file in manifest.files:
+        _check_size(source, file)
+    missing = store.missing({file.sha256 for file in manifest.files})
+    for file in manifest.files:
+        if file.sha256 in missing:
+            _put(store, source, file)
+            missing -= {file.sha256}
+        else:
+            _check(source, file)
+    return SnapshotSource(manifest=manifest, uri=store.commit(manifest))
+
+
+def _manifest_of(source: Source) -> SnapshotManifest:
+    try:
+        size = source.size_bytes(SNAPSHOT_FILE)
+    except ArtifactMissing as error:
+        msg = f"{source.uri} holds no {SNAPSHOT_FILE}; a snapshot is a directory with one, written last"
+        raise InvalidInput(msg, field="uri", value=source.uri) from error
+    if size > LARGEST_MANIFEST_BYTES:
+        msg = f"{SNAPSHOT_FILE} in {source.uri} has {size} bytes; allowed: {LARGEST_MANIFEST_BYTES}"
+        raise InvalidInput(msg, field="uri", value=source.uri)
+    with source.open(SNAPSHOT_FILE) as stream:
+        return read_manifest(stream.read(LARGEST_MANIFEST_BYTES), f"{SNAPSHOT_FILE} in {source.uri}")
+
+
+def _check_size(source: Source, file: ArtifactFile) -> None:
+    found = source.size_bytes(file.path)
+    if found != file.size_bytes:
+        msg = f"file {file.path!r} in {source.uri} has {found} bytes, {SNAPSHOT_FILE} says {file.size_bytes}"
+        raise ArtifactDigestMismatch(msg)
+
+
+def _put(store: ArtifactStore, source: Source, file: ArtifactFile) -> None:
+    with source.open(file.path) as stream:
+        try:
+            store.put_blob(file.sha256, chunks_of(stream))
+        except ArtifactDigestMismatch as error:
+            msg = f"file {file.path!r} in {source.uri}: {error.message}"
+            raise ArtifactDigestMismatch(msg) from error
+
+
+def _check(source: Source, file: ArtifactFile) -> None:
+    digest = hashlib.sha256()
+    with source.open(file.path) as stream:
+        for chunk in chunks_of(stream):
+            digest.update(chunk)
+    if digest.hexdigest() != file.sha256:
+        raise mismatch(f"file {file.path!r} in {source.uri}", expected=file.sha256, found=digest.hexdigest())

@@ -1,0 +1,30 @@
+"""`python -m ipnext.dev`: the same as `ipnext dev`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ipnext.dev.platform import run
+from ipnext.errors import IPnextError
+
+
+def main() -> int:
+    """Read the arguments and run. Bad input and conflicts are one line on stderr and exit status 2."""
+    parser = argparse.ArgumentParser(prog="ipnext dev", description="Start the whole platform on this machine.")
+    parser.add_argument("--state", type=Path, required=True, help="directory that holds everything; made where missing")
+    parser.add_argument("--config", type=Path, help="another temporal-dev.yaml")
+    parser.add_argument("--fleet", type=Path, help="a manifest of kind Fleet; default: two regions")
+    parser.add_argument("--free-ports", action="store_true", help="take free ports in place of taken ones")
+    given = parser.parse_args()
+    try:
+        return run(state=given.state, config=given.config, fleet=given.fleet, free_ports=given.free_ports)
+    except IPnextError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - an entry point
+        return error.exit_status
+    except TimeoutError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - an entry point
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

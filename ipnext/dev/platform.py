@@ -1,0 +1,274 @@
+"""`ipnext dev`: the whole platform on one machine, in one state directory.
+
+Layout of the directory: record, artifacts, Temporal's database, one folder for each region's agent, logs, ports.json,
+peers.json and, while all is ready, endpoints.json.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+import structlog
+
+from ipnext.artifacts.opening import open_store
+from ipnext.dev.children import Child, Family
+from ipnext.dev.ports import choose
+from ipnext.devfile import DevFile, read_devfile, server_command, temporal_binary
+from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.infra.atomic_file import replace_file
+from ipnext.model.fleet import FleetManifest
+from ipnext.model.manifest import parse_manifests
+from ipnext.store.session import Store
+
+HOST = "127.0.0.1"
+START_LIMIT_SECONDS = 90.0
+EMBEDDED_FLEET = Path(__file__).with_name("fleet.yaml")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie below the state directory."""
+
+    state: Path
+
+    @property
+    def database_url(self) -> str:
+        """The record."""
+        return f"sqlite:///{self.state / 'ipnext.db'}"
+
+    @property
+    def artifacts_uri(self) -> str:
+        """The artifact store."""
+        return f"file://{self.state / 'artifacts'}"
+
+    @property
+    def endpoints(self) -> Path:
+        """Written when all is ready, removed at the end."""
+        return self.state / "endpoints.json"
+
+    @property
+    def peers(self) -> Path:
+        """Gateways of all regions, for the agents."""
+        return self.state / "peers.json"
+
+    def log(self, name: str) -> Path:
+        """Log file of a process."""
+        return self.state / "logs" / f"{name}.log"
+
+
+@contextmanager
+def locked(state: Path) -> Iterator[None]:
+    """Hold the state directory. Raises Conflict with the pid of the one that holds it already."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "dev.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            msg = f"{state} is in use by the process {lock.read().strip() or '?'}; end it, or choose another --state"
+            raise Conflict(msg) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def prepare_record(places: Places, fleet: Path | None) -> tuple[str, ...]:
+    """Migrate the record and put a fleet into it: the given one, else the embedded one at the first start.
+
+    Returns the regions. InvalidInput where the file is no fleet.
+    """
+    open_store(places.artifacts_uri)
+    store = Store.open(places.database_url)
+    try:
+        store.migrate()
+        with store.begin() as repository:
+            try:
+                known = repository.fleet().spec
+            except NotFound:
+                known = None
+            if fleet is not None or known is None:
+                known = repository.put_fleet(read_fleet(fleet or EMBEDDED_FLEET).spec, expected_version=None).spec
+            return known.regions
+    finally:
+        store.close()
+
+
+def read_fleet(path: Path) -> FleetManifest:
+    """The fleet of a manifest file. Raises InvalidInput that names the file."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        msg = f"--fleet: {path}: {error.strerror}"
+        raise InvalidInput(msg, field="fleet", value=str(path)) from error
+    fleets = [m for m in parse_manifests(text) if isinstance(m, FleetManifest)]
+    if len(fleets) != 1:
+        msg = f"--fleet: {path} must hold one manifest of kind Fleet, it holds {len(fleets)}"
+        raise InvalidInput(msg, field="fleet", value=str(path))
+    return fleets[0]
+
+
+class Platform:
+    """All processes of one state directory."""
+
+    def __init__(self, places: Places, config: DevFile, regions: tuple[str, ...], *, free_ports: bool) -> None:
+        self._places = places
+        self._config = config
+        self._regions = regions
+        self._family = Family()
+        wanted: dict[str, int | None] = {
+            "temporal": config.temporal.port,
+            "temporal_ui": config.temporal.ui_port,
+            "api": config.api.port,
+        }
+        wanted |= {f"gateway {region}": config.gateways.first_port + i for i, region in enumerate(regions)}
+        wanted |= {f"agent {region}": None for region in regions}
+        self._ports = choose(wanted, remembered=places.state / "ports.json", free_ports=free_ports)
+
+    def _url(self, name: str) -> str:
+        return f"http://{HOST}:{self._ports[name]}"
+
+    @property
+    def gateways(self) -> Mapping[str, str]:
+        """Region -> URL for requests."""
+        return {region: self._url(f"gateway {region}") for region in self._regions}
+
+    @property
+    def endpoints(self) -> Mapping[str, Any]:
+        """The content of endpoints.json."""
+        return {
+            "api": self._url("api"),
+            "page": self._url("api") + "/",
+            "docs": self._url("api") + "/docs",
+            "temporal_ui": self._url("temporal_ui"),
+            "temporal_address": f"{HOST}:{self._ports['temporal']}",
+            "gateways": self.gateways,
+            "pid": os.getpid(),
+        }
+
+    def start(self) -> None:
+        """Start everything and return when it is ready; endpoints.json lies there then."""
+        log = structlog.get_logger()
+        self._places.endpoints.unlink(missing_ok=True)
+        (self._places.state / "logs").mkdir(exist_ok=True)
+        replace_file(self._places.peers, json.dumps(self.gateways).encode())
+        worker_ready = self._places.state / "worker.ready"
+        worker_ready.unlink(missing_ok=True)
+        log.info("starting Temporal and the agents", regions=list(self._regions))
+        self._family.start(self._temporal(), *(self._agent(region) for region in self._regions))
+        self._family.wait_until(self._temporal_listens, what="Temporal", limit_seconds=START_LIMIT_SECONDS)
+        log.info("starting API and worker")
+        self._family.start(self._program("api", "ipnext.api"), self._program("worker", "workflows.worker"))
+        addresses = [self._url("api") + "/readyz", *(self._url(f"agent {r}") + "/healthz" for r in self._regions)]
+        self._family.wait_until(
+            lambda: worker_ready.exists() and all(map(_answers, addresses)),
+            what="the platform",
+            limit_seconds=START_LIMIT_SECONDS,
+        )
+        replace_file(self._places.endpoints, json.dumps(self.endpoints, indent=2).encode())
+        log.info("ready", **{k: v for k, v in self.endpoints.items() if k != "pid"})
+
+    def tend(self, stop: threading.Event) -> None:
+        """Restart what crashes until told to stop."""
+        while not stop.wait(0.1):
+            self._family.tend()
+
+    def stop(self) -> None:
+        """End everything in order: worker, API, agents with their data planes, Temporal."""
+        self._places.endpoints.unlink(missing_ok=True)
+        self._family.stop()
+
+    def _environment(self) -> Mapping[str, str]:
+        agents = {region: self._url(f"agent {region}") for region in self._regions}
+        return {
+            "IPNEXT_DATABASE_URL": self._places.database_url,
+            "IPNEXT_ARTIFACTS_URI": self._places.artifacts_uri,
+            "IPNEXT_ARTIFACT_ROOTS": os.environ.get(
+                "IPNEXT_ARTIFACT_ROOTS", json.dumps([str(self._places.state / "incoming")])
+            ),
+            "IPNEXT_AGENTS": json.dumps(agents),
+            "IPNEXT_TEMPORAL_UI_URL": self._url("temporal_ui"),
+            "IPNEXT_API_PORT": str(self._ports["api"]),
+            "IPNEXT_WORKER_READY_FILE": str(self._places.state / "worker.ready"),
+            "TEMPORAL_ADDRESS": f"{HOST}:{self._ports['temporal']}",
+            "TEMPORAL_NAMESPACE": self._config.temporal.namespace,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _program(self, name: str, module: str, *arguments: str) -> Child:
+        command = [sys.executable, "-m", module, *arguments]
+        return Child(name=name, command=command, environment=self._environment(), log=self._places.log(name))
+
+    def _temporal(self) -> Child:
+        ports = {"port": self._ports["temporal"], "ui_port": self._ports["temporal_ui"]}
+        server = self._config.temporal.model_copy(update=ports)
+        command = server_command(server, binary=temporal_binary(), state=self._places.state)
+        return Child(name="temporal", command=command, environment={}, log=self._places.log("temporal"))
+
+    def _agent(self, region: str) -> Child:
+        directory = self._places.state / "regions" / region
+        return self._program(
+            f"agent-{region}",
+            "ipnext.infra.agent",
+            *("--region", region, "--state", str(directory), "--port", str(self._ports[f"agent {region}"])),
+            *("--gateway-port", str(self._ports[f"gateway {region}"])),
+            *("--artifacts", self._places.artifacts_uri, "--peers", str(self._places.peers)),
+        )
+
+    def _temporal_listens(self) -> bool:
+        try:
+            with socket.create_connection((HOST, self._ports["temporal"]), timeout=0.2):
+                return True
+        except OSError:
+            return False
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=0.5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def run(*, state: Path, config: Path | None = None, fleet: Path | None = None, free_ports: bool = False) -> int:
+    """Start the platform in `state` and keep it until SIGINT or SIGTERM. Returns the exit status.
+
+    Raises Conflict (the directory or a port is in use) and InvalidInput (config, fleet).
+    """
+    state = state.resolve()
+    stop = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            return
+        stop.set()
+        raise KeyboardInterrupt
+
+    with locked(state):
+        places = Places(state)
+        devfile = read_devfile(config)
+        regions = prepare_record(places, fleet)
+        platform = Platform(places, devfile, regions, free_ports=free_ports)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
+        try:
+            platform.start()
+            platform.tend(stop)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            structlog.get_logger().info("ending")
+            platform.stop()
+    return 0

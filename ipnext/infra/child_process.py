@@ -1,0 +1,144 @@
+"""A program that is kept running: restarted with growing pauses when it ends, until it is ended for good."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.pulse import Pulse
+from ipnext.infra.tether import tether
+
+TAIL_LINES = 5
+TAIL_BYTES = 4096
+
+
+class ChildProcess:
+    """One program and its restarts. `command` is asked anew at each start, so that it may pick another port.
+
+    `on_change` is called, in the event loop, right after each start and each end. The child dies with this process.
+    """
+
+    def __init__(  # noqa: PLR0913 (a process has that many sides)
+        self,
+        name: str,
+        command: Callable[[], Sequence[str]],
+        *,
+        log_file: Path,
+        environment: Mapping[str, str],
+        settings: AgentSettings,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.restarts = 0
+        self.message: str | None = None
+        """Why it ended last, with the last lines of its log; None when it never did."""
+        self.started_at = 0.0
+        """`time.monotonic()` of the last start."""
+        self._command = command
+        self._log_file = log_file
+        self._environment = environment
+        self._settings = settings
+        self._on_change = on_change
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._pulse = Pulse()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Begin to keep it running."""
+        self._task = asyncio.create_task(self._keep_running(), name=f"keep {self.name} running")
+
+    async def stop(self, grace_seconds: float) -> None:
+        """SIGTERM, SIGKILL after the grace time; returns when it is gone and will not come back."""
+        self._stopping = True
+        self._pulse.strike()
+        if self._task is None:
+            return
+        self.signal(signal.SIGTERM)
+        _, late = await asyncio.wait([self._task], timeout=grace_seconds)
+        if late:
+            structlog.get_logger().warning("killed after its grace time", process=self.name)
+            self.signal(signal.SIGKILL)
+            await asyncio.wait([self._task])
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal. SIGKILL goes to the whole process group, so that nothing it started stays behind."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            if number == signal.SIGKILL:
+                os.killpg(self._process.pid, number)
+            else:
+                os.kill(self._process.pid, number)
+
+    async def _keep_running(self) -> None:
+        pause = self._settings.backoff_first_seconds
+        while not self._stopping:
+            await self._run_once()
+            if self._stopping:
+                return
+            self.restarts += 1
+            structlog.get_logger().warning("process ended, starting it again", process=self.name, reason=self.message)
+            if time.monotonic() - self.started_at > self._settings.steady_seconds:
+                pause = self._settings.backoff_first_seconds
+            await self._pulse.wait(pause)
+            pause = min(2 * pause, self._settings.backoff_limit_seconds)
+
+    async def _run_once(self) -> None:
+        self.started_at = time.monotonic()
+        try:
+            self._process = await self._spawn()
+        except OSError as error:
+            self.message = f"could not be started: {error}"
+            self._on_change()
+            return
+        if self._stopping:  # stop() came while it was being started and had nobody to signal
+            self.signal(signal.SIGTERM)
+        self._on_change()
+        status = await self._process.wait()
+        with suppress(ProcessLookupError):  # what it may have left behind in its process group
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process = None
+        self.message = f"{_ending(status)}; last output: {log_tail(self._log_file) or 'none'}"
+        self._on_change()
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self._log_file.open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(self._environment),
+                start_new_session=True,
+                preexec_fn=tether(),
+            )
+
+
+def log_tail(path: Path) -> str:
+    """The last lines of a log, on one line."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = deque(file.read().decode(errors="replace").splitlines(), maxlen=TAIL_LINES)
+    except FileNotFoundError:
+        return ""
+    return " | ".join(line.strip() for line in lines if line.strip())
+
+
+def _ending(status: int) -> str:
+    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

@@ -1,0 +1,59 @@
+"""The control calls to hosts, router and Envoy's admin endpoint. All raise Unavailable when there is no good answer."""
+
+from typing import TypeVar
+
+import aiohttp
+from pydantic import ValidationError
+
+from ipnext.errors import Unavailable
+from ipnext.model.deployment import HostHolds, HostState, RouterState
+
+State = TypeVar("State", HostState, RouterState)
+
+
+class Control:
+    """Short calls over loopback with one limit for each."""
+
+    def __init__(self, session: aiohttp.ClientSession, *, probe_seconds: float) -> None:
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=probe_seconds)
+
+    async def host_state(self, url: str) -> HostState:
+        """What a host holds."""
+        return _parsed(HostState, await self.call("GET", f"{url}/control/state"))
+
+    async def router_state(self, url: str) -> RouterState:
+        """Which table a router follows and what it counted."""
+        return _parsed(RouterState, await self.call("GET", f"{url}/control/state"))
+
+    async def put_holds(self, url: str, holds: HostHolds) -> None:
+        """Tell a host what to hold."""
+        await self.call("PUT", f"{url}/control/holds", holds.model_dump_json())
+
+    async def drain(self, url: str) -> None:
+        """Tell a host to take no new requests."""
+        await self.call("POST", f"{url}/control/drain")
+
+    async def call(self, method: str, url: str, body: str | None = None) -> bytes:
+        """One call; the body of a good answer."""
+        headers = {"content-type": "application/json"} if body else None
+        try:
+            async with self._session.request(
+                method, url, data=body, headers=headers, timeout=self._timeout
+            ) as answer:
+                content = await answer.read()
+                if answer.status >= 400:
+                    msg = f"{method} {url} answered {answer.status}: {content[:500].decode(errors='replace')}"
+                    raise Unavailable(msg)
+                return content
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            msg = f"no answer to {method} {url}: {error!r}"
+            raise Unavailable(msg) from error
+
+
+def _parsed(kind: type[State], content: bytes) -> State:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        msg = f"not a {kind.__name__}: {error}"
+        raise Unavailable(msg) from error

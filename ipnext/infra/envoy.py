@@ -1,0 +1,274 @@
+"""Renders Envoy's configuration for a region: a bootstrap, clusters, and routes from route tables. Pure functions.
+
+Envoy is the one place where a version is chosen: by weight, written into a header, or by that header if a client sent it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from ipnext.infra.ports import LOOPBACK
+from ipnext.infra.weights import WEIGHT_TOTAL, weights
+from ipnext.model.deployment import RouteShare, RouteTable
+from ipnext.names import GENERATION_HEADER
+
+FORWARDED_HEADER = "x-ipnext-forwarded-by"
+"""Set on a request that one region's gateway sends to another's: it must be answered there."""
+ROUTER_CLUSTER = "router"
+ROUTES_NAME = "gateway"
+STAT_PREFIX = "gateway"
+RETRY_AFTER_SECONDS = 1
+NAMED_LIMIT = 20
+"""Error texts name so many known models or generations: Envoy limits a direct answer to 4 KiB."""
+MANY = 1_000_000
+"""Above any number of requests that reach one gateway: the router does the limiting."""
+UPSTREAM_IDLE_SECONDS = 2
+"""Below the keep-alive time of any server behind: Envoy never sends into a connection that just closes."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """All that a region's Envoy is configured from."""
+
+    region: str
+    router_port: int
+    peers: Mapping[str, str]
+    """Other region -> URL of its gateway."""
+    tables: Mapping[str, RouteTable]
+    """Model -> its route table."""
+    request_seconds: float
+
+
+def bootstrap(gateway_port: int, admin_port: int, *, region: str, routes_file: str, clusters_file: str) -> Json:
+    """The static part: admin endpoint, listener, and where the dynamic parts lie."""
+    return {
+        "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
+        "admin": {"address": _address(LOOPBACK, admin_port)},
+        "dynamic_resources": {"cds_config": _watched(clusters_file)},
+        "static_resources": {"listeners": [_listener(gateway_port, routes_file)]},
+    }
+
+
+def discovery(version: int, resources: Sequence[Json]) -> Json:
+    """A versioned file of clusters or routes, as Envoy follows it."""
+    return {"version_info": str(version), "resources": list(resources)}
+
+
+def clusters(gateway: Gateway) -> list[Json]:
+    """The router, and the gateway of each other region."""
+    router = _cluster(ROUTER_CLUSTER, LOOPBACK, gateway.router_port)
+    return [router, *(_peer_cluster(region, url) for region, url in sorted(gateway.peers.items()))]
+
+
+def routes(gateway: Gateway) -> list[Json]:
+    """The route configuration; a single resource."""
+    known = sorted(gateway.tables)
+    rules: list[Json] = []
+    for model in known:
+        rules += _model_routes(gateway, gateway.tables[model])
+    rules += [
+        _route({"path": "/v2"}, _to_router(gateway)),
+        _route({"path_separated_prefix": "/v2/health"}, _to_router(gateway)),
+        _refusal({"prefix": "/v2/models/"}, 404, f"no such model in region {gateway.region}; known: {_some(known)}"),
+        _refusal({"prefix": "/"}, 404, "no such path; this is an Open Inference Protocol V2 endpoint, see /v2"),
+    ]
+    host = {"name": ROUTES_NAME, "domains": ["*"], "routes": rules}
+    return [{"@type": _type("config.route.v3.RouteConfiguration"), "name": ROUTES_NAME, "virtual_hosts": [host]}]
+
+
+def _model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
+    """In order: a generation pinned by header, one named by the path, then the choice by weight."""
+    base = f"/v2/models/{table.model}"
+    versions = f"{base}/versions"
+    pins = _pins(gateway, table)
+    absent = f"model {table.model} has no such generation in region {gateway.region}; served: {_some(map(str, pins))}"
+    rules = []
+    for generation, pin in pins.items():
+        rules.append(_route(_under(base, _exactly(generation), *pin.unless), pin.action))
+    rules.append(_refusal(_under(base, {"name": GENERATION_HEADER, "present_match": True}), 404, absent))
+    for generation, pin in pins.items():
+        named = _under(f"{versions}/{generation}", *pin.unless)
+        rules.append(_route(named, pin.action, headers={GENERATION_HEADER: str(generation)}))
+    rules.append(_refusal(_under(versions), 404, absent))
+    return [*rules, _weighted(gateway, table, base)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pin:
+    """Where a request for one generation goes, and which header it must not carry to go there."""
+
+    action: Json
+    unless: tuple[Json, ...] = ()
+
+
+def _pins(gateway: Gateway, table: RouteTable) -> dict[int, _Pin]:
+    """Generations that a client may name: those served here, and those that this region's shares send elsewhere."""
+    pins = {served.generation: _Pin(action=_to_router(gateway)) for served in table.served}
+    bounced = {"name": FORWARDED_HEADER, "present_match": True, "invert_match": True}
+    for share in sorted(_usable(gateway, table), key=lambda share: -share.fraction):
+        if share.generation not in pins:
+            headers = [_header(FORWARDED_HEADER, gateway.region)]
+            action = {**_action(gateway, _peer(share.to)), "request_headers_to_add": headers}
+            pins[share.generation] = _Pin(action=action, unless=(bounced,))
+    return dict(sorted(pins.items()))
+
+
+def _weighted(gateway: Gateway, table: RouteTable, base: str) -> Json:
+    shares = _usable(gateway, table)
+    if not shares:
+        message = f"model {table.model} has no capacity in region {gateway.region} at the moment; try again"
+        return _refusal(_under(base), 503, message, headers={"retry-after": str(RETRY_AFTER_SECONDS)})
+    counts = weights([share.fraction for share in shares], WEIGHT_TOTAL)
+    entries = [_entry(gateway, share, weight) for share, weight in zip(shares, counts, strict=True)]
+    action = _action(gateway, None)
+    action["route"]["weighted_clusters"] = {"clusters": entries}
+    return _route(_under(base), action)
+
+
+def _usable(gateway: Gateway, table: RouteTable) -> list[RouteShare]:
+    """Shares with traffic whose region can be reached, one for each (region, generation)."""
+    sums: dict[tuple[str, int], float] = {}
+    for share in table.shares:
+        if share.fraction > 0 and (share.to == gateway.region or share.to in gateway.peers):
+            sums[share.to, share.generation] = sums.get((share.to, share.generation), 0.0) + share.fraction
+    total = max(1.0, sum(sums.values()))
+    return [RouteShare(to=to, generation=number, fraction=part / total) for (to, number), part in sums.items()]
+
+
+def _entry(gateway: Gateway, share: RouteShare, weight: int) -> Json:
+    headers = [_header(GENERATION_HEADER, str(share.generation))]
+    if share.to == gateway.region:
+        return {"name": ROUTER_CLUSTER, "weight": weight, "request_headers_to_add": headers}
+    headers.append(_header(FORWARDED_HEADER, gateway.region))
+    return {"name": _peer(share.to), "weight": weight, "request_headers_to_add": headers}
+
+
+def _to_router(gateway: Gateway) -> Json:
+    return _action(gateway, ROUTER_CLUSTER)
+
+
+def _action(gateway: Gateway, cluster: str | None) -> Json:
+    """Send on. Tried again only where no byte of the request was taken, so nothing is computed twice."""
+    retry = {
+        "retry_on": "connect-failure,refused-stream",
+        "num_retries": 5,
+        "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+    }
+    route = {"timeout": f"{gateway.request_seconds}s", "retry_policy": retry}
+    return {"route": route if cluster is None else {"cluster": cluster, **route}}
+
+
+def _route(match: Json, action: Json, *, headers: Mapping[str, str] | None = None) -> Json:
+    added = [_header(name, value) for name, value in (headers or {}).items()]
+    added = [*action.get("request_headers_to_add", []), *added]
+    return {"match": match, **action, **({"request_headers_to_add": added} if added else {})}
+
+
+def _refusal(match: Json, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> Json:
+    answer = {"status": status, "body": {"inline_string": message}}
+    added = [_header(name, value) for name, value in (headers or {}).items()]
+    return {"match": match, "direct_response": answer, **({"response_headers_to_add": added} if added else {})}
+
+
+def _under(base: str, *headers: Json) -> Json:
+    return {"path_separated_prefix": base, **({"headers": list(headers)} if headers else {})}
+
+
+def _exactly(generation: int) -> Json:
+    return {"name": GENERATION_HEADER, "string_match": {"exact": str(generation)}}
+
+
+def _header(name: str, value: str) -> Json:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - NAMED_LIMIT} more" if len(listed) > NAMED_LIMIT else ""
+    return (", ".join(listed[:NAMED_LIMIT]) + more) or "none"
+
+
+def _peer(region: str) -> str:
+    return f"region-{region}"
+
+
+def _peer_cluster(region: str, url: str) -> Json:
+    target = urlsplit(url)
+    return _cluster(_peer(region), target.hostname or LOOPBACK, target.port or 80)
+
+
+def _cluster(name: str, host: str, port: int) -> Json:
+    protocol = {
+        "@type": _type("extensions.upstreams.http.v3.HttpProtocolOptions"),
+        "common_http_protocol_options": {"idle_timeout": f"{UPSTREAM_IDLE_SECONDS}s"},
+        "explicit_http_config": {"http_protocol_options": {}},
+    }
+    limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), MANY)
+    endpoint = {"endpoint": {"address": _address(host, port)}}
+    return {
+        "@type": _type("config.cluster.v3.Cluster"),
+        "name": name,
+        "type": "STATIC" if _is_ip(host) else "STRICT_DNS",
+        "connect_timeout": "1s",
+        "circuit_breakers": {"thresholds": [limits]},
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+
+
+def _listener(port: int, routes_file: str) -> Json:
+    connections = {
+        "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": STAT_PREFIX,
+        "generate_request_id": False,
+        "normalize_path": True,
+        "rds": {"route_config_name": ROUTES_NAME, "config_source": _watched(routes_file)},
+        "local_reply_config": {"body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}},
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": _router_filter()}],
+    }
+    chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": connections}]}
+    # Without port reuse a second Envoy on this port fails, instead of taking half of the connections in silence.
+    return {
+        "name": "gateway",
+        "address": _address(LOOPBACK, port),
+        "enable_reuse_port": False,
+        "filter_chains": [chain],
+    }
+
+
+def _router_filter() -> Json:
+    return {
+        "@type": _type("extensions.filters.http.router.v3.Router"),
+        "dynamic_stats": False,
+        "suppress_envoy_headers": True,
+    }
+
+
+def _watched(path: str) -> Json:
+    return {"path_config_source": {"path": path}, "resource_api_version": "V3"}
+
+
+def _address(host: str, port: int) -> Json:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _type(name: str) -> str:
+    return f"type.googleapis.com/envoy.{name}"
+
+
+def as_json(config: Json) -> bytes:
+    """The bytes of a configuration file. Envoy reads files named .json as JSON."""
+    return json.dumps(config, indent=1).encode()

@@ -1,0 +1,217 @@
+"""One host process and its way through life: started, told what to hold, watched, drained, ended."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import structlog
+
+from ipnext.errors import Unavailable
+from ipnext.infra.child_process import ChildProcess
+from ipnext.infra.control import Control
+from ipnext.infra.holds import generations, routable, with_both
+from ipnext.infra.ports import LOOPBACK
+from ipnext.infra.pulse import Pulse
+from ipnext.infra.router_process import RouterProcess
+from ipnext.infra.site import Site
+from ipnext.model.deployment import (
+    DeploymentKey,
+    HostHolds,
+    HostState,
+    LoadFailure,
+    PartEndpoint,
+    Replica,
+    ReplicaPhase,
+)
+
+
+class HostReplica:
+    """A replica of a deployment. `publish` puts its endpoint into the router table and returns the table's revision."""
+
+    def __init__(
+        self, key: DeploymentKey, number: int, *, site: Site, router: RouterProcess, publish: Callable[[], int]
+    ) -> None:
+        self.key = key
+        self.number = number
+        self.name = f"{key.model}.{key.part}.{key.hardware}.{number}"
+        self.leaving = False
+        self._site = site
+        self._settings = site.settings
+        self._control = Control(site.session, probe_seconds=site.settings.probe_seconds)
+        self._router = router
+        self._publish = publish
+        self._port = 0
+        self._wanted = HostHolds(holds=())
+        self._told: HostHolds | None = None
+        self._release_revision = 0
+        self._release_deadline = 0.0
+        self._state: HostState | None = None
+        self._answered_at = 0.0
+        self._pulse = Pulse()
+        self._child = ChildProcess(
+            self.name,
+            self._command,
+            log_file=site.log_file(self.name),
+            environment=site.environment(),
+            settings=site.settings,
+            on_change=self._process_changed,
+        )
+
+    @property
+    def url(self) -> str:
+        """Base URL of the host."""
+        return f"http://{LOOPBACK}:{self._port}"
+
+    @property
+    def ready(self) -> tuple[int, ...]:
+        """Generations that traffic may be sent to, ascending."""
+        if self._state is None or self._state.draining or self.leaving:
+            return ()
+        return routable(self._state.ready, self._wanted)
+
+    @property
+    def endpoint(self) -> PartEndpoint:
+        """How the router reaches it; without generations while it is not ready."""
+        return PartEndpoint(part=self.key.part, url=self.url, generations=self.ready)
+
+    def observed(self) -> Replica:
+        """The replica as the port reports it."""
+        failures = self._state.failures if self._state else ()
+        return Replica(
+            id=self.name,
+            key=self.key,
+            phase=self._phase(),
+            url=self.url if self._child.pid else None,
+            pid=self._child.pid,
+            ready=self.ready,
+            failures=tuple(
+                LoadFailure(snapshot=f.snapshot, generations=f.generations, code=f.code, message=f.message)
+                for f in failures
+            ),
+            restarts=self._child.restarts,
+            message=self._child.message,
+        )
+
+    def want(self, holds: HostHolds) -> None:
+        """Change what it shall hold. Call `publish` afterwards and hand its revision to `release_after`."""
+        self._wanted = holds
+
+    def release_after(self, revision: int) -> None:
+        """What is no longer wanted may be unloaded once the router follows this table revision."""
+        self._release_revision = revision
+        self._release_deadline = time.monotonic() + self._settings.drain_seconds
+        self._pulse.strike()
+
+    def leave(self) -> None:
+        """Take it out of routing, drain it and end it; `run` returns then."""
+        self.leaving = True
+        self._pulse.strike()
+
+    async def run(self) -> None:
+        """The replica's life, from start to end."""
+        self._child.start()
+        while not self.leaving:
+            before = self.ready
+            await self._ask()
+            with suppress(Unavailable):  # told again at the next look
+                await self._tell()
+            if self.ready != before:
+                self._publish()
+            await self._pulse.wait(self._pause())
+        await self._depart()
+
+    async def end(self) -> None:
+        """End it now: the host finishes what it has, within the grace time."""
+        self.leaving = True
+        await self._child.stop(self._settings.grace_seconds)
+
+    def _command(self) -> Sequence[str]:
+        self._port = self._site.ports.port(self.name)
+        return self._site.host_command(self.name, self._port)
+
+    def _process_changed(self) -> None:
+        """It has just started or ended: whatever it held is not there any more."""
+        self._state = None
+        self._told = None
+        self._answered_at = time.monotonic()
+        self._publish()
+        self._pulse.strike()
+
+    def _phase(self) -> ReplicaPhase:
+        if self.leaving:
+            return ReplicaPhase.DRAINING
+        if self._child.pid is None:
+            return ReplicaPhase.FAILED if self._child.message else ReplicaPhase.STARTING
+        return ReplicaPhase.RUNNING if self._state else ReplicaPhase.STARTING
+
+    def _pause(self) -> float:
+        settled = self._state is not None and not self._state.loading and self._told == self._wanted
+        return self._settings.idle_poll_seconds if settled else self._settings.poll_seconds
+
+    async def _ask(self) -> None:
+        pid = self._child.pid
+        if pid is None:
+            return
+        try:
+            state = await self._control.host_state(self.url)
+        except Unavailable:
+            self._not_answered()
+            return
+        if pid == self._child.pid:
+            self._state = state
+            self._answered_at = time.monotonic()
+
+    def _not_answered(self) -> None:
+        """A host that stays silent leaves routing, and is replaced when it stays silent for very long."""
+        silent = time.monotonic() - self._answered_at
+        if silent > self._settings.unanswered_seconds:
+            self._state = None
+        if silent > self._settings.hung_seconds:
+            structlog.get_logger().error("host hangs, killed", replica=self.name, silent_seconds=round(silent))
+            self._child.signal(signal.SIGKILL)
+
+    async def _tell(self) -> None:
+        """Bring the host's holds to the wanted ones: additions at once, removals when they have left routing."""
+        if self._state is None or self._told == self._wanted:
+            return
+        if self._told is None:
+            await self._put(self._wanted)
+            return
+        both = with_both(self._told, self._wanted)
+        if both != self._told:
+            await self._put(both)
+        if self._may_release(generations(both) - generations(self._wanted)):
+            await self._put(self._wanted)
+
+    def _may_release(self, dropped: frozenset[int]) -> bool:
+        if not self._router.follows(self._release_revision):
+            return False
+        late = time.monotonic() > self._release_deadline
+        return late or self._router.in_flight(self.key.model, dropped) == 0
+
+    async def _put(self, holds: HostHolds) -> None:
+        pid = self._child.pid
+        await self._control.put_holds(self.url, holds)
+        if pid == self._child.pid:
+            self._told = holds
+
+    async def _depart(self) -> None:
+        """First out of the router's table, then no new requests, then the last answers, then the end."""
+        revision = self._publish()
+        with suppress(Unavailable):  # a router that is down sends nothing either
+            await self._router.confirmed(revision)
+        await asyncio.sleep(self._settings.settle_seconds)
+        with suppress(Unavailable):  # a host that is down has nothing to finish
+            await self._control.drain(self.url)
+            await self._finished()
+        await self._child.stop(self._settings.grace_seconds)
+        self._site.ports.forget(self.name)
+
+    async def _finished(self) -> None:
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while time.monotonic() < deadline:
+            if (await self._control.host_state(self.url)).in_flight == 0:
+                return
+            await asyncio.sleep(self._settings.poll_seconds)

@@ -1,0 +1,52 @@
+"""What all parts of one agent share: the region, its directory, settings, ports and HTTP session."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.ports import LOOPBACK, PortBook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One region on this machine. Made once, in the agent's entry point."""
+
+    region: str
+    directory: Path
+    artifacts: str
+    gateway_port: int
+    settings: AgentSettings
+    ports: PortBook
+    session: aiohttp.ClientSession
+
+    @property
+    def gateway_url(self) -> str:
+        """Where clients send requests."""
+        return f"http://{LOOPBACK}:{self.gateway_port}"
+
+    def log_file(self, name: str) -> Path:
+        """Where the output of a process goes."""
+        return self.directory / "logs" / f"{name}.log"
+
+    def host_command(self, name: str, port: int) -> Sequence[str]:
+        """The command line of a host process."""
+        cache = self.directory / "cache" / name
+        command = self._filled(self.settings.host_command, port, id=name, artifacts=self.artifacts, cache=str(cache))
+        endpoint = self.settings.s3_endpoint_url
+        return [*command, "--s3-endpoint-url", endpoint] if endpoint else command
+
+    def router_command(self, table: Path, port: int) -> Sequence[str]:
+        """The command line of the router process."""
+        return self._filled(self.settings.router_command, port, table=str(table))
+
+    def environment(self) -> Mapping[str, str]:
+        """The environment of child processes: this one's, with the thread count of hosts."""
+        return os.environ | {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
+
+    def _filled(self, template: Sequence[str], port: int, **fields: str) -> Sequence[str]:
+        return [part.format(python=sys.executable, port=port, region=self.region, **fields) for part in template]

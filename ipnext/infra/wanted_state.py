@@ -1,0 +1,79 @@
+"""What a region shall run, in files: one for each deployment and each route table. It outlives the agent."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+import structlog
+from pydantic import ValidationError
+
+from ipnext.infra.atomic_file import remove_file, replace_file
+from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.value import Value
+
+Kept = TypeVar("Kept", bound=Value)
+
+
+class WantedState:
+    """Deployments and route tables below a directory. A write is on disk when the call returns."""
+
+    def __init__(self, directory: Path) -> None:
+        self._deployment_files = directory / "deployments"
+        self._route_files = directory / "routes"
+        self._deployments = {d.key: d for d in _read_all(self._deployment_files, Deployment)}
+        self._routes = {t.model: t for t in _read_all(self._route_files, RouteTable)}
+
+    @property
+    def deployments(self) -> Mapping[DeploymentKey, Deployment]:
+        """Every wanted replica set."""
+        return MappingProxyType(self._deployments)
+
+    @property
+    def routes(self) -> Mapping[str, RouteTable]:
+        """Model -> route table in force."""
+        return MappingProxyType(self._routes)
+
+    def put_deployment(self, deployment: Deployment) -> None:
+        """Keep this as the wanted state of its replica set."""
+        if self._deployments.get(deployment.key) != deployment:
+            replace_file(self._deployment_file(deployment.key), _bytes(deployment), durable=True)
+            self._deployments[deployment.key] = deployment
+
+    def remove_deployment(self, key: DeploymentKey) -> None:
+        """Forget a replica set."""
+        if self._deployments.pop(key, None):
+            remove_file(self._deployment_file(key))
+
+    def put_route(self, table: RouteTable) -> None:
+        """Keep this as the route table of its model."""
+        if self._routes.get(table.model) != table:
+            replace_file(self._route_file(table.model), _bytes(table), durable=True)
+            self._routes[table.model] = table
+
+    def remove_route(self, model: str) -> None:
+        """Forget a model's route table."""
+        if self._routes.pop(model, None):
+            remove_file(self._route_file(model))
+
+    def _deployment_file(self, key: DeploymentKey) -> Path:
+        return self._deployment_files / f"{key}.json"
+
+    def _route_file(self, model: str) -> Path:
+        return self._route_files / f"{model}.json"
+
+
+def _bytes(value: Value) -> bytes:
+    return value.model_dump_json(indent=1).encode()
+
+
+def _read_all(directory: Path, kind: type[Kept]) -> list[Kept]:
+    """All values of a directory. One that cannot be read is set aside as `.refused` and logged, never half used."""
+    found = []
+    for path in sorted(directory.glob("[!.]*.json")):
+        try:
+            found.append(kind.model_validate_json(path.read_bytes()))
+        except ValidationError as error:
+            path.replace(path.with_suffix(".refused"))
+            structlog.get_logger().error("wanted state refused", file=str(path), reason=str(error))
+    return found

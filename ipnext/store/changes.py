@@ -1,0 +1,157 @@
+"""Changes: what is asked of a model, in order. One that is recorded is acknowledged and never lost."""
+
+from collections.abc import Sequence
+
+from sqlmodel import col, func, select
+
+from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
+from ipnext.model.status import Reason
+from ipnext.store.snapshots import Snapshots
+from ipnext.store.tables import ChangeRow, PlanRow
+from ipnext.store.unit import rows
+
+LONGEST_ID = 200
+"""Characters of a change's id."""
+
+_ORDER: Sequence[ChangeState] = (ChangeState.RECORDED, ChangeState.QUEUED, ChangeState.RUNNING)
+
+
+class Changes(Snapshots):
+    """The journal of changes. `sequence` rises by one for each model."""
+
+    def add_change(
+        self,
+        model: str,
+        kind: ChangeKind,
+        *,
+        change_id: str,
+        generation: int | None = None,
+        plan_id: str | None = None,
+    ) -> Change:
+        """Record a ROLLBACK, APPLY, MOVE or RETIRE; the same id again gives the recorded one.
+
+        NotFound for an unknown model, generation or plan; Conflict where the id belongs to another change;
+        InvalidInput for a PUBLISH (that is `publish`).
+        """
+        if kind is ChangeKind.PUBLISH:
+            msg = "kind: a publish brings snapshots; use publish()"
+            raise InvalidInput(msg, field="kind", value=kind)
+        self._writing_model(model)
+        recorded = self._recorded(model, kind, change_id)
+        if recorded is not None:
+            if (recorded.generation, recorded.plan_id) != (generation, plan_id):
+                msg = f"change {change_id!r} is recorded with generation {recorded.generation} and plan {recorded.plan_id}"
+                raise Conflict(msg)
+            return _change(recorded)
+        if generation is not None:
+            self._generation_row(model, generation)
+        if plan_id is not None and not self._session.exec(select(PlanRow.id).where(PlanRow.id == plan_id)).first():
+            msg = f"plan {plan_id!r} is not known; save it before the change that carries it out"
+            raise NotFound(msg)
+        return self._record(model, kind, change_id, generation=generation, plan_id=plan_id)
+
+    def change(self, change_id: str) -> Change:
+        """One change. NotFound."""
+        return _change(self._change_row(change_id))
+
+    def changes(self, model: str, *, limit: int = 50) -> tuple[Change, ...]:
+        """A model's changes, newest first. NotFound for an unknown model."""
+        self._model_row(model)
+        query = select(ChangeRow).where(ChangeRow.model == model).order_by(col(ChangeRow.sequence).desc())
+        return tuple(_change(row) for row in self._session.exec(query.limit(rows(limit))))
+
+    def unsubmitted_changes(self) -> tuple[Change, ...]:
+        """Every change that no workflow has taken yet, in the order of recording."""
+        query = select(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value).order_by(col(ChangeRow.ordinal))
+        return tuple(_change(row) for row in self._session.exec(query))
+
+    def update_change(
+        self,
+        change_id: str,
+        *,
+        state: ChangeState,
+        reason: Reason | None = None,
+        message: str | None = None,
+        run_id: str | None = None,
+    ) -> Change:
+        """Move a change forward; what is None stays. NotFound.
+
+        A change only goes forward: an update that comes late (to a final change, or back from RUNNING to QUEUED) is
+        ignored, and the change as it stands is returned.
+        """
+        row = self._change_row(change_id)
+        self._writing(row.model)
+        before = ChangeState(row.state)
+        late = not state.final and _ORDER.index(state) < _ORDER.index(before) if not before.final else True
+        if late:
+            return _change(row)
+        row.state = state.value
+        row.reason = row.reason if reason is None else reason.value
+        row.message = row.message if message is None else message
+        row.run_id = row.run_id if run_id is None else run_id
+        row.finished_at = self._now() if state.final else None
+        self._add(row)
+        return _change(row)
+
+    def _change_row(self, change_id: str) -> ChangeRow:
+        row = self._find_change(change_id)
+        if row is None:
+            msg = f"change {change_id!r} is not known"
+            raise NotFound(msg)
+        return row
+
+    def _find_change(self, change_id: str) -> ChangeRow | None:
+        return self._session.exec(select(ChangeRow).where(ChangeRow.id == change_id)).first()
+
+    def _recorded(self, model: str, kind: ChangeKind, change_id: str) -> ChangeRow | None:
+        """The change of that id, if any. Conflict where it is another model's or of another kind."""
+        if not 0 < len(change_id) <= LONGEST_ID:
+            msg = f"changeId: must have 1 to {LONGEST_ID} characters, got {len(change_id)}"
+            raise InvalidInput(msg, field="changeId", value=change_id[:LONGEST_ID])
+        row = self._find_change(change_id)
+        if row is not None and (row.model, row.kind) != (model, kind.value):
+            msg = f"change {change_id!r} is already a {row.kind} of model {row.model!r}; choose another id"
+            raise Conflict(msg)
+        return row
+
+    def _record(
+        self,
+        model: str,
+        kind: ChangeKind,
+        change_id: str,
+        *,
+        generation: int | None = None,
+        plan_id: str | None = None,
+    ) -> Change:
+        last = self._session.exec(select(func.max(ChangeRow.sequence)).where(ChangeRow.model == model)).one()
+        row = ChangeRow(
+            id=change_id,
+            model=model,
+            kind=kind.value,
+            sequence=(last or 0) + 1,
+            generation=generation,
+            plan_id=plan_id,
+            state=ChangeState.RECORDED.value,
+            message="",
+            created_at=self._now(),
+        )
+        self._add(row)
+        return _change(row)
+
+
+def _change(row: ChangeRow) -> Change:
+    return Change(
+        id=row.id,
+        model=row.model,
+        kind=ChangeKind(row.kind),
+        sequence=row.sequence,
+        generation=row.generation,
+        plan_id=row.plan_id,
+        state=ChangeState(row.state),
+        reason=None if row.reason is None else Reason(row.reason),
+        message=row.message,
+        run_id=row.run_id,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,122 @@
+"""The two engines: how a connection is made and how a transaction begins on each."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ipnext.errors import InvalidInput
+
+LOCK_SECONDS = 10
+"""Longest wait for another writer."""
+
+IDLE_SECONDS = 60
+"""PostgreSQL ends a unit of work whose process has stopped for so long, so that it blocks nobody."""
+
+ALLOWED = ("sqlite:///FILE", "postgresql+psycopg://USER@HOST/DATABASE")
+
+_BEGIN = "ipnext_begin"
+_FLEET_LOCK, _MODEL_LOCK, MIGRATION_LOCK = 0x49504E01, 0x49504E02, 0x49504E03
+
+
+def parse(url: str) -> URL:
+    """The URL of a database that we know how to drive. InvalidInput names the allowed forms."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        msg = f"database url: not of a known form; allowed: {', '.join(ALLOWED)}"
+        raise InvalidInput(msg, field="database_url", allowed=ALLOWED) from error
+    if parsed.drivername in {"postgres", "postgresql"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    in_memory = parsed.drivername == "sqlite" and parsed.database in {None, "", ":memory:"}
+    if in_memory or parsed.drivername not in {"sqlite", "postgresql+psycopg"}:
+        shown = parsed.render_as_string(hide_password=True)
+        msg = f"database url: {shown} is not supported; allowed: {', '.join(ALLOWED)}"
+        raise InvalidInput(msg, field="database_url", value=shown, allowed=ALLOWED)
+    return parsed
+
+
+def connect(url: URL) -> Engine:
+    """An engine for a parsed URL. Connects to nothing yet."""
+    return _sqlite(url) if url.drivername == "sqlite" else _postgresql(url)
+
+
+def reading(engine: Engine) -> Engine:
+    """The same connections for units that only read: one snapshot of the data, no lock."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(**{_BEGIN: "BEGIN"})
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def take_turn(connection: Connection, model: str | None) -> None:
+    """Wait for this unit's turn to write; the transaction's end gives it back.
+
+    SQLite has one writer at a time anyway (BEGIN IMMEDIATE). PostgreSQL gets the same order by advisory locks: a unit
+    of all models waits for every other, a unit of one model for those of that model only. No unit takes two model
+    locks, so none can wait in a circle.
+    """
+    if connection.dialect.name == "sqlite":
+        return
+    shared = "" if model is None else "_shared"
+    connection.execute(text(f"SELECT pg_advisory_xact_lock{shared}({_FLEET_LOCK}, 0)"))
+    if model is not None:
+        number = zlib.crc32(model.encode("utf-8", "surrogatepass")) - 2**31
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:space, :number)"), {"space": _MODEL_LOCK, "number": number}
+        )
+
+
+def _sqlite(url: URL) -> Engine:
+    Path(url.database or "").absolute().parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        url,
+        connect_args={"timeout": LOCK_SECONDS, "check_same_thread": False},
+        pool_size=8,
+        max_overflow=24,
+        pool_timeout=LOCK_SECONDS,
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    """Every connection: we begin transactions ourselves, keys hold, a commit survives a power cut.
+
+    `synchronous` FULL and not NORMAL: with NORMAL a WAL database may lose its last commits when the machine loses
+    power, and an acknowledged change must never be lost. It costs one fsync a commit.
+    """
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN IMMEDIATE"))
+
+
+def _postgresql(url: URL) -> Engine:
+    given = url.query.get("options", "")
+    options = [given if isinstance(given, str) else " ".join(given)]
+    limits = {"lock_timeout": LOCK_SECONDS, "idle_in_transaction_session_timeout": IDLE_SECONDS}
+    options += [f"-c {name}={seconds}s" for name, seconds in limits.items()]
+    return create_engine(
+        url.difference_update_query(["options"]),
+        connect_args={
+            "options": " ".join(options).strip(),
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        },
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_size=8,
+        max_overflow=24,
+        pool_timeout=LOCK_SECONDS,
+    )

@@ -1,0 +1,1 @@
+"""Alembic's scripts. `ipnext.store.migrating` runs them."""

@@ -1,0 +1,142 @@
+"""The fleet and the models, as applied."""
+
+from types import EllipsisType
+
+from sqlmodel import col, select
+
+from ipnext.errors import NotFound, StaleWrite
+from ipnext.model.fleet import FleetSpec
+from ipnext.model.manifest import ModelManifest
+from ipnext.store.records import FleetRecord, ModelRecord
+from ipnext.store.tables import FleetRow, ModelRow
+from ipnext.store.unit import Unit, document, known
+
+THE_FLEET = 1
+
+
+class Models(Unit):
+    """Fleet and models. `version` guards what people write; what the platform observes does not move it."""
+
+    def fleet(self) -> FleetRecord:
+        """The fleet as applied. NotFound before the first."""
+        row = self._session.get(FleetRow, THE_FLEET)
+        if row is None:
+            msg = "no fleet is applied yet; apply a manifest of kind: Fleet first"
+            raise NotFound(msg)
+        return _fleet(row)
+
+    def put_fleet(self, spec: FleetSpec, *, expected_version: int | None) -> FleetRecord:
+        """Create or replace the fleet; an equal one stays as it is.
+
+        `expected_version`: the version the caller read, 0 where there was none; StaleWrite on another. None: any.
+        """
+        self._writing(None)
+        row = self._session.get(FleetRow, THE_FLEET)
+        _check_version("the fleet", row.version if row else 0, expected_version)
+        text = document(spec)
+        if row is None:
+            row = FleetRow(id=THE_FLEET, spec=text, version=1, updated_at=self._now())
+        elif row.spec != text:
+            row.spec, row.version, row.updated_at = text, row.version + 1, self._now()
+        self._add(row)
+        return _fleet(row)
+
+    def put_model(self, manifest: ModelManifest, *, expected_version: int | None) -> ModelRecord:
+        """Create or replace a model; a retired one lives again. The same manifest leaves the record as it is.
+
+        The generation (the manifest's revision) rises by one where the spec changed, the version with every change.
+        `expected_version`: the version the caller read, 0 where there was none; StaleWrite on another. None: any.
+        """
+        name = manifest.name
+        self._writing(name)
+        row = self._session.get(ModelRow, name)
+        _check_version(f"model {name!r}", row.version if row else 0, expected_version)
+        if row is None:
+            row = self._new_model(manifest)
+        elif row.retired or row.manifest != document(manifest):
+            changed = document(ModelManifest.model_validate_json(row.manifest).spec) != document(manifest.spec)
+            row.manifest = document(manifest)
+            row.generation += 1 if changed else 0
+            row.retired = False
+            row.version += 1
+            row.updated_at = self._now()
+        self._add(row)
+        return _model(row)
+
+    def _new_model(self, manifest: ModelManifest) -> ModelRow:
+        now = self._now()
+        return ModelRow(
+            name=manifest.name,
+            manifest=document(manifest),
+            generation=1,
+            observed_generation=0,
+            version=1,
+            created_at=now,
+            updated_at=now,
+        )
+
+    def model(self, name: str) -> ModelRecord:
+        """One model, retired or not. NotFound names known ones."""
+        return _model(self._model_row(name))
+
+    def models(self) -> tuple[ModelRecord, ...]:
+        """All models, retired ones too, by name."""
+        records = [_model(row) for row in self._session.exec(select(ModelRow))]
+        return tuple(sorted(records, key=lambda record: record.name))
+
+    def update_model(
+        self,
+        name: str,
+        *,
+        serving_generation: int | EllipsisType | None = ...,
+        target_generation: int | EllipsisType | None = ...,
+        observed_generation: int | EllipsisType = ...,
+        retired: bool | EllipsisType = ...,
+    ) -> ModelRecord:
+        """Write down what the platform observed or retired; what is left out stays. NotFound."""
+        row = self._writing_model(name)
+        before = (row.serving_generation, row.target_generation, row.observed_generation, row.retired)
+        if not isinstance(serving_generation, EllipsisType):
+            row.serving_generation = serving_generation
+        if not isinstance(target_generation, EllipsisType):
+            row.target_generation = target_generation
+        if not isinstance(observed_generation, EllipsisType):
+            row.observed_generation = observed_generation
+        if not isinstance(retired, EllipsisType) and retired != row.retired:
+            row.retired = retired
+            row.version += 1
+        if before != (row.serving_generation, row.target_generation, row.observed_generation, row.retired):
+            row.updated_at = self._now()
+            self._add(row)
+        return _model(row)
+
+    def _no_model(self, name: str) -> NotFound:
+        names = sorted(self._session.exec(select(ModelRow.name).order_by(col(ModelRow.name))))
+        msg = f"model {name!r} is not known; {known(names)}"
+        return NotFound(msg)
+
+
+def _check_version(subject: str, current: int, expected: int | None) -> None:
+    if expected is None or expected == current:
+        return
+    state = f"is at version {current}" if current else "does not exist (version 0)"
+    msg = f"{subject} {state}, the write expects version {expected}; read it again, then write"
+    raise StaleWrite(msg)
+
+
+def _fleet(row: FleetRow) -> FleetRecord:
+    return FleetRecord(spec=FleetSpec.model_validate_json(row.spec), version=row.version, updated_at=row.updated_at)
+
+
+def _model(row: ModelRow) -> ModelRecord:
+    return ModelRecord(
+        manifest=ModelManifest.model_validate_json(row.manifest),
+        generation=row.generation,
+        observed_generation=row.observed_generation,
+        version=row.version,
+        serving_generation=row.serving_generation,
+        target_generation=row.target_generation,
+        retired=row.retired,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )

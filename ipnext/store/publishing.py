@@ -1,0 +1,77 @@
+"""Publishing: snapshots, the generation they make and the change that carries it, in one unit of work."""
+
+from collections.abc import Mapping
+
+from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
+from ipnext.model.lifecycle import Change, ChangeKind
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.registry import SnapshotSource
+from ipnext.store.changes import Changes, _change
+from ipnext.store.tables import ChangeRow, ModelRow, SnapshotRow
+from ipnext.store.unit import plain
+
+
+class Publishing(Changes):
+    """The one way by which snapshots and generations come to be."""
+
+    def publish(self, model: str, parts: Mapping[str, SnapshotSource], *, change_id: str) -> Change:
+        """Record new snapshots, their generation and the PUBLISH change; the same id again gives the recorded change.
+
+        A part whose digest is its newest snapshot's is reused; where that holds for every given part:
+        DuplicateSnapshot. The generation takes the newest snapshot of each part of the manifest. NotFound for an
+        unknown model; InvalidInput for no part, an unknown part, or a part that has no snapshot at all; Conflict for
+        a retired model or an id that belongs to another change.
+        """
+        row = self._writing_model(model)
+        recorded = self._recorded(model, ChangeKind.PUBLISH, change_id)
+        if recorded is not None:
+            self._check_same_content(recorded, parts)
+            return _change(recorded)
+        wanted = [part.name for part in ModelManifest.model_validate_json(row.manifest).spec.parts]
+        newest = self._newest_snapshots(model)
+        _check_publishable(row, parts, wanted, newest)
+        numbers = {part: newest[part].number for part in wanted if part in newest}
+        for part, source in sorted(parts.items()):
+            if part in newest and newest[part].digest == source.manifest.digest:
+                continue
+            numbers[part] = numbers.get(part, 0) + 1
+            self._add_snapshot(model, part, source, number=numbers[part])
+        generation = self._add_generation(model, numbers)
+        return self._record(model, ChangeKind.PUBLISH, change_id, generation=generation.number)
+
+    def _check_same_content(self, change: ChangeRow, parts: Mapping[str, SnapshotSource]) -> None:
+        """An id stands for its content: other bytes under the same id would be lost silently. Conflict."""
+        generation = self._generation_row(change.model, change.generation or 0)
+        numbers = plain(generation.snapshots)
+        for part, source in sorted(parts.items()):
+            held = self._session.get(SnapshotRow, (change.model, part, numbers.get(part, 0)))
+            if held is None or held.digest != source.manifest.digest:
+                msg = f"change {change.id!r} published another content of part {part!r}; choose another id"
+                raise Conflict(msg)
+
+
+def _check_publishable(
+    row: ModelRow, parts: Mapping[str, SnapshotSource], wanted: list[str], newest: Mapping[str, SnapshotRow]
+) -> None:
+    if row.retired:
+        msg = f"model {row.name!r} is retired; apply its manifest again, then publish"
+        raise Conflict(msg)
+    if not parts:
+        msg = f"parts: a publish brings at least one part of {wanted}"
+        raise InvalidInput(msg, field="parts", allowed=wanted)
+    for part in sorted(set(parts) - set(wanted)):
+        msg = f"parts.{part}: model {row.name!r} has no such part; allowed: {', '.join(wanted)}"
+        raise InvalidInput(msg, field=f"parts.{part}", value=part, allowed=wanted)
+    lacking = [part for part in wanted if part not in newest and part not in parts]
+    if lacking:
+        msg = f"parts: {', '.join(lacking)} of model {row.name!r} has no snapshot yet; publish it together with these"
+        raise InvalidInput(msg, field="parts", value=sorted(parts), allowed=wanted)
+    same = [part for part, source in sorted(parts.items()) if _is_newest(newest.get(part), source)]
+    if len(same) == len(parts):
+        held = ", ".join(f"{part} snapshot {newest[part].number}" for part in same)
+        msg = f"model {row.name!r} holds these bytes already as its newest: {held}; nothing to publish"
+        raise DuplicateSnapshot(msg)
+
+
+def _is_newest(held: SnapshotRow | None, source: SnapshotSource) -> bool:
+    return held is not None and held.digest == source.manifest.digest

@@ -1,0 +1,14 @@
+"""The one repository: all queries, noun by noun. A unit of work gives it out and ends it."""
+
+from ipnext.store.deployments import Deployments
+from ipnext.store.journal import Journal
+from ipnext.store.models import Models
+from ipnext.store.plans import Plans, Transitions
+from ipnext.store.publishing import Publishing
+
+
+class Repository(Models, Publishing, Plans, Transitions, Deployments, Journal):
+    """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
+
+    Valid inside `with store.begin() as repository:` only.
+    """

@@ -1,0 +1,80 @@
+"""The store and its units of work: everything in `with store.begin()` happens, or nothing of it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine
+from sqlalchemy.engine import URL
+from sqlmodel import Session
+
+from ipnext.errors import Unavailable
+from ipnext.store import engines
+from ipnext.store.faults import translated
+from ipnext.store.migrating import upgrade
+from ipnext.store.repository import Repository
+
+
+class Store:
+    """The system of record on SQLite or PostgreSQL. One per process; any thread may use it.
+
+    The database raises Unavailable while it is down, locked by another writer for over 10 s, full or not migrated.
+    """
+
+    def __init__(self, engine: Engine, url: URL) -> None:
+        self._engine = engine
+        self._readers = engines.reading(engine)
+        self._url = url
+        self._turn = threading.Lock() if url.drivername == "sqlite" else None
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """A store for `sqlite:///FILE` or `postgresql+psycopg://...`; InvalidInput for another. Connects later."""
+        parsed = engines.parse(url)
+        return cls(engines.connect(parsed), parsed)
+
+    @property
+    def name(self) -> str:
+        """The URL without its password."""
+        return self._url.render_as_string(hide_password=True)
+
+    def migrate(self) -> None:
+        """Create the tables or bring them to this version. Any number of processes may do so at once."""
+        with translated(self.name):
+            upgrade(self._engine)
+
+    @contextmanager
+    def begin(self, model: str | None = None) -> Iterator[Repository]:
+        """One unit of work: commits at the end, rolls back on an exception.
+
+        Units come one after another, so what a unit reads does not change before it writes. A unit that names a
+        model may write that model only, and on PostgreSQL waits for units of that model only. Keep units short:
+        nothing slow inside, and no unit inside another (it would wait for itself).
+        """
+        with self._waiting(), translated(self.name), Session(self._engine) as session, session.begin():
+            engines.take_turn(session.connection(), model)
+            yield Repository(session, scope=model, writable=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Repository]:
+        """A unit that only reads: one consistent picture, waits for no writer and holds none up."""
+        with translated(self.name), Session(self._readers) as session, session.begin():
+            yield Repository(session, scope=None, writable=False)
+
+    def close(self) -> None:
+        """End all connections. Units that are still open lose theirs when they end."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Threads of one process queue here: SQLite's own wait is a sleep that may starve one of them."""
+        if self._turn is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=engines.LOCK_SECONDS):
+            msg = f"another unit of work has held {self.name} for {engines.LOCK_SECONDS} s; try again"
+            raise Unavailable(msg)
+        try:
+            yield
+        finally:
+            self._turn.release()

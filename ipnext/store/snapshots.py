@@ -1,0 +1,154 @@
+"""Snapshots, generations and their validation reports."""
+
+from collections.abc import Mapping
+
+from sqlmodel import col, func, select
+
+from ipnext.errors import NotFound
+from ipnext.model.lifecycle import ValidationReport
+from ipnext.model.registry import Generation, GenerationState, Snapshot, SnapshotManifest, SnapshotSource
+from ipnext.store.tables import GenerationRow, ReportRow, SnapshotRow
+from ipnext.store.unit import Unit, document, known, plain
+
+
+class Snapshots(Unit):
+    """What was published. Numbers rise by one from 1 and are never given twice."""
+
+    def snapshot(self, model: str, part: str, number: int) -> Snapshot:
+        """One snapshot. NotFound names the newest number there is."""
+        row = self._session.get(SnapshotRow, (model, part, number))
+        if row is None:
+            self._model_row(model)
+            newest = self._newest_snapshots(model)
+            there = known([f"{name} 1..{snapshot.number}" for name, snapshot in sorted(newest.items())])
+            msg = f"model {model!r} has no snapshot {number} of part {part!r}; {there}"
+            raise NotFound(msg)
+        return _snapshot(row)
+
+    def snapshots(self, model: str) -> tuple[Snapshot, ...]:
+        """All snapshots of a model by part, the newest of each part first. NotFound."""
+        self._model_row(model)
+        found = [_snapshot(row) for row in self._session.exec(select(SnapshotRow).where(SnapshotRow.model == model))]
+        return tuple(sorted(found, key=lambda snapshot: (snapshot.part, -snapshot.number)))
+
+    def generation(self, model: str, number: int) -> Generation:
+        """One generation. NotFound names the newest there is."""
+        return _generation(self._generation_row(model, number))
+
+    def generations(self, model: str) -> tuple[Generation, ...]:
+        """All generations of a model, newest first. NotFound."""
+        self._model_row(model)
+        query = select(GenerationRow).where(GenerationRow.model == model).order_by(col(GenerationRow.number).desc())
+        return tuple(_generation(row) for row in self._session.exec(query))
+
+    def set_generation_state(
+        self, model: str, number: int, state: GenerationState, *, reason: str | None = None, message: str | None = None
+    ) -> Generation:
+        """Write down where a generation stands; reason and message replace the former ones. NotFound.
+
+        SERVING sets `serving_at` when it begins, and what served before becomes WARM: one generation serves.
+        """
+        self._writing_model(model)
+        row = self._generation_row(model, number)
+        if state is GenerationState.SERVING and row.state != GenerationState.SERVING:
+            self._cool_down(model)
+            row.serving_at = self._now()
+        row.state, row.reason, row.message = state.value, reason, message
+        self._add(row)
+        return _generation(row)
+
+    def _cool_down(self, model: str) -> None:
+        query = select(GenerationRow).where(GenerationRow.model == model)
+        for row in self._session.exec(query.where(GenerationRow.state == GenerationState.SERVING.value)):
+            row.state = GenerationState.WARM.value
+            self._session.add(row)
+
+    def save_report(self, report: ValidationReport) -> None:
+        """Keep the report of a generation; a later one replaces it. NotFound for an unknown generation."""
+        self._writing_model(report.model)
+        self._generation_row(report.model, report.generation)
+        row = self._session.get(ReportRow, (report.model, report.generation))
+        if row is None:
+            row = ReportRow(model=report.model, generation=report.generation, report="")
+        row.report = document(report)
+        self._add(row)
+
+    def report(self, model: str, generation: int) -> ValidationReport | None:
+        """The report of a generation, none before its validation."""
+        row = self._session.get(ReportRow, (model, generation))
+        return None if row is None else ValidationReport.model_validate_json(row.report)
+
+    def _generation_row(self, model: str, number: int) -> GenerationRow:
+        row = self._session.get(GenerationRow, (model, number))
+        if row is None:
+            self._model_row(model)
+            newest = self._last_generation(model)
+            there = f"it has 1..{newest}" if newest else "nothing is published yet"
+            msg = f"model {model!r} has no generation {number}; {there}"
+            raise NotFound(msg)
+        return row
+
+    def _newest_snapshots(self, model: str) -> Mapping[str, SnapshotRow]:
+        """Part -> its newest snapshot."""
+        numbers = (
+            select(SnapshotRow.part, func.max(SnapshotRow.number).label("number"))
+            .where(SnapshotRow.model == model)
+            .group_by(col(SnapshotRow.part))
+            .subquery()
+        )
+        query = select(SnapshotRow).join(
+            numbers, (col(SnapshotRow.part) == numbers.c.part) & (col(SnapshotRow.number) == numbers.c.number)
+        )
+        return {row.part: row for row in self._session.exec(query.where(SnapshotRow.model == model))}
+
+    def _last_generation(self, model: str) -> int:
+        query = select(func.max(GenerationRow.number)).where(GenerationRow.model == model)
+        return self._session.exec(query).one() or 0
+
+    def _add_snapshot(self, model: str, part: str, source: SnapshotSource, *, number: int) -> None:
+        row = SnapshotRow(
+            model=model,
+            part=part,
+            number=number,
+            digest=source.manifest.digest,
+            uri=source.uri,
+            manifest=document(source.manifest),
+            created_at=self._now(),
+        )
+        self._add(row)
+
+    def _add_generation(self, model: str, snapshots: Mapping[str, int]) -> GenerationRow:
+        row = GenerationRow(
+            model=model,
+            number=self._last_generation(model) + 1,
+            snapshots=document(dict(snapshots)),
+            state=GenerationState.PENDING.value,
+            created_at=self._now(),
+        )
+        self._add(row)
+        return row
+
+
+def _snapshot(row: SnapshotRow) -> Snapshot:
+    return Snapshot(
+        model=row.model,
+        part=row.part,
+        number=row.number,
+        digest=row.digest,
+        uri=row.uri,
+        manifest=SnapshotManifest.model_validate_json(row.manifest),
+        created_at=row.created_at,
+    )
+
+
+def _generation(row: GenerationRow) -> Generation:
+    return Generation(
+        model=row.model,
+        number=row.number,
+        snapshots=plain(row.snapshots),
+        state=GenerationState(row.state),
+        reason=row.reason,
+        message=row.message,
+        created_at=row.created_at,
+        serving_at=row.serving_at,
+    )

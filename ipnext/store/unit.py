@@ -1,0 +1,87 @@
+"""What every noun of the repository stands on: the session of one unit of work, and what that unit may write."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+from sqlmodel import Session
+
+from ipnext.errors import NotFound
+from ipnext.model.value import canonical_json
+from ipnext.store.tables import ModelRow
+
+MOST_ROWS = 1000
+"""Longest listing that is given out at once."""
+
+NAMED_IN_ERRORS = 5
+
+
+def utc_now() -> datetime:
+    """The time that rows carry."""
+    return datetime.now(UTC)
+
+
+class Unit:
+    """One unit of work. `scope` names the only model it may write; None may write all."""
+
+    def __init__(
+        self, session: Session, *, scope: str | None, writable: bool, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._session = session
+        self._scope = scope
+        self._writable = writable
+        self._now = clock
+
+    def _writing(self, model: str | None) -> None:
+        """Refuse a write that this unit holds no lock for: a fault of the caller's code, so RuntimeError."""
+        if not self._writable:
+            msg = "this unit only reads; use Store.begin() to write"
+            raise RuntimeError(msg)
+        if self._scope is not None and model != self._scope:
+            subject = "what all models share" if model is None else f"model {model!r}"
+            msg = f"this unit writes model {self._scope!r} only, not {subject}; use Store.begin() without a model"
+            raise RuntimeError(msg)
+
+    def _writing_model(self, name: str) -> ModelRow:
+        """The row of a model that is about to be written. NotFound names known models."""
+        self._writing(name)
+        return self._model_row(name)
+
+    def _model_row(self, name: str) -> ModelRow:
+        row = self._session.get(ModelRow, name)
+        if row is None:
+            raise self._no_model(name)
+        return row
+
+    def _no_model(self, name: str) -> NotFound:
+        raise NotImplementedError
+
+    def _add(self, row: Any) -> None:
+        """Insert or update now, so that a constraint speaks where its cause is."""
+        self._session.add(row)
+        self._session.flush()
+
+
+def document(value: BaseModel | Any) -> str:
+    """What a document column holds."""
+    return canonical_json(value)
+
+
+def plain(text: str) -> Any:
+    """A document column as plain data."""
+    return json.loads(text)
+
+
+def rows(limit: int) -> int:
+    """A limit that both engines take: 0 to MOST_ROWS."""
+    return max(0, min(limit, MOST_ROWS))
+
+
+def known(names: list[str]) -> str:
+    """`known: a, b` for an error's text, at most five."""
+    if not names:
+        return "none is known yet"
+    more = len(names) - NAMED_IN_ERRORS
+    return f"known: {', '.join(names[:NAMED_IN_ERRORS])}" + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,240 @@
+"""An exported torch program on disk without any pickle: `program.json` and `weights.safetensors`.
+
+`torch.export.save` writes weights and example inputs by pickle. Here the graph goes as torch's own JSON schema and
+every tensor as safetensors, so reading a snapshot runs no code that it brought along: the graph may only call ATen
+and plain arithmetic, and its shape expressions are checked before sympy parses them.
+Written by serving.export, read by the torch engine.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch._export.serde import schema
+from torch._export.serde import serialize as serde
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
+
+from ipnext.errors import LoadFailed, UnsupportedModel
+from ipnext.model.value import canonical_json
+
+PROGRAM_FILE: Final = "program.json"
+WEIGHTS_FILE: Final = "weights.safetensors"
+FORMAT: Final = "ipnext/torch-program/v1"
+
+_TARGET = re.compile(r"torch\.ops\.(aten|prims)\.\w+\.\w+|torch\.(sym_\w+|_sym_\w+)|_operator\.\w+|math\.\w+")
+_EXPRESSION_WORD = re.compile(r"'[suz]\w*'|[A-Za-z_]\w*")
+_EXPRESSION_REST = re.compile(r"[\s\d.,+\-*/()=<>!&|~]*")
+_EXPRESSION_NAMES: Final = frozenset(
+    "Symbol Integer Rational Float Add Mul Pow Mod PythonMod ModularIndexing FloorDiv CleanDiv CeilDiv CeilToInt "
+    "FloorToInt TruncToInt TruncToFloat RoundToInt ToFloat IntTrueDiv FloatTrueDiv PowByNatural FloatPow Max Min "
+    "Eq Ne Lt Le Gt Ge And Or Not Where Identity LShift RShift oo int_oo evaluate positive integer nonnegative real "
+    "True False".split()
+)
+_FREE_TEXT: Final = frozenset({"stack_trace", "from_node"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TorchProgram:
+    """A program bound to its weights. `run` takes the user's tensors in `inputs` order, gives them in `outputs` order."""
+
+    module: torch.fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    arguments: tuple[Any, ...]
+    """All arguments of the graph; those of the user's inputs are None."""
+    slots: tuple[int, ...]
+    """Position in `arguments` of each of `inputs`."""
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """One forward pass. The weights are passed to the graph as they are: no guard, no copy."""
+        arguments = list(self.arguments)
+        for slot, tensor in zip(self.slots, tensors, strict=True):
+            arguments[slot] = tensor
+        return tuple(self.module.forward(*arguments))
+
+
+def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: Path) -> None:
+    """Write both files. The same program and weights give the same bytes. UnsupportedModel for what has no safe form."""
+    tensors = {**_tensors("state", exported.state_dict), **_tensors("constant", exported.constants)}
+    stored, places = _deduplicated(tensors)
+    document = {
+        "format": FORMAT,
+        "inputs": list(exported.graph_signature.user_inputs),
+        "outputs": list(outputs),
+        "tensors": places,
+        "program": _graph_document(exported),
+    }
+    for problem in _unsafe(document["program"]):
+        msg = f"the module uses {problem}, which a snapshot cannot carry safely; use ATen operations only"
+        raise UnsupportedModel(msg, value=problem)
+    save_file(stored, directory / WEIGHTS_FILE)
+    (directory / PROGRAM_FILE).write_text(canonical_json(document))
+
+
+def read_program(directory: Path) -> TorchProgram:
+    """Rebuild a program from its two files. LoadFailed says what is wrong with them."""
+    document = _read_document(directory / PROGRAM_FILE)
+    problem = next(_unsafe(document["program"]), None)
+    if problem is not None:
+        msg = f"{PROGRAM_FILE} calls {problem}, which a snapshot may not; export the model again"
+        raise LoadFailed(msg)
+    try:
+        tensors = _read_tensors(directory / WEIGHTS_FILE, document["tensors"])
+        return _bind(_rebuild(document["program"], tensors), document)
+    except (SafetensorError, serde.SerializeError, AssertionError, KeyError, TypeError, ValueError) as error:
+        msg = f"the torch program cannot be read by torch {torch.__version__}: {error}; export the model again"
+        raise LoadFailed(msg) from error
+
+
+def _tensors(kind: str, values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
+            msg = f"{name!r} is a {type(value).__name__} that is not a CPU tensor; only CPU tensors can be stored"
+            raise UnsupportedModel(msg, field=name)
+    return {f"{kind}:{name}": value.detach() for name, value in sorted(values.items())}
+
+
+def _deduplicated(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors to store, each once, and for each name its key there and, where rows are not contiguous, its strides."""
+    keys: dict[tuple[Any, ...], str] = {}
+    stored: dict[str, torch.Tensor] = {}
+    places: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+        key = keys.setdefault(identity, name)
+        if key == name:
+            stored[name] = tensor.clone(memory_format=torch.contiguous_format)
+        places[name] = {"key": key, "strides": None if tensor.is_contiguous() else list(tensor.stride())}
+    return stored, places
+
+
+def _graph_document(exported: ExportedProgram) -> dict[str, Any]:
+    serializer = serde.ExportedProgramSerializer()
+    try:
+        program = serializer.serialize(
+            exported, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
+        ).exported_program
+    except serde.SerializeError as error:
+        msg = f"the module has no serialised form: {error}"
+        raise UnsupportedModel(msg) from error
+    document = json.loads(serde._to_json_bytes(program))  # noqa: SLF001  # torch's own JSON form has no public name
+    document["guards_code"] = []
+    return dict(_without_free_text(document))
+
+
+def _without_free_text(value: Any) -> Any:
+    """The document without stack traces, which name files of the exporting machine."""
+    if isinstance(value, dict):
+        return {key: _without_free_text(item) for key, item in value.items() if key not in _FREE_TEXT}
+    if isinstance(value, list):
+        return [_without_free_text(item) for item in value]
+    return value
+
+
+def _unsafe(document: Any) -> Iterator[str]:
+    """What a program would call or evaluate beyond the allowed; empty for a program of write_program."""
+    for key, value in _walk(document):
+        if key == "target" and isinstance(value, str) and not _is_allowed_target(value):
+            yield value
+        elif key == "expr_str" and not (isinstance(value, str) and _is_plain_expression(value)):
+            yield f"the expression {value!r}"
+        elif key == "guards_code" and value:
+            yield "guard code"
+        elif key == "as_operator":
+            yield f"the operator argument {value!r}"
+
+
+def _walk(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key, item
+            yield from _walk(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _walk(item)
+
+
+def _is_allowed_target(target: str) -> bool:
+    return _TARGET.fullmatch(target) is not None
+
+
+def _is_plain_expression(text: str) -> bool:
+    words = {word for word in _EXPRESSION_WORD.findall(text) if not word.startswith("'")}
+    known = all(word in _EXPRESSION_NAMES or re.fullmatch(r"[suz]\d+", word) for word in words)
+    return known and _EXPRESSION_REST.fullmatch(_EXPRESSION_WORD.sub("", text)) is not None
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        msg = f"{path.name} cannot be read: {error}"
+        raise LoadFailed(msg) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        msg = f"{path.name} is not of format {FORMAT}; export the model again"
+        raise LoadFailed(msg)
+    return document
+
+
+def _read_tensors(path: Path, places: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    stored: dict[str, torch.Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in sorted({place["key"] for place in places.values()}):
+            stored[key] = file.get_tensor(key)
+    return {name: _laid_out(stored[place["key"]], place["strides"]) for name, place in places.items()}
+
+
+def _laid_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:
+    if strides is None:
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
+
+
+def _rebuild(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
+    plain = _without_metadata(document)
+    program = serde._dict_to_dataclass(schema.ExportedProgram, plain)  # noqa: SLF001  # as above
+    state = {name.removeprefix("state:"): t for name, t in tensors.items() if name.startswith("state:")}
+    constants = {name.removeprefix("constant:"): t for name, t in tensors.items() if name.startswith("constant:")}
+    return serde.ExportedProgramDeserializer().deserialize(program, state, constants, None)
+
+
+def _without_metadata(value: Any) -> Any:
+    """The document with empty node metadata: running needs none of it, and reading it would resolve names."""
+    if isinstance(value, dict):
+        return {key: {} if key == "metadata" else _without_metadata(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_metadata(item) for item in value]
+    return value
+
+
+def _bind(exported: ExportedProgram, document: Mapping[str, Any]) -> TorchProgram:
+    arguments: list[Any] = []
+    slots: dict[str, int] = {}
+    for position, spec in enumerate(exported.graph_signature.input_specs):
+        value: Any = None
+        if spec.kind == InputKind.USER_INPUT:
+            slots[spec.arg.name] = position
+            value = spec.arg.value if isinstance(spec.arg, ConstantArgument) else None
+        else:
+            name = str(spec.target)
+            value = exported.state_dict[name] if name in exported.state_dict else exported.constants[name]
+        arguments.append(value)
+    inputs = tuple(document["inputs"])
+    graph_inputs = tuple(slots)
+    if graph_inputs != inputs:
+        msg = f"the graph takes {list(graph_inputs)}, the file says {list(inputs)}"
+        raise ValueError(msg)
+    return TorchProgram(
+        module=exported.graph_module,
+        inputs=inputs,
+        outputs=tuple(document["outputs"]),
+        arguments=tuple(arguments),
+        slots=tuple(slots[name] for name in inputs),
+    )

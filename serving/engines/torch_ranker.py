@@ -1,0 +1,101 @@
+"""The torch engine: runs exported programs on the CPU, one thread for each request."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from ipnext.errors import LoadFailed
+from ipnext.model.registry import Signature, SnapshotManifest, TensorSpec
+from serving.engines.torch_program import TorchProgram, read_program
+from serving.tensors import DTYPES, Array
+
+ENGINE: Final = "torch"
+WARM_UP_BATCHES: Final = (1, 8)
+
+
+class TorchPart:
+    """An exported program in memory."""
+
+    def __init__(self, program: TorchProgram, signature: Signature) -> None:
+        self._program: TorchProgram | None = program
+        self._signature = signature
+        self._bf16 = frozenset(spec.name for spec in signature.inputs if spec.datatype == "BF16")
+        self._size = sum({t.data_ptr(): t.nbytes for t in program.arguments if isinstance(t, torch.Tensor)}.values())
+
+    @property
+    def signature(self) -> Signature:
+        """The tensors it takes and gives."""
+        return self._signature
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all weights, shared ones once."""
+        return self._size
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One forward pass in inference mode; numpy and torch share memory where numpy's is writable and aligned."""
+        program = self._program
+        if program is None:
+            msg = "the part is closed"
+            raise LoadFailed(msg)
+        with torch.inference_mode():
+            tensors = [self._to_torch(name, inputs[name]) for name in self._names]
+            return {
+                name: _to_numpy(tensor)
+                for name, tensor in zip(program.outputs, program.run(tensors), strict=True)
+            }
+
+    def warm_up(self) -> None:
+        """Run zeros through the program at two batch sizes."""
+        for batch in WARM_UP_BATCHES:
+            self.infer({spec.name: _zeros(spec, batch) for spec in self._signature.inputs})
+
+    def close(self) -> None:
+        """Drop program and weights."""
+        self._program = None
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self._signature.inputs)
+
+    def _to_torch(self, name: str, array: Array) -> torch.Tensor:
+        usable = array if array.flags.writeable and array.flags.aligned else array.copy()
+        if name in self._bf16:
+            return torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(usable)
+
+
+class TorchEngine:
+    """Loads snapshots of engine `torch`."""
+
+    def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> TorchPart:
+        """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process."""
+        threads = settings.get("threads", 1)
+        if type(threads) is not int or threads < 1:
+            msg = f"settings.threads must be a whole number >= 1, got {threads!r}"
+            raise LoadFailed(msg)
+        torch.set_num_threads(threads)
+        program = read_program(directory)
+        given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
+        if (set(program.inputs), list(program.outputs)) != given:
+            msg = f"the program takes {program.inputs} and gives {program.outputs}; its manifest says otherwise"
+            raise LoadFailed(msg)
+        return TorchPart(program, _in_order(manifest.signature, program.inputs))
+
+
+def _in_order(signature: Signature, inputs: tuple[str, ...]) -> Signature:
+    by_name = {spec.name: spec for spec in signature.inputs}
+    return Signature(inputs=tuple(by_name[name] for name in inputs), outputs=signature.outputs)
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()
+
+
+def _zeros(spec: TensorSpec, batch: int) -> Array:
+    return np.zeros([batch if size == -1 else size for size in spec.shape], DTYPES[spec.datatype])

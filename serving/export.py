@@ -1,0 +1,221 @@
+"""Turns a torch module into a snapshot directory. Called by an ML engineer's training code and by the optimisation.
+
+A snapshot is `program.json`, `weights.safetensors` and, last, `snapshot.json`. No file holds a pickle.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.export import export as torch_export
+
+from ipnext import __version__
+from ipnext.errors import InvalidInput
+from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, Datatype, Signature, SnapshotManifest, TensorSpec
+from ipnext.model.value import canonical_json
+from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, write_program
+from serving.engines.torch_ranker import ENGINE
+from serving.export_checks import check_same_answers, refuse_side_effects, unsupported
+
+DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
+    torch.bool: "BOOL",
+    torch.uint8: "UINT8",
+    torch.uint16: "UINT16",
+    torch.uint32: "UINT32",
+    torch.uint64: "UINT64",
+    torch.int8: "INT8",
+    torch.int16: "INT16",
+    torch.int32: "INT32",
+    torch.int64: "INT64",
+    torch.float16: "FP16",
+    torch.bfloat16: "BF16",
+    torch.float32: "FP32",
+    torch.float64: "FP64",
+}
+_CHUNK: Final = 2**20
+
+
+class _NamedOutputs(nn.Module):
+    """Makes a module's answer a dict of tensors: `output`, the dict's own keys, or `output_0`, `output_1`, ..."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        answer = self.module(**inputs)
+        if isinstance(answer, torch.Tensor):
+            return {"output": answer}
+        if isinstance(answer, Mapping):
+            return dict(answer)
+        return {f"output_{index}": tensor for index, tensor in enumerate(answer)}
+
+
+def export_model(
+    module: nn.Module,
+    example_inputs: Mapping[str, torch.Tensor],
+    directory: str | os.PathLike[str],
+    *,
+    parent: str | None = None,
+) -> SnapshotManifest:
+    """Export `module` in evaluation mode as a snapshot in `directory`, which must not exist or be empty.
+
+    `example_inputs` name the arguments of `module.forward`; dimension 0 of each is the batch and stays free, all other
+    sizes are fixed. `parent` is the digest of the snapshot that this one was derived from. What is written is
+    checked against the module for equal bits before it gets its name. The same module and weights give the same
+    digest. InvalidInput for examples that do not fit; UnsupportedModel naming the line of the module that cannot be
+    exported.
+    """
+    examples = _checked_examples(example_inputs)
+    target = _checked_directory(Path(directory))
+    with _evaluation_mode(module), torch.no_grad():
+        named = _NamedOutputs(module)
+        outputs = _output_names(named, examples)
+        exported = _export(named, examples)
+        refuse_side_effects(exported, module)
+        with _half_written(target) as draft:
+            write_program(exported, outputs, draft)
+            check_same_answers(named, draft, examples, module)
+            manifest = _manifest(exported, outputs, draft, parent)
+            _write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
+    return manifest
+
+
+def _checked_examples(example_inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if not isinstance(example_inputs, Mapping) or not example_inputs:
+        msg = "example_inputs: must be a mapping of input name to tensor with at least one entry"
+        raise InvalidInput(msg, field="example_inputs")
+    sizes: dict[str, int] = {}
+    for name, tensor in example_inputs.items():
+        sizes[name] = _checked_batch(name, tensor)
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        msg = f"example_inputs: dimension 0 is the batch and must be one size >= 1 for all, got {sizes}"
+        raise InvalidInput(msg, field="example_inputs", value=sizes)
+    single = 1 in sizes.values()  # torch.export would take a batch of 1 for a constant
+    return {
+        name: (t.expand(2, *t.shape[1:]) if single else t).detach().clone() for name, t in example_inputs.items()
+    }
+
+
+def _checked_batch(name: str, tensor: object) -> int:
+    if not isinstance(name, str) or not name.isidentifier():
+        msg = f"example_inputs: {name!r} must be a name of an argument of forward"
+        raise InvalidInput(msg, field="example_inputs", value=name)
+    if not isinstance(tensor, torch.Tensor):
+        msg = f"example_inputs.{name}: must be a torch.Tensor, got {type(tensor).__name__}"
+        raise InvalidInput(msg, field=f"example_inputs.{name}")
+    if tensor.dim() == 0 or tensor.dtype not in DATATYPES or tensor.device.type != "cpu":
+        msg = (
+            f"example_inputs.{name}: must be a CPU tensor of at least one dimension and a V2 datatype, "
+            f"got {tensor.dtype} of shape {list(tensor.shape)} on {tensor.device}"
+        )
+        raise InvalidInput(msg, field=f"example_inputs.{name}", allowed=tuple(DATATYPES.values()))
+    return int(tensor.shape[0])
+
+
+def _checked_directory(directory: Path) -> Path:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        msg = f"directory: {str(directory)!r} must not exist or be an empty directory; a snapshot is never overwritten"
+        raise InvalidInput(msg, field="directory", value=str(directory))
+    return directory
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    training = [child for child in module.modules() if child.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child in training:
+            child.training = True
+
+
+def _output_names(named: _NamedOutputs, examples: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    try:
+        answer: Any = named(**{name: tensor.clone() for name, tensor in examples.items()})
+    except (TypeError, RuntimeError, ValueError, IndexError) as error:
+        msg = f"example_inputs: the module's own forward fails on them: {error}"
+        raise InvalidInput(msg, field="example_inputs") from error
+    for name, tensor in answer.items():
+        if not (isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.dtype in DATATYPES):
+            raise unsupported(
+                named.module,
+                f"output {name!r} is not a tensor of a V2 datatype",
+                hint="return a tensor, a dict of named tensors or a tuple of tensors",
+            )
+    return tuple(answer)
+
+
+def _export(named: _NamedOutputs, examples: Mapping[str, torch.Tensor]) -> ExportedProgram:
+    """Export without the bytecode tracer; where that refuses, with it: each takes modules that the other does not."""
+    batch = Dim("batch", min=1)
+    shapes = {"inputs": {name: {0: batch} for name in examples}}
+    failures: list[Exception] = []
+    for strict in (False, True):
+        try:
+            return torch_export(named, (), kwargs=dict(examples), dynamic_shapes=shapes, strict=strict)
+        except Exception as error:  # noqa: BLE001, PERF203  # the tracer runs the user's code and raises anything
+            failures.append(error)
+    raise unsupported(named.module, *failures) from failures[0]
+
+
+@contextmanager
+def _half_written(target: Path) -> Iterator[Path]:
+    """A directory beside `target` that takes its name at the end, or vanishes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _manifest(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, parent: str | None) -> SnapshotManifest:
+    return SnapshotManifest(
+        engine=ENGINE,
+        signature=_signature(exported, outputs),
+        files=tuple(_artifact_file(draft / name) for name in (PROGRAM_FILE, WEIGHTS_FILE)),
+        producer={"ipnext": __version__, "torch": str(torch.__version__)},
+        parent=parent,
+    )
+
+
+def _signature(exported: ExportedProgram, outputs: tuple[str, ...]) -> Signature:
+    graph = exported.graph_signature
+    values = {node.name: node.meta["val"] for node in exported.graph.nodes if "val" in node.meta}
+    return Signature(
+        inputs=tuple(_spec(str(name), values[name]) for name in graph.user_inputs),
+        outputs=tuple(_spec(name, values[node]) for name, node in zip(outputs, graph.user_outputs, strict=True)),
+    )
+
+
+def _spec(name: str, value: torch.Tensor) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    return TensorSpec(name=name, datatype=DATATYPES[value.dtype], shape=shape)
+
+
+def _artifact_file(path: Path) -> ArtifactFile:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+        os.fsync(stream.fileno())
+    return ArtifactFile(path=path.name, sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
+
+
+def _write_last(path: Path, text: str) -> None:
+    with path.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,113 @@
+"""What export refuses, and how it says so: the user's file and line, the reason and a hint."""
+
+import inspect
+import re
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from ipnext.errors import UnsupportedModel
+from serving.engines.torch_program import read_program
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_TORCH: Final = str(Path(torch.__file__).parent)
+_HERE: Final = str(Path(__file__).parent)
+_HINTS: Final = (
+    (
+        re.compile(r"specialized it to be a constant|Constraints violated"),
+        "the code fixes the batch size (a Python loop over the batch, int(x.shape[0]), or a view with a number in "
+        "place of the batch); use tensor operations over dimension 0",
+    ),
+    (
+        re.compile(r"data-dependent|Data-dependent|item\(\)|tolist"),
+        "the code decides by a tensor's value; use torch.where, masks or torch.clamp in place of Python's if and "
+        "int(tensor)",
+    ),
+    (re.compile(r"numpy"), "the code leaves torch; use torch operations in place of numpy"),
+)
+
+
+def unsupported(module: nn.Module, *reasons: Exception | str, hint: str | None = None) -> UnsupportedModel:
+    """The error for a module that cannot be exported, naming the user's line as well as it can be known."""
+    texts = [str(reason) for reason in reasons]
+    advice = hint or next((words for pattern, words in _HINTS for text in texts if pattern.search(text)), None)
+    place = _user_line(module, reasons)
+    summary = next((line.strip(" -") for line in texts[0].splitlines() if line.strip()), "it cannot be exported")
+    msg = f"{place}: {type(module).__name__} cannot be exported: {summary}"
+    return UnsupportedModel(f"{msg}. Hint: {advice}" if advice else msg, field="module", value=place)
+
+
+def refuse_side_effects(exported: ExportedProgram, module: nn.Module) -> None:
+    """UnsupportedModel if a forward pass changes buffers or its inputs: requests must not affect each other."""
+    graph = exported.graph_signature
+    changed = [*graph.buffers_to_mutate.values(), *graph.user_inputs_to_mutate.values()]
+    if changed:
+        names = ", ".join(name.removeprefix("module.") for name in changed)
+        raise unsupported(
+            module, f"forward changes {names} in place", hint="compute a new tensor; a served module keeps no state"
+        )
+
+
+def check_same_answers(
+    named: nn.Module, directory: Path, examples: Mapping[str, torch.Tensor], module: nn.Module
+) -> None:
+    """UnsupportedModel if what was written answers with other bits than the module, at batch 1, n and n + 1."""
+    program = read_program(directory)
+    size = len(next(iter(examples.values())))
+    for rows in ([0], list(range(size)), [*range(size), 0]):
+        inputs = {name: tensor[rows] for name, tensor in examples.items()}
+        expected = named(**{name: tensor.clone() for name, tensor in inputs.items()})
+        got = program.run([inputs[name].clone() for name in program.inputs])
+        for name, tensor in zip(program.outputs, got, strict=True):
+            if not _same(expected[name], tensor):
+                raise unsupported(
+                    module,
+                    f"at batch {len(rows)} output {name!r} differs from the module's own",
+                    hint="forward must be deterministic and treat every batch size alike (no random numbers, no "
+                    "branch on the batch size)",
+                )
+
+
+def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    return torch.equal(left, right) or torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
+
+
+def _user_line(module: nn.Module, reasons: tuple[Exception | str, ...]) -> str:
+    for reason in reasons:
+        for file, line in reversed(_frames(reason)):
+            if not file.startswith((_TORCH, _HERE, "<")) and file in _files(module):
+                return f"{file}:{line}"
+    return _definition(module)
+
+
+def _frames(reason: Exception | str) -> list[tuple[str, int]]:
+    traced = [] if isinstance(reason, str) else traceback.extract_tb(reason.__traceback__)
+    quoted = [(file, int(line)) for file, line in _FRAME.findall(str(reason))]
+    return [*quoted, *((frame.filename, frame.lineno or 0) for frame in traced)]
+
+
+def _files(module: nn.Module) -> frozenset[str]:
+    return frozenset(file for child in module.modules() if (file := _source_file(type(child))) is not None)
+
+
+def _source_file(kind: type) -> str | None:
+    try:
+        return inspect.getsourcefile(kind)
+    except TypeError:
+        return None
+
+
+def _definition(module: nn.Module) -> str:
+    file = _source_file(type(module))
+    try:
+        _, line = inspect.getsourcelines(type(module).forward)
+    except (OSError, TypeError):
+        return file or type(module).__qualname__
+    return f"{file}:{line}"
