@@ -25,7 +25,9 @@ def demo(
     *,
     once: Annotated[bool, typer.Option("--once", help="End when the story is told; leave nothing running.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write the figures of the run as JSON.")] = None,
-    state: Annotated[Path | None, typer.Option(help="Directory of the platform; a new temporary one if left out.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Directory of the platform; a new temporary one if left out.")
+    ] = None,
 ) -> None:
     """Train, publish, serve, refresh under load, refuse, roll back, replan."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")

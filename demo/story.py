@@ -150,7 +150,9 @@ class Story:
             scores = served_scores(self._gateways, MODEL, self._test, batch=BATCH)
         served = {region: ranker.auc(self._test, values) for region, values in scores.items()}
         for region, auc in served.items():
-            self._console.print(f"generation {generation} served in {region}: AUC [bold]{auc:.6f}[/] (offline {offline:.6f})")
+            self._console.print(
+                f"generation {generation} served in {region}: AUC [bold]{auc:.6f}[/] (offline {offline:.6f})"
+            )
         if any(abs(auc - offline) > 1e-6 for auc in served.values()):
             msg = f"the served AUC {served} differs from the offline one, {offline}"
             raise StoryFailed(msg)

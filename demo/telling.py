@@ -78,7 +78,9 @@ def status_table(view: ModelView) -> Table:
 
 def diff_table(diff: PlanDiff) -> Table:
     """What a replan changed."""
-    title = f"the plan's diff: {diff.moves} started, {diff.cost_per_hour_before:.2f} → {diff.cost_per_hour_after:.2f} $/h"
+    title = (
+        f"the plan's diff: {diff.moves} started, {diff.cost_per_hour_before:.2f} → {diff.cost_per_hour_after:.2f} $/h"
+    )
     table = Table(title=title, title_justify="left")
     for column in ("what", "where", "before", "after"):
         table.add_column(column)

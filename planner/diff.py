@@ -11,8 +11,8 @@ def state_of(plan: Plan | CurrentState) -> CurrentState:
     """Replicas and traffic alone: sorted, without zero counts and zero shares."""
     counts, shares = _counts(plan), _shares(plan)
     return CurrentState(
-        replicas=tuple(_replica(key, count) for key, count in sorted(counts.items())),
-        traffic=tuple(_share(key, fraction) for key, fraction in sorted(shares.items())),
+        replicas=tuple(replica_of(key, count) for key, count in sorted(counts.items())),
+        traffic=tuple(share_of(key, fraction) for key, fraction in sorted(shares.items())),
     )
 
 
@@ -46,8 +46,8 @@ def apply_diff(before: Plan | CurrentState, change: PlanDiff) -> CurrentState:
         if moved.after:
             shares[route] = moved.after
     return CurrentState(
-        replicas=tuple(_replica(key, count) for key, count in sorted(counts.items())),
-        traffic=tuple(_share(key, fraction) for key, fraction in sorted(shares.items())),
+        replicas=tuple(replica_of(key, count) for key, count in sorted(counts.items())),
+        traffic=tuple(share_of(key, fraction) for key, fraction in sorted(shares.items())),
     )
 
 
@@ -65,12 +65,14 @@ def _shares(plan: Plan | CurrentState) -> dict[Route, float]:
     return {(t.model, t.origin, t.to): t.fraction for t in plan.traffic if t.fraction}
 
 
-def _replica(key: Placement, count: int) -> ReplicaCount:
+def replica_of(key: Placement, count: int) -> ReplicaCount:
+    """The wire form of one placement."""
     model, part, region, hardware = key
     return ReplicaCount(model=model, part=part, region=region, hardware=hardware, count=count)
 
 
-def _share(key: Route, fraction: float) -> TrafficShare:
+def share_of(key: Route, fraction: float) -> TrafficShare:
+    """The wire form of one share."""
     model, origin, to = key
     return TrafficShare(model=model, origin=origin, to=to, fraction=fraction)
 

@@ -141,9 +141,11 @@ def _once(field: str, names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if not name:
-            raise InvalidInput(f"{field}: a name is empty", field=field, value=name, allowed=["a name that is not empty"])
+            msg = f"{field}: a name is empty"
+            raise InvalidInput(msg, field=field, value=name, allowed=["a name that is not empty"])
         if name in seen:
-            raise InvalidInput(f"{field}: {name!r} stands twice", field=field, value=name, allowed=["each name once"])
+            msg = f"{field}: {name!r} stands twice; allowed: each name once"
+            raise InvalidInput(msg, field=field, value=name, allowed=["each name once"])
         seen.add(name)
 
 
@@ -183,7 +185,8 @@ def _check_rtt(problem: Problem) -> None:
         for r, ms in enumerate(row):
             if ms < 0:
                 field = f"rtt_ms[{s}][{r}]"
-                raise InvalidInput(f"{field}: {ms} is negative; allowed: 0 or more", field=field, value=ms, allowed=[">= 0"])
+                msg = f"{field}: {ms} is negative; allowed: 0 or more"
+                raise InvalidInput(msg, field=field, value=ms, allowed=[">= 0"])
 
 
 def _check_supply(problem: Problem) -> None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, Datatype, Signatu
 from ipnext.model.value import canonical_json
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, write_program
 from serving.engines.torch_ranker import ENGINE
-from serving.export_checks import check_same_answers, refuse_side_effects, unsupported
+from serving.export_checks import check_answers, named_outputs, unsupported
 
 DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
     torch.bool: "BOOL",
@@ -41,22 +41,8 @@ DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
     torch.float64: "FP64",
 }
 _CHUNK: Final = 2**20
-
-
-class _NamedOutputs(nn.Module):
-    """Makes a module's answer a dict of tensors: `output`, the dict's own keys, or `output_0`, `output_1`, ..."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        answer = self.module(**inputs)
-        if isinstance(answer, torch.Tensor):
-            return {"output": answer}
-        if isinstance(answer, Mapping):
-            return dict(answer)
-        return {f"output_{index}": tensor for index, tensor in enumerate(answer)}
+_ROWS: Final = 3
+"""Batch size of every export, so that the digest does not depend on the examples'; 1 would count as a constant."""
 
 
 def export_model(
@@ -77,13 +63,11 @@ def export_model(
     examples = _checked_examples(example_inputs)
     target = _checked_directory(Path(directory))
     with _evaluation_mode(module), torch.no_grad():
-        named = _NamedOutputs(module)
-        outputs = _output_names(named, examples)
-        exported = _export(named, examples)
-        refuse_side_effects(exported, module)
+        outputs = _output_names(module, examples)
+        exported = _export(module, examples)
         with _half_written(target) as draft:
             write_program(exported, outputs, draft)
-            check_same_answers(named, draft, examples, module)
+            check_answers(module, draft, examples)
             manifest = _manifest(exported, outputs, draft, parent)
             _write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
     return manifest
@@ -99,10 +83,8 @@ def _checked_examples(example_inputs: Mapping[str, torch.Tensor]) -> dict[str, t
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         msg = f"example_inputs: dimension 0 is the batch and must be one size >= 1 for all, got {sizes}"
         raise InvalidInput(msg, field="example_inputs", value=sizes)
-    single = 1 in sizes.values()  # torch.export would take a batch of 1 for a constant
-    return {
-        name: (t.expand(2, *t.shape[1:]) if single else t).detach().clone() for name, t in example_inputs.items()
-    }
+    rows = torch.arange(_ROWS) % next(iter(sizes.values()))
+    return {name: tensor.detach()[rows] for name, tensor in example_inputs.items()}
 
 
 def _checked_batch(name: str, tensor: object) -> int:
@@ -139,33 +121,33 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
             child.training = True
 
 
-def _output_names(named: _NamedOutputs, examples: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+def _output_names(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     try:
-        answer: Any = named(**{name: tensor.clone() for name, tensor in examples.items()})
+        answer = named_outputs(module(**{name: tensor.clone() for name, tensor in examples.items()}))
     except (TypeError, RuntimeError, ValueError, IndexError) as error:
         msg = f"example_inputs: the module's own forward fails on them: {error}"
         raise InvalidInput(msg, field="example_inputs") from error
     for name, tensor in answer.items():
         if not (isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.dtype in DATATYPES):
             raise unsupported(
-                named.module,
+                module,
                 f"output {name!r} is not a tensor of a V2 datatype",
                 hint="return a tensor, a dict of named tensors or a tuple of tensors",
             )
     return tuple(answer)
 
 
-def _export(named: _NamedOutputs, examples: Mapping[str, torch.Tensor]) -> ExportedProgram:
+def _export(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> ExportedProgram:
     """Export without the bytecode tracer; where that refuses, with it: each takes modules that the other does not."""
     batch = Dim("batch", min=1)
-    shapes = {"inputs": {name: {0: batch} for name in examples}}
+    shapes = {name: {0: batch} for name in examples}
     failures: list[Exception] = []
     for strict in (False, True):
         try:
-            return torch_export(named, (), kwargs=dict(examples), dynamic_shapes=shapes, strict=strict)
+            return torch_export(module, (), kwargs=dict(examples), dynamic_shapes=shapes, strict=strict)
         except Exception as error:  # noqa: BLE001, PERF203  # the tracer runs the user's code and raises anything
             failures.append(error)
-    raise unsupported(named.module, *failures) from failures[0]
+    raise unsupported(module, *failures) from failures[0]
 
 
 @contextmanager

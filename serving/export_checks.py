@@ -5,14 +5,13 @@ import re
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from ipnext.errors import UnsupportedModel
-from serving.engines.torch_program import read_program
+from serving.engines.torch_program import TorchProgram, read_program
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH: Final = str(Path(torch.__file__).parent)
@@ -42,27 +41,26 @@ def unsupported(module: nn.Module, *reasons: Exception | str, hint: str | None =
     return UnsupportedModel(f"{msg}. Hint: {advice}" if advice else msg, field="module", value=place)
 
 
-def refuse_side_effects(exported: ExportedProgram, module: nn.Module) -> None:
-    """UnsupportedModel if a forward pass changes buffers or its inputs: requests must not affect each other."""
-    graph = exported.graph_signature
-    changed = [*graph.buffers_to_mutate.values(), *graph.user_inputs_to_mutate.values()]
-    if changed:
-        names = ", ".join(name.removeprefix("module.") for name in changed)
-        raise unsupported(
-            module, f"forward changes {names} in place", hint="compute a new tensor; a served module keeps no state"
-        )
+def named_outputs(answer: Any) -> dict[str, Any]:
+    """A module's answer under names: `output` for one tensor, a mapping's own keys, `output_0`, ... for a sequence."""
+    if isinstance(answer, Mapping):
+        return dict(answer)
+    if isinstance(answer, tuple | list):
+        return {f"output_{index}": value for index, value in enumerate(answer)}
+    return {"output": answer}
 
 
-def check_same_answers(
-    named: nn.Module, directory: Path, examples: Mapping[str, torch.Tensor], module: nn.Module
-) -> None:
-    """UnsupportedModel if what was written answers with other bits than the module, at batch 1, n and n + 1."""
+def check_answers(module: nn.Module, directory: Path, examples: Mapping[str, torch.Tensor]) -> None:
+    """UnsupportedModel if what was written answers with other bits than the module, at batch 1, n and n + 1.
+
+    A program that changes its weights or inputs is refused too: requests must not affect each other.
+    """
     program = read_program(directory)
     size = len(next(iter(examples.values())))
     for rows in ([0], list(range(size)), [*range(size), 0]):
-        inputs = {name: tensor[rows] for name, tensor in examples.items()}
-        expected = named(**{name: tensor.clone() for name, tensor in inputs.items()})
-        got = program.run([inputs[name].clone() for name in program.inputs])
+        inputs = {name: examples[name][rows] for name in program.inputs}
+        expected = named_outputs(module(**{name: tensor.clone() for name, tensor in inputs.items()}))
+        got = _run_unchanging(module, program, inputs)
         for name, tensor in zip(program.outputs, got, strict=True):
             if not _same(expected[name], tensor):
                 raise unsupported(
@@ -71,6 +69,21 @@ def check_same_answers(
                     hint="forward must be deterministic and treat every batch size alike (no random numbers, no "
                     "branch on the batch size)",
                 )
+
+
+def _run_unchanging(
+    module: nn.Module, program: TorchProgram, inputs: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    watched = [*inputs.values(), *(a for a in program.arguments if isinstance(a, torch.Tensor))]
+    before = [tensor._version for tensor in watched]  # noqa: SLF001  # counts writes; torch has no public name for it
+    got = program.run(list(inputs.values()))
+    if before != [tensor._version for tensor in watched]:  # noqa: SLF001  # as above
+        raise unsupported(
+            module,
+            "forward changes a buffer or an input in place",
+            hint="compute a new tensor instead; a served module keeps no state between requests",
+        )
+    return got
 
 
 def _same(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ipnext.errors import Infeasible, InvalidInput, IPnextError
 from ipnext.model.manifest import invalid_input
 from ipnext.model.resource import ErrorBody
+from ipnext.model.value import Value, Written
 
 MAX_VALUE_CHARACTERS = 500
 """A longer refused value is cut in the answer: it is the client's own text."""
@@ -83,7 +84,7 @@ def _refused(request: Request, error: RequestValidationError) -> InvalidInput:
         return InvalidInput(f"the body is not JSON: {bodies[0].get('ctx', {}).get('error', '')}")
     field = getattr(request.scope.get("route"), "body_field", None)
     model = field.field_info.annotation if field is not None else None
-    if bodies and isinstance(model, type) and issubclass(model, BaseModel):
+    if bodies and isinstance(model, type) and issubclass(model, Value | Written):
         try:
             model.model_validate(error.body)
         except ValidationError as again:

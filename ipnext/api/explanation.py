@@ -122,14 +122,18 @@ def _cause(
         return change.reason or Reason.ROLLED_BACK, change.message
     if trouble is not None and (not is_ready or trouble.reason is not Reason.PROGRESSING):
         return trouble.reason, trouble.message
-    if change is None:
-        return Reason.NOT_PUBLISHED, "no snapshot was published yet"
-    if not change.state.final:
+    if change is not None and not change.state.final:
         started = change.state is ChangeState.RUNNING
         return (Reason.PROGRESSING if started else Reason.PENDING), _progress(conditions, change)
-    ready = conditions.get(ConditionType.READY)
+    return _at_rest(facts, conditions.get(ConditionType.READY), is_ready=is_ready)
+
+
+def _at_rest(facts: ModelFacts, ready: Condition | None, *, is_ready: bool) -> tuple[Reason, str]:
+    """The reason while nothing runs and nothing is wrong."""
     if is_ready:
         return Reason.SERVING, f"generation {facts.record.serving_generation} serves"
+    if facts.record.serving_generation is None and not any(c.generation for c in facts.changes):
+        return Reason.NOT_PUBLISHED, "no snapshot was published yet"
     if ready is not None:
         return ready.reason, ready.message
     return Reason.PENDING, "no run has reported yet"
@@ -142,7 +146,9 @@ def _progress(conditions: Mapping[ConditionType, Condition], change: Change) -> 
 
 def _deployment_step(facts: ModelFacts, ready: Condition | None) -> ExplanationStep:
     record = facts.record
-    serving = "nothing serves" if record.serving_generation is None else f"generation {record.serving_generation} serves"
+    serving = (
+        "nothing serves" if record.serving_generation is None else f"generation {record.serving_generation} serves"
+    )
     target = record.target_generation
     toward = "" if target is None or target == record.serving_generation else f", {target} is wanted"
     state = f"Ready={ready.status}" if ready is not None else "Ready=Unknown"
@@ -171,11 +177,15 @@ def _stage_steps(
     if stuck is not None and not (is_ready and change is not None and change.state is ChangeState.DONE):
         condition = conditions[stuck]
         state = f"{stuck.value}={condition.status}"
-        steps.append(ExplanationStep(level="step", subject=STEPS[stuck], state=state, message=_wave(transition, change)))
+        steps.append(
+            ExplanationStep(level="step", subject=STEPS[stuck], state=state, message=_wave(transition, change))
+        )
     refused = report.refused if report is not None else None
     if refused is not None and change is not None and change.state is ChangeState.REFUSED:
         message = f"check {refused.check}: {refused.message}"
-        steps.append(ExplanationStep(level="part", subject=refused.subject, state=refused.reason.value, message=message))
+        steps.append(
+            ExplanationStep(level="part", subject=refused.subject, state=refused.reason.value, message=message)
+        )
     return tuple(steps)
 
 
@@ -193,5 +203,3 @@ def _trouble_steps(trouble: Trouble) -> tuple[ExplanationStep, ...]:
     if trouble.host is not None:
         steps.append(ExplanationStep(level="host", subject=trouble.host, state=trouble.reason.value))
     return tuple(steps)
-
-

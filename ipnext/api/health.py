@@ -16,7 +16,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Can it answer", response_model=Readiness)
+@router.get("/readyz", summary="Can it answer")
 async def readyz(rooms: Rooms, response: Response) -> Readiness:
     """200 where the store answers, else 503. Temporal may be down: changes are recorded and submitted later."""
     unsubmitted = await run_in_threadpool(_unsubmitted, rooms)

@@ -7,9 +7,9 @@ from typing import Protocol
 from urllib.parse import quote
 
 from ipnext import names
-from ipnext.errors import Unavailable
-from ipnext.model.lifecycle import Change, ChangeAccepted, ReplanInput
-from ipnext.model.resource import ChangeView, RunStarted
+from ipnext.errors import NotFound, Unavailable
+from ipnext.model.lifecycle import Change, ChangeAccepted, ReplanInput, ReplanResult
+from ipnext.model.resource import ChangeView, ReplanStatus, RunStarted
 
 
 class Lifecycle(Protocol):
@@ -20,6 +20,9 @@ class Lifecycle(Protocol):
 
     async def start_replan(self, replan: ReplanInput) -> RunStarted:
         """Start a replan of the whole fleet, or find the one that runs."""
+
+    async def replan_status(self, workflow_id: str, run_id: str) -> ReplanStatus:
+        """Where a replan run stands. Raises NotFound."""
 
     async def reachable(self) -> bool:
         """True where the engine answers now. Never raises."""
@@ -35,6 +38,8 @@ class MemoryLifecycle:
         self.down = False
         self.submitted: list[Change] = []
         self.replans: list[ReplanInput] = []
+        self.replan_result: ReplanResult | None = None
+        """What every replan so far ended with; None while it runs."""
         self._ui_url = ui_url
 
     async def submit(self, change: Change) -> ChangeAccepted:
@@ -51,6 +56,20 @@ class MemoryLifecycle:
         self.replans.append(replan)
         workflow_id, run_id = f"replan/{replan.trigger}", f"run-{len(self.replans)}"
         return RunStarted(workflow_id=workflow_id, run_id=run_id, run_url=self.run_url(workflow_id, run_id))
+
+    async def replan_status(self, workflow_id: str, run_id: str) -> ReplanStatus:
+        """Running until `replan_result` is set."""
+        self._answer()
+        if run_id not in {f"run-{n + 1}" for n in range(len(self.replans))}:
+            msg = f"no replan run {run_id!r} of {workflow_id!r}"
+            raise NotFound(msg)
+        return ReplanStatus(
+            workflow_id=workflow_id,
+            run_id=run_id,
+            run_url=self.run_url(workflow_id, run_id),
+            state="running" if self.replan_result is None else "done",
+            result=self.replan_result,
+        )
 
     async def reachable(self) -> bool:
         """True unless `down`."""

@@ -95,18 +95,14 @@ def _plan_metrics(plan: PlanInForce | None) -> Iterator[Metric]:
     unmet = [([u.model, u.region], u.qps) for u in plan.unmet]
     yield _gauge("unmet_demand_qps", "Demand that the plan in force leaves unserved.", ["model", "region"], unmet)
     yield _gauge("plan_gap_ratio", "Relative optimality gap of the plan in force.", [], [([], plan.summary.gap)])
-    yield _gauge(
-        "plan_cost_dollars_per_hour", "Cost of the plan in force.", [], [([], plan.summary.cost_per_hour)]
-    )
+    yield _gauge("plan_cost_dollars_per_hour", "Cost of the plan in force.", [], [([], plan.summary.cost_per_hour)])
 
 
 def _region_metrics(regions: Sequence[RegionView]) -> Iterator[Metric]:
     labels = ["region", "hardware"]
     supply = [([r.region, item.hardware], item) for r in regions for item in r.supply]
     yield _gauge("supply_units", "Units that the fleet has.", labels, [(at, item.units) for at, item in supply])
-    yield _gauge(
-        "supply_used_units", "Units that deployments take.", labels, [(at, item.used) for at, item in supply]
-    )
+    yield _gauge("supply_used_units", "Units that deployments take.", labels, [(at, item.used) for at, item in supply])
     reachable = [([r.region], float(r.reachable)) for r in regions]
     yield _gauge("region_reachable", "1 where the region's infrastructure answers.", ["region"], reachable)
     replicas = Counter((r.region, replica.phase.value) for r in regions for replica in r.replicas)

@@ -144,5 +144,3 @@ def _applied(
         fields=fields,
         change=change,
     )
-
-

@@ -69,7 +69,7 @@ class Outbox:
             return True
         done, _ = await asyncio.wait(self._in_flight.values(), timeout=self._interval)
         self._in_flight = {model: task for model, task in self._in_flight.items() if task not in done}
-        return all([task.result() for task in done])
+        return not [task for task in done if not task.result()]
 
     async def _run(self) -> None:
         delay = 0.0
@@ -94,7 +94,7 @@ class Outbox:
                 log.warning("change_not_submitted_yet", error=str(error) or "timed out")
                 return False
             except IPnextError as error:
-                log.error("change_not_accepted", code=error.code, error=error.message)
+                log.warning("change_not_accepted", code=error.code, error=error.message)
                 return False
         return True
 

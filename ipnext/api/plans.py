@@ -1,11 +1,13 @@
 """Plans and replans."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from ipnext.api.platform import Limit, RecordId, Rooms
 from ipnext.model.lifecycle import ReplanInput
 from ipnext.model.plan import PlanDiff
-from ipnext.model.resource import PlanInForce, PlanSummary, PlanView, ReplanRequest, RunStarted
+from ipnext.model.resource import PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanStatus, RunStarted
 from ipnext.store.records import PlanRecord
 from ipnext.store.repository import Repository
 
@@ -39,6 +41,16 @@ def read_diff(plan_id: RecordId, rooms: Rooms) -> PlanDiff:
 async def replan(request: ReplanRequest, rooms: Rooms) -> RunStarted:
     """Start a replan run. 503 while the workflow engine is down: nothing is recorded, ask again."""
     return await rooms.lifecycle.start_replan(ReplanInput(trigger=request.trigger))
+
+
+@router.get("/replan", summary="Follow a replan run")
+async def replan_status(
+    rooms: Rooms,
+    workflow_id: Annotated[str, Query(alias="workflowId", min_length=1, max_length=200)],
+    run_id: Annotated[str, Query(alias="runId", min_length=1, max_length=100)],
+) -> ReplanStatus:
+    """Where a replan stands, and its result once it is done."""
+    return await rooms.lifecycle.replan_status(workflow_id, run_id)
 
 
 def plan_in_force(unit: Repository) -> PlanInForce | None:

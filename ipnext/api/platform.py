@@ -40,6 +40,8 @@ GenerationNumber = Annotated[int, Path(ge=1, lt=2**31, description="Number of a 
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many, newest first.")]
 ExpectedVersion = Annotated[
     int | None,
-    Query(alias="expectedVersion", ge=0, lt=2**31, description="Refuse the write (409) unless this version is in force."),
+    Query(
+        alias="expectedVersion", ge=0, lt=2**31, description="Refuse the write (409) unless this version is in force."
+    ),
 ]
 DryRun = Annotated[bool, Query(alias="dryRun", description="Validate and say what would change; write nothing.")]

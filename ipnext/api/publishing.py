@@ -7,6 +7,7 @@ from fastapi import APIRouter
 
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Platform, Rooms
+from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.lifecycle import Change, ChangeKind
@@ -30,7 +31,7 @@ def publish(name: ModelName, request: PublishRequest, rooms: Rooms) -> ChangeVie
     with rooms.store.read() as unit:
         record = _not_retired(unit.model(name))
     _check_parts(record, request.parts)
-    sources = {part: _source(rooms, part, given) for part, given in request.parts.items()}
+    sources = {part: _source(rooms, given) for part, given in request.parts.items()}
     with rooms.store.begin(name) as unit:
         change = unit.publish(name, sources, change_id=request.change_id or uuid4().hex)
     rooms.outbox.wake()
@@ -78,18 +79,14 @@ def _check_parts(record: ModelRecord, given: Iterable[str]) -> None:
             raise InvalidInput(msg, field=f"parts.{part}", value=part, allowed=known)
 
 
-def _source(rooms: Platform, part: str, given: PublishPart) -> SnapshotSource:
+def _source(rooms: Platform, given: PublishPart) -> SnapshotSource:
     """Where a part's content lies in the artifact store; a uri is read into it first."""
     if given.digest is not None:
-        uri = f"{rooms.artifacts.uri.rstrip('/')}/snapshots/{given.digest}"
+        uri = snapshot_uri(rooms.artifacts.uri, given.digest)
         return SnapshotSource(manifest=rooms.artifacts.manifest(uri), uri=uri)
-    uri = given.uri or ""
-    if not uri.startswith(("file://", "s3://")):
-        msg = f"parts.{part}.uri: {uri!r} is not a source the server reads; allowed: file://DIRECTORY, s3://BUCKET/PREFIX"
-        raise InvalidInput(msg, field=f"parts.{part}.uri", value=uri, allowed=("file://", "s3://"))
     return ingest_uri(
         rooms.artifacts,
-        uri,
+        given.uri or "",
         roots=rooms.settings.artifact_roots,
         buckets=rooms.settings.artifact_buckets,
         endpoint_url=rooms.settings.s3_endpoint_url,
@@ -98,7 +95,9 @@ def _source(rooms: Platform, part: str, given: PublishPart) -> SnapshotSource:
 
 def _rollback_target(record: ModelRecord, generations: tuple[Generation, ...], asked: int | None) -> int:
     serving = record.serving_generation
-    served = [g.number for g in generations if g.serving_at is not None and g.number != serving and g.state in _REACHABLE]
+    served = [
+        g.number for g in generations if g.serving_at is not None and g.number != serving and g.state in _REACHABLE
+    ]
     if asked is None:
         if not served:
             msg = f"model {record.name!r} has no former generation that has served; there is nothing to go back to"

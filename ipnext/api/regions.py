@@ -32,9 +32,7 @@ def fleet_or_none(unit: Repository) -> FleetSpec | None:
         return None
 
 
-def region_views(
-    fleet: FleetSpec | None, deployments: Iterable[Deployment], states: States
-) -> tuple[RegionView, ...]:
+def region_views(fleet: FleetSpec | None, deployments: Iterable[Deployment], states: States) -> tuple[RegionView, ...]:
     """Regions in the fleet's order; regions that only the infrastructure knows come last."""
     used = _units_used(deployments)
     known = fleet.regions if fleet is not None else ()
@@ -49,9 +47,7 @@ def _units_used(deployments: Iterable[Deployment]) -> Mapping[tuple[str, str], f
     return used
 
 
-def _view(
-    name: str, fleet: FleetSpec | None, used: Mapping[tuple[str, str], float], states: States
-) -> RegionView:
+def _view(name: str, fleet: FleetSpec | None, used: Mapping[tuple[str, str], float], states: States) -> RegionView:
     items = [item for item in fleet.supply if item.region == name] if fleet is not None else []
     supply = tuple(
         SupplyUse(

@@ -58,7 +58,9 @@ def _parameter(parameter: Schema) -> str:
 
 def _body(operation: Schema) -> str:
     content = operation.get("requestBody", {}).get("content", {})
-    kinds = ", ".join(f"{_name(body.get('schema', {}))} as <code>{escape(kind)}</code>" for kind, body in content.items())
+    kinds = ", ".join(
+        f"{_name(body.get('schema', {}))} as <code>{escape(kind)}</code>" for kind, body in content.items()
+    )
     return f"<p>Body: {kinds}</p>" if kinds else ""
 
 
@@ -68,9 +70,7 @@ def _answer(status: str, body: Schema) -> str:
 
 
 def _type(name: str, body: Schema) -> str:
-    rows = "".join(
-        f"<tr><td><code>{escape(field)}</code><td>{_name(schema)}</tr>" for field, schema in _fields(body)
-    )
+    rows = "".join(f"<tr><td><code>{escape(field)}</code><td>{_name(schema)}</tr>" for field, schema in _fields(body))
     table = f'<table><tr><th scope="col">field<th scope="col">type</tr>{rows}</table>' if rows else ""
     values = f"<p>{escape(', '.join(map(str, body['enum'])))}</p>" if "enum" in body else ""
     text = _paragraphs(body.get("description", ""))
@@ -88,18 +88,17 @@ def _name(schema: Schema) -> str:
     if "$ref" in schema:
         name = escape(schema["$ref"].rsplit("/", 1)[1])
         return f'<a href="#type-{name}">{name}</a>'
-    for several in ("anyOf", "oneOf", "allOf"):
-        if several in schema:
-            return " or ".join(_name(each) for each in schema[several])
-    if schema.get("type") == "array":
-        return f"list of {_name(schema.get('items', {})) or 'anything'}"
+    several = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
+    if several:
+        return " or ".join(_name(each) for each in several)
     if isinstance(schema.get("additionalProperties"), Mapping):
         return f"map of {_name(schema['additionalProperties']) or 'anything'}"
-    if "const" in schema:
-        return f"<code>{escape(str(schema['const']))}</code>"
-    if "enum" in schema:
-        return " | ".join(f"<code>{escape(str(value))}</code>" for value in schema["enum"])
-    return escape(str(schema.get("type", "anything")))
+    if schema.get("type") == "array":
+        return f"list of {_name(schema.get('items', {})) or 'anything'}"
+    values = [schema["const"]] if "const" in schema else schema.get("enum", ())
+    return " | ".join(f"<code>{escape(str(value))}</code>" for value in values) or escape(
+        str(schema.get("type", "anything"))
+    )
 
 
 def _paragraphs(text: str) -> str:

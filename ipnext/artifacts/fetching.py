@@ -1,6 +1,5 @@
 """From a store to a directory of plain files, each checked while it is read."""
 
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -15,9 +14,7 @@ from ipnext.errors import ArtifactMissing
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
 
-def lay_out(
-    manifest: SnapshotManifest, directory: Path, *, digest: str, open_blob: Callable[[str], BinaryIO]
-) -> Path:
+def lay_out(manifest: SnapshotManifest, directory: Path, *, digest: str, open_blob: Callable[[str], BinaryIO]) -> Path:
     """Give `directory/<digest>` with all files of the snapshot; keep one that is complete already.
 
     Any number of processes may do so at once: each writes a directory of its own and the first to rename it wins.
@@ -87,4 +84,4 @@ def _complete(final: Path, manifest: SnapshotManifest) -> bool:
 
 
 def _size(path: Path) -> int:
-    return os.stat(path, follow_symlinks=False).st_size
+    return path.stat(follow_symlinks=False).st_size

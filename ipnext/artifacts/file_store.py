@@ -1,5 +1,6 @@
 """Artifacts in a directory: `file:///...`, for one machine or a shared file system."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -18,7 +19,7 @@ class FileArtifactStore:
     """An ArtifactStore below a directory, which is made at the first write. Any number of processes may share it."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root.absolute()
+        self._root = Path(os.path.abspath(root))  # noqa: PTH100 - without '..', and a link stays a link
         self._scratch = self._root / "scratch"
 
     @property
@@ -32,9 +33,7 @@ class FileArtifactStore:
 
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
         """Store a blob whole or not at all; one that is here already is replaced, which mends a damaged one."""
-        write_whole(
-            self._blob(sha256), checked(chunks, sha256=sha256, subject=f"blob {sha256}"), scratch=self._scratch
-        )
+        write_whole(self._blob(sha256), checked(chunks, sha256=sha256, subject=f"blob {sha256}"), scratch=self._scratch)
 
     def open_blob(self, sha256: str) -> BinaryIO:
         """A stream of the blob; the caller closes it. ArtifactMissing."""

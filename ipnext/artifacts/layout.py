@@ -89,7 +89,9 @@ def check_paths(files: Sequence[ArtifactFile]) -> None:
 
 def mismatch(subject: str, *, expected: str, found: str) -> ArtifactDigestMismatch:
     """The error for bytes that are not the ones that were named."""
-    return ArtifactDigestMismatch(f"{subject} has SHA-256 {found}, expected {expected}; it is corrupt: publish it again")
+    return ArtifactDigestMismatch(
+        f"{subject} has SHA-256 {found}, expected {expected}; it is corrupt: publish it again"
+    )
 
 
 def _fault_of(path: str) -> str:

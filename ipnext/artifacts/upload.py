@@ -89,4 +89,5 @@ def _check(source: Source, file: ArtifactFile) -> None:
         for chunk in chunks_of(stream):
             digest.update(chunk)
     if digest.hexdigest() != file.sha256:
-        raise mismatch(f"file {file.path!r} in {source.uri}", expected=file.sha256, found=digest.hexdigest())
+        subject = f"file {file.path!r} in {source.uri}"
+        raise mismatch(subject, expected=file.sha256, found=digest.hexdigest())

@@ -13,7 +13,6 @@ from pathlib import Path
 import structlog
 
 from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.pulse import Pulse
 from ipnext.infra.tether import tether
 
 TAIL_LINES = 5
@@ -26,7 +25,7 @@ class ChildProcess:
     `on_change` is called, in the event loop, right after each start and each end. The child dies with this process.
     """
 
-    def __init__(  # noqa: PLR0913 (a process has that many sides)
+    def __init__(
         self,
         name: str,
         command: Callable[[], Sequence[str]],
@@ -49,8 +48,7 @@ class ChildProcess:
         self._on_change = on_change
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
-        self._stopping = False
-        self._pulse = Pulse()
+        self._ending = asyncio.Event()
 
     @property
     def pid(self) -> int | None:
@@ -63,8 +61,7 @@ class ChildProcess:
 
     async def stop(self, grace_seconds: float) -> None:
         """SIGTERM, SIGKILL after the grace time; returns when it is gone and will not come back."""
-        self._stopping = True
-        self._pulse.strike()
+        self._ending.set()
         if self._task is None:
             return
         self.signal(signal.SIGTERM)
@@ -86,15 +83,16 @@ class ChildProcess:
 
     async def _keep_running(self) -> None:
         pause = self._settings.backoff_first_seconds
-        while not self._stopping:
+        while not self._ending.is_set():
             await self._run_once()
-            if self._stopping:
+            if self._ending.is_set():
                 return
             self.restarts += 1
             structlog.get_logger().warning("process ended, starting it again", process=self.name, reason=self.message)
             if time.monotonic() - self.started_at > self._settings.steady_seconds:
                 pause = self._settings.backoff_first_seconds
-            await self._pulse.wait(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), pause)
             pause = min(2 * pause, self._settings.backoff_limit_seconds)
 
     async def _run_once(self) -> None:
@@ -105,7 +103,7 @@ class ChildProcess:
             self.message = f"could not be started: {error}"
             self._on_change()
             return
-        if self._stopping:  # stop() came while it was being started and had nobody to signal
+        if self._ending.is_set():  # stop() came while it was being started and had nobody to signal
             self.signal(signal.SIGTERM)
         self._on_change()
         status = await self._process.wait()

@@ -38,9 +38,7 @@ class Control:
         """One call; the body of a good answer."""
         headers = {"content-type": "application/json"} if body else None
         try:
-            async with self._session.request(
-                method, url, data=body, headers=headers, timeout=self._timeout
-            ) as answer:
+            async with self._session.request(method, url, data=body, headers=headers, timeout=self._timeout) as answer:
                 content = await answer.read()
                 if answer.status >= 400:
                     msg = f"{method} {url} answered {answer.status}: {content[:500].decode(errors='replace')}"

@@ -45,6 +45,7 @@ class HostReplica:
         self._port = 0
         self._wanted = HostHolds(holds=())
         self._told: HostHolds | None = None
+        self._refusal: str | None = None
         self._release_revision = 0
         self._release_deadline = 0.0
         self._state: HostState | None = None
@@ -91,7 +92,7 @@ class HostReplica:
                 for f in failures
             ),
             restarts=self._child.restarts,
-            message=self._child.message,
+            message=self._refusal or self._child.message,
         )
 
     def want(self, holds: HostHolds) -> None:
@@ -115,8 +116,7 @@ class HostReplica:
         while not self.leaving:
             before = self.ready
             await self._ask()
-            with suppress(Unavailable):  # told again at the next look
-                await self._tell()
+            await self._tell()
             if self.ready != before:
                 self._publish()
             await self._pulse.wait(self._pause())
@@ -192,8 +192,14 @@ class HostReplica:
         return late or self._router.in_flight(self.key.model, dropped) == 0
 
     async def _put(self, holds: HostHolds) -> None:
+        """Told again at the next look if the host did not take it."""
         pid = self._child.pid
-        await self._control.put_holds(self.url, holds)
+        try:
+            await self._control.put_holds(self.url, holds)
+        except Unavailable as error:
+            self._refusal = error.message
+            return
+        self._refusal = None
         if pid == self._child.pid:
             self._told = holds
 

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ipnext.model.deployment import GenerationTraffic, Replica
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle import Change, DeploymentStatus
+from ipnext.model.lifecycle import Change, DeploymentStatus, ReplanResult
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.plan import Plan, PlanDiff, Problem, Unmet
 from ipnext.model.registry import Generation
@@ -141,6 +141,17 @@ class RunStarted(Value):
     workflow_id: str
     run_id: str
     run_url: str
+
+
+class ReplanStatus(Value):
+    """Where a replan run stands; `result` once it is done, `message` where it failed."""
+
+    workflow_id: str
+    run_id: str
+    run_url: str
+    state: Literal["running", "done", "failed"]
+    result: ReplanResult | None = None
+    message: str = ""
 
 
 class PlanSummary(Value):

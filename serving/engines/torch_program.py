@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch._export.serde import schema
 from torch._export.serde import serialize as serde
+from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
@@ -34,9 +35,10 @@ _EXPRESSION_REST = re.compile(r"[\s\d.,+\-*/()=<>!&|~]*")
 _EXPRESSION_NAMES: Final = frozenset(
     "Symbol Integer Rational Float Add Mul Pow Mod PythonMod ModularIndexing FloorDiv CleanDiv CeilDiv CeilToInt "
     "FloorToInt TruncToInt TruncToFloat RoundToInt ToFloat IntTrueDiv FloatTrueDiv PowByNatural FloatPow Max Min "
-    "Eq Ne Lt Le Gt Ge And Or Not Where Identity LShift RShift oo int_oo evaluate positive integer nonnegative real "
+    "GreaterThan LessThan StrictGreaterThan StrictLessThan Equality Unequality Eq Ne Lt Le Gt Ge And Or Not Where Identity LShift RShift oo int_oo evaluate positive integer nonnegative real "
     "True False".split()
 )
+_UNREADABLE: Final = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _FREE_TEXT: Final = frozenset({"stack_trace", "from_node"})
 
 
@@ -88,7 +90,7 @@ def read_program(directory: Path) -> TorchProgram:
     try:
         tensors = _read_tensors(directory / WEIGHTS_FILE, document["tensors"])
         return _bind(_rebuild(document["program"], tensors), document)
-    except (SafetensorError, serde.SerializeError, AssertionError, KeyError, TypeError, ValueError) as error:
+    except (*_UNREADABLE, SafetensorError, serde.SerializeError, SpecViolationError) as error:
         msg = f"the torch program cannot be read by torch {torch.__version__}: {error}; export the model again"
         raise LoadFailed(msg) from error
 
@@ -202,7 +204,14 @@ def _rebuild(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     program = serde._dict_to_dataclass(schema.ExportedProgram, plain)  # noqa: SLF001  # as above
     state = {name.removeprefix("state:"): t for name, t in tensors.items() if name.startswith("state:")}
     constants = {name.removeprefix("constant:"): t for name, t in tensors.items() if name.startswith("constant:")}
+    for name in _parameter_names(document):
+        state[name] = torch.nn.Parameter(state[name], requires_grad=False)
     return serde.ExportedProgramDeserializer().deserialize(program, state, constants, None)
+
+
+def _parameter_names(document: Mapping[str, Any]) -> tuple[str, ...]:
+    specs = document["graph_module"]["signature"]["input_specs"]
+    return tuple(spec["parameter"]["parameter_name"] for spec in specs if "parameter" in spec)
 
 
 def _without_metadata(value: Any) -> Any:
@@ -224,7 +233,8 @@ def _bind(exported: ExportedProgram, document: Mapping[str, Any]) -> TorchProgra
             value = spec.arg.value if isinstance(spec.arg, ConstantArgument) else None
         else:
             name = str(spec.target)
-            value = exported.state_dict[name] if name in exported.state_dict else exported.constants[name]
+            weight = exported.state_dict[name] if name in exported.state_dict else exported.constants[name]
+            value = weight.detach()
         arguments.append(value)
     inputs = tuple(document["inputs"])
     graph_inputs = tuple(slots)

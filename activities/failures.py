@@ -1,0 +1,57 @@
+"""Errors on their way from an activity to its workflow: typed by their code, retried only where a retry helps.
+
+Every worker runs its activities inside `TypedFailures`, so that no activity names Temporal's errors itself.
+"""
+
+from typing import Any
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, CancelledError, TemporalError
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from ipnext.errors import Conflict, IPnextError, Unavailable
+from ipnext.model.status import Reason
+
+BUG_ATTEMPTS = 5
+"""Attempts for an error that no one foresaw: a bug seldom heals, a strange machine sometimes does."""
+
+_REASONS = {
+    "ArtifactMissing": Reason.ARTIFACT_MISSING,
+    "ArtifactDigestMismatch": Reason.ARTIFACT_DIGEST_MISMATCH,
+    "Infeasible": Reason.NO_CAPACITY,
+    "LoadFailed": Reason.LOAD_FAILED,
+    "Unavailable": Reason.REGION_UNREACHABLE,
+    "DeadlineExceeded": Reason.DEADLINE_EXCEEDED,
+}
+
+
+def reason_of(code: str | None, *, otherwise: Reason = Reason.INTERNAL_ERROR) -> Reason:
+    """The reason that an error code stands for. Codes that are reasons themselves stand for themselves."""
+    if code in _REASONS:
+        return _REASONS[code]
+    return Reason(code) if code in set(Reason) else otherwise
+
+
+class TypedFailures(Interceptor):
+    """Turns every error of an activity into an ApplicationError whose type is the error's code."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        """See Interceptor."""
+        return _TypedActivity(next)
+
+
+class _TypedActivity(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        try:
+            return await self.next.execute_activity(input)
+        except (TemporalError, CancelledError):
+            raise
+        except IPnextError as error:
+            lasting = not (error.retryable or isinstance(error, Conflict))
+            raise ApplicationError(error.message, type=error.code, non_retryable=lasting) from error
+        except OSError as error:
+            raise ApplicationError(str(error), type=Unavailable.code) from error
+        except Exception as error:
+            lasting = activity.info().attempt >= BUG_ATTEMPTS
+            text = f"{type(error).__name__}: {error}"
+            raise ApplicationError(text, type=IPnextError.code, non_retryable=lasting) from error

@@ -1,0 +1,158 @@
+"""Artifacts in a bucket: `s3://bucket/prefix`, on AWS or any server that keeps S3's promises."""
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ipnext.artifacts import layout
+from ipnext.artifacts.checked import checked, regrouped
+from ipnext.artifacts.fetching import lay_out
+from ipnext.artifacts.s3_client import answering, s3_client, status_of
+from ipnext.artifacts.s3_stream import open_object
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
+from ipnext.model.registry import SnapshotManifest
+
+PART_BYTES = 16 << 20
+"""A blob up to this size goes in one request, a larger one in parts of it; at most this much is held in memory."""
+
+
+class S3ArtifactStore:
+    """An ArtifactStore below a key prefix of a bucket that exists. Threads and processes may share it.
+
+    The server checks a SHA-256 of every part it takes, so that what is damaged on the way is refused there.
+    """
+
+    def __init__(
+        self, bucket: str, prefix: str = "", endpoint_url: str | None = None, *, part_bytes: int = PART_BYTES
+    ) -> None:
+        self._bucket = bucket
+        self._prefix = prefix.strip("/")
+        self._part_bytes = part_bytes
+        self._client = s3_client(endpoint_url)
+
+    @property
+    def uri(self) -> str:
+        """`s3://bucket/prefix`."""
+        return f"s3://{self._bucket}" + (f"/{quote(self._prefix)}" if self._prefix else "")
+
+    def missing(self, digests: Iterable[str]) -> frozenset[str]:
+        """Those of the given digests that are not here."""
+        return frozenset(digest for digest in digests if self._size(layout.blob_key(digest)) is None)
+
+    def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
+        """Store a blob whole or not at all, streaming it in parts; one that is here already is replaced."""
+        key = layout.blob_key(sha256)
+        parts = regrouped(checked(chunks, sha256=sha256, subject=f"blob {sha256}"), size=self._part_bytes)
+        first = next(parts)
+        second = next(parts, None)
+        if second is None:
+            with answering(self._name(key)):
+                self._client.put_object(**self._at(key), Body=first, ChecksumSHA256=_checksum(first))
+        else:
+            self._put_parts(key, chain((first, second), parts))
+
+    def open_blob(self, sha256: str) -> BinaryIO:
+        """A stream of the blob that reads on after a cut connection; the caller closes it. ArtifactMissing."""
+        return open_object(self._client, self._bucket, self._key(layout.blob_key(sha256)))
+
+    def commit(self, manifest: SnapshotManifest) -> str:
+        """Write the manifest of a snapshot whose blobs are all here; return its uri.
+
+        Written only where there is none (If-None-Match): of several writers one wins, the others find the same bytes.
+        """
+        layout.check_paths(manifest.files)
+        for file in manifest.files:
+            self._check_blob(file.path, file.sha256, file.size_bytes)
+        digest = manifest.digest
+        key, content = layout.snapshot_key(digest), layout.manifest_bytes(manifest)
+        with answering(self._name(key)):
+            try:
+                self._client.put_object(
+                    **self._at(key), Body=content, ChecksumSHA256=_checksum(content), IfNoneMatch="*"
+                )
+            except ClientError as error:
+                if status_of(error) not in {409, 412}:
+                    raise
+                layout.read_stored(self._read(key), digest, f"manifest {self._name(key)}")
+        return layout.snapshot_uri(self.uri, digest)
+
+    def manifest(self, uri: str) -> SnapshotManifest:
+        """The manifest of a snapshot of this store, checked against its digest."""
+        digest = layout.digest_in(uri, self.uri)
+        try:
+            content = self._read(layout.snapshot_key(digest))
+        except ArtifactMissing as error:
+            msg = f"snapshot {uri} is not there, or was never committed"
+            raise ArtifactMissing(msg) from error
+        return layout.read_stored(content, digest, f"manifest of {uri}")
+
+    def fetch(self, uri: str, directory: Path) -> Path:
+        """Lay the snapshot out as `directory/<digest>`."""
+        digest = layout.digest_in(uri, self.uri)
+        return lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
+
+    def close(self) -> None:
+        """End the connections."""
+        self._client.close()
+
+    def _put_parts(self, key: str, parts: Iterable[bytes]) -> None:
+        """A multipart upload: the object appears when it is completed, and an exception takes its parts away."""
+        with answering(self._name(key)):
+            upload = self._client.create_multipart_upload(**self._at(key), ChecksumAlgorithm="SHA256")["UploadId"]
+        where = self._at(key) | {"UploadId": upload}
+        try:
+            done = [self._put_part(key, where, number, part) for number, part in enumerate(parts, start=1)]
+            with answering(self._name(key)):
+                self._client.complete_multipart_upload(**where, MultipartUpload={"Parts": done})
+        except BaseException:
+            with suppress(BotoCoreError, ClientError):  # the bucket's own rule ends uploads that nobody completes
+                self._client.abort_multipart_upload(**where)
+            raise
+
+    def _put_part(self, key: str, where: Any, number: int, part: bytes) -> Any:
+        checksum = _checksum(part)
+        with answering(self._name(key)):
+            answer = self._client.upload_part(**where, PartNumber=number, Body=part, ChecksumSHA256=checksum)
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+
+    def _read(self, key: str) -> bytes:
+        with open_object(self._client, self._bucket, self._key(key)) as stream:
+            return stream.read(layout.LARGEST_MANIFEST_BYTES)
+
+    def _size(self, key: str) -> int | None:
+        with answering(self._name(key)):
+            try:
+                return self._client.head_object(**self._at(key))["ContentLength"]
+            except ClientError as error:
+                if status_of(error) == 404:
+                    return None
+                raise
+
+    def _check_blob(self, path: str, sha256: str, size_bytes: int) -> None:
+        found = self._size(layout.blob_key(sha256))
+        if found is None:
+            msg = f"file {path!r}: blob {sha256} is not in {self.uri}; put it before the manifest"
+            raise ArtifactMissing(msg)
+        if found != size_bytes:
+            msg = f"file {path!r}: blob {sha256} has {found} bytes, the manifest says {size_bytes}"
+            raise ArtifactDigestMismatch(msg)
+
+    def _key(self, key: str) -> str:
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    def _at(self, key: str) -> Any:
+        return {"Bucket": self._bucket, "Key": self._key(key)}
+
+    def _name(self, key: str) -> str:
+        return f"s3://{self._bucket}/{self._key(key)}"
+
+
+def _checksum(content: bytes) -> str:
+    return b64encode(hashlib.sha256(content).digest()).decode()

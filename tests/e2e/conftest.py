@@ -1,0 +1,175 @@
+"""The whole platform as real processes, driven as a user drives it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ipnext.client import Client
+from serving.export import export_model
+
+START_SECONDS = 90
+
+MANIFEST = """
+apiVersion: ipnext/v1
+kind: Model
+metadata: {name: pair, owner: tests}
+spec:
+  parts:
+    - {name: first, hardware: [{kind: cpu, units: 1, qps: 100}]}
+    - {name: second, hardware: [{kind: cpu, units: 1, qps: 100}]}
+  graph:
+    nodes:
+      - {name: first, part: first, inputs: {x: request.x}}
+      - {name: second, part: second, inputs: {x: first.output}}
+    outputs: {sum: second.sum, marks: second.marks}
+  demand: [{region: us-east, qps: 50}, {region: eu-west, qps: 50}]
+  latencyToleranceMs: 120
+  rollout: {canary: 0.5, maxStep: 0.5, deadlineSeconds: 60}
+"""
+
+
+class First(nn.Module):
+    """x [B, 1] -> [B, 2]: x and the mark of this snapshot."""
+
+    def __init__(self, mark: float) -> None:
+        super().__init__()
+        self.mark = nn.Parameter(torch.tensor([mark]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.mark + x * 0], dim=1)
+
+
+class Second(nn.Module):
+    """[B, 2] -> sum [B] and the marks of both parts [B, 2]."""
+
+    def __init__(self, mark: float) -> None:
+        super().__init__()
+        self.mark = nn.Parameter(torch.tensor([mark]))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"sum": x.sum(dim=1), "marks": torch.cat([x[:, 1:], self.mark + x[:, :1] * 0], dim=1)}
+
+
+class Running:
+    """`ipnext dev` on a state directory."""
+
+    def __init__(self, state: Path, *arguments: str) -> None:
+        self.state = state
+        state.mkdir(parents=True, exist_ok=True)
+        self.log = state / "dev.log"
+        self._arguments = arguments or ("--free-ports",)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.endpoints: Mapping[str, Any] = {}
+
+    def start(self) -> "Running":
+        (self.state / "endpoints.json").unlink(missing_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ipnext.cli", "dev", "--state", str(self.state), *self._arguments],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        eventually(self._ready, START_SECONDS, lambda: self.log.read_text()[-3000:])
+        self.endpoints = json.loads((self.state / "endpoints.json").read_text())
+        return self
+
+    def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()[-3000:]
+        return (self.state / "endpoints.json").exists()
+
+    @property
+    def client(self) -> Client:
+        return Client(self.endpoints["api"])
+
+    def family(self) -> list[psutil.Process]:
+        """Every process below `ipnext dev`."""
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def child(self, *words: str) -> psutil.Process:
+        """The one process whose command line holds all words."""
+        found = [p for p in self.family() if all(w in " ".join(p.cmdline()) for w in words)]
+        assert len(found) == 1, [p.cmdline() for p in found]
+        return found[0]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def ask(self, region: str, x: float = 1.0, generation: int | None = None) -> httpx.Response:
+        """One prediction of the model `pair`."""
+        headers = {"x-ipnext-generation": str(generation)} if generation else {}
+        body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]}
+        url = f"{self.endpoints['gateways'][region]}/v2/models/pair/infer"
+        return httpx.post(url, json=body, headers=headers, timeout=15, trust_env=False)
+
+
+def eventually(holds: Callable[[], object], seconds: float, why: Callable[[], str] = lambda: "") -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s\n{why()}"
+        time.sleep(0.05)
+
+
+def snapshots(directory: Path, mark: float) -> Mapping[str, Path]:
+    """Both parts with the same mark."""
+    export_model(First(mark).eval(), {"x": torch.zeros(2, 1)}, directory / "first")
+    export_model(Second(mark).eval(), {"x": torch.zeros(2, 2)}, directory / "second")
+    return {"first": directory / "first", "second": directory / "second"}
+
+
+@pytest.fixture
+def pair_manifest() -> str:
+    return MANIFEST
+
+
+@pytest.fixture
+def make_snapshots(tmp_path: Path) -> Callable[[float], Mapping[str, Path]]:
+    return lambda mark: snapshots(tmp_path / f"mark-{mark}", mark)
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A platform on which generation 1 of `pair` serves with mark 1."""
+    running = Running(tmp_path_factory.mktemp("platform")).start()
+    try:
+        client = running.client
+        client.apply(MANIFEST)
+        change = client.publish("pair", snapshots(tmp_path_factory.mktemp("first"), 1.0))
+        done = client.wait_change(change.id, timeout_seconds=60)
+        assert done.state == "done", done
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def new_platform(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Starts platforms that end with the test."""
+    started: list[Running] = []
+
+    def start(state: Path, *arguments: str) -> Running:
+        running = Running(state, *arguments)
+        started.append(running)
+        return running.start()
+
+    yield start
+    for running in started:
+        running.stop()

@@ -1,0 +1,187 @@
+"""The promises of `ipnext dev`, kept by real processes."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+Snapshots = Callable[[float], Mapping[str, Path]]
+
+
+def eventually(holds: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def marks(answer: httpx.Response) -> set[float]:
+    """The marks of both parts in an answer: one mark where nothing is mixed."""
+    tensor = next(t for t in answer.json()["outputs"] if t["name"] == "marks")
+    return set(tensor["data"])
+
+
+@contextmanager
+def steady_load(platform: Any) -> Iterator[list[str]]:
+    """Asks both gateways all the time; yields the list of what went wrong."""
+    wrong: list[str] = []
+    stop = threading.Event()
+
+    def ask(region: str) -> None:
+        while not stop.wait(0.03):
+            try:
+                answer = platform.ask(region)
+            except httpx.HTTPError as error:
+                wrong.append(f"{region}: {error!r}")
+                continue
+            if answer.status_code != 200:
+                wrong.append(f"{region}: {answer.status_code} {answer.text[:200]}")
+            elif len(marks(answer)) != 1:
+                wrong.append(f"{region}: mixed {marks(answer)}")
+
+    threads = [threading.Thread(target=ask, args=(region,)) for region in platform.endpoints["gateways"]]
+    for thread in threads:
+        thread.start()
+    try:
+        yield wrong
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_an_answer_bears_its_generation_and_the_snapshot_of_each_part(platform: Any) -> None:
+    answer = platform.ask("us-east", x=2.0)
+    assert answer.status_code == 200
+    generation = answer.headers["x-ipnext-generation"]
+    assert answer.json()["model_version"] == generation
+    assert set(answer.headers["x-ipnext-snapshots"].split(",")) >= {f"first={generation}"}
+    assert answer.headers["x-ipnext-region"] == "us-east"
+    total = next(t for t in answer.json()["outputs"] if t["name"] == "sum")
+    assert total["data"] == [2.0 + next(iter(marks(answer)))]
+
+
+def test_a_publish_under_load_fails_no_request_and_mixes_none(platform: Any, make_snapshots: Snapshots) -> None:
+    with steady_load(platform) as wrong:
+        change = platform.client.publish("pair", make_snapshots(20.0))
+        done = platform.client.wait_change(change.id, timeout_seconds=60)
+    assert done.state == "done", done
+    assert wrong == []
+    assert marks(platform.ask("eu-west")) == {20.0}
+    assert platform.client.model("pair").status.ready
+
+
+def test_a_rollback_reaches_the_former_generation(platform: Any, make_snapshots: Snapshots) -> None:
+    before = platform.client.model("pair").status.serving_generation
+    change = platform.client.publish("pair", make_snapshots(30.0))
+    assert platform.client.wait_change(change.id, timeout_seconds=60).state == "done"
+    back = platform.client.rollback("pair", generation=before)
+    assert platform.client.wait_change(back.id, timeout_seconds=60).state == "done"
+    assert platform.ask("us-east").headers["x-ipnext-generation"] == str(before)
+
+
+def test_nan_weights_are_refused_before_any_traffic(platform: Any, make_snapshots: Snapshots) -> None:
+    before = platform.ask("us-east").headers["x-ipnext-generation"]
+    change = platform.client.publish("pair", make_snapshots(float("nan")))
+    done = platform.client.wait_change(change.id, timeout_seconds=60)
+    assert (done.state, done.reason) == ("refused", "NonFiniteWeights")
+    assert not platform.client.model("pair").status.ready
+    assert platform.ask("us-east").headers["x-ipnext-generation"] == before
+
+
+@pytest.mark.parametrize(
+    "words", [("workflows.worker",), ("ipnext.api",), ("temporal", "start-dev")], ids=["worker", "api", "temporal"]
+)
+def test_a_run_ends_right_when_a_control_process_is_killed_in_its_middle(
+    platform: Any, make_snapshots: Snapshots, words: tuple[str, ...]
+) -> None:
+    mark = 100.0 + len(words[0])
+    parts = make_snapshots(mark)
+    with steady_load(platform) as wrong:
+        change = platform.client.publish("pair", parts)
+        victim = platform.child(*words)
+        victim.kill()
+        eventually(lambda: platform.child(*words).pid != victim.pid, 30)
+        done = platform.client.wait_change(change.id, timeout_seconds=90)
+    assert done.state == "done", done
+    assert marks(platform.ask("us-east")) == {mark}
+    assert wrong == []
+
+
+def test_everything_keeps_serving_while_the_control_plane_hangs(platform: Any) -> None:
+    control = [platform.child(*w) for w in (("workflows.worker",), ("ipnext.api",), ("temporal", "start-dev"))]
+    for process in control:
+        process.suspend()
+    try:
+        with steady_load(platform) as wrong:
+            time.sleep(1.0)
+        assert wrong == []
+    finally:
+        for process in control:
+            process.resume()
+    eventually(lambda: httpx.get(platform.endpoints["api"] + "/readyz", trust_env=False).status_code == 200, 30)
+
+
+def test_a_second_start_on_the_same_directory_is_refused_with_the_pid_of_the_first(platform: Any) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "ipnext.cli", "dev", "--state", str(platform.state)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 2
+    assert str(platform.process.pid) in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_ports_in_use_are_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = tmp_path / "dev.yaml"
+        text = (Path(__file__).parents[2] / "temporal-dev.yaml").read_text()
+        config.write_text(text.replace("port: 8700", f"port: {port}"))
+        second = subprocess.run(
+            [sys.executable, "-m", "ipnext.cli", "dev", "--state", str(tmp_path / "s"), "--config", str(config)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert second.returncode == 2
+    assert f"{port} (api)" in second.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
+def test_whatever_ends_it_nothing_is_left_and_a_second_start_goes_on(
+    new_platform: Any, tmp_path: Path, make_snapshots: Snapshots, number: signal.Signals, pair_manifest: str
+) -> None:
+    running = new_platform(tmp_path / "state")
+    running.client.apply(pair_manifest)
+    change = running.client.publish("pair", make_snapshots(5.0))
+    if number is not signal.SIGINT:  # with SIGINT the run is still under way at the end
+        assert running.client.wait_change(change.id, timeout_seconds=60).state == "done"
+    family = running.family()
+    assert len(family) >= 8
+    status = running.stop(number)
+    assert status == (0 if number is not signal.SIGKILL else -signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert [p.cmdline() for p in alive] == []
+    again = new_platform(tmp_path / "state")
+    assert json.loads((tmp_path / "state" / "endpoints.json").read_text())["api"] == running.endpoints["api"]
+    assert again.client.wait_change(change.id, timeout_seconds=60).state == "done"
+    eventually(lambda: again.ask("us-east").status_code == 200, 30)
+    assert marks(again.ask("us-east")) == {5.0}
