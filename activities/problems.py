@@ -70,9 +70,9 @@ def fleet_problem(
     fleet: FleetSpec,
     models: Sequence[ModelProblem],
     *,
-    current: CurrentState = CurrentState(),
-    objective: Objective = Objective(),
-    limits: Limits = Limits(),
+    current: CurrentState | None = None,
+    objective: Objective | None = None,
+    limits: Limits | None = None,
 ) -> Problem:
     """The whole problem. An owner that the fleet does not name has no limit; rows of unknown names are left out."""
     owners = {item.owner: Owner.of(item) for item in fleet.owners}
@@ -85,9 +85,9 @@ def fleet_problem(
         supply=tuple(RegionSupply.of(item) for item in fleet.supply),
         owners=tuple(owners.values()),
         models=tuple(models),
-        current=_known_rows(fleet, models, current),
-        objective=objective,
-        limits=limits,
+        current=_known_rows(fleet, models, current or CurrentState()),
+        objective=objective or Objective(),
+        limits=limits or Limits(),
     )
 
 
@@ -203,13 +203,26 @@ def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:
 
 def with_running_options(model: ModelProblem, deployments: Iterable[Deployment]) -> ModelProblem:
     """The model with the hardware it runs on now, also where its manifest no longer names it."""
-    ways = {(d.key.part, d.key.hardware): PartOption(hardware=d.key.hardware, units=d.units, qps=d.qps) for d in deployments}
+    ways = {
+        (d.key.part, d.key.hardware): PartOption(hardware=d.key.hardware, units=d.units, qps=d.qps) for d in deployments
+    }
     parts = []
     for part in model.parts:
         named = {option.hardware for option in part.options}
         more = tuple(o for (name, hardware), o in ways.items() if name == part.part and hardware not in named)
         parts.append(part.model_copy(update={"options": (*part.options, *more)}))
     return model.model_copy(update={"parts": tuple(parts)})
+
+
+def cost_per_hour(replicas: Iterable[ReplicaCount], problem: Problem) -> float:
+    """$/h of replicas at the problem's units and prices."""
+    units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
+    prices = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
+    cost = sum(
+        row.count * units.get((row.model, row.part, row.hardware), 0.0) * prices.get((row.region, row.hardware), 0.0)
+        for row in replicas
+    )
+    return float(f"{cost:.12g}")
 
 
 def _known_rows(fleet: FleetSpec, models: Sequence[ModelProblem], current: CurrentState) -> CurrentState:

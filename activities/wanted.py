@@ -85,7 +85,9 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
     return ServedGeneration(generation=number, graph=graph, snapshots=dict(generation.snapshots), sync=spec.sync)
 
 
-def wanted_shares(facts: Facts, state: ModelState, deployments: Iterable[Deployment]) -> dict[str, tuple[RouteShare, ...]]:
+def wanted_shares(
+    facts: Facts, state: ModelState, deployments: Iterable[Deployment]
+) -> dict[str, tuple[RouteShare, ...]]:
     """The shares of every region that has demand, hosts the model or had a table before.
 
     A region that hosts the model without demand of its own answers its users itself.

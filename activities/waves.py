@@ -3,7 +3,7 @@
 An activity asks for the state it has to reach and brings it about, so that it may run any number of times.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,10 +91,13 @@ def peak(transition: Transition, model: str) -> Mapping[Slot, int]:
     return {slot: max(state.replicas(slot) for state in states) for slot in slots}
 
 
-def running_state(model: str, deployments: Iterable[Deployment], tables: Iterable[RouteTable]) -> FleetState:
+def running_state(
+    model: str, deployments: Iterable[Deployment], tables: Iterable[RouteTable], *, demanding: Collection[str]
+) -> FleetState:
     """What a transition starts from: the generations that answer traffic, where they run and how much they answer.
 
-    Generations kept warm count nothing: they cost no further process.
+    Generations kept warm count nothing: they cost no further process. Tables of regions without demand of their own
+    (not in `demanding`) are left out: they follow the others.
     """
     traffic = tuple(
         GenerationShare.model_validate(
@@ -102,7 +105,7 @@ def running_state(model: str, deployments: Iterable[Deployment], tables: Iterabl
         )
         for table in tables
         for s in table.shares
-        if s.fraction > 0
+        if s.fraction > 0 and table.region in demanding
     )
     answering = {share.generation for share in traffic}
     replicas = tuple(

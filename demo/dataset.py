@@ -25,8 +25,10 @@ LIKED = 4.0
 
 @dataclass(frozen=True)
 class Interactions:
-    """Rows in the order of time. `ids` [n, 6] user, item, age, gender, occupation, decade; `genres` [n, 6];
-    `features` [n, 4]; `label` [n] is 1 for a liked film.
+    """Rows in the order of time.
+
+    `ids` [n, 6] are user, film, age, gender, occupation, decade; `genres` [n, 6]; `features` [n, 4]; `label` [n] is 1 for
+    a liked film.
     """
 
     ids: Ints

@@ -36,8 +36,10 @@ def output(answer: Mapping[str, Any], name: str) -> np.ndarray[Any, np.dtype[Any
 
 @dataclass
 class Answers:
-    """What came back. A mixed answer is one whose parts bear different training stamps, or whose proof differs
-    from the first proof seen for its generation.
+    """What came back.
+
+    A mixed answer is one whose parts bear different training stamps, or whose proof differs from the first proof seen
+    for its generation.
     """
 
     requests: int = 0

@@ -91,11 +91,11 @@ def train(ranker: Ranker, rows: Interactions, *, epochs: int, seed: int, batch: 
     for _ in range(epochs):
         ranker.train()
         total = 0.0
-        for chosen in torch.randperm(len(rows), generator=generator).split(batch):
+        for chosen in torch.randperm(len(rows), generator=generator).split(batch):  # type: ignore[no-untyped-call]
             optimiser.zero_grad()
             score = ranker(ids[chosen], genres[chosen], features[chosen])
             loss = nn.functional.binary_cross_entropy(score, label[chosen])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             total += float(loss.detach()) * len(chosen)
         ranker.eval()

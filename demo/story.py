@@ -18,7 +18,8 @@ from demo.report import Report
 from ipnext.client import Client
 from ipnext.errors import IPnextError
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.lifecycle import Change, ChangeState
+from ipnext.model.lifecycle import ChangeState
+from ipnext.model.resource import ChangeView
 from serving.export import export_model
 
 MODEL = "movie-ranker"
@@ -168,10 +169,10 @@ class Story:
         self._console.print(self._load_line())
         return seconds
 
-    def _publish_broken(self) -> Change:
+    def _publish_broken(self) -> ChangeView:
         """A snapshot with NaN weights must be refused before any traffic."""
         self._step(5, "Publish a broken snapshot (NaN weights)")
-        weight = self._ranker.dense.top[0].weight
+        weight = self._ranker.dense.get_parameter("top.0.weight")
         kept = weight.detach().clone()
         with torch.no_grad():
             weight[0, 0] = math.nan
@@ -214,7 +215,7 @@ class Story:
             raise StoryFailed(msg)
         return {"moves": diff.moves, "before": diff.cost_per_hour_before, "after": diff.cost_per_hour_after}
 
-    def _finish(self, change: Change, wanted: ChangeState) -> Change:
+    def _finish(self, change: ChangeView, wanted: ChangeState) -> ChangeView:
         """Watch a change to its end; it must end as wanted."""
         with telling.watching(self._console, self._client, MODEL, change):
             done = self._client.wait_change(change.id, timeout_seconds=120)

@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from demo.load import Answers
-from ipnext.client import Client, ModelView
+from ipnext.client import Client
 from ipnext.errors import IPnextError
 from ipnext.model.lifecycle import Change
 from ipnext.model.plan import PlanDiff
+from ipnext.model.resource import ModelView
 from ipnext.model.status import Condition, ModelStatus
 
 MARKS = {"True": "[green]✓[/]", "False": "[yellow]…[/]", "Unknown": "[dim]·[/]"}

@@ -147,7 +147,9 @@ def server_options(server: TemporalServer, *, with_database: bool) -> tuple[str,
     return tuple(options)
 
 
-def server_command(server: TemporalServer, *, binary: Path, state: Path | None, with_ui: bool = True) -> tuple[str, ...]:
+def server_command(
+    server: TemporalServer, *, binary: Path, state: Path | None, with_ui: bool = True
+) -> tuple[str, ...]:
     """The whole command that starts the server on the loopback; `state` holds its database (None: in memory)."""
     command = [str(binary), "server", "start-dev", "--ip", LOOPBACK, "--port", str(server.port)]
     command += ["--ui-port", str(server.ui_port), "--ui-ip", LOOPBACK] if with_ui else ["--headless"]

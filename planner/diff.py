@@ -53,7 +53,9 @@ def apply_diff(before: Plan | CurrentState, change: PlanDiff) -> CurrentState:
 
 def _expect(subject: str, found: float, expected: float) -> None:
     if found != expected:
-        msg = f"{subject}: the diff starts at {expected:g}, the state has {found:g}; make the diff again from this state"
+        msg = (
+            f"{subject}: the diff starts at {expected:g}, the state has {found:g}; make the diff again from this state"
+        )
         raise InvalidInput(msg, field=subject, value=found, allowed=[f"{expected:g}"])
 
 

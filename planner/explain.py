@@ -69,7 +69,9 @@ class _Room:
         """Units left by region and hardware."""
         left = dict(self.index.supply)
         for (model, part, region, hardware), count in self.counts.items():
-            left[region, hardware] = left.get((region, hardware), 0.0) - count * self.option[model, part, hardware].units
+            left[region, hardware] = (
+                left.get((region, hardware), 0.0) - count * self.option[model, part, hardware].units
+            )
         return left
 
     @cached_property
@@ -102,14 +104,15 @@ class _Room:
         if not near:
             return {f"latency {origin}"}
         walks = {region: self.grow(model, region, model.parts) for region in near}
-        rules = set[str]().union(*(blocked for blocked, _ in walks.values()))
-        rules |= self.survive(model)
-        if all(blocked for blocked, _ in walks.values()):
+        room = {region: cost for region, (blocked, cost) in walks.items() if not blocked}
+        blocked = set[str]().union(*(rules for rules, _ in walks.values()))
+        rules = self.offered(blocked, otherwise=bool(room)) | self.survive(model)
+        if not room:
             open_far = any(not self.grow(model, region, model.parts)[0] for region in far)
             return rules | ({f"latency {origin}"} if open_far else set())
-        if rules & {rule for rule in rules if rule.startswith("survive")}:
+        if any(rule.startswith("survive") for rule in rules):
             return rules
-        cost = min(cost for blocked, cost in walks.values() if not blocked)
+        cost = min(room.values())
         gain = self.index.problem.objective.unmet_cost * model.priority * missing_qps
         return rules | {"unmet_cost" if cost >= gain else otherwise}
 
@@ -132,7 +135,7 @@ class _Room:
                     continue
                 walks = [self.grow(model, region, [part], spare=False)[0] for region in others]
                 if all(walks):
-                    rules |= {f"survive {lost}"}.union(*walks)
+                    rules |= {f"survive {lost}"} | self.offered(set[str]().union(*walks))
         return rules
 
     def grow(
@@ -173,11 +176,17 @@ class _Room:
         """The cheapest hardware with room for the next replicas (name, count, $/h), and the cheaper ones without."""
         held = sum(self.counts.get((model.model, part.part, region, o.hardware), 0) for o in part.options)
         count = max(1, part.min_replicas - held)
-        barred: dict[str, float] = {}
+        barred = list[str]()
         priced = [(count * o.units * self.index.unit_cost.get((region, o.hardware), 0.0), o) for o in part.options]
         for price, option in sorted(priced, key=lambda item: (item[0], item[1].hardware)):
             if count * option.units <= units.get((region, option.hardware), 0.0) + EPSILON:
                 return (option.hardware, count, price), {f"supply {region}/{hardware}" for hardware in barred}
-            barred[option.hardware] = self.index.supply.get((region, option.hardware), 0.0)
-        offered = [hardware for hardware, supply in barred.items() if supply > 0]
-        return None, {f"supply {region}/{hardware}" for hardware in offered or barred}
+            barred.append(option.hardware)
+        return None, {f"supply {region}/{hardware}" for hardware in barred}
+
+    def offered(self, rules: set[str], *, otherwise: bool = False) -> set[str]:
+        """The rules without supply that is none at all, unless nothing else is among them nor `otherwise`."""
+        none = {f"supply {r}/{h}" for r in self.index.problem.regions for h in self.index.problem.hardware}
+        none -= {f"supply {r}/{h}" for (r, h), units in self.index.supply.items() if units > 0}
+        left = rules - none
+        return left if left or otherwise else rules

@@ -120,7 +120,7 @@ def _model_shares(
         + [[route.qps / total for route in routes]]
     )
     limits = [*(able / total for able in capacity.values()), min(most / total, 1.0)]
-    scale = max(1.0, max(map(abs, cost)))
+    scale = max(1.0, *map(abs, cost))
     found = linprog(
         np.array(cost) / scale,
         A_ub=np.vstack([served, load]),
@@ -135,7 +135,7 @@ def _model_shares(
 
 def _clean(routes: Sequence[Route], fractions: Sequence[float], capacity: Mapping[str, float], most: float) -> Shares:
     """Fractions of nine digits that fit the capacity and sum to 1 wherever nothing is unmet."""
-    shares = {route.key: round(y, 9) for route, y in zip(routes, fractions, strict=True) if y > 1e-9}
+    shares = {route.key: round(y, 9) for route, y in zip(routes, fractions, strict=True) if y > 1e-7}
     qps = {route.key: route.qps for route in routes}
     for origin in dict.fromkeys(route.origin for route in routes):
         here = [key for key in shares if key[1] == origin]

@@ -20,6 +20,13 @@ from planner.index import Index, Placement, Route
 
 Vector = npt.NDArray[np.float64]
 Entry = tuple[int, int, float]
+Expression = Any
+"""A cvxpy expression. cvxpy and scipy overload operators in ways that their types do not tell."""
+Constraint = Any
+"""A cvxpy constraint."""
+
+NODES_A_SECOND = 8_000
+"""Of a program of one column; a program of a thousand columns gets a thousandth of it."""
 
 MOST_OPENING_ROWS = 20_000
 """Beyond it the rows that tie single routes to replicas cost more time than they save."""
@@ -58,16 +65,16 @@ class Formulation:
         grouped = _grouped(self.places, lambda place: (place.model, place.part, place.region))
         return [(columns, least[key[:2]]) for key, columns in grouped.items() if least[key[:2]] > 1]
 
-    def objective(self) -> cp.Expression:
+    def objective(self) -> Expression:
         """$/h: hardware, latency, replicas started, demand left unmet."""
         weights = self.index.problem.objective
         hardware = np.array([place.cost for place in self.places])
         latency = np.array([weights.latency_weight * route.qps * route.rtt_ms for route in self.routes])
         missed = np.array([demand.unmet_cost for demand in self.index.demands])
-        started = cp.sum(self.replicas) - cp.sum(self.kept)
+        started = self._started()
         return hardware @ self.replicas + latency @ self.traffic + weights.move_cost * started + missed @ self.unmet
 
-    def constraints(self) -> Mapping[str, cp.Constraint]:
+    def constraints(self) -> Mapping[str, Constraint]:
         """Every rule by its name; rules that the problem does not ask for are left out."""
         rules = {
             "served": self.served(),
@@ -84,13 +91,13 @@ class Formulation:
         }
         return {name: rule for name, rule in rules.items() if rule is not None}
 
-    def served(self) -> cp.Constraint:
+    def served(self) -> Constraint:
         """The shares of a demand and what is left unmet of it sum to 1."""
         row = {(demand.model, demand.region): i for i, demand in enumerate(self.index.demands)}
         entries = [(row[route.model, route.origin], j, 1.0) for j, route in enumerate(self.routes)]
         return _matrix(entries, len(row), len(self.routes)) @ self.traffic + self.unmet == 1
 
-    def capacity(self) -> cp.Constraint | None:
+    def capacity(self) -> Constraint | None:
         """What the replicas of a part in a region can do covers what is sent there (in parts of what could be)."""
         sent = _grouped(self.routes, lambda route: (route.model, route.to))
         held = _grouped(self.places, lambda place: (place.model, place.part, place.region))
@@ -103,7 +110,7 @@ class Formulation:
             can += [(i, k, min(self.places[k].qps / most, 1.0)) for k in held.get((model, part, region), ())]
         return self._covers(can, load, len(rows))
 
-    def opening(self) -> cp.Constraint | None:
+    def opening(self) -> Constraint | None:
         """Traffic goes only where every part holds a replica: follows from `capacity`, and tightens its relaxation."""
         held = _grouped(self.places, lambda place: (place.model, place.part, place.region))
         rows = [(part, j) for j, route in enumerate(self.routes) for part in self.parts[route.model]]
@@ -113,19 +120,20 @@ class Formulation:
         for i, (part, j) in enumerate(rows):
             route = self.routes[j]
             can += [
-                (i, k, min(self.places[k].qps / route.qps, 1.0))
-                for k in held.get((route.model, part, route.to), ())
+                (i, k, min(self.places[k].qps / route.qps, 1.0)) for k in held.get((route.model, part, route.to), ())
             ]
         return self._covers(can, [(i, j, 1.0) for i, (_, j) in enumerate(rows)], len(rows))
 
-    def survive(self) -> cp.Constraint | None:
+    def survive(self) -> Constraint | None:
         """Without any one region the others can do all that is served of the model (in parts of all it could be)."""
         asked = [m.model for m in self.index.problem.models if m.survive == "region" and self.index.reachable[m.model]]
         held = _grouped(self.places, lambda place: (place.model, place.part))
         sent = _grouped(self.routes, lambda route: route.model)
         can: list[Entry] = []
         load: list[Entry] = []
-        rows = [(model, part, lost) for model in asked for part in self.parts[model] for lost in self.index.problem.regions]
+        rows = [
+            (model, part, lost) for model in asked for part in self.parts[model] for lost in self.index.problem.regions
+        ]
         for i, (model, part, lost) in enumerate(rows):
             most = self.index.reachable[model]
             load += [(i, j, self.routes[j].qps / most) for j in sent[model]]
@@ -136,24 +144,24 @@ class Formulation:
             ]
         return self._covers(can, load, len(rows))
 
-    def supply(self) -> cp.Constraint:
+    def supply(self) -> Constraint:
         """Units of a hardware kind in a region."""
         held = _grouped(self.places, lambda place: (place.region, place.hardware))
         limits = [self.index.supply[key] for key in held]
         return self._within(held.values(), lambda place: place.units, limits)
 
-    def model_budget(self) -> cp.Constraint | None:
+    def model_budget(self) -> Constraint | None:
         """What a model may cost, $/h."""
         limit = {m.model: m.budget_per_hour for m in self.index.problem.models if m.budget_per_hour is not None}
         return self._budget(lambda place: place.model, limit)
 
-    def owner_budget(self) -> cp.Constraint | None:
+    def owner_budget(self) -> Constraint | None:
         """What all models of an owner may cost, $/h."""
         limit = {o.owner: o.budget_per_hour for o in self.index.problem.owners if o.budget_per_hour is not None}
         owner = {m.model: m.owner for m in self.index.problem.models}
         return self._budget(lambda place: owner[place.model], limit)
 
-    def held(self) -> cp.Constraint | None:
+    def held(self) -> Constraint | None:
         """Replicas only where the region holds the part."""
         if not self.groups:
             return None
@@ -162,37 +170,43 @@ class Formulation:
         most = [(i, g, float(self.places[k].largest)) for i, (g, k) in enumerate(pairs)]
         return counts @ self.replicas <= _matrix(most, len(pairs), len(self.groups)) @ self.holds
 
-    def enough(self) -> cp.Constraint | None:
+    def enough(self) -> Constraint | None:
         """Where a region holds the part it holds at least `min_replicas`."""
         if not self.groups:
             return None
         counts = [(g, k, 1.0) for g, (columns, _) in enumerate(self.groups) for k in columns]
-        least = np.array([float(count) for _, count in self.groups])
-        return _matrix(counts, len(self.groups), len(self.places)) @ self.replicas >= cp.multiply(least, self.holds)
+        least = [(g, g, float(count)) for g, (_, count) in enumerate(self.groups)]
+        return (
+            _matrix(counts, len(self.groups), len(self.places)) @ self.replicas
+            >= _matrix(least, len(self.groups), len(self.groups)) @ self.holds
+        )
 
-    def moves(self) -> cp.Constraint | None:
+    def moves(self) -> Constraint | None:
         """Replicas started beyond what runs now."""
         most = self.index.problem.limits.max_moves
-        return None if most is None else cp.sum(self.replicas) - cp.sum(self.kept) <= most
+        return None if most is None else self._started() <= most
+
+    def _started(self) -> Expression:
+        return (self.replicas - self.kept).sum()
 
     @cached_property
     def parts(self) -> Mapping[str, Sequence[str]]:
         """Names of each model's parts."""
         return {model.model: [part.part for part in model.parts] for model in self.index.problem.models}
 
-    def _covers(self, can: list[Entry], load: list[Entry], rows: int) -> cp.Constraint | None:
+    def _covers(self, can: list[Entry], load: list[Entry], rows: int) -> Constraint | None:
         if not rows:
             return None
         able = _matrix(can, rows, len(self.places)) @ self.replicas
         return able >= _matrix(load, rows, len(self.routes)) @ self.traffic
 
-    def _budget(self, payer: Callable[[Placement], str], limit: Mapping[str, float]) -> cp.Constraint | None:
+    def _budget(self, payer: Callable[[Placement], str], limit: Mapping[str, float]) -> Constraint | None:
         held = {key: columns for key, columns in _grouped(self.places, payer).items() if key in limit}
         return self._within(held.values(), lambda place: place.cost, [limit[key] for key in held]) if held else None
 
     def _within(
         self, groups: Iterable[Sequence[int]], taken: Callable[[Placement], float], limits: Sequence[float]
-    ) -> cp.Constraint:
+    ) -> Constraint:
         """What the placements of each group take is within its limit (a row is a share of its limit where it has one)."""
         scale = [limit if limit > 0 else 1.0 for limit in limits]
         entries = [(i, k, taken(self.places[k]) / scale[i]) for i, group in enumerate(groups) for k in group]
@@ -210,16 +224,22 @@ class Formulation:
             "time_limit": limits.time_seconds,
             "mip_rel_gap": limits.gap,
             "mip_abs_gap": 1e-9,
+            "mip_max_nodes": self._most_nodes(),
             "output_flag": False,
         }
         result = chain.solve_via_data(program, data, solver_opts=options)
         return self._answer(result, chain, inverse)
 
+    def _most_nodes(self) -> int:
+        """Nodes that a slow machine walks in the time given: the search ends by count, not by the clock, where it can."""
+        columns = len(self.places) + len(self.routes)
+        return max(50, int(self.index.problem.limits.time_seconds * NODES_A_SECOND / columns))
+
     def _answer(self, result: Mapping[str, Any], chain: Any, inverse: Any) -> Answer:
         info, status = result["info"], result["model_status"]
-        bound = float(info.mip_dual_bound) if status in {"kOptimal", "kTimeLimit"} else 0.0
+        bound = float(info.mip_dual_bound) if status in _ENDED else 0.0
         found = None
-        if status in {"kOptimal", "kTimeLimit"} and int(info.primal_solution_status) == _FEASIBLE:
+        if status in _ENDED and int(info.primal_solution_status) == _FEASIBLE:
             found = chain.invert(result, inverse).primal_vars
         return Answer(
             replicas=None if found is None else np.asarray(found[self.replicas.id], dtype=float).ravel(),
@@ -229,6 +249,9 @@ class Formulation:
             iterations=max(0, int(info.simplex_iteration_count)),
         )
 
+
+_ENDED = frozenset({"kOptimal", "kTimeLimit", "kSolutionLimit"})
+"""HiGHS: proved within the gap, out of time, out of nodes. After anything else its figures mean nothing."""
 
 _FEASIBLE = 2
 """HiGHS: the solution keeps every row within its tolerance."""
@@ -242,7 +265,7 @@ def _grouped(items: Sequence[Any], key: Callable[[Any], Any]) -> dict[Any, list[
     return groups
 
 
-def _matrix(entries: Sequence[Entry], rows: int, columns: int) -> sp.csr_array[np.float64]:
+def _matrix(entries: Sequence[Entry], rows: int, columns: int) -> Any:
     if not entries:
         return sp.csr_array((rows, columns))
     row, column, value = zip(*entries, strict=True)

@@ -141,12 +141,10 @@ def _differ(a: float, b: float) -> bool:
 
 def _names(problem: Problem, plan: Plan) -> Iterator[Violation]:
     """Names that the problem does not have, and what stands twice."""
-    regions, parts, options, demands = set(problem.regions), set(), set(), set()
-    for model in problem.models:
-        parts |= {(model.model, part.part) for part in model.parts}
-        options |= {(model.model, part.part, option.hardware) for part in model.parts for option in part.options}
-        demands |= {(model.model, demand.region) for demand in model.demand}
-    models = {model.model for model in problem.models}
+    regions, models = set(problem.regions), {model.model for model in problem.models}
+    parts = {(m.model, p.part) for m in problem.models for p in m.parts}
+    options = {(m.model, p.part, o.hardware) for m in problem.models for p in m.parts for o in p.options}
+    demands = {(m.model, d.region) for m in problem.models for d in m.demand}
     for item in plan.replicas:
         known = (item.model, item.part) in parts and item.region in regions
         if not known or (item.count and (item.model, item.part, item.hardware) not in options):
@@ -158,7 +156,9 @@ def _names(problem: Problem, plan: Plan) -> Iterator[Violation]:
             yield Violation(rule="names", subject=where, message="no such model or region in the problem")
     for lost in plan.unmet:
         if (lost.model, lost.region) not in demands:
-            yield Violation(rule="names", subject=f"{lost.model}/{lost.region}", message="no such demand in the problem")
+            yield Violation(
+                rule="names", subject=f"{lost.model}/{lost.region}", message="no such demand in the problem"
+            )
     yield from _twice([f"replicas {r.model}/{r.part}/{r.region}/{r.hardware}" for r in plan.replicas])
     yield from _twice([f"traffic {t.model}/{t.origin}/{t.to}" for t in plan.traffic])
     yield from _twice([f"unmet {u.model}/{u.region}" for u in plan.unmet])
@@ -213,8 +213,8 @@ def _latency(reading: _Reading) -> Iterator[Violation]:
 def _capacity(reading: _Reading) -> Iterator[Violation]:
     """Every part can do in a region what is sent there."""
     sent: dict[tuple[str, str], float] = defaultdict(float)
-    for (model, origin, to), fraction in reading.share.items():
-        sent[model, to] += fraction * reading.demand.get((model, origin), 0.0)
+    for (name, origin, to), fraction in reading.share.items():
+        sent[name, to] += fraction * reading.demand.get((name, origin), 0.0)
     for model in reading.problem.models:
         for part in model.parts:
             for region in reading.problem.regions:

@@ -166,7 +166,7 @@ def _unmet(index: Index, holding: Holding, kept: Collection[str], otherwise: str
     qps |= {(demand.model, demand.region): demand.qps for demand in index.demands}
     rules = explain(index, holding, kept=kept, otherwise=otherwise)
     return tuple(
-        Unmet(model=model, region=region, qps=_digits(fraction * qps[model, region]), rules=rules[model, region])
+        Unmet(model=model, region=region, qps=float(f"{fraction * qps[model, region]:.8g}"), rules=rules[model, region])
         for (model, region), fraction in sorted(missing.items())
     )
 

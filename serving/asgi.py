@@ -4,20 +4,24 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from ipnext.errors import GenerationNotHeld, InvalidInput, IPnextError, NotFound, Unavailable
+from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.names import DEADLINE_HEADER
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 MAX_BODY_BYTES: Final = 256 * 2**20
 """A larger request body is refused."""
+ERROR_HEADER: Final = "x-ipnext-error"
+"""Carries the code of `ipnext.errors` beside the protocol's error text."""
 RETRY_AFTER_SECONDS: Final = 1
 _MAX_DEADLINE_MS: Final = 3_600_000
 
@@ -31,7 +35,7 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class ClientGone(Exception):  # noqa: N818  # not an error of ours: nobody waits for the answer any more
+class ClientGone(Exception):  # not an error of ours: nobody waits for the answer any more
     """The client closed its connection before the answer."""
 
 
@@ -69,18 +73,24 @@ class Request:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def unless_gone(self, work: "asyncio.Task[Response]") -> Response:
-        """The result of `work`; if the client leaves first the work is cancelled and ClientGone raised."""
+    async def wait(self, work: asyncio.Future[T], *, seconds: float) -> T:
+        """The result of `work`. If the client leaves or the time passes first, `work` is cancelled.
+
+        Raises ClientGone or DeadlineExceeded then.
+        """
         watch = asyncio.ensure_future(self.gone())
         try:
-            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {work, watch}
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            if watch.done():
+                raise ClientGone
+            msg = f"the deadline of {seconds * 1000:.0f} ms passed"
+            raise DeadlineExceeded(msg)
         finally:
             watch.cancel()
-            if not work.done():
-                work.cancel()
-        if work.cancelled() or not work.done():
-            raise ClientGone
-        return work.result()
+            work.cancel()
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -128,23 +138,20 @@ def error_response(error: IPnextError) -> Response:
     return Response(error.http_status, json.dumps({"error": error.message}).encode(), headers)
 
 
-ERROR_HEADER: Final = "x-ipnext-error"
-"""Carries the code of `ipnext.errors` beside the protocol's error text."""
-
-
 def not_found(request: Request) -> NotFound:
     """The error for a path that is not served."""
     return NotFound(f"{request.method} {request.path} is not served here")
 
 
-def parse_model[M: BaseModel](kind: type[M], body: bytes | bytearray) -> M:
+def parse_model(kind: type[M], body: bytes | bytearray) -> M:
     """A value from a JSON body; InvalidInput with pydantic's first complaint."""
     try:
         return kind.model_validate_json(bytes(body))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"]) or "body"
-        raise InvalidInput(f"{where}: {first['msg']}", field=where) from error
+        msg = f"{where}: {first['msg']}"
+        raise InvalidInput(msg, field=where) from error
 
 
 def seconds_left(request: Request, *, default: float) -> float:
@@ -156,9 +163,3 @@ def seconds_left(request: Request, *, default: float) -> float:
         msg = f"{DEADLINE_HEADER}: {text[:40]!r} must be whole milliseconds from 1 to {_MAX_DEADLINE_MS}"
         raise InvalidInput(msg, field=DEADLINE_HEADER, value=text)
     return int(text) / 1000
-
-
-def error_of(code: str | None, status: int, message: str) -> IPnextError:
-    """The error that a host's answer stands for."""
-    known: Mapping[str, type[IPnextError]] = {kind.code: kind for kind in (GenerationNotHeld, InvalidInput, NotFound)}
-    return known.get(code or "", IPnextError)(message) if status < 500 else IPnextError(message)

@@ -23,7 +23,7 @@ from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, Datatype, Signatu
 from ipnext.model.value import canonical_json
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, write_program
 from serving.engines.torch_ranker import ENGINE
-from serving.export_checks import check_answers, named_outputs, unsupported
+from serving.export_checks import check_answers, named_outputs, quiet_tracer, unsupported
 
 DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
     torch.bool: "BOOL",
@@ -144,8 +144,9 @@ def _export(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> Exported
     failures: list[Exception] = []
     for strict in (False, True):
         try:
-            return torch_export(module, (), kwargs=dict(examples), dynamic_shapes=shapes, strict=strict)
-        except Exception as error:  # noqa: BLE001, PERF203  # the tracer runs the user's code and raises anything
+            with quiet_tracer():
+                return torch_export(module, (), kwargs=dict(examples), dynamic_shapes=shapes, strict=strict)
+        except Exception as error:  # noqa: BLE001  # the tracer runs the user's code and raises anything
             failures.append(error)
     raise unsupported(module, *failures) from failures[0]
 

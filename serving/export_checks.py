@@ -1,9 +1,12 @@
 """What export refuses, and how it says so: the user's file and line, the reason and a hint."""
 
 import inspect
+import io
+import logging
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,13 +22,17 @@ _HERE: Final = str(Path(__file__).parent)
 _HINTS: Final = (
     (
         re.compile(r"specialized it to be a constant|Constraints violated"),
-        "the code fixes the batch size (a Python loop over the batch, int(x.shape[0]), or a view with a number in "
-        "place of the batch); use tensor operations over dimension 0",
+        (
+            "the code fixes the batch size (a Python loop over the batch, int(x.shape[0]), or a view with a number in "
+            "place of the batch); use tensor operations over dimension 0"
+        ),
     ),
     (
         re.compile(r"data-dependent|Data-dependent|item\(\)|tolist"),
-        "the code decides by a tensor's value; use torch.where, masks or torch.clamp in place of Python's if and "
-        "int(tensor)",
+        (
+            "the code decides by a tensor's value; use torch.where, masks or torch.clamp in place of Python's if and "
+            "int(tensor)"
+        ),
     ),
     (re.compile(r"numpy"), "the code leaves torch; use torch operations in place of numpy"),
 )
@@ -39,6 +46,24 @@ def unsupported(module: nn.Module, *reasons: Exception | str, hint: str | None =
     summary = next((line.strip(" -") for line in texts[0].splitlines() if line.strip()), "it cannot be exported")
     msg = f"{place}: {type(module).__name__} cannot be exported: {summary}"
     return UnsupportedModel(f"{msg}. Hint: {advice}" if advice else msg, field="module", value=place)
+
+
+@contextmanager
+def quiet_tracer() -> Iterator[None]:
+    """Keep torch's dumps of a failed trace off standard error: the refusal says what the user needs."""
+    handlers = logging.getLogger("torch").handlers
+    for handler in handlers:
+        handler.addFilter(_silent)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_silent)
+
+
+def _silent(_: logging.LogRecord) -> bool:
+    return False
 
 
 def named_outputs(answer: Any) -> dict[str, Any]:

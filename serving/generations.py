@@ -171,8 +171,7 @@ def _take_unused(entry: _Entry[T]) -> T | None:
 def _generations(entry: _Entry[T]) -> tuple[HeldGeneration, ...]:
     hold = entry.hold
     return tuple(
-        HeldGeneration(model=hold.model, part=hold.part, generation=g, snapshot=hold.snapshot)
-        for g in hold.generations
+        HeldGeneration(model=hold.model, part=hold.part, generation=g, snapshot=hold.snapshot) for g in hold.generations
     )
 
 

@@ -5,7 +5,9 @@ Started by a region's agent: `python -m serving.host --port P --region R --id ID
 
 import argparse
 import asyncio
+import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,11 +15,20 @@ from typing import Final
 
 import structlog
 
+from ipnext.artifacts.opening import open_store
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.deployment import HostHolds, HostState
-from ipnext.model.registry import Signature
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
-from serving.asgi import Application, Request, Response, error_response, json_response, not_found, parse_model, seconds_left
+from serving.asgi import (
+    Application,
+    Request,
+    Response,
+    error_response,
+    json_response,
+    not_found,
+    parse_model,
+    seconds_left,
+)
 from serving.engines.base import LoadedPart, find_engine
 from serving.generations import HeldSnapshots, Lease
 from serving.inference import InferenceQueue
@@ -42,9 +53,7 @@ DRAIN_SECONDS: Final = 7.0
 class Host:
     """The routes of a host over its held snapshots."""
 
-    def __init__(
-        self, held: HeldSnapshots[LoadedPart], loader: Loader, queue: InferenceQueue, *, region: str
-    ) -> None:
+    def __init__(self, held: HeldSnapshots[LoadedPart], loader: Loader, queue: InferenceQueue, *, region: str) -> None:
         self._held = held
         self._loader = loader
         self._queue = queue
@@ -90,12 +99,15 @@ class Host:
     async def drained(self) -> None:
         """Drain, and return once nothing runs or the drain's time is over."""
         self.drain()
-        try:
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while self._in_flight or self._queue.pending:
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._busy and time.monotonic() < deadline:  # noqa: ASYNC110  # two counters, asked once at the end
+            await asyncio.sleep(0.01)
+        if self._busy:
             structlog.get_logger().warning("drain ended with requests running", in_flight=self._in_flight)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._in_flight or self._queue.pending)
 
     async def _hold(self, request: Request) -> Response:
         self._loader.hold(parse_model(HostHolds, await request.body()).holds)
@@ -125,24 +137,18 @@ class Host:
         finally:
             self._in_flight -= 1
 
-    async def _infer_leased(
-        self, request: Request, model: str, lease: Lease[LoadedPart], seconds: float
-    ) -> Response:
-        """Decode, run and encode; the lease is given back when the inference thread is done with the part."""
-        started = False
+    async def _infer_leased(self, request: Request, model: str, lease: Lease[LoadedPart], seconds: float) -> Response:
+        """Decode, run and encode. The lease is given back once the inference thread is done with the part."""
+        release = partial(self._release, lease)
         try:
             wanted = decode_request(await request.body(), parse_header_length(request.header(HEADER_LENGTH)))
             check_inputs(wanted.inputs, lease.value.signature)
-            wanted.select(dict.fromkeys((spec.name for spec in lease.value.signature.outputs), _NOTHING))
-            call = partial(_run, lease.value, wanted, model)
-            started = True
-            work = asyncio.create_task(
-                self._queue.run(call, seconds=seconds, on_end=partial(self._release, lease))
-            )
-            return await request.unless_gone(work)
-        finally:
-            if not started:
-                self._release(lease)
+            wanted.check_outputs([spec.name for spec in lease.value.signature.outputs])
+            work = self._queue.submit(partial(_answer, lease.value, wanted, model), on_end=release)
+        except BaseException:
+            release()
+            raise
+        return await request.wait(work, seconds=seconds)
 
     def _release(self, lease: Lease[LoadedPart]) -> None:
         unused = self._held.release(lease)
@@ -155,3 +161,58 @@ class Host:
             SNAPSHOTS_HEADER: f"{part}={lease.snapshot}",
             REGION_HEADER: self._region,
         }
+
+
+def _generation(request: Request) -> int:
+    text = request.header(GENERATION_HEADER)
+    if text is None or not (text.isascii() and text.isdigit() and len(text) <= 18):
+        msg = f"{GENERATION_HEADER}: must be the number of a generation, got {text!r}"
+        raise InvalidInput(msg, field=GENERATION_HEADER, value=text)
+    return int(text)
+
+
+def _answer(part: LoadedPart, wanted: InferRequest, model: str) -> Response:
+    """Run in an inference thread: the forward pass, and its outputs encoded as the request wants them."""
+    arrays = part.infer({name: tensor.data for name, tensor in wanted.inputs.items()})
+    outputs = wanted.select({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in part.signature.outputs})
+    response = InferResponse(model_name=model, outputs=outputs, id=wanted.id)
+    encoded = encode_response(response, binary=wanted.binary_names(outputs))
+    return Response(200, encoded.body, encoded.headers)
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m serving.host", description=__doc__)
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--region", required=True)
+    parser.add_argument("--id", required=True, help="name of this replica")
+    parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
+    parser.add_argument("--cache", type=Path, required=True, help="directory that snapshots are fetched into")
+    parser.add_argument("--s3-endpoint-url", default=None)
+    parser.add_argument("--threads", type=int, default=1, help="requests that run at once (default 1)")
+    parser.add_argument("--queue", type=int, default=64, help="requests that may wait (default 64)")
+    return parser.parse_args(arguments)
+
+
+async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
+    held: HeldSnapshots[LoadedPart] = HeldSnapshots()
+    store = partial(open_store, arguments.artifacts, endpoint_url=arguments.s3_endpoint_url)
+    loader = Loader(held, store, arguments.cache, find_engine)
+    queue = InferenceQueue(threads=arguments.threads, waiting=arguments.queue)
+    host = Host(held, loader, queue, region=arguments.region)
+    structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
+    await serve(Application(host.handle), listener, before_exit=host.drained)
+    loader.close()
+    queue.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a host until SIGTERM."""
+    log_as_json()
+    parsed = _arguments(arguments)
+    listener = listen(parsed.port)
+    run(partial(_main, parsed, listener))
+    os._exit(0)  # a forward pass or a download that hangs in its thread must not keep the process
+
+
+if __name__ == "__main__":
+    main()

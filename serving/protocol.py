@@ -6,11 +6,11 @@ Whatever the bytes, decoding raises InvalidInput or nothing.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-from ipnext.errors import InvalidInput
+from ipnext.errors import InvalidInput, IPnextError
 from serving.tensors import Tensor, check_datatype, check_shape, from_binary, from_json, to_binary, to_json
 
 HEADER_LENGTH: Final = "inference-header-content-length"
@@ -38,14 +38,17 @@ class InferRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     binary_output: bool = False
 
+    def check_outputs(self, known: Sequence[str]) -> None:
+        """InvalidInput names an output that the request wants and there is not."""
+        for output in self.outputs:
+            if output.name not in known:
+                msg = f"output {output.name!r} does not exist; the outputs are {', '.join(known)}"
+                raise InvalidInput(msg, field="outputs", value=output.name, allowed=known)
+
     def select(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs that the request wants, in its order. InvalidInput names an output that there is not."""
-        wanted = [output.name for output in self.outputs] or list(outputs)
-        for name in wanted:
-            if name not in outputs:
-                msg = f"output {name!r} does not exist; the outputs are {', '.join(outputs)}"
-                raise InvalidInput(msg, field="outputs", value=name, allowed=tuple(outputs))
-        return {name: outputs[name] for name in wanted}
+        """The outputs that the request wants, in its order. InvalidInput as check_outputs."""
+        self.check_outputs(tuple(outputs))
+        return {name: outputs[name] for name in ([output.name for output in self.outputs] or outputs)}
 
     def binary_names(self, outputs: Collection[str]) -> frozenset[str]:
         """Those of the outputs that go back as binary data."""
@@ -128,14 +131,15 @@ def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
 
 
 def encode_response(response: InferResponse, *, binary: Collection[str] = ()) -> Encoded:
-    """Write an answer. Outputs not named in `binary` go as JSON, which has no NaN: InvalidInput names such a tensor."""
+    """Write an answer. Outputs not named in `binary` go as JSON; IPnextError names one that JSON cannot carry."""
     document = {
         "model_name": response.model_name,
-        **_present(
-            model_version=response.model_version, id=response.id, parameters=dict(response.parameters) or None
-        ),
+        **_present(model_version=response.model_version, id=response.id, parameters=dict(response.parameters) or None),
     }
-    return _encode(document, "outputs", response.outputs, binary)
+    try:
+        return _encode(document, "outputs", response.outputs, binary)
+    except InvalidInput as error:  # the model's doing, not the client's
+        raise IPnextError(error.message) from error
 
 
 def _encode(document: dict[str, Any], key: str, tensors: Mapping[str, Tensor], binary: Collection[str]) -> Encoded:
@@ -202,9 +206,7 @@ def _decode_tensors(document: Mapping[str, Any], key: str, binary: memoryview | 
     return tensors
 
 
-def _decode_tensor(
-    name: str, entry: Mapping[str, Any], binary: memoryview | None, position: int
-) -> tuple[Tensor, int]:
+def _decode_tensor(name: str, entry: Mapping[str, Any], binary: memoryview | None, position: int) -> tuple[Tensor, int]:
     datatype = check_datatype(name, entry.get("datatype"))
     shape = check_shape(name, entry.get("shape"))
     size = _parameters(entry, f"{name}.parameters").get(_BINARY_SIZE)
@@ -268,4 +270,3 @@ def _text(document: Mapping[str, Any], key: str) -> str | None:
 
 def _present(**values: object) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-

@@ -17,7 +17,8 @@ from serving.asgi import Application
 
 KEEP_ALIVE_SECONDS: Final = 7200
 """Longer than any client of ours keeps an idle connection, so that it is never the server that closes a reused one."""
-_SHUTDOWN_SECONDS: Final = 2
+_SHUTDOWN_SECONDS: Final = 3
+"""How long requests under way may take to finish once the server closes."""
 
 
 class _Server(uvicorn.Server):
@@ -37,11 +38,11 @@ def listen(port: int) -> socket.socket:
 
 
 async def serve(
-    application: Application, listener: socket.socket, *, before_exit: Callable[[], Awaitable[None]]
+    application: Application, listener: socket.socket, *, before_exit: Callable[[], Awaitable[None]] | None = None
 ) -> None:
-    """Serve until a signal comes, then await `before_exit` (still answering), then close and return."""
+    """Serve until a signal comes, await `before_exit` (still answering), then finish what runs, close and return."""
     config = uvicorn.Config(
-        application,  # type: ignore[arg-type]  # uvicorn's own scope types are narrower than ours
+        application,
         http="httptools",
         loop="none",
         lifespan="off",
@@ -59,7 +60,7 @@ async def serve(
     running = asyncio.create_task(server.serve(sockets=[listener]))
     asked = asyncio.create_task(stop.wait())
     await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
-    if not running.done():
+    if not running.done() and before_exit is not None:
         await before_exit()
     asked.cancel()
     server.should_exit = True

@@ -82,6 +82,8 @@ def _refused(request: Request, error: RequestValidationError) -> InvalidInput:
     bodies = [fault for fault in faults if fault["loc"][:1] == ("body",)]
     if bodies and bodies[0]["type"] == "json_invalid":
         return InvalidInput(f"the body is not JSON: {bodies[0].get('ctx', {}).get('error', '')}")
+    if bodies and isinstance(error.body, bytes):
+        return InvalidInput("the body is not taken as JSON; send the header `content-type: application/json`")
     field = getattr(request.scope.get("route"), "body_field", None)
     model = field.field_info.annotation if field is not None else None
     if bodies and isinstance(model, type) and issubclass(model, Value | Written):

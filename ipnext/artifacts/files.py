@@ -4,6 +4,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from ipnext.errors import Unavailable
@@ -25,12 +26,24 @@ def write_whole(target: Path, chunks: Iterable[bytes], *, scratch: Path) -> None
 
 
 def write_synced(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a new file and have it on the disk. Unavailable where the disk does not take it."""
-    with refusing_full_disk(path), path.open("xb") as file:
+    """Write a new file and have it on the disk. Unavailable where the disk does not take it.
+
+    What `chunks` itself raises passes as it is: its fault is not the disk's.
+    """
+    with refusing_full_disk(path):
+        file = path.open("xb", buffering=0)
+    with file:
         for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
+            with refusing_full_disk(path):
+                _write_all(file, chunk)
+        with refusing_full_disk(path):
+            os.fsync(file.fileno())
+
+
+def _write_all(file: FileIO, chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def sync_directory(path: Path) -> None:

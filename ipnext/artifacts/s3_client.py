@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import boto3
 from botocore.config import Config
@@ -14,7 +14,9 @@ from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, IPnextError, 
 if TYPE_CHECKING:  # the stubs are for development only
     from types_boto3_s3 import S3Client as _S3Client
 
-S3Client: TypeAlias = "_S3Client"
+    S3Client: TypeAlias = _S3Client
+else:
+    S3Client = Any
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 30

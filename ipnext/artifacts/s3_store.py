@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from ipnext.artifacts import layout
 from ipnext.artifacts.checked import checked, regrouped
 from ipnext.artifacts.fetching import lay_out
-from ipnext.artifacts.s3_client import answering, s3_client, status_of
+from ipnext.artifacts.s3_client import S3Client, answering, s3_client, status_of
 from ipnext.artifacts.s3_stream import open_object
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
 from ipnext.model.registry import SnapshotManifest
@@ -30,12 +30,18 @@ class S3ArtifactStore:
     """
 
     def __init__(
-        self, bucket: str, prefix: str = "", endpoint_url: str | None = None, *, part_bytes: int = PART_BYTES
+        self,
+        bucket: str,
+        prefix: str = "",
+        endpoint_url: str | None = None,
+        *,
+        part_bytes: int = PART_BYTES,
+        client: S3Client | None = None,
     ) -> None:
         self._bucket = bucket
         self._prefix = prefix.strip("/")
         self._part_bytes = part_bytes
-        self._client = s3_client(endpoint_url)
+        self._client = client or s3_client(endpoint_url)
 
     @property
     def uri(self) -> str:

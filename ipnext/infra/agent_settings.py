@@ -50,6 +50,11 @@ class AgentSettings(BaseSettings):
     shutdown_drain_seconds: float = Field(default=3.0, ge=0)
     """How long the gateway finishes requests when the agent ends; with `grace_seconds` below the 10 s of an agent."""
 
+    load_retry_seconds: float = Field(default=15.0, gt=0)
+    """Pause before a host is asked again to load what failed for want of a dependency, such as the artifact store."""
+    cache_keep_seconds: float = Field(default=600.0, ge=0)
+    """How long a fetched snapshot that no deployment names stays on disk, for a change of mind."""
+
     backoff_first_seconds: float = Field(default=0.1, gt=0)
     """Pause before the first restart of a process that ended; doubles with each further one."""
     backoff_limit_seconds: float = Field(default=10.0, gt=0)

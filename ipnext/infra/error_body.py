@@ -23,6 +23,11 @@ def error_from(status: int, body: bytes, *, source: str) -> IPnextError:
     return known.get(code, fallback)(message if code else f"{source} answered {status}: {message}")
 
 
+def is_retryable(code: str) -> bool:
+    """Whether trying again helps after an error of this code."""
+    return any(kind.retryable for kind in _tree(IPnextError) if kind.code == code)
+
+
 def _tree(kind: type[IPnextError]) -> Iterator[type[IPnextError]]:
     yield kind
     for child in kind.__subclasses__():

@@ -1,5 +1,7 @@
 """What a host shall hold: from a deployment, and on the way from one set to another. Pure functions."""
 
+from collections.abc import Collection
+
 from ipnext.model.deployment import Deployment, HeldGeneration, HostedSnapshot, HostHolds
 
 
@@ -28,17 +30,24 @@ def generations(holds: HostHolds) -> frozenset[int]:
 
 
 def with_both(told: HostHolds, wanted: HostHolds) -> HostHolds:
-    """Everything of `wanted`, and what `told` holds beyond it: new snapshots load while old ones still answer."""
-    old = {held.snapshot: held for held in told.holds}
+    """Everything of `wanted`, and what `told` holds beyond it: new snapshots load while old ones still answer.
+
+    A generation has one snapshot, the one that `wanted` gives it.
+    """
     merged = {held.snapshot: held for held in wanted.holds}
-    for number, held in old.items():
-        new = merged.get(number)
-        if new is None:
-            merged[number] = held
-        else:
-            both = tuple(sorted({*new.generations, *held.generations}))
-            merged[number] = new.model_copy(update={"generations": both})
+    settled = generations(wanted)
+    for held in told.holds:
+        extra = {generation for generation in held.generations if generation not in settled}
+        if extra:
+            kept = merged.get(held.snapshot, held.model_copy(update={"generations": ()}))
+            both = tuple(sorted({*kept.generations, *extra}))
+            merged[held.snapshot] = kept.model_copy(update={"generations": both})
     return HostHolds(holds=tuple(merged[number] for number in sorted(merged)))
+
+
+def without(holds: HostHolds, snapshots: Collection[int]) -> HostHolds:
+    """The holds less some snapshots."""
+    return HostHolds(holds=tuple(held for held in holds.holds if held.snapshot not in snapshots))
 
 
 def routable(ready: tuple[HeldGeneration, ...], wanted: HostHolds) -> tuple[int, ...]:

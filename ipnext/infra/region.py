@@ -16,6 +16,7 @@ from ipnext.infra.replicas import HostReplica
 from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router_process import RouterProcess
 from ipnext.infra.site import Site
+from ipnext.infra.snapshot_cache import SnapshotCache, remove
 from ipnext.infra.wanted_state import WantedState
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable, ServedGeneration
 
@@ -35,17 +36,19 @@ class Region:
         self._routes: dict[str, RouteTable] = dict(self._wanted.routes)
         self._served: dict[str, tuple[ServedGeneration, ...]] = {m: t.served for m, t in self._routes.items()}
         self._route_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._cache = SnapshotCache(site.cache, keep_seconds=site.settings.cache_keep_seconds)
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start everything that the files of the state directory want."""
+        remove(self._cache.scraps())
         self._publish_table()
         self._publish_gateway()
         self._router.start()
         self._envoy.start()
         for deployment in self._wanted.deployments.values():
             self._reconcile(deployment)
-        self._watch = asyncio.create_task(self._watch_peers(), name="watch peers")
+        self._watch = asyncio.create_task(self._look_around(), name="look around")
 
     async def stop(self) -> None:
         """The gateway first, so that nothing new comes in; then router and hosts, which finish what they have."""
@@ -168,12 +171,16 @@ class Region:
         """It may have come up on another port."""
         self._publish_gateway()
 
-    async def _watch_peers(self) -> None:
+    async def _look_around(self) -> None:
+        """Now and then: follow the peers file, sweep the cache."""
         while True:
             await asyncio.sleep(self._site.settings.idle_poll_seconds)
             if self._peers.refresh():
                 structlog.get_logger().info("peers changed", peers=sorted(self._peers.gateways))
                 self._publish_gateway()
+            wanted = {held.digest for wanted in self._wanted.deployments.values() for held in wanted.holds}
+            if swept := self._cache.sweep(wanted):
+                await asyncio.to_thread(remove, swept)
 
     def _check_region(self, field: str, value: str) -> None:
         if value != self._site.region:

@@ -11,7 +11,8 @@ import structlog
 from ipnext.errors import Unavailable
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.control import Control
-from ipnext.infra.holds import generations, routable, with_both
+from ipnext.infra.error_body import is_retryable
+from ipnext.infra.holds import generations, routable, with_both, without
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_process import RouterProcess
@@ -50,6 +51,7 @@ class HostReplica:
         self._release_deadline = 0.0
         self._state: HostState | None = None
         self._answered_at = 0.0
+        self._loads_told_at = 0.0
         self._pulse = Pulse()
         self._child = ChildProcess(
             self.name,
@@ -174,15 +176,26 @@ class HostReplica:
 
     async def _tell(self) -> None:
         """Bring the host's holds to the wanted ones: additions at once, removals when they have left routing."""
-        if self._state is None or self._told == self._wanted:
+        if self._state is None:
             return
         if self._told is None:
             await self._put(self._wanted)
+            return
+        if self._told == self._wanted:
+            await self._retry_loads(self._state)
             return
         both = with_both(self._told, self._wanted)
         if both != self._told:
             await self._put(both)
         if self._may_release(generations(both) - generations(self._wanted)):
+            await self._put(self._wanted)
+
+    async def _retry_loads(self, state: HostState) -> None:
+        """A host gives a load up for good; a dependency that is back is worth another try, which takes two calls."""
+        due = time.monotonic() - self._loads_told_at > self._settings.load_retry_seconds
+        failed = {failure.snapshot for failure in state.failures if is_retryable(failure.code)}
+        if due and failed:
+            await self._put(without(self._wanted, failed))
             await self._put(self._wanted)
 
     def _may_release(self, dropped: frozenset[int]) -> bool:
@@ -202,6 +215,7 @@ class HostReplica:
         self._refusal = None
         if pid == self._child.pid:
             self._told = holds
+            self._loads_told_at = time.monotonic()
 
     async def _depart(self) -> None:
         """First out of the router's table, then no new requests, then the last answers, then the end."""

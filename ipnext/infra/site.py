@@ -25,6 +25,11 @@ class Site:
     session: aiohttp.ClientSession
 
     @property
+    def cache(self) -> Path:
+        """Where all hosts of the region keep the snapshots they fetched."""
+        return self.directory / "cache"
+
+    @property
     def gateway_url(self) -> str:
         """Where clients send requests."""
         return f"http://{LOOPBACK}:{self.gateway_port}"
@@ -35,8 +40,8 @@ class Site:
 
     def host_command(self, name: str, port: int) -> Sequence[str]:
         """The command line of a host process."""
-        cache = self.directory / "cache" / name
-        command = self._filled(self.settings.host_command, port, id=name, artifacts=self.artifacts, cache=str(cache))
+        fields = {"id": name, "artifacts": self.artifacts, "cache": str(self.cache)}
+        command = self._filled(self.settings.host_command, port, **fields)
         endpoint = self.settings.s3_endpoint_url
         return [*command, "--s3-endpoint-url", endpoint] if endpoint else command
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, text
 
+from ipnext.errors import Conflict
 from ipnext.store.engines import MIGRATION_LOCK
 
 SCRIPTS = Path(__file__).parent / "migrations"
@@ -40,7 +42,11 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 
 def _run(connection: Connection) -> None:
-    command.upgrade(alembic_config(connection), "head")
+    try:
+        command.upgrade(alembic_config(connection), "head")
+    except CommandError as error:
+        msg = f"the database was migrated by a later version of IPnext ({error}); run that version or a newer one"
+        raise Conflict(msg) from error
 
 
 def _keep_wal(engine: Engine) -> None:

@@ -28,7 +28,10 @@ class LoadedPart(Protocol):
         """Memory that its weights take, in bytes."""
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One forward pass. Inputs fit the signature; the outputs are named and typed as it says."""
+        """One forward pass. Inputs fit the signature; the outputs are named and typed as it says.
+
+        InvalidInput where a value lies beyond what the part takes, IPnextError where the part fails.
+        """
 
     def warm_up(self) -> None:
         """Run what the first real request would otherwise pay for."""
@@ -53,7 +56,9 @@ def find_engine(name: str) -> Engine:
     plugins = {point.name: point for point in entry_points(group=ENGINE_GROUP)}
     if name not in plugins:
         known = ", ".join(sorted({*BUILT_IN, *plugins}))
-        msg = f"engine {name!r} is not installed; known: {known}. Install the package that brings it into the host's venv"
+        msg = (
+            f"engine {name!r} is not installed; known: {known}. Install the package that brings it into the host's venv"
+        )
         raise LoadFailed(msg)
     found: Engine = plugins[name].load()()
     return found

@@ -33,10 +33,61 @@ _TARGET = re.compile(r"torch\.ops\.(aten|prims)\.\w+\.\w+|torch\.(sym_\w+|_sym_\
 _EXPRESSION_WORD = re.compile(r"'[suz]\w*'|[A-Za-z_]\w*")
 _EXPRESSION_REST = re.compile(r"[\s\d.,+\-*/()=<>!&|~]*")
 _EXPRESSION_NAMES: Final = frozenset(
-    "Symbol Integer Rational Float Add Mul Pow Mod PythonMod ModularIndexing FloorDiv CleanDiv CeilDiv CeilToInt "
-    "FloorToInt TruncToInt TruncToFloat RoundToInt ToFloat IntTrueDiv FloatTrueDiv PowByNatural FloatPow Max Min "
-    "GreaterThan LessThan StrictGreaterThan StrictLessThan Equality Unequality Eq Ne Lt Le Gt Ge And Or Not Where Identity LShift RShift oo int_oo evaluate positive integer nonnegative real "
-    "True False".split()
+    [
+        "Symbol",
+        "Integer",
+        "Rational",
+        "Float",
+        "Add",
+        "Mul",
+        "Pow",
+        "Mod",
+        "PythonMod",
+        "ModularIndexing",
+        "FloorDiv",
+        "CleanDiv",
+        "CeilDiv",
+        "CeilToInt",
+        "FloorToInt",
+        "TruncToInt",
+        "TruncToFloat",
+        "RoundToInt",
+        "ToFloat",
+        "IntTrueDiv",
+        "FloatTrueDiv",
+        "PowByNatural",
+        "FloatPow",
+        "Max",
+        "Min",
+        "GreaterThan",
+        "LessThan",
+        "StrictGreaterThan",
+        "StrictLessThan",
+        "Equality",
+        "Unequality",
+        "Eq",
+        "Ne",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "And",
+        "Or",
+        "Not",
+        "Where",
+        "Identity",
+        "LShift",
+        "RShift",
+        "oo",
+        "int_oo",
+        "evaluate",
+        "positive",
+        "integer",
+        "nonnegative",
+        "real",
+        "True",
+        "False",
+    ]
 )
 _UNREADABLE: Final = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _FREE_TEXT: Final = frozenset({"stack_trace", "from_node"})
@@ -201,7 +252,7 @@ def _laid_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tens
 
 def _rebuild(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
     plain = _without_metadata(document)
-    program = serde._dict_to_dataclass(schema.ExportedProgram, plain)  # noqa: SLF001  # as above
+    program = serde._dict_to_dataclass(schema.ExportedProgram, plain)  # type: ignore[no-untyped-call]  # noqa: SLF001
     state = {name.removeprefix("state:"): t for name, t in tensors.items() if name.startswith("state:")}
     constants = {name.removeprefix("constant:"): t for name, t in tensors.items() if name.startswith("constant:")}
     for name in _parameter_names(document):

@@ -1,5 +1,6 @@
 """The torch engine: runs exported programs on the CPU, one thread for each request."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -7,13 +8,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from ipnext.errors import LoadFailed
+from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest, TensorSpec
 from serving.engines.torch_program import TorchProgram, read_program
 from serving.tensors import DTYPES, Array
 
 ENGINE: Final = "torch"
 WARM_UP_BATCHES: Final = (1, 8)
+_OUT_OF_RANGE = re.compile(r"out of (range|bounds)", re.IGNORECASE)
 
 
 class TorchPart:
@@ -41,12 +43,12 @@ class TorchPart:
         if program is None:
             msg = "the part is closed"
             raise LoadFailed(msg)
-        with torch.inference_mode():
-            tensors = [self._to_torch(name, inputs[name]) for name in self._names]
-            return {
-                name: _to_numpy(tensor)
-                for name, tensor in zip(program.outputs, program.run(tensors), strict=True)
-            }
+        try:
+            with torch.inference_mode():
+                answer = program.run([self._to_torch(name, inputs[name]) for name in program.inputs])
+                return {name: _to_numpy(tensor) for name, tensor in zip(program.outputs, answer, strict=True)}
+        except (IndexError, RuntimeError) as error:
+            raise _judged(error) from error
 
     def warm_up(self) -> None:
         """Run zeros through the program at two batch sizes."""
@@ -56,10 +58,6 @@ class TorchPart:
     def close(self) -> None:
         """Drop program and weights."""
         self._program = None
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self._signature.inputs)
 
     def _to_torch(self, name: str, array: Array) -> torch.Tensor:
         usable = array if array.flags.writeable and array.flags.aligned else array.copy()
@@ -84,6 +82,14 @@ class TorchEngine:
             msg = f"the program takes {program.inputs} and gives {program.outputs}; its manifest says otherwise"
             raise LoadFailed(msg)
         return TorchPart(program, _in_order(manifest.signature, program.inputs))
+
+
+def _judged(error: Exception) -> IPnextError:
+    """An index beyond a table is the request's fault, anything else the part's."""
+    text = str(error).strip().partition("\n")[0]
+    if _OUT_OF_RANGE.search(text):
+        return InvalidInput(f"an input holds an index beyond its table: {text}", field="inputs")
+    return IPnextError(f"the part failed: {text}")
 
 
 def _in_order(signature: Signature, inputs: tuple[str, ...]) -> Signature:

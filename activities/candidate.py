@@ -1,0 +1,90 @@
+"""What a validator looks at, and how validators are found: a closed list, and those of the entry-point group."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import BinaryIO, Protocol
+
+from ipnext import names
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.registry import PartGraph, Snapshot, single_part_graph
+from ipnext.model.status import Reason
+
+CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One generation of a model, with what serves now beside it.
+
+    `beat` is called with a few words while a validator works for long; what it raises ends the validation.
+    """
+
+    manifest: ModelManifest
+    snapshots: Mapping[str, Snapshot]
+    """Part -> its snapshot in this generation."""
+    serving: Mapping[str, Snapshot] | None
+    """The same for the generation that serves; none before the first."""
+    serving_graph: PartGraph | None
+    """The graph that requests follow now; none before the first generation serves."""
+    artifacts: ArtifactStore
+    beat: Callable[[str], None]
+
+    @property
+    def graph(self) -> PartGraph:
+        """The manifest's graph; a model of one part may leave it out."""
+        if self.manifest.spec.graph is not None:
+            return self.manifest.spec.graph
+        part = self.manifest.spec.parts[0].name
+        return single_part_graph(part, self.snapshots[part].manifest.signature)
+
+    @contextmanager
+    def open(self, sha256: str) -> Iterator[BinaryIO]:
+        """A file of a snapshot as a stream. Raises ArtifactMissing or Unavailable."""
+        stream = self.artifacts.open_blob(sha256)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+class Validator(Protocol):
+    """One validator. `required`: a manifest can't skip it."""
+
+    @property
+    def name(self) -> str:
+        """Unique; manifests name it in `validation.skip`."""
+
+    @property
+    def required(self) -> bool:
+        """Whether it always runs."""
+
+    def check(self, candidate: Candidate) -> Iterable[CheckResult]:
+        """One result for each thing looked at."""
+
+
+@dataclass(frozen=True)
+class FunctionValidator:
+    """A validator made of one function."""
+
+    name: str
+    check: Callable[[Candidate], Iterable[CheckResult]]
+    required: bool = False
+
+
+def discovered() -> tuple[Validator, ...]:
+    """Validators that other distributions bring: entry points of the group, each a Validator."""
+    return tuple(point.load() for point in sorted(entry_points(group=names.VALIDATOR_GROUP), key=lambda p: p.name))
+
+
+def passed(check: str, subject: str, message: str = "") -> CheckResult:
+    """A check that holds."""
+    return CheckResult(check=check, subject=subject, passed=True, message=message)
+
+
+def failed(check: str, subject: str, reason: Reason, message: str) -> CheckResult:
+    """A check that does not hold; `message` names what was found and what is allowed."""
+    return CheckResult(check=check, subject=subject, passed=False, reason=reason, message=message)

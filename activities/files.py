@@ -1,0 +1,116 @@
+"""Validators of a snapshot's files: safe names, content that is what the manifest says, formats that hold no code."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from activities.candidate import CHUNK_BYTES, Candidate, failed, passed
+from ipnext.errors import ArtifactMissing
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile
+from ipnext.model.status import Reason
+
+PATHS = "safe-paths"
+DIGESTS = "digests"
+FORMATS = "safe-formats"
+
+SAFE_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".tiktoken", ".yaml", ".yml")
+"""Formats that hold data only: no pickle, no archive of one, no native code."""
+
+LARGEST_JSON_BYTES = 256 << 20
+"""A larger .json file is not parsed, and therefore not accepted."""
+
+_CODE_MAGIC = {
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"PK\x03\x04": "a zip archive",
+    b"\x7fELF": "native code",
+    b"\x1f\x8b": "a gzip archive",
+    b"MZ": "native code",
+}
+
+
+def check_paths(candidate: Candidate) -> Iterator[CheckResult]:
+    """Every path stays inside the snapshot's directory and stands once."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        paths = [file.path for file in snapshot.manifest.files]
+        faults = [f"{path!r} {fault}" for path in paths if (fault := _path_fault(path))]
+        faults += [f"{path!r} stands twice" for path in sorted({p for p in paths if paths.count(p) > 1})]
+        if faults:
+            yield failed(
+                PATHS, part, Reason.UNSAFE_FORMAT, f"{faults[0]}; a path is relative and plain, as in weights.json"
+            )
+        else:
+            yield passed(PATHS, part, f"{len(paths)} files")
+
+
+def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
+    """Every file is read through once; its size and SHA-256 are those of the manifest."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        for file in snapshot.manifest.files:
+            subject = f"{part}/{file.path}"
+            try:
+                size, digest = _read_through(candidate, file, subject)
+            except ArtifactMissing as error:
+                yield failed(DIGESTS, subject, Reason.ARTIFACT_MISSING, error.message)
+                continue
+            if (size, digest) == (file.size_bytes, file.sha256):
+                yield passed(DIGESTS, subject)
+            else:
+                message = f"{size} bytes with SHA-256 {digest}; the manifest says {file.size_bytes} and {file.sha256}"
+                yield failed(DIGESTS, subject, Reason.ARTIFACT_DIGEST_MISMATCH, message)
+
+
+def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
+    """Only formats that hold data, and content that is of its format."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        for file in snapshot.manifest.files:
+            subject = f"{part}/{file.path}"
+            fault = _format_fault(candidate, file)
+            yield failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
+
+
+def _path_fault(path: str) -> str:
+    steps = path.split("/")
+    if path.startswith("/") or ":" in steps[0] or "\\" in path or not path.isprintable():
+        return "is absolute or holds a character that is not allowed"
+    if any(step in {"", ".", ".."} for step in steps):
+        return "holds an empty step, '.' or '..'"
+    return "is the manifest's own name" if path == SNAPSHOT_FILE else ""
+
+
+def _read_through(candidate: Candidate, file: ArtifactFile, subject: str) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with candidate.open(file.sha256) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            candidate.beat(f"reading {subject}: {size} of {file.size_bytes} bytes")
+    return size, digest.hexdigest()
+
+
+def _format_fault(candidate: Candidate, file: ArtifactFile) -> str:
+    suffix = PurePosixPath(file.path).suffix.lower()
+    if suffix not in SAFE_SUFFIXES:
+        return f"{suffix or 'no suffix'} may hold code; allowed: {', '.join(SAFE_SUFFIXES)}"
+    with candidate.open(file.sha256) as stream:
+        start = stream.read(8)
+        for magic, what in _CODE_MAGIC.items():
+            if suffix != ".safetensors" and start.startswith(magic):
+                return f"is {what} under the name of {suffix}"
+        if suffix == ".json":
+            return _json_fault(start + stream.read(LARGEST_JSON_BYTES), file)
+    return ""
+
+
+def _json_fault(content: bytes, file: ArtifactFile) -> str:
+    if file.size_bytes > LARGEST_JSON_BYTES:
+        return f"{file.size_bytes} bytes of JSON are too many; allowed: {LARGEST_JSON_BYTES}"
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON: {error}"
+    return ""

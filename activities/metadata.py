@@ -1,0 +1,151 @@
+"""Metadata: what a change works on, whether its snapshots are all there, and changes that became pointless."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from temporalio import activity
+
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput
+from ipnext.model.lifecycle import (
+    Change,
+    ChangeBegun,
+    ChangeKind,
+    ChangeState,
+    Done,
+    ProgressInput,
+    Resolved,
+    StageInput,
+    SupersededInput,
+)
+from ipnext.model.registry import GenerationState, Snapshot
+from ipnext.model.status import ConditionType, Reason
+from ipnext.store.records import ModelRecord
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+_BRINGS_A_SPEC = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.APPLY})
+"""Kinds after which something else shall serve than before."""
+
+
+class MetadataActivities:
+    """Needs the store and the artifact store."""
+
+    def __init__(self, store: Store, artifacts: ArtifactStore) -> None:
+        self._store = store
+        self._artifacts = artifacts
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.begin_change, self.resolve_snapshots, self.mark_superseded)
+
+    @activity.defn(name="begin_change", no_thread_cancel_exception=True)
+    def begin_change(self, progress: ProgressInput) -> ChangeBegun:
+        """Mark the change as running and say what generation and manifest it works on.
+
+        A change that ended before is not begun again. A move to a plan that is no longer in force is superseded.
+        """
+        with self._store.begin(progress.model) as repository:
+            change, record = repository.change(progress.change_id), repository.model(progress.model)
+            if change.state.final:
+                return ChangeBegun(generation=change.generation, revision=record.generation, final=change.state)
+            in_force = repository.plan_in_force()
+            if change.kind is ChangeKind.MOVE and (in_force is None or in_force.id != change.plan_id):
+                message = "a newer plan is in force"
+                state = ChangeState.SUPERSEDED
+                repository.update_change(change.id, state=state, reason=Reason.SUPERSEDED, message=message)
+                return ChangeBegun(generation=record.serving_generation, revision=record.generation, final=state)
+            generation = _generation_of(repository, change, record)
+            repository.update_change(change.id, state=ChangeState.RUNNING, run_id=progress.run_id)
+            _write_beginning(repository, change, record, generation, progress.run_id)
+        return ChangeBegun(generation=generation, revision=record.generation)
+
+    @activity.defn(name="resolve_snapshots", no_thread_cancel_exception=True)
+    def resolve_snapshots(self, stage: StageInput) -> Resolved:
+        """Every part's snapshot lies in the artifact store, and its manifest there is the published one."""
+        with self._store.read() as repository:
+            generation = repository.generation(stage.model, stage.generation)
+            parts = sorted(generation.snapshots.items())
+            snapshots = [repository.snapshot(stage.model, part, number) for part, number in parts]
+        try:
+            for snapshot in snapshots:
+                self._check_stored(snapshot)
+        except ArtifactError as error:
+            self._note(stage, "False", Reason(error.code), error.message)
+            raise
+        size = sum(snapshot.manifest.size_bytes for snapshot in snapshots)
+        summary = ", ".join(f"{snapshot.part} {snapshot.number}" for snapshot in snapshots)
+        self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
+        return Resolved(parts=len(snapshots), size_bytes=size, summary=summary)
+
+    @activity.defn(name="mark_superseded", no_thread_cancel_exception=True)
+    def mark_superseded(self, superseded: SupersededInput) -> Done:
+        """Write down that changes will not run because a newer one made them pointless."""
+        with self._store.begin(superseded.model) as repository:
+            for change_id in superseded.change_ids:
+                change = repository.change(change_id)
+                if change.state.final:
+                    continue
+                message = f"change {superseded.by} is newer"
+                state = ChangeState.SUPERSEDED
+                repository.update_change(change_id, state=state, reason=Reason.SUPERSEDED, message=message)
+                if change.kind is ChangeKind.PUBLISH and change.generation is not None:
+                    repository.set_generation_state(
+                        superseded.model, change.generation, GenerationState.SUPERSEDED, message=message
+                    )
+                repository.add_event(superseded.model, "Superseded", f"{change.kind} {change_id}: {message}")
+        return Done(note=f"{len(superseded.change_ids)} superseded by {superseded.by}")
+
+    def _check_stored(self, snapshot: Snapshot) -> None:
+        stored = self._artifacts.manifest(snapshot.uri)
+        if stored.digest != snapshot.digest:
+            msg = f"{snapshot.part} snapshot {snapshot.number}: the store has {stored.digest}, not {snapshot.digest}"
+            raise ArtifactDigestMismatch(msg)
+
+    def _note(self, stage: StageInput, status: str, reason: Reason, message: str) -> None:
+        text = f"generation {stage.generation}: {message}"
+        with self._store.begin(stage.model) as repository:
+            repository.set_condition(
+                stage.model, ConditionType.RESOLVED, "True" if status == "True" else "False", reason, text
+            )
+            repository.add_event(stage.model, ConditionType.RESOLVED.value, text)
+
+
+def _generation_of(repository: Repository, change: Change, record: ModelRecord) -> int | None:
+    """The generation to serve. An apply takes what serves, else what was published last. InvalidInput, NotFound."""
+    if change.kind is ChangeKind.APPLY:
+        newest = record.serving_generation or record.target_generation
+        return newest or next((g.number for g in repository.generations(record.name)), None)
+    if change.kind in {ChangeKind.MOVE, ChangeKind.RETIRE}:
+        return record.serving_generation
+    if change.generation is None:
+        msg = f"change {change.id}: a {change.kind} names its generation"
+        raise InvalidInput(msg, field="generation")
+    generation = repository.generation(record.name, change.generation)
+    if change.kind is ChangeKind.ROLLBACK and generation.serving_at is None:
+        served = [str(g.number) for g in repository.generations(record.name) if g.serving_at is not None]
+        msg = f"generation {generation.number} has never served; a rollback may go to: {', '.join(served) or 'none'}"
+        raise InvalidInput(msg, field="generation", value=generation.number, allowed=served)
+    return generation.number
+
+
+def _write_beginning(
+    repository: Repository, change: Change, record: ModelRecord, generation: int | None, run_id: str
+) -> None:
+    """What a person sees while the change runs: nothing claims to be true of the new spec yet."""
+    subject = f"{change.kind}" + (f" of generation {generation}" if generation else "")
+    repository.add_event(record.name, "Started", f"{subject} began", run_id=run_id)
+    if change.kind not in _BRINGS_A_SPEC or generation is None:
+        return
+    if change.kind is not ChangeKind.APPLY or record.serving_generation is None:
+        repository.update_model(record.name, target_generation=generation)
+    serving = f"; generation {record.serving_generation} serves" if record.serving_generation else ""
+    repository.set_condition(
+        record.name, ConditionType.READY, "False", Reason.PROGRESSING, f"{subject} is under way{serving}"
+    )
+    for condition in (ConditionType.RESOLVED, ConditionType.VALIDATED, ConditionType.PLANNED):
+        repository.set_condition(record.name, condition, "Unknown", Reason.PENDING, f"generation {generation}")
+    if change.kind is ChangeKind.ROLLBACK:
+        for condition in (ConditionType.VALIDATED, ConditionType.PLANNED):
+            message = f"generation {generation} has served before"
+            repository.set_condition(record.name, condition, "True", Reason.SUCCEEDED, message)

@@ -1,0 +1,42 @@
+"""Asking one model to take its place in a new plan, and waiting until it has."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from temporalio import activity
+
+from activities.waiting import POLL_SECONDS, beat
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Moved, MoveInput
+from ipnext.store.session import Store
+
+Submit = Callable[[Change], None]
+"""Gives a recorded change to its model's entity. Raises Unavailable."""
+
+
+class MoveActivities:
+    """Needs the store and a way to submit a change."""
+
+    def __init__(self, store: Store, submit: Submit, *, pause: Callable[[float], None] = time.sleep) -> None:
+        self._store = store
+        self._submit = submit
+        self._pause = pause
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.move_model,)
+
+    @activity.defn(name="move_model", no_thread_cancel_exception=True)
+    def move_model(self, move: MoveInput) -> Moved:
+        """Record a MOVE of the model to the plan, once, and submit it. With `wait`, answer when it has ended."""
+        change_id = f"{move.plan_id}.{move.model}"
+        with self._store.begin(move.model) as repository:
+            change = repository.add_change(move.model, ChangeKind.MOVE, change_id=change_id, plan_id=move.plan_id)
+        if change.state is ChangeState.RECORDED:
+            self._submit(change)
+        while move.wait and not change.state.final:
+            beat(f"waiting for {move.model}: {change.state}")
+            self._pause(POLL_SECONDS)
+            with self._store.read() as repository:
+                change = repository.change(change_id)
+        return Moved(model=move.model, change_id=change_id, state=change.state, message=change.message)

@@ -1,0 +1,147 @@
+"""Validators of what fits together: engines, the edges of the graph, and the interface that clients rely on."""
+
+from collections.abc import Iterator, Mapping
+
+from activities.candidate import Candidate, failed, passed
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.registry import REQUEST, PartGraph, Signature, Snapshot, TensorSpec, source_node, source_tensor
+from ipnext.model.status import Reason
+
+ENGINES = "engines"
+EDGES = "graph-edges"
+INTERFACE = "interface"
+
+
+def check_engines(candidate: Candidate) -> Iterator[CheckResult]:
+    """Every part has a snapshot, made for the engine that the manifest runs it on."""
+    for part in candidate.manifest.spec.parts:
+        snapshot = candidate.snapshots.get(part.name)
+        if snapshot is None:
+            message = f"the generation has no snapshot of part {part.name!r}; publish one"
+            yield failed(ENGINES, part.name, Reason.ENGINE_MISMATCH, message)
+        elif snapshot.manifest.engine != part.engine:
+            message = f"made for engine {snapshot.manifest.engine!r}, the manifest runs it on {part.engine!r}"
+            yield failed(ENGINES, part.name, Reason.ENGINE_MISMATCH, message)
+        else:
+            yield passed(ENGINES, part.name, part.engine)
+
+
+def check_edges(candidate: Candidate) -> Iterator[CheckResult]:
+    """Every input of every node has a source that gives its datatype and shape; every output has one too."""
+    graph, signatures = candidate.graph, _signatures(candidate.snapshots)
+    parts = {node.name: node.part for node in graph.nodes}
+    request: dict[str, TensorSpec] = {}
+    for node in graph.nodes:
+        inputs = {tensor.name: tensor for tensor in signatures[node.part].inputs}
+        for name in sorted(inputs.keys() | node.inputs.keys()):
+            edge = f"{node.inputs.get(name, '?')} -> {node.name}.{name}"
+            fault = _input_fault(inputs, node.inputs, name) or _edge_fault(
+                inputs[name], node.inputs[name], signatures, parts, request
+            )
+            yield failed(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}") if fault else passed(EDGES, edge)
+    for name, source in sorted(graph.outputs.items()):
+        edge = f"{source} -> {name}"
+        fault = (
+            "" if _output(source, signatures, parts) else f"no such output; {_known_outputs(source, signatures, parts)}"
+        )
+        yield failed(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}") if fault else passed(EDGES, edge)
+
+
+def check_interface(candidate: Candidate) -> Iterator[CheckResult]:
+    """Clients of the serving generation go on working: the same inputs, and no output less or other than before."""
+    if candidate.serving is None or candidate.serving_graph is None:
+        yield passed(INTERFACE, candidate.manifest.name, "nothing serves yet")
+        return
+    before = interface(candidate.serving_graph, _signatures(candidate.serving))
+    now = interface(candidate.graph, _signatures(candidate.snapshots))
+    faults = [*_input_changes(before[0], now[0]), *_output_changes(before[1], now[1])]
+    for subject, message in faults:
+        yield failed(INTERFACE, subject, Reason.SCHEMA_MISMATCH, f"{subject}: {message}")
+    if not faults:
+        yield passed(INTERFACE, candidate.manifest.name)
+
+
+Tensors = Mapping[str, TensorSpec]
+
+
+def interface(graph: PartGraph, signatures: Mapping[str, Signature]) -> tuple[Tensors, Tensors]:
+    """The tensors that a request brings and those that the answer holds. Broken edges are left out."""
+    parts = {node.name: node.part for node in graph.nodes}
+    inputs: dict[str, TensorSpec] = {}
+    for node in graph.nodes:
+        for tensor in signatures[node.part].inputs:
+            source = node.inputs.get(tensor.name, "")
+            if source.startswith(f"{REQUEST}."):
+                inputs.setdefault(source_tensor(source), tensor)
+    found = {name: _output(source, signatures, parts) for name, source in graph.outputs.items()}
+    return inputs, {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def compatible(one: TensorSpec, other: TensorSpec) -> bool:
+    """Equal datatypes and ranks; each dimension equal, or free (-1) on either side."""
+    if one.datatype != other.datatype or len(one.shape) != len(other.shape):
+        return False
+    return all(a == b or -1 in {a, b} for a, b in zip(one.shape, other.shape, strict=True))
+
+
+def _signatures(snapshots: Mapping[str, Snapshot]) -> Mapping[str, Signature]:
+    return {part: snapshot.manifest.signature for part, snapshot in snapshots.items()}
+
+
+def _input_fault(inputs: Tensors, wired: Mapping[str, str], name: str) -> str:
+    if name not in inputs:
+        return f"the part has no input {name!r}; it takes: {', '.join(sorted(inputs)) or 'none'}"
+    return "" if name in wired else f"nothing feeds input {name!r} ({_shown(inputs[name])})"
+
+
+def _edge_fault(
+    wanted: TensorSpec,
+    source: str,
+    signatures: Mapping[str, Signature],
+    parts: Mapping[str, str],
+    request: dict[str, TensorSpec],
+) -> str:
+    """`request` collects what earlier edges say of the request's tensors."""
+    if source_node(source) == REQUEST:
+        given = request.setdefault(source_tensor(source), wanted)
+        if compatible(given, wanted):
+            return ""
+        return f"takes {_shown(wanted)}, another node takes the same tensor of the request as {_shown(given)}"
+    found = _output(source, signatures, parts)
+    if found is None:
+        return f"no such output; {_known_outputs(source, signatures, parts)}"
+    return "" if compatible(found, wanted) else f"gives {_shown(found)}, but {_shown(wanted)} is taken"
+
+
+def _output(source: str, signatures: Mapping[str, Signature], parts: Mapping[str, str]) -> TensorSpec | None:
+    outputs = signatures[parts[source_node(source)]].outputs
+    return next((tensor for tensor in outputs if tensor.name == source_tensor(source)), None)
+
+
+def _known_outputs(source: str, signatures: Mapping[str, Signature], parts: Mapping[str, str]) -> str:
+    outputs = signatures[parts[source_node(source)]].outputs
+    return f"{source_node(source)} gives: {', '.join(tensor.name for tensor in outputs) or 'nothing'}"
+
+
+def _input_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:
+    for name in sorted(before.keys() | now.keys()):
+        subject = f"input {name}"
+        if name not in now:
+            yield subject, "clients send it, but the new generation takes it no more"
+        elif name not in before:
+            yield subject, "the new generation needs it, but clients don't send it"
+        elif not compatible(before[name], now[name]):
+            yield subject, f"was {_shown(before[name])}, would be {_shown(now[name])}"
+
+
+def _output_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:
+    for name in sorted(before):
+        subject = f"output {name}"
+        if name not in now:
+            yield subject, "clients read it, but the new generation gives it no more"
+        elif not compatible(before[name], now[name]):
+            yield subject, f"was {_shown(before[name])}, would be {_shown(now[name])}"
+
+
+def _shown(tensor: TensorSpec) -> str:
+    return f"{tensor.datatype}{list(tensor.shape)}"

@@ -1,0 +1,105 @@
+"""Validation: a closed list of checks, and those that a platform engineer registers. The report is kept."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from temporalio import activity
+
+from activities.candidate import Candidate, FunctionValidator, Validator, failed, passed
+from activities.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_paths
+from activities.signatures import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
+from activities.tensors import FINITE, check_finite
+from activities.waiting import beat
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.model.lifecycle import CheckResult, StageInput, ValidationReport
+from ipnext.model.registry import Generation, GenerationState, Snapshot
+from ipnext.model.status import ConditionType, Reason
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+BUILT_IN: Sequence[Validator] = (
+    FunctionValidator(PATHS, check_paths, required=True),
+    FunctionValidator(FORMATS, check_formats, required=True),
+    FunctionValidator(DIGESTS, check_digests, required=True),
+    FunctionValidator(ENGINES, check_engines, required=True),
+    FunctionValidator(EDGES, check_edges),
+    FunctionValidator(FINITE, check_finite),
+    FunctionValidator(INTERFACE, check_interface),
+)
+"""In this order; the first refusal ends the report, so that nothing is parsed that was not read and found safe before."""
+
+
+class ValidationActivities:
+    """Needs the store and the artifact store. `validators` run after the built-in ones."""
+
+    def __init__(self, store: Store, artifacts: ArtifactStore, *, validators: Sequence[Validator] = ()) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._validators = (*BUILT_IN, *validators)
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.validate_generation,)
+
+    @activity.defn(name="validate_generation", no_thread_cancel_exception=True)
+    def validate_generation(self, stage: StageInput) -> ValidationReport:
+        """Run every check on a generation and keep the report. The first refusal is the reason of the condition."""
+        with self._store.read() as repository:
+            candidate = self._candidate(repository, stage)
+        checks = tuple(checked(candidate, self._validators))
+        report = ValidationReport(model=stage.model, generation=stage.generation, checks=checks)
+        with self._store.begin(stage.model) as repository:
+            repository.save_report(report)
+            _write_outcome(repository, stage, report)
+        return report
+
+    def _candidate(self, repository: Repository, stage: StageInput) -> Candidate:
+        record = repository.model(stage.model)
+        serving = record.serving_generation
+        shown = [s for t in repository.routes(stage.model) for s in t.served if s.generation == serving]
+        other = None if serving in {None, stage.generation} else repository.generation(stage.model, serving or 0)
+        return Candidate(
+            manifest=record.manifest,
+            snapshots=_snapshots(repository, repository.generation(stage.model, stage.generation)),
+            serving=_snapshots(repository, other) if other else None,
+            serving_graph=shown[0].graph if shown else None,
+            artifacts=self._artifacts,
+            beat=beat,
+        )
+
+
+def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[CheckResult]:
+    """The results of all validators, up to and with the first that refuses."""
+    skip = candidate.manifest.spec.validation.skip
+    known = {validator.name: validator for validator in validators}
+    for name, reason in sorted(skip.items()):
+        if name not in known or known[name].required:
+            allowed = ", ".join(sorted(v.name for v in validators if not v.required))
+            message = f"{name!r} can't be skipped ({reason}); allowed: {allowed}"
+            yield failed("skip", name, Reason.SCHEMA_MISMATCH, message)
+            return
+    for validator in validators:
+        if validator.name in skip:
+            yield passed(validator.name, candidate.manifest.name, f"skipped: {skip[validator.name]}")
+            continue
+        results = tuple(validator.check(candidate))
+        yield from results
+        if any(not result.passed for result in results):
+            return
+
+
+def _snapshots(repository: Repository, generation: Generation) -> Mapping[str, Snapshot]:
+    found = generation.snapshots.items()
+    return {part: repository.snapshot(generation.model, part, number) for part, number in found}
+
+
+def _write_outcome(repository: Repository, stage: StageInput, report: ValidationReport) -> None:
+    refused = report.refused
+    reason = refused.reason if refused else Reason.SUCCEEDED
+    told = f"{refused.check}: {refused.message}" if refused else f"{len(report.checks)} checks passed"
+    message = f"generation {stage.generation}: {told}"
+    repository.set_condition(stage.model, ConditionType.VALIDATED, "False" if refused else "True", reason, message)
+    repository.add_event(stage.model, ConditionType.VALIDATED.value, message)
+    state = repository.generation(stage.model, stage.generation).state
+    if refused is None and state in {GenerationState.PENDING, GenerationState.REFUSED, GenerationState.FAILED}:
+        repository.set_generation_state(stage.model, stage.generation, GenerationState.VALIDATED)

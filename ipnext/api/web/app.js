@@ -1,0 +1,279 @@
+// The page: reads /v1/overview every second and a half and shows it. A part of the page is rebuilt only when its
+// facts changed, so that selections and focus survive.
+"use strict";
+
+const POLL_MS = 1500;
+const TIMEOUT_MS = 5000;
+const GOOD = new Set(["serving", "done", "ready", "running-replica", "True"]);
+const BAD = new Set(["refused", "failed", "rolled_back", "False"]);
+const BUSY = new Set(["running", "rolling_out", "starting", "draining"]);
+const shown = new Map();
+
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+function words(text) {
+  return String(text).replaceAll("_", " ");
+}
+
+function badge(text, kind) {
+  return el("span", { class: `badge ${kind}` }, words(text));
+}
+
+function kindOf(state) {
+  if (GOOD.has(state)) return "good";
+  if (BAD.has(state)) return "bad";
+  return BUSY.has(state) ? "busy" : "";
+}
+
+function percent(fraction) {
+  const value = fraction * 100;
+  return `${value >= 10 || value === 0 ? Math.round(value) : value.toFixed(1)}%`;
+}
+
+function amount(value) {
+  return Number(value).toLocaleString("en", { maximumFractionDigits: 2 });
+}
+
+function ago(iso) {
+  const seconds = Math.max(0, Math.round((Date.now() - Date.parse(iso)) / 1000));
+  if (seconds < 60) return `${seconds} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+  return `${Math.floor(seconds / 86400)} d ago`;
+}
+
+function time(iso) {
+  return el("time", { datetime: iso, title: new Date(iso).toLocaleString() }, ago(iso));
+}
+
+function chip(generation) {
+  return el("span", { class: `chip gen-${generation % 6}`, "aria-hidden": "true" });
+}
+
+function table(heads, rows) {
+  const head = el("tr", {}, heads.map((text) => el("th", { scope: "col" }, text)));
+  return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), el("tbody", {}, rows)));
+}
+
+function cell(content, kind) {
+  return el("td", { class: kind }, ...[content].flat());
+}
+
+function trafficBar(region, shares) {
+  const text = shares.map((s) => `generation ${s.generation} in ${s.to} ${percent(s.fraction)}`).join(", ");
+  const bar = el("div", { class: "bar", role: "img", "aria-label": `${region}: ${text || "no traffic"}`, title: text });
+  for (const share of shares) {
+    const piece = el("span", { class: `gen-${share.generation % 6}` }, `g${share.generation} in ${share.to} ${percent(share.fraction)}`);
+    piece.style.width = `${share.fraction * 100}%`;
+    bar.append(piece);
+  }
+  return [el("span", {}, region), bar];
+}
+
+function conditionSteps(conditions) {
+  const steps = conditions.filter((c) => c.type !== "Ready").map((c) => {
+    const kind = c.status === "True" ? "good" : c.reason === "Progressing" ? "busy" : c.status === "False" ? "bad" : "";
+    const mark = c.status === "True" ? "✓" : c.status === "False" ? (c.reason === "Progressing" ? "…" : "✗") : "·";
+    const title = `${c.type} is ${c.status}: ${c.reason}${c.message ? `, ${c.message}` : ""}`;
+    return el("li", { class: `badge ${kind}`, title, "aria-label": title }, `${mark} ${c.type}`);
+  });
+  return el("ul", { class: "steps", "aria-label": "Conditions" }, steps);
+}
+
+function generationRow(generation) {
+  const snapshots = Object.entries(generation.snapshots).map(([part, number]) => `${part} ${number}`).join(", ");
+  const why = [generation.reason, generation.message].filter(Boolean).join(": ");
+  return el(
+    "tr", { "data-generation": generation.number },
+    cell([chip(generation.number), String(generation.number)], "number tight"),
+    cell(badge(generation.state, kindOf(generation.state))),
+    cell(snapshots),
+    cell(time(generation.serving_at || generation.created_at), "tight"),
+    cell(why, "wide"),
+  );
+}
+
+function replicaSummary(deployments) {
+  const wanted = deployments.reduce((sum, d) => sum + d.wanted, 0);
+  const ready = deployments.reduce((sum, d) => sum + d.ready, 0);
+  return wanted ? `${ready} of ${wanted} replicas ready` : "no replicas";
+}
+
+function modelCard(item) {
+  const { manifest, status, deployments } = item.model;
+  const ready = status.conditions.find((c) => c.type === "Ready");
+  const isReady = ready !== undefined && ready.status === "True";
+  const progressing = ready !== undefined && ["Progressing", "Pending"].includes(ready.reason);
+  const label = isReady ? "ready" : ready ? words(ready.reason) : item.generations.length ? "pending" : "not published";
+  const kind = isReady ? "good" : progressing ? "busy" : ready && ready.status === "False" ? "bad" : "";
+  const serving = status.servingGeneration;
+  const target = status.targetGeneration;
+  const toward = target && target !== serving ? ` → ${target}` : "";
+  const regions = Object.entries(status.traffic);
+  return el(
+    "article", { class: "card", "data-model": manifest.metadata.name, "aria-label": `Model ${manifest.metadata.name}` },
+    el(
+      "div", { class: "row" },
+      el("h3", {}, manifest.metadata.name), badge(label, kind),
+      el("span", { class: "quiet" }, `${manifest.spec.task}, ${manifest.spec.parts.length} parts, ${manifest.spec.sync.policy}, owner ${manifest.metadata.owner}`),
+      el("span", { class: "end", "data-serving": serving === null ? "" : serving }, serving === null ? "nothing serves" : `generation ${serving}${toward}`),
+    ),
+    ready && !isReady && ready.message ? el("p", { class: `note ${kind}` }, ready.message) : null,
+    status.conditions.length ? conditionSteps(status.conditions) : null,
+    regions.length ? [el("h4", {}, "Traffic by region of the users"), el("div", { class: "bars" }, regions.map(([region, shares]) => trafficBar(region, shares)))] : null,
+    el("p", { class: "quiet" }, replicaSummary(deployments)),
+    item.generations.length
+      ? [el("h4", {}, "Generations"), table(["number", "state", "snapshots", "since", "why"], item.generations.map(generationRow))]
+      : el("p", { class: "quiet" }, `Publish a first snapshot: ipnext publish ${manifest.metadata.name} --part NAME=DIR`),
+  );
+}
+
+function supplyBar(item) {
+  const used = item.units > 0 ? Math.min(1, item.used / item.units) : item.used > 0 ? 1 : 0;
+  const text = `${amount(item.used)} of ${amount(item.units)} units used, ${amount(item.free)} free`;
+  const fill = el("span", { class: item.free < 0 ? "over" : "used" });
+  fill.style.width = `${used * 100}%`;
+  return [
+    el("span", {}, item.hardware),
+    el("div", {}, el("div", { class: "bar thin", role: "img", "aria-label": `${item.hardware}: ${text}` }, fill), el("span", { class: "quiet number" }, `${text}, ${amount(item.unit_cost)} $/h each`)),
+  ];
+}
+
+function replicaRow(replica) {
+  const failure = replica.failures.map((f) => `${f.code}: ${f.message}`).join("; ");
+  const note = [failure, replica.message, replica.restarts ? `${replica.restarts} restarts` : ""].filter(Boolean).join(", ");
+  const kind = replica.failures.length ? "bad" : replica.phase === "running" ? "good" : kindOf(replica.phase);
+  const ready = replica.ready.length ? replica.ready.map((g) => [chip(g), `${g} `]).flat() : "none";
+  return el(
+    "tr", { "data-replica": replica.id },
+    cell([`${replica.key.model} / ${replica.key.part}`, el("div", { class: "quiet" }, replica.key.hardware)]),
+    cell(badge(replica.phase, kind)), cell(ready, "tight number"), cell(note, "wide"),
+  );
+}
+
+function regionCard(region) {
+  const served = region.traffic.reduce((sum, t) => sum + t.requests, 0);
+  const failed = region.traffic.reduce((sum, t) => sum + t.errors, 0);
+  return el(
+    "article", { class: "card", "data-region": region.region, "aria-label": `Region ${region.region}` },
+    el(
+      "div", { class: "row" },
+      el("h3", {}, region.region), badge(region.reachable ? "reachable" : "does not answer", region.reachable ? "good" : "bad"),
+      region.reachable ? el("span", { class: "end quiet number" }, `${amount(served)} requests, ${amount(failed)} errors`) : null,
+    ),
+    region.gateway_url ? el("p", { class: "quiet" }, "gateway ", el("code", {}, region.gateway_url)) : null,
+    region.supply.length ? [el("h4", {}, "Supply"), el("div", { class: "bars" }, region.supply.map(supplyBar))] : null,
+    region.replicas.length
+      ? [el("h4", {}, "Replicas"), table(["model / part", "phase", "answers for", "note"], region.replicas.map(replicaRow))]
+      : region.reachable ? el("p", { class: "quiet" }, "No replicas.") : null,
+  );
+}
+
+function changeRow(change) {
+  const target = change.generation === null ? "" : String(change.generation);
+  const why = [change.reason, change.message].filter(Boolean).join(": ");
+  const link = change.run_url ? el("a", { href: change.run_url, "data-key": change.id }, "open run") : "not started";
+  return el(
+    "tr", { "data-change": change.id },
+    cell(time(change.created_at), "tight"), cell(change.model), cell(change.kind),
+    cell(target ? [chip(change.generation), target] : "", "number tight"),
+    cell(badge(change.state, kindOf(change.state))), cell(link, "tight"), cell(why, "wide"),
+  );
+}
+
+function eventRow(event) {
+  return el("tr", {}, cell(time(event.at), "tight"), cell(event.model || "fleet"), cell(words(event.kind), "tight"), cell(event.message, "wide"));
+}
+
+function fact(name, value, kind) {
+  return el("div", {}, el("dt", {}, name), el("dd", { class: kind }, value));
+}
+
+function planCard(plan) {
+  if (!plan) return el("p", { class: "card quiet" }, "No plan is in force yet: the first publish makes one.");
+  const s = plan.summary;
+  const unmet = plan.unmet.map((u) => `${u.model} in ${u.region}: ${amount(u.qps)} requests/s unserved (${u.rules.join(", ")})`);
+  return el(
+    "div", { class: "card", "data-plan": s.id },
+    el(
+      "dl", { class: "facts" },
+      fact("plan in force", s.status), fact("cost", `${amount(s.cost_per_hour)} $/h`), fact("gap to the bound", percent(s.gap)),
+      fact("unmet demand", `${amount(s.unmet_qps)} requests/s`, s.unmet_qps > 0 ? "bad" : null),
+      fact("replicas started", amount(s.moves)), fact("made by", s.trigger), fact("made", time(s.created_at)),
+    ),
+    unmet.length ? el("p", { class: "note bad" }, unmet.join("; ")) : null,
+  );
+}
+
+function show(id, facts, render) {
+  const text = JSON.stringify(facts);
+  if (shown.get(id) === text) return;
+  shown.set(id, text);
+  const place = document.getElementById(id);
+  const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  place.replaceChildren(...[render(facts)].flat());
+  if (focused) place.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+}
+
+function orEmpty(rows, text, render) {
+  return rows.length ? render(rows) : el("p", { class: "card quiet" }, text);
+}
+
+function render(view) {
+  show("plan", view.plan, planCard);
+  show("models-body", view.models, (models) => orEmpty(models, "No models yet: ipnext apply -f model.yaml", (all) => all.map(modelCard)));
+  show("regions-body", view.regions, (regions) => orEmpty(regions, "No regions yet: ipnext apply -f fleet.yaml", (all) => all.map(regionCard)));
+  show("changes-body", view.changes, (changes) => orEmpty(changes, "No runs yet.", (all) => el("div", { class: "card" }, table(["recorded", "model", "kind", "generation", "state", "run", "why"], all.map(changeRow)))));
+  show("events-body", view.events, (events) => orEmpty(events, "No events yet.", (all) => el("div", { class: "card" }, table(["when", "model", "what", "message"], all.map(eventRow)))));
+  document.getElementById("temporal").href = view.temporal_ui_url;
+  const ready = view.models.filter((m) => m.model.status.conditions.some((c) => c.type === "Ready" && c.status === "True"));
+  document.title = view.models.length ? `IPnext: ${ready.length} of ${view.models.length} ready` : "IPnext";
+  for (const node of document.querySelectorAll("time")) node.textContent = ago(node.dateTime);
+}
+
+function connection(state, text) {
+  const place = document.getElementById("connection");
+  if (place.dataset.state === state && place.textContent === text) return;
+  place.dataset.state = state;
+  place.textContent = text;
+}
+
+async function poll() {
+  try {
+    const answer = await fetch("/v1/overview", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    render(await answer.json());
+    connection("live", "live");
+  } catch (error) {
+    connection("lost", `the API does not answer (${error.message}); trying again`);
+  }
+  setTimeout(poll, document.hidden ? POLL_MS * 4 : POLL_MS);
+}
+
+function theme() {
+  const button = document.getElementById("theme");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const choices = ["system", "light", "dark"];
+  let choice = localStorage.getItem("ipnext-theme") || "system";
+  function apply() {
+    document.documentElement.dataset.theme = choice === "system" ? (dark.matches ? "dark" : "light") : choice;
+    button.textContent = `Theme: ${choice}`;
+  }
+  button.addEventListener("click", () => {
+    choice = choices[(choices.indexOf(choice) + 1) % choices.length];
+    localStorage.setItem("ipnext-theme", choice);
+    apply();
+  });
+  dark.addEventListener("change", apply);
+  apply();
+}
+
+theme();
+poll();

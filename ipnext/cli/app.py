@@ -1,0 +1,66 @@
+"""The commands put together, and the edge of the process."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import stamina.instrumentation
+import typer
+from pydantic import ValidationError
+
+from ipnext.cli import changing, predicting, reading, running
+from ipnext.cli.group import PluginGroup
+from ipnext.cli.session import Session
+from ipnext.errors import EXIT_FAILURE, InvalidInput
+from ipnext.settings import ClientSettings
+
+app = typer.Typer(
+    name="ipnext",
+    cls=PluginGroup,
+    help="Publish, watch, plan and serve models. Every command takes -h; answers can be tables, JSON or YAML.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for module in (changing, reading, predicting, running):
+    for command in module.COMMANDS:
+        app.command(command.name, help=command.help)(command.function)
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    api: Annotated[str | None, typer.Option(help="URL of the API; else IPNEXT_API_URL.", show_default=False)] = None,
+    timeout_seconds: Annotated[
+        float | None, typer.Option("--api-timeout", min=0.1, help="Longest wait for one answer, in seconds.")
+    ] = None,
+) -> None:
+    """Read the settings; connects to nothing yet. Without a command: the help."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+    given: dict[str, Any] = {"api_url": api, "timeout_seconds": timeout_seconds}
+    try:
+        settings = ClientSettings(**{k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        msg = (
+            f"{first['loc'][0]}: {first['msg']} (got {first['input']!r}); see IPNEXT_API_URL and IPNEXT_TIMEOUT_SECONDS"
+        )
+        raise InvalidInput(msg) from error
+    context.obj = Session(settings)
+    context.call_on_close(context.obj.close)
+
+
+def main() -> None:
+    """Run the command line. Exit status: 0 done, 1 failed, 2 bad input, 3 infeasible. Never a traceback."""
+    stamina.instrumentation.set_on_retry_hooks([])  # a retry is no news for the person at the terminal
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILURE)
+    except Exception as error:  # noqa: BLE001 - the edge of the process
+        sys.stderr.write(f"error: {type(error).__name__}: {error}\n")
+        sys.exit(EXIT_FAILURE)

@@ -1,0 +1,193 @@
+"""Commands that ask for a change: apply, publish, rollback, replan, delete; and wait."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ipnext.cli.command import Command, ModelName, Timeout, Wait
+from ipnext.cli.output import Form, Output, change_line, rows, say, write
+from ipnext.cli.session import client_of
+from ipnext.client import SERVER_SIDE, Client
+from ipnext.errors import EXIT_FAILURE, InvalidInput
+from ipnext.model.lifecycle import ChangeState
+from ipnext.model.registry import ArtifactFile
+from ipnext.model.resource import ChangeView, FleetView, ModelApplied
+
+
+def apply(
+    context: typer.Context,
+    file: Annotated[str, typer.Option("--file", "-f", help="YAML file with one or more manifests; - is stdin.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate and show what would change; write nothing.")
+    ] = False,
+    output: Output = Form.TABLE,
+) -> None:
+    """Apply manifests of kind Model and Fleet."""
+    applied = client_of(context).apply(_text_of(file), dry_run=dry_run)
+    write(applied, output, lambda: _applied_table(applied, dry_run=dry_run))
+    for each in applied:
+        if isinstance(each, FleetView) and not dry_run:
+            say("the fleet is applied; placements follow with `ipnext replan`")
+        if isinstance(each, ModelApplied) and each.change is not None:
+            say(f"{change_line(each.change)}; watch it with `ipnext wait {each.model} --for change={each.change.id}`")
+
+
+def publish(  # noqa: PLR0913, PLR0917 - each is an option of the command line
+    context: typer.Context,
+    model: ModelName,
+    part: Annotated[
+        list[str], typer.Option("--part", metavar="NAME=DIR|URI", help="Snapshot directory, or file:// or s3:// uri.")
+    ],
+    change_id: Annotated[str | None, typer.Option(help="Repeat with the same id: it is one change.")] = None,
+    wait: Wait = False,
+    timeout: Timeout = 600.0,
+    output: Output = Form.TABLE,
+) -> None:
+    """Publish new snapshots of one or more parts. A model of one part takes a bare directory or uri."""
+    client = client_of(context)
+    parts = _parts(client, model, part)
+    change = client.publish(model, parts, change_id=change_id, on_upload=_uploading)
+    _finish(client, change, wait=wait, timeout=timeout, output=output)
+
+
+def rollback(
+    context: typer.Context,
+    model: ModelName,
+    to: Annotated[
+        int | None, typer.Option("--to", min=1, help="Generation; else the newest other that has served.")
+    ] = None,
+    wait: Wait = False,
+    timeout: Timeout = 600.0,
+    output: Output = Form.TABLE,
+) -> None:
+    """Go back to a former generation."""
+    client = client_of(context)
+    _finish(client, client.rollback(model, generation=to), wait=wait, timeout=timeout, output=output)
+
+
+def delete(
+    context: typer.Context,
+    model: ModelName,
+    wait: Wait = False,
+    timeout: Timeout = 600.0,
+    output: Output = Form.TABLE,
+) -> None:
+    """Retire a model: take it out of serving and free its capacity. Its history stays."""
+    client = client_of(context)
+    _finish(client, client.delete(model), wait=wait, timeout=timeout, output=output)
+
+
+def replan(context: typer.Context, wait: Wait = False, timeout: Timeout = 600.0, output: Output = Form.TABLE) -> None:
+    """Plan the whole fleet again and move what the new plan moves."""
+    client = client_of(context)
+    run = client.replan()
+    say(f"replan started: {run.run_url}")
+    if not wait:
+        write(run, output, lambda: rows("", ("workflow", "run"), [(run.workflow_id, run.run_id)]))
+        return
+    result = client.wait_replan(run, timeout)
+    line = (result.plan_id, "yes" if result.adopted else "no", result.moves, ",".join(result.models), result.message)
+    write(result, output, lambda: rows("", ("plan", "adopted", "moves", "models", "message"), [line]))
+
+
+def wait(
+    context: typer.Context,
+    model: ModelName,
+    what: Annotated[str, typer.Option("--for", metavar="ready|change=ID", help="What to wait for.")] = "ready",
+    timeout: Timeout = 600.0,
+    output: Output = Form.TABLE,
+) -> None:
+    """Wait until a model is ready, or a change has ended."""
+    client = client_of(context)
+    kind, _, change_id = what.partition("=")
+    if kind == "change" and change_id:
+        _finish(client, client.change(change_id), wait=True, timeout=timeout, output=output)
+        return
+    if what != "ready":
+        msg = f"--for: {what!r} is not known; allowed: ready, change=ID"
+        raise InvalidInput(msg, field="for", value=what, allowed=("ready", "change=ID"))
+    client.model(model)
+    view = client.wait_ready(model, timeout)
+    line = (view.status.model, "ready", view.status.serving_generation)
+    write(view, output, lambda: rows("", ("model", "state", "serving"), [line]))
+
+
+def _text_of(file: str) -> str:
+    if file == "-":
+        return sys.stdin.read()
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{file} can't be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8 text'}"
+        raise InvalidInput(msg, field="file", value=file) from error
+
+
+def _parts(client: Client, model: str, given: Sequence[str]) -> dict[str, Path | str]:
+    """`NAME=SOURCE` items as a mapping. A bare source belongs to the only part."""
+    known = tuple(part.name for part in client.model(model).manifest.spec.parts)
+    parts: dict[str, Path | str] = {}
+    for item in given:
+        name, equals, source = item.partition("=")
+        if not equals or "/" in name:
+            name, source = (known[0] if len(known) == 1 else ""), item
+        if name not in known or not source:
+            msg = f"--part: {item!r} is not NAME=DIR or NAME=URI with a part of {model!r}; parts: {', '.join(known)}"
+            raise InvalidInput(msg, field="part", value=item, allowed=known)
+        if name in parts:
+            msg = f"--part: {name!r} is given twice"
+            raise InvalidInput(msg, field="part", value=name)
+        parts[name] = source if source.startswith(SERVER_SIDE) else Path(source)
+    return parts
+
+
+def _uploading(file: ArtifactFile) -> None:
+    say(f"uploading {file.path} ({file.size_bytes:,} bytes)")
+
+
+def _finish(client: Client, change: ChangeView, *, wait: bool, timeout: float, output: Form) -> None:
+    """Write the change; with `wait`, its end. Exit status 1 where it ended otherwise than done."""
+    if wait:
+        change = client.wait_change(change.id, timeout, on_update=lambda c: say(change_line(c)))
+    write(change, output, lambda: _change_table(change))
+    if change.state.final and change.state is not ChangeState.DONE:
+        say(f"error: {change_line(change)}; try `ipnext explain {change.model}`")
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _change_table(change: ChangeView) -> Table:
+    line = (change.id, change.model, change.kind.value, change.generation, change.state.value, change.run_url)
+    return rows("", ("change", "model", "kind", "generation", "state", "run"), [line])
+
+
+def _applied_table(applied: Sequence[ModelApplied | FleetView], *, dry_run: bool) -> Sequence[Table | str]:
+    lines = []
+    tables: list[Table | str] = []
+    for each in applied:
+        if isinstance(each, FleetView):
+            lines.append(("fleet", "fleet", each.version, "would be applied" if dry_run else "applied"))
+            continue
+        verb = ("would change" if dry_run else "changed") if each.changed else "unchanged"
+        lines.append(("model", each.model, each.version, verb))
+        if each.fields and dry_run:
+            fields = ((f.field, _short(f.before), _short(f.after)) for f in each.fields)
+            tables.append(rows(f"\n{each.model}", ("field", "before", "after"), fields))
+    return [rows("", ("kind", "name", "version", "state"), lines), *tables]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+COMMANDS = (
+    Command("apply", "Apply manifests of kind Model and Fleet.", apply),
+    Command("publish", "Publish new snapshots.", publish),
+    Command("rollback", "Go back to a former generation.", rollback),
+    Command("replan", "Plan the whole fleet again.", replan),
+    Command("wait", "Wait until a model is ready, or a change has ended.", wait),
+    Command("delete", "Retire a model.", delete),
+)

@@ -1,0 +1,125 @@
+"""The group of commands: errors become one line and an exit status, and plug-ins join by entry point.
+
+A plug-in is imported only when it is called, so that `ipnext --help` is quick and survives one that can't be.
+"""
+
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import typer
+import typer.main
+from typer.core import TyperCommand, TyperGroup
+
+from ipnext.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, IPnextError
+from ipnext.names import COMMAND_GROUP
+
+INSTALL = "pip install 'ipnext[platform]'"
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What typer raises for a bad command line, whichever parser it stands on."""
+
+_REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*).*extra\s*==\s*['\"]platform['\"]")
+
+
+class PluginGroup(TyperGroup):
+    """Commands of our own and of the entry-point group `ipnext.commands`; our own win."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. An error of the tree is `error: ...` on stderr and its exit status."""
+        try:
+            return super().invoke(ctx)
+        except IPnextError as error:
+            typer.echo(f"error: {error.message}", err=True)
+            raise typer.Exit(error.exit_status) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(130) from error
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run as a process: a usage error is one line and exit status 2."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            status = super().main(*args, standalone_mode=False, **extra)
+        except _USAGE_ERROR as error:
+            path = error.ctx.command_path if error.ctx is not None else "ipnext"
+            text = " ".join(error.format_message().removesuffix(".").split())
+            typer.echo(f"error: {text}; see `{path} -h`", err=True)
+            status = EXIT_BAD_INPUT
+        except typer.Abort:
+            status = EXIT_FAILURE
+        sys.exit(status if isinstance(status, int) else EXIT_OK)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Our own commands in their order, then plug-ins by name."""
+        own = super().list_commands(ctx)
+        return [*own, *sorted(name for name in _plugins() if name not in own)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Our own command, or what the help shows of a plug-in."""
+        own = super().get_command(ctx, cmd_name)
+        plugin = _plugins().get(cmd_name)
+        return own if own is not None or plugin is None else _line(plugin, _missing(plugin))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that was called; a plug-in is loaded here."""
+        name, command, rest = super().resolve_command(ctx, args)
+        plugin = _plugins().get(args[0])
+        if plugin is not None and super().get_command(ctx, args[0]) is None and _missing(plugin) is None:
+            command = _loaded(plugin)
+        return name, command, rest
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=COMMAND_GROUP)}
+
+
+def _loaded(plugin: EntryPoint) -> Any:
+    try:
+        found = plugin.load()
+    except ImportError as error:
+        return _line(plugin, str(error))
+    if not isinstance(found, typer.Typer):
+        return _line(plugin, f"{plugin.value} is no typer application")
+    command = typer.main.get_command(found)
+    command.name = plugin.name
+    return command
+
+
+def _missing(plugin: EntryPoint) -> str | None:
+    """Why a plug-in can't be imported, as far as that shows without an import."""
+    top = plugin.module.partition(".")[0]
+    if importlib.util.find_spec(top) is None:
+        return f"no module named {top!r}"
+    if plugin.dist is None or plugin.dist.name.lower() != "ipnext":
+        return None
+    wanted = (match[1] for text in plugin.dist.requires or () if (match := _REQUIREMENT.match(text)))
+    lacking = [name for name in wanted if not _installed(name)]
+    return f"not installed: {', '.join(lacking)}" if lacking else None
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _line(plugin: EntryPoint, reason: str | None) -> TyperCommand:
+    """A command that stands for a plug-in: its line in the help, and the reason where it is called in vain."""
+
+    def unavailable() -> None:
+        typer.echo(f"error: the command {plugin.name!r} is unavailable ({reason}); try: {INSTALL}", err=True)
+        raise typer.Exit(EXIT_FAILURE)
+
+    text = f"From {plugin.module}." if reason is None else f"Unavailable ({reason}); try: {INSTALL}"
+    return TyperCommand(
+        plugin.name,
+        callback=unavailable,
+        help=text,
+        short_help=text,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )

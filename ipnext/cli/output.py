@@ -1,0 +1,93 @@
+"""How answers are written: tables for people, JSON and YAML for programs. Messages go to stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ipnext.model.lifecycle import Change
+
+UNBOUNDED_COLUMNS = 250
+"""Width where the answer goes into a file or a pipe: nothing is cut."""
+
+
+class Form(StrEnum):
+    """Form of an answer."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+Output = Annotated[Form, typer.Option("--output", "-o", help="Form of the answer.")]
+
+
+def write(value: object, form: Form, table: Callable[[], Table | Iterable[Table | str]]) -> None:
+    """Write an answer to stdout. `table` makes the form for people."""
+    if form is Form.JSON:
+        typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    elif form is Form.YAML:
+        typer.echo(yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True), nl=False)
+    else:
+        made = table()
+        console = _console()
+        for piece in [made] if isinstance(made, Table) else made:
+            console.print(piece, markup=False, highlight=False)
+
+
+def say(text: str) -> None:
+    """A message beside the answer."""
+    typer.echo(text, err=True)
+
+
+def plain(value: object) -> Any:
+    """A value as JSON data, in the API's own spelling."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
+
+
+def rows(title: str, heads: Sequence[str], lines: Iterable[Sequence[object]]) -> Table:
+    """A table without frames: easy to read, to copy and to cut."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for line in lines:
+        table.add_row(*(Text("-" if cell is None or cell == "" else str(cell)) for cell in line))
+    return table
+
+
+def age(at: datetime) -> str:
+    """How long ago, short: 5s, 12m, 3h, 4d."""
+    seconds = max(0, int((datetime.now(UTC) - at).total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def number(value: float) -> str:
+    """At most two digits after the point, none where they are zero."""
+    return f"{value:,.2f}".rstrip("0").rstrip(".")
+
+
+def change_line(change: Change) -> str:
+    """One change in one line."""
+    target = "" if change.generation is None else f" (generation {change.generation})"
+    why = ": ".join(part for part in (change.reason.value if change.reason else "", change.message) if part)
+    return f"{change.kind.value} of {change.model}{target}: {change.state.value}{f', {why}' if why else ''}"
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else UNBOUNDED_COLUMNS, soft_wrap=False)

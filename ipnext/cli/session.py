@@ -1,0 +1,35 @@
+"""What every command is given: settings, and a client that is made when it is first needed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from ipnext.client import Client
+from ipnext.settings import ClientSettings
+
+
+@dataclass(slots=True)
+class Session:
+    """One run of the command line."""
+
+    settings: ClientSettings
+    opened: Client | None = None
+
+    def client(self) -> Client:
+        """The client of the API."""
+        if self.opened is None:
+            self.opened = Client(str(self.settings.api_url), self.settings.timeout_seconds)
+        return self.opened
+
+    def close(self) -> None:
+        """Close the client, if there is one."""
+        if self.opened is not None:
+            self.opened.close()
+
+
+def client_of(context: typer.Context) -> Client:
+    """The client of a command."""
+    session: Any = context.obj
+    client: Client = session.client()
+    return client

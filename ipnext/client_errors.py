@@ -1,0 +1,40 @@
+"""From an answer of the API, or none, to the error tree."""
+
+from collections.abc import Mapping
+
+import httpx
+from pydantic import ValidationError
+
+from ipnext.errors import DeadlineExceeded, Infeasible, InvalidInput, IPnextError, Unavailable
+from ipnext.model.resource import ErrorBody
+
+
+def no_answer(url: str, error: httpx.TransportError) -> IPnextError:
+    """The API did not answer: Unavailable, or DeadlineExceeded where it took the request and stayed silent."""
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return DeadlineExceeded(f"the API at {url} did not answer in time; raise IPNEXT_TIMEOUT_SECONDS or try again")
+    why = str(error) or type(error).__name__
+    return Unavailable(f"no API answers at {url} ({why}); start one with `ipnext dev`, or set IPNEXT_API_URL")
+
+
+def error_of(answer: httpx.Response, url: str) -> IPnextError:
+    """The error that an answer carries. One that is not ours names the URL."""
+    try:
+        body = ErrorBody.model_validate_json(answer.content)
+    except ValidationError:
+        msg = f"{url} answered {answer.status_code} without an IPnext error; is it an IPnext API?"
+        return Unavailable(msg) if answer.status_code in {502, 503, 504} else IPnextError(msg)
+    kind = _kinds().get(body.code, IPnextError)
+    if issubclass(kind, InvalidInput):
+        return kind(body.message, field=body.field, value=body.value, allowed=body.allowed or ())
+    if issubclass(kind, Infeasible):
+        return kind(body.message, rules=body.rules or ())
+    return kind(body.message)
+
+
+def _kinds() -> Mapping[str, type[IPnextError]]:
+    """Every class of the tree by its code."""
+    found: list[type[IPnextError]] = [IPnextError]
+    for kind in found:
+        found.extend(kind.__subclasses__())
+    return {kind.code: kind for kind in found}

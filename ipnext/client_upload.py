@@ -1,0 +1,40 @@
+"""What the client checks of a local snapshot before it uploads anything."""
+
+import hashlib
+
+from ipnext.artifacts.checked import chunks_of
+from ipnext.artifacts.layout import read_manifest
+from ipnext.artifacts.sources import Source
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
+from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+
+
+def checked_snapshot(source: Source) -> SnapshotManifest:
+    """The manifest of a snapshot directory whose files are all there, of the stated size and SHA-256.
+
+    Raises InvalidInput (no snapshot.json), ArtifactMissing, ArtifactDigestMismatch.
+    """
+    try:
+        stream = source.open(SNAPSHOT_FILE)
+    except ArtifactMissing as error:
+        msg = f"{source.uri} holds no {SNAPSHOT_FILE}: it is no snapshot; `serving.export.export_model` writes one"
+        raise InvalidInput(msg, field="parts", value=source.uri) from error
+    with stream:
+        manifest = read_manifest(stream.read(), f"{SNAPSHOT_FILE} in {source.uri}")
+    for file in manifest.files:
+        _check(source, file)
+    return manifest
+
+
+def _check(source: Source, file: ArtifactFile) -> None:
+    size = source.size_bytes(file.path)
+    if size != file.size_bytes:
+        msg = f"file {file.path!r} in {source.uri} has {size} bytes, {SNAPSHOT_FILE} says {file.size_bytes}"
+        raise ArtifactDigestMismatch(msg)
+    digest = hashlib.sha256()
+    with source.open(file.path) as stream:
+        for chunk in chunks_of(stream):
+            digest.update(chunk)
+    if digest.hexdigest() != file.sha256:
+        msg = f"file {file.path!r} in {source.uri} has SHA-256 {digest.hexdigest()}, {SNAPSHOT_FILE} says {file.sha256}"
+        raise ArtifactDigestMismatch(msg)

@@ -1,0 +1,177 @@
+"""The one Temporal client: submits changes, starts replans, keeps the schedule. Workflows are started by name.
+
+Called by the API (through its port), the worker and tests. The connection is Temporal's own matter: temporal.toml and
+TEMPORAL_* say where the server is.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from urllib.parse import quote
+
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleState,
+    ScheduleUpdate,
+    WithStartWorkflowOperation,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from ipnext import names
+from ipnext.devfile import ReplanSchedule
+from ipnext.errors import InvalidInput, IPnextError, Unavailable
+from ipnext.model.lifecycle import Change, ChangeAccepted, ModelEntityInput, QueuedChange, ReplanInput
+
+DEFAULT_ADDRESS = "127.0.0.1:7233"
+
+SUBMIT_SECONDS = 10.0
+"""Longest wait until an entity takes a change: without a worker it never does, and the caller submits again later."""
+
+_MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
+
+_OVERLAP = {"skip": ScheduleOverlapPolicy.SKIP, "buffer_one": ScheduleOverlapPolicy.BUFFER_ONE}
+
+
+async def connect(*, address: str | None = None, namespace: str | None = None, lazy: bool = False) -> Client:
+    """A client for the server of temporal.toml and TEMPORAL_*, or of `address`. Unavailable where it can't be reached.
+
+    A `lazy` client connects with its first call, so that an API starts before the server does.
+    """
+    config = ClientConfig.load_client_connect_config()
+    target = address or config.get("target_host") or DEFAULT_ADDRESS
+    config["target_host"] = target
+    if namespace is not None:
+        config["namespace"] = namespace
+    async with _reaching(target):
+        return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
+
+
+async def submit_change(client: Client, change: Change) -> ChangeAccepted:
+    """Give a recorded change to its model's entity, which is started where it does not run. The same change twice is one.
+
+    Unavailable where no server or no worker answers in time: submit again later. InvalidInput where it can never run.
+    """
+    queued = QueuedChange(
+        id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
+    )
+    start: WithStartWorkflowOperation[object, object] = WithStartWorkflowOperation(
+        names.MODEL_WORKFLOW,
+        ModelEntityInput(model=change.model),
+        id=names.model_workflow_id(change.model),
+        task_queue=names.LIFECYCLE_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        search_attributes=TypedSearchAttributes([SearchAttributePair(_MODEL, change.model)]),
+        static_summary=f"orders the changes of {change.model}",
+    )
+    async with _reaching(f"the entity of {change.model}"), asyncio.timeout(SUBMIT_SECONDS):
+        accepted: ChangeAccepted = await client.execute_update_with_start_workflow(
+            names.SUBMIT_CHANGE, queued, start_workflow_operation=start, id=change.id, result_type=ChangeAccepted
+        )
+    return accepted
+
+
+async def start_replan(client: Client, replan: ReplanInput) -> tuple[str, str]:
+    """Start a replan by hand, or find the one that runs: (workflow id, run id). Unavailable."""
+    async with _reaching("the replan"):
+        handle = await client.start_workflow(
+            names.REPLAN_WORKFLOW,
+            replan,
+            id=f"{names.REPLAN_WORKFLOW}/{replan.trigger}",
+            task_queue=names.LIFECYCLE_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"plans the whole fleet ({replan.trigger})",
+        )
+    return handle.id, handle.result_run_id or handle.first_execution_run_id or ""
+
+
+async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> None:
+    """Create the replan schedule, or bring it to what is wanted. A pause by hand stays. Unavailable."""
+    schedule = _schedule(wanted)
+    async with _reaching("the replan schedule"):
+        try:
+            await client.create_schedule(names.REPLAN_SCHEDULE, schedule)
+        except ScheduleAlreadyRunningError:
+            await client.get_schedule_handle(names.REPLAN_SCHEDULE).update(
+                lambda found: ScheduleUpdate(
+                    Schedule(
+                        action=schedule.action,
+                        spec=schedule.spec,
+                        policy=schedule.policy,
+                        state=found.description.schedule.state,
+                    )
+                )
+            )
+
+
+async def reachable(client: Client) -> bool:
+    """Whether the server answers now. Never raises."""
+    try:
+        async with asyncio.timeout(2.0):
+            return await client.service_client.check_health()
+    except (RPCError, RuntimeError, TimeoutError):
+        return False
+
+
+def ui_link(base: str, namespace: str, workflow_id: str, run_id: str | None = None) -> str:
+    """The page of a run in the Temporal UI at `base`; without a run id, of the workflow's runs."""
+    page = f"{base.rstrip('/')}/namespaces/{quote(namespace, safe='')}/workflows/{quote(workflow_id, safe='')}"
+    return f"{page}/{quote(run_id, safe='')}" if run_id else page
+
+
+def _schedule(wanted: ReplanSchedule) -> Schedule:
+    every = timedelta(hours=wanted.every_hours)
+    return Schedule(
+        action=ScheduleActionStartWorkflow(
+            names.REPLAN_WORKFLOW,
+            ReplanInput(trigger="schedule"),
+            id=f"{names.REPLAN_WORKFLOW}/schedule",
+            task_queue=names.LIFECYCLE_QUEUE,
+            static_summary="plans the whole fleet (schedule)",
+        ),
+        spec=ScheduleSpec(
+            intervals=[ScheduleIntervalSpec(every=every)], jitter=timedelta(minutes=wanted.jitter_minutes)
+        ),
+        policy=SchedulePolicy(overlap=_OVERLAP[wanted.overlap]),
+        state=ScheduleState(paused=wanted.paused),
+    )
+
+
+@asynccontextmanager
+async def _reaching(what: str) -> AsyncIterator[None]:
+    """Temporal's errors as ours. A refused update keeps its own code."""
+    try:
+        yield
+    except WorkflowUpdateFailedError as error:
+        raise _refused(error) from error
+    except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+        msg = f"{what} did not answer in time; is a worker running? Try again"
+        raise Unavailable(msg) from error
+    except RPCError as error:
+        if error.status is RPCStatusCode.INVALID_ARGUMENT:
+            msg = f"{what}: Temporal refuses this: {error.message}"
+            raise InvalidInput(msg) from error
+        msg = f"{what} can't be reached: {error.message}"
+        raise Unavailable(msg) from error
+    except RuntimeError as error:
+        msg = f"{what} can't be reached: {error}"
+        raise Unavailable(msg) from error
+
+
+def _refused(error: WorkflowUpdateFailedError) -> IPnextError:
+    cause = error.cause
+    text = cause.message if isinstance(cause, ApplicationError) else str(cause)
+    return InvalidInput(text)

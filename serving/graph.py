@@ -1,0 +1,132 @@
+"""Runs the part graph of one request: nodes whose inputs are there run at once. Pure over a `call` function."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ipnext.errors import InvalidInput, IPnextError
+from ipnext.model.registry import REQUEST, GraphNode, PartGraph, source_node, source_tensor
+from serving.tensors import Tensor
+
+Tensors = Mapping[str, Tensor]
+Call = Callable[[str, Tensors], Awaitable[Tensors]]
+"""Runs a part on its inputs and returns its outputs."""
+
+_NOTHING: Final[Tensors] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a tensor comes from: a node (or the request) and the tensor's name there."""
+
+    node: str
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedNode:
+    """A node with its inputs resolved, and the other nodes it waits for."""
+
+    name: str
+    part: str
+    inputs: Mapping[str, Source]
+    needs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """A part graph made ready to run; built once for each generation."""
+
+    nodes: tuple[PlannedNode, ...]
+    """In an order in which each node comes after those it needs."""
+    outputs: Mapping[str, Source]
+    request_tensors: tuple[str, ...]
+    """Names of all tensors that the request must bring."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """All parts that the graph calls."""
+        return frozenset(node.part for node in self.nodes)
+
+    def check_request(self, tensors: Tensors) -> None:
+        """InvalidInput names a tensor of the request that is missing or that no node takes."""
+        known = self.request_tensors
+        for name in known:
+            if name not in tensors:
+                msg = f"input {name!r} is missing; the inputs are {', '.join(known)}"
+                raise InvalidInput(msg, field=name, allowed=known)
+        for name in tensors:
+            if name not in known:
+                msg = f"input {name!r} does not exist; the inputs are {', '.join(known)}"
+                raise InvalidInput(msg, field=name, allowed=known)
+
+
+def plan_graph(graph: PartGraph) -> GraphPlan:
+    """Resolve a graph's references and order its nodes."""
+    waiting = [_planned(node) for node in graph.nodes]
+    ordered: list[PlannedNode] = []
+    while waiting:  # the graph is known to be acyclic
+        done = {node.name for node in ordered}
+        ordered += [node for node in waiting if node.needs <= done]
+        waiting = [node for node in waiting if not node.needs <= done]
+    taken = [source.tensor for node in ordered for source in node.inputs.values() if source.node == REQUEST]
+    outputs = {name: Source(source_node(text), source_tensor(text)) for name, text in graph.outputs.items()}
+    return GraphPlan(tuple(ordered), outputs, tuple(dict.fromkeys(taken)))
+
+
+async def run_graph(plan: GraphPlan, request: Tensors, call: Call) -> dict[str, Tensor]:
+    """The graph's outputs for one request. When a node fails or the caller is cancelled, all running calls are.
+
+    Raises what the first failed call raised. The caller sets the deadline by cancelling.
+    """
+    if len(plan.nodes) == 1:
+        node = plan.nodes[0]
+        results = {node.name: await call(node.part, _inputs(node, {REQUEST: request}))}
+    else:
+        results = await _run_nodes(plan, request, call)
+    return {name: _pick(source, results) for name, source in plan.outputs.items()}
+
+
+async def _run_nodes(plan: GraphPlan, request: Tensors, call: Call) -> dict[str, Tensors]:
+    results: dict[str, Tensors] = {REQUEST: request}
+    running: dict[asyncio.Task[Tensors], str] = {}
+    waiting = list(plan.nodes)
+    try:
+        while waiting or running:
+            ready = [node for node in waiting if node.needs <= results.keys()]
+            waiting = [node for node in waiting if not node.needs <= results.keys()]
+            for node in ready:
+                task = asyncio.ensure_future(call(node.part, _inputs(node, results)))
+                running[task] = node.name
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                results[running.pop(task)] = task.result()
+    finally:
+        await _cancel(running)
+    return results
+
+
+async def _cancel(running: Mapping[asyncio.Task[Tensors], str]) -> None:
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _planned(node: GraphNode) -> PlannedNode:
+    inputs = {name: Source(source_node(text), source_tensor(text)) for name, text in node.inputs.items()}
+    needs = frozenset(source.node for source in inputs.values()) - {REQUEST}
+    return PlannedNode(node.name, node.part, inputs, needs)
+
+
+def _inputs(node: PlannedNode, results: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    return {name: _pick(source, results) for name, source in node.inputs.items()}
+
+
+def _pick(source: Source, results: Mapping[str, Tensors]) -> Tensor:
+    tensors = results.get(source.node, _NOTHING)
+    if source.tensor not in tensors:
+        msg = f"node {source.node!r} gave no tensor {source.tensor!r}; it gave {', '.join(tensors) or 'none'}"
+        raise IPnextError(msg)
+    return tensors[source.tensor]

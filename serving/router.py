@@ -1,0 +1,219 @@
+"""The router process: the V2 edge of a region's models. Walks the part graph over hosts of one generation.
+
+Started by a region's agent: `python -m serving.router --port P --region R --table FILE`.
+"""
+
+import argparse
+import asyncio
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from ipnext import __version__
+from ipnext.errors import IPnextError, Unavailable
+from ipnext.model.deployment import RouterState
+from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from serving.asgi import (
+    Application,
+    Request,
+    Response,
+    error_response,
+    json_response,
+    not_found,
+    seconds_left,
+)
+from serving.balancing import EndpointLoads
+from serving.graph import Tensors, run_graph
+from serving.host_client import HostClient, TryElsewhere, open_session
+from serving.model_metadata import model_signature
+from serving.protocol import (
+    HEADER_LENGTH,
+    InferRequest,
+    InferResponse,
+    decode_request,
+    encode_response,
+    parse_header_length,
+)
+from serving.router_metrics import RouterMetrics
+from serving.router_table import GenerationRoute, TableFollower
+from serving.server import listen, log_as_json, run, serve
+from serving.tensors import all_finite
+
+DEFAULT_DEADLINE_SECONDS: Final = 10.0
+ATTEMPTS: Final = 2
+"""A request that meets a host without its generation, or no host, is tried once more as a whole."""
+
+_ABOUT: Final[Mapping[str, Any]] = {
+    "name": "ipnext",
+    "version": __version__,
+    "extensions": ["binary_tensor_data"],
+}
+
+
+class Router:
+    """The routes of the edge."""
+
+    def __init__(self, follower: TableFollower, hosts: HostClient, metrics: RouterMetrics, *, region: str) -> None:
+        self._follower = follower
+        self._hosts = hosts
+        self._metrics = metrics
+        self._region = region
+
+    async def handle(self, request: Request) -> Response:
+        """Route one request."""
+        steps = request.path.strip("/").split("/")
+        match request.method, steps:
+            case "POST", ["v2", "models", model, "infer"]:
+                return await self._counted(request, model, request.header(GENERATION_HEADER))
+            case "POST", ["v2", "models", model, "versions", version, "infer"]:
+                return await self._counted(request, model, version)
+            case "GET", ["v2", "models", model, *rest]:
+                return await self._about_model(request, model, rest)
+            case "GET", _:
+                return self._about_server(request)
+        raise not_found(request)
+
+    def _about_server(self, request: Request) -> Response:
+        follower = self._follower
+        match request.path.strip("/"):
+            case "v2":
+                return json_response(_ABOUT)
+            case "v2/health/live" | "healthz":
+                return json_response({"live": True})
+            case "v2/health/ready":
+                return json_response({"ready": follower.found}, 200 if follower.found else 503)
+            case "control/state":
+                return json_response(RouterState(revision=follower.routes.revision, traffic=self._metrics.traffic))
+            case "metrics":
+                return Response(200, self._metrics.text(), {"content-type": "text/plain; version=0.0.4"})
+        raise not_found(request)
+
+    async def _about_model(self, request: Request, model: str, rest: list[str]) -> Response:
+        pin = request.header(GENERATION_HEADER)
+        if rest[:1] == ["versions"] and len(rest) > 1:
+            pin, rest = rest[1], rest[2:]
+        routes = self._follower.routes.model(model)
+        if rest == ["ready"]:
+            return self._ready(model, pin)
+        if rest:
+            raise not_found(request)
+        route = routes.choose(pin)
+        try:
+            signature = await model_signature(route, self._hosts)
+        except TryElsewhere as error:
+            raise Unavailable(str(error)) from error
+        about = {"name": model, "versions": [str(number) for number in routes.generations], "platform": "ipnext"}
+        about |= signature.model_dump(mode="json")
+        return json_response(about)
+
+    def _ready(self, model: str, pin: str | None) -> Response:
+        try:
+            route = self._follower.routes.model(model).choose(pin)
+        except Unavailable:
+            return json_response({"name": model, "ready": False}, 503)
+        return json_response({"name": model, "version": str(route.generation), "ready": True})
+
+    async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
+        began = time.perf_counter()
+        route: GenerationRoute | None = None
+        try:
+            route = self._follower.routes.model(model).choose(pin)
+            response = await self._answer(request, route)
+        except IPnextError as error:
+            response = error_response(error)
+        known = model in self._follower.routes.models
+        self._metrics.note_answer(
+            model if known else "unknown",
+            route.generation if route is not None else None,
+            status=response.status,
+            seconds=time.perf_counter() - began,
+        )
+        return Response(response.status, response.body, {**response.headers, **self._proof(route)})
+
+    async def _answer(self, request: Request, route: GenerationRoute) -> Response:
+        seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
+        with self._metrics.in_flight(route.model, route.generation):
+            deadline = time.monotonic() + seconds
+            wanted = decode_request(await request.body(), parse_header_length(request.header(HEADER_LENGTH)))
+            route.plan.check_request(wanted.inputs)
+            wanted.check_outputs(tuple(route.plan.outputs))
+            work = asyncio.create_task(self._run(route, wanted.inputs, deadline))
+            outputs = await request.wait(work, seconds=max(0.0, deadline - time.monotonic()))
+            return self._encoded(route, wanted, outputs)
+
+    async def _run(self, route: GenerationRoute, inputs: Tensors, deadline: float) -> Tensors:
+        """The graph's outputs, all from one generation: when any call fails to find it, all are made again."""
+        tried: set[str] = set()
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self._metrics.note_retry(route.model, route.generation)
+                route = self._fresh(route)
+            call = partial(self._hosts.infer, route, deadline=deadline, tried=tried)
+            try:
+                return await run_graph(route.plan, inputs, call)
+            except TryElsewhere as error:
+                reason = str(error)
+        msg = f"generation {route.generation} of {route.model}: no host answers; {reason}"
+        raise Unavailable(msg)
+
+    def _fresh(self, route: GenerationRoute) -> GenerationRoute:
+        """The same generation with the endpoints known now, where it is still served."""
+        models = self._follower.routes.models
+        fresh = models[route.model].generations.get(route.generation) if route.model in models else None
+        return fresh if fresh is not None and not fresh.missing and fresh.snapshots == route.snapshots else route
+
+    def _encoded(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors) -> Response:
+        if not all(all_finite(tensor) for tensor in outputs.values()):
+            self._metrics.note_non_finite(route.model, route.generation)
+        chosen = wanted.select(outputs)
+        proof = {"generation": route.generation, "snapshots": dict(route.snapshots), "region": self._region}
+        response = InferResponse(route.model, chosen, str(route.generation), wanted.id, proof)
+        encoded = encode_response(response, binary=wanted.binary_names(chosen))
+        return Response(200, encoded.body, encoded.headers)
+
+    def _proof(self, route: GenerationRoute | None) -> Mapping[str, str]:
+        if route is None:
+            return {REGION_HEADER: self._region}
+        return {
+            REGION_HEADER: self._region,
+            GENERATION_HEADER: str(route.generation),
+            SNAPSHOTS_HEADER: ",".join(f"{part}={number}" for part, number in sorted(route.snapshots.items())),
+        }
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m serving.router", description=__doc__)
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--region", required=True)
+    parser.add_argument("--table", type=Path, required=True, help="file to follow (a RouterTable as JSON)")
+    return parser.parse_args(arguments)
+
+
+async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
+    follower = TableFollower(arguments.table, region=arguments.region)
+    follower.look()
+    async with open_session() as session:
+        hosts = HostClient(session, EndpointLoads(time.monotonic), time.monotonic)
+        router = Router(follower, hosts, RouterMetrics(region=arguments.region), region=arguments.region)
+        following = asyncio.create_task(follower.follow())
+        structlog.get_logger().info("router listens", port=listener.getsockname()[1])
+        await serve(Application(router.handle), listener)
+        following.cancel()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a router until SIGTERM."""
+    log_as_json()
+    parsed = _arguments(arguments)
+    listener = listen(parsed.port)
+    run(partial(_main, parsed, listener))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What a router follows: the table file made ready for requests, and the task that picks up a new one."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+from pydantic import ValidationError
+
+from ipnext.errors import NotFound, Unavailable
+from ipnext.model.deployment import RoutedModel, RouterTable, ServedGeneration
+from serving.graph import GraphPlan, plan_graph
+
+POLL_SECONDS: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerationRoute:
+    """All that a request on one generation needs."""
+
+    model: str
+    generation: int
+    plan: GraphPlan
+    snapshots: Mapping[str, int]
+    endpoints: Mapping[str, tuple[str, ...]]
+    """Part -> urls of the hosts that answer for this generation."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Parts of the graph that no host answers for."""
+        return tuple(sorted(part for part in self.plan.parts if not self.endpoints.get(part)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelRoutes:
+    """The generations of one model."""
+
+    model: str
+    generations: Mapping[int, GenerationRoute]
+    """Ascending."""
+
+    def choose(self, pin: str | None) -> GenerationRoute:
+        """The pinned generation, else the newest that has hosts for all parts.
+
+        NotFound names the served generations where the pin is not one; Unavailable where hosts are missing.
+        """
+        route = self._pinned(pin) if pin is not None else self._newest()
+        if route.missing:
+            msg = f"generation {route.generation} of {self.model} has no host ready for {', '.join(route.missing)}"
+            raise Unavailable(msg)
+        return route
+
+    def _pinned(self, pin: str) -> GenerationRoute:
+        route = self.generations.get(int(pin)) if pin.isascii() and pin.isdigit() and len(pin) <= 18 else None
+        if route is None:
+            served = ", ".join(map(str, self.generations)) or "none"
+            msg = f"model {self.model} does not serve generation {pin[:40]!r}; served: {served}"
+            raise NotFound(msg)
+        return route
+
+    def _newest(self) -> GenerationRoute:
+        if not self.generations:
+            msg = f"model {self.model} serves no generation yet; try again"
+            raise Unavailable(msg)
+        routes = list(self.generations.values())[::-1]
+        return next((route for route in routes if not route.missing), routes[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Routes:
+    """One revision of the table. Never changed: a request keeps the one it began with."""
+
+    revision: int
+    models: Mapping[str, ModelRoutes]
+
+    def model(self, name: str) -> ModelRoutes:
+        """The routes of a model; NotFound where it is unknown here."""
+        routes = self.models.get(name)
+        if routes is None:
+            msg = f"model {name[:80]!r} is not served here; served: {', '.join(list(self.models)[:5]) or 'none'}"
+            raise NotFound(msg)
+        return routes
+
+
+def compile_routes(table: RouterTable) -> Routes:
+    """Make a table ready for requests."""
+    return Routes(table.revision, {model.model: _model_routes(model) for model in table.models})
+
+
+def _model_routes(model: RoutedModel) -> ModelRoutes:
+    served = sorted(model.served, key=lambda one: one.generation)
+    return ModelRoutes(model.model, {one.generation: _generation_route(model, one) for one in served})
+
+
+def _generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:
+    plan = plan_graph(served.graph)
+    endpoints = {
+        part: tuple(
+            dict.fromkeys(e.url for e in model.endpoints if e.part == part and served.generation in e.generations)
+        )
+        for part in plan.parts
+    }
+    return GenerationRoute(model.model, served.generation, plan, served.snapshots, endpoints)
+
+
+class TableFollower:
+    """Holds the routes of the file's last good content."""
+
+    def __init__(self, path: Path, *, region: str) -> None:
+        self._path = path
+        self._region = region
+        self._seen: tuple[int, int, int] | None = None
+        self.routes = Routes(0, {})
+        self.found = False
+        """Whether a good table was ever read."""
+
+    async def follow(self) -> None:
+        """Look for a new file for ever."""
+        while True:
+            self.look()
+            await asyncio.sleep(POLL_SECONDS)
+
+    def look(self) -> None:
+        """Take the file over if it is a new one. A bad one is logged and the former routes stay."""
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return
+        seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        if seen != self._seen:
+            self._seen = seen
+            self._take_over()
+
+    def _take_over(self) -> None:
+        log = structlog.get_logger()
+        try:
+            table = RouterTable.model_validate_json(self._path.read_bytes())
+        except (OSError, ValidationError) as error:
+            log.warning("the table cannot be read, the former one stays", reason=str(error)[:500])
+            return
+        if table.region != self._region:
+            log.warning("the table is of another region, the former one stays", region=table.region)
+            return
+        self.routes = compile_routes(table)
+        self.found = True
+        log.info("table in use", revision=table.revision, models=len(table.models))

@@ -1,0 +1,279 @@
+"""Real agents on this machine: real Envoy, stand-ins for host and router that speak the same control contract."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from ipnext.errors import Unavailable
+from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.infra.ports import PortBook
+from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.registry import GraphNode, PartGraph
+
+HERE = Path(__file__).parent
+DEADLINE_SECONDS = 30.0
+STAND_INS = {
+    "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
+        [
+            *("{python}", str(HERE / "stand_in_host.py"), "--port", "{port}", "--region", "{region}", "--id", "{id}"),
+            *("--artifacts", "{artifacts}", "--cache", "{cache}"),
+        ]
+    ),
+    "IPNEXT_AGENT_ROUTER_COMMAND": json.dumps(
+        ["{python}", str(HERE / "stand_in_router.py"), "--port", "{port}", "--region", "{region}", "--table", "{table}"]
+    ),
+    "IPNEXT_AGENT_IDLE_POLL_SECONDS": "0.2",
+    "IPNEXT_AGENT_POLL_SECONDS": "0.03",
+    "IPNEXT_AGENT_PROBE_SECONDS": "0.5",
+    "IPNEXT_AGENT_UNANSWERED_SECONDS": "0.5",
+    "IPNEXT_AGENT_SETTLE_SECONDS": "0.1",
+}
+
+
+class Builder:
+    """Deployments and route tables of one model with few words."""
+
+    def __init__(self, model, region="eu", parts=("dense",)):
+        self.model = model
+        self.region = region
+        self.parts = parts
+
+    def key(self, part="dense", hardware="cpu"):
+        return DeploymentKey(model=self.model, part=part, region=self.region, hardware=hardware)
+
+    def deployment(self, holds, *, replicas=1, part="dense", digest="d", **settings):
+        """`holds` maps a snapshot number to its generations."""
+        return Deployment(
+            key=self.key(part),
+            replicas=replicas,
+            engine="torch",
+            units=1,
+            qps=100,
+            settings=settings,
+            holds=tuple(
+                HeldSnapshot(snapshot=number, digest=f"{digest}{number}", uri=f"file:///s/{number}", generations=held)
+                for number, held in holds.items()
+            ),
+        )
+
+    def table(self, revision, shares, *, served=None):
+        """`shares` maps a generation, or (region, generation), to its fraction."""
+        pairs = {(k if isinstance(k, tuple) else (self.region, k)): fraction for k, fraction in shares.items()}
+        here = sorted({number for region, number in pairs if region == self.region}) if served is None else served
+        return RouteTable(
+            model=self.model,
+            region=self.region,
+            revision=revision,
+            shares=tuple(RouteShare(to=to, generation=number, fraction=f) for (to, number), f in pairs.items()),
+            served=tuple(self.served(number) for number in here),
+        )
+
+    def served(self, generation):
+        nodes = tuple(GraphNode(name=part, part=part, inputs={"x": "request.x"}) for part in self.parts)
+        graph = PartGraph(nodes=nodes, outputs={"y": f"{self.parts[-1]}.y"})
+        return ServedGeneration(generation=generation, graph=graph, snapshots=dict.fromkeys(self.parts, generation))
+
+
+class RunningAgent:
+    """An agent process and what a client sees of it."""
+
+    def __init__(self, region, directory, *, peers=None, environment=None, artifacts="file:///nowhere", real=False):
+        self.region = region
+        self.state = directory / region
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.port = PortBook(directory / f"{region}-test-ports.json").port("agent")
+        self.peers = peers
+        self.artifacts = artifacts
+        self.environment = os.environ | ({} if real else STAND_INS) | (environment or {})
+        self.infra = LocalProcessInfrastructure({region: f"http://127.0.0.1:{self.port}"})
+        self.client = httpx.Client(trust_env=False, timeout=20)
+        self.process = None
+
+    def start(self):
+        command = [sys.executable, "-m", "ipnext.infra.agent", "--region", self.region, "--state", str(self.state)]
+        command += ["--port", str(self.port), "--gateway-port", "0", "--artifacts", self.artifacts]
+        if self.peers:
+            command += ["--peers", str(self.peers)]
+        with (self.state / "agent.log").open("ab") as log:
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        until(self.reachable, f"agent {self.region} answers")
+        until(lambda: self.get("/v2/health/live") == 200, f"gateway of {self.region} answers")
+        return self
+
+    def reachable(self):
+        if self.process.poll() is not None:
+            raise AssertionError((self.state / "agent.log").read_text())
+        with suppress(Unavailable):
+            return self.infra.observe(self.region)
+        return None
+
+    @property
+    def gateway(self):
+        return self.infra.observe(self.region).gateway_url
+
+    def get(self, path):
+        with suppress(httpx.TransportError):
+            return self.client.get(self.gateway + path).status_code
+        return None
+
+    def infer(self, model, *, generation=None, version=None, sleep=0):
+        headers = {"x-ipnext-generation": str(generation)} if generation is not None else {}
+        path = f"/v2/models/{model}" + (f"/versions/{version}" if version is not None else "") + "/infer"
+        body = {"sleep": sleep}
+        return self.client.post(self.gateway + path, json=body, headers=headers)
+
+    def replicas(self, key):
+        return [replica for replica in self.infra.observe(self.region).replicas if replica.key == key]
+
+    def await_ready(self, key, generation, replicas=1):
+        until(
+            lambda: sum(generation in replica.ready for replica in self.replicas(key)) == replicas,
+            f"{replicas} replicas of {key} ready for generation {generation}",
+            lambda: self.replicas(key),
+        )
+
+    def serve(self, builder, holds, shares, *, replicas=1, revision=1):
+        """Every part of a model deployed, ready and routed."""
+        for part in builder.parts:
+            self.infra.apply(builder.deployment(holds, replicas=replicas, part=part))
+        for part in builder.parts:
+            for generation in {number for held in holds.values() for number in held}:
+                self.await_ready(builder.key(part), generation, replicas)
+        self.infra.route(builder.table(revision, shares))
+
+    def children(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def child(self, word):
+        """The child whose command line has this word, once it runs."""
+        return until(lambda: next(iter(self._with(word)), None), f"a child with {word}")
+
+    def _with(self, word):
+        found = []
+        for child in self.children():
+            with suppress(psutil.NoSuchProcess):
+                if any(word in part for part in child.cmdline()):
+                    found.append(child)
+        return found
+
+    def end(self):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(15)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(5)
+
+    def close(self):
+        self.end()
+        self.infra.close()
+        self.client.close()
+
+
+class Load:
+    """Clients that ask all the time, and what they were answered: a count of (status, generation)."""
+
+    def __init__(self, agent, model, clients=3):
+        self.url = f"{agent.gateway}/v2/models/{model}/infer"
+        self.answers = Counter()
+        self.bad = []
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        until(lambda: self.answers.total() > 20, "the load runs", lambda: self.answers)
+        return self
+
+    def __exit__(self, *_):
+        seen = self.answers.total()
+        until(lambda: self.answers.total() > seen + 20, "the load goes on", lambda: self.answers)
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self):
+        with httpx.Client(trust_env=False, timeout=20) as client:
+            while not self._ended.is_set():
+                try:
+                    answer = client.post(self.url, json={})
+                except httpx.TransportError as error:
+                    self.answers[type(error).__name__, None] += 1
+                    self.bad.append(repr(error))
+                    continue
+                self.answers[answer.status_code, answer.headers.get("x-ipnext-generation")] += 1
+                if answer.status_code != 200:
+                    self.bad.append(answer.text)
+
+
+def until(true, what, detail=lambda: None):
+    """The first truthy value of `true()`, or a failure that names what did not happen."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        if value := true():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"did not happen within {DEADLINE_SECONDS} s: {what}; last: {detail()}")
+
+
+@pytest.fixture(scope="session")
+def poll():
+    return until
+
+
+@pytest.fixture(scope="session")
+def builder():
+    return Builder
+
+
+@pytest.fixture(scope="session")
+def load():
+    return Load
+
+
+@pytest.fixture(scope="session")
+def shared_agent(tmp_path_factory):
+    """One agent for all tests that leave it running; each test takes a model of its own."""
+    agent = RunningAgent("eu", tmp_path_factory.mktemp("shared"))
+    try:
+        yield agent.start()
+    finally:
+        agent.close()
+
+
+@pytest.fixture(autouse=True)
+def _tidy(request):
+    """Hosts of the shared agent end with the test that started them; "weighted" serves a whole module."""
+    yield
+    if "shared_agent" in request.fixturenames or "local_process" in request.node.name:
+        agent = request.getfixturevalue("shared_agent")
+        for key in {replica.key for replica in agent.infra.observe("eu").replicas}:
+            if key.model != "weighted":
+                agent.infra.delete(key)
+
+
+@pytest.fixture
+def new_agent(tmp_path):
+    """Makes agents that end with the test."""
+    made = []
+
+    def make(region="eu", **more):
+        made.append(RunningAgent(region, tmp_path, **more))
+        return made[-1]
+
+    yield make
+    for agent in made:
+        agent.close()

@@ -1,0 +1,108 @@
+"""A host without torch: speaks the control contract, answers with who it is.
+
+A digest that starts with "bad" fails to load; a setting `load_seconds` makes loading slow; a request's `sleep` makes
+the answer slow.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+
+from aiohttp import web
+
+
+class Host:
+    def __init__(self, name):
+        self.name = name
+        self.holds = []
+        self.loaded = {}
+        self.failures = {}
+        self.loads = {}
+        self.in_flight = 0
+        self.draining = False
+
+    async def put_holds(self, request):
+        self.holds = (await request.json())["holds"]
+        wanted = {self.key(held) for held in self.holds}
+        for key in set(self.loaded) - wanted:
+            del self.loaded[key]
+        for held in self.holds:
+            if self.key(held) not in self.loads:
+                self.loads[self.key(held)] = asyncio.create_task(self.load(held))
+        for key in set(self.loads) - wanted:
+            self.loads.pop(key).cancel()
+        return web.Response(status=202)
+
+    @staticmethod
+    def key(held):
+        return held["model"], held["part"], held["snapshot"]
+
+    async def load(self, held):
+        await asyncio.sleep(held["settings"].get("load_seconds", 0))
+        if held["digest"].startswith("bad"):
+            self.failures[self.key(held)] = "broken on purpose"
+        else:
+            self.loaded[self.key(held)] = held["digest"]
+
+    async def state(self, _):
+        ready, loading, failures = [], [], []
+        for held in self.holds:
+            subject = {"model": held["model"], "part": held["part"], "snapshot": held["snapshot"]}
+            if self.key(held) in self.failures:
+                told = {"code": "LoadFailed", "message": self.failures[self.key(held)]}
+                failures.append({**subject, "generations": held["generations"], **told})
+                continue
+            there = ready if self.key(held) in self.loaded else loading
+            there += [{**subject, "generation": generation} for generation in held["generations"]]
+        state = {"ready": ready, "loading": loading, "failures": failures}
+        return web.json_response({**state, "in_flight": self.in_flight, "draining": self.draining})
+
+    async def drain(self, _):
+        self.draining = True
+        return web.Response()
+
+    async def infer(self, request):
+        if self.draining:
+            return web.json_response({"error": "draining"}, status=503)
+        model, part = request.match_info["model"], request.match_info["part"]
+        generation = int(request.headers["x-ipnext-generation"])
+        for held in self.holds:
+            mine = (held["model"], held["part"]) == (model, part) and generation in held["generations"]
+            if mine and self.key(held) in self.loaded:
+                return await self.answer(request, held)
+        return web.json_response({"code": "GenerationNotHeld", "message": "no"}, status=409)
+
+    async def answer(self, request, held):
+        self.in_flight += 1
+        try:
+            await asyncio.sleep((await request.json()).get("sleep", 0))
+            return web.json_response({"host": self.name, "pid": os.getpid(), "snapshot": held["snapshot"]})
+        finally:
+            self.in_flight -= 1
+
+
+async def main():
+    parser = argparse.ArgumentParser()
+    for name in ("--port", "--region", "--id", "--artifacts", "--cache"):
+        parser.add_argument(name, required=True)
+    arguments = parser.parse_args()
+    host = Host(arguments.id)
+    app = web.Application()
+    app.router.add_put("/control/holds", host.put_holds)
+    app.router.add_get("/control/state", host.state)
+    app.router.add_post("/control/drain", host.drain)
+    app.router.add_post("/parts/{model}/{part}/infer", host.infer)
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", int(arguments.port)).start()
+    await ended.wait()
+    host.draining = True
+    while host.in_flight:  # noqa: ASYNC110 (a stand-in)
+        await asyncio.sleep(0.01)
+    await runner.cleanup()
+
+
+asyncio.run(main())

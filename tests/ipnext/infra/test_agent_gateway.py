@@ -1,0 +1,152 @@
+"""What a client of a region's gateway sees: real agent, real Envoy."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from ipnext.errors import InvalidInput
+
+
+@pytest.fixture(scope="module")
+def served(shared_agent, builder):
+    """A model with generations 1 and 2, weighted 0.75 to 0.25, and 3 served without traffic."""
+    model = builder("weighted")
+    shared_agent.infra.apply(model.deployment({1: (1,), 2: (2,), 3: (3,)}))
+    shared_agent.await_ready(model.key(), 3)
+    shared_agent.infra.route(model.table(1, {1: 0.75, 2: 0.25}, served=[1, 2, 3]))
+    return shared_agent
+
+
+def test_requests_are_spread_by_weight(served):
+    counts = Counter(served.infer("weighted").headers["x-ipnext-generation"] for _ in range(300))
+    assert set(counts) == {"1", "2"}
+    assert 0.15 < counts["2"] / 300 < 0.35
+
+
+def test_a_generation_named_by_header_is_kept(served):
+    answers = [served.infer("weighted", generation=2) for _ in range(10)]
+    assert {answer.headers["x-ipnext-generation"] for answer in answers} == {"2"}
+    assert answers[0].json()["parts"]["dense"]["snapshot"] == 2
+
+
+def test_a_served_generation_without_traffic_can_be_named(served):
+    assert served.infer("weighted", generation=3).headers["x-ipnext-generation"] == "3"
+
+
+def test_a_generation_named_by_path_is_kept(served):
+    answers = [served.infer("weighted", version=2) for _ in range(5)]
+    assert {answer.headers["x-ipnext-generation"] for answer in answers} == {"2"}
+
+
+@pytest.mark.parametrize("how", ["generation", "version"])
+def test_an_unknown_generation_is_refused_with_the_served_ones(served, how):
+    answer = served.infer("weighted", **{how: 9})
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/json"
+    assert "served: 1, 2, 3" in answer.json()["error"]
+
+
+def test_a_generation_that_is_no_number_is_refused(served):
+    assert served.infer("weighted", generation="newest").status_code == 404
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(served):
+    answer = served.infer("absent")
+    assert answer.status_code == 404
+    assert "weighted" in answer.json()["error"]
+
+
+def test_a_model_whose_name_begins_like_another_is_not_taken_for_it(served):
+    assert served.infer("weighted-2").status_code == 404
+
+
+def test_a_model_without_shares_asks_to_come_back(shared_agent, builder):
+    shared_agent.infra.route(builder("empty").table(1, {}))
+    answer = shared_agent.infer("empty")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert "no capacity" in answer.json()["error"]
+
+
+def test_an_unrouted_model_is_unknown_at_once(shared_agent, builder):
+    model = builder("leaving")
+    shared_agent.serve(model, {1: (1,)}, {1: 1.0})
+    assert shared_agent.infer("leaving").status_code == 200
+    shared_agent.infra.unroute("leaving", "eu")
+    assert shared_agent.infer("leaving").status_code == 404
+    assert "leaving" not in shared_agent.infra.observe("eu").routes
+
+
+def test_a_route_is_in_force_when_the_call_returns(shared_agent, builder):
+    model = builder("prompt")
+    shared_agent.serve(model, {1: (1,), 2: (2,)}, {1: 1.0})
+    for revision in range(2, 8):
+        chosen = 1 + revision % 2
+        shared_agent.infra.route(model.table(revision, {chosen: 1.0}))
+        assert shared_agent.infra.observe("eu").routes["prompt"] == revision
+        assert {shared_agent.infer("prompt").headers["x-ipnext-generation"] for _ in range(3)} == {str(chosen)}
+
+
+def test_a_rollout_under_load_has_no_error(shared_agent, builder, load, poll):
+    """Load, shift in steps, unload the old one: what the transition workflow does."""
+    model = builder("rolling", parts=("dense", "sparse"))
+    shared_agent.serve(model, {1: (1,)}, {1: 1.0}, replicas=2)
+    with load(shared_agent, "rolling") as clients:
+        for part in model.parts:
+            shared_agent.infra.apply(model.deployment({1: (1,), 2: (2,)}, replicas=2, part=part))
+        for part in model.parts:
+            shared_agent.await_ready(model.key(part), 2, replicas=2)
+        for revision, fraction in enumerate((0.1, 0.5, 1.0), start=2):
+            shared_agent.infra.route(
+                model.table(revision, {1: 1 - fraction, 2: fraction} if fraction < 1 else {2: 1.0})
+            )
+        for part in model.parts:
+            shared_agent.infra.apply(model.deployment({2: (2,)}, replicas=2, part=part))
+        for part in model.parts:
+            shared_agent.await_ready(model.key(part), 1, replicas=0)
+    assert {status for status, _ in clients.answers} == {200}, clients.bad[:3]
+    assert {generation for _, generation in clients.answers} == {"1", "2"}
+
+
+def test_scaling_down_under_load_has_no_error(shared_agent, builder, load, poll):
+    model = builder("shrinking")
+    shared_agent.serve(model, {1: (1,)}, {1: 1.0}, replicas=3)
+    with load(shared_agent, "shrinking") as clients:
+        shared_agent.infra.apply(model.deployment({1: (1,)}, replicas=1))
+        poll(lambda: len(shared_agent.replicas(model.key())) == 1, "two replicas have ended")
+    assert {status for status, _ in clients.answers} == {200}, clients.bad[:3]
+
+
+def test_a_share_of_another_region_is_answered_there(new_agent, builder, tmp_path, poll):
+    peers = tmp_path / "peers.json"
+    eu, us = new_agent("eu", peers=peers).start(), new_agent("us", peers=peers).start()
+    peers.write_text(json.dumps({"eu": eu.gateway, "us": us.gateway}))
+    here, there = builder("spread", "eu"), builder("spread", "us")
+    us.serve(there, {1: (1,), 2: (2,)}, {1: 1.0})
+    us.infra.route(there.table(2, {1: 1.0}, served=[1, 2]))
+    eu.serve(here, {1: (1,)}, {1: 1.0})
+    poll(lambda: accepted(lambda: eu.infra.route(here.table(2, {1: 0.5, ("us", 2): 0.5}))), "eu has read its peers")
+
+    answers = [eu.infer("spread") for _ in range(100)]
+    assert {answer.status_code for answer in answers} == {200}
+    counts = Counter((a.headers["x-ipnext-region"], a.headers["x-ipnext-generation"]) for a in answers)
+    assert set(counts) == {("eu", "1"), ("us", "2")}
+    assert 25 < counts["us", "2"] < 75
+    assert {a.json()["forwarded"] for a in answers if a.headers["x-ipnext-region"] == "us"} == {"eu"}
+
+    pinned = eu.infer("spread", generation=2)
+    assert pinned.headers["x-ipnext-region"] == "us"
+    # Both send generation 5 to each other and neither has it: the request ends, it does not go round.
+    eu.infra.route(here.table(3, {1: 0.5, ("us", 5): 0.5}))
+    us.infra.route(there.table(3, {1: 0.5, ("eu", 5): 0.5}))
+    assert eu.infer("spread", generation=5).status_code == 404
+
+
+def accepted(call):
+    """Whether the call went through: an agent reads a new peers file a moment after it was written."""
+    try:
+        call()
+    except InvalidInput:
+        return False
+    return True

@@ -1,0 +1,155 @@
+"""What an agent does when its processes, or it itself, are killed, hang or end."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from contextlib import suppress
+
+import httpx
+import psutil
+import pytest
+
+from ipnext.model.deployment import ReplicaPhase
+
+
+def answers(agent, model):
+    """Whether the model answers right now; a connection that broke is a no."""
+    with suppress(httpx.TransportError):
+        return agent.infer(model).status_code == 200
+    return False
+
+
+def gone(processes):
+    """Whether none of them runs any more; one that has ended but was not reaped yet does not run."""
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+def test_a_killed_host_leaves_routing_at_once_and_comes_back(shared_agent, builder, load, poll):
+    model = builder("crashing")
+    shared_agent.serve(model, {1: (1,)}, {1: 1.0}, replicas=2)
+    victim = shared_agent.replicas(model.key())[0]
+    with load(shared_agent, "crashing") as clients:
+        os.kill(victim.pid, signal.SIGKILL)
+        poll(lambda: victim.pid not in [r.pid for r in shared_agent.replicas(model.key())], "the crash is seen")
+        shared_agent.await_ready(model.key(), 1, replicas=2)
+    again = next(r for r in shared_agent.replicas(model.key()) if r.id == victim.id)
+    assert again.restarts == 1
+    assert "SIGKILL" in again.message
+    # Requests inside the killed host are tried again as a whole by the router.
+    assert {status for status, _ in clients.answers} == {200}, clients.bad[:3]
+
+
+def test_a_host_that_never_starts_is_tried_again_and_again_with_its_reason(new_agent, builder, poll):
+    agent = new_agent(
+        environment={"IPNEXT_AGENT_HOST_COMMAND": '["{python}", "-c", "raise SystemExit(\'no GPU here\')"]'}
+    )
+    agent.start()
+    model = builder("hopeless")
+    agent.infra.apply(model.deployment({1: (1,)}))
+    poll(lambda: [r for r in agent.replicas(model.key()) if r.restarts >= 3], "three restarts")
+    poll(lambda: [r for r in agent.replicas(model.key()) if r.phase is ReplicaPhase.FAILED], "the phase between them")
+    assert "no GPU here" in agent.replicas(model.key())[0].message
+
+
+def test_a_hanging_host_leaves_routing_and_returns_when_it_goes_on(shared_agent, builder, poll):
+    model = builder("hanging")
+    shared_agent.serve(model, {1: (1,)}, {1: 1.0}, replicas=2)
+    victim = shared_agent.replicas(model.key())[0]
+    os.kill(victim.pid, signal.SIGSTOP)
+    try:
+        shared_agent.await_ready(model.key(), 1, replicas=1)
+        assert {shared_agent.infer("hanging").json()["parts"]["dense"]["pid"] for _ in range(6)}.isdisjoint(
+            {victim.pid}
+        )
+    finally:
+        os.kill(victim.pid, signal.SIGCONT)
+    shared_agent.await_ready(model.key(), 1, replicas=2)
+
+
+@pytest.mark.parametrize("what", ["stand_in_router", "envoy"])
+def test_a_killed_router_or_envoy_comes_back_as_it_was(shared_agent, builder, poll, what):
+    model = builder(f"after-{what.replace('_', '-')}")
+    shared_agent.serve(model, {1: (1,)}, {1: 1.0})
+    gateway = shared_agent.gateway
+    victim = shared_agent.child(what)
+    victim.kill()
+    poll(lambda: not victim.is_running(), "it is gone")
+    poll(lambda: answers(shared_agent, model.model), "requests are answered again")
+    poll(lambda: shared_agent.infra.observe("eu").routes.get(model.model) == 1, "its routes are reported again")
+    assert shared_agent.gateway == gateway
+
+
+def test_a_route_waits_for_a_router_that_is_just_coming_back(shared_agent, builder):
+    model = builder("patient")
+    shared_agent.serve(model, {1: (1,), 2: (2,)}, {1: 1.0})
+    shared_agent.child("stand_in_router").kill()
+    shared_agent.infra.route(model.table(2, {2: 1.0}))
+    assert shared_agent.infer("patient").headers["x-ipnext-generation"] == "2"
+
+
+def test_a_terminated_agent_finishes_requests_and_leaves_nothing(new_agent, builder, poll):
+    agent = new_agent().start()
+    agent.serve(builder("last"), {1: (1,)}, {1: 1.0}, replicas=2)
+    children = agent.children()
+    assert len(children) == 4, children
+    results = []
+    asking = threading.Thread(target=lambda: results.append(agent.infer("last", sleep=1.5).status_code))
+    asking.start()
+    poll(lambda: any(c.in_flight for c in agent.infra.observe("eu").traffic), "the request is under way")
+    agent.process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    assert agent.process.wait(12) == 0
+    assert time.monotonic() - started < 10
+    asking.join()
+    assert results == [200]
+    assert gone(children)
+
+
+def test_a_killed_agent_takes_everything_along_and_starts_again_as_it_was(new_agent, builder, poll):
+    agent = new_agent().start()
+    model = builder("lasting")
+    agent.serve(model, {1: (1,), 2: (2,)}, {2: 1.0}, replicas=2, revision=7)
+    gateway, children = agent.gateway, agent.children()
+    agent.kill()
+    poll(lambda: gone(children), "all children are gone")
+
+    agent.start()
+    assert agent.gateway == gateway
+    agent.await_ready(model.key(), 2, replicas=2)
+    poll(lambda: answers(agent, "lasting"), "requests are answered again")
+    assert agent.infer("lasting").headers["x-ipnext-generation"] == "2"
+    assert agent.infra.observe("eu").routes == {"lasting": 7}
+
+
+def test_a_second_agent_on_the_same_directory_is_refused(new_agent):
+    agent = new_agent().start()
+    command = agent.process.args
+    second = subprocess.run(command, env=agent.environment, capture_output=True, text=True, timeout=20, check=False)
+    assert second.returncode == 2
+    assert "another agent runs on" in second.stderr
+
+
+def test_a_dropped_generation_is_held_until_its_requests_are_answered(shared_agent, builder, poll):
+    model = builder("lingering")
+    shared_agent.serve(model, {1: (1,)}, {1: 1.0})
+    shared_agent.infra.apply(model.deployment({1: (1,), 2: (2,)}))
+    shared_agent.await_ready(model.key(), 2)
+    results = []
+    asking = threading.Thread(target=lambda: results.append(shared_agent.infer("lingering", sleep=1.0)))
+    asking.start()
+    poll(
+        lambda: [t for t in shared_agent.infra.observe("eu").traffic if t.model == "lingering" and t.in_flight], "asked"
+    )
+    shared_agent.infra.route(model.table(2, {2: 1.0}))
+    shared_agent.infra.apply(model.deployment({2: (2,)}))
+    host = shared_agent.replicas(model.key())[0].url
+    held = httpx.get(f"{host}/control/state", trust_env=False).json()["ready"]
+    assert {ready["generation"] for ready in held} == {1, 2}
+    asking.join()
+    assert results[0].headers["x-ipnext-generation"] == "1"
+    poll(
+        lambda: len(httpx.get(f"{host}/control/state", trust_env=False).json()["ready"]) == 1,
+        "the host is told to hold less",
+    )

@@ -1,0 +1,65 @@
+"""What the rendered configuration says; how Envoy follows it is shown in test_agent_gateway.py."""
+
+import json
+
+import pytest
+
+from ipnext.infra import envoy
+
+
+@pytest.fixture
+def gateway(builder):
+    def gateway(*tables, peers=None):
+        return envoy.Gateway(
+            region="eu",
+            router_port=1,
+            peers=peers or {},
+            tables={table.model: table for table in tables},
+            request_seconds=60.0,
+        )
+
+    return gateway
+
+
+def weighted(routes):
+    """(cluster, generation, weight) of the one route that chooses by weight."""
+    for route in routes[0]["virtual_hosts"][0]["routes"]:
+        for entry in route.get("route", {}).get("weighted_clusters", {}).get("clusters", ()):
+            headers = {h["header"]["key"]: h["header"]["value"] for h in entry["request_headers_to_add"]}
+            yield entry["name"], headers["x-ipnext-generation"], entry["weight"]
+
+
+def test_unmet_demand_is_spread_over_what_is_there(gateway, builder):
+    routes = envoy.routes(gateway(builder("m").table(1, {1: 0.3, 2: 0.1})))
+    assert list(weighted(routes)) == [("router", "1", 7_500), ("router", "2", 2_500)]
+
+
+def test_a_share_without_traffic_is_left_out(gateway, builder):
+    routes = envoy.routes(gateway(builder("m").table(1, {1: 1.0, 2: 0.0})))
+    assert list(weighted(routes)) == [("router", "1", 10_000)]
+
+
+def test_shares_of_the_same_generation_are_one(gateway, builder):
+    table = builder("m").table(1, {1: 0.5})
+    routes = envoy.routes(gateway(table.model_copy(update={"shares": table.shares * 2})))
+    assert list(weighted(routes)) == [("router", "1", 10_000)]
+
+
+def test_a_region_whose_gateway_is_unknown_gets_no_traffic(gateway, builder):
+    table = builder("m").table(1, {1: 0.5, ("us", 1): 0.25, ("ap", 1): 0.25})
+    routes = envoy.routes(gateway(table, peers={"us": "http://127.0.0.1:2"}))
+    assert list(weighted(routes)) == [("router", "1", 6_667), ("region-us", "1", 3_333)]
+
+
+def test_a_peer_by_name_is_resolved_and_one_by_address_is_not(gateway):
+    peers = {"us": "http://us.gateway.example:80", "ap": "http://127.0.0.1:7"}
+    kinds = {cluster["name"]: cluster["type"] for cluster in envoy.clusters(gateway(peers=peers))}
+    assert kinds == {"router": "STATIC", "region-ap": "STATIC", "region-us": "STRICT_DNS"}
+
+
+def test_direct_answers_stay_below_what_envoy_takes(gateway, builder):
+    tables = [builder("m" * 60 + f"{n:03}").table(1, {1: 1.0}) for n in range(100)]
+    tables.append(builder("many").table(1, dict.fromkeys(range(1, 300), 1 / 300)))
+    for route in envoy.routes(gateway(*tables))[0]["virtual_hosts"][0]["routes"]:
+        text = route.get("direct_response", {}).get("body", {}).get("inline_string", "")
+        assert len(json.dumps(text)) < 4096

@@ -1,0 +1,185 @@
+"""One contract for both implementations of the port: the fake, and agents with real processes."""
+
+import zlib
+
+import pytest
+
+from ipnext.errors import InvalidInput, NotFound, StaleWrite, Unavailable
+from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.infra.memory import MemoryInfrastructure
+from ipnext.model.deployment import ReplicaPhase
+
+
+@pytest.fixture(params=["memory", "local_process"])
+def infra(request):
+    if request.param == "memory":
+        return MemoryInfrastructure(["eu"])
+    return request.getfixturevalue("shared_agent").infra
+
+
+@pytest.fixture
+def model(builder, request):
+    """A model of the test's own: all tests share one agent."""
+    return builder(f"m{zlib.crc32(request.node.name.encode())}")
+
+
+@pytest.fixture
+def replicas(infra):
+    def replicas(key):
+        return [replica for replica in infra.observe("eu").replicas if replica.key == key]
+
+    return replicas
+
+
+@pytest.fixture
+def ready(poll, replicas):
+    def ready(key, generation, count=1):
+        held = lambda: [r for r in replicas(key) if generation in r.ready]  # noqa: E731
+        poll(lambda: len(held()) == count, f"{count} ready for {generation}", lambda: replicas(key))
+        return held()
+
+    return ready
+
+
+def test_regions_are_named(infra):
+    assert infra.regions() == ("eu",)
+
+
+def test_an_unknown_region_is_not_found_and_the_known_ones_are_named(infra):
+    with pytest.raises(NotFound, match=r"'mars'.*eu"):
+        infra.observe("mars")
+
+
+def test_an_applied_deployment_becomes_ready(infra, model, ready):
+    infra.apply(model.deployment({1: (1,)}, replicas=2))
+    found = ready(model.key(), 1, 2)
+    assert {replica.phase for replica in found} == {ReplicaPhase.RUNNING}
+    assert len({replica.id for replica in found}) == 2
+
+
+def test_applying_the_same_twice_changes_nothing(infra, model, ready, replicas):
+    infra.apply(model.deployment({1: (1,)}))
+    before = ready(model.key(), 1)
+    infra.apply(model.deployment({1: (1,)}))
+    assert replicas(model.key()) == before
+
+
+def test_a_new_snapshot_becomes_ready_beside_the_old_one(infra, model, ready):
+    infra.apply(model.deployment({1: (1,)}))
+    before = ready(model.key(), 1)
+    infra.apply(model.deployment({1: (1,), 2: (2, 3)}))
+    after = ready(model.key(), 3)
+    assert after[0].ready == (1, 2, 3)
+    assert (after[0].pid, after[0].url) == (before[0].pid, before[0].url)
+
+
+def test_a_dropped_snapshot_leaves(infra, model, ready):
+    infra.apply(model.deployment({1: (1,), 2: (2,)}))
+    ready(model.key(), 1)
+    infra.apply(model.deployment({2: (2,)}))
+    ready(model.key(), 1, 0)
+    assert ready(model.key(), 2)[0].ready == (2,)
+
+
+def test_more_replicas_join_and_surplus_ones_end(infra, model, ready, replicas, poll):
+    infra.apply(model.deployment({1: (1,)}, replicas=1))
+    first = ready(model.key(), 1)[0]
+    infra.apply(model.deployment({1: (1,)}, replicas=3))
+    ready(model.key(), 1, 3)
+    infra.apply(model.deployment({1: (1,)}, replicas=1))
+    poll(lambda: len(replicas(model.key())) == 1, "the surplus ends")
+    assert replicas(model.key())[0].id == first.id
+
+
+def test_a_snapshot_that_cannot_be_loaded_is_reported_and_the_others_stay_ready(infra, model, ready, replicas, poll):
+    if isinstance(infra, MemoryInfrastructure):
+        infra.fail_load("bad2")
+    good = model.deployment({1: (1,)})
+    infra.apply(good)
+    ready(model.key(), 1)
+    broken = model.deployment({2: (2,)}, digest="bad").holds
+    infra.apply(good.model_copy(update={"holds": (*good.holds, *broken)}))
+    poll(lambda: [r for r in replicas(model.key()) if r.failures], "a failure is reported")
+    replica = replicas(model.key())[0]
+    assert [(f.snapshot, f.generations, f.code) for f in replica.failures] == [(2, (2,), "LoadFailed")]
+    assert replica.ready == (1,)
+
+
+def test_a_route_is_in_force_once_it_returns(infra, model):
+    infra.route(model.table(3, {1: 1.0}))
+    assert infra.observe("eu").routes[model.model] == 3
+
+
+def test_the_same_route_again_changes_nothing(infra, model):
+    for _ in range(2):
+        infra.route(model.table(3, {1: 1.0}))
+    assert infra.observe("eu").routes[model.model] == 3
+
+
+def test_an_older_route_is_stale(infra, model):
+    infra.route(model.table(3, {1: 1.0}))
+    with pytest.raises(StaleWrite, match="revision 2 was given"):
+        infra.route(model.table(2, {1: 1.0}))
+    assert infra.observe("eu").routes[model.model] == 3
+
+
+def test_other_content_under_the_same_revision_is_stale(infra, model):
+    infra.route(model.table(3, {1: 1.0}))
+    with pytest.raises(StaleWrite, match="other content"):
+        infra.route(model.table(3, {2: 1.0}))
+
+
+def test_a_share_to_an_unknown_region_is_refused(infra, model):
+    with pytest.raises(InvalidInput, match=r"shares\.0\.to.*mars"):
+        infra.route(model.table(1, {("mars", 1): 1.0}))
+
+
+def test_a_share_to_a_generation_that_is_not_served_is_refused(infra, model):
+    with pytest.raises(InvalidInput, match=r"shares\.0\.generation.*served: 2"):
+        infra.route(model.table(1, {1: 1.0}, served=[2]))
+
+
+def test_a_deleted_deployment_ends(infra, model, ready, replicas, poll):
+    infra.apply(model.deployment({1: (1,)}))
+    ready(model.key(), 1)
+    infra.delete(model.key())
+    poll(lambda: not replicas(model.key()), "it ends")
+
+
+def test_deleting_and_unrouting_what_is_not_there_changes_nothing(infra, model):
+    infra.delete(model.key())
+    infra.unroute(model.model, "eu")
+    assert model.model not in infra.observe("eu").routes
+
+
+def test_an_unrouted_model_may_start_over_at_any_revision(infra, model):
+    infra.route(model.table(9, {1: 1.0}))
+    infra.unroute(model.model, "eu")
+    infra.route(model.table(1, {1: 1.0}))
+    assert infra.observe("eu").routes[model.model] == 1
+
+
+@pytest.fixture(params=["memory", "local_process"])
+def cut_off(request):
+    """An infrastructure whose region can't be reached."""
+    if request.param == "memory":
+        memory = MemoryInfrastructure(["eu"])
+        memory.cut("eu")
+        yield memory
+        return
+    with LocalProcessInfrastructure({"eu": "http://127.0.0.1:9"}, timeout_seconds=1) as local:
+        yield local
+
+
+@pytest.mark.parametrize("call", ["apply", "route", "observe", "delete", "unroute"])
+def test_a_region_out_of_reach_is_unavailable_and_named(cut_off, builder, call):
+    model = builder("far")
+    calls = {
+        "apply": lambda: cut_off.apply(model.deployment({1: (1,)})),
+        "route": lambda: cut_off.route(model.table(1, {1: 1.0})),
+        "observe": lambda: cut_off.observe("eu"),
+        "delete": lambda: cut_off.delete(model.key()),
+        "unroute": lambda: cut_off.unroute("far", "eu"),
+    }
+    with pytest.raises(Unavailable, match="region 'eu'"):
+        calls[call]()

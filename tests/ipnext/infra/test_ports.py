@@ -1,0 +1,38 @@
+"""Ports are picked free and remembered."""
+
+import socket
+
+from ipnext.infra.ports import PortBook, is_free
+
+
+def test_a_name_keeps_its_port_over_a_restart(tmp_path):
+    port = PortBook(tmp_path / "ports.json").port("router")
+    assert PortBook(tmp_path / "ports.json").port("router") == port
+
+
+def test_names_have_ports_of_their_own(tmp_path):
+    book = PortBook(tmp_path / "ports.json")
+    assert len({book.port(f"host-{n}") for n in range(20)}) == 20
+
+
+def test_a_port_that_somebody_took_is_replaced(tmp_path):
+    book = PortBook(tmp_path / "ports.json")
+    port = book.port("router")
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        assert not is_free(port)
+        assert book.port("router") != port
+
+
+def test_a_forgotten_name_gives_its_port_back(tmp_path):
+    book = PortBook(tmp_path / "ports.json")
+    book.port("host")
+    book.forget("host")
+    assert book.known("host") is None
+
+
+def test_a_damaged_book_is_begun_anew(tmp_path):
+    (tmp_path / "ports.json").write_text("[1, 2")
+    assert PortBook(tmp_path / "ports.json").port("router") > 0

@@ -1,0 +1,112 @@
+"""Real agent, Envoy, router and torch hosts: a model of two parts is rolled out and answered."""
+
+import pytest
+import torch
+from torch import nn
+
+from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.upload import ingest_directory
+from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.registry import GraphNode, PartGraph
+from serving.export import export_model
+
+GRAPH = PartGraph(
+    nodes=(
+        GraphNode(name="first", part="first", inputs={"x": "request.x"}),
+        GraphNode(name="second", part="second", inputs={"x": "first.output"}),
+    ),
+    outputs={"score": "second.output"},
+)
+
+
+class Scale(nn.Module):
+    """Multiplies by a constant, so that an answer tells which snapshots made it."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(float(factor)))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(f"file://{tmp_path}/artifacts")
+
+
+@pytest.fixture
+def publish(store, tmp_path):
+    """Export and ingest a part; the snapshot as a deployment names it."""
+
+    def publish(part, number, factor):
+        directory = tmp_path / f"{part}-{number}"
+        export_model(Scale(factor), {"x": torch.zeros(2, 3)}, directory)
+        source = ingest_directory(store, directory)
+        return HeldSnapshot(snapshot=number, digest=source.manifest.digest, uri=source.uri, generations=(number,))
+
+    return publish
+
+
+def deployment(part, *holds):
+    key = DeploymentKey(model="scaled", part=part, region="eu", hardware="cpu")
+    return Deployment(key=key, replicas=1, engine="torch", units=1, qps=100, holds=holds)
+
+
+def table(revision, generation, served):
+    return RouteTable(
+        model="scaled",
+        region="eu",
+        revision=revision,
+        shares=(RouteShare(to="eu", generation=generation, fraction=1.0),),
+        served=tuple(ServedGeneration(generation=n, graph=GRAPH, snapshots={"first": n, "second": n}) for n in served),
+    )
+
+
+def ask(agent, **headers):
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}
+    return agent.client.post(f"{agent.gateway}/v2/models/scaled/infer", json={"inputs": [tensor]}, headers=headers)
+
+
+def test_a_second_generation_takes_over_from_the_first(new_agent, publish, store):
+    agent = new_agent(artifacts=store.uri, real=True).start()
+    parts = {"first": {1: publish("first", 1, 2), 2: publish("first", 2, 3)}}
+    parts["second"] = {1: publish("second", 1, 10), 2: publish("second", 2, 100)}
+    for part, snapshots in parts.items():
+        agent.infra.apply(deployment(part, snapshots[1]))
+    for part in parts:
+        agent.await_ready(deployment(part).key, 1)
+    agent.infra.route(table(1, 1, served=[1]))
+    answer = ask(agent)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outputs"][0]["data"] == [20.0, 40.0, 60.0]
+    assert answer.headers["x-ipnext-snapshots"] == "first=1,second=1"
+
+    for part, snapshots in parts.items():
+        agent.infra.apply(deployment(part, snapshots[1], snapshots[2]))
+    for part in parts:
+        agent.await_ready(deployment(part).key, 2)
+    agent.infra.route(table(2, 2, served=[1, 2]))
+    answer = ask(agent)
+    assert answer.json()["outputs"][0]["data"] == [300.0, 600.0, 900.0]
+    assert (answer.headers["x-ipnext-generation"], answer.headers["x-ipnext-region"]) == ("2", "eu")
+    assert ask(agent, **{"x-ipnext-generation": "1"}).json()["model_version"] == "1"
+    traffic = {count.generation: count.requests for count in agent.infra.observe("eu").traffic}
+    assert traffic == {1: 2, 2: 1}
+
+
+def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publish, store, poll, tmp_path):
+    held = publish("first", 1, 2)
+    for blob in (tmp_path / "artifacts" / "blobs").rglob("*"):
+        if blob.is_file():
+            blob.chmod(0o644)
+            content = bytearray(blob.read_bytes())
+            content[-1] ^= 1
+            blob.write_bytes(bytes(content))
+    agent = new_agent(artifacts=store.uri, real=True).start()
+    agent.infra.apply(deployment("first", held))
+    key = deployment("first").key
+    poll(lambda: [r for r in agent.replicas(key) if r.failures], "a failure", lambda: agent.replicas(key))
+    replica = agent.replicas(key)[0]
+    assert replica.failures[0].code == "ArtifactDigestMismatch"
+    assert replica.ready == ()

@@ -1,0 +1,22 @@
+"""A child that is tied to its parent does not outlive it."""
+
+import subprocess
+import sys
+
+import psutil
+
+PARENT = """
+import subprocess, sys, time
+from ipnext.infra.tether import tether
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], preexec_fn=tether())
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_parent_takes_its_child_along(poll):
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert child.is_running()
+        parent.kill()
+        poll(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child ends")

@@ -1,0 +1,122 @@
+"""Fleet and models on both engines."""
+
+import pytest
+
+from ipnext.errors import NotFound, StaleWrite
+from ipnext.model.fleet import FleetSpec
+
+
+def fleet(*, units: float = 4.0) -> FleetSpec:
+    return FleetSpec.model_validate(
+        {
+            "regions": ["north"],
+            "rttMs": [[0]],
+            "hardware": ["cpu"],
+            "supply": [{"region": "north", "hardware": "cpu", "units": units, "unitCost": 1}],
+        }
+    )
+
+
+def test_before_the_first_fleet_there_is_none(store):
+    with store.begin() as repository, pytest.raises(NotFound, match="kind: Fleet"):
+        repository.fleet()
+
+
+def test_a_fleet_comes_back_and_its_version_rises_with_each_change(store):
+    with store.begin() as repository:
+        assert repository.put_fleet(fleet(), expected_version=0).version == 1
+    with store.begin() as repository:
+        assert repository.put_fleet(fleet(), expected_version=1).version == 1
+        assert repository.put_fleet(fleet(units=8), expected_version=1).version == 2
+    with store.begin() as repository:
+        assert repository.fleet().spec == fleet(units=8)
+
+
+def test_a_fleet_write_that_expects_another_version_is_stale(store):
+    with store.begin() as repository:
+        repository.put_fleet(fleet(), expected_version=None)
+        with pytest.raises(StaleWrite, match=r"version 1.*version 7"):
+            repository.put_fleet(fleet(units=8), expected_version=7)
+    with store.begin() as repository:
+        assert repository.fleet().spec == fleet()
+
+
+def test_a_model_comes_back_as_applied(store, make):
+    manifest = make.manifest()
+    with store.begin() as repository:
+        put = repository.put_model(manifest, expected_version=0)
+    with store.begin() as repository:
+        record = repository.model("ctr")
+    assert record == put
+    assert record.manifest == manifest
+    assert (record.generation, record.version, record.observed_generation, record.retired) == (1, 1, 0, False)
+    assert record.created_at.utcoffset().total_seconds() == 0
+
+
+def test_the_same_manifest_leaves_the_record_as_it_is(applied, make):
+    with applied.begin() as repository:
+        before = repository.model("ctr")
+        assert repository.put_model(make.manifest(), expected_version=None) == before
+
+
+def test_the_generation_rises_with_the_spec_only_and_the_version_with_every_change(applied, make):
+    changed = make.manifest(qps=20)
+    labelled = changed.model_copy(update={"metadata": changed.metadata.model_copy(update={"labels": {"team": "ads"}})})
+    with applied.begin() as repository:
+        record = repository.put_model(changed, expected_version=1)
+        assert (record.generation, record.version) == (2, 2)
+        record = repository.put_model(labelled, expected_version=2)
+        assert (record.generation, record.version) == (2, 3)
+
+
+@pytest.mark.parametrize("expected", [0, 2, -1, 10**30])
+def test_a_model_write_that_expects_another_version_is_stale(applied, make, expected):
+    with (
+        applied.begin() as repository,
+        pytest.raises(StaleWrite, match=rf"is at version 1.*expects version {expected}"),
+    ):
+        repository.put_model(make.manifest(qps=20), expected_version=expected)
+
+
+def test_a_guarded_write_to_a_model_that_does_not_exist_is_stale(store, make):
+    with store.begin() as repository, pytest.raises(StaleWrite, match=r"does not exist \(version 0\).*version 3"):
+        repository.put_model(make.manifest(), expected_version=3)
+
+
+def test_an_unknown_model_names_up_to_five_known_ones(store, make):
+    with store.begin() as repository:
+        with pytest.raises(NotFound, match="none is known yet"):
+            repository.model("ctr")
+        for number in range(7):
+            repository.put_model(make.manifest(f"m{number}"), expected_version=None)
+        with pytest.raises(NotFound, match="known: m0, m1, m2, m3, m4 and 2 more"):
+            repository.model("ctr")
+
+
+@pytest.mark.parametrize("name", ["nul\0", "\ud800", "x" * 5000, "' OR 1=1 --", ""])
+def test_a_name_that_no_model_can_have_is_not_found(applied, name):
+    with applied.begin() as repository, pytest.raises(NotFound):
+        repository.model(name)
+
+
+def test_models_are_listed_by_name_on_both_engines_alike(store, make):
+    names = ["b-1", "a", "b", "b0", "a-z", "ab"]
+    with store.begin() as repository:
+        for name in names:
+            repository.put_model(make.manifest(name), expected_version=None)
+        assert [record.name for record in repository.models()] == sorted(names)
+
+
+def test_what_the_platform_observes_leaves_the_version_alone(applied):
+    with applied.begin("ctr") as repository:
+        record = repository.update_model("ctr", serving_generation=3, target_generation=4, observed_generation=1)
+        assert (record.serving_generation, record.target_generation, record.observed_generation) == (3, 4, 1)
+        record = repository.update_model("ctr", target_generation=None)
+    assert (record.serving_generation, record.target_generation, record.version) == (3, None, 1)
+
+
+def test_a_retired_model_lives_again_when_it_is_applied(applied, make):
+    with applied.begin() as repository:
+        assert repository.update_model("ctr", retired=True).version == 2
+        record = repository.put_model(make.manifest(), expected_version=2)
+    assert (record.retired, record.version, record.generation) == (False, 3, 1)

@@ -1,0 +1,378 @@
+"""Real snapshots of a two-part model, and real host and router processes that end with the test."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.upload import ingest_directory
+from ipnext.model.deployment import (
+    HostedSnapshot,
+    HostHolds,
+    HostState,
+    PartEndpoint,
+    RoutedModel,
+    RouterState,
+    RouterTable,
+    ServedGeneration,
+)
+from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource
+from serving.export import export_model
+from serving.protocol import InferRequest, InferResponse, decode_response, encode_request, parse_header_length
+from serving.tensors import Tensor
+
+MODEL = "click"
+REGION = "north"
+NUMBERS = (1, 2)
+_PR_SET_PDEATHSIG = 1
+
+
+class Sparse(nn.Module):
+    """Looks ids up. Its answer carries the number of its snapshot."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        torch.manual_seed(number)
+        self.table = nn.EmbeddingBag(50, 4)
+        self.register_buffer("number", torch.tensor(number))
+
+    def forward(self, ids):
+        return {"embedding": self.table(ids), "stamp": self.number.expand(ids.shape[0])}
+
+
+class Dense(nn.Module):
+    """Scores. Its answer carries the numbers of both snapshots."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        torch.manual_seed(100 + number)
+        self.top = nn.Linear(7, 1)
+        self.register_buffer("number", torch.tensor(number))
+
+    def forward(self, features, embedding, stamp):
+        score = torch.sigmoid(self.top(torch.cat([features, embedding], 1))).squeeze(1)
+        return {"score": score, "stamps": torch.stack([self.number.expand(stamp.shape[0]), stamp], 1)}
+
+
+class Heavy(nn.Module):
+    """Takes about a second for 400 rows, a moment for few."""
+
+    def forward(self, x):
+        for _ in range(20):
+            x = torch.tanh(x @ x.transpose(1, 2))
+        return x.sum((1, 2))
+
+
+GRAPH = PartGraph(
+    nodes=(
+        GraphNode(name="lookup", part="sparse", inputs={"ids": "request.ids"}),
+        GraphNode(
+            name="top",
+            part="dense",
+            inputs={"features": "request.features", "embedding": "lookup.embedding", "stamp": "lookup.stamp"},
+        ),
+    ),
+    outputs={"score": "top.score", "stamps": "top.stamps"},
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Snapshots in a file store."""
+
+    store: FileArtifactStore
+    sources: Mapping[tuple[str, int], SnapshotSource]
+    modules: Mapping[tuple[str, int], nn.Module]
+
+    def hold(self, part: str, number: int, *generations: int, **changes: Any) -> HostedSnapshot:
+        source = self.sources[part, number]
+        values = {
+            "model": MODEL,
+            "part": part,
+            "engine": "torch",
+            "snapshot": number,
+            "digest": source.manifest.digest,
+            "uri": source.uri,
+            "generations": generations or (number,),
+        }
+        return HostedSnapshot(**(values | changes))
+
+    def expected(self, number: int, request: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """What the unsplit model of one generation answers in this process."""
+        looked_up = self.modules["sparse", number](torch.from_numpy(request["ids"]))
+        return self.modules["dense", number](torch.from_numpy(request["features"]), **looked_up)
+
+
+def example(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {
+        "ids": random.integers(0, 50, (batch, 3)),
+        "features": random.standard_normal((batch, 3)).astype(np.float32),
+    }
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    datatypes = {"i": "INT64", "f": "FP32", "b": "BOOL"}
+    return {name: Tensor(datatypes[array.dtype.kind], array) for name, array in arrays.items()}
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    root = tmp_path_factory.mktemp("published")
+    store = FileArtifactStore(root / "store")
+    modules: dict[tuple[str, int], nn.Module] = {}
+    sources: dict[tuple[str, int], SnapshotSource] = {}
+    request = {name: torch.from_numpy(array) for name, array in example(2).items()}
+    for number in NUMBERS:
+        sparse, dense = Sparse(number).eval(), Dense(number).eval()
+        looked_up = {name: tensor.detach() for name, tensor in sparse(request["ids"]).items()}
+        modules |= {("sparse", number): sparse, ("dense", number): dense}
+        export_model(sparse, {"ids": request["ids"]}, root / f"sparse-{number}")
+        export_model(dense, {"features": request["features"], **looked_up}, root / f"dense-{number}")
+    modules["heavy", 1] = Heavy().eval()
+    export_model(modules["heavy", 1], {"x": torch.zeros(2, 64, 64)}, root / "heavy-1")
+    for part, number in modules:
+        sources[part, number] = ingest_directory(store, root / f"{part}-{number}")
+    for module in modules.values():
+        module.requires_grad_(requires_grad=False)
+    return Published(store, sources, modules)
+
+
+def until(condition: Callable[[], object], *, seconds: float = 20.0) -> Any:
+    """The first truthy value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the awaited condition did not come"
+        time.sleep(0.01)
+    return value
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@dataclass
+class Server:
+    """A process of ours behind a port."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    client: httpx.Client = field(repr=False)
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.client.get(self.url + path, headers=headers)
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, "the process ended before it served"
+        try:
+            return self.get("/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def end(self) -> int:
+        self.process.terminate()
+        return self.process.wait(15)
+
+    def infer(self, path: str, arrays: Mapping[str, np.ndarray], **headers: str) -> httpx.Response:
+        encoded = encode_request(InferRequest(as_tensors(arrays), binary_output=True))
+        return self.client.post(self.url + path, content=encoded.body, headers={**encoded.headers, **headers})
+
+
+@dataclass
+class HostServer(Server):
+    def hold(self, *holds: HostedSnapshot) -> None:
+        response = self.client.put(self.url + "/control/holds", content=HostHolds(holds=holds).model_dump_json())
+        assert response.status_code == 202, response.text
+
+    def state(self) -> HostState:
+        return HostState.model_validate_json(self.get("/control/state").content)
+
+    def settle(self) -> HostState:
+        """The state once nothing is being loaded."""
+        return until(lambda: None if (state := self.state()).loading else state)
+
+    def infer_part(self, part: str, generation: int, arrays: Mapping[str, np.ndarray], **headers: str):
+        return self.infer(
+            f"/parts/{MODEL}/{part}/infer", arrays, **{"x-ipnext-generation": str(generation), **headers}
+        )
+
+
+@dataclass
+class RouterServer(Server):
+    table: Path
+
+    def state(self) -> RouterState:
+        return RouterState.model_validate_json(self.get("/control/state").content)
+
+    def follow(self, table: RouterTable) -> None:
+        """Rename a table into place, as an agent does, and wait until the router uses it."""
+        write_table(self.table, table)
+        until(lambda: self.state().revision == table.revision)
+
+
+def write_table(path: Path, table: RouterTable) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(table.model_dump_json())
+    draft.rename(path)
+
+
+def decode(response: httpx.Response) -> InferResponse:
+    assert response.status_code == 200, response.text
+    length = parse_header_length(response.headers.get("inference-header-content-length"))
+    return decode_response(bytearray(response.content), length)
+
+
+class Machine:
+    """Starts processes and ends them."""
+
+    def __init__(self, root: Path, store_uri: str) -> None:
+        self.root = root
+        self.store_uri = store_uri
+        self._stack = ExitStack()
+        self._client = self._stack.enter_context(httpx.Client(timeout=20))
+        self._started: list[Server] = []
+
+    def start_host(self, name: str, *extra: str, wait: bool = True) -> HostServer:
+        arguments = ["--id", name, "--artifacts", self.store_uri, "--cache", str(self.root / f"cache-{name}"), *extra]
+        server = HostServer(*self._start("serving.host", arguments, name), self._client)
+        return self._known(server, wait=wait)
+
+    def start_router(self, name: str) -> RouterServer:
+        table = self.root / f"{name}.json"
+        server = RouterServer(
+            *self._start("serving.router", ["--table", str(table)], name), self._client, table=table
+        )
+        return self._known(server, wait=True)
+
+    def _known(self, server: Any, *, wait: bool) -> Any:
+        self._started.append(server)
+        if wait:
+            until(server.answers)
+        return server
+
+    def _start(self, module: str, arguments: list[str], name: str) -> tuple[subprocess.Popen[bytes], str]:
+        port = _free_port()
+        log = self._stack.enter_context((self.root / f"{name}.log").open("wb"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "--port", str(port), "--region", REGION, *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+            preexec_fn=_die_with_parent,
+        )
+        return process, f"http://127.0.0.1:{port}"
+
+    def close(self) -> None:
+        for server in self._started:
+            if server.process.poll() is None:
+                server.process.send_signal(signal.SIGCONT)
+                server.process.kill()
+            server.process.wait()
+        self._stack.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def machine(tmp_path: Path, published: Published) -> Iterator[Machine]:
+    """Processes of one test."""
+    machine = Machine(tmp_path, published.store.uri)
+    yield machine
+    machine.close()
+
+
+@dataclass
+class Fleet:
+    """Two hosts for each of two parts, all holding generations 1 and 2, and a router that serves both."""
+
+    machine: Machine
+    published: Published
+    hosts: Mapping[str, tuple[HostServer, HostServer]]
+    router: RouterServer
+    revision: int = 0
+
+    def routed(self, *generations: int, without: tuple[HostServer, ...] = ()) -> RoutedModel:
+        endpoints = tuple(
+            PartEndpoint(part=part, url=host.url, generations=generations)
+            for part, hosts in self.hosts.items()
+            for host in hosts
+            if host not in without
+        )
+        return RoutedModel(model=MODEL, served=tuple(served(number) for number in generations), endpoints=endpoints)
+
+    def serve(self, *generations: int, without: tuple[HostServer, ...] = ()) -> None:
+        """Let the router serve these generations."""
+        self.revision += 1
+        models = (self.routed(*generations, without=without),)
+        self.router.follow(RouterTable(revision=self.revision, region=REGION, models=models))
+
+
+def served(number: int) -> ServedGeneration:
+    return ServedGeneration(generation=number, graph=GRAPH, snapshots={"sparse": number, "dense": number})
+
+
+@pytest.fixture(scope="session")
+def session_machine(tmp_path_factory: pytest.TempPathFactory, published: Published) -> Iterator[Machine]:
+    machine = Machine(tmp_path_factory.mktemp("session"), published.store.uri)
+    yield machine
+    machine.close()
+
+
+@pytest.fixture(scope="session")
+def session_fleet(session_machine: Machine, published: Published) -> Fleet:
+    names = {part: [f"{part}-{letter}" for letter in "ab"] for part in ("sparse", "dense")}
+    hosts = {
+        part: tuple(session_machine.start_host(name, wait=False) for name in both) for part, both in names.items()
+    }
+    router = session_machine.start_router("router")
+    for part, both in hosts.items():
+        for host in both:
+            until(host.answers)
+            host.hold(*(published.hold(part, number) for number in NUMBERS))
+    for both in hosts.values():
+        for host in both:
+            assert len(host.settle().ready) == len(NUMBERS), host.state()
+    return Fleet(session_machine, published, hosts, router)
+
+
+@pytest.fixture
+def fleet(session_fleet: Fleet) -> Fleet:
+    """The shared fleet, serving generations 1 and 2. Tests that end or change its hosts start their own."""
+    session_fleet.serve(1, 2)
+    return session_fleet
+
+
+class Toolbox:
+    """Plain functions of this file for test files, which cannot import it."""
+
+    example = staticmethod(example)
+    as_tensors = staticmethod(as_tensors)
+    decode = staticmethod(decode)
+    until = staticmethod(until)
+    served = staticmethod(served)
+    write_table = staticmethod(write_table)
+    graph = GRAPH
+
+
+@pytest.fixture(scope="session")
+def toolbox() -> type[Toolbox]:
+    return Toolbox

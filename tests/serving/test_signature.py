@@ -1,0 +1,43 @@
+"""A request must fit the part's signature; the refusal names the tensor."""
+
+import numpy as np
+import pytest
+
+from ipnext.errors import InvalidInput
+from ipnext.model.registry import Signature, TensorSpec
+from serving.signature import check_inputs
+from serving.tensors import Tensor
+
+SIGNATURE = Signature(
+    inputs=(
+        TensorSpec(name="ids", datatype="INT64", shape=(-1, 3)),
+        TensorSpec(name="w", datatype="FP32", shape=(-1,)),
+    ),
+    outputs=(),
+)
+
+
+def tensors(**changes):
+    good = {"ids": Tensor("INT64", np.zeros((2, 3), np.int64)), "w": Tensor("FP32", np.zeros(2, np.float32))}
+    return {name: tensor for name, tensor in (good | changes).items() if tensor is not None}
+
+
+def test_a_fitting_request_passes():
+    check_inputs(tensors(), SIGNATURE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ids": None}, "input 'ids' is missing; the inputs are ids, w"),
+        ({"extra": Tensor("FP32", np.zeros(2))}, "input 'extra' does not exist"),
+        ({"w": Tensor("FP64", np.zeros(2))}, "input 'w': datatype must be FP32, got FP64"),
+        ({"ids": Tensor("INT64", np.zeros((2, 4)))}, r"input 'ids': shape must be \[-1, 3\]"),
+        ({"ids": Tensor("INT64", np.zeros(2))}, r"input 'ids': shape must be .* got \[2\]"),
+        ({"w": Tensor("FP32", np.zeros(3))}, "one batch size >= 1"),
+        ({"w": Tensor("FP32", np.zeros(0)), "ids": Tensor("INT64", np.zeros((0, 3)))}, "one batch size >= 1"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused_by_name(changes, words):
+    with pytest.raises(InvalidInput, match=words):
+        check_inputs(tensors(**changes), SIGNATURE)

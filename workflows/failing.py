@@ -1,0 +1,58 @@
+"""Reading failures, and finishing what must be finished although the run was cancelled."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, NamedTuple, TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError
+from temporalio.exceptions import TimeoutError as TemporalTimeout
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext.model.status import Reason
+
+A = TypeVar("A")
+
+REASONS = {
+    "ArtifactMissing": Reason.ARTIFACT_MISSING,
+    "ArtifactDigestMismatch": Reason.ARTIFACT_DIGEST_MISMATCH,
+    "Infeasible": Reason.NO_CAPACITY,
+    "Unavailable": Reason.REGION_UNREACHABLE,
+    "DeadlineExceeded": Reason.DEADLINE_EXCEEDED,
+}
+"""Error code -> reason. What is not here is an internal error."""
+
+
+class Explained(NamedTuple):
+    """A failure in the words of the status."""
+
+    reason: Reason
+    message: str
+
+
+def explained(error: ActivityError | ChildWorkflowError) -> Explained:
+    """Why an activity or a child workflow failed."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, ApplicationError | TemporalTimeout):
+        cause = cause.__cause__
+    if isinstance(cause, TemporalTimeout):
+        return Explained(Reason.DEADLINE_EXCEEDED, f"{_subject(error)} did not end in time")
+    code = cause.type if isinstance(cause, ApplicationError) else None
+    message = cause.message if isinstance(cause, ApplicationError) else str(cause)
+    return Explained(REASONS.get(code or "", Reason.INTERNAL_ERROR), message)
+
+
+async def to_the_end(work: Coroutine[Any, Any, A]) -> A:
+    """Wait for `work` although this run is cancelled meanwhile, however often."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+    return task.result()
+
+
+def _subject(error: ActivityError | ChildWorkflowError) -> str:
+    return error.activity_type if isinstance(error, ActivityError) else f"workflow {error.workflow_type}"

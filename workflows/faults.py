@@ -1,0 +1,88 @@
+"""Fault points for tests of recovery: the worker kills itself, once, at a named place.
+
+    IPNEXT_FAULT=shift_traffic:after     kill -9 right after this activity's work is done, before Temporal is told
+    IPNEXT_FAULT=shift_traffic:before    kill -9 before it begins
+    IPNEXT_FAULT_ONCE=FILE               only while FILE does not exist; it is created first
+
+Read by the worker's composition root alone; without the variable nothing here is loaded.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from temporalio import activity
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from ipnext.errors import InvalidInput
+
+VARIABLE = "IPNEXT_FAULT"
+ONCE_VARIABLE = "IPNEXT_FAULT_ONCE"
+
+Point = Literal["before", "after"]
+
+
+def kill_this_process() -> None:
+    """As if the machine had lost its power, for this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Where to strike. With `once`, only while that file does not exist."""
+
+    activity: str
+    point: Point
+    once: Path | None = None
+    strike: Callable[[], None] = kill_this_process
+
+    def reached(self, activity_type: str, point: Point) -> None:
+        """Strike where this is the place."""
+        if (activity_type, point) != (self.activity, self.point):
+            return
+        if self.once is not None:
+            try:
+                self.once.touch(exist_ok=False)
+            except FileExistsError:
+                return
+        self.strike()
+
+
+def fault_of(environment: Mapping[str, str]) -> Fault | None:
+    """The fault that the environment asks for, none as a rule. InvalidInput for another form."""
+    text = environment.get(VARIABLE)
+    if not text:
+        return None
+    name, _, point = text.partition(":")
+    if not name or point not in get_args(Point):
+        msg = f"{VARIABLE}: {text!r} is not of the form ACTIVITY:before or ACTIVITY:after"
+        raise InvalidInput(msg, field=VARIABLE, value=text, allowed=("ACTIVITY:before", "ACTIVITY:after"))
+    once = environment.get(ONCE_VARIABLE)
+    return Fault(activity=name, point=cast("Point", point), once=Path(once) if once else None)
+
+
+class Faults(Interceptor):
+    """Brings one fault into every activity of a worker."""
+
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        """See Interceptor."""
+        return _FaultyActivity(next, self._fault)
+
+
+class _FaultyActivity(ActivityInboundInterceptor):
+    def __init__(self, inner: ActivityInboundInterceptor, fault: Fault) -> None:
+        super().__init__(inner)
+        self._fault = fault
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        name = activity.info().activity_type
+        self._fault.reached(name, "before")
+        result = await self.next.execute_activity(input)
+        self._fault.reached(name, "after")
+        return result

@@ -1,0 +1,53 @@
+"""Which change runs next, and which ones a newer change makes pointless: pure functions of the queue."""
+
+from typing import NamedTuple
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext.model.lifecycle import ChangeKind, QueuedChange
+
+_OVERTAKES = {
+    ChangeKind.PUBLISH: frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY}),
+    ChangeKind.ROLLBACK: frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK}),
+    ChangeKind.APPLY: frozenset({ChangeKind.APPLY}),
+    ChangeKind.MOVE: frozenset({ChangeKind.MOVE}),
+    ChangeKind.RETIRE: frozenset(ChangeKind) - {ChangeKind.RETIRE},
+}
+"""Kind -> the kinds of older waiting changes that it makes pointless.
+
+A publish plans by the newest manifest, so a waiting apply is part of it; a move is not, for the publish may be refused.
+"""
+
+
+class Superseded(NamedTuple):
+    """A waiting change and the newer one that makes it pointless."""
+
+    change: QueuedChange
+    by: QueuedChange
+
+
+def enqueue(
+    queue: tuple[QueuedChange, ...], new: QueuedChange
+) -> tuple[tuple[QueuedChange, ...], tuple[Superseded, ...]]:
+    """The queue in order of sequence with `new` in it, less what is superseded; `new` itself may be, by a newer one."""
+    candidates = sorted((*queue, new), key=lambda change: change.sequence)
+    kept: list[QueuedChange] = []
+    gone: list[Superseded] = []
+    for index, change in enumerate(candidates):
+        winner = next((later for later in candidates[index + 1 :] if _overtakes(later, change)), None)
+        if winner is None:
+            kept.append(change)
+        else:
+            gone.append(Superseded(change, winner))
+    return tuple(kept), tuple(gone)
+
+
+def stops(new: QueuedChange, running: QueuedChange) -> bool:
+    """Whether a new change ends the running one early: a rollback or a retirement does not wait for a newer rollout."""
+    urgent = new.kind in {ChangeKind.ROLLBACK, ChangeKind.RETIRE} and new.sequence > running.sequence
+    return urgent and running.kind in {ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE}
+
+
+def _overtakes(later: QueuedChange, earlier: QueuedChange) -> bool:
+    return earlier.kind in _OVERTAKES[later.kind]

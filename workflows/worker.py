@@ -1,0 +1,198 @@
+"""Composition root of the worker process: `python -m workflows.worker`.
+
+Reads settings and temporal-dev.yaml, opens store, artifacts and infrastructure, and serves both task queues until
+SIGTERM or SIGINT; then it finishes what it can in a few seconds and ends. Killed at any point, another one goes on.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from temporalio.client import Client
+from temporalio.worker import Interceptor, PollerBehaviorAutoscaling, Worker
+
+from activities.candidate import Validator, discovered
+from activities.deployment import DeploymentActivities
+from activities.failures import TypedFailures
+from activities.metadata import MetadataActivities
+from activities.moves import MoveActivities, Submit
+from activities.planning import PlanningActivities
+from activities.solving import ProcessSolver, Solver, ThreadSolver
+from activities.transition import TransitionActivities
+from activities.validation import ValidationActivities
+from ipnext import names
+from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.devfile import DevFile, TaskQueueGroup, read_devfile
+from ipnext.errors import IPnextError, Unavailable
+from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.infra.port import Infrastructure
+from ipnext.model.lifecycle import Change
+from ipnext.settings import PlatformSettings
+from ipnext.store.session import Store
+from ipnext.temporal import connect, ensure_schedule, submit_change
+from workflows.faults import Faults, fault_of
+from workflows.lifecycle import LifecycleWorkflow
+from workflows.model import ModelWorkflow
+from workflows.neighbours import check_neighbours
+from workflows.replan import ReplanWorkflow
+from workflows.transition import TransitionWorkflow
+
+WORKFLOWS: Sequence[type] = (ModelWorkflow, LifecycleWorkflow, TransitionWorkflow, ReplanWorkflow)
+
+STICKY_SECONDS = 1.0
+"""After a worker was killed its next workflow task waits this long for it (10 s by default)."""
+
+HEARTBEAT_EVERY_SECONDS = 2.0
+"""Heartbeats are sent on at least this often, so that a cancellation is heard soon."""
+
+SHUTDOWN_SECONDS = 8.0
+"""What runs may go on for so long after SIGTERM; then it is cancelled and another worker takes it up."""
+
+CONNECT_PAUSE_SECONDS = 1.0
+"""Between two tries to reach Temporal at the start."""
+
+Activities = Sequence[Callable[..., Any]]
+
+
+def lifecycle_activities(
+    store: Store,
+    artifacts: ArtifactStore,
+    infrastructure: Infrastructure,
+    submit: Submit,
+    *,
+    validators: Sequence[Validator] = (),
+) -> Activities:
+    """The activities of the lifecycle queue."""
+    return (
+        *MetadataActivities(store, artifacts).all(),
+        *ValidationActivities(store, artifacts, validators=validators).all(),
+        *TransitionActivities(store, infrastructure).all(),
+        *DeploymentActivities(store, infrastructure).all(),
+        *MoveActivities(store, submit).all(),
+    )
+
+
+def planner_activities(store: Store, solver: Solver) -> Activities:
+    """The activities of the planner queue."""
+    return PlanningActivities(store, solver).all()
+
+
+def solver_of(group: TaskQueueGroup) -> Solver:
+    """How a queue's group solves for the whole fleet."""
+    return ProcessSolver() if group.executor == "process" else ThreadSolver()
+
+
+def worker_of(
+    client: Client, group: TaskQueueGroup, activities: Activities, *, interceptors: Sequence[Interceptor] = ()
+) -> Worker:
+    """A worker for one task queue. Workflows run where the group has slots for them."""
+    more: dict[str, Any] = {}
+    if group.workflow_slots:
+        more = {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": WORKFLOWS}
+        more["workflow_task_poller_behavior"] = PollerBehaviorAutoscaling()
+    return Worker(
+        client,
+        task_queue=group.queue,
+        activities=activities,
+        activity_executor=ThreadPoolExecutor(group.activity_slots, thread_name_prefix=group.queue),
+        max_concurrent_activities=group.activity_slots,
+        activity_task_poller_behavior=PollerBehaviorAutoscaling(),
+        interceptors=(*interceptors, TypedFailures()),
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=STICKY_SECONDS),
+        max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_EVERY_SECONDS),
+        graceful_shutdown_timeout=timedelta(seconds=SHUTDOWN_SECONDS),
+        **more,
+    )
+
+
+def submitter(client: Client, loop: asyncio.AbstractEventLoop) -> Submit:
+    """Submits a change from an activity's thread through the worker's own client."""
+
+    def submit(change: Change) -> None:
+        asyncio.run_coroutine_threadsafe(submit_change(client, change), loop).result()
+
+    return submit
+
+
+async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.Event) -> None:
+    """Serve both queues until `stopped`. Waits for Temporal and the database as long as it takes."""
+    log = structlog.get_logger()
+    fault = fault_of(os.environ)
+    interceptors = (Faults(fault),) if fault else ()
+    with ExitStack() as closing:
+        store = closing.enter_context(_closing(Store.open(settings.database_url)))
+        infrastructure = closing.enter_context(LocalProcessInfrastructure(settings.agents))
+        artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
+        client = await _prepared(store, devfile, stopped)
+        if client is None:
+            return
+        submit = submitter(client, asyncio.get_running_loop())
+        ours = lifecycle_activities(store, artifacts, infrastructure, submit, validators=discovered())
+        lifecycle, planner = devfile.group(names.LIFECYCLE_QUEUE), devfile.group(names.PLANNER_QUEUE)
+        async with AsyncExitStack() as workers:
+            await workers.enter_async_context(worker_of(client, lifecycle, ours, interceptors=interceptors))
+            theirs = planner_activities(store, solver_of(planner))
+            await workers.enter_async_context(worker_of(client, planner, theirs, interceptors=interceptors))
+            log.info("worker_ready", queues=[lifecycle.queue, planner.queue], database=store.name)
+            await stopped.wait()
+            log.info("worker_stops")
+
+
+async def _prepared(store: Store, devfile: DevFile, stopped: asyncio.Event) -> Client | None:
+    """Database migrated, Temporal reached, schedule in place. None where it was stopped before."""
+    log = structlog.get_logger()
+    while not stopped.is_set():
+        try:
+            await asyncio.to_thread(store.migrate)
+            client = await connect()
+            await ensure_schedule(client, devfile.schedules.replan)
+        except Unavailable as error:
+            log.warning("worker_waits", error=error.message)
+            await asyncio.sleep(CONNECT_PAUSE_SECONDS)
+        else:
+            return client
+    return None
+
+
+def main() -> int:
+    """The process. Exit status 0 after a signal, 1 where it can't start."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    try:
+        check_neighbours()
+        settings, devfile = PlatformSettings(), read_devfile()
+    except IPnextError as error:
+        structlog.get_logger().error("worker_can_not_start", code=error.code, error=error.message)
+        return error.exit_status
+    asyncio.run(_until_signalled(settings, devfile))
+    return 0
+
+
+async def _until_signalled(settings: PlatformSettings, devfile: DevFile) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await serve(settings, devfile, stopped)
+
+
+class _closing(ExitStack):  # noqa: N801 - reads like contextlib.closing
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.callback(store.close)
+        self._store = store
+
+    def __enter__(self) -> Store:  # type: ignore[override]
+        return self._store
+
+
+if __name__ == "__main__":
+    sys.exit(main())
