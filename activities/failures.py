@@ -10,26 +10,9 @@ from temporalio.exceptions import ApplicationError, CancelledError, TemporalErro
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from ipnext.errors import Conflict, IPnextError, Unavailable
-from ipnext.model.status import Reason
 
 BUG_ATTEMPTS = 5
 """Attempts for an error that no one foresaw: a bug seldom heals, a strange machine sometimes does."""
-
-_REASONS = {
-    "ArtifactMissing": Reason.ARTIFACT_MISSING,
-    "ArtifactDigestMismatch": Reason.ARTIFACT_DIGEST_MISMATCH,
-    "Infeasible": Reason.NO_CAPACITY,
-    "LoadFailed": Reason.LOAD_FAILED,
-    "Unavailable": Reason.REGION_UNREACHABLE,
-    "DeadlineExceeded": Reason.DEADLINE_EXCEEDED,
-}
-
-
-def reason_of(code: str | None, *, otherwise: Reason = Reason.INTERNAL_ERROR) -> Reason:
-    """The reason that an error code stands for. Codes that are reasons themselves stand for themselves."""
-    if code in _REASONS:
-        return _REASONS[code]
-    return Reason(code) if code in set(Reason) else otherwise
 
 
 class TypedFailures(Interceptor):

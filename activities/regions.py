@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from activities.failures import reason_of
 from activities.waves import ModelState
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import RegionState, Replica, ReplicaPhase
 from ipnext.model.lifecycle import RegionTraffic
-from ipnext.model.status import Reason
+from ipnext.model.status import Reason, reason_of
 
 CRASHES = 3
 """Restarts after which a replica that is down again is taken for broken."""

@@ -102,7 +102,8 @@ class TransitionActivities:
             wanted = wanted_deployments(facts, state)
             for deployment in wanted:
                 repository.put_deployment(deployment)
-        result = self._until_ready(wave, state, wanted, deadline)
+            needed = _reach(repository, wave, "released")[1] if wave.back else state
+        result = self._until_ready(wave, needed, wanted, deadline)
         self._note(wave, ConditionType.CAPACITY_READY, result)
         return result
 
@@ -185,13 +186,14 @@ class TransitionActivities:
         return repository.save_transition(record)
 
     def _until_ready(
-        self, wave: WaveInput, state: ModelState, wanted: Sequence[Deployment], deadline: Deadline
+        self, wave: WaveInput, needed: ModelState, wanted: Sequence[Deployment], deadline: Deadline
     ) -> WaveResult:
+        """Wait for the replicas of `needed`: on the way back the origin's alone, for the others may never get ready."""
         pending = list(wanted)
         while True:
             pending = self._apply(pending)
             states, silent = observe(self._infrastructure, {d.key.region for d in wanted})
-            lacking = missing_replicas(wave.model, state, states)
+            lacking = missing_replicas(wave.model, needed, states)
             failure = None if wave.back else first_failure(wave.model, wave.generation, states.values())
             if failure is None and not lacking and not pending:
                 return WaveResult(ok=True, message=f"{sum(d.replicas for d in wanted)} replicas ready")

@@ -28,7 +28,7 @@ def watching(console: Console, client: Client, model: str, change: Change) -> It
     stop = threading.Event()
     began = time.monotonic()
 
-    with Live(Text("…"), console=console, refresh_per_second=8, transient=not console.is_terminal) as live:
+    with Live(Text("…"), console=console, refresh_per_second=8) as live:
 
         def look() -> None:
             while not stop.wait(0.15):

@@ -37,6 +37,10 @@ class PlatformSettings(BaseSettings):
     """Region -> URL of its agent (the embedded infrastructure)."""
     temporal_ui_url: str = "http://127.0.0.1:8233"
     """Base of the links to runs."""
+    devfile: Path | None = None
+    """Another temporal-dev.yaml than the one found (task queues and schedules)."""
+    worker_ready_file: Path | None = None
+    """Written by the worker once it serves its queues: for whoever started it."""
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8700, ge=0, le=65535)
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)

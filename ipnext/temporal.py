@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import TypeAlias
 from urllib.parse import quote
 
 from temporalio.client import (
@@ -22,6 +23,7 @@ from temporalio.client import (
     ScheduleState,
     ScheduleUpdate,
     WithStartWorkflowOperation,
+    WorkflowExecutionStatus,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
@@ -33,8 +35,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ipnext import names
 from ipnext.devfile import ReplanSchedule
-from ipnext.errors import InvalidInput, IPnextError, Unavailable
-from ipnext.model.lifecycle import Change, ChangeAccepted, ModelEntityInput, QueuedChange, ReplanInput
+from ipnext.errors import InvalidInput, IPnextError, NotFound, Unavailable
+from ipnext.model.lifecycle import Change, ChangeAccepted, ModelEntityInput, QueuedChange, ReplanInput, ReplanResult
+
+Connection: TypeAlias = Client
+"""What `connect` gives; for callers that may not import temporalio."""
 
 DEFAULT_ADDRESS = "127.0.0.1:7233"
 
@@ -96,6 +101,25 @@ async def start_replan(client: Client, replan: ReplanInput) -> tuple[str, str]:
             static_summary=f"plans the whole fleet ({replan.trigger})",
         )
     return handle.id, handle.result_run_id or handle.first_execution_run_id or ""
+
+
+async def replan_outcome(client: Client, workflow_id: str, run_id: str) -> ReplanResult | str | None:
+    """What a replan run ended with: its result, the way in which it failed, or None while it runs. NotFound, Unavailable."""
+    async with _reaching("the replan"):
+        handle = client.get_workflow_handle(workflow_id, run_id=run_id, result_type=ReplanResult)
+        try:
+            status = (await handle.describe()).status
+        except RPCError as error:
+            if error.status not in {RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT}:
+                raise
+            msg = f"no replan run {run_id!r} of {workflow_id!r}"
+            raise NotFound(msg) from error
+        if status is WorkflowExecutionStatus.COMPLETED:
+            result: ReplanResult = await handle.result()
+            return result
+    if status is None or status is WorkflowExecutionStatus.RUNNING:
+        return None
+    return status.name.lower().replace("_", " ")
 
 
 async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> None:

@@ -90,7 +90,15 @@ class Request:
             raise DeadlineExceeded(msg)
         finally:
             watch.cancel()
-            work.cancel()
+            if not work.done():
+                work.add_done_callback(_take_exception)
+                work.cancel()
+
+
+def _take_exception(work: asyncio.Future[Any]) -> None:
+    """Look at the error of work that nobody waits for, so that asyncio does not report it as lost."""
+    if not work.cancelled():
+        work.exception()
 
 
 Handler = Callable[[Request], Awaitable[Response]]

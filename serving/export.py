@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export import export as torch_export
 
 from ipnext import __version__
-from ipnext.errors import InvalidInput
+from ipnext.errors import InvalidInput, UnsupportedModel
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, Datatype, Signature, SnapshotManifest, TensorSpec
 from ipnext.model.value import canonical_json
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, write_program
@@ -66,7 +66,7 @@ def export_model(
         outputs = _output_names(module, examples)
         exported = _export(module, examples)
         with _half_written(target) as draft:
-            write_program(exported, outputs, draft)
+            _write(exported, outputs, draft, module)
             check_answers(module, draft, examples)
             manifest = _manifest(exported, outputs, draft, parent)
             _write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
@@ -162,6 +162,13 @@ def _half_written(target: Path) -> Iterator[Path]:
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, module: nn.Module) -> None:
+    try:
+        write_program(exported, outputs, draft)
+    except UnsupportedModel as error:
+        raise unsupported(module, error) from error
 
 
 def _manifest(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, parent: str | None) -> SnapshotManifest:

@@ -46,7 +46,7 @@ from serving.signature import check_inputs
 from serving.tensors import Tensor
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
-DRAIN_SECONDS: Final = 7.0
+DRAIN_SECONDS: Final = 6.0
 """How long a drain waits for running requests before the process ends all the same."""
 
 

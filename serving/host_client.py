@@ -17,6 +17,8 @@ from serving.router_table import GenerationRoute
 
 _IDLE_SECONDS: Final = 60.0
 _CONNECT_SECONDS: Final = 1.0
+_HUNG_SECONDS: Final = 1.0
+"""A host that a request waited for so long in vain, up to its deadline, is passed over for a moment."""
 _ELSEWHERE: Final = frozenset({409, 503})
 """Statuses of a host that cannot answer now while another may."""
 
@@ -80,9 +82,14 @@ class HostClient:
     async def _send(
         self, method: str, url: str, path: str, headers: Mapping[str, str], body: bytes | None, tried: set[str]
     ) -> tuple[int, Mapping[str, str], bytes]:
+        began = self._clock()
         try:
             async with self._session.request(method, url + path, data=body, headers=headers) as response:
                 return response.status, response.headers, await response.read()
+        except asyncio.CancelledError:
+            if self._clock() - began > _HUNG_SECONDS:
+                self._loads.note_failure(url)
+            raise
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
             self._loads.note_failure(url)
             tried.add(url)

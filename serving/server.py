@@ -17,7 +17,7 @@ from serving.asgi import Application
 
 KEEP_ALIVE_SECONDS: Final = 7200
 """Longer than any client of ours keeps an idle connection, so that it is never the server that closes a reused one."""
-_SHUTDOWN_SECONDS: Final = 3
+_SHUTDOWN_SECONDS: Final = 2
 """How long requests under way may take to finish once the server closes."""
 
 

@@ -9,18 +9,9 @@ from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflow
 from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 with workflow.unsafe.imports_passed_through():
-    from ipnext.model.status import Reason
+    from ipnext.model.status import Reason, reason_of
 
 A = TypeVar("A")
-
-REASONS = {
-    "ArtifactMissing": Reason.ARTIFACT_MISSING,
-    "ArtifactDigestMismatch": Reason.ARTIFACT_DIGEST_MISMATCH,
-    "Infeasible": Reason.NO_CAPACITY,
-    "Unavailable": Reason.REGION_UNREACHABLE,
-    "DeadlineExceeded": Reason.DEADLINE_EXCEEDED,
-}
-"""Error code -> reason. What is not here is an internal error."""
 
 
 class Explained(NamedTuple):
@@ -39,7 +30,7 @@ def explained(error: ActivityError | ChildWorkflowError) -> Explained:
         return Explained(Reason.DEADLINE_EXCEEDED, f"{_subject(error)} did not end in time")
     code = cause.type if isinstance(cause, ApplicationError) else None
     message = cause.message if isinstance(cause, ApplicationError) else str(cause)
-    return Explained(REASONS.get(code or "", Reason.INTERNAL_ERROR), message)
+    return Explained(reason_of(code), message)
 
 
 async def to_the_end(work: Coroutine[Any, Any, A]) -> A:

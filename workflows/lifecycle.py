@@ -133,7 +133,8 @@ class LifecycleWorkflow:
         self._moving = True
         moved = await self._walk(stage, planned)
         if not moved.done:
-            return self._ended(stage.generation, moved.reason, moved.message)
+            why = workflow.cancellation_reason()
+            return self._ended(stage.generation, moved.reason, f"stopped: {why}" if why else moved.message)
         self._note = "; ".join(text for text in (self._note, moved.message) if text)
         return None
 

@@ -4,7 +4,7 @@ Workflow files call activities through `perform` and never import them: importin
 seconds. A test holds that each name here is registered by the worker.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
@@ -44,8 +44,8 @@ SUPPLY_RETRY = RetryPolicy(
 RECORD_LIMIT = timedelta(seconds=20)
 """One unit of work in the store, with the wait for its turn."""
 
-HEARTBEAT_LIMIT = timedelta(seconds=10)
-"""A worker that dies is noticed so soon; activities beat every fifth of a second."""
+HEARTBEAT_LIMIT = timedelta(seconds=6)
+"""A worker that dies is noticed so soon: every activity beats once a second (activities/alive.py)."""
 
 VALIDATION_LIMIT = timedelta(hours=2)
 """Reading some hundred gigabytes twice from an object store."""
@@ -61,9 +61,6 @@ SUPPLY_PATIENCE = timedelta(minutes=10)
 
 MOVE_LIMIT = timedelta(hours=24)
 """One model's move with all its holds, behind what its entity has queued before."""
-
-BACK_LEAST_SECONDS = 60.0
-"""The way back gets at least this long, however short the rollout's own deadline is."""
 
 DEADLINE_GRACE = timedelta(seconds=30)
 """An activity keeps its deadline itself and says what was missing; only a hanging one runs into this."""
@@ -82,28 +79,36 @@ class Step(Generic[A]):
     name: str
     answer: type[A]
     one_attempt: timedelta
-    retry: RetryPolicy = QUICK_RETRY
+    retry: RetryPolicy = field(default_factory=lambda: QUICK_RETRY)
     total: timedelta | None = None
-    heartbeat: timedelta | None = None
+    heartbeat: timedelta = HEARTBEAT_LIMIT
     queue: str | None = None
+    keeps_deadline: bool = False
+    """The activity ends itself at its deadline and says what was missing."""
 
     def within(self, seconds: float) -> "Step[A]":
-        """The same step, with all attempts ended after so many seconds and a grace."""
-        total = timedelta(seconds=seconds) + DEADLINE_GRACE
-        return replace(self, total=total, one_attempt=total)
+        """The same step, with all attempts ended after so many seconds; one that keeps them itself has a grace."""
+        limit = timedelta(seconds=seconds)
+        if self.keeps_deadline:
+            return replace(self, total=limit + DEADLINE_GRACE, one_attempt=limit + DEADLINE_GRACE)
+        return replace(self, total=limit, one_attempt=min(limit, self.one_attempt))
 
 
 BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT)
 RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2))
 VALIDATE_GENERATION = Step(
-    "validate_generation", wire.ValidationReport, VALIDATION_LIMIT, heartbeat=timedelta(minutes=2)
+    "validate_generation", wire.ValidationReport, VALIDATION_LIMIT
 )
 PLACE_MODEL = Step("place_model", wire.Planned, PLACEMENT_LIMIT, queue=names.PLANNER_QUEUE)
 PLAN_TRANSITION = Step(
     "plan_transition", wire.TransitionPlanned, timedelta(minutes=1), retry=SUPPLY_RETRY, total=SUPPLY_PATIENCE
 )
 ENSURE_CAPACITY = Step(
-    "ensure_capacity", wire.WaveResult, timedelta(hours=1), retry=WAVE_RETRY, heartbeat=HEARTBEAT_LIMIT
+    "ensure_capacity",
+    wire.WaveResult,
+    timedelta(hours=1),
+    retry=WAVE_RETRY,
+    keeps_deadline=True,
 )
 SHIFT_TRAFFIC = Step("shift_traffic", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY)
 CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), retry=WAVE_RETRY)
@@ -112,12 +117,12 @@ FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT)
 MARK_SUPERSEDED = Step("mark_superseded", wire.Done, RECORD_LIMIT)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY)
 RELEASE_MODEL = Step(
-    "release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, heartbeat=timedelta(minutes=2)
+    "release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY
 )
 REPLAN_FLEET = Step(
-    "replan_fleet", wire.ReplanComputed, REPLAN_LIMIT, heartbeat=HEARTBEAT_LIMIT, queue=names.PLANNER_QUEUE
+    "replan_fleet", wire.ReplanComputed, REPLAN_LIMIT, queue=names.PLANNER_QUEUE
 )
-MOVE_MODEL = Step("move_model", wire.Moved, MOVE_LIMIT, heartbeat=HEARTBEAT_LIMIT)
+MOVE_MODEL = Step("move_model", wire.Moved, MOVE_LIMIT)
 
 STEPS: tuple[Step[Any], ...] = (
     BEGIN_CHANGE,

@@ -95,8 +95,6 @@ class TransitionWorkflow:
         wave = self._wave(self._index).model_copy(
             update={"back": True, "reason": failed.reason, "message": failed.message}
         )
-        seconds = max(self._input.deadline_seconds, policies.BACK_LEAST_SECONDS)
-        wave = wave.model_copy(update={"deadline_seconds": self._input.deadline_seconds})
         left: list[str] = []
         for step, what in (
             (policies.ENSURE_CAPACITY, "bring back the former capacity"),
@@ -105,7 +103,7 @@ class TransitionWorkflow:
         ):
             self._show(f"going back ({why}): {what}")
             try:
-                result = await perform(step.within(seconds), wave, f"way back: {what}")
+                result = await perform(self._limited(step), wave, f"way back: {what}")
                 left += [] if result.ok else [f"{what}: {result.message}"]
             except ActivityError as error:
                 left.append(f"{what}: {explained(error).message}")

@@ -9,16 +9,19 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, closing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import structlog
 from temporalio.client import Client
 from temporalio.worker import Interceptor, PollerBehaviorAutoscaling, Worker
 
+from activities.alive import Alive
 from activities.candidate import Validator, discovered
 from activities.deployment import DeploymentActivities
 from activities.failures import TypedFailures
@@ -51,7 +54,7 @@ WORKFLOWS: Sequence[type] = (ModelWorkflow, LifecycleWorkflow, TransitionWorkflo
 STICKY_SECONDS = 1.0
 """After a worker was killed its next workflow task waits this long for it (10 s by default)."""
 
-HEARTBEAT_EVERY_SECONDS = 2.0
+HEARTBEAT_EVERY_SECONDS = 1.0
 """Heartbeats are sent on at least this often, so that a cancellation is heard soon."""
 
 SHUTDOWN_SECONDS = 8.0
@@ -70,14 +73,15 @@ def lifecycle_activities(
     submit: Submit,
     *,
     validators: Sequence[Validator] = (),
+    pause: Callable[[float], None] = time.sleep,
 ) -> Activities:
-    """The activities of the lifecycle queue."""
+    """The activities of the lifecycle queue. `pause` stands in for sleeping between two looks at what runs."""
     return (
         *MetadataActivities(store, artifacts).all(),
         *ValidationActivities(store, artifacts, validators=validators).all(),
-        *TransitionActivities(store, infrastructure).all(),
+        *TransitionActivities(store, infrastructure, pause=pause).all(),
         *DeploymentActivities(store, infrastructure).all(),
-        *MoveActivities(store, submit).all(),
+        *MoveActivities(store, submit, pause=pause).all(),
     )
 
 
@@ -106,7 +110,7 @@ def worker_of(
         activity_executor=ThreadPoolExecutor(group.activity_slots, thread_name_prefix=group.queue),
         max_concurrent_activities=group.activity_slots,
         activity_task_poller_behavior=PollerBehaviorAutoscaling(),
-        interceptors=(*interceptors, TypedFailures()),
+        interceptors=(*interceptors, TypedFailures(), Alive()),
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=STICKY_SECONDS),
         max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_EVERY_SECONDS),
         graceful_shutdown_timeout=timedelta(seconds=SHUTDOWN_SECONDS),
@@ -128,9 +132,9 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
     log = structlog.get_logger()
     fault = fault_of(os.environ)
     interceptors = (Faults(fault),) if fault else ()
-    with ExitStack() as closing:
-        store = closing.enter_context(_closing(Store.open(settings.database_url)))
-        infrastructure = closing.enter_context(LocalProcessInfrastructure(settings.agents))
+    with ExitStack() as resources:
+        store = resources.enter_context(closing(Store.open(settings.database_url)))
+        infrastructure = resources.enter_context(LocalProcessInfrastructure(settings.agents))
         artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
         client = await _prepared(store, devfile, stopped)
         if client is None:
@@ -143,8 +147,14 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
             theirs = planner_activities(store, solver_of(planner))
             await workers.enter_async_context(worker_of(client, planner, theirs, interceptors=interceptors))
             log.info("worker_ready", queues=[lifecycle.queue, planner.queue], database=store.name)
+            _mark_ready(settings.worker_ready_file)
             await stopped.wait()
             log.info("worker_stops")
+
+
+def _mark_ready(file: Path | None) -> None:
+    if file is not None:
+        file.write_text(str(os.getpid()))
 
 
 async def _prepared(store: Store, devfile: DevFile, stopped: asyncio.Event) -> Client | None:
@@ -168,7 +178,8 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         check_neighbours()
-        settings, devfile = PlatformSettings(), read_devfile()
+        settings = PlatformSettings()
+        devfile = read_devfile(settings.devfile)
     except IPnextError as error:
         structlog.get_logger().error("worker_can_not_start", code=error.code, error=error.message)
         return error.exit_status
@@ -182,16 +193,6 @@ async def _until_signalled(settings: PlatformSettings, devfile: DevFile) -> None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     await serve(settings, devfile, stopped)
-
-
-class _closing(ExitStack):  # noqa: N801 - reads like contextlib.closing
-    def __init__(self, store: Store) -> None:
-        super().__init__()
-        self.callback(store.close)
-        self._store = store
-
-    def __enter__(self) -> Store:  # type: ignore[override]
-        return self._store
 
 
 if __name__ == "__main__":

@@ -68,10 +68,12 @@ def create_app(
     infrastructure: Infrastructure,
     lifecycle: Lifecycle,
     settings: PlatformSettings,
+    *,
+    observer: RegionObserver | None = None,
 ) -> FastAPI:
     """The API over the given rooms. It owns none of them: the caller closes them after the application has ended."""
     outbox = Outbox(store, lifecycle)
-    observer = RegionObserver(infrastructure)
+    observer = observer or RegionObserver(infrastructure)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import structlog
 
 from ipnext.api.lifecycle import Lifecycle
-from ipnext.errors import DeadlineExceeded, IPnextError, Unavailable
+from ipnext.errors import IPnextError
 from ipnext.model.lifecycle import Change, ChangeState
+from ipnext.model.status import Reason
 from ipnext.store.session import Store
 
 
@@ -90,12 +91,15 @@ class Outbox:
             try:
                 await asyncio.wait_for(self._lifecycle.submit(change), self._submit_timeout)
                 await asyncio.to_thread(self._mark_queued, change)
-            except (Unavailable, DeadlineExceeded, TimeoutError) as error:
-                log.warning("change_not_submitted_yet", error=str(error) or "timed out")
+            except TimeoutError:
+                log.warning("change_not_submitted_yet", error="timed out")
                 return False
             except IPnextError as error:
-                log.warning("change_not_accepted", code=error.code, error=error.message)
-                return False
+                if error.retryable:
+                    log.warning("change_not_submitted_yet", code=error.code, error=error.message)
+                    return False
+                log.exception("change_refused", code=error.code)
+                await asyncio.to_thread(self._mark_refused, change, error.message)
         return True
 
     def _pending(self) -> Mapping[str, Sequence[Change]]:
@@ -109,3 +113,8 @@ class Outbox:
     def _mark_queued(self, change: Change) -> None:
         with self._store.begin(change.model) as unit:
             unit.update_change(change.id, state=ChangeState.QUEUED)
+
+    def _mark_refused(self, change: Change, message: str) -> None:
+        """The engine will never take it: an end that a person can read, instead of a change that waits for ever."""
+        with self._store.begin(change.model) as unit:
+            unit.update_change(change.id, state=ChangeState.REFUSED, reason=Reason.INTERNAL_ERROR, message=message)

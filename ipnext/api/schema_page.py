@@ -18,7 +18,7 @@ def render_schema(schema: Schema) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(info["title"])} API</title><link rel="stylesheet" href="/web/style.css"></head>'
+        f'<title>{escape(info["title"])} API</title><link rel="icon" href="/web/icon.svg"><link rel="stylesheet" href="/web/style.css"></head>'
         f'<body class="reference"><header><h1>{escape(info["title"])} API <small>{escape(info["version"])}</small></h1>'
         f'<nav aria-label="Sections">{links} · <a href="#types">types</a> · <a href="/openapi.json">openapi.json</a> · '
         f'<a href="/">page</a></nav></header><main>{_paragraphs(info.get("description", ""))}{sections}'

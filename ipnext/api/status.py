@@ -13,7 +13,7 @@ from ipnext.api.facts import ModelFacts
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteShare
 from ipnext.model.lifecycle import DeploymentStatus
 from ipnext.model.resource import ModelView
-from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason
+from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of
 
 States = Mapping[str, RegionState | None]
 """Region -> what it reports; None where it did not answer."""
@@ -177,19 +177,11 @@ def cause_of(replicas: Iterable[Replica]) -> tuple[Reason, str, str | None]:
     replicas = list(replicas)
     for replica in replicas:
         for failure in replica.failures:
-            return _reason_of(failure.code), failure.message, replica.id
+            return reason_of(failure.code, otherwise=Reason.LOAD_FAILED), failure.message, replica.id
     for replica in replicas:
         if replica.phase is ReplicaPhase.FAILED or replica.restarts >= CRASH_LOOP_RESTARTS:
             return Reason.CRASH_LOOP, replica.message or f"restarted {replica.restarts} times", replica.id
     return Reason.PROGRESSING, "", replicas[0].id if replicas else None
-
-
-def _reason_of(code: str) -> Reason:
-    """The reason of a host's error code; an unknown code is a failed load."""
-    try:
-        return Reason(code)
-    except ValueError:
-        return Reason.LOAD_FAILED
 
 
 def _worst(troubles: Iterable[Trouble]) -> Trouble | None:

@@ -22,6 +22,7 @@ app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 for module in (changing, reading, predicting, running):
     for command in module.COMMANDS:

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -37,12 +38,24 @@ class PluginGroup(TyperGroup):
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run as a process: a usage error is one line and exit status 2."""
+
+        def run() -> Any:
+            return super(PluginGroup, self).main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return run()
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = run()
         except _USAGE_ERROR as error:
             path = error.ctx.command_path if error.ctx is not None else "ipnext"
             text = " ".join(error.format_message().removesuffix(".").split())
@@ -79,7 +92,7 @@ def _plugins() -> dict[str, EntryPoint]:
 def _loaded(plugin: EntryPoint) -> Any:
     try:
         found = plugin.load()
-    except ImportError as error:
+    except (ImportError, AttributeError, OSError) as error:
         return _line(plugin, str(error))
     if not isinstance(found, typer.Typer):
         return _line(plugin, f"{plugin.value} is no typer application")

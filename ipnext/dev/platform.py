@@ -24,7 +24,7 @@ import structlog
 from ipnext.artifacts.opening import open_store
 from ipnext.dev.children import Child, Family
 from ipnext.dev.ports import choose
-from ipnext.devfile import DevFile, read_devfile, server_command, temporal_binary
+from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.infra.atomic_file import replace_file
 from ipnext.model.fleet import FleetManifest
@@ -122,9 +122,13 @@ def read_fleet(path: Path) -> FleetManifest:
 class Platform:
     """All processes of one state directory."""
 
-    def __init__(self, places: Places, config: DevFile, regions: tuple[str, ...], *, free_ports: bool) -> None:
+    def __init__(
+        self, places: Places, config_path: Path | None, regions: tuple[str, ...], *, free_ports: bool
+    ) -> None:
+        config = read_devfile(config_path)
         self._places = places
         self._config = config
+        self._config_path = config_path.resolve() if config_path else None
         self._regions = regions
         self._family = Family()
         wanted: dict[str, int | None] = {
@@ -191,7 +195,8 @@ class Platform:
 
     def _environment(self) -> Mapping[str, str]:
         agents = {region: self._url(f"agent {region}") for region in self._regions}
-        return {
+        devfile = {"IPNEXT_DEVFILE": str(self._config_path)} if self._config_path else {}
+        return devfile | {
             "IPNEXT_DATABASE_URL": self._places.database_url,
             "IPNEXT_ARTIFACTS_URI": self._places.artifacts_uri,
             "IPNEXT_ARTIFACT_ROOTS": os.environ.get(
@@ -258,9 +263,8 @@ def run(*, state: Path, config: Path | None = None, fleet: Path | None = None, f
 
     with locked(state):
         places = Places(state)
-        devfile = read_devfile(config)
         regions = prepare_record(places, fleet)
-        platform = Platform(places, devfile, regions, free_ports=free_ports)
+        platform = Platform(places, config, regions, free_ports=free_ports)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         try:

@@ -7,7 +7,7 @@ import structlog
 from aiohttp import web
 from pydantic import ValidationError
 
-from ipnext.errors import InvalidInput, IPnextError
+from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.infra.error_body import error_body
 from ipnext.infra.region import Region
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
@@ -84,6 +84,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except IPnextError as error:
         return _error_response(error)
+    except OSError as error:
+        return _error_response(Unavailable(f"the agent cannot write its state: {error}; try again"))
     except web.HTTPException:
         raise
     except Exception:  # noqa: BLE001 (the edge of the process: logged, told to the caller, the agent goes on)

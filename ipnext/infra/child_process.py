@@ -15,6 +15,8 @@ import structlog
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.tether import tether
 
+LOG_LIMIT_BYTES = 16 * 2**20
+"""A longer log is put aside at the next start; one former log is kept."""
 TAIL_LINES = 5
 TAIL_BYTES = 4096
 
@@ -99,8 +101,8 @@ class ChildProcess:
         self.started_at = time.monotonic()
         try:
             self._process = await self._spawn()
-        except OSError as error:
-            self.message = f"could not be started: {error}"
+        except (OSError, LookupError, ValueError) as error:  # no such program, or a command template with a mistake
+            self.message = f"could not be started: {error!r}"
             self._on_change()
             return
         if self._ending.is_set():  # stop() came while it was being started and had nobody to signal
@@ -115,6 +117,8 @@ class ChildProcess:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        if self._log_file.exists() and self._log_file.stat().st_size > LOG_LIMIT_BYTES:
+            self._log_file.replace(self._log_file.with_suffix(".log.1"))
         with self._log_file.open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *self._command(),

@@ -34,6 +34,7 @@ class EnvoyProcess:
     def __init__(self, site: Site, control: Control) -> None:
         self._site = site
         self._control = control
+        self._binary = envoy_binary()
         directory = site.directory / "envoy"
         self._bootstrap_file = directory / "bootstrap.json"
         self._routes_file = directory / "routes.json"
@@ -66,18 +67,21 @@ class EnvoyProcess:
         return self._revisions.get(self._followed, {})
 
     def start(self) -> None:
-        """Start it. Call `publish` before: Envoy wants its files."""
+        """Start it. Call `publish` before: Envoy needs its files."""
         self._child.start()
         self._task = asyncio.create_task(self._follow(), name="follow Envoy")
 
     def publish(self, gateway: envoy.Gateway) -> int:
-        """Put this configuration in force; the version to wait for. An equal one keeps its version."""
+        """Put this configuration in force; the version to wait for. An equal one keeps its version.
+
+        OSError where the files cannot be written: the former configuration stays in force.
+        """
         if gateway != self._gateway:
-            self._gateway = gateway
             self._version += 1
             self._revisions[self._version] = {model: table.revision for model, table in gateway.tables.items()}
             replace_file(self._clusters_file, self._file(envoy.clusters(gateway)))
             replace_file(self._routes_file, self._file(envoy.routes(gateway)))
+            self._gateway = gateway
             self._pulse.strike()
         return self._version
 
@@ -123,7 +127,7 @@ class EnvoyProcess:
         )
         replace_file(self._bootstrap_file, envoy.as_json(config))
         flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1")
-        return [str(envoy_binary()), "--config-path", str(self._bootstrap_file), *flags]
+        return [str(self._binary), "--config-path", str(self._bootstrap_file), *flags]
 
     def _changed(self) -> None:
         self._followed = 0

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from contextlib import suppress
 
 import structlog
 
@@ -154,8 +155,14 @@ class Region:
             del self._replicas[replica.key]
 
     def _publish_table(self) -> int:
+        """Write the router's table if it changed; the revision to wait for, also where writing has to be repeated."""
         endpoints = ((r.key.model, r.endpoint) for replicas in self._replicas.values() for r in replicas)
-        return self._router.publish(router_table.routed_models(self._served, endpoints))
+        models = router_table.routed_models(self._served, endpoints)
+        try:
+            return self._router.publish(models)
+        except OSError as error:
+            structlog.get_logger().error("router table not written, tried again soon", reason=str(error))
+            return self._router.revision + 1
 
     def _publish_gateway(self) -> int:
         gateway = Gateway(
@@ -169,15 +176,18 @@ class Region:
 
     def _router_changed(self) -> None:
         """It may have come up on another port."""
-        self._publish_gateway()
+        with suppress(OSError):  # repeated soon
+            self._publish_gateway()
 
     async def _look_around(self) -> None:
-        """Now and then: follow the peers file, sweep the cache."""
+        """Now and then: follow the peers file, repeat what a full disk prevented, sweep the cache."""
         while True:
             await asyncio.sleep(self._site.settings.idle_poll_seconds)
             if self._peers.refresh():
                 structlog.get_logger().info("peers changed", peers=sorted(self._peers.gateways))
+            with suppress(OSError):
                 self._publish_gateway()
+            self._publish_table()
             wanted = {held.digest for wanted in self._wanted.deployments.values() for held in wanted.holds}
             if swept := self._cache.sweep(wanted):
                 await asyncio.to_thread(remove, swept)

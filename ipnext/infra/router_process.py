@@ -48,6 +48,11 @@ class RouterProcess:
         return f"http://{LOOPBACK}:{self.port}"
 
     @property
+    def revision(self) -> int:
+        """Revision of the table that was last put in force."""
+        return self._table.revision
+
+    @property
     def pid(self) -> int | None:
         """Process id while it runs."""
         return self._child.pid
@@ -65,7 +70,10 @@ class RouterProcess:
             self._task.cancel()
 
     def publish(self, models: tuple[RoutedModel, ...]) -> int:
-        """Put this table in force; the revision to wait for. An equal table keeps its revision."""
+        """Put this table in force; the revision to wait for. An equal table keeps its revision.
+
+        OSError where the file cannot be written: the former table stays in force.
+        """
         if models != self._table.models:
             self._write(self._table.model_copy(update={"revision": self._table.revision + 1, "models": models}))
             self._pulse.strike()

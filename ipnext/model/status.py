@@ -54,6 +54,23 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "InternalError"
 
 
+_CODES: Mapping[str, Reason] = {
+    "ArtifactMissing": Reason.ARTIFACT_MISSING,
+    "ArtifactDigestMismatch": Reason.ARTIFACT_DIGEST_MISMATCH,
+    "Infeasible": Reason.NO_CAPACITY,
+    "LoadFailed": Reason.LOAD_FAILED,
+    "Unavailable": Reason.REGION_UNREACHABLE,
+    "DeadlineExceeded": Reason.DEADLINE_EXCEEDED,
+}
+
+
+def reason_of(code: str | None, *, otherwise: Reason = Reason.INTERNAL_ERROR) -> Reason:
+    """The reason that an error code of `ipnext.errors` stands for; a code that is a reason stands for itself."""
+    if code in _CODES:
+        return _CODES[code]
+    return Reason(code) if code in set(Reason) else otherwise
+
+
 class Condition(Written):
     """One condition of an object."""
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel
+from sqlalchemy import Connection
 from sqlmodel import Session
 
 from ipnext.errors import NotFound
@@ -33,6 +34,10 @@ class Unit:
         self._scope = scope
         self._writable = writable
         self._now = clock
+
+    def connection(self) -> Connection:
+        """The connection of this unit's transaction, for the store's own modules."""
+        return self._session.connection()
 
     def _writing(self, model: str | None) -> None:
         """Refuse a write that this unit holds no lock for: a fault of the caller's code, so RuntimeError."""

@@ -90,6 +90,7 @@ _EXPRESSION_NAMES: Final = frozenset(
     ]
 )
 _UNREADABLE: Final = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_MODULE_STACK: Final = "nn_module_stack"
 _FREE_TEXT: Final = frozenset({"stack_trace", "from_node"})
 
 
@@ -159,13 +160,22 @@ def _deduplicated(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.
     keys: dict[tuple[Any, ...], str] = {}
     stored: dict[str, torch.Tensor] = {}
     places: dict[str, Any] = {}
+    storages: set[int] = set()
     for name, tensor in tensors.items():
         identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
         key = keys.setdefault(identity, name)
         if key == name:
-            stored[name] = tensor.clone(memory_format=torch.contiguous_format)
+            stored[name] = _alone(tensor, storages)
         places[name] = {"key": key, "strides": None if tensor.is_contiguous() else list(tensor.stride())}
     return stored, places
+
+
+def _alone(tensor: torch.Tensor, storages: set[int]) -> torch.Tensor:
+    """The tensor as contiguous rows in memory of its own; large tables mostly are, and then nothing is copied."""
+    storage = tensor.untyped_storage()
+    alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+    storages.add(storage.data_ptr())
+    return tensor if alone and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _graph_document(exported: ExportedProgram) -> dict[str, Any]:
@@ -179,16 +189,25 @@ def _graph_document(exported: ExportedProgram) -> dict[str, Any]:
         raise UnsupportedModel(msg) from error
     document = json.loads(serde._to_json_bytes(program))  # noqa: SLF001  # torch's own JSON form has no public name
     document["guards_code"] = []
-    return dict(_without_free_text(document))
+    return dict(_without_origin(document))
 
 
-def _without_free_text(value: Any) -> Any:
-    """The document without stack traces, which name files of the exporting machine."""
+def _without_origin(value: Any) -> Any:
+    """The document without what tells where it was exported: stack traces, and the Python modules of classes."""
     if isinstance(value, dict):
-        return {key: _without_free_text(item) for key, item in value.items() if key not in _FREE_TEXT}
+        kept = {key: _without_origin(item) for key, item in value.items() if key not in _FREE_TEXT}
+        if isinstance(kept.get(_MODULE_STACK), str):
+            kept[_MODULE_STACK] = _bare_classes(kept[_MODULE_STACK])
+        return kept
     if isinstance(value, list):
-        return [_without_free_text(item) for item in value]
+        return [_without_origin(item) for item in value]
     return value
+
+
+def _bare_classes(stack: str) -> str:
+    """`KEY,PATH,package.Class;...` -> `KEY,PATH,Class;...`: a script and an imported module give the same bytes."""
+    entries = (entry.rpartition(",") for entry in stack.split(";"))
+    return ";".join(f"{place}{comma}{name.rpartition('.')[2]}" for place, comma, name in entries)
 
 
 def _unsafe(document: Any) -> Iterator[str]:

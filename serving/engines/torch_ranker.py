@@ -15,7 +15,7 @@ from serving.tensors import DTYPES, Array
 
 ENGINE: Final = "torch"
 WARM_UP_BATCHES: Final = (1, 8)
-_OUT_OF_RANGE = re.compile(r"out of (range|bounds)", re.IGNORECASE)
+_OUT_OF_RANGE = re.compile(r"out of (range|bounds)|not in the valid range", re.IGNORECASE)
 
 
 class TorchPart:

@@ -1,17 +1,18 @@
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from planner.command import app
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "problems"
+
 
 @pytest.fixture
 def files(tmp_path, problem, model):
-    """problem.json with one model that runs in region a, and the path of its plan."""
-    running = [{"model": "m", "part": "p", "region": "a", "hardware": "h", "count": 1}]
-    traffic = [{"model": "m", "from": "a", "to": "a", "fraction": 1.0}]
-    stated = problem(model("m", {"a": 150.0}), supply={"a/h": 4.0}, replicas=running[:0], traffic=traffic[:0])
+    """A folder with a problem.json of one model."""
+    stated = problem(model("m", {"a": 150.0}), supply={"a/h": 4.0})
     (tmp_path / "problem.json").write_text(stated.model_dump_json(by_alias=True))
     return tmp_path
 
@@ -158,3 +159,10 @@ def test_a_refused_transition_exits_3_and_the_document_says_why(states, problem,
 def test_a_policy_out_of_range_exits_2(states):
     files = ("--problem", states / "problem.json", states / "1.json", states / "2.json")
     assert "--max-step" in one_line(run("transition", *files, "--max-step", "0"), 2)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_the_examples_are_problems_with_valid_plans(path, tmp_path):
+    plan = tmp_path / "plan.json"
+    assert run("solve", path, "-o", plan).exit_code == 0
+    assert run("check", path, plan).exit_code == 0

@@ -88,7 +88,7 @@ def _models(draw, name, regions, hardware):
 
 
 @given(problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_plan_keeps_every_rule(stated):
     plan = solve(stated)
     assert check(stated, plan) == ()
@@ -185,7 +185,7 @@ def _value(stated, held):
 
 
 @given(tiny())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_no_plan_is_better_than_the_planned_one(stated):
     plan = solve(stated)
     assert plan.objective == pytest.approx(least_objective(stated), rel=1e-6, abs=1e-6)

@@ -211,7 +211,7 @@ policies = st.builds(
 
 
 @given(old=sizes, policy=policies, data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_transition_keeps_every_rule_and_ends_at_the_target(problem, model, state, old, policy, data):
     """From one region to a split over two, larger or smaller, with enough room."""
     generation, split = data.draw(st.sampled_from([1, 2])), data.draw(st.sampled_from([0.0, 0.25, 1.0]))
@@ -230,7 +230,7 @@ def test_every_transition_keeps_every_rule_and_ends_at_the_target(problem, model
 
 
 @given(data=st.data(), tight=st.integers(0, 4))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_models_that_share_a_supply_move_safely_or_are_refused(problem, model, state, data, tight):
     names, ends = ["x", "y", "z"], []
     for _ in range(2):

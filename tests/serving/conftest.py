@@ -1,7 +1,9 @@
 """Real snapshots of a two-part model, and real host and router processes that end with the test."""
 
+import asyncio
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -70,12 +72,13 @@ class Dense(nn.Module):
 
 
 class Heavy(nn.Module):
-    """Takes about a second for 400 rows, a moment for few."""
+    """Takes a second or two for a hundred rows, a moment for one."""
 
     def forward(self, x):
-        for _ in range(20):
-            x = torch.tanh(x @ x.transpose(1, 2))
-        return x.sum((1, 2))
+        square = x[:, :, None] * x[:, None, :]
+        for _ in range(10):
+            square = torch.tanh(square @ square)
+        return square.sum((1, 2))
 
 
 GRAPH = PartGraph(
@@ -100,6 +103,7 @@ class Published:
     modules: Mapping[tuple[str, int], nn.Module]
 
     def hold(self, part: str, number: int, *generations: int, **changes: Any) -> HostedSnapshot:
+        """A hold of a published snapshot; without generations its number is its generation."""
         source = self.sources[part, number]
         values = {
             "model": MODEL,
@@ -145,7 +149,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
         export_model(sparse, {"ids": request["ids"]}, root / f"sparse-{number}")
         export_model(dense, {"features": request["features"], **looked_up}, root / f"dense-{number}")
     modules["heavy", 1] = Heavy().eval()
-    export_model(modules["heavy", 1], {"x": torch.zeros(2, 64, 64)}, root / "heavy-1")
+    export_model(modules["heavy", 1], {"x": torch.zeros(2, 256)}, root / "heavy-1")
     for part, number in modules:
         sources[part, number] = ingest_directory(store, root / f"{part}-{number}")
     for module in modules.values():
@@ -153,13 +157,20 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     return Published(store, sources, modules)
 
 
-def until(condition: Callable[[], object], *, seconds: float = 20.0) -> Any:
+def until(condition: Callable[[], object], *, seconds: float = 60.0) -> Any:
     """The first truthy value of `condition`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "the awaited condition did not come"
         time.sleep(0.01)
     return value
+
+
+async def eventually(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+    """Return once `condition` is truthy; the event loop goes on meanwhile."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is awaited has no event
+            await asyncio.sleep(0.002)
 
 
 def _die_with_parent() -> None:
@@ -207,9 +218,7 @@ class HostServer(Server):
         return until(lambda: None if (state := self.state()).loading else state)
 
     def infer_part(self, part: str, generation: int, arrays: Mapping[str, np.ndarray], **headers: str):
-        return self.infer(
-            f"/parts/{MODEL}/{part}/infer", arrays, **{"x-ipnext-generation": str(generation), **headers}
-        )
+        return self.infer(f"/parts/{MODEL}/{part}/infer", arrays, **{"x-ipnext-generation": str(generation), **headers})
 
 
 @dataclass
@@ -254,9 +263,7 @@ class Machine:
 
     def start_router(self, name: str) -> RouterServer:
         table = self.root / f"{name}.json"
-        server = RouterServer(
-            *self._start("serving.router", ["--table", str(table)], name), self._client, table=table
-        )
+        server = RouterServer(*self._start("serving.router", ["--table", str(table)], name), self._client, table=table)
         return self._known(server, wait=True)
 
     def _known(self, server: Any, *, wait: bool) -> Any:
@@ -273,7 +280,7 @@ class Machine:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - no other way to die with the parent
         )
         return process, f"http://127.0.0.1:{port}"
 
@@ -302,28 +309,25 @@ def machine(tmp_path: Path, published: Published) -> Iterator[Machine]:
 
 @dataclass
 class Fleet:
-    """Two hosts for each of two parts, all holding generations 1 and 2, and a router that serves both."""
+    """Two hosts, each holding both parts of generations 1 and 2, and a router that serves both."""
 
     machine: Machine
     published: Published
-    hosts: Mapping[str, tuple[HostServer, HostServer]]
+    hosts: tuple[HostServer, HostServer]
     router: RouterServer
     revision: int = 0
 
-    def routed(self, *generations: int, without: tuple[HostServer, ...] = ()) -> RoutedModel:
-        endpoints = tuple(
-            PartEndpoint(part=part, url=host.url, generations=generations)
-            for part, hosts in self.hosts.items()
-            for host in hosts
-            if host not in without
-        )
-        return RoutedModel(model=MODEL, served=tuple(served(number) for number in generations), endpoints=endpoints)
+    def serve(self, *generations: int, parts: tuple[str, ...] = ("sparse", "dense"), extra: Any = ()) -> None:
+        """Let the router serve these generations, with the hosts' endpoints for `parts` and the `extra` ones."""
+        endpoints = [
+            PartEndpoint(part=part, url=host.url, generations=generations) for part in parts for host in self.hosts
+        ]
+        model = RoutedModel(model=MODEL, served=tuple(map(served, generations)), endpoints=(*endpoints, *extra))
+        self.follow(model)
 
-    def serve(self, *generations: int, without: tuple[HostServer, ...] = ()) -> None:
-        """Let the router serve these generations."""
+    def follow(self, model: RoutedModel) -> None:
         self.revision += 1
-        models = (self.routed(*generations, without=without),)
-        self.router.follow(RouterTable(revision=self.revision, region=REGION, models=models))
+        self.router.follow(RouterTable(revision=self.revision, region=REGION, models=(model,)))
 
 
 def served(number: int) -> ServedGeneration:
@@ -338,19 +342,36 @@ def session_machine(tmp_path_factory: pytest.TempPathFactory, published: Publish
 
 
 @pytest.fixture(scope="session")
+def damaged_store(tmp_path_factory: pytest.TempPathFactory, published: Published) -> str:
+    """Uri of a copy of the store in which one byte of a weight of `dense` 1 is another."""
+    copy = tmp_path_factory.mktemp("damaged") / "store"
+    shutil.copytree(published.store.uri.removeprefix("file://"), copy)
+    files = published.sources["dense", 1].manifest.files
+    blob = next(copy.rglob(next(file.sha256 for file in files if file.path == "weights.safetensors")))
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(content)
+    return copy.as_uri()
+
+
+@pytest.fixture(scope="session")
+def lone_host(tmp_path_factory: pytest.TempPathFactory, published: Published, damaged_store: str) -> Any:
+    """A host outside the fleet, with one inference thread and a queue of one, over the damaged store."""
+    machine = Machine(tmp_path_factory.mktemp("lone"), damaged_store)
+    yield machine.start_host("lone", "--queue", "1")
+    machine.close()
+
+
+@pytest.fixture(scope="session")
 def session_fleet(session_machine: Machine, published: Published) -> Fleet:
-    names = {part: [f"{part}-{letter}" for letter in "ab"] for part in ("sparse", "dense")}
-    hosts = {
-        part: tuple(session_machine.start_host(name, wait=False) for name in both) for part, both in names.items()
-    }
+    hosts = tuple(session_machine.start_host(name, wait=False) for name in ("host-a", "host-b"))
     router = session_machine.start_router("router")
-    for part, both in hosts.items():
-        for host in both:
-            until(host.answers)
-            host.hold(*(published.hold(part, number) for number in NUMBERS))
-    for both in hosts.values():
-        for host in both:
-            assert len(host.settle().ready) == len(NUMBERS), host.state()
+    for host in hosts:
+        until(host.answers)
+        host.hold(*(published.hold(part, number) for part in ("sparse", "dense") for number in NUMBERS))
+    for host in hosts:
+        assert len(host.settle().ready) == 2 * len(NUMBERS), host.state()
     return Fleet(session_machine, published, hosts, router)
 
 
@@ -368,8 +389,10 @@ class Toolbox:
     as_tensors = staticmethod(as_tensors)
     decode = staticmethod(decode)
     until = staticmethod(until)
+    eventually = staticmethod(eventually)
     served = staticmethod(served)
     write_table = staticmethod(write_table)
+    clock = staticmethod(time.monotonic)
     graph = GRAPH
 
 

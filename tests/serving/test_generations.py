@@ -108,7 +108,7 @@ def test_one_generation_with_two_snapshots_is_refused_and_the_former_set_stays()
     held = HeldSnapshots()
     held.want([hold(1, 1)])
     held.loaded(hold(1, 1), "value")
-    with pytest.raises(InvalidInput, match="generation 1 of m.p has two snapshots, 1 .* and 2"):
+    with pytest.raises(InvalidInput, match=r"generation 1 of m\.p has two snapshots, 1 .* and 2"):
         held.want([hold(1, 1), hold(2, 1)])
     assert ready(held) == {(1, 1)}
 

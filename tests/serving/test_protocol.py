@@ -213,14 +213,22 @@ def test_a_header_length_outside_the_body_is_refused(length):
 
 def test_binary_data_that_a_header_promises_must_be_there():
     entry = {"name": "x", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}}
-    with pytest.raises(InvalidInput, match="'x'.* 0 bytes of binary data are left"):
+    with pytest.raises(InvalidInput, match=r"'x'.* 0 bytes of binary data are left"):
         decode_request(json.dumps({"inputs": [entry]}).encode())
+
+
+@pytest.mark.parametrize("size", [0, 4, 7, 12])
+def test_binary_data_of_another_size_than_the_shape_takes_is_refused(size):
+    entry = {"name": "x", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": size}}
+    header = json.dumps({"inputs": [entry]}).encode()
+    with pytest.raises(InvalidInput, match=rf"'x': FP32 of shape \[2\] takes 8 bytes, got {size}"):
+        decode_request(header + bytes(size), len(header))
 
 
 def test_a_bool_byte_other_than_0_or_1_is_refused():
     entry = {"name": "x", "datatype": "BOOL", "shape": [1], "parameters": {"binary_data_size": 1}}
     header = json.dumps({"inputs": [entry]}).encode()
-    with pytest.raises(InvalidInput, match="'x'.*0 or 1"):
+    with pytest.raises(InvalidInput, match=r"'x'.*0 or 1"):
         decode_request(header + b"\x02", len(header))
 
 

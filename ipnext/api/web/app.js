@@ -14,7 +14,7 @@ function el(tag, attributes, ...children) {
   for (const [name, value] of Object.entries(attributes || {})) {
     if (value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 
@@ -63,7 +63,7 @@ function table(heads, rows) {
 }
 
 function cell(content, kind) {
-  return el("td", { class: kind }, ...[content].flat());
+  return el("td", { class: kind }, ...[content].flat(Infinity));
 }
 
 function trafficBar(region, shares) {
@@ -117,6 +117,7 @@ function modelCard(item) {
   const target = status.targetGeneration;
   const toward = target && target !== serving ? ` → ${target}` : "";
   const regions = Object.entries(status.traffic);
+  const newest = item.generations[0];
   return el(
     "article", { class: "card", "data-model": manifest.metadata.name, "aria-label": `Model ${manifest.metadata.name}` },
     el(
@@ -126,9 +127,12 @@ function modelCard(item) {
       el("span", { class: "end", "data-serving": serving === null ? "" : serving }, serving === null ? "nothing serves" : `generation ${serving}${toward}`),
     ),
     ready && !isReady && ready.message ? el("p", { class: `note ${kind}` }, ready.message) : null,
+    newest && BAD.has(newest.state)
+      ? el("p", { class: "note bad" }, `generation ${newest.number} was ${words(newest.state)}: ${[newest.reason, newest.message].filter(Boolean).join(": ")}`)
+      : null,
     status.conditions.length ? conditionSteps(status.conditions) : null,
     regions.length ? [el("h4", {}, "Traffic by region of the users"), el("div", { class: "bars" }, regions.map(([region, shares]) => trafficBar(region, shares)))] : null,
-    el("p", { class: "quiet" }, replicaSummary(deployments)),
+    deployments.length ? el("p", { class: "quiet" }, replicaSummary(deployments)) : null,
     item.generations.length
       ? [el("h4", {}, "Generations"), table(["number", "state", "snapshots", "since", "why"], item.generations.map(generationRow))]
       : el("p", { class: "quiet" }, `Publish a first snapshot: ipnext publish ${manifest.metadata.name} --part NAME=DIR`),
@@ -153,7 +157,7 @@ function replicaRow(replica) {
   const ready = replica.ready.length ? replica.ready.map((g) => [chip(g), `${g} `]).flat() : "none";
   return el(
     "tr", { "data-replica": replica.id },
-    cell([`${replica.key.model} / ${replica.key.part}`, el("div", { class: "quiet" }, replica.key.hardware)]),
+    cell([`${replica.key.model} / ${replica.key.part}`, el("div", { class: "quiet" }, replica.key.hardware)], "tight"),
     cell(badge(replica.phase, kind)), cell(ready, "tight number"), cell(note, "wide"),
   );
 }
@@ -218,7 +222,7 @@ function show(id, facts, render) {
   shown.set(id, text);
   const place = document.getElementById(id);
   const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  place.replaceChildren(...[render(facts)].flat());
+  place.replaceChildren(...[render(facts)].flat(Infinity));
   if (focused) place.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
 }
 

@@ -245,7 +245,7 @@ def load():
 
 
 @pytest.fixture(scope="session")
-def shared_agent(tmp_path_factory):
+def session_agent(tmp_path_factory):
     """One agent for all tests that leave it running; each test takes a model of its own."""
     agent = RunningAgent("eu", tmp_path_factory.mktemp("shared"))
     try:
@@ -254,15 +254,13 @@ def shared_agent(tmp_path_factory):
         agent.close()
 
 
-@pytest.fixture(autouse=True)
-def _tidy(request):
-    """Hosts of the shared agent end with the test that started them; "weighted" serves a whole module."""
-    yield
-    if "shared_agent" in request.fixturenames or "local_process" in request.node.name:
-        agent = request.getfixturevalue("shared_agent")
-        for key in {replica.key for replica in agent.infra.observe("eu").replicas}:
-            if key.model != "weighted":
-                agent.infra.delete(key)
+@pytest.fixture
+def shared_agent(session_agent):
+    """The session's agent; the hosts that the test started end with it ("weighted" serves a whole module)."""
+    yield session_agent
+    for key in {replica.key for replica in session_agent.infra.observe("eu").replicas}:
+        if key.model != "weighted":
+            session_agent.infra.delete(key)
 
 
 @pytest.fixture

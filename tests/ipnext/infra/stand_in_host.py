@@ -64,6 +64,7 @@ class Host:
 
     async def infer(self, request):
         if self.draining:
+            print("asked while draining", flush=True)  # noqa: T201 (the test reads the log)
             return web.json_response({"error": "draining"}, status=503)
         model, part = request.match_info["model"], request.match_info["part"]
         generation = int(request.headers["x-ipnext-generation"])

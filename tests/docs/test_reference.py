@@ -1,0 +1,86 @@
+"""docs/reference and the code name the same things."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ipnext import errors
+from ipnext.api.app import create_app
+from ipnext.api.errors import HTTP_CODES
+from ipnext.api.explanation import ADVICE
+from ipnext.api.lifecycle import MemoryLifecycle
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.cli import changing, predicting, reading, running
+from ipnext.infra.memory import MemoryInfrastructure
+from ipnext.model.status import ConditionType, Reason
+from ipnext.settings import PlatformSettings
+from ipnext.store.session import Store
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+
+
+def text_of(name):
+    return (REFERENCE / name).read_text(encoding="utf-8")
+
+
+def headings(name, level):
+    return re.findall(rf"^{'#' * level} (.+)$", text_of(name), flags=re.MULTILINE)
+
+
+@pytest.fixture
+def schema(tmp_path):
+    store = Store.open(f"sqlite:///{tmp_path}/unused.db")
+    rooms = (store, FileArtifactStore(tmp_path), MemoryInfrastructure([]), MemoryLifecycle(), PlatformSettings())
+    yield create_app(*rooms).openapi()
+    store.close()
+
+
+def test_every_endpoint_has_a_heading_and_no_heading_is_made_up(schema):
+    endpoints = {f"{method.upper()} {path}" for path, found in schema["paths"].items() for method in found}
+    assert sorted(headings("api.md", 3)) == sorted(endpoints)
+
+
+def test_every_command_has_a_heading_and_no_heading_is_made_up():
+    commands = {f"ipnext {c.name}" for module in (changing, reading, predicting, running) for c in module.COMMANDS}
+    assert sorted(headings("cli.md", 2)) == sorted({*commands, "Plug-ins"})
+
+
+def test_every_option_of_a_command_is_an_option_of_its_code():
+    from typer.main import get_command  # noqa: PLC0415
+
+    from ipnext.cli import app  # noqa: PLC0415
+
+    group = get_command(app)
+    sections = re.split(r"^## ", text_of("cli.md"), flags=re.MULTILINE)
+    for section in sections:
+        name = section.split("\n", 1)[0].removeprefix("ipnext ")
+        if name in group.commands:
+            real = {option for parameter in group.commands[name].params for option in parameter.opts}
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section)) <= real, name
+
+
+def test_every_reason_has_a_heading_with_its_advice():
+    assert headings("reasons.md", 2) == [reason.value for reason in Reason]
+    for reason in Reason:
+        assert ADVICE[reason] in text_of("reasons.md")
+    for condition in ConditionType:
+        assert f"`{condition.value}`" in text_of("reasons.md")
+
+
+def test_every_error_code_has_a_heading_with_its_status():
+    kinds = [errors.IPnextError]
+    for kind in kinds:
+        kinds.extend(k for k in kind.__subclasses__() if k.__module__ == errors.__name__)
+    documented = headings("errors.md", 2)
+    assert sorted(documented) == sorted({*(kind.code for kind in kinds), *HTTP_CODES.values()})
+    sections = dict(part.split("\n", 1) for part in re.split(r"^## ", text_of("errors.md"), flags=re.MULTILINE)[1:])
+    for kind in kinds:
+        first = f"HTTP {kind.http_status}, exit status {kind.exit_status}"
+        assert first + (", retryable" if kind.retryable else "") in sections[kind.code], kind.code
+
+
+def test_every_metric_is_named(tmp_path):
+    source = (REFERENCE.parents[1] / "ipnext" / "api" / "metrics.py").read_text(encoding="utf-8")
+    for name in re.findall(r'_gauge\(\s*"([a-z_]+)"', source):
+        assert f"`ipnext_{name}`" in text_of("api.md")

@@ -1,0 +1,52 @@
+"""Uploads: only what is missing, only what the digest says, never more than the limit."""
+
+import hashlib
+
+from ipnext.model.value import digest_of
+
+
+async def test_only_missing_blobs_are_named(world):
+    await world.upload(b"one")
+    one, two = (hashlib.sha256(c).hexdigest() for c in (b"one", b"two"))
+    answer = await world.http.post("/v1/artifacts/missing", json={"digests": [one, two]})
+    assert answer.json() == {"missing": [two]}
+
+
+async def test_a_snapshot_is_committed_once_its_blobs_are_there(world):
+    manifest = world.rooms.snapshot_manifest(b"w")
+    early = await world.http.post("/v1/artifacts/snapshots", json=manifest.model_dump(mode="json"))
+    assert (early.status_code, early.json()["code"]) == (422, "ArtifactMissing")
+    assert await world.upload(b"w") == manifest.digest == digest_of(manifest)
+
+
+async def test_content_of_another_digest_is_refused_and_leaves_nothing(world):
+    digest = hashlib.sha256(b"right").hexdigest()
+    answer = await world.http.put(f"/v1/artifacts/blobs/{digest}", content=b"wrong")
+    assert (answer.status_code, answer.json()["code"]) == (422, "ArtifactDigestMismatch")
+    assert world.rooms.artifacts.missing([digest]) == {digest}
+
+
+async def test_a_blob_over_the_limit_is_refused_with_and_without_a_stated_length(world):
+    content = b"x" * 5000
+    digest = hashlib.sha256(content).hexdigest()
+
+    async def pieces():
+        for start in range(0, 5000, 1000):
+            yield content[start : start + 1000]
+
+    for body in (content, pieces()):
+        answer = await world.http.put(f"/v1/artifacts/blobs/{digest}", content=body)
+        assert (answer.status_code, answer.json()["code"]) == (413, "TooLarge")
+    assert world.rooms.artifacts.missing([digest]) == {digest}
+
+
+async def test_a_digest_that_is_none_is_refused(world):
+    answer = await world.http.put("/v1/artifacts/blobs/abc", content=b"x")
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidInput")
+
+
+async def test_a_manifest_that_leads_outside_its_directory_is_refused(world):
+    manifest = world.rooms.snapshot_manifest(b"w").model_dump(mode="json")
+    manifest["files"][0]["path"] = "../escape"
+    answer = await world.http.post("/v1/artifacts/snapshots", json=manifest)
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidInput")

@@ -1,0 +1,132 @@
+"""Apply, read, explain and retire models."""
+
+import json
+
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.status import Reason
+
+
+async def test_an_applied_model_is_read_back_with_status(applied):
+    view = (await applied.http.get("/v1/models/ranker")).json()
+    assert view["manifest"]["metadata"] == {"name": "ranker", "owner": "search", "labels": {}, "annotations": {}}
+    assert view["version"] == 1
+    assert view["status"]["servingGeneration"] is None
+    assert [m["manifest"]["metadata"]["name"] for m in (await applied.http.get("/v1/models")).json()] == ["ranker"]
+
+
+async def test_the_same_manifest_twice_changes_nothing(applied):
+    again = (await applied.http.put("/v1/models/ranker", json=applied.rooms.model_document())).json()
+    assert (again["changed"], again["version"], again["fields"], again["change"]) == (False, 1, [], None)
+
+
+async def test_a_dry_run_says_what_would_change_and_writes_nothing(applied):
+    document = applied.rooms.model_document(qps=50)
+    answer = (await applied.http.put("/v1/models/ranker?dryRun=true", json=document)).json()
+    assert answer["dryRun"]
+    assert answer["fields"] == [{"field": "spec.demand.0.qps", "before": 10.0, "after": 50.0}]
+    assert (await applied.http.get("/v1/models/ranker")).json()["version"] == 1
+    new = (await applied.http.put("/v1/models/other?dryRun=true", json=applied.rooms.model_document("other"))).json()
+    assert (new["version"], new["changed"]) == (0, True)
+    assert (await applied.http.get("/v1/models/other")).status_code == 404
+
+
+async def test_an_unknown_field_is_refused_with_the_allowed_ones(applied):
+    document = applied.rooms.model_document()
+    document["spec"]["parts"][0]["hardwares"] = []
+    answer = await applied.http.put("/v1/models/ranker", json=document)
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "InvalidInput"
+    assert answer.json()["field"] == "spec.parts.0.hardwares"
+    assert "hardware" in answer.json()["allowed"]
+
+
+async def test_a_region_the_fleet_lacks_is_refused_with_the_known_ones(applied):
+    document = applied.rooms.model_document()
+    document["spec"]["demand"][0]["region"] = "mars"
+    answer = await applied.http.put("/v1/models/ranker", json=document)
+    assert answer.status_code == 400
+    body = answer.json()
+    assert (body["field"], body["value"], body["allowed"]) == ("spec.demand.0.region", "mars", ["eu", "us"])
+
+
+async def test_a_hardware_kind_the_fleet_lacks_is_refused(applied):
+    document = applied.rooms.model_document()
+    document["spec"]["parts"][1]["hardware"][0]["kind"] = "tpu"
+    answer = await applied.http.put("/v1/models/ranker?dryRun=true", json=document)
+    assert answer.status_code == 400
+    assert answer.json()["field"] == "spec.parts.1.hardware.0.kind"
+    assert answer.json()["allowed"] == ["cpu", "gpu"]
+
+
+async def test_a_model_before_any_fleet_is_a_conflict_that_says_what_to_do(world):
+    answer = await world.http.put("/v1/models/ranker", json=world.rooms.model_document())
+    assert (answer.status_code, answer.json()["code"]) == (409, "Conflict")
+    assert "fleet.yaml" in answer.json()["message"]
+
+
+async def test_the_name_in_the_path_must_be_the_manifests(applied):
+    answer = await applied.http.put("/v1/models/other", json=applied.rooms.model_document())
+    assert (answer.status_code, answer.json()["field"]) == (400, "metadata.name")
+
+
+async def test_a_write_on_a_stale_version_is_refused(applied):
+    document = applied.rooms.model_document(qps=20)
+    assert (await applied.http.put("/v1/models/ranker?expectedVersion=1", json=document)).status_code == 200
+    for dry_run in ("false", "true"):
+        late = await applied.http.put(f"/v1/models/ranker?expectedVersion=1&dryRun={dry_run}", json=document)
+        assert (late.status_code, late.json()["code"]) == (409, "StaleWrite")
+
+
+async def test_an_unknown_model_is_not_found_and_names_the_known_ones(applied):
+    for path in ("", "/changes", "/generations", "/snapshots", "/events", "/transitions", "/explanation", "/reports/1"):
+        answer = await applied.http.get(f"/v1/models/nope{path}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "NotFound"), path
+    assert "ranker" in (await applied.http.get("/v1/models/nope")).json()["message"]
+
+
+async def test_a_changed_manifest_of_a_model_that_serves_is_a_change_and_a_retry_finds_it(applied):
+    rooms = applied.rooms
+    await applied.publish("a")
+    rooms.serve(1)
+    document = rooms.model_document(qps=70)
+    first = (await applied.http.put("/v1/models/ranker", json=document)).json()
+    assert first["change"]["kind"] == "apply"
+    again = (await applied.http.put("/v1/models/ranker", json=document)).json()
+    assert (again["changed"], again["change"]["id"]) == (False, first["change"]["id"])
+    await applied.eventually(lambda: any(c.kind is ChangeKind.APPLY for c in rooms.lifecycle.submitted))
+
+
+async def test_a_manifest_changed_before_anything_serves_waits_for_the_publish(applied):
+    answer = (await applied.http.put("/v1/models/ranker", json=applied.rooms.model_document(qps=11))).json()
+    assert (answer["changed"], answer["change"]) == (True, None)
+
+
+async def test_new_labels_alone_move_nothing(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    document = applied.rooms.model_document()
+    document["metadata"]["labels"] = {"team": "search"}
+    answer = (await applied.http.put("/v1/models/ranker", json=document)).json()
+    assert (answer["changed"], answer["version"], answer["change"]) == (True, 2, None)
+
+
+async def test_deleting_twice_is_one_retirement(applied):
+    first = await applied.http.delete("/v1/models/ranker")
+    second = await applied.http.delete("/v1/models/ranker")
+    assert first.status_code == second.status_code == 202
+    assert first.json()["id"] == second.json()["id"]
+    with applied.rooms.store.begin() as unit:
+        unit.update_change(first.json()["id"], state=ChangeState.DONE, reason=Reason.SUCCEEDED)
+        unit.update_model("ranker", retired=True)
+    assert (await applied.http.delete("/v1/models/ranker")).status_code == 409
+    assert (await applied.http.get("/v1/models")).json() == []
+    assert (await applied.publish("a")).status_code == 409
+
+
+async def test_values_that_no_store_can_keep_are_refused(applied):
+    document = applied.rooms.model_document()
+    for value in ("\ud800", "\0"):
+        document["spec"]["parts"][0]["settings"] = {"x": [value]}
+        headers = {"content-type": "application/json"}
+        answer = await applied.http.put("/v1/models/ranker", content=json.dumps(document), headers=headers)
+        assert answer.status_code == 400

@@ -1,0 +1,128 @@
+"""The page in a real browser, against a real server."""
+
+import shutil
+
+import pytest
+
+from ipnext.model.deployment import DeploymentKey
+from ipnext.model.status import Reason
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no browser on the PATH (looked for {', '.join(BROWSERS)}); install chromium to run this test")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def seeded(live):
+    """Two models: one that serves its second generation and had its third refused, one without a snapshot."""
+    rooms = live.rooms
+    rooms.seed("ranker", "embedder")
+    for salt, number in (("a", 1), ("b", 2)):
+        rooms.publish_directly("ranker", salt)
+        rooms.serve(number)
+    rooms.publish_directly("ranker", "c")
+    rooms.refuse(3, Reason.SCHEMA_MISMATCH, "edge sparse.output -> dense.x: FP16 is not FP32")
+    rooms.adopt_plan()
+    return live
+
+
+@pytest.fixture
+def page(browser, seeded):
+    context = browser.new_context(viewport={"width": 1360, "height": 1500})
+    page = context.new_page()
+    complaints = []
+    page.on(
+        "console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None
+    )
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    aborted = "net::ERR_ABORTED"  # the page was left while it polled
+    page.on("requestfailed", lambda r: complaints.append(r.url) if r.failure != aborted else None)
+    page.goto(seeded.url, wait_until="domcontentloaded")
+    page.wait_for_selector("[data-model=ranker]")
+    yield page
+    assert complaints == []
+    context.close()
+
+
+def test_the_page_shows_models_regions_runs_events_and_the_plan(page, seeded):
+    ranker = page.locator("[data-model=ranker]")
+    assert "generation 2" in ranker.inner_text()
+    assert ranker.locator(".badge").first.inner_text() == "ready"
+    assert "100%" in ranker.locator("[role=img]").get_attribute("aria-label")
+    assert "SchemaMismatch: edge sparse.output" in ranker.locator("[data-generation='3']").inner_text()
+    assert "not published" in page.locator("[data-model=embedder]").inner_text()
+    assert "4 of 8 units used" in page.locator("[data-region=eu]").inner_text()
+    assert page.locator("[data-region=eu] [data-replica]").count() == 4
+    assert page.locator("[data-change]").count() == 3
+    link = page.locator("[data-change='ranker-b'] a").get_attribute("href")
+    assert link == "http://127.0.0.1:8233/namespaces/default/workflows/lifecycle%2Franker%2Franker-b/run-of-2"
+    plan = page.locator("#plan").inner_text()
+    assert "4 $/h" in plan
+    assert "12.5 requests/s" in plan
+    assert "generation 2 serves" in page.locator("#events").inner_text()
+    assert page.title() == "IPnext: 1 of 2 ready"
+
+
+def test_the_page_follows_a_change_without_a_reload(page, seeded):
+    seeded.rooms.publish_directly("ranker", "d")
+    page.wait_for_selector("[data-change='ranker-d']", timeout=10_000)
+    seeded.rooms.serve(4)
+    page.wait_for_selector("[data-model=ranker] [data-serving='4']", timeout=10_000)
+    key = DeploymentKey(model="ranker", part="dense", region="eu", hardware="cpu")
+    seeded.rooms.infrastructure.stall(key)
+    seeded.rooms.infrastructure.crash(key)
+    seeded.rooms.infrastructure.cut("us")
+    page.wait_for_selector("[data-region=us] .badge.bad", timeout=10_000)
+    assert "3 of 4 replicas ready" in page.locator("[data-model=ranker]").inner_text()
+
+
+def test_the_page_has_a_dark_form_and_names_for_everything(page, tmp_path):
+    page.click("#theme")
+    page.click("#theme")
+    page.screenshot(path=str(tmp_path / "page.png"), full_page=True)  # to look at: pytest --basetemp
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.locator("h1").count() == 1
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('a, button, [role=img], article')]"
+        ".filter(n => !(n.innerText || '').trim() && !n.getAttribute('aria-label')).length"
+    )
+    assert unnamed == 0
+
+
+def test_the_api_reference_is_readable_without_any_other_host(page, seeded):
+    page.goto(f"{seeded.url}/docs", wait_until="domcontentloaded")
+    assert "PUT /v1/models/{name}" in page.inner_text("main")
+    page.click("a[href='#publishing']")
+
+
+def test_a_server_that_goes_away_is_said_in_words(browser, seeded):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(seeded.url, wait_until="domcontentloaded")
+    page.wait_for_selector("[data-state=live]")
+    context.set_offline(True)
+    page.wait_for_selector("[data-state=lost]", timeout=10_000)
+    context.set_offline(False)
+    page.wait_for_selector("[data-state=live]", timeout=10_000)
+    context.close()

@@ -1,0 +1,158 @@
+"""Publish and roll back; an acknowledged change is never lost."""
+
+import asyncio
+
+from ipnext.model.lifecycle import ChangeState
+
+
+async def test_a_publish_is_recorded_and_handed_on(applied):
+    answer = await applied.publish("a")
+    assert answer.status_code == 202
+    change = answer.json()
+    assert (change["kind"], change["generation"], change["model"]) == ("publish", 1, "ranker")
+    await applied.eventually(lambda: [c.id for c in applied.rooms.lifecycle.submitted] == [change["id"]])
+
+    def queued():
+        with applied.rooms.store.read() as unit:
+            return unit.change(change["id"]).state is ChangeState.QUEUED
+
+    await applied.eventually(queued)
+
+
+async def test_the_same_change_id_twice_is_one_change(applied):
+    first = (await applied.publish("a", change_id="mine-1")).json()
+    second = (await applied.publish("a", change_id="mine-1")).json()
+    assert first["id"] == second["id"] == "mine-1"
+    assert len((await applied.http.get("/v1/models/ranker/changes")).json()) == 1
+    other = await applied.publish("b", change_id="mine-1")
+    assert (other.status_code, other.json()["code"]) == (409, "Conflict")
+
+
+async def test_the_same_bytes_again_are_a_duplicate(applied):
+    await applied.publish("a")
+    again = await applied.publish("a")
+    assert (again.status_code, again.json()["code"]) == (409, "DuplicateSnapshot")
+    assert "snapshot 1" in again.json()["message"]
+
+
+async def test_an_unknown_part_is_refused_with_the_known_ones(applied):
+    digest = await applied.upload(b"x")
+    body = {"parts": {"head": {"digest": digest}}}
+    answer = await applied.http.post("/v1/models/ranker/publish", json=body)
+    assert answer.status_code == 400
+    assert (answer.json()["field"], answer.json()["allowed"]) == ("parts.head", ["sparse", "dense"])
+
+
+async def test_a_first_publish_brings_every_part(applied):
+    body = {"parts": {"dense": {"digest": await applied.upload(b"x")}}}
+    answer = await applied.http.post("/v1/models/ranker/publish", json=body)
+    assert answer.status_code == 400
+    assert "sparse" in answer.json()["message"]
+
+
+async def test_a_snapshot_that_was_not_uploaded_is_missing(applied):
+    body = {"parts": {"dense": {"digest": "0" * 64}, "sparse": {"digest": "1" * 64}}}
+    answer = await applied.http.post("/v1/models/ranker/publish", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "ArtifactMissing")
+
+
+async def test_a_directory_below_an_allowed_root_is_read_by_the_server(applied):
+    root = applied.rooms.directory / "allowed"
+    parts = {}
+    for part in ("sparse", "dense"):
+        applied.rooms.write_snapshot(root / part, part.encode())
+        parts[part] = {"uri": (root / part).as_uri()}
+    answer = await applied.http.post("/v1/models/ranker/publish", json={"parts": parts})
+    assert answer.status_code == 202, answer.text
+    snapshots = (await applied.http.get("/v1/models/ranker/snapshots")).json()
+    assert [s["uri"].startswith(applied.rooms.artifacts.uri) for s in snapshots] == [True, True]
+
+
+async def test_a_directory_outside_the_allowed_roots_is_refused(applied):
+    outside = applied.rooms.directory / "outside"
+    applied.rooms.write_snapshot(outside, b"x")
+    sneaky = f"{(applied.rooms.directory / 'allowed').as_uri()}/../outside"
+    for uri in (outside.as_uri(), sneaky, "file:///etc", "s3://other/prefix"):
+        answer = await applied.http.post("/v1/models/ranker/publish", json={"parts": {"dense": {"uri": uri}}})
+        assert (answer.status_code, answer.json()["code"]) == (403, "PathNotAllowed"), uri
+    for uri in ("https://example.com/x", "dense", "file://"):
+        answer = await applied.http.post("/v1/models/ranker/publish", json={"parts": {"dense": {"uri": uri}}})
+        assert answer.status_code == 400, uri
+
+
+async def test_a_missing_or_changed_file_is_named(applied):
+    directory = applied.rooms.directory / "allowed" / "dense"
+    applied.rooms.write_snapshot(directory, b"weights")
+    body = {"parts": {"dense": {"uri": directory.as_uri()}}}
+    (directory / "file-0").write_bytes(b"weightz")
+    changed = await applied.http.post("/v1/models/ranker/publish", json=body)
+    assert (changed.status_code, changed.json()["code"]) == (422, "ArtifactDigestMismatch")
+    (directory / "file-0").unlink()
+    missing = await applied.http.post("/v1/models/ranker/publish", json=body)
+    assert (missing.status_code, missing.json()["code"]) == (422, "ArtifactMissing")
+    assert "file-0" in missing.json()["message"]
+
+
+async def test_a_part_is_a_digest_or_a_uri(applied):
+    for part in ({}, {"digest": "0" * 64, "uri": "file:///x"}, {"digest": "short"}):
+        answer = await applied.http.post("/v1/models/ranker/publish", json={"parts": {"dense": part}})
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidInput")
+
+
+async def test_a_change_acknowledged_while_temporal_is_down_is_submitted_later(applied):
+    lifecycle = applied.rooms.lifecycle
+    lifecycle.down = True
+    answer = await applied.publish("a")
+    assert answer.status_code == 202
+    await applied.publish("b")
+    ready = (await applied.http.get("/readyz")).json()
+    assert (ready["ready"], ready["temporal"], ready["unsubmitted_changes"]) == (True, "down", 2)
+    assert lifecycle.submitted == []
+    lifecycle.down = False
+    await applied.eventually(lambda: [c.generation for c in lifecycle.submitted] == [1, 2], seconds=15)
+
+
+async def test_a_change_left_by_a_crash_is_submitted_at_the_next_start(rooms):
+    rooms.seed("ranker")
+    rooms.publish_directly("ranker", "a")
+    app = rooms.app()
+    async with app.router.lifespan_context(app):
+        for _ in range(200):
+            if rooms.lifecycle.submitted:
+                break
+            await asyncio.sleep(0.01)
+    assert [c.id for c in rooms.lifecycle.submitted] == ["ranker-a"]
+
+
+async def test_a_rollback_goes_to_the_newest_other_generation_that_served(applied):
+    for number, salt in enumerate("abc", start=1):
+        await applied.publish(salt)
+        if number < 3:
+            applied.rooms.serve(number)
+    answer = await applied.http.post("/v1/models/ranker/rollback", json={"changeId": "back"})
+    assert (answer.status_code, answer.json()["generation"]) == (202, 1)
+    applied.rooms.serve(1)
+    again = await applied.http.post("/v1/models/ranker/rollback", json={"changeId": "back"})
+    assert (again.status_code, again.json()["generation"]) == (202, 1)
+
+
+async def test_a_rollback_to_what_never_served_is_refused_with_the_allowed_ones(applied):
+    for number, salt in enumerate("abc", start=1):
+        await applied.publish(salt)
+        if number < 3:
+            applied.rooms.serve(number)
+    never = await applied.http.post("/v1/models/ranker/rollback", json={"generation": 3})
+    assert (never.status_code, never.json()["allowed"]) == (400, ["1"])
+    serving = await applied.http.post("/v1/models/ranker/rollback", json={"generation": 2})
+    assert serving.status_code == 409
+
+
+async def test_a_rollback_without_a_past_is_a_conflict(applied):
+    answer = await applied.http.post("/v1/models/ranker/rollback", json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "Conflict")
+
+
+async def test_a_change_id_of_another_kind_is_a_conflict(applied):
+    await applied.publish("a", change_id="one")
+    answer = await applied.http.post("/v1/models/ranker/rollback", json={"changeId": "one"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "Conflict")

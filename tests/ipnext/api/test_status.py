@@ -1,0 +1,104 @@
+"""Status tells the truth: what is recorded is corrected by what the regions report."""
+
+from ipnext.api.explanation import ADVICE
+from ipnext.model.deployment import DeploymentKey
+from ipnext.model.status import Reason
+
+KEY = DeploymentKey(model="ranker", part="dense", region="eu", hardware="cpu")
+
+
+async def status_of(world):
+    return (await world.http.get("/v1/models/ranker")).json()["status"]
+
+
+def conditions_of(status):
+    return {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
+
+
+async def explained(world):
+    answer = (await world.http.get("/v1/models/ranker/explanation")).json()
+    return answer, {step["level"]: step for step in answer["chain"]}
+
+
+async def serving(world):
+    await world.publish("a")
+    world.rooms.serve(1)
+    assert conditions_of(await status_of(world))["Ready"] == ("True", "Serving")
+
+
+async def test_a_serving_model_shows_traffic_replicas_and_deployments(applied):
+    await serving(applied)
+    applied.rooms.adopt_plan()
+    view = (await applied.http.get("/v1/models/ranker")).json()
+    status = view["status"]
+    assert conditions_of(status)["Ready"] == ("True", "Serving")
+    assert status["traffic"] == {"eu": [{"to": "eu", "generation": 1, "fraction": 1.0}]}
+    assert len(status["replicas"]) == 4
+    assert (status["planId"], status["runId"]) == ("plan-1", "run-of-1")
+    assert {(d["key"]["part"], d["wanted"], d["ready"]) for d in view["deployments"]} == {
+        ("dense", 2, 2),
+        ("sparse", 2, 2),
+    }
+
+
+async def test_one_lost_replica_is_missing_capacity_but_the_model_is_ready(applied):
+    await serving(applied)
+    applied.rooms.infrastructure.stall(KEY)
+    applied.rooms.infrastructure.crash(KEY)
+    conditions = conditions_of(await status_of(applied))
+    assert conditions["Ready"][0] == "True"
+    assert conditions["CapacityReady"] == ("False", "Progressing")
+
+
+async def test_a_model_without_a_ready_replica_of_a_part_is_not_ready_and_says_why(applied):
+    await serving(applied)
+    digest = applied.rooms.snapshot_manifest(b"densea").digest
+    applied.rooms.infrastructure.fail_load(digest, code="OutOfMemory", message="needs 9 GiB")
+    assert conditions_of(await status_of(applied))["Ready"] == ("False", "OutOfMemory")
+    answer, steps = await explained(applied)
+    assert (answer["ready"], answer["reason"]) == (False, "OutOfMemory")
+    assert (steps["part"]["subject"], steps["region"]["subject"]) == ("dense", "eu")
+    assert steps["host"]["subject"].startswith("ranker.dense")
+    assert "needs 9 GiB" in steps["cause"]["message"]
+
+
+async def test_an_unreachable_region_is_shown_and_never_an_error(applied):
+    await serving(applied)
+    applied.rooms.infrastructure.cut("eu")
+    status = await status_of(applied)
+    assert status["unreachableRegions"] == ["eu"]
+    assert conditions_of(status)["Ready"] == ("Unknown", "RegionUnreachable")
+    regions = {r["region"]: r["reachable"] for r in (await applied.http.get("/v1/regions")).json()}
+    assert regions == {"eu": False, "us": True}
+    answer, _ = await explained(applied)
+    assert answer["reason"] == "RegionUnreachable"
+    for path in ("/v1/overview", "/metrics", "/v1/models"):
+        assert (await applied.http.get(path)).status_code == 200
+
+
+async def test_a_model_without_snapshots_is_explained_as_not_published(applied):
+    answer, _ = await explained(applied)
+    assert answer["reason"] == "NotPublished"
+    assert "ipnext publish ranker" in answer["advice"]
+
+
+async def test_a_refused_publish_is_explained_while_the_former_generation_serves(applied):
+    await serving(applied)
+    await applied.publish("b")
+    applied.rooms.refuse(2, Reason.SCHEMA_MISMATCH, "edge sparse.output -> dense.x: FP32 is not FP16")
+    answer, steps = await explained(applied)
+    assert (answer["ready"], answer["reason"]) == (True, "SchemaMismatch")
+    assert "generation 1 serves" in steps["deployment"]["message"]
+    assert steps["change"]["state"] == "refused"
+    assert "edge sparse.output" in answer["message"]
+
+
+async def test_a_serving_model_is_explained_as_serving(applied):
+    await serving(applied)
+    answer, steps = await explained(applied)
+    assert (answer["ready"], answer["reason"]) == (True, "Serving")
+    assert set(steps) == {"deployment", "change", "cause"}
+
+
+def test_every_reason_has_an_advice():
+    assert set(ADVICE) == set(Reason)

@@ -1,0 +1,299 @@
+"""The command line against a real server: answers, forms, errors, exit statuses."""
+
+import http.server
+import json
+import threading
+from importlib.metadata import EntryPoint
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from ipnext.cli import app
+from ipnext.model.lifecycle import ChangeState, ReplanResult
+from ipnext.model.status import Reason
+
+
+@pytest.fixture
+def run(live, monkeypatch):
+    """Run a command against the live server."""
+    monkeypatch.setenv("IPNEXT_API_URL", live.url)
+
+    def run(*arguments, status=0, **options):
+        result = CliRunner().invoke(app, [str(a) for a in arguments], **options)
+        assert result.exit_code == status, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def applied(run, live):
+    fleet, model = live.rooms.directory / "fleet.yaml", live.rooms.directory / "model.yaml"
+    fleet.write_text(yaml.safe_dump(live.rooms.fleet_document()))
+    model.write_text(yaml.safe_dump(live.rooms.model_document()))
+    run("apply", "-f", fleet)
+    run("apply", "-f", model)
+    return run
+
+
+@pytest.fixture
+def parts(live):
+    given = []
+    for part in ("sparse", "dense"):
+        live.rooms.write_snapshot(live.rooms.directory / part, part.encode())
+        given += ["--part", f"{part}={live.rooms.directory / part}"]
+    return given
+
+
+@pytest.fixture
+def serving(applied, live, parts):
+    applied("publish", "ranker", *parts)
+    live.rooms.serve(1)
+    live.rooms.adopt_plan()
+    return applied
+
+
+def test_json_is_pure_and_messages_go_to_stderr(applied, parts):
+    result = applied("publish", "ranker", *parts, "-o", "json")
+    assert json.loads(result.stdout)["generation"] == 1
+    assert "uploading" in result.stderr
+
+
+@pytest.mark.parametrize("what", ["models", "plans", "regions", "fleet"])
+def test_every_listing_has_three_forms(serving, what):
+    assert serving("get", what).stdout
+    plain = json.loads(serving("get", what, "-o", "json").stdout)
+    assert plain
+    assert type(yaml.safe_load(serving("get", what, "-o", "yaml").stdout)) is type(plain)
+
+
+def test_the_table_of_models_tells_what_matters(serving):
+    table = serving("get", "models").stdout
+    head, line = table.splitlines()[:2]
+    assert head.split() == ["model", "ready", "reason", "serving", "target", "replicas", "regions", "age"]
+    assert line.split()[:7] == ["ranker", "True", "Serving", "1", "1", "4/4", "eu"]
+
+
+def test_describe_events_and_explain_show_one_model(serving):
+    text = serving("describe", "ranker").stdout
+    for word in ("conditions", "traffic", "replicas", "generations", "changes", "100.0%", "ranker.dense.cpu.0"):
+        assert word in text
+    assert json.loads(serving("describe", "ranker", "-o", "json").stdout)["generations"][0]["number"] == 1
+    assert "generation 1 serves" in serving("events", "ranker").stdout
+    assert "ranker is ready: Serving" in serving("explain", "ranker").stdout
+
+
+def test_explain_names_the_cause_of_a_refusal(serving, live):
+    live.rooms.publish_directly("ranker", "b")
+    live.rooms.refuse(2, Reason.NON_FINITE_WEIGHTS, "dense: weight 3 is NaN")
+    text = serving("explain", "ranker").stdout
+    assert "NonFiniteWeights: dense: weight 3 is NaN" in text
+    assert "healthy training step" in text
+
+
+def test_a_dry_run_shows_fields_and_writes_nothing(applied, live):
+    file = live.rooms.directory / "changed.yaml"
+    file.write_text(yaml.safe_dump(live.rooms.model_document(qps=33)))
+    assert "spec.demand.0.qps" in applied("apply", "-f", file, "--dry-run").stdout
+    assert "unchanged" in applied("apply", "-f", "-", input=yaml.safe_dump(live.rooms.model_document())).stdout
+
+
+def test_an_error_is_one_line_and_its_exit_status(applied, live):
+    bad = live.rooms.directory / "bad.yaml"
+    document = live.rooms.model_document()
+    document["spec"]["colour"] = "red"
+    bad.write_text(yaml.safe_dump(document))
+    result = applied("apply", "-f", bad, status=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: spec.colour: unknown field; allowed here:")
+    assert result.stderr.count("\n") == 1
+    for arguments in (
+        ("apply", "-f", "/nothing/there"),
+        ("describe", "nope"),
+        ("get", "cheese"),
+        ("get",),
+        ("no-such-command",),
+        ("publish", "ranker", "--part", "head=/tmp"),
+        ("publish", "ranker", "--part", "/tmp"),
+        ("publish", "ranker"),
+        ("wait", "ranker", "--for", "tea"),
+        ("rollback", "ranker"),
+    ):
+        result = applied(*arguments, status=2)
+        assert result.stderr.startswith("error: "), arguments
+        assert result.stderr.count("\n") == 1
+
+
+def test_an_unreachable_api_is_named(monkeypatch):
+    monkeypatch.setenv("IPNEXT_API_URL", "http://127.0.0.1:1")
+    result = CliRunner().invoke(app, ["get", "models"])
+    assert result.exit_code == 1
+    assert "no API answers at http://127.0.0.1:1" in result.stderr
+    assert "ipnext dev" in result.stderr
+
+
+def test_a_bad_setting_is_named():
+    result = CliRunner().invoke(app, ["--api", "nonsense", "get", "models"])
+    assert (result.exit_code, result.stderr.startswith("error: api_url")) == (2, True)
+
+
+def _end_when_queued(live, end):
+    """Play the workflow: end the newest change once the API has handed it on."""
+
+    def play():
+        while not live.rooms.lifecycle.submitted:
+            threading.Event().wait(0.01)
+        end()
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    return thread
+
+
+def test_publish_with_wait_ends_with_the_change(applied, live, parts):
+    thread = _end_when_queued(live, lambda: live.rooms.serve(1))
+    result = applied("publish", "ranker", *parts, "--wait", "--timeout", "20")
+    thread.join()
+    assert "publish of ranker (generation 1): done" in result.stderr
+    assert "done" in result.stdout
+
+
+def test_a_refused_publish_with_wait_is_exit_1_with_the_reason(applied, live, parts):
+    thread = _end_when_queued(live, lambda: live.rooms.refuse(1, Reason.SCHEMA_MISMATCH, "edge x"))
+    result = applied("publish", "ranker", *parts, "--wait", "--timeout", "20", "-o", "json", status=1)
+    thread.join()
+    assert json.loads(result.stdout)["state"] == ChangeState.REFUSED.value
+    assert "error: publish of ranker (generation 1): refused, SchemaMismatch: edge x" in result.stderr
+
+
+def test_wait_for_ready_a_change_and_too_long(serving, live):
+    with live.rooms.store.read() as unit:
+        change_id = unit.changes("ranker")[0].id
+    assert "ready" in serving("wait", "ranker").stdout
+    assert "done" in serving("wait", "ranker", "--for", f"change={change_id}").stdout
+    live.rooms.infrastructure.cut("eu")
+    result = serving("wait", "ranker", "--timeout", "0.1", status=1)
+    assert "RegionUnreachable" in result.stderr
+
+
+def test_a_model_of_one_part_takes_a_bare_directory(applied, live):
+    document = live.rooms.model_document("simple")
+    document["spec"] = {k: v for k, v in document["spec"].items() if k != "graph"}
+    document["spec"]["parts"] = document["spec"]["parts"][:1]
+    applied("apply", "-f", "-", input=yaml.safe_dump(document))
+    live.rooms.write_snapshot(live.rooms.directory / "a=b", b"w")
+    assert "publish" in applied("publish", "simple", "--part", live.rooms.directory / "a=b").stdout
+
+
+def test_rollback_delete_and_replan(serving, live):
+    live.rooms.publish_directly("ranker", "b")
+    live.rooms.serve(2)
+    assert json.loads(serving("rollback", "ranker", "-o", "json").stdout)["generation"] == 1
+    assert json.loads(serving("rollback", "ranker", "--to", "1", "-o", "json").stdout)["generation"] == 1
+    assert "replan started" in serving("replan").stderr
+    live.rooms.lifecycle.replan_result = ReplanResult(plan_id="plan-1", adopted=True, moves=3, models=("ranker",))
+    assert serving("replan", "--wait").stdout.splitlines()[1].split() == ["plan-1", "yes", "3", "ranker", "-"]
+    assert "retire" in serving("delete", "ranker").stdout
+
+
+@pytest.fixture
+def gateway(live):
+    """A gateway that answers V2 as the router does."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            wrong = self.headers.get("x-ipnext-generation") == "9"
+            body = (
+                {"error": "generation 9 is not served; served: 1"}
+                if wrong
+                else {
+                    "model_name": "ranker",
+                    "model_version": "1",
+                    "outputs": [
+                        {"name": "score", "datatype": "FP32", "shape": [1], "data": [request["inputs"][0]["data"][0]]}
+                    ],
+                }
+            )
+            self.send_response(404 if wrong else 200)
+            self.send_header("x-ipnext-generation", "1")
+            self.send_header("x-ipnext-snapshots", "dense=1,sparse=1")
+            self.send_header("x-ipnext-region", "eu")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    observe = live.rooms.infrastructure.observe
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    live.rooms.infrastructure.observe = lambda region: observe(region).model_copy(update={"gateway_url": url})
+    yield url
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_predict_shows_the_answer_and_the_proof(serving, gateway, tmp_path):
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [0.5]}]}))
+    text = serving("predict", "ranker", "--region", "eu", "-f", request).stdout
+    assert "generation 1 (dense=1,sparse=1) in eu" in text
+    assert "[0.5]" in text
+    plain = json.loads(serving("predict", "ranker", "-f", request, "-o", "json").stdout)
+    assert (plain["generation"], plain["answer"]["outputs"][0]["data"]) == ("1", [0.5])
+    pinned = serving("predict", "ranker", "-f", request, "--generation", "9", status=2)
+    assert "generation 9 is not served" in pinned.stderr
+    assert "known: eu, us" in serving("predict", "ranker", "-f", request, "--region", "mars", status=2).stderr
+    request.write_text("{")
+    assert "no JSON request" in serving("predict", "ranker", "-f", request, status=2).stderr
+
+
+def test_predict_without_a_gateway_says_so(serving, live, tmp_path):
+    request = tmp_path / "request.json"
+    request.write_text("{}")
+    live.rooms.infrastructure.cut("eu")
+    result = serving("predict", "ranker", "--region", "eu", "-f", request, status=1)
+    assert "region 'eu' answers" in result.stderr
+
+
+def test_the_help_lists_every_command_and_survives_broken_plugins(monkeypatch):
+    broken = EntryPoint(name="broken", value="module_that_is_not_there:app", group="ipnext.commands")
+    late = EntryPoint(name="late", value="json:nothing_of_that_name", group="ipnext.commands")
+    shadow = EntryPoint(name="get", value="module_that_is_not_there:app", group="ipnext.commands")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: (broken, late, shadow))
+    help_text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert help_text.exit_code == 0
+    for word in ("apply", "predict", "broken", "Unavailable", "module_that_is_not_there", "ipnext[platform]"):
+        assert word in help_text.stdout
+    called = CliRunner().invoke(app, ["broken", "--some", "argument"])
+    assert called.exit_code == 1
+    assert called.stderr.startswith("error: the command 'broken' is unavailable (no module named")
+    assert "nothing_of_that_name" in CliRunner().invoke(app, ["late"]).stderr
+    assert CliRunner().invoke(app, ["get", "--help"]).exit_code == 0
+
+
+def test_a_plugin_that_works_is_a_command(monkeypatch, tmp_path):
+    (tmp_path / "plugged_in.py").write_text(
+        "import typer\napp = typer.Typer()\n@app.command()\ndef hello(name: str) -> None:\n    print('hello', name)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint(name="greet", value="plugged_in:app", group="ipnext.commands")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: (point,))
+    assert "From plugged_in" in CliRunner().invoke(app, ["--help"]).stdout
+    assert CliRunner().invoke(app, ["greet", "you"]).stdout == "hello you\n"
+    assert CliRunner().invoke(app, ["greet"]).exit_code == 2
+
+
+def test_version_prints_the_version():
+    result = CliRunner().invoke(app, ["version"])
+    assert (result.exit_code, result.stdout.count(".")) == (0, 2)
+
+
+def test_without_a_command_the_help_is_shown():
+    result = CliRunner().invoke(app, [])
+    assert (result.exit_code, "Usage" in result.stdout) == (0, True)

@@ -1,0 +1,351 @@
+"""The whole API in one process: real SQLite, real file artifacts, the fakes of infrastructure and workflow engine."""
+
+import asyncio
+import contextlib
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from ipnext.api.app import create_app
+from ipnext.api.lifecycle import MemoryLifecycle
+from ipnext.api.observation import RegionObserver
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.infra.memory import MemoryInfrastructure
+from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.fleet import FleetManifest
+from ipnext.model.lifecycle import ChangeState
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.plan import Plan, PlanDiff, Problem, SolverInfo, TrafficShare, Unmet
+from ipnext.model.registry import (
+    ArtifactFile,
+    GenerationState,
+    Signature,
+    SnapshotManifest,
+    SnapshotSource,
+    TensorSpec,
+)
+from ipnext.model.status import ConditionType, Reason
+from ipnext.settings import PlatformSettings
+from ipnext.store.records import PlanRecord
+from ipnext.store.session import Store
+
+
+def fleet_document() -> dict[str, Any]:
+    """Two regions; eu has room for eight replicas, us for four."""
+    return {
+        "apiVersion": "ipnext/v1",
+        "kind": "Fleet",
+        "spec": {
+            "regions": ["eu", "us"],
+            "rttMs": [[1, 90], [90, 1]],
+            "hardware": ["cpu", "gpu"],
+            "supply": [
+                {"region": "eu", "hardware": "cpu", "units": 8, "unitCost": 1},
+                {"region": "us", "hardware": "cpu", "units": 4, "unitCost": 1},
+            ],
+        },
+    }
+
+
+def model_document(name: str = "ranker", *, qps: float = 10) -> dict[str, Any]:
+    """A model of two parts."""
+    return {
+        "apiVersion": "ipnext/v1",
+        "kind": "Model",
+        "metadata": {"name": name, "owner": "search"},
+        "spec": {
+            "parts": [
+                {"name": part, "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]} for part in ("sparse", "dense")
+            ],
+            "graph": {
+                "nodes": [
+                    {"name": "sparse", "part": "sparse", "inputs": {"ids": "request.ids"}},
+                    {"name": "dense", "part": "dense", "inputs": {"x": "sparse.output"}},
+                ],
+                "outputs": {"score": "dense.output"},
+            },
+            "demand": [{"region": "eu", "qps": qps}],
+        },
+    }
+
+
+def snapshot_manifest(*contents: bytes) -> SnapshotManifest:
+    """A snapshot whose files are these bytes."""
+    files = tuple(
+        ArtifactFile(path=f"file-{i}", sha256=hashlib.sha256(c).hexdigest(), size_bytes=len(c))
+        for i, c in enumerate(contents)
+    )
+    tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+    signature = Signature(inputs=(tensor,), outputs=(tensor.model_copy(update={"name": "output"}),))
+    return SnapshotManifest(engine="torch", signature=signature, files=files)
+
+
+def write_snapshot(directory: Path, *contents: bytes) -> SnapshotManifest:
+    """The same as a directory."""
+    directory.mkdir(parents=True)
+    manifest = snapshot_manifest(*contents)
+    for file, content in zip(manifest.files, contents, strict=True):
+        (directory / file.path).write_bytes(content)
+    (directory / "snapshot.json").write_text(manifest.model_dump_json())
+    return manifest
+
+
+@dataclass
+class Rooms:
+    """What lies behind the API: real store and artifacts, fakes of infrastructure and workflow engine."""
+
+    store: Store
+    artifacts: FileArtifactStore
+    infrastructure: MemoryInfrastructure
+    lifecycle: MemoryLifecycle
+    settings: PlatformSettings
+    directory: Path
+
+    fleet_document = staticmethod(fleet_document)
+    model_document = staticmethod(model_document)
+    snapshot_manifest = staticmethod(snapshot_manifest)
+    write_snapshot = staticmethod(write_snapshot)
+
+    def app(self) -> FastAPI:
+        """The application over these rooms."""
+        observer = RegionObserver(self.infrastructure, keep_seconds=0)
+        return create_app(
+            self.store, self.artifacts, self.infrastructure, self.lifecycle, self.settings, observer=observer
+        )
+
+    def seed(self, *names: str) -> None:
+        """A fleet and models, straight into the store."""
+        with self.store.begin() as unit:
+            unit.put_fleet(FleetManifest.model_validate(fleet_document()).spec, expected_version=None)
+            for name in names:
+                unit.put_model(ModelManifest.model_validate(model_document(name)), expected_version=None)
+
+    def publish_directly(self, model: str, salt: str) -> int:
+        """A publish past the API; the number of its generation."""
+        sources = {}
+        for part in ("sparse", "dense"):
+            manifest = snapshot_manifest(f"{part}{salt}".encode())
+            sources[part] = SnapshotSource(manifest=manifest, uri=f"file:///nowhere/{manifest.digest}")
+        with self.store.begin() as unit:
+            return unit.publish(model, sources, change_id=f"{model}-{salt}").generation or 0
+
+    def serve(self, generation: int, *, model: str = "ranker", replicas: int = 2) -> None:
+        """What the end of a rollout leaves behind: deployments, routes, conditions, a finished change."""
+        with self.store.begin() as unit:
+            snapshots = dict(unit.generation(model, generation).snapshots)
+            change = next(c for c in unit.changes(model) if c.generation == generation)
+            for part, number in snapshots.items():
+                snapshot = unit.snapshot(model, part, number)
+                key = DeploymentKey(model=model, part=part, region="eu", hardware="cpu")
+                held = HeldSnapshot(
+                    snapshot=number, digest=snapshot.digest, uri=snapshot.uri, generations=(generation,)
+                )
+                deployment = Deployment(key=key, replicas=replicas, engine="torch", units=1, qps=100, holds=(held,))
+                unit.put_deployment(deployment)
+                self.infrastructure.apply(deployment)
+            graph = ModelManifest.model_validate(model_document(model)).spec.graph
+            assert graph is not None
+            served = ServedGeneration(generation=generation, graph=graph, snapshots=snapshots)
+            former = unit.route(model, "eu")
+            revision = 1 if former is None else former.revision + 1
+            share = RouteShare(to="eu", generation=generation, fraction=1.0)
+            table = RouteTable(model=model, region="eu", revision=revision, shares=(share,), served=(served,))
+            unit.put_route(table)
+            self.infrastructure.route(table)
+            unit.set_generation_state(model, generation, GenerationState.SERVING)
+            unit.update_model(model, serving_generation=generation, target_generation=generation, observed_generation=1)
+            for kind in ConditionType:
+                reason = Reason.SERVING if kind is ConditionType.READY else Reason.SUCCEEDED
+                unit.set_condition(model, kind, "True", reason)
+            run = f"run-of-{generation}"
+            unit.update_change(change.id, state=ChangeState.DONE, reason=Reason.SUCCEEDED, run_id=run)
+            unit.add_event(model, "generation_serving", f"generation {generation} serves", run_id=run)
+
+    def refuse(self, generation: int, reason: Reason, message: str, *, model: str = "ranker") -> None:
+        """What a refused publish leaves behind."""
+        with self.store.begin() as unit:
+            change = next(c for c in unit.changes(model) if c.generation == generation)
+            unit.set_generation_state(model, generation, GenerationState.REFUSED, reason=reason.value, message=message)
+            unit.update_change(change.id, state=ChangeState.REFUSED, reason=reason, message=message, run_id="run-r")
+
+    def adopt_plan(self, plan_id: str = "plan-1") -> None:
+        """A plan in force that leaves some demand unserved."""
+        problem = Problem(regions=("eu", "us"), rtt_ms=((1, 90), (90, 1)), hardware=("cpu",), supply=(), models=())
+        plan = Plan(
+            status="feasible",
+            objective=10,
+            bound=9.5,
+            gap=0.05,
+            bound_covers="all",
+            cost_per_hour=4,
+            replicas=(),
+            traffic=(TrafficShare(model="ranker", origin="eu", to="eu", fraction=1),),
+            unmet=(Unmet(model="ranker", region="eu", qps=12.5, rules=("supply",)),),
+            solver=SolverInfo(method="highs", seconds=0.1),
+        )
+        record = PlanRecord(
+            id=plan_id,
+            trigger="publish ranker",
+            input_digest="0" * 64,
+            problem=problem,
+            plan=plan,
+            diff=PlanDiff(moves=4, cost_per_hour_after=4),
+            created_at=datetime.now(UTC),
+        )
+        with self.store.begin() as unit:
+            before = unit.plan_in_force()
+            unit.save_plan(record)
+            unit.adopt_plan(plan_id, expected=None if before is None else before.id)
+
+
+@dataclass
+class World:
+    """The API in this process, asked over ASGI."""
+
+    http: httpx.AsyncClient
+    rooms: Rooms
+
+    async def upload(self, *contents: bytes) -> str:
+        """Upload a snapshot the way a client does; its digest."""
+        manifest = snapshot_manifest(*contents)
+        for file, content in zip(manifest.files, contents, strict=True):
+            (await self.http.put(f"/v1/artifacts/blobs/{file.sha256}", content=content)).raise_for_status()
+        answer = await self.http.post("/v1/artifacts/snapshots", json=manifest.model_dump(mode="json"))
+        answer.raise_for_status()
+        return str(answer.json()["digest"])
+
+    async def publish(self, salt: str, *, model: str = "ranker", change_id: str | None = None) -> httpx.Response:
+        """Publish both parts of the ranker."""
+        parts = {part: {"digest": await self.upload(f"{part}{salt}".encode())} for part in ("sparse", "dense")}
+        body = {"parts": parts} | ({"changeId": change_id} if change_id else {})
+        return await self.http.post(f"/v1/models/{model}/publish", json=body)
+
+    async def eventually(self, question: Callable[[], bool], *, seconds: float = 5.0) -> None:
+        """Let the outbox work until the answer is yes."""
+        deadline = time.monotonic() + seconds
+        while not question():
+            assert time.monotonic() < deadline, "it never became true"
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Live:
+    """The API behind a real socket."""
+
+    url: str
+    rooms: Rooms
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with all tables: each test gets a copy, which is quicker than to migrate."""
+    file = tmp_path_factory.mktemp("migrated") / "ipnext.db"
+    store = Store.open(f"sqlite:///{file}")
+    store.migrate()
+    store.close()
+    return file
+
+
+@pytest.fixture
+def rooms(tmp_path: Path, migrated: Path) -> Iterator[Rooms]:
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    shutil.copy(migrated, tmp_path / "ipnext.db")
+    store = Store.open(f"sqlite:///{tmp_path}/ipnext.db")
+    yield Rooms(
+        store=store,
+        artifacts=FileArtifactStore(tmp_path / "artifacts"),
+        infrastructure=MemoryInfrastructure(["eu", "us"]),
+        lifecycle=MemoryLifecycle(),
+        settings=PlatformSettings(artifact_roots=(allowed,), max_upload_bytes=4096),
+        directory=tmp_path,
+    )
+    store.close()
+
+
+@pytest.fixture
+async def world(rooms: Rooms) -> AsyncIterator[World]:
+    app = rooms.app()
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://api") as http,
+    ):
+        yield World(http, rooms)
+
+
+@pytest.fixture
+async def applied(world: World) -> World:
+    """With a fleet and the ranker."""
+    (await world.http.put("/v1/fleet", json=fleet_document())).raise_for_status()
+    (await world.http.put("/v1/models/ranker", json=model_document())).raise_for_status()
+    return world
+
+
+class Switchboard:
+    """One real server for all tests; each test puts its own application behind it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._app: FastAPI | None = None
+        config = uvicorn.Config(
+            self._answer, host="127.0.0.1", port=0, log_level="error", ws="none", lifespan="off", interface="asgi3"
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self.loop.run_until_complete, args=(self._server.serve(),), name="api")
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        assert self._app is not None, "a request between two tests"
+        await self._app(scope, receive, send)
+
+    def start(self) -> None:
+        """Returns once the server listens."""
+        self._thread.start()
+        deadline = time.monotonic() + 20
+        while not self._server.started:
+            assert self._thread.is_alive(), "the server ended"
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Returns once the server has ended."""
+        self._server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+    @contextlib.contextmanager
+    def answering(self, app: FastAPI) -> Iterator[str]:
+        """The URL, while `app` answers behind it with its background work running."""
+        context = app.router.lifespan_context(app)
+        asyncio.run_coroutine_threadsafe(context.__aenter__(), self.loop).result(20)
+        self._app = app
+        yield f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+        asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), self.loop).result(20)
+
+
+@pytest.fixture(scope="session")
+def switchboard() -> Iterator[Switchboard]:
+    board = Switchboard()
+    board.start()
+    yield board
+    board.stop()
+
+
+@pytest.fixture
+def live(rooms: Rooms, switchboard: Switchboard) -> Iterator[Live]:
+    """The API behind a real socket of the loopback."""
+    with switchboard.answering(rooms.app()) as url:
+        yield Live(url, rooms)

@@ -1,0 +1,215 @@
+"""The Python client against a real server, and against one that misbehaves."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+from ipnext import errors
+from ipnext.client import Client
+from ipnext.model.lifecycle import ChangeState, ReplanResult
+from ipnext.model.manifest import ModelManifest
+
+
+@pytest.fixture
+def client(live):
+    with Client(live.url) as client:
+        yield client
+
+
+@pytest.fixture
+def snapshots(live):
+    directory = live.rooms.directory / "local"
+    for part in ("sparse", "dense"):
+        live.rooms.write_snapshot(directory / part, part.encode(), b"shared")
+    return {part: directory / part for part in ("sparse", "dense")}
+
+
+@pytest.fixture
+def applied(client, live):
+    client.apply(json.dumps(live.rooms.model_document()) + "\n---\n" + json.dumps(live.rooms.fleet_document()))
+    return client
+
+
+def test_apply_takes_several_documents_and_sends_the_fleet_first(applied):
+    assert applied.fleet().version == 1
+    assert [view.status.model for view in applied.models()] == ["ranker"]
+
+
+def test_apply_takes_a_manifest_and_dry_runs(applied, live):
+    manifest = ModelManifest.model_validate(live.rooms.model_document(qps=99))
+    (answer,) = applied.apply(manifest, dry_run=True)
+    assert [f.field for f in answer.fields] == ["spec.demand.0.qps"]
+    assert applied.model("ranker").manifest.spec.demand[0].qps == 10
+
+
+def test_a_bad_manifest_is_refused_before_it_is_sent():
+    with Client("http://127.0.0.1:1") as client, pytest.raises(errors.InvalidInput, match="unknown field"):
+        client.apply("apiVersion: ipnext/v1\nkind: Fleet\nspec: {}\nmetadata: {}\n")
+
+
+def test_publish_uploads_only_what_the_server_lacks(applied, snapshots):
+    uploaded = []
+    change = applied.publish("ranker", snapshots, on_upload=lambda file: uploaded.append(file.path))
+    assert change.generation == 1
+    assert len(uploaded) == 3
+    (snapshots["dense"] / "file-0").write_bytes(b"denso")
+    with pytest.raises(errors.ArtifactDigestMismatch, match="file-0"):
+        applied.publish("ranker", snapshots)
+    assert [s.number for s in applied.snapshots("ranker")] == [1, 1]
+
+
+def test_publish_by_uri_is_read_by_the_server(applied, live):
+    root = live.rooms.directory / "allowed"
+    for part in ("sparse", "dense"):
+        live.rooms.write_snapshot(root / part, part.encode())
+    change = applied.publish("ranker", {part: (root / part).as_uri() for part in ("sparse", "dense")})
+    assert applied.change(change.id).generation == 1
+
+
+def test_a_directory_that_is_no_snapshot_is_named(applied, tmp_path):
+    with pytest.raises(errors.InvalidInput, match=r"no snapshot\.json"):
+        applied.publish("ranker", {"dense": tmp_path})
+    with pytest.raises(errors.InvalidInput, match="not a directory"):
+        applied.publish("ranker", {"dense": tmp_path / "nothing"})
+
+
+def test_a_snapshot_that_leads_outside_its_directory_is_refused(applied, live, snapshots):
+    (live.rooms.directory / "secret").write_bytes(b"dense")
+    (snapshots["dense"] / "file-0").unlink()
+    (snapshots["dense"] / "file-0").symlink_to(live.rooms.directory / "secret")
+    with pytest.raises(errors.PathNotAllowed):
+        applied.publish("ranker", snapshots)
+
+
+def test_the_servers_errors_come_back_as_the_same_class(applied, snapshots):
+    applied.publish("ranker", snapshots)
+    with pytest.raises(errors.DuplicateSnapshot):
+        applied.publish("ranker", snapshots)
+    with pytest.raises(errors.NotFound, match="known: ranker"):
+        applied.model("nope")
+    with pytest.raises(errors.StaleWrite):
+        applied.put_model(applied.model("ranker").manifest, expected_version=7)
+    with pytest.raises(errors.InvalidInput) as caught:
+        applied.publish("ranker", {"head": snapshots["dense"]})
+    assert caught.value.allowed == ("sparse", "dense")
+
+
+def test_waiting_for_a_change_sees_every_state_and_its_end(applied, live, snapshots):
+    change = applied.publish("ranker", snapshots)
+    seen = []
+
+    def on_update(update):
+        seen.append(update.state)
+        if update.state is ChangeState.QUEUED:
+            live.rooms.serve(1)
+
+    done = applied.wait_change(change.id, 20, on_update=on_update)
+    assert (done.state, seen[-1]) == (ChangeState.DONE, ChangeState.DONE)
+    assert done.run_url is not None
+    assert applied.wait_ready("ranker", 20).status.serving_generation == 1
+    assert applied.explain("ranker").ready
+    assert applied.events("ranker")[0].kind == "generation_serving"
+    assert applied.generations("ranker")[0].number == 1
+    assert {r.region for r in applied.regions()} == {"eu", "us"}
+
+
+def test_waiting_too_long_says_where_it_stands(applied, snapshots):
+    change = applied.publish("ranker", snapshots)
+    with pytest.raises(errors.DeadlineExceeded, match=change.id):
+        applied.wait_change(change.id, 0.3)
+    with pytest.raises(errors.DeadlineExceeded, match="ipnext explain ranker"):
+        applied.wait_ready("ranker", 0)
+
+
+def test_a_replan_is_followed_to_its_result(applied, live):
+    run = applied.replan()
+    assert applied.replan_status(run).state == "running"
+    live.rooms.lifecycle.replan_result = ReplanResult(plan_id="plan-1", adopted=True, moves=3)
+    live.rooms.adopt_plan()
+    result = applied.replan(wait=True, timeout_seconds=20)
+    assert (result.plan_id, applied.plan_diff(result.plan_id).moves) == ("plan-1", 4)
+    assert applied.plans()[0].in_force
+    assert applied.plan("plan-1").plan.cost_per_hour == 4
+
+
+def test_an_api_that_does_not_answer_is_named_with_what_to_do():
+    with Client("http://127.0.0.1:1") as client, pytest.raises(errors.Unavailable, match="IPNEXT_API_URL") as caught:
+        client.models()
+    assert "http://127.0.0.1:1" in caught.value.message
+
+
+def test_a_call_that_may_be_repeated_is_repeated_and_a_replan_is_not():
+    calls = []
+
+    def answer(request):
+        calls.append(request.method + request.url.path)
+        if len(calls) < 3:
+            body = {"code": "Unavailable", "message": "starting"}
+            return httpx.Response(503, json=body)
+        return httpx.Response(200, json=[])
+
+    with Client("http://api", transport=httpx.MockTransport(answer)) as client:
+        assert client.models() == ()
+        assert calls == ["GET/v1/models"] * 3
+        calls.clear()
+        with pytest.raises(errors.Unavailable, match="starting"):
+            client.replan()
+        assert calls == ["POST/v1/replan"]
+
+
+def test_a_repeated_publish_carries_the_same_change_id():
+    ids = []
+
+    def answer(request):
+        ids.append(json.loads(request.content)["changeId"])
+        if len(ids) == 1:
+            msg = "cut"
+            raise httpx.ReadError(msg)
+        change = {"id": ids[0], "model": "m", "kind": "publish", "sequence": 1, "created_at": "2026-01-01T00:00:00Z"}
+        return httpx.Response(202, json=change)
+
+    with Client("http://api", transport=httpx.MockTransport(answer)) as client:
+        client.publish("m", {"p": "s3://bucket/prefix"})
+    assert len(ids) == 2
+    assert ids[0] == ids[1]
+
+
+def test_an_answer_that_is_not_ours_says_so():
+    transport = httpx.MockTransport(lambda _: httpx.Response(404, text="<html>"))
+    with (
+        Client("http://other", transport=transport) as client,
+        pytest.raises(errors.IPnextError, match="is it an IPnext API"),
+    ):
+        client.models()
+
+
+def test_one_client_serves_several_threads(applied):
+    failures = []
+
+    def ask():
+        try:
+            for _ in range(5):
+                applied.models()
+        except errors.IPnextError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_client_and_command_line_need_the_base_dependencies_only():
+    heavy = "numpy fastapi sqlmodel sqlalchemy temporalio torch cvxpy boto3 structlog prometheus_client uvicorn aiohttp psutil"
+    code = (
+        "import sys, ipnext.client, ipnext.cli, ipnext.model.resource\n"
+        f"print(sorted(set('{heavy}'.split()) & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -1,0 +1,183 @@
+"""A real Temporal server for the session, and a platform with workers for each test."""
+
+import asyncio
+import contextlib
+import importlib.util
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from temporalio.client import Client
+
+from activities.solving import ThreadSolver
+from ipnext import names
+from ipnext.devfile import read_devfile, server_command, temporal_binary
+from ipnext.errors import Unavailable
+from ipnext.infra.tether import tether
+from ipnext.model.lifecycle import Change
+from ipnext.temporal import connect, submit_change
+from workflows.worker import lifecycle_activities, planner_activities, submitter, worker_of
+
+ENDED_WITHIN_SECONDS = 45.0
+
+
+def load_house() -> ModuleType:
+    """The module beside this file; tests are no packages."""
+    name = "ipnext_test_house"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "house.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def kit() -> ModuleType:
+    """Builders of fleets, manifests and snapshots."""
+    return load_house()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def temporal_address(tmp_path_factory) -> Iterator[str]:
+    """A server started by the same command as `ipnext dev` starts it, with its database in a file."""
+    server = read_devfile().temporal.model_copy(update={"port": free_port()})
+    state = tmp_path_factory.mktemp("temporal")
+    command = server_command(server, binary=temporal_binary(), state=state, with_ui=False)
+    with (state / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=tether())
+    try:
+        address = f"127.0.0.1:{server.port}"
+        asyncio.run(_until_up(address))
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+async def _until_up(address: str) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            client = await connect(address=address)
+            await client.count_workflows("IPnextModel = 'x' AND IPnextGeneration = 1")
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
+@pytest.fixture
+async def client(temporal_address) -> Client:
+    return await connect(address=temporal_address)
+
+
+@pytest.fixture
+def house(kit, tmp_path):
+    found = kit.House(tmp_path)
+    found.apply_fleet()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def model() -> str:
+    """A name of its own for each test: all share one server."""
+    return f"ranker-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManager[None]]:
+    """Workers of both queues for as long as the context is open."""
+
+    @contextlib.asynccontextmanager
+    async def serve() -> AsyncIterator[None]:
+        devfile = read_devfile()
+        submit = submitter(client, asyncio.get_running_loop())
+        ours = lifecycle_activities(
+            house.store, house.artifacts, house.infrastructure, submit, pause=lambda _: time.sleep(0.01)
+        )
+        theirs = planner_activities(house.store, ThreadSolver())
+        async with (
+            worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours),
+            worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs),
+        ):
+            yield
+
+    return serve
+
+
+@pytest.fixture
+async def workers(serving) -> AsyncIterator[None]:
+    async with serving():
+        yield
+
+
+@pytest.fixture
+def submit(client):
+    """Submit a change as the API's outbox does: again until it is taken."""
+
+    async def submitted(change: Change) -> None:
+        deadline = time.monotonic() + ENDED_WITHIN_SECONDS
+        while True:
+            try:
+                await submit_change(client, change)
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
+
+    return submitted
+
+
+@pytest.fixture
+def ended(house):
+    """Wait until a change has ended and return it."""
+
+    async def wait(change: Change | str) -> Change:
+        change_id = change if isinstance(change, str) else change.id
+        return await until(lambda: found if (found := house.change(change_id)).state.final else None)
+
+    return wait
+
+
+@pytest.fixture
+def carried_out(submit, ended):
+    """Submit a change and wait for its end."""
+
+    async def carry(change: Change) -> Change:
+        await submit(change)
+        return await ended(change)
+
+    return carry
+
+
+@pytest.fixture(name="until")
+def until_fixture():
+    return until
+
+
+async def until(found: Callable[[], object], *, seconds: float = ENDED_WITHIN_SECONDS):
+    """Poll until `found` gives something."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+    return value
+
+

@@ -1,0 +1,177 @@
+"""A whole platform for tests: real SQLite store, real file artifacts, infrastructure in memory, models without torch."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import yaml
+from safetensors.numpy import save
+
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.upload import ingest_directory
+from ipnext.infra.memory import MemoryInfrastructure
+from ipnext.model.lifecycle import Change, ChangeKind
+from ipnext.model.manifest import parse_manifest
+from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
+from ipnext.model.status import Condition, ConditionType
+from ipnext.store.session import Store
+
+REGIONS = ("us-east", "eu-west")
+
+FLEET = """
+apiVersion: ipnext/v1
+kind: Fleet
+spec:
+  regions: [us-east, eu-west]
+  rttMs: [[1, 76], [76, 1]]
+  hardware: [cpu]
+  supply:
+    - {region: us-east, hardware: cpu, units: 40, unitCost: 1.0}
+    - {region: eu-west, hardware: cpu, units: 40, unitCost: 1.1}
+"""
+
+IN = TensorSpec(name="features", datatype="FP32", shape=(-1, 4))
+MID = TensorSpec(name="embeddings", datatype="FP32", shape=(-1, 8))
+OUT = TensorSpec(name="score", datatype="FP32", shape=(-1, 1))
+
+SPARSE = Signature(inputs=(IN,), outputs=(MID,))
+DENSE = Signature(inputs=(MID.model_copy(update={"name": "x"}),), outputs=(OUT,))
+
+GRAPH = {
+    "nodes": [
+        {"name": "sparse", "part": "sparse", "inputs": {"features": "request.features"}},
+        {"name": "dense", "part": "dense", "inputs": {"x": "sparse.embeddings"}},
+    ],
+    "outputs": {"score": "dense.score"},
+}
+
+
+def manifest(name: str, **spec: object) -> dict[str, object]:
+    """A model of two parts with demand in both regions; `spec` replaces fields."""
+    part = {"engine": "torch", "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}
+    whole = {
+        "parts": [{"name": "sparse", **part}, {"name": "dense", **part}],
+        "graph": GRAPH,
+        "demand": [{"region": "us-east", "qps": 350}, {"region": "eu-west", "qps": 180}],
+        "latencyToleranceMs": 100,
+        "rollout": {"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 20},
+        **spec,
+    }
+    return {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": name}, "spec": whole}
+
+
+def weights(seed: int, *, value: float | None = None) -> dict[str, np.ndarray]:
+    """Two small tensors; with `value` the second one holds it."""
+    drawn = np.random.default_rng(seed).standard_normal((4, 8)).astype(np.float32)
+    bias = np.zeros(8, np.float32)
+    if value is not None:
+        bias[3] = value
+    return {"weight": drawn, "bias": bias}
+
+
+def write_snapshot(
+    directory: Path,
+    signature: Signature,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    engine: str = "torch",
+    more: Mapping[str, bytes] | None = None,
+) -> Path:
+    """A snapshot directory as the export writes it, without torch."""
+    files = {"weights.safetensors": save(dict(tensors)), "program.json": b'{"graph": []}', **(more or {})}
+    directory.mkdir(parents=True)
+    for path, content in files.items():
+        (directory / path).write_bytes(content)
+    described = tuple(
+        ArtifactFile(path=path, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+        for path, content in sorted(files.items())
+    )
+    snapshot = SnapshotManifest(engine=engine, signature=signature, files=described)
+    (directory / "snapshot.json").write_text(snapshot.model_dump_json())
+    return directory
+
+
+class House:
+    """The rooms below the workflows, in `root`."""
+
+    def __init__(self, root: Path, infrastructure: MemoryInfrastructure | None = None) -> None:
+        self.root = root
+        self.database_url = f"sqlite:///{root}/ipnext.db"
+        self.store = Store.open(self.database_url)
+        self.store.migrate()
+        self.artifacts = FileArtifactStore(root / "artifacts")
+        self.infrastructure = infrastructure or MemoryInfrastructure(REGIONS)
+        self._snapshots = 0
+
+    def close(self) -> None:
+        self.store.close()
+
+    def apply_fleet(self, text: str = FLEET) -> None:
+        with self.store.begin() as repository:
+            repository.put_fleet(parse_manifest(yaml.safe_load(text)).spec, expected_version=None)
+
+    def apply(self, name: str, **spec: object) -> None:
+        with self.store.begin() as repository:
+            repository.put_model(parse_manifest(manifest(name, **spec)), expected_version=None)
+
+    def source(self, signature: Signature, tensors: Mapping[str, np.ndarray], **more: object) -> SnapshotSource:
+        """A snapshot in the artifact store."""
+        self._snapshots += 1
+        directory = write_snapshot(self.root / f"snapshot-{self._snapshots}", signature, tensors, **more)
+        return ingest_directory(self.artifacts, directory)
+
+    def publish(
+        self, name: str, seed: int, *, change_id: str | None = None, value: float | None = None, **parts: SnapshotSource
+    ) -> Change:
+        """Publish both parts, made from a seed; `value` makes a number of the dense part special."""
+        sources = {
+            "sparse": self.source(SPARSE, weights(seed)),
+            "dense": self.source(DENSE, weights(seed + 1000, value=value)),
+            **parts,
+        }
+        with self.store.begin() as repository:
+            return repository.publish(name, sources, change_id=change_id or f"{name}-p{seed}")
+
+    def ask(self, name: str, kind: ChangeKind, change_id: str, **more: object) -> Change:
+        with self.store.begin() as repository:
+            return repository.add_change(name, kind, change_id=change_id, **more)
+
+    def change(self, change_id: str) -> Change:
+        with self.store.read() as repository:
+            return repository.change(change_id)
+
+    def condition(self, name: str, kind: ConditionType = ConditionType.READY) -> Condition:
+        with self.store.read() as repository:
+            return next(condition for condition in repository.conditions(name) if condition.type is kind)
+
+    def shares(self, name: str) -> dict[str, dict[int, float]]:
+        """Region -> generation -> fraction, as the gateways follow it."""
+        tables = {region: self.infrastructure.table(name, region) for region in REGIONS}
+        found: dict[str, dict[int, float]] = {}
+        for region, table in tables.items():
+            for share in table.shares if table else ():
+                found.setdefault(region, {})
+                found[region][share.generation] = round(found[region].get(share.generation, 0) + share.fraction, 6)
+        return found
+
+    def held(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Replica set -> generations, as the store wants it."""
+        with self.store.read() as repository:
+            return {str(d.key): d.generations for d in repository.deployments(name)}
+
+
+def check_floor(infrastructure: MemoryInfrastructure, name: str, demand: Mapping[str, float]) -> None:
+    """I1 and I2: at each moment every generation has the ready capacity for the traffic sent to it."""
+    for moment in infrastructure.history:
+        for region in REGIONS:
+            for _, generation in moment.generations_with_traffic(name):
+                sent = moment.sent_qps(name, region, generation, demand)
+                for part in ("sparse", "dense"):
+                    ready = moment.ready_qps(name, part, region, generation)
+                    assert ready >= sent - 1e-6, (moment.number, moment.call, region, generation, part, ready, sent)
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, indent=1, sort_keys=True)

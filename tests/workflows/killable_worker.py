@@ -1,0 +1,49 @@
+"""A worker process for the recovery tests: real store and artifacts, the test's infrastructure behind a unix socket.
+
+    python killable_worker.py ROOT SOCKET TEMPORAL_ADDRESS
+"""
+
+import asyncio
+import os
+import sys
+from contextlib import AsyncExitStack
+from multiprocessing.managers import BaseManager
+from pathlib import Path
+
+from activities.solving import ThreadSolver
+from ipnext import names
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.devfile import read_devfile
+from ipnext.store.session import Store
+from ipnext.temporal import connect
+from workflows.faults import Faults, fault_of
+from workflows.worker import lifecycle_activities, planner_activities, submitter, worker_of
+
+
+class Remote(BaseManager):
+    """The other end of the test's socket."""
+
+
+async def main(root: Path, socket: str, address: str) -> None:
+    Remote.register("infrastructure")
+    remote = Remote(address=socket, authkey=b"test")
+    remote.connect()
+    store = Store.open(f"sqlite:///{root}/ipnext.db")
+    client = await connect(address=address)
+    fault = fault_of(os.environ)
+    interceptors = [Faults(fault)] if fault else []
+    submit = submitter(client, asyncio.get_running_loop())
+    ours = lifecycle_activities(store, FileArtifactStore(root / "artifacts"), remote.infrastructure(), submit)
+    devfile = read_devfile()
+    async with AsyncExitStack() as workers:
+        for queue, activities in (
+            (names.LIFECYCLE_QUEUE, ours),
+            (names.PLANNER_QUEUE, planner_activities(store, ThreadSolver())),
+        ):
+            worker = worker_of(client, devfile.group(queue), activities, interceptors=interceptors)
+            await workers.enter_async_context(worker)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))

@@ -1,0 +1,98 @@
+"""The entity: order of changes, newest wins, rollback during a rollout, survival of what its children do."""
+
+import pytest
+from temporalio.client import WorkflowUpdateFailedError
+
+from ipnext import names
+from ipnext.errors import InvalidInput
+from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityState
+from ipnext.model.registry import GenerationState
+from ipnext.model.status import Reason
+from ipnext.temporal import submit_change
+
+pytestmark = pytest.mark.usefixtures("workers")
+
+
+@pytest.fixture
+async def held_up(house, model, submit, until):
+    """A publish of generation 1 that waits for its replicas until it is released."""
+    house.apply(model, rollout={"deadlineSeconds": 120})
+    house.infrastructure.stall()
+    change = house.publish(model, 1)
+    await submit(change)
+    await until(lambda: house.infrastructure.calls("apply"))
+    return change
+
+
+async def test_the_newest_of_several_waiting_publishes_wins(house, model, held_up, submit, ended):
+    second, third, fourth = (house.publish(model, seed) for seed in (2, 3, 4))
+    for change in (second, fourth, third):
+        await submit(change)
+    superseded = [await ended(change) for change in (second, third)]
+
+    house.infrastructure.release()
+
+    assert [change.state for change in superseded] == [ChangeState.SUPERSEDED] * 2
+    assert (await ended(held_up)).state is ChangeState.DONE
+    assert (await ended(fourth)).state is ChangeState.DONE
+    assert house.shares(model) == {"us-east": {4: 1.0}, "eu-west": {4: 1.0}}
+    with house.store.read() as repository:
+        states = {g.number: g.state for g in repository.generations(model)}
+    assert states[2] is states[3] is GenerationState.SUPERSEDED
+
+
+async def test_what_waits_can_be_asked_for(house, model, client, held_up, submit, ended):
+    second = house.publish(model, 2)
+    await submit(second)
+    handle = client.get_workflow_handle(names.model_workflow_id(model))
+
+    state = await handle.query(names.MODEL_STATE, result_type=ModelEntityState)
+
+    assert (state.running.id, [change.id for change in state.queue]) == (held_up.id, [second.id])
+    house.infrastructure.release()
+    await ended(second)
+
+
+async def test_a_rollback_stops_the_rollout_that_runs(house, model, carried_out, submit, ended, until):
+    house.apply(model, rollout={"deadlineSeconds": 120})
+    await carried_out(house.publish(model, 1))
+    await carried_out(house.publish(model, 2))
+    house.infrastructure.stall()
+    before = len(house.infrastructure.calls("apply"))
+    third = house.publish(model, 3)
+    await submit(third)
+    await until(lambda: len(house.infrastructure.calls("apply")) > before)
+
+    back = house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1)
+    await submit(back)
+    stopped = await ended(third)
+    house.infrastructure.release()
+
+    assert (stopped.state, stopped.reason) == (ChangeState.ROLLED_BACK, Reason.ROLLED_BACK)
+    assert back.id in stopped.message
+    assert (await ended(back)).state is ChangeState.DONE
+    assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
+    assert house.condition(model).status == "True"
+
+
+async def test_a_terminated_run_is_recorded_and_the_entity_goes_on(house, model, client, held_up, submit, ended, until):
+    second = house.publish(model, 2)
+    await submit(second)
+
+    await client.get_workflow_handle(names.lifecycle_workflow_id(model, held_up.id)).terminate("by hand")
+    first = await ended(held_up)
+    house.infrastructure.release()
+
+    assert (first.state, first.reason) == (ChangeState.ROLLED_BACK, Reason.INTERNAL_ERROR)
+    assert (await ended(second)).state is ChangeState.DONE
+    assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
+
+
+async def test_a_change_that_can_never_run_is_refused_at_the_door(house, model, client):
+    house.apply(model)
+    change = house.ask(model, ChangeKind.ROLLBACK, f"{model}-back")
+
+    with pytest.raises(InvalidInput, match="names its generation") as caught:
+        await submit_change(client, change)
+
+    assert isinstance(caught.value.__cause__, WorkflowUpdateFailedError)

@@ -1,0 +1,140 @@
+"""Work that is done twice, and workers that are killed: every run still ends right."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import typing
+from multiprocessing.managers import BaseManager
+from pathlib import Path
+
+import pytest
+from temporalio import activity
+
+from activities.solving import ThreadSolver
+from ipnext import names
+from ipnext.devfile import read_devfile
+from ipnext.infra.tether import tether
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+from workflows.worker import lifecycle_activities, planner_activities, worker_of
+
+DEMAND = {"us-east": 350.0, "eu-west": 180.0}
+
+
+def doubled(activities, names: set[str]):
+    """Activities that do their work, lose the answer, and do it again."""
+
+    def twice(method):
+        name = activity._Definition.must_from_callable(method).name
+        hints = typing.get_type_hints(method.__func__)
+
+        def work(argument):
+            names.add(name)
+            method(argument)
+            return method(argument)
+
+        wanted = next(kind for key, kind in hints.items() if key != "return")
+        work.__annotations__ = {"argument": wanted, "return": hints["return"]}
+        return activity.defn(name=name, no_thread_cancel_exception=True)(work)
+
+    return [twice(method) for method in activities]
+
+
+async def test_every_activity_may_be_done_twice(house, kit, model, client, carried_out):
+    house.apply(model, rollout={"canary": 1, "maxStep": 1, "deadlineSeconds": 20})
+    devfile, done = read_devfile(), set()
+    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, lambda _: None)
+    theirs = planner_activities(house.store, ThreadSolver())
+    async with (
+        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), doubled(ours, done)),
+        worker_of(client, devfile.group(names.PLANNER_QUEUE), doubled(theirs, done)),
+    ):
+        first = await carried_out(house.publish(model, 1))
+        house.infrastructure.answer_with(model, 2, errors=1.0)
+        second = await carried_out(house.publish(model, 2))
+        third = await carried_out(house.publish(model, 3))
+        retired = await carried_out(house.ask(model, ChangeKind.RETIRE, f"{model}-retire"))
+
+    states = [change.state for change in (first, second, third, retired)]
+    assert states == [ChangeState.DONE, ChangeState.ROLLED_BACK, ChangeState.DONE, ChangeState.DONE]
+    kit.check_floor(house.infrastructure, model, DEMAND)
+    assert house.held(model) == {}
+    assert done >= {
+        "begin_change",
+        "resolve_snapshots",
+        "validate_generation",
+        "place_model",
+        "plan_transition",
+        "ensure_capacity",
+        "shift_traffic",
+        "check_gate",
+        "release_capacity",
+        "finish_change",
+        "withdraw_model",
+        "release_model",
+    }
+
+
+@pytest.fixture
+def served_infrastructure(house, tmp_path):
+    """The test's infrastructure on a unix socket: it lives on while workers die."""
+
+    class Shared(BaseManager):
+        pass
+
+    Shared.register("infrastructure", callable=lambda: house.infrastructure)
+    address = f"/tmp/ipnext-{os.getpid()}-{os.path.basename(tmp_path)}"[:100]  # noqa: PTH119 - a short path for a socket
+    server = Shared(address=address, authkey=b"test").get_server()
+
+    def serve() -> None:
+        with contextlib.suppress(SystemExit):  # its way to end
+            server.serve_forever()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield address
+    server.stop_event.set()
+    thread.join(5)
+
+
+@pytest.fixture
+def worker_process(house, served_infrastructure, temporal_address, tmp_path):
+    """Start a worker process with a fault; it is ended with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+    program = Path(__file__).parent / "killable_worker.py"
+
+    def start(fault: str | None = None) -> subprocess.Popen[bytes]:
+        environment = {"IPNEXT_FAULT": fault, "IPNEXT_FAULT_ONCE": str(tmp_path / fault)} if fault else {}
+        command = [sys.executable, str(program), str(house.root), served_infrastructure, temporal_address]
+        with (tmp_path / "workers.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, env={**os.environ, **environment}, stdout=log, stderr=log, preexec_fn=tether()
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+
+
+async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right(
+    house, kit, model, worker_process, submit, ended, until
+):
+    house.apply(model)
+    change = house.publish(model, 1)
+    process = worker_process("shift_traffic:after")
+    await submit(change)
+    for fault in ("finish_change:after", None):
+        await until(lambda found=process: found.poll() is not None)
+        assert process.returncode == -9
+        process = worker_process(fault)
+
+    assert (await ended(change)).state is ChangeState.DONE
+    assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
+    kit.check_floor(house.infrastructure, model, DEMAND)
+    with house.store.read() as repository:
+        assert repository.model(model).serving_generation == 1
