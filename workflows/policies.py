@@ -96,9 +96,7 @@ class Step(Generic[A]):
 
 BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT)
 RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2))
-VALIDATE_GENERATION = Step(
-    "validate_generation", wire.ValidationReport, VALIDATION_LIMIT
-)
+VALIDATE_GENERATION = Step("validate_generation", wire.ValidationReport, VALIDATION_LIMIT)
 PLACE_MODEL = Step("place_model", wire.Planned, PLACEMENT_LIMIT, queue=names.PLANNER_QUEUE)
 PLAN_TRANSITION = Step(
     "plan_transition", wire.TransitionPlanned, timedelta(minutes=1), retry=SUPPLY_RETRY, total=SUPPLY_PATIENCE
@@ -116,12 +114,8 @@ RELEASE_CAPACITY = Step("release_capacity", wire.WaveResult, timedelta(minutes=2
 FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT)
 MARK_SUPERSEDED = Step("mark_superseded", wire.Done, RECORD_LIMIT)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY)
-RELEASE_MODEL = Step(
-    "release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY
-)
-REPLAN_FLEET = Step(
-    "replan_fleet", wire.ReplanComputed, REPLAN_LIMIT, queue=names.PLANNER_QUEUE
-)
+RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY)
+REPLAN_FLEET = Step("replan_fleet", wire.ReplanComputed, REPLAN_LIMIT, queue=names.PLANNER_QUEUE)
 MOVE_MODEL = Step("move_model", wire.Moved, MOVE_LIMIT)
 
 STEPS: tuple[Step[Any], ...] = (

@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -146,15 +146,22 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
             await workers.enter_async_context(worker_of(client, lifecycle, ours, interceptors=interceptors))
             theirs = planner_activities(store, solver_of(planner))
             await workers.enter_async_context(worker_of(client, planner, theirs, interceptors=interceptors))
-            log.info("worker_ready", queues=[lifecycle.queue, planner.queue], database=store.name)
-            _mark_ready(settings.worker_ready_file)
-            await stopped.wait()
+            with _announced(settings.worker_ready_file):
+                log.info("worker_ready", queues=[lifecycle.queue, planner.queue], database=store.name)
+                await stopped.wait()
             log.info("worker_stops")
 
 
-def _mark_ready(file: Path | None) -> None:
+@contextmanager
+def _announced(file: Path | None) -> Iterator[None]:
+    """The file lies there while the worker serves."""
     if file is not None:
-        file.write_text(str(os.getpid()))
+        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.unlink(missing_ok=True)
 
 
 async def _prepared(store: Store, devfile: DevFile, stopped: asyncio.Event) -> Client | None:

@@ -22,6 +22,9 @@ INSTALL = "pip install 'ipnext[platform]'"
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 """What typer raises for a bad command line, whichever parser it stands on."""
 
+_COMPLETION = frozenset({"install_completion", "show_completion"})
+"""Options that typer gives to a program of its own, and that make no sense on a command of ours."""
+
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*).*extra\s*==\s*['\"]platform['\"]")
 
 
@@ -98,6 +101,7 @@ def _loaded(plugin: EntryPoint) -> Any:
         return _line(plugin, f"{plugin.value} is no typer application")
     command = typer.main.get_command(found)
     command.name = plugin.name
+    command.params = [p for p in command.params if p.name not in _COMPLETION]
     return command
 
 

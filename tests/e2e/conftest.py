@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Running:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
         return (self.state / "endpoints.json").exists()
 
-    @property
+    @cached_property
     def client(self) -> Client:
         return Client(self.endpoints["api"])
 
@@ -108,6 +109,8 @@ class Running:
         return found[0]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
+        if "client" in self.__dict__:
+            self.client.close()
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -44,6 +44,16 @@ def kit() -> ModuleType:
     return load_house()
 
 
+@pytest.fixture(name="free_port")
+def free_port_fixture() -> int:
+    return free_port()
+
+
+@pytest.fixture(name="until_up")
+def until_up_fixture():
+    return until_up
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -60,14 +70,14 @@ def temporal_address(tmp_path_factory) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=tether())
     try:
         address = f"127.0.0.1:{server.port}"
-        asyncio.run(_until_up(address))
+        asyncio.run(until_up(address))
         yield address
     finally:
         process.terminate()
         process.wait(20)
 
 
-async def _until_up(address: str) -> None:
+async def until_up(address: str) -> None:
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -179,5 +189,3 @@ async def until(found: Callable[[], object], *, seconds: float = ENDED_WITHIN_SE
         assert time.monotonic() < deadline, "it did not happen in time"
         await asyncio.sleep(0.02)
     return value
-
-

@@ -1,6 +1,6 @@
 """A worker process for the recovery tests: real store and artifacts, the test's infrastructure behind a unix socket.
 
-    python killable_worker.py ROOT SOCKET TEMPORAL_ADDRESS
+python killable_worker.py ROOT SOCKET TEMPORAL_ADDRESS
 """
 
 import asyncio

@@ -56,9 +56,7 @@ async def test_answers_that_are_not_finite_fail_the_gate(house, model, serves_on
         ("ArtifactDigestMismatch", Reason.ARTIFACT_DIGEST_MISMATCH),
     ],
 )
-async def test_a_snapshot_that_no_host_can_load_ends_the_wait_at_once(
-    house, kit, model, carried_out, code, reason
-):
+async def test_a_snapshot_that_no_host_can_load_ends_the_wait_at_once(house, kit, model, carried_out, code, reason):
     house.apply(model, rollout={"deadlineSeconds": 3600})
     await carried_out(house.publish(model, 1))
     dense = house.source(kit.DENSE, kit.weights(77))

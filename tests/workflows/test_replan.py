@@ -2,10 +2,10 @@
 
 import pytest
 
-from ipnext.errors import Infeasible
+from ipnext.errors import Infeasible, NotFound
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanInput, ReplanResult
 from ipnext.model.status import Reason
-from ipnext.temporal import start_replan
+from ipnext.temporal import replan_outcome, start_replan
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -65,6 +65,15 @@ async def test_lost_supply_moves_every_model_to_where_supply_is(house, kit, clie
     for name in two_models:
         kit.check_floor(house.infrastructure, name, DEMAND)
         assert house.condition(name).status == "True"
+
+
+async def test_the_outcome_of_a_replan_can_be_asked_for(client, two_models):
+    workflow_id, run_id = await start_replan(client, ReplanInput())
+    result = await client.get_workflow_handle(workflow_id, run_id=run_id, result_type=ReplanResult).result()
+
+    assert await replan_outcome(client, workflow_id, run_id) == result
+    with pytest.raises(NotFound, match="replan/none"):
+        await replan_outcome(client, "replan/none", run_id)
 
 
 async def test_a_planner_that_fails_leaves_the_plan_in_force_and_says_why(house, client, two_models, monkeypatch):

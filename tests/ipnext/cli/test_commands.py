@@ -287,6 +287,7 @@ def test_a_plugin_that_works_is_a_command(monkeypatch, tmp_path):
     assert "From plugged_in" in CliRunner().invoke(app, ["--help"]).stdout
     assert CliRunner().invoke(app, ["greet", "you"]).stdout == "hello you\n"
     assert CliRunner().invoke(app, ["greet"]).exit_code == 2
+    assert "completion" not in CliRunner().invoke(app, ["greet", "--help"]).stdout
 
 
 def test_version_prints_the_version():

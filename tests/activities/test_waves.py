@@ -1,0 +1,159 @@
+"""The states of a transition and of its way back, and what each means for replica sets and routes."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from activities.wanted import Facts, former_generations, served_generations, wanted_deployments, wanted_shares
+from activities.waves import ModelState, peak, planned_state, running_state, state_at, state_back
+from ipnext.model.deployment import RouteShare
+from ipnext.model.manifest import parse_manifest
+from ipnext.model.registry import Generation, Snapshot
+from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, RouteChange, Share, Transition, Wave
+
+M = "ranker"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def row(part: str, generation: int, count: int, region: str = "us-east") -> GenerationReplicas:
+    return GenerationReplicas(model=M, part=part, generation=generation, region=region, hardware="cpu", count=count)
+
+
+def share(generation: int, fraction: float) -> GenerationShare:
+    return GenerationShare.model_validate(
+        {"model": M, "from": "us-east", "to": "us-east", "generation": generation, "fraction": fraction}
+    )
+
+
+def moved(*shares: tuple[int, float]) -> RouteChange:
+    entries = tuple(Share(to="us-east", generation=g, fraction=f) for g, f in shares)
+    return RouteChange.model_validate({"model": M, "from": "us-east", "shares": entries})
+
+
+@pytest.fixture
+def transition() -> Transition:
+    """Four old replicas to four new ones by way of a tenth."""
+    return Transition.model_validate(
+        {
+            "from": FleetState(replicas=(row("dense", 1, 4),), traffic=(share(1, 1.0),)),
+            "to": FleetState(replicas=(row("dense", 2, 4),), traffic=(share(2, 1.0),)),
+            "waves": (
+                Wave(scale_up=(row("dense", 2, 1),), route=(moved((1, 0.9), (2, 0.1)),), gate="canary"),
+                Wave(scale_up=(row("dense", 2, 4),), route=(moved((2, 1.0)),), scale_down=(row("dense", 1, 0),)),
+            ),
+        }
+    )
+
+
+SLOT = ("dense", "us-east", "cpu")
+
+
+def test_capacity_comes_before_traffic_and_goes_after_it(transition):
+    up, routed, released = (state_at(transition, M, 1, phase) for phase in ("scaled_up", "routed", "released"))
+
+    assert (up.counts, up.shares["us-east"][0].fraction) == ({(SLOT, 1): 4, (SLOT, 2): 4}, 0.9)
+    assert (routed.counts, [s.generation for s in routed.shares["us-east"]]) == (up.counts, [2])
+    assert released.counts == {(SLOT, 2): 4}
+
+
+def test_the_way_back_brings_the_former_capacity_before_it_sends_traffic(transition):
+    up, routed, released = (state_back(transition, M, 1, phase) for phase in ("scaled_up", "routed", "released"))
+
+    assert up.counts == {(SLOT, 1): 4, (SLOT, 2): 4}
+    assert [(s.generation, s.fraction) for s in routed.shares["us-east"]] == [(1, 1.0)]
+    assert released.counts == {(SLOT, 1): 4}
+
+
+def test_one_process_holds_both_generations_so_replicas_are_the_larger_count(transition):
+    assert state_at(transition, M, 0, "scaled_up").replicas(SLOT) == 4
+    assert peak(transition, M) == {SLOT: 4}
+
+
+@pytest.fixture
+def facts(kit) -> Facts:
+    manifest = parse_manifest(kit.manifest(M, rollout={"keepWarm": 1}))
+    generations = {
+        number: Generation(
+            model=M,
+            number=number,
+            snapshots={"sparse": 1, "dense": number},
+            created_at=NOW,
+            serving_at=NOW + timedelta(hours=number) if number < 4 else None,
+        )
+        for number in (1, 2, 3, 4)
+    }
+    manifest_of = {"sparse": kit.SPARSE, "dense": kit.DENSE}
+    snapshots = {
+        (part, number): Snapshot.model_construct(
+            model=M, part=part, number=number, digest=f"{part}{number}", uri=f"u/{part}{number}", manifest=manifest_of
+        )
+        for part in ("sparse", "dense")
+        for number in (1, 2, 3, 4)
+    }
+    return Facts(manifest=manifest, target=4, generations=generations, snapshots=snapshots, deployments={}, tables={})
+
+
+def both(generation: int, count: int, region: str = "us-east") -> dict:
+    return {((part, region, "cpu"), generation): count for part in ("sparse", "dense")}
+
+
+def with_deployments(facts: Facts, state: ModelState) -> Facts:
+    held = {deployment.key: deployment for deployment in wanted_deployments(facts, state)}
+    return Facts(**{**vars(facts), "deployments": held})
+
+
+def test_a_snapshot_that_two_generations_share_is_held_once_for_both(facts):
+    deployments = wanted_deployments(facts, ModelState(counts={**both(3, 2), **both(4, 1)}))
+
+    holds = {d.key.part: [(h.snapshot, h.generations) for h in d.holds] for d in deployments}
+    assert holds == {"sparse": [(1, (3, 4))], "dense": [(3, (3,)), (4, (4,))]}
+    assert {d.replicas for d in deployments} == {2}
+
+
+def test_former_generations_stay_warm_where_they_are_loaded_and_as_many_as_asked(facts):
+    loaded = with_deployments(facts, ModelState(counts={**both(2, 2), **both(3, 2)}))
+
+    after = wanted_deployments(loaded, ModelState(counts=both(4, 2)))
+
+    assert {d.generations for d in after} == {(3, 4)}, "3 served last and is kept; 2 is let go"
+    fresh = wanted_deployments(facts, ModelState(counts=both(4, 2)))
+    assert {d.generations for d in fresh} == {(4,)}, "nothing is loaded only to be warm"
+
+
+def test_a_generation_that_never_served_is_not_kept(facts):
+    assert former_generations(facts, {3}) == (2, 1)
+
+
+def test_a_region_serves_what_it_holds_completely(facts):
+    state = ModelState(counts={**both(3, 1), (("dense", "us-east", "cpu"), 4): 1})
+
+    served = served_generations(facts, "us-east", wanted_deployments(facts, state))
+
+    assert [s.generation for s in served] == [3]
+
+
+def test_a_region_without_demand_that_hosts_answers_its_own_users(facts, kit):
+    manifest = parse_manifest(kit.manifest(M, demand=[{"region": "us-east", "qps": 10}]))
+    lonely = Facts(**{**vars(facts), "manifest": manifest})
+    shares = {"us-east": (RouteShare(to="eu-west", generation=3, fraction=1.0),)}
+    state = ModelState(counts=both(3, 1, "eu-west"), shares=shares)
+
+    wanted = wanted_shares(lonely, state, wanted_deployments(lonely, state))
+
+    assert wanted["eu-west"] == (RouteShare(to="eu-west", generation=3, fraction=1.0),)
+
+
+def test_a_transition_starts_from_generations_with_traffic_only(facts):
+    loaded = with_deployments(facts, ModelState(counts={**both(2, 2), **both(3, 2)}))
+
+    origin = running_state(M, loaded.deployments.values(), [], demanding={"us-east"})
+
+    assert (origin.replicas, origin.traffic) == ((), ())
+
+
+def test_a_plan_s_rows_become_rows_of_the_target_generation():
+    class Rows:
+        replicas = ()
+        traffic = ()
+
+    assert planned_state(M, 4, Rows()) == FleetState()

@@ -1,0 +1,74 @@
+"""Recorded histories replay on today's code, and the order of each workflow's commands is written down here.
+
+A red test means: runs under way would break. Gate the change with workflow.patched, then record anew.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
+
+from workflows.worker import WORKFLOWS
+
+HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
+
+WAVE = ["ensure_capacity", "shift_traffic", "timer", "check_gate", "release_capacity"]
+STAGES = ["begin_change", "resolve_snapshots", "validate_generation"]
+WALK = ["plan_transition", "child transition", "finish_change"]
+
+ORDER = {
+    "lifecycle-publish": [*STAGES, "place_model", *WALK],
+    "lifecycle-rolled-back": [*STAGES, "place_model", *WALK],
+    "lifecycle-refused": [*STAGES, "finish_change"],
+    "lifecycle-rollback": ["begin_change", "resolve_snapshots", *WALK],
+    "lifecycle-retire": ["begin_change", "withdraw_model", "release_model", "finish_change"],
+    "transition-done": WAVE * 2,
+    "transition-back": [*WAVE[:-1], "ensure_capacity", "shift_traffic", "release_capacity"],
+    "replan": ["replan_fleet", "move_model"],
+    "model": ["child lifecycle"] * 7,
+}
+
+
+def workflow_id_of(history: dict) -> str:
+    return history["events"][0]["workflowExecutionStartedEventAttributes"]["workflowId"]
+
+
+def commands_of(history: dict) -> list[str]:
+    """Activities, children and timers in the order in which the workflow asked for them."""
+    found = []
+    for event in history["events"]:
+        if "activityTaskScheduledEventAttributes" in event:
+            found.append(event["activityTaskScheduledEventAttributes"]["activityType"]["name"])
+        elif "startChildWorkflowExecutionInitiatedEventAttributes" in event:
+            attributes = event["startChildWorkflowExecutionInitiatedEventAttributes"]
+            found.append(f"child {attributes['workflowType']['name']}")
+        elif "timerStartedEventAttributes" in event:
+            found.append("timer")
+    return found
+
+
+def test_every_recorded_history_has_its_order_written_down():
+    assert {path.stem for path in HISTORIES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+def test_commands_come_in_the_order_that_is_written_down(path):
+    assert commands_of(json.loads(path.read_text())) == ORDER[path.stem]
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+async def test_recorded_history_replays_on_this_code(path):
+    text = path.read_text()
+    replayer = Replayer(workflows=WORKFLOWS, data_converter=pydantic_data_converter)
+
+    await replayer.replay_workflow(WorkflowHistory.from_json(workflow_id_of(json.loads(text)), text))
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+def test_histories_name_no_machine(path):
+    text = path.read_text()
+    assert str(Path(__file__).parents[2]) not in text
+    assert '"identity": "worker"' in text

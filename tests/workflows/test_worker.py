@@ -1,0 +1,146 @@
+"""The worker's composition: what it registers, what shadows it, fault points, heartbeats, the schedule."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from temporalio import activity
+
+from activities.solving import ProcessSolver, ThreadSolver
+from ipnext import names
+from ipnext.devfile import ReplanSchedule, read_devfile
+from ipnext.errors import Conflict, Infeasible, InvalidInput, Unavailable
+from ipnext.model.plan import Limits, PartOption, PartProblem, Problem, RegionDemand, RegionSupply
+from ipnext.model.plan import ModelProblem as Planned
+from ipnext.temporal import connect, ensure_schedule, reachable, ui_link
+from workflows import policies
+from workflows.faults import Fault, fault_of
+from workflows.neighbours import check_neighbours
+from workflows.worker import lifecycle_activities, planner_activities, solver_of
+
+
+def test_every_step_that_a_workflow_may_take_is_registered_on_its_queue(house):
+    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, lambda _: None)
+    theirs = planner_activities(house.store, ThreadSolver())
+    registered = {
+        names.LIFECYCLE_QUEUE: {activity._Definition.must_from_callable(method).name for method in ours},
+        names.PLANNER_QUEUE: {activity._Definition.must_from_callable(method).name for method in theirs},
+    }
+
+    named = {queue: set() for queue in registered}
+    for step in policies.STEPS:
+        named[step.queue or names.LIFECYCLE_QUEUE].add(step.name)
+
+    assert named == registered
+
+
+def test_our_packages_lie_beside_the_core():
+    check_neighbours()
+
+
+def test_a_distribution_that_shadows_a_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "shadowed_by_test").mkdir()
+    (tmp_path / "shadowed_by_test" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(Conflict, match="shadowed_by_test"):
+        check_neighbours(["shadowed_by_test"])
+
+
+def test_a_fault_strikes_at_its_place_and_once(tmp_path):
+    struck = []
+    fault = Fault("shift_traffic", "after", once=tmp_path / "struck", strike=lambda: struck.append(1))
+
+    for place in (("shift_traffic", "before"), ("check_gate", "after"), ("shift_traffic", "after")) * 2:
+        fault.reached(*place)
+
+    assert struck == [1]
+
+
+def test_a_fault_is_read_from_the_environment_and_refused_where_it_is_unclear(tmp_path):
+    assert fault_of({}) is None
+    found = fault_of({"IPNEXT_FAULT": "check_gate:before", "IPNEXT_FAULT_ONCE": str(tmp_path / "once")})
+    assert (found.activity, found.point, found.once) == ("check_gate", "before", tmp_path / "once")
+    with pytest.raises(InvalidInput, match="ACTIVITY:before"):
+        fault_of({"IPNEXT_FAULT": "check_gate"})
+
+
+@pytest.fixture
+def problem() -> Problem:
+    part = PartProblem(part="dense", options=(PartOption(hardware="cpu", units=1, qps=100),))
+    demand = (RegionDemand(region="r", qps=250),)
+    model = Planned(model="m", owner="o", latency_tolerance_ms=10, demand=demand, parts=(part,))
+    supply = (RegionSupply(region="r", hardware="cpu", units=10, unit_cost=1),)
+    return Problem(regions=("r",), rtt_ms=((1.0,),), hardware=("cpu",), supply=supply, models=(model,))
+
+
+def test_a_solve_in_its_own_process_gives_the_same_plan(problem):
+    beats = []
+
+    plan = ProcessSolver().solve(problem, beat=beats.append)
+
+    assert plan == ThreadSolver().solve(problem, beat=beats.append)
+    assert beats
+
+
+def test_a_solve_beyond_its_limit_is_ended_and_says_so(problem):
+    short = problem.model_copy(update={"limits": Limits(time_seconds=0.1)})
+
+    with pytest.raises(Infeasible, match="longer than 0.1 s"):
+        ProcessSolver(grace_seconds=0.0).solve(short, beat=lambda _: None)
+
+
+def test_the_group_chooses_the_solver():
+    group = read_devfile().group(names.PLANNER_QUEUE)
+
+    assert isinstance(solver_of(group), ProcessSolver)
+    assert isinstance(solver_of(group.model_copy(update={"executor": "threads"})), ThreadSolver)
+
+
+async def test_the_schedule_is_created_once_and_brought_to_what_is_wanted(client):
+    await ensure_schedule(client, ReplanSchedule(every_hours=1, paused=True))
+    await ensure_schedule(client, ReplanSchedule(every_hours=6))
+
+    found = (await client.get_schedule_handle(names.REPLAN_SCHEDULE).describe()).schedule
+    assert found.spec.intervals[0].every.total_seconds() == 6 * 3600
+    assert found.state.paused, "a pause by hand stays"
+    await client.get_schedule_handle(names.REPLAN_SCHEDULE).delete()
+
+
+async def test_a_server_that_is_not_there_is_unavailable(kit):
+    with pytest.raises(Unavailable, match="127.0.0.1:1"):
+        await connect(address="127.0.0.1:1")
+    assert not await reachable(await connect(address="127.0.0.1:1", lazy=True))
+
+
+def test_a_link_names_the_run_with_its_slashes_kept_apart():
+    link = ui_link("http://127.0.0.1:8233/", "default", "lifecycle/ranker/c1", "run")
+
+    assert link == "http://127.0.0.1:8233/namespaces/default/workflows/lifecycle%2Franker%2Fc1/run"
+
+
+async def test_the_worker_process_waits_for_its_server_and_ends_on_sigterm(tmp_path, temporal_address):
+    environment = {
+        **os.environ,
+        "IPNEXT_DATABASE_URL": f"sqlite:///{tmp_path}/ipnext.db",
+        "IPNEXT_ARTIFACTS_URI": f"file://{tmp_path}/artifacts",
+        "IPNEXT_WORKER_READY_FILE": str(tmp_path / "ready"),
+        "TEMPORAL_ADDRESS": temporal_address,
+    }
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-m", "workflows.worker"], env=environment, stdout=out, stderr=out)
+    try:
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None, log.read_text()
+            await asyncio.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert not (tmp_path / "ready").exists()
+    finally:
+        process.kill()
+    client = await connect(address=temporal_address)
+    await client.get_schedule_handle(names.REPLAN_SCHEDULE).delete()
