@@ -207,8 +207,8 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a host until SIGTERM."""
-    log_as_json()
     parsed = _arguments(arguments)
+    log_as_json()
     listener = listen(parsed.port)
     run(partial(_main, parsed, listener))
     os._exit(0)  # a forward pass or a download that hangs in its thread must not keep the process

@@ -209,8 +209,8 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a router until SIGTERM."""
-    log_as_json()
     parsed = _arguments(arguments)
+    log_as_json()
     listener = listen(parsed.port)
     run(partial(_main, parsed, listener))
 

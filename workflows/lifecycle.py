@@ -57,17 +57,31 @@ class LifecycleWorkflow:
         self._moving = False
 
     @workflow.run
-    async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002
+    async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002, ARG002
         """Carry the change out; its result says how it ended. Cancelling it ends it in order."""
         self._enter("begin", None)
-        begun = await perform(policies.BEGIN_CHANGE, self._progress(), f"begin {input.change.kind}")
-        if begun.final is not None:
+        begun = await self._begin()
+        if isinstance(begun, ChangeBegun) and begun.final is not None:
             return LifecycleResult(state=begun.final, generation=begun.generation, message="ended before")
-        result = await self._outcome(begun)
+        if isinstance(begun, LifecycleResult):
+            result, begun = begun, ChangeBegun()
+        else:
+            result = await self._outcome(begun)
         self._enter("deployment", begun.generation)
         await to_the_end(perform(policies.FINISH_CHANGE, self._record(begun, result), f"record: {result.state}"))
         self._enter(result.state.value, begun.generation)
         return result
+
+    async def _begin(self) -> ChangeBegun | LifecycleResult:
+        """What the run works on, or why it can't begin (a rollback to what never served)."""
+        try:
+            return await perform(policies.BEGIN_CHANGE, self._progress(), f"begin {self._input.change.kind}")
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            reason, message = explained(error)
+            reason = Reason.TRANSITION_REFUSED if reason is Reason.INTERNAL_ERROR else reason
+            return LifecycleResult(state=ChangeState.REFUSED, reason=reason, message=message)
 
     async def _outcome(self, begun: ChangeBegun) -> LifecycleResult:
         """How the stages end, whatever ends them."""

@@ -104,9 +104,20 @@ class Running:
 
     def child(self, *words: str) -> psutil.Process:
         """The one process whose command line holds all words."""
-        found = [p for p in self.family() if all(w in " ".join(p.cmdline()) for w in words)]
-        assert len(found) == 1, [p.cmdline() for p in found]
+        found = self.found(*words)
+        assert len(found) == 1, found
         return found[0]
+
+    def found(self, *words: str) -> list[psutil.Process]:
+        """The living processes whose command line holds all words."""
+        return [p for p in self.family() if all(word in command_line(p) for word in words)]
+
+    def answers(self) -> bool:
+        """Whether the API answers and reaches everything it needs."""
+        try:
+            return httpx.get(self.endpoints["api"] + "/readyz", timeout=2, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         if "client" in self.__dict__:
@@ -122,6 +133,13 @@ class Running:
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]}
         url = f"{self.endpoints['gateways'][region]}/v2/models/pair/infer"
         return httpx.post(url, json=body, headers=headers, timeout=15, trust_env=False)
+
+
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def eventually(holds: Callable[[], object], seconds: float, why: Callable[[], str] = lambda: "") -> None:

@@ -67,7 +67,7 @@ def temporal_address(tmp_path_factory) -> Iterator[str]:
     state = tmp_path_factory.mktemp("temporal")
     command = server_command(server, binary=temporal_binary(), state=state, with_ui=False)
     with (state / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=tether())
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
     try:
         address = f"127.0.0.1:{server.port}"
         asyncio.run(until_up(address))

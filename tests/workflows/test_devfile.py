@@ -41,7 +41,7 @@ def test_an_unknown_field_is_refused_with_its_path_and_what_is_allowed(tmp_path)
 def test_a_value_out_of_range_is_refused_with_its_path(tmp_path):
     path = changed(tmp_path, gateways={"first_port": 70000})
 
-    with pytest.raises(InvalidInput, match="gateways.first_port"):
+    with pytest.raises(InvalidInput, match=r"gateways\.first_port"):
         read_devfile(path)
 
 
@@ -54,7 +54,7 @@ def test_a_file_that_is_not_there_or_no_yaml_is_refused(tmp_path):
 
 
 def test_a_queue_that_no_group_serves_is_named_with_the_known_ones():
-    with pytest.raises(NotFound, match="'nothing'; known: .*ipnext-lifecycle"):
+    with pytest.raises(NotFound, match=r"'nothing'; known: .*ipnext-lifecycle"):
         read_devfile().group("nothing")
 
 

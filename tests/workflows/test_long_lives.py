@@ -65,7 +65,7 @@ def impatient_server(tmp_path, free_port):
     config = {"limit.historyCount.suggestContinueAsNew": 30}
     server = read_devfile().temporal.model_copy(update={"port": free_port, "dynamic_config": config})
     command = server_command(server, binary=temporal_binary(), state=tmp_path, with_ui=False)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
     yield f"127.0.0.1:{server.port}"
     process.terminate()
     process.wait(20)

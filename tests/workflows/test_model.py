@@ -75,7 +75,7 @@ async def test_a_rollback_stops_the_rollout_that_runs(house, model, carried_out,
     assert house.condition(model).status == "True"
 
 
-async def test_a_terminated_run_is_recorded_and_the_entity_goes_on(house, model, client, held_up, submit, ended, until):
+async def test_a_terminated_run_is_recorded_and_the_entity_goes_on(house, model, client, held_up, submit, ended):
     second = house.publish(model, 2)
     await submit(second)
 

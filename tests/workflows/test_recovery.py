@@ -109,7 +109,11 @@ def worker_process(house, served_infrastructure, temporal_address, tmp_path):
         command = [sys.executable, str(program), str(house.root), served_infrastructure, temporal_address]
         with (tmp_path / "workers.log").open("ab") as log:
             process = subprocess.Popen(
-                command, env={**os.environ, **environment}, stdout=log, stderr=log, preexec_fn=tether()
+                command,
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=log,
+                preexec_fn=tether(),  # noqa: PLW1509 - no other thread forks here
             )
         started.append(process)
         return process
@@ -121,7 +125,7 @@ def worker_process(house, served_infrastructure, temporal_address, tmp_path):
         process.wait()
 
 
-async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right(
+async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right(  # noqa: PLR0917 - fixtures
     house, kit, model, worker_process, submit, ended, until
 ):
     house.apply(model)
