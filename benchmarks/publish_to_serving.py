@@ -85,7 +85,10 @@ async def stages(address: str, workflow_id: str) -> list[tuple[str, datetime, da
             when = event.event_time.ToDatetime()
             match event.event_type:
                 case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
-                    scheduled[event.event_id] = (event.activity_task_scheduled_event_attributes.activity_type.name, when)
+                    scheduled[event.event_id] = (
+                        event.activity_task_scheduled_event_attributes.activity_type.name,
+                        when,
+                    )
                 case EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED:
                     started[event.activity_task_started_event_attributes.scheduled_event_id] = when
                 case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:

@@ -122,9 +122,7 @@ def read_fleet(path: Path) -> FleetManifest:
 class Platform:
     """All processes of one state directory."""
 
-    def __init__(
-        self, places: Places, config_path: Path | None, regions: tuple[str, ...], *, free_ports: bool
-    ) -> None:
+    def __init__(self, places: Places, config_path: Path | None, regions: tuple[str, ...], *, free_ports: bool) -> None:
         config = read_devfile(config_path)
         self._places = places
         self._config = config

@@ -66,7 +66,7 @@ _CODES: Mapping[str, Reason] = {
 
 def reason_of(code: str | None, *, otherwise: Reason = Reason.INTERNAL_ERROR) -> Reason:
     """The reason that an error code of `ipnext.errors` stands for; a code that is a reason stands for itself."""
-    if code in _CODES:
+    if code is not None and code in _CODES:
         return _CODES[code]
     return Reason(code) if code in set(Reason) else otherwise
 
