@@ -42,8 +42,8 @@ format: $(READY) ## let ruff format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY) ## all tests (ARGS: further pytest arguments)
-	$(BIN)/pytest $(ARGS)
+test: $(READY) ## all tests, in three processes (ARGS: further pytest arguments)
+	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
 e2e: $(READY) ## only the tests that drive the whole platform
 	$(BIN)/pytest -m e2e $(ARGS)

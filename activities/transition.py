@@ -37,7 +37,7 @@ from ipnext.errors import InvalidInput, NotFound, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import Deployment
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle import StageInput, TransitionPlanned, WaveInput, WaveResult
+from ipnext.model.lifecycle import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
 from ipnext.model.manifest import ModelManifest, RolloutSpec
 from ipnext.model.registry import GenerationState
 from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
@@ -173,7 +173,7 @@ class TransitionActivities:
         demanding = {item.region for item in repository.model(stage.model).manifest.spec.demand}
         origin = running_state(stage.model, deployments, tables, demanding=demanding)
         to = planned_state(stage.model, stage.generation, plan.plan)
-        transition = _plan_waves(repository, stage.model, origin, to)
+        transition = _plan_waves(repository, stage, origin, to)
         record = TransitionRecord(
             id=stage.change_id,
             model=stage.model,
@@ -268,23 +268,29 @@ class TransitionActivities:
             repository.add_event(wave.model, condition.value, message)
 
 
-def step_policy(rollout: RolloutSpec) -> StepPolicy:
-    """The planner's view of a rollout. Generations live side by side in one process."""
+def step_policy(rollout: RolloutSpec, kind: ChangeKind) -> StepPolicy:
+    """The planner's view of a rollout. Generations live side by side in one process.
+
+    A rollback goes in one step and holds nothing: its generation has served before, and someone waits for it.
+    """
+    if kind is ChangeKind.ROLLBACK:
+        return StepPolicy(canary=1.0, max_step=1.0, hold_seconds=0.0, refresh="in_place")
     return StepPolicy(
         canary=rollout.canary, max_step=rollout.max_step, hold_seconds=rollout.hold_seconds, refresh="in_place"
     )
 
 
-def _plan_waves(repository: Repository, model: str, origin: FleetState, to: FleetState) -> Transition:
+def _plan_waves(repository: Repository, stage: StageInput, origin: FleetState, to: FleetState) -> Transition:
     """Waves on the supply that no one else uses at this moment; at least one wave, so that settings are brought up."""
-    manifest = repository.model(model).manifest
+    model, manifest = stage.model, repository.model(stage.model).manifest
+    policy = step_policy(manifest.spec.rollout, stage.kind)
     fleet, plan = repository.fleet().spec, repository.plan_in_force()
     now = with_supply_left(fleet, units_in_use(repository, plan, but=model))
-    transition = _waves_on(repository, manifest, now, origin, to)
+    transition = _waves_on(repository, manifest, now, (origin, to), policy)
     if transition.refused:
         rows = entitled(repository, plan, but=model)
         later = with_supply_left(fleet, units_entitled(repository, rows))
-        if _waves_on(repository, manifest, later, origin, to).refused is None:
+        if _waves_on(repository, manifest, later, (origin, to), policy).refused is None:
             msg = f"waiting for supply that another model is about to free: {transition.refused}"
             raise Unavailable(msg)
     if not transition.waves and not transition.refused:
@@ -293,14 +299,18 @@ def _plan_waves(repository: Repository, model: str, origin: FleetState, to: Flee
 
 
 def _waves_on(
-    repository: Repository, manifest: ModelManifest, fleet: FleetSpec, origin: FleetState, to: FleetState
+    repository: Repository,
+    manifest: ModelManifest,
+    fleet: FleetSpec,
+    ends: tuple[FleetState, FleetState],
+    policy: StepPolicy,
 ) -> Transition:
+    origin, to = ends
     problem = fleet_problem(
         fleet, [with_running_options(model_problem(manifest), repository.deployments(manifest.name))]
     )
-    policies = {manifest.name: step_policy(manifest.spec.rollout)}
     try:
-        return plan_transition(problem, origin, to, policies)
+        return plan_transition(problem, origin, to, {manifest.name: policy})
     except InvalidInput as error:
         return Transition.model_validate({"from": origin, "to": to, "refused": error.message})
 

@@ -46,6 +46,8 @@ def watching(console: Console, client: Client, model: str, change: Change) -> It
             stop.set()
             watcher.join()
             live.update(progress_table(client.model(model).status, change, time.monotonic() - began))
+    if not console.is_terminal:
+        console.print()
 
 
 def progress_table(status: ModelStatus, change: Change, seconds: float) -> Table:

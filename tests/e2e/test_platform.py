@@ -1,6 +1,5 @@
 """The promises of `ipnext dev`, kept by real processes."""
 
-import json
 import signal
 import socket
 import subprocess
@@ -166,23 +165,33 @@ def test_ports_in_use_are_named(tmp_path: Path) -> None:
     assert f"{port} (api)" in second.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
-def test_whatever_ends_it_nothing_is_left_and_a_second_start_goes_on(
-    new_platform: Any, tmp_path: Path, make_snapshots: Snapshots, number: signal.Signals, pair_manifest: str
+@pytest.mark.timeout(280)
+def test_whatever_ends_it_nothing_is_left_and_the_next_start_goes_on(
+    new_platform: Any, tmp_path: Path, make_snapshots: Snapshots, pair_manifest: str
 ) -> None:
     running = new_platform(tmp_path / "state")
     running.client.apply(pair_manifest)
-    change = running.client.publish("pair", make_snapshots(5.0))
-    if number is not signal.SIGINT:  # with SIGINT the run is still under way at the end
-        assert running.client.wait_change(change.id, timeout_seconds=60).state == "done"
+    first = running.client.publish("pair", make_snapshots(5.0))  # still under way when all ends
+    end(running, signal.SIGINT, status=0)
+
+    again = new_platform(tmp_path / "state")
+    assert again.endpoints == {**running.endpoints, "pid": again.process.pid}
+    assert again.client.wait_change(first.id, timeout_seconds=60).state == "done"
+    assert marks(again.ask("us-east")) == {5.0}
+    second = again.client.publish("pair", make_snapshots(6.0))
+    assert again.client.wait_change(second.id, timeout_seconds=60).state == "done"
+    end(again, signal.SIGKILL, status=-signal.SIGKILL)
+
+    third = new_platform(tmp_path / "state")
+    eventually(lambda: third.ask("us-east").status_code == 200, 30)
+    assert marks(third.ask("us-east")) == marks(third.ask("eu-west")) == {6.0}
+    end(third, signal.SIGTERM, status=0)
+
+
+def end(running: Any, number: signal.Signals, *, status: int) -> None:
+    """End a platform; every process that it had started, directly or not, must end too."""
     family = running.family()
     assert len(family) >= 8
-    status = running.stop(number)
-    assert status == (0 if number is not signal.SIGKILL else -signal.SIGKILL)
+    assert running.stop(number) == status
     _, alive = psutil.wait_procs(family, timeout=15)
     assert [p.cmdline() for p in alive] == []
-    again = new_platform(tmp_path / "state")
-    assert json.loads((tmp_path / "state" / "endpoints.json").read_text())["api"] == running.endpoints["api"]
-    assert again.client.wait_change(change.id, timeout_seconds=60).state == "done"
-    eventually(lambda: again.ask("us-east").status_code == 200, 30)
-    assert marks(again.ask("us-east")) == {5.0}

@@ -94,6 +94,8 @@ async def test_a_rollback_needs_no_load_and_makes_ready_true_again(house, model,
     assert change.state is ChangeState.DONE
     assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
     assert house.held(model) == before, "both generations were loaded and stay loaded"
+    with house.store.read() as repository:
+        assert len(repository.transition(change.id).transition.waves) == 1, "no canary for what has served before"
     ready = house.condition(model)
     assert (ready.status, ready.reason) == ("True", Reason.SERVING)
 
