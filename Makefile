@@ -43,10 +43,10 @@ format: $(READY) ## let ruff format the code
 	$(BIN)/ruff check --fix .
 
 test: $(READY) ## all tests, in three processes (ARGS: further pytest arguments)
-	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile -m 'not nemesis' $(ARGS)
 
-e2e: $(READY) ## only the tests that drive the whole platform
-	$(BIN)/pytest -m e2e $(ARGS)
+e2e: $(READY) ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
+	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)
 
 bench: $(READY) ## measure publish -> serving, stage by stage
 	$(BIN)/python benchmarks/publish_to_serving.py $(ARGS)

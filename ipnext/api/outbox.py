@@ -76,7 +76,8 @@ class Outbox:
         delay = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), timeout=delay)
+                async with asyncio.timeout(delay):  # wait_for of Python 3.11 may swallow a cancellation
+                    await self._woken.wait()
             self._woken.clear()
             try:
                 submitted = await self.submit_pending()
@@ -89,7 +90,8 @@ class Outbox:
         for change in changes:
             log = structlog.get_logger().bind(model=change.model, change_id=change.id, kind=change.kind)
             try:
-                await asyncio.wait_for(self._lifecycle.submit(change), self._submit_timeout)
+                async with asyncio.timeout(self._submit_timeout):
+                    await self._lifecycle.submit(change)
                 await asyncio.to_thread(self._mark_queued, change)
             except TimeoutError:
                 log.warning("change_not_submitted_yet", error="timed out")

@@ -94,7 +94,8 @@ class ChildProcess:
             if time.monotonic() - self.started_at > self._settings.steady_seconds:
                 pause = self._settings.backoff_first_seconds
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._ending.wait()
             pause = min(2 * pause, self._settings.backoff_limit_seconds)
 
     async def _run_once(self) -> None:

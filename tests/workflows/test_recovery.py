@@ -125,14 +125,37 @@ def worker_process(house, served_infrastructure, temporal_address, tmp_path):
         process.wait()
 
 
+SOME = ("shift_traffic:after", "finish_change:after")
+STAGES = (
+    "begin_change",
+    "resolve_snapshots",
+    "validate_generation",
+    "place_model",
+    "plan_transition",
+    "ensure_capacity",
+    "shift_traffic",
+    "check_gate",
+    "release_capacity",
+    "finish_change",
+)
+EVERY = tuple(f"{stage}:{point}" for stage in STAGES for point in ("before", "after"))
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param(SOME, id="some"),
+        pytest.param(EVERY, id="every", marks=[pytest.mark.nemesis, pytest.mark.timeout(580)]),
+    ],
+)
 async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right(  # noqa: PLR0917 - fixtures
-    house, kit, model, worker_process, submit, ended, until
+    house, kit, model, worker_process, submit, ended, until, faults
 ):
     house.apply(model)
     change = house.publish(model, 1)
-    process = worker_process("shift_traffic:after")
+    process = worker_process(faults[0])
     await submit(change)
-    for fault in ("finish_change:after", None):
+    for fault in (*faults[1:], None):
         await until(lambda found=process: found.poll() is not None)
         assert process.returncode == -9
         process = worker_process(fault)
