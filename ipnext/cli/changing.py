@@ -20,14 +20,17 @@ from ipnext.model.resource import ChangeView, FleetView, ModelApplied
 
 def apply(
     context: typer.Context,
-    file: Annotated[str, typer.Option("--file", "-f", help="YAML file with one or more manifests; - is stdin.")],
+    file: Annotated[
+        list[str],
+        typer.Option("--file", "-f", help="YAML file with one or more manifests; - is stdin. May be given repeatedly."),
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate and show what would change; write nothing.")
     ] = False,
     output: Output = Form.TABLE,
 ) -> None:
     """Apply manifests of kind Model and Fleet."""
-    applied = client_of(context).apply(_text_of(file), dry_run=dry_run)
+    applied = client_of(context).apply("\n---\n".join(map(_text_of, file)), dry_run=dry_run)
     write(applied, output, lambda: _applied_table(applied, dry_run=dry_run))
     for each in applied:
         if isinstance(each, FleetView) and not dry_run:

@@ -54,6 +54,14 @@ def serving(applied, live, parts):
     return applied
 
 
+def test_every_given_file_is_applied(run, live):
+    fleet, model = live.rooms.directory / "fleet.yaml", live.rooms.directory / "model.yaml"
+    fleet.write_text(yaml.safe_dump(live.rooms.fleet_document()))
+    model.write_text(yaml.safe_dump(live.rooms.model_document()))
+    applied = json.loads(run("apply", "-f", model, "-f", fleet, "-o", "json").stdout)
+    assert len(applied) == 2, "both files, the fleet first"
+
+
 def test_json_is_pure_and_messages_go_to_stderr(applied, parts):
     result = applied("publish", "ranker", *parts, "-o", "json")
     assert json.loads(result.stdout)["generation"] == 1
