@@ -21,9 +21,6 @@ def main() -> int:
     except IPnextError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - an entry point
         return error.exit_status
-    except TimeoutError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - an entry point
-        return 1
 
 
 if __name__ == "__main__":

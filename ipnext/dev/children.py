@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from ipnext.errors import Unavailable
 from ipnext.infra.tether import tether
 
 FIRST_BACKOFF_SECONDS = 0.2
@@ -101,13 +102,13 @@ class Family:
             child.restart_when_due(now)
 
     def wait_until(self, ready: Callable[[], bool], *, what: str, limit_seconds: float) -> None:
-        """Poll until ready, restarting what ends meanwhile. Raises TimeoutError with the ends of the logs."""
+        """Poll until ready, restarting what ends meanwhile. Raises Unavailable with the ends of the logs."""
         deadline = time.monotonic() + limit_seconds
         while not ready():
             if time.monotonic() > deadline:
                 ends = "\n".join(f"--- {c.name}: {c.log}\n{c.last_lines()}" for c in self.children)
                 msg = f"{what} was not ready within {limit_seconds:.0f} s\n{ends}"
-                raise TimeoutError(msg)
+                raise Unavailable(msg)
             self.tend()
             time.sleep(0.05)
 

@@ -248,7 +248,8 @@ def _answers(url: str) -> bool:
 def run(*, state: Path, config: Path | None = None, fleet: Path | None = None, free_ports: bool = False) -> int:
     """Start the platform in `state` and keep it until SIGINT or SIGTERM. Returns the exit status.
 
-    Raises Conflict (the directory or a port is in use) and InvalidInput (config, fleet).
+    Raises Conflict (the directory or a port is in use), InvalidInput (config, fleet) and Unavailable (a process does not
+    come up).
     """
     state = state.resolve()
     stop = threading.Event()

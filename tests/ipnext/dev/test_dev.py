@@ -1,0 +1,92 @@
+"""Ports and processes of the embedded platform."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ipnext.dev.children import Child, Family
+from ipnext.dev.platform import locked, read_fleet
+from ipnext.dev.ports import PortInUse, choose
+from ipnext.errors import Conflict, InvalidInput, Unavailable
+
+
+def child(directory: Path, program: str, *, grace: float = 5.0) -> Child:
+    command = [sys.executable, "-c", program]
+    return Child(name="child", command=command, environment={}, log=directory / "child.log", grace_seconds=grace)
+
+
+def until(holds: object, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_ports_are_remembered_and_a_taken_one_is_named(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    wanted = {"api": port, "agent": None}
+    first = choose(wanted, remembered=tmp_path / "ports.json", free_ports=False)
+    assert first["api"] == port
+    assert choose(wanted, remembered=tmp_path / "ports.json", free_ports=False) == first
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with pytest.raises(PortInUse, match=rf"{port} \(api\)"):
+            choose(wanted, remembered=tmp_path / "ports.json", free_ports=False)
+        assert choose(wanted, remembered=tmp_path / "ports.json", free_ports=True)["api"] != port
+
+
+def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    family = Family()
+    running = child(tmp_path, "import time; time.sleep(600)")
+    family.start(running)
+    try:
+        assert running.process is not None
+        first = running.process.pid
+        os.kill(first, signal.SIGKILL)
+        until(lambda: family.tend() or (running.process.pid != first and running.ended() is None))
+    finally:
+        family.stop()
+    assert running.ended() is not None
+
+
+def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
+    program = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    )
+    stubborn = child(tmp_path, program, grace=0.2)
+    stubborn.start()
+    until(lambda: "up" in stubborn.last_lines())
+    stubborn.stop()
+    assert stubborn.ended() == -signal.SIGKILL
+
+
+def test_what_does_not_come_up_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
+    family = Family()
+    family.start(child(tmp_path, "raise SystemExit('no database')"))
+    try:
+        with pytest.raises(Unavailable, match=r"the thing was not ready(.|\n)*no database"):
+            family.wait_until(lambda: False, what="the thing", limit_seconds=1.0)
+    finally:
+        family.stop()
+
+
+def test_a_state_directory_has_one_holder_who_is_named(tmp_path: Path) -> None:
+    with locked(tmp_path / "state"), pytest.raises(Conflict, match=str(os.getpid())), locked(tmp_path / "state"):
+        pass
+
+
+def test_a_fleet_file_that_holds_no_fleet_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"nowhere\.yaml"):
+        read_fleet(tmp_path / "nowhere.yaml")
+    empty = tmp_path / "model.yaml"
+    empty.write_text((Path(__file__).parents[3] / "examples/two-towers/model.yaml").read_text())
+    with pytest.raises(InvalidInput, match="must hold one manifest of kind Fleet, it holds 0"):
+        read_fleet(empty)
