@@ -1,5 +1,7 @@
-"""The promises of `ipnext dev`, kept by real processes."""
+"""The promises of `ipnext dev` and of the README's tour, kept by real processes."""
 
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +18,8 @@ import psutil
 import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parents[2]
 
 Snapshots = Callable[[float], Mapping[str, Path]]
 
@@ -133,6 +137,29 @@ def test_everything_keeps_serving_while_the_control_plane_hangs(platform: Any) -
         for process in control:
             process.resume()
     eventually(platform.answers, 30)
+
+
+def tour() -> list[str]:
+    """The commands of the section, without their remarks."""
+    section = (ROOT / "README.md").read_text().split("## A tour in ten lines", 1)[1]
+    block = re.search(r"```\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    return [line.split("  #")[0].strip() for line in block.group(1).splitlines()]
+
+
+def test_the_tour_is_ten_lines_and_each_one_works(platform: Any) -> None:
+    lines = tour()
+    assert len(lines) == 10
+    assert lines[0].startswith("ipnext dev --state")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "IPNEXT_API_URL": platform.endpoints["api"], "OMP_NUM_THREADS": "1"}
+    for line in lines[1:]:
+        run(line, environment)
+
+
+def run(line: str, environment: dict[str, str]) -> None:
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
 def test_a_second_start_on_the_same_directory_is_refused_with_the_pid_of_the_first(platform: Any) -> None:
