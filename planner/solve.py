@@ -1,19 +1,23 @@
 """From a problem to a plan that keeps every rule: the two entry points of the planner.
 
-Called by the command and the planning activity. Whatever the solver says, only a plan that `planner.solution.check`
-accepts leaves here. The same problem gives the same plan, byte for byte, unless the time limit ends the search first.
+Called by the command and the planning activity. Two solvers stand behind them: the readable reference
+(`planner.formulation`) for small problems, and the one for fleets (`planner.scale`). Whatever a solver says, only a plan
+that `planner.solution.check` accepts leaves here. The same problem gives the same plan, byte for byte, unless the time
+limit ends the search first.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from ipnext.errors import Infeasible, InvalidInput
 from ipnext.model.plan import Plan, Problem, SolverInfo, Unmet
+from planner.arrays import FleetArrays
 from planner.diff import replica_of, share_of
 from planner.explain import explain, unmet_of
 from planner.extraction import Holding, routed, trimmed
-from planner.formulation import Answer, Formulation
+from planner.formulation import Formulation
 from planner.index import Index
 from planner.problem import validate
 from planner.residual import kept_of, only, residual
@@ -21,19 +25,30 @@ from planner.solution import Violation, check, rules_of
 
 EVERY_PLAN = "all plans of the stated problem"
 KEPT_PLANS = "plans that leave every other model as it runs now"
-METHOD = "compact MIP (cvxpy, HiGHS)"
+
+Method = Literal["auto", "reference", "fleet"]
+"""`reference`: the compact program alone; `fleet`: prices and configurations alone; `auto`: what suits the size."""
+
+METHODS: Mapping[str, str] = {
+    "reference": "compact MIP (cvxpy, HiGHS)",
+    "fleet": "prices and configurations (numba, HiGHS)",
+    "both": "compact MIP (cvxpy, HiGHS), then prices and configurations (numba, HiGHS)",
+}
+
+REFERENCE_COLUMNS = 3_000
+"""Placements and routes up to which `auto` asks the reference at all."""
 
 
-def solve(problem: Problem) -> Plan:
+def solve(problem: Problem, *, method: Method = "auto") -> Plan:
     """The best plan found for all models. Demand that cannot be held is left unmet, with the rules that bind.
 
     Raises InvalidInput. `solver.seconds` is 0: a measured time would make two plans of one problem differ.
     """
     validate(problem)
-    return _plan(problem, problem, Holding({}, {}), ())
+    return _plan(problem, problem, Holding({}, {}), (), method)
 
 
-def place(problem: Problem, models: Collection[str]) -> Plan:
+def place(problem: Problem, models: Collection[str], *, method: Method = "auto") -> Plan:
     """A plan that places only `models`; every other one keeps its replicas and traffic of `problem.current` exactly.
 
     Raises InvalidInput for a model the problem does not have, and Infeasible where the others, as they run now, already
@@ -48,12 +63,12 @@ def place(problem: Problem, models: Collection[str]) -> Plan:
     kept = [name for name in names if name not in models]
     holding = kept_of(problem, kept)
     _refuse_broken(problem, kept, holding)
-    return _plan(problem, residual(problem, holding, models), holding, kept)
+    return _plan(problem, residual(problem, holding, models), holding, kept, method)
 
 
 def _refuse_broken(problem: Problem, kept: Collection[str], holding: Holding) -> None:
     others = only(problem, kept)
-    broken = check(others, _assembled(others, holding, _Found(holding, 0.0, "feasible", 0), kept))
+    broken = check(others, _assembled(others, holding, _Found(holding, 0.0, "feasible", 0, "reference"), kept))
     if broken:
         rules = rules_of(broken)
         msg = f"the models that stay as they are break {'; '.join(rules)}; place those models too"
@@ -68,14 +83,15 @@ class _Found:
     bound: float
     ended: str
     iterations: int
+    method: str
 
 
-def _plan(problem: Problem, rest: Problem, kept: Holding, kept_models: Collection[str]) -> Plan:
+def _plan(problem: Problem, rest: Problem, kept: Holding, kept_models: Collection[str], method: Method) -> Plan:
     """The plan of the whole problem: `rest` solved, beside what is kept."""
-    found = _search(rest)
+    found = _search(rest, method)
     whole = Holding({**kept.counts, **found.holding.counts}, {**kept.shares, **found.holding.shares})
     base = _objective(Index(only(problem, kept_models)), kept)
-    total = _Found(whole, base + found.bound, found.ended, found.iterations)
+    total = replace(found, holding=whole, bound=base + found.bound)
     plan = _assembled(problem, whole, total, kept_models)
     broken = check(problem, plan)
     if broken:
@@ -85,39 +101,100 @@ def _plan(problem: Problem, rest: Problem, kept: Holding, kept_models: Collectio
     return plan
 
 
-def _search(problem: Problem) -> _Found:
-    """The best valid holding among the solver's, the current one and none at all."""
+def _search(problem: Problem, method: Method) -> _Found:
+    """The best valid holding among the solvers', the current one and none at all; the better of their bounds."""
     index = Index(problem)
-    answer = _answer(problem, index)
-    ended = "time_limit" if answer.time_ran_out else "feasible"
-    valid = [holding for holding in _candidates(index, answer) if not _broken(problem, holding)]
+    answers = list(_answers(problem, index, method))
+    candidates = [*(holding for answer in answers for holding in answer.holdings), *_others(index)]
+    valid = [holding for holding in candidates if not _broken(problem, holding)]
     if not valid:
         msg = "no plan keeps every rule, not even an empty one"
         raise Infeasible(msg, rules=rules_of(_broken(problem, Holding({}, {}))))
     best = min(valid, key=lambda holding: _objective(index, holding))
-    return _Found(best, answer.bound, ended, answer.iterations)
+    return _Found(
+        best,
+        max((answer.bound for answer in answers), default=0.0),
+        "time_limit" if any(answer.time_ran_out for answer in answers) else "feasible",
+        sum(answer.iterations for answer in answers),
+        "both" if len(answers) > 1 else answers[0].method,
+    )
 
 
-def _answer(problem: Problem, index: Index) -> Answer:
-    """The solver's answer; without a column to choose, the empty plan is the best one."""
-    if index.placements and index.routes:
-        return Formulation(problem).solve()
-    return Answer(None, None, _objective(index, Holding({}, {})), time_ran_out=False, iterations=0)
+@dataclass(frozen=True)
+class _Answer:
+    """What one solver found."""
+
+    holdings: tuple[Holding, ...]
+    bound: float
+    time_ran_out: bool
+    iterations: int
+    method: str
 
 
-def _candidates(index: Index, answer: Answer) -> Iterator[Holding]:
+def _answers(problem: Problem, index: Index, method: Method) -> Iterator[_Answer]:
+    """The reference where the problem is small; the other solver where that left a gap, or the problem is large."""
+    small = method == "reference" or (method == "auto" and _columns(problem) <= REFERENCE_COLUMNS)
+    if small:
+        first = _of_reference(problem, index)
+        yield first
+        if method == "reference" or _proves(problem, index, first):
+            return
+    yield _of_fleet(problem)
+
+
+def _columns(problem: Problem) -> int:
+    """Placements and routes, at most."""
+    options = sum(len(part.options) for model in problem.models for part in model.parts)
+    demands = sum(len(model.demand) for model in problem.models)
+    return (options + demands) * len(problem.regions)
+
+
+def _proves(problem: Problem, index: Index, answer: _Answer) -> bool:
+    valid = [holding for holding in answer.holdings if not _broken(problem, holding)]
+    return any(_gap(_objective(index, holding), answer.bound) <= problem.limits.gap + 1e-6 for holding in valid)
+
+
+def _gap(objective: float, bound: float) -> float:
+    return max(0.0, (objective - bound) / objective) if objective > 0 else 0.0
+
+
+def _of_reference(problem: Problem, index: Index) -> _Answer:
+    """The compact program's answer; without a column to choose, the empty plan is the best one."""
+    if not (index.placements and index.routes):
+        empty = Holding({}, routed(index, {}))
+        return _Answer((empty,), _objective(index, empty), time_ran_out=False, iterations=0, method="reference")
+    answer = Formulation(problem).solve()
+    holdings: tuple[Holding, ...] = ()
     if answer.replicas is not None and answer.traffic is not None:
         rounded = {place.key: round(float(n)) for place, n in zip(index.placements, answer.replicas, strict=True)}
         counts = trimmed(index, rounded, [float(y) for y in answer.traffic])
+        holdings = (Holding(counts, routed(index, counts)),)
+    return _Answer(holdings, answer.bound, answer.time_ran_out, answer.iterations, "reference")
+
+
+def _of_fleet(problem: Problem) -> _Answer:
+    from planner.assembly import holding_of  # noqa: PLC0415 - numba takes a second to import: only where it is needed
+    from planner.scale import solve_fleet  # noqa: PLC0415
+
+    arrays = FleetArrays.of(problem)
+    answer = solve_fleet(problem, arrays)
+    holding = holding_of(problem, arrays, answer.configurations)
+    return _Answer((holding,), answer.bound, answer.out_of_time, answer.rounds, "fleet")
+
+
+def _others(index: Index) -> Iterator[Holding]:
+    """What runs now, where the problem is small enough for it to matter, and nothing at all."""
+    if _columns(index.problem) <= REFERENCE_COLUMNS:
+        running = {place.key: min(place.current, place.largest) for place in index.placements}
+        counts = {key: count for key, count in running.items() if count}
         yield Holding(counts, routed(index, counts))
-    running = {place.key: min(place.current, place.largest) for place in index.placements}
-    counts = {key: count for key, count in running.items() if count}
-    yield Holding(counts, routed(index, counts))
-    yield Holding({}, routed(index, {}))
+        yield Holding({}, routed(index, {}))
+    else:
+        yield Holding({}, {})
 
 
 def _broken(problem: Problem, holding: Holding) -> tuple[Violation, ...]:
-    return check(problem, _assembled(problem, holding, _Found(holding, 0.0, "feasible", 0), ()))
+    return check(problem, _assembled(problem, holding, _Found(holding, 0.0, "feasible", 0, "reference"), ()))
 
 
 def _cost(index: Index, holding: Holding) -> float:
@@ -132,10 +209,15 @@ def _cost(index: Index, holding: Holding) -> float:
 def _objective(index: Index, holding: Holding) -> float:
     """$/h of a holding: hardware, latency, replicas started, demand left unmet."""
     weights = index.problem.objective
+    demand = {(demand.model, demand.region): demand for demand in index.demands}
     missing = unmet_of(index, holding.shares)
-    latency = sum(route.qps * route.rtt_ms * holding.shares.get(route.key, 0.0) for route in index.routes)
+    latency = sum(
+        demand[model, origin].qps * index.rtt[origin, to] * fraction
+        for (model, origin, to), fraction in sorted(holding.shares.items())
+        if (model, origin) in demand
+    )
     started = sum(max(0, count - index.current.get(key, 0)) for key, count in holding.counts.items())
-    unmet = sum(demand.unmet_cost * missing.get((demand.model, demand.region), 0.0) for demand in index.demands)
+    unmet = sum(demand[key].unmet_cost * fraction for key, fraction in missing.items())
     return _cost(index, holding) + weights.latency_weight * latency + weights.move_cost * started + unmet
 
 
@@ -156,7 +238,7 @@ def _assembled(problem: Problem, holding: Holding, found: _Found, kept: Collecti
         replicas=tuple(replica_of(key, count) for key, count in sorted(holding.counts.items())),
         traffic=tuple(share_of(key, fraction) for key, fraction in sorted(holding.shares.items())),
         unmet=_unmet(index, holding, kept, "time_seconds" if found.ended == "time_limit" else "gap"),
-        solver=SolverInfo(method=METHOD, seconds=0.0, iterations=found.iterations),
+        solver=SolverInfo(method=METHODS[found.method], seconds=0.0, iterations=found.iterations),
     )
 
 
