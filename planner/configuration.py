@@ -411,6 +411,15 @@ def evaluate(
             break
     if not fits:
         return np.inf
+    return _finished(model, demand, count, load, flow, left, ables)
+
+
+@kernel
+def _finished(
+    model: Model, demand: float, count: Ints, load: Floats, flow: Floats, left: Floats, ables: Floats
+) -> float:
+    """Makes filled parts survive the loss of a region, relieves them, and counts what all costs ($/h)."""
+    regions, parts = len(load), len(model.least)
     served = 0.0
     for r in range(regions):
         served += load[r]
@@ -570,7 +579,26 @@ def _keep(best: Best, cost: float, room: Space) -> None:
 
 
 @kernel
-def _level(
+def _try(
+    model: Model,
+    rent: Floats,
+    supply: Floats,
+    scale: float,
+    level: float,
+    members: npt.NDArray[np.bool_],
+    soft: Floats,
+    room: Space,
+    best: Best,
+) -> float:
+    """The cost of serving from `members`, each taking `level` QPS before the dearer ones get any."""
+    soft[:] = level
+    value = _cost(model, members, rent, soft, supply, scale, room)
+    _keep(best, value, room)
+    return value
+
+
+@kernel
+def _survivable(
     model: Model,
     rent: Floats,
     supply: Floats,
@@ -580,22 +608,47 @@ def _level(
     soft: Floats,
     room: Space,
     best: Best,
+    effort: int,
 ) -> float:
-    """The cost of serving from `members` at the usual level of load: what each takes before the dearer ones get any.
+    """Where a region may be lost: the best level of load, with as many members as it takes. Returns the level.
 
-    With a region to lose, k members take a kth each, and the spare goes wherever it is cheapest, members or not.
+    The lower the level, the less is lost with one region and the more regions hold replicas. Levels tried: the kth part of
+    the demand, and whole replicas of each option. Leaves in `members` those that the best level sends load to.
     """
-    soft[:] = total / members.sum() * (1 + 1e-9) if model.survives else np.inf
-    value = _cost(model, members, rent, soft, supply, scale, room)
-    _keep(best, value, room)
-    return value
+    regions = len(rent)
+    everywhere = rent < np.inf
+    level, cheapest = total, np.inf
+    quick = effort < THOROUGH
+    for k in range(1, regions + 1):
+        if quick and k > 6 and k not in (8, 10, 12, 15, 20):
+            continue
+        value = _try(model, rent, supply, scale, total / k * (1 + 1e-9), everywhere, soft, room, best)
+        if value < cheapest:
+            cheapest, level = value, total / k * (1 + 1e-9)
+            members[:] = room.load > 0.0
+    if not quick:
+        for o in range(len(model.rate)):
+            usual = np.floor(level / model.rate[o])
+            for n in range(1, 9):
+                count = float(n) if n <= 6 else usual + n - 7
+                if count < 1.0 or count * model.rate[o] < total / regions or (n > 6 and count <= 6):
+                    continue
+                if count * model.rate[o] > total + model.rate[o]:
+                    continue
+                trial = count * model.rate[o] * (1 + 1e-9)
+                value = _try(model, rent, supply, scale, trial, everywhere, soft, room, best)
+                if value < cheapest:
+                    cheapest, level = value, trial
+                    members[:] = room.load > 0.0
+    return level
 
 
 @kernel
 def configure(model: Model, supply: Floats, scale: float, effort: int, count: Ints, flow: Floats) -> float:
     """The cheapest configuration found: its $/h at the model's prices. Writes count (O, R) and flow (S, R) QPS.
 
-    `supply` (R, H) is what may be taken; `scale` the share of each demand that is served; `effort` the evaluations.
+    `supply` (R, H) is what may be taken; `scale` the share of each demand that is served; `effort` the evaluations (none: only
+    what runs now is adapted, if anything does).
     """
     regions = supply.shape[0]
     rent = rents(model, supply)
@@ -605,15 +658,94 @@ def configure(model: Model, supply: Floats, scale: float, effort: int, count: In
     count[:] = 0
     flow[:] = 0.0
     members = np.zeros(regions, dtype=np.bool_)
-    _cover(model, rent, supply, members)
+    soft = np.full(regions, np.inf)
+    level = np.inf
+    used = 1
+    if scale >= 1.0 and model.running.any():
+        _keep(best, adapt(model, supply, rent, room), room)
+        if effort == 0:
+            return best.cost[0]
+    if model.survives:
+        level = _survivable(model, rent, supply, scale, total, members, soft, room, best, effort)
+    else:
+        _cover(model, rent, supply, members)
+        if members.any():
+            used = _grow(model, rent, supply, scale, members, soft, room, best)
     if members.any():
-        soft = np.empty(regions)
-        used = _grow(model, rent, supply, scale, total, members, soft, room, best)
-        used = _exchange(model, rent, supply, scale, total, members, soft, room, best, used, effort)
+        _exchange(model, rent, supply, scale, level, members, soft, room, best, used, effort)
+        soft[:] = level
         if effort >= THOROUGH:
-            _levels(model, rent, supply, scale, total, members, soft, room, best)
+            _levels(model, rent, supply, scale, total, level, members, soft, room, best)
         _squeeze(model, rent, supply, scale, members, soft, room, best, effort)
     return best.cost[0]
+
+
+@kernel
+def _extend(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -> float:
+    """Adds the cheapest replicas of one option until the part does `need` QPS there; returns what it does."""
+    here = able(model, p, r, count)
+    if here >= need * (1 - SMALL):
+        return here
+    least = max(1, model.least[p] - held(model, p, r, count))
+    best, option, number = np.inf, -1, 0
+    for o in range(model.starts[p], model.starts[p + 1]):
+        n = max(least, int(np.ceil((need - here) / model.rate[o] * (1 - 1e-12))))
+        cost = priced(model, o, r, count[o, r] + n) - priced(model, o, r, count[o, r])
+        if n <= most(model, o, r, left) and cost < best:
+            best, option, number = cost, o, n
+    if option < 0:
+        return here
+    take(model, option, r, number, left, count)
+    return here + number * model.rate[option]
+
+
+@kernel
+def adapt(model: Model, supply: Floats, rent: Floats, room: Space) -> float:
+    """What runs now, with as little more as today's demand needs and without what it no longer needs: its $/h.
+
+    Infinite where it does not fit into `supply`. Fills `room` as `evaluate` does.
+    """
+    regions = len(rent)
+    room.count[:] = model.running
+    room.left[:] = supply
+    for p in range(len(model.least)):
+        for r in range(regions):
+            if held(model, p, r, room.count) < model.least[p]:
+                for o in range(model.starts[p], model.starts[p + 1]):
+                    room.count[o, r] = 0
+    for o in range(len(model.rate)):
+        for r in range(regions):
+            room.left[r, model.kind[o]] -= room.count[o, r] * model.units[o]
+    soft = np.empty(regions)
+    for r in range(regions):
+        for h in range(supply.shape[1]):
+            if room.left[r, h] < -1e-9 * max(1.0, supply[r, h]):
+                return np.inf
+        soft[r] = np.inf
+        for p in range(len(model.least)):
+            soft[r] = min(soft[r], able(model, p, r, room.count))
+        room.hard[r] = np.inf
+    members = rent < np.inf
+    for r in range(regions):
+        members[r] = members[r] or soft[r] > 0.0
+    way = np.where(rent < np.inf, rent, 0.0)
+    for attempt in range(3):
+        assign(model, members, way, soft, room.hard, room.load, room.flow)
+        fits = True
+        for r in range(regions):
+            if room.load[r] <= 0.0:
+                continue
+            can = np.inf
+            for p in range(len(model.least)):
+                can = min(can, _extend(model, p, r, room.load[r], room.left, room.count))
+            if can < room.load[r] * (1 - SMALL):
+                room.hard[r] = can
+                fits = False
+        if fits:
+            return _finished(
+                model, model.demand.sum(), room.count, room.load, room.flow, room.left, room.ables
+            )
+    return np.inf
 
 
 @kernel
@@ -631,35 +763,27 @@ def _grow(
     rent: Floats,
     supply: Floats,
     scale: float,
-    total: float,
     members: npt.NDArray[np.bool_],
     soft: Floats,
     room: Space,
     best: Best,
 ) -> int:
-    """Further members in the order of their rent, for as long as the last few helped."""
-    here = _level(model, rent, supply, scale, total, members, soft, room, best)
+    """Further members in the order of their rent, for as long as one of three helps."""
+    here = _try(model, rent, supply, scale, np.inf, members, soft, room, best)
     used, fails = 1, 0
-    order = np.argsort(rent, kind="mergesort")
-    trial = members.copy()
-    for r in order:
-        if trial[r] or rent[r] == np.inf or not _serves(model, r):
+    for r in np.argsort(rent, kind="mergesort"):
+        if members[r] or rent[r] == np.inf or not _serves(model, r):
             continue
-        trial[r] = True
-        k = trial.sum()
-        if fails >= 3 and k not in (6, 8, 11, 15, 20):  # more members than the last good set: not each number of them
-            continue
-        value = _level(model, rent, supply, scale, total, trial, soft, room, best)
+        members[r] = True
+        value = _try(model, rent, supply, scale, np.inf, members, soft, room, best)
         used += 1
         if value < here * (1 - 1e-9):
             here, fails = value, 0
-            members[:] = trial
             continue
+        members[r] = False
         fails += 1
-        if not model.survives:
-            trial[r] = False
-            if fails >= 3:
-                break
+        if fails >= 3:
+            break
     return used
 
 
@@ -692,7 +816,7 @@ def _exchange(
     rent: Floats,
     supply: Floats,
     scale: float,
-    total: float,
+    level: float,
     members: npt.NDArray[np.bool_],
     soft: Floats,
     room: Space,
@@ -714,7 +838,7 @@ def _exchange(
             trial[x] = True
             if not _drop_spared(model, x, order, trial):
                 continue
-            value = _level(model, rent, supply, scale, total, trial, soft, room, best)
+            value = _try(model, rent, supply, scale, level, trial, soft, room, best)
             used += 1
             if value < here * (1 - 1e-9):
                 here, improved = value, True
@@ -734,7 +858,7 @@ def _exchange(
                     if members[x] or rent[x] == np.inf:
                         continue
                     trial[x] = True
-                value = _level(model, rent, supply, scale, total, trial, soft, room, best)
+                value = _try(model, rent, supply, scale, level, trial, soft, room, best)
                 used += 1
                 if value < here * (1 - 1e-9):
                     here, improved = value, True
@@ -750,26 +874,23 @@ def _levels(
     supply: Floats,
     scale: float,
     total: float,
+    level: float,
     members: npt.NDArray[np.bool_],
     soft: Floats,
     room: Space,
     best: Best,
 ) -> None:
     """Other levels of load for the same members: whole replicas of one option. Leaves the best in `soft`."""
-    k = members.sum()
-    soft[:] = total / k * (1 + 1e-9) if model.survives else np.inf
+    base = level if level < np.inf else total / members.sum()
     levelled = np.empty_like(soft)
     here = best.cost[0]
     for o in range(len(model.rate)):
-        for d in range(2):
-            base = total / max(1, k - 1 + d) if model.survives else total / max(1, k)
-            for up in range(2):
-                levelled[:] = max(1.0, np.floor(base / model.rate[o] * (1 + 1e-9)) + up) * model.rate[o]
-                value = _cost(model, members, rent, levelled, supply, scale, room)
-                _keep(best, value, room)
-                if value < here * (1 - 1e-12):
-                    here = value
-                    soft[:] = levelled
+        for up in range(2):
+            trial = max(1.0, np.floor(base / model.rate[o] * (1 + 1e-9)) + up) * model.rate[o]
+            value = _try(model, rent, supply, scale, trial, members, levelled, room, best)
+            if value < here * (1 - 1e-12):
+                here = value
+                soft[:] = levelled
 
 
 @kernel

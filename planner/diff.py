@@ -1,32 +1,32 @@
 """What changes from one placement to another, and the way back: `apply_diff(before, diff(before, after))` is `after`."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from ipnext.errors import InvalidInput
 from ipnext.model.plan import CurrentState, Plan, PlanDiff, ReplicaChange, ReplicaCount, TrafficChange, TrafficShare
 
 Placement = tuple[str, str, str, str]
 Route = tuple[str, str, str]
+Key = TypeVar("Key", Placement, Route)
 
 
 def state_of(plan: Plan | CurrentState) -> CurrentState:
     """Replicas and traffic alone: sorted, without zero counts and zero shares."""
-    counts, shares = _counts(plan), _shares(plan)
-    return CurrentState(
-        replicas=tuple(replica_of(key, count) for key, count in sorted(counts.items())),
-        traffic=tuple(share_of(key, fraction) for key, fraction in sorted(shares.items())),
-    )
+    return _state(_replicas(plan), _traffic(plan))
 
 
 def diff(before: Plan | CurrentState, after: Plan) -> PlanDiff:
     """Placements and shares that differ, sorted. A CurrentState carries no cost: its cost stands as 0."""
-    old, new = _counts(before), _counts(after)
+    old = {key: row.count for key, row in _replicas(before).items()}
+    new = {key: row.count for key, row in _replicas(after).items()}
+    was = {key: row.fraction for key, row in _traffic(before).items()}
+    now = {key: row.fraction for key, row in _traffic(after).items()}
+    replicas = _changed(old, new)
     return PlanDiff(
-        replicas=tuple(
-            _replica_change(key, old.get(key, 0), new.get(key, 0))
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, 0) != new.get(key, 0)
-        ),
-        traffic=_traffic_changes(_shares(before), _shares(after)),
-        moves=sum(max(0, count - old.get(key, 0)) for key, count in new.items()),
+        replicas=tuple(ReplicaChange.trusted(*key, old.get(key, 0), new.get(key, 0)) for key in replicas),
+        traffic=tuple(TrafficChange.trusted(*key, was.get(key, 0.0), now.get(key, 0.0)) for key in _changed(was, now)),
+        moves=sum(max(0, new.get(key, 0) - old.get(key, 0)) for key in replicas),
         cost_per_hour_before=before.cost_per_hour if isinstance(before, Plan) else 0.0,
         cost_per_hour_after=after.cost_per_hour,
     )
@@ -34,21 +34,30 @@ def diff(before: Plan | CurrentState, after: Plan) -> PlanDiff:
 
 def apply_diff(before: Plan | CurrentState, change: PlanDiff) -> CurrentState:
     """The state after `change`. Raises InvalidInput where `before` is not the state that the diff was made from."""
-    counts, shares = _counts(before), _shares(before)
+    replicas, traffic = _replicas(before), _traffic(before)
     for item in change.replicas:
         key = (item.model, item.part, item.region, item.hardware)
-        _expect("/".join(key), counts.pop(key, 0), item.before)
+        running = replicas.pop(key, None)
+        _expect("/".join(key), running.count if running else 0, item.before)
         if item.after:
-            counts[key] = item.after
+            replicas[key] = replica_of(key, item.after)
     for moved in change.traffic:
         route = (moved.model, moved.origin, moved.to)
-        _expect("/".join(route), shares.pop(route, 0.0), moved.before)
+        share = traffic.pop(route, None)
+        _expect("/".join(route), share.fraction if share else 0.0, moved.before)
         if moved.after:
-            shares[route] = moved.after
-    return CurrentState(
-        replicas=tuple(replica_of(key, count) for key, count in sorted(counts.items())),
-        traffic=tuple(share_of(key, fraction) for key, fraction in sorted(shares.items())),
-    )
+            traffic[route] = share_of(route, moved.after)
+    return _state(replicas, traffic)
+
+
+def replica_of(key: Placement, count: int) -> ReplicaCount:
+    """The wire form of one placement. `count` is a whole number from 0; it is not checked here."""
+    return ReplicaCount.trusted(*key, int(count))
+
+
+def share_of(key: Route, fraction: float) -> TrafficShare:
+    """The wire form of one share. `fraction` is from 0 to 1; it is not checked here."""
+    return TrafficShare.trusted(*key, float(fraction))
 
 
 def _expect(subject: str, found: float, expected: float) -> None:
@@ -59,34 +68,23 @@ def _expect(subject: str, found: float, expected: float) -> None:
         raise InvalidInput(msg, field=subject, value=found, allowed=[f"{expected:g}"])
 
 
-def _counts(plan: Plan | CurrentState) -> dict[Placement, int]:
-    return {(r.model, r.part, r.region, r.hardware): r.count for r in plan.replicas if r.count}
+def _replicas(plan: Plan | CurrentState) -> dict[Placement, ReplicaCount]:
+    return {(row.model, row.part, row.region, row.hardware): row for row in plan.replicas if row.count}
 
 
-def _shares(plan: Plan | CurrentState) -> dict[Route, float]:
-    return {(t.model, t.origin, t.to): t.fraction for t in plan.traffic if t.fraction}
+def _traffic(plan: Plan | CurrentState) -> dict[Route, TrafficShare]:
+    return {(row.model, row.origin, row.to): row for row in plan.traffic if row.fraction}
 
 
-def replica_of(key: Placement, count: int) -> ReplicaCount:
-    """The wire form of one placement."""
-    model, part, region, hardware = key
-    return ReplicaCount(model=model, part=part, region=region, hardware=hardware, count=count)
+def _changed(old: Mapping[Key, float], new: Mapping[Key, float]) -> list[Key]:
+    """Keys whose figures differ, sorted; an absent one stands for 0."""
+    changed = [key for key in old if key not in new]
+    changed += [key for key, figure in new.items() if old.get(key, 0) != figure]
+    return sorted(changed)
 
 
-def share_of(key: Route, fraction: float) -> TrafficShare:
-    """The wire form of one share."""
-    model, origin, to = key
-    return TrafficShare(model=model, origin=origin, to=to, fraction=fraction)
-
-
-def _replica_change(key: Placement, before: int, after: int) -> ReplicaChange:
-    model, part, region, hardware = key
-    return ReplicaChange(model=model, part=part, region=region, hardware=hardware, before=before, after=after)
-
-
-def _traffic_changes(old: dict[Route, float], new: dict[Route, float]) -> tuple[TrafficChange, ...]:
-    return tuple(
-        TrafficChange(model=key[0], origin=key[1], to=key[2], before=old.get(key, 0.0), after=new.get(key, 0.0))
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, 0.0) != new.get(key, 0.0)
+def _state(replicas: Mapping[Placement, ReplicaCount], traffic: Mapping[Route, TrafficShare]) -> CurrentState:
+    return CurrentState(
+        replicas=tuple(replicas[key] for key in sorted(replicas)),
+        traffic=tuple(traffic[key] for key in sorted(traffic)),
     )

@@ -6,7 +6,7 @@ so far, within a trust region around the best prices known. Instead of a linear 
 master is smoothed (each model mixes its columns by a soft minimum, Nesterov 2005) and has a variable for each limit only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -167,9 +167,10 @@ def search(
     *,
     start: Prices | None = None,
     columns: Columns | None = None,
+    amount: Floats | None = None,
 ) -> Found:
-    """Prices for `models`, from `start` and earlier proposals."""
-    limits = Limits.of(arrays)
+    """Prices for `models`, from `start` and earlier proposals; `amount` (L,) of each limit is theirs (else all of it)."""
+    limits = Limits.of(arrays) if amount is None else replace(Limits.of(arrays), amount=amount)
     centre = limits.values(start) if start is not None else np.zeros(len(limits.amount))
     price, best, width = centre, -np.inf, effort.width
     pool = columns

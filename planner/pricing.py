@@ -11,10 +11,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from numba import prange
 
 from planner.arrays import FleetArrays, Floats, Ints, Prices
-from planner.compiled import kernel, parallel_kernel
+from planner.compiled import kernel, side_by_side
 from planner.configuration import Model, configure
 
 Wide = npt.NDArray[np.float64]
@@ -114,7 +113,7 @@ def _block(arrays: FleetArrays, costs: Floats, moves: float, models: Ints, effor
     offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     count = np.zeros((int(offset[-1]), regions), dtype=np.int64)
     flow = np.zeros((len(models), regions, regions))
-    _configure_all(
+    each = (
         models,
         offset,
         count,
@@ -137,6 +136,7 @@ def _block(arrays: FleetArrays, costs: Floats, moves: float, models: Ints, effor
         arrays.option_qps,
         arrays.current,
     )
+    side_by_side(len(models), lambda begin, end: _configure_some(begin, end, *each))
     return columns_of(arrays, models, count, flow)
 
 
@@ -300,46 +300,9 @@ def _fits(found: Single, dollars: float, moves: float) -> bool:
 
 
 @kernel
-def model_view(
-    m: int,
-    costs: Floats,
-    move: float,
-    latency_weight: float,
-    rtt: Floats,
-    qps: Floats,
-    tolerance: Floats,
-    missed: Floats,
-    survives: npt.NDArray[np.bool_],
-    part_start: Ints,
-    part_min: Ints,
-    option_start: Ints,
-    option_hardware: Ints,
-    option_units: Floats,
-    option_qps: Floats,
-    current: Ints,
-) -> Model:
-    """Model m of the fleet as the kernels read it."""
-    p, q = part_start[m], part_start[m + 1]
-    first, last = option_start[p], option_start[q]
-    return Model(
-        qps[m],
-        rtt <= tolerance[m],
-        latency_weight * rtt,
-        missed[m],
-        survives[m],
-        part_min[p:q],
-        option_start[p : q + 1] - first,
-        option_hardware[first:last],
-        option_units[first:last],
-        option_qps[first:last],
-        costs[first:last],
-        move,
-        current[first:last],
-    )
-
-
-@parallel_kernel
-def _configure_all(
+def _configure_some(
+    begin: int,
+    end: int,
     models: Ints,
     offset: Ints,
     count: Ints,
@@ -362,24 +325,24 @@ def _configure_all(
     option_qps: Floats,
     current: Ints,
 ) -> None:
-    for i in prange(len(models)):
-        model = model_view(
-            models[i],
-            costs,
+    for i in range(begin, end):
+        m = models[i]
+        p, q = part_start[m], part_start[m + 1]
+        first, last = option_start[p], option_start[q]
+        model = Model(
+            qps[m],
+            rtt <= tolerance[m],
+            latency_weight * rtt,
+            missed[m],
+            survives[m],
+            part_min[p:q],
+            option_start[p : q + 1] - first,
+            option_hardware[first:last],
+            option_units[first:last],
+            option_qps[first:last],
+            costs[first:last],
             move,
-            latency_weight,
-            rtt,
-            qps,
-            tolerance,
-            missed,
-            survives,
-            part_start,
-            part_min,
-            option_start,
-            option_hardware,
-            option_units,
-            option_qps,
-            current,
+            current[first:last],
         )
         configure(model, supply, 1.0, effort, count[offset[i] : offset[i + 1]], flow[i])
 

@@ -6,12 +6,12 @@ from collections.abc import Collection
 from ipnext.errors import InvalidInput
 from ipnext.model.plan import CurrentState, Problem
 from planner.extraction import Holding
-from planner.index import Index, counts_of, shares_of
+from planner.index import counts_of, shares_of
 
 
 def kept_of(problem: Problem, kept: Collection[str]) -> Holding:
     """What the models of `kept` run and serve now. Raises InvalidInput where that needs hardware they have no option for."""
-    current = _of_models(problem.current, kept)
+    current = _of_models(problem.current, frozenset(kept))
     options = {(m.model, p.part, o.hardware) for m in problem.models for p in m.parts for o in p.options}
     for item in current.replicas:
         if item.count and (item.model, item.part, item.hardware) not in options:
@@ -25,10 +25,11 @@ def kept_of(problem: Problem, kept: Collection[str]) -> Holding:
 
 def only(problem: Problem, models: Collection[str]) -> Problem:
     """The problem of these models alone, with the whole supply and all budgets."""
+    wanted = frozenset(models)
     return problem.model_copy(
         update={
-            "models": tuple(model for model in problem.models if model.model in models),
-            "current": _of_models(problem.current, models),
+            "models": tuple(model for model in problem.models if model.model in wanted),
+            "current": _of_models(problem.current, wanted),
         }
     )
 
@@ -49,7 +50,7 @@ def residual(problem: Problem, holding: Holding, models: Collection[str]) -> Pro
     return only(problem, models).model_copy(update={"supply": supply, "owners": owners})
 
 
-def _of_models(state: CurrentState, models: Collection[str]) -> CurrentState:
+def _of_models(state: CurrentState, models: frozenset[str]) -> CurrentState:
     return CurrentState(
         replicas=tuple(item for item in state.replicas if item.model in models),
         traffic=tuple(item for item in state.traffic if item.model in models),
@@ -58,7 +59,7 @@ def _of_models(state: CurrentState, models: Collection[str]) -> CurrentState:
 
 def _taken(problem: Problem, holding: Holding) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
     """Units by region and hardware, and $/h by owner, that a holding takes."""
-    index = Index(problem)
+    unit_cost = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
     owner = {model.model: model.owner for model in problem.models}
     option = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
     units: dict[tuple[str, str], float] = defaultdict(float)
@@ -66,5 +67,5 @@ def _taken(problem: Problem, holding: Holding) -> tuple[dict[tuple[str, str], fl
     for (model, part, region, hardware), count in holding.counts.items():
         taken = count * option[model, part, hardware]
         units[region, hardware] += taken
-        spent[owner[model]] += taken * index.unit_cost.get((region, hardware), 0.0)
+        spent[owner[model]] += taken * unit_cost.get((region, hardware), 0.0)
     return units, spent

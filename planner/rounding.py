@@ -5,6 +5,7 @@ what is left of the limits. At a vertex no more models are split than limits bin
 Then models are lifted out and placed anew, one or a few at a time, for as long as that lowers the objective.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from planner.arrays import FleetArrays, Floats, Ints, Prices
 from planner.price_search import Limits
 from planner.pricing import Columns, Placer, Single
 
-NEAR = 0.02
+NEAR, NEAR_OF_MANY, MANY = 0.05, 0.015, 3_000
 """A column takes part in the linear program where it costs at most this share more than its model's best one."""
 
 WHOLE = 1 - 1e-7
@@ -44,6 +45,13 @@ class Holding:
         models = arrays.models
         takes = np.zeros((models, len(limits.amount)))
         return cls(arrays, limits, [None] * models, limits.amount.copy(), np.zeros(models), takes)
+
+    @classmethod
+    def of(cls, arrays: FleetArrays, limits: Limits, columns: Columns) -> "Holding":
+        """One column for each model, in order, within the limits or not."""
+        takes = limits.taken(arrays, columns).toarray()
+        chosen: list[Single | None] = [Single.of(columns, m) for m in range(arrays.models)]
+        return cls(arrays, limits, chosen, limits.amount - takes.sum(axis=0), columns.cost.copy(), takes)
 
     def taken(self, m: int, single: Single) -> Floats:
         """(L,) what a configuration of model m takes of each limit."""
@@ -91,13 +99,14 @@ class Holding:
         return max(0.0, float(self.left[-1])) if self.limits.moves else np.inf
 
 
-def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Floats) -> Holding:
-    """One whole column for as many models as a vertex of the linear program gives one; the others have none yet."""
+def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Floats, size: Floats) -> Holding:
+    """One whole column for as many models as a dive gives one; the others have none yet. `size` (M,) orders the dive."""
     taken = limits.taken(arrays, columns)
     z = columns.cost + taken @ price
-    models, first, segment = np.unique(columns.model, return_index=True, return_inverse=True)
+    _, first, segment = np.unique(columns.model, return_index=True, return_inverse=True)
     least = np.minimum.reduceat(z, first)[segment]
-    near = z <= least + NEAR * np.abs(least) + 1e-9
+    share = NEAR if arrays.models <= MANY else NEAR_OF_MANY
+    near = z <= least + share * np.abs(least) + 1e-9
     number = np.bincount(segment, weights=near)
     plain = near & (number[segment] == 1)
     rest = np.flatnonzero(near & ~plain)
@@ -105,48 +114,92 @@ def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Flo
     for j in np.flatnonzero(plain):
         holding.put(int(columns.model[j]), Single.of(columns, int(j)))
     if len(rest):
-        share = _vertex(columns.cost[rest], taken[rest], columns.model[rest], holding.left, limits.scale)
-        for j, x in zip(rest, share, strict=True):
+        master = _Master(columns.cost[rest], taken[rest], columns.model[rest], holding.left, limits.scale)
+        for j, x in zip(rest, master.dive(size), strict=True):
             if x >= WHOLE:
                 holding.put(int(columns.model[j]), Single.of(columns, int(j)))
     return holding
 
 
-def _vertex(cost: Floats, taken: Any, model: Ints, left: Floats, scale: Floats) -> Floats:
-    """(J,) shares of a basic solution: least cost, each model's sum to 1; going over a limit costs dear."""
-    _, segment = np.unique(model, return_inverse=True)
-    models, limits, columns = int(segment.max()) + 1, len(left), len(cost)
-    dear = 20.0 * scale
-    convexity = sp.csc_array((np.ones(columns), (segment, np.arange(columns))), shape=(models, columns))
-    matrix = sp.csc_array(
-        sp.vstack(
-            [
-                sp.hstack([taken.T, -sp.eye_array(limits)]),
-                sp.hstack([convexity, sp.csc_array((models, limits))]),
-            ],
-            format="csc",
-        )
-    )
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = columns + limits, limits + models
-    lp.col_cost_ = np.concatenate([cost, dear])
-    lp.col_lower_ = np.zeros(columns + limits)
-    lp.col_upper_ = np.full(columns + limits, highspy.kHighsInf)
-    lp.row_lower_ = np.concatenate([np.full(limits, -highspy.kHighsInf), np.ones(models)])
-    lp.row_upper_ = np.concatenate([left, np.ones(models)])
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    lp.a_matrix_.start_ = matrix.indptr
-    lp.a_matrix_.index_ = matrix.indices
-    lp.a_matrix_.value_ = matrix.data
-    solver = highspy.Highs()
-    solver.setOptionValue("output_flag", False)
-    solver.setOptionValue("threads", 1)
-    solver.setOptionValue("random_seed", 0)
-    solver.passModel(lp)
-    status = solver.run()
-    if status == highspy.HighsStatus.kError or solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-        return np.zeros(columns)
-    return np.array(solver.getSolution().col_value)[:columns]
+class _Master:
+    """The linear program over some columns: least cost, each model's shares sum to 1; going over a limit costs dear."""
+
+    def __init__(self, cost: Floats, taken: Any, model: Ints, left: Floats, scale: Floats) -> None:
+        _, segment = np.unique(model, return_inverse=True)
+        models, limits, self.columns = int(segment.max()) + 1, len(left), len(cost)
+        self.model, self.segment = model, segment
+        convexity = sp.csc_array((np.ones(len(cost)), (segment, np.arange(len(cost)))), shape=(models, len(cost)))
+        over = [sp.hstack([taken.T, -sp.eye_array(limits)]), sp.hstack([convexity, sp.csc_array((models, limits))])]
+        matrix = sp.csc_array(sp.vstack(over, format="csc"))
+        lp = highspy.HighsLp()
+        lp.num_col_, lp.num_row_ = len(cost) + limits, limits + models
+        self.dear = DEAR * scale
+        lp.col_cost_ = np.concatenate([cost, self.dear])
+        lp.col_lower_ = np.zeros(len(cost) + limits)
+        lp.col_upper_ = np.full(len(cost) + limits, highspy.kHighsInf)
+        lp.row_lower_ = np.concatenate([np.full(limits, -highspy.kHighsInf), np.ones(models)])
+        lp.row_upper_ = np.concatenate([left, np.ones(models)])
+        lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+        lp.a_matrix_.start_ = matrix.indptr
+        lp.a_matrix_.index_ = matrix.indices
+        lp.a_matrix_.value_ = matrix.data
+        self.solver = highspy.Highs()
+        for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
+            self.solver.setOptionValue(option, value)
+        self.solver.passModel(lp)
+
+    def shares(self) -> tuple[Floats, float]:
+        """(J,) of a basic optimum, and what goes over the limits ($/h); zeros where the solver fails."""
+        status = self.solver.run()
+        if status == highspy.HighsStatus.kError or self.solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            return np.zeros(self.columns), np.inf
+        value = np.array(self.solver.getSolution().col_value)
+        return value[: self.columns], float(value[self.columns :] @ self.dear)
+
+    def dive(self, size: Floats) -> Floats:
+        """(J,) shares after the largest split models were given their largest column, a few at a time.
+
+        Where that goes over a limit it is taken back, and these models are left for later.
+        """
+        share, over = self.shares()
+        left_split: set[int] = set()
+        for _ in range(DIVES):
+            split = [int(m) for m in self._split(share) if int(m) not in left_split]
+            if not split:
+                break
+            split.sort(key=lambda m: (-size[m], m))
+            largest = split[: -(-len(split) // 4)]
+            fixed = [self._largest_column(m, share) for m in largest]
+            self._bound(fixed, 1.0, 1.0)
+            trial, beyond = self.shares()
+            if beyond <= over + 1e-6:
+                share, over = trial, beyond
+                continue
+            self._bound(fixed, 0.0, highspy.kHighsInf)
+            left_split.update(largest if len(largest) == 1 else largest[:1])
+            share, over = self.shares()
+        return share
+
+    def _largest_column(self, m: int, share: Floats) -> int:
+        own = np.flatnonzero(self.model == m)
+        return int(own[np.argmax(share[own])])
+
+    def _bound(self, columns: list[int], low: float, high: float) -> None:
+        for column in columns:
+            self.solver.changeColBounds(column, low, high)
+
+    def _split(self, share: Floats) -> Ints:
+        whole = np.zeros(int(self.segment.max()) + 1, dtype=bool)
+        whole[self.segment[share >= WHOLE]] = True
+        return np.unique(self.model[~whole[self.segment]])
+
+
+SHORT = 200
+"""Models with unmet demand that are helped in one go."""
+
+DIVES = 16
+DEAR = 200.0
+"""Times its natural price costs a unit beyond a limit."""
 
 
 def complete(holding: Holding, placer: Placer, prices: Prices, order: Ints) -> None:
@@ -170,16 +223,12 @@ class Improvement:
     holding: Holding
     placer: Placer
     prices: Prices
-    columns: Columns
+    least: Floats
+    """(M,) $/h at the prices that each model would cost at best."""
     effort: int = 60
 
     def __post_init__(self) -> None:
-        h = self.holding
-        self.price = h.limits.values(self.prices)
-        z = self.columns.cost + h.limits.taken(h.arrays, self.columns) @ self.price
-        models, first = np.unique(self.columns.model, return_index=True)
-        self.least = np.zeros(h.arrays.models)
-        self.least[models] = np.minimum.reduceat(z, first)
+        self.price = self.holding.limits.values(self.prices)
 
     def regrets(self) -> Floats:
         """(M,) $/h, at the prices, by which each model's configuration is dearer than its best one."""
@@ -215,3 +264,54 @@ class Improvement:
         worth /= 1.0 + h.arrays.missed * 1e-3
         worth[m] = 0.0
         return [int(i) for i in np.argsort(-worth, kind="stable")[:number] if worth[i] > 0]
+
+    def exchange(self, m: int, sizes: Sequence[int]) -> bool:
+        """Places model m anew together with some of its rivals; True where one of the sizes helped."""
+        for size in sizes:
+            rivals = self.rivals(m, size)
+            if rivals and self.attempt([m, *rivals], self.prices):
+                return True
+            if len(rivals) < size:
+                break
+        return False
+
+    def serve_short(self) -> None:
+        """Makes room for models with unmet demand, the dearest first, at the cost of others."""
+        h = self.holding
+        missing = np.array([0.0 if s is None else s.unmet for s in h.chosen]) * h.arrays.missed
+        for m in np.argsort(-missing, kind="stable")[:SHORT]:
+            if missing[m] <= 0:
+                break
+            for _ in range(3):
+                single = h.chosen[m]
+                if single is None or single.unmet <= 0 or not self.exchange(int(m), (1, 3, 8, 20, 40)):
+                    break
+
+    def crowd(self, limit: int) -> list[int]:
+        """Models that take of a limit, those that mind least to give way first."""
+        h = self.holding
+        taking = np.flatnonzero(h.takes[:, limit] > 0)
+        return [int(m) for m in taking[np.argsort(h.arrays.missed[taking], kind="stable")]]
+
+    def exceeded(self) -> list[int]:
+        """Limits of which more is taken than there is."""
+        h = self.holding
+        return [int(i) for i in np.flatnonzero(h.left < -1e-9 * np.maximum(h.limits.amount, 1.0))]
+
+    def ease(self, attempts: int) -> None:
+        """Moves models off exceeded limits, where others have room for them."""
+        for limit in self.exceeded():
+            for m in self.crowd(limit)[:attempts]:
+                if self.holding.left[limit] >= 0:
+                    break
+                self.attempt([m], self.prices)
+
+    def enforce(self) -> None:
+        """Keeps every limit, at the cost of unmet demand where nothing else helps."""
+        h = self.holding
+        for limit in self.exceeded():
+            for m in self.crowd(limit):
+                if h.left[limit] >= -1e-9 * max(h.limits.amount[limit], 1.0):
+                    break
+                h.lift(m)
+                h.put(m, place_one(h, self.placer, self.prices, m, self.effort))

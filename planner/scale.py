@@ -24,32 +24,121 @@ class FleetAnswer:
     """A configuration for each model, the bound on what any plan costs, and the prices that prove it."""
 
     configurations: tuple[Single, ...]
+    objective: float
+    """$/h"""
     bound: float
     """$/h, over all plans of the stated problem."""
     prices: Prices
     rounds: int
     out_of_time: bool
 
+    @property
+    def gap(self) -> float:
+        """Of the objective."""
+        return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
+
 
 def solve_fleet(problem: Problem, arrays: FleetArrays | None = None) -> FleetAnswer:
-    """The best plan found for a valid problem, of any size."""
+    """The best plan found for a valid problem, of any size.
+
+    Where most models run already, their placements are adapted to the problem; everything is planned anew where that
+    proves to be too dear, or nothing runs.
+    """
     ends = time.monotonic() + problem.limits.time_seconds
     fleet = FleetArrays.of(problem) if arrays is None else arrays
+    if _mostly_running(fleet):
+        adapted = _adapted(fleet, ends)
+        if adapted.gap <= max(problem.limits.gap, ADAPTED_GAP):
+            return adapted
+    return _anew(fleet, ends)
+
+
+ADAPTED_GAP = 0.03
+"""An adapted plan with a wider gap than this (and than asked for) is dropped for one made anew."""
+
+
+def _mostly_running(arrays: FleetArrays) -> bool:
+    """Whether at least half of the demand is of models that run already."""
+    first = arrays.option_start[arrays.part_start]
+    running = np.concatenate([[0], np.cumsum(arrays.current.sum(axis=1) > 0)])
+    alive = running[first[1:]] > running[first[:-1]]
+    size = size_of(arrays)
+    return bool(size[alive].sum() > 0.5 * size.sum())
+
+
+def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     found = find_prices(fleet)
     every = np.arange(fleet.models, dtype=np.int64)
-    columns = joined([found.columns, best_columns(fleet, found.prices, every, effort=EFFORT_LAST)])
+    columns = joined([found.columns, best_columns(fleet, found.prices, every, effort=_effort_last(fleet))])
     limits = Limits.of(fleet)
     price = limits.values(found.prices)
-    holding = shared_out(fleet, limits, columns, price)
+    holding = shared_out(fleet, limits, columns, price, size_of(fleet))
     placer = Placer(fleet)
     complete(holding, placer, found.prices, _largest_first(fleet, every))
-    out_of_time = improve(Improvement(holding, placer, found.prices, columns), ends)
-    bound = proven(fleet, found.prices, columns)
-    return FleetAnswer(tuple(s for s in holding.chosen if s is not None), bound, found.prices, found.rounds, out_of_time)
+    least = _least(limits, fleet, columns, price)
+    out_of_time = improve(Improvement(holding, placer, found.prices, least), ends, ROUNDS)
+    bound = proven(fleet, found.prices, least, EFFORT_PROOF)
+    return _answer(holding, bound, found, out_of_time=out_of_time)
 
 
-EFFORT_QUICK, EFFORT_FIRST, EFFORT_LAST = 4, 40, 300
-"""Evaluations for a model in the first rounds of the price search, in the later ones, and at the final prices."""
+def _adapted(fleet: FleetArrays, ends: float) -> FleetAnswer:
+    """What runs now with as few changes as today's demand asks for, then the worst placed models anew."""
+    every = np.arange(fleet.models, dtype=np.int64)
+    limits = Limits.of(fleet)
+    columns = best_columns(fleet, nothing(fleet), every, effort=0)
+    holding = Holding.of(fleet, limits, columns)
+    found = _sampled_prices(fleet, holding)
+    least = lower_bounds(fleet, found.prices, None, EFFORT_PROOF_ADAPTED)
+    bound = max(0.0, total_bound(fleet, found.prices, least))
+    improvement = Improvement(holding, Placer(fleet), found.prices, least)
+    improvement.ease(60)
+    out_of_time = improve(improvement, ends, ROUNDS_ADAPTED)
+    return _answer(holding, bound, found, out_of_time=out_of_time)
+
+
+def _answer(holding: Holding, bound: float, found: Found, *, out_of_time: bool) -> FleetAnswer:
+    chosen = tuple(single for single in holding.chosen if single is not None)
+    return FleetAnswer(chosen, float(holding.cost.sum()), bound, found.prices, found.rounds, out_of_time)
+
+
+def _least(limits: Limits, arrays: FleetArrays, columns: Columns, price: Floats) -> Floats:
+    """(M,) the priced cost of each model's best column; `columns` has some of every model."""
+    z = columns.cost + limits.taken(arrays, columns) @ price
+    return np.minimum.reduceat(z, np.unique(columns.model, return_index=True)[1])
+
+
+def nothing(arrays: FleetArrays) -> Prices:
+    """Prices of zero."""
+    return Prices(np.zeros_like(arrays.supply), np.zeros_like(arrays.owner_budget), 0.0)
+
+
+def _sampled_prices(arrays: FleetArrays, holding: Holding) -> Found:
+    """Prices from a few models, on what they take now and their part of what is left."""
+    order = _largest_first(arrays, np.arange(arrays.models, dtype=np.int64))
+    others = order[LARGE:]
+    if len(others) > SAMPLE - LARGE:
+        others = np.random.Generator(np.random.PCG64(0)).choice(others, SAMPLE - LARGE, replace=False)
+    some = np.sort(np.concatenate([order[:LARGE], others]))
+    taken, all_taken = holding.takes[some].sum(axis=0), holding.takes.sum(axis=0)
+    share = np.where(all_taken > 0, taken / np.where(all_taken > 0, all_taken, 1.0), len(some) / arrays.models)
+    amount = taken + share * np.maximum(0.0, holding.limits.amount - all_taken)
+    return search(arrays, some, Effort(rounds=12, effort=EFFORT_FIRST, enough=1e-3), amount=amount)
+
+
+SAMPLE, LARGE = 1_000, 300
+"""Models from which an adapted plan learns its prices; of these, the largest."""
+
+
+EFFORT_QUICK, EFFORT_FIRST = 4, 40
+"""Evaluations for a model in the first rounds of the price search, and in the later ones."""
+
+
+def _effort_last(arrays: FleetArrays) -> int:
+    """Evaluations for a model at the final prices: fewer where there are many models to choose among."""
+    return 300 if arrays.models <= MANY else 80
+
+
+MANY = 3_000
 
 
 def prices_of(problem: Problem) -> Prices:
@@ -79,40 +168,41 @@ def _largest_first(arrays: FleetArrays, models: Ints) -> Ints:
     return models[np.argsort(-size_of(arrays)[models], kind="stable")]
 
 
-def improve(improvement: Improvement, ends: float) -> bool:
+def improve(improvement: Improvement, ends: float, rounds: int) -> bool:
     """Rounds of placing models anew, the worst placed first. True where the clock ended it."""
+    improvement.serve_short()
+    late = _improved(improvement, ends, rounds)
+    improvement.enforce()
+    return late
+
+
+def _improved(improvement: Improvement, ends: float, rounds: int) -> bool:
     holding = improvement.holding
-    nothing = Prices(np.zeros_like(improvement.prices.supply), np.zeros_like(improvement.prices.owner), 0.0)
-    for number in range(ROUNDS):
+    free = nothing(holding.arrays)
+    for _ in range(rounds):
         before = float(holding.cost.sum()) + holding.over()
         regret = improvement.regrets()
         worst = [int(m) for m in np.argsort(-regret, kind="stable")[:MOST_ATTEMPTS] if regret[m] > 1e-9]
-        short = [m for m in worst if holding.chosen[m].unmet > 0]
-        for m in short + worst[: MOST_ATTEMPTS // 4]:
-            for size in (2, 5) if number else (1, 3, 8):
-                if time.monotonic() > ends:
-                    return True
-                rivals = improvement.rivals(m, size)
-                if rivals and improvement.attempt([m, *rivals], improvement.prices):
-                    break
-        for m in worst:
+        for number, m in enumerate(worst):
             if time.monotonic() > ends:
                 return True
-            improvement.attempt([m], nothing)
+            if number < MOST_ATTEMPTS // 4:
+                improvement.exchange(m, (2, 5))
+            improvement.attempt([m], free)
+        improvement.serve_short()
         after = float(holding.cost.sum()) + holding.over()
-        if before - after < 2e-5 * before:
+        if before - after < 1e-4 * before:
             break
     return False
 
 
-ROUNDS = 6
+ROUNDS, ROUNDS_ADAPTED = 3, 2
 MOST_ATTEMPTS = 400
 
+EFFORT_PROOF, EFFORT_PROOF_ADAPTED = 40, 8
+"""Steps of the proof for each model."""
 
-def proven(arrays: FleetArrays, prices: Prices, columns: Columns) -> float:
-    """What no plan of the stated problem costs less than, $/h."""
-    limits = Limits.of(arrays)
-    z = columns.cost + limits.taken(arrays, columns) @ limits.values(prices)
-    first = np.unique(columns.model, return_index=True)[1]
-    hints = Hints(upper=np.minimum.reduceat(z, first))
-    return max(0.0, total_bound(arrays, prices, lower_bounds(arrays, prices, hints)))
+
+def proven(arrays: FleetArrays, prices: Prices, least: Floats, effort: int) -> float:
+    """What no plan of the stated problem costs less than, $/h. `least` (M,) is what the models cost at best, as far as known."""
+    return max(0.0, total_bound(arrays, prices, lower_bounds(arrays, prices, Hints(upper=least), effort)))

@@ -291,29 +291,97 @@ class Done(Value):
     note: str = ""
 
 
-class ReplanInput(Value):
-    """Input of workflow `replan`."""
+ReplanTrigger = Literal["schedule", "manual", "supply", "drain"]
+"""What asks for a replan: the clock, a person, a changed fleet, capacity that is about to go."""
 
-    trigger: Literal["schedule", "manual", "supply", "drain"] = "manual"
+
+class ReplanState(StrEnum):
+    """Where a replan stands. RECORDED is acknowledged: it is never lost from there on."""
+
+    RECORDED = "recorded"
+    QUEUED = "queued"
+    PLANNING = "planning"
+    MOVING = "moving"
+    """Its plan is adopted; models take their new places."""
+    ADOPTED = "adopted"
+    """Done: a new plan is in force."""
+    KEPT = "kept"
+    """Done: the plan in force stays, for nothing better was found beyond the dead band."""
+    DRY_RUN = "dry_run"
+    """Done: a plan was computed and stored, and nothing else."""
+    FAILED = "failed"
+    """No plan could be had, the reason says why; the plan in force stays."""
+
+    @property
+    def final(self) -> bool:
+        """True where nothing more will happen."""
+        return self in {ReplanState.ADOPTED, ReplanState.KEPT, ReplanState.DRY_RUN, ReplanState.FAILED}
+
+
+class Replan(Value):
+    """One replan as it was asked for, and what came of it. Several that wait may share one plan."""
+
+    id: str
+    """Also the idempotency key: the same id asked twice is one replan."""
+    trigger: ReplanTrigger
+    dry_run: bool = False
+    """Compute and store a plan; adopt nothing, move nothing."""
+    max_moves: int | None = Field(default=None, ge=0)
+    """At most so many replicas started; None: the platform's setting."""
+    state: ReplanState = ReplanState.RECORDED
+    reason: Reason = Reason.PENDING
+    message: str = ""
+    plan_id: str | None = None
+    """The plan record that answers it."""
+    moves: int = 0
+    """Replicas that the adopted plan starts."""
+    models: tuple[Name, ...] = ()
+    """Models that were asked to move."""
+    run_id: str | None = None
+    """Temporal run id of the run that planned it."""
+    not_before: datetime
+    """A changed fleet waits so long for further changes."""
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def adopted(self) -> bool:
+        """True where its plan was put in force."""
+        return self.state in {ReplanState.MOVING, ReplanState.ADOPTED}
+
+
+class ReplanInput(Value):
+    """Input of workflow `replan`: what is asked for lies in the store."""
+
+    trigger: ReplanTrigger = "manual"
     wait: bool = True
     """Wait until the moved models have finished."""
     computed: "ReplanComputed | None" = None
     """Comes over at continue-as-new: what was computed and adopted."""
     moved: int = 0
     """Comes over at continue-as-new: how many of its models have been asked to move."""
+    asked: bool = False
+    """Comes over at continue-as-new: another replan may have been asked for meanwhile."""
+    troubles: tuple[str, ...] = ()
+    """Comes over at continue-as-new: moves that did not come through, in words."""
 
 
 class ReplanComputed(Value):
     """Answer of `replan_fleet`."""
 
     plan_id: str
+    """The record of this replan, also where no plan was found; empty where nothing was asked for."""
     adopted: bool
-    """False where the plan in force stays (nothing better within the dead band, or no plan)."""
+    """False where the plan in force stays (nothing better within the dead band, a dry run, or no plan)."""
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     moves: int = 0
     models: tuple[Name, ...] = ()
-    """Models whose placement or traffic changes, in the order to move them."""
+    """Models that don't run yet as the plan in force says, in the order to move them."""
+    trigger: str = ""
+    """What asked for it, in words."""
+    dry_run: bool = False
 
 
 class ReplanResult(Value):
@@ -325,6 +393,20 @@ class ReplanResult(Value):
     models: tuple[Name, ...] = ()
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
+    dry_run: bool = False
+
+
+class ReplansWaiting(Value):
+    """Answer of `finish_replan` and `waiting_replans`: replans that were asked for meanwhile."""
+
+    waiting: int = 0
+
+
+class ScheduledReplan(Value):
+    """Input of workflow `scheduled_replan` and of `ask_replan`. Without an id the workflow's run gives it."""
+
+    id: str | None = None
+    trigger: ReplanTrigger = "schedule"
 
 
 class MoveInput(Value):

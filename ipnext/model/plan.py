@@ -4,7 +4,7 @@ QPS are requests a second, rtt and latencies are milliseconds, units are units o
 fractional: models share a host), money is $/h.
 """
 
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -14,7 +14,38 @@ from ipnext.model.value import Value
 Rule = Literal["served", "latency", "capacity", "survive", "min_replicas", "supply", "budget", "moves"]
 
 
-class RegionSupply(Value):
+_set = object.__setattr__
+
+
+class Row(Value):
+    """A value of names and figures alone, every field required: a fleet has a million of them."""
+
+    _columns: ClassVar[tuple[str, ...]] = ()
+    _every_field: ClassVar[set[str]] = set()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Keep the names of the fields at hand."""
+        cls._columns = tuple(cls.model_fields)
+        cls._every_field = set(cls.model_fields)
+
+    @classmethod
+    def trusted(cls, *values: Any) -> Self:
+        """The row of these values, in the order of its fields and unchecked: only for values that are known to be right.
+
+        Equal to the row that validation gives, in half the time and a fourth to a seventh of the memory: it shares the set
+        of its fields' names with all others of its kind, and Python lays out its attributes as in any plain object.
+        """
+        row = cls.__new__(cls)
+        for name, value in zip(cls._columns, values, strict=True):
+            _set(row, name, value)
+        _set(row, "__pydantic_fields_set__", cls._every_field)
+        _set(row, "__pydantic_extra__", None)
+        _set(row, "__pydantic_private__", None)
+        return row
+
+
+class RegionSupply(Row):
     """Units of one hardware kind in one region, at `unit_cost` $/h a unit."""
 
     region: str
@@ -40,14 +71,14 @@ class Owner(Value):
         return cls(owner=item.owner, budget_per_hour=item.budget_per_hour)
 
 
-class RegionDemand(Value):
+class RegionDemand(Row):
     """Demand of the users of one region."""
 
     region: str
     qps: float = Field(ge=0)
 
 
-class PartOption(Value):
+class PartOption(Row):
     """One way to run a part: `units` of `hardware` a replica give `qps`."""
 
     hardware: str
@@ -76,7 +107,7 @@ class ModelProblem(Value):
     parts: tuple[PartProblem, ...] = Field(min_length=1)
 
 
-class ReplicaCount(Value):
+class ReplicaCount(Row):
     """Whole replicas of a part in a region on a hardware kind: a placement."""
 
     model: str
@@ -86,7 +117,7 @@ class ReplicaCount(Value):
     count: int = Field(ge=0)
 
 
-class TrafficShare(Value):
+class TrafficShare(Row):
     """Fraction of the demand of the users of `from` that is served in `to`."""
 
     model: str
@@ -164,7 +195,7 @@ class Plan(Value):
     solver: SolverInfo
 
 
-class ReplicaChange(Value):
+class ReplicaChange(Row):
     """A placement whose count differs between two plans."""
 
     model: str
@@ -175,7 +206,7 @@ class ReplicaChange(Value):
     after: int
 
 
-class TrafficChange(Value):
+class TrafficChange(Row):
     """A traffic share that differs between two plans."""
 
     model: str

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ipnext.model.deployment import GenerationTraffic, Replica
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.lifecycle import Change, DeploymentStatus, ReplanResult
+from ipnext.model.lifecycle import Change, DeploymentStatus, Replan
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.plan import Plan, PlanDiff, Problem, Unmet
 from ipnext.model.registry import Generation
@@ -111,9 +111,13 @@ class RollbackRequest(Written):
 
 
 class ReplanRequest(Written):
-    """Body of a replan."""
+    """Body of a replan. `dryRun`: the plan is computed and stored, nothing is adopted, nothing moves."""
 
+    replan_id: ChangeId | None = None
     trigger: Literal["manual", "supply", "drain"] = "manual"
+    dry_run: bool = False
+    max_moves: int | None = Field(default=None, ge=0, lt=2**31)
+    """At most so many replicas started; without it the platform's setting."""
 
 
 class BlobQuery(Written):
@@ -135,23 +139,10 @@ class StoredSnapshot(Written):
     digest: Sha256
 
 
-class RunStarted(Value):
-    """A workflow run that was started, with its link into the Temporal UI."""
+class ReplanView(Replan):
+    """A replan with the link to its run in the Temporal UI (none before the run plans it)."""
 
-    workflow_id: str
-    run_id: str
-    run_url: str
-
-
-class ReplanStatus(Value):
-    """Where a replan run stands; `result` once it is done, `message` where it failed."""
-
-    workflow_id: str
-    run_id: str
-    run_url: str
-    state: Literal["running", "done", "failed"]
-    result: ReplanResult | None = None
-    message: str = ""
+    run_url: str | None = None
 
 
 class PlanSummary(Value):
@@ -159,30 +150,44 @@ class PlanSummary(Value):
 
     id: str
     trigger: str
+    scope: str | None = None
+    """The one model that was placed on what the others leave; null: the whole fleet."""
+    outcome: Literal["adopted", "kept", "dry_run", "failed"] = "kept"
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+    based_on: str | None = None
+    """The plan that was in force when this one was made."""
+    input_digest: str = ""
+    """SHA-256 of the problem; empty where no plan was found."""
     status: str
-    cost_per_hour: float
+    method: str = ""
+    objective: float = 0.0
+    bound: float = 0.0
+    bound_covers: str = ""
+    """The plans over which `bound` is a lower bound of the objective. Of one model's where `scope` names one."""
     gap: float
+    cost_per_hour: float
+    """Of the whole fleet with this plan."""
     unmet_qps: float
+    """Of the whole fleet with this plan."""
     moves: int
+    wall_seconds: float | None = None
+    """What the search took, where it was measured."""
+    cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
     adopted: bool
     in_force: bool = False
-    message: str = ""
+    has_documents: bool = True
+    """False where no plan was found, or where only this line is kept."""
     created_at: datetime
 
 
-class PlanView(Value):
+class PlanView(PlanSummary):
     """A plan with its problem and its difference to the plan before it."""
 
-    id: str
-    trigger: str
-    input_digest: str
     problem: Problem
     plan: Plan
     diff: PlanDiff
-    adopted: bool = False
-    in_force: bool = False
-    message: str = ""
-    created_at: datetime
 
 
 class TransitionView(Value):
@@ -257,6 +262,8 @@ class Overview(Value):
     """Of all models, newest first."""
     events: tuple[EventView, ...] = ()
     plan: PlanInForce | None = None
+    replan: PlanSummary | None = None
+    """The newest plan of the whole fleet, whatever came of it; a dry run is none."""
     temporal_ui_url: str
 
 

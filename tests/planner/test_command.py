@@ -1,7 +1,9 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from planner.command import app
@@ -166,3 +168,155 @@ def test_the_examples_are_problems_with_valid_plans(path, tmp_path):
     plan = tmp_path / "plan.json"
     assert run("solve", path, "-o", plan).exit_code == 0
     assert run("check", path, plan).exit_code == 0
+
+
+def test_solve_to_json_prints_the_plan_and_writes_no_file(files, monkeypatch):
+    monkeypatch.chdir(files)
+    result = run("solve", files / "problem.json", "-o", "json")
+    assert json.loads(result.stdout)["status"] == "optimal"
+    assert not (files / "json").exists()
+
+
+@pytest.fixture
+def crowded(files, problem, model):
+    """A problem.json whose one region cannot hold both models, and its plan.json."""
+    stated = problem(model("high", {"a": 200.0}, priority=2.0), model("low", {"a": 300.0}), supply={"a/h": 3.0})
+    (files / "problem.json").write_text(stated.model_dump_json(by_alias=True))
+    solved(files)
+    return files
+
+
+def asked(files, *arguments):
+    return run(*arguments[:1], files / "problem.json", *arguments[1:])
+
+
+def test_generate_writes_the_same_problem_for_the_same_seed(files):
+    figures = ("--models", "3", "--regions", "3", "--hardware", "2", "--use", "0.9", "--seed", "7")
+    first = run("generate", *figures, "-o", files / "drawn.json")
+    assert (first.exit_code, first.stdout) == (0, "")
+    assert "models" in first.stderr
+    again = run("generate", *figures, "-o", "json")
+    assert again.stdout == (files / "drawn.json").read_text()
+    assert len(json.loads(again.stdout)["models"]) == 3
+    with_current = json.loads(run("generate", *figures, "--current", "--noise", "0.1").stdout)
+    assert with_current["current"]["replicas"]
+    assert run("solve", files / "drawn.json").exit_code == 0
+
+
+def test_generate_out_of_range_exits_2(files):
+    assert "models" in one_line(run("generate", "--models", "0"), 2)
+
+
+def test_show_draws_and_lists_every_cell(crowded):
+    shown = asked(crowded, "show", crowded / "plan.json")
+    assert shown.exit_code == 0
+    assert "████████ 100%" in shown.stdout
+    assert "3 / 0" in shown.stdout
+    assert "200 QPS unmet" in shown.stdout
+    (use,) = json.loads(asked(crowded, "show", crowded / "plan.json", "-o", "json").stdout)
+    assert (use["used"], use["free"], use["surge"]) == (3.0, 0.0, 0.0)
+
+
+def test_show_writes_a_picture(crowded):
+    assert asked(crowded, "show", crowded / "plan.json", "--svg", crowded / "plan.svg").exit_code == 0
+    assert (crowded / "plan.svg").read_text().startswith("<svg")
+    assert "--svg" in one_line(asked(crowded, "show", crowded / "plan.json", "--svg", crowded), 2)
+
+
+def test_show_adds_the_surge_of_a_transition(states):
+    path = states / "transition.json"
+    run("transition", "--problem", states / "problem.json", states / "1.json", states / "2.json", "-o", path)
+    shown = asked(states, "show", solved(states), "--transition", path, "-o", "json")
+    assert json.loads(shown.stdout)[0]["surge"] == 2.0
+
+
+def test_explain_says_why_and_what_it_would_take(crowded):
+    told = asked(crowded, "explain", crowded / "plan.json", "--model", "low")
+    assert told.exit_code == 0
+    for words in ("one less breaks", "kept here by", "without it", "price of one more", "leave no room", "needed"):
+        assert words in told.stdout
+    document = json.loads(asked(crowded, "explain", crowded / "plan.json", "-o", "json").stdout)
+    assert [model["model"] for model in document["models"]] == ["high", "low"]
+    assert document["models"][1]["needs"] == [{"rule": "supply a/h", "limit": 1.0, "needed": 3.0}]
+
+
+def test_explain_leaves_prices_out_where_nobody_wants_them(crowded):
+    told = asked(crowded, "explain", crowded / "plan.json", "--no-prices")
+    assert told.exit_code == 0
+    assert "price of one more" not in told.stdout
+
+
+def test_explain_of_a_model_or_a_plan_that_does_not_belong_exits_2(crowded, files):
+    assert "--model" in one_line(asked(crowded, "explain", crowded / "plan.json", "--model", "ghost"), 2)
+    document = json.loads((crowded / "plan.json").read_text())
+    document["replicas"][0]["model"] = "ghost"
+    (crowded / "other.json").write_text(json.dumps(document))
+    assert "PLAN" in one_line(asked(crowded, "explain", crowded / "other.json"), 2)
+    assert "PLAN" in one_line(asked(crowded, "show", crowded / "other.json"), 2)
+
+
+def test_a_conflict_exits_3_with_its_limits_named(crowded):
+    result = asked(crowded, "conflict")
+    assert "supply a/h, supply b/h" in one_line(result, 3)
+    assert "yes" in result.stdout
+    document = json.loads(asked(crowded, "conflict", "-o", "json").stdout)
+    assert [member["name"] for member in document["members"]] == ["supply a/h", "supply b/h"]
+
+
+def test_where_there_is_no_conflict_the_command_exits_0(crowded):
+    alone = asked(crowded, "conflict", "--model", "high")
+    assert (alone.exit_code, alone.stdout) == (0, "all of this demand can be served\n")
+    assert json.loads(asked(crowded, "conflict", "--model", "high", "-o", "json").stdout) is None
+
+
+def test_a_conflict_beside_a_plan(crowded):
+    assert asked(crowded, "conflict", "--model", "low").exit_code == 0
+    assert "supply a/h" in one_line(asked(crowded, "conflict", "--model", "low", "--plan", crowded / "plan.json"), 3)
+
+
+def test_what_if_shows_before_and_after(crowded):
+    told = asked(crowded, "what-if", "--plan", crowded / "plan.json", "--supply", "a/h=+2", "--demand", "high=*0.5")
+    assert told.exit_code == 0
+    assert "what if: supply a/h=+2; demand high=*0.5" in told.stdout
+    assert "unmet demand that changes (1)" in told.stdout
+    document = json.loads(
+        asked(crowded, "what-if", "--supply", "a/h=+2", "--limit", "max_moves=9", "-o", "json").stdout
+    )
+    assert document["before"]["unmet_qps"] == pytest.approx(200.0)
+    assert document["after"]["unmet_qps"] == 0.0
+    assert document["diff"]["moves"] == 2
+    assert document["changes"][0] == {"kind": "supply", "target": "a/h", "operation": "add", "figure": 2.0}
+
+
+def test_what_if_writes_the_plan_after(crowded):
+    after = crowded / "after.json"
+    assert asked(crowded, "what-if", "--budget", "model/low=none", "--after", after).exit_code == 0
+    assert asked(crowded, "check", after).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--supply", "a/h"),
+        ("--drain", "moon"),
+        ("--objective", "beauty=1"),
+        ("--budget", "o=1"),
+        ("--demand", "x=2"),
+    ],
+)
+def test_a_change_that_cannot_be_exits_2_and_names_its_option(crowded, options):
+    assert (options or ("what-if",))[0] in one_line(asked(crowded, "what-if", *options), 2)
+
+
+def test_every_command_and_option_is_in_the_reference():
+    group = get_command(app)
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    sections = dict(part.split("\n", 1) for part in re.split(r"^#+ ", text, flags=re.MULTILINE)[1:])
+    named = {heading.removeprefix("ipnext plan ") for heading in sections if heading.startswith("ipnext plan ")}
+    assert named == set(group.commands)
+    for name, command in group.commands.items():
+        options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        options |= {option for parameter in command.params for option in parameter.secondary_opts}
+        written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", sections[f"ipnext plan {name}"]))
+        assert written == options - {"--help"}, name

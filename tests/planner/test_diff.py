@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipnext.errors import InvalidInput
-from ipnext.model.plan import CurrentState, Plan, SolverInfo
-from planner.diff import apply_diff, diff, state_of
+from ipnext.model.plan import CurrentState, Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
+from planner.diff import apply_diff, diff, replica_of, share_of, state_of
 
 names = st.sampled_from(["a", "b"])
 
@@ -57,3 +58,20 @@ def test_a_diff_is_refused_on_another_state(problem, model):
     after = Plan.model_construct(replicas=(), traffic=(), cost_per_hour=0.0)
     with pytest.raises(InvalidInput, match="m/p/a/h"):
         apply_diff(CurrentState(), diff(before, after))
+
+
+@given(plans(), plans())
+def test_a_diff_comes_back_from_json_and_lists_only_what_differs_in_order(before, after):
+    change = diff(before, after)
+    assert PlanDiff.model_validate_json(change.model_dump_json(by_alias=True)) == change
+    keys = [(item.model, item.part, item.region, item.hardware) for item in change.replicas]
+    assert keys == sorted(set(keys))
+    assert all(item.before != item.after for item in (*change.replicas, *change.traffic))
+
+
+def test_rows_of_a_solvers_figures_are_the_rows_of_the_wire_form():
+    row, share = replica_of(("m", "p", "a", "h"), np.int64(3)), share_of(("m", "a", "b"), np.float64(0.5))
+    assert row == ReplicaCount(model="m", part="p", region="a", hardware="h", count=3)
+    assert type(row.count) is int
+    assert share == TrafficShare(model="m", origin="a", to="b", fraction=0.5)
+    assert share.model_dump_json(by_alias=True) == '{"model":"m","from":"a","to":"b","fraction":0.5}'

@@ -14,78 +14,7 @@ from planner.formulation import Answer
 from planner.index import Index
 from planner.solution import check
 from planner.solve import place, solve
-
-REGIONS = ["a", "b", "c"]
-
-
-@st.composite
-def problems(draw, most_models=3, most_regions=3):
-    """Small random problems: often too little supply, all rules in play."""
-    regions = REGIONS[: draw(st.integers(1, most_regions))]
-    hardware = ["g", "h"]
-    rtt = [[1.0 if s == r else draw(st.sampled_from([5.0, 50.0])) for r in regions] for s in regions]
-    supply = [
-        {"region": r, "hardware": h, "units": draw(st.sampled_from([0.0, 1.5, 4.0, 9.0])), "unit_cost": cost}
-        for r in regions
-        for h, cost in zip(hardware, (1.0, 2.5), strict=True)
-        if draw(st.booleans())
-    ]
-    models = [draw(_models(f"m{i}", regions, hardware)) for i in range(draw(st.integers(0, most_models)))]
-    replicas = [
-        {"model": m["model"], "part": p["part"], "region": r, "hardware": "h", "count": draw(st.integers(1, 3))}
-        for m in models
-        for p in m["parts"]
-        for r in regions
-        if draw(st.integers(0, 3)) == 0
-    ]
-    budget = draw(st.sampled_from([None, 5.0, 12.0]))
-    return Problem.model_validate(
-        {
-            "regions": regions,
-            "rtt_ms": rtt,
-            "hardware": hardware,
-            "supply": supply,
-            "owners": [{"owner": "o0", "budget_per_hour": budget}],
-            "models": models,
-            "current": {"replicas": replicas},
-            "objective": {
-                "latency_weight": draw(st.sampled_from([0.0, 0.001])),
-                "move_cost": draw(st.sampled_from([0.0, 0.5])),
-                "unmet_cost": draw(st.sampled_from([0.0, 0.01, 10.0])),
-            },
-            "limits": {"max_moves": draw(st.sampled_from([None, 0, 3])), "time_seconds": 10.0, "gap": 0.0},
-        }
-    )
-
-
-@st.composite
-def _models(draw, name, regions, hardware):
-    parts = [
-        {
-            "part": part,
-            "min_replicas": draw(st.sampled_from([0, 1, 2])),
-            "options": [
-                {
-                    "hardware": h,
-                    "units": draw(st.sampled_from([0.5, 1.0, 2.0])),
-                    "qps": draw(st.sampled_from([40.0, 100.0])),
-                }
-                for h in hardware[: draw(st.integers(1, 2))]
-            ],
-        }
-        for part in ["p", "q"][: draw(st.integers(1, 2))]
-    ]
-    return {
-        "model": name,
-        "owner": draw(st.sampled_from(["o0", "o1"])),
-        "priority": draw(st.sampled_from([0.5, 2.0])),
-        "latency_tolerance_ms": draw(st.sampled_from([0.5, 10.0, 100.0])),
-        "survive": draw(st.sampled_from(["region", "none"])),
-        "budget_per_hour": draw(st.sampled_from([None, 3.0])),
-        "demand": [{"region": r, "qps": draw(st.sampled_from([0.0, 30.0, 120.0]))} for r in regions],
-        "parts": parts,
-    }
-
+from tests.planner.strategies import problems
 
 @given(problems())
 @settings(max_examples=100, deadline=None)
@@ -236,7 +165,6 @@ def test_survive_in_a_fleet_of_one_region_serves_nothing(problem, model):
     [
         ({"budget_per_hour": 1.5}, "budget model m"),
         ({"owner": "poor"}, "budget owner poor"),
-        ({"tolerance": 0.5}, "latency a"),
     ],
 )
 def test_the_rule_that_binds_is_named(problem, model, fields, rule):

@@ -1,0 +1,281 @@
+"""One model's bound and the ascent that tightens it.
+
+Called by `planner.bounding`. The links between a model's parts and its traffic are priced: `value` (C,) is what serving
+one QPS of a class is worth; a part gains from a QPS in a region its `split` of that worth plus `extra` (P, R), which sum to
+the whole worth and to nothing over the parts. Any figures give a bound; a proximal bundle method finds good ones (Kiwiel,
+Mathematical Programming 46, 1990).
+"""
+
+import numpy as np
+
+from planner.bounding_case import CORNERS, UNROUNDED, case_of, classes_of, coverable, holding
+from planner.bounding_part import part_value, room_for, weigh
+from planner.compiled import kernel
+
+CUTS = 14
+"""Linear pieces that the bundle keeps."""
+SIDE = 4.0
+"""How far `extra` moves compared with `value`."""
+CLOSE = 1e-5
+"""The ascent ends where no more than this share of the bound is to be won."""
+
+
+@kernel
+def model_bound(shop, ceiling, effort):
+    """$/h that no plan of one model can undercut. Ends early at `ceiling`."""
+    holds = holding(shop)
+    demand, reach, way, lost = classes_of(shop, holds)
+    lost *= shop.missed
+    if len(demand) == 0:
+        return lost
+    cover = coverable(shop, holds, demand.sum())
+    if cover <= 0.0:
+        return lost + demand.sum() * shop.missed
+    case = case_of(shop, holds, demand, reach, way, cover)
+    top = 0.0
+    for c in range(len(demand)):
+        top = max(top, _worth(case, c, np.zeros(len(holds))))
+    limit = min(max(2 * top, 0.25 * shop.missed), 0.5 * shop.missed)
+    best = _ascend(case, limit, ceiling - lost, effort, True)
+    if 2 * top > 0.5 * shop.missed:  # leaving demand unmet may pay: then the rules on totals count for little
+        best = max(best, _ascend(case, shop.missed, ceiling - lost, effort, False))
+    return lost + max(best, 0.0)
+
+
+@kernel
+def _ascend(case, limit, ceiling, effort, covers):
+    """The best bound found with values up to `limit`, with or without the rules on totals."""
+    room = room_for(case)
+    point, split = _start(case, room, limit, covers)
+    slope = np.zeros(len(point))
+    bound = evaluate(case, room, point, split, slope, covers, False)
+    bound, step = _climb(case, room, point, split, slope, bound, limit, ceiling, effort, 0.0, covers, False)
+    best = secured(case, room, point, split, covers, False)
+    if covers and best < ceiling and (case.mode == CORNERS).any():
+        bound = evaluate(case, room, point, split, slope, covers, True)
+        bound, _ = _climb(case, room, point, split, slope, bound, limit, ceiling, effort // 3, step, covers, True)
+        best = max(best, secured(case, room, point, split, covers, True))
+    return best
+
+
+@kernel
+def _worth(case, c, prices):
+    """Least $/h for a QPS of a class over the regions in reach, beyond what the prices of the parts pay."""
+    worth = np.inf
+    for r in range(case.reach.shape[1]):
+        if case.reach[c, r]:
+            here = case.way[c, r]
+            for p in range(len(prices)):
+                here += max(0.0, case.rent[p, r] - prices[p])
+            worth = min(worth, here)
+    return worth
+
+
+@kernel
+def _start(case, room, limit, covers):
+    """The best of a few points: nothing is worth anything, or all that survival does not pay for. Returns its split."""
+    classes, regions = case.reach.shape
+    parts = len(case.mode)
+    point, slope = np.zeros(classes + parts * regions), np.zeros(classes + parts * regions)
+    split, prices, base = np.zeros((parts, regions)), np.zeros(parts), np.zeros(parts)
+    best, best_point, best_split = -np.inf, point.copy(), split.copy()
+    for k in range(6 if case.survives and covers else 2):
+        for p in range(parts):
+            prices[p] = base[p] * max(k - 1, 0) / 4
+        _divide(case, prices, split)
+        if k > 0:
+            for c in range(classes):
+                point[c] = min(limit, _worth(case, c, prices))
+        bound = evaluate(case, room, point, split, slope, covers, False)
+        if k == 0:
+            base[:] = room.price
+        if bound > best:
+            best = bound
+            best_point[:] = point
+            best_split[:] = split
+    return best_point, best_split
+
+
+@kernel
+def _divide(case, prices, split):
+    """Splits a QPS's worth in a region by what each part costs there beyond its price."""
+    parts, regions = case.rent.shape
+    for r in range(regions):
+        total = 0.0
+        for p in range(parts):
+            rent = case.rent[p, r]
+            split[p, r] = max(rent - prices[p], 1e-6 * rent) if rent < np.inf else 0.0
+            total += split[p, r]
+        for p in range(parts):
+            split[p, r] = split[p, r] / total if total > 0.0 else 1.0 / parts
+
+
+@kernel
+def evaluate(case, room, point, split, slope, covers, exact):
+    """The bound at a point, as far as all demand in reach is served. Fills its slope."""
+    parts, regions = case.rent.shape
+    classes = len(case.demand)
+    value = point[:classes]
+    extra = point[classes:].reshape(parts, regions)
+    load = slope[classes:].reshape(parts, regions)
+    weigh(case, room, value)
+    bound = 0.0
+    load[:] = 0.0
+    for c in range(classes):
+        bound += case.demand[c] * value[c]
+        slope[c] = case.demand[c]
+    for p in range(parts):
+        bound += part_value(case, room, value, p, split, extra, 0.0, covers, exact)
+        _subtract(case, room, p, split, slope, load)
+    for r in range(regions):
+        mean = 0.0
+        for p in range(parts):
+            mean += load[p, r] / parts
+        for p in range(parts):
+            load[p, r] = mean - load[p, r]
+    return bound
+
+
+@kernel
+def _subtract(case, room, p, split, slope, load):
+    """Takes from the slope what the regions serve in the last fill of a part, and notes their loads."""
+    for r in range(len(case.group)):
+        i = room.last[r]
+        if i < 0 or case.count[p, r] == 0:
+            continue
+        begin, end = room.begin[i], room.end[i]
+        share = (room.filled[r] - begin) / (end - begin)
+        low, high = begin * case.scale[p], end * case.scale[p]
+        for k in range(room.useful[p, r]):
+            c, before = room.order[r, k], room.broad[r, k]
+            q = case.demand[c]
+            served = (1 - share) * min(max(low - before, 0.0), q) + share * min(max(high - before, 0.0), q)
+            slope[c] -= split[p, r] * served
+            load[p, r] += served
+
+
+@kernel
+def secured(case, room, point, split, covers, exact):
+    """The bound at a point, whatever is left unmet.
+
+    The amount unmet is cut into ranges; in each, the rules on totals are those of its far end and the cost that of its
+    near end. What no plan can serve is unmet in any case.
+    """
+    parts, regions = case.rent.shape
+    classes = len(case.demand)
+    value = point[:classes]
+    extra = point[classes:].reshape(parts, regions)
+    weigh(case, room, value)
+    fixed, full, none = 0.0, 0.0, 0.0
+    for c in range(classes):
+        fixed += case.demand[c] * value[c]
+    for p in range(parts):
+        none += part_value(case, room, value, p, split, extra, 0.0, False, False)
+    if not covers:
+        return fixed + none
+    for p in range(parts):
+        full += part_value(case, room, value, p, split, extra, 0.0, True, exact)
+    fine = case.missed - value.max()
+    least, near = full, case.cover * UNROUNDED
+    while fine * near < full - none and near < case.cover:
+        for power in range(4, 0, -1):
+            far = min(2.0**power * near, case.cover)
+            here = fine * near
+            for p in range(parts):
+                here += part_value(case, room, value, p, split, extra, far, True, exact)
+            if here >= full:
+                break
+        least = min(least, here)
+        near = far
+    return fixed + least + fine * (case.total - case.cover)
+
+
+@kernel
+def _weights(gram, error, count, t, weight):
+    """Minimises t/2 |sum w g|^2 + sum w error over the simplex, by pairwise steps from the weights given."""
+    for _ in range(60):
+        best, worst = 0, 0
+        low, high = np.inf, -np.inf
+        for i in range(count):
+            slope = error[i]
+            for j in range(count):
+                slope += t * gram[i, j] * weight[j]
+            if slope < low:
+                low, best = slope, i
+            if weight[i] > 0.0 and slope > high:
+                high, worst = slope, i
+        if best == worst or high - low <= 1e-9 * abs(high):
+            break
+        curve = t * (gram[best, best] + gram[worst, worst] - 2 * gram[best, worst])
+        move = weight[worst]
+        if curve > 0.0:
+            move = min(move, (high - low) / curve)
+        weight[best] += move
+        weight[worst] -= move
+
+
+@kernel
+def _climb(case, room, point, split, slope, bound, limit, ceiling, effort, step, covers, exact):
+    """Moves the point to better bounds, from one whose bound and slope are given. Returns the bound and the step.
+
+    The model of the bound is the least of the linear pieces met so far; each trial maximises it less a quadratic distance
+    from the point. A trial that gains enough becomes the point; any other adds a piece.
+    """
+    classes, size = len(case.demand), len(point)
+    metric = np.full(size, SIDE / case.total if len(case.mode) > 1 else 0.0)
+    metric[:classes] = 1 / case.demand
+    cuts, error, weight = np.zeros((CUTS, size)), np.zeros(CUTS), np.zeros(CUTS)
+    gram = np.zeros((CUTS, CUTS))
+    trial, fresh, direction = point.copy(), np.zeros(size), np.zeros(size)
+    cuts[0], weight[0], count = slope, 1.0, 1
+    gram[0, 0] = (slope * slope * metric).sum()
+    mean = point[:classes].mean()
+    if step == 0.0:
+        step = 0.25 * mean if mean > 0.0 else 0.1 * max(bound, 0.0) / case.total
+    for _ in range(effort):
+        if bound >= ceiling:
+            break
+        _weights(gram, error, count, step, weight)
+        direction[:] = 0.0
+        expected = 0.0
+        for i in range(count):
+            expected += weight[i] * error[i]
+            if weight[i] > 0.0:
+                direction += weight[i] * cuts[i]
+        norm = (direction * direction * metric).sum()
+        if step * norm + expected < CLOSE * bound:
+            if step > 100 * mean or max(expected, 40 * step * norm) < CLOSE * bound:
+                break
+            step *= 4
+            continue
+        expected += step * norm
+        for j in range(size):
+            trial[j] = point[j] + step * direction[j] * metric[j]
+            if j < classes:
+                trial[j] = min(max(trial[j], 0.0), limit)
+        found = evaluate(case, room, trial, split, fresh, covers, exact)
+        off = max(0.0, found - bound + (fresh * (point - trial)).sum())
+        if found > bound + 0.05 * expected:
+            for i in range(count):
+                error[i] = max(0.0, error[i] + bound - found + (cuts[i] * (trial - point)).sum())
+            if found > bound + 0.5 * expected:
+                step *= 2.0
+            bound = found
+            point[:] = trial
+            off = 0.0
+        elif off > 2 * expected:
+            step *= 0.7
+        at = count
+        if count == CUTS:
+            at = 0
+            for i in range(1, count):
+                if weight[i] < weight[at] or (weight[i] == weight[at] and error[i] > error[at]):
+                    at = i
+            weight += weight[at] / (count - 1)
+        else:
+            count += 1
+        cuts[at], error[at], weight[at] = fresh, off, 0.0
+        for i in range(count):
+            gram[i, at] = (cuts[i] * fresh * metric).sum()
+            gram[at, i] = gram[i, at]
+    return bound, step
