@@ -7,15 +7,16 @@ those that some search considers.
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numba
 import numpy as np
-from numba import prange
 
 from planner.arrays import FleetArrays, Floats, Prices
 from planner.bounding_ascent import model_bound
 from planner.bounding_case import Shop
-from planner.compiled import parallel_kernel
+from planner.compiled import kernel
 
 ROUNDING = 1e-9
 """Share of a figure that is given away so that floating point never makes a bound too large."""
@@ -23,6 +24,8 @@ SLACK = 1e-6
 """By this share, and by as many units, more than the supply of a cell may be taken: so much the checker forgives."""
 MOST = 1e9
 """No model needs more replicas than this in one place."""
+CHUNK = 32
+"""Models that a thread takes at a time."""
 CLOSE = 1e-4
 """A bound as close as this to the cost that is known is not tightened further."""
 
@@ -45,7 +48,7 @@ def lower_bounds(arrays: FleetArrays, prices: Prices, hints: Hints | None = None
     known = None if hints is None else hints.upper
     roomy = arrays.supply + SLACK * np.maximum(arrays.supply, 1.0)
     most = np.floor(roomy.T[arrays.option_hardware] / arrays.option_units[:, None])
-    bounds = _bounds(
+    figures = (
         arrays.qps,
         arrays.rtt,
         arrays.tolerance,
@@ -63,7 +66,12 @@ def lower_bounds(arrays: FleetArrays, prices: Prices, hints: Hints | None = None
         np.full(arrays.models, np.inf) if known is None else known * (1 - CLOSE),
         effort,
     )
-    return np.asarray(bounds * (1 - ROUNDING))
+    bounds = np.zeros(arrays.models)
+    starts = range(0, arrays.models, CHUNK)
+    with ThreadPoolExecutor(numba.get_num_threads()) as threads:
+        for _ in threads.map(lambda m: _bound(*figures, m, bounds[m : m + CHUNK]), starts):
+            pass
+    return bounds * (1 - ROUNDING)
 
 
 def total_bound(arrays: FleetArrays, prices: Prices, bounds: Floats) -> float:
@@ -83,8 +91,8 @@ def _worth(price: Floats, limit: Floats) -> Floats:
     return np.asarray(-price[priced] * limit[priced])
 
 
-@parallel_kernel
-def _bounds(
+@kernel
+def _bound(
     qps,
     rtt,
     tolerance,
@@ -101,9 +109,12 @@ def _bounds(
     move,
     ceiling,
     effort,
+    start,
+    bounds,
 ):
-    result = np.zeros(len(qps))
-    for m in prange(len(qps)):
+    """Fills the bounds of the models from `start` on."""
+    for i in range(len(bounds)):
+        m = start + i
         a, b = part_start[m], part_start[m + 1]
         first, last = option_start[a], option_start[b]
         shop = Shop(
@@ -121,5 +132,4 @@ def _bounds(
             running[first:last],
             move,
         )
-        result[m] = model_bound(shop, ceiling[m], effort)
-    return result
+        bounds[i] = model_bound(shop, ceiling[m], effort)

@@ -9,7 +9,7 @@ Mathematical Programming 46, 1990).
 import numpy as np
 
 from planner.bounding_case import CORNERS, UNROUNDED, case_of, classes_of, coverable, holding
-from planner.bounding_part import part_value, room_for, weigh
+from planner.bounding_part import HULLS, LOOSE, WHOLES, part_value, room_for, weigh
 from planner.compiled import kernel
 
 CUTS = 14
@@ -36,25 +36,24 @@ def model_bound(shop, ceiling, effort):
     for c in range(len(demand)):
         top = max(top, _worth(case, c, np.zeros(len(holds))))
     limit = min(max(2 * top, 0.25 * shop.missed), 0.5 * shop.missed)
-    best = _ascend(case, limit, ceiling - lost, effort, True)
+    best = _ascend(case, limit, ceiling - lost, effort, np.int64(HULLS))
     if 2 * top > 0.5 * shop.missed:  # leaving demand unmet may pay: then the rules on totals count for little
-        best = max(best, _ascend(case, shop.missed, ceiling - lost, effort, False))
+        best = max(best, _ascend(case, shop.missed, ceiling - lost, effort, np.int64(LOOSE)))
     return lost + max(best, 0.0)
 
 
 @kernel
-def _ascend(case, limit, ceiling, effort, covers):
-    """The best bound found with values up to `limit`, with or without the rules on totals."""
+def _ascend(case, limit, ceiling, effort, program):
+    """The best bound found with values up to `limit`; from the hulls it goes on to whole replicas."""
     room = room_for(case)
-    point, split = _start(case, room, limit, covers)
-    slope = np.zeros(len(point))
-    bound = evaluate(case, room, point, split, slope, covers, False)
-    bound, step = _climb(case, room, point, split, slope, bound, limit, ceiling, effort, 0.0, covers, False)
-    best = secured(case, room, point, split, covers, False)
-    if covers and best < ceiling and (case.mode == CORNERS).any():
-        bound = evaluate(case, room, point, split, slope, covers, True)
-        bound, _ = _climb(case, room, point, split, slope, bound, limit, ceiling, effort // 3, step, covers, True)
-        best = max(best, secured(case, room, point, split, covers, True))
+    point, split = _start(case, room, limit, program)
+    best, step = -np.inf, 0.0
+    last = WHOLES if program == HULLS and (case.mode == CORNERS).any() else program
+    while program <= last and best < ceiling:
+        step = _climb(case, room, point, split, limit, ceiling, effort, step, program)
+        best = max(best, secured(case, room, point, split, program))
+        effort = max(1, effort // 3)
+        program += 1
     return best
 
 
@@ -72,21 +71,21 @@ def _worth(case, c, prices):
 
 
 @kernel
-def _start(case, room, limit, covers):
+def _start(case, room, limit, program):
     """The best of a few points: nothing is worth anything, or all that survival does not pay for. Returns its split."""
     classes, regions = case.reach.shape
     parts = len(case.mode)
     point, slope = np.zeros(classes + parts * regions), np.zeros(classes + parts * regions)
     split, prices, base = np.zeros((parts, regions)), np.zeros(parts), np.zeros(parts)
     best, best_point, best_split = -np.inf, point.copy(), split.copy()
-    for k in range(6 if case.survives and covers else 2):
+    for k in range(6 if case.survives and program > LOOSE else 2):
         for p in range(parts):
             prices[p] = base[p] * max(k - 1, 0) / 4
         _divide(case, prices, split)
         if k > 0:
             for c in range(classes):
                 point[c] = min(limit, _worth(case, c, prices))
-        bound = evaluate(case, room, point, split, slope, covers, False)
+        bound = evaluate(case, room, point, split, slope, program)
         if k == 0:
             base[:] = room.price
         if bound > best:
@@ -111,7 +110,7 @@ def _divide(case, prices, split):
 
 
 @kernel
-def evaluate(case, room, point, split, slope, covers, exact):
+def evaluate(case, room, point, split, slope, program):
     """The bound at a point, as far as all demand in reach is served. Fills its slope."""
     parts, regions = case.rent.shape
     classes = len(case.demand)
@@ -125,7 +124,7 @@ def evaluate(case, room, point, split, slope, covers, exact):
         bound += case.demand[c] * value[c]
         slope[c] = case.demand[c]
     for p in range(parts):
-        bound += part_value(case, room, value, p, split, extra, 0.0, covers, exact)
+        bound += part_value(case, room, value, p, split, extra, 0.0, program)
         _subtract(case, room, p, split, slope, load)
     for r in range(regions):
         mean = 0.0
@@ -155,7 +154,7 @@ def _subtract(case, room, p, split, slope, load):
 
 
 @kernel
-def secured(case, room, point, split, covers, exact):
+def secured(case, room, point, split, program):
     """The bound at a point, whatever is left unmet.
 
     The amount unmet is cut into ranges; in each, the rules on totals are those of its far end and the cost that of its
@@ -166,28 +165,32 @@ def secured(case, room, point, split, covers, exact):
     value = point[:classes]
     extra = point[classes:].reshape(parts, regions)
     weigh(case, room, value)
-    fixed, full, none = 0.0, 0.0, 0.0
+    fixed = 0.0
     for c in range(classes):
         fixed += case.demand[c] * value[c]
-    for p in range(parts):
-        none += part_value(case, room, value, p, split, extra, 0.0, False, False)
-    if not covers:
-        return fixed + none
-    for p in range(parts):
-        full += part_value(case, room, value, p, split, extra, 0.0, True, exact)
+    loose = _parts_value(case, room, value, split, extra, 0.0, np.int64(LOOSE))
+    if program == LOOSE:
+        return fixed + loose
+    full = _parts_value(case, room, value, split, extra, 0.0, program)
     fine = case.missed - value.max()
     least, near = full, case.cover * UNROUNDED
-    while fine * near < full - none and near < case.cover:
+    while fine * near < full - loose and near < case.cover:
         for power in range(4, 0, -1):
             far = min(2.0**power * near, case.cover)
-            here = fine * near
-            for p in range(parts):
-                here += part_value(case, room, value, p, split, extra, far, True, exact)
+            here = fine * near + _parts_value(case, room, value, split, extra, far, program)
             if here >= full:
                 break
         least = min(least, here)
         near = far
     return fixed + least + fine * (case.total - case.cover)
+
+
+@kernel
+def _parts_value(case, room, value, split, extra, less, program):
+    total = 0.0
+    for p in range(len(case.mode)):
+        total += part_value(case, room, value, p, split, extra, less, program)
+    return total
 
 
 @kernel
@@ -215,8 +218,8 @@ def _weights(gram, error, count, t, weight):
 
 
 @kernel
-def _climb(case, room, point, split, slope, bound, limit, ceiling, effort, step, covers, exact):
-    """Moves the point to better bounds, from one whose bound and slope are given. Returns the bound and the step.
+def _climb(case, room, point, split, limit, ceiling, effort, step, program):
+    """Moves the point to better bounds. `step` is the first step, or 0; returns the last.
 
     The model of the bound is the least of the linear pieces met so far; each trial maximises it less a quadratic distance
     from the point. A trial that gains enough becomes the point; any other adds a piece.
@@ -227,55 +230,77 @@ def _climb(case, room, point, split, slope, bound, limit, ceiling, effort, step,
     cuts, error, weight = np.zeros((CUTS, size)), np.zeros(CUTS), np.zeros(CUTS)
     gram = np.zeros((CUTS, CUTS))
     trial, fresh, direction = point.copy(), np.zeros(size), np.zeros(size)
-    cuts[0], weight[0], count = slope, 1.0, 1
-    gram[0, 0] = (slope * slope * metric).sum()
     mean = point[:classes].mean()
-    if step == 0.0:
-        step = 0.25 * mean if mean > 0.0 else 0.1 * max(bound, 0.0) / case.total
-    for _ in range(effort):
-        if bound >= ceiling:
-            break
-        _weights(gram, error, count, step, weight)
-        direction[:] = 0.0
-        expected = 0.0
-        for i in range(count):
-            expected += weight[i] * error[i]
-            if weight[i] > 0.0:
-                direction += weight[i] * cuts[i]
-        norm = (direction * direction * metric).sum()
-        if step * norm + expected < CLOSE * bound:
-            if step > 100 * mean or max(expected, 40 * step * norm) < CLOSE * bound:
-                break
-            step *= 4
-            continue
-        expected += step * norm
-        for j in range(size):
-            trial[j] = point[j] + step * direction[j] * metric[j]
-            if j < classes:
-                trial[j] = min(max(trial[j], 0.0), limit)
-        found = evaluate(case, room, trial, split, fresh, covers, exact)
-        off = max(0.0, found - bound + (fresh * (point - trial)).sum())
-        if found > bound + 0.05 * expected:
+    bound, expected, count = -np.inf, 0.0, 0
+    for _ in range(effort + 1):
+        found = evaluate(case, room, trial, split, fresh, program)
+        off = 0.0
+        if count == 0:
+            bound = found
+            if step == 0.0:
+                step = 0.25 * mean if mean > 0.0 else 0.1 * max(bound, 0.0) / case.total
+        elif found > bound + 0.05 * expected:
             for i in range(count):
-                error[i] = max(0.0, error[i] + bound - found + (cuts[i] * (trial - point)).sum())
+                error[i] = max(0.0, error[i] + bound - found + _along(cuts[i], trial, point))
             if found > bound + 0.5 * expected:
                 step *= 2.0
             bound = found
             point[:] = trial
-            off = 0.0
-        elif off > 2 * expected:
-            step *= 0.7
+        else:
+            off = max(0.0, found - bound + _along(fresh, point, trial))
+            if off > 2 * expected:
+                step *= 0.7
+        if bound >= ceiling:
+            break
         at = count
         if count == CUTS:
             at = 0
             for i in range(1, count):
                 if weight[i] < weight[at] or (weight[i] == weight[at] and error[i] > error[at]):
                     at = i
-            weight += weight[at] / (count - 1)
+            for i in range(count):
+                weight[i] += weight[at] / (count - 1)
         else:
             count += 1
-        cuts[at], error[at], weight[at] = fresh, off, 0.0
+        error[at], weight[at] = off, 1.0 if count == 1 else 0.0
+        for j in range(size):
+            cuts[at, j] = fresh[j]
         for i in range(count):
-            gram[i, at] = (cuts[i] * fresh * metric).sum()
-            gram[at, i] = gram[i, at]
-    return bound, step
+            product = 0.0
+            for j in range(size):
+                product += cuts[i, j] * fresh[j] * metric[j]
+            gram[i, at] = product
+            gram[at, i] = product
+        while True:
+            _weights(gram, error, count, step, weight)
+            expected, norm = 0.0, 0.0
+            for j in range(size):
+                direction[j] = 0.0
+            for i in range(count):
+                expected += weight[i] * error[i]
+                if weight[i] > 0.0:
+                    for j in range(size):
+                        direction[j] += weight[i] * cuts[i, j]
+            for j in range(size):
+                norm += direction[j] * direction[j] * metric[j]
+            small = step * norm + expected < CLOSE * bound
+            if not small or step > 100 * mean or max(expected, 40 * step * norm) < CLOSE * bound:
+                break
+            step *= 4
+        if small:
+            break
+        expected += step * norm
+        for j in range(size):
+            trial[j] = point[j] + step * direction[j] * metric[j]
+            if j < classes:
+                trial[j] = min(max(trial[j], 0.0), limit)
+    return step
+
+
+@kernel
+def _along(slope, end, start):
+    """What a linear piece changes from one point to another."""
+    change = 0.0
+    for j in range(len(slope)):
+        change += slope[j] * (end[j] - start[j])
+    return change

@@ -325,11 +325,16 @@ def _set_levels(shop, useful, case, p):
     for r in range(useful.shape[1]):
         if not useful[p, r]:
             continue
+        if case.mode[p] == CORNERS:
+            case.count[p, r] = _corner_levels(shop, p, r, mixes, counts, case.level[p, r], case.cost[p, r])
+            if case.count[p, r] < 0:
+                case.mode[p] = DIVISIBLE
+    for r in range(useful.shape[1]):
+        if not useful[p, r]:
+            continue
         if case.mode[p] == WHOLE:
             case.count[p, r] = _whole_levels(shop, p, r, case.top[p], case.level[p, r], case.cost[p, r])
-        elif case.mode[p] == CORNERS:
-            case.count[p, r] = _corner_levels(shop, p, r, mixes, counts, case.level[p, r], case.cost[p, r])
-        else:
+        elif case.mode[p] == DIVISIBLE:
             case.count[p, r] = _divisible_levels(shop, p, r, case.total, case.level[p, r], case.cost[p, r])
 
 
@@ -392,34 +397,29 @@ def _mixes(rate, least, total, number):
 
 @kernel
 def _corner_levels(shop, p, r, mixes, counts, level, cost):
-    """The mixes that no other beats; where there are too many, close ones count as the larger at the lesser cost."""
+    """The mixes that no other beats; -1 if there are too many."""
     a = shop.starts[p]
-    n = len(mixes)
-    best = np.inf
-    price = np.zeros(n)
-    kept = 0
-    for i in range(n - 1, -1, -1):
+    k, best = 0, np.inf
+    for i in range(len(mixes) - 1, -1, -1):
         here = 0.0
         for o in range(counts.shape[1]):
             if counts[i, o] > shop.most[a + o, r]:
                 here = np.inf
                 break
             here += replicas_cost(shop, a + o, r, float(counts[i, o]))
-        price[i] = here if here < best else np.inf
-        if here < best:
-            best = here
-            kept += 1
-    spacing = 0.0 if kept <= len(level) else mixes[-1] / (len(level) - 1)
-    k, begin = 0, 0.0
-    for i in range(n):
-        if price[i] == np.inf:
+        if here >= best:
             continue
-        if k > 0 and (mixes[i] - begin < spacing or mixes[i] <= level[k - 1]):
-            level[k - 1] = mixes[i]
-        else:
-            level[k], cost[k] = mixes[i], price[i]
-            begin = mixes[i]
-            k += 1
+        best = here
+        if k > 0 and level[k - 1] == mixes[i]:
+            k -= 1
+        if k == len(level):
+            return -1
+        level[k], cost[k] = mixes[i], here
+        k += 1
+    for i in range(k // 2):
+        j = k - 1 - i
+        level[i], level[j] = level[j], level[i]
+        cost[i], cost[j] = cost[j], cost[i]
     return k
 
 

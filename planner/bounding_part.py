@@ -21,6 +21,8 @@ MOST_STATES = 256
 """Sums of levels that the dynamic program tells apart."""
 FIRST_GAP = 0.01
 """Share of a part's cost by which whole replicas may exceed the linear program, at the first try."""
+LOOSE, HULLS, WHOLES = 0, 1, 2
+"""Programs: without the rules on totals; over the regions' hulls; over whole replicas, where they are few."""
 UNSET = -2
 """No choice is known yet; -1 is the choice of no replicas."""
 
@@ -326,46 +328,65 @@ def _target(case, p, qps, peak):
 
 
 @kernel
-def _at_peak(case, room, p, rank, m, less):
-    """Value of the linear program with the fullest region at step m."""
-    groups, served = len(case.inside), case.cover - less
-    if case.mode[p] == WHOLE:
-        return _fill(case, room, rank, float(m), _target(case, p, served, float(m)), groups)
-    if case.mode[p] == DIVISIBLE:
-        step = case.total / GRID
-        return _fill(case, room, rank, (m + 1) * step, _target(case, p, served, m * step), groups)
-    return _fill(case, room, rank, case.peak[p, m], _target(case, p, served, case.peak[p, m]), groups)
+def _at_peak(case, room, p, rank, m, less, program):
+    """Value of the linear program with the fullest region at step m (-1: at any level), and the price of its total."""
+    cap, target, groups = np.inf, 0.0, 0
+    if program > LOOSE:
+        cap, low = _peak(case, p, m)
+        target = _target(case, p, case.cover - less, low)
+        groups = len(case.inside)
+    return _fill(case, room, rank, cap, target, groups)
 
 
 @kernel
-def _best_peak(case, room, p, rank, less):
-    """The best step of the fullest region, and the value there, which is convex in the step: by pattern search."""
-    low, high = 0, GRID - 1
+def _peak(case, p, m):
+    """Most and least level of the fullest region at step m."""
+    if m < 0:
+        return np.inf, 0.0
     if case.mode[p] == WHOLE:
-        low, high = 1, int(case.top[p])
-    elif case.mode[p] == CORNERS:
-        high = case.peaks[p] - 1
-    at = min(max(room.peak[p], low), high)
-    best = _at_peak(case, room, p, rank, at, less)[0]
-    step, down = 4, False
+        return m + 1.0, m + 1.0
+    if case.mode[p] == CORNERS:
+        return case.peak[p, m], case.peak[p, m]
+    step = case.total / GRID
+    return (m + 1) * step, m * step
+
+
+@kernel
+def _steps(case, p):
+    """Steps of the fullest region's level."""
+    if case.mode[p] == WHOLE:
+        return int(case.top[p])
+    return case.peaks[p] if case.mode[p] == CORNERS else GRID
+
+
+@kernel
+def _best_peak(case, room, p, rank, less, program):
+    """The best step of the fullest region; the value there is convex in the step: by pattern search, then once more there."""
+    last = _steps(case, p) - 1
+    at = min(max(room.peak[p], 0), last)
+    ahead, best, step, down, turned = at, np.inf, 4, False, False
     while step > 0:
-        moved = False
-        for _ in range(2):
-            ahead = max(at - step, low) if down else min(at + step, high)
-            value = np.inf
-            if ahead != at:
-                value = _at_peak(case, room, p, rank, ahead, less)[0]
-            if value < best or (best == np.inf and not down and ahead != at):
-                best, at = value, ahead
-                moved = True
-                break
-            down = not down
-        step = step * 2 if moved else step // 2
-    return best, at
+        value = _at_peak(case, room, p, rank, ahead, less, program)[0]
+        if value < best or (ahead > at and best == np.inf):
+            best, at = value, ahead
+            step *= 2
+            turned = False
+        elif turned:
+            step //= 2
+            down, turned = not down, False
+        else:
+            down, turned = not down, True
+        ahead = max(at - step, 0) if down else min(at + step, last)
+        while ahead == at and step > 0:  # at an end
+            if turned:
+                step //= 2
+            down, turned = not down, not turned
+            ahead = max(at - step, 0) if down else min(at + step, last)
+    return at
 
 
 @kernel
-def part_value(case, room, value, p, split, extra, less, covers, exact):
+def part_value(case, room, value, p, split, extra, less, program):
     """Least priced cost of one part if `less` of the QPS that can be served are not; leaves the best fill in the room.
 
     `split` and `extra` (P, R) say what a part gains from a QPS in a region: a share of its worth, and a sum beside.
@@ -387,56 +408,49 @@ def part_value(case, room, value, p, split, extra, less, covers, exact):
         runs += 1
     room.runs[runs] = n
     rank = _ranked(room, n, runs)
-    room.price[p] = 0.0
-    if not covers:
-        return _fill(case, room, rank, np.inf, 0.0, 0)[0]
     for g in range(len(case.inside)):
         room.target[g] = _target(case, p, case.inside[g] - less, 0.0)
-    if exact and case.mode[p] == CORNERS:
-        best = _whole_value(case, room, p, rank, less)
-    elif case.survives:
-        best, at = _best_peak(case, room, p, rank, less)
+    at = -1
+    if case.survives and program > LOOSE:
+        at = _best_peak(case, room, p, rank, less, program)
         room.peak[p] = at
-        best, price = _at_peak(case, room, p, rank, at, less)
+    best = np.inf
+    if program == WHOLES and case.mode[p] == CORNERS:
+        best = _whole_value(case, room, p, rank, at, less, program)
+        program = LOOSE
+    while best == np.inf:  # if there is no room for that much: without the rules on totals the value is lower
+        best, price = _at_peak(case, room, p, rank, at, less, program)
         room.price[p] = price / case.scale[p]
-    else:
-        best, price = _fill(case, room, rank, np.inf, _target(case, p, case.cover - less, 0.0), len(case.inside))
-    if best == np.inf:  # no room for that much: without the rules on totals the value is lower, never wrong
-        best = _fill(case, room, rank, np.inf, 0.0, 0)[0]
+        program = LOOSE
     return best
 
 
 @kernel
-def _whole_value(case, room, p, rank, less):
-    """Least priced cost of whole replicas in CORNERS; leaves the choice in the room as one segment for each region."""
-    choice = room.choice[p]
+def _whole_value(case, room, p, rank, at, less, program):
+    """Least priced cost of whole replicas in CORNERS; leaves the choice in the room as one segment for each region.
+
+    From the best step of the fullest region down, then up, for as long as the linear program promises more.
+    """
     best = _known_value(case, room, p, less)
-    if case.survives:
-        _, at = _best_peak(case, room, p, rank, less)
-        room.peak[p] = at
-        for direction in range(-1, 2, 2):
-            m = at if direction < 0 else at + 1
-            while 0 <= m < case.peaks[p]:
-                value, price = _at_peak(case, room, p, rank, m, less)
-                if value >= best:
-                    break
-                peak = case.peak[p, m]
-                here = _program(case, room, p, peak, _target(case, p, case.cover - less, peak), price, best)
-                if here < best:
-                    best = here
-                    choice[:] = room.trial
-                m += direction
-    else:
-        target = _target(case, p, case.cover - less, 0.0)
-        value, price = _fill(case, room, rank, np.inf, target, len(case.inside))
+    m, way = at, -1
+    while True:
+        value, price = _at_peak(case, room, p, rank, m, less, program)
         if value < best:
-            here = _program(case, room, p, np.inf, target, price, best)
+            cap, low = _peak(case, p, m)
+            here = _program(case, room, p, cap, _target(case, p, case.cover - less, low), price, best)
             if here < best:
                 best = here
-                choice[:] = room.trial
+                room.choice[p] = room.trial
+            m += way
+        else:
+            m = -1 if way < 0 else case.peaks[p]
+        if way < 0 and m < 0:
+            m, way = at + 1, 1
+        if at < 0 or m >= case.peaks[p]:
+            break
     if best < np.inf:
-        for r in range(len(choice)):
-            i = choice[r]
+        for r in range(len(case.group)):
+            i = room.choice[p, r]
             room.last[r] = r if i >= 0 else -1
             if i >= 0:
                 room.begin[r], room.end[r], room.filled[r] = 0.0, case.level[p, r, i], case.level[p, r, i]
@@ -476,16 +490,19 @@ def _program(case, room, p, peak, target, price, limit):
     """
     for g in range(len(case.inside)):
         room.toll[g] = max(0.0, room.toll[g] - price)
-    bound = _ways(case, room, p, peak, target, price, np.inf)
-    if bound >= limit:
-        return np.inf
-    gap = limit - bound if limit < np.inf else FIRST_GAP * max(abs(bound), SMALL)
+    gap, known, excess = np.inf, False, np.inf
     while True:
-        _ways(case, room, p, peak, target, price, gap)
-        excess = _least_excess(case, room, target, price, gap)
-        if excess < np.inf or limit < np.inf or gap == np.inf:
+        bound = _ways(case, room, p, peak, target, price, gap)
+        if known:
+            excess = _least_excess(case, room, target, price, gap)
+        if bound >= limit or excess < np.inf or (known and (limit < np.inf or gap == np.inf)):
             return bound + excess
-        gap = 4 * gap if gap < 100 * abs(bound) else np.inf
+        if limit < np.inf:
+            gap = limit - bound
+        else:
+            gap = 4 * gap if known else FIRST_GAP * max(abs(bound), SMALL)
+            gap = gap if gap < 100 * abs(bound) else np.inf
+        known = True
 
 
 @kernel
@@ -588,7 +605,8 @@ def _extend(room, at, n, level, excess, ways, stage, gap, need, toll, price, mos
     old, old_excess = room.sums[at], room.excess[at]
     new, new_excess = room.sums[to], room.excess[to]
     parent, pick, mark = room.parent[stage], room.pick[stage], room.mark
-    spacing = SMALL * max(1e-300, need if need > 0.0 else old[n - 1] + level[ways - 1])
+    spacing = SMALL * (old[n - 1] + level[ways - 1])
+    low = need - SMALL * (old[n - 1] + level[ways - 1] + abs(need))
     while True:
         mark[:ways] = 0
         k, start = 0, 0.0
@@ -603,7 +621,7 @@ def _extend(room, at, n, level, excess, ways, stage, gap, need, toll, price, mos
             i = mark[a]
             mark[a] += 1
             e = old_excess[i] + excess[a]
-            if e + toll * max(0.0, x + least - need) > gap or x + most < need * (1 - 1e-12):
+            if e + toll * max(0.0, x + least - need) > gap or x + most < low:
                 continue
             if k > 0 and x - start <= spacing:
                 new[k - 1] = x

@@ -35,12 +35,6 @@ def kernel(function: Callable[..., Any]) -> Any:
     return numba.njit(cache=True, nogil=True)(function)
 
 
-def parallel_kernel(function: Callable[..., Any]) -> Any:
-    """A function whose `prange` loops run on all cores."""
-    numba.config.CACHE_DIR = str(_FOLDER)
-    return numba.njit(cache=True, nogil=True, parallel=True)(function)
-
-
 def side_by_side(items: int, work: Callable[[int, int], object]) -> None:
     """Calls `work(begin, end)` for slices of the items on all cores. Slices don't depend on the number of cores.
 

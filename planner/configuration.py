@@ -367,6 +367,37 @@ def _sort(order: Ints, cost: Floats, n: int) -> None:
 
 
 @kernel
+def least_choice_first(model: Model) -> Ints:
+    """(P,) parts, those with the fewest options first: they may have no other cell to go to."""
+    options = model.starts[1:] - model.starts[:-1]
+    return np.argsort(options, kind="mergesort")
+
+
+@kernel
+def bearable(model: Model, r: int, most_qps: float, supply: Floats, left: Floats, count: Ints) -> float:
+    """QPS that all parts together can do in a region of which nothing is taken yet, at most `most_qps`; by halving.
+
+    Parts of one model may compete for one cell: what each could do alone tells too much.
+    """
+    low, high = 0.0, most_qps
+    kept = left[r].copy()
+    for _ in range(12):
+        middle = (low + high) / 2
+        count[:, r] = 0
+        left[r] = supply[r]
+        can = np.inf
+        for p in least_choice_first(model):
+            can = min(can, fill(model, p, r, middle, left, count))
+        if can >= middle * (1 - SMALL):
+            low = middle
+        else:
+            high = middle
+    count[:, r] = 0
+    left[r] = kept
+    return low
+
+
+@kernel
 def evaluate(
     model: Model,
     members: npt.NDArray[np.bool_],
@@ -382,14 +413,15 @@ def evaluate(
     ables: Floats,
 ) -> float:
     """$/h of serving from `members`, unmet demand included. Fills count (O, R), load (R,) and flow (S, R)."""
-    regions, parts = len(load), len(model.least)
+    regions = len(load)
     demand = 0.0
     for s in range(len(model.demand)):
         demand += model.demand[s]
+    order = least_choice_first(model)
     for r in range(regions):
         hard[r] = np.inf
-    for attempt in range(4):
-        unmet = assign(model, members, rent, soft, hard, load, flow)
+    for _ in range(6):
+        assign(model, members, rent, soft, hard, load, flow)
         if scale < 1.0:
             for r in range(regions):
                 load[r] *= scale
@@ -402,10 +434,10 @@ def evaluate(
             if load[r] <= 0.0:
                 continue
             can = np.inf
-            for p in range(parts):
+            for p in order:
                 can = min(can, fill(model, p, r, load[r], left, count))
             if can < load[r] * (1 - SMALL):
-                hard[r] = can if attempt < 2 else can * 0.5
+                hard[r] = bearable(model, r, load[r], supply, left, count)
                 fits = False
         if fits:
             break
@@ -430,7 +462,7 @@ def _finished(
         return demand * model.missed
     if model.survives:
         worst = served
-        for p in range(parts):
+        for p in least_choice_first(model):
             for r in range(regions):
                 ables[r] = able(model, p, r, count)
             worst = min(worst, spread(model, p, served, left, count, ables))

@@ -6,10 +6,10 @@ model that is asked for; `Explanation.covers` says what there is.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ipnext.errors import DeadlineExceeded, InvalidInput
 from ipnext.model.explanation import (
-    Conflict,
     Explanation,
     LimitUse,
     ModelCost,
@@ -161,8 +161,7 @@ class _Reading:
                 placed.explained(key, count, second[key]) for key, count in sorted(placed.holding.counts.items())
             ),
             unmet=unmet,
-            needs=needs(rest) if unmet else (),
-            conflict=_conflict(rest) if unmet else None,
+            **_served(rest) if unmet else {},
         )
 
 
@@ -177,12 +176,13 @@ def _covers(models: Sequence[str], of: int) -> str:
     return f"the placements of {len(models)} of {of} models, each with all others as the plan has them"
 
 
-def _conflict(rest: Problem) -> Conflict | None:
-    """None also where the solver can't tell."""
+def _served(rest: Problem) -> dict[str, Any]:
+    """Whether all of a model can be served, and what stands in the way. None is known where the solver can't tell."""
     try:
-        return conflict_alone(rest)
+        found = conflict_alone(rest)
     except DeadlineExceeded:
-        return None
+        return {"needs": needs(rest)}
+    return {"servable": found is None, "conflict": found, "needs": needs(rest) if found else ()}
 
 
 def supply_use(

@@ -187,11 +187,7 @@ def search(
         reach = width * (centre + 0.3 * limits.scale)
         price = master.best(centre, np.maximum(0.0, centre - reach), centre + reach, limits.scale, 80)
         promised = master.shares(price)[0]
-        if DEBUG:
-            print(rounds, "value %.2f best %.2f promised %.2f width %.3f cols %d" % (value, best, promised, width, len(pool)))
         if promised - best <= effort.enough * abs(best):
             break
     return Found(limits.prices(arrays, centre), best, pool, rounds)
 
-
-DEBUG = False

@@ -15,7 +15,7 @@ import numpy as np
 from ipnext.model.plan import Problem
 from planner.arrays import FleetArrays, Floats, Ints, Prices
 from planner.bounding import Hints, lower_bounds, total_bound
-from planner.price_search import SOFTNESS, Effort, Found, Limits, Master, search
+from planner.price_search import Effort, Found, Limits, search
 from planner.pricing import Columns, Placer, Single, best_columns, joined
 from planner.rounding import Holding, Improvement, complete, shared_out
 
@@ -28,6 +28,10 @@ class FleetAnswer:
     """$/h"""
     bound: float
     """$/h, over all plans of the stated problem."""
+    considered: int
+    """Configurations that the price search saw, all models together."""
+    considered_bound: float
+    """$/h, over plans made of these alone; tells how much the rounding cost."""
     prices: Prices
     rounds: int
     out_of_time: bool
@@ -78,7 +82,8 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     least = _least(limits, fleet, columns, price)
     out_of_time = improve(Improvement(holding, placer, found.prices, least), ends, ROUNDS)
     bound = proven(fleet, found.prices, least, EFFORT_PROOF)
-    return _answer(holding, bound, found, out_of_time=out_of_time)
+    among = float(least.sum() - price @ limits.amount)
+    return _answer(holding, bound, found, (len(columns), among), out_of_time=out_of_time)
 
 
 def _adapted(fleet: FleetArrays, ends: float) -> FleetAnswer:
@@ -93,12 +98,22 @@ def _adapted(fleet: FleetArrays, ends: float) -> FleetAnswer:
     improvement = Improvement(holding, Placer(fleet), found.prices, least)
     improvement.ease(60)
     out_of_time = improve(improvement, ends, ROUNDS_ADAPTED)
-    return _answer(holding, bound, found, out_of_time=out_of_time)
+    return _answer(holding, bound, found, (0, 0.0), out_of_time=out_of_time)
 
 
-def _answer(holding: Holding, bound: float, found: Found, *, out_of_time: bool) -> FleetAnswer:
-    chosen = tuple(single for single in holding.chosen if single is not None)
-    return FleetAnswer(chosen, float(holding.cost.sum()), bound, found.prices, found.rounds, out_of_time)
+def _answer(
+    holding: Holding, bound: float, found: Found, among: tuple[int, float], *, out_of_time: bool
+) -> FleetAnswer:
+    return FleetAnswer(
+        configurations=tuple(single for single in holding.chosen if single is not None),
+        objective=float(holding.cost.sum()),
+        bound=bound,
+        considered=among[0],
+        considered_bound=among[1],
+        prices=found.prices,
+        rounds=found.rounds,
+        out_of_time=out_of_time,
+    )
 
 
 def _least(limits: Limits, arrays: FleetArrays, columns: Columns, price: Floats) -> Floats:
@@ -156,12 +171,15 @@ def find_prices(arrays: FleetArrays) -> Found:
 
 def size_of(arrays: FleetArrays) -> Floats:
     """(M,) $/h that the demand would cost on the cheapest hardware of each part, roughly."""
-    usual = np.where(arrays.supply > 0, arrays.unit_cost, np.nan)
-    kind = np.nan_to_num(np.nanmean(usual, axis=0) if usual.size else usual, nan=np.nanmax(usual, initial=1.0))
+    offered = arrays.supply > 0
+    usual = float(arrays.unit_cost[offered].mean()) if offered.any() else 1.0
+    cost = np.where(offered, arrays.unit_cost, 0.0).sum(axis=0) / np.maximum(1, offered.sum(axis=0))
+    kind = np.where(offered.any(axis=0), cost, usual)
     each = arrays.option_units * kind[arrays.option_hardware] / arrays.option_qps
-    part = np.minimum.reduceat(each, arrays.option_start[:-1]) if len(each) else each
-    model = np.add.reduceat(part, arrays.part_start[:-1]) if len(part) else part
-    return arrays.qps.sum(axis=1) * model
+    if not len(each):
+        return np.zeros(arrays.models)
+    part = np.minimum.reduceat(each, arrays.option_start[:-1])
+    return arrays.qps.sum(axis=1) * np.add.reduceat(part, arrays.part_start[:-1])
 
 
 def _largest_first(arrays: FleetArrays, models: Ints) -> Ints:
@@ -197,7 +215,7 @@ def _improved(improvement: Improvement, ends: float, rounds: int) -> bool:
 
 
 ROUNDS, ROUNDS_ADAPTED = 3, 2
-MOST_ATTEMPTS = 400
+MOST_ATTEMPTS = 200
 
 EFFORT_PROOF, EFFORT_PROOF_ADAPTED = 40, 8
 """Steps of the proof for each model."""

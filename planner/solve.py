@@ -39,6 +39,10 @@ REFERENCE_COLUMNS = 3_000
 """Placements and routes up to which `auto` asks the reference at all."""
 
 
+PLACE_COLUMNS = 100
+"""The same for `place`, which has milliseconds."""
+
+
 def solve(problem: Problem, *, method: Method = "auto") -> Plan:
     """The best plan found for all models. Demand that cannot be held is left unmet, with the rules that bind.
 
@@ -63,7 +67,10 @@ def place(problem: Problem, models: Collection[str], *, method: Method = "auto")
     kept = [name for name in names if name not in models]
     holding = kept_of(problem, kept)
     _refuse_broken(problem, kept, holding)
-    return _plan(problem, residual(problem, holding, models), holding, kept, method)
+    rest = residual(problem, holding, models)
+    if method == "auto" and _columns(rest) > PLACE_COLUMNS:
+        method = "fleet"  # a publish must not wait for a proof
+    return _plan(problem, rest, holding, kept, method)
 
 
 def _refuse_broken(problem: Problem, kept: Collection[str], holding: Holding) -> None:
@@ -84,6 +91,7 @@ class _Found:
     ended: str
     iterations: int
     method: str
+    covers: str = EVERY_PLAN
 
 
 def _plan(problem: Problem, rest: Problem, kept: Holding, kept_models: Collection[str], method: Method) -> Plan:
@@ -111,12 +119,14 @@ def _search(problem: Problem, method: Method) -> _Found:
         msg = "no plan keeps every rule, not even an empty one"
         raise Infeasible(msg, rules=rules_of(_broken(problem, Holding({}, {}))))
     best = min(valid, key=lambda holding: _objective(index, holding))
+    proof = max(answers, key=lambda answer: answer.bound)
     return _Found(
         best,
-        max((answer.bound for answer in answers), default=0.0),
+        proof.bound,
         "time_limit" if any(answer.time_ran_out for answer in answers) else "feasible",
         sum(answer.iterations for answer in answers),
         "both" if len(answers) > 1 else answers[0].method,
+        proof.covers,
     )
 
 
@@ -129,6 +139,7 @@ class _Answer:
     time_ran_out: bool
     iterations: int
     method: str
+    covers: str = EVERY_PLAN
 
 
 def _answers(problem: Problem, index: Index, method: Method) -> Iterator[_Answer]:
@@ -179,7 +190,10 @@ def _of_fleet(problem: Problem) -> _Answer:
     arrays = FleetArrays.of(problem)
     answer = solve_fleet(problem, arrays)
     holding = holding_of(problem, arrays, answer.configurations)
-    return _Answer((holding,), answer.bound, answer.out_of_time, answer.rounds, "fleet")
+    covers = EVERY_PLAN
+    if answer.considered:
+        covers += f" (of plans made of the {answer.considered} configurations considered: {answer.considered_bound:.12g})"
+    return _Answer((holding,), answer.bound, answer.out_of_time, answer.rounds, "fleet", covers)
 
 
 def _others(index: Index) -> Iterator[Holding]:
@@ -233,7 +247,7 @@ def _assembled(problem: Problem, holding: Holding, found: _Found, kept: Collecti
         objective=objective,
         bound=bound,
         gap=gap,
-        bound_covers=KEPT_PLANS if kept else EVERY_PLAN,
+        bound_covers=KEPT_PLANS if kept else found.covers,
         cost_per_hour=_digits(_cost(index, holding)),
         replicas=tuple(replica_of(key, count) for key, count in sorted(holding.counts.items())),
         traffic=tuple(share_of(key, fraction) for key, fraction in sorted(holding.shares.items())),

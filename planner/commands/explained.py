@@ -15,8 +15,8 @@ from ipnext.model.explanation import (
     SupplyUse,
 )
 from ipnext.model.plan import ReplicaCount
-from planner.commands.plans import MOST_ROWS, few
-from planner.commands.writing import facts, rows
+from planner.commands.plans import few
+from planner.commands.writing import facts, rows, titled
 
 SMALL = 1e-4
 """A smaller part of a model's objective is no difference worth a line."""
@@ -41,7 +41,7 @@ def explanation_tables(found: Explanation) -> Iterator[Table | str]:
     yield from _limits(found)
     if found.unmet_by_rule:
         unmet = [[u.rule, u.demands, f"{u.qps:,.6g}", f"{u.unmet_per_hour:,.6g}"] for u in found.unmet_by_rule]
-        yield rows("unmet by rule", ["rule", "demands", "QPS", "$/h"], unmet[:MOST_ROWS])
+        yield from titled("unmet by rule", ["rule", "demands", "QPS", "$/h"], unmet)
         yield ""
     if not found.models:
         dear = [[m.model, f"{m.cost_per_hour:,.6g}", m.replicas, f"{m.unmet_qps:,.6g}"] for m in found.dearest]
@@ -58,16 +58,12 @@ def _limits(found: Explanation) -> Iterator[Table | str]:
         [f"{use.region}/{use.hardware}", f"{use.used:,.6g}", f"{use.free:,.6g}", f"{use.unit_cost:.6g}", *worth(use)]
         for use in supply
     ]
-    yield rows("", ["supply", "used", "free", "$/h a unit", *heads], lines[:MOST_ROWS])
-    if len(lines) > MOST_ROWS:
-        yield f"and {len(lines) - MOST_ROWS} more"
+    yield from titled("supply", ["where", "used", "free", "$/h a unit", *heads], lines)
     yield ""
     if found.limits:
         limits = sorted(found.limits, key=lambda use: (-_dear(use), use.free / use.limit if use.limit else 0.0))
         lines = [[use.rule, f"{use.used:,.6g}", f"{use.free:,.6g}", *worth(use)] for use in limits]
-        yield rows("", ["limit", "used", "free", *heads], lines[:MOST_ROWS])
-        if len(lines) > MOST_ROWS:
-            yield f"and {len(lines) - MOST_ROWS} more"
+        yield from titled("budgets and moves", ["limit", "used", "free", *heads], lines)
         yield ""
 
 
@@ -105,13 +101,16 @@ def _model(model: ModelExplanation) -> Iterator[Table | str]:
     yield ""
     if model.unmet:
         unmet = [[u.region, f"{u.qps:,.6g}", f"{u.unmet_per_hour:,.6g}", few(u.rules, 8)] for u in model.unmet]
-        yield f"unmet demand of {model.model}"
-        yield rows("", ["users of", "QPS", "$/h", "rules that bind"], unmet)
+        yield from titled(f"unmet demand of {model.model}", ["users of", "QPS", "$/h", "rules that bind"], unmet)
+        yield ""
+    if model.servable:
+        yield f"all of {model.model} could be served beside the others, at a cost"
         yield ""
     if model.needs:
         needs = [[need.rule, f"{need.limit:,.6g}", f"{need.needed:,.6g}"] for need in model.needs]
-        yield f"the least growth of limits that serves all of {model.model}"
-        yield rows("", ["limit", "now", "needed"], needs)
+        yield from titled(
+            f"the least growth of limits that serves all of {model.model}", ["limit", "now", "needed"], needs
+        )
         yield ""
     if model.conflict:
         yield from conflict_tables(model.conflict)

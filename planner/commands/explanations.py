@@ -10,7 +10,7 @@ from rich.table import Table
 from ipnext.errors import EXIT_INFEASIBLE, InvalidInput
 from ipnext.model.explanation import Figures, WhatIf
 from planner.commands.explained import conflict_tables, explanation_tables
-from planner.commands.plans import MOST_ROWS, Method, MethodOption, diff_tables, few
+from planner.commands.plans import Method, MethodOption, diff_tables, few
 from planner.commands.writing import (
     Form,
     Output,
@@ -19,6 +19,7 @@ from planner.commands.writing import (
     fail,
     rows,
     solver_silent,
+    titled,
     told,
     write_answer,
     write_file,
@@ -129,13 +130,10 @@ def _what_if_tables(found: WhatIf) -> Iterator[Table | str]:
         yield ""
         yield f"if nothing moved it would break: {few(found.broken)}"
     if found.unmet:
-        lines = [
-            [u.model, u.region, f"{u.before:,.6g}", f"{u.after:,.6g}", few(u.rules)] for u in found.unmet[:MOST_ROWS]
-        ]
+        lines = [[u.model, u.region, f"{u.before:,.6g}", f"{u.after:,.6g}", few(u.rules)] for u in found.unmet]
+        heads = ["model", "region", "before", "after", "rules"]
         yield ""
-        yield rows(
-            f"unmet demand that changes ({len(found.unmet)})", ["model", "region", "before", "after", "rules"], lines
-        )
+        yield from titled(f"unmet demand that changes ({len(found.unmet)})", heads, lines)
     yield ""
     yield from diff_tables(found.diff)
     yield f"plan after: {found.status}, gap {found.gap:.2%}"

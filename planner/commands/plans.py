@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -22,6 +22,7 @@ from planner.commands.writing import (
     facts,
     rows,
     solver_silent,
+    titled,
     told,
     write_answer,
     write_document,
@@ -157,19 +158,14 @@ def _summary(plan: Plan, seconds: float) -> Iterator[Table | str]:
     )
     if plan.unmet:
         yield ""
-        yield unmet_table(plan)
+        yield from unmet_tables(plan)
 
 
-MOST_ROWS = 30
-"""Of a table that a whole fleet fills; the document has them all."""
-
-
-def unmet_table(plan: Plan) -> Table:
+def unmet_tables(plan: Plan) -> Iterator[Table | str]:
     """What is unmet and why, the most first."""
     most = sorted(plan.unmet, key=lambda item: -item.qps)
-    lines = [[item.model, item.region, f"{item.qps:,.6g}", few(item.rules)] for item in most[:MOST_ROWS]]
-    more = f", the {MOST_ROWS} largest" if len(most) > MOST_ROWS else ""
-    return rows(f"unmet demand ({len(most)}{more})", ["model", "region", "QPS", "rules that bind"], lines)
+    lines = [[item.model, item.region, f"{item.qps:,.6g}", few(item.rules)] for item in most]
+    yield from titled(f"unmet demand ({len(most)})", ["model", "region", "QPS", "rules that bind"], lines)
 
 
 def few(names: Sequence[str], most: int = 4) -> str:
@@ -182,19 +178,17 @@ def diff_tables(change: PlanDiff) -> Iterator[Table | str]:
     if change.empty:
         yield "nothing changes"
         return
-    places = [[r.model, r.part, f"{r.region}/{r.hardware}", r.before, r.after] for r in change.replicas]
+    places = sorted(change.replicas, key=lambda row: -abs(row.after - row.before))
     if places:
-        title = f"replicas ({change.moves} started{_cut(places)})"
-        yield rows(title, ["model", "part", "where", "before", "after"], places[:MOST_ROWS])
-    routes = [[t.model, t.origin, t.to, f"{t.before:.4g}", f"{t.after:.4g}"] for t in change.traffic]
+        lines = [[r.model, r.part, f"{r.region}/{r.hardware}", r.before, r.after] for r in places]
+        yield from titled(f"replicas ({change.moves:,} started)", ["model", "part", "where", "before", "after"], lines)
+        yield ""
+    routes = sorted(change.traffic, key=lambda row: -abs(row.after - row.before))
     if routes:
-        title = f"traffic ({len(routes)} shares{_cut(routes)})"
-        yield rows(title, ["model", "from", "to", "before", "after"], routes[:MOST_ROWS])
+        lines = [[t.model, t.origin, t.to, f"{t.before:.4g}", f"{t.after:.4g}"] for t in routes]
+        yield from titled("traffic", ["model", "from", "to", "before", "after"], lines)
+        yield ""
     yield f"cost {change.cost_per_hour_before:,.2f} -> {change.cost_per_hour_after:,.2f} $/h"
-
-
-def _cut(lines: Sequence[Any]) -> str:
-    return f", {len(lines)} rows, the first {MOST_ROWS}" if len(lines) > MOST_ROWS else ""
 
 
 COMMANDS = {"solve": solve_command, "check": check_command, "diff": diff_command, "show": show_command}

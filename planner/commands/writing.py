@@ -112,3 +112,14 @@ def facts(title: str, lines: Sequence[tuple[str, str]]) -> Table:
     table = rows(title, ["", ""], lines)
     table.show_header = False
     return table
+
+
+MOST_ROWS = 30
+"""Of a table that a whole fleet fills; the document has them all."""
+
+
+def titled(title: str, heads: Sequence[str], lines: Sequence[Sequence[object]]) -> Iterator[Table | str]:
+    """A table below its title, which may be wider; of many lines the first."""
+    many = len(lines) > MOST_ROWS
+    yield f"{title}, {MOST_ROWS} of {len(lines)} rows" if many else title
+    yield rows("", heads, lines[:MOST_ROWS])
