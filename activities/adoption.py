@@ -1,22 +1,35 @@
-"""When a plan replaces the one in force, how it is adopted, and how the plan follows what really runs."""
+"""When a plan replaces the one in force, and how the plan in force follows what really runs."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from activities.problems import cost_per_hour, rows_of, running
-from ipnext.model.plan import CurrentState, Plan, Problem, ReplicaCount, TrafficShare
+from activities.problems import fleet_problem, model_problem, running
+from ipnext.model.plan import (
+    CurrentState,
+    Plan,
+    Problem,
+    ReplicaCount,
+    SolverInfo,
+    TrafficShare,
+    Unmet,
+)
 from ipnext.model.value import digest_of
-from ipnext.store.records import PlanRecord
+from ipnext.store.placements import PreparedPlan
+from ipnext.store.records import Placement, PlanRecord
 from ipnext.store.repository import Repository
 from planner.diff import diff
 from planner.solution import check
 
-DEAD_BAND = 0.02
-"""A plan that saves less than this share of the cost is not worth its moves."""
-
 PLACEMENT_RULES = frozenset({"served", "latency", "capacity", "survive", "min_replicas", "supply", "budget", "names"})
 """Rules that say whether a placement holds; the others concern a plan's own figures."""
+
+NOISE = 1e-6
+"""Two figures that differ by less are the same."""
+
+ROW = "what runs"
+"""Method of a plan that was not searched but seen."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +40,98 @@ class Verdict:
     message: str
 
 
-def replaces(plan: Plan, in_force: PlanRecord | None, problem: Problem) -> Verdict:
-    """Adopt a plan where the one in force breaks a rule of today's problem, serves less, or costs clearly more."""
-    if in_force is None:
+@dataclass(frozen=True)
+class Figures:
+    """What rows cost and leave unserved, in $/h; `unmet` in requests a second times priority."""
+
+    cost: float
+    latency: float
+    moves: float
+    unmet: float
+
+    @property
+    def spent(self) -> float:
+        """All but what is unserved."""
+        return self.cost + self.latency + self.moves
+
+
+def replaces(plan: Plan, held: Plan | None, problem: Problem, *, dead_band: float) -> Verdict:
+    """Adopt a plan where the one in force breaks a rule of today's problem, serves less, or costs clearly more.
+
+    `held` is the plan in force read as a plan of today's problem (`held_plan`). What is saved counts hardware at today's
+    prices, latency and the moves themselves, against `dead_band` as a share of the hardware's cost.
+    """
+    if held is None:
         return Verdict(adopt=True, message="the first plan")
-    old = in_force.plan
-    if not rows_differ(old, plan):
+    if not rows_differ(held, plan):
         return Verdict(adopt=False, message="the plan in force is the best one found")
-    broken = [violation for violation in check(problem, old) if violation.rule in PLACEMENT_RULES]
+    broken = [violation for violation in check(problem, held) if violation.rule in PLACEMENT_RULES]
     if broken:
-        return Verdict(adopt=True, message=f"the plan in force no longer holds: {broken[0].message}")
-    unmet_before, unmet_now = sum(u.qps for u in old.unmet), sum(u.qps for u in plan.unmet)
-    if unmet_now < unmet_before * (1 - 1e-6):
-        return Verdict(adopt=True, message=f"{unmet_before - unmet_now:g} requests/s more are served")
-    saved = old.cost_per_hour - plan.cost_per_hour
-    if unmet_now <= unmet_before and saved > DEAD_BAND * old.cost_per_hour:
-        return Verdict(adopt=True, message=f"saves {saved:.2f} $/h")
-    return Verdict(adopt=False, message=f"saves {saved:.2f} $/h, too little to move anything")
+        return Verdict(
+            adopt=True, message=f"the plan in force no longer holds: {broken[0].subject}: {broken[0].message}"
+        )
+    before, after = figures_of(problem, held), figures_of(problem, plan)
+    if after.unmet < before.unmet - NOISE * max(1.0, before.unmet):
+        served = sum(item.qps for item in held.unmet) - sum(item.qps for item in plan.unmet)
+        what = f"{served:g} requests/s more are served" if served > 0 else "demand of higher priority is served"
+        return Verdict(adopt=True, message=what)
+    saved = before.spent - after.spent
+    share = saved / before.cost if before.cost > 0 else 0.0
+    words = f"saves {saved:.2f} $/h ({share:.1%})"
+    if after.unmet <= before.unmet + NOISE * max(1.0, before.unmet) and saved > 0 and share >= dead_band:
+        return Verdict(adopt=True, message=words)
+    return Verdict(adopt=False, message=f"{words}, within the dead band of {dead_band:.1%}: nothing moves")
+
+
+def held_plan(placements: Iterable[Placement], problem: Problem) -> Plan | None:
+    """The plan in force as a plan of today's problem: its rows, and as unmet what they leave of today's demand.
+
+    None where nothing is placed. Rows of models that the problem does not have stay in it: such a plan does not hold.
+    """
+    found = tuple(placements)
+    if not found:
+        return None
+    replicas = tuple(row for placed in found for row in placed.replicas)
+    traffic = tuple(row for placed in found for row in placed.traffic)
+    return _seen(replicas, traffic, unmet=_unmet(problem, traffic))
+
+
+def figures_of(problem: Problem, plan: Plan) -> Figures:
+    """The objective's terms of a plan's rows."""
+    units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
+    prices = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
+    now = {_placement(row): row.count for row in problem.current.replicas}
+    rtt = {
+        (origin, to): problem.rtt_ms[i][j]
+        for i, origin in enumerate(problem.regions)
+        for j, to in enumerate(problem.regions)
+    }
+    demand = {(m.model, item.region): item.qps for m in problem.models for item in m.demand}
+    priority = {m.model: m.priority for m in problem.models}
+    started = sum(max(0, row.count - now.get(_placement(row), 0)) for row in plan.replicas)
+    travelled = sum(
+        demand.get((row.model, row.origin), 0.0) * row.fraction * rtt.get((row.origin, row.to), 0.0)
+        for row in plan.traffic
+    )
+    return Figures(
+        cost=cost_of(plan.replicas, units, prices),
+        latency=problem.objective.latency_weight * travelled,
+        moves=problem.objective.move_cost * started,
+        unmet=sum(priority.get(item.model, 1.0) * item.qps for item in plan.unmet),
+    )
+
+
+def cost_of(
+    replicas: Iterable[ReplicaCount],
+    units: Mapping[tuple[str, str, str], float],
+    prices: Mapping[tuple[str, str], float],
+) -> float:
+    """$/h of replicas; `units` by model, part and hardware, `prices` by region and hardware."""
+    cost = sum(
+        row.count * units.get((row.model, row.part, row.hardware), 0.0) * prices.get((row.region, row.hardware), 0.0)
+        for row in replicas
+    )
+    return float(f"{cost:.12g}")
 
 
 def rows_differ(one: Plan | CurrentState, other: Plan | CurrentState) -> bool:
@@ -51,63 +139,85 @@ def rows_differ(one: Plan | CurrentState, other: Plan | CurrentState) -> bool:
     return _rows(one) != _rows(other)
 
 
-def adopt(repository: Repository, record: PlanRecord, *, expected: PlanRecord | None) -> None:
-    """Keep a plan and put it in force in place of `expected`. StaleWrite where another one is by now."""
-    repository.save_plan(record)
-    repository.adopt_plan(record.id, expected=expected.id if expected else None)
-
-
-def moved_models(record: PlanRecord) -> tuple[str, ...]:
-    """Models that a plan moves, those first that free more units than they take."""
-    units = {(m.model, p.part, o.hardware): o.units for m in record.problem.models for p in m.parts for o in p.options}
-    taken = {change.model: 0.0 for change in record.diff.traffic}
-    taken |= {change.model: 0.0 for change in record.diff.replicas}
-    for change in record.diff.replicas:
-        size = units.get((change.model, change.part, change.hardware), 1.0)
-        taken[change.model] += (change.after - change.before) * size
-    return tuple(sorted(taken, key=lambda model: (taken[model], model)))
+def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
+    """The rows of each model that has any."""
+    replicas: dict[str, list[ReplicaCount]] = defaultdict(list)
+    traffic: dict[str, list[TrafficShare]] = defaultdict(list)
+    for row in state.replicas:
+        if row.count:
+            replicas[row.model].append(row)
+    for share in state.traffic:
+        if share.fraction > 0:
+            traffic[share.model].append(share)
+    return {
+        model: CurrentState(replicas=tuple(replicas.get(model, ())), traffic=tuple(traffic.get(model, ())))
+        for model in sorted(replicas.keys() | traffic.keys())
+    }
 
 
 def settle(repository: Repository, model: str, *, change_id: str) -> None:
     """Let the plan in force say what really runs of a model: after a change that did not come through.
 
-    The rows of all other models stay as they are.
+    What it gives all other models stays.
     """
-    in_force = repository.plan_in_force()
+    in_force, placed = repository.plan_in_force_id(), repository.placement(model)
     if in_force is None:
         return
-    demanding = {item.region for item in repository.model(model).manifest.spec.demand}
+    manifest = repository.model(model).manifest
+    demanding = {item.region for item in manifest.spec.demand}
     tables = [table for table in repository.routes(model) if table.region in demanding]
     actual = running(repository.deployments(model), tables)
-    planned = rows_of(in_force.plan, model)
+    planned = placed.state if placed else CurrentState()
     if not rows_differ(planned, actual):
         return
-    plan = _with_rows(in_force, model, actual)
+    wishes = placed.wishes if placed else model_problem(manifest)
+    problem = fleet_problem(repository.fleet().spec, [wishes] if actual.replicas else [])
+    plan = _seen(actual.replicas, actual.traffic, cost=figures_of(problem, _seen(actual.replicas, ())).cost)
     record = PlanRecord(
-        id=f"{change_id}.settled.{digest_of([digest_of(plan), in_force.id])[:12]}",
+        id=f"{change_id}.settled.{digest_of([digest_of(plan), in_force])[:12]}",
         trigger=f"settle {model}",
-        input_digest=in_force.input_digest,
-        problem=in_force.problem,
+        scope=model,
+        input_digest=digest_of(problem),
+        problem=problem,
         plan=plan,
-        diff=diff(in_force.plan, plan),
+        diff=diff(planned, plan),
         message=f"the plan follows what runs of {model}",
         created_at=datetime.now(UTC),
     )
-    adopt(repository, record, expected=in_force)
+    repository.adopt_plan(PreparedPlan.of(record), expected=in_force)
 
 
-def _with_rows(in_force: PlanRecord, model: str, rows: CurrentState) -> Plan:
-    plan, problem = in_force.plan, in_force.problem
-    replicas = [row for row in plan.replicas if row.model != model] + list(rows.replicas)
-    traffic = [row for row in plan.traffic if row.model != model] + list(rows.traffic)
-    return plan.model_copy(
-        update={
-            "status": "feasible",
-            "cost_per_hour": cost_per_hour(replicas, problem),
-            "replicas": tuple(sorted(replicas, key=_placement)),
-            "traffic": tuple(sorted(traffic, key=lambda row: (row.model, row.origin, row.to))),
-            "unmet": tuple(unmet for unmet in plan.unmet if unmet.model != model),
-        }
+def _seen(
+    replicas: Iterable[ReplicaCount],
+    traffic: Iterable[TrafficShare],
+    *,
+    unmet: tuple[Unmet, ...] = (),
+    cost: float = 0.0,
+) -> Plan:
+    """Rows as a plan that nobody searched for; nothing is proved of it."""
+    return Plan(
+        status="feasible",
+        objective=cost,
+        bound=0.0,
+        gap=1.0 if cost > 0 else 0.0,
+        bound_covers="nothing: it was not searched for",
+        cost_per_hour=cost,
+        replicas=tuple(sorted(replicas, key=_placement)),
+        traffic=tuple(sorted(traffic, key=_route)),
+        unmet=unmet,
+        solver=SolverInfo(method=ROW, seconds=0.0),
+    )
+
+
+def _unmet(problem: Problem, traffic: Iterable[TrafficShare]) -> tuple[Unmet, ...]:
+    served: dict[tuple[str, str], float] = defaultdict(float)
+    for row in traffic:
+        served[row.model, row.origin] += row.fraction
+    return tuple(
+        Unmet(model=model.model, region=item.region, qps=item.qps * left, rules=("kept",))
+        for model in problem.models
+        for item in model.demand
+        if (left := 1 - served[model.model, item.region]) > NOISE and item.qps > 0
     )
 
 
@@ -115,10 +225,10 @@ def _placement(row: ReplicaCount) -> tuple[str, str, str, str]:
     return (row.model, row.part, row.region, row.hardware)
 
 
+def _route(row: TrafficShare) -> tuple[str, str, str]:
+    return (row.model, row.origin, row.to)
+
+
 def _rows(state: Plan | CurrentState) -> Mapping[tuple[str, ...], float]:
     replicas: dict[tuple[str, ...], float] = {_placement(row): row.count for row in state.replicas if row.count}
     return replicas | {_route(row): round(row.fraction, 6) for row in state.traffic if row.fraction > 0}
-
-
-def _route(row: TrafficShare) -> tuple[str, ...]:
-    return (row.model, row.origin, row.to)

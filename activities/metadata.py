@@ -43,15 +43,15 @@ class MetadataActivities:
     def begin_change(self, progress: ProgressInput) -> ChangeBegun:
         """Mark the change as running and say what generation and manifest it works on.
 
-        A change that ended before is not begun again. A move to a plan that is no longer in force is superseded.
+        A change that ended before is not begun again. A move to a placement that a newer plan has changed is superseded.
         """
         with self._store.begin(progress.model) as repository:
             change, record = repository.change(progress.change_id), repository.model(progress.model)
             if change.state.final:
                 return ChangeBegun(generation=change.generation, revision=record.generation, final=change.state)
-            in_force = repository.plan_in_force()
-            if change.kind is ChangeKind.MOVE and (in_force is None or in_force.id != change.plan_id):
-                message = "a newer plan is in force"
+            placed = repository.placement(progress.model)
+            if change.kind is ChangeKind.MOVE and (placed is None or placed.plan_id != change.plan_id):
+                message = "a newer plan places it otherwise"
                 state = ChangeState.SUPERSEDED
                 repository.update_change(change.id, state=state, reason=Reason.SUPERSEDED, message=message)
                 return ChangeBegun(generation=record.serving_generation, revision=record.generation, final=state)

@@ -7,6 +7,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.waiting import POLL_SECONDS, beat
+from ipnext import names
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Moved, MoveInput
 from ipnext.store.session import Store
 
@@ -28,10 +29,17 @@ class MoveActivities:
 
     @activity.defn(name="move_model", no_thread_cancel_exception=True)
     def move_model(self, move: MoveInput) -> Moved:
-        """Record a MOVE of the model to the plan, once, and submit it. With `wait`, answer when it has ended."""
-        change_id = f"{move.plan_id}.{move.model}"
+        """Record a MOVE of the model to what the plan in force gives it, once, and submit it.
+
+        With `wait`, answer when it has ended. A model that the plan in force does not know any more has no way to go.
+        """
         with self._store.begin(move.model) as repository:
-            change = repository.add_change(move.model, ChangeKind.MOVE, change_id=change_id, plan_id=move.plan_id)
+            placed = repository.placement(move.model)
+            if placed is None:
+                message = "the plan in force does not know it any more"
+                return Moved(model=move.model, change_id="", state=ChangeState.SUPERSEDED, message=message)
+            change_id = names.move_id(placed.plan_id, move.model)
+            change = repository.add_change(move.model, ChangeKind.MOVE, change_id=change_id, plan_id=placed.plan_id)
         if change.state is ChangeState.RECORDED:
             self._submit(change)
         while move.wait and not change.state.final:

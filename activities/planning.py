@@ -10,40 +10,25 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.adoption import PLACEMENT_RULES, adopt, moved_models, replaces
-from activities.problems import (
-    cost_per_hour,
-    entitled,
-    fleet_problem,
-    model_problem,
-    planned_models,
-    rows_of,
-    running,
-    units_entitled,
-    with_supply_left,
-)
+from activities.adoption import PLACEMENT_RULES, held_plan
+from activities.planning_policy import PlanningPolicy
+from activities.problems import residual_problem
+from activities.replanning import FleetReplan
 from activities.solving import Solver
+from activities.steady import Steady
 from activities.waiting import beat
-from ipnext.errors import Infeasible, InvalidInput, NotFound, StaleWrite, Unavailable
+from ipnext.errors import Infeasible, InvalidInput, StaleWrite, Unavailable
 from ipnext.model.lifecycle import Planned, ReplanComputed, ReplanInput, StageInput
-from ipnext.model.plan import CurrentState, Limits, Objective, Plan, Problem
+from ipnext.model.plan import CurrentState, Owner, Plan, Problem
 from ipnext.model.status import ConditionType, Reason
 from ipnext.model.value import digest_of
-from ipnext.store.records import PlanRecord
-from ipnext.store.repository import Repository
+from ipnext.names import replan_plan_id
+from ipnext.store.placements import PreparedPlan
+from ipnext.store.records import Placement, PlanRecord
 from ipnext.store.session import Store
 from planner.diff import diff
 from planner.solution import check
 from planner.solve import place
-
-OBJECTIVE = Objective(latency_weight=0.0001, move_cost=0.05, unmet_cost=10.0)
-"""Near regions win where the cost is equal; a replica is not moved for less than 5 cents an hour."""
-
-PLACE_LIMITS = Limits(time_seconds=20.0, gap=0.01)
-"""One model on the residual fleet: seconds, not minutes."""
-
-REPLAN_LIMITS = Limits(time_seconds=60.0, gap=0.01)
-"""The whole fleet."""
 
 ADOPTIONS = 5
 """Tries to adopt before the activity is retried as a whole."""
@@ -52,10 +37,10 @@ ADOPTIONS = 5
 class PlanningActivities:
     """Needs the store, and a solver for the whole fleet (its own process, where many models are planned)."""
 
-    def __init__(self, store: Store, solver: Solver, *, objective: Objective = OBJECTIVE) -> None:
+    def __init__(self, store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> None:
         self._store = store
         self._solver = solver
-        self._objective = objective
+        self._policy = policy or PlanningPolicy()
         self._turn = threading.Lock()
 
     def all(self) -> Sequence[Callable[..., Any]]:
@@ -81,151 +66,85 @@ class PlanningActivities:
 
     @activity.defn(name="replan_fleet", no_thread_cancel_exception=True)
     def replan_fleet(self, replan: ReplanInput) -> ReplanComputed:
-        """Plan all serving models anew and adopt the plan where it is worth it. The run's id names the plan.
+        """Plan all serving models anew for the replans that wait, and adopt the plan where it is worth it.
 
-        A failure leaves the plan in force as it is: the reason is in the answer and in the fleet's events.
+        The run's id names the plan. A failure leaves the plan in force as it is: the reason is in the answer, in the
+        plan's line and in the fleet's events. What waits lies in the store; `replan` says nothing.
         """
-        plan_id = f"replan-{activity.info().workflow_run_id}"
-        with self._store.read() as repository:
-            known = _find_plan(repository, plan_id)
-            in_force = repository.plan_in_force()
-            if known is not None:
-                return _computed(known, _movable(repository, known), adopted=known.adopted)
-            problem = self._whole_problem(repository, in_force)
-        try:
-            plan = self._solver.solve(problem, beat=beat)
-        except (Infeasible, InvalidInput) as error:
-            return self._not_planned(in_force, Reason.PLANNER_INFEASIBLE, error.message)
-        return self._adopt_if_better(plan_id, replan, problem, plan, in_force)
+        del replan
+        info = activity.info()
+        with Steady() as say:
+            fleet_replan = FleetReplan(self._store, self._solver, self._policy, say=say, attempt=info.attempt)
+            return fleet_replan.compute(replan_plan_id(info.workflow_run_id or ""), run_id=info.workflow_run_id or "")
 
     def _place_once(self, stage: StageInput) -> Planned:
+        policy = self._policy
         with self._store.read() as repository:
-            in_force = repository.plan_in_force()
-            manifest = repository.model(stage.model).manifest
-            wanted = model_problem(manifest)
-            fleet = repository.fleet().spec
-            others = entitled(repository, in_force, but=stage.model)
-            own = running(repository.deployments(stage.model), repository.routes(stage.model))
-            rest = with_supply_left(fleet, units_entitled(repository, others))
-            models = [*planned_models(fleet, repository.models(), in_force, but=stage.model), wanted]
-        if in_force is not None and keeps(in_force, fleet_problem(rest, [wanted]), stage.model):
-            message = "the placement in force still holds"
-            return _planned(in_force, stage.model, moves=0, message=message)
-        current = CurrentState(replicas=(*others.replicas, *own.replicas), traffic=(*others.traffic, *own.traffic))
-        problem = fleet_problem(fleet, models, current=current, objective=self._objective, limits=PLACE_LIMITS)
+            in_force, placed = repository.plan_in_force(), repository.placement(stage.model)
+            problem = residual_problem(repository, stage.model, objective=policy.objective, limits=policy.place_limits)
+            budgets = {item.owner: item for item in repository.fleet().spec.owners}
+        whole = tuple(Owner.of(budgets[item.owner]) if item.owner in budgets else item for item in problem.owners)
+        if placed is not None and keeps(placed, problem.model_copy(update={"owners": whole})):
+            return _planned(placed.plan_id, placed.cost_per_hour, message="the placement in force still holds")
         try:
             with self._turn:
                 plan = place(problem, [stage.model])
         except (Infeasible, InvalidInput) as error:
             return _infeasible(Reason.PLANNER_INFEASIBLE, error.message)
-        if not rows_of(plan, stage.model).replicas:
-            rules = [rule for unmet in plan.unmet if unmet.model == stage.model for rule in unmet.rules]
+        if not plan.replicas:
+            rules = [rule for unmet in plan.unmet for rule in unmet.rules]
             return _infeasible(_binding_reason(rules), f"nothing can be placed: {'; '.join(dict.fromkeys(rules))}")
-        return self._adopt(stage, problem, plan, in_force)
-
-    def _adopt(self, stage: StageInput, problem: Problem, plan: Plan, in_force: PlanRecord | None) -> Planned:
-        before = in_force.plan if in_force else CurrentState()
-        record = PlanRecord(
-            id=f"{stage.change_id}.{digest_of([digest_of(plan), in_force.id if in_force else None])[:12]}",
-            trigger=f"{stage.kind} {stage.model}",
-            input_digest=digest_of(problem),
-            problem=problem,
-            plan=plan,
-            diff=diff(before, plan),
-            created_at=datetime.now(UTC),
-        )
+        base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
+        record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
+        prepared = PreparedPlan.of(record)
         with self._store.begin() as repository:
-            adopt(repository, record, expected=in_force)
-        return _planned(record, stage.model, moves=record.diff.moves, message=_unmet_message(plan, stage.model))
+            repository.adopt_plan(prepared, expected=base)
+        return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=_unmet_message(plan))
 
     def _note(self, stage: StageInput, planned: Planned) -> None:
-        status = "True" if planned.feasible else "False"
         message = f"generation {stage.generation}" + (f": {planned.message}" if planned.message else "")
         with self._store.begin(stage.model) as repository:
             repository.set_condition(
-                stage.model, ConditionType.PLANNED, "True" if status == "True" else "False", planned.reason, message
+                stage.model, ConditionType.PLANNED, "True" if planned.feasible else "False", planned.reason, message
             )
             detail = {"plan": planned.plan_id, "moves": planned.moves}
             repository.add_event(stage.model, ConditionType.PLANNED.value, message, detail=detail)
 
-    def _whole_problem(self, repository: Repository, in_force: PlanRecord | None) -> Problem:
-        fleet, records = repository.fleet().spec, repository.models()
-        current = running(
-            repository.deployments(), [table for record in records for table in repository.routes(record.name)]
-        )
-        models = planned_models(fleet, records, in_force)
-        return fleet_problem(fleet, models, current=current, objective=self._objective, limits=REPLAN_LIMITS)
 
-    def _adopt_if_better(
-        self, plan_id: str, replan: ReplanInput, problem: Problem, plan: Plan, in_force: PlanRecord | None
-    ) -> ReplanComputed:
-        verdict = replaces(plan, in_force, problem)
-        before = in_force.plan if in_force else problem.current
-        record = PlanRecord(
-            id=plan_id,
-            trigger=replan.trigger,
-            input_digest=digest_of(problem),
-            problem=problem,
-            plan=plan,
-            diff=diff(before, plan),
-            message=verdict.message,
-            created_at=datetime.now(UTC),
-        )
-        with self._store.begin() as repository:
-            if verdict.adopt:
-                adopt(repository, record, expected=in_force)
-            else:
-                repository.save_plan(record)
-            repository.add_event(None, "Replan", f"{replan.trigger}: {verdict.message}", detail={"plan": plan_id})
-            movable = _movable(repository, record)
-        return _computed(record, movable, adopted=verdict.adopt)
-
-    def _not_planned(self, in_force: PlanRecord | None, reason: Reason, message: str) -> ReplanComputed:
-        with self._store.begin() as repository:
-            repository.add_event(None, "ReplanFailed", f"{reason}: {message}; the plan in force stays")
-        return ReplanComputed(plan_id=in_force.id if in_force else "", adopted=False, reason=reason, message=message)
-
-
-def keeps(in_force: PlanRecord, problem: Problem, model: str) -> bool:
+def keeps(placed: Placement, problem: Problem) -> bool:
     """Whether a model may stay where the plan in force has it: the same wishes as then, all met, no rule broken.
 
     `problem` holds the model alone, on the supply that the others leave.
     """
-    planned = {item.model: item for item in in_force.problem.models}.get(model)
-    rows = rows_of(in_force.plan, model)
-    if planned is None or not rows.replicas or any(unmet.model == model for unmet in in_force.plan.unmet):
+    if placed.wishes != problem.models[0] or placed.unmet or not placed.replicas:
         return False
-    if planned != problem.models[0]:
+    alone = held_plan([placed], problem)
+    if alone is None or alone.unmet:
         return False
-    alone = in_force.plan.model_copy(update={"replicas": rows.replicas, "traffic": rows.traffic, "unmet": ()})
     return not any(violation.rule in PLACEMENT_RULES for violation in check(problem, alone))
 
 
-def _find_plan(repository: Repository, plan_id: str) -> PlanRecord | None:
-    try:
-        return repository.plan(plan_id)
-    except NotFound:
-        return None
-
-
-def _movable(repository: Repository, record: PlanRecord) -> tuple[str, ...]:
-    serving = {found.name for found in repository.models() if found.serving_generation and not found.retired}
-    return tuple(model for model in moved_models(record) if model in serving)
-
-
-def _computed(record: PlanRecord, models: tuple[str, ...], *, adopted: bool) -> ReplanComputed:
-    return ReplanComputed(
-        plan_id=record.id,
-        adopted=adopted,
-        message=record.message,
-        moves=record.diff.moves,
-        models=models if adopted else (),
+def _record(
+    stage: StageInput, problem: Problem, plan: Plan, *, before: Placement | None, base: str | None, fleet_cost: float
+) -> PlanRecord:
+    """The plan of one model; its difference tells the whole fleet's cost."""
+    change = diff(before.state if before else CurrentState(), plan)
+    after = fleet_cost - (before.cost_per_hour if before else 0.0) + plan.cost_per_hour
+    costs = {"cost_per_hour_before": fleet_cost, "cost_per_hour_after": float(f"{after:.12g}")}
+    return PlanRecord(
+        id=f"{stage.change_id}.{digest_of([digest_of(plan), base])[:12]}",
+        trigger=f"{stage.kind} {stage.model}",
+        scope=stage.model,
+        input_digest=digest_of(problem),
+        problem=problem,
+        plan=plan,
+        diff=change.model_copy(update=costs),
+        created_at=datetime.now(UTC),
     )
 
 
-def _planned(record: PlanRecord, model: str, *, moves: int, message: str) -> Planned:
-    cost = cost_per_hour(rows_of(record.plan, model).replicas, record.problem)
-    return Planned(plan_id=record.id, feasible=True, moves=moves, cost_per_hour=cost, message=message)
+def _planned(plan_id: str, cost: float, *, moves: int = 0, message: str) -> Planned:
+    return Planned(plan_id=plan_id, feasible=True, moves=moves, cost_per_hour=cost, message=message)
 
 
 def _infeasible(reason: Reason, message: str) -> Planned:
@@ -237,11 +156,9 @@ def _binding_reason(rules: Sequence[str]) -> Reason:
     return Reason.OVER_BUDGET if budget_only else Reason.NO_CAPACITY
 
 
-def _unmet_message(plan: Plan, model: str) -> str:
+def _unmet_message(plan: Plan) -> str:
     """What is left unserved, in words; empty where nothing is."""
     lines = [
-        f"{unmet.qps:g} requests/s of {unmet.region} stay unserved ({', '.join(unmet.rules)})"
-        for unmet in plan.unmet
-        if unmet.model == model
+        f"{unmet.qps:g} requests/s of {unmet.region} stay unserved ({', '.join(unmet.rules)})" for unmet in plan.unmet
     ]
     return "; ".join(lines)

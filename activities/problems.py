@@ -1,10 +1,10 @@
 """The planner's problem as the store knows it: fleet, models, what runs, and what other models need of the supply."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from activities.waves import peak
 from ipnext.model.deployment import Deployment, RouteTable
-from ipnext.model.fleet import FleetSpec
+from ipnext.model.fleet import FleetSpec, OwnerBudget
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.plan import (
     CurrentState,
@@ -14,19 +14,15 @@ from ipnext.model.plan import (
     Owner,
     PartOption,
     PartProblem,
-    Plan,
     Problem,
     RegionDemand,
     RegionSupply,
     ReplicaCount,
     TrafficShare,
 )
-from ipnext.model.rollout import TransitionState
-from ipnext.store.records import ModelRecord, PlanRecord, TransitionRecord
+from ipnext.store.placements import Units
+from ipnext.store.records import ModelRecord, TransitionRecord
 from ipnext.store.repository import Repository
-
-Units = dict[tuple[str, str], float]
-"""(region, hardware) -> units."""
 
 
 def model_problem(manifest: ModelManifest) -> ModelProblem:
@@ -54,7 +50,8 @@ def model_problem(manifest: ModelManifest) -> ModelProblem:
 def within_fleet(model: ModelProblem, fleet: FleetSpec) -> ModelProblem | None:
     """The model without what the fleet no longer has, so that one model's leftovers don't stop all others.
 
-    None where a part has no way to run any more.
+    Demand from regions that are gone, or that no region reaches within the model's tolerance any more, is left out. None
+    where no demand remains, or a part has no way to run any more: the planner would refuse the whole problem.
     """
     parts = [
         part.model_copy(update={"options": tuple(o for o in part.options if o.hardware in fleet.hardware)})
@@ -62,7 +59,14 @@ def within_fleet(model: ModelProblem, fleet: FleetSpec) -> ModelProblem | None:
     ]
     if not all(part.options for part in parts):
         return None
-    demand = tuple(item for item in model.demand if item.region in fleet.regions)
+    nearest = {region: min(row) for region, row in zip(fleet.regions, fleet.rtt_ms, strict=True)}
+    demand = tuple(
+        item
+        for item in model.demand
+        if item.region in nearest and (item.qps == 0 or nearest[item.region] <= model.latency_tolerance_ms)
+    )
+    if not any(item.qps > 0 for item in demand):
+        return None
     return model.model_copy(update={"parts": tuple(parts), "demand": demand})
 
 
@@ -112,45 +116,49 @@ def running(deployments: Iterable[Deployment], tables: Iterable[RouteTable]) -> 
     )
 
 
-def rows_of(state: Plan | CurrentState, model: str) -> CurrentState:
-    """One model's rows."""
-    return CurrentState(
-        replicas=tuple(row for row in state.replicas if row.model == model and row.count),
-        traffic=tuple(row for row in state.traffic if row.model == model and row.fraction > 0),
-    )
-
-
-def entitled(repository: Repository, plan: PlanRecord | None, *, but: str) -> CurrentState:
-    """What every other model may hold: its rows of the plan in force, or what runs where the plan lacks it."""
-    replicas: list[ReplicaCount] = []
-    traffic: list[TrafficShare] = []
-    planned = {row.model for row in plan.plan.replicas} if plan else set()
-    deployed = {deployment.key.model for deployment in repository.deployments()}
-    for model in sorted((planned | deployed) - {but}):
-        if plan is not None and model in planned:
-            rows = rows_of(plan.plan, model)
-        else:
-            rows = running(repository.deployments(model), repository.routes(model))
-        replicas += rows.replicas
-        traffic += rows.traffic
-    return CurrentState(replicas=tuple(replicas), traffic=tuple(traffic))
-
-
-def planned_models(
-    fleet: FleetSpec, records: Iterable[ModelRecord], plan: PlanRecord | None, *, but: str | None = None
-) -> list[ModelProblem]:
-    """Models that hold or may hold capacity, but one. Each as it was planned last, so that a newer manifest waits its turn."""
-    known = {model.model: model for model in plan.problem.models} if plan else {}
-    holding = {row.model for row in plan.plan.replicas} if plan else set()
+def planned_models(fleet: FleetSpec, records: Iterable[ModelRecord], holding: Collection[str]) -> list[ModelProblem]:
+    """Models that serve, or hold capacity by the plan in force, as their newest manifests wish."""
     found = []
     for record in records:
-        if record.name == but or record.retired or not (record.serving_generation or record.name in holding):
+        if record.retired or not (record.serving_generation or record.name in holding):
             continue
-        model = known.get(record.name, model_problem(record.manifest)) if but else model_problem(record.manifest)
-        fitting = within_fleet(model, fleet)
+        fitting = within_fleet(model_problem(record.manifest), fleet)
         if fitting is not None:
             found.append(fitting)
     return found
+
+
+def fleet_left(fleet: FleetSpec, deployments: Iterable[Deployment], planned: Collection[str]) -> FleetSpec:
+    """The fleet without what runs of models that are not planned: it stays theirs until it ends."""
+    used: Units = {}
+    for deployment in deployments:
+        key = deployment.key
+        if key.model not in planned:
+            cell = (key.region, key.hardware)
+            used[cell] = used.get(cell, 0.0) + deployment.replicas * deployment.units
+    return with_supply_left(fleet, used) if used else fleet
+
+
+def residual_problem(
+    repository: Repository, model: str, *, objective: Objective | None = None, limits: Limits | None = None
+) -> Problem:
+    """One model on what all others leave of the supply and of its owner's budget. NotFound.
+
+    It costs the same however many others there are: the database sums up what they hold.
+    """
+    fleet, wanted = repository.fleet().spec, model_problem(repository.model(model).manifest)
+    prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
+    others = repository.units_of_owner(wanted.owner, but=model)
+    spent = sum(units * prices.get(cell, 0.0) for cell, units in sorted(others.items()))
+    own = (item for item in fleet.owners if item.owner == wanted.owner)
+    left = fleet.model_copy(update={"owners": tuple(_with_budget_left(item, spent) for item in own)})
+    return fleet_problem(
+        with_supply_left(left, repository.units_entitled(but=model)),
+        [wanted],
+        current=running(repository.deployments(model), repository.routes(model)),
+        objective=objective,
+        limits=limits,
+    )
 
 
 def units_of(manifest: ModelManifest, deployments: Iterable[Deployment]) -> Mapping[tuple[str, str], float]:
@@ -160,35 +168,28 @@ def units_of(manifest: ModelManifest, deployments: Iterable[Deployment]) -> Mapp
     return units
 
 
-def units_in_use(repository: Repository, plan: PlanRecord | None, *, but: str) -> Units:
+def units_in_use(repository: Repository, *, but: str) -> Units:
     """Units that all other models need at most at any moment now: planned, running, or in a transition under way."""
-    used: Units = {}
-    for record in repository.models():
-        if record.name == but:
-            continue
-        deployments = repository.deployments(record.name)
-        units = units_of(record.manifest, deployments)
-        counts = {(d.key.part, d.key.region, d.key.hardware): d.replicas for d in deployments}
-        rows = rows_of(plan.plan, record.name).replicas if plan else ()
-        planned = {(row.part, row.region, row.hardware): row.count for row in rows}
-        moving = _under_way(repository, record.name)
-        extra = peak(moving.transition, record.name) if moving else {}
-        for slot in counts.keys() | planned.keys() | extra.keys():
-            most = max(counts.get(slot, 0), planned.get(slot, 0), extra.get(slot, 0))
-            part, region, hardware = slot
-            used[region, hardware] = used.get((region, hardware), 0.0) + most * units.get((part, hardware), 0.0)
+    moving = repository.transitions_under_way(but=but)
+    used = repository.units_needed(but=(but, *(record.model for record in moving)))
+    for record in moving:
+        for cell, units in _units_on_the_way(repository, record).items():
+            used[cell] = used.get(cell, 0.0) + units
     return used
 
 
-def units_entitled(repository: Repository, rows: CurrentState) -> Units:
-    """Units of the given rows."""
+def _units_on_the_way(repository: Repository, record: TransitionRecord) -> Units:
+    """What a model in transition needs at most: of each replica set the most of now, of the plan and of the way."""
+    manifest, deployments = repository.model(record.model).manifest, repository.deployments(record.model)
+    units, placed = units_of(manifest, deployments), repository.placement(record.model)
+    counts = {(d.key.part, d.key.region, d.key.hardware): d.replicas for d in deployments}
+    planned = {(row.part, row.region, row.hardware): row.count for row in placed.replicas} if placed else {}
+    extra = peak(record.transition, record.model)
     used: Units = {}
-    units: dict[str, Mapping[tuple[str, str], float]] = {}
-    for row in rows.replicas:
-        if row.model not in units:
-            units[row.model] = units_of(repository.model(row.model).manifest, repository.deployments(row.model))
-        taken = row.count * units[row.model].get((row.part, row.hardware), 0.0)
-        used[row.region, row.hardware] = used.get((row.region, row.hardware), 0.0) + taken
+    for slot in sorted(counts.keys() | planned.keys() | extra.keys()):
+        most = max(counts.get(slot, 0), planned.get(slot, 0), extra.get(slot, 0))
+        part, region, hardware = slot
+        used[region, hardware] = used.get((region, hardware), 0.0) + most * units.get((part, hardware), 0.0)
     return used
 
 
@@ -214,17 +215,6 @@ def with_running_options(model: ModelProblem, deployments: Iterable[Deployment])
     return model.model_copy(update={"parts": tuple(parts)})
 
 
-def cost_per_hour(replicas: Iterable[ReplicaCount], problem: Problem) -> float:
-    """$/h of replicas at the problem's units and prices."""
-    units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
-    prices = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
-    cost = sum(
-        row.count * units.get((row.model, row.part, row.hardware), 0.0) * prices.get((row.region, row.hardware), 0.0)
-        for row in replicas
-    )
-    return float(f"{cost:.12g}")
-
-
 def _known_rows(fleet: FleetSpec, models: Sequence[ModelProblem], current: CurrentState) -> CurrentState:
     options = {
         (model.model, part.part, option.hardware) for model in models for part in model.parts for option in part.options
@@ -240,9 +230,7 @@ def _known_rows(fleet: FleetSpec, models: Sequence[ModelProblem], current: Curre
     )
 
 
-def _under_way(repository: Repository, model: str) -> TransitionRecord | None:
-    """The model's transition that may still add replicas, if there is one."""
-    newest = next(iter(repository.transitions(model, limit=1)), None)
-    if newest is None or newest.state not in {TransitionState.PLANNED, TransitionState.RUNNING}:
-        return None
-    return None if repository.change(newest.change_id).state.final else newest
+def _with_budget_left(item: OwnerBudget, spent: float) -> OwnerBudget:
+    if item.budget_per_hour is None:
+        return item
+    return item.model_copy(update={"budget_per_hour": max(0.0, item.budget_per_hour - spent)})

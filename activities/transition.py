@@ -12,10 +12,8 @@ from typing import Any
 from temporalio import activity
 
 from activities.problems import (
-    entitled,
     fleet_problem,
     model_problem,
-    units_entitled,
     units_in_use,
     with_running_options,
     with_supply_left,
@@ -165,14 +163,14 @@ class TransitionActivities:
         return WaveResult(ok=True)
 
     def _planned(self, repository: Repository, stage: StageInput) -> TransitionRecord:
-        plan = repository.plan(stage.plan_id) if stage.plan_id else repository.plan_in_force()
-        if plan is None:
+        placed = repository.placement(stage.model)
+        if placed is None:
             msg = f"no plan is in force that places {stage.model!r}; publish or apply it so that one is made"
             raise NotFound(msg)
         deployments, tables = repository.deployments(stage.model), repository.routes(stage.model)
         demanding = {item.region for item in repository.model(stage.model).manifest.spec.demand}
         origin = running_state(stage.model, deployments, tables, demanding=demanding)
-        to = planned_state(stage.model, stage.generation, plan.plan)
+        to = planned_state(stage.model, stage.generation, placed.state)
         transition = _plan_waves(repository, stage, origin, to)
         record = TransitionRecord(
             id=stage.change_id,
@@ -284,12 +282,11 @@ def _plan_waves(repository: Repository, stage: StageInput, origin: FleetState, t
     """Waves on the supply that no one else uses at this moment; at least one wave, so that settings are brought up."""
     model, manifest = stage.model, repository.model(stage.model).manifest
     policy = step_policy(manifest.spec.rollout, stage.kind)
-    fleet, plan = repository.fleet().spec, repository.plan_in_force()
-    now = with_supply_left(fleet, units_in_use(repository, plan, but=model))
+    fleet = repository.fleet().spec
+    now = with_supply_left(fleet, units_in_use(repository, but=model))
     transition = _waves_on(repository, manifest, now, (origin, to), policy)
     if transition.refused:
-        rows = entitled(repository, plan, but=model)
-        later = with_supply_left(fleet, units_entitled(repository, rows))
+        later = with_supply_left(fleet, repository.units_entitled(but=model))
         if _waves_on(repository, manifest, later, (origin, to), policy).refused is None:
             msg = f"waiting for supply that another model is about to free: {transition.refused}"
             raise Unavailable(msg)

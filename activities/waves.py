@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ipnext.model.deployment import Deployment, RouteShare, RouteTable
-from ipnext.model.plan import Plan
+from ipnext.model.plan import CurrentState, Plan
 from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, RouteChange, Transition
 
 Phase = Literal["scaled_up", "routed", "released"]
@@ -124,7 +124,7 @@ def running_state(
     return FleetState(replicas=replicas, traffic=traffic)
 
 
-def planned_state(model: str, generation: int, plan: Plan) -> FleetState:
+def planned_state(model: str, generation: int, plan: Plan | CurrentState) -> FleetState:
     """Where a transition ends: the plan's rows of the model, all of one generation."""
     replicas = tuple(
         GenerationReplicas(**row.model_dump(), generation=generation)

@@ -207,7 +207,7 @@ class Story:
         self._client.apply(smaller)
         with self._console.status("replanning and moving"):
             result = self._client.replan(wait=True, timeout_seconds=120)
-        diff = self._client.plan_diff(result.plan_id)
+        diff = self._client.plan_diff(result.plan_id or "")
         self._console.print(telling.diff_table(diff))
         self._console.print(self._load_line())
         if diff.empty:

@@ -7,7 +7,7 @@ Calls that may be repeated are repeated for a moment while the API can't be reac
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -21,7 +21,7 @@ from ipnext.client_errors import error_of, no_answer
 from ipnext.client_upload import checked_snapshot
 from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.model.fleet import FleetManifest, FleetSpec
-from ipnext.model.lifecycle import ReplanResult, ValidationReport
+from ipnext.model.lifecycle import ReplanState, ValidationReport
 from ipnext.model.manifest import ModelManifest, parse_manifests
 from ipnext.model.plan import PlanDiff
 from ipnext.model.registry import ArtifactFile, Generation, Snapshot, SnapshotManifest
@@ -41,9 +41,8 @@ from ipnext.model.resource import (
     Readiness,
     RegionView,
     ReplanRequest,
-    ReplanStatus,
+    ReplanView,
     RollbackRequest,
-    RunStarted,
     StoredSnapshot,
     TransitionView,
 )
@@ -228,43 +227,68 @@ class Client:
 
     # plans and fleet
 
-    @overload
-    def replan(self, *, trigger: Trigger = "manual", wait: Literal[False] = False) -> RunStarted: ...
-    @overload
     def replan(
-        self, *, trigger: Trigger = "manual", wait: Literal[True], timeout_seconds: float = 600.0
-    ) -> ReplanResult: ...
-    def replan(
-        self, *, trigger: Trigger = "manual", wait: bool = False, timeout_seconds: float = 600.0
-    ) -> RunStarted | ReplanResult:
-        """Plan the whole fleet again; with `wait`, until the moved models have finished. DeadlineExceeded."""
-        body = ReplanRequest(trigger=trigger)
-        run = self._call("POST", "/v1/replan", RunStarted, body=body, repeatable=False)
-        return self.wait_replan(run, timeout_seconds) if wait else run
+        self,
+        *,
+        trigger: Trigger = "manual",
+        dry_run: bool = False,
+        max_moves: int | None = None,
+        wait: bool = False,
+        timeout_seconds: float = 600.0,
+        replan_id: str | None = None,
+    ) -> ReplanView:
+        """Plan the whole fleet again; with `wait`, until the moved models have finished.
 
-    def replan_status(self, run: RunStarted) -> ReplanStatus:
-        """Where a replan run stands."""
-        return self._get("/v1/replan", ReplanStatus, workflowId=run.workflow_id, runId=run.run_id)
+        `dry_run`: the plan is computed and stored, and nothing else. `max_moves`: replicas started at most. The same
+        `replan_id` twice is one replan. DeadlineExceeded; Unavailable where no plan could be had.
+        """
+        body = ReplanRequest(replan_id=replan_id or uuid4().hex, trigger=trigger, dry_run=dry_run, max_moves=max_moves)
+        replan = self._call("POST", "/v1/replans", ReplanView, body=body)
+        return self.wait_replan(replan.id, timeout_seconds) if wait else replan
 
-    def wait_replan(self, run: RunStarted, timeout_seconds: float = 600.0) -> ReplanResult:
-        """Wait for a replan's result. Unavailable where the run failed; DeadlineExceeded."""
+    def replan_status(self, replan_id: str) -> ReplanView:
+        """Where a replan stands."""
+        return self._get(f"/v1/replans/{replan_id}", ReplanView)
+
+    def replans(self, *, limit: int = 20) -> tuple[ReplanView, ...]:
+        """Replans, newest first."""
+        return self._get("/v1/replans", tuple[ReplanView, ...], limit=limit)
+
+    def wait_replan(
+        self,
+        replan_id: str,
+        timeout_seconds: float = 600.0,
+        on_update: Callable[[ReplanView], None] | None = None,
+    ) -> ReplanView:
+        """Wait for a replan's end. `on_update` sees each new state. Unavailable where it failed; DeadlineExceeded."""
+        last: ReplanView | None = None
         for _ in _until(timeout_seconds):
-            status = self._glance(lambda: self.replan_status(run))
-            if status is not None and status.result is not None:
-                return status.result
-            if status is not None and status.state == "failed":
-                msg = f"the replan failed: {status.message}; see {status.run_url}"
+            found = self._glance(lambda: self.replan_status(replan_id))
+            if found is not None and found != last and on_update is not None:
+                on_update(found)
+            last = found or last
+            if last is None or not last.state.final:
+                continue
+            if last.state is ReplanState.FAILED:
+                msg = f"the replan failed: {last.reason.value}: {last.message}"
                 raise Unavailable(msg)
-        msg = f"the replan still runs after {timeout_seconds:g} s; see {run.run_url}"
+            return last
+        where = "unknown" if last is None else last.state.value
+        msg = f"replan {replan_id} is {where} after {timeout_seconds:g} s; it goes on without you"
         raise DeadlineExceeded(msg)
 
-    def plans(self, *, limit: int = 20) -> tuple[PlanSummary, ...]:
-        """Plans, newest first."""
-        return self._get("/v1/plans", tuple[PlanSummary, ...], limit=limit)
+    def plans(self, *, limit: int = 20, fleet_only: bool = False) -> tuple[PlanSummary, ...]:
+        """Plans, newest first; `fleet_only`: without those of one model."""
+        params = _params(limit=limit, fleetOnly=fleet_only)
+        return self._get("/v1/plans", tuple[PlanSummary, ...], **params)
 
     def plan(self, plan_id: str) -> PlanView:
-        """One plan with its problem."""
+        """One plan with its problem; NotFound where only its line is kept."""
         return self._get(f"/v1/plans/{plan_id}", PlanView)
+
+    def plan_summary(self, plan_id: str) -> PlanSummary:
+        """One plan without its documents, which may be megabytes."""
+        return self._get(f"/v1/plans/{plan_id}/summary", PlanSummary)
 
     def plan_diff(self, plan_id: str) -> PlanDiff:
         """What a plan changes against the plan before it."""

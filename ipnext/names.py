@@ -16,12 +16,17 @@ MODEL_WORKFLOW: Final = "model"
 LIFECYCLE_WORKFLOW: Final = "lifecycle"
 TRANSITION_WORKFLOW: Final = "transition"
 REPLAN_WORKFLOW: Final = "replan"
+SCHEDULED_REPLAN_WORKFLOW: Final = "scheduled_replan"
 RETIRE_WORKFLOW: Final = "retire"
 
 # updates, signals and queries of the model entity
 SUBMIT_CHANGE: Final = "submit_change"
 MODEL_STATE: Final = "model_state"
 CHANGE_RESULT: Final = "change_result"
+
+# the one workflow that replans: its id, and the signal that says that something is asked for
+REPLAN_ID: Final = "replan"
+REPLAN_ASKED: Final = "replan_asked"
 
 REPLAN_SCHEDULE: Final = "replan"
 
@@ -55,3 +60,13 @@ def lifecycle_workflow_id(model: str, change_id: str) -> str:
 def transition_workflow_id(transition_id: str) -> str:
     """Id of the run that walks one transition."""
     return f"transition/{transition_id}"
+
+
+def replan_plan_id(run_id: str) -> str:
+    """Id of the plan that a run of the replan workflow computes: once for each run, however often it is tried."""
+    return f"replan-{run_id}"
+
+
+def move_id(plan_id: str, model: str) -> str:
+    """Id of the change that brings a model to what a plan gives it: one for each plan and model."""
+    return f"{plan_id}.{model}"

@@ -45,3 +45,33 @@ class PlatformSettings(BaseSettings):
     api_port: int = Field(default=8700, ge=0, le=65535)
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
+
+    # planning
+
+    move_cost: float = Field(default=0.05, ge=0)
+    """$/h that starting one replica counts in the objective: nothing is moved for less than that."""
+    latency_weight: float = Field(default=0.0001, ge=0)
+    """$/h of one request a second, one millisecond away: near regions win where the cost is equal."""
+    unmet_cost: float = Field(default=10.0, gt=0)
+    """$/h of one request a second that is not served, times the model's priority: far above any hardware."""
+    replan_dead_band: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the plan's cost that a new one must save; less than that and nothing moves. Forecasts of demand are not
+    better than a few per cent. What serves more, or repairs a broken rule, is taken whatever it saves."""
+    replan_max_moves: int | None = Field(default=None, ge=0)
+    """Most replicas that one replan starts; None: no cap. What stays to be done is done by the next ones."""
+    replan_time_seconds: float = Field(default=60.0, gt=0, le=900)
+    """Longest search of a replan. The worker's activity allows for 900 s of it."""
+    replan_gap: float = Field(default=0.01, ge=0, lt=1)
+    """A plan proved to be within this share of the best one ends the search."""
+    replan_on_supply: bool = True
+    """Whether a changed fleet (supply, regions, prices, budgets) asks for a replan by itself."""
+    replan_delay_seconds: float = Field(default=5.0, ge=0)
+    """How long a changed fleet waits for further changes, so that a hand's several applies give one replan. Each further
+    change begins the wait anew, up to six times as long in all."""
+    solver_grace_seconds: float = Field(default=120.0, gt=0, le=240)
+    """What the planner's process gets beyond its search, for reading, rounding and writing; then it is killed. On two
+    busy cores 10,000 models took 27 s of it."""
+    solver_memory_bytes: int | None = Field(default=None, gt=0)
+    """Most memory of the planner's process; None: what the machine has."""
+    kept_plans: int = Field(default=50, ge=1)
+    """Plans of the whole fleet that are kept with their documents. Of older ones only adopted ones keep their line."""

@@ -23,7 +23,6 @@ from temporalio.client import (
     ScheduleState,
     ScheduleUpdate,
     WithStartWorkflowOperation,
-    WorkflowExecutionStatus,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
@@ -35,8 +34,15 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ipnext import names
 from ipnext.devfile import ReplanSchedule
-from ipnext.errors import InvalidInput, IPnextError, NotFound, Unavailable
-from ipnext.model.lifecycle import Change, ChangeAccepted, ModelEntityInput, QueuedChange, ReplanInput, ReplanResult
+from ipnext.errors import InvalidInput, IPnextError, Unavailable
+from ipnext.model.lifecycle import (
+    Change,
+    ChangeAccepted,
+    ModelEntityInput,
+    QueuedChange,
+    ReplanInput,
+    ScheduledReplan,
+)
 
 Connection: TypeAlias = Client
 """What `connect` gives; for callers that may not import temporalio."""
@@ -89,37 +95,17 @@ async def submit_change(client: Client, change: Change) -> ChangeAccepted:
     return accepted
 
 
-async def start_replan(client: Client, replan: ReplanInput) -> tuple[str, str]:
-    """Start a replan by hand, or find the one that runs: (workflow id, run id). Unavailable."""
-    async with _reaching("the replan"):
-        handle = await client.start_workflow(
+async def wake_replan(client: Client) -> None:
+    """Tell the replan workflow that a replan is recorded; it is started where it does not run. Unavailable."""
+    async with _reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
+        await client.start_workflow(
             names.REPLAN_WORKFLOW,
-            replan,
-            id=f"{names.REPLAN_WORKFLOW}/{replan.trigger}",
+            ReplanInput(),
+            id=names.REPLAN_ID,
             task_queue=names.LIFECYCLE_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=f"plans the whole fleet ({replan.trigger})",
+            start_signal=names.REPLAN_ASKED,
+            static_summary="plans the whole fleet",
         )
-    return handle.id, handle.result_run_id or handle.first_execution_run_id or ""
-
-
-async def replan_outcome(client: Client, workflow_id: str, run_id: str) -> ReplanResult | str | None:
-    """What a replan run ended with: its result, the way in which it failed, or None while it runs. NotFound, Unavailable."""
-    async with _reaching("the replan"):
-        handle = client.get_workflow_handle(workflow_id, run_id=run_id, result_type=ReplanResult)
-        try:
-            status = (await handle.describe()).status
-        except RPCError as error:
-            if error.status not in {RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT}:
-                raise
-            msg = f"no replan run {run_id!r} of {workflow_id!r}"
-            raise NotFound(msg) from error
-        if status is WorkflowExecutionStatus.COMPLETED:
-            result: ReplanResult = await handle.result()
-            return result
-    if status is None or status is WorkflowExecutionStatus.RUNNING:
-        return None
-    return status.name.lower().replace("_", " ")
 
 
 async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> None:
@@ -160,11 +146,11 @@ def _schedule(wanted: ReplanSchedule) -> Schedule:
     every = timedelta(hours=wanted.every_hours)
     return Schedule(
         action=ScheduleActionStartWorkflow(
-            names.REPLAN_WORKFLOW,
-            ReplanInput(trigger="schedule"),
-            id=f"{names.REPLAN_WORKFLOW}/schedule",
+            names.SCHEDULED_REPLAN_WORKFLOW,
+            ScheduledReplan(),
+            id=f"{names.REPLAN_ID}/schedule",
             task_queue=names.LIFECYCLE_QUEUE,
-            static_summary="plans the whole fleet (schedule)",
+            static_summary="asks for a replan (schedule)",
         ),
         spec=ScheduleSpec(
             intervals=[ScheduleIntervalSpec(every=every)], jitter=timedelta(minutes=wanted.jitter_minutes)

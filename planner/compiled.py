@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 
 os.environ.setdefault("NUMBA_OPT", "1")  # as fast here as more of it, and a quarter less to wait for the first time
 
-import numba  # noqa: E402 - it reads that once, on import
+import numba
 
 CACHE = "numba"
 
@@ -31,7 +31,7 @@ def _cache_folder() -> Path:
 
 def kernel(function: Callable[..., Any]) -> Any:
     """A function compiled on its first call; it lets other Python threads run meanwhile."""
-    numba.config.CACHE_DIR = str(_FOLDER)
+    setattr(numba.config, "CACHE_DIR", str(_FOLDER))  # noqa: B010 - numba sets its attributes at run time
     return numba.njit(cache=True, nogil=True)(function)
 
 
@@ -41,7 +41,7 @@ def side_by_side(items: int, work: Callable[[int, int], object]) -> None:
     Threads of Python's own, as a kernel frees them to run; numba's parallel loops must not be entered by two threads at once.
     """
     slices = [(begin, min(begin + SLICE, items)) for begin in range(0, items, SLICE)]
-    if len(slices) < 2:  # noqa: PLR2004 - nothing to share
+    if len(slices) < 2:
         for begin, end in slices:
             work(begin, end)
         return

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from planner.compiled import kernel
 
 from planner.arrays import Floats, Ints
+from planner.compiled import kernel
 
 SMALL = 1e-9
 """Relative slack on capacities: sums of floats are not exact."""
@@ -66,7 +66,7 @@ def most(model: Model, o: int, r: int, left: Floats) -> int:
 
 @kernel
 def take(model: Model, o: int, r: int, n: int, left: Floats, count: Ints) -> None:
-    """n replicas more, or less."""
+    """N replicas more, or less."""
     count[o, r] += n
     left[r, model.kind[o]] -= n * model.units[o]
 
@@ -555,7 +555,7 @@ def opening(model: Model, r: int, load: float, supply: Floats) -> float:
 class Space(NamedTuple):
     """Room for one model's search, made once for each thread of work."""
 
-    count: Ints
+    counts: Ints
     load: Floats
     flow: Floats
     left: Floats
@@ -588,7 +588,7 @@ def _cost(
     room: Space,
 ) -> float:
     return evaluate(
-        model, members, rent, soft, supply, scale, room.count, room.load, room.flow, room.left, room.hard, room.ables
+        model, members, rent, soft, supply, scale, room.counts, room.load, room.flow, room.left, room.hard, room.ables
     )
 
 
@@ -596,7 +596,7 @@ class Best(NamedTuple):
     """The cheapest configuration so far: its $/h (in an array of one), replicas, flows and loads."""
 
     cost: Floats
-    count: Ints
+    counts: Ints
     flow: Floats
     load: Floats
 
@@ -605,7 +605,7 @@ class Best(NamedTuple):
 def _keep(best: Best, cost: float, room: Space) -> None:
     if cost < best.cost[0] * (1 - 1e-12):
         best.cost[0] = cost
-        best.count[:] = room.count
+        best.counts[:] = room.counts
         best.flow[:] = room.flow
         best.load[:] = room.load
 
@@ -738,16 +738,16 @@ def adapt(model: Model, supply: Floats, rent: Floats, room: Space) -> float:
     Infinite where it does not fit into `supply`. Fills `room` as `evaluate` does.
     """
     regions = len(rent)
-    room.count[:] = model.running
+    room.counts[:] = model.running
     room.left[:] = supply
     for p in range(len(model.least)):
         for r in range(regions):
-            if held(model, p, r, room.count) < model.least[p]:
+            if held(model, p, r, room.counts) < model.least[p]:
                 for o in range(model.starts[p], model.starts[p + 1]):
-                    room.count[o, r] = 0
+                    room.counts[o, r] = 0
     for o in range(len(model.rate)):
         for r in range(regions):
-            room.left[r, model.kind[o]] -= room.count[o, r] * model.units[o]
+            room.left[r, model.kind[o]] -= room.counts[o, r] * model.units[o]
     soft = np.empty(regions)
     for r in range(regions):
         for h in range(supply.shape[1]):
@@ -755,13 +755,13 @@ def adapt(model: Model, supply: Floats, rent: Floats, room: Space) -> float:
                 return np.inf
         soft[r] = np.inf
         for p in range(len(model.least)):
-            soft[r] = min(soft[r], able(model, p, r, room.count))
+            soft[r] = min(soft[r], able(model, p, r, room.counts))
         room.hard[r] = np.inf
     members = rent < np.inf
     for r in range(regions):
         members[r] = members[r] or soft[r] > 0.0
     way = np.where(rent < np.inf, rent, 0.0)
-    for attempt in range(3):
+    for _ in range(3):
         assign(model, members, way, soft, room.hard, room.load, room.flow)
         fits = True
         for r in range(regions):
@@ -769,24 +769,22 @@ def adapt(model: Model, supply: Floats, rent: Floats, room: Space) -> float:
                 continue
             can = np.inf
             for p in range(len(model.least)):
-                can = min(can, _extend(model, p, r, room.load[r], room.left, room.count))
+                can = min(can, _extend(model, p, r, room.load[r], room.left, room.counts))
             if can < room.load[r] * (1 - SMALL):
                 room.hard[r] = can
                 fits = False
         if fits:
-            return _finished(
-                model, model.demand.sum(), room.count, room.load, room.flow, room.left, room.ables
-            )
+            return _finished(model, model.demand.sum(), room.counts, room.load, room.flow, room.left, room.ables)
     return np.inf
 
 
 @kernel
 def _serves(model: Model, r: int) -> bool:
     """Whether any users reach the region."""
+    found = False
     for s in range(len(model.demand)):
-        if model.demand[s] > 0.0 and model.reach[s, r]:
-            return True
-    return False
+        found = found or (model.demand[s] > 0.0 and model.reach[s, r])
+    return found
 
 
 @kernel
@@ -950,7 +948,7 @@ def _squeeze(
                     continue
                 cheapest, rate = np.inf, 1.0
                 for o in range(model.starts[p], model.starts[p + 1]):
-                    if best.count[o, r] and model.price[o, r] / model.rate[o] < cheapest:
+                    if best.counts[o, r] and model.price[o, r] / model.rate[o] < cheapest:
                         cheapest, rate = model.price[o, r] / model.rate[o], model.rate[o]
                 trial[:] = soft
                 trial[r] = np.floor(load / rate * (1 - 1e-9)) * rate

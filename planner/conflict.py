@@ -19,12 +19,19 @@ from planner.formulation import Answer, Constraint, Expression, Formulation
 from planner.index import Index
 from planner.leftover import leftover
 from planner.problem import validate
+from planner.solve import solve
 
 MOST_MODELS = 100
 """The reference formulation answers for no more."""
 
 MOST_SECONDS = 20.0
 """For one question to the solver, where the problem allows more."""
+
+MOST_UNSURE = 3
+"""Questions without an answer after which no more are asked."""
+
+SMALL_COLUMNS = 3_000
+"""Placements and routes beyond which the reference formulation rarely finds a plan that just fits."""
 
 ALL = "all models share the limits"
 KEPT = "every other model keeps what it has"
@@ -200,16 +207,27 @@ _ANSWERS = {"kInfeasible": False, "kUnboundedOrInfeasible": False}
 
 
 def servable(problem: Problem) -> bool | None:
-    """Whether some plan leaves nothing unmet; None where the solver ran into its limits before it knew."""
+    """Whether some plan leaves nothing unmet; None where the solver ran into its limits before it knew.
+
+    For more than SMALL_COLUMNS the fleet-scale search is asked first: a plan of it that leaves nothing unmet is a yes.
+    """
     index = Index(problem)
     if not index.demands:
         return True
     reached = {(route.model, route.origin) for route in index.routes}
     if not index.placements or any((demand.model, demand.region) not in reached for demand in index.demands):
         return False
+    if len(index.placements) + len(index.routes) > SMALL_COLUMNS and _served_by_fleet(problem):
+        return True
     seconds = min(MOST_SECONDS, problem.limits.time_seconds)
     limits = problem.limits.model_copy(update={"time_seconds": seconds})
     return _Wish(problem.model_copy(update={"limits": limits})).answer()
+
+
+def _served_by_fleet(problem: Problem) -> bool:
+    """Whether the fleet-scale search finds a plan without unmet demand, where serving is worth nearly any cost."""
+    dear = problem.objective.model_copy(update={"unmet_cost": 10.0 * max(1.0, problem.objective.unmet_cost)})
+    return not solve(problem.model_copy(update={"objective": dear}), method="fleet").unmet
 
 
 class _Filter:
@@ -218,30 +236,31 @@ class _Filter:
     def __init__(self, problem: Problem, models: tuple[str, ...], beside: str) -> None:
         self.problem, self.models, self.beside = problem, models, beside
         self.limits = limits_of(problem)
-        self.sure = True
-        """False once the solver has not answered a question: the limits in question then stay."""
+        self.unsure = 0
+        """Questions that the solver has not answered: the limits in question then stay."""
 
     def found(self) -> Conflict | None:
         """The conflict, or None. Raises DeadlineExceeded where the solver can't tell whether there is one."""
         if not self.forbids(self.limits):
-            if not self.sure:
+            if self.unsure:
                 msg = "the solver could not tell in time whether all can be served; name fewer models"
                 raise DeadlineExceeded(msg)
             return None
         kept = self.filtered((), self.limits, ())
-        return Conflict(
-            models=self.models,
-            beside=self.beside,
-            members=tuple(self.member(limit) for limit in kept),
-            minimal=self.sure,
-        )
+        minimal = not self.unsure
+        members = tuple(self.member(limit) for limit in kept)
+        return Conflict(models=self.models, beside=self.beside, members=members, minimal=minimal)
 
     def forbids(self, limits: Collection[Limit]) -> bool:
         """True where these limits alone are proved to leave something unmet."""
         kept = set(limits)
-        answer = servable(without(self.problem, [limit for limit in self.limits if limit not in kept]))
-        self.sure = self.sure and answer is not None
-        return answer is False
+        return self.answer([limit for limit in self.limits if limit not in kept]) is False
+
+    def answer(self, dropped: Collection[Limit]) -> bool | None:
+        """Whether all can be served without these limits. After MOST_UNSURE questions without an answer none is asked."""
+        answer = servable(without(self.problem, dropped)) if self.unsure < MOST_UNSURE else None
+        self.unsure += answer is None
+        return answer
 
     def filtered(
         self, before: Sequence[Limit], block: Sequence[Limit], after: Sequence[Limit], *, needed: bool = False
@@ -259,9 +278,10 @@ class _Filter:
     def member(self, limit: Limit) -> ConflictMember:
         """A limit with its figure, and whether all could be served without it alone."""
         figure, unit = _figures(self.problem).get(limit, (None, ""))
-        alone = servable(without(self.problem, [limit]))
         told = None if figure is None else rounded(figure)
-        return ConflictMember(name=limit.name, rule=limit.rule.split()[0], limit=told, unit=unit, alone=alone)
+        return ConflictMember(
+            name=limit.name, rule=limit.rule.split()[0], limit=told, unit=unit, alone=self.answer([limit])
+        )
 
 
 def _figures(problem: Problem) -> Mapping[Limit, tuple[float | None, str]]:

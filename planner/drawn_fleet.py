@@ -145,7 +145,8 @@ def _stretched(distance: Floats, pairs: Flags, low: float, high: float) -> Float
     """Distances so that those of `pairs` run from low to high."""
     inside = distance[pairs] if pairs.any() else distance.ravel()
     spread = max(float(inside.max() - inside.min()), 1e-9)
-    return low + (high - low) * (distance - inside.min()) / spread
+    stretched: Floats = low + (high - low) * (distance - inside.min()) / spread
+    return stretched
 
 
 def _demand(rng: np.random.Generator, models: int, continent: Ints, users: Floats) -> Floats:

@@ -173,9 +173,9 @@ def search(
     limits = Limits.of(arrays) if amount is None else replace(Limits.of(arrays), amount=amount)
     centre = limits.values(start) if start is not None else np.zeros(len(limits.amount))
     price, best, width = centre, -np.inf, effort.width
-    pool = columns
-    rounds = 0
-    for rounds in range(1, effort.rounds + 1):
+    pool, done = columns, 0
+    while True:
+        done += 1
         fresh = best_columns(arrays, limits.prices(arrays, price), models, effort=effort.effort)
         pool = fresh if pool is None else joined([pool, fresh])
         master = Master.of(arrays, limits, pool, SOFTNESS)
@@ -187,7 +187,5 @@ def search(
         reach = width * (centre + 0.3 * limits.scale)
         price = master.best(centre, np.maximum(0.0, centre - reach), centre + reach, limits.scale, 80)
         promised = master.shares(price)[0]
-        if promised - best <= effort.enough * abs(best):
-            break
-    return Found(limits.prices(arrays, centre), best, pool, rounds)
-
+        if done >= effort.rounds or promised - best <= effort.enough * abs(best):
+            return Found(limits.prices(arrays, centre), best, pool, done)

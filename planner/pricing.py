@@ -7,6 +7,7 @@ configuration of one model, with what it costs and what it takes of each shared 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,6 @@ import scipy.sparse as sp
 from planner.arrays import FleetArrays, Floats, Ints, Prices
 from planner.compiled import kernel, side_by_side
 from planner.configuration import Model, configure
-
-Wide = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ class Columns:
         """(J,) a number for the replicas of each column: columns of one model with the same number are the same."""
         mixed = (self.count_at * 1_000_003 + self.count_n) * 2_654_435_761 % 2_147_483_647
         total = np.concatenate([[0], np.cumsum(mixed * (self.count_at % 8191 + 1) % 2_147_483_647)])
-        return total[self.count_start[1:]] - total[self.count_start[:-1]]
+        difference: Ints = total[self.count_start[1:]] - total[self.count_start[:-1]]
+        return difference
 
 
 def joined(pieces: Sequence[Columns]) -> Columns:
@@ -153,12 +153,12 @@ def columns_of(arrays: FleetArrays, models: Ints, count: Ints, flow: Floats) -> 
     which = option[row]
     of = owner[row]
     dollars = n * arrays.option_units[which] * arrays.unit_cost[region, arrays.option_hardware[which]]
-    hardware = np.bincount(of, weights=dollars, minlength=len(models))
-    begun = np.bincount(of, weights=np.maximum(0, n - arrays.current[which, region]), minlength=len(models))
+    hardware = _sums(of, dollars, len(models))
+    begun = _sums(of, np.maximum(0, n - arrays.current[which, region]), len(models))
     item, origin, to = np.nonzero(flow)
     qps = flow[item, origin, to]
-    served = np.bincount(item, weights=qps, minlength=len(models))
-    latency = np.bincount(item, weights=qps * arrays.rtt[origin, to], minlength=len(models))
+    served = _sums(item, qps, len(models))
+    latency = _sums(item, qps * arrays.rtt[origin, to], len(models))
     unmet = np.maximum(0.0, arrays.qps[models].sum(axis=1) - served)
     unmet[unmet < 1e-8 * arrays.qps[models].sum(axis=1)] = 0.0
     cost = hardware + arrays.latency_weight * latency + arrays.move_cost * begun + arrays.missed[models] * unmet
@@ -211,7 +211,7 @@ class Single:
         regions, kinds = arrays.supply.shape
         option, region = np.divmod(self.count_at, regions)
         cell = region * kinds + arrays.option_hardware[option]
-        return np.bincount(cell, weights=self.count_n * arrays.option_units[option], minlength=regions * kinds)
+        return _sums(cell, self.count_n * arrays.option_units[option], regions * kinds)
 
 
 class Placer:
@@ -264,9 +264,7 @@ class Placer:
         cost = hardware + latency + a.move_cost * started + float(a.missed[m]) * unmet
         return Single(cost, hardware, started, unmet, at_fleet, n, way, qps)
 
-    def within(
-        self, m: int, prices: Prices, supply: Floats, *, dollars: float, moves: float, effort: int
-    ) -> Single:
+    def within(self, m: int, prices: Prices, supply: Floats, *, dollars: float, moves: float, effort: int) -> Single:
         """The same, of at most `dollars` $/h of hardware and `moves` replicas started: less is served where need be."""
         found = self.best(m, prices, supply, effort=effort)
         if _fits(found, dollars, moves):
@@ -345,6 +343,11 @@ def _configure_some(
             current[first:last],
         )
         configure(model, supply, 1.0, effort, count[offset[i] : offset[i + 1]], flow[i])
+
+
+def _sums(row: Ints, figures: npt.NDArray[Any], rows: int) -> Floats:
+    """Sums of the figures by row, zero where a row has none."""
+    return np.bincount(row, weights=figures, minlength=rows).astype(np.float64)
 
 
 def _starts_of(sorted_rows: Ints, rows: int) -> Ints:

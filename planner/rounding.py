@@ -143,7 +143,7 @@ class _Master:
         lp.a_matrix_.start_ = matrix.indptr
         lp.a_matrix_.index_ = matrix.indices
         lp.a_matrix_.value_ = matrix.data
-        self.solver = highspy.Highs()
+        self.solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]  # highspy has no types
         for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
             self.solver.setOptionValue(option, value)
         self.solver.passModel(lp)
@@ -211,9 +211,7 @@ def complete(holding: Holding, placer: Placer, prices: Prices, order: Ints) -> N
 
 def place_one(holding: Holding, placer: Placer, prices: Prices, m: int, effort: int = 200) -> Single:
     """The best configuration of model m on what is left of every limit."""
-    return placer.within(
-        m, prices, holding.supply(), dollars=holding.dollars(m), moves=holding.moves(), effort=effort
-    )
+    return placer.within(m, prices, holding.supply(), dollars=holding.dollars(m), moves=holding.moves(), effort=effort)
 
 
 @dataclass

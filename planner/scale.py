@@ -19,6 +19,7 @@ from planner.price_search import Effort, Found, Limits, search
 from planner.pricing import Columns, Placer, Single, best_columns, joined
 from planner.rounding import Holding, Improvement, complete, shared_out
 
+
 @dataclass(frozen=True)
 class FleetAnswer:
     """A configuration for each model, the bound on what any plan costs, and the prices that prove it."""
@@ -119,7 +120,8 @@ def _answer(
 def _least(limits: Limits, arrays: FleetArrays, columns: Columns, price: Floats) -> Floats:
     """(M,) the priced cost of each model's best column; `columns` has some of every model."""
     z = columns.cost + limits.taken(arrays, columns) @ price
-    return np.minimum.reduceat(z, np.unique(columns.model, return_index=True)[1])
+    least: Floats = np.minimum.reduceat(z, np.unique(columns.model, return_index=True)[1])
+    return least
 
 
 def nothing(arrays: FleetArrays) -> Prices:
@@ -179,7 +181,8 @@ def size_of(arrays: FleetArrays) -> Floats:
     if not len(each):
         return np.zeros(arrays.models)
     part = np.minimum.reduceat(each, arrays.option_start[:-1])
-    return arrays.qps.sum(axis=1) * np.add.reduceat(part, arrays.part_start[:-1])
+    size: Floats = arrays.qps.sum(axis=1) * np.add.reduceat(part, arrays.part_start[:-1])
+    return size
 
 
 def _largest_first(arrays: FleetArrays, models: Ints) -> Ints:

@@ -192,7 +192,9 @@ def _of_fleet(problem: Problem) -> _Answer:
     holding = holding_of(problem, arrays, answer.configurations)
     covers = EVERY_PLAN
     if answer.considered:
-        covers += f" (of plans made of the {answer.considered} configurations considered: {answer.considered_bound:.12g})"
+        covers += (
+            f" (of plans made of the {answer.considered} configurations considered: {answer.considered_bound:.12g})"
+        )
     return _Answer((holding,), answer.bound, answer.out_of_time, answer.rounds, "fleet", covers)
 
 

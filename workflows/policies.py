@@ -53,8 +53,15 @@ VALIDATION_LIMIT = timedelta(hours=2)
 PLACEMENT_LIMIT = timedelta(minutes=5)
 """One model: seconds as a rule; the first time imports the solver."""
 
-REPLAN_LIMIT = timedelta(minutes=20)
-"""The whole fleet. The planner's process has its own hard limit below this."""
+REPLAN_LIMIT = timedelta(minutes=25)
+"""The whole fleet. The planner's process has its own hard limit below this: at most 15 minutes of search and 4 of grace
+(ipnext/settings.py), which leaves 6 to read and write some ten thousand models."""
+
+REPLAN_PATIENCE = timedelta(hours=1)
+"""All attempts at one replan: then it has failed, and says so. The plan in force stays."""
+
+RUNNING_MOVES_PATIENCE = timedelta(minutes=10)
+"""How long a replan that is asked for waits for moves that are under way. They go on in any case."""
 
 SUPPLY_PATIENCE = timedelta(minutes=10)
 """How long a transition may wait for supply that another one frees, before it is refused."""
@@ -115,7 +122,10 @@ FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT)
 MARK_SUPERSEDED = Step("mark_superseded", wire.Done, RECORD_LIMIT)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY)
 RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY)
-REPLAN_FLEET = Step("replan_fleet", wire.ReplanComputed, REPLAN_LIMIT, queue=names.PLANNER_QUEUE)
+REPLAN_FLEET = Step("replan_fleet", wire.ReplanComputed, REPLAN_LIMIT, total=REPLAN_PATIENCE, queue=names.PLANNER_QUEUE)
+ASK_REPLAN = Step("ask_replan", wire.Done, RECORD_LIMIT)
+WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, RECORD_LIMIT)
+FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, RECORD_LIMIT)
 MOVE_MODEL = Step("move_model", wire.Moved, MOVE_LIMIT)
 
 STEPS: tuple[Step[Any], ...] = (
@@ -133,6 +143,9 @@ STEPS: tuple[Step[Any], ...] = (
     WITHDRAW_MODEL,
     RELEASE_MODEL,
     REPLAN_FLEET,
+    ASK_REPLAN,
+    WAITING_REPLANS,
+    FINISH_REPLAN,
     MOVE_MODEL,
 )
 

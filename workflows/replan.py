@@ -1,9 +1,15 @@
 """Workflow `replan`: plans the fleet anew, adopts the plan where it is worth it, and asks each changed model to move.
 
-Started by the schedule or by hand. The models move through their own entities, a few at a time.
+There is one at a time, under one id: whoever wants a replan records it in the store and signals this workflow, which is
+started where it does not run. Replans that are recorded when it begins to plan share one plan; those that come later
+wait for the next. So two replans never race. While models move, a replan that is asked for does not wait for all of
+them: no further model is asked to move, and the next plan says who still has to.
+
+Workflow `scheduled_replan`: what the schedule starts. It asks for a replan and ends.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -11,52 +17,91 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import ChangeState, MoveInput, ReplanComputed, ReplanInput, ReplanResult
+    from ipnext.model.lifecycle import (
+        ChangeState,
+        Done,
+        MoveInput,
+        ReplanComputed,
+        ReplanInput,
+        ReplanResult,
+        ScheduledReplan,
+    )
     from ipnext.model.status import Reason
     from workflows import policies
-    from workflows.failing import explained
+    from workflows.failing import explained, to_the_end
     from workflows.policies import perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 
+STOPPED = "stopped by hand"
+
 
 @workflow.defn(name=names.REPLAN_WORKFLOW, failure_exception_types=policies.BUGS)
 class ReplanWorkflow:
-    """One replan. The plan in force stays where nothing better is found."""
+    """One replan after the other, while any are asked for. The plan in force stays where nothing better is found."""
 
     @workflow.init
     def __init__(self, input: ReplanInput) -> None:  # noqa: A002 - Temporal passes it by place
         self._input = input
         self._moved = input.moved
-        self._troubles: list[str] = []
+        self._asked = input.asked
+        self._troubles = list(input.troubles)
+
+    @workflow.signal(name=names.REPLAN_ASKED)
+    def asked(self) -> None:
+        """A replan was recorded."""
+        self._asked = True
 
     @workflow.run
     async def run(self, input: ReplanInput) -> ReplanResult:  # noqa: A002
-        """Compute, adopt, move. Continues as new between moves when the history has grown long."""
+        """Compute, adopt, move, and once more where another one waits. Continues as new where the history is long."""
         computed = input.computed or await self._compute()
-        if not computed.adopted:
-            return _result(computed, computed.reason, computed.message)
-        await self._move_all(computed)
-        if self._moved < len(computed.models):
-            workflow.continue_as_new(input.model_copy(update={"computed": computed, "moved": self._moved}))
-        self._show("done", computed)
-        return _result(computed, computed.reason, "; ".join(self._troubles) or computed.message)
+        if not computed.plan_id:
+            self._show("idle", computed)
+            self._once_more(self._asked)
+            return _result(computed, computed.message)
+        result = await self._carried_out(computed)
+        waiting = await to_the_end(perform(policies.FINISH_REPLAN, result, f"record: {_outcome(result)}"))
+        self._show(_outcome(result), computed, result.message)
+        self._once_more(waiting.waiting > 0 or self._asked)
+        return result
+
+    def _once_more(self, wanted: bool) -> None:
+        """Begin anew where a replan waits. One that is recorded after the last look has sent its signal after it."""
+        if wanted and workflow.cancellation_reason() is None:
+            workflow.continue_as_new(ReplanInput(wait=self._input.wait))
 
     async def _compute(self) -> ReplanComputed:
+        self._asked = False
         self._show("planning", None)
+        plan_id = names.replan_plan_id(workflow.info().run_id)
         try:
-            return await perform(policies.REPLAN_FLEET, self._input, f"plan the whole fleet ({self._input.trigger})")
+            return await perform(policies.REPLAN_FLEET, self._input, "plan the whole fleet")
         except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise
-            return ReplanComputed(
-                plan_id="", adopted=False, reason=Reason.PLANNER_FAILED, message=explained(error).message
-            )
+            message = STOPPED if is_cancelled_exception(error) else explained(error).message
+            return ReplanComputed(plan_id=plan_id, adopted=False, reason=Reason.PLANNER_FAILED, message=message)
 
-    async def _move_all(self, computed: ReplanComputed) -> None:
-        """A window over the models in their order; no new one starts once continue-as-new is suggested."""
+    async def _carried_out(self, computed: ReplanComputed) -> ReplanResult:
+        """Bring the models to where the plan in force has them, as far as nothing comes between."""
+        try:
+            left = await self._move_all(computed)
+        except (ActivityError, asyncio.CancelledError) as error:
+            if not is_cancelled_exception(error):
+                raise
+            left = STOPPED
+        told = [text for text in (computed.message, left, *self._troubles) if text]
+        return _result(computed, "; ".join(told))
+
+    async def _move_all(self, computed: ReplanComputed) -> str:
+        """A window over the models in their order. Returns why some are left, or nothing.
+
+        No new one starts once continue-as-new is suggested, or another replan waits.
+        """
         window: list[asyncio.Task[None]] = []
         while self._moved < len(computed.models) or window:
+            if self._asked and await self._another_waits():
+                await self._let_finish(window)
+                return self._left(computed)
             while (
                 self._moved < len(computed.models) and len(window) < policies.RUNNING_MOVES and not _history_is_long()
             ):
@@ -64,10 +109,47 @@ class ReplanWorkflow:
                 self._moved += 1
                 self._show("moving", computed)
             if not window:
-                return
-            done, window = await workflow.wait(window, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+                self._continue(computed)
+            await self._news_of(window)
+            ended, window = [t for t in window if t.done()], [t for t in window if not t.done()]
+            for task in ended:
                 task.result()
+        return ""
+
+    async def _news_of(self, window: Sequence[asyncio.Task[None]]) -> None:
+        """Wait until a move has ended or a replan is asked for."""
+        await workflow.wait_condition(lambda: self._asked or any(task.done() for task in window))
+
+    async def _another_waits(self) -> bool:
+        """Whether a replan waits that this run has not taken; the signal alone may tell of one that it has."""
+        self._asked = False
+        found = await perform(policies.WAITING_REPLANS, self._input, "does another replan wait?")
+        return found.waiting > 0
+
+    async def _let_finish(self, window: Sequence[asyncio.Task[None]]) -> None:
+        """Give moves under way some time; what goes on longer is no longer watched, and goes on."""
+        if not window:
+            return
+        _, unfinished = await workflow.wait(window, timeout=policies.RUNNING_MOVES_PATIENCE.total_seconds())
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*window, return_exceptions=True)
+
+    def _left(self, computed: ReplanComputed) -> str:
+        left = len(computed.models) - self._moved
+        return f"another replan waits: {left} models move by what it finds" if left else ""
+
+    def _continue(self, computed: ReplanComputed) -> None:
+        workflow.continue_as_new(
+            self._input.model_copy(
+                update={
+                    "computed": computed,
+                    "moved": self._moved,
+                    "asked": self._asked,
+                    "troubles": tuple(self._troubles),
+                }
+            )
+        )
 
     async def _move(self, computed: ReplanComputed, model: str) -> None:
         move = MoveInput(model=model, plan_id=computed.plan_id, wait=self._input.wait)
@@ -81,22 +163,43 @@ class ReplanWorkflow:
         if moved.state.final and moved.state is not ChangeState.DONE:
             self._troubles.append(f"{model} {moved.state}: {moved.message}")
 
-    def _show(self, stage: str, computed: ReplanComputed | None) -> None:
+    def _show(self, stage: str, computed: ReplanComputed | None, message: str = "") -> None:
         workflow.upsert_search_attributes([STAGE.value_set(stage)])
-        progress = f": {self._moved} of {len(computed.models)} models" if computed else ""
-        workflow.set_current_details(f"Replan ({self._input.trigger}), {stage}{progress}")
+        subject = f"Replan ({computed.trigger})" if computed and computed.trigger else "Replan"
+        progress = f": {self._moved} of {len(computed.models)} models asked to move" if computed else ""
+        reason = f" (**{computed.reason}**)" if computed and computed.reason is not Reason.SUCCEEDED else ""
+        workflow.set_current_details(f"{subject}, {stage}{reason}{progress}" + (f"\n\n{message}" if message else ""))
+
+
+@workflow.defn(name=names.SCHEDULED_REPLAN_WORKFLOW, failure_exception_types=policies.BUGS)
+class ScheduledReplanWorkflow:
+    """Asks for a replan. What comes of it shows the workflow `replan`."""
+
+    @workflow.run
+    async def run(self, asked: ScheduledReplan) -> Done:
+        """Ask and end."""
+        return await perform(policies.ASK_REPLAN, asked, f"ask for a replan ({asked.trigger})")
 
 
 def _history_is_long() -> bool:
     return workflow.info().is_continue_as_new_suggested()
 
 
-def _result(computed: ReplanComputed, reason: Reason, message: str) -> ReplanResult:
+def _outcome(result: ReplanResult) -> str:
+    if result.adopted:
+        return "adopted"
+    if result.reason is not Reason.SUCCEEDED:
+        return "failed"
+    return "dry run" if result.dry_run else "kept"
+
+
+def _result(computed: ReplanComputed, message: str) -> ReplanResult:
     return ReplanResult(
         plan_id=computed.plan_id,
         adopted=computed.adopted,
         moves=computed.moves,
         models=computed.models,
-        reason=reason,
+        reason=computed.reason,
         message=message,
+        dry_run=computed.dry_run,
     )

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from activities.failures import TypedFailures
 from activities.metadata import MetadataActivities
 from activities.moves import MoveActivities, Submit
 from activities.planning import PlanningActivities
+from activities.planning_policy import PlanningPolicy
+from activities.replans import ReplanActivities, Wake
 from activities.solving import ProcessSolver, Solver, ThreadSolver
 from activities.transition import TransitionActivities
 from activities.validation import ValidationActivities
@@ -41,15 +44,21 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
-from ipnext.temporal import connect, ensure_schedule, submit_change
+from ipnext.temporal import connect, ensure_schedule, submit_change, wake_replan
 from workflows.faults import Faults, fault_of
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
 from workflows.neighbours import check_neighbours
-from workflows.replan import ReplanWorkflow
+from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
 from workflows.transition import TransitionWorkflow
 
-WORKFLOWS: Sequence[type] = (ModelWorkflow, LifecycleWorkflow, TransitionWorkflow, ReplanWorkflow)
+WORKFLOWS: Sequence[type] = (
+    ModelWorkflow,
+    LifecycleWorkflow,
+    TransitionWorkflow,
+    ReplanWorkflow,
+    ScheduledReplanWorkflow,
+)
 
 STICKY_SECONDS = 1.0
 """After a worker was killed its next workflow task waits this long for it (10 s by default)."""
@@ -66,11 +75,19 @@ CONNECT_PAUSE_SECONDS = 1.0
 Activities = Sequence[Callable[..., Any]]
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What activities ask of the workflow engine."""
+
+    submit: Submit
+    wake: Wake
+
+
 def lifecycle_activities(
     store: Store,
     artifacts: ArtifactStore,
     infrastructure: Infrastructure,
-    submit: Submit,
+    engine: Engine,
     *,
     validators: Sequence[Validator] = (),
     pause: Callable[[float], None] = time.sleep,
@@ -81,18 +98,21 @@ def lifecycle_activities(
         *ValidationActivities(store, artifacts, validators=validators).all(),
         *TransitionActivities(store, infrastructure, pause=pause).all(),
         *DeploymentActivities(store, infrastructure).all(),
-        *MoveActivities(store, submit, pause=pause).all(),
+        *MoveActivities(store, engine.submit, pause=pause).all(),
+        *ReplanActivities(store, engine.wake).all(),
     )
 
 
-def planner_activities(store: Store, solver: Solver) -> Activities:
+def planner_activities(store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> Activities:
     """The activities of the planner queue."""
-    return PlanningActivities(store, solver).all()
+    return PlanningActivities(store, solver, policy).all()
 
 
-def solver_of(group: TaskQueueGroup) -> Solver:
+def solver_of(group: TaskQueueGroup, settings: PlatformSettings) -> Solver:
     """How a queue's group solves for the whole fleet."""
-    return ProcessSolver() if group.executor == "process" else ThreadSolver()
+    if group.executor == "threads":
+        return ThreadSolver()
+    return ProcessSolver(grace_seconds=settings.solver_grace_seconds, memory_bytes=settings.solver_memory_bytes)
 
 
 def worker_of(
@@ -118,13 +138,16 @@ def worker_of(
     )
 
 
-def submitter(client: Client, loop: asyncio.AbstractEventLoop) -> Submit:
-    """Submits a change from an activity's thread through the worker's own client."""
+def engine_of(client: Client, loop: asyncio.AbstractEventLoop) -> Engine:
+    """Asks from an activity's thread through the worker's own client."""
 
     def submit(change: Change) -> None:
         asyncio.run_coroutine_threadsafe(submit_change(client, change), loop).result()
 
-    return submit
+    def wake() -> None:
+        asyncio.run_coroutine_threadsafe(wake_replan(client), loop).result()
+
+    return Engine(submit=submit, wake=wake)
 
 
 async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.Event) -> None:
@@ -139,12 +162,12 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
         client = await _prepared(store, devfile, stopped)
         if client is None:
             return
-        submit = submitter(client, asyncio.get_running_loop())
-        ours = lifecycle_activities(store, artifacts, infrastructure, submit, validators=discovered())
+        engine = engine_of(client, asyncio.get_running_loop())
+        ours = lifecycle_activities(store, artifacts, infrastructure, engine, validators=discovered())
         lifecycle, planner = devfile.group(names.LIFECYCLE_QUEUE), devfile.group(names.PLANNER_QUEUE)
         async with AsyncExitStack() as workers:
             await workers.enter_async_context(worker_of(client, lifecycle, ours, interceptors=interceptors))
-            theirs = planner_activities(store, solver_of(planner))
+            theirs = planner_activities(store, solver_of(planner, settings), PlanningPolicy.of(settings))
             await workers.enter_async_context(worker_of(client, planner, theirs, interceptors=interceptors))
             with _announced(settings.worker_ready_file):
                 log.info("worker_ready", queues=[lifecycle.queue, planner.queue], database=store.name)

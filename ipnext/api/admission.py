@@ -26,9 +26,17 @@ def check_storable(manifest: Written) -> None:
 
 
 def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
-    """Refuse demand in regions, and hardware kinds, that the fleet does not have. Raises InvalidInput."""
+    """Refuse demand in regions, and hardware kinds, that the fleet does not have. Raises InvalidInput.
+
+    Refuse also demand that no region reaches within the model's latency tolerance: no plan could ever serve it.
+    """
     for i, item in enumerate(manifest.spec.demand):
         _known(f"spec.demand.{i}.region", item.region, fleet.regions, "region")
+        nearest = min(fleet.rtt_ms[fleet.regions.index(item.region)])
+        if item.qps > 0 and nearest > manifest.spec.latency_tolerance_ms:
+            given = manifest.spec.latency_tolerance_ms
+            msg = f"spec.latencyToleranceMs: {given:g} reaches no region from {item.region}; allowed: at least {nearest:g}"
+            raise InvalidInput(msg, field="spec.latencyToleranceMs", value=given, allowed=(f"at least {nearest:g}",))
     for i, part in enumerate(manifest.spec.parts):
         for j, option in enumerate(part.hardware):
             _known(f"spec.parts.{i}.hardware.{j}.kind", option.kind, fleet.hardware, "hardware kind")

@@ -21,6 +21,7 @@ class ModelFacts:
     deployments: tuple[Deployment, ...] = ()
     changes: tuple[Change, ...] = ()
     plan_id: str | None = None
+    """The plan that decided where the model is placed."""
 
 
 def facts_of(unit: Repository, record: ModelRecord, plan_id: str | None) -> ModelFacts:
@@ -38,16 +39,12 @@ def facts_of(unit: Repository, record: ModelRecord, plan_id: str | None) -> Mode
 
 def model_facts(unit: Repository, name: str) -> ModelFacts:
     """Facts of one model. Raises NotFound."""
-    return facts_of(unit, unit.model(name), _plan_id(unit))
+    placed = unit.placement(name)
+    return facts_of(unit, unit.model(name), placed.plan_id if placed else None)
 
 
 def all_facts(unit: Repository) -> tuple[ModelFacts, ...]:
     """Facts of every model that is not retired, by name."""
-    plan_id = _plan_id(unit)
+    placed_by = unit.placed_by()
     records = sorted((r for r in unit.models() if not r.retired), key=lambda r: r.name)
-    return tuple(facts_of(unit, record, plan_id) for record in records)
-
-
-def _plan_id(unit: Repository) -> str | None:
-    plan = unit.plan_in_force()
-    return None if plan is None else plan.id
+    return tuple(facts_of(unit, record, placed_by.get(record.name)) for record in records)

@@ -26,12 +26,23 @@ def read_fleet(rooms: Rooms) -> FleetView:
 def apply_fleet(
     manifest: FleetManifest, rooms: Rooms, expected_version: ExpectedVersion = None, dry_run: DryRun = False
 ) -> FleetView:
-    """Create or replace the fleet. What an applied model names may not go. Placements follow at the next replan."""
+    """Create or replace the fleet. What an applied model names may not go.
+
+    A changed fleet asks for a replan by itself (`IPNEXT_REPLAN_ON_SUPPLY`), in the same unit of work; several changes
+    within `IPNEXT_REPLAN_DELAY_SECONDS` ask for one.
+    """
+    settings = rooms.settings
     with rooms.store.begin() as unit:
         check_fleet_serves(manifest.spec, tuple(r.manifest for r in unit.models() if not r.retired))
+        before = _find(unit)
         if dry_run:
-            return _checked(_find(unit), manifest, expected_version)
-        return _view(unit.put_fleet(manifest.spec, expected_version=expected_version))
+            return _checked(before, manifest, expected_version)
+        record = unit.put_fleet(manifest.spec, expected_version=expected_version)
+        changed = before is None or before.version != record.version
+        if changed and settings.replan_on_supply and unit.plan_in_force_id() is not None:
+            unit.add_supply_replan(record.version, delay_seconds=settings.replan_delay_seconds)
+    rooms.outbox.wake()
+    return _view(record)
 
 
 def _find(unit: Repository) -> FleetRecord | None:

@@ -1,15 +1,15 @@
 """The port to the workflow engine, as the API sees it, and its fake.
 
-The real adapter is `ipnext.api.temporal_lifecycle`. Callers: the outbox, the replan endpoint and the links on the page.
+The real adapter is `ipnext.api.temporal_lifecycle`. Callers: the outbox and the links on the page.
 """
 
 from typing import Protocol
 from urllib.parse import quote
 
 from ipnext import names
-from ipnext.errors import NotFound, Unavailable
-from ipnext.model.lifecycle import Change, ChangeAccepted, ReplanInput, ReplanResult
-from ipnext.model.resource import ChangeView, ReplanStatus, RunStarted
+from ipnext.errors import Unavailable
+from ipnext.model.lifecycle import Change, ChangeAccepted, Replan
+from ipnext.model.resource import ChangeView, ReplanView
 
 
 class Lifecycle(Protocol):
@@ -18,11 +18,8 @@ class Lifecycle(Protocol):
     async def submit(self, change: Change) -> ChangeAccepted:
         """Give a recorded change to its model's entity. The same change twice is one change."""
 
-    async def start_replan(self, replan: ReplanInput) -> RunStarted:
-        """Start a replan of the whole fleet, or find the one that runs."""
-
-    async def replan_status(self, workflow_id: str, run_id: str) -> ReplanStatus:
-        """Where a replan run stands. Raises NotFound."""
+    async def wake_replan(self) -> None:
+        """Tell the engine that a replan is recorded. Twice is as good as once."""
 
     async def reachable(self) -> bool:
         """True where the engine answers now. Never raises."""
@@ -37,9 +34,7 @@ class MemoryLifecycle:
     def __init__(self, *, ui_url: str = "http://127.0.0.1:8233") -> None:
         self.down = False
         self.submitted: list[Change] = []
-        self.replans: list[ReplanInput] = []
-        self.replan_result: ReplanResult | None = None
-        """What every replan so far ended with; None while it runs."""
+        self.replans_woken = 0
         self._ui_url = ui_url
 
     async def submit(self, change: Change) -> ChangeAccepted:
@@ -50,26 +45,10 @@ class MemoryLifecycle:
         workflow_id = names.lifecycle_workflow_id(change.model, change.id)
         return ChangeAccepted(change_id=change.id, position=0, lifecycle_workflow_id=workflow_id)
 
-    async def start_replan(self, replan: ReplanInput) -> RunStarted:
-        """Remember the replan."""
+    async def wake_replan(self) -> None:
+        """Count it."""
         self._answer()
-        self.replans.append(replan)
-        workflow_id, run_id = f"replan/{replan.trigger}", f"run-{len(self.replans)}"
-        return RunStarted(workflow_id=workflow_id, run_id=run_id, run_url=self.run_url(workflow_id, run_id))
-
-    async def replan_status(self, workflow_id: str, run_id: str) -> ReplanStatus:
-        """Running until `replan_result` is set."""
-        self._answer()
-        if run_id not in {f"run-{n + 1}" for n in range(len(self.replans))}:
-            msg = f"no replan run {run_id!r} of {workflow_id!r}"
-            raise NotFound(msg)
-        return ReplanStatus(
-            workflow_id=workflow_id,
-            run_id=run_id,
-            run_url=self.run_url(workflow_id, run_id),
-            state="running" if self.replan_result is None else "done",
-            result=self.replan_result,
-        )
+        self.replans_woken += 1
 
     async def reachable(self) -> bool:
         """True unless `down`."""
@@ -91,3 +70,9 @@ def change_view(change: Change, lifecycle: Lifecycle) -> ChangeView:
     if change.run_id is not None:
         url = lifecycle.run_url(names.lifecycle_workflow_id(change.model, change.id), change.run_id)
     return ChangeView(**change.model_dump(), run_url=url)
+
+
+def replan_view(replan: Replan, lifecycle: Lifecycle) -> ReplanView:
+    """A replan with the link to its run, where it has one."""
+    url = None if replan.run_id is None else lifecycle.run_url(names.REPLAN_ID, replan.run_id)
+    return ReplanView(**replan.model_dump(), run_url=url)

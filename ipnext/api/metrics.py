@@ -5,34 +5,35 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ipnext.api.facts import ModelFacts, all_facts
-from ipnext.api.plans import plan_in_force
+from ipnext.api.metric_families import gauge
+from ipnext.api.plan_metrics import plan_metrics, replan_metrics
 from ipnext.api.platform import Rooms
 from ipnext.api.regions import fleet_or_none, region_views
 from ipnext.api.status import States, model_status
 from ipnext.model.lifecycle import Change, ChangeState
-from ipnext.model.resource import PlanInForce, RegionView
+from ipnext.model.resource import RegionView
 
 router = APIRouter(tags=["metrics"])
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 def metrics(rooms: Rooms) -> Response:
-    """Text exposition: changes, models, plan, supply, run durations. Base units; every name begins with `ipnext_`."""
+    """Text exposition: changes, models, plan, replans, supply, run durations. Base units; every name begins with `ipnext_`."""
     with rooms.store.read() as unit:
         facts = all_facts(unit)
-        fleet, deployments, plan = fleet_or_none(unit), unit.deployments(), plan_in_force(unit)
+        fleet, deployments = fleet_or_none(unit), unit.deployments()
         unsubmitted = len(unit.unsubmitted_changes())
+        planning = [*plan_metrics(unit, fleet), *replan_metrics(unit)]
     states = rooms.observer.states()
     families = [
         *_change_metrics([c for each in facts for c in each.changes], unsubmitted),
         *_model_metrics(facts, states),
-        *_plan_metrics(plan),
+        *planning,
         *_region_metrics(region_views(fleet, deployments, states)),
     ]
     registry = CollectorRegistry()
@@ -50,25 +51,18 @@ class _Given(Collector):
         yield from self._families
 
 
-def _gauge(name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
-    family = GaugeMetricFamily(f"ipnext_{name}", text, labels=labels)
-    for label_values, value in values:
-        family.add_metric(label_values, value)
-    return family
-
-
 def _change_metrics(changes: Sequence[Change], unsubmitted: int) -> Iterator[Metric]:
     states = Counter(change.state for change in changes)
-    yield _gauge(
+    yield gauge(
         "changes", "Recent changes of each model, by state.", ["state"], [([s.value], states[s]) for s in ChangeState]
     )
-    yield _gauge("changes_unsubmitted", "Recorded changes that wait for the workflow engine.", [], [([], unsubmitted)])
+    yield gauge("changes_unsubmitted", "Recorded changes that wait for the workflow engine.", [], [([], unsubmitted)])
     newest: dict[tuple[str, str, str], float] = {}
     for change in sorted(changes, key=lambda c: c.sequence):
         if change.finished_at is not None:
             seconds = (change.finished_at - change.created_at).total_seconds()
             newest[change.model, change.kind.value, change.state.value] = seconds
-    yield _gauge(
+    yield gauge(
         "run_duration_seconds",
         "From the record of the newest finished change of a kind to its end.",
         ["model", "kind", "state"],
@@ -78,10 +72,10 @@ def _change_metrics(changes: Sequence[Change], unsubmitted: int) -> Iterator[Met
 
 def _model_metrics(facts: Sequence[ModelFacts], states: States) -> Iterator[Metric]:
     statuses = [model_status(each, states) for each in facts]
-    yield _gauge("models", "Applied models.", [], [([], len(statuses))])
-    yield _gauge("models_ready", "Models whose newest wanted state serves.", [], [([], sum(s.ready for s in statuses))])
-    yield _gauge("model_ready", "1 where the model is ready.", ["model"], [([s.model], s.ready) for s in statuses])
-    yield _gauge(
+    yield gauge("models", "Applied models.", [], [([], len(statuses))])
+    yield gauge("models_ready", "Models whose newest wanted state serves.", [], [([], sum(s.ready for s in statuses))])
+    yield gauge("model_ready", "1 where the model is ready.", ["model"], [([s.model], s.ready) for s in statuses])
+    yield gauge(
         "serving_generation",
         "Generation that serves.",
         ["model"],
@@ -89,21 +83,12 @@ def _model_metrics(facts: Sequence[ModelFacts], states: States) -> Iterator[Metr
     )
 
 
-def _plan_metrics(plan: PlanInForce | None) -> Iterator[Metric]:
-    if plan is None:
-        return
-    unmet = [([u.model, u.region], u.qps) for u in plan.unmet]
-    yield _gauge("unmet_demand_qps", "Demand that the plan in force leaves unserved.", ["model", "region"], unmet)
-    yield _gauge("plan_gap_ratio", "Relative optimality gap of the plan in force.", [], [([], plan.summary.gap)])
-    yield _gauge("plan_cost_dollars_per_hour", "Cost of the plan in force.", [], [([], plan.summary.cost_per_hour)])
-
-
 def _region_metrics(regions: Sequence[RegionView]) -> Iterator[Metric]:
     labels = ["region", "hardware"]
     supply = [([r.region, item.hardware], item) for r in regions for item in r.supply]
-    yield _gauge("supply_units", "Units that the fleet has.", labels, [(at, item.units) for at, item in supply])
-    yield _gauge("supply_used_units", "Units that deployments take.", labels, [(at, item.used) for at, item in supply])
+    yield gauge("supply_units", "Units that the fleet has.", labels, [(at, item.units) for at, item in supply])
+    yield gauge("supply_used_units", "Units that deployments take.", labels, [(at, item.used) for at, item in supply])
     reachable = [([r.region], float(r.reachable)) for r in regions]
-    yield _gauge("region_reachable", "1 where the region's infrastructure answers.", ["region"], reachable)
+    yield gauge("region_reachable", "1 where the region's infrastructure answers.", ["region"], reachable)
     replicas = Counter((r.region, replica.phase.value) for r in regions for replica in r.replicas)
-    yield _gauge("replicas", "Replicas by phase.", ["region", "phase"], replicas.items())
+    yield gauge("replicas", "Replicas by phase.", ["region", "phase"], replicas.items())

@@ -1,8 +1,9 @@
-"""The outbox: every recorded change reaches the workflow engine, whatever is down meanwhile.
+"""The outbox: every recorded change and replan reaches the workflow engine, whatever is down meanwhile.
 
 An endpoint records a change in one unit of work and wakes the outbox; this loop alone submits. A change stays
 RECORDED until the engine has taken it, so a crash at any point only means that it is submitted again, which is one
-change there too. Models are independent of each other; the changes of one model go in their order.
+change there too. Models are independent of each other; the changes of one model go in their order. Replans are one
+more such line: the engine is told that some are recorded, and takes them from the store itself.
 """
 
 import asyncio
@@ -14,9 +15,12 @@ import structlog
 
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.errors import IPnextError
-from ipnext.model.lifecycle import Change, ChangeState
+from ipnext.model.lifecycle import Change, ChangeState, Replan
 from ipnext.model.status import Reason
 from ipnext.store.session import Store
+
+REPLANS = ""
+"""The line of the replans among those of the models; no model has an empty name."""
 
 
 class Outbox:
@@ -62,10 +66,12 @@ class Outbox:
 
     async def submit_pending(self) -> bool:
         """Submit what is recorded, waiting no longer than `interval_seconds`. False where anything failed."""
-        pending = await asyncio.to_thread(self._pending)
+        pending, replans = await asyncio.to_thread(self._pending)
         for model, changes in pending.items():
             if model not in self._in_flight:
                 self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
+        if replans and REPLANS not in self._in_flight:
+            self._in_flight[REPLANS] = asyncio.create_task(self._wake_replan(replans))
         if not self._in_flight:
             return True
         done, _ = await asyncio.wait(self._in_flight.values(), timeout=self._interval)
@@ -104,13 +110,32 @@ class Outbox:
                 await asyncio.to_thread(self._mark_refused, change, error.message)
         return True
 
-    def _pending(self) -> Mapping[str, Sequence[Change]]:
+    async def _wake_replan(self, replans: Sequence[Replan]) -> bool:
+        ids = [replan.id for replan in replans]
+        log = structlog.get_logger().bind(replans=ids)
+        try:
+            async with asyncio.timeout(self._submit_timeout):
+                await self._lifecycle.wake_replan()
+            await asyncio.to_thread(self._mark_replans_queued, ids)
+        except TimeoutError:
+            log.warning("replan_not_asked_yet", error="timed out")
+            return False
+        except IPnextError as error:
+            log.warning("replan_not_asked_yet", code=error.code, error=error.message)
+            return False
+        return True
+
+    def _pending(self) -> tuple[Mapping[str, Sequence[Change]], Sequence[Replan]]:
         with self._store.read() as unit:
-            changes = unit.unsubmitted_changes()
+            changes, replans = unit.unsubmitted_changes(), unit.due_replans()
         pending: dict[str, list[Change]] = defaultdict(list)
         for change in sorted(changes, key=lambda c: c.sequence):
             pending[change.model].append(change)
-        return pending
+        return pending, replans
+
+    def _mark_replans_queued(self, ids: Sequence[str]) -> None:
+        with self._store.begin() as unit:
+            unit.queue_replans(ids)
 
     def _mark_queued(self, change: Change) -> None:
         with self._store.begin(change.model) as unit:

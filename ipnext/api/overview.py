@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from ipnext.api.facts import all_facts
 from ipnext.api.lifecycle import change_view
-from ipnext.api.plans import plan_in_force
+from ipnext.api.plans import newest_replan, plan_in_force
 from ipnext.api.platform import Rooms
 from ipnext.api.regions import fleet_or_none, region_views
 from ipnext.api.status import model_view
@@ -26,7 +26,7 @@ def overview(rooms: Rooms) -> Overview:
         facts = all_facts(unit)
         generations = {each.record.name: unit.generations(each.record.name)[:GENERATIONS] for each in facts}
         fleet, deployments, plan = fleet_or_none(unit), unit.deployments(), plan_in_force(unit)
-        events = unit.events(limit=EVENTS)
+        events, replan = unit.events(limit=EVENTS), newest_replan(unit)
     states = rooms.observer.states()
     changes = sorted((c for each in facts for c in each.changes), key=lambda c: c.created_at, reverse=True)
     return Overview(
@@ -38,5 +38,6 @@ def overview(rooms: Rooms) -> Overview:
         changes=tuple(change_view(change, rooms.lifecycle) for change in changes[:CHANGES]),
         events=tuple(EventView(**dict(event)) for event in events),
         plan=plan,
+        replan=replan,
         temporal_ui_url=rooms.settings.temporal_ui_url,
     )

@@ -1,81 +1,107 @@
 """Plans and replans."""
 
 from typing import Annotated
+from uuid import uuid4
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
+from ipnext.api.lifecycle import replan_view
 from ipnext.api.platform import Limit, RecordId, Rooms
-from ipnext.model.lifecycle import ReplanInput
 from ipnext.model.plan import PlanDiff
-from ipnext.model.resource import PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanStatus, RunStarted
-from ipnext.store.records import PlanRecord
+from ipnext.model.resource import PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
+from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1", tags=["plans"])
 
 
 @router.get("/plans", summary="List plans")
-def list_plans(rooms: Rooms, limit: Limit = 20) -> list[PlanSummary]:
-    """Newest first. `in_force` marks the plan that placements follow."""
+def list_plans(
+    rooms: Rooms,
+    limit: Limit = 20,
+    fleet_only: Annotated[
+        bool, Query(alias="fleetOnly", description="Only plans of the whole fleet, and replans that found none.")
+    ] = False,
+) -> list[PlanSummary]:
+    """Newest first, replans that failed among them. `in_force` marks the plan that was adopted last."""
     with rooms.store.read() as unit:
-        in_force = _in_force(unit)
-        return [plan_summary(record, in_force) for record in unit.plans(limit=limit)]
+        in_force = unit.plan_in_force_id()
+        return [plan_summary(entry, in_force) for entry in unit.plans(limit=limit, fleet_only=fleet_only)]
 
 
-@router.get("/plans/{plan_id}", summary="Read a plan")
-def read_plan(plan_id: RecordId, rooms: Rooms) -> PlanView:
-    """A plan with the problem it answers and its difference to the plan before it."""
+@router.get("/plans/{plan_id}", summary="Read a plan", response_model=PlanView)
+def read_plan(plan_id: RecordId, rooms: Rooms) -> Response:
+    """A plan with the problem it answers and its difference to the plan before it; 404 where only its line is kept."""
     with rooms.store.read() as unit:
-        record = unit.plan(plan_id)
-        return PlanView(**dict(record), in_force=record.id == _in_force(unit))
+        summary = plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id())
+        found = unit.plan_documents(plan_id)
+    head = summary.model_dump_json(by_alias=True).removesuffix("}")
+    text = f'{head},"problem":{found.problem},"plan":{found.plan},"diff":{found.diff}}}'
+    return Response(text, media_type="application/json")
+
+
+@router.get("/plans/{plan_id}/summary", summary="Read a plan's line")
+def read_summary(plan_id: RecordId, rooms: Rooms) -> PlanSummary:
+    """A plan without its documents, which may be megabytes."""
+    with rooms.store.read() as unit:
+        return plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id())
 
 
 @router.get("/plans/{plan_id}/diff", summary="Read a plan's difference")
 def read_diff(plan_id: RecordId, rooms: Rooms) -> PlanDiff:
-    """What the plan changes against the plan before it."""
+    """What the plan changes against the plan before it; 404 where only its line is kept."""
     with rooms.store.read() as unit:
-        return unit.plan(plan_id).diff
+        return unit.plan_diff(plan_id)
 
 
-@router.post("/replan", status_code=202, summary="Plan the whole fleet again")
-async def replan(request: ReplanRequest, rooms: Rooms) -> RunStarted:
-    """Start a replan run. 503 while the workflow engine is down: nothing is recorded, ask again."""
-    return await rooms.lifecycle.start_replan(ReplanInput(trigger=request.trigger))
+@router.post("/replans", status_code=202, summary="Plan the whole fleet again")
+def ask_replan(request: ReplanRequest, rooms: Rooms) -> ReplanView:
+    """Record a replan: it is carried out, even while the workflow engine is down. The same `replanId` is one replan.
+
+    Replans that are recorded before one begins to plan share its plan; those that come later get the next.
+    """
+    with rooms.store.begin() as unit:
+        replan = unit.add_replan(
+            request.replan_id or uuid4().hex, request.trigger, dry_run=request.dry_run, max_moves=request.max_moves
+        )
+    rooms.outbox.wake()
+    return replan_view(replan, rooms.lifecycle)
 
 
-@router.get("/replan", summary="Follow a replan run")
-async def replan_status(
-    rooms: Rooms,
-    workflow_id: Annotated[str, Query(alias="workflowId", min_length=1, max_length=200)],
-    run_id: Annotated[str, Query(alias="runId", min_length=1, max_length=100)],
-) -> ReplanStatus:
-    """Where a replan stands, and its result once it is done."""
-    return await rooms.lifecycle.replan_status(workflow_id, run_id)
+@router.get("/replans", summary="List replans")
+def list_replans(rooms: Rooms, limit: Limit = 20) -> list[ReplanView]:
+    """Newest first: who asked, where it stands, what came of it."""
+    with rooms.store.read() as unit:
+        return [replan_view(replan, rooms.lifecycle) for replan in unit.replans(limit=limit)]
+
+
+@router.get("/replans/{replan_id}", summary="Follow a replan")
+def read_replan(replan_id: RecordId, rooms: Rooms) -> ReplanView:
+    """Where a replan stands, and what came of it once it is done."""
+    with rooms.store.read() as unit:
+        return replan_view(unit.replan(replan_id), rooms.lifecycle)
 
 
 def plan_in_force(unit: Repository) -> PlanInForce | None:
     """The plan in force, or none before the first one."""
-    record = unit.plan_in_force()
-    return None if record is None else PlanInForce(summary=plan_summary(record, record.id), unmet=record.plan.unmet)
+    entry = unit.plan_in_force()
+    return None if entry is None else PlanInForce(summary=plan_summary(entry, entry.id), unmet=unit.unmet())
 
 
-def plan_summary(record: PlanRecord, in_force: str | None) -> PlanSummary:
+def newest_replan(unit: Repository) -> PlanSummary | None:
+    """The newest plan of the whole fleet, whatever came of it."""
+    entry = unit.newest_fleet_plan(outcomes=("adopted", "kept", "failed"))
+    return None if entry is None else plan_summary(entry, unit.plan_in_force_id())
+
+
+def plan_summary(entry: PlanEntry, in_force: str | None) -> PlanSummary:
     """A plan in one line."""
+    use = entry.use
     return PlanSummary(
-        id=record.id,
-        trigger=record.trigger,
-        status=record.plan.status,
-        cost_per_hour=record.plan.cost_per_hour,
-        gap=record.plan.gap,
-        unmet_qps=sum(unmet.qps for unmet in record.plan.unmet),
-        moves=record.diff.moves,
-        adopted=record.adopted,
-        in_force=record.id == in_force,
-        message=record.message,
-        created_at=record.created_at,
+        **entry.model_dump(exclude={"use"}),
+        wall_seconds=use.wall_seconds if use else None,
+        cpu_seconds=use.cpu_seconds if use else None,
+        peak_memory_bytes=use.peak_memory_bytes if use else None,
+        adopted=entry.adopted,
+        in_force=entry.id == in_force,
     )
-
-
-def _in_force(unit: Repository) -> str | None:
-    record = unit.plan_in_force()
-    return None if record is None else record.id

@@ -3,8 +3,7 @@
 import asyncio
 
 from ipnext import names, temporal
-from ipnext.model.lifecycle import Change, ChangeAccepted, ReplanInput, ReplanResult
-from ipnext.model.resource import ReplanStatus, RunStarted
+from ipnext.model.lifecycle import Change, ChangeAccepted
 
 
 class TemporalLifecycle:
@@ -19,22 +18,9 @@ class TemporalLifecycle:
         """See the port."""
         return await temporal.submit_change(await self._connected(), change)
 
-    async def start_replan(self, replan: ReplanInput) -> RunStarted:
+    async def wake_replan(self) -> None:
         """See the port."""
-        workflow_id, run_id = await temporal.start_replan(await self._connected(), replan)
-        return RunStarted(workflow_id=workflow_id, run_id=run_id, run_url=self.run_url(workflow_id, run_id))
-
-    async def replan_status(self, workflow_id: str, run_id: str) -> ReplanStatus:
-        """See the port."""
-        outcome = await temporal.replan_outcome(await self._connected(), workflow_id, run_id)
-        status = ReplanStatus(
-            workflow_id=workflow_id, run_id=run_id, run_url=self.run_url(workflow_id, run_id), state="running"
-        )
-        if outcome is None:
-            return status
-        if isinstance(outcome, ReplanResult):
-            return status.model_copy(update={"state": "done", "result": outcome})
-        return status.model_copy(update={"state": "failed", "message": f"the run is {outcome}"})
+        await temporal.wake_replan(await self._connected())
 
     async def reachable(self) -> bool:
         """See the port."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ipnext.cli.command import Command, ModelName, Timeout, Wait
 from ipnext.cli.output import Form, Output, change_line, rows, say, write
+from ipnext.cli.planning import replan
 from ipnext.cli.session import client_of
 from ipnext.client import SERVER_SIDE, Client
 from ipnext.errors import EXIT_FAILURE, InvalidInput
@@ -34,7 +35,7 @@ def apply(
     write(applied, output, lambda: _applied_table(applied, dry_run=dry_run))
     for each in applied:
         if isinstance(each, FleetView) and not dry_run:
-            say("the fleet is applied; placements follow with `ipnext replan`")
+            say("the fleet is applied; where it changed, a replan follows by itself: `ipnext get replans`")
         if isinstance(each, ModelApplied) and each.change is not None:
             say(f"{change_line(each.change)}; watch it with `ipnext wait {each.model} --for change={each.change.id}`")
 
@@ -82,19 +83,6 @@ def delete(
     """Retire a model: take it out of serving and free its capacity. Its history stays."""
     client = client_of(context)
     _finish(client, client.delete(model), wait=wait, timeout=timeout, output=output)
-
-
-def replan(context: typer.Context, wait: Wait = False, timeout: Timeout = 600.0, output: Output = Form.TABLE) -> None:
-    """Plan the whole fleet again and move what the new plan moves."""
-    client = client_of(context)
-    run = client.replan()
-    say(f"replan started: {run.run_url}")
-    if not wait:
-        write(run, output, lambda: rows("", ("workflow", "run"), [(run.workflow_id, run.run_id)]))
-        return
-    result = client.wait_replan(run, timeout)
-    line = (result.plan_id, "yes" if result.adopted else "no", result.moves, ",".join(result.models), result.message)
-    write(result, output, lambda: rows("", ("plan", "adopted", "moves", "models", "message"), [line]))
 
 
 def wait(

@@ -9,7 +9,9 @@ from rich.table import Table
 
 from ipnext.cli.command import Command, ModelName
 from ipnext.cli.output import Form, Output, age, number, plain, rows, write
+from ipnext.cli.planning import plan_tables, plans_table, replans_table
 from ipnext.cli.session import client_of
+from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle import Change
 from ipnext.model.registry import Generation
 from ipnext.model.resource import (
@@ -18,7 +20,6 @@ from ipnext.model.resource import (
     Explanation,
     FleetView,
     ModelView,
-    PlanSummary,
     RegionView,
 )
 from ipnext.model.status import ConditionType
@@ -29,6 +30,7 @@ class Kind(StrEnum):
 
     MODELS = "models"
     PLANS = "plans"
+    REPLANS = "replans"
     REGIONS = "regions"
     FLEET = "fleet"
 
@@ -38,7 +40,7 @@ def get(
     kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)],
     output: Output = Form.TABLE,
 ) -> None:
-    """List models, plans, regions or the fleet."""
+    """List models, plans, replans, regions or the fleet."""
     client = client_of(context)
     if kind is Kind.MODELS:
         models = client.models()
@@ -46,6 +48,9 @@ def get(
     elif kind is Kind.PLANS:
         plans = client.plans()
         write(plans, output, lambda: plans_table(plans))
+    elif kind is Kind.REPLANS:
+        replans = client.replans()
+        write(replans, output, lambda: replans_table(replans))
     elif kind is Kind.REGIONS:
         regions = client.regions()
         write(regions, output, lambda: regions_table(regions))
@@ -54,9 +59,24 @@ def get(
         write(fleet, output, lambda: fleet_tables(fleet))
 
 
-def describe(context: typer.Context, model: ModelName, output: Output = Form.TABLE) -> None:
-    """Show all of one model: conditions, traffic, replicas, generations, changes."""
+def describe(
+    context: typer.Context,
+    what: Annotated[
+        list[str], typer.Argument(metavar="MODEL | plan PLAN", help="A model, or a plan by its id.", show_default=False)
+    ],
+    output: Output = Form.TABLE,
+) -> None:
+    """Show all of one model (conditions, traffic, replicas, generations, changes) or of one plan."""
     client = client_of(context)
+    if len(what) == 2 and what[0] == "plan":
+        summary = client.plan_summary(what[1])
+        change = client.plan_diff(summary.id) if summary.has_documents else None
+        write(plain(summary) | {"diff": plain(change)}, output, lambda: plan_tables(summary, change))
+        return
+    if len(what) != 1:
+        msg = f"describe: {' '.join(what)!r} is not known; allowed: MODEL, plan PLAN"
+        raise InvalidInput(msg, field="what", value=" ".join(what), allowed=("MODEL", "plan PLAN"))
+    model = what[0]
     view, generations, changes = client.model(model), client.generations(model), client.changes(model, limit=10)
     whole = plain(view) | {"generations": plain(generations), "changes": plain(changes)}
     write(whole, output, lambda: model_tables(view, generations, changes))
@@ -85,12 +105,6 @@ def models_table(models: Iterable[ModelView]) -> Table:
     """One line for each model."""
     heads = ("model", "ready", "reason", "serving", "target", "replicas", "regions", "age")
     return rows("", heads, (_model_line(view) for view in models))
-
-
-def plans_table(plans: Iterable[PlanSummary]) -> Table:
-    """One line for each plan; a star marks the one in force."""
-    heads = ("plan", "in force", "status", "$/h", "gap", "unmet/s", "moves", "trigger", "age", "message")
-    return rows("", heads, (_plan_line(plan) for plan in plans))
 
 
 def regions_table(regions: Iterable[RegionView]) -> Table:
@@ -192,19 +206,6 @@ def _model_line(view: ModelView) -> tuple[object, ...]:
     return (status.model, *state, *targets, replicas, regions, age(view.created_at))
 
 
-def _plan_line(plan: PlanSummary) -> tuple[object, ...]:
-    figures = (number(plan.cost_per_hour), f"{plan.gap:.2%}", number(plan.unmet_qps), plan.moves)
-    return (
-        plan.id,
-        "*" if plan.in_force else "",
-        plan.status,
-        *figures,
-        plan.trigger,
-        age(plan.created_at),
-        plan.message,
-    )
-
-
 def _use(units: float, used: float, free: float) -> tuple[str, str, str]:
     return number(units), number(used), number(free)
 
@@ -222,8 +223,8 @@ def _why(change: Change) -> str:
 
 
 COMMANDS = (
-    Command("get", "List models, plans, regions or the fleet.", get),
-    Command("describe", "Show all of one model.", describe),
+    Command("get", "List models, plans, replans, regions or the fleet.", get),
+    Command("describe", "Show all of one model or plan.", describe),
     Command("events", "Show what happened to a model.", events),
     Command("explain", "Explain why a model is, or is not, ready.", explain),
 )

@@ -157,6 +157,8 @@ class ModelExplanation(Value):
     """The best plan found for this model on what the others leave."""
     placements: tuple[PlacementExplanation, ...]
     unmet: tuple[UnmetExplanation, ...] = ()
+    servable: bool | None = None
+    """Of a model with unmet demand: whether some plan serves all of it beside the others; null where that is not decided."""
     needs: tuple[Need, ...] = ()
     """The least that limits would have to grow by to serve everything; empty where nothing is unmet or no growth helps."""
     conflict: Conflict | None = None

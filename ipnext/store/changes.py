@@ -1,6 +1,6 @@
 """Changes: what is asked of a model, in order. One that is recorded is acknowledged and never lost."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlmodel import col, func, select
 
@@ -9,7 +9,7 @@ from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.status import Reason
 from ipnext.store.snapshots import Snapshots
 from ipnext.store.tables import ChangeRow, PlanRow
-from ipnext.store.unit import rows
+from ipnext.store.unit import batches, rows
 
 LONGEST_ID = 200
 """Characters of a change's id."""
@@ -60,6 +60,13 @@ class Changes(Snapshots):
         self._model_row(model)
         query = select(ChangeRow).where(ChangeRow.model == model).order_by(col(ChangeRow.sequence).desc())
         return tuple(_change(row) for row in self._session.exec(query.limit(rows(limit))))
+
+    def ended_changes(self, ids: Collection[str]) -> frozenset[str]:
+        """Those of the changes that have ended."""
+        final = tuple(state.value for state in ChangeState if state.final)
+        query = select(ChangeRow.id).where(col(ChangeRow.state).in_(final))
+        found = (self._session.exec(query.where(col(ChangeRow.id).in_(some))) for some in batches(ids))
+        return frozenset(change_id for each in found for change_id in each)
 
     def unsubmitted_changes(self) -> tuple[Change, ...]:
         """Every change that no workflow has taken yet, in the order of recording."""

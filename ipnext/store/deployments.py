@@ -16,8 +16,8 @@ class Deployments(Unit):
         self._writing_model(deployment.key.model)
         row = self._session.get(DeploymentRow, _identity(deployment.key))
         if row is None:
-            row = DeploymentRow(**deployment.key.model_dump(), deployment="")
-        row.deployment = document(deployment)
+            row = DeploymentRow(**deployment.key.model_dump(), replicas=0, units=0.0, deployment="")
+        row.replicas, row.units, row.deployment = deployment.replicas, deployment.units, document(deployment)
         self._add(row)
         return deployment
 
@@ -31,10 +31,10 @@ class Deployments(Unit):
 
     def deployments(self, model: str | None = None) -> tuple[Deployment, ...]:
         """The wanted replica sets of a model, or of all, by key."""
-        query = select(DeploymentRow)
+        query = select(DeploymentRow.deployment)
         if model is not None:
             query = query.where(DeploymentRow.model == model)
-        found = [Deployment.model_validate_json(row.deployment) for row in self._session.exec(query)]
+        found = [Deployment.model_validate_json(text) for text in self._session.exec(query)]
         return tuple(sorted(found, key=lambda deployment: _identity(deployment.key)))
 
     def put_route(self, table: RouteTable) -> RouteTable:
@@ -64,11 +64,13 @@ class Deployments(Unit):
         row = self._session.get(RouteRow, (model, region))
         return None if row is None else RouteTable.model_validate_json(row.route_table)
 
-    def routes(self, model: str) -> tuple[RouteTable, ...]:
-        """The route tables of a model by region."""
-        query = select(RouteRow).where(RouteRow.model == model)
-        found = [RouteTable.model_validate_json(row.route_table) for row in self._session.exec(query)]
-        return tuple(sorted(found, key=lambda table: table.region))
+    def routes(self, model: str | None = None) -> tuple[RouteTable, ...]:
+        """The route tables of a model, or of all, by model and region."""
+        query = select(RouteRow.route_table)
+        if model is not None:
+            query = query.where(RouteRow.model == model)
+        found = [RouteTable.model_validate_json(text) for text in self._session.exec(query)]
+        return tuple(sorted(found, key=lambda table: (table.model, table.region)))
 
     def delete_routes(self, model: str) -> None:
         """Forget all route tables of a model."""

@@ -1,69 +1,190 @@
-"""Plans and the one in force; transitions and how far they are."""
+"""Plans, and which one is in force."""
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, cast
 
+from sqlalchemy import delete, update
+from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
-from ipnext.errors import InvalidInput, NotFound, StaleWrite
+from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.plan import Plan, PlanDiff, Problem
-from ipnext.model.rollout import Transition, TransitionState
-from ipnext.store.records import PlanRecord, TransitionRecord
-from ipnext.store.tables import PlanInForceRow, PlanRow, TransitionRow
-from ipnext.store.unit import Unit, document, rows
+from ipnext.model.status import Reason
+from ipnext.store.placements import Placements, PreparedPlan
+from ipnext.store.records import PlanDocuments, PlanEntry, PlanOutcome, PlanRecord, SolveUse
+from ipnext.store.tables import PlanInForceRow, PlanRow
+from ipnext.store.unit import batches, rows
 
 IN_FORCE = 1
 
+_HEAVY: tuple[Any, ...] = (PlanRow.problem, PlanRow.plan, PlanRow.diff)
+_LINE = tuple(defer(column, raiseload=True) for column in _HEAVY)
+"""Every column but the documents, which may be megabytes."""
 
-class Plans(Unit):
+
+class Plans(Placements):
     """Plans. One is in force at a time; an adopted one never changes again."""
 
-    def save_plan(self, record: PlanRecord) -> PlanRecord:
-        """Keep a plan, not yet in force; the same id again replaces it unless it was adopted. Returns what is kept."""
+    def save_plan(self, plan: PreparedPlan) -> PlanEntry:
+        """Keep a plan, not in force; the same id again replaces it unless it was adopted. Returns what is kept."""
         self._writing(self._scope)
-        row = self._find_plan(record.id)
-        if row is None:
-            row = PlanRow(id=record.id, adopted=False, created_at=record.created_at, **_plan_columns(record))
-        elif not row.adopted:
-            for name, value in _plan_columns(record).items():
-                setattr(row, name, value)
-        self._add(row)
-        return _plan(row)
+        return self._kept(plan.record.id, self._columns_of(plan))
+
+    def save_failure(self, entry: PlanEntry) -> PlanEntry:
+        """Keep the line of a replan that found no plan; a plan of the same id stays."""
+        self._writing(self._scope)
+        if self._line(entry.id) is not None:
+            return self.plan_entry(entry.id)
+        return self._kept(entry.id, _failure_columns(entry))
 
     def plan(self, plan_id: str) -> PlanRecord:
-        """One plan. NotFound."""
-        return _plan(self._plan_row(plan_id))
+        """One plan with its documents. NotFound, also where only its line is kept."""
+        row = self._plan_row(plan_id)
+        found = _documents(row)
+        return PlanRecord(
+            id=row.id,
+            trigger=row.trigger,
+            scope=row.scope,
+            outcome=cast("PlanOutcome", row.outcome),
+            reason=Reason(row.reason),
+            message=row.message,
+            based_on=row.based_on,
+            input_digest=row.input_digest,
+            problem=Problem.model_validate_json(found.problem),
+            plan=Plan.model_validate_json(found.plan),
+            diff=PlanDiff.model_validate_json(found.diff),
+            use=_use(row),
+            created_at=row.created_at,
+        )
 
-    def plans(self, *, limit: int = 20) -> tuple[PlanRecord, ...]:
-        """Plans, newest first."""
-        query = select(PlanRow).order_by(col(PlanRow.ordinal).desc()).limit(rows(limit))
-        return tuple(_plan(row) for row in self._session.exec(query))
+    def plan_entry(self, plan_id: str) -> PlanEntry:
+        """The line of one plan. NotFound."""
+        row = self._line(plan_id)
+        if row is None:
+            raise _unknown(plan_id)
+        return self._entry(row)
 
-    def plan_in_force(self) -> PlanRecord | None:
-        """The plan adopted last, none before the first."""
+    def plan_documents(self, plan_id: str) -> PlanDocuments:
+        """A plan's documents as text. NotFound, also where only its line is kept."""
+        return _documents(self._plan_row(plan_id))
+
+    def plan_diff(self, plan_id: str) -> PlanDiff:
+        """What a plan changes against the one before it. NotFound, also where only its line is kept."""
+        found = self._session.exec(select(PlanRow.diff).where(PlanRow.id == plan_id)).first()
+        if found is None:
+            self.plan_entry(plan_id)
+            raise _let_go(plan_id)
+        return PlanDiff.model_validate_json(found)
+
+    def plans(self, *, limit: int = 20, fleet_only: bool = False) -> tuple[PlanEntry, ...]:
+        """The lines of plans, newest first."""
+        query = select(PlanRow).options(*_LINE)
+        if fleet_only:
+            query = query.where(col(PlanRow.scope).is_(None))
+        query = query.order_by(col(PlanRow.ordinal).desc()).limit(rows(limit))
+        found = self._session.exec(query).all()
+        held = self._holding([row.id for row in found])
+        return tuple(_entry(row, has_documents=row.id in held) for row in found)
+
+    def newest_fleet_plan(self, *, outcomes: Collection[str]) -> PlanEntry | None:
+        """The line of the newest plan of the whole fleet that ended in one of these ways, if there is one."""
+        query = select(PlanRow).options(*_LINE)
+        query = query.where(col(PlanRow.scope).is_(None), col(PlanRow.outcome).in_(tuple(outcomes)))
+        row = self._session.exec(query.order_by(col(PlanRow.ordinal).desc()).limit(1)).first()
+        return None if row is None else self._entry(row)
+
+    def fleet_plans(self, ids: Collection[str]) -> frozenset[str]:
+        """Those of the plans that are of the whole fleet."""
+        query = select(PlanRow.id).where(col(PlanRow.scope).is_(None))
+        found = (self._session.exec(query.where(col(PlanRow.id).in_(some))) for some in batches(ids))
+        return frozenset(plan_id for each in found for plan_id in each)
+
+    def plan_in_force(self) -> PlanEntry | None:
+        """The line of the plan adopted last, none before the first; what it gives each model say `placements`."""
+        current = self.plan_in_force_id()
+        return None if current is None else self.plan_entry(current)
+
+    def plan_in_force_id(self) -> str | None:
+        """The id of the plan adopted last."""
         row = self._session.get(PlanInForceRow, IN_FORCE)
-        return None if row is None else _plan(self._plan_row(row.plan_id))
+        return None if row is None else row.plan_id
 
-    def adopt_plan(self, plan_id: str, *, expected: str | None) -> PlanRecord:
-        """Put a plan in force after `expected` (None: there was none). Adopting the one in force changes nothing.
+    def adopt_plan(self, plan: PreparedPlan, *, expected: str | None, keeping: Collection[str] = ()) -> PlanEntry:
+        """Keep a plan and put it in force after `expected` (None: there was none). The one in force again: no change.
 
-        StaleWrite when another plan is in force than expected; NotFound.
+        A plan of the whole fleet replaces every placement but those of `keeping`; a plan of one model that model's.
+        StaleWrite when another plan is in force than expected.
         """
         self._writing(None)
-        row = self._plan_row(plan_id)
-        pointer = self._session.get(PlanInForceRow, IN_FORCE)
-        current = None if pointer is None else pointer.plan_id
-        if current == plan_id:
-            return _plan(row)
+        record, current = plan.record, self.plan_in_force_id()
+        if current == record.id:
+            return self.plan_entry(record.id)
         if current != expected:
             msg = f"plan {current!r} is in force, the write expects {expected!r}; plan again from the one in force"
             raise StaleWrite(msg)
+        self._place(plan, keeping=keeping)
+        adopted = plan.told(outcome="adopted", based_on=expected)
+        self._kept(record.id, {**self._columns_of(adopted), **self._figures()})
+        pointer = self._session.get(PlanInForceRow, IN_FORCE)
         if pointer is None:
-            pointer = PlanInForceRow(id=IN_FORCE, plan_id=plan_id, adopted_at=self._now())
-        pointer.plan_id, pointer.adopted_at = plan_id, self._now()
-        row.adopted = True
-        self._add(row)
+            pointer = PlanInForceRow(id=IN_FORCE, plan_id=record.id, adopted_at=self._now())
+        pointer.plan_id, pointer.adopted_at = record.id, self._now()
         self._add(pointer)
-        return _plan(row)
+        return self.plan_entry(record.id)
+
+    def prune_plans(self, *, keep: int) -> int:
+        """Let old plans of the whole fleet go, all but the newest `keep`. Returns how many were touched.
+
+        Those that were never adopted go altogether; adopted ones keep their line. Of the fleet plan adopted last the
+        documents stay however old it is. Plans of one model are small and stay.
+        """
+        self._writing(None)
+        fleet = select(PlanRow.ordinal).where(col(PlanRow.scope).is_(None)).order_by(col(PlanRow.ordinal).desc())
+        oldest = self._session.exec(fleet.offset(max(keep, 1) - 1).limit(1)).first()
+        if oldest is None:
+            return 0
+        last = self.newest_fleet_plan(outcomes=("adopted",))
+        old = (col(PlanRow.scope).is_(None), col(PlanRow.ordinal) < oldest)
+        connection = self._session.connection()
+        gone = connection.execute(delete(PlanRow).where(*old, col(PlanRow.outcome) != "adopted"))
+        adopted = update(PlanRow).where(
+            *old, col(PlanRow.plan).is_not(None), col(PlanRow.id) != (last.id if last else "")
+        )
+        emptied = connection.execute(adopted.values(problem=None, plan=None, diff=None))
+        self._session.expire_all()
+        return int(gone.rowcount + emptied.rowcount)
+
+    def _kept(self, plan_id: str, columns: dict[str, Any]) -> PlanEntry:
+        """Insert, or replace what was not adopted."""
+        row = self._find_plan(plan_id)
+        if row is None:
+            row = PlanRow(id=plan_id, **columns)
+        elif row.outcome != "adopted":
+            for name, value in columns.items():
+                setattr(row, name, value)
+        self._add(row)
+        return _entry(row, has_documents=row.plan is not None)
+
+    def _columns_of(self, plan: PreparedPlan) -> dict[str, Any]:
+        """A plan as columns. The fleet's figures: what the plan says, and where it places one model, all others too."""
+        record = plan.record
+        cost, unmet = record.plan.cost_per_hour, sum(item.qps for item in record.plan.unmet)
+        if record.scope is not None:
+            others = self._figures(but=record.scope)
+            cost, unmet = others["cost_per_hour"] + cost, others["unmet_qps"] + unmet
+        return {**_columns(plan), "cost_per_hour": cost, "unmet_qps": unmet}
+
+    def _entry(self, row: PlanRow) -> PlanEntry:
+        return _entry(row, has_documents=bool(self._holding([row.id])))
+
+    def _holding(self, ids: Collection[str]) -> frozenset[str]:
+        """Those of the plans that still have their documents."""
+        query = select(PlanRow.id).where(col(PlanRow.id).in_(tuple(ids)), col(PlanRow.plan).is_not(None))
+        return frozenset(self._session.exec(query))
+
+    def _line(self, plan_id: str) -> PlanRow | None:
+        query = select(PlanRow).options(*_LINE).where(PlanRow.id == plan_id)
+        return self._session.exec(query).first()
 
     def _find_plan(self, plan_id: str) -> PlanRow | None:
         return self._session.exec(select(PlanRow).where(PlanRow.id == plan_id)).first()
@@ -71,114 +192,89 @@ class Plans(Unit):
     def _plan_row(self, plan_id: str) -> PlanRow:
         row = self._find_plan(plan_id)
         if row is None:
-            msg = f"plan {plan_id!r} is not known"
-            raise NotFound(msg)
+            raise _unknown(plan_id)
         return row
 
 
-class Transitions(Unit):
-    """Transitions of one model each."""
-
-    def save_transition(self, record: TransitionRecord) -> TransitionRecord:
-        """Keep a transition; the same id again replaces it unless it has begun. Returns what is kept. NotFound."""
-        self._writing_model(record.model)
-        row = self._find_transition(record.id)
-        if row is None:
-            row = TransitionRow(id=record.id, created_at=record.created_at, **_transition_columns(record))
-        elif row.state == TransitionState.PLANNED.value and row.waves_done == 0:
-            for name, value in _transition_columns(record).items():
-                setattr(row, name, value)
-        self._add(row)
-        return _transition(row)
-
-    def transition(self, transition_id: str) -> TransitionRecord:
-        """One transition. NotFound."""
-        return _transition(self._transition_row(transition_id))
-
-    def transitions(self, model: str, *, limit: int = 20) -> tuple[TransitionRecord, ...]:
-        """A model's transitions, newest first. NotFound for an unknown model."""
-        self._model_row(model)
-        query = select(TransitionRow).where(TransitionRow.model == model).order_by(col(TransitionRow.ordinal).desc())
-        return tuple(_transition(row) for row in self._session.exec(query.limit(rows(limit))))
-
-    def advance_transition(
-        self,
-        transition_id: str,
-        *,
-        waves_done: int | None = None,
-        state: TransitionState | None = None,
-        message: str | None = None,
-    ) -> TransitionRecord:
-        """Write down how far a transition is; what is None stays. NotFound; InvalidInput beyond its waves."""
-        row = self._transition_row(transition_id)
-        self._writing(row.model)
-        waves = len(_transition(row).transition.waves)
-        if waves_done is not None and not 0 <= waves_done <= waves:
-            msg = f"waves_done: transition {transition_id!r} has {waves} waves, got {waves_done}"
-            raise InvalidInput(msg, field="waves_done", value=waves_done)
-        row.waves_done = row.waves_done if waves_done is None else waves_done
-        row.state = row.state if state is None else state.value
-        row.message = row.message if message is None else message
-        self._add(row)
-        return _transition(row)
-
-    def _find_transition(self, transition_id: str) -> TransitionRow | None:
-        return self._session.exec(select(TransitionRow).where(TransitionRow.id == transition_id)).first()
-
-    def _transition_row(self, transition_id: str) -> TransitionRow:
-        row = self._find_transition(transition_id)
-        if row is None:
-            msg = f"transition {transition_id!r} is not known"
-            raise NotFound(msg)
-        return row
+def _unknown(plan_id: str) -> NotFound:
+    msg = f"plan {plan_id!r} is not known"
+    return NotFound(msg)
 
 
-def _plan_columns(record: PlanRecord) -> dict[str, Any]:
+def _let_go(plan_id: str) -> NotFound:
+    msg = f"of plan {plan_id!r} only its line is kept (no plan was found, or it is too old)"
+    return NotFound(msg)
+
+
+def _documents(row: PlanRow) -> PlanDocuments:
+    if row.problem is None or row.plan is None or row.diff is None:
+        raise _let_go(row.id)
+    return PlanDocuments(problem=row.problem, plan=row.plan, diff=row.diff)
+
+
+def _columns(prepared: PreparedPlan) -> dict[str, Any]:
+    record = prepared.record
+    plan, use = record.plan, record.use
     return {
+        **prepared.documents.model_dump(),
         "trigger": record.trigger,
-        "input_digest": record.input_digest,
-        "problem": document(record.problem),
-        "plan": document(record.plan),
-        "diff": document(record.diff),
+        "scope": record.scope,
+        "outcome": record.outcome,
+        "reason": record.reason.value,
         "message": record.message,
+        "based_on": record.based_on,
+        "input_digest": record.input_digest,
+        "status": plan.status,
+        "method": plan.solver.method,
+        "objective": plan.objective,
+        "bound": plan.bound,
+        "bound_covers": plan.bound_covers,
+        "gap": plan.gap,
+        "moves": record.diff.moves,
+        "wall_seconds": use.wall_seconds if use else None,
+        "cpu_seconds": use.cpu_seconds if use else None,
+        "peak_memory_bytes": use.peak_memory_bytes if use else None,
+        "created_at": record.created_at,
     }
 
 
-def _plan(row: PlanRow) -> PlanRecord:
-    return PlanRecord(
+def _failure_columns(entry: PlanEntry) -> dict[str, Any]:
+    use = entry.use
+    return {
+        **entry.model_dump(exclude={"id", "use", "has_documents", "reason"}),
+        "reason": entry.reason.value,
+        "wall_seconds": use.wall_seconds if use else None,
+        "cpu_seconds": use.cpu_seconds if use else None,
+        "peak_memory_bytes": use.peak_memory_bytes if use else None,
+    }
+
+
+def _use(row: PlanRow) -> SolveUse | None:
+    if row.wall_seconds is None or row.cpu_seconds is None:
+        return None
+    return SolveUse(wall_seconds=row.wall_seconds, cpu_seconds=row.cpu_seconds, peak_memory_bytes=row.peak_memory_bytes)
+
+
+def _entry(row: PlanRow, *, has_documents: bool) -> PlanEntry:
+    return PlanEntry(
         id=row.id,
         trigger=row.trigger,
+        scope=row.scope,
+        outcome=cast("PlanOutcome", row.outcome),
+        reason=Reason(row.reason),
+        message=row.message,
+        based_on=row.based_on,
         input_digest=row.input_digest,
-        problem=Problem.model_validate_json(row.problem),
-        plan=Plan.model_validate_json(row.plan),
-        diff=PlanDiff.model_validate_json(row.diff),
-        adopted=row.adopted,
-        message=row.message,
-        created_at=row.created_at,
-    )
-
-
-def _transition_columns(record: TransitionRecord) -> dict[str, Any]:
-    return {
-        "model": record.model,
-        "change_id": record.change_id,
-        "generation": record.generation,
-        "transition": document(record.transition),
-        "state": record.state.value,
-        "waves_done": record.waves_done,
-        "message": record.message,
-    }
-
-
-def _transition(row: TransitionRow) -> TransitionRecord:
-    return TransitionRecord(
-        id=row.id,
-        model=row.model,
-        change_id=row.change_id,
-        generation=row.generation,
-        transition=Transition.model_validate_json(row.transition),
-        state=TransitionState(row.state),
-        waves_done=row.waves_done,
-        message=row.message,
+        status=row.status,
+        method=row.method,
+        objective=row.objective,
+        bound=row.bound,
+        bound_covers=row.bound_covers,
+        gap=row.gap,
+        cost_per_hour=row.cost_per_hour,
+        unmet_qps=row.unmet_qps,
+        moves=row.moves,
+        use=_use(row),
+        has_documents=has_documents,
         created_at=row.created_at,
     )

@@ -2,13 +2,26 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.plan import Plan, PlanDiff, Problem
+from ipnext.model.plan import (
+    CurrentState,
+    ModelProblem,
+    Plan,
+    PlanDiff,
+    Problem,
+    ReplicaCount,
+    TrafficShare,
+    Unmet,
+)
 from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.status import Reason
 from ipnext.model.value import Value
+
+PlanOutcome = Literal["adopted", "kept", "dry_run", "failed"]
+"""What came of a plan: put in force, not worth it, asked for as a dry run, or none found."""
 
 
 class ModelRecord(Value):
@@ -38,19 +51,104 @@ class FleetRecord(Value):
     updated_at: datetime
 
 
-class PlanRecord(Value):
-    """A plan with its input and what it changes against the plan before it."""
+class SolveUse(Value):
+    """What a search for a plan took. It stands beside the plan document, which is the same whatever the clock says."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int | None = None
+    """The most memory of the solver's process; None where it had none of its own."""
+
+
+class PlanEntry(Value):
+    """A plan without its documents: the line that a person reads. Also a replan that found none (`failed`)."""
 
     id: str
     trigger: str
     """`publish MODEL`, `schedule`, `manual`, ..."""
+    scope: str | None = None
+    """The one model that was placed on what the others leave; None: the whole fleet."""
+    outcome: PlanOutcome = "kept"
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+    based_on: str | None = None
+    """The plan that was in force when this one was made."""
+    input_digest: str = ""
+    """SHA-256 of the problem; empty where there is no plan."""
+    status: str = ""
+    method: str = ""
+    objective: float = 0.0
+    """$/h, with `bound` and `gap`: of the plan's own document, so of one model where `scope` names one."""
+    bound: float = 0.0
+    bound_covers: str = ""
+    gap: float = 0.0
+    cost_per_hour: float = 0.0
+    """Of the whole fleet with this plan."""
+    unmet_qps: float = 0.0
+    """Of the whole fleet with this plan."""
+    moves: int = 0
+    use: SolveUse | None = None
+    has_documents: bool = True
+    """False where the plan was never found, or is so old that only this line is kept."""
+    created_at: datetime
+
+    @property
+    def adopted(self) -> bool:
+        """True where the plan is or was in force."""
+        return self.outcome == "adopted"
+
+
+class PlanRecord(Value):
+    """A plan with its input and what it changes against the plan before it.
+
+    Where `scope` names a model, problem and plan are of that model alone, on what all others leave of the supply.
+    """
+
+    id: str
+    trigger: str
+    scope: str | None = None
+    outcome: PlanOutcome = "kept"
+    reason: Reason = Reason.SUCCEEDED
+    message: str = ""
+    based_on: str | None = None
     input_digest: str
     problem: Problem
     plan: Plan
     diff: PlanDiff
-    adopted: bool = False
-    message: str = ""
+    use: SolveUse | None = None
     created_at: datetime
+
+    @property
+    def adopted(self) -> bool:
+        """True where the plan is or was in force."""
+        return self.outcome == "adopted"
+
+
+class PlanDocuments(Value):
+    """A plan's documents as JSON text, for who only hands them on."""
+
+    problem: str
+    plan: str
+    diff: str
+
+
+class Placement(Value):
+    """What the plan in force gives one model, and the wishes it was made for."""
+
+    model: str
+    plan_id: str
+    """The plan that decided it; later plans that leave it as it is don't count."""
+    wishes: ModelProblem
+    replicas: tuple[ReplicaCount, ...] = ()
+    traffic: tuple[TrafficShare, ...] = ()
+    unmet: tuple[Unmet, ...] = ()
+    cost_per_hour: float = 0.0
+    """At the prices it was planned at."""
+
+    @property
+    def state(self) -> CurrentState:
+        """Its rows."""
+        return CurrentState(replicas=self.replicas, traffic=self.traffic)
 
 
 class TransitionRecord(Value):

@@ -3,11 +3,13 @@
 from ipnext.store.deployments import Deployments
 from ipnext.store.journal import Journal
 from ipnext.store.models import Models
-from ipnext.store.plans import Plans, Transitions
+from ipnext.store.plans import Plans
 from ipnext.store.publishing import Publishing
+from ipnext.store.replans import Replans
+from ipnext.store.transitions import Transitions
 
 
-class Repository(Models, Publishing, Plans, Transitions, Deployments, Journal):
+class Repository(Models, Publishing, Plans, Replans, Transitions, Deployments, Journal):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
 
     Valid inside `with store.begin() as repository:` only.

@@ -10,7 +10,7 @@ from sqlalchemy import ForeignKeyConstraint, Index, MetaData, UniqueConstraint
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
-from ipnext.store.columns import SafeText, UtcDateTime, WholeNumber
+from ipnext.store.columns import PackedText, SafeText, UtcDateTime, WholeNumber
 
 METADATA = MetaData(
     naming_convention={
@@ -30,6 +30,10 @@ class Row(SQLModel, registry=registry(metadata=METADATA)):
 
 def _text(**options: Any) -> Any:
     return Field(sa_type=SafeText, **options)
+
+
+def _packed(**options: Any) -> Any:
+    return Field(sa_type=PackedText, **options)
 
 
 def _number(**options: Any) -> Any:
@@ -145,21 +149,96 @@ class ReportRow(Row, table=True):
 
 
 class PlanRow(Row, table=True):
-    """A plan with its input."""
+    """A plan: figures in columns, documents packed. Documents are NULL where none was found or they were let go."""
 
     __tablename__ = "plans"
-    __table_args__ = (UniqueConstraint("id"),)
+    __table_args__ = (UniqueConstraint("id"), Index("ix_plans_scope", "scope", "ordinal"))
 
     ordinal: int | None = _ordinal()
     id: str = _text()
     trigger: str = _text()
-    input_digest: str = _text()
-    problem: str = _text()
-    plan: str = _text()
-    diff: str = _text()
-    adopted: bool = False
+    scope: str | None = _text(default=None)
+    outcome: str = _text()
+    reason: str = _text()
     message: str = _text()
+    based_on: str | None = _text(default=None)
+    input_digest: str = _text()
+    status: str = _text()
+    method: str = _text()
+    objective: float
+    bound: float
+    bound_covers: str = _text()
+    gap: float
+    cost_per_hour: float
+    unmet_qps: float
+    moves: int = _number()
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = _number(default=None)
+    problem: str | None = _packed(default=None)
+    plan: str | None = _packed(default=None)
+    diff: str | None = _packed(default=None)
     created_at: datetime = _time()
+
+
+class PlacementRow(Row, table=True):
+    """What the plan in force gives one model. All rows together are the plan in force."""
+
+    __tablename__ = "placements"
+
+    model: str = _text(primary_key=True)
+    plan_id: str = _text()
+    owner: str = _text()
+    priority: float
+    wishes: str = _text()
+    replicas: str = _text()
+    traffic: str = _text()
+    unmet: str = _text()
+    unmet_qps: float
+    cost_per_hour: float
+
+
+class PlacedReplicasRow(Row, table=True):
+    """The replicas of a placement once more, as numbers that the database can sum up."""
+
+    __tablename__ = "placed_replicas"
+    __table_args__ = (
+        Index("ix_placed_replicas_units", "region", "hardware", "count", "units", "model"),
+        Index("ix_placed_replicas_owner", "owner"),
+    )
+
+    model: str = _text(primary_key=True)
+    part: str = _text(primary_key=True)
+    region: str = _text(primary_key=True)
+    hardware: str = _text(primary_key=True)
+    owner: str = _text()
+    count: int = _number()
+    units: float
+    """Units of one replica."""
+
+
+class ReplanRow(Row, table=True):
+    """A replan as it was asked for, and what came of it."""
+
+    __tablename__ = "replans"
+    __table_args__ = (UniqueConstraint("id"), Index("ix_replans_state", "state"))
+
+    ordinal: int | None = _ordinal()
+    id: str = _text()
+    trigger: str = _text()
+    dry_run: bool = False
+    max_moves: int | None = _number(default=None)
+    state: str = _text()
+    reason: str = _text()
+    message: str = _text()
+    plan_id: str | None = _text(default=None)
+    moves: int = _number()
+    models: str = _text()
+    run_id: str | None = _text(default=None)
+    not_before: datetime = _time()
+    created_at: datetime = _time()
+    started_at: datetime | None = _time(default=None)
+    finished_at: datetime | None = _time(default=None)
 
 
 class PlanInForceRow(Row, table=True):
@@ -177,7 +256,12 @@ class TransitionRow(Row, table=True):
     """A transition and how far it is."""
 
     __tablename__ = "transitions"
-    __table_args__ = (_of_model(), UniqueConstraint("id"), Index("ix_transitions_model", "model", "ordinal"))
+    __table_args__ = (
+        _of_model(),
+        UniqueConstraint("id"),
+        Index("ix_transitions_model", "model", "ordinal"),
+        Index("ix_transitions_change", "change_id"),
+    )
 
     ordinal: int | None = _ordinal()
     id: str = _text()
@@ -201,6 +285,9 @@ class DeploymentRow(Row, table=True):
     part: str = _text(primary_key=True)
     region: str = _text(primary_key=True)
     hardware: str = _text(primary_key=True)
+    replicas: int = _number()
+    units: float
+    """Units of one replica; like `replicas` also inside the document, here for the database to sum up."""
     deployment: str = _text()
 
 

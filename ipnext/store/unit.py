@@ -1,7 +1,7 @@
 """What every noun of the repository stands on: the session of one unit of work, and what that unit may write."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,9 @@ MOST_ROWS = 1000
 """Longest listing that is given out at once."""
 
 NAMED_IN_ERRORS = 5
+
+BATCH = 500
+"""Parameters of one statement: an engine takes a limited number."""
 
 
 def utc_now() -> datetime:
@@ -82,6 +85,13 @@ def plain(text: str) -> Any:
 def rows(limit: int) -> int:
     """A limit that both engines take: 0 to MOST_ROWS."""
     return max(0, min(limit, MOST_ROWS))
+
+
+def batches(values: Collection[str]) -> Iterator[list[str]]:
+    """The values in parts that one statement takes as parameters, sorted."""
+    found = sorted(values)
+    for start in range(0, len(found), BATCH):
+        yield found[start : start + BATCH]
 
 
 def known(names: list[str]) -> str:

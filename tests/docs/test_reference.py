@@ -81,6 +81,20 @@ def test_every_error_code_has_a_heading_with_its_status():
 
 
 def test_every_metric_is_named(tmp_path):
-    source = (REFERENCE.parents[1] / "ipnext" / "api" / "metrics.py").read_text(encoding="utf-8")
-    for name in re.findall(r'_gauge\(\s*"([a-z_]+)"', source):
-        assert f"`ipnext_{name}`" in text_of("api.md")
+    api = REFERENCE.parents[1] / "ipnext" / "api"
+    source = "".join((api / name).read_text(encoding="utf-8") for name in ("metrics.py", "plan_metrics.py"))
+    found = re.findall(r'\b(?:gauge|counter)\(\s*"([a-z_]+)"', source)
+    assert len(found) > 20
+    for name in found:
+        assert f"`ipnext_{name}`" in text_of("api.md"), name
+
+
+def test_every_setting_of_planning_is_named_with_its_default():
+    text = (REFERENCE.parent / "lifecycle.md").read_text(encoding="utf-8")
+    fields = PlatformSettings.model_fields
+    planning = list(fields)[list(fields).index("move_cost") :]
+    for name in planning:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| `IPNEXT_{name.upper()}` |")]
+        default = fields[name].default
+        shown = "true" if default is True else "" if default is None else f"{default:g}"
+        assert f"| {shown}" in line, name

@@ -24,9 +24,22 @@ from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.fleet import FleetManifest
-from ipnext.model.lifecycle import ChangeState
+from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.plan import Plan, PlanDiff, Problem, SolverInfo, TrafficShare, Unmet
+from ipnext.model.plan import (
+    ModelProblem,
+    PartOption,
+    PartProblem,
+    Plan,
+    PlanDiff,
+    Problem,
+    RegionDemand,
+    RegionSupply,
+    ReplicaCount,
+    SolverInfo,
+    TrafficShare,
+    Unmet,
+)
 from ipnext.model.registry import (
     ArtifactFile,
     GenerationState,
@@ -37,7 +50,8 @@ from ipnext.model.registry import (
 )
 from ipnext.model.status import ConditionType, Reason
 from ipnext.settings import PlatformSettings
-from ipnext.store.records import PlanRecord
+from ipnext.store.placements import PreparedPlan
+from ipnext.store.records import PlanEntry, PlanRecord, SolveUse
 from ipnext.store.session import Store
 
 
@@ -181,7 +195,19 @@ class Rooms:
 
     def adopt_plan(self, plan_id: str = "plan-1") -> None:
         """A plan in force that leaves some demand unserved."""
-        problem = Problem(regions=("eu", "us"), rtt_ms=((1, 90), (90, 1)), hardware=("cpu",), supply=(), models=())
+        part = PartProblem(part="dense", options=(PartOption(hardware="cpu", units=1, qps=100),))
+        wishes = ModelProblem(
+            model="ranker",
+            owner="search",
+            priority=2,
+            latency_tolerance_ms=100,
+            demand=(RegionDemand(region="eu", qps=400),),
+            parts=(part,),
+        )
+        supply = (RegionSupply(region="eu", hardware="cpu", units=8, unit_cost=1),)
+        problem = Problem(
+            regions=("eu", "us"), rtt_ms=((1, 90), (90, 1)), hardware=("cpu",), supply=supply, models=(wishes,)
+        )
         plan = Plan(
             status="feasible",
             objective=10,
@@ -189,24 +215,43 @@ class Rooms:
             gap=0.05,
             bound_covers="all",
             cost_per_hour=4,
-            replicas=(),
+            replicas=(ReplicaCount(model="ranker", part="dense", region="eu", hardware="cpu", count=4),),
             traffic=(TrafficShare(model="ranker", origin="eu", to="eu", fraction=1),),
             unmet=(Unmet(model="ranker", region="eu", qps=12.5, rules=("supply",)),),
             solver=SolverInfo(method="highs", seconds=0.1),
         )
         record = PlanRecord(
             id=plan_id,
-            trigger="publish ranker",
+            trigger="manual",
             input_digest="0" * 64,
             problem=problem,
             plan=plan,
             diff=PlanDiff(moves=4, cost_per_hour_after=4),
+            use=SolveUse(wall_seconds=1.5, cpu_seconds=2.5, peak_memory_bytes=2**20),
             created_at=datetime.now(UTC),
         )
         with self.store.begin() as unit:
-            before = unit.plan_in_force()
-            unit.save_plan(record)
-            unit.adopt_plan(plan_id, expected=None if before is None else before.id)
+            unit.adopt_plan(PreparedPlan.of(record), expected=unit.plan_in_force_id())
+
+    def finish_replan(self, replan_id: str, *, state: ReplanState = ReplanState.ADOPTED, **told: Any) -> None:
+        """What the workflow leaves behind: a replan that has ended, with `plan-1` as its plan."""
+        with self.store.begin() as unit:
+            unit.take_replans("plan-1", run_id="run-of-replan")
+            unit.update_replans("plan-1", state=state, **told)
+            assert unit.replan(replan_id).state is state
+
+    def fail_replan(self, message: str) -> None:
+        """A replan that found no plan."""
+        entry = PlanEntry(
+            id="replan-failed",
+            trigger="schedule",
+            outcome="failed",
+            reason=Reason.PLANNER_FAILED,
+            message=message,
+            created_at=datetime.now(UTC),
+        )
+        with self.store.begin() as unit:
+            unit.save_failure(entry)
 
 
 @dataclass

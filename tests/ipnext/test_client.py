@@ -10,8 +10,9 @@ import pytest
 
 from ipnext import errors
 from ipnext.client import Client
-from ipnext.model.lifecycle import ChangeState, ReplanResult
+from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.manifest import ModelManifest
+from ipnext.model.status import Reason
 
 
 @pytest.fixture
@@ -126,14 +127,32 @@ def test_waiting_too_long_says_where_it_stands(applied, snapshots):
 
 
 def test_a_replan_is_followed_to_its_result(applied, live):
-    run = applied.replan()
-    assert applied.replan_status(run).state == "running"
-    live.rooms.lifecycle.replan_result = ReplanResult(plan_id="plan-1", adopted=True, moves=3)
+    replan = applied.replan()
+    assert not applied.replan_status(replan.id).state.final
     live.rooms.adopt_plan()
-    result = applied.replan(wait=True, timeout_seconds=20)
-    assert (result.plan_id, applied.plan_diff(result.plan_id).moves) == ("plan-1", 4)
-    assert applied.plans()[0].in_force
+    live.rooms.finish_replan(replan.id, moves=4)
+    result = applied.wait_replan(replan.id, 20)
+    assert (result.adopted, result.plan_id) == (True, "plan-1")
+    assert applied.plan_diff("plan-1").moves == result.moves == 4
+    assert applied.plans(fleet_only=True)[0].in_force
     assert applied.plan("plan-1").plan.cost_per_hour == 4
+    assert applied.plan_summary("plan-1").wall_seconds == 1.5
+    assert [found.id for found in applied.replans()] == [replan.id]
+
+
+def test_a_replan_that_fails_is_told_with_its_reason(applied, live):
+    replan = applied.replan()
+    live.rooms.finish_replan(
+        replan.id, state=ReplanState.FAILED, reason=Reason.PLANNER_FAILED, message="the planner was killed"
+    )
+    with pytest.raises(errors.Unavailable, match="PlannerFailed: the planner was killed"):
+        applied.wait_replan(replan.id, 20)
+
+
+def test_waiting_for_a_replan_too_long_says_where_it_stands(applied):
+    with pytest.raises(errors.DeadlineExceeded, match=r"is (recorded|queued) after 0\.3 s"):
+        applied.replan(dry_run=True, max_moves=2, wait=True, timeout_seconds=0.3)
+    assert (applied.replans()[0].dry_run, applied.replans()[0].max_moves) == (True, 2)
 
 
 def test_an_api_that_does_not_answer_is_named_with_what_to_do():
@@ -142,7 +161,7 @@ def test_an_api_that_does_not_answer_is_named_with_what_to_do():
     assert "http://127.0.0.1:1" in caught.value.message
 
 
-def test_a_call_that_may_be_repeated_is_repeated_and_a_replan_is_not():
+def test_a_call_that_may_be_repeated_is_repeated():
     calls = []
 
     def answer(request):
@@ -155,10 +174,20 @@ def test_a_call_that_may_be_repeated_is_repeated_and_a_replan_is_not():
     with Client("http://api", transport=httpx.MockTransport(answer)) as client:
         assert client.models() == ()
         assert calls == ["GET/v1/models"] * 3
-        calls.clear()
-        with pytest.raises(errors.Unavailable, match="starting"):
-            client.replan()
-        assert calls == ["POST/v1/replan"]
+
+
+def test_a_repeated_replan_carries_the_same_id():
+    ids = []
+
+    def answer(request):
+        ids.append(json.loads(request.content)["replanId"])
+        if len(ids) == 1:
+            return httpx.Response(503, json={"code": "Unavailable", "message": "starting"})
+        at = "2026-01-01T00:00:00Z"
+        return httpx.Response(202, json={"id": ids[0], "trigger": "manual", "not_before": at, "created_at": at})
+
+    with Client("http://api", transport=httpx.MockTransport(answer)) as client:
+        assert client.replan().id == ids[0] == ids[1]
 
 
 def test_a_repeated_publish_carries_the_same_change_id():

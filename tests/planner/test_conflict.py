@@ -185,6 +185,25 @@ def test_a_member_that_the_solver_cannot_judge_stays_and_the_set_says_so(problem
     assert not found.minimal
 
 
+def test_after_some_questions_without_an_answer_no_more_are_asked(problem, model, monkeypatch):
+    asked = []
+
+    def vague(stated):
+        asked.append(stated)
+        return False if len(asked) == 1 else None
+
+    monkeypatch.setattr(conflicts, "servable", vague)
+    found = conflict(problem(model("m", {"a": 300.0}), supply={f"a/h{i}": 1.0 for i in range(9)} | {"a/h": 1.0}))
+    assert (found.minimal, {member.alone for member in found.members}) == (False, {None})
+    assert len(asked) == 1 + conflicts.MOST_UNSURE
+
+
+def test_a_large_fleet_is_asked_by_the_search_for_fleets_first(problem, model, monkeypatch):
+    monkeypatch.setattr(conflicts, "SMALL_COLUMNS", 0)
+    assert servable(problem(model("m", {"a": 300.0}), supply={"a/h": 3.0})) is True
+    assert servable(problem(model("m", {"a": 300.0}), supply={"a/h": 2.0})) is False
+
+
 def test_without_a_limit_the_rest_of_the_problem_stays(problem, model):
     stated = problem(model("m", survive="region"), model("n", survive="region"), supply={"a/h": 1.0, "b/h": 2.0})
     lifted = without(stated, [Limit("survive model", "m"), Limit("supply", "a/h")])

@@ -160,13 +160,28 @@ def crowded(problem, model):
 
 def test_unmet_demand_says_what_it_costs_and_what_it_would_take(crowded):
     high, low = explained(crowded).models
-    assert (high.unmet, high.needs, high.conflict) == ((), (), None)
+    assert (high.unmet, high.servable, high.needs, high.conflict) == ((), None, (), None)
+    assert low.servable is False
     assert [(lost.region, lost.qps, lost.unmet_per_hour, lost.rules) for lost in low.unmet] == [
         ("a", 200.0, 2000.0, ("supply a/h",))
     ]
     assert [(need.rule, need.limit, need.needed) for need in low.needs] == [("supply a/h", 1.0, 3.0)]
     assert {member.name for member in low.conflict.members} == {"supply a/h", "supply b/h"}
     assert servable(changed(crowded, [change_of("supply", "a/h=5")])) is True
+
+
+def test_demand_that_could_be_served_at_a_cost_says_so(problem, model):
+    stated = problem(model("m"), supply={"a/h": 9.0}, objective={"unmet_cost": 0.001})
+    (found,) = explained(stated).models
+    assert [lost.rules for lost in found.unmet] == [("unmet_cost",)]
+    assert (found.servable, found.needs, found.conflict) == (True, (), None)
+
+
+def test_a_conflict_that_the_solver_cannot_judge_is_left_open(crowded, monkeypatch):
+    monkeypatch.setattr("planner.conflict.servable", lambda _: None)
+    low = explained(crowded).models[1]
+    assert (low.servable, low.conflict) == (None, None)
+    assert low.needs
 
 
 def test_the_use_and_the_price_of_every_limit_are_listed(crowded):

@@ -46,7 +46,9 @@ def test_what_is_not_proved_is_not_said(problem, model, monkeypatch):
 
     monkeypatch.setattr(worth, "solve", vague)
     assert savings(stated) == {}
-    monkeypatch.setattr(worth, "solve", lambda asked, method: real(asked, method=method).model_copy(update={"gap": 0.5}))
+    monkeypatch.setattr(
+        worth, "solve", lambda asked, method: real(asked, method=method).model_copy(update={"gap": 0.5})
+    )
     assert savings(stated) == {}
 
 

@@ -15,14 +15,15 @@ from types import ModuleType
 import pytest
 from temporalio.client import Client
 
-from activities.solving import ThreadSolver
+from activities.planning_policy import PlanningPolicy
+from activities.solving import Solver, ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Unavailable
 from ipnext.infra.tether import tether
 from ipnext.model.lifecycle import Change
 from ipnext.temporal import connect, submit_change
-from workflows.worker import lifecycle_activities, planner_activities, submitter, worker_of
+from workflows.worker import Engine, engine_of, lifecycle_activities, planner_activities, worker_of
 
 ENDED_WITHIN_SECONDS = 45.0
 
@@ -58,6 +59,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def no_engine() -> Engine:
+    """For activities that ask nothing of the workflow engine."""
+    return Engine(submit=lambda _: None, wake=lambda: None)
 
 
 @pytest.fixture(scope="session")
@@ -115,13 +122,13 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
     """Workers of both queues for as long as the context is open."""
 
     @contextlib.asynccontextmanager
-    async def serve() -> AsyncIterator[None]:
+    async def serve(solver: Solver | None = None, policy: PlanningPolicy | None = None) -> AsyncIterator[None]:
         devfile = read_devfile()
-        submit = submitter(client, asyncio.get_running_loop())
+        engine = engine_of(client, asyncio.get_running_loop())
         ours = lifecycle_activities(
-            house.store, house.artifacts, house.infrastructure, submit, pause=lambda _: time.sleep(0.01)
+            house.store, house.artifacts, house.infrastructure, engine, pause=lambda _: time.sleep(0.01)
         )
-        theirs = planner_activities(house.store, ThreadSolver())
+        theirs = planner_activities(house.store, solver or ThreadSolver(), policy)
         async with (
             worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours),
             worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs),

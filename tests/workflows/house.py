@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.lifecycle import Change, ChangeKind
+from ipnext.model.lifecycle import Change, ChangeKind, Replan
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
 from ipnext.model.status import Condition, ConditionType
@@ -141,6 +141,14 @@ class House:
     def change(self, change_id: str) -> Change:
         with self.store.read() as repository:
             return repository.change(change_id)
+
+    def ask_replan(self, replan_id: str, trigger: str = "manual", **more: object) -> Replan:
+        with self.store.begin() as repository:
+            return repository.add_replan(replan_id, trigger, **more)
+
+    def replan(self, replan_id: str) -> Replan:
+        with self.store.read() as repository:
+            return repository.replan(replan_id)
 
     def condition(self, name: str, kind: ConditionType = ConditionType.READY) -> Condition:
         with self.store.read() as repository:

@@ -17,7 +17,7 @@ from ipnext.devfile import read_devfile
 from ipnext.store.session import Store
 from ipnext.temporal import connect
 from workflows.faults import Faults, fault_of
-from workflows.worker import lifecycle_activities, planner_activities, submitter, worker_of
+from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 
 class Remote(BaseManager):
@@ -32,8 +32,8 @@ async def main(root: Path, socket: str, address: str) -> None:
     client = await connect(address=address)
     fault = fault_of(os.environ)
     interceptors = [Faults(fault)] if fault else []
-    submit = submitter(client, asyncio.get_running_loop())
-    ours = lifecycle_activities(store, FileArtifactStore(root / "artifacts"), remote.infrastructure(), submit)
+    engine = engine_of(client, asyncio.get_running_loop())
+    ours = lifecycle_activities(store, FileArtifactStore(root / "artifacts"), remote.infrastructure(), engine)
     devfile = read_devfile()
     async with AsyncExitStack() as workers:
         for queue, activities in (

@@ -21,9 +21,9 @@ from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.infra.tether import tether
-from ipnext.model.lifecycle import ChangeKind, ReplanInput
-from ipnext.temporal import connect, start_replan, submit_change
-from workflows.worker import lifecycle_activities, planner_activities, submitter, worker_of
+from ipnext.model.lifecycle import ChangeKind, ScheduledReplan
+from ipnext.temporal import connect, submit_change
+from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 HISTORIES = Path(__file__).parent / "histories"
 MODEL = "ranker"
@@ -50,8 +50,13 @@ async def record(client: Client, house: Any) -> None:
             "region: eu-west, hardware: cpu, units: 40", "region: eu-west, hardware: cpu, units: 0"
         )
     )
-    workflow_id, run_id = await start_replan(client, ReplanInput())
-    await client.get_workflow_handle(workflow_id, run_id=run_id).result()
+    await client.execute_workflow(
+        names.SCHEDULED_REPLAN_WORKFLOW,
+        ScheduledReplan(id="hourly"),
+        id="replan/schedule",
+        task_queue=names.LIFECYCLE_QUEUE,
+    )
+    await until(lambda: house.replan("hourly").state.final)
     await carry_out(house.ask(MODEL, ChangeKind.RETIRE, "retire"))
     for file, found in {
         "model": names.model_workflow_id(MODEL),
@@ -62,7 +67,8 @@ async def record(client: Client, house: Any) -> None:
         "lifecycle-retire": names.lifecycle_workflow_id(MODEL, "retire"),
         "transition-done": names.transition_workflow_id("second"),
         "transition-back": names.transition_workflow_id("failing"),
-        "replan": workflow_id,
+        "replan": names.REPLAN_ID,
+        "scheduled-replan": "replan/schedule",
     }.items():
         history = await client.get_workflow_handle(found).fetch_history()
         text = json.dumps(scrubbed(json.loads(history.to_json())), indent=1, sort_keys=True)
@@ -82,8 +88,8 @@ async def main(address: str, root: Path) -> None:
     house = load_house().House(root)
     house.apply_fleet()
     devfile = read_devfile()
-    submit = submitter(client, asyncio.get_running_loop())
-    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, submit)
+    engine = engine_of(client, asyncio.get_running_loop())
+    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine)
     theirs = planner_activities(house.store, ThreadSolver())
     async with AsyncExitStack() as workers:
         await workers.enter_async_context(worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours))

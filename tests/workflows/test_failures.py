@@ -79,7 +79,7 @@ async def test_replicas_that_never_get_ready_end_at_the_deadline(house, model, c
     assert "ready for generation 1" in change.message
     assert house.held(model) == {}
     with house.store.read() as repository:
-        assert not repository.plan_in_force().plan.replicas, "the plan claims no supply for what does not run"
+        assert repository.placement(model) is None, "the plan claims no supply for what does not run"
 
 
 async def test_a_region_that_stays_away_is_named(house, model, serves_one, carried_out):

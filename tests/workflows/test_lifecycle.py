@@ -71,12 +71,13 @@ async def test_parts_that_do_not_fit_together_are_refused_by_the_edge(house, kit
 
 
 async def test_a_first_publish_that_fits_nowhere_is_refused_with_the_binding_rules(house, model, carried_out):
-    house.apply(model, demand=[{"region": "us-east", "qps": 350}], latencyToleranceMs=0)
+    part = {"engine": "torch", "hardware": [{"kind": "cpu", "units": 41, "qps": 1000}]}
+    house.apply(model, parts=[{"name": "sparse", **part}, {"name": "dense", **part}])
 
     change = await carried_out(house.publish(model, 1))
 
     assert (change.state, change.reason) == (ChangeState.REFUSED, Reason.NO_CAPACITY)
-    assert "latency" in change.message
+    assert "supply us-east/cpu" in change.message
     assert house.condition(model, ConditionType.PLANNED).status == "False"
     with house.store.read() as repository:
         assert repository.plan_in_force() is None
@@ -140,7 +141,7 @@ async def test_a_retired_model_leaves_nothing_running(house, model, carried_out,
     with house.store.read() as repository:
         record = repository.model(model)
         assert (record.retired, record.serving_generation) == (True, None)
-        assert not [row for row in repository.plan_in_force().plan.replicas if row.model == model]
+        assert repository.placement(model) is None
     handle = client.get_workflow_handle(f"model/{model}")
     assert await handle.result() is None
 

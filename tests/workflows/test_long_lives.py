@@ -13,7 +13,7 @@ from ipnext.devfile import read_devfile, server_command, server_options, tempora
 from ipnext.infra.tether import tether
 from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleInput, LifecycleResult, QueuedChange
 from ipnext.temporal import connect, submit_change
-from workflows.worker import lifecycle_activities, planner_activities, worker_of
+from workflows.worker import Engine, lifecycle_activities, planner_activities, worker_of
 
 SKIPPING = ["--dynamic-config-value", "frontend.WorkflowTimeSkippingEnabled=true"]
 
@@ -21,7 +21,11 @@ SKIPPING = ["--dynamic-config-value", "frontend.WorkflowTimeSkippingEnabled=true
 def workers(house, client):
     devfile = read_devfile()
     ours = lifecycle_activities(
-        house.store, house.artifacts, house.infrastructure, lambda _: None, pause=lambda _: time.sleep(0.01)
+        house.store,
+        house.artifacts,
+        house.infrastructure,
+        Engine(submit=lambda _: None, wake=lambda: None),
+        pause=lambda _: time.sleep(0.01),
     )
     theirs = planner_activities(house.store, ThreadSolver())
     return (

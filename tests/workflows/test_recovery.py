@@ -16,7 +16,8 @@ from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.infra.tether import tether
-from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanState
+from ipnext.temporal import wake_replan
 from workflows.worker import lifecycle_activities, planner_activities, worker_of
 
 DEMAND = {"us-east": 350.0, "eu-west": 180.0}
@@ -41,10 +42,10 @@ def doubled(activities, names: set[str]):
     return [twice(method) for method in activities]
 
 
-async def test_every_activity_may_be_done_twice(house, kit, model, client, carried_out):
+async def test_every_activity_may_be_done_twice(house, kit, model, client, carried_out, no_engine):
     house.apply(model, rollout={"canary": 1, "maxStep": 1, "deadlineSeconds": 20})
     devfile, done = read_devfile(), set()
-    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, lambda _: None)
+    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, no_engine)
     theirs = planner_activities(house.store, ThreadSolver())
     async with (
         worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), doubled(ours, done)),
@@ -165,3 +166,53 @@ async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right( 
     kit.check_floor(house.infrastructure, model, DEMAND)
     with house.store.read() as repository:
         assert repository.model(model).serving_generation == 1
+
+
+WITHOUT_EUROPE = """
+apiVersion: ipnext/v1
+kind: Fleet
+spec:
+  regions: [us-east, eu-west]
+  rttMs: [[1, 76], [76, 1]]
+  hardware: [cpu]
+  supply:
+    - {region: us-east, hardware: cpu, units: 40, unitCost: 1.0}
+"""
+
+REPLAN_STAGES = ("replan_fleet", "move_model", "finish_replan")
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param(("replan_fleet:after",), id="some"),
+        pytest.param(
+            tuple(f"{stage}:{point}" for stage in REPLAN_STAGES for point in ("before", "after")),
+            id="every",
+            marks=[pytest.mark.nemesis, pytest.mark.timeout(300)],
+        ),
+    ],
+)
+async def test_a_worker_killed_at_any_point_of_a_replan_is_replaced_and_one_plan_is_made(  # noqa: PLR0917 - fixtures
+    house, kit, model, worker_process, submit, ended, until, client, faults
+):
+    house.apply(model)
+    process = worker_process(faults[0])
+    change = house.publish(model, 1)
+    await submit(change)
+    assert (await ended(change)).state is ChangeState.DONE
+    house.apply_fleet(WITHOUT_EUROPE)
+    house.ask_replan("r1", "supply")
+    await wake_replan(client)
+    for fault in (*faults[1:], None):
+        await until(lambda found=process: found.poll() is not None)
+        assert process.returncode == -9
+        process = worker_process(fault)
+
+    replan = await until(lambda: found if (found := house.replan("r1")).state.final else None)
+    assert replan.state is ReplanState.ADOPTED
+    assert house.held(model).keys() == {f"{model}.dense.us-east.cpu", f"{model}.sparse.us-east.cpu"}
+    kit.check_floor(house.infrastructure, model, DEMAND)
+    with house.store.read() as repository:
+        assert [plan.id for plan in repository.plans(fleet_only=True)] == [replan.plan_id]
+        assert [c.state for c in repository.changes(model)] == [ChangeState.DONE] * 2

@@ -27,7 +27,8 @@ ORDER = {
     "lifecycle-retire": ["begin_change", "withdraw_model", "release_model", "finish_change"],
     "transition-done": WAVE * 2,
     "transition-back": [*WAVE[:-1], "ensure_capacity", "shift_traffic", "release_capacity"],
-    "replan": ["replan_fleet", "move_model"],
+    "replan": ["replan_fleet", "move_model", "finish_replan"],
+    "scheduled-replan": ["ask_replan"],
     "model": ["child lifecycle"] * 7,
 }
 

@@ -12,9 +12,8 @@ from temporalio import activity
 from activities.solving import ProcessSolver, ThreadSolver
 from ipnext import names
 from ipnext.devfile import ReplanSchedule, read_devfile
-from ipnext.errors import Conflict, Infeasible, InvalidInput, Unavailable
-from ipnext.model.plan import Limits, PartOption, PartProblem, Problem, RegionDemand, RegionSupply
-from ipnext.model.plan import ModelProblem as Planned
+from ipnext.errors import Conflict, InvalidInput, Unavailable
+from ipnext.settings import PlatformSettings
 from ipnext.temporal import connect, ensure_schedule, reachable, ui_link
 from workflows import policies
 from workflows.faults import Fault, fault_of
@@ -22,8 +21,8 @@ from workflows.neighbours import check_neighbours
 from workflows.worker import lifecycle_activities, planner_activities, solver_of
 
 
-def test_every_step_that_a_workflow_may_take_is_registered_on_its_queue(house):
-    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, lambda _: None)
+def test_every_step_that_a_workflow_may_take_is_registered_on_its_queue(house, no_engine):
+    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, no_engine)
     theirs = planner_activities(house.store, ThreadSolver())
     registered = {
         names.LIFECYCLE_QUEUE: {activity._Definition.must_from_callable(method).name for method in ours},
@@ -68,36 +67,12 @@ def test_a_fault_is_read_from_the_environment_and_refused_where_it_is_unclear(tm
         fault_of({"IPNEXT_FAULT": "check_gate"})
 
 
-@pytest.fixture
-def problem() -> Problem:
-    part = PartProblem(part="dense", options=(PartOption(hardware="cpu", units=1, qps=100),))
-    demand = (RegionDemand(region="r", qps=250),)
-    model = Planned(model="m", owner="o", latency_tolerance_ms=10, demand=demand, parts=(part,))
-    supply = (RegionSupply(region="r", hardware="cpu", units=10, unit_cost=1),)
-    return Problem(regions=("r",), rtt_ms=((1.0,),), hardware=("cpu",), supply=supply, models=(model,))
-
-
-def test_a_solve_in_its_own_process_gives_the_same_plan(problem):
-    beats = []
-
-    plan = ProcessSolver().solve(problem, beat=beats.append)
-
-    assert plan == ThreadSolver().solve(problem, beat=beats.append)
-    assert beats
-
-
-def test_a_solve_beyond_its_limit_is_ended_and_says_so(problem):
-    short = problem.model_copy(update={"limits": Limits(time_seconds=0.1)})
-
-    with pytest.raises(Infeasible, match=r"longer than 0\.1 s"):
-        ProcessSolver(grace_seconds=0.0).solve(short, beat=lambda _: None)
-
-
 def test_the_group_chooses_the_solver():
     group = read_devfile().group(names.PLANNER_QUEUE)
 
-    assert isinstance(solver_of(group), ProcessSolver)
-    assert isinstance(solver_of(group.model_copy(update={"executor": "threads"})), ThreadSolver)
+    settings = PlatformSettings()
+    assert isinstance(solver_of(group, settings), ProcessSolver)
+    assert isinstance(solver_of(group.model_copy(update={"executor": "threads"}), settings), ThreadSolver)
 
 
 async def test_the_schedule_is_created_once_and_brought_to_what_is_wanted(client):

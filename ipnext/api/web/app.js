@@ -200,18 +200,31 @@ function fact(name, value, kind) {
   return el("div", {}, el("dt", {}, name), el("dd", { class: kind }, value));
 }
 
-function planCard(plan) {
-  if (!plan) return el("p", { class: "card quiet" }, "No plan is in force yet: the first publish makes one.");
+function replanNote(replan) {
+  if (!replan || replan.outcome !== "failed") return null;
+  return el("p", { class: "note bad", "data-replan": replan.id }, `the replan asked by ${replan.trigger} failed `, time(replan.created_at), `: ${replan.reason}: ${replan.message}`);
+}
+
+function replanFact(replan) {
+  if (!replan) return null;
+  if (replan.outcome === "failed") return fact("newest replan", "failed", "bad");
+  const took = replan.wall_seconds === null ? "" : `, ${amount(replan.wall_seconds)} s of search`;
+  return fact("newest replan", `${words(replan.outcome)}, gap ${percent(replan.gap)}${took}`);
+}
+
+function planCard({ plan, replan }) {
+  if (!plan) return [el("p", { class: "card quiet" }, "No plan is in force yet: the first publish makes one."), replanNote(replan) ?? []];
   const s = plan.summary;
   const unmet = plan.unmet.map((u) => `${u.model} in ${u.region}: ${amount(u.qps)} requests/s unserved (${u.rules.join(", ")})`);
   return el(
     "div", { class: "card", "data-plan": s.id },
     el(
       "dl", { class: "facts" },
-      fact("plan in force", s.status), fact("cost", `${amount(s.cost_per_hour)} $/h`), fact("gap to the bound", percent(s.gap)),
+      fact("plan in force", s.scope ? `${s.status}, of ${s.scope}` : s.status), fact("cost", `${amount(s.cost_per_hour)} $/h`), fact("gap to the bound", percent(s.gap)),
       fact("unmet demand", `${amount(s.unmet_qps)} requests/s`, s.unmet_qps > 0 ? "bad" : null),
-      fact("replicas started", amount(s.moves)), fact("made by", s.trigger), fact("made", time(s.created_at)),
+      fact("replicas started", amount(s.moves)), fact("made by", s.trigger), fact("made", time(s.created_at)), replanFact(replan),
     ),
+    replanNote(replan),
     unmet.length ? el("p", { class: "note bad" }, unmet.join("; ")) : null,
   );
 }
@@ -231,7 +244,7 @@ function orEmpty(rows, text, render) {
 }
 
 function render(view) {
-  show("plan", view.plan, planCard);
+  show("plan", { plan: view.plan, replan: view.replan }, planCard);
   show("models-body", view.models, (models) => orEmpty(models, "No models yet: ipnext apply -f model.yaml", (all) => all.map(modelCard)));
   show("regions-body", view.regions, (regions) => orEmpty(regions, "No regions yet: ipnext apply -f fleet.yaml", (all) => all.map(regionCard)));
   show("changes-body", view.changes, (changes) => orEmpty(changes, "No runs yet.", (all) => el("div", { class: "card" }, table(["recorded", "model", "kind", "generation", "state", "run", "why"], all.map(changeRow)))));

@@ -13,7 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle import ChangeState, ReplanResult
+from ipnext.model.lifecycle import ChangeState, ReplanState
+from ipnext.model.resource import PlanView
 from ipnext.model.status import Reason
 from ipnext.store.session import Store
 
@@ -100,21 +101,115 @@ async def test_plans_are_listed_read_and_compared(applied):
     assert (await applied.http.get("/v1/plans/nope")).status_code == 404
 
 
-async def test_a_replan_is_started_and_followed(applied):
-    started = await applied.http.post("/v1/replan", json={})
-    assert started.status_code == 202
-    run = {"workflowId": started.json()["workflow_id"], "runId": started.json()["run_id"]}
-    assert (await applied.http.get("/v1/replan", params=run)).json()["state"] == "running"
-    applied.rooms.lifecycle.replan_result = ReplanResult(plan_id="plan-1", adopted=True, moves=2)
-    done = (await applied.http.get("/v1/replan", params=run)).json()
-    assert (done["state"], done["result"]["moves"]) == ("done", 2)
-    assert (await applied.http.get("/v1/replan", params=run | {"runId": "x"})).status_code == 404
+async def test_a_plan_is_read_without_its_documents_or_with_them_as_they_lie_in_the_store(applied):
+    applied.rooms.adopt_plan("plan-1")
+    applied.rooms.fail_replan("the planner was killed")
+    summary = (await applied.http.get("/v1/plans/plan-1/summary")).json()
+    whole = (await applied.http.get("/v1/plans/plan-1")).json()
+    assert {**whole, "problem": None, "plan": None, "diff": None} == {
+        **summary, "problem": None, "plan": None, "diff": None
+    }  # fmt: skip
+    assert PlanView.model_validate(whole).problem.models[0].model == "ranker"
+    assert (summary["wall_seconds"], summary["cpu_seconds"], summary["peak_memory_bytes"]) == (1.5, 2.5, 2**20)
+    assert (summary["method"], summary["bound"], summary["bound_covers"]) == ("highs", 9.5, "all")
+    failed = (await applied.http.get("/v1/plans?fleetOnly=true")).json()[0]
+    assert (failed["outcome"], failed["reason"], failed["has_documents"]) == ("failed", "PlannerFailed", False)
+    for path in ("/v1/plans/replan-failed", "/v1/plans/replan-failed/diff"):
+        answer = await applied.http.get(path)
+        assert (answer.status_code, "only its line is kept" in answer.json()["message"]) == (404, True)
 
 
-async def test_a_replan_while_the_engine_is_down_is_unavailable(applied):
+async def test_a_replan_is_recorded_handed_on_and_followed(applied):
+    asked = await applied.http.post("/v1/replans", json={"replanId": "r1", "dryRun": True, "maxMoves": 3})
+    assert asked.status_code == 202
+    assert (asked.json()["state"], asked.json()["dry_run"], asked.json()["max_moves"]) == ("recorded", True, 3)
+    again = await applied.http.post("/v1/replans", json={"replanId": "r1", "dryRun": True, "maxMoves": 3})
+    assert again.json()["id"] == "r1"
+    other = await applied.http.post("/v1/replans", json={"replanId": "r1"})
+    assert (other.status_code, other.json()["code"]) == (409, "Conflict")
+    await applied.eventually(lambda: applied.rooms.lifecycle.replans_woken > 0)
+    applied.rooms.finish_replan("r1", state=ReplanState.DRY_RUN, message="told")
+    done = (await applied.http.get("/v1/replans/r1")).json()
+    assert (done["state"], done["plan_id"], done["message"]) == ("dry_run", "plan-1", "told")
+    assert done["run_url"].endswith("/workflows/replan/run-of-replan")
+    assert [r["id"] for r in (await applied.http.get("/v1/replans")).json()] == ["r1"]
+    assert (await applied.http.get("/v1/replans/none")).status_code == 404
+
+
+async def test_a_replan_while_the_engine_is_down_is_recorded_and_handed_on_later(applied):
     applied.rooms.lifecycle.down = True
-    answer = await applied.http.post("/v1/replan", json={})
-    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "Unavailable", "1")
+    answer = await applied.http.post("/v1/replans", json={"replanId": "r1"})
+    assert (answer.status_code, answer.json()["state"]) == (202, "recorded")
+    applied.rooms.lifecycle.down = False
+
+    def queued():
+        with applied.rooms.store.read() as unit:
+            return unit.replan("r1").state is ReplanState.QUEUED
+
+    await applied.eventually(queued, seconds=20)
+
+
+def _fleet(world, units):
+    document = world.rooms.fleet_document()
+    document["spec"]["supply"][0]["units"] = units
+    return document
+
+
+async def test_a_changed_fleet_asks_for_one_replan_however_many_changes_come(applied):
+    applied.rooms.adopt_plan()
+    for units in (9, 9, 10, 11):
+        (await applied.http.put("/v1/fleet", json=_fleet(applied, units))).raise_for_status()
+    (await applied.http.put("/v1/fleet?dryRun=true", json=_fleet(applied, 12))).raise_for_status()
+    replans = (await applied.http.get("/v1/replans")).json()
+    assert [(r["id"], r["trigger"], r["state"]) for r in replans] == [("supply-2", "supply", "recorded")]
+    assert replans[0]["not_before"] > replans[0]["created_at"], "it waits for further changes"
+    assert applied.rooms.lifecycle.replans_woken == 0
+
+
+async def test_a_changed_fleet_is_handed_on_once_its_time_has_come(rooms):
+    settings = rooms.settings.model_copy(update={"replan_delay_seconds": 0.0})
+    rooms.seed("ranker")
+    rooms.adopt_plan()
+    app = dataclasses.replace(rooms, settings=settings).app()
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://api") as http,
+    ):
+        document = rooms.fleet_document()
+        document["spec"]["supply"][0]["unitCost"] = 2
+        (await http.put("/v1/fleet", json=document)).raise_for_status()
+        for _ in range(1000):
+            await asyncio.sleep(0.01 if not rooms.lifecycle.replans_woken else 0)
+        assert rooms.lifecycle.replans_woken == 1
+
+
+@pytest.mark.parametrize(("switched_on", "placed"), [(False, True), (True, False)])
+async def test_a_changed_fleet_asks_for_nothing_where_that_is_switched_off_or_nothing_is_placed(
+    rooms, switched_on, placed
+):
+    settings = rooms.settings.model_copy(update={"replan_on_supply": switched_on})
+    rooms.seed("ranker")
+    if placed:
+        rooms.adopt_plan()
+    app = dataclasses.replace(rooms, settings=settings).app()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://api") as http:
+        document = rooms.fleet_document()
+        document["spec"]["supply"][0]["units"] = 9
+        (await http.put("/v1/fleet", json=document)).raise_for_status()
+        assert (await http.get("/v1/replans")).json() == []
+
+
+async def test_a_model_that_no_region_reaches_in_time_is_refused_and_so_is_a_fleet_that_makes_it_so(applied):
+    document = applied.rooms.model_document("far")
+    document["spec"]["latencyToleranceMs"] = 0.5
+    answer = await applied.http.put("/v1/models/far", json=document)
+    assert (answer.status_code, answer.json()["field"]) == (400, "spec.latencyToleranceMs")
+    assert "reaches no region from eu; allowed: at least 1" in answer.json()["message"]
+    fleet = applied.rooms.fleet_document()
+    fleet["spec"]["rttMs"] = [[900, 901], [901, 900]]
+    answer = await applied.http.put("/v1/fleet", json=fleet)
+    assert (answer.status_code, answer.json()["code"]) == (409, "Conflict")
 
 
 async def test_a_change_that_the_engine_can_never_take_ends_refused(applied, monkeypatch):
@@ -152,6 +247,8 @@ async def test_metrics_tell_changes_models_plan_and_supply(applied):
     await applied.publish("a")
     applied.rooms.serve(1)
     applied.rooms.adopt_plan()
+    await applied.http.post("/v1/replans", json={"replanId": "r1"})
+    applied.rooms.finish_replan("r1", moves=4)
     text = (await applied.http.get("/metrics")).text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert values["ipnext_models_ready"] == "1.0"
@@ -159,6 +256,18 @@ async def test_metrics_tell_changes_models_plan_and_supply(applied):
     assert values['ipnext_changes{state="done"}'] == "1.0"
     assert values['ipnext_unmet_demand_qps{model="ranker",region="eu"}'] == "12.5"
     assert values["ipnext_plan_gap_ratio"] == "0.05"
+    assert values['ipnext_owner_unmet_demand_qps{owner="search"}'] == "12.5"
+    assert values['ipnext_priority_unmet_demand_qps{priority="2"}'] == "12.5"
+    assert values['ipnext_owner_cost_dollars_per_hour{owner="search"}'] == "4.0"
+    assert (values["ipnext_plan_cost_dollars_per_hour"], values["ipnext_plan_bound_dollars_per_hour"]) == ("4.0", "9.5")
+    assert values["ipnext_plan_objective_dollars_per_hour"] == "10.0"
+    assert (values["ipnext_solve_seconds"], values["ipnext_solve_cpu_seconds"]) == ("1.5", "2.5")
+    assert values['ipnext_supply_planned_units{hardware="cpu",region="eu"}'] == "4.0"
+    assert values['ipnext_supply_planned_units{hardware="cpu",region="us"}'] == "0.0"
+    assert values['ipnext_replans_total{outcome="adopted",trigger="manual"}'] == "1.0"
+    assert values['ipnext_replans_total{outcome="failed",trigger="manual"}'] == "0.0"
+    assert values["ipnext_replan_moves_total"] == "4.0"
+    assert values["ipnext_replans_waiting"] == "0.0"
     assert values['ipnext_supply_units{hardware="cpu",region="eu"}'] == "8.0"
     assert values['ipnext_supply_used_units{hardware="cpu",region="eu"}'] == "4.0"
     assert 'ipnext_run_duration_seconds{kind="publish",model="ranker",state="done"}' in values
@@ -187,6 +296,7 @@ async def test_the_overview_holds_everything_the_page_shows(applied):
     assert [m["model"]["status"]["servingGeneration"] for m in view["models"]] == [1]
     assert view["models"][0]["generations"][0]["number"] == 1
     assert (view["plan"]["summary"]["id"], len(view["changes"]), len(view["events"])) == ("plan-1", 1, 1)
+    assert (view["replan"]["id"], view["replan"]["outcome"]) == ("plan-1", "adopted")
     assert [r["region"] for r in view["regions"]] == ["eu", "us"]
 
 
@@ -214,7 +324,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 BODIES = ("PUT /v1/fleet", "PUT /v1/models/ranker", "POST /v1/models/ranker/publish", "POST /v1/models/ranker/rollback",
-          "POST /v1/replan", "POST /v1/artifacts/missing", "POST /v1/artifacts/snapshots")  # fmt: skip
+          "POST /v1/replans", "POST /v1/artifacts/missing", "POST /v1/artifacts/snapshots")  # fmt: skip
 FUZZ = hypothesis_settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ipnext.cli import app
-from ipnext.model.lifecycle import ChangeState, ReplanResult
+from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.status import Reason
 
 
@@ -51,6 +51,9 @@ def serving(applied, live, parts):
     applied("publish", "ranker", *parts)
     live.rooms.serve(1)
     live.rooms.adopt_plan()
+    with live.rooms.store.begin() as unit:
+        unit.add_replan("r0", "schedule")
+    live.rooms.finish_replan("r0")
     return applied
 
 
@@ -68,7 +71,7 @@ def test_json_is_pure_and_messages_go_to_stderr(applied, parts):
     assert "uploading" in result.stderr
 
 
-@pytest.mark.parametrize("what", ["models", "plans", "regions", "fleet"])
+@pytest.mark.parametrize("what", ["models", "plans", "replans", "regions", "fleet"])
 def test_every_listing_has_three_forms(serving, what):
     assert serving("get", what).stdout
     plain = json.loads(serving("get", what, "-o", "json").stdout)
@@ -194,15 +197,76 @@ def test_a_model_of_one_part_takes_a_bare_directory(applied, live):
     assert "publish" in applied("publish", "simple", "--part", live.rooms.directory / "a=b").stdout
 
 
-def test_rollback_delete_and_replan(serving, live):
+def test_rollback_and_delete(serving, live):
     live.rooms.publish_directly("ranker", "b")
     live.rooms.serve(2)
     assert json.loads(serving("rollback", "ranker", "-o", "json").stdout)["generation"] == 1
     assert json.loads(serving("rollback", "ranker", "--to", "1", "-o", "json").stdout)["generation"] == 1
-    assert "replan started" in serving("replan").stderr
-    live.rooms.lifecycle.replan_result = ReplanResult(plan_id="plan-1", adopted=True, moves=3, models=("ranker",))
-    assert serving("replan", "--wait").stdout.splitlines()[1].split() == ["plan-1", "yes", "3", "ranker", "-"]
     assert "retire" in serving("delete", "ranker").stdout
+
+
+def _end_replan(live, **told):
+    """Play the workflow: end the next replan once it is recorded."""
+
+    def recorded():
+        with live.rooms.store.read() as unit:
+            return [replan.id for replan in unit.replans()]
+
+    known = recorded()
+
+    def play():
+        while (found := recorded()) == known:
+            threading.Event().wait(0.01)
+        live.rooms.finish_replan(found[0], **told)
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    return thread
+
+
+def test_a_replan_is_asked_for_and_followed(serving, live):
+    asked = serving("replan")
+    assert "is recorded; follow it with `ipnext get replans`" in asked.stderr
+    thread = _end_replan(live, moves=3, models=("ranker",), message="saves 3 $/h")
+    result = serving("replan", "--wait", "--timeout", "20")
+    thread.join()
+    line = result.stdout.splitlines()[1].split()
+    assert (line[1:6], line[-3:]) == (["manual", "adopted", "plan-1", "3", "ranker"], ["saves", "3", "$/h"])
+
+
+def test_a_dry_run_is_waited_for_and_shows_what_would_change(serving, live):
+    thread = _end_replan(live, state=ReplanState.DRY_RUN, message="dry run: saves 3 $/h")
+    result = serving("replan", "--dry-run", "--max-moves", "2", "--timeout", "20")
+    thread.join()
+    assert "dry run: saves 3 $/h" in result.stdout
+    assert "4 replicas started; 0 -> 4 $/h" in result.stdout
+    with live.rooms.store.read() as unit:
+        assert (unit.replans()[0].dry_run, unit.replans()[0].max_moves) == (True, 2)
+
+
+def test_a_replan_that_fails_is_exit_1_with_the_reason(serving, live):
+    thread = _end_replan(live, state=ReplanState.FAILED, reason=Reason.PLANNER_FAILED, message="it was killed")
+    result = serving("replan", "--wait", "--timeout", "20", status=1)
+    thread.join()
+    assert result.stderr.splitlines()[-1] == "error: the replan failed: PlannerFailed: it was killed"
+
+
+def test_plans_are_listed_with_the_replans_that_found_none_and_described_one_by_one(serving, live):
+    live.rooms.fail_replan("the planner was killed; the plan in force stays")
+    lines = serving("get", "plans").stdout.splitlines()
+    heads = "plan in force of outcome $/h gap unmet/s moves solve s trigger age message"
+    assert lines[0].split() == heads.split()
+    assert "PlannerFailed: the planner was killed" in lines[1]
+    assert lines[2].split()[:10] == ["plan-1", "*", "the", "fleet", "adopted", "4", "5.00%", "12.5", "4", "1.5"]
+    text = serving("describe", "plan", "plan-1").stdout
+    for word in ("adopted, in force, of the fleet", "the bound covers", "9.5", "1.50", "2.50", "1 MiB", "0" * 64):
+        assert word in text
+    assert "4 replicas started; 0 -> 4 $/h" in text
+    failed = serving("describe", "plan", "replan-failed").stdout
+    assert "PlannerFailed: the planner was killed" in failed
+    assert json.loads(serving("describe", "plan", "plan-1", "-o", "json").stdout)["diff"]["moves"] == 4
+    assert serving("describe", "plan", "nope", status=2).stderr.startswith("error: plan 'nope'")
+    assert "allowed: MODEL, plan PLAN" in serving("describe", "a", "b", status=2).stderr
 
 
 @pytest.fixture

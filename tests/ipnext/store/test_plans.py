@@ -6,80 +6,182 @@ import pytest
 
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
-from ipnext.model.plan import Plan, PlanDiff, Problem, SolverInfo
+from ipnext.model.lifecycle import ChangeState
+from ipnext.model.plan import (
+    ModelProblem,
+    PartOption,
+    PartProblem,
+    Plan,
+    PlanDiff,
+    Problem,
+    RegionDemand,
+    RegionSupply,
+    ReplicaCount,
+    SolverInfo,
+    TrafficShare,
+    Unmet,
+)
 from ipnext.model.rollout import FleetState, GenerationShare, Transition, TransitionState, Wave
 from ipnext.model.status import ConditionType, Reason
-from ipnext.store.records import PlanRecord, TransitionRecord
+from ipnext.store.placements import PreparedPlan
+from ipnext.store.records import PlanEntry, PlanRecord, SolveUse, TransitionRecord
 
 NOW = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
 
 
-def plan(plan_id: str, *, message: str = "") -> PlanRecord:
-    problem = Problem(regions=("north",), rtt_ms=((0.0,),), hardware=("cpu",), supply=(), models=())
+def wishes(model: str, *, owner: str = "search", priority: float = 1.0) -> ModelProblem:
+    part = PartProblem(part="dense", options=(PartOption(hardware="cpu", units=2, qps=100),))
+    return ModelProblem(
+        model=model,
+        owner=owner,
+        priority=priority,
+        latency_tolerance_ms=100,
+        demand=(RegionDemand(region="north", qps=250),),
+        parts=(part,),
+    )
+
+
+def plan(
+    plan_id: str,
+    *,
+    counts: dict[str, int] | None = None,
+    scope: str | None = None,
+    unmet: dict[str, float] | None = None,
+    **more: object,
+) -> PreparedPlan:
+    """A plan that gives each model of `counts` so many replicas of two units in the north, at 1.5 $/h a unit."""
+    counts = {"ctr": 3} if counts is None else counts
+    problem = Problem(
+        regions=("north", "south"),
+        rtt_ms=((0.0, 9.0), (9.0, 0.0)),
+        hardware=("cpu",),
+        supply=(RegionSupply(region="north", hardware="cpu", units=100, unit_cost=1.5),),
+        models=tuple(wishes(model) for model in counts),
+    )
     solved = Plan(
         status="optimal",
         objective=1.5,
         bound=1.5,
         gap=0.0,
         bound_covers="all",
-        cost_per_hour=0.1 + 0.2,
-        replicas=(),
-        traffic=(),
-        solver=SolverInfo(method="highs", seconds=0.25),
+        cost_per_hour=sum(counts.values()) * 3.0,
+        replicas=tuple(
+            ReplicaCount(model=model, part="dense", region="north", hardware="cpu", count=count)
+            for model, count in counts.items()
+        ),
+        traffic=tuple(TrafficShare(model=model, origin="north", to="north", fraction=1) for model in counts),
+        unmet=tuple(
+            Unmet(model=model, region="north", qps=qps, rules=("supply",)) for model, qps in (unmet or {}).items()
+        ),
+        solver=SolverInfo(method="highs", seconds=0.0),
     )
-    return PlanRecord(
+    record = PlanRecord(
         id=plan_id,
         trigger="manual",
+        scope=scope,
         input_digest="ab" * 32,
         problem=problem,
         plan=solved,
         diff=PlanDiff(moves=1),
-        message=message,
+        use=SolveUse(wall_seconds=0.25, cpu_seconds=0.5, peak_memory_bytes=2**33),
         created_at=NOW,
+        **more,
     )
+    return PreparedPlan.of(record)
 
 
-def test_a_plan_comes_back_exactly(store):
+def test_a_plan_comes_back_exactly_with_what_it_took(store):
     with store.begin() as repository:
-        repository.save_plan(plan("p1"))
+        entry = repository.save_plan(plan("p1"))
     with store.begin() as repository:
-        assert repository.plan("p1") == plan("p1")
-        with pytest.raises(NotFound, match="'p2'"):
-            repository.plan("p2")
+        assert repository.plan("p1") == plan("p1").record
+        assert repository.plan_entry("p1") == entry
+        assert (entry.use.wall_seconds, entry.use.peak_memory_bytes) == (0.25, 2**33)
+        assert (entry.method, entry.bound, entry.bound_covers, entry.cost_per_hour) == ("highs", 1.5, "all", 9.0)
+        assert repository.plan_diff("p1") == PlanDiff(moves=1)
+        assert Problem.model_validate_json(repository.plan_documents("p1").problem) == plan("p1").record.problem
+        for ask in (repository.plan, repository.plan_entry, repository.plan_diff, repository.plan_documents):
+            with pytest.raises(NotFound, match="'p2'"):
+                ask("p2")
+
+
+def test_documents_lie_packed(store):
+    with store.begin() as repository:
+        repository.save_plan(plan("p1", counts={f"m-{n:04}": 1 for n in range(200)}))
+        size = repository.connection().exec_driver_sql("SELECT length(problem) FROM plans").scalar()
+        documents = repository.plan_documents("p1")
+    assert size < len(documents.problem) / 10
 
 
 def test_plans_of_one_moment_are_listed_newest_first(store):
     with store.begin() as repository:
         for number in range(5):
-            repository.save_plan(plan(f"p{number}"))
-        assert [record.id for record in repository.plans(limit=3)] == ["p4", "p3", "p2"]
+            repository.save_plan(plan(f"p{number}", scope="ctr" if number == 3 else None))
+        assert [entry.id for entry in repository.plans(limit=3)] == ["p4", "p3", "p2"]
+        assert [entry.id for entry in repository.plans(limit=3, fleet_only=True)] == ["p4", "p2", "p1"]
+        assert repository.fleet_plans(["p3", "p4", "p9"]) == {"p4"}
 
 
 def test_one_plan_is_in_force_and_adopting_it_needs_the_one_before(store):
     with store.begin() as repository:
         assert repository.plan_in_force() is None
         repository.save_plan(plan("p1"))
-        repository.save_plan(plan("p2"))
         repository.save_plan(plan("p3"))
         with pytest.raises(StaleWrite, match="plan None is in force, the write expects 'p0'"):
-            repository.adopt_plan("p1", expected="p0")
-        assert repository.adopt_plan("p1", expected=None).adopted
-        assert repository.adopt_plan("p1", expected=None).adopted, "adopting it again changes nothing"
+            repository.adopt_plan(plan("p1"), expected="p0")
+        assert repository.adopt_plan(plan("p1"), expected=None).adopted
+        assert repository.adopt_plan(plan("p1"), expected=None).adopted, "adopting it again changes nothing"
         with pytest.raises(StaleWrite, match="plan 'p1' is in force"):
-            repository.adopt_plan("p2", expected=None)
-        repository.adopt_plan("p2", expected="p1")
+            repository.adopt_plan(plan("p2"), expected=None)
+        repository.adopt_plan(plan("p2"), expected="p1")
     with store.begin() as repository:
-        assert repository.plan_in_force().id == "p2"
-        assert {record.id: record.adopted for record in repository.plans()} == {"p1": True, "p2": True, "p3": False}
+        assert (repository.plan_in_force().id, repository.plan_in_force().based_on) == ("p2", "p1")
+        assert {entry.id: entry.adopted for entry in repository.plans()} == {"p1": True, "p2": True, "p3": False}
 
 
 def test_a_plan_is_replaced_until_it_is_adopted(store):
     with store.begin() as repository:
         repository.save_plan(plan("p1"))
         assert repository.save_plan(plan("p1", message="again")).message == "again"
-        repository.adopt_plan("p1", expected=None)
+        repository.adopt_plan(plan("p1", message="adopted"), expected=None)
         kept = repository.save_plan(plan("p1", message="too late"))
-    assert (kept.message, kept.adopted) == ("again", True)
+    assert (kept.message, kept.adopted) == ("adopted", True)
+
+
+def test_a_replan_that_found_no_plan_leaves_a_line(store):
+    failed = PlanEntry(
+        id="p1",
+        trigger="schedule",
+        outcome="failed",
+        reason=Reason.PLANNER_FAILED,
+        message="killed",
+        has_documents=False,
+        created_at=NOW,
+    )
+    with store.begin() as repository:
+        assert repository.save_failure(failed) == failed
+        with pytest.raises(NotFound, match="only its line is kept"):
+            repository.plan("p1")
+        repository.save_plan(plan("p2"))
+        assert repository.save_failure(failed.model_copy(update={"id": "p2"})).outcome == "kept", "a plan stays"
+        assert repository.newest_fleet_plan(outcomes=("failed",)) == failed
+
+
+def test_old_plans_of_the_fleet_go_and_adopted_ones_keep_their_line(store):
+    with store.begin() as repository:
+        repository.adopt_plan(plan("a1"), expected=None)
+        repository.adopt_plan(plan("a2", counts={"ctr": 4}), expected="a1")
+        for number in range(4):
+            repository.save_plan(plan(f"k{number}"))
+        repository.adopt_plan(plan("one", counts={"ctr": 5}, scope="ctr"), expected="a2")
+        repository.prune_plans(keep=2)
+    with store.begin() as repository:
+        held = {entry.id: entry.has_documents for entry in repository.plans()}
+        assert held == {"one": True, "k3": True, "k2": True, "a2": True, "a1": False}, "a2 was adopted last"
+        with pytest.raises(NotFound, match="too old"):
+            repository.plan("a1")
+        assert repository.plan_in_force_id() == "one"
+        assert repository.prune_plans(keep=2) == 0
 
 
 def transition(transition_id: str = "t1", *, waves: int = 2) -> TransitionRecord:
@@ -118,6 +220,18 @@ def test_transitions_are_listed_newest_first(applied):
         assert [record.id for record in repository.transitions("ctr", limit=2)] == ["t2", "t1"]
         with pytest.raises(NotFound):
             repository.transition("t9")
+
+
+def test_a_transition_is_under_way_until_it_or_its_change_has_ended(applied, make):
+    with applied.begin() as repository:
+        change = repository.publish("ctr", {"dense": make.source("d"), "sparse": make.source("s")}, change_id="c1")
+        assert repository.transitions_under_way(but="other") == ()
+        repository.save_transition(transition())
+        assert [record.id for record in repository.transitions_under_way(but="other")] == ["t1"]
+        assert repository.transitions_under_way(but="ctr") == ()
+        repository.update_change(change.id, state=ChangeState.DONE)
+        assert repository.transitions_under_way(but="other") == ()
+        assert repository.ended_changes(["c1", "c2"]) == {"c1"}
 
 
 def deployment(region: str = "north", *, replicas: int = 1, model: str = "ctr") -> Deployment:
@@ -192,7 +306,7 @@ def test_events_are_listed_newest_first_for_a_model_or_for_all(applied, make):
 def test_times_come_back_in_utc_to_the_microsecond(store):
     east = datetime(2026, 3, 29, 3, 30, 0, 123456, tzinfo=timezone(timedelta(hours=2)))
     with store.begin() as repository:
-        repository.save_plan(plan("p1").model_copy(update={"created_at": east}))
+        repository.save_plan(plan("p1").told(created_at=east))
     with store.begin() as repository:
         created_at = repository.plan("p1").created_at
     assert created_at == east

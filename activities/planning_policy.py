@@ -1,0 +1,39 @@
+"""What the platform asks of every plan: weights, limits, when a new plan is worth its moves, how many are kept."""
+
+from dataclasses import dataclass
+
+from ipnext.model.plan import Limits, Objective
+from ipnext.settings import PlatformSettings
+
+OBJECTIVE = Objective(latency_weight=0.0001, move_cost=0.05, unmet_cost=10.0)
+
+REPLAN_LIMITS = Limits(time_seconds=60.0, gap=0.01)
+
+PLACE_LIMITS = Limits(time_seconds=20.0, gap=0.01)
+"""One model on what the others leave: seconds at most, not minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningPolicy:
+    """The defaults are those of `ipnext.settings`, which says why; a test holds them together."""
+
+    objective: Objective = OBJECTIVE
+    replan_limits: Limits = REPLAN_LIMITS
+    place_limits: Limits = PLACE_LIMITS
+    dead_band: float = 0.02
+    """Share of the plan's cost that a new one must save."""
+    kept_plans: int = 50
+
+    @classmethod
+    def of(cls, settings: PlatformSettings) -> "PlanningPolicy":
+        """The policy of a platform's settings."""
+        return cls(
+            objective=Objective(
+                latency_weight=settings.latency_weight, move_cost=settings.move_cost, unmet_cost=settings.unmet_cost
+            ),
+            replan_limits=Limits(
+                max_moves=settings.replan_max_moves, time_seconds=settings.replan_time_seconds, gap=settings.replan_gap
+            ),
+            dead_band=settings.replan_dead_band,
+            kept_plans=settings.kept_plans,
+        )

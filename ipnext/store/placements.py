@@ -1,0 +1,271 @@
+"""The plan in force, model by model, and what it takes of the supply: summed up by the database, not in Python.
+
+A publish asks what all other models hold. Reading their plans would cost seconds at ten thousand models; these
+questions cost milliseconds.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, delete, insert
+from sqlalchemy import select as sa_select
+from sqlmodel import col, func, select
+
+from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare, Unmet
+from ipnext.model.value import canonical_json
+from ipnext.store.records import Placement, PlanDocuments, PlanRecord
+from ipnext.store.tables import METADATA, DeploymentRow, PlacedReplicasRow, PlacementRow
+from ipnext.store.unit import Unit, batches, document, plain
+
+Units = dict[tuple[str, str], float]
+"""(region, hardware) -> units."""
+
+PLACEMENTS = METADATA.tables[PlacementRow.__tablename__]
+"""The table itself: ten thousand rows are read faster without the objects around them."""
+
+DIGITS = 9
+"""Sums of fractions come in the database's own order: what lies below is noise."""
+
+
+class Placements(Unit):
+    """What the plan in force gives each model."""
+
+    def placement(self, model: str) -> Placement | None:
+        """What the plan in force gives a model; None where it does not know it."""
+        row = self._session.connection().execute(sa_select(PLACEMENTS).where(PLACEMENTS.c.model == model)).first()
+        return None if row is None else _placement(row)
+
+    def placements(self) -> tuple[Placement, ...]:
+        """What the plan in force gives every model, by name."""
+        found = [_placement(row) for row in self._session.connection().execute(sa_select(PLACEMENTS))]
+        return tuple(sorted(found, key=lambda placement: placement.model))
+
+    def placed_by(self) -> Mapping[str, str]:
+        """Model -> the plan that decided its placement."""
+        return dict(self._session.exec(select(PlacementRow.model, PlacementRow.plan_id)).all())
+
+    def unmet(self) -> tuple[Unmet, ...]:
+        """Demand that the plan in force leaves unserved, by model."""
+        query = select(PlacementRow.unmet).where(PlacementRow.unmet_qps > 0).order_by(PlacementRow.model)
+        return tuple(Unmet.model_validate(item) for text in self._session.exec(query) for item in plain(text))
+
+    def units_entitled(self, *, but: str) -> Units:
+        """Units that all models but one may hold by the plan in force, or by what runs where it does not know them."""
+        placed, running = PlacedReplicasRow, DeploymentRow
+        unknown = ~col(running.model).in_(select(PlacementRow.model))
+        return _summed(
+            self._sums(placed, col(placed.count) * col(placed.units), col(placed.model) != but),
+            self._sums(running, col(running.replicas) * col(running.units), col(running.model) != but, unknown),
+        )
+
+    def units_needed(self, *, but: Collection[str]) -> Units:
+        """Units that all models but some need at most: of each replica set what is placed or what runs, the larger."""
+        placed, running = PlacedReplicasRow, DeploymentRow
+        planned = func.coalesce(col(placed.count) * col(placed.units), 0.0)
+        now = col(running.replicas) * col(running.units)
+        beyond = (
+            select(running.region, running.hardware, func.sum(now - planned))
+            .join(placed, _same_slot(placed, running), isouter=True)
+            .where(col(running.model).not_in(tuple(but)), now > planned)
+            .group_by(running.region, running.hardware)
+        )
+        taken = col(placed.count) * col(placed.units)
+        return _summed(
+            self._sums(placed, taken, col(placed.model).not_in(tuple(but))), self._session.exec(beyond).all()
+        )
+
+    def units_of_owner(self, owner: str, *, but: str) -> Units:
+        """Units that an owner's models, but one, may hold by the plan in force."""
+        placed = PlacedReplicasRow
+        taken = col(placed.count) * col(placed.units)
+        return _summed(self._sums(placed, taken, col(placed.owner) == owner, col(placed.model) != but))
+
+    def units_placed(self) -> Units:
+        """Units that the plan in force takes."""
+        placed = PlacedReplicasRow
+        return _summed(self._sums(placed, col(placed.count) * col(placed.units)))
+
+    def owner_figures(self) -> Mapping[str, tuple[float, float]]:
+        """Owner -> $/h and unmet requests a second by the plan in force."""
+        row = PlacementRow
+        query = select(row.owner, func.sum(row.cost_per_hour), func.sum(row.unmet_qps)).group_by(row.owner)
+        return {owner: (cost, unmet) for owner, cost, unmet in self._session.exec(query.order_by(row.owner))}
+
+    def unmet_by_priority(self) -> Mapping[float, float]:
+        """Priority -> unmet requests a second by the plan in force, the highest first."""
+        row = PlacementRow
+        query = select(row.priority, func.sum(row.unmet_qps)).group_by(col(row.priority))
+        return dict(sorted(self._session.exec(query).all(), reverse=True))
+
+    def _sums(self, row: Any, taken: ColumnElement[Any], *where: ColumnElement[bool]) -> Iterable[Any]:
+        query = select(row.region, row.hardware, func.sum(taken)).where(*where)
+        return self._session.exec(query.group_by(row.region, row.hardware)).all()
+
+    def _figures(self, *, but: str | None = None) -> dict[str, float]:
+        """Cost and unmet demand of the plan in force, of all models or all but one."""
+        row = PlacementRow
+        query = select(func.coalesce(func.sum(row.cost_per_hour), 0.0), func.coalesce(func.sum(row.unmet_qps), 0.0))
+        if but is not None:
+            query = query.where(row.model != but)
+        cost, unmet = self._session.exec(query).one()
+        return {"cost_per_hour": round(cost, DIGITS), "unmet_qps": round(unmet, DIGITS)}
+
+    def _place(self, plan: "PreparedPlan", *, keeping: Collection[str]) -> None:
+        """Write what a plan gives each model. A model whose replicas and traffic stay keeps the plan that decided them."""
+        scope = plan.record.scope
+        wanted = {name: placed for name, placed in plan.placements.items() if name not in keeping}
+        known = self._known(None if scope is None else (scope,))
+        gone = sorted(known.keys() - wanted.keys() - set(keeping))
+        columns = {name: plan.columns[name] for name in wanted}
+        for name in columns.keys() & known.keys():
+            if _same_rows(known[name], columns[name]):
+                columns[name] = columns[name] | {key: known[name][key] for key in ("plan_id", "replicas", "traffic")}
+        changed = sorted(name for name in columns if columns[name] != known.get(name))
+        self._forget([*gone, *(name for name in changed if name in known)])
+        connection = self._session.connection()
+        if changed:
+            connection.execute(insert(PlacementRow), [columns[name] for name in changed])
+        replicas = [row for name in changed for row in _replica_rows(wanted[name])]
+        if replicas:
+            connection.execute(insert(PlacedReplicasRow), replicas)
+
+    def _known(self, models: Collection[str] | None) -> dict[str, dict[str, Any]]:
+        query = sa_select(PLACEMENTS)
+        if models is not None:
+            query = query.where(PLACEMENTS.c.model.in_(tuple(models)))
+        return {row["model"]: dict(row) for row in self._session.connection().execute(query).mappings()}
+
+    def _forget(self, models: Collection[str]) -> None:
+        for some in batches(models):
+            for table in (PlacedReplicasRow, PlacementRow):
+                self._session.connection().execute(delete(table).where(col(table.model).in_(some)))
+
+
+@dataclass(frozen=True)
+class PreparedPlan:
+    """A plan with all that is written of it, made before the unit of work that writes it: that one holds others up."""
+
+    record: PlanRecord
+    placements: Mapping[str, Placement]
+    columns: Mapping[str, dict[str, Any]]
+    documents: PlanDocuments
+
+    @classmethod
+    def of(cls, record: PlanRecord) -> "PreparedPlan":
+        """Prepare a plan."""
+        placements = placements_of(record)
+        documents = PlanDocuments(
+            problem=document(record.problem), plan=document(record.plan), diff=document(record.diff)
+        )
+        columns = {name: _columns(placed) for name, placed in placements.items()}
+        return cls(record, placements, columns, documents)
+
+    def told(self, **update: Any) -> "PreparedPlan":
+        """The same plan with other words about it; what it gives each model stays."""
+        record = self.record.model_copy(update=update)
+        documents = self.documents
+        if record.diff is not self.record.diff:
+            documents = documents.model_copy(update={"diff": document(record.diff)})
+        return replace(self, record=record, documents=documents)
+
+
+def placements_of(record: PlanRecord) -> dict[str, Placement]:
+    """What a plan gives each model of its problem."""
+    prices = {(item.region, item.hardware): item.unit_cost for item in record.problem.supply}
+    replicas: dict[str, list[ReplicaCount]] = defaultdict(list)
+    traffic: dict[str, list[TrafficShare]] = defaultdict(list)
+    unmet: dict[str, list[Unmet]] = defaultdict(list)
+    for row in record.plan.replicas:
+        if row.count:
+            replicas[row.model].append(row)
+    for share in record.plan.traffic:
+        if share.fraction > 0:
+            traffic[share.model].append(share)
+    for item in record.plan.unmet:
+        unmet[item.model].append(item)
+    return {
+        wishes.model: Placement(
+            model=wishes.model,
+            plan_id=record.id,
+            wishes=wishes,
+            replicas=tuple(replicas[wishes.model]),
+            traffic=tuple(traffic[wishes.model]),
+            unmet=tuple(unmet[wishes.model]),
+            cost_per_hour=_cost(wishes, replicas[wishes.model], prices),
+        )
+        for wishes in record.problem.models
+    }
+
+
+def _units(wishes: ModelProblem) -> Mapping[tuple[str, str], float]:
+    return {(part.part, o.hardware): o.units for part in wishes.parts for o in part.options}
+
+
+def _cost(wishes: ModelProblem, rows: Iterable[ReplicaCount], prices: Mapping[tuple[str, str], float]) -> float:
+    units = _units(wishes)
+    taken = ((row, row.count * units.get((row.part, row.hardware), 0.0)) for row in rows)
+    return round(sum(used * prices.get((row.region, row.hardware), 0.0) for row, used in taken), DIGITS)
+
+
+def _replica_rows(placed: Placement) -> list[dict[str, Any]]:
+    units = _units(placed.wishes)
+    return [
+        {**row.model_dump(), "owner": placed.wishes.owner, "units": units.get((row.part, row.hardware), 0.0)}
+        for row in placed.replicas
+    ]
+
+
+def _columns(placed: Placement) -> dict[str, Any]:
+    return {
+        "model": placed.model,
+        "plan_id": placed.plan_id,
+        "owner": placed.wishes.owner,
+        "priority": placed.wishes.priority,
+        "wishes": document(placed.wishes),
+        "replicas": _listed(placed.replicas),
+        "traffic": _listed(placed.traffic),
+        "unmet": _listed(placed.unmet),
+        "unmet_qps": float(sum(item.qps for item in placed.unmet)),
+        "cost_per_hour": placed.cost_per_hour,
+    }
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return canonical_json([value.model_dump(mode="json", by_alias=True) for value in values])
+
+
+def _same_rows(known: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether replicas and traffic are the same, but for noise in the shares."""
+    if known["replicas"] != new["replicas"]:
+        return False
+    return known["traffic"] == new["traffic"] or _shares(known["traffic"]) == _shares(new["traffic"])
+
+
+def _shares(text: str) -> dict[tuple[str, str], float]:
+    return {(row["from"], row["to"]): round(row["fraction"], 6) for row in plain(text)}
+
+
+def _placement(row: Any) -> Placement:
+    return Placement(
+        model=row.model,
+        plan_id=row.plan_id,
+        wishes=ModelProblem.model_validate_json(row.wishes),
+        replicas=tuple(ReplicaCount.model_validate(item) for item in plain(row.replicas)),
+        traffic=tuple(TrafficShare.model_validate(item) for item in plain(row.traffic)),
+        unmet=tuple(Unmet.model_validate(item) for item in plain(row.unmet)),
+        cost_per_hour=row.cost_per_hour,
+    )
+
+
+def _same_slot(one: Any, other: Any) -> ColumnElement[bool]:
+    keys = ("model", "part", "region", "hardware")
+    return and_(*(col(getattr(one, key)) == col(getattr(other, key)) for key in keys))
+
+
+def _summed(*found: Iterable[Any]) -> Units:
+    total: Units = {}
+    for region, hardware, units in (row for each in found for row in each):
+        total[region, hardware] = round(total.get((region, hardware), 0.0) + units, DIGITS)
+    return total

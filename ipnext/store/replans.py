@@ -1,0 +1,185 @@
+"""Replans: what was asked for, in order, and what came of it. One that is recorded is acknowledged and never lost."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from sqlmodel import col, func, select
+
+from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.model.lifecycle import Replan, ReplanState, ReplanTrigger
+from ipnext.model.status import Reason
+from ipnext.model.value import canonical_json
+from ipnext.store.tables import ReplanRow
+from ipnext.store.unit import Unit, plain, rows
+
+LONGEST_ID = 200
+"""Characters of a replan's id."""
+
+LONGEST_WAIT = 6
+"""Further changes put a recorded replan off again and again, but never beyond so many delays after the first."""
+
+_OPEN = tuple(state.value for state in ReplanState if not state.final)
+_WAITING = (ReplanState.RECORDED.value, ReplanState.QUEUED.value)
+
+
+class Replans(Unit):
+    """The journal of replans."""
+
+    def add_replan(
+        self, replan_id: str, trigger: ReplanTrigger, *, dry_run: bool = False, max_moves: int | None = None
+    ) -> Replan:
+        """Record a replan, due at once; the same id again gives the recorded one.
+
+        Conflict where the id belongs to another one; InvalidInput for an id that is empty or too long.
+        """
+        self._writing(None)
+        if not 0 < len(replan_id) <= LONGEST_ID:
+            msg = f"replanId: must have 1 to {LONGEST_ID} characters, got {len(replan_id)}"
+            raise InvalidInput(msg, field="replanId", value=replan_id[:LONGEST_ID])
+        row = self._find_replan(replan_id)
+        if row is None:
+            return self._add_replan(replan_id, trigger, not_before=self._now(), dry_run=dry_run, max_moves=max_moves)
+        if (row.trigger, row.dry_run, row.max_moves) != (trigger, dry_run, max_moves):
+            msg = f"replan {replan_id!r} was asked for with other options; choose another id"
+            raise Conflict(msg)
+        return _replan(row)
+
+    def add_supply_replan(self, fleet_version: int, *, delay_seconds: float) -> Replan:
+        """Record the replan that a changed fleet asks for: after a delay in which further changes join it.
+
+        Each further change puts it off by the delay again, at most LONGEST_WAIT delays in all.
+        """
+        self._writing(None)
+        now = self._now()
+        query = select(ReplanRow).where(ReplanRow.trigger == "supply", ReplanRow.state == ReplanState.RECORDED.value)
+        row = self._session.exec(query).first()
+        if row is None:
+            due = now + timedelta(seconds=delay_seconds)
+            return self._add_replan(f"supply-{fleet_version}", "supply", not_before=due)
+        latest = row.created_at + timedelta(seconds=delay_seconds * LONGEST_WAIT)
+        row.not_before = max(row.not_before, min(now + timedelta(seconds=delay_seconds), latest))
+        self._add(row)
+        return _replan(row)
+
+    def replan(self, replan_id: str) -> Replan:
+        """One replan. NotFound."""
+        row = self._find_replan(replan_id)
+        if row is None:
+            msg = f"replan {replan_id!r} is not known"
+            raise NotFound(msg)
+        return _replan(row)
+
+    def replans(self, *, limit: int = 20) -> tuple[Replan, ...]:
+        """Replans, newest first."""
+        query = select(ReplanRow).order_by(col(ReplanRow.ordinal).desc()).limit(rows(limit))
+        return tuple(_replan(row) for row in self._session.exec(query))
+
+    def due_replans(self) -> tuple[Replan, ...]:
+        """Those that no workflow has been told of and whose time has come, in the order of recording."""
+        query = select(ReplanRow).where(ReplanRow.state == ReplanState.RECORDED.value)
+        query = query.where(ReplanRow.not_before <= self._now()).order_by(col(ReplanRow.ordinal))
+        return tuple(_replan(row) for row in self._session.exec(query))
+
+    def waiting_replans(self) -> int:
+        """How many wait for a run and are due."""
+        query = select(func.count()).select_from(ReplanRow).where(col(ReplanRow.state).in_(_WAITING))
+        return self._session.exec(query.where(ReplanRow.not_before <= self._now())).one()
+
+    def queue_replans(self, ids: Collection[str]) -> None:
+        """The workflow has been told of them."""
+        self._writing(None)
+        for row in self._of(ids):
+            if row.state == ReplanState.RECORDED.value:
+                row.state = ReplanState.QUEUED.value
+                self._add(row)
+
+    def take_replans(self, plan_id: str, *, run_id: str) -> tuple[Replan, ...]:
+        """The replans that one plan answers: the oldest open one and all open ones of the same options.
+
+        None where nothing is open. The same plan again gives the same replans. One whose run was ended by hand is
+        open, so the next run takes it; one that still waits for further changes of the fleet joins at once.
+        """
+        self._writing(None)
+        query = select(ReplanRow).where(col(ReplanRow.state).in_(_OPEN)).order_by(col(ReplanRow.ordinal))
+        found = self._session.exec(query).all()
+        taken = [row for row in found if row.plan_id == plan_id]
+        if not taken and found:
+            taken = [row for row in found if _options(row) == _options(found[0])]
+        for row in taken:
+            row.state, row.plan_id, row.run_id = ReplanState.PLANNING.value, plan_id, run_id
+            row.started_at = row.started_at or self._now()
+            self._add(row)
+        return tuple(_replan(row) for row in taken)
+
+    def update_replans(
+        self,
+        plan_id: str,
+        *,
+        state: ReplanState,
+        reason: Reason = Reason.SUCCEEDED,
+        message: str = "",
+        moves: int = 0,
+        models: Sequence[str] = (),
+    ) -> tuple[Replan, ...]:
+        """Write down where the replans that a plan answers stand; a final one stays."""
+        self._writing(None)
+        query = select(ReplanRow).where(ReplanRow.plan_id == plan_id).order_by(col(ReplanRow.ordinal))
+        found = [row for row in self._session.exec(query) if not ReplanState(row.state).final]
+        for row in found:
+            row.state, row.reason, row.message = state.value, reason.value, message
+            row.moves, row.models = moves, canonical_json(list(models))
+            row.finished_at = self._now() if state.final else None
+            self._add(row)
+        return tuple(_replan(row) for row in found)
+
+    def replan_counts(self) -> Mapping[tuple[str, str], int]:
+        """(trigger, state) -> how many replans ended so, ever."""
+        query = select(ReplanRow.trigger, ReplanRow.state, func.count()).where(col(ReplanRow.state).not_in(_OPEN))
+        found = self._session.exec(query.group_by(ReplanRow.trigger, ReplanRow.state))
+        return {(trigger, state): count for trigger, state, count in found}
+
+    def replica_moves(self) -> int:
+        """Replicas that adopted plans started, ever; replans that share a plan count once."""
+        adopted = ReplanRow.state == ReplanState.ADOPTED.value
+        plans = select(func.max(ReplanRow.moves).label("moves")).where(adopted).group_by(ReplanRow.plan_id).subquery()
+        return int(self._session.exec(select(func.coalesce(func.sum(plans.c.moves), 0))).one())
+
+    def _add_replan(
+        self,
+        replan_id: str,
+        trigger: ReplanTrigger,
+        *,
+        not_before: datetime,
+        dry_run: bool = False,
+        max_moves: int | None = None,
+    ) -> Replan:
+        row = ReplanRow(
+            id=replan_id,
+            trigger=trigger,
+            dry_run=dry_run,
+            max_moves=max_moves,
+            state=ReplanState.RECORDED.value,
+            reason=Reason.PENDING.value,
+            message="",
+            moves=0,
+            models="[]",
+            not_before=not_before,
+            created_at=self._now(),
+        )
+        self._add(row)
+        return _replan(row)
+
+    def _find_replan(self, replan_id: str) -> ReplanRow | None:
+        return self._session.exec(select(ReplanRow).where(ReplanRow.id == replan_id)).first()
+
+    def _of(self, ids: Collection[str]) -> Sequence[ReplanRow]:
+        return self._session.exec(select(ReplanRow).where(col(ReplanRow.id).in_(tuple(ids)))).all()
+
+
+def _options(row: ReplanRow) -> tuple[bool, int | None]:
+    return (row.dry_run, row.max_moves)
+
+
+def _replan(row: ReplanRow) -> Replan:
+    found = row.model_dump(exclude={"ordinal", "models", "state", "reason"})
+    return Replan(**found, state=ReplanState(row.state), reason=Reason(row.reason), models=tuple(plain(row.models)))

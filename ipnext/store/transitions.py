@@ -1,0 +1,106 @@
+"""Transitions and how far they are."""
+
+from typing import Any
+
+from sqlmodel import col, select
+
+from ipnext.errors import InvalidInput, NotFound
+from ipnext.model.lifecycle import ChangeState
+from ipnext.model.rollout import Transition, TransitionState
+from ipnext.store.records import TransitionRecord
+from ipnext.store.tables import ChangeRow, TransitionRow
+from ipnext.store.unit import Unit, document, rows
+
+UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
+NOT_FINAL = tuple(state.value for state in ChangeState if not state.final)
+
+
+class Transitions(Unit):
+    """Transitions of one model each."""
+
+    def save_transition(self, record: TransitionRecord) -> TransitionRecord:
+        """Keep a transition; the same id again replaces it unless it has begun. Returns what is kept. NotFound."""
+        self._writing_model(record.model)
+        row = self._find_transition(record.id)
+        if row is None:
+            row = TransitionRow(id=record.id, created_at=record.created_at, **_transition_columns(record))
+        elif row.state == TransitionState.PLANNED.value and row.waves_done == 0:
+            for name, value in _transition_columns(record).items():
+                setattr(row, name, value)
+        self._add(row)
+        return _transition(row)
+
+    def transition(self, transition_id: str) -> TransitionRecord:
+        """One transition. NotFound."""
+        return _transition(self._transition_row(transition_id))
+
+    def transitions(self, model: str, *, limit: int = 20) -> tuple[TransitionRecord, ...]:
+        """A model's transitions, newest first. NotFound for an unknown model."""
+        self._model_row(model)
+        query = select(TransitionRow).where(TransitionRow.model == model).order_by(col(TransitionRow.ordinal).desc())
+        return tuple(_transition(row) for row in self._session.exec(query.limit(rows(limit))))
+
+    def transitions_under_way(self, *, but: str) -> tuple[TransitionRecord, ...]:
+        """Of every model but one the newest transition that may still add replicas, by model."""
+        query = select(TransitionRow).join(ChangeRow, col(ChangeRow.id) == col(TransitionRow.change_id))
+        query = query.where(col(ChangeRow.state).in_(NOT_FINAL), col(TransitionRow.state).in_(UNDER_WAY))
+        query = query.where(TransitionRow.model != but).order_by(col(TransitionRow.ordinal))
+        newest = {row.model: row for row in self._session.exec(query)}
+        return tuple(_transition(newest[model]) for model in sorted(newest))
+
+    def advance_transition(
+        self,
+        transition_id: str,
+        *,
+        waves_done: int | None = None,
+        state: TransitionState | None = None,
+        message: str | None = None,
+    ) -> TransitionRecord:
+        """Write down how far a transition is; what is None stays. NotFound; InvalidInput beyond its waves."""
+        row = self._transition_row(transition_id)
+        self._writing(row.model)
+        waves = len(_transition(row).transition.waves)
+        if waves_done is not None and not 0 <= waves_done <= waves:
+            msg = f"waves_done: transition {transition_id!r} has {waves} waves, got {waves_done}"
+            raise InvalidInput(msg, field="waves_done", value=waves_done)
+        row.waves_done = row.waves_done if waves_done is None else waves_done
+        row.state = row.state if state is None else state.value
+        row.message = row.message if message is None else message
+        self._add(row)
+        return _transition(row)
+
+    def _find_transition(self, transition_id: str) -> TransitionRow | None:
+        return self._session.exec(select(TransitionRow).where(TransitionRow.id == transition_id)).first()
+
+    def _transition_row(self, transition_id: str) -> TransitionRow:
+        row = self._find_transition(transition_id)
+        if row is None:
+            msg = f"transition {transition_id!r} is not known"
+            raise NotFound(msg)
+        return row
+
+
+def _transition_columns(record: TransitionRecord) -> dict[str, Any]:
+    return {
+        "model": record.model,
+        "change_id": record.change_id,
+        "generation": record.generation,
+        "transition": document(record.transition),
+        "state": record.state.value,
+        "waves_done": record.waves_done,
+        "message": record.message,
+    }
+
+
+def _transition(row: TransitionRow) -> TransitionRecord:
+    return TransitionRecord(
+        id=row.id,
+        model=row.model,
+        change_id=row.change_id,
+        generation=row.generation,
+        transition=Transition.model_validate_json(row.transition),
+        state=TransitionState(row.state),
+        waves_done=row.waves_done,
+        message=row.message,
+        created_at=row.created_at,
+    )
