@@ -52,7 +52,7 @@ def solve_fleet(problem: Problem, arrays: FleetArrays | None = None) -> FleetAns
     ends = time.monotonic() + problem.limits.time_seconds
     fleet = FleetArrays.of(problem) if arrays is None else arrays
     if _mostly_running(fleet):
-        adapted = _adapted(fleet, ends)
+        adapted = _adapted(fleet, ends, problem.limits.gap)
         if adapted.gap <= max(problem.limits.gap, ADAPTED_GAP):
             return adapted
     return _anew(fleet, ends)
@@ -87,8 +87,11 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     return _answer(holding, bound, found, (len(columns), among), out_of_time=out_of_time)
 
 
-def _adapted(fleet: FleetArrays, ends: float) -> FleetAnswer:
-    """What runs now with as few changes as today's demand asks for, then the worst placed models anew."""
+def _adapted(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
+    """What runs now with as few changes as today's demand asks for, then the worst placed models anew.
+
+    Where the first of that is proved good enough already (`enough`, the gap asked for), nothing else moves.
+    """
     every = np.arange(fleet.models, dtype=np.int64)
     limits = Limits.of(fleet)
     columns = best_columns(fleet, nothing(fleet), every, effort=0)
@@ -98,7 +101,9 @@ def _adapted(fleet: FleetArrays, ends: float) -> FleetAnswer:
     bound = max(0.0, total_bound(fleet, found.prices, least))
     improvement = Improvement(holding, Placer(fleet), found.prices, least)
     improvement.ease(60)
-    out_of_time = improve(improvement, ends, ROUNDS_ADAPTED)
+    whole = not improvement.exceeded() and all(single is not None and single.unmet == 0 for single in holding.chosen)
+    rounds = 0 if whole and holding.cost.sum() * (1 - enough) <= bound else ROUNDS_ADAPTED
+    out_of_time = improve(improvement, ends, rounds)
     return _answer(holding, bound, found, (0, 0.0), out_of_time=out_of_time)
 
 

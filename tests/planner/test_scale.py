@@ -111,10 +111,12 @@ def test_of_models_alike_the_least_important_go_unserved() -> None:
     assert lost["m1"] >= lost["m8"]
 
 
-def test_where_nothing_changed_nothing_moves(running: Problem) -> None:
-    plan = solve(running, method="fleet")
-    assert _started(running, plan) == 0
-    assert check(running, plan) == ()
+def test_within_the_gap_asked_for_nothing_moves(running: Problem) -> None:
+    problem = running.model_copy(update={"limits": Limits(gap=0.05)})
+    plan = solve(problem, method="fleet")
+    assert _started(problem, plan) == 0
+    assert check(problem, plan) == ()
+    assert plan.status == "optimal"
 
 
 @pytest.mark.parametrize("most", [0, 5, None])
