@@ -19,19 +19,15 @@ from planner.formulation import Answer, Constraint, Expression, Formulation
 from planner.index import Index
 from planner.leftover import leftover
 from planner.problem import validate
-from planner.solve import solve
 
-MOST_MODELS = 100
-"""The reference formulation answers for no more."""
+MOST_COLUMNS = 5_000
+"""Placements and routes of the models asked for, at most: the reference formulation seldom answers for more."""
 
 MOST_SECONDS = 20.0
 """For one question to the solver, where the problem allows more."""
 
 MOST_UNSURE = 3
 """Questions without an answer after which no more are asked."""
-
-SMALL_COLUMNS = 3_000
-"""Placements and routes beyond which the reference formulation rarely finds a plan that just fits."""
 
 ALL = "all models share the limits"
 KEPT = "every other model keeps what it has"
@@ -54,15 +50,19 @@ def conflict(
 ) -> Conflict | None:
     """A minimal set of limits that together forbid to serve all demand of `models`; None where all can be served.
 
-    Without `models`: all of them, at most MOST_MODELS. With them: on what the other models of `state` (the current
+    Without `models`: all of them. With them: on what the other models of `state` (the current
     placement where it is left out) leave. With all limits outside the set dropped, the set leaves no plan without unmet
-    demand; with any one member dropped as well there is one. There may be other such sets. The limits: `limits_of`; what dropping one means: `without`. Raises InvalidInput, and DeadlineExceeded where the solver can't tell.
+    demand; with any one member dropped as well there is one. There may be other such sets. The limits: `limits_of`; what dropping one means: `without`. Raises InvalidInput (also beyond MOST_COLUMNS), and DeadlineExceeded where the solver can't tell.
     """
     validate(problem)
     wished = _wished(problem, models)
-    if models is None:
-        return conflict_alone(problem, beside=ALL)
-    return conflict_alone(leftover(problem, state or problem.current, wished), beside=KEPT)
+    stated = problem if models is None else leftover(problem, state or problem.current, wished)
+    options = sum(len(part.options) for model in stated.models for part in model.parts)
+    columns = (options + sum(len(model.demand) for model in stated.models)) * len(stated.regions)
+    if columns > MOST_COLUMNS:
+        msg = f"models: {len(wished)} with {columns} placements and routes are too many for one conflict; name fewer (--model)"
+        raise InvalidInput(msg, field="models", value=len(wished), allowed=[f"at most {MOST_COLUMNS} of them"])
+    return conflict_alone(stated, beside=ALL if models is None else KEPT)
 
 
 def conflict_alone(problem: Problem, *, beside: str = KEPT) -> Conflict | None:
@@ -76,11 +76,7 @@ def _wished(problem: Problem, models: Collection[str] | None) -> tuple[str, ...]
         if name not in names:
             msg = f"models: unknown model {name!r}; known: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
             raise InvalidInput(msg, field="models", value=name, allowed=names)
-    wished = tuple(name for name in names if models is None or name in models)
-    if len(wished) > MOST_MODELS:
-        msg = f"models: {len(wished)} are too many for one conflict; name at most {MOST_MODELS} of them"
-        raise InvalidInput(msg, field="models", value=len(wished), allowed=[f"at most {MOST_MODELS} models"])
-    return wished
+    return tuple(name for name in names if models is None or name in models)
 
 
 def limits_of(problem: Problem) -> tuple[Limit, ...]:
@@ -207,27 +203,16 @@ _ANSWERS = {"kInfeasible": False, "kUnboundedOrInfeasible": False}
 
 
 def servable(problem: Problem) -> bool | None:
-    """Whether some plan leaves nothing unmet; None where the solver ran into its limits before it knew.
-
-    For more than SMALL_COLUMNS the fleet-scale search is asked first: a plan of it that leaves nothing unmet is a yes.
-    """
+    """Whether some plan leaves nothing unmet; None where the solver ran into its limits before it knew."""
     index = Index(problem)
     if not index.demands:
         return True
     reached = {(route.model, route.origin) for route in index.routes}
     if not index.placements or any((demand.model, demand.region) not in reached for demand in index.demands):
         return False
-    if len(index.placements) + len(index.routes) > SMALL_COLUMNS and _served_by_fleet(problem):
-        return True
     seconds = min(MOST_SECONDS, problem.limits.time_seconds)
     limits = problem.limits.model_copy(update={"time_seconds": seconds})
     return _Wish(problem.model_copy(update={"limits": limits})).answer()
-
-
-def _served_by_fleet(problem: Problem) -> bool:
-    """Whether the fleet-scale search finds a plan without unmet demand, where serving is worth nearly any cost."""
-    dear = problem.objective.model_copy(update={"unmet_cost": 10.0 * max(1.0, problem.objective.unmet_cost)})
-    return not solve(problem.model_copy(update={"objective": dear}), method="fleet").unmet
 
 
 class _Filter:

@@ -242,6 +242,8 @@ class _Adding:
         self.rules: set[str] = set()
         self.taken: list[tuple[_Ways, _Option]] = []
         self.offered = True
+        self.only_region = False
+        """True where no other region could stand in at all."""
         self.cost = 0.0
         self.starts = 0
 
@@ -277,6 +279,8 @@ class _Adding:
         self.rules.update(rules, ways.rules)
         if ways.full:
             self._take(ways.full[0])
+        else:
+            self.only_region = True
 
     def _take(self, way: _Option) -> None:
         key: Key = (self.model.model, way.part, *way.cell)
@@ -303,7 +307,7 @@ class _Adding:
     def _qps(self, region: str, sent: float) -> float:
         """QPS that all parts together could serve more."""
         spare = min(able.get(region, 0.0) for able in self.able.values()) - sent
-        if self.model.survive == "none":
+        if self.model.survive == "none" or self.only_region:
             return spare
         without = min(self.total[part] - max(able.values(), default=0.0) for part, able in self.able.items())
         return min(spare, without - self.growth.served)

@@ -76,7 +76,7 @@ def _units(use: SupplyUse) -> Text:
     return text.append(f" + {use.surge:.6g}", style="magenta") if use.surge else text
 
 
-LEFT, TOP, CELL_W, CELL_H, PAD = 150, 84, 128, 46, 5
+LEFT, TOP, CELL_W, CELL_H, PAD = 150, 84, 148, 46, 5
 """Pixels."""
 TRACK, INK, FAINT, SURGE = "#e9edf3", "#1b2733", "#66727f", "#8a3ffc"
 COLOURS = ((0.0, "#9ecae9"), (0.5, "#5b9bd5"), (CROWDED, "#f0b429"), (FULL, "#d64545"))
@@ -139,14 +139,14 @@ def _cell(root: ET.Element, at: tuple[float, float], use: SupplyUse) -> None:
         taken = (width - 2 * PAD) * (min(1.0, use.surge / use.units) if use.units else 1.0)
         left = min(x + PAD + filled, x + width - PAD - taken)
         _rect(group, (left, y + height - bar - PAD, taken, bar), "url(#surge)", stroke=SURGE)
-    _text(group, (x + PAD, y + 14), f"{_short(use.used)} / {_short(use.units)}", size=12)
-    _text(group, (x + width - PAD, y + 14), _percent(share), size=12, anchor="end", colour=FAINT)
+    _text(group, (x + PAD, y + 14), f"{_short(use.used)} / {_short(use.units)}", size=11)
+    _text(group, (x + width - PAD, y + 14), _percent(share), size=11, anchor="end", colour=FAINT)
 
 
 def _short(figure: float) -> str:
     """At most six characters up to a million."""
-    if figure >= 100_000:
-        return f"{figure / 1000:,.0f}k"
+    if figure >= 10_000:
+        return f"{figure / 1000:,.1f}k"
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.4g}"
 
 

@@ -81,7 +81,7 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     placer = Placer(fleet)
     complete(holding, placer, found.prices, _largest_first(fleet, every))
     least = _least(limits, fleet, columns, price)
-    out_of_time = improve(Improvement(holding, placer, found.prices, least), ends, ROUNDS)
+    out_of_time = improve(Improvement(holding, placer, found.prices, least), ends, ROUNDS, ATTEMPTS)
     bound = proven(fleet, found.prices, least, EFFORT_PROOF)
     among = float(least.sum() - price @ limits.amount)
     return _answer(holding, bound, found, (len(columns), among), out_of_time=out_of_time)
@@ -100,10 +100,10 @@ def _adapted(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
     least = lower_bounds(fleet, found.prices, None, EFFORT_PROOF_ADAPTED)
     bound = max(0.0, total_bound(fleet, found.prices, least))
     improvement = Improvement(holding, Placer(fleet), found.prices, least)
-    improvement.ease(60)
+    improvement.ease(200)
     whole = not improvement.exceeded() and all(single is not None and single.unmet == 0 for single in holding.chosen)
     rounds = 0 if whole and holding.cost.sum() * (1 - enough) <= bound else ROUNDS_ADAPTED
-    out_of_time = improve(improvement, ends, rounds)
+    out_of_time = improve(improvement, ends, rounds, ATTEMPTS_ADAPTED)
     return _answer(holding, bound, found, (0, 0.0), out_of_time=out_of_time)
 
 
@@ -144,10 +144,10 @@ def _sampled_prices(arrays: FleetArrays, holding: Holding) -> Found:
     taken, all_taken = holding.takes[some].sum(axis=0), holding.takes.sum(axis=0)
     share = np.where(all_taken > 0, taken / np.where(all_taken > 0, all_taken, 1.0), len(some) / arrays.models)
     amount = taken + share * np.maximum(0.0, holding.limits.amount - all_taken)
-    return search(arrays, some, Effort(rounds=12, effort=EFFORT_FIRST, enough=1e-3), amount=amount)
+    return search(arrays, some, Effort(rounds=8, effort=EFFORT_QUICK, enough=3e-3), amount=amount)
 
 
-SAMPLE, LARGE = 1_000, 300
+SAMPLE, LARGE = 500, 200
 """Models from which an adapted plan learns its prices; of these, the largest."""
 
 
@@ -194,25 +194,25 @@ def _largest_first(arrays: FleetArrays, models: Ints) -> Ints:
     return models[np.argsort(-size_of(arrays)[models], kind="stable")]
 
 
-def improve(improvement: Improvement, ends: float, rounds: int) -> bool:
+def improve(improvement: Improvement, ends: float, rounds: int, attempts: int) -> bool:
     """Rounds of placing models anew, the worst placed first. True where the clock ended it."""
     improvement.serve_short()
-    late = _improved(improvement, ends, rounds)
+    late = _improved(improvement, ends, rounds, attempts)
     improvement.enforce()
     return late
 
 
-def _improved(improvement: Improvement, ends: float, rounds: int) -> bool:
+def _improved(improvement: Improvement, ends: float, rounds: int, attempts: int) -> bool:
     holding = improvement.holding
     free = nothing(holding.arrays)
     for _ in range(rounds):
         before = float(holding.cost.sum()) + holding.over()
         regret = improvement.regrets()
-        worst = [int(m) for m in np.argsort(-regret, kind="stable")[:MOST_ATTEMPTS] if regret[m] > 1e-9]
+        worst = [int(m) for m in np.argsort(-regret, kind="stable")[:attempts] if regret[m] > 1e-9]
         for number, m in enumerate(worst):
             if time.monotonic() > ends:
                 return True
-            if number < MOST_ATTEMPTS // 4:
+            if number < attempts // 4:
                 improvement.exchange(m, (2, 5))
             improvement.attempt([m], free)
         improvement.serve_short()
@@ -222,10 +222,11 @@ def _improved(improvement: Improvement, ends: float, rounds: int) -> bool:
     return False
 
 
-ROUNDS, ROUNDS_ADAPTED = 3, 2
-MOST_ATTEMPTS = 200
+ROUNDS, ROUNDS_ADAPTED = 3, 1
+ATTEMPTS, ATTEMPTS_ADAPTED = 200, 40
+"""Models placed anew in a round."""
 
-EFFORT_PROOF, EFFORT_PROOF_ADAPTED = 40, 8
+EFFORT_PROOF, EFFORT_PROOF_ADAPTED = 40, 2
 """Steps of the proof for each model."""
 
 

@@ -151,7 +151,7 @@ def _moved(then: Sequence[ReplicaCount], now: Sequence[PlacementExplanation]) ->
 def conflict_tables(found: Conflict) -> Iterator[Table | str]:
     """The members of a conflicting set."""
     yield f"these limits together leave no room to serve all of {few(found.models)}; without any one of them there is room"
-    yield f"({found.beside}{'' if found.minimal else '; the solver ran out of time: some may be needless'})"
+    yield f"({found.beside}{'' if found.minimal else '; the solver could not tell for some, which may be needless: ask for fewer models'})"
     lines = [
         [member.name, "" if member.limit is None else f"{member.limit:,.6g} {member.unit}", _alone(member.alone)]
         for member in found.members

@@ -113,7 +113,7 @@ def show_command(
 
 
 def _title(problem: Problem, plan: Plan) -> str:
-    return f"{len(problem.models)} models, {plan.cost_per_hour:,.2f} $/h"
+    return f"{len(problem.models):,} models, {plan.cost_per_hour:,.2f} $/h"
 
 
 def _shown(problem: Problem, plan: Plan, uses: Sequence[SupplyUse]) -> Iterator[Table | str]:

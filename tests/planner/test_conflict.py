@@ -160,9 +160,9 @@ def test_an_unknown_model_is_bad_input(problem, model):
 
 
 def test_too_many_models_are_bad_input(problem, model, monkeypatch):
-    monkeypatch.setattr(conflicts, "MOST_MODELS", 1)
+    monkeypatch.setattr(conflicts, "MOST_COLUMNS", 4)
     stated = problem(model("m"), model("n"), supply={"a/h": 1.0})
-    with pytest.raises(InvalidInput, match="at most 1"):
+    with pytest.raises(InvalidInput, match="2 with 8 placements and routes"):
         conflict(stated)
     assert conflict(stated, models=["m"]) is None
 
@@ -196,12 +196,6 @@ def test_after_some_questions_without_an_answer_no_more_are_asked(problem, model
     found = conflict(problem(model("m", {"a": 300.0}), supply={f"a/h{i}": 1.0 for i in range(9)} | {"a/h": 1.0}))
     assert (found.minimal, {member.alone for member in found.members}) == (False, {None})
     assert len(asked) == 1 + conflicts.MOST_UNSURE
-
-
-def test_a_large_fleet_is_asked_by_the_search_for_fleets_first(problem, model, monkeypatch):
-    monkeypatch.setattr(conflicts, "SMALL_COLUMNS", 0)
-    assert servable(problem(model("m", {"a": 300.0}), supply={"a/h": 3.0})) is True
-    assert servable(problem(model("m", {"a": 300.0}), supply={"a/h": 2.0})) is False
 
 
 def test_without_a_limit_the_rest_of_the_problem_stays(problem, model):

