@@ -27,6 +27,7 @@ from ipnext.model.value import canonical_json
 
 PROGRAM_FILE: Final = "program.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
+ALIGNMENT_BYTES: Final = 64
 FORMAT: Final = "ipnext/torch-program/v1"
 
 _TARGET = re.compile(r"torch\.ops\.(aten|prims)\.\w+\.\w+|torch\.(sym_\w+|_sym_\w+)|_operator\.\w+|math\.\w+")
@@ -259,8 +260,13 @@ def _read_tensors(path: Path, places: Mapping[str, Any]) -> dict[str, torch.Tens
     stored: dict[str, torch.Tensor] = {}
     with safe_open(path, framework="pt") as file:
         for key in sorted({place["key"] for place in places.values()}):
-            stored[key] = file.get_tensor(key)
+            stored[key] = _aligned(file.get_tensor(key))
     return {name: _laid_out(stored[place["key"]], place["strides"]) for name, place in places.items()}
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """In memory as torch itself would give it: where a tensor begins decides the last bits of some kernels' sums."""
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT_BYTES else tensor
 
 
 def _laid_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:

@@ -49,7 +49,15 @@ def program(tmp_path, monkeypatch):
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """The solvers that this process has started; other tests of this process may have servers of their own."""
+    return [child for child in psutil.Process().children(recursive=True) if _solves(child)]
+
+
+def _solves(process: psutil.Process) -> bool:
+    try:
+        return "activities.solving" in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def gone(pid: int, *, seconds: float = 10.0) -> bool:
