@@ -76,7 +76,7 @@ def named_outputs(answer: Any) -> dict[str, Any]:
 
 
 def check_answers(module: nn.Module, directory: Path, examples: Mapping[str, torch.Tensor]) -> None:
-    """UnsupportedModel if what was written answers with other bits than the module, at batch 1, n and n + 1.
+    """UnsupportedModel if what was written answers otherwise than the module (last bits aside), at batch 1, n and n + 1.
 
     The module runs without torch's fused attention, which eager mode alone has and whose last bits differ. A program
     that changes its weights or inputs is refused too: requests must not affect each other.
@@ -130,7 +130,15 @@ def _run_unchanging(
 def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    return torch.equal(left, right) or torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
+    if not left.is_floating_point():
+        return torch.equal(left, right)
+    digits = LAST_BITS * torch.finfo(left.dtype).eps
+    largest = float(left.nan_to_num(0.0, 0.0, 0.0).abs().max()) if left.numel() else 0.0
+    return torch.allclose(left, right, rtol=0, atol=digits * largest, equal_nan=True)
+
+
+LAST_BITS = 8
+"""Of the largest figure of an answer: on some processors torch picks another kernel for the same sum by how its input lies."""
 
 
 def _user_line(module: nn.Module, reasons: tuple[Exception | str, ...]) -> str:
