@@ -8,12 +8,13 @@ Mathematical Programming 46, 1990).
 
 import numpy as np
 
-from planner.bounding_case import CORNERS, UNROUNDED, case_of, classes_of, coverable, holding
+from planner.bounding_case import UNROUNDED, case_of, classes_of, coverable, holding
 from planner.bounding_part import HULLS, LOOSE, WHOLES, part_value, room_for, weigh
 from planner.compiled import kernel
 
 CUTS = 14
 """Linear pieces that the bundle keeps."""
+WORK = 200000
 SIDE = 4.0
 """How far `extra` moves compared with `value`."""
 CLOSE = 1e-5
@@ -48,9 +49,11 @@ def _ascend(case, limit, ceiling, effort, program):
     room = room_for(case)
     point, split = _start(case, room, limit, program)
     best, step = -np.inf, 0.0
-    last = WHOLES if program == HULLS and (case.mode == CORNERS).any() else program
+    last = WHOLES if program == HULLS and case.peaks.max() > 0 else program
     while program <= last and best < ceiling:
+        room.work[0] = WORK
         step = _climb(case, room, point, split, limit, ceiling, effort, step, program)
+        room.work[0] = WORK
         best = max(best, secured(case, room, point, split, program))
         effort = max(1, effort // 3)
         program += 1
@@ -175,7 +178,7 @@ def secured(case, room, point, split, program):
     fine = case.missed - value.max()
     least, near = full, case.cover * UNROUNDED
     while fine * near < full - loose and near < case.cover:
-        for power in range(4, 0, -1):
+        for power in (4, 2, 1):
             far = min(2.0**power * near, case.cover)
             here = fine * near + _parts_value(case, room, value, split, extra, far, program)
             if here >= full:
@@ -250,7 +253,7 @@ def _climb(case, room, point, split, limit, ceiling, effort, step, program):
             off = max(0.0, found - bound + _along(fresh, point, trial))
             if off > 2 * expected:
                 step *= 0.7
-        if bound >= ceiling:
+        if bound >= ceiling or room.work[0] <= 0:
             break
         at = count
         if count == CUTS:

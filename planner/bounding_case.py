@@ -20,13 +20,13 @@ UNROUNDED = 1e-4
 """Share of the demand that the rules on totals let go, so that leaving so little unmet never pays."""
 MOST_CORNERS = 48
 """Levels of one part in one region that are told apart."""
-MOST_MIXES = 700
-"""Mixes of options above which replicas count as divisible."""
+MOST_MIXES = 1000
+"""Mixes of options that are told apart, roughly; replicas in larger mixes count as divisible."""
 MOST_STEPS = 2000
 """Steps in the choice of the groups."""
 
-WHOLE, CORNERS, DIVISIBLE = 0, 1, 2
-"""How a part's levels are held: whole replicas of its one option; all mixes of few replicas; divisible replicas."""
+WHOLE, MIXED = 0, 1
+"""How a part's levels are held: whole replicas of its one option; mixes of its options."""
 
 
 class Shop(NamedTuple):
@@ -83,16 +83,20 @@ class Case(NamedTuple):
     """(P,) QPS of one level."""
     top: Floats
     """(P,) level that holds the whole demand."""
+    corner: Floats
+    """(P,) highest level up to which all mixes are told apart; MIXED only."""
+    corners: Ints
+    """(P, R) how many of a part's levels in a region are those mixes."""
     count: Ints
     """(P, R) levels held for a part in a region; 0 where it cannot run."""
     level: Floats
-    """(P, R, K) ascending; between two of them the cost is linear, except in CORNERS."""
+    """(P, R, K) ascending; beyond the corners the cost is linear between two of them."""
     cost: Floats
     """(P, R, K) $/h of a level."""
     peaks: Ints
-    """(P,) how many of `peak` are held; CORNERS only."""
+    """(P,) how many of `peak` are held; MIXED only."""
     peak: Floats
-    """(P, R x K) all levels of a part in any region, ascending."""
+    """(P, R x K) the corners of a part in any region, ascending."""
     rent: Floats
     """(P, R) $/h a QPS of the demand in reach; infinite where a part cannot run."""
 
@@ -282,6 +286,8 @@ def case_of(shop, holds, demand, reach, way, cover):
         np.zeros(parts, np.int64),
         np.ones(parts),
         np.zeros(parts),
+        np.zeros(parts),
+        np.zeros((parts, regions), np.int64),
         np.zeros((parts, regions), np.int64),
         np.zeros((parts, regions, MOST_CORNERS)),
         np.zeros((parts, regions, MOST_CORNERS)),
@@ -289,53 +295,58 @@ def case_of(shop, holds, demand, reach, way, cover):
         np.zeros((parts, regions * MOST_CORNERS)),
         np.full((parts, regions), np.inf),
     )
-    for p in range(parts):
-        _set_levels(shop, useful, case, p)
-        if case.mode[p] == CORNERS:
-            _set_peaks(case, p)
     for r in range(regions):
         load = 0.0
         for c in range(len(demand)):
             load += demand[c] if reach[c, r] else 0.0
-        load = load if load > 0.0 else total
-        for p in range(parts):
-            if case.count[p, r] > 0:
-                case.rent[p, r] = cost_at(case, p, r, load) / load
+        case.rent[:, r] = load if load > 0.0 else total
+    for p in range(parts):
+        _set_levels(shop, useful, case, p)
+        _set_peaks(case, p)
+        for r in range(regions):
+            load = case.rent[p, r]
+            case.rent[p, r] = cost_at(case, p, r, load) / load if case.count[p, r] > 0 else np.inf
     return case
 
 
 @kernel
 def _set_levels(shop, useful, case, p):
-    """Chooses how the levels of a part are held, and fills them."""
+    """Fills the levels of a part. More than a region can serve counts for nothing, unless the model survives."""
     a, b = shop.starts[p], shop.starts[p + 1]
-    number = 1.0
-    for o in range(a, b):
-        number *= max(np.ceil(case.total / shop.rate[o] * (1 - SMALL)), shop.least[p]) + 1
-    mixes, counts = np.zeros(0), np.zeros((0, b - a), np.int64)
+    regions = useful.shape[1]
     case.top[p] = case.total
     if b - a == 1:
         case.mode[p] = WHOLE
         case.scale[p] = shop.rate[a]
         case.top[p] = np.ceil(case.total / shop.rate[a] * (1 - SMALL))
-    elif number <= MOST_MIXES:
-        case.mode[p] = CORNERS
-        mixes, counts = _mixes(shop.rate[a:b], shop.least[p], case.total, int(number))
-    else:
-        case.mode[p] = DIVISIBLE
-    for r in range(useful.shape[1]):
-        if not useful[p, r]:
-            continue
-        if case.mode[p] == CORNERS:
-            case.count[p, r] = _corner_levels(shop, p, r, mixes, counts, case.level[p, r], case.cost[p, r])
-            if case.count[p, r] < 0:
-                case.mode[p] = DIVISIBLE
-    for r in range(useful.shape[1]):
-        if not useful[p, r]:
-            continue
-        if case.mode[p] == WHOLE:
-            case.count[p, r] = _whole_levels(shop, p, r, case.top[p], case.level[p, r], case.cost[p, r])
-        elif case.mode[p] == DIVISIBLE:
-            case.count[p, r] = _divisible_levels(shop, p, r, case.total, case.level[p, r], case.cost[p, r])
+        for r in range(regions):
+            if useful[p, r]:
+                top = case.top[p]
+                if not shop.survives:
+                    top = np.ceil(case.rent[p, r] / shop.rate[a] * (1 - SMALL))
+                case.count[p, r] = _whole_levels(shop, p, r, top, case.level[p, r], case.cost[p, r])
+        return
+    case.mode[p] = MIXED
+    limit, mixes, counts = _mixes(shop.rate[a:b], shop.least[p], case.total)
+    for r in range(regions):
+        if useful[p, r]:
+            top = case.total if shop.survives else case.rent[p, r]
+            room = MOST_CORNERS - 2 * (b - a) - 4
+            n, cut = _corner_levels(shop, p, r, mixes, counts, top, room, case.level[p, r], case.cost[p, r])
+            case.corners[p, r] = n
+            limit = min(limit, cut)
+    case.corner[p] = limit
+    for r in range(regions):
+        if useful[p, r]:
+            top = case.total if shop.survives else case.rent[p, r]
+            n = case.corners[p, r]
+            while n > 0 and case.level[p, r, n - 1] > limit:
+                n -= 1
+            case.corners[p, r] = n
+            case.count[p, r] = n
+            if top > limit:
+                beyond = _divisible_levels(shop, p, r, top, limit, case.level[p, r, n:], case.cost[p, r, n:])
+                case.count[p, r] += beyond
 
 
 @kernel
@@ -362,19 +373,32 @@ def _whole_levels(shop, p, r, top, level, cost):
 
 
 @kernel
-def _mixes(rate, least, total, number):
-    """All mixes of options of which none has a replica too many: (N,) QPS, at most the total, ascending, and (N, O)."""
-    options = len(rate)
-    minimum = max(1, least)
-    able = np.zeros(number)
+def _mixes(rate, least, total):
+    """Mixes of options of which none has a replica too many: a limit, (N,) QPS up to it, ascending, and (N, O).
+
+    All mixes up to the limit are among them, and all that do the total where the limit is the total.
+    """
+    options, minimum = len(rate), max(1, least)
+    most = np.zeros(options, np.int64)
+    limit = total
+    while True:
+        number = 1.0
+        for o in range(options):
+            most[o] = max(int(np.ceil(limit / rate[o] * (1 - SMALL))), minimum)
+            number *= most[o] + 1
+        if number <= MOST_MIXES or limit < 1e-3 * total:
+            break
+        limit *= 0.9
+    able = np.zeros(int(number))
     counts = np.zeros((len(able), options), np.int64)
     count = np.zeros(options, np.int64)
+    enough = total * (1 - SMALL)
     n = 0
     while True:
         o = 0
-        while o < options:  # the next mix; an option alone never needs more than the whole demand
+        while o < options:  # the next mix
             count[o] += 1
-            if count[o] <= max(np.ceil(total / rate[o] * (1 - SMALL)), minimum):
+            if count[o] <= most[o]:
                 break
             count[o] = 0
             o += 1
@@ -385,21 +409,20 @@ def _mixes(rate, least, total, number):
             qps += count[o] * rate[o]
             replicas += count[o]
             spare = min(spare, rate[o]) if count[o] > 0 else spare
-        enough = total * (1 - SMALL)
-        if replicas < minimum or (qps - spare >= enough and replicas > minimum):
+        if replicas < minimum or (qps - spare >= enough and replicas > minimum) or (qps > limit and limit < total):
             continue
         able[n] = total if qps >= enough else qps
         counts[n] = count
         n += 1
-    order = np.argsort(able[:n], kind="mergesort")
-    return able[order], counts[order]
+    order = np.argsort(able[:n])
+    return limit, able[order], counts[order]
 
 
 @kernel
-def _corner_levels(shop, p, r, mixes, counts, level, cost):
-    """The mixes that no other beats; -1 if there are too many."""
+def _corner_levels(shop, p, r, mixes, counts, top, room, level, cost):
+    """The least of the mixes that no other beats, and the highest level up to which none is left out."""
     a = shop.starts[p]
-    k, best = 0, np.inf
+    k, best, cut = 0, np.inf, np.inf
     for i in range(len(mixes) - 1, -1, -1):
         here = 0.0
         for o in range(counts.shape[1]):
@@ -410,22 +433,38 @@ def _corner_levels(shop, p, r, mixes, counts, level, cost):
         if here >= best:
             continue
         best = here
-        if k > 0 and level[k - 1] == mixes[i]:
+        x = min(mixes[i], top)
+        if k > 0 and level[(k - 1) % room] == x:
             k -= 1
-        if k == len(level):
-            return -1
-        level[k], cost[k] = mixes[i], here
+        if k >= room:
+            cut = level[k % room]
+        level[k % room], cost[k % room] = x, here
         k += 1
-    for i in range(k // 2):
-        j = k - 1 - i
+    n = min(k, room)
+    if k > room:  # only the last ones fitted: from the first free place on, and around
+        cut *= 1 - SMALL
+        first = k % room
+        _turn(level, first, room)
+        _turn(cost, first, room)
+    for i in range(n // 2):
+        j = n - 1 - i
         level[i], level[j] = level[j], level[i]
         cost[i], cost[j] = cost[j], cost[i]
-    return k
+    return n, cut
 
 
 @kernel
-def _divisible_levels(shop, p, r, total, level, cost):
-    """Replicas beyond the first count as divisible: the cost is at least the first ones' and the sum of the slopes'."""
+def _turn(figures, first, n):
+    """Moves the figures so that the one at `first` comes first."""
+    figures[:n] = np.concatenate((figures[first:n], figures[:first]))
+
+
+@kernel
+def _divisible_levels(shop, p, r, total, above, level, cost):
+    """Levels above a limit, replicas beyond the first counting as divisible. Returns how many.
+
+    The cost is at least that of the fewest replicas of the cheapest option, and the sum of the options' slopes.
+    """
     a, b = shop.starts[p], shop.starts[p + 1]
     least = max(1, shop.least[p])
     slope, width = np.empty(2 * (b - a)), np.empty(2 * (b - a))
@@ -450,7 +489,7 @@ def _divisible_levels(shop, p, r, total, level, cost):
             slope[i], width[i] = here, wide
             n += 1
     cheapest *= least
-    first = min(first, total)
+    first = min(max(first, above), total)
     points, x, y = 0, 0.0, 0.0
     for i in range(n):
         end = min(x + width[i], total)
@@ -467,7 +506,7 @@ def _divisible_levels(shop, p, r, total, level, cost):
             level[points], cost[points] = end, max(y_end, cheapest)
             points += 1
         x, y = end, y_end
-    if points == 0:
+    if points == 0 and above == 0.0:
         level[0], cost[0] = x, max(y, cheapest)
         points = 1
     return points
@@ -486,17 +525,17 @@ def cost_at(case, p, r, qps):
         i += 1
     if i == n:
         return cost[n - 1]
-    if i == 0 or case.mode[p] == CORNERS:
+    if i == 0 or i < case.corners[p, r] or level[i] <= level[i - 1]:
         return cost[i]
     return cost[i - 1] + (cost[i] - cost[i - 1]) * (x - level[i - 1]) / (level[i] - level[i - 1])
 
 
 @kernel
 def _set_peaks(case, p):
-    """The levels that the fullest region of a part may have."""
+    """The corners that the fullest region of a part may have."""
     n = 0
     for r in range(case.reach.shape[1]):
-        for i in range(case.count[p, r]):
+        for i in range(case.corners[p, r]):
             case.peak[p, n] = case.level[p, r, i]
             n += 1
     case.peak[p, :n] = np.sort(case.peak[p, :n])

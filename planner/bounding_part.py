@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.arrays import Floats, Ints
-from planner.bounding_case import CORNERS, DIVISIBLE, MOST_CORNERS, SMALL, UNROUNDED, WHOLE
+from planner.bounding_case import MIXED, MOST_CORNERS, SMALL, UNROUNDED, WHOLE
 from planner.compiled import kernel
 
-GRID = 1000
+GRID = 4000
 """Steps of the fullest region's level where replicas are divisible."""
 MOST_STATES = 256
 """Sums of levels that the dynamic program tells apart."""
@@ -45,7 +45,7 @@ class Room(NamedTuple):
     bend_cost: Floats
     """(B,) its priced cost there."""
     table: Floats
-    """(R, K) priced costs of the levels; CORNERS only."""
+    """(R, K) priced costs of the corners."""
     slope: Floats
     """(N,) of the segments of the regions' hulls."""
     begin: Floats
@@ -89,8 +89,13 @@ class Room(NamedTuple):
     """(R + G + 1, MOST_STATES) by which choice."""
     kept: npt.NDArray[np.int16]
     """(G + 1, MOST_STATES) states of a group that reach its target."""
-    mark: Ints
-    """(MOST_STATES,)"""
+    merged: Floats
+    """(2, 2 MOST_STATES) states while they are merged."""
+    merged_excess: Floats
+    merged_parent: npt.NDArray[np.int16]
+    merged_pick: npt.NDArray[np.int16]
+    work: Ints
+    """(1,) states that may still be merged."""
 
 
 @kernel
@@ -134,7 +139,11 @@ def room_for(case):
         np.zeros((regions + groups + 1, MOST_STATES), np.int16),
         np.zeros((regions + groups + 1, MOST_STATES), np.int16),
         np.zeros((groups + 1, MOST_STATES), np.int16),
-        np.zeros(MOST_STATES, np.int64),
+        np.zeros((2, 2 * MOST_STATES)),
+        np.zeros((2, 2 * MOST_STATES)),
+        np.zeros((2, 2 * MOST_STATES), np.int16),
+        np.zeros((2, 2 * MOST_STATES), np.int16),
+        np.zeros(1, np.int64),
     )
 
 
@@ -179,15 +188,14 @@ def _bends(case, room, p, r, k, share, extra):
     fixed, scale = case.count[p, r], case.scale[p]
     level, cost = case.level[p, r], case.cost[p, r]
     at, at_cost = room.bend, room.bend_cost
-    fit = 0
-    if case.mode[p] == CORNERS:
-        for i in range(fixed):
-            gain, fit = _gain(room, r, level[i], fit, k, share, extra)
-            at[i], at_cost[i] = level[i], cost[i] - gain
-            room.table[r, i] = at_cost[i]
-        return fixed
-    n, i, j, up = 0, 0, 0, 0
-    while i < fixed or j < k:
+    n, i, j, up, fit = 0, 0, 0, 0, 0
+    while i < case.corners[p, r]:
+        gain, fit = _gain(room, r, level[i], fit, k, share, extra)
+        at[i], at_cost[i] = level[i], cost[i] - gain
+        room.table[r, i] = at_cost[i]
+        i += 1
+    n, first = i, i
+    while first < fixed and (i < fixed or j < k):
         x = np.inf
         if j < k:
             x = room.broad[r, j + 1] / scale
@@ -199,13 +207,15 @@ def _bends(case, room, p, r, k, share, extra):
         else:
             j += 1 if up or case.mode[p] != WHOLE else 0
             up = 1 - up if case.mode[p] == WHOLE else 0
-            if i == 0 or i == fixed:
+            if i == first or i == fixed:
                 continue
             slope = (cost[i] - cost[i - 1]) / (level[i] - level[i - 1])
             here = cost[i - 1] + slope * (x - level[i - 1])
-        if n > 0 and x <= at[n - 1]:
-            continue
         gain, fit = _gain(room, r, x * scale, fit, k, share, extra)
+        if n > 0 and x <= at[n - 1]:
+            if x == at[n - 1]:
+                at_cost[n - 1] = min(at_cost[n - 1], here - gain)
+            continue
         at[n], at_cost[n] = x, here - gain
         n += 1
     return n
@@ -345,44 +355,42 @@ def _peak(case, p, m):
         return np.inf, 0.0
     if case.mode[p] == WHOLE:
         return m + 1.0, m + 1.0
-    if case.mode[p] == CORNERS:
-        return case.peak[p, m], case.peak[p, m]
+    if m >= GRID:
+        return case.peak[p, m - GRID], case.peak[p, m - GRID]
     step = case.total / GRID
     return (m + 1) * step, m * step
 
 
 @kernel
-def _steps(case, p):
-    """Steps of the fullest region's level."""
-    if case.mode[p] == WHOLE:
-        return int(case.top[p])
-    return case.peaks[p] if case.mode[p] == CORNERS else GRID
+def _peak_slope(case, room, cap, price):
+    """How the value of the last fill grows with the fullest region's level: a subgradient, by the prices of the fill."""
+    slope = price
+    for r in range(len(case.group)):
+        i = room.last[r]
+        if i >= 0 and room.filled[r] >= cap:
+            g = case.group[r]
+            here = max(price, room.toll[g]) if g >= 0 else price
+            slope += min(0.0, room.slope[i] - here)
+    return slope
 
 
 @kernel
-def _best_peak(case, room, p, rank, less, program):
-    """The best step of the fullest region; the value there is convex in the step: by pattern search, then once more there."""
-    last = _steps(case, p) - 1
-    at = min(max(room.peak[p], 0), last)
-    ahead, best, step, down, turned = at, np.inf, 4, False, False
-    while step > 0:
-        value = _at_peak(case, room, p, rank, ahead, less, program)[0]
-        if value < best or (ahead > at and best == np.inf):
-            best, at = value, ahead
-            step *= 2
-            turned = False
-        elif turned:
-            step //= 2
-            down, turned = not down, False
+def _best_peak(case, room, p, rank, less, program, start, first, last):
+    """The best step of the fullest region, from the first to the last, and its value: convex in it, so by bisection."""
+    low, high = first - 1, last + 1
+    low_value, high_value = np.inf, np.inf
+    m, reach = min(max(start, first), last), 2
+    while high - low > 1:
+        value, price = _at_peak(case, room, p, rank, m, less, program)
+        if value == np.inf or _peak_slope(case, room, _peak(case, p, m)[0], price) < 0.0:
+            low, low_value = m, value
+            m = min(m + reach, last) if high > last else (low + high) // 2
         else:
-            down, turned = not down, True
-        ahead = max(at - step, 0) if down else min(at + step, last)
-        while ahead == at and step > 0:  # at an end
-            if turned:
-                step //= 2
-            down, turned = not down, not turned
-            ahead = max(at - step, 0) if down else min(at + step, last)
-    return at
+            high, high_value = m, value
+            m = max(m - reach, first) if low < first else (low + high) // 2
+        m = min(max(m, low + 1), high - 1)
+        reach *= 4
+    return (low, low_value) if low_value <= high_value else (high, high_value)
 
 
 @kernel
@@ -410,14 +418,17 @@ def part_value(case, room, value, p, split, extra, less, program):
     rank = _ranked(room, n, runs)
     for g in range(len(case.inside)):
         room.target[g] = _target(case, p, case.inside[g] - less, 0.0)
-    at = -1
+    at, best = -1, np.inf
     if case.survives and program > LOOSE:
-        at = _best_peak(case, room, p, rank, less, program)
+        last = int(case.top[p]) - 1 if case.mode[p] == WHOLE else GRID - 1
+        at, _ = _best_peak(case, room, p, rank, less, program, room.peak[p], 0, last)
+        at = min(max(at, 0), last)
         room.peak[p] = at
-    best = np.inf
-    if program == WHOLES and case.mode[p] == CORNERS:
-        best = _whole_value(case, room, p, rank, at, less, program)
-        program = LOOSE
+    if program == WHOLES and case.peaks[p] > 0 and (case.survives or case.corner[p] >= case.total):
+        best, at = _whole_value(case, room, p, rank, at, less, program)
+        if at < 0:
+            return best
+        best = np.inf
     while best == np.inf:  # if there is no room for that much: without the rules on totals the value is lower
         best, price = _at_peak(case, room, p, rank, at, less, program)
         room.price[p] = price / case.scale[p]
@@ -427,12 +438,18 @@ def part_value(case, room, value, p, split, extra, less, program):
 
 @kernel
 def _whole_value(case, room, p, rank, at, less, program):
-    """Least priced cost of whole replicas in CORNERS; leaves the choice in the room as one segment for each region.
+    """Least priced cost of whole mixes; leaves the choice in the room as one segment for each region.
 
-    From the best step of the fullest region down, then up, for as long as the linear program promises more.
+    From the best peak among the corners down, then up, for as long as the linear program promises more. Returns -1 too,
+    or the step of a fullest region beyond the corners at which the linear program is lower than that.
     """
     best = _known_value(case, room, p, less)
-    m, way = at, -1
+    end, middle = GRID + case.peaks[p], -1
+    if case.survives:
+        middle = GRID + np.searchsorted(case.peak[p, : case.peaks[p]], _peak(case, p, at)[0])
+        middle, _ = _best_peak(case, room, p, rank, less, program, middle, GRID, end - 1)
+        middle = min(max(middle, GRID), end - 1)
+    m, way = middle, -1
     while True:
         value, price = _at_peak(case, room, p, rank, m, less, program)
         if value < best:
@@ -443,18 +460,24 @@ def _whole_value(case, room, p, rank, at, less, program):
                 room.choice[p] = room.trial
             m += way
         else:
-            m = -1 if way < 0 else case.peaks[p]
-        if way < 0 and m < 0:
-            m, way = at + 1, 1
-        if at < 0 or m >= case.peaks[p]:
+            m = GRID - 1 if way < 0 else end
+        if way < 0 and m < GRID:
+            m, way = middle + 1, 1
+        if middle < 0 or m >= end:
             break
+    if case.survives and case.corner[p] < case.total:
+        first = min(int(case.corner[p] / case.total * GRID), GRID - 1)
+        m, value = _best_peak(case, room, p, rank, less, program, at, first, GRID - 1)
+        if value < best:
+            return value, m
     if best < np.inf:
         for r in range(len(case.group)):
             i = room.choice[p, r]
             room.last[r] = r if i >= 0 else -1
             if i >= 0:
                 room.begin[r], room.end[r], room.filled[r] = 0.0, case.level[p, r, i], case.level[p, r, i]
-    return best
+        return best, -1
+    return best, at if case.survives else 0
 
 
 @kernel
@@ -495,6 +518,9 @@ def _program(case, room, p, peak, target, price, limit):
         bound = _ways(case, room, p, peak, target, price, gap)
         if known:
             excess = _least_excess(case, room, target, price, gap)
+        if room.work[0] <= 0:
+            room.trial[:] = UNSET
+            return bound
         if bound >= limit or excess < np.inf or (known and (limit < np.inf or gap == np.inf)):
             return bound + excess
         if limit < np.inf:
@@ -513,7 +539,7 @@ def _ways(case, room, p, peak, target, price, gap):
         bound += room.toll[g] * room.target[g]
     for r in range(len(case.group)):
         here = price + (room.toll[case.group[r]] if case.group[r] >= 0 else 0.0)
-        n, least = case.count[p, r], 0.0
+        n, least = case.corners[p, r], 0.0
         for i in range(n):
             if case.level[p, r, i] > peak:
                 n = i
@@ -560,19 +586,8 @@ def _least_excess(case, room, target, price, gap):
                 shift += room.way_level[r, 0]
                 continue
             n = _extend(
-                room,
-                at,
-                n,
-                room.way_level[r],
-                room.way_excess[r],
-                ways,
-                r,
-                gap,
-                need - shift,
-                toll,
-                price + toll if groups > 0 else price,
-                most,
-                least,
+                room, at, n, room.way_level[r], room.way_excess[r], ways, r, gap,
+                need - shift, toll, price + toll if groups > 0 else price, most, least,
             )
             at = 1 - at
         k = 0
@@ -588,19 +603,8 @@ def _least_excess(case, room, target, price, gap):
         if k == 0:
             return np.inf
         size = _extend(
-            room,
-            now,
-            size,
-            sums[1 - at],
-            excess[1 - at],
-            k,
-            regions + g,
-            gap,
-            target if g == groups else 0.0,
-            price if g == groups else 0.0,
-            price,
-            0.0,
-            0.0,
+            room, now, size, sums[1 - at], excess[1 - at], k, regions + g, gap,
+            target if g == groups else 0.0, price if g == groups else 0.0, price, 0.0, 0.0,
         )
         now = 5 - now
         if size == 0:
@@ -621,57 +625,51 @@ def _extend(room, at, n, level, excess, ways, stage, gap, need, toll, price, mos
     """States after one more choice, ascending: from list `at` to its neighbour. Returns how many.
 
     Drops those that exceed the gap, that the `most` to come cannot bring to `need`, and that others beat. Where there are
-    too many, close ones count as the larger at the lesser excess.
+    too many, neighbours count as the larger at the lesser's cost.
     """
-    to = at ^ 1
     old, old_excess = room.sums[at], room.excess[at]
-    new, new_excess = room.sums[to], room.excess[to]
-    parent, pick, mark = room.parent[stage], room.pick[stage], room.mark
     spacing = SMALL * (old[n - 1] + level[ways - 1])
-    low = need - SMALL * (old[n - 1] + level[ways - 1] + abs(need))
-    while True:
-        mark[:ways] = 0
-        k, start = 0, 0.0
-        full = False
-        while True:
-            a, x = -1, np.inf
-            for i in range(ways):
-                if mark[i] < n and old[mark[i]] + level[i] < x:
-                    a, x = i, old[mark[i]] + level[i]
-            if a < 0:
-                break
-            i = mark[a]
-            mark[a] += 1
-            e = old_excess[i] + excess[a]
-            if e + toll * max(0.0, x + least - need) > gap or x + most < low:
+    low = need - SMALL * (old[n - 1] + level[ways - 1] + abs(need)) - most
+    size, now = 0, 0
+    for a in range(ways):  # merges the states by this way into those by the ways before
+        to = 1 - now
+        k, i, j = 0, 0, 0
+        while i < size or j < n:
+            x = old[j] + level[a] if j < n else np.inf
+            if i < size and room.merged[now, i] <= x:
+                x, e = room.merged[now, i], room.merged_excess[now, i]
+                source, way = room.merged_parent[now, i], room.merged_pick[now, i]
+                i += 1
+            else:
+                e, source, way = old_excess[j] + excess[a], j, a
+                j += 1
+                if x < low or e + toll * max(0.0, x + least - need) > gap:
+                    continue
+            while k > 0 and (room.merged_excess[to, k - 1] + price * (room.merged[to, k - 1] - x) >= e):
+                k -= 1  # beaten by a larger sum at no greater cost
+            if k > 0 and x - room.merged[to, k - 1] <= spacing:
+                room.merged_excess[to, k - 1] -= price * (x - room.merged[to, k - 1])
+                room.merged[to, k - 1] = x
                 continue
-            if k > 0 and x - start <= spacing:
-                new[k - 1] = x
-                if e < new_excess[k - 1]:
-                    new_excess[k - 1] = e
-                    parent[k - 1], pick[k - 1] = i, a
-                continue
-            if k == MOST_STATES:
-                full = True
-                break
-            start = x
-            new[k], new_excess[k] = x, e
-            parent[k], pick[k] = i, a
+            room.merged[to, k], room.merged_excess[to, k] = x, e
+            room.merged_parent[to, k], room.merged_pick[to, k] = source, way
             k += 1
-        if not full:
-            break
-        spacing = max(4 * spacing, (old[n - 1] + level[ways - 1]) / (4 * MOST_STATES))
-    best, kept = np.inf, k
-    for i in range(k - 1, -1, -1):  # a larger sum at no greater cost beats
-        cost = new_excess[i] + price * new[i]
-        if cost < best:
-            best = cost
-            kept -= 1
-            new[kept], new_excess[kept], parent[kept], pick[kept] = new[i], new_excess[i], parent[i], pick[i]
-    for i in range(kept, k):
-        j = i - kept
-        new[j], new_excess[j], parent[j], pick[j] = new[i], new_excess[i], parent[i], pick[i]
-    return k - kept
+        if k > MOST_STATES:
+            for i in range((k + 1) // 2):
+                u, v = 2 * i, min(2 * i + 1, k - 1)
+                # of the lesser: none is beaten, so that is the smaller sum; it keeps its cost
+                e = room.merged_excess[to, u] - price * (room.merged[to, v] - room.merged[to, u])
+                room.merged[to, i], room.merged_excess[to, i] = room.merged[to, v], e
+                room.merged_parent[to, i], room.merged_pick[to, i] = room.merged_parent[to, u], room.merged_pick[to, u]
+            k = (k + 1) // 2
+        size, now = k, to
+        room.work[0] -= k + n
+    to = at ^ 1
+    room.sums[to, :size] = room.merged[now, :size]
+    room.excess[to, :size] = room.merged_excess[now, :size]
+    room.parent[stage, :size] = room.merged_parent[now, :size]
+    room.pick[stage, :size] = room.merged_pick[now, :size]
+    return size
 
 
 @kernel
