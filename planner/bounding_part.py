@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.arrays import Floats, Ints
-from planner.bounding_case import MIXED, MOST_CORNERS, SMALL, UNROUNDED, WHOLE
+from planner.bounding_case import MOST_CORNERS, SMALL, UNROUNDED, WHOLE
 from planner.compiled import kernel
 
 GRID = 4000

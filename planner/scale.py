@@ -81,8 +81,8 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     placer = Placer(fleet)
     complete(holding, placer, found.prices, _largest_first(fleet, every))
     least = _least(limits, fleet, columns, price)
-    out_of_time = improve(Improvement(holding, placer, found.prices, least), ends, ROUNDS, ATTEMPTS)
-    bound = proven(fleet, found.prices, least, EFFORT_PROOF)
+    out_of_time = improve(Improvement(holding, placer, found.prices, least), ends, _rounds(fleet), ATTEMPTS)
+    bound = proven(fleet, found.prices, least, EFFORT_PROOF if fleet.models <= MANY else EFFORT_PROOF_OF_MANY)
     among = float(least.sum() - price @ limits.amount)
     return _answer(holding, bound, found, (len(columns), among), out_of_time=out_of_time)
 
@@ -160,6 +160,11 @@ def _effort_last(arrays: FleetArrays) -> int:
     return 300 if arrays.models <= MANY else 80
 
 
+def _rounds(arrays: FleetArrays) -> int:
+    """Rounds of placing models anew: among many models each one matters less."""
+    return ROUNDS if arrays.models <= MANY else 1
+
+
 MANY = 3_000
 
 
@@ -226,7 +231,7 @@ ROUNDS, ROUNDS_ADAPTED = 3, 1
 ATTEMPTS, ATTEMPTS_ADAPTED = 200, 40
 """Models placed anew in a round."""
 
-EFFORT_PROOF, EFFORT_PROOF_ADAPTED = 40, 2
+EFFORT_PROOF, EFFORT_PROOF_OF_MANY, EFFORT_PROOF_ADAPTED = 40, 20, 2
 """Steps of the proof for each model."""
 
 
