@@ -87,7 +87,7 @@ class Case(NamedTuple):
     """(P,) highest level up to which all mixes are told apart; MIXED only."""
     corners: Ints
     """(P, R) how many of a part's levels in a region are those mixes."""
-    count: Ints
+    count: Ints  # type: ignore[assignment]  # hides tuple.count, which no kernel calls
     """(P, R) levels held for a part in a region; 0 where it cannot run."""
     level: Floats
     """(P, R, K) ascending; beyond the corners the cost is linear between two of them."""

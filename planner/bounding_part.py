@@ -586,8 +586,19 @@ def _least_excess(case, room, target, price, gap):
                 shift += room.way_level[r, 0]
                 continue
             n = _extend(
-                room, at, n, room.way_level[r], room.way_excess[r], ways, r, gap,
-                need - shift, toll, price + toll if groups > 0 else price, most, least,
+                room,
+                at,
+                n,
+                room.way_level[r],
+                room.way_excess[r],
+                ways,
+                r,
+                gap,
+                need - shift,
+                toll,
+                price + toll if groups > 0 else price,
+                most,
+                least,
             )
             at = 1 - at
         k = 0
@@ -603,8 +614,19 @@ def _least_excess(case, room, target, price, gap):
         if k == 0:
             return np.inf
         size = _extend(
-            room, now, size, sums[1 - at], excess[1 - at], k, regions + g, gap,
-            target if g == groups else 0.0, price if g == groups else 0.0, price, 0.0, 0.0,
+            room,
+            now,
+            size,
+            sums[1 - at],
+            excess[1 - at],
+            k,
+            regions + g,
+            gap,
+            target if g == groups else 0.0,
+            price if g == groups else 0.0,
+            price,
+            0.0,
+            0.0,
         )
         now = 5 - now
         if size == 0:
