@@ -7,16 +7,14 @@ those that some search considers.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from planner.arrays import FleetArrays, Floats, Prices
 from planner.bounding_ascent import model_bound
-from planner.bounding_case import Shop
-from planner.compiled import kernel
+from planner.bounding_levels import Shop
+from planner.compiled import kernel, side_by_side
 
 ROUNDING = 1e-9
 """Share of a figure that is given away so that floating point never makes a bound too large."""
@@ -24,8 +22,6 @@ SLACK = 1e-6
 """By this share, and by as many units, more than the supply of a cell may be taken: so much the checker forgives."""
 MOST = 1e9
 """No model needs more replicas than this in one place."""
-CHUNK = 32
-"""Models that a thread takes at a time."""
 CLOSE = 1e-4
 """A bound as close as this to the cost that is known is not tightened further."""
 
@@ -67,10 +63,7 @@ def lower_bounds(arrays: FleetArrays, prices: Prices, hints: Hints | None = None
         effort,
     )
     bounds = np.zeros(arrays.models)
-    starts = range(0, arrays.models, CHUNK)
-    with ThreadPoolExecutor(numba.get_num_threads()) as threads:
-        for _ in threads.map(lambda m: _bound(*figures, m, bounds[m : m + CHUNK]), starts):
-            pass
+    side_by_side(arrays.models, lambda begin, end: _bound(*figures, begin, bounds[begin:end]))
     return bounds * (1 - ROUNDING)
 
 

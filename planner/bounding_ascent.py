@@ -9,15 +9,19 @@ Mathematical Programming 46, 1990).
 import numpy as np
 
 from planner.bounding_case import UNROUNDED, case_of, classes_of, coverable, holding
-from planner.bounding_part import HULLS, LOOSE, WHOLES, part_value, room_for, weigh
+from planner.bounding_hulls import weigh
+from planner.bounding_part import HULLS, LOOSE, WHOLES, part_value
+from planner.bounding_room import leaf, room_for
 from planner.compiled import kernel
 
 CUTS = 14
 """Linear pieces that the bundle keeps."""
-WORK = 200000
+WORK = 100000
+FACTORS = (16.0, 16.0, 4.0, 2.0)
+"""Far ends of a range of unmet demand against its near end, from the first to the last try; hulls at the first."""
 SIDE = 4.0
 """How far `extra` moves compared with `value`."""
-CLOSE = 1e-5
+CLOSE = 1e-4
 """The ascent ends where no more than this share of the bound is to be won."""
 
 
@@ -48,18 +52,23 @@ def _ascend(case, limit, ceiling, effort, program):
     """The best bound found with values up to `limit`; from the hulls it goes on to whole replicas."""
     room = room_for(case)
     point, split = _start(case, room, limit, program)
-    best, step = -np.inf, 0.0
-    last = WHOLES if program == HULLS and case.peaks.max() > 0 else program
-    while program <= last and best < ceiling:
+    best, step, last = -np.inf, 0.0, program
+    if program == HULLS and case.peaks.max() > 0:
+        last = WHOLES
+    while program <= last:
         room.work[0] = WORK
-        step = _climb(case, room, point, split, limit, ceiling, effort, step, program)
-        room.work[0] = WORK
-        best = max(best, secured(case, room, point, split, program))
+        bound, step = _climb(case, room, point, split, limit, ceiling, effort, step, program)
+        if program == last or bound >= ceiling or room.work[0] <= 0:
+            room.work[0] = WORK
+            best = max(best, secured(case, room, point, split, program))
+        if best >= ceiling:
+            break
         effort = max(1, effort // 3)
         program += 1
     return best
 
 
+@leaf
 @kernel
 def _worth(case, c, prices):
     """Least $/h for a QPS of a class over the regions in reach, beyond what the prices of the parts pay."""
@@ -81,9 +90,9 @@ def _start(case, room, limit, program):
     point, slope = np.zeros(classes + parts * regions), np.zeros(classes + parts * regions)
     split, prices, base = np.zeros((parts, regions)), np.zeros(parts), np.zeros(parts)
     best, best_point, best_split = -np.inf, point.copy(), split.copy()
-    for k in range(6 if case.survives and program > LOOSE else 2):
+    for k in range(4 if case.survives and program > LOOSE else 2):
         for p in range(parts):
-            prices[p] = base[p] * max(k - 1, 0) / 4
+            prices[p] = base[p] * max(k - 1, 0) / 2
         _divide(case, prices, split)
         if k > 0:
             for c in range(classes):
@@ -98,6 +107,7 @@ def _start(case, room, limit, program):
     return best_point, best_split
 
 
+@leaf
 @kernel
 def _divide(case, prices, split):
     """Splits a QPS's worth in a region by what each part costs there beyond its price."""
@@ -112,6 +122,7 @@ def _divide(case, prices, split):
             split[p, r] = split[p, r] / total if total > 0.0 else 1.0 / parts
 
 
+@leaf
 @kernel
 def evaluate(case, room, point, split, slope, program):
     """The bound at a point, as far as all demand in reach is served. Fills its slope."""
@@ -138,12 +149,13 @@ def evaluate(case, room, point, split, slope, program):
     return bound
 
 
+@leaf
 @kernel
 def _subtract(case, room, p, split, slope, load):
     """Takes from the slope what the regions serve in the last fill of a part, and notes their loads."""
     for r in range(len(case.group)):
         i = room.last[r]
-        if i < 0 or case.count[p, r] == 0:
+        if i < 0 or case.levels[p, r] == 0:
             continue
         begin, end = room.begin[i], room.end[i]
         share = (room.filled[r] - begin) / (end - begin)
@@ -156,6 +168,7 @@ def _subtract(case, room, p, split, slope, load):
             load[p, r] += served
 
 
+@leaf
 @kernel
 def secured(case, room, point, split, program):
     """The bound at a point, whatever is left unmet.
@@ -178,9 +191,10 @@ def secured(case, room, point, split, program):
     fine = case.missed - value.max()
     least, near = full, case.cover * UNROUNDED
     while fine * near < full - loose and near < case.cover:
-        for power in (4, 2, 1):
-            far = min(2.0**power * near, case.cover)
-            here = fine * near + _parts_value(case, room, value, split, extra, far, program)
+        for k in range(4):
+            far = min(FACTORS[k] * near, case.cover)
+            means = min(program, HULLS) if k == 0 else program
+            here = fine * near + _parts_value(case, room, value, split, extra, far, means)
             if here >= full:
                 break
         least = min(least, here)
@@ -188,6 +202,7 @@ def secured(case, room, point, split, program):
     return fixed + least + fine * (case.total - case.cover)
 
 
+@leaf
 @kernel
 def _parts_value(case, room, value, split, extra, less, program):
     total = 0.0
@@ -196,6 +211,7 @@ def _parts_value(case, room, value, split, extra, less, program):
     return total
 
 
+@leaf
 @kernel
 def _weights(gram, error, count, t, weight):
     """Minimises t/2 |sum w g|^2 + sum w error over the simplex, by pairwise steps from the weights given."""
@@ -222,7 +238,7 @@ def _weights(gram, error, count, t, weight):
 
 @kernel
 def _climb(case, room, point, split, limit, ceiling, effort, step, program):
-    """Moves the point to better bounds. `step` is the first step, or 0; returns the last.
+    """Moves the point to better bounds. `step` is the first step, or 0. Returns the bound and the last step.
 
     The model of the bound is the least of the linear pieces met so far; each trial maximises it less a quadratic distance
     from the point. A trial that gains enough becomes the point; any other adds a piece.
@@ -297,9 +313,10 @@ def _climb(case, room, point, split, limit, ceiling, effort, step, program):
             trial[j] = point[j] + step * direction[j] * metric[j]
             if j < classes:
                 trial[j] = min(max(trial[j], 0.0), limit)
-    return step
+    return bound, step
 
 
+@leaf
 @kernel
 def _along(slope, end, start):
     """What a linear piece changes from one point to another."""

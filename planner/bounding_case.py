@@ -10,52 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.arrays import Floats, Ints
+from planner.bounding_levels import MOST_CORNERS, SMALL, corner_levels, divisible_levels, mixes_of, whole_levels
 from planner.compiled import kernel
 
 Flags = npt.NDArray[np.bool_]
 
-SMALL = 1e-9
-"""Relative: sums of floats are not exact."""
 UNROUNDED = 1e-4
 """Share of the demand that the rules on totals let go, so that leaving so little unmet never pays."""
-MOST_CORNERS = 48
-"""Levels of one part in one region that are told apart."""
-MOST_MIXES = 1000
-"""Mixes of options that are told apart, roughly; replicas in larger mixes count as divisible."""
+MOST_PAIRED = 24
+"""Classes up to which groups are sought among the regions of two of them, not only of one."""
 MOST_STEPS = 2000
 """Steps in the choice of the groups."""
 
 WHOLE, MIXED = 0, 1
 """How a part's levels are held: whole replicas of its one option; mixes of its options."""
-
-
-class Shop(NamedTuple):
-    """One model's figures. O options, P parts, S users' regions, R regions."""
-
-    qps: Floats
-    """(S,)"""
-    rtt: Floats
-    """(S, R) ms."""
-    tolerance: float
-    latency: float
-    """$/h for a QPS and a ms."""
-    missed: float
-    """$/h for an unmet QPS."""
-    survives: bool
-    starts: Ints
-    """(P + 1,) options of part p."""
-    least: Ints
-    """(P,) replicas of a part in a region that holds it."""
-    most: Ints
-    """(O, R) replicas that fit."""
-    price: Floats
-    """(O, R) $/h a replica."""
-    rate: Floats
-    """(O,) QPS a replica."""
-    running: Ints
-    """(O, R) replicas now."""
-    move: float
-    """$/h for a replica started."""
 
 
 class Case(NamedTuple):
@@ -82,12 +50,12 @@ class Case(NamedTuple):
     scale: Floats
     """(P,) QPS of one level."""
     top: Floats
-    """(P,) level that holds the whole demand."""
+    """(P,) level above which no region has any use for more."""
     corner: Floats
     """(P,) highest level up to which all mixes are told apart; MIXED only."""
     corners: Ints
     """(P, R) how many of a part's levels in a region are those mixes."""
-    count: Ints  # type: ignore[assignment]  # hides tuple.count, which no kernel calls
+    levels: Ints
     """(P, R) levels held for a part in a region; 0 where it cannot run."""
     level: Floats
     """(P, R, K) ascending; beyond the corners the cost is linear between two of them."""
@@ -172,12 +140,13 @@ def grouped(shop, demand, reach):
     Chosen among the regions in reach of one class, or of two, so that whole replicas for all groups cost most.
     """
     classes, regions = reach.shape
-    sets = np.zeros((classes * (classes + 1) // 2, regions), np.bool_)
+    most = classes * (classes + 1) // 2 if classes <= MOST_PAIRED else classes
+    sets = np.zeros((most, regions), np.bool_)
     load, worth = np.zeros(len(sets)), np.zeros(len(sets))
     n = 0
     for c in range(classes):
-        for d in range(c + 1):
-            here = reach[c] | reach[d]
+        for d in range(c + 1 if classes <= MOST_PAIRED else 1):
+            here = reach[c] | reach[d if classes <= MOST_PAIRED else c]
             known = False
             for i in range(n):
                 known = known or (sets[i] == here).all()
@@ -305,7 +274,7 @@ def case_of(shop, holds, demand, reach, way, cover):
         _set_peaks(case, p)
         for r in range(regions):
             load = case.rent[p, r]
-            case.rent[p, r] = cost_at(case, p, r, load) / load if case.count[p, r] > 0 else np.inf
+            case.rent[p, r] = cost_at(case, p, r, load) / load if case.levels[p, r] > 0 else np.inf
     return case
 
 
@@ -314,25 +283,26 @@ def _set_levels(shop, useful, case, p):
     """Fills the levels of a part. More than a region can serve counts for nothing, unless the model survives."""
     a, b = shop.starts[p], shop.starts[p + 1]
     regions = useful.shape[1]
-    case.top[p] = case.total
     if b - a == 1:
         case.mode[p] = WHOLE
         case.scale[p] = shop.rate[a]
-        case.top[p] = np.ceil(case.total / shop.rate[a] * (1 - SMALL))
         for r in range(regions):
             if useful[p, r]:
-                top = case.top[p]
-                if not shop.survives:
-                    top = np.ceil(case.rent[p, r] / shop.rate[a] * (1 - SMALL))
-                case.count[p, r] = _whole_levels(shop, p, r, top, case.level[p, r], case.cost[p, r])
+                qps = case.total if shop.survives else case.rent[p, r]
+                top = np.ceil(qps / shop.rate[a] * (1 - SMALL))
+                case.top[p] = max(case.top[p], top)
+                case.levels[p, r] = whole_levels(shop, p, r, top, case.level[p, r], case.cost[p, r])
         return
     case.mode[p] = MIXED
-    limit, mixes, counts = _mixes(shop.rate[a:b], shop.least[p], case.total)
+    for r in range(regions):
+        if useful[p, r]:
+            case.top[p] = max(case.top[p], case.total if shop.survives else case.rent[p, r])
+    limit, mixes, counts = mixes_of(shop.rate[a:b], shop.least[p], case.top[p])
     for r in range(regions):
         if useful[p, r]:
             top = case.total if shop.survives else case.rent[p, r]
             room = MOST_CORNERS - 2 * (b - a) - 4
-            n, cut = _corner_levels(shop, p, r, mixes, counts, top, room, case.level[p, r], case.cost[p, r])
+            n, cut = corner_levels(shop, p, r, mixes, counts, top, room, case.level[p, r], case.cost[p, r])
             case.corners[p, r] = n
             limit = min(limit, cut)
     case.corner[p] = limit
@@ -343,179 +313,16 @@ def _set_levels(shop, useful, case, p):
             while n > 0 and case.level[p, r, n - 1] > limit:
                 n -= 1
             case.corners[p, r] = n
-            case.count[p, r] = n
+            case.levels[p, r] = n
             if top > limit:
-                beyond = _divisible_levels(shop, p, r, top, limit, case.level[p, r, n:], case.cost[p, r, n:])
-                case.count[p, r] += beyond
-
-
-@kernel
-def replicas_cost(shop, o, r, n):
-    """$/h of n replicas of an option."""
-    return n * shop.price[o, r] + shop.move * max(0.0, n - shop.running[o, r])
-
-
-@kernel
-def _whole_levels(shop, p, r, top, level, cost):
-    """One option: levels are replicas."""
-    o = shop.starts[p]
-    least, running = float(max(1, shop.least[p])), float(shop.running[o, r])
-    first, last = min(least, top), min(top, float(shop.most[o, r]))
-    level[0], cost[0] = first, replicas_cost(shop, o, r, least)
-    n = 1
-    if first < running < last:
-        level[n], cost[n] = running, replicas_cost(shop, o, r, running)
-        n += 1
-    if last > first:
-        level[n], cost[n] = last, replicas_cost(shop, o, r, last)
-        n += 1
-    return n
-
-
-@kernel
-def _mixes(rate, least, total):
-    """Mixes of options of which none has a replica too many: a limit, (N,) QPS up to it, ascending, and (N, O).
-
-    All mixes up to the limit are among them, and all that do the total where the limit is the total.
-    """
-    options, minimum = len(rate), max(1, least)
-    most = np.zeros(options, np.int64)
-    limit = total
-    while True:
-        number = 1.0
-        for o in range(options):
-            most[o] = max(int(np.ceil(limit / rate[o] * (1 - SMALL))), minimum)
-            number *= most[o] + 1
-        if number <= MOST_MIXES or limit < 1e-3 * total:
-            break
-        limit *= 0.9
-    able = np.zeros(int(number))
-    counts = np.zeros((len(able), options), np.int64)
-    count = np.zeros(options, np.int64)
-    enough = total * (1 - SMALL)
-    n = 0
-    while True:
-        o = 0
-        while o < options:  # the next mix
-            count[o] += 1
-            if count[o] <= most[o]:
-                break
-            count[o] = 0
-            o += 1
-        if o == options:
-            break
-        qps, replicas, spare = 0.0, 0, np.inf
-        for o in range(options):
-            qps += count[o] * rate[o]
-            replicas += count[o]
-            spare = min(spare, rate[o]) if count[o] > 0 else spare
-        if replicas < minimum or (qps - spare >= enough and replicas > minimum) or (qps > limit and limit < total):
-            continue
-        able[n] = total if qps >= enough else qps
-        counts[n] = count
-        n += 1
-    order = np.argsort(able[:n])
-    return limit, able[order], counts[order]
-
-
-@kernel
-def _corner_levels(shop, p, r, mixes, counts, top, room, level, cost):
-    """The least of the mixes that no other beats, and the highest level up to which none is left out."""
-    a = shop.starts[p]
-    k, best, cut = 0, np.inf, np.inf
-    for i in range(len(mixes) - 1, -1, -1):
-        here = 0.0
-        for o in range(counts.shape[1]):
-            if counts[i, o] > shop.most[a + o, r]:
-                here = np.inf
-                break
-            here += replicas_cost(shop, a + o, r, float(counts[i, o]))
-        if here >= best:
-            continue
-        best = here
-        x = min(mixes[i], top)
-        if k > 0 and level[(k - 1) % room] == x:
-            k -= 1
-        if k >= room:
-            cut = level[k % room]
-        level[k % room], cost[k % room] = x, here
-        k += 1
-    n = min(k, room)
-    if k > room:  # only the last ones fitted: from the first free place on, and around
-        cut *= 1 - SMALL
-        first = k % room
-        _turn(level, first, room)
-        _turn(cost, first, room)
-    for i in range(n // 2):
-        j = n - 1 - i
-        level[i], level[j] = level[j], level[i]
-        cost[i], cost[j] = cost[j], cost[i]
-    return n, cut
-
-
-@kernel
-def _turn(figures, first, n):
-    """Moves the figures so that the one at `first` comes first."""
-    figures[:n] = np.concatenate((figures[first:n], figures[:first]))
-
-
-@kernel
-def _divisible_levels(shop, p, r, total, above, level, cost):
-    """Levels above a limit, replicas beyond the first counting as divisible. Returns how many.
-
-    The cost is at least that of the fewest replicas of the cheapest option, and the sum of the options' slopes.
-    """
-    a, b = shop.starts[p], shop.starts[p + 1]
-    least = max(1, shop.least[p])
-    slope, width = np.empty(2 * (b - a)), np.empty(2 * (b - a))
-    n = 0
-    first, cheapest = np.inf, np.inf
-    for o in range(a, b):
-        if shop.most[o, r] < 1:
-            continue
-        first = min(first, shop.rate[o] * least)
-        kept = least > 1 or shop.running[o, r] > 0
-        cheapest = min(cheapest, shop.price[o, r] + (0.0 if kept else shop.move))
-        for started in range(2):
-            here = (shop.price[o, r] + shop.move * started) / shop.rate[o]
-            kept_most = min(shop.running[o, r], shop.most[o, r])
-            wide = (shop.most[o, r] - kept_most if started else kept_most) * shop.rate[o]
-            if wide <= 0.0:
-                continue
-            i = n
-            while i > 0 and slope[i - 1] > here:
-                slope[i], width[i] = slope[i - 1], width[i - 1]
-                i -= 1
-            slope[i], width[i] = here, wide
-            n += 1
-    cheapest *= least
-    first = min(max(first, above), total)
-    points, x, y = 0, 0.0, 0.0
-    for i in range(n):
-        end = min(x + width[i], total)
-        y_end = y + slope[i] * (end - x)
-        if points == 0 and end >= first:
-            level[0], cost[0] = first, max(cheapest, y + slope[i] * (first - x))
-            points = 1
-        if points > 0 and y < cheapest < y_end:
-            cross = x + (cheapest - y) / slope[i]
-            if cross > level[points - 1]:
-                level[points], cost[points] = cross, cheapest
-                points += 1
-        if points > 0 and end > level[points - 1]:
-            level[points], cost[points] = end, max(y_end, cheapest)
-            points += 1
-        x, y = end, y_end
-    if points == 0 and above == 0.0:
-        level[0], cost[0] = x, max(y, cheapest)
-        points = 1
-    return points
+                beyond = divisible_levels(shop, p, r, top, limit, case.level[p, r, n:], case.cost[p, r, n:])
+                case.levels[p, r] += beyond
 
 
 @kernel
 def cost_at(case, p, r, qps):
     """$/h of the least level of a part in a region that does `qps`, or of its highest."""
-    n = case.count[p, r]
+    n = case.levels[p, r]
     x = qps / case.scale[p]
     if case.mode[p] == WHOLE:
         x = np.ceil(x * (1 - SMALL))
