@@ -248,12 +248,13 @@ class Placer:
             a.current[first:last],
         )
         configure(model, supply, scale, effort, count, flow)
-        return self._single(m, first, count.ravel(), flow.ravel())
+        return self.single(m, count, flow)
 
-    def _single(self, m: int, first: int, count: Ints, flow: Floats) -> Single:
-        a = self.arrays
+    def single(self, m: int, count: Ints, flow: Floats) -> Single:
+        """The configuration of model m with these replicas (options of m, R) and this traffic (R, R)."""
+        a, count, flow = self.arrays, count.ravel(), flow.ravel()
         at, way = np.flatnonzero(count), np.flatnonzero(flow)
-        n, qps, at_fleet = count[at], flow[way], at + first * a.regions
+        n, qps, at_fleet = count[at], flow[way], at + int(self._first[m]) * a.regions
         option, region = np.divmod(at_fleet, a.regions)
         hardware = float((n * a.option_units[option]) @ a.unit_cost[region, a.option_hardware[option]])
         started = float(np.maximum(0, n - a.current[option, region]).sum())

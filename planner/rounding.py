@@ -1,8 +1,9 @@
 """From prices and proposals to one whole configuration for each model that together keep every shared limit.
 
 Called by `planner.scale`. Models whose best column stands out take it; for the others a small linear program shares out
-what is left of the limits. At a vertex no more models are split than limits bind: these are placed one by one on the rest.
-Then models are lifted out and placed anew, one or a few at a time, for as long as that lowers the objective.
+what is left of the limits. At a vertex no more models are split than limits bind: these get the mean of their columns,
+rounded up. Models are moved off limits that this exceeds; then models are lifted out and placed anew, one or a few at a
+time, for as long as that lowers the objective.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from planner.arrays import FleetArrays, Floats, Ints, Prices
+from planner.blending import EXACT, blended
 from planner.price_search import Limits
 from planner.pricing import Columns, Placer, Single
 
@@ -99,8 +101,11 @@ class Holding:
         return max(0.0, float(self.left[-1])) if self.limits.moves else np.inf
 
 
-def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Floats, size: Floats) -> Holding:
-    """One whole column for as many models as a dive gives one; the others have none yet. `size` (M,) orders the dive."""
+def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Floats, placer: Placer) -> Holding:
+    """A configuration for each model: a whole column, or the mean of those that the linear program splits it between.
+
+    The means are rounded up, so that a little more than the limits may be taken.
+    """
     taken = limits.taken(arrays, columns)
     z = columns.cost + taken @ price
     _, first, segment = np.unique(columns.model, return_index=True, return_inverse=True)
@@ -115,10 +120,23 @@ def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Flo
         holding.put(int(columns.model[j]), Single.of(columns, int(j)))
     if len(rest):
         master = _Master(columns.cost[rest], taken[rest], columns.model[rest], holding.left, limits.scale)
-        for j, x in zip(rest, master.dive(size), strict=True):
+        shares = master.shares()
+        for j, x in zip(rest, shares, strict=True):
             if x >= WHOLE:
                 holding.put(int(columns.model[j]), Single.of(columns, int(j)))
+        _blend_the_split(holding, placer, columns.take(rest), shares)
     return holding
+
+
+def _blend_the_split(holding: Holding, placer: Placer, columns: Columns, shares: Floats) -> None:
+    """Gives the models that are still split the mean of their columns, in whole replicas, where their budget allows it."""
+    for m in np.unique(columns.model[(shares > EXACT) & (shares < WHOLE)]):
+        if holding.chosen[m] is None:
+            rows = np.flatnonzero((columns.model == m) & (shares > EXACT))
+            count, flow = blended(holding.arrays, int(m), columns, rows, shares[rows])
+            single = placer.single(int(m), count, flow)
+            if single.hardware <= holding.arrays.model_budget[m]:
+                holding.put(int(m), single)
 
 
 class _Master:
@@ -127,14 +145,12 @@ class _Master:
     def __init__(self, cost: Floats, taken: Any, model: Ints, left: Floats, scale: Floats) -> None:
         _, segment = np.unique(model, return_inverse=True)
         models, limits, self.columns = int(segment.max()) + 1, len(left), len(cost)
-        self.model, self.segment = model, segment
         convexity = sp.csc_array((np.ones(len(cost)), (segment, np.arange(len(cost)))), shape=(models, len(cost)))
         over = [sp.hstack([taken.T, -sp.eye_array(limits)]), sp.hstack([convexity, sp.csc_array((models, limits))])]
         matrix = sp.csc_array(sp.vstack(over, format="csc"))
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = len(cost) + limits, limits + models
-        self.dear = DEAR * scale
-        lp.col_cost_ = np.concatenate([cost, self.dear])
+        lp.col_cost_ = np.concatenate([cost, DEAR * scale])
         lp.col_lower_ = np.zeros(len(cost) + limits)
         lp.col_upper_ = np.full(len(cost) + limits, highspy.kHighsInf)
         lp.row_lower_ = np.concatenate([np.full(limits, -highspy.kHighsInf), np.ones(models)])
@@ -148,56 +164,20 @@ class _Master:
             self.solver.setOptionValue(option, value)
         self.solver.passModel(lp)
 
-    def shares(self) -> tuple[Floats, float]:
-        """(J,) of a basic optimum, and what goes over the limits ($/h); zeros where the solver fails."""
+    def shares(self) -> Floats:
+        """(J,) of a basic optimum; zeros where the solver fails."""
         status = self.solver.run()
         if status == highspy.HighsStatus.kError or self.solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-            return np.zeros(self.columns), np.inf
-        value = np.array(self.solver.getSolution().col_value)
-        return value[: self.columns], float(value[self.columns :] @ self.dear)
+            return np.zeros(self.columns)
+        return np.array(self.solver.getSolution().col_value)[: self.columns]
 
-    def dive(self, size: Floats) -> Floats:
-        """(J,) shares after the largest split models were given their largest column, a few at a time.
 
-        Where that goes over a limit it is taken back, and these models are left for later.
-        """
-        share, over = self.shares()
-        left_split: set[int] = set()
-        for _ in range(DIVES):
-            split = [int(m) for m in self._split(share) if int(m) not in left_split]
-            if not split:
-                break
-            split.sort(key=lambda m: (-size[m], m))
-            largest = split[: -(-len(split) // 4)]
-            fixed = [self._largest_column(m, share) for m in largest]
-            self._bound(fixed, 1.0, 1.0)
-            trial, beyond = self.shares()
-            if beyond <= over + 1e-6:
-                share, over = trial, beyond
-                continue
-            self._bound(fixed, 0.0, highspy.kHighsInf)
-            left_split.update(largest if len(largest) == 1 else largest[:1])
-            share, over = self.shares()
-        return share
-
-    def _largest_column(self, m: int, share: Floats) -> int:
-        own = np.flatnonzero(self.model == m)
-        return int(own[np.argmax(share[own])])
-
-    def _bound(self, columns: list[int], low: float, high: float) -> None:
-        for column in columns:
-            self.solver.changeColBounds(column, low, high)
-
-    def _split(self, share: Floats) -> Ints:
-        whole = np.zeros(int(self.segment.max()) + 1, dtype=bool)
-        whole[self.segment[share >= WHOLE]] = True
-        return np.unique(self.model[~whole[self.segment]])
-
+EASE = 5.0
+"""Times the natural price of a unit that moving a model off an exceeded limit may cost."""
 
 SHORT = 200
 """Models with unmet demand that are helped in one go."""
 
-DIVES = 16
 DEAR = 200.0
 """Times its natural price costs a unit beyond a limit."""
 
@@ -297,12 +277,36 @@ class Improvement:
         return [int(i) for i in np.flatnonzero(h.left < -1e-9 * np.maximum(h.limits.amount, 1.0))]
 
     def ease(self, attempts: int) -> None:
-        """Moves models off exceeded limits, where others have room for them."""
+        """Moves models off exceeded limits where others have room for them, at no more than a few times the natural price.
+
+        First those that take just as much as is too much; nobody is served less.
+        """
+        h = self.holding
         for limit in self.exceeded():
-            for m in self.crowd(limit)[:attempts]:
-                if self.holding.left[limit] >= 0:
+            needed = -h.left[limit]
+            if needed <= 0:
+                continue
+            taking = np.flatnonzero(h.takes[:, limit] > 0)
+            far = np.abs(np.log(h.takes[taking, limit] / needed))
+            for m in taking[np.argsort(far, kind="stable")][:attempts]:
+                if h.left[limit] >= -EXACT * h.limits.amount[limit]:
                     break
-                self.attempt([m], self.prices)
+                self._move_off(int(m), limit)
+
+    def _move_off(self, m: int, limit: int) -> None:
+        h = self.holding
+        before, cost, taken = h.over(), float(h.cost[m]), float(h.takes[m, limit])
+        kept = h.lift(m)
+        left = h.left.copy()
+        new = place_one(h, self.placer, self.prices, m, self.effort)
+        h.put(m, new)
+        dearer, relief = new.cost - cost, taken - float(h.takes[m, limit])
+        served = kept is None or new.unmet <= kept.unmet
+        if not served or h.over() >= before or dearer > EASE * h.limits.scale[limit] * relief:
+            h.lift(m)
+            h.left = left
+            if kept is not None:
+                h.put(m, kept)
 
     def enforce(self) -> None:
         """Keeps every limit, at the cost of unmet demand where nothing else helps."""

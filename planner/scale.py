@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ipnext.model.plan import Problem
 from planner.arrays import FleetArrays, Floats, Ints, Prices
@@ -51,6 +52,13 @@ def solve_fleet(problem: Problem, arrays: FleetArrays | None = None) -> FleetAns
     """
     ends = time.monotonic() + problem.limits.time_seconds
     fleet = FleetArrays.of(problem) if arrays is None else arrays
+    with threadpool_limits(
+        limits=1, user_api="blas"
+    ):  # the vectors are short; more threads also add up in another order
+        return _solved(problem, fleet, ends)
+
+
+def _solved(problem: Problem, fleet: FleetArrays, ends: float) -> FleetAnswer:
     if _mostly_running(fleet):
         adapted = _adapted(fleet, ends, problem.limits.gap)
         if adapted.gap <= max(problem.limits.gap, ADAPTED_GAP):
@@ -77,11 +85,13 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     columns = joined([found.columns, best_columns(fleet, found.prices, every, effort=_effort_last(fleet))])
     limits = Limits.of(fleet)
     price = limits.values(found.prices)
-    holding = shared_out(fleet, limits, columns, price, size_of(fleet))
     placer = Placer(fleet)
+    holding = shared_out(fleet, limits, columns, price, placer)
     complete(holding, placer, found.prices, _largest_first(fleet, every))
     least = _least(limits, fleet, columns, price)
-    out_of_time = improve(Improvement(holding, placer, found.prices, least), ends, _rounds(fleet), ATTEMPTS)
+    improvement = Improvement(holding, placer, found.prices, least)
+    improvement.ease(ATTEMPTS_EASE)
+    out_of_time = improve(improvement, ends, _rounds(fleet), ATTEMPTS)
     bound = proven(fleet, found.prices, least, EFFORT_PROOF if fleet.models <= MANY else EFFORT_PROOF_OF_MANY)
     among = float(least.sum() - price @ limits.amount)
     return _answer(holding, bound, found, (len(columns), among), out_of_time=out_of_time)
@@ -94,17 +104,44 @@ def _adapted(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
     """
     every = np.arange(fleet.models, dtype=np.int64)
     limits = Limits.of(fleet)
-    columns = best_columns(fleet, nothing(fleet), every, effort=0)
-    holding = Holding.of(fleet, limits, columns)
-    found = _sampled_prices(fleet, holding)
-    least = lower_bounds(fleet, found.prices, None, EFFORT_PROOF_ADAPTED)
-    bound = max(0.0, total_bound(fleet, found.prices, least))
-    improvement = Improvement(holding, Placer(fleet), found.prices, least)
-    improvement.ease(200)
-    whole = not improvement.exceeded() and all(single is not None and single.unmet == 0 for single in holding.chosen)
-    rounds = 0 if whole and holding.cost.sum() * (1 - enough) <= bound else ROUNDS_ADAPTED
-    out_of_time = improve(improvement, ends, rounds, ATTEMPTS_ADAPTED)
+    kept = best_columns(fleet, nothing(fleet), every, effort=0)
+    holding = Holding.of(fleet, limits, kept)
+    sampled = _sampled_prices(fleet, holding)
+    least = lower_bounds(fleet, sampled.prices, None, EFFORT_PROOF_ADAPTED)
+    bound = max(0.0, total_bound(fleet, sampled.prices, least))
+    fits = bool((holding.left >= 0).all()) and all(
+        single is not None and single.unmet == 0 for single in holding.chosen
+    )
+    if fits and holding.cost.sum() * (1 - enough) <= bound:
+        return _answer(holding, bound, sampled, (0, 0.0), out_of_time=False)
+    found = _priced_changes(fleet, sampled, kept, least)
+    price = limits.values(found.prices)
+    placer = Placer(fleet)
+    holding = shared_out(fleet, limits, found.columns, price, placer)
+    complete(holding, placer, found.prices, _largest_first(fleet, every))
+    improvement = Improvement(holding, placer, found.prices, _least(limits, fleet, found.columns, price))
+    improvement.ease(ATTEMPTS_EASE)
+    out_of_time = improve(improvement, ends, ROUNDS_ADAPTED, ATTEMPTS_ADAPTED)
     return _answer(holding, bound, found, (0, 0.0), out_of_time=out_of_time)
+
+
+def _priced_changes(fleet: FleetArrays, sampled: Found, kept: Columns, least: Floats) -> Found:
+    """Prices and configurations near to what runs now; those anew too for models that today's prices make dear."""
+    every = np.arange(fleet.models, dtype=np.int64)
+    limits = Limits.of(fleet)
+    pool = joined([kept, sampled.columns, best_columns(fleet, sampled.prices, every, effort=0)])
+    regret = _least(limits, fleet, pool, limits.values(sampled.prices)) - least
+    dear = np.sort(np.argsort(-regret, kind="stable")[: max(DEAR_LEAST, int(DEAR_SHARE * fleet.models))])
+    pool = joined([pool, best_columns(fleet, sampled.prices, dear, effort=EFFORT_DEAR)])
+    near = Effort(rounds=12, effort=0, width=0.3)
+    return search(fleet, every, near, start=sampled.prices, columns=pool)
+
+
+ATTEMPTS_EASE = 60
+"""Models that may be moved off a limit that rounding exceeds."""
+
+DEAR_SHARE, DEAR_LEAST, EFFORT_DEAR = 0.15, 300, 20
+"""Models that are planned anew when a plan is adapted, and the evaluations for each."""
 
 
 def _answer(
@@ -143,8 +180,9 @@ def _sampled_prices(arrays: FleetArrays, holding: Holding) -> Found:
     some = np.sort(np.concatenate([order[:LARGE], others]))
     taken, all_taken = holding.takes[some].sum(axis=0), holding.takes.sum(axis=0)
     share = np.where(all_taken > 0, taken / np.where(all_taken > 0, all_taken, 1.0), len(some) / arrays.models)
-    amount = taken + share * np.maximum(0.0, holding.limits.amount - all_taken)
-    return search(arrays, some, Effort(rounds=8, effort=EFFORT_QUICK, enough=3e-3), amount=amount)
+    return search(
+        arrays, some, Effort(rounds=8, effort=EFFORT_QUICK, enough=3e-3), amount=share * holding.limits.amount
+    )
 
 
 SAMPLE, LARGE = 500, 200

@@ -16,6 +16,7 @@ from planner.commands.writing import (
     Output,
     PlanFile,
     ProblemFile,
+    document,
     fail,
     rows,
     solver_silent,
@@ -118,7 +119,7 @@ def what_if_command(  # noqa: PLR0913 - one option for each kind of change
         with solver_silent():
             found, planned = what_if(stated, changes, plan=before, replan=lambda p: solve(p, method=method.value))
         if after:
-            write_file(planned.model_dump_json(by_alias=True, indent=2) + "\n", after, "--after")
+            write_file(document(planned), after, "--after")
         write_answer(found, output, lambda: _what_if_tables(found))
 
 

@@ -63,9 +63,19 @@ def solver_silent() -> Iterator[None]:
         os.close(nowhere)
 
 
+READABLE_BYTES = 20_000_000
+"""A document that is larger than this on one line stays on one line: indented, it would be three times as large."""
+
+
+def document(value: Value) -> str:
+    """The JSON text of a document, indented where a person may still read it."""
+    short = value.model_dump_json(by_alias=True)
+    return (short if len(short) > READABLE_BYTES else value.model_dump_json(by_alias=True, indent=2)) + "\n"
+
+
 def write_document(value: Value, path: Path | None) -> None:
     """The document, to a file that is whole or not there, or to standard output."""
-    text = value.model_dump_json(by_alias=True, indent=2) + "\n"
+    text = document(value)
     if path in (None, STANDARD_OUTPUT):
         typer.echo(text, nl=False)
     else:

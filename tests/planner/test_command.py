@@ -203,6 +203,16 @@ def test_generate_writes_the_same_problem_for_the_same_seed(files):
     assert run("solve", files / "drawn.json").exit_code == 0
 
 
+def test_a_large_document_is_written_on_one_line_and_means_the_same(files, monkeypatch):
+    small, large = files / "small.json", files / "large.json"
+    drawn = ["generate", "--models", "3", "--regions", "2"]
+    assert run(*drawn, "-o", small).exit_code == 0
+    monkeypatch.setattr("planner.commands.writing.READABLE_BYTES", 100)
+    assert run(*drawn, "-o", large).exit_code == 0
+    assert large.read_text().count("\n") == 1 < small.read_text().count("\n")
+    assert json.loads(large.read_text()) == json.loads(small.read_text())
+
+
 def test_generate_out_of_range_exits_2(files):
     assert "models" in one_line(run("generate", "--models", "0"), 2)
 
