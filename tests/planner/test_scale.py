@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ipnext.model.plan import CurrentState, Limits, Objective, Plan, Problem, RegionDemand
+from planner import scale
 from planner.arrays import FleetArrays, Prices
 from planner.bounding import lower_bounds, total_bound
 from planner.configuration import THOROUGH
@@ -125,6 +126,25 @@ def test_a_replan_keeps_to_the_moves_it_may_make(running: Problem, most: int | N
     plan = solve(problem, method="fleet")
     assert check(problem, plan) == ()
     assert most is None or _started(problem, plan) <= most
+
+
+@pytest.mark.parametrize("most", [None, 0.03])
+def test_an_adapted_plan_is_about_as_good_as_one_made_anew(most: float | None) -> None:
+    fleet = generate(models=300, regions=8, hardware=4, supply_use=0.9, seed=5)
+    planned = solve(fleet, method="fleet")
+    current = CurrentState(replicas=planned.replicas, traffic=planned.traffic)
+    cap = None if most is None else int(most * sum(item.count for item in planned.replicas))
+    limits = Limits(gap=0.0, max_moves=cap)
+    objective = Objective(move_cost=0.05, unmet_cost=10.0)
+    running = fleet.model_copy(update={"current": current, "limits": limits, "objective": objective})
+    problem = _noisy(running, 0.05, seed=6)
+    arrays, never = FleetArrays.of(problem), float("inf")
+    adapted, anew = scale._adapted(arrays, never, 0.0), scale._anew(arrays, never)
+    assert adapted.objective <= anew.objective * 1.01
+    assert adapted.bound <= anew.objective
+    plan = solve(problem, method="fleet")
+    assert check(problem, plan) == ()
+    assert cap is None or _started(problem, plan) <= cap
 
 
 def test_budgets_of_owners_hold_where_they_bind(fleet: Problem, planned: Plan) -> None:
