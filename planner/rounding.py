@@ -19,8 +19,10 @@ from planner.blending import EXACT, blended
 from planner.price_search import Limits
 from planner.pricing import Columns, Placer, Single
 
-NEAR, NEAR_OF_MANY, MANY = 0.05, 0.015, 3_000
+NEAR = 0.05
 """A column takes part in the linear program where it costs at most this share more than its model's best one."""
+MOST_NEAR = 15_000
+"""Columns beyond their models' best ones that take part, at most."""
 
 WHOLE = 1 - 1e-7
 """A share from here on is the whole model."""
@@ -110,8 +112,7 @@ def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Flo
     z = columns.cost + taken @ price
     _, first, segment = np.unique(columns.model, return_index=True, return_inverse=True)
     least = np.minimum.reduceat(z, first)[segment]
-    share = NEAR if arrays.models <= MANY else NEAR_OF_MANY
-    near = z <= least + share * np.abs(least) + 1e-9
+    near = _near(z - least, np.abs(least))
     number = np.bincount(segment, weights=near)
     plain = near & (number[segment] == 1)
     rest = np.flatnonzero(near & ~plain)
@@ -126,6 +127,13 @@ def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Flo
                 holding.put(int(columns.model[j]), Single.of(columns, int(j)))
         _blend_the_split(holding, placer, columns.take(rest), shares)
     return holding
+
+
+def _near(excess: Floats, least: Floats) -> Any:
+    """(J,) whether a column takes part in the linear program: the most nearly best ones."""
+    share = (excess - 1e-9) / np.maximum(least, 1e-9)
+    others = np.sort(share[share > 0])
+    return share <= (NEAR if len(others) <= MOST_NEAR else min(NEAR, others[MOST_NEAR]))
 
 
 def _blend_the_split(holding: Holding, placer: Placer, columns: Columns, shares: Floats) -> None:
