@@ -44,7 +44,7 @@ class Case(NamedTuple):
     group: Ints
     """(R,) group of a region, or -1."""
     inside: Floats
-    """(G,) QPS that a group must serve."""
+    """(G,) QPS that a group must serve where all that can be served is."""
     mode: Ints
     """(P,)"""
     scale: Floats
@@ -238,6 +238,7 @@ def case_of(shop, holds, demand, reach, way, cover):
     parts, regions = holds.shape
     total = demand.sum()
     group, inside = grouped(shop, demand, reach)
+    inside = np.maximum(0.0, inside - (demand.sum() - cover))  # as much may be unmet anywhere
     useful = holds.copy()
     for r in range(regions):
         if not shop.survives and not reach[:, r].any():
