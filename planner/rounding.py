@@ -21,7 +21,7 @@ from planner.pricing import Columns, Placer, Single
 
 NEAR = 0.05
 """A column takes part in the linear program where it costs at most this share more than its model's best one."""
-MOST_NEAR = 15_000
+MOST_NEAR = 30_000
 """Columns beyond their models' best ones that take part, at most."""
 
 WHOLE = 1 - 1e-7
@@ -106,8 +106,12 @@ class Holding:
 def shared_out(arrays: FleetArrays, limits: Limits, columns: Columns, price: Floats, placer: Placer) -> Holding:
     """A configuration for each model: a whole column, or the mean of those that the linear program splits it between.
 
-    The means are rounded up, so that a little more than the limits may be taken.
+    The means are rounded up, so that a little more than the limits may be taken. A model has none yet where all its
+    columns are above its own budget.
     """
+    columns = columns.take(np.flatnonzero(columns.hardware <= arrays.model_budget[columns.model] * (1 + EXACT)))
+    if not len(columns):
+        return Holding.empty(arrays, limits)
     taken = limits.taken(arrays, columns)
     z = columns.cost + taken @ price
     _, first, segment = np.unique(columns.model, return_index=True, return_inverse=True)

@@ -109,9 +109,7 @@ def _adapted(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
     sampled = _sampled_prices(fleet, holding)
     least = lower_bounds(fleet, sampled.prices, None, EFFORT_PROOF_ADAPTED)
     bound = max(0.0, total_bound(fleet, sampled.prices, least))
-    fits = bool((holding.left >= 0).all()) and all(
-        single is not None and single.unmet == 0 for single in holding.chosen
-    )
+    fits = bool((holding.left >= 0).all() and (kept.hardware <= fleet.model_budget).all() and not kept.unmet.any())
     if fits and holding.cost.sum() * (1 - enough) <= bound:
         return _answer(holding, bound, sampled, (0, 0.0), out_of_time=False)
     found = _priced_changes(fleet, sampled, kept, least)
