@@ -170,21 +170,28 @@ def nothing(arrays: FleetArrays) -> Prices:
 
 
 def _sampled_prices(arrays: FleetArrays, holding: Holding) -> Found:
-    """Prices from a few models, on what they take now and their part of what is left."""
-    order = _largest_first(arrays, np.arange(arrays.models, dtype=np.int64))
-    others = order[LARGE:]
-    if len(others) > SAMPLE - LARGE:
-        others = np.random.Generator(np.random.PCG64(0)).choice(others, SAMPLE - LARGE, replace=False)
-    some = np.sort(np.concatenate([order[:LARGE], others]))
-    taken, all_taken = holding.takes[some].sum(axis=0), holding.takes.sum(axis=0)
-    share = np.where(all_taken > 0, taken / np.where(all_taken > 0, all_taken, 1.0), len(some) / arrays.models)
-    return search(
-        arrays, some, Effort(rounds=8, effort=EFFORT_QUICK, enough=3e-3), amount=share * holding.limits.amount
-    )
+    """Prices from a few models, on their part of each limit."""
+    some = _sample(arrays, SAMPLE, LARGE)
+    amount = _part_of(holding.limits.amount, holding.takes[some].sum(axis=0), holding.takes.sum(axis=0))
+    return search(arrays, some, Effort(rounds=8, effort=EFFORT_QUICK, enough=3e-3), amount=amount)
 
 
 SAMPLE, LARGE = 500, 200
 """Models from which an adapted plan learns its prices; of these, the largest."""
+
+
+def _sample(arrays: FleetArrays, number: int, largest: int) -> Ints:
+    """`number` models (or all), the `largest` ones and others drawn."""
+    order = _largest_first(arrays, np.arange(arrays.models, dtype=np.int64))
+    others = order[largest:]
+    if len(others) > number - largest:
+        others = np.random.Generator(np.random.PCG64(0)).choice(others, number - largest, replace=False)
+    return np.sort(np.concatenate([order[:largest], others]))
+
+
+def _part_of(amount: Floats, taken: Floats, all_taken: Floats) -> Floats:
+    """(L,) of each limit what falls to some models, by what they take of all that is taken; nothing where nobody takes any."""
+    return amount * np.where(all_taken > 0, taken / np.where(all_taken > 0, all_taken, 1.0), 0.0)
 
 
 EFFORT_QUICK, EFFORT_FIRST = 4, 40
@@ -210,11 +217,30 @@ def prices_of(problem: Problem) -> Prices:
 
 
 def find_prices(arrays: FleetArrays) -> Found:
-    """Prices from quick proposals first, then from good ones."""
+    """Prices from quick proposals first, then from good ones; in a large fleet from those of some models, then of all."""
     every = np.arange(arrays.models, dtype=np.int64)
-    quick = search(arrays, every, Effort(rounds=8, effort=EFFORT_QUICK, enough=2e-3))
+    if arrays.models <= MANY:
+        return _searched(arrays, every, None)
+    first = best_columns(arrays, nothing(arrays), every, effort=EFFORT_QUICK)
+    some = _sample(arrays, SAMPLE_ANEW, LARGE_ANEW)
+    limits = Limits.of(arrays)
+    taken = limits.taken(arrays, first)
+    share = _part_of(limits.amount, taken[some].sum(axis=0), taken.sum(axis=0))
+    found = _searched(arrays, some, share)
+    last = Effort(rounds=ROUNDS_LAST, effort=EFFORT_QUICK, width=0.2)
+    return search(arrays, every, last, start=found.prices, columns=joined([first, found.columns]))
+
+
+def _searched(arrays: FleetArrays, models: Ints, amount: Floats | None) -> Found:
+    quick = search(arrays, models, Effort(rounds=8, effort=EFFORT_QUICK, enough=2e-3), amount=amount)
     more = Effort(rounds=8, effort=EFFORT_FIRST, width=0.3)
-    return search(arrays, every, more, start=quick.prices, columns=quick.columns)
+    return search(arrays, models, more, start=quick.prices, columns=quick.columns, amount=amount)
+
+
+SAMPLE_ANEW, LARGE_ANEW = 3_000, 1_000
+"""Models from which a large fleet learns its first prices; of these, the largest."""
+ROUNDS_LAST = 4
+"""Rounds in which all its models then propose."""
 
 
 def size_of(arrays: FleetArrays) -> Floats:
