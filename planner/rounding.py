@@ -184,6 +184,7 @@ class _Master:
         return np.array(self.solver.getSolution().col_value)[: self.columns]
 
 
+EASE_PASSES = 3
 EASE = 5.0
 """Times the natural price of a unit that moving a model off an exceeded limit may cost."""
 
@@ -293,11 +294,14 @@ class Improvement:
 
         First those that take just as much as is too much; nobody is served less.
         """
+        for _ in range(EASE_PASSES):
+            for limit in self.exceeded():
+                self._ease(limit, attempts)
+
+    def _ease(self, limit: int, attempts: int) -> None:
         h = self.holding
-        for limit in self.exceeded():
-            needed = -h.left[limit]
-            if needed <= 0:
-                continue
+        needed = -h.left[limit]
+        if needed > 0:
             taking = np.flatnonzero(h.takes[:, limit] > 0)
             far = np.abs(np.log(h.takes[taking, limit] / needed))
             for m in taking[np.argsort(far, kind="stable")][:attempts]:

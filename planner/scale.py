@@ -135,7 +135,7 @@ def _priced_changes(fleet: FleetArrays, sampled: Found, kept: Columns, least: Fl
     return search(fleet, every, near, start=sampled.prices, columns=pool)
 
 
-ATTEMPTS_EASE = 60
+ATTEMPTS_EASE = 150
 """Models that may be moved off a limit that rounding exceeds."""
 
 DEAR_SHARE, DEAR_LEAST, EFFORT_DEAR = 0.15, 300, 20
