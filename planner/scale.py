@@ -44,18 +44,18 @@ class FleetAnswer:
         return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
 
 
-def solve_fleet(problem: Problem, arrays: FleetArrays | None = None) -> FleetAnswer:
+def solve_fleet(problem: Problem, arrays: FleetArrays | None = None, *, anew: bool = False) -> FleetAnswer:
     """The best plan found for a valid problem, of any size.
 
     Where most models run already, their placements are adapted to the problem; everything is planned anew where that
-    proves to be too dear, or nothing runs.
+    proves to be too dear, nothing runs, or `anew` asks for it.
     """
     ends = time.monotonic() + problem.limits.time_seconds
     fleet = FleetArrays.of(problem) if arrays is None else arrays
     with threadpool_limits(
         limits=1, user_api="blas"
     ):  # the vectors are short; more threads also add up in another order
-        return _solved(problem, fleet, ends)
+        return _anew(fleet, ends) if anew else _solved(problem, fleet, ends)
 
 
 def _solved(problem: Problem, fleet: FleetArrays, ends: float) -> FleetAnswer:
@@ -107,7 +107,9 @@ def _adapted(fleet: FleetArrays, ends: float, enough: float) -> FleetAnswer:
     kept = best_columns(fleet, nothing(fleet), every, effort=0)
     holding = Holding.of(fleet, limits, kept)
     sampled = _sampled_prices(fleet, holding)
-    least = lower_bounds(fleet, sampled.prices, None, EFFORT_PROOF_ADAPTED)
+    least = lower_bounds(
+        fleet, sampled.prices, None, EFFORT_PROOF_OF_MANY if fleet.models <= MANY else EFFORT_PROOF_ADAPTED
+    )
     bound = max(0.0, total_bound(fleet, sampled.prices, least))
     fits = bool((holding.left >= 0).all() and (kept.hardware <= fleet.model_budget).all() and not kept.unmet.any())
     if fits and holding.cost.sum() * (1 - enough) <= bound:
