@@ -3,10 +3,7 @@
 A snapshot is `program.json`, `weights.safetensors` and, last, `snapshot.json`. No file holds a pickle.
 """
 
-import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +16,12 @@ from torch.export import export as torch_export
 
 from ipnext import __version__
 from ipnext.errors import InvalidInput, UnsupportedModel
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, Datatype, Signature, SnapshotManifest, TensorSpec
+from ipnext.model.registry import SNAPSHOT_FILE, Datatype, Signature, SnapshotManifest, TensorSpec
 from ipnext.model.value import canonical_json
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, write_program
 from serving.engines.torch_ranker import ENGINE
 from serving.export_checks import check_answers, named_outputs, quiet_tracer, unsupported
+from serving.snapshot_directory import artifact_file, checked_directory, half_written, write_last
 
 DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
     torch.bool: "BOOL",
@@ -40,7 +38,6 @@ DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
     torch.float32: "FP32",
     torch.float64: "FP64",
 }
-_CHUNK: Final = 2**20
 _ROWS: Final = 3
 """Batch size of every export, so that the digest does not depend on the examples'; 1 would count as a constant."""
 
@@ -61,15 +58,15 @@ def export_model(
     exported.
     """
     examples = _checked_examples(example_inputs)
-    target = _checked_directory(Path(directory))
+    target = checked_directory(Path(directory))
     with _evaluation_mode(module), torch.no_grad():
         outputs = _output_names(module, examples)
         exported = _export(module, examples)
-        with _half_written(target) as draft:
+        with half_written(target) as draft:
             _write(exported, outputs, draft, module)
             check_answers(module, draft, examples)
             manifest = _manifest(exported, outputs, draft, parent)
-            _write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
+            write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
     return manifest
 
 
@@ -101,13 +98,6 @@ def _checked_batch(name: str, tensor: object) -> int:
         )
         raise InvalidInput(msg, field=f"example_inputs.{name}", allowed=tuple(DATATYPES.values()))
     return int(tensor.shape[0])
-
-
-def _checked_directory(directory: Path) -> Path:
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        msg = f"directory: {str(directory)!r} must not exist or be an empty directory; a snapshot is never overwritten"
-        raise InvalidInput(msg, field="directory", value=str(directory))
-    return directory
 
 
 @contextmanager
@@ -151,19 +141,6 @@ def _export(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> Exported
     raise unsupported(module, *failures) from failures[0]
 
 
-@contextmanager
-def _half_written(target: Path) -> Iterator[Path]:
-    """A directory beside `target` that takes its name at the end, or vanishes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield draft
-        draft.chmod(0o755)
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def _write(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, module: nn.Module) -> None:
     try:
         write_program(exported, outputs, draft)
@@ -175,7 +152,7 @@ def _manifest(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, 
     return SnapshotManifest(
         engine=ENGINE,
         signature=_signature(exported, outputs),
-        files=tuple(_artifact_file(draft / name) for name in (PROGRAM_FILE, WEIGHTS_FILE)),
+        files=tuple(artifact_file(draft / name) for name in (PROGRAM_FILE, WEIGHTS_FILE)),
         producer={"ipnext": __version__, "torch": str(torch.__version__)},
         parent=parent,
     )
@@ -193,19 +170,3 @@ def _signature(exported: ExportedProgram, outputs: tuple[str, ...]) -> Signature
 def _spec(name: str, value: torch.Tensor) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
     return TensorSpec(name=name, datatype=DATATYPES[value.dtype], shape=shape)
-
-
-def _artifact_file(path: Path) -> ArtifactFile:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-        os.fsync(stream.fileno())
-    return ArtifactFile(path=path.name, sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
-
-
-def _write_last(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())

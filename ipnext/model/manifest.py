@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from ipnext.errors import InvalidInput
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.registry import REQUEST, PartGraph, SyncPolicy, source_node
+from ipnext.model.split import SplitPolicy
 from ipnext.model.value import Name, Value, Written
 
 API_VERSION = "ipnext/v1"
@@ -76,6 +77,8 @@ class ModelSpec(Written):
     parts: tuple[PartSpec, ...] = Field(min_length=1)
     graph: PartGraph | None = None
     """May be left out for a model of one part."""
+    split: SplitPolicy | None = None
+    """Cuts the one part listed into several; their graph is derived."""
     sync: SyncPolicy = SyncPolicy()
     demand: tuple[DemandItem, ...] = Field(min_length=1)
     latency_tolerance_ms: float = Field(default=100.0, ge=0)
@@ -97,6 +100,9 @@ class ModelSpec(Written):
         regions = [item.region for item in self.demand]
         if len(set(regions)) != len(regions):
             msg = f"demand: each region may stand once, got {regions}"
+            raise ValueError(msg)
+        if self.split is not None and (len(parts) > 1 or self.graph is not None or self.parts[0].engine != "torch"):
+            msg = f"split: cuts a model of one part of engine torch, without a graph of its own; parts: {parts}"
             raise ValueError(msg)
         if self.graph is None:
             if len(parts) > 1:

@@ -31,6 +31,7 @@ ALIGNMENT_BYTES: Final = 64
 FORMAT: Final = "ipnext/torch-program/v1"
 
 _TARGET = re.compile(r"torch\.ops\.(aten|prims)\.\w+\.\w+|torch\.(sym_\w+|_sym_\w+)|_operator\.\w+|math\.\w+")
+_ADDRESS = re.compile(r"^\d{6,}(@\d+)?(?=,)")
 _EXPRESSION_WORD = re.compile(r"'[suz]\w*'|[A-Za-z_]\w*")
 _EXPRESSION_REST = re.compile(r"[\s\d.,+\-*/()=<>!&|~]*")
 _EXPRESSION_NAMES: Final = frozenset(
@@ -108,7 +109,7 @@ class TorchProgram:
     """Position in `arguments` of each of `inputs`."""
 
     def run(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """One forward pass. The weights are passed to the graph as they are: no guard, no copy."""
+        """One forward pass, to be called without gradients. The weights go to the graph as they are: no guard, no copy."""
         arguments = list(self.arguments)
         for slot, tensor in zip(self.slots, tensors, strict=True):
             arguments[slot] = tensor
@@ -124,7 +125,7 @@ def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: 
         "inputs": list(exported.graph_signature.user_inputs),
         "outputs": list(outputs),
         "tensors": places,
-        "program": _graph_document(exported),
+        "program": graph_document(exported),
     }
     for problem in _unsafe(document["program"]):
         msg = f"the module uses {problem}, which a snapshot cannot carry safely; use ATen operations only"
@@ -135,14 +136,10 @@ def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: 
 
 def read_program(directory: Path) -> TorchProgram:
     """Rebuild a program from its two files. LoadFailed says what is wrong with them."""
-    document = _read_document(directory / PROGRAM_FILE)
-    problem = next(_unsafe(document["program"]), None)
-    if problem is not None:
-        msg = f"{PROGRAM_FILE} calls {problem}, which a snapshot may not; export the model again"
-        raise LoadFailed(msg)
+    document = read_document(directory / PROGRAM_FILE)
     try:
-        tensors = _read_tensors(directory / WEIGHTS_FILE, document["tensors"])
-        return _bind(_rebuild(document["program"], tensors), document)
+        tensors = read_tensors(directory / WEIGHTS_FILE, document["tensors"])
+        return _bind(rebuild(document["program"], tensors), document)
     except (*_UNREADABLE, SafetensorError, serde.SerializeError, SpecViolationError) as error:
         msg = f"the torch program cannot be read by torch {torch.__version__}: {error}; export the model again"
         raise LoadFailed(msg) from error
@@ -179,7 +176,8 @@ def _alone(tensor: torch.Tensor, storages: set[int]) -> torch.Tensor:
     return tensor if alone and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _graph_document(exported: ExportedProgram) -> dict[str, Any]:
+def graph_document(exported: ExportedProgram) -> dict[str, Any]:
+    """A program in torch's own JSON schema, without weights and without what tells where it was exported."""
     serializer = serde.ExportedProgramSerializer()
     try:
         program = serializer.serialize(
@@ -206,9 +204,13 @@ def _without_origin(value: Any) -> Any:
 
 
 def _bare_classes(stack: str) -> str:
-    """`KEY,PATH,package.Class;...` -> `KEY,PATH,Class;...`: a script and an imported module give the same bytes."""
-    entries = (entry.rpartition(",") for entry in stack.split(";"))
-    return ";".join(f"{place}{comma}{name.rpartition('.')[2]}" for place, comma, name in entries)
+    """`KEY,PATH,package.Class;...` -> `KEY,PATH,Class;...`: a script and an imported module give the same bytes.
+
+    The bytecode tracer's keys are addresses in memory, which differ from run to run; the path stands in for those.
+    """
+    entries = [entry.rpartition(",") for entry in stack.split(";")]
+    plain = [(_ADDRESS.sub(rf"L__self__{place.rpartition(',')[2]}\1", place), name) for place, _, name in entries]
+    return ";".join(f"{place},{name.rpartition('.')[2]}" for place, name in plain)
 
 
 def _unsafe(document: Any) -> Iterator[str]:
@@ -244,7 +246,8 @@ def _is_plain_expression(text: str) -> bool:
     return known and _EXPRESSION_REST.fullmatch(_EXPRESSION_WORD.sub("", text)) is not None
 
 
-def _read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """The content of `program.json`. LoadFailed where it is no such document, or calls what a snapshot may not."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -253,18 +256,23 @@ def _read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         msg = f"{path.name} is not of format {FORMAT}; export the model again"
         raise LoadFailed(msg)
+    problem = next(_unsafe(document["program"]), None)
+    if problem is not None:
+        msg = f"{PROGRAM_FILE} calls {problem}, which a snapshot may not; export the model again"
+        raise LoadFailed(msg)
     return document
 
 
-def _read_tensors(path: Path, places: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, places: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """All tensors of a program document by their names there, laid out in memory as they were exported."""
     stored: dict[str, torch.Tensor] = {}
     with safe_open(path, framework="pt") as file:
         for key in sorted({place["key"] for place in places.values()}):
-            stored[key] = _aligned(file.get_tensor(key))
+            stored[key] = aligned(file.get_tensor(key))
     return {name: _laid_out(stored[place["key"]], place["strides"]) for name, place in places.items()}
 
 
-def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """In memory as torch itself would give it: where a tensor begins decides the last bits of some kernels' sums."""
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT_BYTES else tensor
 
@@ -275,7 +283,8 @@ def _laid_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tens
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
 
 
-def _rebuild(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
+def rebuild(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
+    """A checked program document with its weights as torch's own object; nodes have no metadata."""
     plain = _without_metadata(document)
     program = serde._dict_to_dataclass(schema.ExportedProgram, plain)  # type: ignore[no-untyped-call]  # noqa: SLF001
     state = {name.removeprefix("state:"): t for name, t in tensors.items() if name.startswith("state:")}
@@ -300,6 +309,12 @@ def _without_metadata(value: Any) -> Any:
 
 
 def _bind(exported: ExportedProgram, document: Mapping[str, Any]) -> TorchProgram:
+    """Weights keep the module's `requires_grad`.
+
+    Where it is set torch folds a product of three dimensions into one of two, even where no gradient is taken, and the
+    last bits of the two ways differ.
+    """
+    metas = document["program"]["graph_module"]["graph"]["tensor_values"]
     arguments: list[Any] = []
     slots: dict[str, int] = {}
     for position, spec in enumerate(exported.graph_signature.input_specs):
@@ -310,7 +325,7 @@ def _bind(exported: ExportedProgram, document: Mapping[str, Any]) -> TorchProgra
         else:
             name = str(spec.target)
             weight = exported.state_dict[name] if name in exported.state_dict else exported.constants[name]
-            value = weight.detach()
+            value = weight.detach().requires_grad_(requires_grad=metas[spec.arg.name]["requires_grad"])
         arguments.append(value)
     inputs = tuple(document["inputs"])
     graph_inputs = tuple(slots)

@@ -10,7 +10,7 @@ import torch
 
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest, TensorSpec
-from serving.engines.torch_program import TorchProgram, read_program
+from serving.engines.torch_program import TorchProgram, aligned, read_program
 from serving.tensors import DTYPES, Array
 
 ENGINE: Final = "torch"
@@ -38,7 +38,7 @@ class TorchPart:
         return self._size
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One forward pass in inference mode; numpy and torch share memory where numpy's is writable and aligned."""
+        """One forward pass in inference mode. Numpy's memory is used where it is writable and aligned as torch's own."""
         program = self._program
         if program is None:
             msg = "the part is closed"
@@ -46,7 +46,7 @@ class TorchPart:
         try:
             with torch.inference_mode():
                 answer = program.run([self._to_torch(name, inputs[name]) for name in program.inputs])
-                return {name: _to_numpy(tensor) for name, tensor in zip(program.outputs, answer, strict=True)}
+                return {name: to_numpy(tensor) for name, tensor in zip(program.outputs, answer, strict=True)}
         except (IndexError, RuntimeError) as error:
             raise _judged(error) from error
 
@@ -62,8 +62,8 @@ class TorchPart:
     def _to_torch(self, name: str, array: Array) -> torch.Tensor:
         usable = array if array.flags.writeable and array.flags.aligned else array.copy()
         if name in self._bf16:
-            return torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(usable)
+            return aligned(torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16))
+        return aligned(torch.from_numpy(usable))
 
 
 class TorchEngine:
@@ -97,7 +97,8 @@ def _in_order(signature: Signature, inputs: tuple[str, ...]) -> Signature:
     return Signature(inputs=tuple(by_name[name] for name in inputs), outputs=signature.outputs)
 
 
-def _to_numpy(tensor: torch.Tensor) -> Array:
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """The same memory; BF16 as its bits."""
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy()

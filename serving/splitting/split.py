@@ -1,0 +1,145 @@
+"""Splits a snapshot by a policy. Called by the command `ipnext split` and by the optimisation of a publish."""
+
+import json
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, IPnextError
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.split import SplitPolicy
+from serving.engines.base import LoadedPart
+from serving.engines.torch_functional import functional_document
+from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document, read_tensors
+from serving.engines.torch_ranker import ENGINE
+from serving.snapshot_directory import artifact_file, checked_directory, write_last
+from serving.splitting.comparison import Drawn, SplitModel, compare, load
+from serving.splitting.drawing import Drawing, Examples, Request
+from serving.splitting.planning import plan_split
+from serving.splitting.program import Program
+from serving.splitting.ranges import ranges_of
+from serving.splitting.report import SplitReport
+from serving.splitting.views import writes_in_place
+from serving.splitting.writing import write_segment
+
+GRAPH_FILE: Final = "graph.json"
+REPORT_FILE: Final = "split.json"
+
+
+def split_snapshot(
+    directory: Path,
+    policy: SplitPolicy,
+    *,
+    out: Path | None = None,
+    verify: bool = False,
+    examples: Path | None = None,
+) -> SplitReport:
+    """Cut the snapshot in `directory`; with `verify`, run both and compare every bit at batch 1, 2, 64 and 257.
+
+    `out`, which must not exist or be empty, gets a snapshot for each segment, the graph and this report, but only if
+    they were compared and are equal. `examples` is a safetensors file of named inputs to draw the requests from.
+    InvalidInput for a policy that does not fit the model.
+    """
+    manifest = read_manifest(directory)
+    program = read_split_program(directory)
+    plan = plan_split(program, policy)
+    report = plan.report(manifest)
+    if out is None and not verify:
+        return report
+    with _place(out) as draft:
+        for name in plan.segments:
+            write_segment(plan, name, directory, draft / name, parent=manifest)
+        report = verified(report, program, directory, draft, examples=examples)
+        if out is not None and report.is_equal:
+            (draft / REPORT_FILE).write_text(report.model_dump_json(by_alias=True))
+            write_last(draft / GRAPH_FILE, report.graph.model_dump_json())
+            draft.rename(checked_directory(out))
+    return report
+
+
+def verified(
+    report: SplitReport, program: Program, directory: Path, split: Path, *, examples: Path | None = None
+) -> SplitReport:
+    """The report with what a comparison of `directory` with the segments in `split` says."""
+    unsplit = load(directory)
+    drawn: Drawn = (
+        Examples(unsplit.signature, examples)
+        if examples is not None
+        else Drawing(unsplit.signature, ranges_of(program), partial(_answers, unsplit))
+    )
+    found = compare(unsplit, SplitModel(report.graph, split), drawn)
+    equal = {str(batch): same for batch, same in found.equal.items()}
+    return report.model_copy(update={"bit_equal": equal, "differences": found.differences})
+
+
+def _answers(part: LoadedPart, request: Request) -> bool:
+    """Whether the snapshot takes a request; an index beyond a table is refused."""
+    try:
+        part.infer({name: tensor.data for name, tensor in request.items()})
+    except IPnextError:
+        return False
+    return True
+
+
+def read_manifest(directory: Path) -> SnapshotManifest:
+    """The manifest of a whole, undamaged snapshot of the torch engine. InvalidInput or an ArtifactError."""
+    path = directory / SNAPSHOT_FILE
+    if not path.is_file():
+        msg = f"directory: {str(directory)!r} is no snapshot: it has no {SNAPSHOT_FILE}; export_model writes one"
+        raise InvalidInput(msg, field="directory", value=str(directory))
+    try:
+        manifest = SnapshotManifest.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        msg = f"directory: {SNAPSHOT_FILE} cannot be read: {error}"
+        raise InvalidInput(msg, field="directory", value=str(directory)) from error
+    if manifest.engine != ENGINE:
+        msg = f"directory: the snapshot is for engine {manifest.engine!r}; only those of engine {ENGINE!r} can be split"
+        raise InvalidInput(msg, field="directory", value=manifest.engine, allowed=(ENGINE,))
+    for file in manifest.files:
+        if not (directory / file.path).is_file():
+            msg = f"{file.path}: the snapshot's manifest names it, and it is missing"
+            raise ArtifactMissing(msg)
+        if artifact_file(directory / file.path).sha256 != file.sha256:
+            msg = f"{file.path}: its SHA-256 is not the one that {SNAPSHOT_FILE} names"
+            raise ArtifactDigestMismatch(msg)
+    return manifest
+
+
+def read_split_program(directory: Path) -> Program:
+    """The program of a snapshot, without writes in place."""
+    document: Mapping[str, Any] = read_document(directory / PROGRAM_FILE)
+    key_bytes = _key_bytes(directory / WEIGHTS_FILE)
+    program = Program(document, key_bytes)
+    if not any(writes_in_place(operation) for operation in program.operations):
+        return program
+    return Program(
+        functional_document(document, read_tensors(directory / WEIGHTS_FILE, document["tensors"])), key_bytes
+    )
+
+
+def _key_bytes(path: Path) -> dict[str, int]:
+    """Bytes of each tensor, from the header of a safetensors file."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    ends = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: end - start for name, (start, end) in ends.items()}
+
+
+@contextmanager
+def _place(out: Path | None) -> Iterator[Path]:
+    """A directory beside `out`, so that it can be renamed, or a temporary one; gone at the end unless renamed."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="ipnext-split-") as place:
+            yield Path(place)
+        return
+    checked_directory(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as place:
+        draft = Path(place) / "split"
+        draft.mkdir()
+        yield draft
