@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.arrays import FleetArrays, Floats, Prices
-from planner.bounding_ascent import model_bound
+from planner.arrays import FleetArrays, Floats, Ints, Prices
+from planner.bounding_branch import model_bound
 from planner.bounding_levels import Shop
 from planner.compiled import kernel, side_by_side
 
@@ -34,7 +34,9 @@ class Hints:
     """(M,) $/h, the priced cost of the best known configuration."""
 
 
-def lower_bounds(arrays: FleetArrays, prices: Prices, hints: Hints | None = None, effort: int = 40) -> Floats:
+def lower_bounds(
+    arrays: FleetArrays, prices: Prices, hints: Hints | None = None, effort: int = 40, nodes: Ints | None = None
+) -> Floats:
     """(M,) $/h: at most the priced cost of any plan of each model that keeps the model's own rules.
 
     The priced cost: replicas at `Prices.option_cost`, replicas started at `move_cost` and the price of moves, traffic at
@@ -61,6 +63,7 @@ def lower_bounds(arrays: FleetArrays, prices: Prices, hints: Hints | None = None
         arrays.move_cost + prices.moves,
         np.full(arrays.models, np.inf) if known is None else known * (1 - CLOSE),
         effort,
+        np.zeros(arrays.models, np.int64) if nodes is None else nodes,
     )
     bounds = np.zeros(arrays.models)
     side_by_side(arrays.models, lambda begin, end: _bound(*figures, begin, bounds[begin:end]))
@@ -102,6 +105,7 @@ def _bound(
     move,
     ceiling,
     effort,
+    nodes,
     start,
     bounds,
 ):
@@ -125,4 +129,4 @@ def _bound(
             running[first:last],
             move,
         )
-        bounds[i] = model_bound(shop, ceiling[m], effort)
+        bounds[i] = model_bound(shop, ceiling[m], effort, nodes[m])

@@ -1,6 +1,6 @@
 """One model's bound and the ascent that tightens it.
 
-Called by `planner.bounding`. The links between a model's parts and its traffic are priced: `value` (C,) is what serving
+Called by `planner.bounding_branch`. The links between a model's parts and its traffic are priced: `value` (C,) is what serving
 one QPS of a class is worth; a part gains from a QPS in a region its `split` of that worth plus `extra` (P, R), which sum to
 the whole worth and to nothing over the parts. Any figures give a bound; a proximal bundle method finds good ones (Kiwiel,
 Mathematical Programming 46, 1990).
@@ -8,16 +8,16 @@ Mathematical Programming 46, 1990).
 
 import numpy as np
 
-from planner.bounding_case import UNROUNDED, case_of, classes_of, coverable, holding
+from planner.bounding_case import UNROUNDED
 from planner.bounding_hulls import weigh
 from planner.bounding_part import HULLS, LOOSE, WHOLES, part_value
-from planner.bounding_room import leaf, room_for
+from planner.bounding_room import leaf
 from planner.compiled import kernel
 
 CUTS = 14
 """Linear pieces that the bundle keeps."""
 WORK = 100000
-FACTORS = (16.0, 16.0, 4.0, 2.0)
+FACTORS = (16.0, 16.0, 4.0, 1.5)
 """Far ends of a range of unmet demand against its near end, from the first to the last try; hulls at the first."""
 SIDE = 4.0
 """How far `extra` moves compared with `value`."""
@@ -26,38 +26,15 @@ CLOSE = 1e-4
 
 
 @kernel
-def model_bound(shop, ceiling, effort):
-    """$/h that no plan of one model can undercut. Ends early at `ceiling`."""
-    holds = holding(shop)
-    demand, reach, way, lost = classes_of(shop, holds)
-    lost *= shop.missed
-    if len(demand) == 0:
-        return lost
-    cover = coverable(shop, holds, demand.sum())
-    if cover <= 0.0:
-        return lost + demand.sum() * shop.missed
-    case = case_of(shop, holds, demand, reach, way, cover)
-    top = 0.0
-    for c in range(len(demand)):
-        top = max(top, _worth(case, c, np.zeros(len(holds))))
-    limit = min(max(2 * top, 0.25 * shop.missed), 0.5 * shop.missed)
-    best = _ascend(case, limit, ceiling - lost, effort, np.int64(HULLS))
-    if 2 * top > 0.5 * shop.missed:  # leaving demand unmet may pay: then the rules on totals count for little
-        best = max(best, _ascend(case, shop.missed, ceiling - lost, effort, np.int64(LOOSE)))
-    return lost + max(best, 0.0)
-
-
-@kernel
-def _ascend(case, limit, ceiling, effort, program):
-    """The best bound found with values up to `limit`; from the hulls it goes on to whole replicas."""
-    room = room_for(case)
+def ascend(case, room, limit, ceiling, effort, program):
+    """The best bound found with values up to `limit`, its point and its split; from the hulls it goes on to whole replicas."""
     point, split = _start(case, room, limit, program)
     best, step, last = -np.inf, 0.0, program
     if program == HULLS and case.peaks.max() > 0:
         last = WHOLES
     while program <= last:
         room.work[0] = WORK
-        bound, step = _climb(case, room, point, split, limit, ceiling, effort, step, program)
+        bound, step = climb(case, room, point, split, limit, ceiling, effort, step, program)
         if program == last or bound >= ceiling or room.work[0] <= 0:
             room.work[0] = WORK
             best = max(best, secured(case, room, point, split, program))
@@ -65,12 +42,12 @@ def _ascend(case, limit, ceiling, effort, program):
             break
         effort = max(1, effort // 3)
         program += 1
-    return best
+    return best, point, split, step
 
 
 @leaf
 @kernel
-def _worth(case, c, prices):
+def worth_of(case, c, prices):
     """Least $/h for a QPS of a class over the regions in reach, beyond what the prices of the parts pay."""
     worth = np.inf
     for r in range(case.reach.shape[1]):
@@ -96,7 +73,7 @@ def _start(case, room, limit, program):
         _divide(case, prices, split)
         if k > 0:
             for c in range(classes):
-                point[c] = min(limit, _worth(case, c, prices))
+                point[c] = min(limit, worth_of(case, c, prices))
         bound = evaluate(case, room, point, split, slope, program)
         if k == 0:
             base[:] = room.price
@@ -155,6 +132,7 @@ def _subtract(case, room, p, split, slope, load):
     """Takes from the slope what the regions serve in the last fill of a part, and notes their loads."""
     for r in range(len(case.group)):
         i = room.last[r]
+        room.serves[p, r] = 0.0
         if i < 0 or case.levels[p, r] == 0:
             continue
         begin, end = room.begin[i], room.end[i]
@@ -162,10 +140,12 @@ def _subtract(case, room, p, split, slope, load):
         low, high = begin * case.scale[p], end * case.scale[p]
         for k in range(room.useful[p, r]):
             c, before = room.order[r, k], room.broad[r, k]
-            q = case.demand[c]
+            q = room.broad[r, k + 1] - before
             served = (1 - share) * min(max(low - before, 0.0), q) + share * min(max(high - before, 0.0), q)
             slope[c] -= split[p, r] * served
             load[p, r] += served
+        if room.useful[p, r] > 0:
+            room.serves[p, r] = share if begin == 0.0 else 1.0
 
 
 @leaf
@@ -237,7 +217,7 @@ def _weights(gram, error, count, t, weight):
 
 
 @kernel
-def _climb(case, room, point, split, limit, ceiling, effort, step, program):
+def climb(case, room, point, split, limit, ceiling, effort, step, program):
     """Moves the point to better bounds. `step` is the first step, or 0. Returns the bound and the last step.
 
     The model of the bound is the least of the linear pieces met so far; each trial maximises it less a quadratic distance
@@ -246,6 +226,8 @@ def _climb(case, room, point, split, limit, ceiling, effort, step, program):
     classes, size = len(case.demand), len(point)
     metric = np.full(size, SIDE / case.total if len(case.mode) > 1 else 0.0)
     metric[:classes] = 1 / case.demand
+    parts, regions = case.rent.shape
+    serves, room.mean[:] = np.zeros((CUTS, regions)), 0.0
     cuts, error, weight = np.zeros((CUTS, size)), np.zeros(CUTS), np.zeros(CUTS)
     gram = np.zeros((CUTS, CUTS))
     trial, fresh, direction = point.copy(), np.zeros(size), np.zeros(size)
@@ -284,6 +266,8 @@ def _climb(case, room, point, split, limit, ceiling, effort, step, program):
         error[at], weight[at] = off, 1.0 if count == 1 else 0.0
         for j in range(size):
             cuts[at, j] = fresh[j]
+        for r in range(regions):
+            serves[at, r] = room.serves[:, r].sum() / parts
         for i in range(count):
             product = 0.0
             for j in range(size):
@@ -313,6 +297,9 @@ def _climb(case, room, point, split, limit, ceiling, effort, step, program):
             trial[j] = point[j] + step * direction[j] * metric[j]
             if j < classes:
                 trial[j] = min(max(trial[j], 0.0), limit)
+    for i in range(count):
+        for r in range(regions):
+            room.mean[r] += weight[i] * serves[i, r]
     return bound, step
 
 

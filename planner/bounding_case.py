@@ -67,6 +67,10 @@ class Case(NamedTuple):
     """(P, R x K) the corners of a part in any region, ascending."""
     rent: Floats
     """(P, R) $/h a QPS of the demand in reach; infinite where a part cannot run."""
+    forced: Flags
+    """(R,) regions that serve, by the branch looked at."""
+    crest: Floats
+    """(2,) QPS, least and most, that the region serves that serves most, by the branch looked at."""
 
 
 @kernel
@@ -264,6 +268,8 @@ def case_of(shop, holds, demand, reach, way, cover):
         np.zeros(parts, np.int64),
         np.zeros((parts, regions * MOST_CORNERS)),
         np.full((parts, regions), np.inf),
+        np.zeros(regions, np.bool_),
+        np.array([0.0, total]),
     )
     for r in range(regions):
         load = 0.0

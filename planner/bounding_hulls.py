@@ -4,7 +4,7 @@ Called by `planner.bounding_part`.
 """
 
 # Kernels: numba infers their types, arrays come one by one, and the loops of one search stay in one function.
-# ruff: noqa: ANN001, ANN201, C901, PLR0912, PLR0913, PLR0917, PLR1714, SIM109
+# ruff: noqa: ANN001, ANN201, ANN202, C901, PLR0912, PLR0913, PLR0917, PLR1714, SIM109
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs, no-warn-return-any
 
 import numpy as np
@@ -31,11 +31,15 @@ def weigh(case, room, value):
                 i -= 1
             order[i] = c
             k += 1
-        room.breaks[r] = k
+        room.breaks[r] = 0
         for i in range(k):
             c = order[i]
-            room.broad[r, i + 1] = room.broad[r, i] + case.demand[c]
-            room.gain[r, i + 1] = room.gain[r, i] + case.demand[c] * (value[c] - case.way[c, r])
+            q = min(case.demand[c], case.crest[1] - room.broad[r, i])
+            if q <= 0.0:
+                break
+            room.breaks[r] = i + 1
+            room.broad[r, i + 1] = room.broad[r, i] + q
+            room.gain[r, i + 1] = room.gain[r, i] + q * (value[c] - case.way[c, r])
 
 
 @leaf
@@ -93,11 +97,18 @@ def bends(case, room, p, r, k, share, extra):
 
 @leaf
 @kernel
-def hull(room, r, n, first):
-    """Appends the segments of the lower convex hull of the origin and the bends. Returns where they end."""
-    m = first
+def hull(case, room, r, n, first):
+    """Appends the segments of the lower convex hull of the origin and the bends. Returns where they end.
+
+    Where the region must serve, the hull begins at the first bend instead.
+    """
+    m, skipped = first, 0
     begin, begin_cost = 0.0, 0.0
-    for i in range(n):
+    if case.forced[r]:
+        i = _least_segment(room, r)
+        begin, begin_cost, skipped = room.bend[0], room.bend_cost[0], 1
+        room.begin[i], room.end[i], room.slope[i], room.base[r] = 0.0, begin, 0.0, begin_cost
+    for i in range(skipped, n):
         x, y = room.bend[i], room.bend_cost[i]
         slope = (y - begin_cost) / (x - begin)
         while m > first and slope <= room.slope[m - 1]:
@@ -109,6 +120,13 @@ def hull(room, r, n, first):
         m += 1
         begin, begin_cost = x, y
     return m
+
+
+@leaf
+@kernel
+def _least_segment(room, r):
+    """The place of the segment that stands for the least level of a region that must serve."""
+    return len(room.begin) - 1 - r
 
 
 @leaf
@@ -145,7 +163,25 @@ def rank_segments(room, n, runs):
 
 @leaf
 @kernel
-def fill(case, room, n, cap, target, groups):
+def _fill_least(case, room, p, cap, groups):
+    """Fills the regions that must serve up to their least levels: levels in all, and $/h (infinite if above the cap)."""
+    total, cost = 0.0, 0.0
+    for r in range(len(case.group)):
+        if case.forced[r] and case.levels[p, r] > 0:
+            i = _least_segment(room, r)
+            if room.end[i] > cap:
+                return 0.0, np.inf
+            room.filled[r], room.last[r] = room.end[i], i
+            total += room.end[i]
+            cost += room.base[r]
+            if groups > 0 and case.group[r] >= 0:
+                room.held[case.group[r]] += room.end[i]
+    return total, cost
+
+
+@leaf
+@kernel
+def fill(case, room, p, n, cap, target, groups):
     """Cheapest way to reach all targets with no region above the cap: $/h (infinite if none), and the total's price.
 
     First each group is filled to its own target, and whatever pays for itself is taken; then all regions to the total.
@@ -153,12 +189,16 @@ def fill(case, room, n, cap, target, groups):
     filled, last = room.filled, room.last
     filled[:] = 0.0
     last[:] = -1
-    total, cost, price = 0.0, 0.0, 0.0
+    price = 0.0
     lacking = 0
     for g in range(groups):
         room.held[g] = 0.0
         room.toll[g] = 0.0
-        lacking += room.target[g] > 0.0
+    total, cost = _fill_least(case, room, p, cap, groups)
+    if cost == np.inf:
+        return np.inf, 0.0
+    for g in range(groups):
+        lacking += room.target[g] > room.held[g]
     for k in range(n):
         i = room.rank[0, k]
         slope = room.slope[i]

@@ -17,9 +17,9 @@ from planner.compiled import kernel
 
 SMALL = 1e-9
 """Relative: sums of floats are not exact."""
-MOST_CORNERS = 48
+MOST_CORNERS = 96
 """Levels of one part in one region that are told apart."""
-MOST_MIXES = 1000
+MOST_MIXES = 8000
 """Mixes of options that are told apart, roughly; replicas in larger mixes count as divisible."""
 
 

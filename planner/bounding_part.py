@@ -42,7 +42,7 @@ def _at_peak(case, room, p, n, m, less, program):
         cap, low = _peak(case, p, m)
         target = _target(case, p, case.cover - less, low)
         groups = len(case.inside)
-    return fill(case, room, n, cap, target, groups)
+    return fill(case, room, p, n, cap, target, groups)
 
 
 @leaf
@@ -75,23 +75,37 @@ def _peak_slope(case, room, cap, price):
 
 @leaf
 @kernel
-def _all_steps(case, p):
+def _lowest_peak(case, p, less):
+    """Least level of the fullest region: of those that serve, one has at least the mean load, and by the branch maybe more."""
+    mean = max(0.0, case.cover * (1 - UNROUNDED) - less) / len(case.group)
+    return max(mean, case.crest[0]) / case.scale[p] * (1 - UNROUNDED)
+
+
+@leaf
+@kernel
+def _all_steps(case, p, less):
     """First and last step of the fullest region."""
-    return 0, int(case.top[p]) - 1 if case.mode[p] == WHOLE else GRID - 1
+    lowest = _lowest_peak(case, p, less)
+    if case.mode[p] == WHOLE:
+        last = int(case.top[p]) - 1
+        return max(0, min(int(np.ceil(lowest)) - 1, last)), last
+    return max(0, min(int(lowest / case.total * GRID) - 1, GRID - 1)), GRID - 1
 
 
 @leaf
 @kernel
-def _corner_steps(case, p):
+def _corner_steps(case, p, less):
     """Those at which it holds whole mixes."""
-    return GRID, GRID + case.peaks[p] - 1
+    first = np.searchsorted(case.peak[p, : case.peaks[p]], _lowest_peak(case, p, less))
+    return GRID + first, GRID + case.peaks[p] - 1
 
 
 @leaf
 @kernel
-def _higher_steps(case, p):
+def _higher_steps(case, p, less):
     """Those at which it holds more than any mix that is told apart."""
-    return min(int(case.corner[p] / case.total * GRID), GRID - 1), GRID - 1
+    lowest = max(case.corner[p], _lowest_peak(case, p, less))
+    return min(int(lowest / case.total * GRID), GRID - 1), GRID - 1
 
 
 @leaf
@@ -135,7 +149,7 @@ def part_value(case, room, value, p, split, extra, less, program):
         room.useful[p, r] = k
         k = bends(case, room, p, r, k, split[p, r], extra[p, r])
         room.runs[runs] = n
-        n = hull(room, r, k, n)
+        n = hull(case, room, r, k, n)
         runs += 1
     room.runs[runs] = n
     rank_segments(room, n, runs)
@@ -143,9 +157,9 @@ def part_value(case, room, value, p, split, extra, less, program):
         room.target[g] = _target(case, p, case.inside[g] - less, 0.0)
     at, best = np.int64(-1), np.inf
     if case.survives and program > LOOSE:
-        steps = _all_steps(case, p)
+        steps = _all_steps(case, p, less)
         at, _ = _best_peak(case, room, p, n, less, program, room.peak[p], steps)
-        at = min(max(at, 0), steps[1])
+        at = min(max(at, steps[0]), steps[1])
         room.peak[p] = at
     if program == WHOLES and case.peaks[p] > 0 and (case.survives or case.corner[p] >= case.top[p]):
         best, beyond = _whole_value(case, room, p, n, at, less, program)
@@ -168,11 +182,13 @@ def _whole_value(case, room, p, n, at, less, program):
     or the step of a fullest region beyond the corners at which the linear program is lower than that.
     """
     best = _known_value(case, room, p, less)
-    end, middle = GRID + case.peaks[p], -1
+    begin, end, middle = GRID, GRID + case.peaks[p], -1
     if case.survives:
+        begin, last = _corner_steps(case, p, less)
+        begin = min(begin, last)
         middle = GRID + np.searchsorted(case.peak[p, : case.peaks[p]], _peak(case, p, at)[0])
-        middle, _ = _best_peak(case, room, p, n, less, program, middle, _corner_steps(case, p))
-        middle = min(max(middle, GRID), end - 1)
+        middle, _ = _best_peak(case, room, p, n, less, program, middle, (begin, last))
+        middle = min(max(middle, begin), last)
     m, way = middle, -1
     while True:
         value, price = _at_peak(case, room, p, n, m, less, program)
@@ -185,13 +201,13 @@ def _whole_value(case, room, p, n, at, less, program):
                     room.choice[p, r] = room.trial[r]
             m += way
         else:
-            m = GRID - 1 if way < 0 else end
-        if way < 0 and m < GRID:
+            m = begin - 1 if way < 0 else end
+        if way < 0 and m < begin:
             m, way = middle + 1, 1
         if middle < 0 or m >= end:
             break
     if case.survives and case.corner[p] < case.top[p]:
-        m, value = _best_peak(case, room, p, n, less, program, at, _higher_steps(case, p))
+        m, value = _best_peak(case, room, p, n, less, program, at, _higher_steps(case, p, less))
         if value < best:
             return value, m
     if best < np.inf:
@@ -214,6 +230,8 @@ def _known_value(case, room, p, less):
         i = room.choice[p, r]
         if i == UNSET:
             return np.inf
+        if case.forced[r] and (i < 0 or case.levels[p, r] == 0):
+            return np.inf
         if i < 0 or case.levels[p, r] == 0:
             continue
         level = case.level[p, r, i]
@@ -222,6 +240,8 @@ def _known_value(case, room, p, less):
         peak = max(peak, level)
         if case.group[r] >= 0:
             room.held[case.group[r]] += level
+    if case.survives and peak < _lowest_peak(case, p, less):
+        return np.inf
     for g in range(len(case.inside)):
         if room.held[g] < room.target[g] * (1 - 1e-12):
             return np.inf

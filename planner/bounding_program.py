@@ -31,6 +31,8 @@ def whole_program(case, room, p, peak, target, price, limit):
     gap, known = np.inf, False
     while True:
         bound = _ways(case, room, p, peak, target, price, gap)
+        if bound == np.inf:
+            return np.inf
         if room.work[0] <= 0:
             room.trial[:] = UNSET
             return bound
@@ -55,15 +57,17 @@ def _ways(case, room, p, peak, target, price, gap):
         bound += room.toll[g] * room.target[g]
     for r in range(len(case.group)):
         here = price + (room.toll[case.group[r]] if case.group[r] >= 0 else 0.0)
-        n, least = case.corners[p, r], 0.0
+        n, least = case.corners[p, r], np.inf if case.forced[r] else 0.0
         for i in range(n):
             if case.level[p, r, i] > peak:
                 n = i
                 break
             least = min(least, room.table[r, i] - here * case.level[p, r, i])
+        if least == np.inf:  # it must serve, and its least level is above the peak
+            return np.inf
         bound += least
         k = 0
-        for i in range(-1, n):
+        for i in range(0 if case.forced[r] else -1, n):
             level = case.level[p, r, i] if i >= 0 else 0.0
             excess = (room.table[r, i] - here * level if i >= 0 else 0.0) - least
             if excess <= gap:
@@ -198,7 +202,7 @@ def _extend(room, at, n, level, excess, ways, stage, gap, need, toll, price, mos
             for i in range((k + 1) // 2):
                 u, v = 2 * i, min(2 * i + 1, k - 1)
                 # of the lesser: none is beaten, so that is the smaller sum; it keeps its cost
-                e = room.merged_excess[to, u] - price * (room.merged[to, v] - room.merged[to, u])
+                e = max(0.0, room.merged_excess[to, u] - price * (room.merged[to, v] - room.merged[to, u]))
                 room.merged[to, i], room.merged_excess[to, i] = room.merged[to, v], e
                 room.merged_parent[to, i], room.merged_pick[to, i] = room.merged_parent[to, u], room.merged_pick[to, u]
             k = (k + 1) // 2

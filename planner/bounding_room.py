@@ -35,7 +35,7 @@ class Room(NamedTuple):
     gain: Floats
     """(R, C + 1) $/h they are worth, summed up to each."""
     breaks: Ints
-    """(R,) how many they are."""
+    """(R,) how many they are, up to the most that a region may serve."""
     useful: Ints
     """(P, R) how many of them a part gains from."""
     bend: Floats
@@ -66,6 +66,12 @@ class Room(NamedTuple):
     """(P,) best step of the fullest region, to start the next search from."""
     price: Floats
     """(P,) $/h for one QPS more in total."""
+    base: Floats
+    """(R,) priced cost of the least level of a region that must serve."""
+    serves: Floats
+    """(P, R) how far a part serves in a region, in the last fill."""
+    mean: Floats
+    """(R,) how far the parts serve in a region, in the mix of fills that the last ascent ended with."""
     choice: Ints
     """(P, R) levels chosen in the last program over whole replicas."""
     trial: Ints
@@ -101,7 +107,7 @@ def room_for(case):
     classes, regions = case.reach.shape
     parts, groups = len(case.mode), len(case.inside)
     bends = 2 * classes + MOST_CORNERS + 4
-    n = regions * bends
+    n = regions * (bends + 1)  # one more for the least level of a region that must serve
     return Room(
         np.zeros((regions, classes), np.int64),
         np.zeros((regions, classes + 1)),
@@ -124,6 +130,9 @@ def room_for(case):
         np.zeros(groups),
         np.zeros(parts, np.int64),
         np.zeros(parts),
+        np.zeros(regions),
+        np.zeros((parts, regions)),
+        np.zeros(regions),
         np.full((parts, regions), UNSET),
         np.zeros(regions, np.int64),
         np.zeros(regions, np.int64),

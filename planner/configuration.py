@@ -18,6 +18,9 @@ SMALL = 1e-9
 """Relative slack on capacities: sums of floats are not exact."""
 
 
+FEWER, FEW = 3, 20
+"""Of an option that `need` holds at most so many of, mixes are tried with so many less."""
+
 THOROUGH = 20
 """Evaluations from which other levels of load are tried as well."""
 
@@ -93,7 +96,7 @@ def able(model: Model, p: int, r: int, count: Ints) -> float:
 def fill(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -> float:
     """Adds the cheapest replicas that do `need` QPS in a region that holds none of the part; returns what they do.
 
-    Two options at most are mixed: as many of one as `need` holds, the rest of another. What runs now is a further candidate.
+    Two options at most are mixed: as many of one as `need` holds, or a few less, the rest of another. What runs now is a further candidate.
     """
     first, last = model.starts[p], model.starts[p + 1]
     best, bi, bn, bj, bx = np.inf, -1, 0, -1, 0
@@ -102,22 +105,26 @@ def fill(model: Model, p: int, r: int, need: float, left: Floats, count: Ints) -
         if room <= 0:
             continue
         n = min(int(np.floor(need / model.rate[i] * (1 + 1e-12))), room)
-        rest = need - n * model.rate[i]
-        for j in range(first, last):
-            x = 0
-            if rest > SMALL * need:
-                x = int(np.ceil(rest / model.rate[j] * (1 - 1e-12)))
-            x = max(x, model.least[p] - n)
-            if j == i:
-                if n + x > room:
+        full = n
+        for n in range(full, max(0, full - FEWER if full <= FEW else full) - 1, -1):
+            rest = need - n * model.rate[i]
+            for j in range(first, last):
+                if j == i and n < full:
                     continue
-                cost = priced(model, i, r, n + x)
-            else:
-                if x > 0 and x > most(model, j, r, left):
-                    continue
-                cost = priced(model, i, r, n) + priced(model, j, r, x)
-            if cost < best:
-                best, bi, bn, bj, bx = cost, i, n, j, x
+                x = 0
+                if rest > SMALL * need:
+                    x = int(np.ceil(rest / model.rate[j] * (1 - 1e-12)))
+                x = max(x, model.least[p] - n)
+                if j == i:
+                    if n + x > room:
+                        continue
+                    cost = priced(model, i, r, n + x)
+                else:
+                    if x > 0 and x > most(model, j, r, left):
+                        continue
+                    cost = priced(model, i, r, n) + priced(model, j, r, x)
+                if cost < best:
+                    best, bi, bn, bj, bx = cost, i, n, j, x
     if model.move > 0.0:
         kept = _kept(model, p, r, need, left, best, count)
         if kept > 0.0:

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from planner.arrays import FleetArrays, Floats, Ints, Prices
 from planner.compiled import kernel, side_by_side
 from planner.configuration import Model, configure
+from planner.polishing import polish
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def best_columns(
     return _concatenated([_block(arrays, costs, prices.moves, block, effort, room) for block in blocks])
 
 
+POLISHED = 300
+"""Evaluations from which a configuration is polished as well, by as many moves of load as there are more."""
 BLOCK = 4_000
 """Models priced at once: their flows are dense for that time (R x R floats each)."""
 
@@ -248,6 +251,8 @@ class Placer:
             a.current[first:last],
         )
         configure(model, supply, scale, effort, count, flow)
+        if effort > POLISHED and scale >= 1.0:
+            polish(model, supply, effort - POLISHED, count, flow)
         return self.single(m, count, flow)
 
     def single(self, m: int, count: Ints, flow: Floats) -> Single:
@@ -344,6 +349,8 @@ def _configure_some(
             current[first:last],
         )
         configure(model, supply, 1.0, effort, count[offset[i] : offset[i + 1]], flow[i])
+        if effort > POLISHED:
+            polish(model, supply, effort - POLISHED, count[offset[i] : offset[i + 1]], flow[i])
 
 
 def _sums(row: Ints, figures: npt.NDArray[Any], rows: int) -> Floats:

@@ -17,7 +17,7 @@ from ipnext.model.plan import Problem
 from planner.arrays import FleetArrays, Floats, Ints, Prices
 from planner.bounding import Hints, lower_bounds, total_bound
 from planner.price_search import Effort, Found, Limits, search
-from planner.pricing import Columns, Placer, Single, best_columns, joined
+from planner.pricing import POLISHED, Columns, Placer, Single, best_columns, joined
 from planner.rounding import Holding, Improvement, complete, shared_out
 
 
@@ -85,6 +85,12 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     columns = joined([found.columns, best_columns(fleet, found.prices, every, effort=_effort_last(fleet))])
     limits = Limits.of(fleet)
     price = limits.values(found.prices)
+    effort = EFFORT_PROOF if fleet.models <= MANY else EFFORT_PROOF_OF_MANY
+    least = _least(limits, fleet, columns, price)
+    bounds = lower_bounds(fleet, found.prices, Hints(upper=least), effort)
+    doubtful = np.flatnonzero(least - bounds > DOUBTFUL * least)
+    polished = best_columns(fleet, found.prices, doubtful, effort=POLISHED + _moves_tried(fleet))
+    columns = joined([columns, polished])
     placer = Placer(fleet)
     holding = shared_out(fleet, limits, columns, price, placer)
     complete(holding, placer, found.prices, _largest_first(fleet, every))
@@ -92,7 +98,7 @@ def _anew(fleet: FleetArrays, ends: float) -> FleetAnswer:
     improvement = Improvement(holding, placer, found.prices, least)
     improvement.ease(ATTEMPTS_EASE)
     out_of_time = improve(improvement, ends, _rounds(fleet), ATTEMPTS)
-    bound = proven(fleet, found.prices, least, EFFORT_PROOF if fleet.models <= MANY else EFFORT_PROOF_OF_MANY)
+    bound = proven(fleet, found.prices, least, bounds, effort)
     among = float(least.sum() - price @ limits.amount)
     return _answer(holding, bound, found, (len(columns), among), out_of_time=out_of_time)
 
@@ -212,6 +218,14 @@ def _rounds(arrays: FleetArrays) -> int:
 
 MANY = 3_000
 
+DOUBTFUL = 2e-3
+"""Share of its cost by which a model's best configuration may exceed its bound without being polished."""
+
+
+def _moves_tried(arrays: FleetArrays) -> int:
+    """Moves of load that are tried for a doubtful model."""
+    return 300 if arrays.models <= MANY else 60
+
 
 def prices_of(problem: Problem) -> Prices:
     """What one more unit of each shared limit is worth, as near to the best dual prices as the search comes."""
@@ -299,6 +313,21 @@ EFFORT_PROOF, EFFORT_PROOF_OF_MANY, EFFORT_PROOF_ADAPTED = 40, 20, 2
 """Steps of the proof for each model."""
 
 
-def proven(arrays: FleetArrays, prices: Prices, least: Floats, effort: int) -> float:
-    """What no plan of the stated problem costs less than, $/h. `least` (M,) is what the models cost at best, as far as known."""
-    return max(0.0, total_bound(arrays, prices, lower_bounds(arrays, prices, Hints(upper=least), effort)))
+BRANCHES, BRANCHES_OF_MANY = 8, 2
+"""Branches of the proof, for each model on average."""
+MOST_BRANCHES, FEWEST_BRANCHES = 200, 4
+"""Branches for one model; where fewer would be its due, none."""
+
+
+def proven(arrays: FleetArrays, prices: Prices, least: Floats, bounds: Floats, effort: int) -> float:
+    """What no plan of the stated problem costs less than, $/h.
+
+    `least` (M,) is what the models cost at best, as far as known, and `bounds` (M,) what they cost at least: where that
+    leaves a gap, the models are bounded anew, by branches shared out by the gaps.
+    """
+    gap = np.maximum(0.0, least - bounds)
+    total = arrays.models * (BRANCHES if arrays.models <= MANY else BRANCHES_OF_MANY)
+    nodes = np.minimum(total * gap / max(float(gap.sum()), 1e-300), MOST_BRANCHES).astype(np.int64)
+    nodes[nodes < FEWEST_BRANCHES] = 0
+    again = lower_bounds(arrays, prices, Hints(upper=least), effort, nodes)
+    return max(0.0, total_bound(arrays, prices, np.maximum(bounds, again)))
