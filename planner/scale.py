@@ -213,10 +213,10 @@ def _effort_last(arrays: FleetArrays) -> int:
 
 def _rounds(arrays: FleetArrays) -> int:
     """Rounds of placing models anew: among many models each one matters less."""
-    return ROUNDS if arrays.models <= MANY else 1
+    return ROUNDS if arrays.models <= FEW else 1
 
 
-MANY = 3_000
+FEW, MANY = 300, 3_000
 
 DOUBTFUL = 2e-3
 """Share of its cost by which a model's best configuration may exceed its bound without being polished."""
@@ -313,7 +313,7 @@ EFFORT_PROOF, EFFORT_PROOF_OF_MANY, EFFORT_PROOF_ADAPTED = 40, 20, 2
 """Steps of the proof for each model."""
 
 
-BRANCHES, BRANCHES_OF_MANY = 8, 2
+BRANCHES, BRANCHES_OF_MANY = 12, 2
 """Branches of the proof, for each model on average."""
 MOST_BRANCHES, FEWEST_BRANCHES = 200, 4
 """Branches for one model; where fewer would be its due, none."""

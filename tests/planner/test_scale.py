@@ -130,7 +130,7 @@ def test_a_replan_keeps_to_the_moves_it_may_make(running: Problem, most: int | N
 
 @pytest.mark.parametrize("most", [None, 0.03])
 def test_an_adapted_plan_is_about_as_good_as_one_made_anew(most: float | None) -> None:
-    fleet = generate(models=300, regions=8, hardware=4, supply_use=0.9, seed=5)
+    fleet = generate(models=120, regions=6, hardware=4, supply_use=0.9, seed=5)
     planned = solve(fleet, method="fleet")
     current = CurrentState(replicas=planned.replicas, traffic=planned.traffic)
     cap = None if most is None else int(most * sum(item.count for item in planned.replicas))
