@@ -278,6 +278,15 @@ class Improvement:
                 if single is None or single.unmet <= 0 or not self.exchange(int(m), (1, 3, 8, 20, 40)):
                     break
 
+    def serve_on_the_rest(self) -> None:
+        """Places models with unmet demand anew on what is left, whatever that costs in prices; the dearest first."""
+        h = self.holding
+        missing = np.array([0.0 if s is None else s.unmet for s in h.chosen]) * h.arrays.missed
+        free = Prices(np.zeros_like(h.arrays.supply), np.zeros_like(h.arrays.owner_budget), 0.0)
+        for m in np.argsort(-missing, kind="stable")[:SHORT]:
+            if missing[m] > 0:
+                self.attempt([int(m)], free)
+
     def crowd(self, limit: int) -> list[int]:
         """Models that take of a limit, those that mind least to give way first."""
         h = self.holding

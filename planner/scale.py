@@ -282,6 +282,7 @@ def improve(improvement: Improvement, ends: float, rounds: int, attempts: int) -
     improvement.serve_short()
     late = _improved(improvement, ends, rounds, attempts)
     improvement.enforce()
+    improvement.serve_on_the_rest()
     return late
 
 
