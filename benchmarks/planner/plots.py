@@ -1,6 +1,7 @@
 """The pictures of a report, one for each section, as SVG. Needs matplotlib (`pip install 'ipnext[bench]'`)."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 def _sweep(report: Report, section: str) -> Figure:
     """Objective above the best plan, unmet demand and CPU time against supply use."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     best = {instance.model_dump_json(): best_of(rows) for instance, rows in report.instances(section)}
 
@@ -57,7 +58,7 @@ def _sweep(report: Report, section: str) -> Figure:
     left.set(xlabel="supply use", ylabel="objective above the best plan, %", yscale="symlog")
     middle.set(xlabel="supply use", ylabel="unmet demand, %")
     right.set(xlabel="supply use", ylabel="CPU s", yscale="log")
-    right.legend(fontsize=7)
+    figure.legend(*right.get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=5)
     return figure
 
 
@@ -76,9 +77,13 @@ def _growth(report: Report, section: str) -> Figure:
 def _lines(
     axes: Any, report: Report, section: str, value: Callable[[Row], float | None], at: Callable[[Row], float]
 ) -> None:
-    """One line a peer, through its rows that finished."""
+    """One line a peer, through its rows that finished; outside the growth, one for each number of models (dashed: not the most)."""
     rows = [row for _, rows in report.instances(section) for row in rows if row.status in ("done", "relaxation")]
-    for peer in PEERS:
-        points = sorted((at(row), y) for row in rows if row.peer == peer and (y := value(row)) is not None)
+    sizes = [None] if section == "growth" else sorted({row.instance.models for row in rows}, reverse=True)
+    for peer, (order, size) in product(PEERS, enumerate(sizes)):
+        own = [row for row in rows if row.peer == peer and size in {None, row.instance.models}]
+        points = sorted((at(row), y) for row in own if (y := value(row)) is not None)
         if points:
-            axes.plot(*zip(*points, strict=True), marker="o", ms=3, lw=1.2, label=peer, color=COLOURS[peer])
+            name = peer if len(sizes) == 1 or size is None else f"{peer}, {size:,} models"
+            line = {"lw": 1.2, "ls": "--" if order else "-", "marker": "x" if order else "o", "ms": 4 if order else 3}
+            axes.plot(*zip(*points, strict=True), label=name, color=COLOURS[peer], **line)
