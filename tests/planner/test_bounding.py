@@ -157,3 +157,33 @@ def test_a_price_on_a_limit_without_end_bounds_nothing() -> None:
     arrays, _ = _drawn(0)
     priced = Prices(np.zeros_like(arrays.supply), np.ones(1), 0.0)
     assert total_bound(arrays, priced, lower_bounds(arrays, priced)) == -np.inf
+
+
+def test_a_group_of_regions_need_not_serve_what_the_whole_supply_cannot() -> None:
+    """613 QPS want a region whose 25 and 15 units serve 499.2 at most; the optimum leaves 113.8 unmet."""
+    arrays = FleetArrays(
+        supply=np.array([[0.0, 0.0], [25.0, 15.0]]),
+        unit_cost=np.array([[0.661, 0.698], [0.724, 0.764]]),
+        rtt=np.array([[1.0, 80.0], [80.0, 1.0]]),
+        qps=np.array([[613.0, 0.0]]),
+        tolerance=np.array([100.0]),
+        missed=np.array([10.0]),
+        survives=np.array([False]),
+        model_budget=np.array([np.inf]),
+        owner=np.zeros(1, np.int64),
+        owner_budget=np.array([np.inf]),
+        part_start=np.array([0, 3]),
+        part_min=np.ones(3, np.int64),
+        option_start=np.array([0, 2, 3, 5]),
+        option_hardware=np.array([0, 1, 0, 0, 1]),
+        option_units=np.array([1.0, 1.0, 2.0, 1.0, 1.0]),
+        option_qps=np.array([56.4, 54.9, 41.6, 105.0, 109.0]),
+        current=np.zeros((5, 2), np.int64),
+        latency_weight=0.0,
+        move_cost=0.0,
+        max_moves=np.inf,
+    )
+    optimum, _ = least_cost(arrays, nothing(arrays), 0)
+    assert optimum == pytest.approx(1166.796)
+    assert lower_bounds(arrays, nothing(arrays))[0] <= optimum * (1 + 1e-9)
+    assert lower_bounds(arrays, nothing(arrays), nodes=np.array([BRANCHES]))[0] <= optimum * (1 + 1e-9)
