@@ -11,19 +11,8 @@ import numpy as np
 
 from planner.arrays import Floats, Ints
 from planner.compiled import kernel
-from planner.configuration import (
-    SMALL,
-    Model,
-    _extend,
-    able,
-    fill,
-    held,
-    least_choice_first,
-    most,
-    priced,
-    relieve,
-    take,
-)
+from planner.evaluation import least_choice_first
+from planner.replicas import SMALL, Model, able, extend, fill, held, most, priced, relieve, take
 
 
 class Bench(NamedTuple):
@@ -109,7 +98,7 @@ def _part_cost(model: Model, p: int, count: Ints) -> float:
 
 @kernel
 def _cost(model: Model, bench: Bench) -> float:
-    """$/h of a configuration, as `planner.configuration.evaluate` counts it."""
+    """$/h of a configuration, as `planner.evaluation` counts it."""
     cost, missed = 0.0, 0.0
     for p in range(len(model.least)):
         cost += _part_cost(model, p, bench.counts)
@@ -162,7 +151,7 @@ def _completed(model: Model, p: int, o: int, r: int, served: float, bench: Bench
         if number == 0:
             done = fill(model, p, r, bench.load[r], bench.left, bench.counts) >= bench.load[r] * (1 - SMALL)
         else:
-            done = _extend(model, p, r, bench.load[r], bench.left, bench.counts) >= bench.load[r] * (1 - SMALL)
+            done = extend(model, p, r, bench.load[r], bench.left, bench.counts) >= bench.load[r] * (1 - SMALL)
     if done:
         for i in range(len(bench.load)):
             bench.ables[i] = able(model, p, i, bench.counts)

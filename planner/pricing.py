@@ -15,8 +15,9 @@ import scipy.sparse as sp
 
 from planner.arrays import FleetArrays, Floats, Ints, Prices
 from planner.compiled import kernel, side_by_side
-from planner.configuration import Model, configure
+from planner.configuration import configure
 from planner.polishing import polish
+from planner.replicas import Model
 
 
 @dataclass(frozen=True)
