@@ -27,6 +27,13 @@ class LoadedPart(Protocol):
     def size_bytes(self) -> int:
         """Memory that its weights take, in bytes."""
 
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether a row's answer is the same whatever other rows stand in the batch, so that requests may be joined.
+
+        Known once the part is warmed up.
+        """
+
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One forward pass. Inputs fit the signature; the outputs are named and typed as it says.
 

@@ -10,8 +10,10 @@ import torch
 
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest, TensorSpec
+from serving.engines.torch_calls import Function, direct_function
 from serving.engines.torch_program import TorchProgram, aligned, read_program
-from serving.tensors import DTYPES, Array
+from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
+from serving.tensors import Array
 
 ENGINE: Final = "torch"
 WARM_UP_BATCHES: Final = (1, 8)
@@ -23,6 +25,8 @@ class TorchPart:
 
     def __init__(self, program: TorchProgram, signature: Signature) -> None:
         self._program: TorchProgram | None = program
+        self._function: Function | None = None
+        self._independent = False
         self._signature = signature
         self._bf16 = frozenset(spec.name for spec in signature.inputs if spec.datatype == "BF16")
         self._size = sum({t.data_ptr(): t.nbytes for t in program.arguments if isinstance(t, torch.Tensor)}.values())
@@ -37,6 +41,11 @@ class TorchPart:
         """Bytes of all weights, shared ones once."""
         return self._size
 
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether several requests may be joined into one batch; known once the part is warmed up."""
+        return self._independent
+
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One forward pass in inference mode. Numpy's memory is used where it is writable and aligned as torch's own."""
         program = self._program
@@ -45,19 +54,36 @@ class TorchPart:
             raise LoadFailed(msg)
         try:
             with torch.inference_mode():
-                answer = program.run([self._to_torch(name, inputs[name]) for name in program.inputs])
+                given = [self._to_torch(name, inputs[name]) for name in program.inputs]
+                answer = program.run(given) if self._function is None else self._function(*given)
                 return {name: to_numpy(tensor) for name, tensor in zip(program.outputs, answer, strict=True)}
         except (IndexError, RuntimeError) as error:
             raise _judged(error) from error
 
     def warm_up(self) -> None:
-        """Run zeros through the program at two batch sizes."""
+        """Make the program's direct form, run zeros through it at two batch sizes, and try whether rows are independent."""
+        self._function = self._direct()
         for batch in WARM_UP_BATCHES:
-            self.infer({spec.name: _zeros(spec, batch) for spec in self._signature.inputs})
+            self.infer(zeros(self._signature, batch))
+        self._independent = rows_are_independent(self._signature, self.infer)
+
+    def _direct(self) -> Function | None:
+        """None where the part takes neither of two trial requests: it then runs as it was exported."""
+        program = self._program
+        if program is None:
+            return None
+        for arrays in (drawn(self._signature, 3, np.random.default_rng(0)), zeros(self._signature, 1)):
+            example = [self._to_torch(name, arrays[name]) for name in program.inputs]
+            try:
+                with torch.inference_mode():
+                    return direct_function(program.module, program.arguments, program.slots, example)
+            except (IndexError, RuntimeError):
+                continue
+        return None
 
     def close(self) -> None:
         """Drop program and weights."""
-        self._program = None
+        self._program = self._function = None
 
     def _to_torch(self, name: str, array: Array) -> torch.Tensor:
         usable = array if array.flags.writeable and array.flags.aligned else array.copy()
@@ -102,7 +128,3 @@ def to_numpy(tensor: torch.Tensor) -> Array:
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy()
-
-
-def _zeros(spec: TensorSpec, batch: int) -> Array:
-    return np.zeros([batch if size == -1 else size for size in spec.shape], DTYPES[spec.datatype])
