@@ -53,6 +53,10 @@ class EndpointLoads:
             else:
                 del self._in_flight[url]
 
+    def busy(self, url: str) -> bool:
+        """Whether a call to the endpoint is under way."""
+        return url in self._in_flight
+
     def note_failure(self, url: str) -> None:
         """Pass the endpoint over for a moment."""
         self._cool_until[url] = self._clock() + COOL_OFF_SECONDS

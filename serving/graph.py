@@ -45,6 +45,19 @@ class GraphPlan:
     """Names of all tensors that the request must bring."""
 
     @property
+    def only_part(self) -> str | None:
+        """The part of a graph of one node that gives a request's tensors to it, and its outputs back, under their names.
+
+        Such a request and its answer may pass as they are.
+        """
+        if len(self.nodes) != 1:
+            return None
+        [node] = self.nodes
+        plain = all(source == Source(REQUEST, name) for name, source in node.inputs.items())
+        same = all(source == Source(node.name, name) for name, source in self.outputs.items())
+        return node.part if plain and same and node.inputs else None
+
+    @property
     def parts(self) -> frozenset[str]:
         """All parts that the graph calls."""
         return frozenset(node.part for node in self.nodes)

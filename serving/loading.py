@@ -12,7 +12,8 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, IPnextError, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
-from serving.engines.base import Engine, LoadedPart
+from serving.batching import Served, batch_limits
+from serving.engines.base import Engine
 from serving.generations import HeldSnapshots
 
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -24,7 +25,7 @@ class Loader:
 
     def __init__(
         self,
-        held: HeldSnapshots[LoadedPart],
+        held: HeldSnapshots[Served],
         open_store: Callable[[], ArtifactStore],
         cache: Path,
         find_engine: Callable[[str], Engine],
@@ -46,7 +47,7 @@ class Loader:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def dispose(self, part: LoadedPart) -> None:
+    def dispose(self, part: Served) -> None:
         """Close a part, off the event loop."""
         self._thread.submit(part.close)
 
@@ -79,7 +80,7 @@ class Loader:
         structlog.get_logger().error("load failed", part=hold.part, snapshot=hold.snapshot, reason=error.message)
         self._held.failed(hold, error.code, error.message)
 
-    def _load_now(self, hold: HostedSnapshot) -> LoadedPart:
+    def _load_now(self, hold: HostedSnapshot) -> Served:
         try:
             return self._fetch_and_load(hold)
         except IPnextError:
@@ -88,7 +89,7 @@ class Loader:
             msg = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}: {type(error).__name__}: {error}"
             raise LoadFailed(msg) from error
 
-    def _fetch_and_load(self, hold: HostedSnapshot) -> LoadedPart:
+    def _fetch_and_load(self, hold: HostedSnapshot) -> Served:
         directory = self._open_store().fetch(hold.uri, self._cache)
         manifest = SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes())
         if manifest.digest != hold.digest:
@@ -97,6 +98,7 @@ class Loader:
         if manifest.engine != hold.engine:
             msg = f"the snapshot is for engine {manifest.engine!r}, its deployment says {hold.engine!r}"
             raise LoadFailed(msg)
+        limits = batch_limits(hold.settings)
         part = self._find_engine(hold.engine).load(directory, manifest, hold.settings)
         part.warm_up()
-        return part
+        return Served(part, limits)

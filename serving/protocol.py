@@ -5,10 +5,11 @@ header; None: all of it) and then the raw data of each tensor that states `binar
 Whatever the bytes, decoding raises InvalidInput or nothing.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Any, Final
+
+import orjson
 
 from ipnext.errors import InvalidInput, IPnextError
 from serving.tensors import Tensor, check_datatype, check_shape, from_binary, from_json, to_binary, to_json
@@ -153,7 +154,7 @@ def _encode(document: dict[str, Any], key: str, tensors: Mapping[str, Tensor], b
         else:
             entry["data"] = to_json(name, tensor)
         entries.append(entry)
-    header = json.dumps(document | {key: entries}, separators=(",", ":"), allow_nan=False).encode()
+    header = orjson.dumps({**document, key: entries})
     if not chunks:
         return Encoded(header, None)
     header += b" " * (-len(header) % _ALIGNMENT)  # so that the first tensor lies aligned in memory
@@ -163,28 +164,23 @@ def _encode(document: dict[str, Any], key: str, tensors: Mapping[str, Tensor], b
 def _split(body: Body, header_length: int | None) -> tuple[Mapping[str, Any], memoryview | None]:
     view = memoryview(body)
     if header_length is None:
-        return _parse_json(bytes(view)), None
+        return _parse_json(view), None
     if not 0 < header_length <= len(view):
         msg = f"{HEADER_LENGTH}: {header_length} must be from 1 to the body's {len(view)} bytes"
         raise InvalidInput(msg, field=HEADER_LENGTH, value=header_length)
-    return _parse_json(bytes(view[:header_length])), view[header_length:]
+    return _parse_json(view[:header_length]), view[header_length:]
 
 
-def _parse_json(text: bytes) -> Mapping[str, Any]:
+def _parse_json(text: memoryview) -> Mapping[str, Any]:
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        msg = f"the body is not JSON: {error}"
+        document = orjson.loads(text)
+    except ValueError as error:
+        msg = f"the body is not JSON: {error}; NaN and infinity go as binary data"
         raise InvalidInput(msg) from error
     if not isinstance(document, dict):
         msg = f"the body must be a JSON object, got {type(document).__name__}"
         raise InvalidInput(msg)
     return document
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    msg = f"{text} is not JSON; send such numbers as binary data"
-    raise ValueError(msg)
 
 
 def _decode_tensors(document: Mapping[str, Any], key: str, binary: memoryview | None) -> dict[str, Tensor]:

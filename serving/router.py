@@ -7,32 +7,26 @@ import argparse
 import asyncio
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
 from ipnext import __version__
-from ipnext.errors import IPnextError, Unavailable
+from ipnext.errors import DeadlineExceeded, IPnextError, Unavailable
 from ipnext.model.deployment import RouterState
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
-from serving.asgi import (
-    Application,
-    Request,
-    Response,
-    error_response,
-    json_response,
-    not_found,
-    seconds_left,
-)
 from serving.balancing import EndpointLoads
+from serving.frames import Frame
 from serving.graph import Tensors, run_graph
-from serving.host_client import HostClient, TryElsewhere, open_session
+from serving.host_client import HostClient, TryElsewhere
+from serving.http import Request, Response, error_response, json_response, not_found, seconds_left
 from serving.model_metadata import model_signature
 from serving.protocol import (
     HEADER_LENGTH,
+    Encoded,
     InferRequest,
     InferResponse,
     decode_request,
@@ -47,6 +41,8 @@ from serving.tensors import all_finite
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 ATTEMPTS: Final = 2
 """A request that meets a host without its generation, or no host, is tried once more as a whole."""
+
+T = TypeVar("T")
 
 _ABOUT: Final[Mapping[str, Any]] = {
     "name": "ipnext",
@@ -64,16 +60,16 @@ class Router:
         self._metrics = metrics
         self._region = region
 
-    async def handle(self, request: Request) -> Response:
+    def handle(self, request: Request) -> Response | Awaitable[Response]:
         """Route one request."""
         steps = request.path.strip("/").split("/")
         match request.method, steps:
             case "POST", ["v2", "models", model, "infer"]:
-                return await self._counted(request, model, request.header(GENERATION_HEADER))
+                return self._counted(request, model, request.header(GENERATION_HEADER))
             case "POST", ["v2", "models", model, "versions", version, "infer"]:
-                return await self._counted(request, model, version)
+                return self._counted(request, model, version)
             case "GET", ["v2", "models", model, *rest]:
-                return await self._about_model(request, model, rest)
+                return self._about_model(request, model, rest)
             case "GET", _:
                 return self._about_server(request)
         raise not_found(request)
@@ -137,26 +133,50 @@ class Router:
 
     async def _answer(self, request: Request, route: GenerationRoute) -> Response:
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
+        answer = self._relay if route.only_part is not None else self._walk
         with self._metrics.in_flight(route.model, route.generation):
-            deadline = time.monotonic() + seconds
-            wanted = decode_request(await request.body(), parse_header_length(request.header(HEADER_LENGTH)))
-            route.plan.check_request(wanted.inputs)
-            wanted.check_outputs(tuple(route.plan.outputs))
-            work = asyncio.create_task(self._run(route, wanted.inputs, deadline))
-            outputs = await request.wait(work, seconds=max(0.0, deadline - time.monotonic()))
-            return self._encoded(route, wanted, outputs)
+            try:
+                async with asyncio.timeout(seconds):
+                    return await answer(request, route, time.monotonic() + seconds)
+            except TimeoutError as error:
+                msg = f"the deadline of {seconds * 1000:.0f} ms passed"
+                raise DeadlineExceeded(msg) from error
 
-    async def _run(self, route: GenerationRoute, inputs: Tensors, deadline: float) -> Tensors:
-        """The graph's outputs, all from one generation: when any call fails to find it, all are made again."""
+    async def _relay(self, request: Request, route: GenerationRoute, deadline: float) -> Response:
+        """A model of one part: its host reads the request and writes the answer."""
+        body = (request.content, parse_header_length(request.header(HEADER_LENGTH)))
+
+        async def attempt(route: GenerationRoute, tried: set[str]) -> Frame:
+            return await self._hosts.relay(route, str(route.only_part), body, deadline=deadline, tried=tried)
+
+        answer = await self._tried(route, attempt)
+        if not answer.header["finite"]:
+            self._metrics.note_non_finite(route.model, route.generation)
+        content = answer.body.data
+        return Response(200, content, Encoded(b"", answer.header["header_length"]).headers)
+
+    async def _walk(self, request: Request, route: GenerationRoute, deadline: float) -> Response:
+        """A model of several parts: their graph."""
+        wanted = decode_request(request.content, parse_header_length(request.header(HEADER_LENGTH)))
+        route.plan.check_request(wanted.inputs)
+        wanted.check_outputs(tuple(route.plan.outputs))
+
+        async def attempt(route: GenerationRoute, tried: set[str]) -> Tensors:
+            call = partial(self._hosts.infer, route, deadline=deadline, tried=tried)
+            return await run_graph(route.plan, wanted.inputs, call)
+
+        return self._encoded(route, wanted, await self._tried(route, attempt))
+
+    async def _tried(self, route: GenerationRoute, attempt: Callable[[GenerationRoute, set[str]], Awaitable[T]]) -> T:
+        """What an attempt gives, all from one generation: when any call fails to find it, all are made again."""
         tried: set[str] = set()
         reason = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
+        for number in range(ATTEMPTS):
+            if number:
                 self._metrics.note_retry(route.model, route.generation)
                 route = self._fresh(route)
-            call = partial(self._hosts.infer, route, deadline=deadline, tried=tried)
             try:
-                return await run_graph(route.plan, inputs, call)
+                return await attempt(route, tried)
             except TryElsewhere as error:
                 reason = str(error)
         msg = f"generation {route.generation} of {route.model}: no host answers; {reason}"
@@ -196,15 +216,17 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
-    follower = TableFollower(arguments.table, region=arguments.region)
+    hosts = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+    follower = TableFollower(
+        arguments.table, region=arguments.region, on_change=lambda routes: hosts.forget(routes.urls)
+    )
     follower.look()
-    async with open_session() as session:
-        hosts = HostClient(session, EndpointLoads(time.monotonic), time.monotonic)
-        router = Router(follower, hosts, RouterMetrics(region=arguments.region), region=arguments.region)
-        following = asyncio.create_task(follower.follow())
-        structlog.get_logger().info("router listens", port=listener.getsockname()[1])
-        await serve(Application(router.handle), listener)
-        following.cancel()
+    router = Router(follower, hosts, RouterMetrics(region=arguments.region), region=arguments.region)
+    following = asyncio.create_task(follower.follow())
+    structlog.get_logger().info("router listens", port=listener.getsockname()[1])
+    await serve(router.handle, listener)
+    following.cancel()
+    hosts.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

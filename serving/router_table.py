@@ -1,7 +1,7 @@
 """What a router follows: the table file made ready for requests, and the task that picks up a new one."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,11 +26,10 @@ class GenerationRoute:
     snapshots: Mapping[str, int]
     endpoints: Mapping[str, tuple[str, ...]]
     """Part -> urls of the hosts that answer for this generation."""
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Parts of the graph that no host answers for."""
-        return tuple(sorted(part for part in self.plan.parts if not self.endpoints.get(part)))
+    only_part: str | None
+    """As of the plan."""
+    missing: tuple[str, ...]
+    """Parts of the graph that no host answers for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +74,12 @@ class Routes:
     revision: int
     models: Mapping[str, ModelRoutes]
 
+    @property
+    def urls(self) -> frozenset[str]:
+        """All hosts of all models."""
+        routes = [route for model in self.models.values() for route in model.generations.values()]
+        return frozenset(url for route in routes for urls in route.endpoints.values() for url in urls)
+
     def model(self, name: str) -> ModelRoutes:
         """The routes of a model; NotFound where it is unknown here."""
         routes = self.models.get(name)
@@ -102,14 +107,24 @@ def _generation_route(model: RoutedModel, served: ServedGeneration) -> Generatio
         )
         for part in plan.parts
     }
-    return GenerationRoute(model.model, served.generation, plan, served.snapshots, endpoints)
+    missing = tuple(sorted(part for part in plan.parts if not endpoints[part]))
+    return GenerationRoute(
+        model=model.model,
+        generation=served.generation,
+        plan=plan,
+        snapshots=served.snapshots,
+        endpoints=endpoints,
+        only_part=plan.only_part if plan.outputs else None,
+        missing=missing,
+    )
 
 
 class TableFollower:
     """Holds the routes of the file's last good content."""
 
-    def __init__(self, path: Path, *, region: str) -> None:
+    def __init__(self, path: Path, *, region: str, on_change: Callable[[Routes], None] = lambda _: None) -> None:
         self._path = path
+        self._on_change = on_change
         self._region = region
         self._seen: tuple[int, int, int] | None = None
         self.routes = Routes(0, {})
@@ -145,4 +160,5 @@ class TableFollower:
             return
         self.routes = compile_routes(table)
         self.found = True
+        self._on_change(self.routes)
         log.info("table in use", revision=table.revision, models=len(table.models))

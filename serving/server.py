@@ -1,32 +1,22 @@
-"""Runs one ASGI application on a loopback port until SIGTERM or SIGINT. Used by host and router."""
+"""Runs one handler on a loopback port until SIGTERM or SIGINT. Used by host and router."""
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import structlog
-import uvicorn
 import uvloop
 
-from serving.asgi import Application
+from serving.http import Handler
+from serving.http_server import Upgrade, http_factory
 
-KEEP_ALIVE_SECONDS: Final = 7200
-"""Longer than any client of ours keeps an idle connection, so that it is never the server that closes a reused one."""
 _SHUTDOWN_SECONDS: Final = 2
 """How long requests under way may take to finish once the server closes."""
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which ends the process by the signal in place of status 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def listen(port: int) -> socket.socket:
@@ -38,34 +28,28 @@ def listen(port: int) -> socket.socket:
 
 
 async def serve(
-    application: Application, listener: socket.socket, *, before_exit: Callable[[], Awaitable[None]] | None = None
+    handler: Handler,
+    listener: socket.socket,
+    *,
+    upgrades: Mapping[str, Upgrade] | None = None,
+    before_exit: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Serve until a signal comes, await `before_exit` (still answering), then finish what runs, close and return."""
-    config = uvicorn.Config(
-        application,
-        http="httptools",
-        loop="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-    )
-    server = _Server(config)
+    loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    running = asyncio.create_task(server.serve(sockets=[listener]))
-    asked = asyncio.create_task(stop.wait())
-    await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
-    if not running.done() and before_exit is not None:
+        loop.add_signal_handler(number, stop.set)
+    factory, connections = http_factory(handler, upgrades)
+    server = await loop.create_server(factory, sock=listener, backlog=2048)
+    await stop.wait()
+    if before_exit is not None:
         await before_exit()
-    asked.cancel()
-    server.should_exit = True
-    await running
+    server.close()
+    deadline = time.monotonic() + _SHUTDOWN_SECONDS
+    while not all(c.idle for c in connections) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
+        await asyncio.sleep(0.01)
+    for connection in tuple(connections):
+        connection.close()
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:

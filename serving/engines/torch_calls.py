@@ -20,7 +20,9 @@ Function: TypeAlias = Callable[..., tuple[torch.Tensor, ...]]
 _HOMES: Final = ("_VariableFunctions", "_nn", "_special", "_linalg", "_fft")
 _WHOLE: Final = (0, 0, 2**63 - 1)
 """Arguments of a slice along dimension 0 that leaves nothing out."""
-_BY_OPERATOR_ONLY: Final = frozenset({"index", "index_put", "scalar_tensor", "full", "arange", "zeros", "ones", "empty"})
+_BY_OPERATOR_ONLY: Final = frozenset(
+    {"index", "index_put", "scalar_tensor", "full", "arange", "zeros", "ones", "empty"}
+)
 """Bindings of these names take other arguments, or defaults of the process (its default type)."""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
-from ipnext.model.registry import Signature, SnapshotManifest, TensorSpec
+from ipnext.model.registry import Signature, SnapshotManifest
 from serving.engines.torch_calls import Function, direct_function
 from serving.engines.torch_program import TorchProgram, aligned, read_program
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros

@@ -5,16 +5,16 @@ import json
 import time
 from contextlib import asynccontextmanager
 
-import aiohttp
 import numpy as np
 import pytest
-from aiohttp import web
 
 from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable
-from serving.asgi import Application
 from serving.balancing import EndpointLoads
+from serving.frames import UPGRADE, FrameProtocol, bytes_frame, tensor_frame
 from serving.host_client import HostClient
-from serving.protocol import InferRequest, InferResponse, encode_request, encode_response
+from serving.http import Request, error_response, not_found
+from serving.http_server import http_factory
+from serving.protocol import InferRequest, encode_request
 from serving.router import Router
 from serving.router_metrics import RouterMetrics
 from serving.router_table import TableFollower
@@ -30,39 +30,53 @@ class FakeHost:
         self.deadlines = []
         self.cancelled = 0
         self.url = ""
+        self.connections = set()
 
-    async def answer(self, request: web.Request) -> web.Response:
-        self.generations.append(request.headers["x-ipnext-generation"])
-        self.deadlines.append(int(request.headers["x-ipnext-deadline-ms"]))
-        body = await request.read()
-        assert body
+    def take_over(self, transport, rest):
+        """Speak frames on this connection."""
+        running = {}
+
+        def on_frame(frame):
+            number = frame.header["id"]
+            if frame.header["op"] == "cancel":
+                running.pop(number).cancel()
+            else:
+                running[number] = asyncio.get_running_loop().create_task(self.answer(protocol, frame))
+
+        protocol = FrameProtocol(on_frame, lambda: self.connections.discard(protocol))
+        self.connections.add(protocol)
+        protocol.take_over(transport, rest)
+
+    async def answer(self, protocol, frame):
+        header = frame.header
+        self.generations.append(header["generation"])
+        self.deadlines.append(header["deadline_ms"])
+        assert frame.tensors()
         try:
             await asyncio.sleep(self.delay)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         if self.status != 200:
-            return web.json_response({"error": "told to"}, status=self.status)
-        score = np.array([1.0 if self.finite else np.nan], np.float32)
+            protocol.send(bytes_frame({"id": header["id"], "status": self.status, "code": "told", "error": "told to"}))
+            return
+        score = Tensor("FP32", np.array([1.0 if self.finite else np.nan], np.float32))
         names = {"sparse": ("embedding", "stamp"), "dense": ("score", "stamps")}[self.part]
-        encoded = encode_response(InferResponse("click", {name: Tensor("FP32", score) for name in names}), binary=names)
-        headers = {**encoded.headers, "x-ipnext-snapshots": f"{self.part}={self.snapshot}"}
-        return web.Response(body=encoded.body, headers=headers)
+        answer = {"id": header["id"], "status": 200, "snapshot": self.snapshot}
+        protocol.send(tensor_frame(answer, dict.fromkeys(names, score)))
 
 
 @asynccontextmanager
 async def running(host: FakeHost):
-    app = web.Application()
-    app.router.add_post("/parts/{model}/{part}/infer", host.answer)
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    factory, _ = http_factory(lambda request: error_response(not_found(request)), {UPGRADE: host.take_over})
+    server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
+    host.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield host
     finally:
-        await runner.cleanup()
+        server.close()
+        for connection in tuple(host.connections):
+            connection.close()
 
 
 @pytest.fixture
@@ -70,55 +84,37 @@ async def ask(tmp_path, toolbox):
     """Ask a router over fake hosts one request."""
     metrics = RouterMetrics(region="north")
 
-    async def call(*hosts, binary=True, leave=None, **headers):
+    async def call(*hosts, binary=True, **headers):
         endpoints = tuple(PartEndpoint(part=host.part, url=host.url, generations=(4,)) for host in hosts)
         model = RoutedModel(model="click", served=(toolbox.served(4),), endpoints=endpoints)
         toolbox.write_table(tmp_path / "t.json", RouterTable(revision=time.time_ns(), region="north", models=(model,)))
         follower = TableFollower(tmp_path / "t.json", region="north")
         follower.look()
-        async with aiohttp.ClientSession() as session:
-            client = HostClient(session, EndpointLoads(time.monotonic), time.monotonic)
-            router = Router(follower, client, metrics, region="north")
-            return await through(Application(router.handle), headers, binary=binary, leave=leave)
+        client = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+        router = Router(follower, client, metrics, region="north")
+        try:
+            response = await router.handle(request_of(headers, binary=binary))
+        finally:
+            client.close()
+        return response.status, response.headers, response.body
 
     call.metrics = metrics
     return call
 
 
-async def through(application, headers, *, binary, leave):
+def request_of(headers, *, binary):
     tensors = {"ids": Tensor("INT64", np.array([1])), "features": Tensor("FP32", np.zeros(1, np.float32))}
     encoded = encode_request(InferRequest(tensors, binary_output=binary))
-    sent = [{"type": "http.request", "body": encoded.body}]
-    answers = []
-
-    async def receive():
-        if sent:
-            return sent.pop()
-        await (asyncio.Event() if leave is None else leave).wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message):
-        answers.append(message)
-
     raw = {**encoded.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v2/models/click/infer",
-        "headers": [(name.encode(), value.encode()) for name, value in raw.items()],
-    }
-    await application(scope, receive, send)
-    if not answers:
-        return None
-    return answers[0]["status"], dict(answers[0]["headers"]), answers[1]["body"]
+    return Request("POST", "/v2/models/click/infer", {k.lower(): v for k, v in raw.items()}, bytearray(encoded.body))
 
 
 async def test_all_calls_of_a_request_name_one_generation_and_the_time_left(ask):
     async with running(FakeHost("sparse", delay=0.05)) as sparse, running(FakeHost("dense")) as dense:
         status, headers, _ = await ask(sparse, dense, x_ipnext_deadline_ms="2000")
     assert status == 200
-    assert headers[b"x-ipnext-snapshots"] == b"dense=4,sparse=4"
-    assert sparse.generations == dense.generations == ["4"]
+    assert headers["x-ipnext-snapshots"] == "dense=4,sparse=4"
+    assert sparse.generations == dense.generations == [4]
     assert dense.deadlines[0] <= sparse.deadlines[0] - 40 <= 2000
 
 
@@ -140,7 +136,7 @@ async def test_a_host_that_used_another_snapshot_never_gets_into_an_answer(ask):
     async with running(FakeHost("sparse")) as sparse, running(FakeHost("dense", snapshot=3)) as liar:
         status, headers, body = await ask(sparse, liar)
         assert status == 503
-        assert headers[b"retry-after"] == b"1"
+        assert headers["retry-after"] == "1"
         assert "dense=3, generation 4 needs dense=4" in json.loads(body)["error"]
         async with running(FakeHost("dense")) as honest:
             assert (await ask(sparse, liar, honest))[0] == 200
@@ -164,12 +160,12 @@ async def test_the_deadline_cancels_the_hosts_work(ask, toolbox):
 
 
 async def test_a_client_that_leaves_cancels_the_hosts_work(ask, toolbox):
-    leave = asyncio.Event()
     async with running(FakeHost("sparse", delay=30)) as sparse, running(FakeHost("dense")) as dense:
-        work = asyncio.create_task(ask(sparse, dense, leave=leave))
+        work = asyncio.create_task(ask(sparse, dense))
         await toolbox.eventually(lambda: sparse.generations)
-        leave.set()
-        assert await work is None
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
         await toolbox.eventually(lambda: sparse.cancelled)
 
 

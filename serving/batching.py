@@ -1,0 +1,289 @@
+"""The queue before a part's forward passes: bounded, and what waits together is answered together.
+
+No request waits for others to come. While a pass runs, requests gather; the next pass takes as many of them as fit into
+the part's limits, where the part answers each row by itself. A pass that is known to be short runs in the event loop,
+for handing it to a thread and back takes about as long; a longer one, or one not yet known, runs in a thread.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
+
+from ipnext.errors import DeadlineExceeded, LoadFailed, Unavailable
+from serving.costs import Costs
+from serving.engines.base import LoadedPart
+from serving.tensors import Array
+
+INLINE_SECONDS: Final = 0.005
+"""A pass predicted to be shorter runs in the event loop: so long nothing else is read or answered."""
+
+Arrays = Mapping[str, Array]
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How much one pass may take on: rows, and milliseconds that the pass is predicted to take. `off`: one request each."""
+
+    max_rows: int = 512
+    latency_ms: float = 10.0
+    off: bool = False
+
+
+def batch_limits(settings: Mapping[str, Any]) -> BatchLimits:
+    """A part's engine setting `batching`: false, or {maxRows, latencyMs}. LoadFailed where it says anything else."""
+    given = settings.get("batching", {})
+    if given is False:
+        return BatchLimits(off=True)
+    if given is True:
+        given = {}
+    allowed = {"maxRows": "max_rows", "latencyMs": "latency_ms"}
+    if not isinstance(given, Mapping) or not given.keys() <= allowed.keys():
+        msg = f"settings.batching: must be false or an object of maxRows and latencyMs, got {given!r}"
+        raise LoadFailed(msg)
+    for name, value in given.items():
+        if type(value) not in ((int,) if name == "maxRows" else (int, float)) or value <= 0:
+            msg = f"settings.batching.{name}: must be a number above 0, got {value!r}"
+            raise LoadFailed(msg)
+    return BatchLimits(**{allowed[name]: value for name, value in given.items()})
+
+
+class Served:
+    """A loaded part with what its passes are known to cost. `part` is closed by whoever loaded it."""
+
+    def __init__(self, part: LoadedPart, limits: BatchLimits) -> None:
+        self.part = part
+        self.limits = limits
+        self.costs = Costs()
+        self.joins = part.rows_are_independent and not limits.off
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the part's weights take, in bytes."""
+        return self.part.size_bytes
+
+    def close(self) -> None:
+        """Give the part's memory back."""
+        self.part.close()
+
+
+class _Job(Generic[R]):
+    __slots__ = ("deadline", "finish", "form", "future", "inputs", "on_end", "rows", "served", "timer")
+
+    def __init__(
+        self,
+        served: Served,
+        inputs: Arrays,
+        *,
+        deadline: float,
+        finish: Callable[[Arrays], R],
+        on_end: Callable[[], None],
+    ) -> None:
+        self.served = served
+        self.inputs = inputs
+        self.deadline = deadline
+        self.finish = finish
+        self.on_end = on_end
+        self.future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self.timer: asyncio.TimerHandle | None = None
+        self.rows = max((array.shape[0] for array in inputs.values() if array.ndim), default=1)
+        self.form = _form(inputs, self.rows)
+
+    def settle(self, outcome: Arrays | Exception) -> None:
+        if self.future.done():
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+            return
+        try:
+            self.future.set_result(self.finish(outcome))
+        except Exception as error:  # noqa: BLE001  # handed to the request, which judges it
+            self.future.set_exception(error)
+
+    def expire(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(DeadlineExceeded("the deadline passed"))
+
+
+def _form(inputs: Arrays, rows: int) -> object:
+    """Equal for requests that can be joined; an input of another number of rows makes a request stand alone."""
+    if any(array.shape[:1] != (rows,) for array in inputs.values()):
+        return object()
+    return tuple(array.shape[1:] for array in inputs.values())
+
+
+class InferenceQueue:
+    """Runs passes, at most `threads` at once; at most `waiting` requests more may wait. Used from one event loop."""
+
+    def __init__(self, *, threads: int = 1, waiting: int = 256, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
+        self._threads = threads
+        self._limit = threads + waiting
+        self._clock = clock
+        self._waiting: deque[_Job[Any]] = deque()
+        self._pending = 0
+        self._running = 0
+        self._scheduled = False
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def pending(self) -> int:
+        """Requests that run or wait."""
+        return self._pending
+
+    def submit(
+        self,
+        served: Served,
+        inputs: Arrays,
+        *,
+        deadline: float,
+        finish: Callable[[Arrays], R],
+        on_end: Callable[[], None],
+    ) -> asyncio.Future[R]:
+        """What `finish` makes of the outputs of a request whose inputs fit the part's signature.
+
+        Unavailable when the queue is full. `deadline` is a time of the clock; the future is DeadlineExceeded then.
+        `on_end` is called once, in the event loop, when the part is done with the request or it is skipped. Cancelling
+        the future skips a request that waits; a pass that runs cannot be stopped and ends later.
+        """
+        if self._pending >= self._limit:
+            msg = f"the queue is full with {self._pending} requests; try again"
+            raise Unavailable(msg)
+        job = _Job(served, inputs, deadline=deadline, finish=finish, on_end=on_end)
+        self._pending += 1
+        self._waiting.append(job)
+        self._schedule()
+        return job.future
+
+    def close(self) -> None:
+        """Take no more passes; those that run finish in the background."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _schedule(self) -> None:
+        """After what else the event loop has to read now: requests that came together are answered together."""
+        if not self._scheduled and self._running < self._threads:
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        while self._waiting and self._running < self._threads:
+            batch = self._take()
+            if not batch:
+                continue
+            if self._runs_inline(batch):
+                self._deliver(batch, _outcomes(batch))
+                if self._waiting:
+                    self._schedule()
+                break
+            self._running += 1
+            self._watch(batch)
+            done = self._loop.run_in_executor(self._pool, _outcomes, batch)
+            done.add_done_callback(partial(self._delivered, batch))
+        self._watch(self._waiting)
+
+    def _runs_inline(self, batch: Sequence[_Job[Any]]) -> bool:
+        predicted = batch[0].served.costs.predict(sum(job.rows for job in batch))
+        return predicted is not None and predicted <= INLINE_SECONDS
+
+    def _take(self) -> list[_Job[Any]]:
+        """The request that waits longest, and those that can be answered together with it; none where all are over."""
+        now = self._clock()
+        batch: list[_Job[Any]] = []
+        left: deque[_Job[Any]] = deque()
+        rows = 0
+        while self._waiting:
+            job = self._waiting.popleft()
+            if job.future.done() or job.deadline <= now:
+                self._skip(job)
+            elif not batch or (_alike(batch[0], job) and _fits(job.served, rows + job.rows)):
+                batch.append(job)
+                rows += job.rows
+                if not job.served.joins:
+                    break
+            else:
+                left.append(job)
+        left.extend(self._waiting)
+        self._waiting = left
+        return batch
+
+    def _skip(self, job: _Job[Any]) -> None:
+        self._pending -= 1
+        self._end(job)
+        job.expire()
+
+    def _end(self, job: _Job[Any]) -> None:
+        if job.timer is not None:
+            job.timer.cancel()
+        job.on_end()
+
+    def _watch(self, jobs: Sequence[_Job[Any]] | deque[_Job[Any]]) -> None:
+        """Tell those that wait on when their time is over; a pass in the event loop needs no such timer."""
+        for job in jobs:
+            if job.timer is None:
+                job.timer = self._loop.call_later(max(0.0, job.deadline - self._clock()), job.expire)
+
+    def _delivered(self, batch: Sequence[_Job[Any]], done: asyncio.Future[list[Arrays | Exception]]) -> None:
+        self._running -= 1
+        if not done.cancelled():
+            self._deliver(batch, done.result())
+        self._schedule()
+
+    def _deliver(self, batch: Sequence[_Job[Any]], outcomes: Sequence[Arrays | Exception]) -> None:
+        self._pending -= len(batch)
+        for job, outcome in zip(batch, outcomes, strict=True):
+            job.settle(outcome)
+            self._end(job)
+
+
+def _alike(first: _Job[Any], job: _Job[Any]) -> bool:
+    return first.served is job.served and first.form == job.form
+
+
+def _fits(served: Served, rows: int) -> bool:
+    if rows > served.limits.max_rows:
+        return False
+    predicted = served.costs.predict(rows)
+    return predicted is not None and predicted * 1000 <= served.limits.latency_ms
+
+
+def _outcomes(batch: Sequence[_Job[Any]]) -> list[Arrays | Exception]:
+    """Each request's outputs, or why it has none. A pass that fails is run again for each request by itself."""
+    if len(batch) == 1:
+        return [_alone(batch[0])]
+    served = batch[0].served
+    joined = {name: np.concatenate([job.inputs[name] for job in batch]) for name in batch[0].inputs}
+    began = time.perf_counter()
+    try:
+        outputs = served.part.infer(joined)
+    except Exception:  # noqa: BLE001  # whatever it is, it is judged request by request
+        return [_alone(job) for job in batch]
+    served.costs.note(sum(job.rows for job in batch), time.perf_counter() - began)
+    return _parted(batch, outputs)
+
+
+def _alone(job: _Job[Any]) -> Arrays | Exception:
+    began = time.perf_counter()
+    try:
+        outputs = job.served.part.infer(job.inputs)
+    except Exception as error:  # noqa: BLE001  # handed to the request, which judges it
+        return error
+    job.served.costs.note(job.rows, time.perf_counter() - began)
+    return outputs
+
+
+def _parted(batch: Sequence[_Job[Any]], outputs: Arrays) -> list[Arrays | Exception]:
+    parted: list[Arrays | Exception] = []
+    start = 0
+    for job in batch:
+        end = start + job.rows
+        parted.append({name: array[start:end] for name, array in outputs.items()})
+        start = end
+    return parted

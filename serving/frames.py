@@ -1,0 +1,231 @@
+"""The transport between router and hosts: frames of a JSON header and raw tensors, many calls at once on one connection.
+
+A connection begins as HTTP/1.1 with `Upgrade: ipnext-frames` on the host's one port. Then each side sends frames: two
+little-endian numbers (bytes of the header, bytes of the body), the header, the body. A tensor lies in the body at a
+multiple of 64 bytes, and bodies are received into memory aligned alike, so that a tensor is used where it arrives.
+Why not HTTP, zmq or gRPC: docs/decisions/0009, with the measurements.
+"""
+
+import asyncio
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from ipnext.errors import InvalidInput
+from ipnext.model.registry import Datatype
+from serving.tensors import DTYPES, Array, Tensor, check_datatype, check_shape, from_binary, to_binary
+
+UPGRADE: Final = "ipnext-frames"
+ALIGNMENT: Final = 64
+MAX_HEADER_BYTES: Final = 2**20
+MAX_BODY_BYTES: Final = 2**30
+_PREFIX: Final = struct.Struct("<IQ")
+_SCRATCH_BYTES: Final = 2**16
+_PADDING: Final = bytes(ALIGNMENT)
+
+Memory = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """A header and a body. `tensors` of the header says what lies in the body; without it the body is bytes of any kind."""
+
+    header: Mapping[str, Any]
+    body: Memory = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the body, in its memory. InvalidInput where header and body do not fit."""
+        found: dict[str, Tensor] = {}
+        position = 0
+        for name, datatype, shape, size in self.header["tensors"]:
+            if position + size > self.body.size or size < 0:
+                msg = f"tensor {name!r}: its {size} bytes reach beyond the frame's {self.body.size}"
+                raise InvalidInput(msg, field=name, value=size)
+            found[name] = _tensor(name, datatype, shape, self.body, position, size)
+            position += size + -size % ALIGNMENT
+        return found
+
+
+def _tensor(name: str, datatype: str, shape: Sequence[int], body: Memory, start: int, size: int) -> Tensor:
+    dtype = DTYPES.get(datatype)
+    if dtype is not None and dtype.hasobject is False:
+        try:
+            array: Array = np.ndarray(shape, dtype, body, start)
+        except (TypeError, ValueError) as error:
+            msg = f"tensor {name!r}: {datatype} of shape {shape} does not fit its {size} bytes"
+            raise InvalidInput(msg, field=name, value=size) from error
+        if array.nbytes == size:
+            return Tensor(datatype, array)  # type: ignore[arg-type]  # DTYPES has the members of Datatype as its keys
+    chunk = body.data[start : start + size]
+    kind: Datatype = check_datatype(name, datatype)
+    return from_binary(name, kind, check_shape(name, list(shape)), chunk)
+
+
+def tensor_frame(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """The pieces of a frame whose body is these tensors, to be written one after the other."""
+    entries: list[list[Any]] = []
+    pieces: list[bytes | memoryview] = []
+    size = 0
+    for name, tensor in tensors.items():
+        raw = _raw(tensor)
+        length = len(raw)
+        entries.append([name, tensor.datatype, tensor.data.shape, length])
+        pieces.append(raw)
+        gap = -length % ALIGNMENT
+        if gap:
+            pieces.append(_PADDING[:gap])
+        size += length + gap
+    head = orjson.dumps({**header, "tensors": entries})
+    return [_PREFIX.pack(len(head), size) + head, *pieces]
+
+
+def bytes_frame(header: Mapping[str, Any], body: bytes | bytearray | memoryview = b"") -> list[bytes | memoryview]:
+    """The pieces of a frame whose body is these bytes."""
+    head = orjson.dumps(header)
+    return [_PREFIX.pack(len(head), len(body)) + head, *([memoryview(body)] if body else [])]
+
+
+def _raw(tensor: Tensor) -> memoryview | bytes:
+    data = tensor.data
+    if tensor.datatype == "BYTES" or not data.flags.c_contiguous or not data.size:
+        return to_binary(tensor)
+    return data.reshape(-1).view(np.uint8).data
+
+
+class FrameProtocol(asyncio.BufferedProtocol):
+    """One connection in frames. `on_frame` gets each frame; `on_lost` is told once, when the connection has ended."""
+
+    def __init__(self, on_frame: Callable[[Frame], None], on_lost: Callable[[], None]) -> None:
+        self._on_frame = on_frame
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._scratch = bytearray(_SCRATCH_BYTES)
+        self._view = memoryview(self._scratch)
+        self._filled = 0
+        self._header: Mapping[str, Any] = {}
+        self._body: Memory | None = None
+        self._body_view = memoryview(b"")
+        self._body_filled = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether frames can be sent."""
+        return self._transport is not None
+
+    def take_over(self, transport: asyncio.Transport, rest: bytes = b"") -> None:
+        """Go on with a connection that another protocol began; `rest` are bytes it has read already."""
+        transport.pause_reading()
+        self._transport = transport
+        transport.set_protocol(self)
+        if rest:
+            self._feed(rest)
+        transport.resume_reading()
+
+    def send(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write the pieces of a frame; nothing where the connection has ended."""
+        if self._transport is not None:
+            if len(pieces) == 1:
+                self._transport.write(pieces[0])
+            else:
+                self._transport.writelines(pieces)
+
+    def close(self) -> None:
+        """End the connection once what is written has left."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # asyncio calls these
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        """The other side has gone."""
+        self._transport = None
+        self._on_lost()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
+        """Where the next bytes go: straight into a body that has begun, else into the scratch memory."""
+        if self._body is not None:
+            return self._body_view[self._body_filled :]
+        return self._view[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have come."""
+        if self._body is not None:
+            self._body_filled += nbytes
+            self._finish_body()
+            return
+        self._filled += nbytes
+        self._parse()
+
+    def _feed(self, data: bytes) -> None:
+        for piece in _pieces(data, _SCRATCH_BYTES // 2):
+            left = memoryview(piece)
+            while left:
+                target = self.get_buffer(len(left))
+                count = min(len(target), len(left))
+                target[:count] = left[:count]
+                self.buffer_updated(count)
+                left = left[count:]
+
+    def _parse(self) -> None:
+        start = 0
+        while self._body is None and self._filled - start >= _PREFIX.size:
+            head_bytes, body_bytes = _PREFIX.unpack_from(self._scratch, start)
+            if head_bytes > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
+                self.close()
+                return
+            end = start + _PREFIX.size + head_bytes
+            if end > self._filled:
+                self._make_room(start, _PREFIX.size + head_bytes)
+                return
+            self._header = orjson.loads(self._view[start + _PREFIX.size : end])
+            start = self._begin_body(end, body_bytes)
+        self._move(start)
+
+    def _begin_body(self, start: int, size: int) -> int:
+        """Take what is there of the body; returns where the next frame begins in the scratch memory."""
+        there = min(self._filled - start, size)
+        self._body = aligned_memory(size)
+        self._body_view = self._body.data
+        self._body_view[:there] = self._view[start : start + there]
+        self._body_filled = there
+        self._finish_body()
+        return start + there
+
+    def _finish_body(self) -> None:
+        body = self._body
+        if body is not None and self._body_filled == body.size:
+            self._body = None
+            self._on_frame(Frame(self._header, body))
+
+    def _move(self, start: int) -> None:
+        left = self._filled - start
+        if start and left:
+            self._view[:left] = bytes(self._view[start : self._filled])
+        self._filled = left
+
+    def _make_room(self, start: int, needed: int) -> None:
+        """For a header that is larger than the scratch memory."""
+        self._move(start)
+        if needed > len(self._scratch):
+            grown = bytearray(needed + _SCRATCH_BYTES)
+            grown[: self._filled] = self._view[: self._filled]
+            self._scratch, self._view = grown, memoryview(grown)
+
+
+def aligned_memory(size: int) -> Memory:
+    """Writable memory that begins at a multiple of 64 bytes."""
+    if not size:
+        return np.empty(0, np.uint8)
+    whole = np.empty(size + ALIGNMENT, np.uint8)
+    start = -whole.__array_interface__["data"][0] % ALIGNMENT
+    return whole[start : start + size]
+
+
+def _pieces(data: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]

@@ -1,0 +1,131 @@
+"""A router's connection to one host: many calls at once in frames, each with its own future."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from serving.frames import UPGRADE, Frame, FrameProtocol, bytes_frame
+
+CONNECT_SECONDS: Final = 1.0
+"""A host that takes longer to answer the first bytes counts as absent."""
+
+
+class ConnectionLost(Exception):  # not an error of the request: another host may answer
+    """The connection to a host could not be had, or ended before the answer."""
+
+
+class HostConnection:
+    """Calls under way on one connection."""
+
+    def __init__(self) -> None:
+        self._frames = FrameProtocol(self._on_frame, self._on_lost)
+        self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._numbers = count(1)
+
+    @property
+    def open(self) -> bool:
+        """Whether calls can be made."""
+        return self._frames.open
+
+    @property
+    def frames(self) -> FrameProtocol:
+        """The protocol that takes the connection over."""
+        return self._frames
+
+    async def call(self, pieces_of: "Pieces") -> Frame:
+        """Send a call and return its answer. Cancelled, the host is told so. ConnectionLost."""
+        if not self._frames.open:
+            raise ConnectionLost
+        number = next(self._numbers)
+        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        self._frames.send(pieces_of(number))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._frames.send(bytes_frame({"op": "cancel", "id": number}))
+            raise
+        finally:
+            self._waiting.pop(number, None)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._frames.close()
+
+    def _on_frame(self, frame: Frame) -> None:
+        answer = self._waiting.get(frame.header.get("id", 0))
+        if answer is not None and not answer.done():
+            answer.set_result(frame)
+
+    def _on_lost(self) -> None:
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(ConnectionLost())
+
+
+class Pieces:
+    """The frame of a call but for its number: what to put it together from."""
+
+    def __init__(self, make: Any, header: Mapping[str, Any], body: Any) -> None:
+        self._make = make
+        self._header = header
+        self._body = body
+
+    def __call__(self, number: int) -> Sequence[bytes | memoryview]:
+        """The pieces of the frame."""
+        made: Sequence[bytes | memoryview] = self._make({**self._header, "id": number}, self._body)
+        return made
+
+
+async def connect(url: str) -> HostConnection:
+    """A connection to the host at `url` (http://host:port), upgraded to frames. ConnectionLost."""
+    where = urlsplit(url)
+    connection = HostConnection()
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, handshake = await loop.create_connection(
+                lambda: _Handshake(where.netloc, connection.frames), where.hostname or "", where.port or 80
+            )
+            await handshake.done
+    except (OSError, TimeoutError) as error:
+        connection.close()
+        raise ConnectionLost from error
+    return connection
+
+
+class _Handshake(asyncio.Protocol):
+    """Asks for frames and hands the connection over once the host agrees."""
+
+    def __init__(self, host: str, frames: FrameProtocol) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._host = host
+        self._frames = frames
+        self._transport: asyncio.Transport | None = None
+        self._seen = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The host listens."""
+        self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
+        request = f"GET /frames HTTP/1.1\r\nhost: {self._host}\r\nconnection: upgrade\r\nupgrade: {UPGRADE}\r\n\r\n"
+        transport.write(request.encode())  # type: ignore[attr-defined]  # as above
+
+    def data_received(self, data: bytes) -> None:
+        """The host's answer."""
+        self._seen += data
+        head, end, rest = self._seen.partition(b"\r\n\r\n")
+        if not end or self.done.done() or self._transport is None:
+            return
+        if head.startswith(b"HTTP/1.1 101 "):
+            self._frames.take_over(self._transport, rest)
+            self.done.set_result(None)
+        else:
+            self._transport.close()
+            self.done.set_exception(OSError("the host speaks no frames"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The host has gone."""
+        if not self.done.done():
+            self.done.set_exception(exc or OSError("the host closed the connection"))

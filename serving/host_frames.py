@@ -1,0 +1,113 @@
+"""A router's connection to a host, on the host's side: calls come as frames, answers leave as frames, in any order."""
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import structlog
+
+from ipnext.errors import InvalidInput, IPnextError
+from serving.frames import Frame, FrameProtocol, bytes_frame, tensor_frame
+from serving.part_server import About, PartServer
+from serving.protocol import Encoded
+from serving.tensors import Tensor
+
+
+class HostFrames:
+    """The calls of one connection. `take_over` is an upgrade of serving.http_server."""
+
+    def __init__(self, parts: PartServer) -> None:
+        self._parts = parts
+        self._running: dict[int, asyncio.Future[None]] = {}
+        self._frames = FrameProtocol(self._on_frame, self._on_lost)
+
+    def take_over(self, transport: asyncio.Transport, rest: bytes) -> None:
+        """Answer on this connection from now on."""
+        self._frames.take_over(transport, rest)
+
+    def _on_lost(self) -> None:
+        """Nobody waits for what runs."""
+        for work in tuple(self._running.values()):
+            work.cancel()
+
+    def _on_frame(self, frame: Frame) -> None:
+        header = frame.header
+        number = header.get("id")
+        try:
+            self._begin(number, header, frame)
+        except IPnextError as error:
+            self._fail(number, error)
+        except (KeyError, TypeError, ValueError) as error:
+            self._fail(number, InvalidInput(f"the frame's header cannot be read: {error!r}"))
+
+    def _begin(self, number: Any, header: Mapping[str, Any], frame: Frame) -> None:
+        match header["op"]:
+            case "infer":
+                self._infer(number, header, frame)
+            case "v2":
+                self._infer_v2(number, header, frame)
+            case "cancel":
+                work = self._running.get(number)
+                if work is not None:
+                    work.cancel()
+            case "signature":
+                found = self._parts.signature(header["model"], header["part"], header["generation"])
+                answer = {"id": number, "status": 200, "signature": found.model_dump(mode="json")}
+                self._frames.send(bytes_frame(answer))
+            case other:
+                msg = f"op: {other!r} is not one of infer, v2, cancel, signature"
+                raise InvalidInput(msg, field="op", value=other)
+
+    def _infer(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
+        tensors = frame.tensors()
+        lease = self._parts.lease(header["model"], header["part"], header["generation"])
+        finish = partial(self._answer, number, lease.snapshot)
+        work = self._parts.infer(lease, tensors, seconds=header["deadline_ms"] / 1000, finish=finish)
+        self._watch(number, work)
+
+    def _infer_v2(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
+        about = About(header["model"], header["part"], header["generation"], tuple(header["outputs"]))
+        lease = self._parts.lease(about.model, about.part, about.generation)
+        work = self._parts.infer_v2(
+            lease,
+            frame.body.data,
+            header["header_length"],
+            about=about,
+            seconds=header["deadline_ms"] / 1000,
+            finish=partial(self._answer_v2, number, lease.snapshot),
+        )
+        self._watch(number, work)
+
+    def _answer(self, number: int, snapshot: int, outputs: dict[str, Tensor]) -> None:
+        self._running.pop(number, None)
+        self._frames.send(tensor_frame({"id": number, "status": 200, "snapshot": snapshot}, outputs))
+
+    def _answer_v2(self, number: int, snapshot: int, encoded: Encoded, finite: bool) -> None:
+        self._running.pop(number, None)
+        header = {
+            "id": number,
+            "status": 200,
+            "snapshot": snapshot,
+            "finite": finite,
+            "header_length": encoded.header_length,
+        }
+        self._frames.send(bytes_frame(header, encoded.body))
+
+    def _watch(self, number: int, work: asyncio.Future[None]) -> None:
+        self._running[number] = work
+        work.add_done_callback(partial(self._ended, number))
+
+    def _ended(self, number: int, work: asyncio.Future[None]) -> None:
+        """An answer has left already; a call that failed gets its refusal, a cancelled one nothing."""
+        self._running.pop(number, None)
+        if work.cancelled() or (error := work.exception()) is None:
+            return
+        if not isinstance(error, IPnextError):
+            structlog.get_logger().error("call failed", exc_info=error)
+            error = IPnextError("internal error; the log of the host has the reason")
+        self._fail(number, error)
+
+    def _fail(self, number: Any, error: IPnextError) -> None:
+        answer = {"id": number, "status": error.http_status, "code": error.code, "error": error.message}
+        self._frames.send(bytes_frame(answer))

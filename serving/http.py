@@ -1,0 +1,89 @@
+"""Requests, responses and errors of the little HTTP that host and router need. The connection is in serving.http_server."""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ipnext.errors import InvalidInput, IPnextError, NotFound, Unavailable
+from ipnext.names import DEADLINE_HEADER
+
+M = TypeVar("M", bound=BaseModel)
+
+ERROR_HEADER: Final = "x-ipnext-error"
+"""Carries the code of `ipnext.errors` beside the protocol's error text."""
+RETRY_AFTER_SECONDS: Final = 1
+_MAX_DEADLINE_MS: Final = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What goes back to a client."""
+
+    status: int
+    body: bytes | memoryview = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One whole HTTP request. Header names are lower case; of a header given twice the last one counts.
+
+    `content` is writable, so that arrays made over it are.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytearray = field(default_factory=bytearray)
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, None where it is absent."""
+        return self.headers.get(name)
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+"""Answers at once, or later. What it awaits is cancelled when the client leaves."""
+
+
+def json_response(value: BaseModel | Mapping[str, Any], status: int = 200) -> Response:
+    """A JSON answer."""
+    text = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value)
+    return Response(status, text.encode(), {"content-type": "application/json"})
+
+
+def error_response(error: IPnextError) -> Response:
+    """The protocol's error form, `{"error": text}`, with the stable code in the header `x-ipnext-error`."""
+    headers = {"content-type": "application/json", ERROR_HEADER: error.code}
+    if isinstance(error, Unavailable):
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    return Response(error.http_status, json.dumps({"error": error.message}).encode(), headers)
+
+
+def not_found(request: Request) -> NotFound:
+    """The error for a path that is not served."""
+    return NotFound(f"{request.method} {request.path} is not served here")
+
+
+def parse_model(kind: type[M], body: bytes | bytearray) -> M:
+    """A value from a JSON body; InvalidInput with pydantic's first complaint."""
+    try:
+        return kind.model_validate_json(bytes(body))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"]) or "body"
+        msg = f"{where}: {first['msg']}"
+        raise InvalidInput(msg, field=where) from error
+
+
+def seconds_left(request: Request, *, default: float) -> float:
+    """How long the request may take: header `x-ipnext-deadline-ms` (milliseconds from now), else `default` seconds."""
+    text = request.header(DEADLINE_HEADER)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:18]) <= _MAX_DEADLINE_MS):
+        msg = f"{DEADLINE_HEADER}: {text[:40]!r} must be whole milliseconds from 1 to {_MAX_DEADLINE_MS}"
+        raise InvalidInput(msg, field=DEADLINE_HEADER, value=text)
+    return int(text) / 1000
