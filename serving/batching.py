@@ -8,7 +8,7 @@ for handing it to a thread and back takes about as long; a longer one, or one no
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -159,7 +159,10 @@ class InferenceQueue:
         job = _Job(served, inputs, deadline=deadline, finish=finish, on_end=on_end)
         self._pending += 1
         self._waiting.append(job)
-        self._schedule()
+        if self._running < self._threads:
+            self._schedule()
+        else:
+            self._watch([job])
         return job.future
 
     def close(self) -> None:
@@ -224,7 +227,7 @@ class InferenceQueue:
             job.timer.cancel()
         job.on_end()
 
-    def _watch(self, jobs: Sequence[_Job[Any]] | deque[_Job[Any]]) -> None:
+    def _watch(self, jobs: Iterable[_Job[Any]]) -> None:
         """Tell those that wait on when their time is over; a pass in the event loop needs no such timer."""
         for job in jobs:
             if job.timer is None:

@@ -5,6 +5,7 @@ header; None: all of it) and then the raw data of each tensor that states `binar
 Whatever the bytes, decoding raises InvalidInput or nothing.
 """
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -174,13 +175,21 @@ def _split(body: Body, header_length: int | None) -> tuple[Mapping[str, Any], me
 def _parse_json(text: memoryview) -> Mapping[str, Any]:
     try:
         document = orjson.loads(text)
-    except ValueError as error:
-        msg = f"the body is not JSON: {error}; NaN and infinity go as binary data"
-        raise InvalidInput(msg) from error
+    except ValueError:
+        document = _parse_leniently(text)
     if not isinstance(document, dict):
         msg = f"the body must be a JSON object, got {type(document).__name__}"
         raise InvalidInput(msg)
     return document
+
+
+def _parse_leniently(text: memoryview) -> Any:
+    """With NaN, infinity and broken strings, which are refused with the tensor that holds them."""
+    try:
+        return json.loads(bytes(text))
+    except (ValueError, RecursionError) as error:
+        msg = f"the body is not JSON: {error}"
+        raise InvalidInput(msg) from error
 
 
 def _decode_tensors(document: Mapping[str, Any], key: str, binary: memoryview | None) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ MANIFEST = SnapshotManifest(engine="fake", signature=SIGNATURE, files=())
 class FakePart:
     signature = SIGNATURE
     size_bytes = 1
+    rows_are_independent = True
 
     def __init__(self):
         self.warmed = False

@@ -183,8 +183,11 @@ def test_a_bad_tensor_is_refused_by_name(entry, words):
         (b'{"inputs": []}', "at least one tensor"),
         (b'{"inputs": [3]}', "must be a list of tensors"),
         (b'{"inputs": [{"name": ""}]}', "each tensor needs a name"),
-        (b'{"inputs": [{"name":"x","datatype":"FP32","shape":[1],"data":[NaN]}]}', "NaN is not JSON"),
-        (b'{"inputs": [{"name":"x","datatype":"FP32","shape":[1],"data":[-Infinity]}]}', "-Infinity is not JSON"),
+        (b'{"inputs": [{"name":"x","datatype":"FP32","shape":[1],"data":[NaN]}]}', "tensor 'x': an element is NaN"),
+        (
+            b'{"inputs": [{"name":"x","datatype":"FP32","shape":[1],"data":[-Infinity]}]}',
+            "tensor 'x': an element is NaN or lies",
+        ),
         (b'{"inputs": [{"name":"x","datatype":"FP32","shape":[1],"data":[1e999]}]}', "beyond the range"),
         (b'{"inputs": ' + b"[" * 100_000, "not JSON"),
         (b'{"inputs": [' + request_of()[12:-2] + b"," + request_of()[12:-2] + b"]}", "given twice"),
