@@ -42,12 +42,16 @@ class Frame:
         """The tensors of the body, in its memory. InvalidInput where header and body do not fit."""
         found: dict[str, Tensor] = {}
         position = 0
-        for name, datatype, shape, size in self.header["tensors"]:
-            if position + size > self.body.size or size < 0:
-                msg = f"tensor {name!r}: its {size} bytes reach beyond the frame's {self.body.size}"
-                raise InvalidInput(msg, field=name, value=size)
-            found[name] = _tensor(name, datatype, shape, self.body, position, size)
-            position += size + -size % ALIGNMENT
+        try:
+            for name, datatype, shape, size in self.header["tensors"]:
+                if position + size > self.body.size or size < 0:
+                    msg = f"tensor {name!r}: its {size} bytes reach beyond the frame's {self.body.size}"
+                    raise InvalidInput(msg, field=name, value=size)
+                found[name] = _tensor(name, datatype, shape, self.body, position, size)
+                position += size + -size % ALIGNMENT
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"the frame's tensors must be a list of [name, datatype, shape, bytes]: {error!r}"
+            raise InvalidInput(msg, field="tensors") from error
         return found
 
 
@@ -59,7 +63,7 @@ def _tensor(name: str, datatype: str, shape: Sequence[int], body: Memory, start:
         except (TypeError, ValueError) as error:
             msg = f"tensor {name!r}: {datatype} of shape {shape} does not fit its {size} bytes"
             raise InvalidInput(msg, field=name, value=size) from error
-        if array.nbytes == size:
+        if array.nbytes == size and list(array.shape) == list(shape):
             return Tensor(datatype, array)  # type: ignore[arg-type]  # DTYPES has the members of Datatype as its keys
     chunk = body.data[start : start + size]
     kind: Datatype = check_datatype(name, datatype)
@@ -182,7 +186,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
             if end > self._filled:
                 self._make_room(start, _PREFIX.size + head_bytes)
                 return
-            self._header = orjson.loads(self._view[start + _PREFIX.size : end])
+            header = _parsed(self._view[start + _PREFIX.size : end])
+            if header is None:
+                self.close()
+                return
+            self._header = header
             start = self._begin_body(end, body_bytes)
         self._move(start)
 
@@ -215,6 +223,15 @@ class FrameProtocol(asyncio.BufferedProtocol):
             grown = bytearray(needed + _SCRATCH_BYTES)
             grown[: self._filled] = self._view[: self._filled]
             self._scratch, self._view = grown, memoryview(grown)
+
+
+def _parsed(text: memoryview) -> Mapping[str, Any] | None:
+    """None where the other side does not speak frames: what follows then means nothing."""
+    try:
+        header = orjson.loads(text)
+    except ValueError:
+        return None
+    return header if isinstance(header, dict) else None
 
 
 def aligned_memory(size: int) -> Memory:

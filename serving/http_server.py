@@ -23,6 +23,9 @@ MAX_HEAD_BYTES: Final = 64 * 2**10
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; then nothing more is read from it."""
 
+_LINGER_SECONDS: Final = 2.0
+"""How long a refused client may still send."""
+
 Upgrade = Callable[[asyncio.Transport, bytes], None]
 """Takes a connection over: its transport, and what came after the request."""
 
@@ -40,8 +43,9 @@ class HttpProtocol(asyncio.Protocol):
         self._upgrades = upgrades
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[tuple[Request, bool]] = deque()
+        self._waiting: deque[tuple[Request | IPnextError, bool]] = deque()
         self._running: asyncio.Future[Response] | None = None
+        self._refused = False
         self._begin()
 
     # asyncio calls these
@@ -61,6 +65,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of requests."""
+        if self._refused:
+            return
         try:
             self._parser.feed_data(data)
             if self._head_bytes >= 0:
@@ -143,6 +149,9 @@ class HttpProtocol(asyncio.Protocol):
     def _answer_next(self) -> None:
         while self._waiting and self._transport is not None:
             request, keep = self._waiting.popleft()
+            if isinstance(request, IPnextError):
+                self._end_with(request)
+                return
             if len(self._waiting) == MAX_PIPELINED - 1:
                 self._transport.resume_reading()
             try:
@@ -185,10 +194,23 @@ class HttpProtocol(asyncio.Protocol):
             transport.close()
 
     def _refuse(self, error: IPnextError) -> None:
-        """What comes after a request that cannot be read is not known: the connection ends."""
-        if self._transport is not None:
-            self._transport.write(_whole(error_response(error), keep=False))
-            self._transport.close()
+        """Answer so, in its turn, what cannot be read as a request."""
+        self._refused = True
+        self._waiting.append((error, False))
+        if self._running is None:
+            self._answer_next()
+
+    def _end_with(self, error: IPnextError) -> None:
+        """What comes after a request that cannot be read is not known: the connection ends.
+
+        What the client still sends is read and dropped for a while: a connection closed over unread bytes is reset, and
+        the client would not see the answer (RFC 9112, section 9.6).
+        """
+        transport = self._transport
+        if transport is not None:
+            transport.write(_whole(error_response(error), keep=False))
+            transport.write_eof()
+            asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.close)
 
     def _change_over(self, rest: bytes) -> None:
         name = self._headers.get("upgrade", "").lower()
