@@ -16,9 +16,9 @@ from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 
-from ipnext.errors import DeadlineExceeded, LoadFailed, Unavailable
+from ipnext.errors import DeadlineExceeded, IPnextError, LoadFailed, Unavailable
 from serving.costs import Costs
-from serving.engines.base import LoadedPart
+from serving.engines.base import LoadedPart, Staged, StagedPart
 from serving.tensors import Array
 
 INLINE_SECONDS: Final = 0.005
@@ -63,6 +63,13 @@ class Served:
         self.limits = limits
         self.costs = Costs()
         self.joins = part.rows_are_independent and not limits.off
+        self._staged: dict[frozenset[str], Staged | None] = {}
+
+    def staged(self, late: frozenset[str]) -> Staged | None:
+        """The part's pass in two steps, where it has one for inputs that come later."""
+        if late not in self._staged:
+            self._staged[late] = self.part.staged(late) if isinstance(self.part, StagedPart) else None
+        return self._staged[late]
 
     @property
     def size_bytes(self) -> int:
@@ -74,8 +81,17 @@ class Served:
         self.part.close()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """A pass of which all is computed that needs no late input. `seconds` is what that took."""
+
+    staged: Staged
+    state: Any
+    seconds: float
+
+
 class _Job(Generic[R]):
-    __slots__ = ("deadline", "finish", "form", "future", "inputs", "on_end", "rows", "served", "timer")
+    __slots__ = ("begun", "deadline", "finish", "form", "future", "inputs", "on_end", "rows", "served", "timer")
 
     def __init__(
         self,
@@ -85,7 +101,9 @@ class _Job(Generic[R]):
         deadline: float,
         finish: Callable[[Arrays], R],
         on_end: Callable[[], None],
+        begun: Begun | None,
     ) -> None:
+        self.begun = begun
         self.served = served
         self.inputs = inputs
         self.deadline = deadline
@@ -93,8 +111,8 @@ class _Job(Generic[R]):
         self.on_end = on_end
         self.future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self.timer: asyncio.TimerHandle | None = None
-        self.rows = max((array.shape[0] for array in inputs.values() if array.ndim), default=1)
-        self.form = _form(inputs, self.rows)
+        self.rows = _rows(inputs)
+        self.form = _form(inputs, self.rows) if begun is None else object()
 
     def settle(self, outcome: Arrays | Exception) -> None:
         if self.future.done():
@@ -110,6 +128,10 @@ class _Job(Generic[R]):
     def expire(self) -> None:
         if not self.future.done():
             self.future.set_exception(DeadlineExceeded("the deadline passed"))
+
+
+def _rows(inputs: Arrays) -> int:
+    return max((array.shape[0] for array in inputs.values() if array.ndim), default=1)
 
 
 def _form(inputs: Arrays, rows: int) -> object:
@@ -146,8 +168,11 @@ class InferenceQueue:
         deadline: float,
         finish: Callable[[Arrays], R],
         on_end: Callable[[], None],
+        begun: Begun | None = None,
     ) -> asyncio.Future[R]:
         """What `finish` makes of the outputs of a request whose inputs fit the part's signature.
+
+        A pass that has `begun` goes on from there, by itself.
 
         Unavailable when the queue is full. `deadline` is a time of the clock; the future is DeadlineExceeded then.
         `on_end` is called once, in the event loop, when the part is done with the request or it is skipped. Cancelling
@@ -156,7 +181,7 @@ class InferenceQueue:
         if self._pending >= self._limit:
             msg = f"the queue is full with {self._pending} requests; try again"
             raise Unavailable(msg)
-        job = _Job(served, inputs, deadline=deadline, finish=finish, on_end=on_end)
+        job = _Job(served, inputs, deadline=deadline, finish=finish, on_end=on_end, begun=begun)
         self._pending += 1
         self._waiting.append(job)
         if self._running < self._threads:
@@ -164,6 +189,24 @@ class InferenceQueue:
         else:
             self._watch([job])
         return job.future
+
+    def begin(self, served: Served, inputs: Arrays, late: frozenset[str]) -> Begun | None:
+        """Compute what needs no late input, if nothing else has to be done now and the whole pass is known to be short.
+
+        `inputs` are all the others, and fit the signature. None also where the part refuses them; `submit` will say why.
+        """
+        predicted = served.costs.predict(_rows(inputs))
+        if self._pending or predicted is None or predicted > INLINE_SECONDS:
+            return None
+        staged = served.staged(late)
+        if staged is None:
+            return None
+        began = time.perf_counter()
+        try:
+            state = staged.begin(inputs)
+        except IPnextError:
+            return None
+        return Begun(staged, state, time.perf_counter() - began)
 
     def close(self) -> None:
         """Take no more passes; those that run finish in the background."""
@@ -275,10 +318,12 @@ def _outcomes(batch: Sequence[_Job[Any]]) -> list[Arrays | Exception]:
 def _alone(job: _Job[Any]) -> Arrays | Exception:
     began = time.perf_counter()
     try:
-        outputs = job.served.part.infer(job.inputs)
+        begun = job.begun
+        outputs = job.served.part.infer(job.inputs) if begun is None else begun.staged.complete(begun.state, job.inputs)
     except Exception as error:  # noqa: BLE001  # handed to the request, which judges it
         return error
-    job.served.costs.note(job.rows, time.perf_counter() - began)
+    earlier = 0.0 if begun is None else begun.seconds
+    job.served.costs.note(job.rows, time.perf_counter() - began + earlier)
     return outputs
 
 

@@ -1,7 +1,7 @@
 """Runs the part graph of one request: nodes whose inputs are there run at once. Pure over a `call` function."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,10 +95,10 @@ async def run_graph(plan: GraphPlan, request: Tensors, call: Call) -> dict[str, 
     """
     if len(plan.nodes) == 1:
         node = plan.nodes[0]
-        results = {node.name: await call(node.part, _inputs(node, {REQUEST: request}))}
+        results = {node.name: await call(node.part, inputs_of(node, {REQUEST: request}))}
     else:
         results = await _run_nodes(plan, request, call)
-    return {name: _pick(source, results) for name, source in plan.outputs.items()}
+    return outputs_of(plan, results)
 
 
 async def _run_nodes(plan: GraphPlan, request: Tensors, call: Call) -> dict[str, Tensors]:
@@ -110,21 +110,26 @@ async def _run_nodes(plan: GraphPlan, request: Tensors, call: Call) -> dict[str,
             ready = [node for node in waiting if node.needs <= results.keys()]
             waiting = [node for node in waiting if not node.needs <= results.keys()]
             for node in ready:
-                task = asyncio.ensure_future(call(node.part, _inputs(node, results)))
+                task = asyncio.ensure_future(call(node.part, inputs_of(node, results)))
                 running[task] = node.name
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 results[running.pop(task)] = task.result()
     finally:
-        await _cancel(running)
+        await cancel(running)
     return results
 
 
-async def _cancel(running: Mapping[asyncio.Task[Tensors], str]) -> None:
-    for task in running:
+async def cancel(running: Collection[asyncio.Task[Tensors]]) -> None:
+    """End those that still run, and wait for their end."""
+    unfinished = [task for task in running if not task.done()]
+    for task in unfinished:
         task.cancel()
-    if running:
-        await asyncio.gather(*running, return_exceptions=True)
+    for task in running:
+        if task.done() and not task.cancelled():
+            task.exception()  # known, so that asyncio does not report it as forgotten
+    if unfinished:
+        await asyncio.gather(*unfinished, return_exceptions=True)
 
 
 def _planned(node: GraphNode) -> PlannedNode:
@@ -133,8 +138,14 @@ def _planned(node: GraphNode) -> PlannedNode:
     return PlannedNode(node.name, node.part, inputs, needs)
 
 
-def _inputs(node: PlannedNode, results: Mapping[str, Tensors]) -> dict[str, Tensor]:
+def inputs_of(node: PlannedNode, results: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    """What a node takes of the results so far, by name of the node that gave them (and the request)."""
     return {name: _pick(source, results) for name, source in node.inputs.items()}
+
+
+def outputs_of(plan: GraphPlan, results: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    """The graph's outputs from the results of all nodes."""
+    return {name: _pick(source, results) for name, source in plan.outputs.items()}
 
 
 def _pick(source: Source, results: Mapping[str, Tensors]) -> Tensor:

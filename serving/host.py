@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,16 +19,19 @@ from ipnext.artifacts.opening import open_store
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import HostHolds, HostState
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from serving.balancing import EndpointLoads
 from serving.batching import InferenceQueue, Served
 from serving.engines.base import find_engine
 from serving.frames import UPGRADE
 from serving.generations import HeldSnapshots
+from serving.host_client import HostClient
 from serving.host_frames import HostFrames
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.loading import Loader
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
 from serving.server import listen, log_as_json, run, serve
+from serving.walking import Walker
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 
@@ -120,8 +124,11 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     parts = PartServer(held, queue, loader.dispose, region=arguments.region)
     host = Host(held, loader, parts, region=arguments.region)
     structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
-    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts).take_over(transport, rest)}
+    others = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+    walker = Walker(parts, others)
+    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker).take_over(transport, rest)}
     await serve(host.handle, listener, upgrades=upgrades, before_exit=parts.drained)
+    others.close()
     loader.close()
     queue.close()
 

@@ -63,6 +63,29 @@ class HostClient:
         header |= {"header_length": header_length, "outputs": list(route.plan.outputs)}
         return await self._asked(route, part, Pieces(bytes_frame, header, content), tried)
 
+    async def walk(
+        self,
+        route: GenerationRoute,
+        body: tuple[Body, int | None],
+        *,
+        deadline: float,
+        tried: set[str],
+    ) -> Frame:
+        """The answer to the V2 body of a request, whose graph a host of the route's `walker` walks; as `relay`."""
+        content, header_length = body
+        part = str(route.walker)
+        header = self._header("walk", route, part, deadline) | {"header_length": header_length}
+        url = self._loads.choose(route.endpoints[part], tried=tried)
+        with self._loads.calling(url):
+            answer = await self._send(url, Pieces(bytes_frame, header, content), tried, route)
+        if answer.header["status"] != 200:
+            raise _judged(part, url, answer.header, tried)
+        if answer.header["snapshots"] != route.snapshots:
+            tried.add(url)
+            msg = f"{url} answered with {answer.header['snapshots']}, generation {route.generation} needs {route.snapshots}"
+            raise TryElsewhere(msg)
+        return answer
+
     async def signature(self, route: GenerationRoute, part: str) -> Signature:
         """The tensors that a part takes and gives, as one of its hosts says. TryElsewhere, IPnextError."""
         tried: set[str] = set()
@@ -102,12 +125,14 @@ class HostClient:
         _check_proof(route, part, url, answer.header, tried)
         return answer
 
-    async def _send(self, url: str, pieces: Pieces, tried: set[str]) -> Frame:
+    async def _send(self, url: str, pieces: Pieces, tried: set[str], route: GenerationRoute | None = None) -> Frame:
         began = self._clock()
         try:
             connection = self._connections.get(url)
             if connection is None or not connection.open:
                 connection = await self._connected(url)
+            if route is not None:
+                pieces = pieces.naming(connection.told(route))
             return await connection.call(pieces)
         except asyncio.CancelledError:
             if self._clock() - began > _HUNG_SECONDS:

@@ -7,9 +7,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from serving.frames import UPGRADE, Frame, FrameProtocol, bytes_frame
+from serving.router_table import GenerationRoute
 
 CONNECT_SECONDS: Final = 1.0
 """A host that takes longer to answer the first bytes counts as absent."""
+
+ROUTES_KNOWN: Final = 256
+"""Routes that both ends of a connection remember; of more, the oldest is told anew."""
 
 
 class ConnectionLost(Exception):  # not an error of the request: another host may answer
@@ -23,6 +27,7 @@ class HostConnection:
         self._frames = FrameProtocol(self._on_frame, self._on_lost)
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._numbers = count(1)
+        self._routes: dict[GenerationRoute, int] = {}
 
     @property
     def open(self) -> bool:
@@ -50,6 +55,18 @@ class HostConnection:
         finally:
             self._waiting.pop(number, None)
 
+    def told(self, route: GenerationRoute) -> int:
+        """The number that the host knows a route by; a new one is sent ahead of what is sent next."""
+        number = self._routes.get(route)
+        if number is None:
+            number = next(self._numbers)
+            self._routes[route] = number
+            if len(self._routes) > ROUTES_KNOWN:
+                del self._routes[next(iter(self._routes))]
+            table = route.routed.model_dump_json().encode()
+            self._frames.send(bytes_frame({"op": "route", "route": number}, table))
+        return number
+
     def close(self) -> None:
         """End the connection."""
         self._frames.close()
@@ -72,6 +89,10 @@ class Pieces:
         self._make = make
         self._header = header
         self._body = body
+
+    def naming(self, route: int) -> "Pieces":
+        """The same for a route that the host knows by a number."""
+        return Pieces(self._make, {**self._header, "route": route}, self._body)
 
     def __call__(self, number: int) -> Sequence[bytes | memoryview]:
         """The pieces of the frame."""

@@ -7,18 +7,25 @@ from typing import Any
 
 import structlog
 
-from ipnext.errors import InvalidInput, IPnextError
+from ipnext.errors import InvalidInput, IPnextError, Unavailable
+from ipnext.model.deployment import RoutedModel
 from serving.frames import Frame, FrameProtocol, bytes_frame, tensor_frame
+from serving.host_connection import ROUTES_KNOWN
+from serving.http import parse_model
 from serving.part_server import About, PartServer
 from serving.protocol import Encoded
+from serving.router_table import GenerationRoute, generation_route
 from serving.tensors import Tensor
+from serving.walking import Walk, Walker
 
 
 class HostFrames:
     """The calls of one connection. `take_over` is an upgrade of serving.http_server."""
 
-    def __init__(self, parts: PartServer) -> None:
+    def __init__(self, parts: PartServer, walker: Walker) -> None:
         self._parts = parts
+        self._walker = walker
+        self._routes: dict[int, GenerationRoute] = {}
         self._running: dict[int, asyncio.Future[None]] = {}
         self._frames = FrameProtocol(self._on_frame, self._on_lost)
 
@@ -47,6 +54,10 @@ class HostFrames:
                 self._infer(number, header, frame)
             case "v2":
                 self._infer_v2(number, header, frame)
+            case "walk":
+                self._walk(number, header, frame)
+            case "route":
+                self._learn(header["route"], frame)
             case "cancel":
                 work = self._running.get(number)
                 if work is not None:
@@ -56,7 +67,7 @@ class HostFrames:
                 answer = {"id": number, "status": 200, "signature": found.model_dump(mode="json")}
                 self._frames.send(bytes_frame(answer))
             case other:
-                msg = f"op: {other!r} is not one of infer, v2, cancel, signature"
+                msg = f"op: {other!r} is not one of infer, v2, walk, route, cancel, signature"
                 raise InvalidInput(msg, field="op", value=other)
 
     def _infer(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
@@ -78,6 +89,37 @@ class HostFrames:
             finish=partial(self._answer_v2, number, lease.snapshot),
         )
         self._watch(number, work)
+
+    def _learn(self, number: int, frame: Frame) -> None:
+        """A route that walks to come will name by its number."""
+        model = parse_model(RoutedModel, frame.body.tobytes())
+        self._routes[number] = generation_route(model, model.served[0])
+        if len(self._routes) > ROUTES_KNOWN:
+            del self._routes[next(iter(self._routes))]
+
+    def _walk(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
+        route = self._routes.get(header["route"])
+        if route is None:
+            msg = f"route {header['route']} is not known here; tell it first"
+            raise Unavailable(msg)
+        work = self._walker.answer(
+            Walk(route, header["part"]),
+            (frame.body.data, header["header_length"]),
+            seconds=header["deadline_ms"] / 1000,
+            finish=partial(self._answer_walk, number, route),
+        )
+        self._watch(number, asyncio.ensure_future(work))
+
+    def _answer_walk(self, number: int, route: GenerationRoute, encoded: Encoded, finite: bool) -> None:
+        self._running.pop(number, None)
+        header = {
+            "id": number,
+            "status": 200,
+            "snapshots": dict(route.snapshots),
+            "finite": finite,
+            "header_length": encoded.header_length,
+        }
+        self._frames.send(bytes_frame(header, encoded.body))
 
     def _answer(self, number: int, snapshot: int, outputs: dict[str, Tensor]) -> None:
         self._running.pop(number, None)

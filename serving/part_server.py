@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
-from ipnext.errors import Unavailable
+from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.registry import Signature
-from serving.batching import Arrays, InferenceQueue, Served
+from serving.batching import Arrays, Begun, InferenceQueue, Served
 from serving.generations import HeldSnapshots, Lease
 from serving.protocol import Body, Encoded, InferRequest, InferResponse, decode_request, encode_response
-from serving.signature import check_inputs
+from serving.signature import check_inputs, check_tensor
 from serving.tensors import Tensor, all_finite
 
 DRAIN_SECONDS: Final = 6.0
@@ -46,15 +47,28 @@ class PartServer:
         self.draining = False
 
     @property
+    def region(self) -> str:
+        """The region of this host."""
+        return self._region
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Count a request that this host takes further by itself. Unavailable while it drains."""
+        self._check_open()
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    @property
     def in_flight(self) -> int:
         """Requests under way."""
         return self._in_flight
 
     def lease(self, model: str, part: str, generation: int) -> Lease[Served]:
         """The snapshot that answers for a generation; hand it to `infer` or `release`. GenerationNotHeld, Unavailable."""
-        if self.draining:
-            msg = "this host drains; ask another"
-            raise Unavailable(msg)
+        self._check_open()
         return self._held.lease(model, part, generation)
 
     def release(self, lease: Lease[Served]) -> None:
@@ -71,6 +85,18 @@ class PartServer:
         finally:
             self.release(lease)
 
+    def begin(self, lease: Lease[Served], inputs: Mapping[str, Tensor]) -> Begun | None:
+        """What can be computed already of a pass whose other inputs come later; None where it had better wait for them."""
+        served = lease.value
+        specs = {spec.name: spec for spec in served.part.signature.inputs}
+        try:
+            for name, tensor in inputs.items():
+                check_tensor(specs[name], tensor)
+        except (InvalidInput, KeyError):
+            return None  # `infer` will say so
+        late = frozenset(specs).difference(inputs)
+        return self._queue.begin(served, {name: tensor.data for name, tensor in inputs.items()}, late)
+
     def infer(
         self,
         lease: Lease[Served],
@@ -78,8 +104,12 @@ class PartServer:
         *,
         seconds: float,
         finish: Callable[[dict[str, Tensor]], R],
+        begun: Begun | None = None,
     ) -> asyncio.Future[R]:
-        """What `finish` makes of the part's outputs. Takes the lease over, also where it raises InvalidInput at once."""
+        """What `finish` makes of the part's outputs. Takes the lease over, also where it raises InvalidInput at once.
+
+        `begun` is what `begin` gave for some of the inputs.
+        """
         served = lease.value
         try:
             check_inputs(inputs, served.part.signature)
@@ -89,6 +119,7 @@ class PartServer:
                 deadline=time.monotonic() + seconds,
                 finish=partial(_named, served.part.signature, finish),
                 on_end=partial(self._ended, lease),
+                begun=begun,
             )
         except BaseException:
             self.release(lease)
@@ -125,7 +156,7 @@ class PartServer:
             wanted.id,
             {"generation": about.generation, "snapshots": {about.part: lease.snapshot}, "region": self._region},
         )
-        encode = partial(_answer_v2, wanted, head, chosen, finish)
+        encode = partial(answer_v2, wanted, head, chosen, finish)
         return self.infer(lease, wanted.inputs, seconds=seconds, finish=encode)
 
     async def drained(self) -> None:
@@ -134,6 +165,11 @@ class PartServer:
         deadline = time.monotonic() + DRAIN_SECONDS
         while (self._in_flight or self._queue.pending) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
             await asyncio.sleep(0.01)
+
+    def _check_open(self) -> None:
+        if self.draining:
+            msg = "this host drains; ask another"
+            raise Unavailable(msg)
 
     def _ended(self, lease: Lease[Served]) -> None:
         self._in_flight -= 1
@@ -144,13 +180,14 @@ def _named(signature: Signature, finish: Callable[[dict[str, Tensor]], R], array
     return finish({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in signature.outputs})
 
 
-def _answer_v2(
+def answer_v2(
     wanted: InferRequest,
     head: InferResponse,
     chosen: Sequence[str],
     finish: Callable[[Encoded, bool], R],
-    outputs: dict[str, Tensor],
+    outputs: Mapping[str, Tensor],
 ) -> R:
+    """What `finish` makes of the V2 answer with the chosen outputs, and of whether all its numbers are finite."""
     finite = all(all_finite(outputs[name]) for name in chosen)
     response = replace(head, outputs={name: outputs[name] for name in chosen})
     return finish(encode_response(response, binary=wanted.binary_names(chosen)), finite)

@@ -37,11 +37,9 @@ from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, TableFollower
 from serving.server import listen, log_as_json, run, serve
 from serving.tensors import all_finite
+from serving.walking import ATTEMPTS
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
-ATTEMPTS: Final = 2
-"""A request that meets a host without its generation, or no host, is tried once more as a whole."""
-
 T = TypeVar("T")
 
 _ABOUT: Final[Mapping[str, Any]] = {
@@ -54,11 +52,20 @@ _ABOUT: Final[Mapping[str, Any]] = {
 class Router:
     """The routes of the edge."""
 
-    def __init__(self, follower: TableFollower, hosts: HostClient, metrics: RouterMetrics, *, region: str) -> None:
+    def __init__(
+        self,
+        follower: TableFollower,
+        hosts: HostClient,
+        metrics: RouterMetrics,
+        *,
+        region: str,
+        hosts_walk: bool = True,
+    ) -> None:
         self._follower = follower
         self._hosts = hosts
         self._metrics = metrics
         self._region = region
+        self._hosts_walk = hosts_walk
 
     def handle(self, request: Request) -> Response | Awaitable[Response]:
         """Route one request."""
@@ -133,7 +140,8 @@ class Router:
 
     async def _answer(self, request: Request, route: GenerationRoute) -> Response:
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
-        answer = self._relay if route.only_part is not None else self._walk
+        passes = route.only_part is not None or (self._hosts_walk and route.walker is not None)
+        answer = self._relay if passes else self._walk
         with self._metrics.in_flight(route.model, route.generation):
             try:
                 async with asyncio.timeout(seconds):
@@ -143,11 +151,13 @@ class Router:
                 raise DeadlineExceeded(msg) from error
 
     async def _relay(self, request: Request, route: GenerationRoute, deadline: float) -> Response:
-        """A model of one part: its host reads the request and writes the answer."""
+        """A host reads the request and writes the answer: that of the only part, or of the one that answers last."""
         body = (request.content, parse_header_length(request.header(HEADER_LENGTH)))
 
         async def attempt(route: GenerationRoute, tried: set[str]) -> Frame:
-            return await self._hosts.relay(route, str(route.only_part), body, deadline=deadline, tried=tried)
+            if route.only_part is None:
+                return await self._hosts.walk(route, body, deadline=deadline, tried=tried)
+            return await self._hosts.relay(route, route.only_part, body, deadline=deadline, tried=tried)
 
         answer = await self._tried(route, attempt)
         if not answer.header["finite"]:
@@ -156,7 +166,7 @@ class Router:
         return Response(200, content, Encoded(b"", answer.header["header_length"]).headers)
 
     async def _walk(self, request: Request, route: GenerationRoute, deadline: float) -> Response:
-        """A model of several parts: their graph."""
+        """This router walks the graph."""
         wanted = decode_request(request.content, parse_header_length(request.header(HEADER_LENGTH)))
         route.plan.check_request(wanted.inputs)
         wanted.check_outputs(tuple(route.plan.outputs))
@@ -212,6 +222,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
     parser.add_argument("--region", required=True)
     parser.add_argument("--table", type=Path, required=True, help="file to follow (a RouterTable as JSON)")
+    parser.add_argument(
+        "--walk",
+        choices=("hosts", "router"),
+        default="hosts",
+        help="who walks a graph of several parts: the host of the last one (default), or this router where hosts cannot reach each other",
+    )
     return parser.parse_args(arguments)
 
 
@@ -221,7 +237,13 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
         arguments.table, region=arguments.region, on_change=lambda routes: hosts.forget(routes.urls)
     )
     follower.look()
-    router = Router(follower, hosts, RouterMetrics(region=arguments.region), region=arguments.region)
+    router = Router(
+        follower,
+        hosts,
+        RouterMetrics(region=arguments.region),
+        region=arguments.region,
+        hosts_walk=arguments.walk == "hosts",
+    )
     following = asyncio.create_task(follower.follow())
     structlog.get_logger().info("router listens", port=listener.getsockname()[1])
     await serve(router.handle, listener)

@@ -28,8 +28,12 @@ class GenerationRoute:
     """Part -> urls of the hosts that answer for this generation."""
     only_part: str | None
     """As of the plan."""
+    walker: str | None
+    """The part whose host can walk the graph: the one that answers last. None where the router must: parts are not locked."""
     missing: tuple[str, ...]
     """Parts of the graph that no host answers for."""
+    routed: RoutedModel
+    """What the route was made of: the model with this generation only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,10 +100,11 @@ def compile_routes(table: RouterTable) -> Routes:
 
 def _model_routes(model: RoutedModel) -> ModelRoutes:
     served = sorted(model.served, key=lambda one: one.generation)
-    return ModelRoutes(model.model, {one.generation: _generation_route(model, one) for one in served})
+    return ModelRoutes(model.model, {one.generation: generation_route(model, one) for one in served})
 
 
-def _generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:
+def generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:
+    """The route of one generation of a model."""
     plan = plan_graph(served.graph)
     endpoints = {
         part: tuple(
@@ -115,8 +120,19 @@ def _generation_route(model: RoutedModel, served: ServedGeneration) -> Generatio
         snapshots=served.snapshots,
         endpoints=endpoints,
         only_part=plan.only_part if plan.outputs else None,
+        walker=plan.nodes[-1].part if served.sync.policy == "locked" else None,
         missing=missing,
+        routed=_only(model, served),
     )
+
+
+def _only(model: RoutedModel, served: ServedGeneration) -> RoutedModel:
+    endpoints = tuple(
+        endpoint.model_copy(update={"generations": (served.generation,)})
+        for endpoint in model.endpoints
+        if served.generation in endpoint.generations
+    )
+    return model.model_copy(update={"served": (served,), "endpoints": endpoints})
 
 
 class TableFollower:

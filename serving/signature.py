@@ -11,7 +11,7 @@ def check_inputs(inputs: Mapping[str, Tensor], signature: Signature) -> None:
     """Names, datatypes and shapes must be the signature's. Where dimension 0 is free it is one batch >= 1 for all."""
     _check_names(inputs, signature)
     for spec in signature.inputs:
-        _check_tensor(spec, inputs[spec.name])
+        check_tensor(spec, inputs[spec.name])
     _check_batch(inputs, signature)
 
 
@@ -27,7 +27,8 @@ def _check_names(inputs: Mapping[str, Tensor], signature: Signature) -> None:
             raise InvalidInput(msg, field=name, allowed=known)
 
 
-def _check_tensor(spec: TensorSpec, tensor: Tensor) -> None:
+def check_tensor(spec: TensorSpec, tensor: Tensor) -> None:
+    """Datatype and shape must be the signature's; InvalidInput."""
     if tensor.datatype != spec.datatype:
         msg = f"input {spec.name!r}: datatype must be {spec.datatype}, got {tensor.datatype}"
         raise InvalidInput(msg, field=spec.name, value=tensor.datatype, allowed=(spec.datatype,))

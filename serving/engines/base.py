@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from ipnext.errors import LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest
@@ -45,6 +45,24 @@ class LoadedPart(Protocol):
 
     def close(self) -> None:
         """Give the memory back. Called once, when no request uses the part any more."""
+
+
+class Staged(Protocol):
+    """A forward pass in two steps, so that one can begin before all inputs are there. Gives the bits of `infer`."""
+
+    def begin(self, inputs: Mapping[str, Array]) -> Any:
+        """Compute what needs no late input."""
+
+    def complete(self, state: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs, from what `begin` gave and the late inputs. Errors as `infer`."""
+
+
+@runtime_checkable
+class StagedPart(Protocol):
+    """A loaded part whose passes can be staged."""
+
+    def staged(self, late: frozenset[str]) -> Staged | None:
+        """The pass in two steps where inputs of these names come later; None where nothing could begin without them."""
 
 
 class Engine(Protocol):

@@ -8,18 +8,21 @@ Called by the torch engine when a snapshot is warmed up.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, TypeAlias
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from serving.engines.torch_source import CallWriter, last_uses
+
 Function: TypeAlias = Callable[..., tuple[torch.Tensor, ...]]
 """Takes the user's tensors by position."""
+Early: TypeAlias = Callable[..., tuple[Any, ...]]
+"""Takes some of the user's tensors and gives a state."""
 
 _HOMES: Final = ("_VariableFunctions", "_nn", "_special", "_linalg", "_fft")
-_WHOLE: Final = (0, 0, 2**63 - 1)
-"""Arguments of a slice along dimension 0 that leaves nothing out."""
 _BY_OPERATOR_ONLY: Final = frozenset(
     {"index", "index_put", "scalar_tensor", "full", "arange", "zeros", "ones", "empty"}
 )
@@ -33,8 +36,71 @@ def direct_function(
 
     `example` are tensors of the user's inputs, with which each call is tried. Raises what the graph itself raises on them.
     """
-    calls = _Trial(module, arguments, slots).run(example)
-    return _compiled(module, arguments, slots, calls)
+    return DirectGraph(module, arguments, slots, example).whole()
+
+
+class DirectGraph:
+    """A graph whose calls have been tried, from which functions are made."""
+
+    def __init__(
+        self, module: fx.GraphModule, arguments: Sequence[Any], slots: Sequence[int], example: Sequence[torch.Tensor]
+    ) -> None:
+        self._nodes = list(module.graph.nodes)
+        self._arguments = arguments
+        self._slots = slots
+        self._calls = _Trial(module, arguments, slots).run(example)
+
+    def whole(self) -> Function:
+        """The graph in one function of all user's tensors, in their order."""
+        writer, user = self._writer()
+        writer.write_all(self._nodes, self._nodes)
+        return writer.function(user.values())
+
+    def staged(self, late: AbstractSet[int]) -> tuple[Early, Function] | None:
+        """The graph in two functions: what needs none of the `late` inputs (their numbers among the user's), and the rest.
+
+        None where nothing can be computed without them. The first takes the other tensors and gives a state, the second that state and the late ones. The calls are those
+        of the whole, each with the same values, so that no bit differs.
+        """
+        if any(_is_mutable(node) for node in self._nodes):
+            return None
+        places = [node for node in self._nodes if node.op == "placeholder"]
+        dependent = {places[self._slots[number]] for number in late}
+        for node in self._nodes:
+            if node.op == "output" or not dependent.isdisjoint(node.all_input_nodes):
+                dependent.add(node)
+        early = [node for node in self._nodes if node.op == "call_function" and node not in dependent]
+        if not early:
+            return None
+        given = [places[slot] for number, slot in enumerate(self._slots) if number not in late]
+        used = {needed for node in self._nodes if node in dependent for needed in node.all_input_nodes}
+        kept = [node for node in (*given, *early) if node in used]
+        return self._early(early, given, kept), self._late([n for n in self._nodes if n in dependent], kept, late)
+
+    def _early(self, nodes: Sequence[fx.Node], given: Sequence[fx.Node], kept: Sequence[fx.Node]) -> Early:
+        writer, user = self._writer()
+        writer.write_all(nodes, self._nodes)
+        writer.give(kept)
+        return writer.function([user[node] for node in given])
+
+    def _late(self, nodes: Sequence[fx.Node], kept: Sequence[fx.Node], late: AbstractSet[int]) -> Function:
+        writer, user = self._writer()
+        writer.take(kept)
+        writer.write_all(nodes, self._nodes)
+        names = list(user.values())
+        return writer.function(["state", *(names[number] for number in sorted(late))])
+
+    def _writer(self) -> tuple[CallWriter, dict[fx.Node, str]]:
+        writer = CallWriter(self._calls)
+        places = [node for node in self._nodes if node.op == "placeholder"]
+        user = {places[slot]: f"x{number}" for number, slot in enumerate(self._slots)}
+        for node, value in zip(places, self._arguments, strict=True):
+            writer.name(node, user.get(node) or writer.constant(value))
+        return writer, user
+
+
+def _is_mutable(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable  # noqa: SLF001  # no public name
 
 
 class _Trial:
@@ -52,7 +118,7 @@ class _Trial:
         for slot, tensor in zip(self._slots, example, strict=True):
             given[slot] = tensor
         placeholders = iter(given)
-        last = _last_uses(self._nodes)
+        last = last_uses(self._nodes)
         found: dict[str, Callable[..., Any]] = {}
         for node in self._nodes:
             if node.op == "placeholder":
@@ -62,18 +128,6 @@ class _Trial:
             for done in last.get(node, ()):
                 values.pop(done, None)
         return found
-
-
-def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Node -> values that nothing after it needs, so that a trial takes no more memory than a request."""
-    last: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        for used in (*node.all_input_nodes, node):
-            last[used] = node
-    ends: dict[fx.Node, list[fx.Node]] = {}
-    for used, node in last.items():
-        ends.setdefault(node, []).append(used)
-    return ends
 
 
 def _tried(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[Callable[..., Any], Any]:
@@ -127,77 +181,3 @@ def _same_tensor(left: torch.Tensor, right: torch.Tensor) -> bool:
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     """Comparable by value even where there are NaNs."""
     return tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor
-
-
-def _compiled(
-    module: fx.GraphModule, arguments: Sequence[Any], slots: Sequence[int], calls: Mapping[str, Callable[..., Any]]
-) -> Function:
-    """One function with a line for each call. Its source is made of names and numbers that are made here, of no text."""
-    writer = _Writer(calls)
-    places = [node for node in module.graph.nodes if node.op == "placeholder"]
-    user = {places[slot]: f"x{number}" for number, slot in enumerate(slots)}
-    for node, value in zip(places, arguments, strict=True):
-        writer.name(node, user.get(node) or writer.constant(value))
-    last = _last_uses(list(module.graph.nodes))
-    for node in module.graph.nodes:
-        writer.write(node, last.get(node, ()))
-    body = "\n  ".join(writer.lines)
-    source = f"def make({', '.join(writer.constants)}):\n def forward({', '.join(user.values())}):\n  {body}\n return forward"
-    made: dict[str, Any] = {}
-    exec(source, made)  # noqa: S102  # written above, from the checked graph, with no text of the snapshot in it
-    function: Function = made["make"](**writer.constants)
-    return function
-
-
-class _Writer:
-    """Lines of the function, and the values that they name."""
-
-    def __init__(self, calls: Mapping[str, Callable[..., Any]]) -> None:
-        self.lines: list[str] = []
-        self.constants: dict[str, Any] = {}
-        self._calls = calls
-        self._functions: dict[Any, str] = {}
-        self._names: dict[fx.Node, str] = {}
-        self._views = 0
-
-    def name(self, node: fx.Node, name: str) -> None:
-        """Call a value so."""
-        self._names[node] = name
-
-    def constant(self, value: Any) -> str:
-        """A name in the closure for a value."""
-        name = f"c{len(self.constants)}"
-        self.constants[name] = value
-        return name
-
-    def write(self, node: fx.Node, ended: Sequence[fx.Node]) -> None:
-        """The line of a node, and the end of what nothing needs any more."""
-        if node.op == "output":
-            self.lines.append(f"return {self._text(tuple(node.args[0]))}")  # type: ignore[arg-type]  # a graph returns a tuple
-        elif node.op == "call_function":
-            self._call(node)
-            gone = [self._names[n] for n in ended if n.op == "call_function" and self._names[n].startswith("v")]
-            if gone:
-                self.lines.append(f"del {', '.join(dict.fromkeys(gone))}")
-
-    def _call(self, node: fx.Node) -> None:
-        name = f"v{len(self._names)}"
-        self.name(node, name)
-        if node.target is torch.ops.aten.slice.Tensor and tuple(node.args[1:]) == _WHOLE and not node.kwargs:
-            self.lines.append(f"{name} = {self._text(node.args[0])}")
-            return
-        function = self._calls[node.name]
-        called = self._functions.get(function) or self._functions.setdefault(function, self.constant(function))
-        words = [*map(self._text, node.args), *(f"{key}={self._text(value)}" for key, value in node.kwargs.items())]
-        self.lines.append(f"{name} = {called}({', '.join(words)})")
-
-    def _text(self, value: Any) -> str:
-        if isinstance(value, fx.Node):
-            return self._names[value]
-        if isinstance(value, tuple):
-            return f"({''.join(self._text(item) + ', ' for item in value)})"
-        if isinstance(value, list):
-            return f"[{', '.join(map(self._text, value))}]"
-        if value is None or isinstance(value, bool | int):
-            return repr(value)
-        return self.constant(value)

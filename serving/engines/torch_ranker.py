@@ -10,7 +10,7 @@ import torch
 
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest
-from serving.engines.torch_calls import Function, direct_function
+from serving.engines.torch_calls import DirectGraph, Early, Function
 from serving.engines.torch_program import TorchProgram, aligned, read_program
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
 from serving.tensors import Array
@@ -25,6 +25,7 @@ class TorchPart:
 
     def __init__(self, program: TorchProgram, signature: Signature) -> None:
         self._program: TorchProgram | None = program
+        self._graph: DirectGraph | None = None
         self._function: Function | None = None
         self._independent = False
         self._signature = signature
@@ -54,7 +55,7 @@ class TorchPart:
             raise LoadFailed(msg)
         try:
             with torch.inference_mode():
-                given = [self._to_torch(name, inputs[name]) for name in program.inputs]
+                given = [self.to_torch(name, inputs[name]) for name in program.inputs]
                 answer = program.run(given) if self._function is None else self._function(*given)
                 return {name: to_numpy(tensor) for name, tensor in zip(program.outputs, answer, strict=True)}
         except (IndexError, RuntimeError) as error:
@@ -62,34 +63,75 @@ class TorchPart:
 
     def warm_up(self) -> None:
         """Make the program's direct form, run zeros through it at two batch sizes, and try whether rows are independent."""
-        self._function = self._direct()
+        self._graph = self._direct()
+        self._function = None if self._graph is None else self._graph.whole()
         for batch in WARM_UP_BATCHES:
             self.infer(zeros(self._signature, batch))
         self._independent = rows_are_independent(self._signature, self.infer)
 
-    def _direct(self) -> Function | None:
+    def _direct(self) -> DirectGraph | None:
         """None where the part takes neither of two trial requests: it then runs as it was exported."""
         program = self._program
         if program is None:
             return None
         for arrays in (drawn(self._signature, 3, np.random.default_rng(0)), zeros(self._signature, 1)):
-            example = [self._to_torch(name, arrays[name]) for name in program.inputs]
+            example = [self.to_torch(name, arrays[name]) for name in program.inputs]
             try:
                 with torch.inference_mode():
-                    return direct_function(program.module, program.arguments, program.slots, example)
+                    return DirectGraph(program.module, program.arguments, program.slots, example)
             except (IndexError, RuntimeError):
                 continue
         return None
 
+    def staged(self, late: frozenset[str]) -> "StagedTorch | None":
+        """The pass in two steps; None where it runs as it was exported or nothing can begin without the late inputs."""
+        program, graph = self._program, self._graph
+        if program is None or graph is None:
+            return None
+        numbers = {number for number, name in enumerate(program.inputs) if name in late}
+        functions = graph.staged(numbers)
+        return None if functions is None else StagedTorch(self, program, functions, late)
+
     def close(self) -> None:
         """Drop program and weights."""
-        self._program = self._function = None
+        self._program = self._graph = self._function = None
 
-    def _to_torch(self, name: str, array: Array) -> torch.Tensor:
+    def to_torch(self, name: str, array: Array) -> torch.Tensor:
+        """An input as the program takes it, in its own memory where that is writable and aligned."""
         usable = array if array.flags.writeable and array.flags.aligned else array.copy()
         if name in self._bf16:
             return aligned(torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16))
         return aligned(torch.from_numpy(usable))
+
+
+class StagedTorch:
+    """A TorchPart's pass in two steps."""
+
+    def __init__(
+        self, part: TorchPart, program: TorchProgram, functions: tuple[Early, Function], late: frozenset[str]
+    ) -> None:
+        self._part = part
+        self._early, self._rest = functions
+        self._given = [name for name in program.inputs if name not in late]
+        self._late = [name for name in program.inputs if name in late]
+        self._outputs = program.outputs
+
+    def begin(self, inputs: Mapping[str, Array]) -> Any:
+        """Compute what needs no late input."""
+        try:
+            with torch.inference_mode():
+                return self._early(*(self._part.to_torch(name, inputs[name]) for name in self._given))
+        except (IndexError, RuntimeError) as error:
+            raise _judged(error) from error
+
+    def complete(self, state: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs, from what `begin` gave and the late inputs."""
+        try:
+            with torch.inference_mode():
+                answer = self._rest(state, *(self._part.to_torch(name, inputs[name]) for name in self._late))
+                return {name: to_numpy(tensor) for name, tensor in zip(self._outputs, answer, strict=True)}
+        except (IndexError, RuntimeError) as error:
+            raise _judged(error) from error
 
 
 class TorchEngine:

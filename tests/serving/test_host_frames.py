@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import Signature, TensorSpec
+from serving.balancing import EndpointLoads
 from serving.batching import BatchLimits, InferenceQueue, Served
 from serving.frames import UPGRADE, bytes_frame, tensor_frame
 from serving.generations import HeldSnapshots
+from serving.host_client import HostClient
 from serving.host_connection import ConnectionLost, Pieces, connect
 from serving.host_frames import HostFrames
 from serving.http import error_response, not_found
@@ -20,6 +23,7 @@ from serving.http_server import http_factory
 from serving.part_server import PartServer
 from serving.protocol import InferRequest, decode_response, encode_request
 from serving.tensors import Tensor
+from serving.walking import Walker
 
 
 class Halving:
@@ -64,7 +68,8 @@ async def host():
     held.loaded(hold, Served(part, BatchLimits()))
     queue = InferenceQueue(waiting=4)
     parts = PartServer(held, queue, lambda _: None, region="north")
-    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts).take_over(transport, rest)}
+    others = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, Walker(parts, others)).take_over(transport, rest)}
     factory, _ = http_factory(lambda request: error_response(not_found(request)), upgrades)
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

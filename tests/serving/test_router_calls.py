@@ -91,7 +91,7 @@ async def ask(tmp_path, toolbox):
         follower = TableFollower(tmp_path / "t.json", region="north")
         follower.look()
         client = HostClient(EndpointLoads(time.monotonic), time.monotonic)
-        router = Router(follower, client, metrics, region="north")
+        router = Router(follower, client, metrics, region="north", hosts_walk=False)
         try:
             response = await router.handle(request_of(headers, binary=binary))
         finally:

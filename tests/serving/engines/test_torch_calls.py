@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from serving.engines import torch_calls
-from serving.engines.torch_calls import direct_function
+from serving.engines.torch_calls import DirectGraph, direct_function
 from serving.engines.torch_program import read_program
 from serving.export import export_model
 
@@ -93,6 +93,27 @@ def test_a_binding_that_gives_other_bits_is_not_taken(exported, monkeypatch):
     with torch.inference_mode():
         expected, got = module(**given), function(*(given[name] for name in program.inputs))
     assert all(torch.equal(left, right) for left, right in zip(expected, got, strict=True))
+
+
+@pytest.mark.parametrize("late", [{"ids"}, {"dense"}, {"words", "dense"}])
+def test_two_steps_give_the_bits_of_one(exported, late):
+    module, program = exported
+    example = [inputs(3)[name] for name in program.inputs]
+    with torch.inference_mode():
+        graph = DirectGraph(program.module, program.arguments, program.slots, example)
+        early, rest = graph.staged({number for number, name in enumerate(program.inputs) if name in late})
+        for rows in BATCHES:
+            given = inputs(rows, seed=rows)
+            state = early(*(given[name] for name in program.inputs if name not in late))
+            got = rest(state, *(given[name] for name in program.inputs if name in late))
+            assert all(torch.equal(left, right) for left, right in zip(module(**given), got, strict=True)), rows
+
+
+def test_nothing_begins_where_all_waits_for_the_late_inputs(exported):
+    _, program = exported
+    with torch.inference_mode():
+        graph = DirectGraph(program.module, program.arguments, program.slots, list(inputs(3).values()))
+    assert graph.staged(set(range(3))) is None
 
 
 def test_what_the_graph_itself_refuses_is_raised(exported):

@@ -1,0 +1,137 @@
+"""Walks the graph of a request in the host that answers last, so that what the other parts give travels once.
+
+The router chooses the generation and names the hosts of each part; nothing is chosen anew here. While the other parts
+work, the host computes what of its own pass needs nothing of theirs.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+from ipnext.errors import DeadlineExceeded, GenerationNotHeld, Unavailable
+from ipnext.model.registry import REQUEST
+from serving.batching import Begun, Served
+from serving.generations import Lease
+from serving.graph import Call, Tensors, cancel, inputs_of, outputs_of, run_graph
+from serving.host_client import HostClient, TryElsewhere
+from serving.part_server import PartServer, answer_v2
+from serving.protocol import Body, Encoded, InferRequest, InferResponse, decode_request
+from serving.router_table import GenerationRoute
+from serving.tensors import Tensor
+
+ATTEMPTS: Final = 2
+"""A request that meets a host without its generation, or no host, is tried once more as a whole."""
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Walk:
+    """A route and the part of it that this host answers for."""
+
+    route: GenerationRoute
+    part: str
+
+
+class Walker:
+    """The walks of one host."""
+
+    def __init__(self, parts: PartServer, hosts: HostClient) -> None:
+        self._parts = parts
+        self._hosts = hosts
+
+    async def answer(
+        self,
+        walk: Walk,
+        body: tuple[Body, int | None],
+        *,
+        seconds: float,
+        finish: Callable[[Encoded, bool], R],
+    ) -> R:
+        """What `finish` makes of the answer to a V2 request and of whether all its numbers are finite.
+
+        `body` is its bytes and the length of its JSON header, if binary data follows. InvalidInput, DeadlineExceeded,
+        GenerationNotHeld where this host does not hold the route's snapshot, Unavailable where other hosts do not answer.
+        """
+        route = walk.route
+        wanted = decode_request(*body)
+        route.plan.check_request(wanted.inputs)
+        wanted.check_outputs(tuple(route.plan.outputs))
+        try:
+            with self._parts.busy():
+                async with asyncio.timeout(seconds):
+                    outputs = await self._tried(walk, wanted.inputs, time.monotonic() + seconds)
+        except TimeoutError as error:
+            msg = f"the deadline of {seconds * 1000:.0f} ms passed"
+            raise DeadlineExceeded(msg) from error
+        return answer_v2(wanted, self._head(route, wanted), list(wanted.select(outputs)), finish, outputs)
+
+    def _head(self, route: GenerationRoute, wanted: InferRequest) -> InferResponse:
+        proof = {"generation": route.generation, "snapshots": dict(route.snapshots), "region": self._parts.region}
+        return InferResponse(route.model, {}, str(route.generation), wanted.id, proof)
+
+    async def _tried(self, walk: Walk, request: Tensors, deadline: float) -> Tensors:
+        """The outputs, all from one generation: when any call fails to find it, all are made again."""
+        tried: set[str] = set()
+        reason = ""
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._attempt(walk, request, deadline, tried)
+            except TryElsewhere as error:
+                reason = str(error)
+        msg = f"generation {walk.route.generation} of {walk.route.model}: no host answers; {reason}"
+        raise Unavailable(msg)
+
+    async def _attempt(self, walk: Walk, request: Tensors, deadline: float, tried: set[str]) -> Tensors:
+        plan = walk.route.plan
+        remote = partial(self._hosts.infer, walk.route, deadline=deadline, tried=tried)
+        *others, last = plan.nodes
+        if last.part == walk.part and not any(node.needs or node.part == walk.part for node in others):
+            return await self._gathered(walk, request, deadline, remote)
+        call = partial(self._call, walk, deadline, remote)
+        return await run_graph(plan, request, call)
+
+    async def _call(self, walk: Walk, deadline: float, remote: Call, part: str, inputs: Tensors) -> Tensors:
+        if part != walk.part:
+            return await remote(part, inputs)
+        return await self._finished(self._lease(walk), inputs, deadline)
+
+    async def _gathered(self, walk: Walk, request: Tensors, deadline: float, remote: Call) -> Tensors:
+        """A graph in which this host's part takes what other parts make of the request: all of them work at once."""
+        *others, last = walk.route.plan.nodes
+        results: dict[str, Tensors] = {REQUEST: request}
+        calls = {n.name: asyncio.ensure_future(remote(n.part, inputs_of(n, results))) for n in others}
+        lease: Lease[Served] | None = None
+        try:
+            await asyncio.sleep(0)  # the calls leave
+            lease = self._lease(walk)
+            begun = self._parts.begin(
+                lease, {k: request[s.tensor] for k, s in last.inputs.items() if s.node == REQUEST}
+            )
+            for name, running in calls.items():
+                results[name] = await running
+            inputs, taken, lease = inputs_of(last, results), lease, None
+            results[last.name] = await self._finished(taken, inputs, deadline, begun)
+            return outputs_of(walk.route.plan, results)
+        finally:
+            if lease is not None:
+                self._parts.release(lease)
+            await cancel(calls.values())
+
+    def _lease(self, walk: Walk) -> Lease[Served]:
+        route = walk.route
+        lease = self._parts.lease(route.model, walk.part, route.generation)
+        if lease.snapshot != route.snapshots.get(walk.part):
+            self._parts.release(lease)
+            msg = f"generation {route.generation} of {route.model}.{walk.part} is snapshot {lease.snapshot} here"
+            raise GenerationNotHeld(msg)
+        return lease
+
+    def _finished(
+        self, lease: Lease[Served], inputs: Tensors, deadline: float, begun: Begun | None = None
+    ) -> asyncio.Future[dict[str, Tensor]]:
+        seconds = deadline - time.monotonic()
+        return self._parts.infer(lease, inputs, seconds=seconds, finish=dict, begun=begun)
