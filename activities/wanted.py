@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from activities.waves import ModelState, Slot
 from ipnext.errors import NotFound
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
-from ipnext.model.manifest import HardwareOption, ModelManifest, PartSpec
+from ipnext.model.fleet import HardwareOption
+from ipnext.model.manifest import ModelManifest, PartSpec
 from ipnext.model.registry import Generation, PartGraph, Snapshot, single_part_graph
 from ipnext.store.repository import Repository
 

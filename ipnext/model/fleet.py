@@ -7,6 +7,14 @@ from pydantic import Field, model_validator
 from ipnext.model.value import Name, Written
 
 
+class HardwareOption(Written):
+    """One way to run a part: `units` of hardware `kind` a replica give `qps` requests a second."""
+
+    kind: Name
+    units: float = Field(gt=0)
+    qps: float = Field(gt=0)
+
+
 class SupplyItem(Written):
     """Units of one hardware kind in one region, at `unit_cost` $/h a unit."""
 

@@ -7,9 +7,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ipnext.errors import InvalidInput
-from ipnext.model.fleet import FleetManifest
+from ipnext.model.fleet import FleetManifest, HardwareOption
 from ipnext.model.registry import REQUEST, PartGraph, SyncPolicy, source_node
-from ipnext.model.split import SplitPolicy
+from ipnext.model.split import SplitPolicy, options_of
 from ipnext.model.value import Name, Value, Written
 
 API_VERSION = "ipnext/v1"
@@ -22,14 +22,6 @@ class Metadata(Written):
     owner: Name = "default"
     labels: Mapping[str, str] = Field(default_factory=dict)
     annotations: Mapping[str, str] = Field(default_factory=dict)
-
-
-class HardwareOption(Written):
-    """One way to run a part: `units` of hardware `kind` a replica give `qps` requests a second."""
-
-    kind: Name
-    units: float = Field(gt=0)
-    qps: float = Field(gt=0)
 
 
 class PartSpec(Written):
@@ -78,7 +70,7 @@ class ModelSpec(Written):
     graph: PartGraph | None = None
     """May be left out for a model of one part."""
     split: SplitPolicy | None = None
-    """Cuts the one part listed into several; their graph is derived."""
+    """Cuts the one part listed, as it is published, into several; their graph is derived."""
     sync: SyncPolicy = SyncPolicy()
     demand: tuple[DemandItem, ...] = Field(min_length=1)
     latency_tolerance_ms: float = Field(default=100.0, ge=0)
@@ -104,6 +96,8 @@ class ModelSpec(Written):
         if self.split is not None and (len(parts) > 1 or self.graph is not None or self.parts[0].engine != "torch"):
             msg = f"split: cuts a model of one part of engine torch, without a graph of its own; parts: {parts}"
             raise ValueError(msg)
+        if self.split is not None:
+            _check_split(self.split, self.parts[0])
         if self.graph is None:
             if len(parts) > 1:
                 msg = f"graph: needed for a model of several parts ({parts})"
@@ -122,6 +116,19 @@ class ModelSpec(Written):
                 msg = f"graph.outputs.{name}: {source!r} is an input; an output comes from a node"
                 raise ValueError(msg)
         return self
+
+
+def _check_split(policy: SplitPolicy, whole: PartSpec) -> None:
+    """Each part of a split can be run, and none has the name of the one that is cut."""
+    for index, part in enumerate(policy.parts):
+        try:
+            options_of(part.hardware, whole.hardware)
+        except ValueError as error:
+            msg = f"split.parts.{index}.hardware: {error}"
+            raise ValueError(msg) from error
+    if policy.may_make(whole.name):
+        msg = f"split: {whole.name!r} is the part that is cut; a part that comes of it needs another name"
+        raise ValueError(msg)
 
 
 class ModelManifest(Written):

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from ipnext.model.fleet import HardwareOption
 from ipnext.model.value import Name, Sha256, Value, Written, digest_of
 
 Datatype = Literal[
@@ -187,15 +188,77 @@ class GenerationState(StrEnum):
     RETIRED = "retired"
 
 
+class Segment(Value):
+    """What a part of a split computes between two waits for others: a node of the graph, with a snapshot of its own."""
+
+    name: Name
+    stage: int = Field(ge=0)
+    """0 where it waits for the request only."""
+    snapshot: int = Field(ge=1)
+    size_bytes: int = Field(ge=0)
+    """Bytes of its own weights."""
+
+
+class LayoutPart(Value):
+    """A part that a split makes. Its hosts hold all of its segments."""
+
+    name: Name
+    modules: tuple[str, ...]
+    size_bytes: int = Field(ge=0)
+    hardware: tuple[HardwareOption, ...] = Field(min_length=1)
+    """As the manifest had it when the model was cut."""
+    segments: tuple[Segment, ...] = Field(min_length=1)
+
+
+class Layout(Value):
+    """How one generation is cut into parts, and the graph that joins the pieces. Each node's part is a segment."""
+
+    source: Name
+    """The part that was published and is cut."""
+    cut: Sha256
+    """Digest of the policy, hardware left out."""
+    equal_at: tuple[int, ...]
+    """Batch sizes at which every bit of every output was compared with the uncut snapshot."""
+    parts: tuple[LayoutPart, ...] = Field(min_length=1)
+    graph: PartGraph
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Of all parts, by stage and name."""
+        found = (segment for part in self.parts for segment in part.segments)
+        return tuple(sorted(found, key=lambda segment: (segment.stage, segment.name)))
+
+
 class Generation(Value):
     """One snapshot for every part of a model: the set that answers a request together."""
 
     model: Name
     number: int = Field(ge=1)
     snapshots: Mapping[str, int]
-    """Part name -> snapshot number."""
+    """Part name -> snapshot number, as published."""
+    layout: Layout | None = None
+    """How it is cut, where the manifest has it split."""
     state: GenerationState = GenerationState.PENDING
     reason: str | None = None
     message: str | None = None
     created_at: datetime
     serving_at: datetime | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that hosts hold: those of the layout where it is cut."""
+        return tuple(self.snapshots) if self.layout is None else tuple(part.name for part in self.layout.parts)
+
+    @property
+    def answering(self) -> Mapping[str, int]:
+        """Part of a graph's node -> number of the snapshot that answers. Of a cut generation: segments."""
+        if self.layout is None:
+            return self.snapshots
+        return {segment.name: segment.snapshot for segment in self.layout.segments}
+
+    def held_by(self, part: str) -> Mapping[str, int]:
+        """What a host of `part` holds: part or segment -> snapshot number; nothing where the generation lacks the part."""
+        if self.layout is None:
+            return {part: self.snapshots[part]} if part in self.snapshots else {}
+        segments = (segment for own in self.layout.parts if own.name == part for segment in own.segments)
+        return {segment.name: segment.snapshot for segment in segments}

@@ -1,12 +1,15 @@
 """What a person writes to have a model cut into parts: the `spec.split` of a manifest, or a policy file of its own."""
 
+import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
+from ipnext.model.fleet import HardwareOption
 from ipnext.model.registry import REQUEST
-from ipnext.model.value import Name, Written
+from ipnext.model.value import Name, Written, digest_of
 
 Pattern = Annotated[str, StringConstraints(min_length=1)]
 """Module path with `*`, `?` and `[...]` as in file names; `*` passes dots too."""
@@ -79,3 +82,46 @@ class SplitPolicy(Written):
                 msg = f"default: {self.default!r} is dealt out by its shard; the rest needs a part that is whole"
                 raise ValueError(msg)
         return self
+
+    @property
+    def cut(self) -> str:
+        """SHA-256 of what decides where a model is cut: all but the hardware."""
+        parts = [part.model_dump(mode="json", exclude={"hardware"}) for part in self.parts]
+        return digest_of({"parts": parts, "default": self.default})
+
+    def origin(self, name: str) -> SplitPart | None:
+        """The part of the policy that the derived part `name` comes from; None for the rest."""
+        whole = next((part for part in self.parts if part.name == name), None)
+        dealt = (part for part in self.parts if part.shard is not None and _is_numbered(name, part.name))
+        return whole or next(dealt, None)
+
+    def may_make(self, name: str) -> bool:
+        """Whether a part or a segment of the split may come to bear this name."""
+        names = (self.default, *(part.name for part in self.parts))
+        return any(name == own or _is_numbered(name, own) for own in names)
+
+
+def _is_numbered(name: str, base: str) -> bool:
+    """`base-0`, a shard, or `base-s1`, a stage."""
+    return re.fullmatch(rf"{re.escape(base)}(-s?\d+)+", name) is not None
+
+
+def options_of(
+    asked: Sequence[Name | SplitHardware], model: Sequence[HardwareOption]
+) -> tuple[HardwareOption, ...]:
+    """Ways to run a derived part: what is left out is as the whole model has it on that kind; nothing asked: all of them.
+
+    ValueError names a kind of which neither says the throughput.
+    """
+    known = {option.kind: option for option in model}
+    return tuple(_option(item, known) for item in asked) or tuple(model)
+
+
+def _option(item: Name | SplitHardware, known: Mapping[str, HardwareOption]) -> HardwareOption:
+    kind, qps = (item, None) if isinstance(item, str) else (item.kind, item.qps)
+    if qps is None and kind not in known:
+        msg = f"{kind!r} is not among the model's own ({', '.join(known)}); write {{kind: {kind}, units: 1, qps: N}}"
+        raise ValueError(msg)
+    if isinstance(item, str):
+        return known[item]
+    return HardwareOption(kind=kind, units=item.units, qps=known[kind].qps if qps is None else qps)
