@@ -78,20 +78,16 @@ class Fleet:
 
         Where one process holds several generations the entry with generation None is all of them together.
         """
-        parts = {m.model: [p.part for p in m.parts] for m in self.problem.models}
-        load: dict[tuple[str, str, int | None], float] = defaultdict(float)
+        parts = {m.model: tuple(p.part for p in m.parts) for m in self.problem.models}
+        load: dict[tuple[str, str, str, int | None], float] = defaultdict(float)
         for (model, origin, to, generation), fraction in sent.items():
-            qps = fraction * self.demand.get((model, origin), 0.0)
-            load[model, to, generation] += qps
-            if policies.get(model, StepPolicy()).refresh == "in_place":
-                load[model, to, None] += qps
+            policy, qps = policies.get(model, StepPolicy()), fraction * self.demand.get((model, origin), 0.0)
+            for part in policy.calls.get(generation, parts[model]):
+                load[model, part, to, generation] += qps
+                if policy.refresh == "in_place":
+                    load[model, part, to, None] += qps
         able = self._able(held)
-        return {
-            (model, part, region, generation): (qps, able.get((model, part, region, generation), 0.0))
-            for (model, region, generation), qps in load.items()
-            if qps > 0
-            for part in parts[model]
-        }
+        return {key: (qps, able.get(key, 0.0)) for key, qps in load.items() if qps > 0}
 
     def _able(self, held: Held) -> dict[tuple[str, str, str, int | None], float]:
         """QPS by model, part, region and generation; None: of the processes, whatever they hold."""

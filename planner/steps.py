@@ -36,6 +36,8 @@ class StepPolicy(Value):
     max_step: float = Field(default=0.5, gt=0, le=1)
     hold_seconds: float = Field(default=0.0, ge=0)
     refresh: Literal["in_place", "replace"] = "in_place"
+    calls: Mapping[int, tuple[str, ...]] = Field(default_factory=dict)
+    """Generation -> the parts that its requests call; one that is not named calls all of the model's."""
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,14 @@ class MemoryReplica:
     """A pretended process: counts down to zero for each snapshot it loads."""
 
     number: int
-    remaining: dict[int, int] = field(default_factory=dict)
+    remaining: dict[tuple[str | None, int], int] = field(default_factory=dict)
+    """(Segment, snapshot) -> steps until it is loaded."""
     restarts: int = 0
     leaving: bool = False
 
     def step(self) -> None:
         """One step nearer to loaded."""
-        self.remaining = {snapshot: max(0, steps - 1) for snapshot, steps in self.remaining.items()}
+        self.remaining = {held: max(0, steps - 1) for held, steps in self.remaining.items()}
 
     def crash(self, steps: int) -> None:
         """Everything loaded is lost and loads again."""
@@ -68,9 +69,9 @@ class ReplicaSet:
         free = (n for n in range(deployment.replicas + len(taken)) if n not in taken)
         for _ in range(deployment.replicas - len(staying)):
             self.replicas.append(MemoryReplica(number=next(free)))
-        wanted = [held.snapshot for held in deployment.holds]
+        wanted = [(held.part, held.snapshot) for held in deployment.holds]
         for replica in self.replicas:
-            replica.remaining = {snapshot: replica.remaining.get(snapshot, steps) for snapshot in wanted}
+            replica.remaining = {held: replica.remaining.get(held, steps) for held in wanted}
 
     def step(self, faults: Faults) -> None:
         """Those that left a step ago end; the others load on."""
@@ -83,15 +84,16 @@ class ReplicaSet:
         self.replicas = [replica for replica in self.replicas if not replica.leaving]
 
     def ready(self, replica: MemoryReplica, faults: Faults) -> tuple[int, ...]:
-        """Generations that a replica answers for, ascending."""
+        """Generations that a replica has all snapshots of, ascending."""
         if replica.leaving:
             return ()
-        loaded = (held for held in self.loaded(replica) if held.digest not in faults.failing)
-        return tuple(sorted({generation for held in loaded for generation in held.generations}))
+        loaded = [held for held in self.loaded(replica) if held.digest not in faults.failing]
+        lacking = {g for held in self.deployment.holds if held not in loaded for g in held.generations}
+        return tuple(sorted({g for held in loaded for g in held.generations} - lacking))
 
     def loaded(self, replica: MemoryReplica) -> Iterable[HeldSnapshot]:
         """Snapshots whose load has come to its end, well or not."""
-        return (held for held in self.deployment.holds if replica.remaining.get(held.snapshot) == 0)
+        return (held for held in self.deployment.holds if replica.remaining.get((held.part, held.snapshot)) == 0)
 
     def observed(self, faults: Faults) -> tuple[Replica, ...]:
         """Every replica as the port reports it."""

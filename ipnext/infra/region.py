@@ -156,7 +156,8 @@ class Region:
 
     def _publish_table(self) -> int:
         """Write the router's table if it changed; the revision to wait for, also where writing has to be repeated."""
-        endpoints = ((r.key.model, r.endpoint) for replicas in self._replicas.values() for r in replicas)
+        held = (r for replicas in self._replicas.values() for r in replicas)
+        endpoints = ((r.key.model, endpoint) for r in held for endpoint in r.endpoints)
         models = router_table.routed_models(self._served, endpoints)
         try:
             return self._router.publish(models)

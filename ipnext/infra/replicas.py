@@ -12,7 +12,7 @@ from ipnext.errors import Unavailable
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.control import Control
 from ipnext.infra.error_body import is_retryable
-from ipnext.infra.holds import generations, routable, with_both, without
+from ipnext.infra.holds import generations, pieces, routable, with_both, without
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_process import RouterProcess
@@ -75,9 +75,10 @@ class HostReplica:
         return routable(self._state.ready, self._wanted)
 
     @property
-    def endpoint(self) -> PartEndpoint:
-        """How the router reaches it; without generations while it is not ready."""
-        return PartEndpoint(part=self.key.part, url=self.url, generations=self.ready)
+    def endpoints(self) -> tuple[PartEndpoint, ...]:
+        """How the router reaches what it holds; without generations while it is not ready."""
+        held = pieces(self._wanted, self.ready)
+        return tuple(PartEndpoint(part=part, url=self.url, generations=numbers) for part, numbers in held.items())
 
     def observed(self) -> Replica:
         """The replica as the port reports it."""
@@ -193,7 +194,7 @@ class HostReplica:
     async def _retry_loads(self, state: HostState) -> None:
         """A host gives a load up for good; a dependency that is back is worth another try, which takes two calls."""
         due = time.monotonic() - self._loads_told_at > self._settings.load_retry_seconds
-        failed = {failure.snapshot for failure in state.failures if is_retryable(failure.code)}
+        failed = {(failure.part, failure.snapshot) for failure in state.failures if is_retryable(failure.code)}
         if due and failed:
             await self._put(without(self._wanted, failed))
             await self._put(self._wanted)

@@ -25,6 +25,8 @@ class DeploymentKey(Value):
 class HeldSnapshot(Value):
     """A snapshot that each replica of a deployment holds, and the generations it answers for."""
 
+    part: Name | None = None
+    """The segment of a split that it is of; None: the deployment's part itself."""
     snapshot: int = Field(ge=1)
     digest: str
     uri: str
@@ -49,6 +51,11 @@ class Deployment(Value):
         """All generations that the replicas answer for, ascending."""
         return tuple(sorted({g for held in self.holds for g in held.generations}))
 
+    @property
+    def pieces(self) -> frozenset[str]:
+        """What a graph may call here: the part, or the segments of it that are held."""
+        return frozenset(held.part or self.key.part for held in self.holds)
+
 
 class ReplicaPhase(StrEnum):
     """Where a replica's process stands."""
@@ -69,7 +76,7 @@ class LoadFailure(Value):
 
 
 class Replica(Value):
-    """One process as observed. It takes traffic for the generations in `ready` only."""
+    """One process as observed. It takes traffic for the generations in `ready` only: it has all of them that it holds."""
 
     id: str
     key: DeploymentKey

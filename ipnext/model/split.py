@@ -106,9 +106,7 @@ def _is_numbered(name: str, base: str) -> bool:
     return re.fullmatch(rf"{re.escape(base)}(-s?\d+)+", name) is not None
 
 
-def options_of(
-    asked: Sequence[Name | SplitHardware], model: Sequence[HardwareOption]
-) -> tuple[HardwareOption, ...]:
+def options_of(asked: Sequence[Name | SplitHardware], model: Sequence[HardwareOption]) -> tuple[HardwareOption, ...]:
     """Ways to run a derived part: what is left out is as the whole model has it on that kind; nothing asked: all of them.
 
     ValueError names a kind of which neither says the throughput.

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import SnapshotSource
+from ipnext.model.registry import Layout, SnapshotSource
 from ipnext.store.changes import Changes, _change
-from ipnext.store.tables import ChangeRow, ModelRow, SnapshotRow
+from ipnext.store.tables import ChangeRow, GenerationRow, ModelRow, SnapshotRow
 from ipnext.store.unit import plain
 
 
@@ -17,8 +17,8 @@ class Publishing(Changes):
     def publish(self, model: str, parts: Mapping[str, SnapshotSource], *, change_id: str) -> Change:
         """Record new snapshots, their generation and the PUBLISH change; the same id again gives the recorded change.
 
-        A part whose digest is its newest snapshot's is reused; where that holds for every given part:
-        DuplicateSnapshot. The generation takes the newest snapshot of each part of the manifest. NotFound for an
+        A part whose digest is its newest snapshot's is reused; where that holds for every given part, and the
+        manifest's split is the newest generation's: DuplicateSnapshot. The generation takes the newest snapshot of each part of the manifest. NotFound for an
         unknown model; InvalidInput for no part, an unknown part, or a part that has no snapshot at all; Conflict for
         a retired model or an id that belongs to another change.
         """
@@ -27,9 +27,12 @@ class Publishing(Changes):
         if recorded is not None:
             self._check_same_content(recorded, parts)
             return _change(recorded)
-        wanted = [part.name for part in ModelManifest.model_validate_json(row.manifest).spec.parts]
+        spec = ModelManifest.model_validate_json(row.manifest).spec
+        wanted = [part.name for part in spec.parts]
         newest = self._newest_snapshots(model)
         _check_publishable(row, parts, wanted, newest)
+        if self._cut_of_newest(model) == (spec.split.cut if spec.split else None):
+            _check_new(row, parts, newest)
         numbers = {part: newest[part].number for part in wanted if part in newest}
         for part, source in sorted(parts.items()):
             if part in newest and newest[part].digest == source.manifest.digest:
@@ -38,6 +41,11 @@ class Publishing(Changes):
             self._add_snapshot(model, part, source, number=numbers[part])
         generation = self._add_generation(model, numbers)
         return self._record(model, ChangeKind.PUBLISH, change_id, generation=generation.number)
+
+    def _cut_of_newest(self, model: str) -> str | None:
+        """How the newest generation is cut: the same bytes cut otherwise are something new."""
+        newest = self._session.get(GenerationRow, (model, self._last_generation(model)))
+        return None if newest is None or newest.layout is None else Layout.model_validate_json(newest.layout).cut
 
     def _check_same_content(self, change: ChangeRow, parts: Mapping[str, SnapshotSource]) -> None:
         """An id stands for its content: other bytes under the same id would be lost silently. Conflict."""
@@ -66,6 +74,9 @@ def _check_publishable(
     if lacking:
         msg = f"parts: {', '.join(lacking)} of model {row.name!r} has no snapshot yet; publish it together with these"
         raise InvalidInput(msg, field="parts", value=sorted(parts), allowed=wanted)
+
+
+def _check_new(row: ModelRow, parts: Mapping[str, SnapshotSource], newest: Mapping[str, SnapshotRow]) -> None:
     same = [part for part, source in sorted(parts.items()) if _is_newest(newest.get(part), source)]
     if len(same) == len(parts):
         held = ", ".join(f"{part} snapshot {newest[part].number}" for part in same)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from sqlmodel import col, func, select
 
-from ipnext.errors import NotFound
+from ipnext.errors import Conflict, NotFound
 from ipnext.model.lifecycle import ValidationReport
-from ipnext.model.registry import Generation, GenerationState, Snapshot, SnapshotManifest, SnapshotSource
-from ipnext.store.tables import GenerationRow, ReportRow, SnapshotRow
+from ipnext.model.registry import Generation, GenerationState, Layout, Snapshot, SnapshotManifest, SnapshotSource
+from ipnext.store.tables import GenerationRow, ModelRow, ReportRow, SnapshotRow
 from ipnext.store.unit import Unit, document, known, plain
 
 
@@ -40,6 +40,41 @@ class Snapshots(Unit):
         self._model_row(model)
         query = select(GenerationRow).where(GenerationRow.model == model).order_by(col(GenerationRow.number).desc())
         return tuple(_generation(row) for row in self._session.exec(query))
+
+    def cut_generations(self) -> Mapping[str, tuple[Generation, ...]]:
+        """Model -> those of its generations that serve or shall serve and are cut; models without one are left out."""
+        mine = col(GenerationRow.model) == col(ModelRow.name)
+        at_work = col(GenerationRow.number).in_([col(ModelRow.serving_generation), col(ModelRow.target_generation)])
+        query = select(GenerationRow).join(ModelRow, mine & at_work).where(col(GenerationRow.layout).is_not(None))
+        found: dict[str, tuple[Generation, ...]] = {}
+        for row in self._session.exec(query.order_by(col(GenerationRow.model), col(GenerationRow.number))):
+            found[row.model] = (*found.get(row.model, ()), _generation(row))
+        return found
+
+    def set_layout(self, model: str, number: int, layout: Layout | None) -> Generation:
+        """Write down how a generation is cut, before it first serves: Conflict later. NotFound."""
+        self._writing_model(model)
+        row = self._generation_row(model, number)
+        text = None if layout is None else document(layout)
+        if row.serving_at is not None and row.layout != text:
+            msg = f"generation {number} of model {model!r} has served: its parts stay as they are; publish a new one"
+            raise Conflict(msg)
+        row.layout = text
+        self._add(row)
+        return _generation(row)
+
+    def add_segment(self, model: str, segment: str, source: SnapshotSource) -> Snapshot:
+        """A snapshot of a segment of a cut model; the same content of the same segment again is the same snapshot."""
+        self._writing_model(model)
+        known = select(SnapshotRow).where(SnapshotRow.model == model, SnapshotRow.part == segment)
+        row = self._session.exec(known.where(SnapshotRow.digest == source.manifest.digest)).first()
+        if row is not None:
+            return _snapshot(row)
+        newest = self._session.exec(
+            select(func.max(SnapshotRow.number)).where(SnapshotRow.model == model, SnapshotRow.part == segment)
+        ).one()
+        self._add_snapshot(model, segment, source, number=(newest or 0) + 1)
+        return self.snapshot(model, segment, (newest or 0) + 1)
 
     def set_generation_state(
         self, model: str, number: int, state: GenerationState, *, reason: str | None = None, message: str | None = None
@@ -146,6 +181,7 @@ def _generation(row: GenerationRow) -> Generation:
         model=row.model,
         number=row.number,
         snapshots=plain(row.snapshots),
+        layout=None if row.layout is None else Layout.model_validate_json(row.layout),
         state=GenerationState(row.state),
         reason=row.reason,
         message=row.message,

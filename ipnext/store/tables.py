@@ -104,6 +104,8 @@ class GenerationRow(Row, table=True):
     model: str = _text(primary_key=True)
     number: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
     snapshots: str = _text()
+    layout: str | None = _packed(default=None)
+    """NULL where the generation is not cut."""
     state: str = _text()
     reason: str | None = _text(default=None)
     message: str | None = _text(default=None)

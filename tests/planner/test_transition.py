@@ -344,3 +344,32 @@ def test_side_by_side_the_processes_must_hold_all_generations_together(problem, 
     apart = {"m": StepPolicy(canary=0.5, refresh="replace")}
     roomy = parts_problem(problem, model, [4], slack=2.0)
     assert plan_transition(roomy, serving(state, [4], 1), half, apart).refused is None
+
+
+def other_parts(problem, model, state, *, units):
+    """Generation 1 calls p0 and p1, generation 2 calls p0 and p2: the same model, cut otherwise."""
+    parts = {name: {"h": (1.0, 500.0)} for name in ("p0", "p1", "p2")}
+    stated = problem(model("m", {"a": 1000.0}, parts=parts), supply={"a/h": units})
+    origin = state({"m/p0/a/h/1": 2, "m/p1/a/h/1": 2}, {"m/a/a/1": 1.0})
+    to = state({"m/p0/a/h/2": 2, "m/p2/a/h/2": 2}, {"m/a/a/2": 1.0})
+    return stated, origin, to
+
+
+CALLS = {1: ("p0", "p1"), 2: ("p0", "p2")}
+
+
+def test_each_generation_needs_only_the_parts_that_its_requests_call(problem, model, state):
+    stated, origin, to = other_parts(problem, model, state, units=6.0)
+    policies = {"m": StepPolicy(canary=0.5, calls=CALLS)}
+    planned = plan_transition(stated, origin, to, policies)
+    assert planned.refused is None
+    assert check_transition(stated, planned, policies) == ()
+    assert planned.surge == (SurgeItem(region="a", hardware="h", units=1.0),)
+
+
+def test_a_part_that_a_generation_calls_may_not_lack(problem, model, state):
+    stated, origin, to = other_parts(problem, model, state, units=6.0)
+    planned = plan_transition(stated, origin, to, {"m": StepPolicy(calls={1: CALLS[1], 2: ("p0", "p1", "p2")})})
+    assert "m/p1" in planned.refused
+    planned = plan_transition(stated, origin, to, {"m": StepPolicy(calls={1: CALLS[1]})})
+    assert "m/p1" in planned.refused, "a generation that is not named calls all parts"

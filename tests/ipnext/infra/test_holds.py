@@ -2,8 +2,8 @@
 
 import pytest
 
-from ipnext.infra.holds import generations, host_holds, routable, with_both, without
-from ipnext.model.deployment import HeldGeneration
+from ipnext.infra.holds import generations, host_holds, pieces, routable, with_both, without
+from ipnext.model.deployment import HeldGeneration, HeldSnapshot
 
 
 @pytest.fixture
@@ -36,4 +36,54 @@ def test_what_is_ready_but_no_longer_wanted_gets_no_traffic(holds):
 
 
 def test_snapshots_can_be_left_out(holds):
-    assert generations(without(holds({1: (1,), 2: (2, 3)}), {1})) == {2, 3}
+    assert generations(without(holds({1: (1,), 2: (2, 3)}), {("dense", 1)})) == {2, 3}
+
+
+@pytest.fixture
+def segments(builder):
+    """Holds of a part that is called in two stages: segment -> {snapshot: generations}."""
+    deployment = builder("m").deployment({1: (1,)})
+
+    def make(wanted):
+        held = tuple(
+            HeldSnapshot(part=part, snapshot=number, digest="0" * 64, uri="file:///s", generations=generations)
+            for part, snapshots in wanted.items()
+            for number, generations in snapshots.items()
+        )
+        return host_holds(deployment.model_copy(update={"holds": held}))
+
+    return make
+
+
+def ready(*found):
+    return tuple(HeldGeneration(model="m", part=part, generation=g, snapshot=1) for part, g in found)
+
+
+def test_each_segment_is_held_under_its_own_name(segments):
+    held = segments({"dense-s1": {1: (1,)}, "dense-s3": {1: (1,)}})
+    assert [(h.part, h.snapshot) for h in held.holds] == [("dense-s1", 1), ("dense-s3", 1)]
+
+
+def test_a_generation_gets_traffic_only_once_all_its_segments_are_ready(segments):
+    wanted = segments({"dense-s1": {1: (1, 2)}, "dense-s3": {1: (1,), 2: (2,)}})
+    assert routable(ready(("dense-s1", 1), ("dense-s1", 2), ("dense-s3", 2)), wanted) == (2,)
+
+
+def test_a_graph_may_call_each_segment_for_the_generations_that_have_it(segments):
+    wanted = segments({"dense": {4: (3,)}, "dense-s1": {1: (1, 2)}, "dense-s3": {1: (1,), 2: (2,)}})
+    assert pieces(wanted, (1, 3)) == {"dense": (3,), "dense-s1": (1,), "dense-s3": (1,)}
+
+
+def test_another_layout_of_a_part_loads_beside_the_former_one(segments):
+    former, wanted = segments({"dense-s1": {1: (1,)}, "dense-s3": {1: (1,)}}), segments({"dense": {1: (2,)}})
+    both = with_both(former, wanted)
+    assert [(h.part, h.snapshot, h.generations) for h in both.holds] == [
+        ("dense", 1, (2,)),
+        ("dense-s1", 1, (1,)),
+        ("dense-s3", 1, (1,)),
+    ]
+
+
+def test_a_segment_that_failed_is_left_out_alone(segments):
+    held = segments({"dense-s1": {1: (1,)}, "dense-s3": {1: (1,)}})
+    assert [h.part for h in without(held, {("dense-s3", 1)}).holds] == ["dense-s1"]
