@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from activities.problems import fleet_problem, model_problem, running
+from activities.problems import fleet_problem, model_as_served, model_problem, running
 from ipnext.model.plan import (
     CurrentState,
     Plan,
@@ -171,6 +171,8 @@ def settle(repository: Repository, model: str, *, change_id: str) -> None:
     if not rows_differ(planned, actual):
         return
     wishes = placed.wishes if placed else model_problem(manifest)
+    if not {row.part for row in actual.replicas} <= {part.part for part in wishes.parts}:
+        wishes = model_problem(model_as_served(repository, model, repository.model(model).serving_generation))
     problem = fleet_problem(repository.fleet().spec, [wishes] if actual.replicas else [])
     plan = _seen(actual.replicas, actual.traffic, cost=figures_of(problem, _seen(actual.replicas, ())).cost)
     record = PlanRecord(

@@ -65,7 +65,8 @@ class MetadataActivities:
         """Every part's snapshot lies in the artifact store, and its manifest there is the published one."""
         with self._store.read() as repository:
             generation = repository.generation(stage.model, stage.generation)
-            parts = sorted(generation.snapshots.items())
+            split = repository.model(stage.model).manifest.spec.split
+            parts = sorted({**generation.snapshots, **generation.answering}.items())
             snapshots = [repository.snapshot(stage.model, part, number) for part, number in parts]
         try:
             for snapshot in snapshots:
@@ -76,7 +77,8 @@ class MetadataActivities:
         size = sum(snapshot.manifest.size_bytes for snapshot in snapshots)
         summary = ", ".join(f"{snapshot.part} {snapshot.number}" for snapshot in snapshots)
         self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
-        return Resolved(parts=len(snapshots), size_bytes=size, summary=summary)
+        cuts = generation.serving_at is None and (split is not None or generation.layout is not None)
+        return Resolved(parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts)
 
     @activity.defn(name="mark_superseded", no_thread_cancel_exception=True)
     def mark_superseded(self, superseded: SupersededInput) -> Done:

@@ -81,7 +81,13 @@ class PlanningActivities:
         policy = self._policy
         with self._store.read() as repository:
             in_force, placed = repository.plan_in_force(), repository.placement(stage.model)
-            problem = residual_problem(repository, stage.model, objective=policy.objective, limits=policy.place_limits)
+            problem = residual_problem(
+                repository,
+                stage.model,
+                generation=stage.generation,
+                objective=policy.objective,
+                limits=policy.place_limits,
+            )
             budgets = {item.owner: item for item in repository.fleet().spec.owners}
         whole = tuple(Owner.of(budgets[item.owner]) if item.owner in budgets else item for item in problem.owners)
         if placed is not None and keeps(placed, problem.model_copy(update={"owners": whole})):

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from activities.waves import peak
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget
+from ipnext.model.layout import laid_out
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.plan import (
     CurrentState,
@@ -20,8 +21,9 @@ from ipnext.model.plan import (
     ReplicaCount,
     TrafficShare,
 )
+from ipnext.model.registry import Generation
 from ipnext.store.placements import Units
-from ipnext.store.records import ModelRecord, TransitionRecord
+from ipnext.store.records import ModelRecord, Placement, TransitionRecord
 from ipnext.store.repository import Repository
 
 
@@ -116,16 +118,41 @@ def running(deployments: Iterable[Deployment], tables: Iterable[RouteTable]) -> 
     )
 
 
-def planned_models(fleet: FleetSpec, records: Iterable[ModelRecord], holding: Collection[str]) -> list[ModelProblem]:
-    """Models that serve, or hold capacity by the plan in force, as their newest manifests wish."""
+def planned_models(
+    fleet: FleetSpec,
+    records: Iterable[ModelRecord],
+    placements: Mapping[str, Placement],
+    cut: Mapping[str, Sequence[Generation]] | None = None,
+) -> list[ModelProblem]:
+    """Models that serve, or hold capacity by the plan in force, as their newest manifests wish.
+
+    `cut`: model -> its cut generations that serve or shall serve.
+    """
     found = []
     for record in records:
-        if record.retired or not (record.serving_generation or record.name in holding):
+        placed = placements.get(record.name)
+        if record.retired or not (record.serving_generation or (placed and placed.replicas)):
             continue
-        fitting = within_fleet(model_problem(record.manifest), fleet)
+        generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
+        fitting = within_fleet(model_problem(laid_out(record.manifest, generation)), fleet)
         if fitting is not None:
             found.append(fitting)
     return found
+
+
+def _planned_generation(record: ModelRecord, placed: Placement | None, cut: Sequence[Generation]) -> Generation | None:
+    """The cut generation whose parts the model is placed by; else the one that serves, where that is cut."""
+    parts = {part.part for part in placed.wishes.parts} if placed else set()
+    serving = next((found for found in cut if found.number == record.serving_generation), None)
+    if record.serving_generation is None and cut:
+        return cut[-1]
+    return next((found for found in cut if set(found.parts) == parts), serving)
+
+
+def model_as_served(repository: Repository, model: str, generation: int | None) -> ModelManifest:
+    """A model's manifest with the parts that hosts hold of a generation. NotFound."""
+    manifest = repository.model(model).manifest
+    return laid_out(manifest, repository.generation(model, generation) if generation else None)
 
 
 def fleet_left(fleet: FleetSpec, deployments: Iterable[Deployment], planned: Collection[str]) -> FleetSpec:
@@ -140,13 +167,18 @@ def fleet_left(fleet: FleetSpec, deployments: Iterable[Deployment], planned: Col
 
 
 def residual_problem(
-    repository: Repository, model: str, *, objective: Objective | None = None, limits: Limits | None = None
+    repository: Repository,
+    model: str,
+    *,
+    generation: int | None = None,
+    objective: Objective | None = None,
+    limits: Limits | None = None,
 ) -> Problem:
-    """One model on what all others leave of the supply and of its owner's budget. NotFound.
+    """One model, with the parts of a generation, on what all others leave of the supply and its owner's budget. NotFound.
 
     It costs the same however many others there are: the database sums up what they hold.
     """
-    fleet, wanted = repository.fleet().spec, model_problem(repository.model(model).manifest)
+    fleet, wanted = repository.fleet().spec, model_problem(model_as_served(repository, model, generation))
     prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
     others = repository.units_of_owner(wanted.owner, but=model)
     spent = sum(units * prices.get(cell, 0.0) for cell, units in sorted(others.items()))
@@ -180,7 +212,8 @@ def units_in_use(repository: Repository, *, but: str) -> Units:
 
 def _units_on_the_way(repository: Repository, record: TransitionRecord) -> Units:
     """What a model in transition needs at most: of each replica set the most of now, of the plan and of the way."""
-    manifest, deployments = repository.model(record.model).manifest, repository.deployments(record.model)
+    manifest = model_as_served(repository, record.model, record.generation)
+    deployments = repository.deployments(record.model)
     units, placed = units_of(manifest, deployments), repository.placement(record.model)
     counts = {(d.key.part, d.key.region, d.key.hardware): d.replicas for d in deployments}
     planned = {(row.part, row.region, row.hardware): row.count for row in placed.replicas} if placed else {}
@@ -203,12 +236,14 @@ def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:
 
 
 def with_running_options(model: ModelProblem, deployments: Iterable[Deployment]) -> ModelProblem:
-    """The model with the hardware it runs on now, also where its manifest no longer names it."""
+    """The model with the parts and the hardware that it runs now, also where they are no longer wished for."""
     ways = {
         (d.key.part, d.key.hardware): PartOption(hardware=d.key.hardware, units=d.units, qps=d.qps) for d in deployments
     }
+    wished = {part.part for part in model.parts}
+    former = [PartProblem(part=name, min_replicas=0, options=()) for name in sorted({n for n, _ in ways} - wished)]
     parts = []
-    for part in model.parts:
+    for part in (*model.parts, *former):
         named = {option.hardware for option in part.options}
         more = tuple(o for (name, hardware), o in ways.items() if name == part.part and hardware not in named)
         parts.append(part.model_copy(update={"options": (*part.options, *more)}))

@@ -101,7 +101,7 @@ class FleetReplan:
         placements = {placed.model: placed for placed in repository.placements()}
         deployments = repository.deployments()
         now = running(deployments, repository.routes())
-        models = planned_models(fleet, records, {name for name, placed in placements.items() if placed.replicas})
+        models = planned_models(fleet, records, placements, repository.cut_generations())
         return FleetSnapshot(
             based_on=repository.plan_in_force_id(),
             placements=placements,

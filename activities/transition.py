@@ -13,6 +13,7 @@ from temporalio import activity
 
 from activities.problems import (
     fleet_problem,
+    model_as_served,
     model_problem,
     units_in_use,
     with_running_options,
@@ -280,8 +281,9 @@ def step_policy(rollout: RolloutSpec, kind: ChangeKind) -> StepPolicy:
 
 def _plan_waves(repository: Repository, stage: StageInput, origin: FleetState, to: FleetState) -> Transition:
     """Waves on the supply that no one else uses at this moment; at least one wave, so that settings are brought up."""
-    model, manifest = stage.model, repository.model(stage.model).manifest
-    policy = step_policy(manifest.spec.rollout, stage.kind)
+    model, manifest = stage.model, model_as_served(repository, stage.model, stage.generation)
+    calls = {number: repository.generation(model, number).parts for number in _generations(origin, to)}
+    policy = step_policy(manifest.spec.rollout, stage.kind).model_copy(update={"calls": calls})
     fleet = repository.fleet().spec
     now = with_supply_left(fleet, units_in_use(repository, but=model))
     transition = _waves_on(repository, manifest, now, (origin, to), policy)
@@ -293,6 +295,12 @@ def _plan_waves(repository: Repository, stage: StageInput, origin: FleetState, t
     if not transition.waves and not transition.refused:
         return transition.model_copy(update={"waves": (Wave(gate="final"),)})
     return transition
+
+
+def _generations(*states: FleetState) -> frozenset[int]:
+    """All generations that the states name."""
+    replicas = {row.generation for state in states for row in state.replicas}
+    return frozenset(replicas | {share.generation for state in states for share in state.traffic})
 
 
 def _waves_on(

@@ -12,7 +12,7 @@ from activities.tensors import FINITE, check_finite
 from activities.waiting import beat
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.model.lifecycle import CheckResult, StageInput, ValidationReport
-from ipnext.model.registry import Generation, GenerationState, Snapshot
+from ipnext.model.registry import Generation, GenerationState, PartGraph, Snapshot, single_part_graph
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -62,7 +62,7 @@ class ValidationActivities:
             manifest=record.manifest,
             snapshots=_snapshots(repository, repository.generation(stage.model, stage.generation)),
             serving=_snapshots(repository, other) if other else None,
-            serving_graph=shown[0].graph if shown else None,
+            serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             artifacts=self._artifacts,
             beat=beat,
         )
@@ -91,6 +91,15 @@ def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[C
 def _snapshots(repository: Repository, generation: Generation) -> Mapping[str, Snapshot]:
     found = generation.snapshots.items()
     return {part: repository.snapshot(generation.model, part, number) for part, number in found}
+
+
+def _interface_graph(repository: Repository, serving: Generation | None, shown: PartGraph | None) -> PartGraph | None:
+    """What clients rely on: of a generation that is cut, the interface of the whole that was published."""
+    if serving is None or serving.layout is None:
+        return shown
+    part = serving.layout.source
+    whole = repository.snapshot(serving.model, part, serving.snapshots[part])
+    return single_part_graph(part, whole.manifest.signature)
 
 
 def _write_outcome(repository: Repository, stage: StageInput, report: ValidationReport) -> None:

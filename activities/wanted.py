@@ -10,6 +10,7 @@ from activities.waves import ModelState, Slot
 from ipnext.errors import NotFound
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.fleet import HardwareOption
+from ipnext.model.layout import laid_out
 from ipnext.model.manifest import ModelManifest, PartSpec
 from ipnext.model.registry import Generation, PartGraph, Snapshot, single_part_graph
 from ipnext.store.repository import Repository
@@ -63,27 +64,31 @@ def former_generations(facts: Facts, active: Iterable[int]) -> tuple[int, ...]:
 
 
 def served_generations(facts: Facts, region: str, deployments: Iterable[Deployment]) -> tuple[ServedGeneration, ...]:
-    """Generations that a region holds completely: every part of their graph has a replica set there."""
+    """Generations that a region holds completely: every part that hosts hold of them has a replica set there."""
     held: dict[int, set[str]] = {}
     for deployment in deployments:
         if deployment.key.region == region and deployment.replicas:
             for generation in deployment.generations:
                 held.setdefault(generation, set()).add(deployment.key.part)
-    candidates = [served_generation(facts, number) for number in sorted(held) if number in facts.generations]
-    return tuple(s for s in candidates if {node.part for node in s.graph.nodes} <= held[s.generation])
+    known = [facts.generations[number] for number in sorted(held) if number in facts.generations]
+    candidates = [(served_generation(facts, found.number), found) for found in known]
+    return tuple(s for s, found in candidates if _called(s.graph, found) <= held[s.generation])
 
 
 def served_generation(facts: Facts, number: int) -> ServedGeneration:
-    """What a router needs for one generation. Those before the target keep the graph they were served with."""
-    if number != facts.target:
+    """What a router needs for one generation. Those before the target keep the graph they were served with.
+
+    One that is cut has the graph of its own layout, whatever the manifest says now.
+    """
+    generation = facts.generations[number]
+    if number != facts.target and generation.layout is None:
         for table in facts.tables.values():
             for served in table.served:
                 if served.generation == number:
                     return served
-    generation = facts.generations[number]
     spec = facts.manifest.spec
-    graph = spec.graph or _graph_of_one(facts, generation)
-    return ServedGeneration(generation=number, graph=graph, snapshots=dict(generation.snapshots), sync=spec.sync)
+    graph = generation.layout.graph if generation.layout else spec.graph or _graph_of_one(facts, generation)
+    return ServedGeneration(generation=number, graph=graph, snapshots=dict(generation.answering), sync=spec.sync)
 
 
 def wanted_shares(
@@ -117,7 +122,7 @@ def _main_generation(state: ModelState) -> int:
 def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
     key = key_of(facts.model, slot)
     stored = facts.deployments.get(key)
-    part, option = _spec_of(facts.manifest, slot)
+    part, option = _spec_of(facts, state, slot)
     holds = _holds(facts, state, slot)
     if part is None or option is None:
         if stored is None:
@@ -142,25 +147,39 @@ def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, .
     stored = facts.deployments.get(key_of(facts.model, slot))
     loaded = set(stored.generations) if stored else set()
     warm = former_generations(facts, state.generations)[: facts.manifest.spec.rollout.keep_warm]
-    numbers: dict[int, list[int]] = {}
+    pieces: dict[tuple[str, int], list[int]] = {}
     for generation in sorted(state.held(slot) | (loaded & set(warm))):
-        number = facts.generations[generation].snapshots.get(part)
-        if number is not None:
-            numbers.setdefault(number, []).append(generation)
-    return tuple(_held(facts.snapshots[part, number], found) for number, found in sorted(numbers.items()))
+        for piece in facts.generations[generation].held_by(part).items():
+            pieces.setdefault(piece, []).append(generation)
+    return tuple(_held(part, facts.snapshots[piece], found) for piece, found in sorted(pieces.items()))
 
 
-def _held(snapshot: Snapshot, generations: list[int]) -> HeldSnapshot:
+def _held(part: str, snapshot: Snapshot, generations: list[int]) -> HeldSnapshot:
     return HeldSnapshot(
-        snapshot=snapshot.number, digest=snapshot.digest, uri=snapshot.uri, generations=tuple(generations)
+        part=None if snapshot.part == part else snapshot.part,
+        snapshot=snapshot.number,
+        digest=snapshot.digest,
+        uri=snapshot.uri,
+        generations=tuple(generations),
     )
 
 
-def _spec_of(manifest: ModelManifest, slot: Slot) -> tuple[PartSpec | None, HardwareOption | None]:
+def _called(graph: PartGraph, generation: Generation) -> set[str]:
+    """The parts that hosts hold of a generation."""
+    return set(generation.parts) if generation.layout is not None else {node.part for node in graph.nodes}
+
+
+def _spec_of(facts: Facts, state: ModelState, slot: Slot) -> tuple[PartSpec | None, HardwareOption | None]:
+    """Part and hardware of a slot, as the target has them, else as another generation at work has them."""
     name, _, hardware = slot
-    part = next((part for part in manifest.spec.parts if part.name == name), None)
-    option = next((o for o in part.hardware if o.kind == hardware), None) if part else None
-    return part, option
+    numbers = sorted(state.held(slot) & facts.generations.keys(), key=lambda number: (number != facts.target, -number))
+    for number in numbers:
+        spec = laid_out(facts.manifest, facts.generations[number]).spec
+        part = next((part for part in spec.parts if part.name == name), None)
+        option = next((o for o in part.hardware if o.kind == hardware), None) if part else None
+        if option is not None:
+            return part, option
+    return None, None
 
 
 def _graph_of_one(facts: Facts, generation: Generation) -> PartGraph:

@@ -1,8 +1,8 @@
 """Workflow `lifecycle`: carries one change of one model through its stages. Child of the model's entity.
 
-    publish   metadata, validation, planning, transition
+    publish   metadata, validation, optimization where the manifest has it split, planning, transition
     rollback  metadata, transition (what has served before is not validated again)
-    apply     metadata, validation, planning, transition
+    apply     the same
     move      transition (to the plan that the change names)
     retire    out of the gateways, then all replicas end
 
@@ -54,6 +54,7 @@ class LifecycleWorkflow:
         self._input = input
         self._plan_id = input.change.plan_id
         self._note = ""
+        self._cuts = False
         self._moving = False
 
     @workflow.run
@@ -101,6 +102,8 @@ class LifecycleWorkflow:
             message = "nothing is published yet: there is nothing to do"
             return LifecycleResult(state=ChangeState.DONE, reason=Reason.NOT_PUBLISHED, message=message)
         for name, carry_out in self._stages(kind):
+            if name == "optimization" and not self._cuts:
+                continue
             self._enter(name, begun.generation)
             result = await carry_out(self._stage(begun))
             if result is not None:
@@ -112,17 +115,22 @@ class LifecycleWorkflow:
 
     def _stages(self, kind: ChangeKind) -> tuple[tuple[str, Stage], ...]:
         metadata, validation = ("metadata", self._resolve), ("validation", self._validate)
+        optimization = ("optimization", self._optimize)
         planning, transition = ("planning", self._place), ("transition", self._move)
         return {
-            ChangeKind.PUBLISH: (metadata, validation, planning, transition),
+            ChangeKind.PUBLISH: (metadata, validation, optimization, planning, transition),
             ChangeKind.ROLLBACK: (metadata, transition),
-            ChangeKind.APPLY: (metadata, validation, planning, transition),
+            ChangeKind.APPLY: (metadata, validation, optimization, planning, transition),
             ChangeKind.MOVE: (transition,),
             ChangeKind.RETIRE: (("withdrawal", self._withdraw),),
         }[kind]
 
     async def _resolve(self, stage: StageInput) -> LifecycleResult | None:
-        await perform(policies.RESOLVE_SNAPSHOTS, stage, f"find the snapshots of generation {stage.generation}")
+        """Its answer decides whether the optimization follows: runs recorded before there was one have it say no."""
+        resolved = await perform(
+            policies.RESOLVE_SNAPSHOTS, stage, f"find the snapshots of generation {stage.generation}"
+        )
+        self._cuts = resolved.cuts
         return None
 
     async def _validate(self, stage: StageInput) -> LifecycleResult | None:
@@ -132,6 +140,10 @@ class LifecycleWorkflow:
             return None
         message = f"{refused.check} of {refused.subject}: {refused.message}"
         return self._ended(stage.generation, refused.reason, message)
+
+    async def _optimize(self, stage: StageInput) -> LifecycleResult | None:
+        optimized = await perform(policies.OPTIMIZE_GENERATION, stage, f"cut generation {stage.generation} into parts")
+        return self._ended(stage.generation, optimized.reason, optimized.summary) if optimized.refused else None
 
     async def _place(self, stage: StageInput) -> LifecycleResult | None:
         planned = await perform(policies.PLACE_MODEL, stage, f"place {stage.model} on the fleet")

@@ -50,6 +50,9 @@ HEARTBEAT_LIMIT = timedelta(seconds=6)
 VALIDATION_LIMIT = timedelta(hours=2)
 """Reading some hundred gigabytes twice from an object store."""
 
+OPTIMIZATION_LIMIT = timedelta(hours=2)
+"""Fetching a model, cutting it, running it whole and in pieces, and storing the pieces."""
+
 PLACEMENT_LIMIT = timedelta(minutes=5)
 """One model: seconds as a rule; the first time imports the solver."""
 
@@ -104,6 +107,7 @@ class Step(Generic[A]):
 BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT)
 RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2))
 VALIDATE_GENERATION = Step("validate_generation", wire.ValidationReport, VALIDATION_LIMIT)
+OPTIMIZE_GENERATION = Step("optimize_generation", wire.Optimized, OPTIMIZATION_LIMIT)
 PLACE_MODEL = Step("place_model", wire.Planned, PLACEMENT_LIMIT, queue=names.PLANNER_QUEUE)
 PLAN_TRANSITION = Step(
     "plan_transition", wire.TransitionPlanned, timedelta(minutes=1), retry=SUPPLY_RETRY, total=SUPPLY_PATIENCE
@@ -132,6 +136,7 @@ STEPS: tuple[Step[Any], ...] = (
     BEGIN_CHANGE,
     RESOLVE_SNAPSHOTS,
     VALIDATE_GENERATION,
+    OPTIMIZE_GENERATION,
     PLACE_MODEL,
     PLAN_TRANSITION,
     ENSURE_CAPACITY,

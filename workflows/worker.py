@@ -24,10 +24,12 @@ from temporalio.worker import Interceptor, PollerBehaviorAutoscaling, Worker
 
 from activities.alive import Alive
 from activities.candidate import Validator, discovered
+from activities.cutting import Cutter, cut_in_process
 from activities.deployment import DeploymentActivities
 from activities.failures import TypedFailures
 from activities.metadata import MetadataActivities
 from activities.moves import MoveActivities, Submit
+from activities.optimization import OptimizationActivities
 from activities.planning import PlanningActivities
 from activities.planning_policy import PlanningPolicy
 from activities.replans import ReplanActivities, Wake
@@ -83,7 +85,7 @@ class Engine:
     wake: Wake
 
 
-def lifecycle_activities(
+def lifecycle_activities(  # noqa: PLR0913 - a composition root
     store: Store,
     artifacts: ArtifactStore,
     infrastructure: Infrastructure,
@@ -91,11 +93,13 @@ def lifecycle_activities(
     *,
     validators: Sequence[Validator] = (),
     pause: Callable[[float], None] = time.sleep,
+    cutter: Cutter = cut_in_process,
 ) -> Activities:
     """The activities of the lifecycle queue. `pause` stands in for sleeping between two looks at what runs."""
     return (
         *MetadataActivities(store, artifacts).all(),
         *ValidationActivities(store, artifacts, validators=validators).all(),
+        *OptimizationActivities(store, artifacts, cutter=cutter).all(),
         *TransitionActivities(store, infrastructure, pause=pause).all(),
         *DeploymentActivities(store, infrastructure).all(),
         *MoveActivities(store, engine.submit, pause=pause).all(),

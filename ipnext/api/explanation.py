@@ -42,6 +42,8 @@ ADVICE: Mapping[Reason, str] = {
     Reason.UNSAFE_FORMAT: "The snapshot holds a file that runs code when it is loaded: export it with ipnext, as safetensors.",
     Reason.SCHEMA_MISMATCH: "The tensors of the snapshot do not fit the graph: repair the edge named in the message.",
     Reason.NON_FINITE_WEIGHTS: "The weights hold NaN or infinity: publish a snapshot from a healthy training step.",
+    Reason.SPLIT_REFUSED: "The policy in spec.split does not fit the model: change what the message names, apply, publish again.",
+    Reason.SPLIT_DIFFERS: "Cut like this the model answers otherwise: keep the modules that the message's output comes from in one part.",
     Reason.FROZEN: "A freeze is in force: wait until it ends.",
     Reason.NO_CAPACITY: "The fleet has no room: raise the supply, lower the demand, or allow another hardware kind.",
     Reason.OVER_BUDGET: "The owner's budget does not pay for it: raise the budget or lower the demand.",

@@ -134,7 +134,8 @@ def _routed(facts: ModelFacts) -> Iterable[tuple[str, int, tuple[str, ...]]]:
     """(serving region, generation, parts) of every route that carries traffic, each once."""
     seen: dict[tuple[str, int], tuple[str, ...]] = {}
     for table in facts.routes:
-        parts = {served.generation: tuple(served.snapshots) for served in table.served}
+        hosts = {piece: d.key.part for d in facts.deployments for piece in d.pieces}
+        parts = {s.generation: tuple(dict.fromkeys(hosts.get(p, p) for p in s.snapshots)) for s in table.served}
         for share in table.shares:
             if share.fraction > 0:
                 seen[share.to, share.generation] = parts.get(share.generation, ())

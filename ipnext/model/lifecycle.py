@@ -148,6 +148,8 @@ class Resolved(Value):
     parts: int
     size_bytes: int
     summary: str
+    cuts: bool = False
+    """Whether the generation has to be cut (or no longer shall be): the run optimizes it then."""
 
 
 class CheckResult(Value):
@@ -172,6 +174,17 @@ class ValidationReport(Value):
     def refused(self) -> CheckResult | None:
         """The first check that failed, if any."""
         return next((check for check in self.checks if not check.passed), None)
+
+
+class Optimized(Value):
+    """Answer of `optimize_generation`."""
+
+    parts: int = 0
+    """Parts that it is cut into; 0 where it is not."""
+    summary: str = ""
+    refused: bool = False
+    """The policy does not fit, or the pieces answer otherwise than the whole; the reason says which."""
+    reason: Reason = Reason.SUCCEEDED
 
 
 class Planned(Value):

@@ -93,11 +93,6 @@ class ModelSpec(Written):
         if len(set(regions)) != len(regions):
             msg = f"demand: each region may stand once, got {regions}"
             raise ValueError(msg)
-        if self.split is not None and (len(parts) > 1 or self.graph is not None or self.parts[0].engine != "torch"):
-            msg = f"split: cuts a model of one part of engine torch, without a graph of its own; parts: {parts}"
-            raise ValueError(msg)
-        if self.split is not None:
-            _check_split(self.split, self.parts[0])
         if self.graph is None:
             if len(parts) > 1:
                 msg = f"graph: needed for a model of several parts ({parts})"
@@ -115,6 +110,17 @@ class ModelSpec(Written):
             if source_node(source) == REQUEST:
                 msg = f"graph.outputs.{name}: {source!r} is an input; an output comes from a node"
                 raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _split_fits(self) -> Self:
+        if self.split is None:
+            return self
+        if len(self.parts) > 1 or self.graph is not None or self.parts[0].engine != "torch":
+            parts = [part.name for part in self.parts]
+            msg = f"split: cuts a model of one part of engine torch, without a graph of its own; parts: {parts}"
+            raise ValueError(msg)
+        _check_split(self.split, self.parts[0])
         return self
 
 

@@ -38,6 +38,8 @@ class Reason(StrEnum):
     UNSAFE_FORMAT = "UnsafeFormat"
     SCHEMA_MISMATCH = "SchemaMismatch"
     NON_FINITE_WEIGHTS = "NonFiniteWeights"
+    SPLIT_REFUSED = "SplitRefused"
+    SPLIT_DIFFERS = "SplitDiffers"
     FROZEN = "Frozen"
     NO_CAPACITY = "NoCapacity"
     OVER_BUDGET = "OverBudget"
