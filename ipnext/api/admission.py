@@ -40,6 +40,10 @@ def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
     for i, part in enumerate(manifest.spec.parts):
         for j, option in enumerate(part.hardware):
             _known(f"spec.parts.{i}.hardware.{j}.kind", option.kind, fleet.hardware, "hardware kind")
+    for i, split in enumerate(manifest.spec.split.parts if manifest.spec.split else ()):
+        for j, asked in enumerate(split.hardware):
+            kind = asked if isinstance(asked, str) else asked.kind
+            _known(f"spec.split.parts.{i}.hardware.{j}", kind, fleet.hardware, "hardware kind")
 
 
 def check_fleet_serves(fleet: FleetSpec, manifests: tuple[ModelManifest, ...]) -> None:

@@ -81,6 +81,17 @@ class ModelSpec(Written):
     validation: ValidationSpec = ValidationSpec()
 
     @model_validator(mode="after")
+    def _split_fits(self) -> Self:
+        if self.split is None:
+            return self
+        if len(self.parts) > 1 or self.graph is not None or self.parts[0].engine != "torch":
+            parts = [part.name for part in self.parts]
+            msg = f"split: cuts a model of one part of engine torch, without a graph of its own; parts: {parts}"
+            raise ValueError(msg)
+        _check_split(self.split, self.parts[0])
+        return self
+
+    @model_validator(mode="after")
     def _names_agree(self) -> Self:
         parts = [part.name for part in self.parts]
         if len(set(parts)) != len(parts):
@@ -110,17 +121,6 @@ class ModelSpec(Written):
             if source_node(source) == REQUEST:
                 msg = f"graph.outputs.{name}: {source!r} is an input; an output comes from a node"
                 raise ValueError(msg)
-        return self
-
-    @model_validator(mode="after")
-    def _split_fits(self) -> Self:
-        if self.split is None:
-            return self
-        if len(self.parts) > 1 or self.graph is not None or self.parts[0].engine != "torch":
-            parts = [part.name for part in self.parts]
-            msg = f"split: cuts a model of one part of engine torch, without a graph of its own; parts: {parts}"
-            raise ValueError(msg)
-        _check_split(self.split, self.parts[0])
         return self
 
 

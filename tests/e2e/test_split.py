@@ -1,0 +1,129 @@
+"""A model that is published whole, cut by the platform and served in parts, by real processes."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from serving.engines.base import find_engine
+from serving.export import export_model
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "split-ranker"
+MANIFEST = (EXAMPLE / "model.yaml").read_text()
+REQUEST = json.loads((EXAMPLE / "request.json").read_text())
+FIRST = {"cross", "dense-s1", "dense-s3", "tables-0", "tables-1"}
+SECOND = {"cross", "dense-s0", "dense-s2"}
+
+
+@pytest.fixture(scope="module")
+def training() -> Any:
+    """The example's training code."""
+    spec = importlib.util.spec_from_file_location("ipnext_example_split_ranker", EXAMPLE / "publish.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def whole(training: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uncut snapshot."""
+    torch.manual_seed(7)
+    directory = tmp_path_factory.mktemp("ranker") / "whole"
+    export_model(training.Ranker(), training.inputs(4), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def expected(whole: Path) -> np.ndarray:
+    """What the uncut snapshot answers to the example's request."""
+    manifest = SnapshotManifest.model_validate_json((whole / SNAPSHOT_FILE).read_bytes())
+    part = find_engine(manifest.engine).load(whole, manifest, {})
+    types = {"INT64": np.int64, "FP32": np.float32}
+    tensors = {t["name"]: np.array(t["data"], types[t["datatype"]]).reshape(t["shape"]) for t in REQUEST["inputs"]}
+    return part.infer(tensors)["score"]
+
+
+def cut_otherwise(**split: Any) -> str:
+    document = yaml.safe_load(MANIFEST)
+    document["spec"]["split"] = split
+    return yaml.safe_dump(document)
+
+
+def apply(platform: Any, manifest: str) -> None:
+    for applied in platform.client.apply(manifest):
+        if applied.change is not None:
+            done = platform.client.wait_change(applied.change.id, timeout_seconds=90)
+            assert done.state == "done", done
+
+
+def publish(platform: Any, whole: Path) -> Any:
+    change = platform.client.publish("split-ranker", {"whole": whole})
+    return platform.client.wait_change(change.id, timeout_seconds=120)
+
+
+def ask(platform: Any, region: str, generation: int | None = None) -> httpx.Response:
+    headers = {"x-ipnext-generation": str(generation)} if generation else {}
+    url = f"{platform.endpoints['gateways'][region]}/v2/models/split-ranker/infer"
+    return httpx.post(url, json=REQUEST, headers=headers, timeout=15, trust_env=False)
+
+
+def proof(answer: httpx.Response) -> Mapping[str, str]:
+    return dict(item.split("=") for item in answer.headers["x-ipnext-snapshots"].split(","))
+
+
+def check(platform: Any, expected: np.ndarray, *, generation: int, segments: set[str], pin: int | None = None) -> None:
+    """Both regions answer with the generation, by all of its segments, with the bits of the uncut model."""
+    for region in platform.endpoints["gateways"]:
+        answer = ask(platform, region, pin)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-ipnext-generation"] == str(generation)
+        assert set(proof(answer)) == segments
+        [score] = [t for t in answer.json()["outputs"] if t["name"] == "score"]
+        assert np.array(score["data"], np.float32).tobytes() == expected.tobytes()
+
+
+def test_each_generation_is_served_in_the_parts_that_it_was_cut_into(
+    platform: Any, whole: Path, expected: np.ndarray
+) -> None:
+    apply(platform, MANIFEST)
+    done = publish(platform, whole)
+    assert done.state == "done", done
+    check(platform, expected, generation=1, segments=FIRST)
+
+    layout = platform.client.generations("split-ranker")[0].layout
+    assert [part.name for part in layout.parts] == ["tables-0", "tables-1", "cross", "dense"]
+    hosts = {d.key.part: d.wanted for d in platform.client.model("split-ranker").deployments}
+    assert set(hosts) == {"tables-0", "tables-1", "cross", "dense"}, "a host of dense holds both of its segments"
+
+    apply(platform, cut_otherwise(parts=[{"name": "cross", "modules": ["cross"]}], default="dense"))
+    done = publish(platform, whole)
+    assert (done.state, done.generation) == ("done", 2), done
+    check(platform, expected, generation=2, segments=SECOND)
+    check(platform, expected, generation=1, segments=FIRST, pin=1)
+
+    back = platform.client.rollback("split-ranker", generation=1)
+    assert platform.client.wait_change(back.id, timeout_seconds=90).state == "done"
+    check(platform, expected, generation=1, segments=FIRST)
+    assert platform.client.model("split-ranker").status.ready
+
+    apply(platform, cut_otherwise(parts=[{"name": "cross", "modules": ["kross"]}], default="dense"))
+    done = publish(platform, whole)
+    assert (done.state, done.reason) == ("refused", "SplitRefused"), done
+    explanation = platform.client.explain("split-ranker")
+    assert explanation.reason == "SplitRefused"
+    assert "'kross'" in explanation.message
+    check(platform, expected, generation=1, segments=FIRST)
