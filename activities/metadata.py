@@ -66,6 +66,7 @@ class MetadataActivities:
         with self._store.read() as repository:
             generation = repository.generation(stage.model, stage.generation)
             split = repository.model(stage.model).manifest.spec.split
+            placed = repository.placement(stage.model)
             parts = sorted({**generation.snapshots, **generation.answering}.items())
             snapshots = [repository.snapshot(stage.model, part, number) for part, number in parts]
         try:
@@ -78,7 +79,8 @@ class MetadataActivities:
         summary = ", ".join(f"{snapshot.part} {snapshot.number}" for snapshot in snapshots)
         self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
         cuts = generation.serving_at is None and (split is not None or generation.layout is not None)
-        return Resolved(parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts)
+        places = placed is None or {part.part for part in placed.wishes.parts} != set(generation.parts)
+        return Resolved(parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts, places=places)
 
     @activity.defn(name="mark_superseded", no_thread_cancel_exception=True)
     def mark_superseded(self, superseded: SupersededInput) -> Done:

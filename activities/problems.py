@@ -237,17 +237,17 @@ def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:
 
 def with_running_options(model: ModelProblem, deployments: Iterable[Deployment]) -> ModelProblem:
     """The model with the parts and the hardware that it runs now, also where they are no longer wished for."""
-    ways = {
-        (d.key.part, d.key.hardware): PartOption(hardware=d.key.hardware, units=d.units, qps=d.qps) for d in deployments
-    }
-    wished = {part.part for part in model.parts}
-    former = [PartProblem(part=name, min_replicas=0, options=()) for name in sorted({n for n, _ in ways} - wished)]
+    ways: dict[str, dict[str, PartOption]] = {}
+    for d in deployments:
+        option = PartOption(hardware=d.key.hardware, units=d.units, qps=d.qps)
+        ways.setdefault(d.key.part, {})[d.key.hardware] = option
     parts = []
-    for part in (*model.parts, *former):
+    for part in model.parts:
         named = {option.hardware for option in part.options}
-        more = tuple(o for (name, hardware), o in ways.items() if name == part.part and hardware not in named)
+        more = tuple(o for hardware, o in ways.pop(part.part, {}).items() if hardware not in named)
         parts.append(part.model_copy(update={"options": (*part.options, *more)}))
-    return model.model_copy(update={"parts": tuple(parts)})
+    former = (PartProblem(part=name, min_replicas=0, options=tuple(ways[name].values())) for name in sorted(ways))
+    return model.model_copy(update={"parts": (*parts, *former)})
 
 
 def _known_rows(fleet: FleetSpec, models: Sequence[ModelProblem], current: CurrentState) -> CurrentState:

@@ -1,7 +1,8 @@
 """Workflow `lifecycle`: carries one change of one model through its stages. Child of the model's entity.
 
     publish   metadata, validation, optimization where the manifest has it split, planning, transition
-    rollback  metadata, transition (what has served before is not validated again)
+    rollback  metadata, transition (what has served before is not validated again); planning between them where the
+              generation was cut into other parts than those in place
     apply     the same
     move      transition (to the plan that the change names)
     retire    out of the gateways, then all replicas end
@@ -55,6 +56,7 @@ class LifecycleWorkflow:
         self._plan_id = input.change.plan_id
         self._note = ""
         self._cuts = False
+        self._places = False
         self._moving = False
 
     @workflow.run
@@ -102,7 +104,7 @@ class LifecycleWorkflow:
             message = "nothing is published yet: there is nothing to do"
             return LifecycleResult(state=ChangeState.DONE, reason=Reason.NOT_PUBLISHED, message=message)
         for name, carry_out in self._stages(kind):
-            if name == "optimization" and not self._cuts:
+            if not self._applies(name):
                 continue
             self._enter(name, begun.generation)
             result = await carry_out(self._stage(begun))
@@ -119,18 +121,24 @@ class LifecycleWorkflow:
         planning, transition = ("planning", self._place), ("transition", self._move)
         return {
             ChangeKind.PUBLISH: (metadata, validation, optimization, planning, transition),
-            ChangeKind.ROLLBACK: (metadata, transition),
+            ChangeKind.ROLLBACK: (metadata, planning, transition),
             ChangeKind.APPLY: (metadata, validation, optimization, planning, transition),
             ChangeKind.MOVE: (transition,),
             ChangeKind.RETIRE: (("withdrawal", self._withdraw),),
         }[kind]
 
+    def _applies(self, stage: str) -> bool:
+        """Whether the run goes through a stage; `resolve_snapshots` told."""
+        if stage == "optimization":
+            return self._cuts
+        return stage != "planning" or self._places or self._input.change.kind is not ChangeKind.ROLLBACK
+
     async def _resolve(self, stage: StageInput) -> LifecycleResult | None:
-        """Its answer decides whether the optimization follows: runs recorded before there was one have it say no."""
+        """Its answer decides which stages follow: in runs that were recorded before it told, it says no to both."""
         resolved = await perform(
             policies.RESOLVE_SNAPSHOTS, stage, f"find the snapshots of generation {stage.generation}"
         )
-        self._cuts = resolved.cuts
+        self._cuts, self._places = resolved.cuts, resolved.places
         return None
 
     async def _validate(self, stage: StageInput) -> LifecycleResult | None:

@@ -150,6 +150,8 @@ class Resolved(Value):
     summary: str
     cuts: bool = False
     """Whether the generation has to be cut (or no longer shall be): the run optimizes it then."""
+    places: bool = False
+    """Whether the placement in force is of other parts than the generation's: a rollback plans then, too."""
 
 
 class CheckResult(Value):

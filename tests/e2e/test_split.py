@@ -67,7 +67,7 @@ def apply(platform: Any, manifest: str) -> None:
     for applied in platform.client.apply(manifest):
         if applied.change is not None:
             done = platform.client.wait_change(applied.change.id, timeout_seconds=90)
-            assert done.state == "done", done
+            assert done.state == "done", done.message
 
 
 def publish(platform: Any, whole: Path) -> Any:
@@ -75,20 +75,19 @@ def publish(platform: Any, whole: Path) -> Any:
     return platform.client.wait_change(change.id, timeout_seconds=120)
 
 
-def ask(platform: Any, region: str, generation: int | None = None) -> httpx.Response:
-    headers = {"x-ipnext-generation": str(generation)} if generation else {}
+def ask(platform: Any, region: str) -> httpx.Response:
     url = f"{platform.endpoints['gateways'][region]}/v2/models/split-ranker/infer"
-    return httpx.post(url, json=REQUEST, headers=headers, timeout=15, trust_env=False)
+    return httpx.post(url, json=REQUEST, timeout=15, trust_env=False)
 
 
 def proof(answer: httpx.Response) -> Mapping[str, str]:
     return dict(item.split("=") for item in answer.headers["x-ipnext-snapshots"].split(","))
 
 
-def check(platform: Any, expected: np.ndarray, *, generation: int, segments: set[str], pin: int | None = None) -> None:
+def check(platform: Any, expected: np.ndarray, *, generation: int, segments: set[str]) -> None:
     """Both regions answer with the generation, by all of its segments, with the bits of the uncut model."""
     for region in platform.endpoints["gateways"]:
-        answer = ask(platform, region, pin)
+        answer = ask(platform, region)
         assert answer.status_code == 200, answer.text
         assert answer.headers["x-ipnext-generation"] == str(generation)
         assert set(proof(answer)) == segments
@@ -101,7 +100,7 @@ def test_each_generation_is_served_in_the_parts_that_it_was_cut_into(
 ) -> None:
     apply(platform, MANIFEST)
     done = publish(platform, whole)
-    assert done.state == "done", done
+    assert done.state == "done", done.message
     check(platform, expected, generation=1, segments=FIRST)
 
     layout = platform.client.generations("split-ranker")[0].layout
@@ -111,9 +110,8 @@ def test_each_generation_is_served_in_the_parts_that_it_was_cut_into(
 
     apply(platform, cut_otherwise(parts=[{"name": "cross", "modules": ["cross"]}], default="dense"))
     done = publish(platform, whole)
-    assert (done.state, done.generation) == ("done", 2), done
+    assert (done.state, done.generation) == ("done", 2), done.message
     check(platform, expected, generation=2, segments=SECOND)
-    check(platform, expected, generation=1, segments=FIRST, pin=1)
 
     back = platform.client.rollback("split-ranker", generation=1)
     assert platform.client.wait_change(back.id, timeout_seconds=90).state == "done"
@@ -122,7 +120,7 @@ def test_each_generation_is_served_in_the_parts_that_it_was_cut_into(
 
     apply(platform, cut_otherwise(parts=[{"name": "cross", "modules": ["kross"]}], default="dense"))
     done = publish(platform, whole)
-    assert (done.state, done.reason) == ("refused", "SplitRefused"), done
+    assert (done.state, done.reason) == ("refused", "SplitRefused"), done.message
     explanation = platform.client.explain("split-ranker")
     assert explanation.reason == "SplitRefused"
     assert "'kross'" in explanation.message
