@@ -134,12 +134,17 @@ def _routed(facts: ModelFacts) -> Iterable[tuple[str, int, tuple[str, ...]]]:
     """(serving region, generation, parts) of every route that carries traffic, each once."""
     seen: dict[tuple[str, int], tuple[str, ...]] = {}
     for table in facts.routes:
-        hosts = {piece: d.key.part for d in facts.deployments for piece in d.pieces}
-        parts = {s.generation: tuple(dict.fromkeys(hosts.get(p, p) for p in s.snapshots)) for s in table.served}
+        parts = {served.generation: _hosted(facts, served) for served in table.served}
         for share in table.shares:
             if share.fraction > 0:
                 seen[share.to, share.generation] = parts.get(share.generation, ())
     return [(region, generation, names) for (region, generation), names in sorted(seen.items())]
+
+
+def _hosted(facts: ModelFacts, served: ServedGeneration) -> tuple[str, ...]:
+    """The parts whose hosts a generation's requests need; a segment of a split that none holds stands for itself."""
+    hosts = {piece: d.key.part for d in facts.deployments for piece in d.pieces(served.generation)}
+    return tuple(dict.fromkeys(hosts.get(piece, piece) for piece in served.snapshots))
 
 
 def _ready(replicas: Iterable[Replica], key: DeploymentKey, generations: set[int]) -> list[Replica]:

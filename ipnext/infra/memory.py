@@ -240,7 +240,8 @@ class MemoryInfrastructure:
         )
 
     def _answers(self, region: MemoryRegion, table: RouteTable, generation: int) -> bool:
-        """Whether every part of the generation has a ready replica here."""
-        ready = {(key.model, key.part, held) for key, held in region.ready(self._faults)}
+        """Whether every part or segment of the generation has a ready replica here."""
+        ready = (key for key, held in region.ready(self._faults) if (key.model, held) == (table.model, generation))
+        found = {piece for key in ready for piece in region.sets[key].deployment.pieces(generation)}
         parts = (part for served in table.served if served.generation == generation for part in served.snapshots)
-        return all((table.model, part, generation) in ready for part in parts)
+        return all(part in found for part in parts)

@@ -51,10 +51,9 @@ class Deployment(Value):
         """All generations that the replicas answer for, ascending."""
         return tuple(sorted({g for held in self.holds for g in held.generations}))
 
-    @property
-    def pieces(self) -> frozenset[str]:
-        """What a graph may call here: the part, or the segments of it that are held."""
-        return frozenset(held.part or self.key.part for held in self.holds)
+    def pieces(self, generation: int) -> frozenset[str]:
+        """What the graph of a generation may call here: the part, or those of its segments that are held."""
+        return frozenset(held.part or self.key.part for held in self.holds if generation in held.generations)
 
 
 class ReplicaPhase(StrEnum):

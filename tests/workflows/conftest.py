@@ -126,7 +126,12 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
         devfile = read_devfile()
         engine = engine_of(client, asyncio.get_running_loop())
         ours = lifecycle_activities(
-            house.store, house.artifacts, house.infrastructure, engine, pause=lambda _: time.sleep(0.01)
+            house.store,
+            house.artifacts,
+            house.infrastructure,
+            engine,
+            pause=lambda _: time.sleep(0.01),
+            cutter=house.cutter,
         )
         theirs = planner_activities(house.store, solver or ThreadSolver(), policy)
         async with (

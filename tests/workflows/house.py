@@ -9,14 +9,17 @@ import numpy as np
 import yaml
 from safetensors.numpy import save
 
+from activities.cutting import Beat
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.lifecycle import Change, ChangeKind, Replan
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
+from ipnext.model.split import SplitPolicy
 from ipnext.model.status import Condition, ConditionType
 from ipnext.store.session import Store
+from serving.splitting.report import SplitReport
 
 REGIONS = ("us-east", "eu-west")
 
@@ -78,6 +81,7 @@ def write_snapshot(
     *,
     engine: str = "torch",
     more: Mapping[str, bytes] | None = None,
+    parent: str | None = None,
 ) -> Path:
     """A snapshot directory as the export writes it, without torch."""
     files = {"weights.safetensors": save(dict(tensors)), "program.json": b'{"graph": []}', **(more or {})}
@@ -88,9 +92,67 @@ def write_snapshot(
         ArtifactFile(path=path, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
         for path, content in sorted(files.items())
     )
-    snapshot = SnapshotManifest(engine=engine, signature=signature, files=described)
+    snapshot = SnapshotManifest(engine=engine, signature=signature, files=described, parent=parent)
     (directory / "snapshot.json").write_text(snapshot.model_dump_json())
     return directory
+
+
+WHOLE = Signature(inputs=(IN,), outputs=(OUT,))
+
+BY_TABLE = {"parts": [{"name": "sparse", "modules": ["tables"]}], "default": "dense"}
+IN_THE_MIDDLE = {"parts": [{"name": "middle", "modules": ["middle"]}], "default": "dense"}
+
+PIECES = {"sparse": ("sparse", "dense"), "middle": ("dense-s0", "middle", "dense-s2")}
+"""First part of a policy -> the segments that its cut gives, one after the other."""
+
+
+class Cutter:
+    """Stands in for the process that cuts: by one of the two policies above, into snapshots without torch."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.faults: list[Exception] = []
+        """Raised one after the other before anything is cut."""
+
+    def __call__(self, snapshot: Path, policy: SplitPolicy, out: Path, beat: Beat) -> SplitReport:
+        self.calls += 1
+        if self.faults:
+            raise self.faults.pop(0)
+        beat("cutting")
+        whole = SnapshotManifest.model_validate_json((snapshot / "snapshot.json").read_bytes())
+        names = PIECES[policy.parts[0].name]
+        for name in names:
+            write_snapshot(out / name, _piece(name, names), weights(len(name)), parent=whole.digest)
+        return _report(names, policy, whole)
+
+
+def _piece(name: str, names: tuple[str, ...]) -> Signature:
+    return Signature(inputs=(IN,), outputs=(OUT,) if name == names[-1] else (IN,))
+
+
+def _report(names: tuple[str, ...], policy: SplitPolicy, whole: SnapshotManifest) -> SplitReport:
+    before = ("request", *names)
+    nodes = [{"name": n, "part": n, "inputs": {"features": f"{before[i]}.features"}} for i, n in enumerate(names)]
+    segments = [
+        {"name": n, "part": n.partition("-")[0], "stage": i, "bytes": 160, "inputs": [], "outputs": []}
+        for i, n in enumerate(names)
+    ]
+    hardware = {
+        part.name: [h if isinstance(h, str) else h.model_dump() for h in part.hardware] for part in policy.parts
+    }
+    parts = [
+        {
+            "name": part,
+            "bytes": 160,
+            "modules": [part],
+            "hardware": hardware.get(part, ()),
+            "segments": [n for n in names if n.partition("-")[0] == part],
+        }
+        for part in dict.fromkeys(n.partition("-")[0] for n in names)
+    ]
+    graph = {"nodes": nodes, "outputs": {"score": f"{names[-1]}.score"}}
+    told = {"snapshot": whole.digest, "bytes": 320, "parts": parts, "segments": segments, "graph": graph}
+    return SplitReport.model_validate({**told, "tensors": (), "copied": (), "bit_equal": {"1": True, "64": True}})
 
 
 class House:
@@ -103,6 +165,7 @@ class House:
         self.store.migrate()
         self.artifacts = FileArtifactStore(root / "artifacts")
         self.infrastructure = infrastructure or MemoryInfrastructure(REGIONS)
+        self.cutter = Cutter()
         self._snapshots = 0
 
     def close(self) -> None:
@@ -133,6 +196,17 @@ class House:
         }
         with self.store.begin() as repository:
             return repository.publish(name, sources, change_id=change_id or f"{name}-p{seed}")
+
+    def apply_split(self, name: str, split: Mapping[str, object], **spec: object) -> None:
+        """A model of one part that is cut."""
+        whole = {"name": "whole", "engine": "torch", "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}
+        self.apply(name, **{"parts": [whole], "graph": None, "split": split, **spec})
+
+    def publish_whole(self, name: str, seed: int, *, change_id: str) -> Change:
+        """Publish the one part of a model that is cut."""
+        source = self.source(WHOLE, weights(seed))
+        with self.store.begin() as repository:
+            return repository.publish(name, {"whole": source}, change_id=change_id)
 
     def ask(self, name: str, kind: ChangeKind, change_id: str, **more: object) -> Change:
         with self.store.begin() as repository:
