@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle import Change
+from ipnext.model.registry import Layout
 from ipnext.model.status import Condition
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
@@ -22,9 +23,11 @@ class ModelFacts:
     changes: tuple[Change, ...] = ()
     plan_id: str | None = None
     """The plan that decided where the model is placed."""
+    layout: Layout | None = None
+    """How the serving generation is cut."""
 
 
-def facts_of(unit: Repository, record: ModelRecord, plan_id: str | None) -> ModelFacts:
+def facts_of(unit: Repository, record: ModelRecord, plan_id: str | None, layout: Layout | None) -> ModelFacts:
     """Read what belongs to a model."""
     name = record.name
     return ModelFacts(
@@ -34,17 +37,25 @@ def facts_of(unit: Repository, record: ModelRecord, plan_id: str | None) -> Mode
         deployments=unit.deployments(name),
         changes=unit.changes(name, limit=RECENT_CHANGES),
         plan_id=plan_id,
+        layout=layout,
     )
 
 
 def model_facts(unit: Repository, name: str) -> ModelFacts:
     """Facts of one model. Raises NotFound."""
     placed = unit.placement(name)
-    return facts_of(unit, unit.model(name), placed.plan_id if placed else None)
+    record = unit.model(name)
+    serving = record.serving_generation
+    layout = unit.generation(name, serving).layout if serving else None
+    return facts_of(unit, record, placed.plan_id if placed else None, layout)
 
 
 def all_facts(unit: Repository) -> tuple[ModelFacts, ...]:
     """Facts of every model that is not retired, by name."""
     placed_by = unit.placed_by()
     records = sorted((r for r in unit.models() if not r.retired), key=lambda r: r.name)
-    return tuple(facts_of(unit, record, placed_by.get(record.name)) for record in records)
+    layouts = {(g.model, g.number): g.layout for found in unit.cut_generations().values() for g in found}
+    return tuple(
+        facts_of(unit, record, placed_by.get(record.name), layouts.get((record.name, record.serving_generation or 0)))
+        for record in records
+    )

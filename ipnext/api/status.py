@@ -10,7 +10,15 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from ipnext.api.facts import ModelFacts
-from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteShare
+from ipnext.model.deployment import (
+    Deployment,
+    DeploymentKey,
+    RegionState,
+    Replica,
+    ReplicaPhase,
+    RouteShare,
+    ServedGeneration,
+)
 from ipnext.model.lifecycle import DeploymentStatus
 from ipnext.model.resource import ModelView
 from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of
@@ -45,6 +53,7 @@ def model_view(facts: ModelFacts, states: States) -> ModelView:
         updated_at=record.updated_at,
         status=model_status(facts, states),
         deployments=deployment_statuses(facts, states),
+        layout=facts.layout,
     )
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from ipnext.cli.command import Command, ModelName
+from ipnext.cli.layouts import layout_picture, layout_tables
 from ipnext.cli.output import Form, Output, age, number, plain, rows, write
 from ipnext.cli.planning import plan_tables, plans_table, replans_table
 from ipnext.cli.session import client_of
@@ -64,9 +66,12 @@ def describe(
     what: Annotated[
         list[str], typer.Argument(metavar="MODEL | plan PLAN", help="A model, or a plan by its id.", show_default=False)
     ],
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw the graph of the parts that the model is cut into.")
+    ] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Show all of one model (conditions, traffic, replicas, generations, changes) or of one plan."""
+    """Show all of one model (conditions, traffic, parts, replicas, generations, changes) or of one plan."""
     client = client_of(context)
     if len(what) == 2 and what[0] == "plan":
         summary = client.plan_summary(what[1])
@@ -78,8 +83,21 @@ def describe(
         raise InvalidInput(msg, field="what", value=" ".join(what), allowed=("MODEL", "plan PLAN"))
     model = what[0]
     view, generations, changes = client.model(model), client.generations(model), client.changes(model, limit=10)
+    if picture is not None:
+        _draw(view, picture)
     whole = plain(view) | {"generations": plain(generations), "changes": plain(changes)}
     write(whole, output, lambda: model_tables(view, generations, changes))
+
+
+def _draw(view: ModelView, picture: Path) -> None:
+    if view.layout is None:
+        msg = f"--picture: {view.status.model!r} serves no generation that is cut; its manifest has no spec.split, or nothing serves"
+        raise InvalidInput(msg, field="picture", value=str(picture))
+    try:
+        picture.write_text(layout_picture(view.layout), encoding="utf-8")
+    except OSError as error:
+        msg = f"--picture: {str(picture)!r} can't be written: {error.strerror}"
+        raise InvalidInput(msg, field="picture", value=str(picture)) from error
 
 
 def events(
@@ -154,6 +172,8 @@ def model_tables(
         (region, s.to, s.generation, f"{s.fraction:.1%}") for region, all_ in status.traffic.items() for s in all_
     )
     yield rows("\ntraffic", ("users in", "served in", "generation", "share"), shares)
+    if view.layout is not None:
+        yield from layout_tables(view.layout, f"parts of generation {status.serving_generation}")
     wanted = (
         (d.key.part, d.key.region, d.key.hardware, d.wanted, d.ready, _list(d.generations)) for d in view.deployments
     )
@@ -215,7 +235,8 @@ def _list(numbers: Iterable[int]) -> str:
 
 
 def _pairs(generation: Generation) -> str:
-    return " ".join(f"{part}={snapshot}" for part, snapshot in generation.snapshots.items())
+    pairs = " ".join(f"{part}={snapshot}" for part, snapshot in generation.snapshots.items())
+    return pairs if generation.layout is None else f"{pairs} (in {len(generation.layout.parts)} parts)"
 
 
 def _why(change: Change) -> str:

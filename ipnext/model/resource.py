@@ -14,7 +14,7 @@ from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle import Change, DeploymentStatus, Replan
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.plan import Plan, PlanDiff, Problem, Unmet
-from ipnext.model.registry import Generation
+from ipnext.model.registry import Generation, Layout
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.status import ModelStatus, Reason
 from ipnext.model.value import Name, Sha256, Value, Written
@@ -72,6 +72,8 @@ class ModelView(Written):
     updated_at: datetime
     status: ModelStatus
     deployments: tuple[DeploymentStatus, ...] = ()
+    layout: Layout | None = None
+    """The parts that the serving generation is cut into, where its manifest had it split."""
 
 
 class FleetView(Written):

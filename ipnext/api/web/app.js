@@ -106,8 +106,26 @@ function replicaSummary(deployments) {
   return wanted ? `${ready} of ${wanted} replicas ready` : "no replicas";
 }
 
+function layoutRow(part, graph) {
+  const own = new Set(part.segments.map((segment) => segment.name));
+  const givers = graph.nodes.filter((node) => own.has(node.name)).flatMap((node) => Object.values(node.inputs)).map((source) => source.split(".")[0]);
+  const waits = [...new Set(givers)].filter((giver) => !own.has(giver)).sort();
+  const segments = part.segments.map((segment) => `${segment.name} (stage ${segment.stage}, snapshot ${segment.snapshot})`);
+  const hardware = part.hardware.map((option) => option.kind).join(", ");
+  return el(
+    "tr", { "data-part": part.name },
+    cell(part.name, "tight"), cell(amount(part.size_bytes), "tight number"), cell(hardware, "tight"), cell(segments.join(", ")), cell(waits.join(", "), "wide"),
+  );
+}
+
+function layoutBlock(layout) {
+  const title = `Parts, equal in every bit to the whole at batch ${layout.equal_at.join(", ")}`;
+  const lines = layout.parts.map((part) => layoutRow(part, layout.graph));
+  return [el("h4", {}, title), table(["part", "bytes", "hardware", "segments", "waits for"], lines)];
+}
+
 function modelCard(item) {
-  const { manifest, status, deployments } = item.model;
+  const { manifest, status, deployments, layout } = item.model;
   const ready = status.conditions.find((c) => c.type === "Ready");
   const isReady = ready !== undefined && ready.status === "True";
   const progressing = ready !== undefined && ["Progressing", "Pending"].includes(ready.reason);
@@ -123,7 +141,7 @@ function modelCard(item) {
     el(
       "div", { class: "row" },
       el("h3", {}, manifest.metadata.name), badge(label, kind),
-      el("span", { class: "quiet" }, `${manifest.spec.task}, ${manifest.spec.parts.length} parts, ${manifest.spec.sync.policy}, owner ${manifest.metadata.owner}`),
+      el("span", { class: "quiet" }, `${manifest.spec.task}, ${layout ? layout.parts.length : manifest.spec.parts.length} parts, ${manifest.spec.sync.policy}, owner ${manifest.metadata.owner}`),
       el("span", { class: "end", "data-serving": serving === null ? "" : serving }, serving === null ? "nothing serves" : `generation ${serving}${toward}`),
     ),
     ready && !isReady && ready.message ? el("p", { class: `note ${kind}` }, ready.message) : null,
@@ -133,6 +151,7 @@ function modelCard(item) {
     status.conditions.length ? conditionSteps(status.conditions) : null,
     regions.length ? [el("h4", {}, "Traffic by region of the users"), el("div", { class: "bars" }, regions.map(([region, shares]) => trafficBar(region, shares)))] : null,
     deployments.length ? el("p", { class: "quiet" }, replicaSummary(deployments)) : null,
+    layout ? layoutBlock(layout) : null,
     item.generations.length
       ? [el("h4", {}, "Generations"), table(["number", "state", "snapshots", "since", "why"], item.generations.map(generationRow))]
       : el("p", { class: "quiet" }, `Publish a first snapshot: ipnext publish ${manifest.metadata.name} --part NAME=DIR`),
