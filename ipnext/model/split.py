@@ -107,7 +107,7 @@ def _is_numbered(name: str, base: str) -> bool:
 
 
 def options_of(asked: Sequence[Name | SplitHardware], model: Sequence[HardwareOption]) -> tuple[HardwareOption, ...]:
-    """Ways to run a derived part: what is left out is as the whole model has it on that kind; nothing asked: all of them.
+    """Ways to run a derived part: a kind alone is as the whole model has it, `qps` left out too; nothing asked: all of these.
 
     ValueError names a kind of which neither says the throughput.
     """

@@ -43,6 +43,7 @@ from ipnext.model.plan import (
 from ipnext.model.registry import (
     ArtifactFile,
     GenerationState,
+    Layout,
     Signature,
     SnapshotManifest,
     SnapshotSource,
@@ -185,6 +186,28 @@ class Rooms:
             run = f"run-of-{generation}"
             unit.update_change(change.id, state=ChangeState.DONE, reason=Reason.SUCCEEDED, run_id=run)
             unit.add_event(model, "generation_serving", f"generation {generation} serves", run_id=run)
+
+    def lay_out(self, generation: int, *, model: str = "ranker") -> Layout:
+        """What cutting leaves behind: one part of two segments. Before the generation serves."""
+        segments = [
+            {"name": "tower-s0", "stage": 0, "snapshot": 3, "size_bytes": 1536},
+            {"name": "tower-s1", "stage": 1, "snapshot": 4, "size_bytes": 512},
+        ]
+        hardware = [{"kind": "cpu", "units": 1, "qps": 100}]
+        names = {"name": "tower", "modules": ["bottom", "top"]}
+        part = {**names, "size_bytes": 2048, "hardware": hardware, "segments": segments}
+        inputs = {"ids": "request.ids"}
+        nodes = [
+            {"name": "tower-s0", "part": "tower-s0", "inputs": inputs},
+            {"name": "tower-s1", "part": "tower-s1", "inputs": {**inputs, "x": "tower-s0.x"}},
+        ]
+        graph = {"nodes": nodes, "outputs": {"score": "tower-s1.score"}}
+        layout = Layout.model_validate(
+            {"source": "sparse", "cut": "0" * 64, "equal_at": [1, 64], "parts": [part], "graph": graph}
+        )
+        with self.store.begin() as unit:
+            unit.set_layout(model, generation, layout)
+        return layout
 
     def refuse(self, generation: int, reason: Reason, message: str, *, model: str = "ranker") -> None:
         """What a refused publish leaves behind."""

@@ -1,7 +1,7 @@
 """Status tells the truth: what is recorded is corrected by what the regions report."""
 
 from ipnext.api.explanation import ADVICE
-from ipnext.model.deployment import DeploymentKey
+from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.status import Reason
 
 KEY = DeploymentKey(model="ranker", part="dense", region="eu", hardware="cpu")
@@ -60,6 +60,34 @@ async def test_a_model_without_a_ready_replica_of_a_part_is_not_ready_and_says_w
     assert (steps["part"]["subject"], steps["region"]["subject"]) == ("dense", "eu")
     assert steps["host"]["subject"].startswith("ranker.dense")
     assert "needs 9 GiB" in steps["cause"]["message"]
+
+
+async def test_a_host_without_all_segments_of_its_part_is_a_part_that_lacks(applied):
+    await applied.publish("a")
+    layout = applied.rooms.lay_out(1)
+    applied.rooms.serve(1)
+    key = DeploymentKey(model="ranker", part="tower", region="eu", hardware="cpu")
+    held = tuple(
+        HeldSnapshot(part=s.name, snapshot=s.snapshot, digest=str(s.snapshot) * 64, uri="file:///s", generations=(1,))
+        for s in layout.segments
+    )
+    served = ServedGeneration(generation=1, graph=layout.graph, snapshots={s.name: s.snapshot for s in layout.segments})
+    share = RouteShare(to="eu", generation=1, fraction=1.0)
+    with applied.rooms.store.begin() as unit:
+        for deployment in unit.deployments("ranker"):
+            unit.delete_deployment(deployment.key)
+        deployment = Deployment(key=key, replicas=1, engine="torch", units=1, qps=100, holds=held)
+        unit.put_deployment(deployment)
+        unit.put_route(RouteTable(model="ranker", region="eu", revision=2, shares=(share,), served=(served,)))
+    applied.rooms.infrastructure.apply(deployment)
+    await status_of(applied)
+    assert conditions_of(await status_of(applied))["Ready"][0] == "True"
+
+    applied.rooms.infrastructure.fail_load("4" * 64, message="the second stage is broken")
+    answer, steps = await explained(applied)
+    assert (answer["ready"], answer["reason"]) == (False, "LoadFailed")
+    assert steps["part"]["subject"] == "tower"
+    assert "the second stage is broken" in steps["cause"]["message"]
 
 
 async def test_an_unreachable_region_is_shown_and_never_an_error(applied):

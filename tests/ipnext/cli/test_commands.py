@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+import xml.etree.ElementTree as ET
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -93,6 +94,37 @@ def test_describe_events_and_explain_show_one_model(serving):
     assert json.loads(serving("describe", "ranker", "-o", "json").stdout)["generations"][0]["number"] == 1
     assert "generation 1 serves" in serving("events", "ranker").stdout
     assert "ranker is ready: Serving" in serving("explain", "ranker").stdout
+
+
+def test_describe_shows_and_draws_the_parts_of_a_model_that_is_cut(applied, live, parts):
+    applied("publish", "ranker", *parts)
+    live.rooms.lay_out(1)
+    live.rooms.serve(1)
+    text = applied("describe", "ranker").stdout
+    for line in (
+        "parts of generation 1",
+        "tower  2,048  cpu(1 units, 100 qps)  tower-s0 tower-s1  bottom top",
+        "tower-s1  1      4         512",
+        "    tower-s1  <- request, tower-s0",
+        "answer: score from tower-s1",
+        "equal in every bit at batch 1, 64",
+        "(in 1 parts)",
+    ):
+        assert line in text, text
+    found = json.loads(applied("describe", "ranker", "-o", "json").stdout)
+    assert [part["name"] for part in found["layout"]["parts"]] == ["tower"]
+    picture = live.rooms.directory / "graph.svg"
+    applied("describe", "ranker", "--picture", picture)
+    words = {element.text for element in ET.parse(picture).iter() if element.text}
+    assert {"tower-s0", "tower-s1", "1,536 bytes", "ids"} <= words
+
+
+def test_a_model_that_is_not_cut_has_no_picture(serving, live):
+    picture = live.rooms.directory / "graph.svg"
+    result = serving("describe", "ranker", "--picture", picture, status=2)
+    assert "--picture: 'ranker' serves no generation that is cut" in result.stderr
+    assert not picture.exists()
+    assert "parts of generation" not in serving("describe", "ranker").stdout
 
 
 def test_explain_names_the_cause_of_a_refusal(serving, live):
