@@ -27,12 +27,13 @@ from workflows.worker import engine_of, lifecycle_activities, planner_activities
 
 HISTORIES = Path(__file__).parent / "histories"
 MODEL = "ranker"
+CUT_MODEL = "cut-ranker"
 ROLLOUT = {"canary": 0.5, "maxStep": 0.5, "holdSeconds": 0.1, "deadlineSeconds": 20}
 SCRUBBED = {"identity": "worker", "stackTrace": "", "binaryChecksum": "", "buildId": ""}
 
 
 async def record(client: Client, house: Any) -> None:
-    """Publish, publish, a failing publish, a rollback, a replan, a retirement."""
+    """Publish, publish, a failing publish, a rollback, a replan, a retirement; then a model that is cut."""
 
     async def carry_out(change: Any) -> None:
         await submit_change(client, change)
@@ -58,12 +59,18 @@ async def record(client: Client, house: Any) -> None:
     )
     await until(lambda: house.replan("hourly").state.final)
     await carry_out(house.ask(MODEL, ChangeKind.RETIRE, "retire"))
+    for number, split in enumerate((load_house().BY_TABLE, load_house().IN_THE_MIDDLE), 1):
+        house.apply_split(CUT_MODEL, split, demand=[{"region": "us-east", "qps": 50}], rollout=ROLLOUT)
+        await carry_out(house.publish_whole(CUT_MODEL, 1, change_id=f"cut-{number}"))
+    await carry_out(house.ask(CUT_MODEL, ChangeKind.ROLLBACK, "cut-back", generation=1))
     for file, found in {
         "model": names.model_workflow_id(MODEL),
         "lifecycle-publish": names.lifecycle_workflow_id(MODEL, "second"),
         "lifecycle-rolled-back": names.lifecycle_workflow_id(MODEL, "failing"),
         "lifecycle-refused": names.lifecycle_workflow_id(MODEL, "refused"),
         "lifecycle-rollback": names.lifecycle_workflow_id(MODEL, "back"),
+        "lifecycle-cut": names.lifecycle_workflow_id(CUT_MODEL, "cut-2"),
+        "lifecycle-cut-back": names.lifecycle_workflow_id(CUT_MODEL, "cut-back"),
         "lifecycle-retire": names.lifecycle_workflow_id(MODEL, "retire"),
         "transition-done": names.transition_workflow_id("second"),
         "transition-back": names.transition_workflow_id("failing"),
@@ -89,7 +96,7 @@ async def main(address: str, root: Path) -> None:
     house.apply_fleet()
     devfile = read_devfile()
     engine = engine_of(client, asyncio.get_running_loop())
-    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine)
+    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine, cutter=house.cutter)
     theirs = planner_activities(house.store, ThreadSolver())
     async with AsyncExitStack() as workers:
         await workers.enter_async_context(worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours))

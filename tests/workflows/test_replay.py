@@ -24,6 +24,8 @@ ORDER = {
     "lifecycle-rolled-back": [*STAGES, "place_model", *WALK],
     "lifecycle-refused": [*STAGES, "finish_change"],
     "lifecycle-rollback": ["begin_change", "resolve_snapshots", *WALK],
+    "lifecycle-cut": [*STAGES, "optimize_generation", "place_model", *WALK],
+    "lifecycle-cut-back": ["begin_change", "resolve_snapshots", "place_model", *WALK],
     "lifecycle-retire": ["begin_change", "withdraw_model", "release_model", "finish_change"],
     "transition-done": WAVE * 2,
     "transition-back": [*WAVE[:-1], "ensure_capacity", "shift_traffic", "release_capacity"],
