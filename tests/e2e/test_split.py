@@ -2,8 +2,12 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "split-ranker"
 MANIFEST = (EXAMPLE / "model.yaml").read_text()
 REQUEST = json.loads((EXAMPLE / "request.json").read_text())
+SEED = 7
 FIRST = {"cross", "dense-s1", "dense-s3", "tables-0", "tables-1"}
 SECOND = {"cross", "dense-s0", "dense-s2"}
 
@@ -41,7 +46,7 @@ def training() -> Any:
 @pytest.fixture(scope="module")
 def whole(training: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uncut snapshot."""
-    torch.manual_seed(7)
+    torch.manual_seed(SEED)
     directory = tmp_path_factory.mktemp("ranker") / "whole"
     export_model(training.Ranker(), training.inputs(4), directory)
     return directory
@@ -75,6 +80,14 @@ def publish(platform: Any, whole: Path) -> Any:
     return platform.client.wait_change(change.id, timeout_seconds=120)
 
 
+def run_example(platform: Any) -> None:
+    """As a person runs it."""
+    environment = {**os.environ, "IPNEXT_API_URL": platform.endpoints["api"], "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLE / "publish.py"), str(SEED)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "generation 1: done" in done.stdout, f"{done.stdout}\n{done.stderr}"
+
+
 def ask(platform: Any, region: str) -> httpx.Response:
     url = f"{platform.endpoints['gateways'][region]}/v2/models/split-ranker/infer"
     return httpx.post(url, json=REQUEST, timeout=15, trust_env=False)
@@ -84,6 +97,11 @@ def proof(answer: httpx.Response) -> Mapping[str, str]:
     return dict(item.split("=") for item in answer.headers["x-ipnext-snapshots"].split(","))
 
 
+def bits(answer: httpx.Response) -> bytes:
+    [score] = [t for t in answer.json()["outputs"] if t["name"] == "score"]
+    return np.array(score["data"], np.float32).tobytes()
+
+
 def check(platform: Any, expected: np.ndarray, *, generation: int, segments: set[str]) -> None:
     """Both regions answer with the generation, by all of its segments, with the bits of the uncut model."""
     for region in platform.endpoints["gateways"]:
@@ -91,16 +109,49 @@ def check(platform: Any, expected: np.ndarray, *, generation: int, segments: set
         assert answer.status_code == 200, answer.text
         assert answer.headers["x-ipnext-generation"] == str(generation)
         assert set(proof(answer)) == segments
-        [score] = [t for t in answer.json()["outputs"] if t["name"] == "score"]
-        assert np.array(score["data"], np.float32).tobytes() == expected.tobytes()
+        assert bits(answer) == expected.tobytes()
+
+
+@contextmanager
+def steady_load(platform: Any, expected: np.ndarray, layouts: Mapping[str, set[str]]) -> Iterator[list[str]]:
+    """Asks both gateways all the time; yields what went wrong: an error, other bits, or segments of two layouts."""
+    wrong: list[str] = []
+    stop = threading.Event()
+
+    def fault(region: str) -> str | None:
+        try:
+            answer = ask(platform, region)
+        except httpx.HTTPError as error:
+            return repr(error)
+        if answer.status_code != 200:
+            return f"{answer.status_code} {answer.text[:200]}"
+        generation, segments = answer.headers["x-ipnext-generation"], set(proof(answer))
+        if segments != layouts[generation]:
+            return f"generation {generation} answered by {sorted(segments)}"
+        return None if bits(answer) == expected.tobytes() else f"other bits from generation {generation}"
+
+    def ask_on(region: str) -> None:
+        while not stop.wait(0.05):
+            found = fault(region)
+            if found is not None:
+                wrong.append(f"{region}: {found}")
+
+    threads = [threading.Thread(target=ask_on, args=(region,)) for region in platform.endpoints["gateways"]]
+    for thread in threads:
+        thread.start()
+    try:
+        yield wrong
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_each_generation_is_served_in_the_parts_that_it_was_cut_into(
     platform: Any, whole: Path, expected: np.ndarray
 ) -> None:
     apply(platform, MANIFEST)
-    done = publish(platform, whole)
-    assert done.state == "done", done.message
+    run_example(platform)
     check(platform, expected, generation=1, segments=FIRST)
 
     layout = platform.client.generations("split-ranker")[0].layout
@@ -109,12 +160,14 @@ def test_each_generation_is_served_in_the_parts_that_it_was_cut_into(
     assert set(hosts) == {"tables-0", "tables-1", "cross", "dense"}, "a host of dense holds both of its segments"
 
     apply(platform, cut_otherwise(parts=[{"name": "cross", "modules": ["cross"]}], default="dense"))
-    done = publish(platform, whole)
-    assert (done.state, done.generation) == ("done", 2), done.message
-    check(platform, expected, generation=2, segments=SECOND)
-
-    back = platform.client.rollback("split-ranker", generation=1)
-    assert platform.client.wait_change(back.id, timeout_seconds=90).state == "done"
+    with steady_load(platform, expected, {"1": FIRST, "2": SECOND}) as wrong:
+        done = publish(platform, whole)
+        assert (done.state, done.generation) == ("done", 2), done.message
+        check(platform, expected, generation=2, segments=SECOND)
+        back = platform.client.rollback("split-ranker", generation=1)
+        done = platform.client.wait_change(back.id, timeout_seconds=90)
+        assert done.state == "done", done.message
+    assert wrong == []
     check(platform, expected, generation=1, segments=FIRST)
     assert platform.client.model("split-ranker").status.ready
 
