@@ -18,7 +18,8 @@ from ipnext.model.lifecycle import (
     StageInput,
     SupersededInput,
 )
-from ipnext.model.registry import GenerationState, Snapshot
+from ipnext.model.registry import Generation, GenerationState, Snapshot
+from ipnext.model.split import SplitPolicy
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
@@ -80,7 +81,8 @@ class MetadataActivities:
         self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
         cuts = generation.serving_at is None and (split is not None or generation.layout is not None)
         places = placed is None or {part.part for part in placed.wishes.parts} != set(generation.parts)
-        return Resolved(parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts, places=places)
+        note = "" if cuts or stage.kind is not ChangeKind.APPLY else _untaken(generation, split)
+        return Resolved(parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts, places=places, note=note)
 
     @activity.defn(name="mark_superseded", no_thread_cancel_exception=True)
     def mark_superseded(self, superseded: SupersededInput) -> Done:
@@ -113,6 +115,12 @@ class MetadataActivities:
                 stage.model, ConditionType.RESOLVED, "True" if status == "True" else "False", reason, text
             )
             repository.add_event(stage.model, ConditionType.RESOLVED.value, text)
+
+
+def _untaken(generation: Generation, split: SplitPolicy | None) -> str:
+    """A new manifest may ask for other parts than what serves is cut into."""
+    now, wanted = generation.layout.cut if generation.layout else None, split.cut if split else None
+    return "" if now == wanted else "the changed spec.split is followed from the next publish on"
 
 
 def _generation_of(repository: Repository, change: Change, record: ModelRecord) -> int | None:

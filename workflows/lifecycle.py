@@ -138,7 +138,7 @@ class LifecycleWorkflow:
         resolved = await perform(
             policies.RESOLVE_SNAPSHOTS, stage, f"find the snapshots of generation {stage.generation}"
         )
-        self._cuts, self._places = resolved.cuts, resolved.places
+        self._cuts, self._places, self._note = resolved.cuts, resolved.places, resolved.note
         return None
 
     async def _validate(self, stage: StageInput) -> LifecycleResult | None:
@@ -157,7 +157,8 @@ class LifecycleWorkflow:
         planned = await perform(policies.PLACE_MODEL, stage, f"place {stage.model} on the fleet")
         if not planned.feasible:
             return self._ended(stage.generation, planned.reason, planned.message)
-        self._plan_id, self._note = planned.plan_id, planned.message
+        self._plan_id = planned.plan_id
+        self._tell(planned.message)
         return None
 
     async def _move(self, stage: StageInput) -> LifecycleResult | None:
@@ -169,8 +170,12 @@ class LifecycleWorkflow:
         if not moved.done:
             why = workflow.cancellation_reason()
             return self._ended(stage.generation, moved.reason, f"stopped: {why}" if why else moved.message)
-        self._note = "; ".join(text for text in (self._note, moved.message) if text)
+        self._tell(moved.message)
         return None
+
+    def _tell(self, message: str) -> None:
+        """Add to what the end of the run tells."""
+        self._note = "; ".join(text for text in (self._note, message) if text)
 
     async def _walk(self, stage: StageInput, planned: TransitionPlanned) -> TransitionResult:
         """The transition goes its way back where this run is terminated by hand; it never stops half way."""

@@ -10,7 +10,9 @@ from ipnext.api.plans import newest_replan, plan_in_force
 from ipnext.api.platform import Rooms
 from ipnext.api.regions import fleet_or_none, region_views
 from ipnext.api.status import model_view
+from ipnext.model.registry import Generation
 from ipnext.model.resource import EventView, ModelOverview, Overview
+from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/overview", tags=["overview"])
 
@@ -24,7 +26,7 @@ def overview(rooms: Rooms) -> Overview:
     """Models with their newest generations, regions, recent changes and events, and the plan in force."""
     with rooms.store.read() as unit:
         facts = all_facts(unit)
-        generations = {each.record.name: unit.generations(each.record.name)[:GENERATIONS] for each in facts}
+        generations = {each.record.name: _newest(unit, each.record.name) for each in facts}
         fleet, deployments, plan = fleet_or_none(unit), unit.deployments(), plan_in_force(unit)
         events, replan = unit.events(limit=EVENTS), newest_replan(unit)
     states = rooms.observer.states()
@@ -41,3 +43,8 @@ def overview(rooms: Rooms) -> Overview:
         replan=replan,
         temporal_ui_url=rooms.settings.temporal_ui_url,
     )
+
+
+def _newest(unit: Repository, model: str) -> tuple[Generation, ...]:
+    """Without their layouts: the page shows the one that serves."""
+    return tuple(g.model_copy(update={"layout": None}) for g in unit.generations(model)[:GENERATIONS])

@@ -152,6 +152,8 @@ class Resolved(Value):
     """Whether the generation has to be cut (or no longer shall be): the run optimizes it then."""
     places: bool = False
     """Whether the placement in force is of other parts than the generation's: a rollback plans then, too."""
+    note: str = ""
+    """What the end of the run shall tell beside what came of it."""
 
 
 class CheckResult(Value):

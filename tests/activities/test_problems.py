@@ -2,7 +2,7 @@
 
 import pytest
 
-from activities.problems import fleet_left, fleet_problem, model_problem, within_fleet
+from activities.problems import fleet_left, fleet_problem, model_problem, with_running_options, within_fleet
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import Deployment, DeploymentKey
 from ipnext.model.manifest import parse_manifest
@@ -58,3 +58,19 @@ def test_what_runs_of_models_that_are_not_planned_is_no_supply(fleet):
     assert fleet_left(fleet, running, {"planned", "asleep"}) == fleet
     left = fleet_left(fleet, running, {"planned"})
     assert [item.units for item in left.supply] == [34.0, 40.0]
+
+
+def test_parts_and_hardware_that_only_run_are_known_beside_those_that_are_wished_for(model):
+    def deployed(part, hardware):
+        key = DeploymentKey(model="ranker", part=part, region="us-east", hardware=hardware)
+        return Deployment(key=key, replicas=1, engine="torch", units=3, qps=7)
+
+    running = (deployed("dense", "cpu"), deployed("dense", "gpu"), deployed("former", "gpu"), deployed("former", "cpu"))
+    found = with_running_options(model(), running)
+    options = {part.part: [(o.hardware, o.units, o.qps) for o in part.options] for part in found.parts}
+    assert options == {
+        "sparse": [("cpu", 1, 100)],
+        "dense": [("cpu", 1, 100), ("gpu", 3, 7)],
+        "former": [("gpu", 3, 7), ("cpu", 3, 7)],
+    }
+    assert {part.part: part.min_replicas for part in found.parts} == {"sparse": 1, "dense": 1, "former": 0}

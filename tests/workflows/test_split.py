@@ -157,6 +157,7 @@ async def test_a_new_manifest_reaches_the_parts_of_what_serves(cut_by_table, hou
 
     assert change.state is ChangeState.DONE, change.message
     assert house.cutter.calls == 1, "only the hardware is another"
+    assert "spec.split" not in change.message
     with house.store.read() as repository:
         found = {(d.key.part, d.qps): 0 for d in repository.deployments(model)}
         for d in repository.deployments(model):
@@ -173,6 +174,7 @@ async def test_a_changed_policy_is_followed_from_the_next_publish_on(
     change = await carried_out(house.ask(model, ChangeKind.APPLY, f"{model}-apply"))
 
     assert change.state is ChangeState.DONE, change.message
+    assert "the changed spec.split is followed from the next publish on" in change.message
     assert parts_run() == {"sparse", "dense"}
     assert house.cutter.calls == 1
 
