@@ -142,13 +142,18 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
 
 
 def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, ...]:
-    """Snapshots of the generations at work, and of former ones that are loaded here and stay warm."""
+    """Snapshots of the generations at work, and of former ones that are loaded here and stay warm.
+
+    A generation with a part that has no host any more is of no use warm.
+    """
     part = slot[0]
     stored = facts.deployments.get(key_of(facts.model, slot))
     loaded = set(stored.generations) if stored else set()
-    warm = former_generations(facts, state.generations)[: facts.manifest.spec.rollout.keep_warm]
+    hosted = {name for name, _, _ in state.slots}
+    former = former_generations(facts, state.generations)[: facts.manifest.spec.rollout.keep_warm]
+    warm = {number for number in former if hosted.issuperset(facts.generations[number].parts)}
     pieces: dict[tuple[str, int], list[int]] = {}
-    for generation in sorted(state.held(slot) | (loaded & set(warm))):
+    for generation in sorted(state.held(slot) | (loaded & warm)):
         for piece in facts.generations[generation].held_by(part).items():
             pieces.setdefault(piece, []).append(generation)
     return tuple(_held(part, facts.snapshots[piece], found) for piece, found in sorted(pieces.items()))

@@ -92,6 +92,11 @@ async def test_the_same_bytes_cut_otherwise_take_over_without_ever_lacking_capac
     assert house.condition(model).status == "True"
 
 
+async def test_a_generation_whose_parts_have_ended_is_not_warm(cut_in_the_middle, house, model, generation):
+    assert generation(1).state is GenerationState.RETIRED
+    assert set(house.held(model).values()) == {(2,)}
+
+
 async def test_a_host_of_a_part_holds_all_of_its_segments(cut_in_the_middle, house, model):
     key = DeploymentKey(model=model, part="dense", region="us-east", hardware="cpu")
     assert house.infrastructure.deployment(key).pieces(2) == {"dense-s0", "dense-s2"}

@@ -58,6 +58,30 @@ async def test_a_hardware_kind_the_fleet_lacks_is_refused(applied):
     assert answer.json()["allowed"] == ["cpu", "gpu"]
 
 
+async def test_a_hardware_kind_of_a_split_that_the_fleet_lacks_is_refused(applied):
+    document = applied.rooms.model_document("cut")
+    document["spec"] |= {"parts": document["spec"]["parts"][:1], "graph": None}
+    part = {"name": "tables", "modules": ["tables.*"], "hardware": ["cpu", {"kind": "tpu", "qps": 9}]}
+    document["spec"]["split"] = {"parts": [part], "default": "dense"}
+    answer = await applied.http.put("/v1/models/cut", json=document)
+    assert answer.status_code == 400
+    assert answer.json()["field"] == "spec.split.parts.0.hardware.1"
+    assert answer.json()["allowed"] == ["cpu", "gpu"]
+
+
+async def test_the_layout_of_what_serves_is_shown(applied):
+    await applied.publish("a")
+    layout = applied.rooms.lay_out(1)
+    assert (await applied.http.get("/v1/models/ranker")).json()["layout"] is None, "nothing serves yet"
+    applied.rooms.serve(1)
+    [view] = (await applied.http.get("/v1/models")).json()
+    assert view["layout"] == layout.model_dump(mode="json", by_alias=True)
+    [generation] = (await applied.http.get("/v1/models/ranker/generations")).json()
+    assert generation["layout"] == view["layout"]
+    [shown] = (await applied.http.get("/v1/overview")).json()["models"]
+    assert (shown["model"]["layout"], shown["generations"][0]["layout"]) == (view["layout"], None)
+
+
 async def test_a_model_before_any_fleet_is_a_conflict_that_says_what_to_do(world):
     answer = await world.http.put("/v1/models/ranker", json=world.rooms.model_document())
     assert (answer.status_code, answer.json()["code"]) == (409, "Conflict")
