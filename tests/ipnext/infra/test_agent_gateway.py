@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from ipnext.errors import InvalidInput
+from ipnext.model.deployment import HeldSnapshot
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,37 @@ def test_an_unknown_model_is_refused_with_the_known_ones(served):
 
 def test_a_model_whose_name_begins_like_another_is_not_taken_for_it(served):
     assert served.infer("weighted-2").status_code == 404
+
+
+def segments(model, digests, **settings):
+    """One host of the part `tower` that holds a snapshot of each segment."""
+    held = tuple(
+        HeldSnapshot(part=part, snapshot=1, digest=digest, uri=f"file:///s/{part}", generations=(1,))
+        for part, digest in digests.items()
+    )
+    return model.deployment({}, part="tower", **settings).model_copy(update={"holds": held})
+
+
+def test_one_host_answers_for_every_segment_that_it_holds(shared_agent, builder):
+    model = builder("cut", parts=("tower-s0", "tower-s1"))
+    shared_agent.infra.apply(segments(model, {"tower-s0": "d0", "tower-s1": "d1"}))
+    shared_agent.await_ready(model.key("tower"), 1)
+    shared_agent.infra.route(model.table(1, {1: 1.0}))
+    answer = shared_agent.infer("cut").json()
+    assert set(answer["parts"]) == {"tower-s0", "tower-s1"}
+    assert len({part["host"] for part in answer["parts"].values()}) == 1
+
+
+def test_a_host_that_cannot_load_one_segment_answers_for_none(shared_agent, builder, poll):
+    model = builder("half", parts=("tower-s0", "tower-s1"))
+    shared_agent.infra.apply(segments(model, {"tower-s0": "d0", "tower-s1": "bad"}))
+    key = model.key("tower")
+    poll(lambda: any(r.failures for r in shared_agent.replicas(key)), "a failure is told")
+    [replica] = shared_agent.replicas(key)
+    assert replica.ready == ()
+    assert replica.failures[0].generations == (1,)
+    shared_agent.infra.route(model.table(1, {1: 1.0}))
+    assert shared_agent.infer("half").status_code == 503
 
 
 def test_a_model_without_shares_asks_to_come_back(shared_agent, builder):
