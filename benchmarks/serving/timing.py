@@ -1,0 +1,75 @@
+"""Measures several ways to the same answer in turns, so that what else the machine does strikes all of them alike."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SLICE_SECONDS = 0.2
+"""Each contender's turn, again and again until its time is up."""
+UNCOUNTED = 5
+"""First calls of a turn: caches and sleeping processes come back."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A name, a call that answers request number i, and the CPU seconds spent so far by all that answers it."""
+
+    name: str
+    call: Callable[[int], object]
+    cpu_seconds: Callable[[], float]
+
+
+@dataclass
+class Sample:
+    """What was measured of one contender."""
+
+    seconds: list[float] = field(default_factory=list)
+    calls: int = 0
+    cpu_seconds: float = 0.0
+
+    def quantile(self, share: float) -> float:
+        """Seconds that this share of the calls took at most."""
+        return float(np.quantile(self.seconds, share))
+
+    @property
+    def fastest(self) -> float:
+        """Seconds of the fastest call."""
+        return min(self.seconds)
+
+    @property
+    def cpu_per_call(self) -> float:
+        """CPU seconds of a call."""
+        return self.cpu_seconds / max(1, self.calls)
+
+
+def measure(contenders: Sequence[Contender], seconds: float) -> dict[str, Sample]:
+    """By name, after `seconds` of calls to each, in turns whose order goes round."""
+    samples = {contender.name: Sample() for contender in contenders}
+    turns = max(2, round(seconds / SLICE_SECONDS))
+    for contender in contenders:
+        _turn(contender, Sample(), seconds / turns)
+    for turn in range(turns):
+        shift = turn % len(contenders)
+        for contender in [*contenders[shift:], *contenders[:shift]]:
+            _turn(contender, samples[contender.name], seconds / turns)
+    return samples
+
+
+def _turn(contender: Contender, sample: Sample, seconds: float) -> None:
+    call, clock = contender.call, time.perf_counter
+    number = sample.calls
+    for _ in range(UNCOUNTED):
+        call(number)
+    cpu = contender.cpu_seconds()
+    until = clock() + seconds
+    now = clock()
+    while now < until:
+        began = now
+        call(number)
+        now = clock()
+        sample.seconds.append(now - began)
+        number += 1
+    sample.cpu_seconds += contender.cpu_seconds() - cpu
+    sample.calls = number
