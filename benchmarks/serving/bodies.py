@@ -46,6 +46,11 @@ def _write_json(arrays: Arrays) -> tuple[bytes, Mapping[str, str]]:
     return orjson.dumps(dict(arrays), option=orjson.OPT_SERIALIZE_NUMPY), {"content-type": "application/json"}
 
 
+def _write_rows(arrays: Arrays) -> tuple[bytes, Mapping[str, str]]:
+    rows = np.concatenate([arrays["ids"].astype(np.float32), arrays["dense"]], 1)
+    return _write_json({"rows": rows})
+
+
 def _read_json(answer: Answer) -> Scores:
     found = orjson.loads(answer.body)
     return np.asarray(found["score"] if isinstance(found, dict) else found, np.float32)
@@ -60,6 +65,8 @@ V2_JSON = Form("V2 JSON", lambda arrays: _write_v2(arrays, binary=False), _read_
 V2_BINARY = Form("V2 binary", lambda arrays: _write_v2(arrays, binary=True), _read_v2)
 OWN_JSON = Form("own JSON", _write_json, _read_json)
 """An object of nested lists, as a peer without V2 takes it."""
+ROWS_JSON = Form("own JSON, one array", _write_rows, _read_json)
+"""Each row's ids and numbers in one array of floats, for a peer that joins one array only."""
 RAW = Form("raw bytes", _write_raw, lambda answer: np.frombuffer(answer.body, np.float32))
 """ids, then dense, as they lie in memory; back comes score."""
-FORMS: Mapping[str, Form] = {form.name: form for form in (V2_JSON, V2_BINARY, OWN_JSON, RAW)}
+FORMS: Mapping[str, Form] = {form.name: form for form in (V2_JSON, V2_BINARY, OWN_JSON, ROWS_JSON, RAW)}

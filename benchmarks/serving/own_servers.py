@@ -62,13 +62,11 @@ class OwnServers:
     ) -> None:
         self._stack.close()
 
-    def host(
-        self, name: str, parts: Mapping[str, Path], settings: Mapping[str, Any] | None = None, *, engine: str = "torch"
-    ) -> Holding:
+    def host(self, name: str, parts: Mapping[str, Path], settings: Mapping[str, Any] | None = None) -> Holding:
         """A host that answers for these parts, each with its snapshot directory. RuntimeError where one does not load."""
         options = ["--id", name, "--artifacts", self._store.uri, "--cache", str(self._folder / "cache")]
         server = self._ours("serving.host", name, options)
-        wanted = HostHolds(holds=tuple(self._hold(part, path, settings or {}, engine) for part, path in parts.items()))
+        wanted = HostHolds(holds=tuple(self._hold(part, path, settings or {}) for part, path in parts.items()))
         url = f"http://{LOOPBACK}:{server.port}/control"
         self._client.put(f"{url}/holds", content=wanted.model_dump_json()).raise_for_status()
 
@@ -126,12 +124,12 @@ class OwnServers:
         started = ServerProcess(command, port=port, log=log, environment={"PYTHONPATH": str(ROOT)}, folder=self._folder)
         return self._stack.enter_context(started)
 
-    def _hold(self, part: str, directory: Path, settings: Mapping[str, Any], engine: str) -> HostedSnapshot:
+    def _hold(self, part: str, directory: Path, settings: Mapping[str, Any]) -> HostedSnapshot:
         source = ingest_directory(self._store, directory)
         return HostedSnapshot(
             model=MODEL,
             part=part,
-            engine=engine,
+            engine=source.manifest.engine,
             snapshot=1,
             digest=source.manifest.digest,
             uri=source.uri,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import httpx
 import psutil
 
 from benchmarks.serving.http_wire import LOOPBACK
@@ -52,7 +53,7 @@ class ServerProcess:
         """Return once `answers` is true. RuntimeError with the log's end where the process ends or takes longer."""
         deadline = time.monotonic() + seconds
         while True:
-            with suppress(OSError):
+            with suppress(OSError, httpx.TransportError):
                 if answers():
                     self._note_processes()
                     return self

@@ -1,0 +1,64 @@
+"""Peers, one at a time, each in turns with one of our hosts and the eager forward."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+from benchmarks.serving.asking import OURS, Asking
+from benchmarks.serving.own_rows import on_host
+from benchmarks.serving.peer_list import Peer, start
+from benchmarks.serving.reference import EAGER, Asked
+from benchmarks.serving.report import Figures, Row, Section
+from benchmarks.serving.server_process import ServerProcess
+from benchmarks.serving.throughput_rows import beside_ours
+from benchmarks.serving.timing import measure
+
+
+def peer_rows(peer: Peer, host: ServerProcess, asking: Asking, *, latency: bool, throughput: bool) -> Iterator[Row]:
+    """All rows of a peer and of ours beside it. What cannot be run is a row that says why."""
+    try:
+        with ExitStack() as stack:
+            server = stack.enter_context(_ready(peer, asking, batching=False))
+            asked = [Asked(peer.what, [server], peer.path, form, {}) for form in peer.forms]
+            if latency:
+                yield from _latency(peer, asked, host, asking)
+            if throughput:
+                yield from beside_ours(asked[0], host, asking)
+        if throughput and peer.batching is not None:
+            with _ready(peer, asking, batching=True) as server:
+                joined = Asked(f"{peer.what}, batching", [server], peer.path, peer.batching, {})
+                yield from beside_ours(joined, host, asking)
+    except (RuntimeError, OSError) as error:
+        sections: dict[Section, bool] = {"peers": latency, "throughput": throughput}
+        for section in (name for name, wanted in sections.items() if wanted):
+            yield Row(section=section, subject=peer.what, beside=peer.name, note=f"not measured: {error}")
+
+
+def _ready(peer: Peer, asking: Asking, *, batching: bool) -> ServerProcess:
+    server = start(peer, asking.reference.rows, folder=asking.peers_folder, work=asking.folder, batching=batching)
+    form = peer.batching if batching and peer.batching else peer.forms[0]
+    asked = Asked(peer.what, [server], peer.path, form, {})
+    try:
+        return server.wait(lambda: asked.answers(asking.reference))
+    except BaseException:
+        server.end()
+        raise
+
+
+def _latency(peer: Peer, asked: Sequence[Asked], host: ServerProcess, asking: Asking) -> Iterator[Row]:
+    ours = on_host(OURS, host)
+    for batch in asking.batches:
+        for one in [*asked, *ours]:
+            one.check(asking.reference, batch)
+        contenders = [one.contender(asking.reference, batch) for one in [*asked, *ours]]
+        samples = measure([asking.reference.contender(batch), *contenders], asking.seconds)
+        for one, contender in zip([*asked, *ours], contenders, strict=True):
+            yield Row(
+                section="peers",
+                subject=one.name,
+                form=one.form.name,
+                batch=batch,
+                beside=peer.name,
+                own=Figures.of(samples[contender.name]),
+                baseline=Figures.of(samples[EAGER]),
+                baseline_is=EAGER,
+            )
