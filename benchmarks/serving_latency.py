@@ -101,7 +101,7 @@ def parts(asked: argparse.Namespace) -> Iterator[tuple[Section, Iterator[Row]]]:
 
 def _placed(measured: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
     """Rows measured in a folder that goes afterwards."""
-    with tempfile.TemporaryDirectory(prefix="ipnext-bench-") as place:
+    with tempfile.TemporaryDirectory(prefix="ipn-") as place:
         yield from measured(Path(place))
 
 
@@ -109,7 +109,7 @@ def _peers(
     asked: argparse.Namespace, reference: Reference, wanted: set[str]
 ) -> Iterator[tuple[Section, Iterator[Row]]]:
     """One piece a peer; its rows may be of two sections."""
-    with tempfile.TemporaryDirectory(prefix="ipnext-bench-") as place:
+    with tempfile.TemporaryDirectory(prefix="ipn-") as place:
         asking = Asking(
             reference, Path(place), asked.peers_directory.resolve(), asked.batches, asked.seconds, asked.clients
         )

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import uvloop
+
 from benchmarks.serving.bodies import V2_BINARY, V2_JSON, Form
 from benchmarks.serving.http_wire import Connection, request_bytes
 from benchmarks.serving.own_rows import HOST_PATH, PINNED, WHOLE
@@ -69,7 +71,7 @@ def _in_process(
     bodies = [
         (bytearray(body), parse_header_length(headers.get(HEADER_LENGTH))) for body, headers in map(form.write, arrays)
     ]
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()
     stack.callback(loop.close)
     server = loop.run_until_complete(_part_server(part, manifest, stack))
 

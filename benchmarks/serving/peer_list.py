@@ -96,6 +96,7 @@ def start(peer: Peer, rows: int, *, folder: Path, work: Path, batching: bool = F
         "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "BENTOML_DO_NOT_TRACK": "True",
+        "TMPDIR": str(work),
         "BENTOML_HOME": str(work / "bentoml"),
     }
     command = [str(place / "bin" / "python"), "-m", f"benchmarks.serving.peers.{peer.module}"]

@@ -49,7 +49,7 @@ class ServerProcess:
     ) -> None:
         self.end()
 
-    def wait(self, answers: Callable[[], bool], *, seconds: float = 120.0) -> Self:
+    def wait(self, answers: Callable[[], bool], *, seconds: float = 60.0) -> Self:
         """Return once `answers` is true. RuntimeError with the log's end where the process ends or takes longer."""
         deadline = time.monotonic() + seconds
         while True:

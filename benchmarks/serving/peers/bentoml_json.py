@@ -60,4 +60,4 @@ if __name__ == "__main__":
         "--working-dir",
         os.environ["PYTHONPATH"],
     ]
-    os.execv(bento, [bento, "-q", "--do-not-track", "serve", target, *options])
+    os.execv(bento, [bento, "serve", target, "-q", *options])

@@ -7,6 +7,7 @@ import torch
 import uvicorn
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 from kserve.logging import trace_logger
+from kserve.utils.utils import generate_uuid
 
 from benchmarks.serving.peers.given import LOOPBACK, PORT, model
 
@@ -32,7 +33,7 @@ class Served(Model):
         with torch.inference_mode():
             score = self.module(**given).numpy()
         output = InferOutput("score", list(score.shape), "FP32", data=score)
-        return InferResponse(payload.id, "dlrm", [output], use_binary_outputs=payload.use_binary_outputs)
+        return InferResponse(payload.id or generate_uuid(), "dlrm", [output], use_binary_outputs=payload.use_binary_outputs)
 
 
 if __name__ == "__main__":
