@@ -1,7 +1,7 @@
 """Peers, one at a time, each in turns with one of our hosts and the eager forward."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 
 from benchmarks.serving.asking import OURS, Asking
 from benchmarks.serving.own_rows import on_host
@@ -15,22 +15,30 @@ from benchmarks.serving.timing import measure
 
 def peer_rows(peer: Peer, host: ServerProcess, asking: Asking, *, latency: bool, throughput: bool) -> Iterator[Row]:
     """All rows of a peer and of ours beside it. What cannot be run is a row that says why."""
-    try:
-        with ExitStack() as stack:
-            server = stack.enter_context(_ready(peer, asking, batching=False))
+    if latency:
+        with _excused("peers", peer.what) as excuse, _ready(peer, asking, batching=False) as server:
             asked = [Asked(peer.what, [server], peer.path, form, {}) for form in peer.forms]
-            if latency:
-                yield from _latency(peer, asked, host, asking)
-            if throughput:
-                yield from beside_ours(asked[0], host, asking)
-        if throughput and peer.batching is not None:
-            with _ready(peer, asking, batching=True) as server:
-                joined = Asked(f"{peer.what}, batching", [server], peer.path, peer.batching, {})
-                yield from beside_ours(joined, host, asking)
+            yield from _latency(asked, host, asking)
+        yield from excuse
+    if throughput:
+        with _excused("throughput", peer.what) as excuse, _ready(peer, asking, batching=False) as server:
+            yield from beside_ours(Asked(peer.what, [server], peer.path, peer.forms[0], {}), host, asking)
+        yield from excuse
+    if throughput and peer.batching is not None:
+        name = f"{peer.what}, batching"
+        with _excused("throughput", name) as excuse, _ready(peer, asking, batching=True) as server:
+            yield from beside_ours(Asked(name, [server], peer.path, peer.batching, {}), host, asking)
+        yield from excuse
+
+
+@contextmanager
+def _excused(section: Section, name: str) -> Iterator[list[Row]]:
+    """Gives a list that gets a row saying why, where the peer cannot be measured."""
+    excuse: list[Row] = []
+    try:
+        yield excuse
     except (RuntimeError, OSError) as error:
-        sections: dict[Section, bool] = {"peers": latency, "throughput": throughput}
-        for section in (name for name, wanted in sections.items() if wanted):
-            yield Row(section=section, subject=peer.what, beside=peer.name, note=f"not measured: {error}")
+        excuse.append(Row(section=section, subject=name, beside=name, note=f"not measured: {error}"))
 
 
 def _ready(peer: Peer, asking: Asking, *, batching: bool) -> ServerProcess:
@@ -44,7 +52,7 @@ def _ready(peer: Peer, asking: Asking, *, batching: bool) -> ServerProcess:
         raise
 
 
-def _latency(peer: Peer, asked: Sequence[Asked], host: ServerProcess, asking: Asking) -> Iterator[Row]:
+def _latency(asked: Sequence[Asked], host: ServerProcess, asking: Asking) -> Iterator[Row]:
     ours = on_host(OURS, host)
     for batch in asking.batches:
         for one in [*asked, *ours]:
@@ -57,7 +65,7 @@ def _latency(peer: Peer, asked: Sequence[Asked], host: ServerProcess, asking: As
                 subject=one.name,
                 form=one.form.name,
                 batch=batch,
-                beside=peer.name,
+                beside=asked[0].name,
                 own=Figures.of(samples[contender.name]),
                 baseline=Figures.of(samples[EAGER]),
                 baseline_is=EAGER,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.serving.bodies import Arrays, Form, Scores
-from benchmarks.serving.dlrm import WIDTH, draw, make
+from benchmarks.serving.dlrm import SEED, WIDTH, draw, make
 from benchmarks.serving.http_wire import Connection, answer_size, read_answer
 from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.timing import Contender
@@ -24,9 +24,9 @@ CLOSE = 1e-4
 class Reference:
     """The module with its requests."""
 
-    def __init__(self, rows: int, width: int = WIDTH) -> None:
+    def __init__(self, rows: int, width: int = WIDTH, seed: int = SEED) -> None:
         self.rows = rows
-        self.module = make(rows, width)
+        self.module = make(rows, width, seed)
 
     def requests(self, batch: int) -> list[dict[str, torch.Tensor]]:
         """The requests of a batch size."""
@@ -86,6 +86,8 @@ class Asked:
     def check(self, reference: Reference, batch: int) -> bool:
         """Whether all answers have the bits of the eager forward. RuntimeError where they are not even close."""
         connection, equal = Connection(self.port), True
+        for server in self._servers:
+            server.look_again()
         expected = reference.scores(batch)
         for number, request in enumerate(self.written(reference, batch)):
             found = self.form.read(read_answer(connection.exchange(request)))

@@ -55,7 +55,7 @@ class ServerProcess:
         while True:
             with suppress(OSError, httpx.TransportError):
                 if answers():
-                    self._note_processes()
+                    self.look_again()
                     return self
             ended = self._process.poll()
             if ended is not None or time.monotonic() > deadline:
@@ -65,7 +65,7 @@ class ServerProcess:
             time.sleep(0.05)
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process and of those it had started when it was ready."""
+        """User and system time of the process and of those it had started when last looked at."""
         spent = 0.0
         for process in self._processes.values():
             with suppress(psutil.NoSuchProcess):
@@ -75,7 +75,7 @@ class ServerProcess:
 
     def end(self) -> None:
         """SIGTERM, and after three seconds SIGKILL to whatever of it is left."""
-        self._note_processes()
+        self.look_again()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         _, left = psutil.wait_procs(list(self._processes.values()), timeout=3)
@@ -84,7 +84,8 @@ class ServerProcess:
                 process.kill()
         self._process.wait(10)
 
-    def _note_processes(self) -> None:
+    def look_again(self) -> None:
+        """Count the processes that it has started meanwhile too."""
         with suppress(psutil.NoSuchProcess):
             own = psutil.Process(self._process.pid)
             self._processes |= {process.pid: process for process in (own, *own.children(recursive=True))}

@@ -33,7 +33,9 @@ class Served(Model):
         with torch.inference_mode():
             score = self.module(**given).numpy()
         output = InferOutput("score", list(score.shape), "FP32", data=score)
-        return InferResponse(payload.id or generate_uuid(), "dlrm", [output], use_binary_outputs=payload.use_binary_outputs)
+        return InferResponse(
+            payload.id or generate_uuid(), "dlrm", [output], use_binary_outputs=payload.use_binary_outputs
+        )
 
 
 if __name__ == "__main__":
