@@ -22,7 +22,7 @@ import structlog  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from benchmarks.serving import peer_list  # noqa: E402
-from benchmarks.serving.asking import Asking, our_host  # noqa: E402
+from benchmarks.serving.asking import Asking, our_host, own_ways  # noqa: E402
 from benchmarks.serving.dlrm import FULL_ROWS  # noqa: E402
 from benchmarks.serving.layer_rows import layer_rows  # noqa: E402
 from benchmarks.serving.own_rows import own_rows  # noqa: E402
@@ -33,6 +33,7 @@ from benchmarks.serving.reference import Reference  # noqa: E402
 from benchmarks.serving.report import Report, Row, Section  # noqa: E402
 from benchmarks.serving.split_rows import split_rows  # noqa: E402
 from benchmarks.serving.tables import PAGE, rewritten, show  # noqa: E402
+from benchmarks.serving.throughput_rows import alone  # noqa: E402
 from ipnext.errors import IPnextError  # noqa: E402
 
 PARTS = ("ours", "peers", "split", "throughput", "layers")
@@ -115,9 +116,11 @@ def _peers(
         )
         with OwnServers(Path(place)) as own:
             host = our_host(own, asking)
+            if "throughput" in wanted:
+                yield "throughput", alone(own_ways(own, host, asking), asking)
             for name in asked.peers:
                 latency, throughput = "peers" in wanted, "throughput" in wanted
-                rows = list(peer_rows(PEERS[name], host, asking, latency=latency, throughput=throughput))
+                rows = list(peer_rows(PEERS[name], host.server, asking, latency=latency, throughput=throughput))
                 for section in ("peers", "throughput"):
                     if section in wanted:
                         yield section, iter([row for row in rows if row.section == section])
@@ -133,6 +136,8 @@ def main() -> None:
         except RuntimeError as error:
             CONSOLE.print(f"not installed: {error}")
     path = asked.source or asked.results or ROOT / ".ipnext" / "bench" / f"serving-{asked.rows}.json"
+    if asked.source is not None and not asked.source.is_file():
+        sys.exit(f"--from: {asked.source} is no file")
     report = Report.at(path, asked.rows)
     if asked.source is None:
         for section, rows in parts(asked):

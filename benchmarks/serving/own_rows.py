@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.serving.bodies import V2_BINARY, V2_JSON
-from benchmarks.serving.own_servers import GENERATION, INFER_PATH, MODEL, OwnServers
+from benchmarks.serving.own_servers import GENERATION, INFER_PATH, MODEL, Holding, OwnServers
 from benchmarks.serving.reference import EAGER, Asked, Reference
 from benchmarks.serving.report import Figures, Row, Section
 from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.timing import measure
-from ipnext.model.registry import single_part_graph
+from ipnext.model.registry import SnapshotManifest, single_part_graph
 from ipnext.names import GENERATION_HEADER
 
 WHOLE = "whole"
@@ -30,18 +30,22 @@ def on_edge(name: str, servers: Sequence[ServerProcess]) -> list[Asked]:
     return [Asked(name, servers, INFER_PATH, form, {}) for form in (V2_JSON, V2_BINARY)]
 
 
-def ways(own: OwnServers, reference: Reference, folder: Path, *, compiled: bool) -> list[Asked]:
-    """Host, router, gateway, and a host with the compiled snapshot where there is one."""
-    manifest = reference.export(folder / WHOLE)
-    host = own.host("host", {WHOLE: folder / WHOLE})
+def edges(own: OwnServers, host: Holding, manifest: SnapshotManifest) -> list[Asked]:
+    """A host of the whole model asked itself, through a router, and through Envoy and a router."""
     graph = single_part_graph(WHOLE, manifest.signature)
     router = own.router("router", graph, [host])
     gateway = own.gateway("envoy", graph, router)
-    found = [
+    return [
         *on_host("host", host.server),
         *on_edge("router, host", [router, host.server]),
         *on_edge("Envoy, router, host", [gateway, router, host.server]),
     ]
+
+
+def ways(own: OwnServers, reference: Reference, folder: Path, *, compiled: bool) -> list[Asked]:
+    """Host, router, gateway, and a host with the compiled snapshot where there is one."""
+    manifest = reference.export(folder / WHOLE)
+    found = edges(own, own.host("host", {WHOLE: folder / WHOLE}), manifest)
     if compiled:
         other = own.host("compiled", {WHOLE: compile_snapshot(folder / WHOLE, folder / "compiled")})
         found += on_host("host, AOTInductor", other.server)
