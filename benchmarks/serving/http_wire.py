@@ -6,6 +6,8 @@ So the client's share is small and the same for all: what is measured is the ser
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 LOOPBACK = "127.0.0.1"
 _PIECE = 2**18
@@ -62,8 +64,14 @@ def _joined(chunks: bytes) -> bytes:
     return body
 
 
+def answers(port: int) -> bool:
+    """Whether an empty request gets a 200; OSError where nobody listens."""
+    with Connection(port) as connection:
+        return bool(connection.exchange(request_bytes("/", b"", {})))
+
+
 class Connection:
-    """One connection to a port of this machine."""
+    """One connection to a port of this machine, closed at the end of its block."""
 
     def __init__(self, port: int, *, seconds: float = 30.0) -> None:
         self._socket = socket.create_connection((LOOPBACK, port), timeout=seconds)
@@ -83,6 +91,10 @@ class Connection:
             raise ConnectionError(data[:400].decode("latin-1"))
         return data
 
-    def close(self) -> None:
-        """End it."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._socket.close()

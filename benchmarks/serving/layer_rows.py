@@ -10,7 +10,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.serving.bodies import V2_BINARY, V2_JSON, Form
-from benchmarks.serving.http_wire import Connection, request_bytes
+from benchmarks.serving.http_wire import Connection, answers
 from benchmarks.serving.own_rows import HOST_PATH, PINNED, WHOLE
 from benchmarks.serving.own_servers import GENERATION, MODEL, REGION, ROOT, OwnServers
 from benchmarks.serving.reference import EAGER, REQUESTS, Asked, Reference
@@ -46,7 +46,9 @@ def layer_rows(reference: Reference, folder: Path, batches: Sequence[int], secon
             for form in (V2_BINARY, V2_JSON):
                 layers = _in_process(part, manifest, reference, batch, form, stack)
                 layers.append(_http_alone(reference, batch, form, folder, stack))
-                layers.append(_named(HOST, Asked(HOST, [host], HOST_PATH, form, PINNED).contender(reference, batch)))
+                layers.append(
+                    _named(HOST, Asked(HOST, [host], HOST_PATH, form, PINNED).contender(reference, batch, stack))
+                )
                 samples = measure([reference.contender(batch), *layers], seconds)
                 for layer in layers:
                     yield Row(
@@ -120,6 +122,6 @@ def _http_alone(reference: Reference, batch: int, form: Form, folder: Path, stac
     server = ServerProcess(command, port=port, log=folder / "echo.log", environment=environment, folder=folder)
     stack.enter_context(server)
     requests = [form.request(HOST_PATH, arrays, PINNED) for arrays in reference.arrays(batch)]
-    server.wait(lambda: bool(Connection(port).exchange(request_bytes("/", b"", {}))))
-    connection = Connection(port)
+    server.wait(lambda: answers(port))
+    connection = stack.enter_context(Connection(port))
     return Contender(HTTP, lambda number: connection.exchange(requests[number % REQUESTS]), server.cpu_seconds)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.serving.bodies import V2_BINARY, V2_JSON
@@ -79,8 +80,9 @@ def rows_of(
 ) -> Iterator[Row]:
     """One batch size: the eager forward and all that are asked, in turns."""
     equal = [one.check(reference, batch) for one in asked]
-    contenders = [one.contender(reference, batch) for one in asked]
-    samples = measure([reference.contender(batch), *contenders], seconds)
+    with ExitStack() as stack:
+        contenders = [one.contender(reference, batch, stack) for one in asked]
+        samples = measure([reference.contender(batch), *contenders], seconds)
     for one, contender, same in zip(asked, contenders, equal, strict=True):
         yield Row(
             section=section,

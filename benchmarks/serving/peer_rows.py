@@ -1,7 +1,7 @@
 """Peers, one at a time, each in turns with one of our hosts and the eager forward."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from benchmarks.serving.asking import OURS, Asking
 from benchmarks.serving.own_rows import on_host
@@ -57,8 +57,9 @@ def _latency(asked: Sequence[Asked], host: ServerProcess, asking: Asking) -> Ite
     for batch in asking.batches:
         for one in [*asked, *ours]:
             one.check(asking.reference, batch)
-        contenders = [one.contender(asking.reference, batch) for one in [*asked, *ours]]
-        samples = measure([asking.reference.contender(batch), *contenders], asking.seconds)
+        with ExitStack() as stack:
+            contenders = [one.contender(asking.reference, batch, stack) for one in [*asked, *ours]]
+            samples = measure([asking.reference.contender(batch), *contenders], asking.seconds)
         for one, contender in zip([*asked, *ours], contenders, strict=True):
             yield Row(
                 section="peers",

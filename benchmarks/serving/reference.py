@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,8 @@ class Asked:
     def answers(self, reference: Reference) -> bool:
         """Whether it answers a small request; ConnectionError or OSError where it does not."""
         [request] = self.written(reference, 1)[:1]
-        connection = Connection(self.port, seconds=10)
-        try:
+        with Connection(self.port, seconds=10) as connection:
             return answer_size(connection.exchange(request)) is not None
-        finally:
-            connection.close()
 
     def written(self, reference: Reference, batch: int) -> list[bytes]:
         """All requests of a batch size as bytes."""
@@ -85,22 +83,22 @@ class Asked:
 
     def check(self, reference: Reference, batch: int) -> bool:
         """Whether all answers have the bits of the eager forward. RuntimeError where they are not even close."""
-        connection, equal = Connection(self.port), True
         for server in self._servers:
             server.look_again()
-        expected = reference.scores(batch)
-        for number, request in enumerate(self.written(reference, batch)):
-            found = self.form.read(read_answer(connection.exchange(request)))
+        with Connection(self.port) as connection:
+            answers = [connection.exchange(request) for request in self.written(reference, batch)]
+        expected, equal = reference.scores(batch), True
+        for number, answer in enumerate(answers):
+            found = self.form.read(read_answer(answer))
             if found.shape != expected[number].shape or not np.allclose(found, expected[number], atol=CLOSE):
                 msg = f"{self.name}: wrong answer at batch {batch}: {found[:3]} for {expected[number][:3]}"
                 raise RuntimeError(msg)
             equal = equal and bool(np.array_equal(found, expected[number]))
-        connection.close()
         return equal
 
-    def contender(self, reference: Reference, batch: int) -> Contender:
-        """Whole exchanges on one connection."""
-        requests, connection = self.written(reference, batch), Connection(self.port)
+    def contender(self, reference: Reference, batch: int, stack: ExitStack) -> Contender:
+        """Whole exchanges on one connection, which `stack` closes."""
+        requests, connection = self.written(reference, batch), stack.enter_context(Connection(self.port))
         return Contender(
             f"{self.name}, {self.form.name}",
             lambda number: connection.exchange(requests[number % REQUESTS]),

@@ -1,6 +1,7 @@
 """A model cut into parts on hosts of their own beside the same model whole on one host, over the same transport."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.serving.bodies import V2_BINARY, V2_JSON
@@ -29,8 +30,9 @@ def split_rows(
         for batch in batches:
             for whole, parts in zip(unsplit, split, strict=True):
                 same = {one.name: one.check(reference, batch) for one in (whole, parts)}
-                pair = [one.contender(reference, batch) for one in (whole, parts)]
-                samples = measure([reference.contender(batch), *pair], seconds)
+                with ExitStack() as stack:
+                    pair = [one.contender(reference, batch, stack) for one in (whole, parts)]
+                    samples = measure([reference.contender(batch), *pair], seconds)
                 before, after = (samples[contender.name] for contender in pair)
                 yield _row(section, whole, batch, before, samples[EAGER], EAGER, same[whole.name])
                 yield _row(section, parts, batch, after, before, UNSPLIT, same[parts.name])

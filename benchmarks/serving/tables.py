@@ -65,7 +65,7 @@ def throughput(report: Report) -> tuple[Sequence[str], Lines]:
     for row in report.of("throughput"):
         if row.subject.startswith("IPnext") or row.own is None:
             if row.own is None:
-                lines.append((row.subject, row.form, *[""] * 8, row.note))
+                lines.append((row.subject, row.form, *[""] * 9, row.note))
             continue
         ours = at_equal_p99(report, row) if row.beside else None
         mine: tuple[str, ...] = ("", "", "", "")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 import numpy as np
 
@@ -45,14 +46,14 @@ class Sample:
 
 
 def measure(contenders: Sequence[Contender], seconds: float) -> dict[str, Sample]:
-    """By name, after `seconds` of calls to each, in turns whose order goes round."""
+    """By name, after `seconds` of calls to each, in turns of drawn order: nobody always follows the same one."""
     samples = {contender.name: Sample() for contender in contenders}
     turns = max(2, round(seconds / SLICE_SECONDS))
     for contender in contenders:
         _turn(contender, Sample(), seconds / turns)
-    for turn in range(turns):
-        shift = turn % len(contenders)
-        for contender in [*contenders[shift:], *contenders[:shift]]:
+    order = Random(0)
+    for _ in range(turns):
+        for contender in order.sample(contenders, len(contenders)):
             _turn(contender, samples[contender.name], seconds / turns)
     return samples
 
