@@ -1,6 +1,5 @@
 """Where the microseconds of a request to a host go: each layer with all below it, from the forward pass to the whole."""
 
-import asyncio
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from benchmarks.serving.own_servers import GENERATION, MODEL, REGION, ROOT, OwnS
 from benchmarks.serving.reference import EAGER, REQUESTS, Asked, Reference
 from benchmarks.serving.report import Figures, Row
 from benchmarks.serving.server_process import ServerProcess, free_port
-from benchmarks.serving.timing import Contender, measure
+from benchmarks.serving.timing import Contender, LoopContender, measure
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import SnapshotManifest
 from serving.batching import BatchLimits, InferenceQueue, Served
@@ -29,8 +28,7 @@ from serving.tensors import Tensor
 
 ENGINE = "engine, in process"
 CODEC = "+ V2 codec"
-QUEUE = "+ lease, checks, queue (one turn of an event loop)"
-TURN = "an empty turn of an event loop"
+QUEUE = "+ lease, checks, queue"
 HTTP = "HTTP, loopback and client alone, bodies alike"
 HOST = "all: a host asked over HTTP"
 
@@ -92,8 +90,7 @@ def _in_process(
     return [
         Contender(ENGINE, lambda number: part.infer(arrays[number % REQUESTS]), time.process_time),
         Contender(CODEC, codec, time.process_time),
-        Contender(QUEUE, lambda number: loop.run_until_complete(queued(number)), time.process_time),
-        Contender(TURN, lambda _: loop.run_until_complete(asyncio.sleep(0)), time.process_time),
+        LoopContender(QUEUE, queued, time.process_time, loop),
     ]
 
 

@@ -1,7 +1,8 @@
 """Measures several ways to the same answer in turns, so that what else the machine does strikes all of them alike."""
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -11,15 +12,6 @@ SLICE_SECONDS = 0.2
 """Each contender's turn, again and again until its time is up."""
 UNCOUNTED = 5
 """First calls of a turn: caches and sleeping processes come back."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A name, a call that answers request number i, and the CPU seconds spent so far by all that answers it."""
-
-    name: str
-    call: Callable[[int], object]
-    cpu_seconds: Callable[[], float]
 
 
 @dataclass
@@ -45,32 +37,68 @@ class Sample:
         return self.cpu_seconds / max(1, self.calls)
 
 
+@dataclass(frozen=True)
+class Contender:
+    """A name, a call that answers request number i, and the CPU seconds spent so far by all that answers it."""
+
+    name: str
+    call: Callable[[int], object]
+    cpu_seconds: Callable[[], float]
+
+    def take_turn(self, sample: Sample, seconds: float) -> None:
+        """Call for so long, and note each call."""
+        call, clock, number = self.call, time.perf_counter, sample.calls
+        for _ in range(UNCOUNTED):
+            call(number)
+        cpu = self.cpu_seconds()
+        until = clock() + seconds
+        now = clock()
+        while now < until:
+            began = now
+            call(number)
+            now = clock()
+            sample.seconds.append(now - began)
+            number += 1
+        sample.cpu_seconds += self.cpu_seconds() - cpu
+        sample.calls = number
+
+
+@dataclass(frozen=True)
+class LoopContender(Contender):
+    """One whose calls are awaited in an event loop. It runs through the turn: starting it anew costs more than a call."""
+
+    call: Callable[[int], Awaitable[object]]
+    loop: asyncio.AbstractEventLoop
+
+    def take_turn(self, sample: Sample, seconds: float) -> None:
+        """As the others do."""
+        self.loop.run_until_complete(self._turn(sample, seconds))
+
+    async def _turn(self, sample: Sample, seconds: float) -> None:
+        call, clock, number = self.call, time.perf_counter, sample.calls
+        for _ in range(UNCOUNTED):
+            await call(number)
+        cpu = self.cpu_seconds()
+        until = clock() + seconds
+        now = clock()
+        while now < until:
+            began = now
+            await call(number)
+            now = clock()
+            sample.seconds.append(now - began)
+            number += 1
+        sample.cpu_seconds += self.cpu_seconds() - cpu
+        sample.calls = number
+
+
 def measure(contenders: Sequence[Contender], seconds: float) -> dict[str, Sample]:
     """By name, after `seconds` of calls to each, in turns of drawn order: nobody always follows the same one."""
     samples = {contender.name: Sample() for contender in contenders}
     turns = max(2, round(seconds / SLICE_SECONDS))
     for contender in contenders:
-        _turn(contender, Sample(), seconds / turns)
+        contender.take_turn(Sample(), seconds / turns)
     order = Random(0)
     for _ in range(turns):
         for contender in order.sample(contenders, len(contenders)):
-            _turn(contender, samples[contender.name], seconds / turns)
+            contender.take_turn(samples[contender.name], seconds / turns)
     return samples
-
-
-def _turn(contender: Contender, sample: Sample, seconds: float) -> None:
-    call, clock = contender.call, time.perf_counter
-    number = sample.calls
-    for _ in range(UNCOUNTED):
-        call(number)
-    cpu = contender.cpu_seconds()
-    until = clock() + seconds
-    now = clock()
-    while now < until:
-        began = now
-        call(number)
-        now = clock()
-        sample.seconds.append(now - began)
-        number += 1
-    sample.cpu_seconds += contender.cpu_seconds() - cpu
-    sample.calls = number
