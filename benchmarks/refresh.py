@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
@@ -91,9 +92,7 @@ class Dense(nn.Module):
         super().__init__()
         torch.manual_seed(100 + number)
         sizes = (13 + TABLES * WIDTH, 512, 256, 1)
-        self.top = nn.Sequential(
-            *(m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU()))
-        )
+        self.top = nn.Sequential(*(m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())))
         self.register_buffer("number", torch.tensor(number))
 
     def forward(self, features: Tensor, rows: Tensor, stamp: Tensor) -> dict[str, Tensor]:
@@ -177,6 +176,7 @@ class Rig:
 
     async def refresh(self, session: aiohttp.ClientSession, generation: int) -> None:
         """Bring a generation up beside the former one on every host, move the router, unload the former one."""
+        await asyncio.to_thread(self._forget, generation - 2)
         began = time.perf_counter()
         both = [g for g in (generation - 1, generation) if g > 0]
         await asyncio.gather(*(self._hold(session, url, both) for url in self.urls))
@@ -184,7 +184,6 @@ class Rig:
         self.load_seconds.append(time.perf_counter() - began)
         await self._route(session, generation)
         await asyncio.gather(*(self._hold(session, url, [generation]) for url in self.urls))
-        await asyncio.to_thread(self._forget, generation)
 
     async def _hold(self, session: aiohttp.ClientSession, url: str, generations: Sequence[int]) -> None:
         holds = tuple(self._hosted(part, g) for part in ("sparse", "dense") for g in generations)
@@ -233,10 +232,10 @@ class Rig:
             await asyncio.sleep(0.02)
 
     def _forget(self, generation: int) -> None:
-        """Remove the former generation's files from the caches, so that a later refresh fetches them again."""
-        if generation > 1:
+        """Remove the files of an unloaded generation from the caches, so that a later refresh fetches them again."""
+        if generation > 0:
             for part in ("sparse", "dense"):
-                digest = self.sources[part, snapshot_of(generation - 1)].manifest.digest
+                digest = self.sources[part, snapshot_of(generation)].manifest.digest
                 for number in range(self.hosts):
                     shutil.rmtree(self.place / f"cache-{number}" / digest, ignore_errors=True)
 
@@ -373,7 +372,9 @@ def main() -> None:
         phases = asyncio.run(measured(rig, given))
     steady, refreshing = (phase.figures() for phase in phases)
     loads = {"refreshes": len(rig.load_seconds) - 1, "load_seconds_median": float(np.median(rig.load_seconds[1:]))}
-    title = f"{loads['refreshes']} refreshes of {given.megabytes:g} MB, ready after {loads['load_seconds_median']:.2f} s"
+    title = (
+        f"{loads['refreshes']} refreshes of {given.megabytes:g} MB, ready after {loads['load_seconds_median']:.2f} s"
+    )
     Console().print(shown(steady, refreshing, f"{title}; milliseconds"))
     if given.json:
         given.json.write_text(json.dumps({"steady": steady, "refreshing": refreshing, **loads}, indent=2))

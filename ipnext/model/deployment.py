@@ -178,6 +178,24 @@ class HostFailure(Value):
     message: str
 
 
+class SnapshotMemory(Value):
+    """A snapshot in a host's memory: the bytes of its tensors, those of several names once."""
+
+    model: Name
+    part: Name
+    snapshot: int
+    size_bytes: int
+
+
+class HostMemoryState(Value):
+    """A host's memory in bytes. Without a budget nothing is refused."""
+
+    used_bytes: int
+    """Of the whole process, its snapshots included."""
+    budget_bytes: int | None = None
+    snapshots: tuple[SnapshotMemory, ...] = ()
+
+
 class HostState(Value):
     """Answer of `GET /control/state` of a host. A generation is in `ready` once loaded and warmed."""
 
@@ -186,6 +204,7 @@ class HostState(Value):
     failures: tuple[HostFailure, ...] = ()
     in_flight: int = 0
     draining: bool = False
+    memory: HostMemoryState | None = None
 
 
 class PartEndpoint(Value):

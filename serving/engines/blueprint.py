@@ -49,8 +49,7 @@ class Blueprint:
         """
         arguments = list(self.fixed)
         for weight in self.weights:
-            value = tensors[weight.name].detach()
-            arguments[weight.position] = value.requires_grad_(requires_grad=weight.requires_grad)
+            arguments[weight.position] = tensors[weight.name].detach().requires_grad_(weight.requires_grad)
         return TorchProgram(self, tuple(arguments))
 
 

@@ -11,6 +11,7 @@ import torch
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest
 from serving.engines.blueprint import Blueprints, TorchProgram
+from serving.engines.residence import make_resident
 from serving.engines.torch_calls import DirectGraph, Early, Function
 from serving.engines.torch_program import aligned, read_program
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
@@ -63,7 +64,9 @@ class TorchPart:
             raise _judged(error) from error
 
     def warm_up(self) -> None:
-        """Make the program's direct form, run zeros through it at two batch sizes, and try whether rows are independent."""
+        """Bring the weights in, make the program's direct form, run zeros at two batch sizes, try whether rows are independent."""
+        if self._program is not None:
+            make_resident(a for a in self._program.arguments if isinstance(a, torch.Tensor))
         self._graph = self._direct()
         self._function = None if self._graph is None else self._graph.whole()
         for batch in WARM_UP_BATCHES:
