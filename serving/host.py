@@ -16,13 +16,13 @@ from typing import Final
 
 import structlog
 
-from ipnext.artifacts.opening import open_store
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import HostHolds, HostMemoryState, HostState, SnapshotMemory
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.balancing import EndpointLoads
 from serving.batching import InferenceQueue, Served
 from serving.engines.base import find_engine
+from serving.fetching import FetchingProcess
 from serving.frames import UPGRADE
 from serving.generations import HeldSnapshots
 from serving.host_client import HostClient
@@ -143,9 +143,10 @@ def _positive(text: str) -> int:
 
 async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     held: HeldSnapshots[Served] = HeldSnapshots()
-    store = partial(open_store, arguments.artifacts, endpoint_url=arguments.s3_endpoint_url)
+    fetching = FetchingProcess(arguments.artifacts, s3_endpoint_url=arguments.s3_endpoint_url)
+    fetching.start()
     memory = HostMemory(arguments.memory_bytes)
-    loader = Loader(held, store, arguments.cache, find_engine, memory=memory, before_serving=settle)
+    loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
     queue = InferenceQueue(threads=arguments.threads, waiting=arguments.queue)
     parts = PartServer(held, queue, loader.dispose, region=arguments.region)
     host = Host(held, loader, parts, region=arguments.region)
@@ -157,6 +158,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     others.close()
     loader.close()
     queue.close()
+    fetching.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,34 +1,27 @@
 """Brings a host's snapshots to the wanted set: fetch, check, load, warm up, in the background.
 
-One thread fetches, of a low priority, so that requests come first; another loads and closes, one snapshot at a time.
+One thread waits for what is fetched, another loads and closes, one snapshot at a time.
 """
 
 import asyncio
-import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, IPnextError, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.batching import Served, batch_limits
 from serving.engines.base import Engine
+from serving.fetching import Fetcher
 from serving.generations import HeldSnapshots
 from serving.memory import HostMemory, needed_bytes
 
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a load is tried again after an error that retrying helps; then it counts as failed."""
-
-
-_FETCH_NICENESS: Final = 10
-"""Of the thread that fetches: it copies and hashes without the interpreter, so nothing waits for it meanwhile."""
 
 
 class Loader:
@@ -40,7 +33,7 @@ class Loader:
     def __init__(
         self,
         held: HeldSnapshots[Served],
-        open_store: Callable[[], ArtifactStore],
+        open_store: Callable[[], Fetcher],
         cache: Path,
         find_engine: Callable[[str], Engine],
         *,
@@ -55,7 +48,7 @@ class Loader:
         self._cache = cache
         self._find_engine = find_engine
         self._engines: dict[str, Engine] = {}
-        self._fetching = ThreadPoolExecutor(1, thread_name_prefix="fetching", initializer=_step_back)
+        self._fetching = ThreadPoolExecutor(1, thread_name_prefix="fetching")
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -146,8 +139,3 @@ class Loader:
         if name not in self._engines:
             self._engines[name] = self._find_engine(name)
         return self._engines[name]
-
-
-def _step_back() -> None:
-    with suppress(OSError, AttributeError):  # a courtesy that not every system has
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _FETCH_NICENESS)
