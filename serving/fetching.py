@@ -67,7 +67,8 @@ class FetchingProcess:
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with suppress(OSError):  # what was not read any more
+                        stream.close()
 
     def _ask(self, question: dict[str, str]) -> str:
         process = self._process
