@@ -118,14 +118,15 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
     stored = facts.deployments.get(key)
     part, option = _spec_of(facts.manifest, slot)
     holds = _holds(facts, state, slot)
+    replicas = sum(held.replicas or 0 for held in holds) if state.apart else state.replicas(slot)
     if part is None or option is None:
         if stored is None:
             msg = f"the manifest of {facts.model!r} has no way to run {key}: neither the part nor the hardware is there"
             raise NotFound(msg)
-        return stored.model_copy(update={"replicas": state.replicas(slot), "holds": holds})
+        return stored.model_copy(update={"replicas": replicas, "holds": holds})
     return Deployment(
         key=key,
-        replicas=state.replicas(slot),
+        replicas=replicas,
         engine=part.engine,
         units=option.units,
         qps=option.qps,
@@ -136,22 +137,32 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
 
 
 def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, ...]:
-    """Snapshots of the generations at work, and of former ones that are loaded here and stay warm."""
+    """Snapshots of the generations at work, and of former ones that are loaded here and stay warm.
+
+    Where each snapshot has processes of its own none stays warm: it would keep them all. A snapshot that generations
+    share has the processes of all of them.
+    """
     part = slot[0]
     stored = facts.deployments.get(key_of(facts.model, slot))
     loaded = set(stored.generations) if stored else set()
     warm = former_generations(facts, state.generations)[: facts.manifest.spec.rollout.keep_warm]
     numbers: dict[int, list[int]] = {}
-    for generation in sorted(state.held(slot) | (loaded & set(warm))):
+    kept = set() if state.apart else loaded & set(warm)
+    for generation in sorted(state.held(slot) | kept):
         number = facts.generations[generation].snapshots.get(part)
         if number is not None:
             numbers.setdefault(number, []).append(generation)
-    return tuple(_held(facts.snapshots[part, number], found) for number, found in sorted(numbers.items()))
+    return tuple(_held(facts.snapshots[part, number], found, state, slot) for number, found in sorted(numbers.items()))
 
 
-def _held(snapshot: Snapshot, generations: list[int]) -> HeldSnapshot:
+def _held(snapshot: Snapshot, generations: list[int], state: ModelState, slot: Slot) -> HeldSnapshot:
+    own = sum(state.counts[slot, generation] for generation in generations) if state.apart else None
     return HeldSnapshot(
-        snapshot=snapshot.number, digest=snapshot.digest, uri=snapshot.uri, generations=tuple(generations)
+        snapshot=snapshot.number,
+        digest=snapshot.digest,
+        uri=snapshot.uri,
+        generations=tuple(generations),
+        replicas=own,
     )
 
 

@@ -13,12 +13,13 @@ import structlog
 
 from ipnext.errors import ArtifactDigestMismatch, IPnextError, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
+from ipnext.model.footprint import needed_bytes
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.batching import Served, batch_limits
 from serving.engines.base import Engine
 from serving.fetching import Fetcher
 from serving.generations import HeldSnapshots
-from serving.memory import HostMemory, needed_bytes
+from serving.memory import HostMemory
 
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a load is tried again after an error that retrying helps; then it counts as failed."""

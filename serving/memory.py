@@ -9,23 +9,8 @@ import resource
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from ipnext.errors import MemoryExceeded
-from ipnext.model.registry import SnapshotManifest
-
-WEIGHTS_SUFFIX: Final = ".safetensors"
-PROGRAM_FACTOR: Final = 64
-"""Memory of a program over its file, measured: 36 to 47 MB for a file of 0.77 MB (600 modules), less in proportion above."""
-ALLOWANCE_BYTES: Final = 32 * 2**20
-"""What a first load takes whatever its size, measured 26 to 34 MB: the engine's own modules, and the trial requests."""
-
-
-def needed_bytes(manifest: SnapshotManifest) -> int:
-    """Memory that a load is expected to take: the weights as they lie on disk, the rest by what was measured."""
-    weights = sum(file.size_bytes for file in manifest.files if file.path.endswith(WEIGHTS_SUFFIX))
-    rest = sum(file.size_bytes for file in manifest.files) - weights
-    return weights + PROGRAM_FACTOR * rest + ALLOWANCE_BYTES
 
 
 def resident_bytes() -> int:

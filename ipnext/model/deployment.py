@@ -29,6 +29,8 @@ class HeldSnapshot(Value):
     digest: str
     uri: str
     generations: tuple[int, ...] = Field(min_length=1)
+    replicas: int | None = Field(default=None, ge=1)
+    """Processes of its own that hold nothing else; None: every process of the deployment holds it beside the others."""
 
 
 class Deployment(Value):
@@ -48,6 +50,17 @@ class Deployment(Value):
     def generations(self) -> tuple[int, ...]:
         """All generations that the replicas answer for, ascending."""
         return tuple(sorted({g for held in self.holds for g in held.generations}))
+
+    @property
+    def apart(self) -> bool:
+        """Whether each snapshot has processes of its own."""
+        return any(held.replicas is not None for held in self.holds)
+
+    def replicas_of(self, generation: int) -> int:
+        """Processes that hold a generation."""
+        if not self.apart:
+            return self.replicas if generation in self.generations else 0
+        return sum(held.replicas or 0 for held in self.holds if generation in held.generations)
 
 
 class ReplicaPhase(StrEnum):

@@ -8,10 +8,11 @@ import pytest
 
 from ipnext.errors import MemoryExceeded
 from ipnext.model.deployment import HostedSnapshot
+from ipnext.model.footprint import ALLOWANCE_BYTES, PROGRAM_FACTOR, needed_bytes
 from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest
 from serving.generations import HeldSnapshots
 from serving.loading import Loader
-from serving.memory import ALLOWANCE_BYTES, PROGRAM_FACTOR, HostMemory, needed_bytes, resident_bytes
+from serving.memory import HostMemory, resident_bytes
 
 MEGA = 10**6
 
