@@ -19,6 +19,7 @@ from activities.problems import (
     with_running_options,
     with_supply_left,
 )
+from activities.refreshing import Refresh, refresh_of
 from activities.regions import (
     Failure,
     first_failure,
@@ -267,15 +268,15 @@ class TransitionActivities:
             repository.add_event(wave.model, condition.value, message)
 
 
-def step_policy(rollout: RolloutSpec, kind: ChangeKind) -> StepPolicy:
-    """The planner's view of a rollout. Generations live side by side in one process.
+def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> StepPolicy:
+    """The planner's view of a rollout.
 
     A rollback goes in one step and holds nothing: its generation has served before, and someone waits for it.
     """
     if kind is ChangeKind.ROLLBACK:
-        return StepPolicy(canary=1.0, max_step=1.0, hold_seconds=0.0, refresh="in_place")
+        return StepPolicy(canary=1.0, max_step=1.0, hold_seconds=0.0, refresh=refresh)
     return StepPolicy(
-        canary=rollout.canary, max_step=rollout.max_step, hold_seconds=rollout.hold_seconds, refresh="in_place"
+        canary=rollout.canary, max_step=rollout.max_step, hold_seconds=rollout.hold_seconds, refresh=refresh
     )
 
 
@@ -283,7 +284,8 @@ def _plan_waves(repository: Repository, stage: StageInput, origin: FleetState, t
     """Waves on the supply that no one else uses at this moment; at least one wave, so that settings are brought up."""
     model, manifest = stage.model, model_as_served(repository, stage.model, stage.generation)
     calls = {number: repository.generation(model, number).parts for number in _generations(origin, to)}
-    policy = step_policy(manifest.spec.rollout, stage.kind).model_copy(update={"calls": calls})
+    refresh = refresh_of(repository, manifest, (origin, to))
+    policy = step_policy(manifest.spec.rollout, stage.kind, refresh).model_copy(update={"calls": calls})
     fleet = repository.fleet().spec
     now = with_supply_left(fleet, units_in_use(repository, but=model))
     transition = _waves_on(repository, manifest, now, (origin, to), policy)
@@ -315,7 +317,8 @@ def _waves_on(
         fleet, [with_running_options(model_problem(manifest), repository.deployments(manifest.name))]
     )
     try:
-        return plan_transition(problem, origin, to, {manifest.name: policy})
+        planned = plan_transition(problem, origin, to, {manifest.name: policy})
+        return planned.model_copy(update={"refresh": policy.refresh})
     except InvalidInput as error:
         return Transition.model_validate({"from": origin, "to": to, "refused": error.message})
 

@@ -27,6 +27,8 @@ class ModelState:
 
     counts: Mapping[Held, int] = field(default_factory=dict)
     shares: Mapping[str, tuple[RouteShare, ...]] = field(default_factory=dict)
+    apart: bool = False
+    """Whether each snapshot has processes of its own."""
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -39,54 +41,59 @@ class ModelState:
         return frozenset(generation for (_, generation), count in self.counts.items() if count)
 
     def replicas(self, slot: Slot) -> int:
-        """Processes in a slot: one process holds several generations side by side."""
-        return max((count for (at, _), count in self.counts.items() if at == slot), default=0)
+        """Processes in a slot: one process holds several generations side by side, or each has its own."""
+        counts = [count for (at, _), count in self.counts.items() if at == slot]
+        return sum(counts) if self.apart else max(counts, default=0)
 
     def held(self, slot: Slot) -> frozenset[int]:
         """Generations that a slot has to hold."""
         return frozenset(generation for (at, generation), count in self.counts.items() if at == slot and count)
 
 
-def state_of(fleet: FleetState, model: str) -> ModelState:
+def state_of(fleet: FleetState, model: str, *, apart: bool = False) -> ModelState:
     """One model's part of a fleet state."""
     shares: dict[str, list[RouteShare]] = {}
     for share in fleet.traffic:
         if share.model == model and share.fraction > 0:
             entry = RouteShare(to=share.to, generation=share.generation, fraction=share.fraction)
             shares.setdefault(share.origin, []).append(entry)
-    return ModelState(_merged({}, fleet.replicas, model), {origin: tuple(found) for origin, found in shares.items()})
+    counts = _merged({}, fleet.replicas, model)
+    return ModelState(counts, {origin: tuple(found) for origin, found in shares.items()}, apart)
 
 
 def state_at(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
     """The state after `phase` of wave `index`, all earlier waves done."""
-    state = state_of(transition.origin, model)
+    apart = transition.refresh == "replace"
+    state = state_of(transition.origin, model, apart=apart)
     for wave in transition.waves[:index]:
         counts = _merged(_merged(state.counts, wave.scale_up, model), wave.scale_down, model)
-        state = ModelState(counts, _routed(state.shares, wave.route, model))
+        state = ModelState(counts, _routed(state.shares, wave.route, model), apart)
     wave = transition.waves[index]
     counts, shares = _merged(state.counts, wave.scale_up, model), state.shares
     if phase in {"routed", "released"}:
         shares = _routed(shares, wave.route, model)
     if phase == "released":
         counts = _merged(counts, wave.scale_down, model)
-    return ModelState(counts, shares)
+    return ModelState(counts, shares, apart)
 
 
 def state_back(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
     """The state on the way back from wave `index`: first the origin's capacity beside what is there, then its traffic."""
-    origin = state_of(transition.origin, model)
+    apart = transition.refresh == "replace"
+    origin = state_of(transition.origin, model, apart=apart)
     if phase == "released":
         return origin
     there = state_at(transition, model, index, "scaled_up")
     both = there.counts.keys() | origin.counts.keys()
     counts = {held: max(there.counts.get(held, 0), origin.counts.get(held, 0)) for held in both}
-    return ModelState(counts, origin.shares if phase == "routed" else there.shares)
+    return ModelState(counts, origin.shares if phase == "routed" else there.shares, apart)
 
 
 def peak(transition: Transition, model: str) -> Mapping[Slot, int]:
     """The most processes that a slot has at any time of the transition or of its way back."""
     states = [state_at(transition, model, index, "scaled_up") for index in range(len(transition.waves))]
-    states += [state_of(transition.origin, model), state_of(transition.to, model)]
+    apart = transition.refresh == "replace"
+    states += [state_of(end, model, apart=apart) for end in (transition.origin, transition.to)]
     slots = {slot for state in states for slot in state.slots}
     return {slot: max(state.replicas(slot) for state in states) for slot in slots}
 
@@ -115,11 +122,11 @@ def running_state(
             generation=generation,
             region=deployment.key.region,
             hardware=deployment.key.hardware,
-            count=deployment.replicas,
+            count=deployment.replicas_of(generation),
         )
         for deployment in deployments
         for generation in deployment.generations
-        if generation in answering and deployment.replicas
+        if generation in answering and deployment.replicas_of(generation)
     )
     return FleetState(replicas=replicas, traffic=traffic)
 

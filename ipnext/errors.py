@@ -14,6 +14,7 @@ IPnextError
 │   └── ArtifactDigestMismatch  422
 ├── Infeasible              422  no plan or transition keeps the rules; the binding ones are named
 ├── LoadFailed              500  a host could not load a snapshot
+├── MemoryExceeded          507  a host's memory budget has no room for a snapshot
 ├── GenerationNotHeld       409  a host does not hold the asked generation
 ├── Unavailable             503  a dependency is down or full; try again
 └── DeadlineExceeded        504
@@ -147,6 +148,20 @@ class LoadFailed(IPnextError):
     """A host could not load a snapshot."""
 
     code = "LoadFailed"
+
+
+class MemoryExceeded(IPnextError):
+    """A host's memory budget has no room for a snapshot now; in bytes. What it holds answers on."""
+
+    code = "MemoryExceeded"
+    http_status = 507
+    retryable = True
+
+    def __init__(self, message: str, *, needed: int = 0, used: int = 0, budget: int = 0) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.used = used
+        self.budget = budget
 
 
 class GenerationNotHeld(Conflict):

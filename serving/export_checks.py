@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ipnext.errors import UnsupportedModel
-from serving.engines.torch_program import TorchProgram, read_program
+from serving.engines.blueprint import TorchProgram
+from serving.engines.torch_program import read_program
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH: Final = str(Path(torch.__file__).parent)

@@ -115,6 +115,11 @@ class HeldSnapshots(Generic[T]):
         return _take_unused(lease.entry) if not lease.entry.wanted else None
 
     @property
+    def values(self) -> tuple[tuple[HostedSnapshot, T], ...]:
+        """All snapshots that are loaded and wanted."""
+        return tuple((entry.hold, entry.value) for entry in self._entries.values() if entry.value is not None)
+
+    @property
     def ready(self) -> tuple[HeldGeneration, ...]:
         """All generations that can be leased now."""
         return tuple(h for entry in self._entries.values() if entry.value is not None for h in _generations(entry))

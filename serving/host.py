@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -15,25 +16,28 @@ from typing import Final
 
 import structlog
 
-from ipnext.artifacts.opening import open_store
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment import HostHolds, HostState
+from ipnext.model.deployment import HostHolds, HostMemoryState, HostState, SnapshotMemory
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.balancing import EndpointLoads
 from serving.batching import InferenceQueue, Served
 from serving.engines.base import find_engine
+from serving.fetching import FetchingProcess
 from serving.frames import UPGRADE
 from serving.generations import HeldSnapshots
 from serving.host_client import HostClient
 from serving.host_frames import HostFrames
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.loading import Loader
+from serving.memory import HostMemory, settle
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
 from serving.server import listen, log_as_json, run, serve
 from serving.walking import Walker
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
+SWITCH_SECONDS: Final = 0.0005
+"""How long a thread that loads may keep the interpreter while a request waits for it; Python's own 5 ms are two requests."""
 
 
 class Host:
@@ -75,7 +79,17 @@ class Host:
             failures=held.failures,
             in_flight=self._parts.in_flight,
             draining=self._parts.draining,
+            memory=self._memory,
         )
+
+    @property
+    def _memory(self) -> HostMemoryState:
+        sizes = tuple(
+            SnapshotMemory(model=h.model, part=h.part, snapshot=h.snapshot, size_bytes=served.size_bytes)
+            for h, served in self._held.values
+        )
+        memory = self._loader.memory
+        return HostMemoryState(used_bytes=memory.used_bytes, budget_bytes=memory.budget_bytes, snapshots=sizes)
 
     def _infer(self, request: Request, model: str, part: str) -> asyncio.Future[Response]:
         generation = _generation(request)
@@ -111,15 +125,28 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
     parser.add_argument("--cache", type=Path, required=True, help="directory that snapshots are fetched into")
     parser.add_argument("--s3-endpoint-url", default=None)
+    parser.add_argument(
+        "--memory-bytes", type=_positive, default=None, help="a load that would take the host beyond is refused"
+    )
     parser.add_argument("--threads", type=int, default=1, help="requests that run at once (default 1)")
     parser.add_argument("--queue", type=int, default=256, help="requests that may wait (default 256)")
     return parser.parse_args(arguments)
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        msg = f"must be at least 1, got {number}"
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
 async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     held: HeldSnapshots[Served] = HeldSnapshots()
-    store = partial(open_store, arguments.artifacts, endpoint_url=arguments.s3_endpoint_url)
-    loader = Loader(held, store, arguments.cache, find_engine)
+    fetching = FetchingProcess(arguments.artifacts, s3_endpoint_url=arguments.s3_endpoint_url)
+    fetching.start()
+    memory = HostMemory(arguments.memory_bytes)
+    loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
     queue = InferenceQueue(threads=arguments.threads, waiting=arguments.queue)
     parts = PartServer(held, queue, loader.dispose, region=arguments.region)
     host = Host(held, loader, parts, region=arguments.region)
@@ -131,12 +158,14 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     others.close()
     loader.close()
     queue.close()
+    fetching.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a host until SIGTERM."""
     parsed = _arguments(arguments)
     log_as_json()
+    sys.setswitchinterval(SWITCH_SECONDS)
     listener = listen(parsed.port)
     run(partial(_main, parsed, listener))
     os._exit(0)  # a forward pass or a download that hangs in its thread must not keep the process

@@ -1,4 +1,7 @@
-"""Brings a host's snapshots to the wanted set: fetch, check, load, warm up, one at a time, in the background."""
+"""Brings a host's snapshots to the wanted set: fetch, check, load, warm up, in the background.
+
+One thread waits for what is fetched, another loads and closes, one snapshot at a time.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,33 +11,46 @@ from typing import Final
 
 import structlog
 
-from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, IPnextError, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
+from ipnext.model.footprint import needed_bytes
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.batching import Served, batch_limits
 from serving.engines.base import Engine
+from serving.fetching import Fetcher
 from serving.generations import HeldSnapshots
+from serving.memory import HostMemory
 
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a load is tried again after an error that retrying helps; then it counts as failed."""
 
 
 class Loader:
-    """Loads what `HeldSnapshots` asks for. Its methods run in the event loop, the work in one thread."""
+    """Loads what `HeldSnapshots` asks for. Its methods run in the event loop, the work in two threads.
+
+    `before_serving` is called once, after the first load and before its snapshot is ready.
+    """
 
     def __init__(
         self,
         held: HeldSnapshots[Served],
-        open_store: Callable[[], ArtifactStore],
+        open_store: Callable[[], Fetcher],
         cache: Path,
         find_engine: Callable[[str], Engine],
+        *,
+        memory: HostMemory | None = None,
+        before_serving: Callable[[], None] = lambda: None,
     ) -> None:
+        self.memory = memory or HostMemory()
+        self._before_serving = before_serving
+        self._served_before = False
         self._held = held
         self._open_store = open_store
         self._cache = cache
         self._find_engine = find_engine
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loading")
+        self._engines: dict[str, Engine] = {}
+        self._fetching = ThreadPoolExecutor(1, thread_name_prefix="fetching")
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def hold(self, holds: Sequence[HostedSnapshot]) -> None:
@@ -49,13 +65,14 @@ class Loader:
 
     def dispose(self, part: Served) -> None:
         """Close a part, off the event loop."""
-        self._thread.submit(part.close)
+        self._loading.submit(self._close_now, part)
 
     def close(self) -> None:
         """Stop loading."""
         for task in self._tasks:
             task.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._fetching.shutdown(wait=False, cancel_futures=True)
+        self._loading.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self, hold: HostedSnapshot) -> None:
         log = structlog.get_logger().bind(model=hold.model, part=hold.part, snapshot=hold.snapshot)
@@ -63,7 +80,7 @@ class Loader:
             if not self._held.wants(hold):
                 return
             try:
-                part = await asyncio.get_running_loop().run_in_executor(self._thread, self._load_now, hold)
+                part = await self._fetched_and_loaded(hold)
             except IPnextError as error:
                 if error.retryable and wait is not None:
                     log.warning("load will be tried again", seconds=wait, code=error.code, reason=error.message)
@@ -80,16 +97,18 @@ class Loader:
         structlog.get_logger().error("load failed", part=hold.part, snapshot=hold.snapshot, reason=error.message)
         self._held.failed(hold, error.code, error.message)
 
-    def _load_now(self, hold: HostedSnapshot) -> Served:
+    async def _fetched_and_loaded(self, hold: HostedSnapshot) -> Served:
+        loop = asyncio.get_running_loop()
         try:
-            return self._fetch_and_load(hold)
+            directory, manifest = await loop.run_in_executor(self._fetching, self._fetch_now, hold)
+            return await loop.run_in_executor(self._loading, self._load_now, hold, directory, manifest)
         except IPnextError:
             raise
         except Exception as error:
             msg = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}: {type(error).__name__}: {error}"
             raise LoadFailed(msg) from error
 
-    def _fetch_and_load(self, hold: HostedSnapshot) -> Served:
+    def _fetch_now(self, hold: HostedSnapshot) -> tuple[Path, SnapshotManifest]:
         directory = self._open_store().fetch(hold.uri, self._cache)
         manifest = SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes())
         if manifest.digest != hold.digest:
@@ -98,7 +117,26 @@ class Loader:
         if manifest.engine != hold.engine:
             msg = f"the snapshot is for engine {manifest.engine!r}, its deployment says {hold.engine!r}"
             raise LoadFailed(msg)
+        return directory, manifest
+
+    def _load_now(self, hold: HostedSnapshot, directory: Path, manifest: SnapshotManifest) -> Served:
         limits = batch_limits(hold.settings)
-        part = self._find_engine(hold.engine).load(directory, manifest, hold.settings)
+        engine = self._engine(hold.engine)
+        self.memory.check(needed_bytes(manifest), f"snapshot {hold.snapshot} of {hold.model}.{hold.part}")
+        part = engine.load(directory, manifest, hold.settings)
         part.warm_up()
+        self.memory.loaded(part.size_bytes)
+        if not self._served_before:
+            self._before_serving()
+            self._served_before = True
         return Served(part, limits)
+
+    def _close_now(self, served: Served) -> None:
+        size = served.size_bytes
+        served.close()
+        self.memory.closed(size)
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            self._engines[name] = self._find_engine(name)
+        return self._engines[name]

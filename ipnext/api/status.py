@@ -99,7 +99,7 @@ def deployment_statuses(facts: ModelFacts, states: States) -> tuple[DeploymentSt
         DeploymentStatus(
             key=deployment.key,
             wanted=deployment.replicas,
-            ready=len(_ready(replicas, deployment.key, set(deployment.generations))),
+            ready=_ready_of(deployment, replicas),
             generations=deployment.generations,
         )
         for deployment in sorted(facts.deployments, key=lambda d: str(d.key))
@@ -160,17 +160,26 @@ def _ready(replicas: Iterable[Replica], key: DeploymentKey, generations: set[int
     return [r for r in replicas if r.key == key and generations <= set(r.ready)]
 
 
+def _ready_of(deployment: Deployment, replicas: Iterable[Replica]) -> int:
+    """Replicas with all that they shall hold."""
+    if not deployment.apart:
+        return len(_ready(replicas, deployment.key, set(deployment.generations)))
+    sets = [set(held.generations) for held in deployment.holds]
+    return sum(r.key == deployment.key and any(held <= set(r.ready) for held in sets) for r in replicas)
+
+
 def _shortage(deployment: Deployment, states: States, generation: int) -> Trouble | None:
     key = deployment.key
     state = states.get(key.region)
     if state is None:
         return _no_answer(key.region)
     ready = len(_ready(state.replicas, key, {generation}))
-    if ready >= deployment.replicas:
+    wanted = deployment.replicas_of(generation)
+    if ready >= wanted:
         return None
     mine = [r for r in state.replicas if r.key == key and generation not in r.ready]
     reason, message, host = cause_of(mine)
-    text = f"{ready} of {deployment.replicas} replicas of {key.part!r} are ready in {key.region} on {key.hardware}"
+    text = f"{ready} of {wanted} replicas of {key.part!r} are ready in {key.region} on {key.hardware}"
     return Trouble("False", reason, f"{text}{f': {message}' if message else ''}", key.region, key.part, host)
 
 

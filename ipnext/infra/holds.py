@@ -1,12 +1,57 @@
 """What a host shall hold: from a deployment, and on the way from one set to another. Pure functions."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from ipnext.model.deployment import Deployment, HeldGeneration, HostedSnapshot, HostHolds
+from ipnext.model.deployment import Deployment, HeldGeneration, HeldSnapshot, HostedSnapshot, HostHolds
+
+R = TypeVar("R")
 
 
-def host_holds(deployment: Deployment) -> HostHolds:
-    """What each host of a deployment shall hold."""
+@dataclass(frozen=True, slots=True)
+class ReplicaSet:
+    """Processes that all hold the same. `own`: they are of one snapshot, and no process that lacks it may become one."""
+
+    replicas: int
+    holds: tuple[HeldSnapshot, ...]
+    own: bool = False
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The snapshots by their content."""
+        return frozenset(held.digest for held in self.holds)
+
+
+def replica_sets(deployment: Deployment) -> tuple[ReplicaSet, ...]:
+    """One set that holds everything; or one for each snapshot, where each has processes of its own."""
+    if not deployment.apart:
+        return (ReplicaSet(deployment.replicas, deployment.holds),)
+    ordered = sorted(deployment.holds, key=lambda held: held.snapshot)
+    return tuple(ReplicaSet(held.replicas or 0, (held,), own=True) for held in ordered)
+
+
+def assigned(sets: Sequence[ReplicaSet], staying: Iterable[tuple[R, frozenset[str]]]) -> tuple[list[list[R]], list[R]]:
+    """The processes of each set, and those that no set has a place for.
+
+    `staying` are processes, those worth most first, with the digests that they hold or load. A set of one snapshot takes
+    only processes that have it: the others end, so that it comes up in new ones.
+    """
+    members: list[list[R]] = [[] for _ in sets]
+    rest: list[R] = []
+    for process, digests in staying:
+        fitting = (
+            found
+            for found, wanted in zip(members, sets, strict=True)
+            if len(found) < wanted.replicas and (not wanted.own or wanted.digests & digests)
+        )
+        found = next(fitting, rest)
+        found.append(process)
+    return members, rest
+
+
+def host_holds(deployment: Deployment, holds: Iterable[HeldSnapshot] | None = None) -> HostHolds:
+    """What each host of a deployment shall hold; of `holds` only, where they are given."""
     return HostHolds(
         holds=tuple(
             HostedSnapshot(
@@ -19,7 +64,9 @@ def host_holds(deployment: Deployment) -> HostHolds:
                 generations=tuple(sorted(held.generations)),
                 settings=deployment.settings,
             )
-            for held in sorted(deployment.holds, key=lambda held: (held.part or "", held.snapshot))
+            for held in sorted(
+                deployment.holds if holds is None else holds, key=lambda held: (held.part or "", held.snapshot)
+            )
         )
     )
 

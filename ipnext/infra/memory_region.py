@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from ipnext.infra.holds import assigned, replica_sets
 from ipnext.model.deployment import (
     Deployment,
     DeploymentKey,
@@ -39,6 +40,7 @@ class MemoryReplica:
     number: int
     remaining: dict[tuple[str | None, int], int] = field(default_factory=dict)
     """(Segment, snapshot) -> steps until it is loaded."""
+    holds: tuple[HeldSnapshot, ...] = ()
     restarts: int = 0
     leaving: bool = False
 
@@ -62,16 +64,23 @@ class ReplicaSet:
     def follow(self, deployment: Deployment, steps: int) -> None:
         """Take over a new wanted state: new snapshots start to load, dropped ones are gone, surplus leaves."""
         self.deployment = deployment
-        staying = [replica for replica in self.replicas if not replica.leaving]
-        for replica in staying[deployment.replicas :]:
+        sets = replica_sets(deployment)
+        staying = [(r, frozenset(held.digest for held in r.holds)) for r in self.replicas if not r.leaving]
+        members, surplus = assigned(sets, staying)
+        for replica in surplus:
             replica.leaving = True
+        for wanted, found in zip(sets, members, strict=True):
+            found += [self._added() for _ in range(wanted.replicas - len(found))]
+            for replica in found:
+                replica.holds = wanted.holds
+                pieces = [(held.part, held.snapshot) for held in wanted.holds]
+                replica.remaining = {piece: replica.remaining.get(piece, steps) for piece in pieces}
+
+    def _added(self) -> MemoryReplica:
         taken = {replica.number for replica in self.replicas}
-        free = (n for n in range(deployment.replicas + len(taken)) if n not in taken)
-        for _ in range(deployment.replicas - len(staying)):
-            self.replicas.append(MemoryReplica(number=next(free)))
-        wanted = [(held.part, held.snapshot) for held in deployment.holds]
-        for replica in self.replicas:
-            replica.remaining = {held: replica.remaining.get(held, steps) for held in wanted}
+        added = MemoryReplica(number=next(n for n in range(len(taken) + 1) if n not in taken))
+        self.replicas.append(added)
+        return added
 
     def step(self, faults: Faults) -> None:
         """Those that left a step ago end; the others load on."""
@@ -88,12 +97,12 @@ class ReplicaSet:
         if replica.leaving:
             return ()
         loaded = [held for held in self.loaded(replica) if held.digest not in faults.failing]
-        lacking = {g for held in self.deployment.holds if held not in loaded for g in held.generations}
+        lacking = {g for held in replica.holds if held not in loaded for g in held.generations}
         return tuple(sorted({g for held in loaded for g in held.generations} - lacking))
 
     def loaded(self, replica: MemoryReplica) -> Iterable[HeldSnapshot]:
         """Snapshots whose load has come to its end, well or not."""
-        return (held for held in self.deployment.holds if replica.remaining.get((held.part, held.snapshot)) == 0)
+        return (held for held in replica.holds if replica.remaining.get((held.part, held.snapshot)) == 0)
 
     def observed(self, faults: Faults) -> tuple[Replica, ...]:
         """Every replica as the port reports it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 
 import structlog
@@ -11,7 +12,7 @@ from ipnext.infra import router_table
 from ipnext.infra.control import Control
 from ipnext.infra.envoy import Gateway
 from ipnext.infra.envoy_process import EnvoyProcess
-from ipnext.infra.holds import host_holds
+from ipnext.infra.holds import assigned, host_holds, replica_sets
 from ipnext.infra.peers import PeersFile
 from ipnext.infra.replicas import HostReplica
 from ipnext.infra.route_rules import check_destinations, check_revision
@@ -122,18 +123,20 @@ class Region:
     def _reconcile(self, deployment: Deployment) -> None:
         """Start what is missing, let go what is too much, tell all what to hold."""
         replicas = self._replicas[deployment.key]
-        staying = [replica for replica in replicas if not replica.leaving]
-        for replica in _surplus(staying, deployment.replicas):
+        sets = replica_sets(deployment)
+        staying = [(r, r.digests) for r in _by_worth(replicas) if not r.leaving]
+        members, surplus = assigned(sets, staying)
+        for replica in surplus:
             replica.leave()
-        for _ in range(deployment.replicas - len(staying)):
-            self._add_replica(deployment.key)
-        for replica in replicas:
-            replica.want(host_holds(deployment))
+        for wanted, found in zip(sets, members, strict=True):
+            found += [self._add_replica(deployment.key) for _ in range(wanted.replicas - len(found))]
+            for replica in found:
+                replica.want(host_holds(deployment, wanted.holds), memory_bytes=deployment.memory_bytes)
         revision = self._publish_table()
         for replica in replicas:
             replica.release_after(revision)
 
-    def _add_replica(self, key: DeploymentKey) -> None:
+    def _add_replica(self, key: DeploymentKey) -> HostReplica:
         replicas = self._replicas[key]
         taken = {replica.number for replica in replicas}
         number = next(n for n in range(len(replicas) + 1) if n not in taken)
@@ -142,6 +145,7 @@ class Region:
         life = asyncio.create_task(self._live(replica), name=replica.name)
         self._lives.add(life)
         life.add_done_callback(self._ended)
+        return replica
 
     def _ended(self, life: asyncio.Task[None]) -> None:
         self._lives.discard(life)
@@ -199,7 +203,6 @@ class Region:
             raise InvalidInput(msg, field=field, value=value, allowed=[self._site.region])
 
 
-def _surplus(staying: list[HostReplica], wanted: int) -> list[HostReplica]:
-    """The replicas to let go: those that answer for nothing first, then the youngest."""
-    by_worth = sorted(staying, key=lambda replica: (not replica.ready, replica.number))
-    return by_worth[wanted:]
+def _by_worth(replicas: Iterable[HostReplica]) -> list[HostReplica]:
+    """Those that answer for nothing last, then the youngest: these are let go first."""
+    return sorted(replicas, key=lambda replica: (not replica.ready, replica.number))

@@ -44,6 +44,7 @@ class HostReplica:
         self._router = router
         self._publish = publish
         self._port = 0
+        self._memory_bytes: int | None = None
         self._wanted = HostHolds(holds=())
         self._told: HostHolds | None = None
         self._refusal: str | None = None
@@ -98,9 +99,18 @@ class HostReplica:
             message=self._refusal or self._child.message,
         )
 
-    def want(self, holds: HostHolds) -> None:
-        """Change what it shall hold. Call `publish` afterwards and hand its revision to `release_after`."""
+    @property
+    def digests(self) -> frozenset[str]:
+        """Snapshots that it is meant to hold, by their content."""
+        return frozenset(held.digest for held in self._wanted.holds)
+
+    def want(self, holds: HostHolds, *, memory_bytes: int | None = None) -> None:
+        """Change what it shall hold. Call `publish` afterwards and hand its revision to `release_after`.
+
+        `memory_bytes` is in force from the next start of its process.
+        """
         self._wanted = holds
+        self._memory_bytes = memory_bytes
 
     def release_after(self, revision: int) -> None:
         """What is no longer wanted may be unloaded once the router follows this table revision."""
@@ -132,7 +142,7 @@ class HostReplica:
 
     def _command(self) -> Sequence[str]:
         self._port = self._site.ports.port(self.name)
-        return self._site.host_command(self.name, self._port)
+        return self._site.host_command(self.name, self._port, memory_bytes=self._memory_bytes)
 
     def _process_changed(self) -> None:
         """It has just started or ended: whatever it held is not there any more."""

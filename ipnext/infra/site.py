@@ -38,12 +38,13 @@ class Site:
         """Where the output of a process goes."""
         return self.directory / "logs" / f"{name}.log"
 
-    def host_command(self, name: str, port: int) -> Sequence[str]:
-        """The command line of a host process."""
+    def host_command(self, name: str, port: int, *, memory_bytes: int | None = None) -> Sequence[str]:
+        """The command line of a host process. `memory_bytes` is the most that it may take, if there is a limit."""
         fields = {"id": name, "artifacts": self.artifacts, "cache": str(self.cache)}
-        command = self._filled(self.settings.host_command, port, **fields)
         endpoint = self.settings.s3_endpoint_url
-        return [*command, "--s3-endpoint-url", endpoint] if endpoint else command
+        more = ["--s3-endpoint-url", endpoint] if endpoint else []
+        more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
+        return [*self._filled(self.settings.host_command, port, **fields), *more]
 
     def router_command(self, table: Path, port: int) -> Sequence[str]:
         """The command line of the router process."""

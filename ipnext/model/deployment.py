@@ -31,6 +31,8 @@ class HeldSnapshot(Value):
     digest: str
     uri: str
     generations: tuple[int, ...] = Field(min_length=1)
+    replicas: int | None = Field(default=None, ge=1)
+    """Processes of its own that hold nothing else; None: every process of the deployment holds it beside the others."""
 
 
 class Deployment(Value):
@@ -54,6 +56,17 @@ class Deployment(Value):
     def pieces(self, generation: int) -> frozenset[str]:
         """What the graph of a generation may call here: the part, or those of its segments that are held."""
         return frozenset(held.part or self.key.part for held in self.holds if generation in held.generations)
+
+    @property
+    def apart(self) -> bool:
+        """Whether each snapshot has processes of its own."""
+        return any(held.replicas is not None for held in self.holds)
+
+    def replicas_of(self, generation: int) -> int:
+        """Processes that hold a generation."""
+        if not self.apart:
+            return self.replicas if generation in self.generations else 0
+        return sum(held.replicas or 0 for held in self.holds if generation in held.generations)
 
 
 class ReplicaPhase(StrEnum):
@@ -184,6 +197,24 @@ class HostFailure(Value):
     message: str
 
 
+class SnapshotMemory(Value):
+    """A snapshot in a host's memory: the bytes of its tensors, those of several names once."""
+
+    model: Name
+    part: Name
+    snapshot: int
+    size_bytes: int
+
+
+class HostMemoryState(Value):
+    """A host's memory in bytes. Without a budget nothing is refused."""
+
+    used_bytes: int
+    """Of the whole process, its snapshots included."""
+    budget_bytes: int | None = None
+    snapshots: tuple[SnapshotMemory, ...] = ()
+
+
 class HostState(Value):
     """Answer of `GET /control/state` of a host. A generation is in `ready` once loaded and warmed."""
 
@@ -192,6 +223,7 @@ class HostState(Value):
     failures: tuple[HostFailure, ...] = ()
     in_flight: int = 0
     draining: bool = False
+    memory: HostMemoryState | None = None
 
 
 class PartEndpoint(Value):

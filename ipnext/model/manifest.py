@@ -51,6 +51,9 @@ class RolloutSpec(Written):
     hold_seconds: float = Field(default=0.0, ge=0)
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
     deadline_seconds: float = Field(default=600.0, gt=0)
+    refresh: Literal["auto", "in_place", "replace"] = "auto"
+    """How a new snapshot comes to a part: `in_place` into the running processes, beside the former one; `replace` into new
+    processes, and the former ones end; `auto`: in place where `memory_bytes` of every part has room for both."""
     keep_warm: int = Field(default=1, ge=0)
     """Former generations that stay loaded, without traffic, so that a rollback needs no load."""
 

@@ -78,6 +78,8 @@ class Transition(Value):
     waves: tuple[Wave, ...] = ()
     surge: tuple[SurgeItem, ...] = ()
     refused: str | None = None
+    refresh: Literal["in_place", "replace"] = "in_place"
+    """Whether one process holds several generations, or each snapshot has processes of its own."""
 
 
 class TransitionState(StrEnum):

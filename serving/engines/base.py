@@ -66,7 +66,7 @@ class StagedPart(Protocol):
 
 
 class Engine(Protocol):
-    """Loads snapshots of its kind. Has no state of its own: one is made for each load."""
+    """Loads snapshots of its kind. One is made for each host; it may keep what snapshots share. Used from one thread."""
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> LoadedPart:
         """Load the snapshot in `directory`, whose files are already checked. LoadFailed says what is wrong with it."""

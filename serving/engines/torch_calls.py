@@ -39,16 +39,27 @@ def direct_function(
     return DirectGraph(module, arguments, slots, example).whole()
 
 
+Calls: TypeAlias = Mapping[str, Callable[..., Any]]
+"""Name of a node -> what to call for it."""
+
+
 class DirectGraph:
     """A graph whose calls have been tried, from which functions are made."""
 
     def __init__(
-        self, module: fx.GraphModule, arguments: Sequence[Any], slots: Sequence[int], example: Sequence[torch.Tensor]
+        self,
+        module: fx.GraphModule,
+        arguments: Sequence[Any],
+        slots: Sequence[int],
+        example: Sequence[torch.Tensor],
+        *,
+        calls: Calls | None = None,
     ) -> None:
+        """With `calls`, found on other weights, nothing is tried: the caller compares the whole."""
         self._nodes = list(module.graph.nodes)
         self._arguments = arguments
         self._slots = slots
-        self._calls = _Trial(module, arguments, slots).run(example)
+        self.calls = _Trial(module, arguments, slots).run(example) if calls is None else calls
 
     def whole(self) -> Function:
         """The graph in one function of all user's tensors, in their order."""
@@ -91,7 +102,7 @@ class DirectGraph:
         return writer.function(["state", *(names[number] for number in sorted(late))])
 
     def _writer(self) -> tuple[CallWriter, dict[fx.Node, str]]:
-        writer = CallWriter(self._calls)
+        writer = CallWriter(self.calls)
         places = [node for node in self._nodes if node.op == "placeholder"]
         user = {places[slot]: f"x{number}" for number, slot in enumerate(self._slots)}
         for node, value in zip(places, self._arguments, strict=True):
@@ -162,6 +173,11 @@ def _bindings(target: OpOverload) -> Iterator[Callable[..., Any]]:
         binding = getattr(home, name, None)
         if binding is not None and callable(binding):
             yield binding
+
+
+def same_bits(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+    """Whether two answers agree in every bit, stride and type."""
+    return _identical(tuple(left), tuple(right))
 
 
 def _identical(left: Any, right: Any) -> bool:

@@ -6,10 +6,10 @@ and plain arithmetic, and its shape expressions are checked before sympy parses 
 Written by serving.export, read by the torch engine.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 
 from ipnext.errors import LoadFailed, UnsupportedModel
 from ipnext.model.value import canonical_json
+from serving.engines.blueprint import Blueprint, Blueprints, TorchProgram, Weight
 
 PROGRAM_FILE: Final = "program.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -96,26 +97,6 @@ _MODULE_STACK: Final = "nn_module_stack"
 _FREE_TEXT: Final = frozenset({"stack_trace", "from_node"})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TorchProgram:
-    """A program bound to its weights. `run` takes the user's tensors in `inputs` order, gives them in `outputs` order."""
-
-    module: torch.fx.GraphModule
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    arguments: tuple[Any, ...]
-    """All arguments of the graph; those of the user's inputs are None."""
-    slots: tuple[int, ...]
-    """Position in `arguments` of each of `inputs`."""
-
-    def run(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """One forward pass, to be called without gradients. The weights go to the graph as they are: no guard, no copy."""
-        arguments = list(self.arguments)
-        for slot, tensor in zip(self.slots, tensors, strict=True):
-            arguments[slot] = tensor
-        return tuple(self.module.forward(*arguments))
-
-
 def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: Path) -> None:
     """Write both files. The same program and weights give the same bytes. UnsupportedModel for what has no safe form."""
     tensors = {**_tensors("state", exported.state_dict), **_tensors("constant", exported.constants)}
@@ -134,12 +115,22 @@ def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: 
     (directory / PROGRAM_FILE).write_text(canonical_json(document))
 
 
-def read_program(directory: Path) -> TorchProgram:
-    """Rebuild a program from its two files. LoadFailed says what is wrong with them."""
-    document = read_document(directory / PROGRAM_FILE)
+def read_program(directory: Path, blueprints: Blueprints | None = None) -> TorchProgram:
+    """Rebuild a program from its two files. LoadFailed says what is wrong with them.
+
+    Where `blueprints` has the program already, only the weights are read.
+    """
+    known = blueprints if blueprints is not None else Blueprints()
     try:
+        digest = hashlib.sha256((directory / PROGRAM_FILE).read_bytes()).hexdigest()
+        blueprint = known.find(digest)
+        if blueprint is not None:
+            return blueprint.bound(read_tensors(directory / WEIGHTS_FILE, blueprint.places))
+        document = read_document(directory / PROGRAM_FILE)
         tensors = read_tensors(directory / WEIGHTS_FILE, document["tensors"])
-        return _bind(rebuild(document["program"], tensors), document)
+        blueprint = _blueprint(rebuild(document["program"], tensors), document)
+        known.keep(digest, blueprint)
+        return blueprint.bound(tensors)
     except (*_UNREADABLE, SafetensorError, serde.SerializeError, SpecViolationError) as error:
         msg = f"the torch program cannot be read by torch {torch.__version__}: {error}; export the model again"
         raise LoadFailed(msg) from error
@@ -308,14 +299,10 @@ def _without_metadata(value: Any) -> Any:
     return value
 
 
-def _bind(exported: ExportedProgram, document: Mapping[str, Any]) -> TorchProgram:
-    """Weights keep the module's `requires_grad`.
-
-    Where it is set torch folds a product of three dimensions into one of two, even where no gradient is taken, and the
-    last bits of the two ways differ.
-    """
+def _blueprint(exported: ExportedProgram, document: Mapping[str, Any]) -> Blueprint:
     metas = document["program"]["graph_module"]["graph"]["tensor_values"]
-    arguments: list[Any] = []
+    fixed: list[Any] = []
+    weights: list[Weight] = []
     slots: dict[str, int] = {}
     for position, spec in enumerate(exported.graph_signature.input_specs):
         value: Any = None
@@ -323,19 +310,20 @@ def _bind(exported: ExportedProgram, document: Mapping[str, Any]) -> TorchProgra
             slots[spec.arg.name] = position
             value = spec.arg.value if isinstance(spec.arg, ConstantArgument) else None
         else:
-            name = str(spec.target)
-            weight = exported.state_dict[name] if name in exported.state_dict else exported.constants[name]
-            value = weight.detach().requires_grad_(requires_grad=metas[spec.arg.name]["requires_grad"])
-        arguments.append(value)
+            kind = "state" if spec.target in exported.state_dict else "constant"
+            weights.append(Weight(position, f"{kind}:{spec.target}", metas[spec.arg.name]["requires_grad"]))
+        fixed.append(value)
     inputs = tuple(document["inputs"])
     graph_inputs = tuple(slots)
     if graph_inputs != inputs:
         msg = f"the graph takes {list(graph_inputs)}, the file says {list(inputs)}"
         raise ValueError(msg)
-    return TorchProgram(
+    return Blueprint(
         module=exported.graph_module,
         inputs=inputs,
         outputs=tuple(document["outputs"]),
-        arguments=tuple(arguments),
         slots=tuple(slots[name] for name in inputs),
+        fixed=tuple(fixed),
+        weights=tuple(weights),
+        places=document["tensors"],
     )

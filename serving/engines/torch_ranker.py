@@ -10,8 +10,10 @@ import torch
 
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest
+from serving.engines.blueprint import Blueprints, TorchProgram
+from serving.engines.residence import make_resident
 from serving.engines.torch_calls import DirectGraph, Early, Function
-from serving.engines.torch_program import TorchProgram, aligned, read_program
+from serving.engines.torch_program import aligned, read_program
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
 from serving.tensors import Array
 
@@ -62,7 +64,9 @@ class TorchPart:
             raise _judged(error) from error
 
     def warm_up(self) -> None:
-        """Make the program's direct form, run zeros through it at two batch sizes, and try whether rows are independent."""
+        """Bring the weights in, make the program's direct form, run zeros at two batch sizes, try whether rows are independent."""
+        if self._program is not None:
+            make_resident(a for a in self._program.arguments if isinstance(a, torch.Tensor))
         self._graph = self._direct()
         self._function = None if self._graph is None else self._graph.whole()
         for batch in WARM_UP_BATCHES:
@@ -78,7 +82,7 @@ class TorchPart:
             example = [self.to_torch(name, arrays[name]) for name in program.inputs]
             try:
                 with torch.inference_mode():
-                    return DirectGraph(program.module, program.arguments, program.slots, example)
+                    return program.direct(example)
             except (IndexError, RuntimeError):
                 continue
         return None
@@ -135,7 +139,10 @@ class StagedTorch:
 
 
 class TorchEngine:
-    """Loads snapshots of engine `torch`."""
+    """Loads snapshots of engine `torch`. Snapshots of one program share its graph."""
+
+    def __init__(self) -> None:
+        self._blueprints = Blueprints()
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> TorchPart:
         """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process."""
@@ -144,7 +151,7 @@ class TorchEngine:
             msg = f"settings.threads must be a whole number >= 1, got {threads!r}"
             raise LoadFailed(msg)
         torch.set_num_threads(threads)
-        program = read_program(directory)
+        program = read_program(directory, self._blueprints)
         given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
         if (set(program.inputs), list(program.outputs)) != given:
             msg = f"the program takes {program.inputs} and gives {program.outputs}; its manifest says otherwise"

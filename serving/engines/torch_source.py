@@ -1,6 +1,8 @@
 """Writes the source of a function from nodes of a graph: one line for each call. Used by serving.engines.torch_calls."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from types import CodeType
 from typing import Any, Final
 
 import torch
@@ -20,6 +22,12 @@ def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     for used, node in last.items():
         ends.setdefault(node, []).append(used)
     return ends
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> CodeType:
+    """Compiled once for all snapshots of a program: compiling keeps every other thread waiting."""
+    return compile(source, "<graph>", "exec")
 
 
 class CallWriter:
@@ -67,7 +75,7 @@ class CallWriter:
             f"def make({', '.join(self.constants)}):\n def forward({', '.join(arguments)}):\n  {body}\n return forward"
         )
         made: dict[str, Any] = {}
-        exec(source, made)  # noqa: S102  # written above
+        exec(_compiled(source), made)  # noqa: S102  # written above
         function: Callable[..., Any] = made["make"](**self.constants)
         return function
 

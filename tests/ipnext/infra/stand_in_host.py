@@ -87,6 +87,7 @@ async def main():
     parser = argparse.ArgumentParser()
     for name in ("--port", "--region", "--id", "--artifacts", "--cache"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--memory-bytes")
     arguments = parser.parse_args()
     host = Host(arguments.id)
     app = web.Application()

@@ -2,7 +2,16 @@
 
 import pytest
 
-from ipnext.infra.holds import generations, host_holds, pieces, routable, with_both, without
+from ipnext.infra.holds import (
+    assigned,
+    generations,
+    host_holds,
+    pieces,
+    replica_sets,
+    routable,
+    with_both,
+    without,
+)
 from ipnext.model.deployment import HeldGeneration, HeldSnapshot
 
 
@@ -87,3 +96,20 @@ def test_another_layout_of_a_part_loads_beside_the_former_one(segments):
 def test_a_segment_that_failed_is_left_out_alone(segments):
     held = segments({"dense-s1": {1: (1,)}, "dense-s3": {1: (1,)}})
     assert [h.part for h in without(held, {("dense-s3", 1)}).holds] == ["dense-s1"]
+
+
+def own(deployment, **replicas):
+    holds = tuple(held.model_copy(update={"replicas": replicas[f"s{held.snapshot}"]}) for held in deployment.holds)
+    return replica_sets(deployment.model_copy(update={"holds": holds}))
+
+
+def test_processes_that_hold_a_snapshot_stay_with_it_and_the_rest_has_no_place(builder):
+    sets = own(builder("m").deployment({1: (1,), 2: (2,)}), s1=1, s2=2)
+    staying = [("a", frozenset({"d1"})), ("b", frozenset({"d1"})), ("c", frozenset({"d1", "d2"})), ("e", frozenset())]
+    assert assigned(sets, staying) == ([["a"], ["c"]], ["b", "e"])
+
+
+def test_a_set_that_holds_everything_takes_any_process_up_to_its_count(builder):
+    sets = replica_sets(builder("m").deployment({1: (1,), 2: (2,)}, replicas=2))
+    staying = [(name, frozenset()) for name in "abc"]
+    assert assigned(sets, staying) == ([["a", "b"]], ["c"])

@@ -1,0 +1,23 @@
+"""Weights that are mapped from their file, brought into this process's memory before the first request asks for them."""
+
+import ctypes
+import mmap
+from collections.abc import Iterable
+from typing import Final
+
+import torch
+
+_POPULATE_READ: Final = 22
+"""MADV_POPULATE_READ of Linux 5.14 and later; Python's mmap does not name it."""
+
+
+def make_resident(tensors: Iterable[torch.Tensor]) -> None:
+    """Map every page of the tensors for reading; where the system cannot, the requests that come first do."""
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is None:
+        return
+    for tensor in tensors:
+        if tensor.nbytes:
+            start = tensor.data_ptr() - tensor.data_ptr() % mmap.PAGESIZE
+            length = tensor.data_ptr() + tensor.nbytes - start
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _POPULATE_READ)

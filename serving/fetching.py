@@ -1,0 +1,133 @@
+"""Fetches snapshots in a process of its own, so that requests never wait for the interpreter while bytes are hashed.
+
+A host starts one: `python -m serving.fetching --artifacts URI`. It reads a line of JSON for each fetch from standard
+input, answers with a line on standard output, and ends with its host.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+from ipnext.artifacts.opening import open_store
+from ipnext.errors import IPnextError, LoadFailed, Unavailable
+
+_NICENESS: Final = 10
+"""Whoever answers requests comes first."""
+
+
+class Fetcher(Protocol):
+    """What a host needs of an artifact store."""
+
+    def fetch(self, uri: str, directory: Path) -> Path:
+        """As `ArtifactStore.fetch`."""
+
+
+class FetchingProcess:
+    """A Fetcher that has another process do the work, one fetch at a time. Safe to use from several threads."""
+
+    def __init__(self, artifacts: str, *, s3_endpoint_url: str | None = None) -> None:
+        endpoint = ["--s3-endpoint-url", s3_endpoint_url] if s3_endpoint_url else []
+        self._command = [sys.executable, "-m", "serving.fetching", "--artifacts", artifacts, *endpoint]
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start the process, so that the first fetch need not wait for it."""
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603  # our own command
+
+    def fetch(self, uri: str, directory: Path) -> Path:
+        """As the store's own; Unavailable where the process ended meanwhile, and the next fetch starts another."""
+        with self._lock:
+            if self._process is None:
+                self.start()
+            answer = self._ask({"uri": uri, "directory": str(directory)})
+        if not answer:
+            msg = f"the process that fetches {uri} ended; its last output is in the host's log"
+            raise Unavailable(msg)
+        told = json.loads(answer)
+        if "directory" in told:
+            return Path(told["directory"])
+        raise _kinds().get(told["code"], LoadFailed)(told["message"])
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with suppress(OSError):  # what was not read any more
+                        stream.close()
+
+    def _ask(self, question: dict[str, str]) -> str:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            return ""
+        answer = ""
+        with suppress(OSError, ValueError):  # it has ended, or is closed from another thread
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        if not answer:
+            self.close()
+        return answer
+
+
+def _kinds() -> dict[str, type[IPnextError]]:
+    def tree(kind: type[IPnextError]) -> Iterator[type[IPnextError]]:
+        yield kind
+        for child in kind.__subclasses__():
+            yield from tree(child)
+
+    return {kind.code: kind for kind in tree(IPnextError)}
+
+
+def _answer(arguments: argparse.Namespace, line: str, answers: IO[str]) -> None:
+    """Fetch once and tell the outcome."""
+    try:
+        question = json.loads(line)
+        store = open_store(arguments.artifacts, endpoint_url=arguments.s3_endpoint_url)
+        told = {"directory": str(store.fetch(question["uri"], Path(question["directory"])))}
+    except IPnextError as error:
+        told = {"code": error.code, "message": error.message}
+    except Exception as error:  # noqa: BLE001  # the process edge: the host is told, and judges
+        told = {"code": LoadFailed.code, "message": f"{type(error).__name__}: {error}"}
+    answers.write(json.dumps(told) + "\n")
+    answers.flush()
+
+
+def _answers() -> IO[str]:
+    """Standard output for answers alone; whatever else is printed goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fetch as asked until standard input ends."""
+    parser = argparse.ArgumentParser(prog="python -m serving.fetching", description=__doc__)
+    parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
+    parser.add_argument("--s3-endpoint-url", default=None)
+    parsed = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host decides when to end
+    os.nice(_NICENESS)
+    answers = _answers()
+    pool = ThreadPoolExecutor(1)
+    for line in sys.stdin:
+        pool.submit(_answer, parsed, line, answers)
+    os._exit(0)  # the host has gone: nobody waits for what is being fetched
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Fetching in a process of its own: the same answers and errors as the store's, and an end with its host."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Unavailable
+from serving.fetching import FetchingProcess
+
+
+@pytest.fixture
+def fetching(published):
+    process = FetchingProcess(published.store.uri)
+    yield process
+    process.close()
+
+
+def test_a_snapshot_is_laid_out(fetching, published, tmp_path):
+    source = published.sources["dense", 1]
+    directory = fetching.fetch(source.uri, tmp_path)
+    assert directory == tmp_path / source.manifest.digest
+    assert {file.path for file in source.manifest.files} < {path.name for path in directory.iterdir()}
+
+
+def test_errors_come_as_the_store_raises_them(published, damaged_store, fetching, tmp_path):
+    source = published.sources["dense", 1]
+    missing = source.uri.replace(source.manifest.digest, "0" * 64)
+    with pytest.raises(ArtifactMissing, match="never committed"):
+        fetching.fetch(missing, tmp_path)
+    damaged = FetchingProcess(damaged_store)
+    with pytest.raises(ArtifactDigestMismatch, match=r"weights\.safetensors"):
+        damaged.fetch(source.uri.replace(published.store.uri, damaged_store), tmp_path)
+    damaged.close()
+
+
+def test_a_process_that_was_killed_is_unavailable_once_and_then_another_one(fetching, published, tmp_path):
+    source = published.sources["dense", 1]
+    fetching.start()
+    fetching._process.kill()
+    fetching._process.wait()
+    with pytest.raises(Unavailable, match="ended"):
+        fetching.fetch(source.uri, tmp_path)
+    assert fetching.fetch(source.uri, tmp_path).name == source.manifest.digest
+
+
+def test_it_steps_back_behind_requests(fetching, published, tmp_path):
+    fetching.fetch(published.sources["dense", 1].uri, tmp_path)
+    assert psutil.Process(fetching._process.pid).nice() > psutil.Process().nice()
+
+
+def test_it_ends_with_whoever_started_it(published, toolbox):
+    code = (
+        "import sys, time; from serving.fetching import FetchingProcess; f = FetchingProcess(sys.argv[1]); f.start();"
+        "print(f._process.pid, flush=True); time.sleep(60)"
+    )
+    host = subprocess.Popen([sys.executable, "-c", code, published.store.uri], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(host.stdout.readline()))
+    os.kill(host.pid, signal.SIGKILL)
+    host.wait()
+    host.stdout.close()
+    toolbox.until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
