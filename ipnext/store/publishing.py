@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from sqlmodel import col, select
+
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.manifest import ModelManifest
@@ -30,6 +32,7 @@ class Publishing(Changes):
         wanted = [part.name for part in ModelManifest.model_validate_json(row.manifest).spec.parts]
         newest = self._newest_snapshots(model)
         _check_publishable(row, parts, wanted, newest)
+        self._check_parents(model, parts)
         numbers = {part: newest[part].number for part in wanted if part in newest}
         for part, source in sorted(parts.items()):
             if part in newest and newest[part].digest == source.manifest.digest:
@@ -38,6 +41,20 @@ class Publishing(Changes):
             self._add_snapshot(model, part, source, number=numbers[part])
         generation = self._add_generation(model, numbers)
         return self._record(model, ChangeKind.PUBLISH, change_id, generation=generation.number)
+
+    def _check_parents(self, model: str, parts: Mapping[str, SnapshotSource]) -> None:
+        """A delta stands on a snapshot of its own part, whichever. InvalidInput."""
+        for part, source in sorted(parts.items()):
+            if not source.manifest.is_delta:
+                continue
+            query = select(SnapshotRow.digest).where(SnapshotRow.model == model, SnapshotRow.part == part)
+            known = self._session.exec(query.order_by(col(SnapshotRow.number).desc())).all()
+            if source.manifest.parent not in known:
+                msg = (
+                    f"parts.{part}: a delta of snapshot {source.manifest.parent}, which {model}.{part} does not have; "
+                    f"its newest: {', '.join(known[:3]) or 'none'}. Publish the parent first, or a full snapshot"
+                )
+                raise InvalidInput(msg, field=f"parts.{part}", value=source.manifest.parent, allowed=known)
 
     def _check_same_content(self, change: ChangeRow, parts: Mapping[str, SnapshotSource]) -> None:
         """An id stands for its content: other bytes under the same id would be lost silently. Conflict."""
