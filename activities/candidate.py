@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import BinaryIO, Protocol
 
@@ -32,6 +32,8 @@ class Candidate:
     """The graph that requests follow now; none before the first generation serves."""
     artifacts: ArtifactStore
     beat: Callable[[str], None]
+    published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
+    """(part, digest) -> every snapshot of the model."""
 
     @property
     def graph(self) -> PartGraph:

@@ -6,8 +6,8 @@ place, then the tensors' bytes. torch is not needed: BF16 and the 8-bit floats a
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,15 @@ class MalformedTensors(ValueError):
     """A file that is not what its suffix says."""
 
 
+class TensorPlace(NamedTuple):
+    """Where a tensor lies, in bytes from the start of the data, and its form."""
+
+    begin: int
+    end: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
 def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
     """One result for each safetensors file; a refusal names part and tensor."""
     for part, snapshot in sorted(candidate.snapshots.items()):
@@ -39,9 +48,9 @@ def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
 
 def non_finite_tensor(stream: BinaryIO, size_bytes: int, beat: Callable[[str], None]) -> str | None:
     """Name of the first tensor that holds NaN or infinity, none where all are finite. Raises MalformedTensors."""
-    header, start = _header(stream, size_bytes)
+    places, start = read_places(stream, size_bytes)
     position = start
-    for name, begin, end, dtype in _tensors(header, size_bytes - start):
+    for name, (begin, end, dtype, _) in places.items():
         position = _skip(stream, start + begin - position, position)
         check = _FINITE.get(dtype)
         left = end - begin
@@ -53,6 +62,24 @@ def non_finite_tensor(stream: BinaryIO, size_bytes: int, beat: Callable[[str], N
             if check is not None and not check(chunk):
                 return name
     return None
+
+
+def read_places(stream: BinaryIO, size_bytes: int) -> tuple[dict[str, TensorPlace], int]:
+    """Where each tensor lies, by place, and where the data begins; the stream stands there. Raises MalformedTensors."""
+    header, start = _header(stream, size_bytes)
+    return _tensors(header, size_bytes - start), start
+
+
+def tensors_of(
+    stream: BinaryIO, places: Mapping[str, TensorPlace], start: int, wanted: Collection[str]
+) -> Iterator[tuple[str, bytes]]:
+    """The content of some tensors, read on from where `read_places` has left the stream."""
+    position = start
+    for name, place in places.items():
+        if name in wanted:
+            _skip(stream, start + place.begin - position, position)
+            yield name, _exactly(stream, place.end - place.begin)
+            position = start + place.end
 
 
 def _judged(stream: BinaryIO, size_bytes: int, subject: str, beat: Callable[[str], None]) -> CheckResult:
@@ -83,27 +110,26 @@ def _header(stream: BinaryIO, size_bytes: int) -> tuple[Mapping[str, Any], int]:
     return header, 8 + length
 
 
-def _tensors(header: Mapping[str, Any], data_bytes: int) -> list[tuple[str, int, int, str]]:
-    """(name, begin, end, dtype), by place; places must not overlap nor leave the file."""
-    found = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            begin, end = (int(offset) for offset in entry["data_offsets"])
-            dtype = str(entry["dtype"])
-        except (KeyError, TypeError, ValueError) as error:
-            msg = f"tensor {name!r} has no dtype and offsets"
-            raise MalformedTensors(msg) from error
-        found.append((name, begin, end, dtype))
-    found.sort(key=lambda tensor: tensor[1:3])
+def _tensors(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorPlace]:
+    """By place; places must not overlap nor leave the file."""
+    found = {name: _place(name, entry) for name, entry in header.items() if name != "__metadata__"}
+    by_place = sorted(found.items(), key=lambda item: (*item[1][:2], item[0]))
     last = 0
-    for name, begin, end, _ in found:
-        if begin < last or end < begin or end > data_bytes:
+    for name, place in by_place:
+        if place.begin < last or place.end < place.begin or place.end > data_bytes:
             msg = f"tensor {name!r} lies outside the file or over another one"
             raise MalformedTensors(msg)
-        last = end
-    return found
+        last = place.end
+    return dict(by_place)
+
+
+def _place(name: str, entry: Any) -> TensorPlace:
+    try:
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+        return TensorPlace(begin, end, str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"tensor {name!r} has no dtype, shape and offsets"
+        raise MalformedTensors(msg) from error
 
 
 def _skip(stream: BinaryIO, count: int, position: int) -> int:

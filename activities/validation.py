@@ -6,6 +6,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.candidate import Candidate, FunctionValidator, Validator, failed, passed
+from activities.deltas import DELTAS, check_deltas
 from activities.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_paths
 from activities.signatures import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
 from activities.tensors import FINITE, check_finite
@@ -22,6 +23,7 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(FORMATS, check_formats, required=True),
     FunctionValidator(DIGESTS, check_digests, required=True),
     FunctionValidator(ENGINES, check_engines, required=True),
+    FunctionValidator(DELTAS, check_deltas, required=True),
     FunctionValidator(EDGES, check_edges),
     FunctionValidator(FINITE, check_finite),
     FunctionValidator(INTERFACE, check_interface),
@@ -65,6 +67,7 @@ class ValidationActivities:
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             artifacts=self._artifacts,
             beat=beat,
+            published={(s.part, s.digest): s for s in reversed(repository.snapshots(stage.model))},
         )
 
 

@@ -50,6 +50,11 @@ class Lease(Generic[T]):
     snapshot: int
     entry: _Entry[T] = field(repr=False)
 
+    @property
+    def digest(self) -> str:
+        """Digest of the snapshot."""
+        return self.entry.hold.digest
+
 
 @dataclass(frozen=True, slots=True)
 class Changes(Generic[T]):
@@ -109,6 +114,15 @@ class HeldSnapshots(Generic[T]):
         entry.leases += 1
         return Lease(entry.value, entry.hold.snapshot, entry)
 
+    def relatives(self, hold: HostedSnapshot) -> tuple[Lease[T], ...]:
+        """Leases of all loaded snapshots of the same part, engine and settings; each is to be given back."""
+        leases = []
+        for entry in self._entries.values():
+            if entry.value is not None and _related(entry.hold, hold):
+                entry.leases += 1
+                leases.append(Lease(entry.value, entry.hold.snapshot, entry))
+        return tuple(leases)
+
     def release(self, lease: Lease[T]) -> T | None:
         """Give a lease back. Returns the value if this was the last use of a snapshot no longer wanted: close it."""
         lease.entry.leases -= 1
@@ -142,6 +156,11 @@ class HeldSnapshots(Generic[T]):
             if entry.value is not None
             for generation in entry.hold.generations
         }
+
+
+def _related(left: HostedSnapshot, right: HostedSnapshot) -> bool:
+    same = (left.model, left.part, left.engine) == (right.model, right.part, right.engine)
+    return same and canonical_json(dict(left.settings)) == canonical_json(dict(right.settings))
 
 
 def _by_key(holds: Sequence[HostedSnapshot]) -> dict[HoldKey, HostedSnapshot]:

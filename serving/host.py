@@ -29,7 +29,7 @@ from serving.host_client import HostClient
 from serving.host_frames import HostFrames
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.loading import Loader
-from serving.memory import HostMemory, settle
+from serving.memory import HostMemory, settle, shared_bytes
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
 from serving.server import listen, log_as_json, run, serve
@@ -145,7 +145,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     held: HeldSnapshots[Served] = HeldSnapshots()
     fetching = FetchingProcess(arguments.artifacts, s3_endpoint_url=arguments.s3_endpoint_url)
     fetching.start()
-    memory = HostMemory(arguments.memory_bytes)
+    memory = HostMemory(arguments.memory_bytes, counted=shared_bytes)
     loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
     queue = InferenceQueue(threads=arguments.threads, waiting=arguments.queue)
     parts = PartServer(held, queue, loader.dispose, region=arguments.region)

@@ -4,7 +4,7 @@ One thread waits for what is fetched, another loads and closes, one snapshot at 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -13,10 +13,9 @@ import structlog
 
 from ipnext.errors import ArtifactDigestMismatch, IPnextError, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.footprint import needed_bytes
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.batching import Served, batch_limits
-from serving.engines.base import Engine
+from serving.deltas.hosting import Chain, Fetched, fetch, fetch_chain
+from serving.engines.base import Engine, LoadedPart
 from serving.fetching import Fetcher
 from serving.generations import HeldSnapshots
 from serving.memory import HostMemory
@@ -52,6 +51,7 @@ class Loader:
         self._fetching = ThreadPoolExecutor(1, thread_name_prefix="fetching")
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self._tasks: set[asyncio.Task[None]] = set()
+        """Each has the name of the digest that it loads."""
 
     def hold(self, holds: Sequence[HostedSnapshot]) -> None:
         """Make `holds` the wanted set and return at once. InvalidInput leaves the former set in force."""
@@ -59,7 +59,7 @@ class Loader:
         for part in changes.close:
             self.dispose(part)
         for hold in changes.load:
-            task = asyncio.create_task(self._load(hold))
+            task = asyncio.create_task(self._load(hold), name=hold.digest)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -100,30 +100,53 @@ class Loader:
     async def _fetched_and_loaded(self, hold: HostedSnapshot) -> Served:
         loop = asyncio.get_running_loop()
         try:
-            directory, manifest = await loop.run_in_executor(self._fetching, self._fetch_now, hold)
-            return await loop.run_in_executor(self._loading, self._load_now, hold, directory, manifest)
+            fetched = await loop.run_in_executor(self._fetching, self._fetch_now, hold)
+            if fetched.manifest.is_delta:
+                return await self._delta_loaded(hold, fetched)
+            chain = Chain(hold.digest, fetched)
+            return await loop.run_in_executor(self._loading, self._load_now, hold, chain, {})
         except IPnextError:
             raise
         except Exception as error:
             msg = f"snapshot {hold.snapshot} of {hold.model}.{hold.part}: {type(error).__name__}: {error}"
             raise LoadFailed(msg) from error
 
-    def _fetch_now(self, hold: HostedSnapshot) -> tuple[Path, SnapshotManifest]:
-        directory = self._open_store().fetch(hold.uri, self._cache)
-        manifest = SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes())
+    async def _delta_loaded(self, hold: HostedSnapshot, fetched: Fetched) -> Served:
+        """From its parent where that is held; a parent that is being loaded is waited for."""
+        loop = asyncio.get_running_loop()
+        parents = [task for task in self._tasks if task.get_name() == fetched.manifest.parent]
+        if parents:
+            await asyncio.wait(parents)
+        leases = self._held.relatives(hold)
+        held = {lease.digest: lease.value.part for lease in leases}
+        try:
+            chain = await loop.run_in_executor(self._fetching, self._fetch_chain_now, hold, fetched, held)
+            return await loop.run_in_executor(self._loading, self._load_now, hold, chain, held)
+        finally:
+            for lease in leases:
+                unused = self._held.release(lease)
+                if unused is not None:
+                    self.dispose(unused)
+
+    def _fetch_chain_now(self, hold: HostedSnapshot, fetched: Fetched, held: Mapping[str, LoadedPart]) -> Chain:
+        return fetch_chain(self._open_store(), hold.uri, self._cache, fetched, held)
+
+    def _fetch_now(self, hold: HostedSnapshot) -> Fetched:
+        fetched = fetch(self._open_store(), hold.uri, self._cache)
+        manifest = fetched.manifest
         if manifest.digest != hold.digest:
             msg = f"{hold.uri} holds digest {manifest.digest}, wanted {hold.digest}"
             raise ArtifactDigestMismatch(msg)
         if manifest.engine != hold.engine:
             msg = f"the snapshot is for engine {manifest.engine!r}, its deployment says {hold.engine!r}"
             raise LoadFailed(msg)
-        return directory, manifest
+        return fetched
 
-    def _load_now(self, hold: HostedSnapshot, directory: Path, manifest: SnapshotManifest) -> Served:
+    def _load_now(self, hold: HostedSnapshot, chain: Chain, held: Mapping[str, LoadedPart]) -> Served:
         limits = batch_limits(hold.settings)
         engine = self._engine(hold.engine)
-        self.memory.check(needed_bytes(manifest), f"snapshot {hold.snapshot} of {hold.model}.{hold.part}")
-        part = engine.load(directory, manifest, hold.settings)
+        self.memory.check(chain.needed_bytes, f"snapshot {hold.snapshot} of {hold.model}.{hold.part}")
+        part = chain.load(engine, hold.settings, held)
         part.warm_up()
         self.memory.loaded(part.size_bytes)
         if not self._served_before:

@@ -1,4 +1,4 @@
-"""A directory of a snapshot: hashed files, the manifest last, nothing half-written. Used by export and split."""
+"""A directory of a snapshot: hashed files, the manifest last, nothing half-written. Used by export, split and deltas."""
 
 import hashlib
 import os
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from ipnext.errors import InvalidInput
-from ipnext.model.registry import ArtifactFile
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
+from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 
 _CHUNK: Final = 2**20
 
@@ -44,6 +44,27 @@ def artifact_file(path: Path) -> ArtifactFile:
             digest.update(chunk)
         os.fsync(stream.fileno())
     return ArtifactFile(path=path.name, sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
+
+
+def checked_manifest(directory: Path) -> SnapshotManifest:
+    """The manifest of a whole, undamaged snapshot: every file is read through. InvalidInput or an ArtifactError."""
+    path = directory / SNAPSHOT_FILE
+    if not path.is_file():
+        msg = f"directory: {str(directory)!r} is no snapshot: it has no {SNAPSHOT_FILE}; export_model writes one"
+        raise InvalidInput(msg, field="directory", value=str(directory))
+    try:
+        manifest = SnapshotManifest.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        msg = f"directory: {SNAPSHOT_FILE} cannot be read: {error}"
+        raise InvalidInput(msg, field="directory", value=str(directory)) from error
+    for file in manifest.files:
+        if not (directory / file.path).is_file():
+            msg = f"{file.path}: the snapshot's manifest names it, and it is missing"
+            raise ArtifactMissing(msg)
+        if artifact_file(directory / file.path).sha256 != file.sha256:
+            msg = f"{file.path}: its SHA-256 is not the one that {SNAPSHOT_FILE} names"
+            raise ArtifactDigestMismatch(msg)
+    return manifest
 
 
 def write_last(path: Path, text: str) -> None:

@@ -20,6 +20,11 @@ SNAPSHOT_FORMAT: Literal["ipnext/snapshot/v1"] = "ipnext/snapshot/v1"
 SNAPSHOT_FILE = "snapshot.json"
 """Written last into a snapshot's directory: a directory without it is not a snapshot."""
 
+DELTA_FILE = "delta.json"
+"""A snapshot with this file is a delta: its weights are those of its parent with some rows replaced."""
+
+DELTA_WEIGHTS_FILE = "delta.safetensors"
+
 REQUEST = "request"
 """Name of the pseudo-node that stands for the tensors of the request."""
 
@@ -68,6 +73,11 @@ class SnapshotManifest(Value):
     def size_bytes(self) -> int:
         """Sum of the sizes of all files."""
         return sum(file.size_bytes for file in self.files)
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether the snapshot holds changes of its parent only."""
+        return any(file.path == DELTA_FILE for file in self.files)
 
 
 class SnapshotSource(Value):

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from sqlmodel import col, select
+
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.manifest import ModelManifest
@@ -33,6 +35,9 @@ class Publishing(Changes):
         _check_publishable(row, parts, wanted, newest)
         if self._cut_of_newest(model) == (spec.split.cut if spec.split else None):
             _check_new(row, parts, newest)
+        if spec.split is not None:
+            _check_whole(parts)
+        self._check_parents(model, parts)
         numbers = {part: newest[part].number for part in wanted if part in newest}
         for part, source in sorted(parts.items()):
             if part in newest and newest[part].digest == source.manifest.digest:
@@ -47,6 +52,20 @@ class Publishing(Changes):
         newest = self._session.get(GenerationRow, (model, self._last_generation(model)))
         return None if newest is None or newest.layout is None else Layout.model_validate_json(newest.layout).cut
 
+    def _check_parents(self, model: str, parts: Mapping[str, SnapshotSource]) -> None:
+        """A delta stands on a snapshot of its own part, whichever. InvalidInput."""
+        for part, source in sorted(parts.items()):
+            if not source.manifest.is_delta:
+                continue
+            query = select(SnapshotRow.digest).where(SnapshotRow.model == model, SnapshotRow.part == part)
+            known = self._session.exec(query.order_by(col(SnapshotRow.number).desc())).all()
+            if source.manifest.parent not in known:
+                msg = (
+                    f"parts.{part}: a delta of snapshot {source.manifest.parent}, which {model}.{part} does not have; "
+                    f"its newest: {', '.join(known[:3]) or 'none'}. Publish the parent first, or a full snapshot"
+                )
+                raise InvalidInput(msg, field=f"parts.{part}", value=source.manifest.parent, allowed=known)
+
     def _check_same_content(self, change: ChangeRow, parts: Mapping[str, SnapshotSource]) -> None:
         """An id stands for its content: other bytes under the same id would be lost silently. Conflict."""
         generation = self._generation_row(change.model, change.generation or 0)
@@ -56,6 +75,14 @@ class Publishing(Changes):
             if held is None or held.digest != source.manifest.digest:
                 msg = f"change {change.id!r} published another content of part {part!r}; choose another id"
                 raise Conflict(msg)
+
+
+def _check_whole(parts: Mapping[str, SnapshotSource]) -> None:
+    """A model that is cut by a policy is published whole: a delta has no program to cut. InvalidInput."""
+    for part, source in sorted(parts.items()):
+        if source.manifest.is_delta:
+            msg = f"parts.{part}: a delta cannot be cut by spec.split; publish the full snapshot (`ipnext delta --apply` writes it)"
+            raise InvalidInput(msg, field=f"parts.{part}", value=source.manifest.digest)
 
 
 def _check_publishable(

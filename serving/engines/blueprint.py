@@ -12,6 +12,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import fx
 
+from serving.deltas.snapshot import Delta
+from serving.deltas.weights import Weights
 from serving.engines.torch_calls import Calls, DirectGraph, same_bits
 
 
@@ -41,16 +43,27 @@ class Blueprint:
     calls: Calls | None = None
     """What stands for each call of the graph; known once a snapshot of the program has been tried."""
 
-    def bound(self, tensors: Mapping[str, torch.Tensor]) -> "TorchProgram":
-        """The program with these weights, by their names in the document. They keep the module's `requires_grad`.
+    def bound(self, weights: Weights) -> "TorchProgram":
+        """The program with these weights. They keep the module's `requires_grad`.
 
         Where it is set torch folds a product of three dimensions into one of two, even where no gradient is taken, and
         the last bits of the two ways differ.
         """
-        arguments = list(self.fixed)
+        arguments, tensors = list(self.fixed), laid_out(weights, self.places)
         for weight in self.weights:
             arguments[weight.position] = tensors[weight.name].detach().requires_grad_(weight.requires_grad)
-        return TorchProgram(self, tuple(arguments))
+        return TorchProgram(self, tuple(arguments), weights)
+
+
+def laid_out(weights: Weights, places: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Tensors by their names in a program's document, in memory as they were exported."""
+    return {name: _laid_out(weights.tensors[place["key"]], place["strides"]) for name, place in places.items()}
+
+
+def _laid_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:
+    if strides is None:
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +73,11 @@ class TorchProgram:
     blueprint: Blueprint
     arguments: tuple[Any, ...]
     """All arguments of the graph; those of the user's inputs are None."""
+    weights: Weights
+
+    def changed_by(self, delta: Delta) -> "TorchProgram":
+        """The program with a delta applied to its weights; what the delta leaves alone is the same memory. LoadFailed."""
+        return self.blueprint.bound(self.weights.changed_by(delta))
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch._export.serde import schema
 from torch._export.serde import serialize as serde
 from torch._export.verifier import SpecViolationError
@@ -24,11 +23,12 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 
 from ipnext.errors import LoadFailed, UnsupportedModel
 from ipnext.model.value import canonical_json
-from serving.engines.blueprint import Blueprint, Blueprints, TorchProgram, Weight
+from serving.deltas.weights import Weights, read_weights
+from serving.engines.blueprint import Blueprint, Blueprints, TorchProgram, Weight, laid_out
+from serving.engines.tensor_file import write_tensors
 
 PROGRAM_FILE: Final = "program.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
-ALIGNMENT_BYTES: Final = 64
 FORMAT: Final = "ipnext/torch-program/v1"
 
 _TARGET = re.compile(r"torch\.ops\.(aten|prims)\.\w+\.\w+|torch\.(sym_\w+|_sym_\w+)|_operator\.\w+|math\.\w+")
@@ -111,7 +111,7 @@ def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: 
     for problem in _unsafe(document["program"]):
         msg = f"the module uses {problem}, which a snapshot cannot carry safely; use ATen operations only"
         raise UnsupportedModel(msg, value=problem)
-    save_file(stored, directory / WEIGHTS_FILE)
+    write_tensors(stored, directory / WEIGHTS_FILE)
     (directory / PROGRAM_FILE).write_text(canonical_json(document))
 
 
@@ -125,12 +125,12 @@ def read_program(directory: Path, blueprints: Blueprints | None = None) -> Torch
         digest = hashlib.sha256((directory / PROGRAM_FILE).read_bytes()).hexdigest()
         blueprint = known.find(digest)
         if blueprint is not None:
-            return blueprint.bound(read_tensors(directory / WEIGHTS_FILE, blueprint.places))
+            return blueprint.bound(_weights(directory / WEIGHTS_FILE, blueprint.places))
         document = read_document(directory / PROGRAM_FILE)
-        tensors = read_tensors(directory / WEIGHTS_FILE, document["tensors"])
-        blueprint = _blueprint(rebuild(document["program"], tensors), document)
+        weights = _weights(directory / WEIGHTS_FILE, document["tensors"])
+        blueprint = _blueprint(rebuild(document["program"], laid_out(weights, document["tensors"])), document)
         known.keep(digest, blueprint)
-        return blueprint.bound(tensors)
+        return blueprint.bound(weights)
     except (*_UNREADABLE, SafetensorError, serde.SerializeError, SpecViolationError) as error:
         msg = f"the torch program cannot be read by torch {torch.__version__}: {error}; export the model again"
         raise LoadFailed(msg) from error
@@ -256,22 +256,11 @@ def read_document(path: Path) -> dict[str, Any]:
 
 def read_tensors(path: Path, places: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """All tensors of a program document by their names there, laid out in memory as they were exported."""
-    stored: dict[str, torch.Tensor] = {}
-    with safe_open(path, framework="pt") as file:
-        for key in sorted({place["key"] for place in places.values()}):
-            stored[key] = aligned(file.get_tensor(key))
-    return {name: _laid_out(stored[place["key"]], place["strides"]) for name, place in places.items()}
+    return laid_out(_weights(path, places), places)
 
 
-def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """In memory as torch itself would give it: where a tensor begins decides the last bits of some kernels' sums."""
-    return tensor.clone() if tensor.data_ptr() % ALIGNMENT_BYTES else tensor
-
-
-def _laid_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:
-    if strides is None:
-        return tensor
-    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
+def _weights(path: Path, places: Mapping[str, Any]) -> Weights:
+    return read_weights(path, (place["key"] for place in places.values()))
 
 
 def rebuild(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:

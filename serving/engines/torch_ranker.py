@@ -3,17 +3,20 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
+from ipnext.model.delta import DeltaDocument
 from ipnext.model.registry import Signature, SnapshotManifest
+from serving.deltas.snapshot import Delta
 from serving.engines.blueprint import Blueprints, TorchProgram
 from serving.engines.residence import make_resident
+from serving.engines.tensor_file import aligned
 from serving.engines.torch_calls import DirectGraph, Early, Function
-from serving.engines.torch_program import aligned, read_program
+from serving.engines.torch_program import read_program
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
 from serving.tensors import Array
 
@@ -72,6 +75,21 @@ class TorchPart:
         for batch in WARM_UP_BATCHES:
             self.infer(zeros(self._signature, batch))
         self._independent = rows_are_independent(self._signature, self.infer)
+
+    def changed_by(self, delta: Delta, *, parent_stays: bool) -> "TorchPart":
+        """A part of its own with a delta applied; it shares the program and all unchanged memory. LoadFailed."""
+        if self._program is None:
+            msg = "the parent of the delta was closed meanwhile"
+            raise LoadFailed(msg)
+        program = self._program.changed_by(delta)
+        part = TorchPart(program, self._signature)
+        part._size = program.weights.added_bytes + (0 if parent_stays else self._size)
+        return part
+
+    def check_delta(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
+        """LoadFailed where the weights, all rows counted, are not those that a delta states before or after it."""
+        if self._program is not None:
+            self._program.weights.check(document, when)
 
     def _direct(self) -> DirectGraph | None:
         """None where the part takes neither of two trial requests: it then runs as it was exported."""

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, IPnextError
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.errors import InvalidInput, IPnextError
+from ipnext.model.registry import SnapshotManifest
 from ipnext.model.split import SplitPolicy
 from serving.engines.base import LoadedPart
 from serving.engines.torch_functional import functional_document
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document, read_tensors
 from serving.engines.torch_ranker import ENGINE
-from serving.snapshot_directory import artifact_file, checked_directory, write_last
+from serving.snapshot_directory import checked_directory, checked_manifest, write_last
 from serving.splitting.comparison import Drawn, SplitModel, compare, load
 from serving.splitting.drawing import Drawing, Examples, Request
 from serving.splitting.planning import plan_split
@@ -87,25 +87,13 @@ def _answers(part: LoadedPart, request: Request) -> bool:
 
 def read_manifest(directory: Path) -> SnapshotManifest:
     """The manifest of a whole, undamaged snapshot of the torch engine. InvalidInput or an ArtifactError."""
-    path = directory / SNAPSHOT_FILE
-    if not path.is_file():
-        msg = f"directory: {str(directory)!r} is no snapshot: it has no {SNAPSHOT_FILE}; export_model writes one"
+    manifest = checked_manifest(directory)
+    if manifest.is_delta:
+        msg = f"directory: {str(directory)!r} is a delta; `ipnext delta --apply` writes the full snapshot, which can be split"
         raise InvalidInput(msg, field="directory", value=str(directory))
-    try:
-        manifest = SnapshotManifest.model_validate_json(path.read_bytes())
-    except ValueError as error:
-        msg = f"directory: {SNAPSHOT_FILE} cannot be read: {error}"
-        raise InvalidInput(msg, field="directory", value=str(directory)) from error
     if manifest.engine != ENGINE:
         msg = f"directory: the snapshot is for engine {manifest.engine!r}; only those of engine {ENGINE!r} can be split"
         raise InvalidInput(msg, field="directory", value=manifest.engine, allowed=(ENGINE,))
-    for file in manifest.files:
-        if not (directory / file.path).is_file():
-            msg = f"{file.path}: the snapshot's manifest names it, and it is missing"
-            raise ArtifactMissing(msg)
-        if artifact_file(directory / file.path).sha256 != file.sha256:
-            msg = f"{file.path}: its SHA-256 is not the one that {SNAPSHOT_FILE} names"
-            raise ArtifactDigestMismatch(msg)
     return manifest
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from ipnext import __version__
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.value import canonical_json
+from serving.engines.tensor_file import write_tensors
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE
 from serving.engines.torch_ranker import ENGINE
 from serving.snapshot_directory import artifact_file, write_last
@@ -23,7 +23,7 @@ def write_segment(plan: SplitPlan, name: str, source: Path, target: Path, *, par
     target.mkdir()
     keys = sorted({place["key"] for place in document["tensors"].values()})
     with safe_open(source / WEIGHTS_FILE, framework="pt") as weights:
-        save_file({key: weights.get_tensor(key) for key in keys}, target / WEIGHTS_FILE)
+        write_tensors({key: weights.get_tensor(key) for key in keys}, target / WEIGHTS_FILE)
     (target / PROGRAM_FILE).write_text(canonical_json(document))
     manifest = SnapshotManifest(
         engine=ENGINE,

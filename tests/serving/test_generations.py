@@ -120,6 +120,18 @@ def test_one_snapshot_named_twice_answers_for_the_union():
     assert ready(held) == {(1, 1), (2, 1)}
 
 
+def test_relatives_are_the_loaded_snapshots_of_the_same_part_engine_and_settings_and_are_kept_until_given_back():
+    held = HeldSnapshots()
+    others = (hold(3, 3, part="q"), hold(4, 4, engine="e"), hold(5, 5, settings={"threads": 2}), hold(6, 6))
+    held.want([hold(1, 1), hold(2, 2), *others])
+    for each in (hold(1, 1), hold(2, 2), *others[:-1]):
+        held.loaded(each, f"value {each.snapshot}")
+    leases = held.relatives(hold(7, 7))
+    assert {lease.digest: lease.value for lease in leases} == {"d1": "value 1", "d2": "value 2"}
+    assert held.want([hold(2, 2)]).close == ("value 3", "value 4", "value 5")
+    assert [held.release(lease) for lease in leases] == ["value 1", None]
+
+
 class Holding(RuleBasedStateMachine):
     """Any order of wants, loads, leases and releases: nothing in use is closed, nothing is closed twice or lost."""
 

@@ -1,6 +1,7 @@
 """A host's memory budget: what a load needs is known before it, and what does not fit is refused with its figures."""
 
 import gc
+import mmap
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from ipnext.model.footprint import ALLOWANCE_BYTES, PROGRAM_FACTOR, needed_bytes
 from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest
 from serving.generations import HeldSnapshots
 from serving.loading import Loader
-from serving.memory import HostMemory, resident_bytes
+from serving.memory import HostMemory, resident_bytes, shared_bytes
 
 MEGA = 10**6
 
@@ -56,6 +57,28 @@ def test_pages_that_the_system_dropped_for_a_while_still_count():
     assert memory.used_bytes == 800 * MEGA
     resident[0] = 900 * MEGA
     assert memory.used_bytes == 900 * MEGA
+
+
+def test_pages_that_two_snapshots_share_are_counted_once_before_a_load_is_refused():
+    memory = HostMemory(1000 * MEGA, resident=lambda: 1500 * MEGA, counted=lambda: 900 * MEGA)
+    memory.loaded(1)
+    memory.check(100 * MEGA, "a delta")
+    with pytest.raises(MemoryExceeded, match=r"needs about 101\.0 MB; 900\.0 MB"):
+        memory.check(101 * MEGA, "another")
+
+
+def test_a_file_that_is_mapped_twice_is_counted_once(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(64 * MEGA))
+    with (tmp_path / "weights").open("rb") as file:
+        one = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+        assert not any(one[place] for place in range(0, len(one), mmap.PAGESIZE))
+        before, before_all = shared_bytes(), resident_bytes()
+        two = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+        assert not any(two[place] for place in range(0, len(two), mmap.PAGESIZE))
+        assert shared_bytes() - before < 8 * MEGA
+        assert resident_bytes() - before_all > 56 * MEGA
+        one.close()
+        two.close()
 
 
 def test_without_a_budget_nothing_is_refused():

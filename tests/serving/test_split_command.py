@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ipnext.cli.app import app
 from ipnext.errors import InvalidInput
 from ipnext.model.registry import PartGraph, SnapshotManifest
+from serving.deltas.export import export_delta
 from serving.engines.torch_ranker import TorchEngine
 from serving.export import export_model
 from serving.graph import plan_graph, run_graph
@@ -82,6 +83,14 @@ def test_json_names_parts_segments_and_equality(place):
     assert (first["bytes"], first["inputs"], first["outputs"]) == (320, ["user"], ["tables_user"])
     assert answer["bit_equal"] == {"1": True, "2": True, "64": True, "257": True}
     assert not list(place.parent.rglob("*ipnext-split*"))
+
+
+def test_a_delta_is_not_split(place):
+    twice = Twice()
+    export_delta(place / "whole", {"first.bias": twice.first.bias.detach() + 1}, place / "delta")
+    result = run(place, directory="delta")
+    assert result.exit_code == 2
+    assert "ipnext delta --apply" in result.stderr
 
 
 def test_without_verify_nothing_is_claimed(place):

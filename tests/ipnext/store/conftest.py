@@ -135,10 +135,18 @@ def snapshot_source(content: str) -> SnapshotSource:
     return SnapshotSource(manifest=manifest, uri=f"file:///store/snapshots/{manifest.digest}")
 
 
+def delta_source(content: str, *, parent: str) -> SnapshotSource:
+    """A delta snapshot of another one's digest."""
+    full = snapshot_source(content).manifest
+    files = (full.files[0].model_copy(update={"path": "delta.json"}),)
+    manifest = full.model_copy(update={"files": files, "parent": parent})
+    return SnapshotSource(manifest=manifest, uri=f"file:///store/snapshots/{manifest.digest}")
+
+
 @pytest.fixture
 def make() -> SimpleNamespace:
     """Makes manifests and sources."""
-    return SimpleNamespace(manifest=model_manifest, source=snapshot_source)
+    return SimpleNamespace(manifest=model_manifest, source=snapshot_source, delta=delta_source)
 
 
 @pytest.fixture

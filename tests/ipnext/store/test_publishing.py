@@ -166,3 +166,26 @@ def test_a_report_is_kept_and_replaced(applied, publish):
             repository.save_report(report.model_copy(update={"generation": 2}))
     with applied.begin() as repository:
         assert len(repository.report("ctr", 1).checks) == 2
+
+
+def test_a_delta_of_any_snapshot_of_its_part_is_taken(applied, publish, make):
+    publish("c1", dense="d1", sparse="s1")
+    publish("c2", dense="d2")
+    with applied.begin("ctr") as repository:
+        repository.publish("ctr", {"dense": make.delta("x", parent=make.source("d1").manifest.digest)}, change_id="c3")
+        snapshot = repository.snapshot("ctr", "dense", 3)
+    assert snapshot.manifest.is_delta
+    assert snapshot.manifest.parent == make.source("d1").manifest.digest
+
+
+@pytest.mark.parametrize("parent", ["unknown", "s1"], ids=["unknown", "of another part"])
+def test_a_delta_whose_parent_is_no_snapshot_of_its_part_is_refused_with_what_there_is(applied, publish, make, parent):
+    publish("c1", dense="d1", sparse="s1")
+    delta = make.delta("x", parent=make.source(parent).manifest.digest)
+    refused = pytest.raises(InvalidInput, match="Publish the parent first, or a full snapshot")
+    with refused as told, applied.begin("ctr") as repository:
+        repository.publish("ctr", {"dense": delta}, change_id="c2")
+    assert told.value.field == "parts.dense"
+    assert told.value.allowed == (make.source("d1").manifest.digest,)
+    with applied.begin() as repository:
+        assert [g.number for g in repository.generations("ctr")] == [1]

@@ -1,0 +1,76 @@
+"""A snapshot on disk with the snapshots that it stands on: a full one is its own ground, a delta needs its parents."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ipnext.errors import InvalidInput
+from ipnext.model.registry import SnapshotManifest
+from serving.deltas.snapshot import Delta, read_delta
+from serving.deltas.weights import Weights, read_weights
+from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document
+from serving.engines.torch_ranker import ENGINE
+from serving.snapshot_directory import checked_manifest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """A snapshot with its weights in memory."""
+
+    manifest: SnapshotManifest
+    program: Path
+    """The program file, of the full snapshot at the bottom."""
+    places: Mapping[str, Any]
+    """Name of a tensor in the program -> its name in the weights."""
+    weights: Weights
+    delta: Delta | None = None
+
+
+def opened(directory: Path, bases: Sequence[Path] = ()) -> Opened:
+    """A snapshot; the parents of a delta are looked for in `bases`. All files are checked.
+
+    InvalidInput where one is no snapshot of the torch engine or a parent is not among `bases`; ArtifactError; LoadFailed.
+    """
+    manifest = _torch_manifest(directory)
+    if not manifest.is_delta:
+        places = read_document(directory / PROGRAM_FILE)["tensors"]
+        weights = read_weights(directory / WEIGHTS_FILE, (place["key"] for place in places.values()))
+        return Opened(manifest, directory / PROGRAM_FILE, places, weights)
+    rest = {base: _torch_manifest(base) for base in bases if base.resolve() != directory.resolve()}
+    found = next((base for base, other in rest.items() if other.digest == manifest.parent), None)
+    if found is None:
+        msg = f"base: {str(directory)!r} is a delta of snapshot {manifest.parent}; name the directory of that one too"
+        raise InvalidInput(msg, field="base", value=[str(base) for base in bases])
+    return applied(opened(found, tuple(rest)), directory, manifest)
+
+
+def applied(parent: Opened, directory: Path, manifest: SnapshotManifest) -> Opened:
+    """The parent with the delta in `directory` applied. InvalidInput where it is a delta of another one."""
+    if not manifest.is_delta or manifest.parent != parent.manifest.digest:
+        what = f"a delta of {manifest.parent}" if manifest.is_delta else "a full snapshot"
+        msg = f"directory: {str(directory)!r} is {what}, not a delta of {parent.manifest.digest}"
+        raise InvalidInput(msg, field="directory", value=str(directory))
+    delta = read_delta(directory)
+    return Opened(manifest, parent.program, parent.places, parent.weights.changed_by(delta), delta)
+
+
+def _torch_manifest(directory: Path) -> SnapshotManifest:
+    manifest = checked_manifest(directory)
+    if manifest.engine != ENGINE:
+        msg = f"directory: {str(directory)!r} is for engine {manifest.engine!r}; deltas are made for engine {ENGINE!r}"
+        raise InvalidInput(msg, field="directory", value=manifest.engine, allowed=(ENGINE,))
+    return manifest
+
+
+def tensor_of(name: str, places: Mapping[str, Any]) -> str | None:
+    """Where the weights hold a parameter or buffer of the module; none if the program has no use for it."""
+    for kind in ("state", "constant"):
+        if f"{kind}:{name}" in places:
+            return str(places[f"{kind}:{name}"]["key"])
+    return None
+
+
+def parameter_names(places: Mapping[str, Any]) -> list[str]:
+    """Names of all parameters and buffers that the program uses."""
+    return sorted(name.partition(":")[2] for name in places)

@@ -1,0 +1,60 @@
+"""What `ipnext delta` answers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ipnext.model.registry import SnapshotManifest
+from ipnext.model.value import Sha256, Written
+from serving.deltas.lineage import Opened
+from serving.deltas.snapshot import read_delta
+
+
+class TensorChange(Written):
+    """One tensor that a delta changes. `rows`: those that it carries, of `of`."""
+
+    tensor: str
+    rows: int
+    of: int
+    row_digest: str
+    """Of the result."""
+
+
+class DeltaReport(Written):
+    """A delta in figures."""
+
+    directory: str
+    digest: Sha256
+    parent: Sha256
+    rows: int
+    tensors: tuple[TensorChange, ...]
+    bytes: int
+    """Of the delta's files."""
+    full_bytes: int
+    """Of the files of a full snapshot."""
+
+    @property
+    def ratio(self) -> float:
+        """The delta's bytes over a full snapshot's."""
+        return self.bytes / self.full_bytes
+
+
+def report_of(directory: Path, manifest: SnapshotManifest, parent: Opened) -> DeltaReport:
+    """The figures of a delta that was just written against `parent`."""
+    delta = read_delta(directory)
+    counts: Mapping[str, int] = {
+        key: len(tensor) if tensor.dim() else 1 for key, tensor in parent.weights.tensors.items()
+    }
+    changes = tuple(
+        TensorChange(tensor=key, rows=told.rows, of=counts[key], row_digest=told.after)
+        for key, told in sorted(delta.document.tensors.items())
+    )
+    weights = sum(tensor.nbytes for tensor in parent.weights.tensors.values())
+    return DeltaReport(
+        directory=str(directory),
+        digest=manifest.digest,
+        parent=parent.manifest.digest,
+        rows=delta.changed_rows,
+        tensors=changes,
+        bytes=manifest.size_bytes,
+        full_bytes=weights + parent.program.stat().st_size,
+    )

@@ -1,0 +1,64 @@
+"""Weights files are plain safetensors whose large tensors lie where torch would put them, and are mapped copy on write."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from serving.engines.tensor_file import TensorFile, aligned, write_tensors
+
+TENSORS = {
+    "bias": torch.randn(1),
+    "odd": torch.randn(7, 3),
+    "table": torch.randn(500, 16),
+    "small": torch.randn(16),
+    "flag": torch.tensor(True),
+    "half": torch.randn(5).to(torch.bfloat16),
+    "empty": torch.empty(0, 4),
+    "ids": torch.arange(8),
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_tensors(TENSORS, tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_the_file_is_plain_safetensors(path):
+    loaded = load_file(path)
+    assert loaded.keys() == TENSORS.keys()
+    assert all(loaded[n].dtype == t.dtype and torch.equal(loaded[n], t) for n, t in TENSORS.items())
+
+
+def test_tensors_of_whole_lines_lie_at_whole_lines_whatever_stands_beside_them(path):
+    file = TensorFile(path)
+    assert all(file.is_aligned(name) for name in ("table", "small", "ids"))
+    assert file.private("table").data_ptr() % 64 == 0
+
+
+def test_the_order_of_the_tensors_does_not_change_a_byte(path, tmp_path):
+    write_tensors(dict(reversed(TENSORS.items())), tmp_path / "other")
+    assert (tmp_path / "other").read_bytes() == path.read_bytes()
+
+
+def test_a_private_tensor_is_its_own_and_the_file_stays_as_it_is(path):
+    content = path.read_bytes()
+    file = TensorFile(path)
+    one, two = file.private("table"), file.private("table")
+    one[3] = 7
+    assert torch.equal(two, TENSORS["table"])
+    assert torch.equal(one[4:], TENSORS["table"][4:])
+    assert path.read_bytes() == content
+
+
+def test_a_private_tensor_outlives_the_file_and_its_name(path):
+    tensor = TensorFile(path).private("odd")
+    path.unlink()
+    assert torch.equal(tensor, TENSORS["odd"])
+
+
+def test_a_tensor_that_begins_elsewhere_is_copied_to_where_torch_would_put_it():
+    lying = torch.randn(20)[1:]
+    assert aligned(lying).data_ptr() % 64 == 0
+    right = torch.randn(20)
+    assert aligned(right) is right
