@@ -222,14 +222,18 @@ class Rig:
             generation=generation, graph=GRAPH, snapshots={"sparse": generation, "dense": generation}
         )
         model = RoutedModel(model=MODEL, served=(served,), endpoints=endpoints)
-        draft = self.place / "router.draft"
-        draft.write_text(RouterTable(revision=self.revision, region=REGION, models=(model,)).model_dump_json())
-        draft.rename(self.place / "router.json")
+        table = RouterTable(revision=self.revision, region=REGION, models=(model,))
+        await asyncio.to_thread(self._write, table.model_dump_json())
         while True:
             async with session.get(f"{self.router}/control/state") as answer:
                 if RouterState.model_validate_json(await answer.read()).revision == self.revision:
                     return
             await asyncio.sleep(0.02)
+
+    def _write(self, text: str) -> None:
+        draft = self.place / "router.draft"
+        draft.write_text(text)
+        draft.rename(self.place / "router.json")
 
     def _forget(self, generation: int) -> None:
         """Remove the files of an unloaded generation from the caches, so that a later refresh fetches them again."""

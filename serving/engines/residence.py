@@ -7,6 +7,8 @@ from typing import Final
 
 import torch
 
+_STEP_BYTES: Final = 2**20
+"""At a time: meanwhile no other thread of the process may map memory, nor a request take any."""
 _POPULATE_READ: Final = 22
 """MADV_POPULATE_READ of Linux 5.14 and later; Python's mmap does not name it."""
 
@@ -19,5 +21,7 @@ def make_resident(tensors: Iterable[torch.Tensor]) -> None:
     for tensor in tensors:
         if tensor.nbytes:
             start = tensor.data_ptr() - tensor.data_ptr() % mmap.PAGESIZE
-            length = tensor.data_ptr() + tensor.nbytes - start
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _POPULATE_READ)
+            end = tensor.data_ptr() + tensor.nbytes
+            for step in range(start, end, _STEP_BYTES):
+                length = min(_STEP_BYTES, end - step)
+                madvise(ctypes.c_void_p(step), ctypes.c_size_t(length), _POPULATE_READ)
