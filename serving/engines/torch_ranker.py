@@ -11,6 +11,7 @@ import torch
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest
 from serving.engines.torch_calls import DirectGraph, Early, Function
+from serving.engines.torch_compiled import LIBRARY_FILE, CompiledProgram, read_compiled, wants_compiled
 from serving.engines.torch_program import TorchProgram, aligned, read_program
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
 from serving.tensors import Array
@@ -21,10 +22,11 @@ _OUT_OF_RANGE = re.compile(r"out of (range|bounds)|not in the valid range", re.I
 
 
 class TorchPart:
-    """An exported program in memory."""
+    """An exported program in memory, or the library that it was compiled to."""
 
-    def __init__(self, program: TorchProgram, signature: Signature) -> None:
-        self._program: TorchProgram | None = program
+    def __init__(self, program: TorchProgram | CompiledProgram, signature: Signature) -> None:
+        self._program: TorchProgram | CompiledProgram | None = program
+        self._place = aligned if isinstance(program, TorchProgram) else _as_it_lies
         self._graph: DirectGraph | None = None
         self._function: Function | None = None
         self._independent = False
@@ -70,9 +72,9 @@ class TorchPart:
         self._independent = rows_are_independent(self._signature, self.infer)
 
     def _direct(self) -> DirectGraph | None:
-        """None where the part takes neither of two trial requests: it then runs as it was exported."""
+        """None for a library, and where the part takes neither of two trial requests: it then runs as it was exported."""
         program = self._program
-        if program is None:
+        if not isinstance(program, TorchProgram):
             return None
         for arrays in (drawn(self._signature, 3, np.random.default_rng(0)), zeros(self._signature, 1)):
             example = [self.to_torch(name, arrays[name]) for name in program.inputs]
@@ -86,7 +88,7 @@ class TorchPart:
     def staged(self, late: frozenset[str]) -> "StagedTorch | None":
         """The pass in two steps; None where it runs as it was exported or nothing can begin without the late inputs."""
         program, graph = self._program, self._graph
-        if program is None or graph is None:
+        if not isinstance(program, TorchProgram) or graph is None:
             return None
         numbers = {number for number, name in enumerate(program.inputs) if name in late}
         functions = graph.staged(numbers)
@@ -100,8 +102,8 @@ class TorchPart:
         """An input as the program takes it, in its own memory where that is writable and aligned."""
         usable = array if array.flags.writeable and array.flags.aligned else array.copy()
         if name in self._bf16:
-            return aligned(torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16))
-        return aligned(torch.from_numpy(usable))
+            return self._place(torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16))
+        return self._place(torch.from_numpy(usable))
 
 
 class StagedTorch:
@@ -138,18 +140,26 @@ class TorchEngine:
     """Loads snapshots of engine `torch`."""
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> TorchPart:
-        """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process."""
+        """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process.
+
+        With setting `compile` the library of a snapshot that has one runs in place of the program.
+        """
         threads = settings.get("threads", 1)
         if type(threads) is not int or threads < 1:
             msg = f"settings.threads must be a whole number >= 1, got {threads!r}"
             raise LoadFailed(msg)
         torch.set_num_threads(threads)
-        program = read_program(directory)
+        compiled = wants_compiled(settings) and (directory / LIBRARY_FILE).exists()
+        program = read_compiled(directory) if compiled else read_program(directory)
         given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
         if (set(program.inputs), list(program.outputs)) != given:
             msg = f"the program takes {program.inputs} and gives {program.outputs}; its manifest says otherwise"
             raise LoadFailed(msg)
         return TorchPart(program, _in_order(manifest.signature, program.inputs))
+
+
+def _as_it_lies(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _judged(error: Exception) -> IPnextError:
