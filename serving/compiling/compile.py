@@ -14,13 +14,14 @@ from ipnext import __version__
 from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.value import canonical_json
+from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 from serving.compiling.levels import level_for, needed_flags
 from serving.compiling.library import Recipe, built_library, compiler_version, default_cache, torch_version
 from serving.compiling.measuring import measured
 from serving.compiling.report import CompileReport, is_within
 from serving.engines.base import LoadedPart, find_engine
 from serving.engines.cpu_flags import machine_flags
-from serving.engines.torch_compiled import CALLS_FILE, COMPILED_FILE, LIBRARY_FILE, SETTING, Compiled, Difference
+from serving.engines.torch_compiled import CALLS_FILE, COMPILED_FILE, Compiled, Difference
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE
 from serving.snapshot_directory import artifact_file, checked_directory, write_last
 from serving.splitting.comparison import Drawn
@@ -121,7 +122,7 @@ def _differences(
 ) -> tuple[Difference, ...]:
     engine = find_engine(source.engine)
     eager = engine.load(directory, source, {})
-    compiled = engine.load(draft, source, {SETTING: True})
+    compiled = engine.load(draft, source, {COMPILE_SETTING: True})
     drawn: Drawn = (
         Examples(eager.signature, examples)
         if examples is not None

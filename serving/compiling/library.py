@@ -19,7 +19,8 @@ from platformdirs import user_cache_path
 from ipnext import __version__
 from ipnext.errors import InvalidInput, UnsupportedModel
 from ipnext.model.value import digest_of
-from serving.engines.torch_compiled import CALLS_FILE, LIBRARY_FILE
+from ipnext.names import LIBRARY_FILE
+from serving.engines.torch_compiled import CALLS_FILE
 from serving.snapshot_directory import half_written
 
 LONGEST_SECONDS: Final = 3600

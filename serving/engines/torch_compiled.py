@@ -19,15 +19,13 @@ from torch._C._aoti import AOTIModelContainerRunnerCpu
 
 from ipnext.errors import LoadFailed
 from ipnext.model.value import Sha256, Value
+from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 from serving.engines.cpu_flags import machine_flags
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document, read_tensors
 
 COMPILED_FILE: Final = "compiled.json"
-LIBRARY_FILE: Final = "library.so"
 CALLS_FILE: Final = "library.json"
 """Operators that the library calls by name, in torch's own form; written only where there are such."""
-SETTING: Final = "compile"
-"""Engine setting: whether hosts may run the library of a snapshot that has one."""
 
 _AT_ONCE: Final = 4
 """Passes that one library runs at the same time; they share the weights."""
@@ -73,9 +71,9 @@ class CompiledProgram:
 
 def wants_compiled(settings: Mapping[str, Any]) -> bool:
     """Engine setting `compile`: a boolean, or an object of what the compilation is to keep to. LoadFailed otherwise."""
-    given = settings.get(SETTING, False)
+    given = settings.get(COMPILE_SETTING, False)
     if not isinstance(given, bool | Mapping):
-        msg = f"settings.{SETTING}: must be true, false or an object such as {{tolerance: 1e-5}}, got {given!r}"
+        msg = f"settings.{COMPILE_SETTING}: must be true, false or an object such as {{tolerance: 1e-5}}, got {given!r}"
         raise LoadFailed(msg)
     return given is not False
 

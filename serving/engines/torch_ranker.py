@@ -10,8 +10,9 @@ import torch
 
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest
+from ipnext.names import LIBRARY_FILE
 from serving.engines.torch_calls import DirectGraph, Early, Function
-from serving.engines.torch_compiled import LIBRARY_FILE, CompiledProgram, read_compiled, wants_compiled
+from serving.engines.torch_compiled import CompiledProgram, read_compiled, wants_compiled
 from serving.engines.torch_program import TorchProgram, aligned, read_program
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
 from serving.tensors import Array
