@@ -101,7 +101,7 @@ def test_a_compiled_snapshot_is_its_source_with_a_library_and_what_was_measured(
         == FILES
         == {p.name for p in (place / "compiled").iterdir()} - {"snapshot.json"}
     )
-    assert {file for file in source.files} <= set(manifest.files)
+    assert set(source.files) <= set(manifest.files)
     assert [d["batch"] for d in answer["differences"]] == list(BATCHES)
     assert (answer["snapshot"], answer["compiled"]) == (source.digest, manifest.digest)
     about = json.loads((place / "compiled" / "compiled.json").read_text())
@@ -224,7 +224,7 @@ def test_what_cannot_run_here_is_refused_and_says_why(copy, spoil, words):
 
 
 def test_a_setting_of_another_kind_is_refused(place):
-    with pytest.raises(LoadFailed, match="settings.compile: must be true, false or an object"):
+    with pytest.raises(LoadFailed, match=r"settings\.compile: must be true, false or an object"):
         load(place / "compiled", compile="yes")
 
 

@@ -22,7 +22,7 @@ def test_the_highest_level_that_a_machine_has_is_taken():
 
 def test_a_lower_level_may_be_asked_for_a_higher_one_is_refused_with_what_lacks():
     assert level_for(V4, "x86-64-v3") == "x86-64-v3"
-    with pytest.raises(InvalidInput, match="'x86-64-v4' needs avx512bw, avx512cd, .*, which this machine lacks"):
+    with pytest.raises(InvalidInput, match=r"'x86-64-v4' needs avx512bw, avx512cd, .*, which this machine lacks"):
         level_for(V3, "x86-64-v4")
 
 
