@@ -1,7 +1,7 @@
 """The torch engine: runs exported programs on the CPU, one thread for each request."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from ipnext.names import LIBRARY_FILE
 from serving.engines.torch_calls import DirectGraph, Early, Function
 from serving.engines.torch_compiled import CompiledProgram, read_compiled, wants_compiled
 from serving.engines.torch_program import TorchProgram, aligned, read_program
+from serving.engines.torch_request_level import RequestCall, agreeing_halves
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
 from serving.tensors import Array
 
@@ -32,6 +33,7 @@ class TorchPart:
         self._function: Function | None = None
         self._independent = False
         self._signature = signature
+        self._once = RequestCall(self._run, signature) if signature.request_inputs else None
         self._bf16 = frozenset(spec.name for spec in signature.inputs if spec.datatype == "BF16")
         self._size = sum({t.data_ptr(): t.nbytes for t in program.arguments if isinstance(t, torch.Tensor)}.values())
 
@@ -59,7 +61,7 @@ class TorchPart:
         try:
             with torch.inference_mode():
                 given = [self.to_torch(name, inputs[name]) for name in program.inputs]
-                answer = program.run(given) if self._function is None else self._function(*given)
+                answer = self._run(given) if self._once is None else self._once(given)
                 return {name: to_numpy(tensor) for name, tensor in zip(program.outputs, answer, strict=True)}
         except (IndexError, RuntimeError) as error:
             raise _judged(error) from error
@@ -68,9 +70,17 @@ class TorchPart:
         """Make the program's direct form, run zeros through it at two batch sizes, and try whether rows are independent."""
         self._graph = self._direct()
         self._function = None if self._graph is None else self._graph.whole()
+        if self._once is not None and isinstance(self._program, TorchProgram):
+            self._once.halves = agreeing_halves(self._program, self._once, self.to_torch, to_numpy)
         for batch in WARM_UP_BATCHES:
             self.infer(zeros(self._signature, batch))
         self._independent = rows_are_independent(self._signature, self.infer)
+
+    def _run(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if self._program is None:
+            msg = "the part is closed"
+            raise LoadFailed(msg)
+        return self._program.run(given) if self._function is None else self._function(*given)
 
     def _direct(self) -> DirectGraph | None:
         """None for a library, and where the part takes neither of two trial requests: it then runs as it was exported."""
@@ -87,9 +97,12 @@ class TorchPart:
         return None
 
     def staged(self, late: frozenset[str]) -> "StagedTorch | None":
-        """The pass in two steps; None where it runs as it was exported or nothing can begin without the late inputs."""
+        """The pass in two steps; None where it runs as it was exported or nothing can begin without the late inputs.
+
+        None with request inputs too, since how many rows there are is known only when all are there.
+        """
         program, graph = self._program, self._graph
-        if not isinstance(program, TorchProgram) or graph is None:
+        if not isinstance(program, TorchProgram) or graph is None or self._once is not None:
             return None
         numbers = {number for number, name in enumerate(program.inputs) if name in late}
         functions = graph.staged(numbers)
@@ -97,7 +110,7 @@ class TorchPart:
 
     def close(self) -> None:
         """Drop program and weights."""
-        self._program = self._graph = self._function = None
+        self._program = self._graph = self._function = self._once = None
 
     def to_torch(self, name: str, array: Array) -> torch.Tensor:
         """An input as the program takes it, in its own memory where that is writable and aligned."""
@@ -173,7 +186,7 @@ def _judged(error: Exception) -> IPnextError:
 
 def _in_order(signature: Signature, inputs: tuple[str, ...]) -> Signature:
     by_name = {spec.name: spec for spec in signature.inputs}
-    return Signature(inputs=tuple(by_name[name] for name in inputs), outputs=signature.outputs)
+    return signature.model_copy(update={"inputs": tuple(by_name[name] for name in inputs)})
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
