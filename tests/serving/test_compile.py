@@ -58,7 +58,7 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("compile")
     for seed, name in ((1, "one"), (2, "two")):
         examples = {name: torch.from_numpy(array) for name, array in request(4).items()}
-        export_model(Small(seed), examples, root / name)
+        export_model(Small(seed), examples, root / name, request_inputs=["x"])
     result = run(root, "one", "-o", "json", out=root / "compiled")
     assert result.exit_code == 0, result.stderr
     (root / "answer.json").write_text(result.stdout)
@@ -158,6 +158,13 @@ def test_answers_beyond_the_tolerance_end_with_exit_status_1_and_write_nothing(p
     assert (result.exit_code, json.loads(result.stdout)["compiled"]) == (1, None)
     assert "error: answers differ by more than the tolerance 1e-05; nothing was written" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_input_given_once_is_repeated_for_the_library(place):
+    part, given = load(place / "compiled", compile=True), request(9)
+    once = {**given, "x": given["x"][:1]}
+    expected = part.infer({**given, "x": np.repeat(once["x"], 9, 0)})
+    assert worst(expected, part.infer(once)) == 0.0
 
 
 def test_an_index_beyond_its_table_is_the_requests_fault(place):
