@@ -27,6 +27,8 @@ COMPILED_FILE: Final = "compiled.json"
 CALLS_FILE: Final = "library.json"
 """Operators that the library calls by name, in torch's own form; written only where there are such."""
 
+_OBJECTS_FILE: Final = "custom_objs_config.json"
+"""Where torch would look for pickled objects beside a library."""
 _AT_ONCE: Final = 4
 """Passes that one library runs at the same time; they share the weights."""
 
@@ -67,6 +69,11 @@ class CompiledProgram:
     def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """One forward pass over the user's inputs, in the order of `inputs`. RuntimeError where the library refuses."""
         return self.runner.run(tensors)  # type: ignore[arg-type]  # takes any sequence
+
+
+def close_together(tensor: torch.Tensor) -> torch.Tensor:
+    """An input as a library reads it: row after row, whatever its strides were."""
+    return tensor.contiguous()
 
 
 def wants_compiled(settings: Mapping[str, Any]) -> bool:
@@ -122,6 +129,10 @@ def _check_fits(about: Compiled, directory: Path, flags: frozenset[str]) -> None
 
 
 def _check_calls(path: Path) -> None:
+    objects = path.with_name(_OBJECTS_FILE)
+    if objects.exists():
+        msg = f"{objects.name}: a snapshot may not bring objects for its library; compile the source snapshot again"
+        raise LoadFailed(msg)
     if not path.exists():
         return
     try:

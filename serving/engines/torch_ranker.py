@@ -12,7 +12,7 @@ from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.registry import Signature, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
 from serving.engines.torch_calls import DirectGraph, Early, Function
-from serving.engines.torch_compiled import CompiledProgram, read_compiled, wants_compiled
+from serving.engines.torch_compiled import CompiledProgram, close_together, read_compiled, wants_compiled
 from serving.engines.torch_program import TorchProgram, aligned, read_program
 from serving.engines.torch_request_level import RequestCall, agreeing_halves
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
@@ -28,7 +28,7 @@ class TorchPart:
 
     def __init__(self, program: TorchProgram | CompiledProgram, signature: Signature) -> None:
         self._program: TorchProgram | CompiledProgram | None = program
-        self._place = aligned if isinstance(program, TorchProgram) else _as_it_lies
+        self._place = aligned if isinstance(program, TorchProgram) else close_together
         self._graph: DirectGraph | None = None
         self._function: Function | None = None
         self._independent = False
@@ -170,10 +170,6 @@ class TorchEngine:
             msg = f"the program takes {program.inputs} and gives {program.outputs}; its manifest says otherwise"
             raise LoadFailed(msg)
         return TorchPart(program, _in_order(manifest.signature, program.inputs))
-
-
-def _as_it_lies(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _judged(error: Exception) -> IPnextError:

@@ -160,6 +160,13 @@ def test_answers_beyond_the_tolerance_end_with_exit_status_1_and_write_nothing(p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_how_an_input_lies_in_memory_changes_nothing(place):
+    part, given = load(place / "compiled", compile=True), request(6)
+    turned = {"ids": np.repeat(given["ids"], 2)[::2], "x": np.asfortranarray(given["x"])}
+    assert not turned["ids"].flags.contiguous
+    assert worst(part.infer(given), part.infer(turned)) == 0.0
+
+
 def test_a_request_input_given_once_is_repeated_for_the_library(place):
     part, given = load(place / "compiled", compile=True), request(9)
     once = {**given, "x": given["x"][:1]}
@@ -221,6 +228,7 @@ def change(directory, **fields):
             "library.json calls 'mine::run', which a snapshot may not",
         ),
         (lambda d: (d / "library.json").write_text("[]"), "library.json cannot be read"),
+        (lambda d: (d / "custom_objs_config.json").write_text("{}"), "may not bring objects for its library"),
     ],
 )
 def test_what_cannot_run_here_is_refused_and_says_why(copy, spoil, words):
