@@ -10,6 +10,7 @@ from ipnext.errors import ArtifactMissing
 from ipnext.model.lifecycle import CheckResult
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile
 from ipnext.model.status import Reason
+from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 
 PATHS = "safe-paths"
 DIGESTS = "digests"
@@ -17,6 +18,8 @@ FORMATS = "safe-formats"
 
 SAFE_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".tiktoken", ".yaml", ".yml")
 """Formats that hold data only: no pickle, no archive of one, no native code."""
+
+NATIVE_MAGIC = b"\x7fELF"
 
 LARGEST_JSON_BYTES = 256 << 20
 """A larger .json file is not parsed, and therefore not accepted."""
@@ -27,7 +30,7 @@ _CODE_MAGIC = {
     b"\x80\x04": "a pickle",
     b"\x80\x05": "a pickle",
     b"PK\x03\x04": "a zip archive",
-    b"\x7fELF": "native code",
+    NATIVE_MAGIC: "native code",
     b"\x1f\x8b": "a gzip archive",
     b"MZ": "native code",
 }
@@ -65,11 +68,17 @@ def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
 
 
 def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
-    """Only formats that hold data, and content that is of its format."""
+    """Only formats that hold data, and content that is of its format.
+
+    The one exception is a compiled library, of a part whose settings ask for it: only the manifest's owner lets native
+    code run, never the snapshot alone.
+    """
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
             subject = f"{part}/{file.path}"
-            fault = _format_fault(candidate, file)
+            fault = (
+                _library_fault(candidate, part, file) if file.path == LIBRARY_FILE else _format_fault(candidate, file)
+            )
             yield failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
 
 
@@ -90,6 +99,14 @@ def _read_through(candidate: Candidate, file: ArtifactFile, subject: str) -> tup
             size += len(chunk)
             candidate.beat(f"reading {subject}: {size} of {file.size_bytes} bytes")
     return size, digest.hexdigest()
+
+
+def _library_fault(candidate: Candidate, part: str, file: ArtifactFile) -> str:
+    wanted = any(spec.name == part and spec.settings.get(COMPILE_SETTING) for spec in candidate.manifest.spec.parts)
+    if not wanted:
+        return f"is native code; hosts run it only where settings.{COMPILE_SETTING} of part {part!r} asks for it"
+    with candidate.open(file.sha256) as stream:
+        return "" if stream.read(len(NATIVE_MAGIC)) == NATIVE_MAGIC else "is no native library under the name of one"
 
 
 def _format_fault(candidate: Candidate, file: ArtifactFile) -> str:

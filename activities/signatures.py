@@ -54,7 +54,8 @@ def check_interface(candidate: Candidate) -> Iterator[CheckResult]:
         return
     before = interface(candidate.serving_graph, _signatures(candidate.serving))
     now = interface(candidate.graph, _signatures(candidate.snapshots))
-    faults = [*_input_changes(before[0], now[0]), *_output_changes(before[1], now[1])]
+    lost = _given_once(candidate.serving_graph, candidate.serving) - _given_once(candidate.graph, candidate.snapshots)
+    faults = [*_input_changes(before[0], now[0]), *_once_changes(lost, now[0]), *_output_changes(before[1], now[1])]
     for subject, message in faults:
         yield failed(INTERFACE, subject, Reason.SCHEMA_MISMATCH, f"{subject}: {message}")
     if not faults:
@@ -132,6 +133,23 @@ def _input_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:
             yield subject, "the new generation needs it, but clients don't send it"
         elif not compatible(before[name], now[name]):
             yield subject, f"was {_shown(before[name])}, would be {_shown(now[name])}"
+
+
+def _given_once(graph: PartGraph, snapshots: Mapping[str, Snapshot]) -> frozenset[str]:
+    """Tensors of the request that may come with one row for all: every node that takes one says so."""
+    signatures = _signatures(snapshots)
+    taken: dict[str, bool] = {}
+    for node in graph.nodes:
+        for name, source in node.inputs.items():
+            if source.startswith(f"{REQUEST}."):
+                tensor = source_tensor(source)
+                taken[tensor] = taken.get(tensor, True) and name in signatures[node.part].request_inputs
+    return frozenset(tensor for tensor, once in taken.items() if once)
+
+
+def _once_changes(lost: frozenset[str], after: Tensors) -> Iterator[tuple[str, str]]:
+    for name in sorted(lost & after.keys()):
+        yield f"input {name}", "clients may send it once for all rows, but the new generation needs it for each"
 
 
 def _output_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:

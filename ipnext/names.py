@@ -46,6 +46,13 @@ COMMAND_GROUP: Final = "ipnext.commands"
 VALIDATOR_GROUP: Final = "ipnext.validators"
 ENGINE_GROUP: Final = "ipnext.engines"
 
+# native code in a snapshot
+LIBRARY_FILE: Final = "library.so"
+"""The one file of a snapshot that holds native code: its program, compiled."""
+
+COMPILE_SETTING: Final = "compile"
+"""Engine setting of a part: hosts may run the library of a snapshot that has one."""
+
 
 def model_workflow_id(model: str) -> str:
     """Id of the one long-lived entity workflow that orders this model's changes."""

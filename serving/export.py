@@ -4,7 +4,7 @@ A snapshot is `program.json`, `weights.safetensors` and, last, `snapshot.json`. 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -48,16 +48,18 @@ def export_model(
     directory: str | os.PathLike[str],
     *,
     parent: str | None = None,
+    request_inputs: Sequence[str] = (),
 ) -> SnapshotManifest:
     """Export `module` in evaluation mode as a snapshot in `directory`, which must not exist or be empty.
 
     `example_inputs` name the arguments of `module.forward`; dimension 0 of each is the batch and stays free, all other
-    sizes are fixed. `parent` is the digest of the snapshot that this one was derived from. What is written is
+    sizes are fixed. `parent` is the digest of the snapshot that this one was derived from. `request_inputs` are those
+    that a request may give once, with batch 1, for all of its rows; examples of those may have batch 1 too. What is written is
     checked against the module for equal bits before it gets its name. The same module and weights give the same
     digest. InvalidInput for examples that do not fit; UnsupportedModel naming the line of the module that cannot be
     exported.
     """
-    examples = _checked_examples(example_inputs)
+    examples = _checked_examples(example_inputs, request_inputs)
     target = checked_directory(Path(directory))
     with _evaluation_mode(module), torch.no_grad():
         outputs = _output_names(module, examples)
@@ -65,23 +67,38 @@ def export_model(
         with half_written(target) as draft:
             _write(exported, outputs, draft, module)
             check_answers(module, draft, examples)
-            manifest = _manifest(exported, outputs, draft, parent)
+            signature = _signature(exported, outputs, request_inputs)
+            manifest = _manifest(signature, draft, parent)
             write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
     return manifest
 
 
-def _checked_examples(example_inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _checked_examples(
+    example_inputs: Mapping[str, torch.Tensor], request_inputs: Sequence[str]
+) -> dict[str, torch.Tensor]:
     if not isinstance(example_inputs, Mapping) or not example_inputs:
         msg = "example_inputs: must be a mapping of input name to tensor with at least one entry"
         raise InvalidInput(msg, field="example_inputs")
+    _check_request_inputs(example_inputs, request_inputs)
     sizes: dict[str, int] = {}
     for name, tensor in example_inputs.items():
         sizes[name] = _checked_batch(name, tensor)
-    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+    own = {size for name, size in sizes.items() if name not in request_inputs or size != 1}
+    if len(own) > 1 or 0 in own:
         msg = f"example_inputs: dimension 0 is the batch and must be one size >= 1 for all, got {sizes}"
         raise InvalidInput(msg, field="example_inputs", value=sizes)
-    rows = torch.arange(_ROWS) % next(iter(sizes.values()))
-    return {name: tensor.detach()[rows] for name, tensor in example_inputs.items()}
+    rows = torch.arange(_ROWS)
+    return {name: tensor.detach()[rows % sizes[name]] for name, tensor in example_inputs.items()}
+
+
+def _check_request_inputs(example_inputs: Mapping[str, torch.Tensor], request_inputs: Sequence[str]) -> None:
+    if isinstance(request_inputs, str):
+        msg = f"request_inputs: must be a list of names of inputs, got the text {request_inputs!r}"
+        raise InvalidInput(msg, field="request_inputs", value=request_inputs)
+    for name in request_inputs:
+        if name not in example_inputs:
+            msg = f"request_inputs: {name!r} is no input; the inputs are {', '.join(map(str, example_inputs))}"
+            raise InvalidInput(msg, field="request_inputs", value=name, allowed=tuple(map(str, example_inputs)))
 
 
 def _checked_batch(name: str, tensor: object) -> int:
@@ -148,22 +165,23 @@ def _write(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, mod
         raise unsupported(module, error) from error
 
 
-def _manifest(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, parent: str | None) -> SnapshotManifest:
+def _manifest(signature: Signature, draft: Path, parent: str | None) -> SnapshotManifest:
     return SnapshotManifest(
         engine=ENGINE,
-        signature=_signature(exported, outputs),
+        signature=signature,
         files=tuple(artifact_file(draft / name) for name in (PROGRAM_FILE, WEIGHTS_FILE)),
         producer={"ipnext": __version__, "torch": str(torch.__version__)},
         parent=parent,
     )
 
 
-def _signature(exported: ExportedProgram, outputs: tuple[str, ...]) -> Signature:
+def _signature(exported: ExportedProgram, outputs: tuple[str, ...], request_inputs: Sequence[str]) -> Signature:
     graph = exported.graph_signature
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if "val" in node.meta}
     return Signature(
         inputs=tuple(_spec(str(name), values[name]) for name in graph.user_inputs),
         outputs=tuple(_spec(name, values[node]) for name, node in zip(outputs, graph.user_outputs, strict=True)),
+        request_inputs=tuple(str(name) for name in graph.user_inputs if name in request_inputs),
     )
 
 

@@ -17,13 +17,19 @@ async def model_signature(route: GenerationRoute, hosts: HostClient) -> Signatur
 
 
 def join_signatures(plan: GraphPlan, parts: Mapping[str, Signature]) -> Signature:
-    """The model's inputs (those that nodes take from the request) and outputs, in the graph's order."""
+    """The model's inputs (those that nodes take from the request) and outputs, in the graph's order.
+
+    A tensor may be given once for all rows where every node that takes it says so.
+    """
     inputs: dict[str, TensorSpec] = {}
+    by_row: set[str] = set()
     for node in plan.nodes:
         specs = {spec.name: spec for spec in parts[node.part].inputs}
         for name, source in node.inputs.items():
             if source.node == REQUEST and name in specs:
                 inputs.setdefault(source.tensor, specs[name].model_copy(update={"name": source.tensor}))
+                if name not in parts[node.part].request_inputs:
+                    by_row.add(source.tensor)
     part_of = {node.name: node.part for node in plan.nodes}
     outputs = [
         spec.model_copy(update={"name": name})
@@ -31,4 +37,5 @@ def join_signatures(plan: GraphPlan, parts: Mapping[str, Signature]) -> Signatur
         for spec in parts[part_of[source.node]].outputs
         if spec.name == source.tensor
     ]
-    return Signature(inputs=tuple(inputs.values()), outputs=tuple(outputs))
+    once = tuple(name for name in inputs if name not in by_row)
+    return Signature(inputs=tuple(inputs.values()), outputs=tuple(outputs), request_inputs=once)

@@ -8,7 +8,10 @@ from serving.tensors import Tensor
 
 
 def check_inputs(inputs: Mapping[str, Tensor], signature: Signature) -> None:
-    """Names, datatypes and shapes must be the signature's. Where dimension 0 is free it is one batch >= 1 for all."""
+    """Names, datatypes and shapes must be the signature's. Where dimension 0 is free it is one batch >= 1 for all.
+
+    Request inputs may have batch 1 beside it.
+    """
     _check_names(inputs, signature)
     for spec in signature.inputs:
         check_tensor(spec, inputs[spec.name])
@@ -43,6 +46,8 @@ def check_tensor(spec: TensorSpec, tensor: Tensor) -> None:
 def _check_batch(inputs: Mapping[str, Tensor], signature: Signature) -> None:
     batched = [spec.name for spec in signature.inputs if spec.shape and spec.shape[0] == -1]
     sizes = {name: inputs[name].shape[0] for name in batched}
-    if len(set(sizes.values())) > 1 or 0 in sizes.values():
-        msg = f"inputs must have one batch size >= 1 in dimension 0, got {sizes}"
+    own = {size for name, size in sizes.items() if name not in signature.request_inputs or size != 1}
+    if len(own) > 1 or 0 in own:
+        once = f"; {', '.join(signature.request_inputs)} may have 1" if signature.request_inputs else ""
+        msg = f"inputs must have one batch size >= 1 in dimension 0{once}, got {sizes}"
         raise InvalidInput(msg, field=batched[-1], value=sizes)

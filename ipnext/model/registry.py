@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.value import Name, Sha256, Value, Written, digest_of
@@ -42,6 +42,23 @@ class Signature(Value):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    request_inputs: tuple[str, ...] = ()
+    """Inputs that a request may give once, with batch 1, beside others of any batch; they stand for every row."""
+
+    @model_validator(mode="after")
+    def _request_inputs_are_inputs(self) -> Self:
+        batched = [spec.name for spec in self.inputs if spec.shape and spec.shape[0] == -1]
+        unknown = [name for name in self.request_inputs if name not in batched]
+        if unknown:
+            msg = f"signature.request_inputs: {unknown} are no inputs with a free dimension 0; such are {batched}"
+            raise ValueError(msg)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out where there are none, so that a manifest from before has the digest that it had."""
+        plain: dict[str, Any] = serialize(self)
+        return plain if self.request_inputs else {key: plain[key] for key in plain if key != "request_inputs"}
 
 
 class ArtifactFile(Value):

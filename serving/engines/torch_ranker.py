@@ -1,7 +1,7 @@
 """The torch engine: runs exported programs on the CPU, one thread for each request."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,12 +11,15 @@ import torch
 from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.delta import DeltaDocument
 from ipnext.model.registry import Signature, SnapshotManifest
+from ipnext.names import LIBRARY_FILE
 from serving.deltas.snapshot import Delta
 from serving.engines.blueprint import Blueprints, TorchProgram
 from serving.engines.residence import make_resident
 from serving.engines.tensor_file import aligned
 from serving.engines.torch_calls import DirectGraph, Early, Function
+from serving.engines.torch_compiled import CompiledProgram, close_together, read_compiled, wants_compiled
 from serving.engines.torch_program import read_program
+from serving.engines.torch_request_level import RequestCall, agreeing_halves
 from serving.engines.trial_inputs import drawn, rows_are_independent, zeros
 from serving.tensors import Array
 
@@ -26,14 +29,16 @@ _OUT_OF_RANGE = re.compile(r"out of (range|bounds)|not in the valid range", re.I
 
 
 class TorchPart:
-    """An exported program in memory."""
+    """An exported program in memory, or the library that it was compiled to."""
 
-    def __init__(self, program: TorchProgram, signature: Signature) -> None:
-        self._program: TorchProgram | None = program
+    def __init__(self, program: TorchProgram | CompiledProgram, signature: Signature) -> None:
+        self._program: TorchProgram | CompiledProgram | None = program
+        self._place = aligned if isinstance(program, TorchProgram) else close_together
         self._graph: DirectGraph | None = None
         self._function: Function | None = None
         self._independent = False
         self._signature = signature
+        self._once = RequestCall(self._run, signature) if signature.request_inputs else None
         self._bf16 = frozenset(spec.name for spec in signature.inputs if spec.datatype == "BF16")
         self._size = sum({t.data_ptr(): t.nbytes for t in program.arguments if isinstance(t, torch.Tensor)}.values())
 
@@ -61,7 +66,7 @@ class TorchPart:
         try:
             with torch.inference_mode():
                 given = [self.to_torch(name, inputs[name]) for name in program.inputs]
-                answer = program.run(given) if self._function is None else self._function(*given)
+                answer = self._run(given) if self._once is None else self._once(given)
                 return {name: to_numpy(tensor) for name, tensor in zip(program.outputs, answer, strict=True)}
         except (IndexError, RuntimeError) as error:
             raise _judged(error) from error
@@ -72,14 +77,17 @@ class TorchPart:
             make_resident(a for a in self._program.arguments if isinstance(a, torch.Tensor))
         self._graph = self._direct()
         self._function = None if self._graph is None else self._graph.whole()
+        if self._once is not None and isinstance(self._program, TorchProgram):
+            self._once.halves = agreeing_halves(self._program, self._once, self.to_torch, to_numpy)
         for batch in WARM_UP_BATCHES:
             self.infer(zeros(self._signature, batch))
         self._independent = rows_are_independent(self._signature, self.infer)
 
     def changed_by(self, delta: Delta, *, parent_stays: bool) -> "TorchPart":
         """A part of its own with a delta applied; it shares the program and all unchanged memory. LoadFailed."""
-        if self._program is None:
-            msg = "the parent of the delta was closed meanwhile"
+        if not isinstance(self._program, TorchProgram):
+            closed = self._program is None
+            msg = "the parent of the delta was closed meanwhile" if closed else "a compiled parent takes no delta"
             raise LoadFailed(msg)
         program = self._program.changed_by(delta)
         part = TorchPart(program, self._signature)
@@ -88,13 +96,19 @@ class TorchPart:
 
     def check_delta(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
         """LoadFailed where the weights, all rows counted, are not those that a delta states before or after it."""
-        if self._program is not None:
+        if isinstance(self._program, TorchProgram):
             self._program.weights.check(document, when)
 
+    def _run(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if self._program is None:
+            msg = "the part is closed"
+            raise LoadFailed(msg)
+        return self._program.run(given) if self._function is None else self._function(*given)
+
     def _direct(self) -> DirectGraph | None:
-        """None where the part takes neither of two trial requests: it then runs as it was exported."""
+        """None for a library, and where the part takes neither of two trial requests: it then runs as it was exported."""
         program = self._program
-        if program is None:
+        if not isinstance(program, TorchProgram):
             return None
         for arrays in (drawn(self._signature, 3, np.random.default_rng(0)), zeros(self._signature, 1)):
             example = [self.to_torch(name, arrays[name]) for name in program.inputs]
@@ -106,9 +120,12 @@ class TorchPart:
         return None
 
     def staged(self, late: frozenset[str]) -> "StagedTorch | None":
-        """The pass in two steps; None where it runs as it was exported or nothing can begin without the late inputs."""
+        """The pass in two steps; None where it runs as it was exported or nothing can begin without the late inputs.
+
+        None with request inputs too, since how many rows there are is known only when all are there.
+        """
         program, graph = self._program, self._graph
-        if program is None or graph is None:
+        if not isinstance(program, TorchProgram) or graph is None or self._once is not None:
             return None
         numbers = {number for number, name in enumerate(program.inputs) if name in late}
         functions = graph.staged(numbers)
@@ -116,14 +133,14 @@ class TorchPart:
 
     def close(self) -> None:
         """Drop program and weights."""
-        self._program = self._graph = self._function = None
+        self._program = self._graph = self._function = self._once = None
 
     def to_torch(self, name: str, array: Array) -> torch.Tensor:
         """An input as the program takes it, in its own memory where that is writable and aligned."""
         usable = array if array.flags.writeable and array.flags.aligned else array.copy()
         if name in self._bf16:
-            return aligned(torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16))
-        return aligned(torch.from_numpy(usable))
+            return self._place(torch.from_numpy(usable.view(np.int16)).view(torch.bfloat16))
+        return self._place(torch.from_numpy(usable))
 
 
 class StagedTorch:
@@ -163,13 +180,17 @@ class TorchEngine:
         self._blueprints = Blueprints()
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> TorchPart:
-        """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process."""
+        """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process.
+
+        With setting `compile` the library of a snapshot that has one runs in place of the program.
+        """
         threads = settings.get("threads", 1)
         if type(threads) is not int or threads < 1:
             msg = f"settings.threads must be a whole number >= 1, got {threads!r}"
             raise LoadFailed(msg)
         torch.set_num_threads(threads)
-        program = read_program(directory, self._blueprints)
+        compiled = wants_compiled(settings) and (directory / LIBRARY_FILE).exists()
+        program = read_compiled(directory) if compiled else read_program(directory, self._blueprints)
         given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
         if (set(program.inputs), list(program.outputs)) != given:
             msg = f"the program takes {program.inputs} and gives {program.outputs}; its manifest says otherwise"
@@ -187,7 +208,7 @@ def _judged(error: Exception) -> IPnextError:
 
 def _in_order(signature: Signature, inputs: tuple[str, ...]) -> Signature:
     by_name = {spec.name: spec for spec in signature.inputs}
-    return Signature(inputs=tuple(by_name[name] for name in inputs), outputs=signature.outputs)
+    return signature.model_copy(update={"inputs": tuple(by_name[name] for name in inputs)})
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

@@ -23,6 +23,40 @@ def test_formats_that_may_hold_code_are_refused(candidate, house, kit, suffix):
     assert ".safetensors" in found.message
 
 
+def with_library(house, kit, content=b"\x7fELF and more"):
+    return house.source(kit.DENSE, kit.weights(2), more={"library.so": content})
+
+
+def asking(kit, **settings):
+    """The manifest's parts, with engine settings for `dense`."""
+    parts = kit.manifest("ranker")["spec"]["parts"]
+    return {"parts": [{**part, "settings": settings} if part["name"] == "dense" else part for part in parts]}
+
+
+@pytest.mark.parametrize("settings", [{"compile": True}, {"compile": {"tolerance": 1e-5}}])
+def test_a_compiled_library_passes_where_the_manifest_asks_for_it(candidate, house, kit, settings):
+    found = candidate(dense=with_library(house, kit), spec=asking(kit, **settings))
+    assert refused(check_formats(found)) == []
+
+
+@pytest.mark.parametrize("settings", [{}, {"compile": False}, {"threads": 2}])
+def test_a_compiled_library_is_refused_where_the_manifest_does_not_ask_for_it(candidate, house, kit, settings):
+    (found,) = refused(check_formats(candidate(dense=with_library(house, kit), spec=asking(kit, **settings))))
+    assert found.reason is Reason.UNSAFE_FORMAT
+    assert found.message == "is native code; hosts run it only where settings.compile of part 'dense' asks for it"
+
+
+def test_asking_for_a_library_lets_no_other_code_pass(candidate, house, kit):
+    asked = asking(kit, compile=True)
+    other = house.source(kit.DENSE, kit.weights(2), more={"other.so": b"\x7fELF"})
+    under = house.source(kit.DENSE, kit.weights(2), more={"library.SO": b"\x7fELF"})
+    sparse = house.source(kit.SPARSE, kit.weights(1), more={"library.so": b"\x7fELF"})
+    for sources in ({"dense": other}, {"dense": under}, {"sparse": sparse}):
+        assert len(refused(check_formats(candidate(**sources, spec=asked)))) == 1, sources
+    (found,) = refused(check_formats(candidate(dense=with_library(house, kit, b"\x80\x04"), spec=asked)))
+    assert found.message == "is no native library under the name of one"
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_pickle_under_another_name_is_refused(candidate, house, kit, protocol):
     dense = house.source(kit.DENSE, kit.weights(2), more={"notes.txt": pickle.dumps({"a": 1}, protocol=protocol)})

@@ -91,6 +91,18 @@ def test_clients_of_the_serving_generation_must_not_break(candidate, house, kit,
     assert (found.subject, found.reason) == (subject, Reason.SCHEMA_MISMATCH)
 
 
+def test_an_input_that_clients_send_once_must_stay_one(candidate, house, kit):
+    once = house.source(kit.SPARSE.model_copy(update={"request_inputs": ("features",)}), kit.weights(1))
+    each, dense = house.source(kit.SPARSE, kit.weights(1)), house.source(kit.DENSE, kit.weights(2))
+
+    (found,) = refused(check_interface(candidate(serving={"sparse": once, "dense": dense}, sparse=each)))
+
+    assert (found.subject, found.reason) == ("input features", Reason.SCHEMA_MISMATCH)
+    assert "clients may send it once for all rows" in found.message
+    assert refused(check_interface(candidate(serving={"sparse": each, "dense": dense}, sparse=once))) == []
+    assert refused(check_interface(candidate(serving={"sparse": once, "dense": dense}, sparse=once))) == []
+
+
 def test_a_validator_is_skipped_with_its_reason_and_the_report_says_so(candidate, house, kit):
     dense = house.source(kit.DENSE, kit.weights(3, value=float("nan")))
     spec = {"validation": {"skip": {"finite-weights": "masks are minus infinity on purpose"}}}

@@ -41,3 +41,29 @@ def test_a_fitting_request_passes():
 def test_a_request_that_does_not_fit_is_refused_by_name(changes, words):
     with pytest.raises(InvalidInput, match=words):
         check_inputs(tensors(**changes), SIGNATURE)
+
+
+ONCE = SIGNATURE.model_copy(update={"request_inputs": ("w",)})
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_request_input_may_have_one_row_or_those_of_the_others(rows):
+    check_inputs(tensors(w=Tensor("FP32", np.zeros(rows, np.float32))), ONCE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"w": Tensor("FP32", np.zeros(3, np.float32))},
+        {"w": Tensor("FP32", np.zeros(0, np.float32))},
+        {"ids": Tensor("INT64", np.zeros((1, 3), np.int64)), "w": Tensor("FP32", np.zeros(2, np.float32))},
+    ],
+)
+def test_other_rows_of_a_request_input_are_refused(changes):
+    with pytest.raises(InvalidInput, match="one batch size >= 1 in dimension 0; w may have 1, got"):
+        check_inputs(tensors(**changes), ONCE)
+
+
+def test_only_an_input_with_a_batch_can_be_a_request_input():
+    with pytest.raises(ValueError, match=r"request_inputs: \['x'\] are no inputs with a free dimension 0"):
+        Signature(inputs=SIGNATURE.inputs, outputs=(), request_inputs=("x",))

@@ -1,0 +1,163 @@
+"""Makes a compiled snapshot of a snapshot. Called by the command `ipnext compile` and by the optimisation of a publish."""
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from ipnext import __version__
+from ipnext.errors import InvalidInput, IPnextError
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.value import canonical_json
+from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
+from serving.compiling.levels import level_for, needed_flags
+from serving.compiling.library import Recipe, built_library, compiler_version, default_cache, torch_version
+from serving.compiling.measuring import measured
+from serving.compiling.report import CompileReport, is_within
+from serving.engines.base import LoadedPart, find_engine
+from serving.engines.cpu_flags import machine_flags
+from serving.engines.torch_compiled import CALLS_FILE, COMPILED_FILE, Compiled, Difference
+from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE
+from serving.snapshot_directory import artifact_file, checked_directory, write_last
+from serving.splitting.comparison import Drawn
+from serving.splitting.drawing import Drawing, Examples, Request
+from serving.splitting.ranges import ranges_of
+from serving.splitting.split import read_manifest, read_split_program
+
+TOLERANCE: Final = 1e-5
+"""Default; of the largest figure of an output. Thirty times what FP32 sums of another order were seen to differ by."""
+
+
+def compile_snapshot(
+    directory: Path,
+    out: Path,
+    *,
+    tolerance: float = TOLERANCE,
+    cpu: str | None = None,
+    examples: Path | None = None,
+    cache: Path | None = None,
+) -> CompileReport:
+    """Write to `out`, which must not exist or be empty, the snapshot in `directory` with a library of its program.
+
+    `out` is written only where the library's answers at batch 1, 2, 64 and 257 are within `tolerance` of the eager
+    engine's; the report says by how much they differ. `cpu` is a level such as `x86-64-v3` (default: this machine's).
+    `examples` is a safetensors file of named inputs to draw the requests from. InvalidInput, or UnsupportedModel for a
+    program that cannot be compiled.
+    """
+    _check_tolerance(tolerance)
+    source = read_manifest(directory)
+    checked_directory(out)
+    began = time.monotonic()
+    recipe = _recipe(source, cpu)
+    library, known = built_library(recipe, directory, cache or default_cache())
+    seconds = time.monotonic() - began
+    with _draft(out) as draft:
+        _assemble(directory, library, draft)
+        _write_about(draft, recipe, tolerance, ())
+        found = _differences(directory, draft, source, examples)
+        about = _write_about(draft, recipe, tolerance, found)
+        manifest = _finished(draft, source, about, out) if is_within(found, tolerance) else None
+    return CompileReport(
+        snapshot=source.digest,
+        compiled=manifest and manifest.digest,
+        library_bytes=(library / LIBRARY_FILE).stat().st_size,
+        library_known=known,
+        seconds=seconds,
+        **about.model_dump(include={"torch", "compiler", "level", "flags", "tolerance", "differences"}),
+    )
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        msg = f"tolerance: must be a number >= 0, got {tolerance!r}"
+        raise InvalidInput(msg, field="tolerance", value=tolerance)
+
+
+def _recipe(source: SnapshotManifest, cpu: str | None) -> Recipe:
+    flags = machine_flags()
+    level = level_for(flags, cpu)
+    program = next(file.sha256 for file in source.files if file.path == PROGRAM_FILE)
+    return Recipe(program, level, needed_flags(level, flags), torch_version(), compiler_version())
+
+
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """A directory beside `out`, so that it can be renamed; gone at the end unless renamed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as place:
+        draft = Path(place) / "compiled"
+        draft.mkdir()
+        yield draft
+
+
+def _assemble(source: Path, library: Path, draft: Path) -> None:
+    for name in (PROGRAM_FILE, WEIGHTS_FILE):
+        shutil.copyfile(source / name, draft / name)
+    for name in (LIBRARY_FILE, CALLS_FILE):
+        if (library / name).exists():
+            shutil.copyfile(library / name, draft / name)
+
+
+def _write_about(draft: Path, recipe: Recipe, tolerance: float, found: tuple[Difference, ...]) -> Compiled:
+    about = Compiled(
+        program=recipe.program,
+        torch=recipe.torch,
+        compiler=recipe.compiler,
+        level=recipe.level,
+        flags=recipe.flags,
+        tolerance=tolerance,
+        differences=found,
+    )
+    (draft / COMPILED_FILE).write_text(canonical_json(about))
+    return about
+
+
+def _differences(
+    directory: Path, draft: Path, source: SnapshotManifest, examples: Path | None
+) -> tuple[Difference, ...]:
+    engine = find_engine(source.engine)
+    eager = engine.load(directory, source, {})
+    compiled = engine.load(draft, source, {COMPILE_SETTING: True})
+    drawn: Drawn = (
+        Examples(eager.signature, examples)
+        if examples is not None
+        else Drawing(eager.signature, ranges_of(read_split_program(directory)), partial(_answers, eager))
+    )
+    return measured(eager, compiled, drawn)
+
+
+def _answers(part: LoadedPart, request: Request) -> bool:
+    """Whether the snapshot takes a request; an index beyond a table is refused."""
+    try:
+        part.infer({name: tensor.data for name, tensor in request.items()})
+    except IPnextError:
+        return False
+    return True
+
+
+def _finished(draft: Path, source: SnapshotManifest, about: Compiled, out: Path) -> SnapshotManifest:
+    worst = max((d.relative for d in about.differences), default=0.0)
+    names = (PROGRAM_FILE, WEIGHTS_FILE, LIBRARY_FILE, CALLS_FILE, COMPILED_FILE)
+    manifest = SnapshotManifest(
+        engine=source.engine,
+        signature=source.signature,
+        files=tuple(artifact_file(draft / name) for name in names if (draft / name).exists()),
+        producer={
+            "ipnext": __version__,
+            "torch": about.torch,
+            "compiler": about.compiler,
+            "cpu": about.level,
+            "tolerance": f"{about.tolerance:g}",
+            "difference": f"{worst:.2e}",
+        },
+        parent=source.digest,
+    )
+    write_last(draft / SNAPSHOT_FILE, canonical_json(manifest))
+    draft.chmod(0o755)
+    draft.rename(checked_directory(out))
+    return manifest

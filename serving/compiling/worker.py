@@ -1,0 +1,108 @@
+"""A process of its own that compiles one program: `python -m serving.compiling.worker SNAPSHOT OUT LEVEL`.
+
+It sees the program and the sizes of the weights, never their values: each weight is zeros here, so that no library can
+hold one. Exit status 1 with `error: ...` as the last line of standard error.
+"""
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from torch._inductor import cpu_vec_isa
+
+from ipnext.names import LIBRARY_FILE
+from serving.compiling.levels import LEVELS
+from serving.engines.torch_compiled import CALLS_FILE
+from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document, rebuild
+
+_VECTORS: Final[Mapping[str, type[cpu_vec_isa.VecISA]]] = {
+    "x86-64-v4": cpu_vec_isa.VecAVX512,
+    "x86-64-v3": cpu_vec_isa.VecAVX2,
+}
+_EXAMPLE_ROWS: Final = 3
+OPTIONS: Final[Mapping[str, Any]] = {
+    "aot_inductor.package_constants_in_so": False,
+    "always_keep_tensor_constants": True,
+    "joint_graph_constant_folding": False,
+    "cpp.threads": 1,
+    "compile_threads": 1,
+    "aot_inductor.precompile_headers": False,
+    "aot_inductor.enable_line_tables": False,
+}
+"""Of `torch._inductor.config`. The second and third keep small weights from being written into the code as numbers.
+
+With one thread a kernel has no parallel region, out of which the refusal of an index could not be thrown.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Compile, and put the library into the directory OUT."""
+    snapshot, out, level = Path(arguments[0]), Path(arguments[1]), arguments[2]
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile_program(snapshot, out, level)
+    except Exception as error:  # noqa: BLE001  # the edge of a process; compilers raise anything
+        line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
+        print(f"error: {line.strip()}", file=sys.stderr)  # noqa: T201  # what the caller reads
+        return 1
+    return 0
+
+
+def compile_program(snapshot: Path, out: Path, level: str) -> None:
+    """Write `library.so`, and `library.json` where the library calls operators by name, into `out`."""
+    document = _with_weights_as_state(read_document(snapshot / PROGRAM_FILE))
+    exported = rebuild(document["program"], _blank(snapshot, document))
+    values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
+    examples = {name: _example(values[name]) for name in document["inputs"]}
+    if level in LEVELS:
+        vectors = _VECTORS[level]()
+        cpu_vec_isa.valid_vec_isa_list = lambda: [vectors]  # type: ignore[assignment]  # no setting chooses among equal widths
+    options = {
+        **OPTIONS,
+        "aot_inductor.output_path": str(out / LIBRARY_FILE),
+        **({"cpp.march": level} if level in LEVELS else {}),
+    }
+    torch._inductor.aot_compile(exported.module(check_guards=False), (), examples, options=options)  # noqa: SLF001  # no public module
+    for calls in out.glob("*.wrapper.json"):
+        calls.rename(out / CALLS_FILE)
+
+
+def _with_weights_as_state(document: dict[str, Any]) -> dict[str, Any]:
+    """Constants of the program as buffers: a compiler may compute with a constant, but not with a buffer."""
+    for spec in document["program"]["graph_module"]["signature"]["input_specs"]:
+        constant = spec.pop("tensor_constant", None)
+        if constant is not None:
+            name = constant["tensor_constant_name"]
+            spec["buffer"] = {"arg": constant["arg"], "buffer_name": name, "persistent": True}
+    return document
+
+
+def _blank(snapshot: Path, document: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Zeros laid out as the weights are; memory that nothing writes to is not taken."""
+    blank: dict[str, torch.Tensor] = {}
+    with safe_open(snapshot / WEIGHTS_FILE, framework="pt") as weights:
+        for place, where in document["tensors"].items():
+            path = place.partition(":")[2]
+            blank[f"state:{path}"] = _zeros(weights.get_tensor(where["key"]), where["strides"])
+    return blank
+
+
+def _zeros(like: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:
+    if strides is None:
+        return torch.zeros(like.shape, dtype=like.dtype)
+    return torch.empty_strided(like.shape, strides, dtype=like.dtype).zero_()
+
+
+def _example(value: torch.Tensor) -> torch.Tensor:
+    sizes = [size if isinstance(size, int) else _EXAMPLE_ROWS for size in value.shape]
+    return torch.zeros(sizes, dtype=value.dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
