@@ -48,6 +48,8 @@ class Lease(Generic[T]):
 
     value: T
     snapshot: int
+    generation: int
+    """As asked for; the snapshot may answer for others too."""
     entry: _Entry[T] = field(repr=False)
 
 
@@ -107,12 +109,17 @@ class HeldSnapshots(Generic[T]):
             msg = f"generation {generation} of {model}.{part} is not ready here; ready: {held or 'none'}"
             raise GenerationNotHeld(msg)
         entry.leases += 1
-        return Lease(entry.value, entry.hold.snapshot, entry)
+        return Lease(entry.value, entry.hold.snapshot, generation, entry)
 
     def release(self, lease: Lease[T]) -> T | None:
         """Give a lease back. Returns the value if this was the last use of a snapshot no longer wanted: close it."""
         lease.entry.leases -= 1
         return _take_unused(lease.entry) if not lease.entry.wanted else None
+
+    @property
+    def loaded_values(self) -> tuple[tuple[HostedSnapshot, T], ...]:
+        """All snapshots that are loaded and wanted, with their values."""
+        return tuple((entry.hold, entry.value) for entry in self._entries.values() if entry.value is not None)
 
     @property
     def ready(self) -> tuple[HeldGeneration, ...]:
