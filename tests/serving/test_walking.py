@@ -171,7 +171,7 @@ async def test_the_answer_is_the_graphs_and_names_the_snapshot_of_each_part(flee
         status, answer, headers = await ask(edge)
     assert status == 200
     assert answer.outputs["total"].data.tolist() == [210, 420]
-    assert answer.parameters["snapshots"] == {"left": 4, "right": 4, "sum": 4}
+    assert answer.parameters["snapshots"] == "left=4,right=4,sum=4"
     assert headers["x-ipnext-snapshots"] == "left=4,right=4,sum=4"
 
 
