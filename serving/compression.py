@@ -13,6 +13,8 @@ MIN_BYTES: Final = 2**10
 _WINDOWS: Final = {"gzip": 31, "deflate": 15}
 """`wbits` of zlib: a gzip member, and the zlib form that "deflate" means (RFC 9110, 8.4.1.2)."""
 _LEVEL: Final = 1
+_PIECE_BYTES: Final = 2**14
+"""Unpacked at once: to a thousand times as much at most, by so much is the limit passed before it is seen."""
 _INLINE_UNPACKED: Final = 2**12
 _INLINE_PACKED: Final = 2**16
 """More is packed, or unpacked to a thousand times as much, in a thread: no other request waits for it."""
@@ -35,15 +37,20 @@ async def unpacked(request: Request, *, limit: int) -> Request:
 
 def _unpack(content: bytearray, coding: str, limit: int) -> bytearray:
     unpacker = zlib.decompressobj(_WINDOWS[coding])
+    body = bytearray()
+    view = memoryview(content)
+    position = 0
     try:
-        body = bytearray(unpacker.decompress(content, limit + 1))
+        while position < len(view) and not unpacker.eof and len(body) <= limit:
+            body += unpacker.decompress(view[position : position + _PIECE_BYTES])
+            position += _PIECE_BYTES
     except zlib.error as error:
         msg = f"body: is not {coding}, as content-encoding says: {error}"
         raise InvalidInput(msg, field="body") from error
     if len(body) > limit:
         msg = f"the body unpacks to more than {limit} bytes; send fewer rows"
         raise TooLarge(msg, field="body")
-    if not unpacker.eof or unpacker.unused_data:
+    if not unpacker.eof or unpacker.unused_data or position < len(view):
         msg = f"body: {coding} data that ends early, or goes on after its end"
         raise InvalidInput(msg, field="body")
     return body

@@ -11,24 +11,21 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
-from ipnext import __version__
 from ipnext.errors import DeadlineExceeded, IPnextError, Unavailable
-from ipnext.model.deployment import RouterState
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import DEFAULT_MAX_IN_FLIGHT, Admission
 from serving.balancing import EndpointLoads
 from serving.compression import packed, unpacked
-from serving.discovery import refuse_extension, repository_index, statistics
+from serving.discovery import Discovery
 from serving.frames import Frame
 from serving.graph import Tensors, run_graph
 from serving.host_client import HostClient, TryElsewhere
-from serving.http import Request, Response, error_response, json_response, not_found, seconds_left
+from serving.http import Request, Response, error_response, seconds_left
 from serving.http_limits import MAX_BODY_BYTES
-from serving.model_metadata import model_signature
 from serving.protocol import (
     HEADER_LENGTH,
     MAX_JSON_BYTES,
@@ -45,7 +42,7 @@ from serving.protocol import (
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, TableFollower
 from serving.server import listen, log_as_json, run, serve
-from serving.tallies import CANCELLED, CONTENT_TYPE
+from serving.tallies import CANCELLED
 from serving.tensors import all_finite
 from serving.walking import ATTEMPTS
 
@@ -53,12 +50,6 @@ DEFAULT_DEADLINE_SECONDS: Final = 10.0
 _FOREVER: Final = 1e9
 
 T = TypeVar("T")
-
-_ABOUT: Final[Mapping[str, Any]] = {
-    "name": "ipnext",
-    "version": __version__,
-    "extensions": ["binary_tensor_data", "model_repository", "statistics"],
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +60,8 @@ class RouterLimits:
     """Requests of one model at once."""
     max_json_bytes: int = MAX_JSON_BYTES
     """JSON in one request."""
+    max_body_bytes: int = MAX_BODY_BYTES
+    """A body after unpacking."""
 
 
 class Router:
@@ -90,6 +83,7 @@ class Router:
         self._region = region
         self._limits = limits or RouterLimits()
         self._admission = Admission(self._limits.max_in_flight)
+        self._discovery = Discovery(follower, hosts, metrics)
         self._hosts_walk = hosts_walk
 
     def handle(self, request: Request) -> Response | Awaitable[Response]:
@@ -100,66 +94,7 @@ class Router:
                 return self._counted(request, model, request.header(GENERATION_HEADER))
             case "POST", ["v2", "models", model, "versions", version, "infer"]:
                 return self._counted(request, model, version)
-            case "POST", ["v2", "repository", "index"]:
-                return repository_index(request, self._follower.routes)
-            case "GET", ["v2", "models", *below, "stats"] if len(below) in (0, 1, 3):
-                return self._statistics(below)
-            case _, ["v2", *_]:
-                refuse_extension(steps)
-        match request.method, steps:
-            case "GET", ["v2", "models", model, *rest]:
-                return self._about_model(request, model, rest)
-            case "GET", _:
-                return self._about_server(request)
-        raise not_found(request)
-
-    def _about_server(self, request: Request) -> Response:
-        follower = self._follower
-        match request.path.strip("/"):
-            case "v2":
-                return json_response(_ABOUT)
-            case "v2/health/live" | "healthz":
-                return json_response({"live": True})
-            case "v2/health/ready":
-                return json_response({"ready": follower.found}, 200 if follower.found else 503)
-            case "control/state":
-                return json_response(RouterState(revision=follower.routes.revision, traffic=self._metrics.traffic))
-            case "metrics":
-                return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
-        raise not_found(request)
-
-    async def _about_model(self, request: Request, model: str, rest: list[str]) -> Response:
-        pin = request.header(GENERATION_HEADER)
-        if rest[:1] == ["versions"] and len(rest) > 1:
-            pin, rest = rest[1], rest[2:]
-        routes = self._follower.routes.model(model)
-        if rest == ["ready"]:
-            return self._ready(model, pin)
-        if rest:
-            raise not_found(request)
-        route = routes.choose(pin)
-        try:
-            signature = await model_signature(route, self._hosts)
-        except TryElsewhere as error:
-            raise Unavailable(str(error)) from error
-        about = {"name": model, "versions": [str(number) for number in routes.generations], "platform": "ipnext"}
-        about |= signature.model_dump(mode="json")
-        return json_response(about)
-
-    def _statistics(self, below: list[str]) -> Response:
-        """Of `/v2/models/[{model}/[versions/{generation}/]]stats`."""
-        if not below:
-            return statistics(self._metrics, None, None)
-        route = self._follower.routes.model(below[0]).pinned(below[2]) if len(below) == 3 else None
-        model = self._follower.routes.model(below[0]).model
-        return statistics(self._metrics, model, route.generation if route is not None else None)
-
-    def _ready(self, model: str, pin: str | None) -> Response:
-        try:
-            route = self._follower.routes.model(model).choose(pin)
-        except Unavailable:
-            return json_response({"name": model, "ready": False}, 503)
-        return json_response({"name": model, "version": str(route.generation), "ready": True})
+        return self._discovery.answer(request, steps)
 
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
@@ -187,7 +122,7 @@ class Router:
         with self._admission.admitted(route.model):
             headers = request.headers
             if "content-encoding" in headers:
-                request = await unpacked(request, limit=MAX_BODY_BYTES)
+                request = await unpacked(request, limit=self._limits.max_body_bytes)
             check_json_size(
                 request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
             )

@@ -29,7 +29,8 @@ from serving.tensors import DTYPES
 from serving.walking import Walker
 
 REGION = "north"
-LIMITS = HttpLimits(body_bytes=8 * 2**20, read_seconds=2.0, write_seconds=2.0, linger_seconds=0.5)
+LIMITS = HttpLimits(body_bytes=8 * 2**20, read_seconds=4.0, write_seconds=4.0, linger_seconds=0.5)
+SMALL = RouterLimits(max_body_bytes=LIMITS.body_bytes)
 
 
 class Echo:
@@ -217,14 +218,14 @@ def stocked(edge):
 @pytest.fixture(scope="session")
 def edge(tmp_path_factory):
     """Shared by the tests that change nothing. The host that answers last walks the graphs."""
-    with stocked(Edge(tmp_path_factory.mktemp("edge"))).running() as shared:
+    with stocked(Edge(tmp_path_factory.mktemp("edge"), SMALL)).running() as shared:
         yield shared
 
 
 @pytest.fixture(scope="session")
 def walking_edge(tmp_path_factory):
     """The same, where the router walks the graphs."""
-    with stocked(Edge(tmp_path_factory.mktemp("walking-edge"), hosts_walk=False)).running() as shared:
+    with stocked(Edge(tmp_path_factory.mktemp("walking-edge"), SMALL, hosts_walk=False)).running() as shared:
         yield shared
 
 
