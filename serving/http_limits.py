@@ -15,10 +15,12 @@ SWEEP_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What one connection may ask of the process."""
+    """What a connection may ask of the process, and all of them together."""
 
     body_bytes: int = MAX_BODY_BYTES
     """A larger request body, as sent or as unpacked, is refused with 413."""
+    held_bytes: int = 2 * 2**30
+    """All bodies of requests under way in the process; the request that goes beyond is refused with 503."""
     head_bytes: int = 64 * 2**10
     """A larger request line with headers is refused with 413."""
     read_seconds: float = 20.0
@@ -48,6 +50,8 @@ class Paced(Protocol):
 class OpenConnections(set[Paced]):
     """The open connections of one server. While there are any, they are looked at once a second."""
 
+    held_bytes = 0
+    """Bodies of requests that are not answered yet."""
     _round: asyncio.TimerHandle | None = None
 
     def add(self, connection: Paced) -> None:

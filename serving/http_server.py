@@ -14,7 +14,7 @@ from typing import Any, Final
 import httptools
 import structlog
 
-from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow
+from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow, Unavailable
 from serving.http import Handler, Request, Response, error_response
 from serving.http_limits import HttpLimits, OpenConnections
 
@@ -44,6 +44,8 @@ class HttpProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[Request | IPnextError, bool]] = deque()
         self._running: asyncio.Future[Response] | None = None
+        self._held_bytes = 0
+        """Bodies that are not answered yet."""
         self._reading_since = 0.0
         """When the request began that is not whole yet; 0 where none is."""
         self._paused = False
@@ -64,6 +66,7 @@ class HttpProtocol(asyncio.Protocol):
         """The client has gone: nobody waits for what runs."""
         self._transport = None
         self._open.discard(self)
+        self._open.held_bytes -= self._held_bytes
         self._waiting.clear()
         if self._running is not None:
             self._running.cancel()
@@ -126,6 +129,11 @@ class HttpProtocol(asyncio.Protocol):
     def on_body(self, chunk: bytes) -> None:
         """A piece of the body."""
         self._body += chunk
+        self._held_bytes += len(chunk)
+        self._open.held_bytes += len(chunk)
+        if self._open.held_bytes > self._limits.held_bytes:
+            msg = f"requests of more than {self._limits.held_bytes} bytes are under way; try again"
+            raise Unavailable(msg)
         if len(self._body) > self._limits.body_bytes:
             raise _too_large(self._limits, "more")
 
@@ -237,6 +245,8 @@ class HttpProtocol(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
+        self._held_bytes -= len(request.content)
+        self._open.held_bytes -= len(request.content)
         body = b"" if request.method == "HEAD" else response.body
         head = _head(response, len(response.body), keep=keep)
         if len(body) < _JOINED_BYTES:

@@ -39,6 +39,7 @@ def test_every_metric_is_documented_and_none_is_made_up():
     [
         f"{HttpLimits().head_bytes // 1024} KiB",
         f"{HttpLimits().body_bytes // 2**20} MiB",
+        f"in a process | {HttpLimits().held_bytes // 2**30} GiB",
         f"`--max-json-bytes`, {MAX_JSON_BYTES // 2**20} MiB",
         f"{MAX_JSON_ELEMENTS:,}",
         f"{HttpLimits().read_seconds:g} s, and 1 s more for each {HttpLimits().read_bytes_per_second // 1024} KiB",

@@ -12,6 +12,7 @@ from serving.http_server import http_factory
 
 LIMITS = HttpLimits(
     body_bytes=100_000,
+    held_bytes=5_000_000,
     head_bytes=4096,
     read_seconds=0.2,
     read_bytes_per_second=1_000,
@@ -198,6 +199,24 @@ async def test_requests_that_wait_take_bounded_memory(server, toolbox):
         for _ in range(200):
             assert len((await answer(reader))[1]) == 90_000
         await sending
+
+
+async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_again(server, toolbox):
+    server.connections.held_bytes = before = LIMITS.held_bytes - 200_000
+    half = b"POST /x HTTP/1.1\r\ncontent-length: 80000\r\n\r\n" + bytes(79_999)
+    async with server.connect() as (reader, writer), server.connect() as (_, other):
+        for one in (writer, other):
+            one.write(half)
+        await toolbox.eventually(lambda: server.connections.held_bytes == before + 2 * 79_999)
+        async with server.connect() as (refused, third):
+            third.write(half)
+            status, body = await answer(refused)
+            assert (status, b"are under way; try again" in body) == (503, True)
+        other.close()
+        await toolbox.eventually(lambda: server.connections.held_bytes == before + 79_999)
+        writer.write(b"x")
+        assert (await answer(reader))[0] == 200
+        assert server.connections.held_bytes == before
 
 
 async def _send(writer, piece, count):

@@ -104,7 +104,9 @@ def test_packed_bodies_are_unpacked(ask, coding, pack):
         (gzip.compress(body_of()) + b"more", "gzip", "goes on after its end"),
         (gzip.compress(body_of()), "br", "'br' is not one of gzip, deflate"),
         (gzip.compress(body_of()), "gzip, gzip", "is not one of gzip, deflate"),
+        (b"", "gzip", "ends early"),
     ],
+    ids=["plain", "other coding", "cut", "lengthened", "unknown coding", "two codings", "empty"],
 )
 def test_a_body_that_is_not_packed_as_it_says_is_400(ask, content, coding, words):
     refused(ask(content, content_encoding=coding), 400, words)
