@@ -46,7 +46,7 @@ class Host:
         self._loader = loader
         self._parts = parts
         self._region = region
-        self._metrics = HostMetrics(held, parts.refusals, region=region)
+        self._metrics = HostMetrics(held, parts.tally, region=region)
 
     def handle(self, request: Request) -> Response | asyncio.Future[Response]:
         """Route one request."""

@@ -1,6 +1,6 @@
 """What a host counts, for Prometheus: requests and passes of each snapshot it holds. A snapshot that is let go takes its series along."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from serving.batching import Served
 from serving.generations import HeldSnapshots
-from serving.tallies import PartTally
+from serving.tallies import HostTally, PartTally
 
 _LABELS: Final = ("model", "part", "snapshot", "region")
 _ANSWER_LABELS: Final = (*_LABELS, "generation", "code")
@@ -19,11 +19,11 @@ Tallies = Sequence[tuple[tuple[str, ...], PartTally]]
 
 
 class HostMetrics(Collector):
-    """The counters of one host. `refusals` are requests that found no snapshot, by error code."""
+    """The counters of one host: those of its held snapshots, and those in `tally`."""
 
-    def __init__(self, held: HeldSnapshots[Served], refusals: Mapping[str, int], *, region: str) -> None:
+    def __init__(self, held: HeldSnapshots[Served], tally: HostTally, *, region: str) -> None:
         self._held = held
-        self._refusals = refusals
+        self._tally = tally
         self._region = region
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -40,12 +40,20 @@ class HostMetrics(Collector):
         ]
         yield from _answers(tallies)
         yield from _passes(tallies)
+        yield from self._host()
+
+    def _host(self) -> Iterator[Metric]:
         refusals = CounterMetricFamily(
             "ipnext_part_refusals", "Requests for a snapshot that is not here.", labels=("region", "code")
         )
-        for code, count in self._refusals.items():
+        for code, count in self._tally.refusals.items():
             refusals.add_metric((self._region, code), count)
-        yield refusals
+        retries = CounterMetricFamily(
+            "ipnext_walk_retries", "Walks made again as a whole.", labels=("model", "generation", "region")
+        )
+        for (model, generation), count in self._tally.walk_retries.items():
+            retries.add_metric((model, str(generation), self._region), count)
+        yield from (refusals, retries)
 
 
 def _answers(tallies: Tallies) -> Iterator[Metric]:

@@ -22,7 +22,7 @@ from serving.protocol import (
     proof_parameters,
 )
 from serving.signature import check_inputs, check_tensor
-from serving.tallies import CANCELLED
+from serving.tallies import CANCELLED, HostTally
 from serving.tensors import Tensor, all_finite
 
 DRAIN_SECONDS: Final = 6.0
@@ -72,8 +72,7 @@ class PartServer:
         self._region = region
         self._in_flight = 0
         self.draining = False
-        self.refusals: dict[str, int] = {}
-        """Requests that found no snapshot to ask, by the code of the error."""
+        self.tally = HostTally()
 
     @property
     def region(self) -> str:
@@ -101,7 +100,7 @@ class PartServer:
             self._check_open()
             return self._held.lease(model, part, generation)
         except IPnextError as error:
-            self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
+            self.tally.note_refusal(error.code)
             raise
 
     def release(self, lease: Lease[Served]) -> None:

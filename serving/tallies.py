@@ -67,6 +67,24 @@ class Answers:
         self.bytes_out += bytes_out
 
 
+class HostTally:
+    """What a host counts besides the requests of its snapshots."""
+
+    def __init__(self) -> None:
+        self.refusals: dict[str, int] = {}
+        """Requests that found no snapshot to ask, by the code of the error."""
+        self.walk_retries: dict[tuple[str, int], int] = {}
+        """Walks that were made again as a whole, by model and generation."""
+
+    def note_refusal(self, code: str) -> None:
+        """Count a refusal."""
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+
+    def note_retry(self, model: str, generation: int) -> None:
+        """Count a walk that is made again."""
+        self.walk_retries[model, generation] = self.walk_retries.get((model, generation), 0) + 1
+
+
 class PartTally:
     """The requests and passes of one loaded snapshot."""
 

@@ -78,7 +78,9 @@ class Walker:
         """The outputs, all from one generation: when any call fails to find it, all are made again."""
         tried: set[str] = set()
         reason = ""
-        for _ in range(ATTEMPTS):
+        for number in range(ATTEMPTS):
+            if number:
+                self._parts.tally.note_retry(walk.route.model, walk.route.generation)
             try:
                 return await self._attempt(walk, request, deadline, tried)
             except TryElsewhere as error:

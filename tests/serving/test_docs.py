@@ -12,6 +12,7 @@ from serving.http_limits import HttpLimits
 from serving.protocol import MAX_JSON_BYTES, MAX_JSON_ELEMENTS
 from serving.router import RouterLimits
 from serving.router_metrics import RouterMetrics
+from serving.tallies import HostTally
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "serving.md").read_text(encoding="utf-8")
@@ -28,7 +29,7 @@ def test_every_option_is_documented(main, capsys):
 
 
 def test_every_metric_is_documented_and_none_is_made_up():
-    registries = (RouterMetrics(region="r").registry, HostMetrics(HeldSnapshots(), {}, region="r").registry)
+    registries = (RouterMetrics(region="r").registry, HostMetrics(HeldSnapshots(), HostTally(), region="r").registry)
     families = {family.name: family.type for registry in registries for family in registry.collect()}
     names = {name + ("_total" if kind == "counter" else "") for name, kind in families.items()}
     assert names == set(re.findall(r"`(ipnext_\w+)`", PROTOCOL))

@@ -200,11 +200,11 @@ async def test_a_part_may_appear_twice_in_the_walk(fleet, router):
 
 async def test_a_host_without_the_generation_costs_one_more_try_of_the_whole_request(fleet, router):
     await fleet.host("left", generations=(3,), name="old")
-    for part in ("left", "right", "sum"):
-        await fleet.host(part)
+    *_, last = [await fleet.host(part) for part in ("left", "right", "sum")]
     async with router() as edge:
         for _ in range(4):
             assert (await ask(edge))[0] == 200
+    assert last.tally.walk_retries["m", 4] >= 1
     assert not fleet.hosts["old"].done
     assert len(fleet.hosts["sum"].done) == 4
 
