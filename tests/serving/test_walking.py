@@ -200,13 +200,21 @@ async def test_a_part_may_appear_twice_in_the_walk(fleet, router):
 
 async def test_a_host_without_the_generation_costs_one_more_try_of_the_whole_request(fleet, router):
     await fleet.host("left", generations=(3,), name="old")
-    *_, last = [await fleet.host(part) for part in ("left", "right", "sum")]
+    for part in ("left", "right", "sum"):
+        await fleet.host(part)
     async with router() as edge:
         for _ in range(4):
             assert (await ask(edge))[0] == 200
-    assert last.tally.walk_retries["m", 4] >= 1
     assert not fleet.hosts["old"].done
     assert len(fleet.hosts["sum"].done) == 4
+
+
+async def test_a_walk_that_is_made_again_is_counted(fleet, router):
+    await fleet.host("left", generations=(3,), name="old")
+    *_, last = [await fleet.host(part) for part in ("right", "sum")]
+    async with router() as edge:
+        assert (await ask(edge))[0] == 503
+    assert last.tally.walk_retries["m", 4] >= 1
 
 
 async def test_a_walker_without_the_generation_is_not_asked_twice(fleet, router):
