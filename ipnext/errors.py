@@ -4,7 +4,8 @@ IPnextError
 ├── InvalidInput            400  a field, its value and what is allowed
 │   ├── PathNotAllowed      403  a file outside the allowed roots
 │   ├── UnsupportedModel    422  a module that cannot be exported
-│   └── TooLarge            413  a body beyond the server's limit
+│   ├── TooLarge            413  a body beyond the server's limit
+│   └── TooSlow             408  a request that does not come whole in time
 ├── NotFound                404
 ├── Conflict                409
 │   ├── StaleWrite          409  the expected version is not the current one
@@ -82,6 +83,13 @@ class TooLarge(InvalidInput):
 
     code = "TooLarge"
     http_status = 413
+
+
+class TooSlow(InvalidInput):
+    """A request that the client began and does not finish in time."""
+
+    code = "TooSlow"
+    http_status = 408
 
 
 class NotFound(IPnextError):

@@ -19,6 +19,7 @@ import numpy as np
 from ipnext.errors import DeadlineExceeded, IPnextError, LoadFailed, Unavailable
 from serving.costs import Costs
 from serving.engines.base import LoadedPart, Staged, StagedPart
+from serving.tallies import PartTally
 from serving.tensors import Array
 
 INLINE_SECONDS: Final = 0.005
@@ -62,6 +63,7 @@ class Served:
         self.part = part
         self.limits = limits
         self.costs = Costs()
+        self.tally = PartTally()
         self.joins = part.rows_are_independent and not limits.off
         self._staged: dict[frozenset[str], Staged | None] = {}
 
@@ -91,7 +93,19 @@ class Begun:
 
 
 class _Job(Generic[R]):
-    __slots__ = ("begun", "deadline", "finish", "form", "future", "inputs", "on_end", "rows", "served", "timer")
+    __slots__ = (
+        "begun",
+        "deadline",
+        "finish",
+        "form",
+        "future",
+        "inputs",
+        "on_end",
+        "queued_at",
+        "rows",
+        "served",
+        "timer",
+    )
 
     def __init__(
         self,
@@ -105,6 +119,7 @@ class _Job(Generic[R]):
     ) -> None:
         self.begun = begun
         self.served = served
+        self.queued_at = 0.0
         self.inputs = inputs
         self.deadline = deadline
         self.finish = finish
@@ -182,6 +197,7 @@ class InferenceQueue:
             msg = f"the queue is full with {self._pending} requests; try again"
             raise Unavailable(msg)
         job = _Job(served, inputs, deadline=deadline, finish=finish, on_end=on_end, begun=begun)
+        job.queued_at = self._clock()
         self._pending += 1
         self._waiting.append(job)
         if self._running < self._threads:
@@ -224,15 +240,16 @@ class InferenceQueue:
             batch = self._take()
             if not batch:
                 continue
+            began = self._clock()
             if self._runs_inline(batch):
-                self._deliver(batch, _outcomes(batch))
+                self._deliver(batch, began, _outcomes(batch))
                 if self._waiting:
                     self._schedule()
                 break
             self._running += 1
             self._watch(batch)
             done = self._loop.run_in_executor(self._pool, _outcomes, batch)
-            done.add_done_callback(partial(self._delivered, batch))
+            done.add_done_callback(partial(self._delivered, batch, began))
         self._watch(self._waiting)
 
     def _runs_inline(self, batch: Sequence[_Job[Any]]) -> bool:
@@ -252,6 +269,7 @@ class InferenceQueue:
             elif not batch or (_alike(batch[0], job) and _fits(job.served, rows + job.rows)):
                 batch.append(job)
                 rows += job.rows
+                job.served.tally.queued.observe(now - job.queued_at)
                 if not job.served.joins:
                     break
             else:
@@ -276,13 +294,16 @@ class InferenceQueue:
             if job.timer is None:
                 job.timer = self._loop.call_later(max(0.0, job.deadline - self._clock()), job.expire)
 
-    def _delivered(self, batch: Sequence[_Job[Any]], done: asyncio.Future[list[Arrays | Exception]]) -> None:
+    def _delivered(
+        self, batch: Sequence[_Job[Any]], began: float, done: asyncio.Future[list[Arrays | Exception]]
+    ) -> None:
         self._running -= 1
         if not done.cancelled():
-            self._deliver(batch, done.result())
+            self._deliver(batch, began, done.result())
         self._schedule()
 
-    def _deliver(self, batch: Sequence[_Job[Any]], outcomes: Sequence[Arrays | Exception]) -> None:
+    def _deliver(self, batch: Sequence[_Job[Any]], began: float, outcomes: Sequence[Arrays | Exception]) -> None:
+        batch[0].served.tally.note_pass(len(batch), sum(job.rows for job in batch), self._clock() - began)
         self._pending -= len(batch)
         for job, outcome in zip(batch, outcomes, strict=True):
             job.settle(outcome)

@@ -48,6 +48,8 @@ class Lease(Generic[T]):
 
     value: T
     snapshot: int
+    generation: int
+    """As asked for; the snapshot may answer for others too."""
     entry: _Entry[T] = field(repr=False)
 
     @property
@@ -112,7 +114,7 @@ class HeldSnapshots(Generic[T]):
             msg = f"generation {generation} of {model}.{part} is not ready here; ready: {held or 'none'}"
             raise GenerationNotHeld(msg)
         entry.leases += 1
-        return Lease(entry.value, entry.hold.snapshot, entry)
+        return Lease(entry.value, entry.hold.snapshot, generation, entry)
 
     def relatives(self, hold: HostedSnapshot) -> tuple[Lease[T], ...]:
         """Leases of all loaded snapshots of the same part, engine and settings; each is to be given back."""
@@ -120,7 +122,7 @@ class HeldSnapshots(Generic[T]):
         for entry in self._entries.values():
             if entry.value is not None and _related(entry.hold, hold):
                 entry.leases += 1
-                leases.append(Lease(entry.value, entry.hold.snapshot, entry))
+                leases.append(Lease(entry.value, entry.hold.snapshot, entry.hold.generations[0], entry))
         return tuple(leases)
 
     def release(self, lease: Lease[T]) -> T | None:

@@ -27,12 +27,14 @@ from serving.frames import UPGRADE
 from serving.generations import HeldSnapshots
 from serving.host_client import HostClient
 from serving.host_frames import HostFrames
+from serving.host_metrics import HostMetrics
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.loading import Loader
 from serving.memory import HostMemory, settle, shared_bytes
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
 from serving.server import listen, log_as_json, run, serve
+from serving.tallies import CONTENT_TYPE
 from serving.walking import Walker
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
@@ -48,6 +50,7 @@ class Host:
         self._loader = loader
         self._parts = parts
         self._region = region
+        self._metrics = HostMetrics(held, parts.tally, region=region)
 
     def handle(self, request: Request) -> Response | asyncio.Future[Response]:
         """Route one request."""
@@ -55,17 +58,25 @@ class Host:
         match request.method, steps:
             case "POST", ["parts", model, part, "infer"]:
                 return self._infer(request, model, part)
-            case "GET", ["parts", model, part]:
-                return json_response(self._parts.signature(model, part, _generation(request)))
             case "PUT", ["control", "holds"]:
                 self._loader.hold(parse_model(HostHolds, request.content).holds)
                 return json_response(self.state, 202)
-            case "GET", ["control", "state"]:
-                return json_response(self.state)
             case "POST", ["control", "drain"]:
                 self._parts.draining = True
                 return json_response(self.state)
-            case "GET", ["healthz"]:
+            case "GET", _:
+                return self._about(request, steps)
+        raise not_found(request)
+
+    def _about(self, request: Request, steps: list[str]) -> Response:
+        match steps:
+            case ["parts", model, part]:
+                return json_response(self._parts.signature(model, part, _generation(request)))
+            case ["control", "state"]:
+                return json_response(self.state)
+            case ["metrics"]:
+                return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
+            case ["healthz"]:
                 return json_response({"live": True})
         raise not_found(request)
 

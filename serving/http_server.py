@@ -6,25 +6,23 @@ as long as a small model (docs/decisions/0009). A connection may change over to 
 
 import asyncio
 import http
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, MutableSet
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import httptools
 import structlog
 
-from ipnext.errors import InvalidInput, IPnextError
+from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow, Unavailable
 from serving.http import Handler, Request, Response, error_response
+from serving.http_limits import HttpLimits, OpenConnections
 
-MAX_BODY_BYTES: Final = 256 * 2**20
-"""A larger request body is refused."""
-MAX_HEAD_BYTES: Final = 64 * 2**10
-"""A larger request line with headers is refused."""
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; then nothing more is read from it."""
-
-_LINGER_SECONDS: Final = 2.0
-"""How long a refused client may still send."""
+_MAX_PIPELINED_BYTES: Final = 2**20
+_JOINED_BYTES: Final = 64 * 2**10
+"""Up to this size head and body are written as one piece."""
 
 Upgrade = Callable[[asyncio.Transport, bytes], None]
 """Takes a connection over: its transport, and what came after the request."""
@@ -36,16 +34,25 @@ class HttpProtocol(asyncio.Protocol):
     """One connection. `open_connections` holds it while it is open; `upgrades` are protocols by the name that asks for them."""
 
     def __init__(
-        self, handler: Handler, open_connections: MutableSet["HttpProtocol"], upgrades: Mapping[str, Upgrade]
+        self, handler: Handler, open_connections: OpenConnections, upgrades: Mapping[str, Upgrade], limits: HttpLimits
     ) -> None:
         self._handler = handler
         self._open = open_connections
         self._upgrades = upgrades
+        self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[Request | IPnextError, bool]] = deque()
         self._running: asyncio.Future[Response] | None = None
-        self._refused = False
+        self._held_bytes = 0
+        """Bodies that are not answered yet."""
+        self._reading_since = 0.0
+        """When the request began that is not whole yet; 0 where none is."""
+        self._paused = False
+        self._over = False
+        """Whether the connection ends with what it has: nothing more is read."""
+        self._choked: tuple[float, int] | None = None
+        """Since when the client has taken nothing, and the bytes that wait for it."""
         self._begin()
 
     # asyncio calls these
@@ -59,18 +66,21 @@ class HttpProtocol(asyncio.Protocol):
         """The client has gone: nobody waits for what runs."""
         self._transport = None
         self._open.discard(self)
+        self._open.held_bytes -= self._held_bytes
         self._waiting.clear()
         if self._running is not None:
             self._running.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of requests."""
-        if self._refused:
+        if self._over:
             return
         try:
             self._parser.feed_data(data)
             if self._head_bytes >= 0:
                 self._count_head(len(data))
+            if self._reading and not self._reading_since:
+                self._reading_since = time.monotonic()
         except httptools.HttpParserUpgrade as change:
             self._change_over(data[change.args[0] :])
         except httptools.HttpParserCallbackError as error:
@@ -81,11 +91,23 @@ class HttpProtocol(asyncio.Protocol):
         except IPnextError as error:
             self._refuse(error)
 
+    def pause_writing(self) -> None:
+        """The client takes its answers more slowly than they come."""
+        if self._transport is not None:
+            self._choked = (time.monotonic(), self._transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The client has taken what waited for it."""
+        self._choked = None
+        if self._running is None:
+            self._answer_next()
+
     # httptools calls these
 
     def on_message_begin(self) -> None:
         """A request begins."""
         self._begin()
+        self._reading = True
 
     def on_url(self, url: bytes) -> None:
         """The request's target; it may come in pieces."""
@@ -98,18 +120,27 @@ class HttpProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The body follows."""
         self._head_bytes = -1
+        length = self._headers.get("content-length", "0")
+        if length.isdigit() and int(length[:18]) > self._limits.body_bytes:
+            raise _too_large(self._limits, f"{length[:18]} bytes")
         if self._headers.get("expect", "").lower() == "100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, chunk: bytes) -> None:
         """A piece of the body."""
         self._body += chunk
-        if len(self._body) > MAX_BODY_BYTES:
-            msg = f"the body is larger than {MAX_BODY_BYTES} bytes; send fewer rows"
-            raise InvalidInput(msg, field="body")
+        self._held_bytes += len(chunk)
+        self._open.held_bytes += len(chunk)
+        if self._open.held_bytes > self._limits.held_bytes:
+            msg = f"requests of more than {self._limits.held_bytes} bytes are under way; try again"
+            raise Unavailable(msg)
+        if len(self._body) > self._limits.body_bytes:
+            raise _too_large(self._limits, "more")
 
     def on_message_complete(self) -> None:
         """The whole request is there."""
+        self._reading = False
+        self._reading_since = 0.0
         upgrade = self._parser.should_upgrade()
         if upgrade and self._headers.get("upgrade", "").lower() in self._upgrades:
             return
@@ -119,7 +150,8 @@ class HttpProtocol(asyncio.Protocol):
         self._waiting.append((request, self._parser.should_keep_alive() and not upgrade))
         if self._running is None:
             self._answer_next()
-        elif len(self._waiting) == MAX_PIPELINED and self._transport is not None:
+        if self._waiting and not self._paused and self._full and self._transport is not None:
+            self._paused = True
             self._transport.pause_reading()
 
     # ours
@@ -129,31 +161,60 @@ class HttpProtocol(asyncio.Protocol):
         """Whether no request is under way."""
         return self._running is None and not self._waiting
 
+    @property
+    def _full(self) -> bool:
+        """Whether as much waits as may: requests, or bytes of them."""
+        sizes = [len(request.content) for request, _ in self._waiting if isinstance(request, Request)]
+        return len(sizes) >= MAX_PIPELINED or sum(sizes) > _MAX_PIPELINED_BYTES
+
     def close(self) -> None:
         """Close the connection once what is written has left."""
         if self._transport is not None:
             self._transport.close()
+
+    def check_pace(self, now: float) -> None:
+        """End the connection where the client is too slow to send, or to take its answer."""
+        limits = self._limits
+        if self._transport is None:
+            return
+        if self._choked is not None:
+            self._check_taking(self._transport, self._choked, now)
+        elif self._reading_since and not self._waiting and not self._over:
+            allowed = limits.read_seconds + len(self._body) / limits.read_bytes_per_second
+            if now - self._reading_since > allowed:
+                msg = f"the request has not come whole in {allowed:.0f} s; {len(self._body)} bytes of its body are here"
+                self._refuse(TooSlow(msg))
+
+    def _check_taking(self, transport: asyncio.Transport, choked: tuple[float, int], now: float) -> None:
+        since, size = choked
+        left = transport.get_write_buffer_size()
+        if left < size:
+            self._choked = (now, left)
+        elif now - since > self._limits.write_seconds:
+            transport.abort()
 
     def _begin(self) -> None:
         self._url = b""
         self._headers: dict[str, str] = {}
         self._body = bytearray()
         self._head_bytes = 0
+        self._reading = False
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
-        if self._head_bytes > MAX_HEAD_BYTES:
-            msg = f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes"
-            raise InvalidInput(msg, field="headers")
+        if self._head_bytes > self._limits.head_bytes:
+            msg = f"the request line and headers are larger than {self._limits.head_bytes} bytes"
+            raise TooLarge(msg, field="headers")
 
     def _answer_next(self) -> None:
-        while self._waiting and self._transport is not None:
+        while self._waiting and self._transport is not None and self._choked is None:
             request, keep = self._waiting.popleft()
+            if self._paused and not self._full:
+                self._paused = False
+                self._transport.resume_reading()
             if isinstance(request, IPnextError):
                 self._end_with(request)
                 return
-            if len(self._waiting) == MAX_PIPELINED - 1:
-                self._transport.resume_reading()
             try:
                 answer = self._handler(request)
             except Exception as error:  # noqa: BLE001  # the process edge: the client gets an answer, the log the reason
@@ -184,18 +245,25 @@ class HttpProtocol(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
+        self._held_bytes -= len(request.content)
+        self._open.held_bytes -= len(request.content)
         body = b"" if request.method == "HEAD" else response.body
         head = _head(response, len(response.body), keep=keep)
-        if len(body) < MAX_HEAD_BYTES:
+        if len(body) < _JOINED_BYTES:
             transport.write(b"".join((head, body)))
         else:
             transport.writelines((head, body))
         if not keep:
+            self._over = True
+            self._waiting.clear()
             transport.close()
 
     def _refuse(self, error: IPnextError) -> None:
         """Answer so, in its turn, what cannot be read as a request."""
-        self._refused = True
+        if self._over:
+            return
+        self._over = True
+        self._reading_since = 0.0
         self._waiting.append((error, False))
         if self._running is None:
             self._answer_next()
@@ -210,7 +278,7 @@ class HttpProtocol(asyncio.Protocol):
         if transport is not None:
             transport.write(_whole(error_response(error), keep=False))
             transport.write_eof()
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.close)
+            asyncio.get_running_loop().call_later(self._limits.linger_seconds, transport.close)
 
     def _change_over(self, rest: bytes) -> None:
         name = self._headers.get("upgrade", "").lower()
@@ -231,6 +299,11 @@ def _judged(error: BaseException, request: Request) -> Response:
     return error_response(IPnextError("internal error; the log of the process has the reason"))
 
 
+def _too_large(limits: HttpLimits, size: str) -> TooLarge:
+    msg = f"the body must have at most {limits.body_bytes} bytes, got {size}; send fewer rows"
+    return TooLarge(msg, field="body")
+
+
 def _head(response: Response, size: int, *, keep: bool) -> bytes:
     lines = [f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}\r\ncontent-length: {size}\r\n"]
     lines += [f"{key}: {value}\r\n" for key, value in response.headers.items()]
@@ -243,9 +316,10 @@ def _whole(response: Response, *, keep: bool) -> bytes:
 
 
 def http_factory(
-    handler: Handler, upgrades: Mapping[str, Upgrade] | None = None
-) -> tuple[Callable[[], HttpProtocol], MutableSet[HttpProtocol]]:
+    handler: Handler, upgrades: Mapping[str, Upgrade] | None = None, limits: HttpLimits | None = None
+) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
     """What makes the connections of one server, and the set that holds the open ones."""
-    connections: set[HttpProtocol] = set()
+    connections = OpenConnections()
     known: Mapping[str, Any] = upgrades or {}
-    return lambda: HttpProtocol(handler, connections, known), connections
+    allowed = limits or HttpLimits()
+    return lambda: HttpProtocol(handler, connections, known, allowed), connections

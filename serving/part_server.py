@@ -6,14 +6,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from ipnext.errors import InvalidInput, Unavailable
+from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.registry import Signature
 from serving.batching import Arrays, Begun, InferenceQueue, Served
 from serving.generations import HeldSnapshots, Lease
-from serving.protocol import Body, Encoded, InferRequest, InferResponse, decode_request, encode_response
+from serving.protocol import (
+    Body,
+    Encoded,
+    InferRequest,
+    InferResponse,
+    decode_request,
+    encode_response,
+    proof_parameters,
+)
 from serving.signature import check_inputs, check_tensor
+from serving.tallies import CANCELLED, HostTally
 from serving.tensors import Tensor, all_finite
 
 DRAIN_SECONDS: Final = 6.0
@@ -35,6 +44,24 @@ class About:
 Held = HeldSnapshots[Served]
 
 
+class _Call:
+    """A request under way, to be counted at its end."""
+
+    __slots__ = ("began", "bytes_in", "bytes_out", "lease", "work")
+
+    def __init__(self, lease: Lease[Served], bytes_in: int) -> None:
+        self.lease = lease
+        self.bytes_in = bytes_in
+        self.bytes_out = 0
+        self.began = time.monotonic()
+        self.work: asyncio.Future[Any] | None = None
+
+    def note(self, status: int) -> None:
+        key = (self.lease.generation, status)
+        seconds = time.monotonic() - self.began
+        self.lease.value.tally.note_answer(key, seconds, self.bytes_in, self.bytes_out)
+
+
 class PartServer:
     """The requests of one host process. Used from its event loop."""
 
@@ -45,6 +72,7 @@ class PartServer:
         self._region = region
         self._in_flight = 0
         self.draining = False
+        self.tally = HostTally()
 
     @property
     def region(self) -> str:
@@ -68,8 +96,12 @@ class PartServer:
 
     def lease(self, model: str, part: str, generation: int) -> Lease[Served]:
         """The snapshot that answers for a generation; hand it to `infer` or `release`. GenerationNotHeld, Unavailable."""
-        self._check_open()
-        return self._held.lease(model, part, generation)
+        try:
+            self._check_open()
+            return self._held.lease(model, part, generation)
+        except IPnextError as error:
+            self.tally.note_refusal(error.code)
+            raise
 
     def release(self, lease: Lease[Served]) -> None:
         """Give a lease back that no request used."""
@@ -110,21 +142,34 @@ class PartServer:
 
         `begun` is what `begin` gave for some of the inputs.
         """
-        served = lease.value
+        call = _Call(lease, sum(tensor.data.nbytes for tensor in inputs.values()))
+        return self._submitted(call, inputs, seconds, finish, begun)
+
+    def _submitted(
+        self,
+        call: _Call,
+        inputs: Mapping[str, Tensor],
+        seconds: float,
+        finish: Callable[[dict[str, Tensor]], R],
+        begun: Begun | None = None,
+    ) -> asyncio.Future[R]:
+        served = call.lease.value
         try:
             check_inputs(inputs, served.part.signature)
             work = self._queue.submit(
                 served,
                 {name: tensor.data for name, tensor in inputs.items()},
                 deadline=time.monotonic() + seconds,
-                finish=partial(_named, served.part.signature, finish),
-                on_end=partial(self._ended, lease),
+                finish=partial(_named, call, served.part.signature, finish),
+                on_end=partial(self._ended, call),
                 begun=begun,
             )
-        except BaseException:
-            self.release(lease)
+        except BaseException as error:
+            self._refused(call, error)
             raise
+        call.work = work
         self._in_flight += 1
+        served.tally.in_flight += 1
         return work
 
     def infer_v2(
@@ -141,12 +186,14 @@ class PartServer:
 
         `finish` gets the answer and whether all its numbers are finite.
         """
+        call = _Call(lease, len(body))
         try:
             wanted = decode_request(body, header_length)
             known = about.outputs or [spec.name for spec in lease.value.part.signature.outputs]
             wanted.check_outputs(known)
-        except BaseException:
-            self.release(lease)
+            seconds = wanted.seconds(seconds)
+        except BaseException as error:
+            self._refused(call, error)
             raise
         chosen = [output.name for output in wanted.outputs] or known
         head = InferResponse(
@@ -154,10 +201,10 @@ class PartServer:
             {},
             str(about.generation),
             wanted.id,
-            {"generation": about.generation, "snapshots": {about.part: lease.snapshot}, "region": self._region},
+            proof_parameters(about.generation, {about.part: lease.snapshot}, self._region),
         )
-        encode = partial(answer_v2, wanted, head, chosen, finish)
-        return self.infer(lease, wanted.inputs, seconds=seconds, finish=encode)
+        encode = partial(answer_v2, wanted, head, chosen, partial(_counted, call, finish))
+        return self._submitted(call, wanted.inputs, seconds, encode)
 
     async def drained(self) -> None:
         """Drain, and return once nothing runs or the drain's time is over."""
@@ -171,13 +218,38 @@ class PartServer:
             msg = "this host drains; ask another"
             raise Unavailable(msg)
 
-    def _ended(self, lease: Lease[Served]) -> None:
+    def _ended(self, call: _Call) -> None:
         self._in_flight -= 1
-        self.release(lease)
+        call.lease.value.tally.in_flight -= 1
+        call.note(_status(call.work))
+        self.release(call.lease)
+
+    def _refused(self, call: _Call, error: BaseException) -> None:
+        call.note(_status_of(error))
+        self.release(call.lease)
 
 
-def _named(signature: Signature, finish: Callable[[dict[str, Tensor]], R], arrays: Arrays) -> R:
-    return finish({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in signature.outputs})
+def _status(work: asyncio.Future[Any] | None) -> int:
+    if work is None or not work.done() or work.cancelled():
+        return CANCELLED
+    error = work.exception()
+    return 200 if error is None else _status_of(error)
+
+
+def _status_of(error: BaseException) -> int:
+    return error.http_status if isinstance(error, IPnextError) else 500
+
+
+def _named(call: _Call, signature: Signature, finish: Callable[[dict[str, Tensor]], R], arrays: Arrays) -> R:
+    outputs = {spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in signature.outputs}
+    call.bytes_out = sum(tensor.data.nbytes for tensor in outputs.values())
+    return finish(outputs)
+
+
+def _counted(call: _Call, finish: Callable[[Encoded, bool], R], encoded: Encoded, finite: bool) -> R:
+    call.lease.value.tally.non_finite += not finite
+    call.bytes_out = len(encoded.body)
+    return finish(encoded, finite)
 
 
 def answer_v2(

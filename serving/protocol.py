@@ -5,19 +5,32 @@ header; None: all of it) and then the raw data of each tensor that states `binar
 Whatever the bytes, decoding raises InvalidInput or nothing.
 """
 
+import gc
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
-from ipnext.errors import InvalidInput, IPnextError
+from ipnext.errors import InvalidInput, IPnextError, TooLarge
 from serving.tensors import Tensor, check_datatype, check_shape, from_binary, from_json, to_binary, to_json
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 _ALIGNMENT: Final = 8
+MAX_JSON_BYTES: Final = 8 * 2**20
+"""More JSON in one request is refused: reading it keeps the process from all others, here for some 150 ms."""
+MAX_JSON_ELEMENTS: Final = 2**20
+"""An answer of more elements goes as binary data or not at all: writing so many as JSON takes as long."""
+_UNCOLLECTED_BYTES: Final = 2**16
 _BINARY_SIZE: Final = "binary_data_size"
+_UNSUPPORTED: Final = {
+    "shared_memory_region": "shared memory: send the tensor as binary data",
+    "classification": "classification: ask for the output and rank it",
+    "sequence_id": "sequences: every request stands alone",
+}
+"""Parameters of V2 extensions that change what is asked for and are not served."""
 
 Body = bytes | bytearray | memoryview
 
@@ -39,6 +52,14 @@ class InferRequest:
     id: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     binary_output: bool = False
+
+    def seconds(self, allowed: float) -> float:
+        """`allowed`, or less where the request's parameter `timeout` (microseconds, above 0) says so."""
+        timeout = self.parameters.get("timeout", 0)
+        if type(timeout) is not int or timeout < 0:
+            msg = f"parameters.timeout: must be whole microseconds, got {str(timeout)[:80]!r}"
+            raise InvalidInput(msg, field="parameters.timeout", value=timeout)
+        return min(allowed, timeout / 1e6) if timeout else allowed
 
     def check_outputs(self, known: Sequence[str]) -> None:
         """InvalidInput names an output that the request wants and there is not."""
@@ -85,6 +106,16 @@ class Encoded:
         return {"content-type": "application/octet-stream", HEADER_LENGTH: str(self.header_length)}
 
 
+def snapshots_text(snapshots: Mapping[str, int]) -> str:
+    """The snapshot of each part as headers and parameters name them: `dense=4,sparse=4`."""
+    return ",".join(f"{part}={number}" for part, number in sorted(snapshots.items()))
+
+
+def proof_parameters(generation: int, snapshots: Mapping[str, int], region: str) -> dict[str, str | int]:
+    """What answered, as `parameters` of an answer. Their values are strings, numbers or booleans, as V2 demands."""
+    return {"generation": generation, "snapshots": snapshots_text(snapshots), "region": region}
+
+
 def parse_header_length(text: str | None) -> int | None:
     """The number in an `Inference-Header-Content-Length` header, None where there is no such header."""
     if text is None:
@@ -95,10 +126,37 @@ def parse_header_length(text: str | None) -> int | None:
     return int(text)
 
 
+def check_json_size(body: Body, header_length: int | None, limit: int) -> None:
+    """TooLarge where more than `limit` bytes of the body are JSON."""
+    size = len(body) if header_length is None else header_length
+    if size > limit:
+        msg = f"the request has {size} bytes of JSON, the limit is {limit} (--max-json-bytes); send tensors as binary data"
+        raise TooLarge(msg, field="body", value=size)
+
+
 def decode_request(body: Body, header_length: int | None = None) -> InferRequest:
     """Read a request. Tensors share memory with `body` where they came as binary data."""
+    if (len(body) if header_length is None else header_length) <= _UNCOLLECTED_BYTES:
+        return _decode_request(body, header_length)
+    with _no_collection():
+        return _decode_request(body, header_length)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A large document has no cycles, and would be walked again and again while it grows."""
+    pauses = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if pauses:
+            gc.enable()
+
+
+def _decode_request(body: Body, header_length: int | None) -> InferRequest:
     document, binary = _split(body, header_length)
-    parameters = _parameters(document, "parameters")
+    parameters = _supported(_parameters(document, "parameters"), "parameters")
     everything = _flag(parameters, "binary_data_output", default=False)
     inputs = _decode_tensors(document, "inputs", binary)
     if not inputs:
@@ -133,7 +191,11 @@ def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
 
 
 def encode_response(response: InferResponse, *, binary: Collection[str] = ()) -> Encoded:
-    """Write an answer. Outputs not named in `binary` go as JSON; IPnextError names one that JSON cannot carry."""
+    """Write an answer. Outputs not named in `binary` go as JSON; IPnextError names one that JSON cannot carry.
+
+    InvalidInput where the client asked for more JSON than there may be.
+    """
+    _check_json_elements({name: tensor for name, tensor in response.outputs.items() if name not in binary})
     document = {
         "model_name": response.model_name,
         **_present(model_version=response.model_version, id=response.id, parameters=dict(response.parameters) or None),
@@ -142,6 +204,14 @@ def encode_response(response: InferResponse, *, binary: Collection[str] = ()) ->
         return _encode(document, "outputs", response.outputs, binary)
     except InvalidInput as error:  # the model's doing, not the client's
         raise IPnextError(error.message) from error
+
+
+def _check_json_elements(tensors: Mapping[str, Tensor]) -> None:
+    count = sum(tensor.data.size for tensor in tensors.values())
+    if count > MAX_JSON_ELEMENTS:
+        names = ", ".join(map(repr, tensors))
+        msg = f"outputs: {names} have {count} elements, JSON carries at most {MAX_JSON_ELEMENTS}; ask for binary data"
+        raise InvalidInput(msg, field="outputs", value=count)
 
 
 def _encode(document: dict[str, Any], key: str, tensors: Mapping[str, Tensor], binary: Collection[str]) -> Encoded:
@@ -214,7 +284,7 @@ def _decode_tensors(document: Mapping[str, Any], key: str, binary: memoryview | 
 def _decode_tensor(name: str, entry: Mapping[str, Any], binary: memoryview | None, position: int) -> tuple[Tensor, int]:
     datatype = check_datatype(name, entry.get("datatype"))
     shape = check_shape(name, entry.get("shape"))
-    size = _parameters(entry, f"{name}.parameters").get(_BINARY_SIZE)
+    size = _supported(_parameters(entry, f"{name}.parameters"), f"tensor {name!r}").get(_BINARY_SIZE)
     if size is None:
         return from_json(name, datatype, shape, entry.get("data")), position
     if type(size) is not int or size < 0 or "data" in entry:
@@ -232,16 +302,17 @@ def _requested(document: Mapping[str, Any], everything: bool) -> tuple[Requested
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         msg = "outputs: must be a list of objects with a name"
         raise InvalidInput(msg, field="outputs")
-    return tuple(
-        RequestedOutput(name, _flag(_parameters(entry, f"{name}.parameters"), "binary_data", default=everything))
-        for entry in entries
-        for name in [_name(entry, "outputs")]
-    )
+    return tuple(_requested_output(_name(entry, "outputs"), entry, everything) for entry in entries)
+
+
+def _requested_output(name: str, entry: Mapping[str, Any], everything: bool) -> RequestedOutput:
+    parameters = _supported(_parameters(entry, f"{name}.parameters"), f"output {name!r}")
+    return RequestedOutput(name, _flag(parameters, "binary_data", default=everything))
 
 
 def _name(entry: Mapping[str, Any], key: str) -> str:
     name = entry.get("name")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or not _is_unicode(name):
         msg = f"{key}: each tensor needs a name, got {str(name)[:80]!r}"
         raise InvalidInput(msg, field=f"{key}.name", value=name)
     return name
@@ -257,6 +328,13 @@ def _parameters(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return parameters
 
 
+def _supported(parameters: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    for name in _UNSUPPORTED.keys() & parameters.keys():
+        msg = f"{where}: parameter {name!r} is not supported; {_UNSUPPORTED[name]}"
+        raise InvalidInput(msg, field=name)
+    return parameters
+
+
 def _flag(parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
@@ -267,10 +345,15 @@ def _flag(parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 def _text(document: Mapping[str, Any], key: str) -> str | None:
     value = document.get(key)
-    if value is not None and not isinstance(value, str):
-        msg = f"{key}: must be a string"
+    if value is not None and not (isinstance(value, str) and _is_unicode(value)):
+        msg = f"{key}: must be a string of Unicode text"
         raise InvalidInput(msg, field=key, value=value)
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """A lone surrogate, which JSON can spell, has no UTF-8 and could not be answered."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _present(**values: object) -> dict[str, Any]:

@@ -8,45 +8,60 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
-from ipnext import __version__
 from ipnext.errors import DeadlineExceeded, IPnextError, Unavailable
-from ipnext.model.deployment import RouterState
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from serving.admission import DEFAULT_MAX_IN_FLIGHT, Admission
 from serving.balancing import EndpointLoads
+from serving.compression import packed, unpacked
+from serving.discovery import Discovery
 from serving.frames import Frame
 from serving.graph import Tensors, run_graph
 from serving.host_client import HostClient, TryElsewhere
-from serving.http import Request, Response, error_response, json_response, not_found, seconds_left
-from serving.model_metadata import model_signature
+from serving.http import Request, Response, error_response, seconds_left
+from serving.http_limits import MAX_BODY_BYTES
 from serving.protocol import (
     HEADER_LENGTH,
+    MAX_JSON_BYTES,
     Encoded,
     InferRequest,
     InferResponse,
+    check_json_size,
     decode_request,
     encode_response,
     parse_header_length,
+    proof_parameters,
+    snapshots_text,
 )
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, TableFollower
 from serving.server import listen, log_as_json, run, serve
+from serving.tallies import CANCELLED
 from serving.tensors import all_finite
 from serving.walking import ATTEMPTS
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
+_FOREVER: Final = 1e9
+
 T = TypeVar("T")
 
-_ABOUT: Final[Mapping[str, Any]] = {
-    "name": "ipnext",
-    "version": __version__,
-    "extensions": ["binary_tensor_data"],
-}
+
+@dataclass(frozen=True, slots=True)
+class RouterLimits:
+    """What the router takes on."""
+
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+    """Requests of one model at once."""
+    max_json_bytes: int = MAX_JSON_BYTES
+    """JSON in one request."""
+    max_body_bytes: int = MAX_BODY_BYTES
+    """A body after unpacking."""
 
 
 class Router:
@@ -59,12 +74,16 @@ class Router:
         metrics: RouterMetrics,
         *,
         region: str,
+        limits: RouterLimits | None = None,
         hosts_walk: bool = True,
     ) -> None:
         self._follower = follower
         self._hosts = hosts
         self._metrics = metrics
         self._region = region
+        self._limits = limits or RouterLimits()
+        self._admission = Admission(self._limits.max_in_flight)
+        self._discovery = Discovery(follower, hosts, metrics)
         self._hosts_walk = hosts_walk
 
     def handle(self, request: Request) -> Response | Awaitable[Response]:
@@ -75,68 +94,40 @@ class Router:
                 return self._counted(request, model, request.header(GENERATION_HEADER))
             case "POST", ["v2", "models", model, "versions", version, "infer"]:
                 return self._counted(request, model, version)
-            case "GET", ["v2", "models", model, *rest]:
-                return self._about_model(request, model, rest)
-            case "GET", _:
-                return self._about_server(request)
-        raise not_found(request)
-
-    def _about_server(self, request: Request) -> Response:
-        follower = self._follower
-        match request.path.strip("/"):
-            case "v2":
-                return json_response(_ABOUT)
-            case "v2/health/live" | "healthz":
-                return json_response({"live": True})
-            case "v2/health/ready":
-                return json_response({"ready": follower.found}, 200 if follower.found else 503)
-            case "control/state":
-                return json_response(RouterState(revision=follower.routes.revision, traffic=self._metrics.traffic))
-            case "metrics":
-                return Response(200, self._metrics.text(), {"content-type": "text/plain; version=0.0.4"})
-        raise not_found(request)
-
-    async def _about_model(self, request: Request, model: str, rest: list[str]) -> Response:
-        pin = request.header(GENERATION_HEADER)
-        if rest[:1] == ["versions"] and len(rest) > 1:
-            pin, rest = rest[1], rest[2:]
-        routes = self._follower.routes.model(model)
-        if rest == ["ready"]:
-            return self._ready(model, pin)
-        if rest:
-            raise not_found(request)
-        route = routes.choose(pin)
-        try:
-            signature = await model_signature(route, self._hosts)
-        except TryElsewhere as error:
-            raise Unavailable(str(error)) from error
-        about = {"name": model, "versions": [str(number) for number in routes.generations], "platform": "ipnext"}
-        about |= signature.model_dump(mode="json")
-        return json_response(about)
-
-    def _ready(self, model: str, pin: str | None) -> Response:
-        try:
-            route = self._follower.routes.model(model).choose(pin)
-        except Unavailable:
-            return json_response({"name": model, "ready": False}, 503)
-        return json_response({"name": model, "version": str(route.generation), "ready": True})
+        return self._discovery.answer(request, steps)
 
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
         route: GenerationRoute | None = None
+        response = Response(500)
         try:
             route = self._follower.routes.model(model).choose(pin)
-            response = await self._answer(request, route)
+            response = await self._admitted(request, route)
         except IPnextError as error:
             response = error_response(error)
-        known = model in self._follower.routes.models
-        self._metrics.note_answer(
-            model if known else "unknown",
-            route.generation if route is not None else None,
-            status=response.status,
-            seconds=time.perf_counter() - began,
-        )
+        except asyncio.CancelledError:
+            response = Response(CANCELLED)
+            raise
+        finally:
+            self._metrics.note_answer(
+                model if model in self._follower.routes.models else "unknown",
+                route.generation if route is not None else None,
+                status=response.status,
+                seconds=time.perf_counter() - began,
+                sizes=(len(request.content), len(response.body)),
+            )
         return Response(response.status, response.body, {**response.headers, **self._proof(route)})
+
+    async def _admitted(self, request: Request, route: GenerationRoute) -> Response:
+        with self._admission.admitted(route.model):
+            headers = request.headers
+            if "content-encoding" in headers:
+                request = await unpacked(request, limit=self._limits.max_body_bytes)
+            check_json_size(
+                request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
+            )
+            response = await self._answer(request, route)
+            return await packed(response, request) if "accept-encoding" in headers else response
 
     async def _answer(self, request: Request, route: GenerationRoute) -> Response:
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
@@ -170,6 +161,7 @@ class Router:
         wanted = decode_request(request.content, parse_header_length(request.header(HEADER_LENGTH)))
         route.plan.check_request(wanted.inputs)
         wanted.check_outputs(tuple(route.plan.outputs))
+        deadline = min(deadline, time.monotonic() + wanted.seconds(_FOREVER))
 
         async def attempt(route: GenerationRoute, tried: set[str]) -> Tensors:
             call = partial(self._hosts.infer, route, deadline=deadline, tried=tried)
@@ -202,7 +194,7 @@ class Router:
         if not all(all_finite(tensor) for tensor in outputs.values()):
             self._metrics.note_non_finite(route.model, route.generation)
         chosen = wanted.select(outputs)
-        proof = {"generation": route.generation, "snapshots": dict(route.snapshots), "region": self._region}
+        proof = proof_parameters(route.generation, route.snapshots, self._region)
         response = InferResponse(route.model, chosen, str(route.generation), wanted.id, proof)
         encoded = encode_response(response, binary=wanted.binary_names(chosen))
         return Response(200, encoded.body, encoded.headers)
@@ -213,7 +205,7 @@ class Router:
         return {
             REGION_HEADER: self._region,
             GENERATION_HEADER: str(route.generation),
-            SNAPSHOTS_HEADER: ",".join(f"{part}={number}" for part, number in sorted(route.snapshots.items())),
+            SNAPSHOTS_HEADER: snapshots_text(route.snapshots),
         }
 
 
@@ -228,6 +220,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="hosts",
         help="who walks a graph of several parts: the host of the last one (default), or this router where hosts cannot reach each other",
     )
+    parser.add_argument(
+        "--max-in-flight", type=int, default=DEFAULT_MAX_IN_FLIGHT, help="requests of one model at once"
+    )
+    parser.add_argument("--max-json-bytes", type=int, default=MAX_JSON_BYTES, help="JSON in one request")
     return parser.parse_args(arguments)
 
 
@@ -237,11 +233,14 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
         arguments.table, region=arguments.region, on_change=lambda routes: hosts.forget(routes.urls)
     )
     follower.look()
+    metrics = RouterMetrics(region=arguments.region, served=lambda: follower.routes.all)
+    limits = RouterLimits(arguments.max_in_flight, arguments.max_json_bytes)
     router = Router(
         follower,
         hosts,
-        RouterMetrics(region=arguments.region),
+        metrics,
         region=arguments.region,
+        limits=limits,
         hosts_walk=arguments.walk == "hosts",
     )
     following = asyncio.create_task(follower.follow())

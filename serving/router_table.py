@@ -49,13 +49,14 @@ class ModelRoutes:
 
         NotFound names the served generations where the pin is not one; Unavailable where hosts are missing.
         """
-        route = self._pinned(pin) if pin is not None else self._newest()
+        route = self.pinned(pin) if pin is not None else self._newest()
         if route.missing:
             msg = f"generation {route.generation} of {self.model} has no host ready for {', '.join(route.missing)}"
             raise Unavailable(msg)
         return route
 
-    def _pinned(self, pin: str) -> GenerationRoute:
+    def pinned(self, pin: str) -> GenerationRoute:
+        """The generation of a number in decimal; NotFound names those that are served."""
         route = self.generations.get(int(pin)) if pin.isascii() and pin.isdigit() and len(pin) <= 18 else None
         if route is None:
             served = ", ".join(map(str, self.generations)) or "none"
@@ -79,10 +80,14 @@ class Routes:
     models: Mapping[str, ModelRoutes]
 
     @property
+    def all(self) -> tuple[GenerationRoute, ...]:
+        """All generations of all models."""
+        return tuple(route for model in self.models.values() for route in model.generations.values())
+
+    @property
     def urls(self) -> frozenset[str]:
         """All hosts of all models."""
-        routes = [route for model in self.models.values() for route in model.generations.values()]
-        return frozenset(url for route in routes for urls in route.endpoints.values() for url in urls)
+        return frozenset(url for route in self.all for urls in route.endpoints.values() for url in urls)
 
     def model(self, name: str) -> ModelRoutes:
         """The routes of a model; NotFound where it is unknown here."""

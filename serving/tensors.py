@@ -43,6 +43,8 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
 FLOATS: Final = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _MAX_RANK: Final = 32
 _MAX_DIMENSION: Final = 2**31 - 1
+_MAX_ELEMENTS: Final = 2**48
+"""Of an empty tensor, were the sizes that are 0 not there: numpy counts bytes so, of any datatype, in 63 bits."""
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -232,11 +234,10 @@ def _object_array(elements: list[bytes]) -> Array:
 
 
 def _reshape(name: str, data: Array, shape: tuple[int, ...]) -> Array:
-    try:
-        return data.reshape(shape)
-    except ValueError as error:  # an empty tensor whose other dimensions are absurd
+    if not data.size and math.prod(size for size in shape if size) > _MAX_ELEMENTS:
         msg = f"tensor {name!r}: shape {list(shape)} is too large"
-        raise InvalidInput(msg, field=f"{name}.shape") from error
+        raise InvalidInput(msg, field=f"{name}.shape")
+    return data.reshape(shape)
 
 
 def _short(value: object) -> str:

@@ -18,7 +18,7 @@ from serving.generations import Lease
 from serving.graph import Call, Tensors, cancel, inputs_of, outputs_of, run_graph
 from serving.host_client import HostClient, TryElsewhere
 from serving.part_server import PartServer, answer_v2
-from serving.protocol import Body, Encoded, InferRequest, InferResponse, decode_request
+from serving.protocol import Body, Encoded, InferRequest, InferResponse, decode_request, proof_parameters
 from serving.router_table import GenerationRoute
 from serving.tensors import Tensor
 
@@ -60,6 +60,7 @@ class Walker:
         wanted = decode_request(*body)
         route.plan.check_request(wanted.inputs)
         wanted.check_outputs(tuple(route.plan.outputs))
+        seconds = wanted.seconds(seconds)
         try:
             with self._parts.busy():
                 async with asyncio.timeout(seconds):
@@ -70,14 +71,16 @@ class Walker:
         return answer_v2(wanted, self._head(route, wanted), list(wanted.select(outputs)), finish, outputs)
 
     def _head(self, route: GenerationRoute, wanted: InferRequest) -> InferResponse:
-        proof = {"generation": route.generation, "snapshots": dict(route.snapshots), "region": self._parts.region}
+        proof = proof_parameters(route.generation, route.snapshots, self._parts.region)
         return InferResponse(route.model, {}, str(route.generation), wanted.id, proof)
 
     async def _tried(self, walk: Walk, request: Tensors, deadline: float) -> Tensors:
         """The outputs, all from one generation: when any call fails to find it, all are made again."""
         tried: set[str] = set()
         reason = ""
-        for _ in range(ATTEMPTS):
+        for number in range(ATTEMPTS):
+            if number:
+                self._parts.tally.note_retry(walk.route.model, walk.route.generation)
             try:
                 return await self._attempt(walk, request, deadline, tried)
             except TryElsewhere as error:

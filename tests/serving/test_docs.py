@@ -1,14 +1,22 @@
-"""docs/serving.md names every option and metric that there is."""
+"""docs/serving.md names every option, docs/protocol.md every metric and limit that there is."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from serving import host, router
+from serving import compression, host, router
+from serving.generations import HeldSnapshots
+from serving.host_metrics import HostMetrics
+from serving.http_limits import HttpLimits
+from serving.protocol import MAX_JSON_BYTES, MAX_JSON_ELEMENTS
+from serving.router import RouterLimits
 from serving.router_metrics import RouterMetrics
+from serving.tallies import HostTally
 
-TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "serving.md").read_text(encoding="utf-8")
+PROTOCOL = (DOCS / "protocol.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("main", [host.main, router.main], ids=["host", "router"])
@@ -21,6 +29,27 @@ def test_every_option_is_documented(main, capsys):
 
 
 def test_every_metric_is_documented_and_none_is_made_up():
-    families = {family.name: family.type for family in RouterMetrics(region="r").registry.collect()}
+    registries = (RouterMetrics(region="r").registry, HostMetrics(HeldSnapshots(), HostTally(), region="r").registry)
+    families = {family.name: family.type for registry in registries for family in registry.collect()}
     names = {name + ("_total" if kind == "counter" else "") for name, kind in families.items()}
-    assert names == set(re.findall(r"`(ipnext_\w+)`", TEXT))
+    assert names == set(re.findall(r"`(ipnext_\w+)`", PROTOCOL))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"{HttpLimits().head_bytes // 1024} KiB",
+        f"{HttpLimits().body_bytes // 2**20} MiB",
+        f"in a process | {HttpLimits().held_bytes // 2**30} GiB",
+        f"`--max-json-bytes`, {MAX_JSON_BYTES // 2**20} MiB",
+        f"{MAX_JSON_ELEMENTS:,}",
+        f"{HttpLimits().read_seconds:g} s, and 1 s more for each {HttpLimits().read_bytes_per_second // 1024} KiB",
+        f"{HttpLimits().write_seconds:g} s | connection closed",
+        f"`--max-in-flight`, {RouterLimits().max_in_flight}",
+        f"dropped for {HttpLimits().linger_seconds:g} s",
+        f"{router.DEFAULT_DEADLINE_SECONDS:g} s without them",
+        f"answers of {compression.MIN_BYTES // 1024} KiB and more",
+    ],
+)
+def test_the_limits_in_force_are_the_documented_ones(words):
+    assert words in PROTOCOL

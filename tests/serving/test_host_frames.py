@@ -141,7 +141,7 @@ async def test_a_v2_body_is_answered_with_a_v2_body(host):
     answer = await host.connection.call(Pieces(bytes_frame, about, encoded.body))
     response = decode_response(answer.body.data, answer.header["header_length"])
     assert (response.id, response.outputs["y"].data.tolist(), answer.header["finite"]) == ("a", [4], True)
-    assert response.parameters["snapshots"] == {"p": 3}
+    assert response.parameters["snapshots"] == "p=3"
 
 
 async def test_the_signature_is_told(host):

@@ -191,7 +191,7 @@ def test_a_bad_tensor_is_refused_by_name(entry, words):
         (b'{"inputs": [{"name":"x","datatype":"FP32","shape":[1],"data":[1e999]}]}', "beyond the range"),
         (b'{"inputs": ' + b"[" * 100_000, "not JSON"),
         (b'{"inputs": [' + request_of()[12:-2] + b"," + request_of()[12:-2] + b"]}", "given twice"),
-        (b'{"id": 3, "inputs": [' + request_of()[12:-2] + b"]}", "id: must be a string"),
+        (b'{"id": 3, "inputs": [' + request_of()[12:-2] + b"]}", "id: must be a string of Unicode text"),
         (b'{"parameters": {"binary_data_output": 1}, "inputs": []}', "must be true or false"),
         (b'{"outputs": [{}], "inputs": [' + request_of()[12:-2] + b"]}", "outputs: each tensor needs a name"),
     ],
@@ -226,6 +226,15 @@ def test_binary_data_of_another_size_than_the_shape_takes_is_refused(size):
     header = json.dumps({"inputs": [entry]}).encode()
     with pytest.raises(InvalidInput, match=rf"'x': FP32 of shape \[2\] takes 8 bytes, got {size}"):
         decode_request(header + bytes(size), len(header))
+
+
+@pytest.mark.parametrize("datatype", sorted(DTYPES))
+@pytest.mark.parametrize("shape", [[2**31 - 1, 0, 2**31 - 1], [2**31 - 1, 2**31 - 1, 2**31 - 1, 0]])
+def test_an_empty_tensor_of_absurd_sizes_is_refused_by_name(datatype, shape):
+    for entry in ({"data": []}, {"parameters": {"binary_data_size": 0}}):
+        header = json.dumps({"inputs": [{"name": "x", "datatype": datatype, "shape": shape, **entry}]}).encode()
+        with pytest.raises(InvalidInput, match=r"'x': shape .* is too large"):
+            decode_request(header, len(header))
 
 
 def test_a_bool_byte_other_than_0_or_1_is_refused():

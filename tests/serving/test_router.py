@@ -30,7 +30,7 @@ def test_an_answer_carries_the_proof_in_headers_and_body(router, toolbox, reques
     assert response.headers["x-ipnext-snapshots"] == "dense=2,sparse=2"
     assert response.headers["x-ipnext-region"] == "north"
     assert (answer.model_name, answer.model_version) == ("click", "2")
-    assert answer.parameters == {"generation": 2, "snapshots": {"sparse": 2, "dense": 2}, "region": "north"}
+    assert answer.parameters == {"generation": 2, "snapshots": "dense=2,sparse=2", "region": "north"}
 
 
 def test_json_in_gives_json_out_and_numbers_equal_the_binary_ones(router, toolbox, request_arrays):
@@ -106,7 +106,7 @@ def test_metadata_lists_generations_and_the_tensors_of_the_whole_graph(router):
 
 
 def test_health_and_readiness(router):
-    assert router.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert router.get("/v2").json()["extensions"] == ["binary_tensor_data", "model_repository", "statistics"]
     assert router.get("/v2/health/live").json() == {"live": True}
     assert router.get("/v2/health/ready").json() == {"ready": True}
     assert router.get(f"{CLICK}/ready").json() == {"name": "click", "version": "2", "ready": True}

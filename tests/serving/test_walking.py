@@ -171,7 +171,7 @@ async def test_the_answer_is_the_graphs_and_names_the_snapshot_of_each_part(flee
         status, answer, headers = await ask(edge)
     assert status == 200
     assert answer.outputs["total"].data.tolist() == [210, 420]
-    assert answer.parameters["snapshots"] == {"left": 4, "right": 4, "sum": 4}
+    assert answer.parameters["snapshots"] == "left=4,right=4,sum=4"
     assert headers["x-ipnext-snapshots"] == "left=4,right=4,sum=4"
 
 
@@ -207,6 +207,14 @@ async def test_a_host_without_the_generation_costs_one_more_try_of_the_whole_req
             assert (await ask(edge))[0] == 200
     assert not fleet.hosts["old"].done
     assert len(fleet.hosts["sum"].done) == 4
+
+
+async def test_a_walk_that_is_made_again_is_counted(fleet, router):
+    await fleet.host("left", generations=(3,), name="old")
+    *_, last = [await fleet.host(part) for part in ("right", "sum")]
+    async with router() as edge:
+        assert (await ask(edge))[0] == 503
+    assert last.tally.walk_retries["m", 4] >= 1
 
 
 async def test_a_walker_without_the_generation_is_not_asked_twice(fleet, router):

@@ -1,0 +1,231 @@
+"""Clients that send too much, too slowly, or take nothing: each gets its answer and its end, the others notice nothing."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from serving import http_limits
+from serving.http import Response
+from serving.http_limits import HttpLimits
+from serving.http_server import http_factory
+
+LIMITS = HttpLimits(
+    body_bytes=100_000,
+    held_bytes=5_000_000,
+    head_bytes=4096,
+    read_seconds=0.2,
+    read_bytes_per_second=1_000,
+    write_seconds=0.2,
+    linger_seconds=0.2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _rounds_follow_fast(monkeypatch):
+    monkeypatch.setattr(http_limits, "SWEEP_SECONDS", 0.02)
+
+
+@pytest.fixture
+async def server():
+    """Answers with the body it got, or with `x-size` bytes; `connect` gives a reader and a writer."""
+
+    class Server:
+        requests = None
+
+    def handle(request):
+        Server.requests.append(request)
+        return Response(200, bytes(int(request.header("x-size") or 0)) or bytes(request.content))
+
+    Server.requests = []
+    factory, Server.connections = http_factory(handle, limits=LIMITS)
+    listening = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
+
+    @asynccontextmanager
+    async def connect():
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname(), limit=2**16)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+    Server.connect = staticmethod(connect)
+    yield Server
+    listening.close()
+
+
+async def answer(reader):
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
+    length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+    return int(head.split()[1]), await reader.readexactly(length)
+
+
+async def ends(reader):
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /x HT",
+        b"POST /x HTTP/1.1\r\nx-slow: ",
+        b"POST /x HTTP/1.1\r\ncontent-length: 8\r\n\r\n",
+        b"POST /x HTTP/1.1\r\ncontent-length: 8\r\n\r\n1234567",
+        b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n4\r\n1234\r\n",
+    ],
+    ids=["line", "header", "no body", "body too short", "chunks"],
+)
+async def test_a_request_that_does_not_come_whole_is_408_and_the_connection_ends(server, sent):
+    async with server.connect() as (reader, writer):
+        writer.write(sent)
+        status, body = await answer(reader)
+        assert (status, b"has not come whole in" in body) == (408, True)
+        await ends(reader)
+    assert not server.requests
+
+
+async def test_a_client_that_trickles_gets_time_for_what_it_has_sent_and_no_more(server):
+    async with server.connect() as (reader, writer):
+        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 50000\r\n\r\n")
+
+        async def trickle():
+            while True:
+                writer.write(b"x")
+                await asyncio.sleep(0.01)
+
+        trickling = asyncio.create_task(trickle())
+        assert (await answer(reader))[0] == 408
+        trickling.cancel()
+
+
+async def test_a_large_body_that_keeps_coming_is_given_longer(server):
+    async with server.connect() as (reader, writer):
+        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 50001\r\n\r\n" + bytes(50_000))
+        await asyncio.sleep(3 * LIMITS.read_seconds)
+        writer.write(b"x")
+        status, body = await answer(reader)
+        assert (status, len(body)) == (200, 50_001)
+
+
+async def test_an_idle_connection_stays(server):
+    async with server.connect() as (reader, writer):
+        for _ in range(2):
+            writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 1\r\n\r\nx")
+            assert await answer(reader) == (200, b"x")
+            await asyncio.sleep(3 * LIMITS.read_seconds)
+
+
+async def test_a_slow_request_behind_a_good_one_spoils_only_itself(server):
+    async with server.connect() as (reader, writer):
+        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 1\r\n\r\nxPOST /x HT")
+        assert await answer(reader) == (200, b"x")
+        assert (await answer(reader))[0] == 408
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (b"POST /x HTTP/1.1\r\ncontent-length: 100001\r\n\r\n", b"at most 100000 bytes, got 100001 bytes"),
+        (b"POST /x HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n", b""),
+        (b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n20000\r\n" + bytes(0x20000), b"at most 100000 bytes"),
+        (b"POST /x HTTP/1.1\r\nx: " + b"a" * 5000, b"headers are larger than 4096 bytes"),
+        (b"POST /" + b"a" * 5000, b"headers are larger than 4096 bytes"),
+    ],
+    ids=["declared", "absurd", "chunked", "headers", "target"],
+)
+async def test_what_is_too_large_is_refused_as_soon_as_it_is_known(server, sent, words):
+    async with server.connect() as (reader, writer):
+        writer.write(sent)
+        status, body = await answer(reader)
+        assert status in ((413,) if words else (400, 413))
+        assert words in body
+        await ends(reader)
+    assert not server.requests
+
+
+async def test_a_refusal_arrives_though_the_client_goes_on_sending(server):
+    async with server.connect() as (reader, writer):
+        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 90000000\r\n\r\n")
+        for _ in range(20):
+            writer.write(bytes(100_000))
+            await asyncio.sleep(0)
+        assert (await answer(reader))[0] == 413
+
+
+async def test_a_refused_client_that_stays_is_cut_off(server, toolbox):
+    async with server.connect() as (reader, writer):
+        writer.write(b"nonsense\r\n\r\n")
+        assert (await answer(reader))[0] == 400
+        await toolbox.eventually(lambda: not server.connections)
+
+
+async def test_what_is_longer_than_its_content_length_is_another_request_and_a_bad_one(server):
+    async with server.connect() as (reader, writer):
+        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 2\r\n\r\nabcdef\r\n\r\n")
+        assert await answer(reader) == (200, b"ab")
+        assert (await answer(reader))[0] == 400
+        await ends(reader)
+
+
+async def test_a_client_that_takes_none_of_its_answer_is_cut_off(server, toolbox):
+    async with server.connect() as (_, writer):
+        for _ in range(8):
+            writer.write(b"GET /x HTTP/1.1\r\nx-size: 4000000\r\n\r\n")
+        await toolbox.eventually(lambda: len(server.connections) == 1)
+        await toolbox.eventually(lambda: not server.connections)
+    assert len(server.requests) < 8, "nothing more is computed for a client that takes nothing"
+
+
+async def test_a_client_that_takes_its_answers_slowly_gets_them_all(server):
+    async with server.connect() as (reader, writer):
+        for _ in range(3):
+            writer.write(b"GET /x HTTP/1.1\r\nx-size: 4000000\r\n\r\n")
+        for _ in range(3):
+            await asyncio.sleep(LIMITS.write_seconds / 2)
+            assert len((await answer(reader))[1]) == 4_000_000
+
+
+async def test_requests_that_wait_take_bounded_memory(server, toolbox):
+    async with server.connect() as (reader, writer):
+        await toolbox.eventually(lambda: server.connections)
+        [connection] = server.connections
+        connection.pause_writing()
+        piece = b"POST /x HTTP/1.1\r\ncontent-length: 90000\r\n\r\n" + bytes(90_000)
+        sending = asyncio.create_task(_send(writer, piece, 200))
+        await asyncio.sleep(0.1)
+        waiting = sum(len(request.content) for request, _ in connection._waiting)
+        assert waiting < 2 * 2**20
+        connection.resume_writing()
+        for _ in range(200):
+            assert len((await answer(reader))[1]) == 90_000
+        await sending
+
+
+async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_again(server, toolbox):
+    server.connections.held_bytes = before = LIMITS.held_bytes - 200_000
+    half = b"POST /x HTTP/1.1\r\ncontent-length: 80000\r\n\r\n" + bytes(79_999)
+    async with server.connect() as (reader, writer), server.connect() as (_, other):
+        for one in (writer, other):
+            one.write(half)
+        await toolbox.eventually(lambda: server.connections.held_bytes == before + 2 * 79_999)
+        async with server.connect() as (refused, third):
+            third.write(half)
+            status, body = await answer(refused)
+            assert (status, b"are under way; try again" in body) == (503, True)
+        other.close()
+        await toolbox.eventually(lambda: server.connections.held_bytes == before + 79_999)
+        writer.write(b"x")
+        assert (await answer(reader))[0] == 200
+        assert server.connections.held_bytes == before
+
+
+async def _send(writer, piece, count):
+    for _ in range(count):
+        writer.write(piece)
+        await writer.drain()
+
+
+async def test_the_round_ends_with_the_last_connection(server, toolbox):
+    async with server.connect():
+        await toolbox.eventually(lambda: server.connections._round is not None)
+    await toolbox.eventually(lambda: server.connections._round is None)
