@@ -8,9 +8,18 @@ from dataclasses import dataclass
 
 from activities.waves import ModelState, Slot
 from ipnext.errors import NotFound
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+    SnapshotFacts,
+)
 from ipnext.model.manifest import HardwareOption, ModelManifest, PartSpec
 from ipnext.model.registry import Generation, PartGraph, Snapshot, single_part_graph
+from ipnext.model.value import digest_of
 from ipnext.store.repository import Repository
 
 
@@ -82,7 +91,17 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
     generation = facts.generations[number]
     spec = facts.manifest.spec
     graph = spec.graph or _graph_of_one(facts, generation)
-    return ServedGeneration(generation=number, graph=graph, snapshots=dict(generation.snapshots), sync=spec.sync)
+    return ServedGeneration(
+        generation=number,
+        graph=graph,
+        snapshots=dict(generation.snapshots),
+        sync=spec.sync,
+        facts={part: _facts_of(facts.snapshots[part, held]) for part, held in generation.snapshots.items()},
+    )
+
+
+def _facts_of(snapshot: Snapshot) -> SnapshotFacts:
+    return SnapshotFacts(created_at=snapshot.created_at, signature=digest_of(snapshot.manifest.signature))
 
 
 def wanted_shares(

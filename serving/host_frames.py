@@ -51,12 +51,14 @@ class HostFrames:
                 work = self._running.get(number)
                 if work is not None:
                     work.cancel()
+            case "ping":
+                self._frames.send(bytes_frame({"id": number, "status": 200}))
             case "signature":
                 found = self._parts.signature(header["model"], header["part"], header["generation"])
                 answer = {"id": number, "status": 200, "signature": found.model_dump(mode="json")}
                 self._frames.send(bytes_frame(answer))
             case other:
-                msg = f"op: {other!r} is not one of infer, v2, cancel, signature"
+                msg = f"op: {other!r} is not one of infer, v2, cancel, ping, signature"
                 raise InvalidInput(msg, field="op", value=other)
 
     def _infer(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
@@ -67,8 +69,9 @@ class HostFrames:
         self._watch(number, work)
 
     def _infer_v2(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
-        about = About(header["model"], header["part"], header["generation"], tuple(header["outputs"]))
-        lease = self._parts.lease(about.model, about.part, about.generation)
+        chosen = header.get("chosen", header["generation"])
+        about = About(header["model"], header["part"], chosen, tuple(header["outputs"]))
+        lease = self._parts.lease(about.model, about.part, header["generation"])
         work = self._parts.infer_v2(
             lease,
             frame.body.data,

@@ -41,6 +41,12 @@ class RouterMetrics:
             "ipnext_non_finite_answers", "Answers that held NaN or infinity.", labels, registry=self.registry
         )
         self._in_flight = Gauge("ipnext_requests_in_flight", "Requests under way.", labels, registry=self.registry)
+        self._substituted = Counter(
+            "ipnext_substituted_answers",
+            "Answers in which another snapshot stood in for one of the generation's.",
+            labels,
+            registry=self.registry,
+        )
         self._retries = Counter(
             "ipnext_request_retries", "Requests tried again as a whole.", labels, registry=self.registry
         )
@@ -73,6 +79,10 @@ class RouterMetrics:
         """Count an answer that held NaN or infinity."""
         self._of(model, generation).non_finite += 1
         self._non_finite.labels(model, generation, self._region).inc()
+
+    def note_substituted(self, model: str, generation: int) -> None:
+        """Count an answer that the sync policy let other snapshots take part in."""
+        self._substituted.labels(model, generation, self._region).inc()
 
     def note_retry(self, model: str, generation: int) -> None:
         """Count a request that is tried again."""
