@@ -114,12 +114,7 @@ def routes(toolbox):
     """Routes of generations 1 and 2 where `dense` 2 is ready nowhere."""
 
     def make(policy):
-        served = [
-            toolbox.served(number).model_copy(
-                update={"sync": policy, "facts": dict.fromkeys(("sparse", "dense"), facts(number))}
-            )
-            for number in (1, 2)
-        ]
+        served = [toolbox.served(number, policy) for number in (1, 2)]
         endpoints = (
             PartEndpoint(part="sparse", url="s1", generations=(1, 2)),
             PartEndpoint(part="sparse", url="s2", generations=(2, 9)),
