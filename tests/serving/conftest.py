@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -403,6 +403,15 @@ def fleet(session_fleet: Fleet) -> Fleet:
     return session_fleet
 
 
+def table_of(revision: int, hosts: Sequence[HostServer], *generations: int) -> RouterTable:
+    """A table in which each of these hosts answers for both parts of these generations."""
+    endpoints = [
+        PartEndpoint(part=part, url=host.url, generations=generations) for part in ("sparse", "dense") for host in hosts
+    ]
+    model = RoutedModel(model=MODEL, served=tuple(map(served, generations)), endpoints=tuple(endpoints))
+    return RouterTable(revision=revision, region=REGION, models=(model,))
+
+
 class Toolbox:
     """Plain functions of this file for test files, which cannot import it."""
 
@@ -412,6 +421,7 @@ class Toolbox:
     until = staticmethod(until)
     eventually = staticmethod(eventually)
     served = staticmethod(served)
+    table_of = staticmethod(table_of)
     write_table = staticmethod(write_table)
     clock = staticmethod(time.monotonic)
     graph = GRAPH
