@@ -422,6 +422,7 @@ class Toolbox:
     eventually = staticmethod(eventually)
     served = staticmethod(served)
     table_of = staticmethod(table_of)
+    machine = Machine
     write_table = staticmethod(write_table)
     clock = staticmethod(time.monotonic)
     graph = GRAPH

@@ -12,7 +12,7 @@ PARTS = ("sparse", "dense")
 
 
 class Fleet:
-    """Hosts of this test alone, each holding both parts of generation 1, behind a router of its own."""
+    """Hosts of these tests alone, each holding both parts of generation 1, behind a router of its own."""
 
     def __init__(self, machine, published, toolbox):
         self.machine, self.published, self.toolbox = machine, published, toolbox
@@ -32,6 +32,16 @@ class Fleet:
         self.revision += 1
         self.router.follow(self.toolbox.table_of(self.revision, self.hosts, 1))
 
+    def be_fresh(self):
+        """As after a start: both hosts run, and the router knows nothing of what happened to them."""
+        for host in self.hosts:
+            host.process.send_signal(signal.SIGCONT)
+            self.toolbox.until(host.answers)
+            assert len(host.state().ready) == len(PARTS)
+        self.revision += 1
+        self.router.follow(self.toolbox.table_of(self.revision, [], 1))
+        self.route()
+
     def answers_alone(self, host, load):
         """Whether a host takes requests: all others are stopped, and answers still come."""
         others = [other for other in self.hosts if other is not host]
@@ -42,9 +52,17 @@ class Fleet:
             other.process.send_signal(signal.SIGCONT)
 
 
+@pytest.fixture(scope="module")
+def own_fleet(tmp_path_factory, published, toolbox):
+    machine = toolbox.machine(tmp_path_factory.mktemp("faults"), published.store.uri)
+    yield Fleet(machine, published, toolbox)
+    machine.close()
+
+
 @pytest.fixture
-def fleet(machine, published, toolbox):
-    return Fleet(machine, published, toolbox)
+def fleet(own_fleet):
+    own_fleet.be_fresh()
+    return own_fleet
 
 
 def mixed(load):
