@@ -6,8 +6,8 @@
 import pytest
 
 from ipnext.model.deployment import PartEndpoint, RoutedModel
-from ipnext.model.registry import SyncPolicy
-from tests.serving.load import Load
+from ipnext.model.registry import GraphNode, PartGraph, SyncPolicy
+from tests.serving.load import INFER, Load
 
 PARTS = ("sparse", "dense")
 
@@ -116,3 +116,25 @@ def test_a_bound_in_seconds_is_kept_alike(flipped):
     """Snapshots were made an hour apart."""
     load = flipped(SyncPolicy(policy="bounded", max_seconds=3600.0))
     assert {answer.apart for answer in answered(load)} == {0, 1}
+
+
+def test_the_answer_of_a_one_part_model_names_what_stood_in_too(fleet, toolbox):
+    """There the host writes the body."""
+    node = GraphNode(name="lookup", part="sparse", inputs={"ids": "request.ids"})
+    graph = PartGraph(nodes=(node,), outputs={"stamp": "lookup.stamp", "embedding": "lookup.embedding"})
+    bounded = SyncPolicy(policy="bounded", max_snapshots=1)
+    served = tuple(toolbox.served(number, bounded) for number in (1, 2))
+    endpoint = PartEndpoint(part="sparse", url=fleet.hosts[0].url, generations=(1,))
+    request = {"ids": toolbox.example(2)["ids"]}
+    for outputs in (graph.outputs, {"renamed": "lookup.stamp"}):
+        renamed = graph.model_copy(update={"outputs": outputs})
+        served = tuple(each.model_copy(update={"graph": renamed}) for each in served)
+        fleet.follow(RoutedModel(model="click", served=served, endpoints=(endpoint,)))
+        response = fleet.router.infer(INFER, request, **{"x-ipnext-generation": "2"})
+        answer = toolbox.decode(response)
+        assert answer.outputs[next(iter(outputs))].data.tolist() == [1, 1]
+        assert (answer.model_version, answer.parameters["generation"]) == ("2", 2)
+        assert answer.parameters["snapshots"]["sparse"] == 1
+        assert response.headers["x-ipnext-generation"] == "2"
+        assert "sparse=1" in response.headers["x-ipnext-snapshots"].split(",")
+    assert "ipnext_substituted_answers_total" in fleet.router.get("/metrics").text
