@@ -16,6 +16,8 @@ from serving.synchrony import Offer, Tiers
 FIRST_SECONDS: Final = 1.0
 """How long a host is out the first time."""
 LONGEST_SECONDS: Final = 16.0
+SOUGHT_SECONDS: Final = 4.0
+"""The longest pause between two tries to reach a lost host: a try costs no request, and little else."""
 FORGIVEN_SECONDS: Final = 60.0
 """A host that has done well for so long begins with the first while again."""
 STRIKES: Final = 3
@@ -47,7 +49,8 @@ class _Host:
     def put_out(self, why: Literal["behind", "lost"], now: float) -> None:
         if self.out is None and now - self.let_in_at > FORGIVEN_SECONDS:
             self.times_out = 0
-        self.until = now + min(LONGEST_SECONDS, FIRST_SECONDS * 2**self.times_out)
+        longest = SOUGHT_SECONDS if why == "lost" else LONGEST_SECONDS
+        self.until = now + min(longest, FIRST_SECONDS * 2**self.times_out)
         self.times_out = min(self.times_out + 1, 10)
         self.out = why
 

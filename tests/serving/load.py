@@ -23,6 +23,8 @@ class Answer:
 
     status: int
     pin: str | None
+    began: float
+    """A time of time.monotonic."""
     seconds: float
     generation: int | None = None
     proof: Mapping[str, int] = field(default_factory=dict)
@@ -63,15 +65,19 @@ class Load:
         for thread in self._threads:
             thread.join(30)
 
-    def statuses(self, *, since: int = 0) -> Counter[int]:
-        """How many answers of each status came after the first `since`."""
-        return Counter(answer.status for answer in self.answers[since:])
+    def statuses(self, *, since: float = 0.0) -> Counter[int]:
+        """How many answers of each status there are to requests that began after `since`."""
+        return Counter(answer.status for answer in self.since(since))
+
+    def since(self, began: float) -> list[Answer]:
+        """The answers to requests that began after a time of time.monotonic."""
+        return [answer for answer in self.answers if answer.began > began]
 
     def more(self, count: int, *, seconds: float = 60.0, good: Callable[[Answer], bool] = lambda _: True) -> None:
         """Wait until so many more `good` answers came."""
-        start, deadline = len(self.answers), time.monotonic() + seconds
+        now, start = time.monotonic(), len(self.answers)
         while sum(map(good, self.answers[start:])) < count:
-            assert time.monotonic() < deadline, f"only {self.statuses(since=start)} in {seconds:g} s"
+            assert time.monotonic() < now + seconds, f"only {self.statuses(since=now)} in {seconds:g} s"
             time.sleep(0.01)
 
     def _send(self, number: int) -> None:
@@ -88,13 +94,14 @@ class Load:
             response = self._router.infer(INFER, self._request, **headers)
         except httpx.TransportError:
             time.sleep(0.02)
-            return Answer(NO_CONNECTION, pin, time.monotonic() - began)
-        return _read(response, pin, time.monotonic() - began)
+            return Answer(NO_CONNECTION, pin, began, 0.0)
+        return _read(response, pin, began)
 
 
-def _read(response: httpx.Response, pin: str | None, seconds: float) -> Answer:
+def _read(response: httpx.Response, pin: str | None, began: float) -> Answer:
+    seconds = time.monotonic() - began
     if response.status_code != 200:
-        return Answer(response.status_code, pin, seconds)
+        return Answer(response.status_code, pin, began, seconds)
     length = parse_header_length(response.headers["inference-header-content-length"])
     body = decode_response(bytearray(response.content), length)
     rows = {tuple(row) for row in body.outputs["stamps"].data.tolist()}
@@ -105,4 +112,4 @@ def _read(response: httpx.Response, pin: str | None, seconds: float) -> Answer:
     generation = int(response.headers["x-ipnext-generation"])
     assert body.parameters["snapshots"] == numbers
     assert (body.model_version, body.parameters["generation"]) == (str(generation), generation)
-    return Answer(200, pin, seconds, generation, numbers, {"dense": dense, "sparse": sparse})
+    return Answer(200, pin, began, seconds, generation, numbers, {"dense": dense, "sparse": sparse})

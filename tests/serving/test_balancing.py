@@ -11,6 +11,7 @@ from serving.balancing import (
     FIRST_SECONDS,
     FORGIVEN_SECONDS,
     LONGEST_SECONDS,
+    SOUGHT_SECONDS,
     STRIKES,
     EndpointLoads,
 )
@@ -105,7 +106,7 @@ def test_the_while_before_a_lost_host_is_sought_doubles_up_to_the_longest(router
         router.loads.note_lost("a")  # the second of two calls that were lost together counts for nothing
         waits.append(router.loads.seconds_until_sought("a"))
         router.now += waits[-1]
-    assert waits == [min(LONGEST_SECONDS, FIRST_SECONDS * 2**n) for n in range(8)]
+    assert waits == [min(SOUGHT_SECONDS, FIRST_SECONDS * 2**n) for n in range(8)]
     router.loads.note_found("a")
     assert router.loads.seconds_until_sought("a") is None
 
@@ -186,6 +187,19 @@ def test_a_host_that_fails_on_trial_is_out_for_twice_as_long(router):
         router.now += out * FIRST_SECONDS - 0.01
         assert router.loads.standing("a") == "behind"
         router.now -= out * FIRST_SECONDS - 0.01
+
+
+def test_the_while_grows_up_to_the_longest(router):
+    router.all_answer()
+    router.strikes("a")
+    for _ in range(8):
+        router.now += 1.5 * LONGEST_SECONDS
+        assert router.loads.standing("a") == "in"
+        router.strikes("a", 1)
+    router.now += LONGEST_SECONDS - 0.01
+    assert router.loads.standing("a") == "behind"
+    router.now += 0.02
+    assert router.loads.standing("a") == "in"
 
 
 def test_never_more_than_half_of_the_hosts_are_left_out_for_being_behind(router):
