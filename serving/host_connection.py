@@ -49,7 +49,7 @@ class HostConnection:
         answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         if self._watch is None:
-            self._heard = True
+            self._heard = self._heard or not self._silent_looks
             self._look()
         self._frames.send(pieces_of(number))
         try:

@@ -1,7 +1,7 @@
 """Hosts that fall silent are given up, slow ones are not; lost ones are sought and found; a part answers from one snapshot."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
@@ -106,6 +106,19 @@ async def test_a_host_that_gives_no_sign_of_life_is_given_up_with_all_its_calls(
         assert [type(outcome) for outcome in outcomes] == [ConnectionLost] * 3
         assert not connection.open
         assert host.pings >= 2
+
+
+async def test_callers_that_leave_before_a_silent_host_is_given_up_do_not_start_its_time_anew():
+    async with running(Host(silent=True)) as [host]:
+        connection = await connect(host.url)
+        left = 0
+        while connection.open and left < 40:
+            with suppress(TimeoutError, ConnectionLost):
+                async with asyncio.timeout(0.07):
+                    await connection.call(call())
+            await asyncio.sleep(0.05)
+            left += 1
+        assert left < 20
 
 
 async def test_a_connection_without_calls_is_left_in_peace():
