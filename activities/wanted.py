@@ -8,11 +8,20 @@ from dataclasses import dataclass
 
 from activities.waves import ModelState, Slot
 from ipnext.errors import NotFound
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+    SnapshotFacts,
+)
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.layout import laid_out
 from ipnext.model.manifest import ModelManifest, PartSpec
 from ipnext.model.registry import Generation, PartGraph, Snapshot, single_part_graph
+from ipnext.model.value import digest_of
 from ipnext.store.repository import Repository
 
 
@@ -88,7 +97,18 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
                     return served
     spec = facts.manifest.spec
     graph = generation.layout.graph if generation.layout else spec.graph or _graph_of_one(facts, generation)
-    return ServedGeneration(generation=number, graph=graph, snapshots=dict(generation.answering), sync=spec.sync)
+    held = {piece: facts.snapshots.get((piece, snapshot)) for piece, snapshot in generation.answering.items()}
+    return ServedGeneration(
+        generation=number,
+        graph=graph,
+        snapshots=dict(generation.answering),
+        sync=spec.sync,
+        facts={piece: _facts_of(snapshot) for piece, snapshot in held.items() if snapshot is not None},
+    )
+
+
+def _facts_of(snapshot: Snapshot) -> SnapshotFacts:
+    return SnapshotFacts(created_at=snapshot.created_at, signature=digest_of(snapshot.manifest.signature))
 
 
 def wanted_shares(

@@ -143,6 +143,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """End the connection now; what is written and has not left is lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
     # asyncio calls these
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature

@@ -1,7 +1,9 @@
-"""How a router asks hosts: one attempt of one request, all of it on one generation."""
+"""How a router asks hosts: one attempt of one request, every part from a snapshot that its generation allows."""
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
@@ -12,10 +14,13 @@ from serving.graph import Tensors
 from serving.host_connection import ConnectionLost, HostConnection, Pieces, connect
 from serving.protocol import Body
 from serving.router_table import GenerationRoute
+from serving.synchrony import Offer, of_snapshot
 
-_HUNG_SECONDS: Final = 1.0
-"""A host that a request waited for so long in vain, up to its deadline, is passed over for a moment."""
 _SIGNATURE_SECONDS: Final = 5.0
+_ABOUT_NOW_SECONDS: Final = 0.02
+"""A call that ends so near its deadline, or after it, was ended by it."""
+_BROKEN: Final = frozenset({500, 504})
+"""Statuses of a host that gives no answer where another may."""
 _ELSEWHERE: Final = frozenset({409, 503})
 """Statuses of a host that cannot answer now while another may."""
 
@@ -24,125 +29,154 @@ class TryElsewhere(Exception):  # not an error yet: the request is tried again
     """A host did not answer, or not for this generation; the whole request may be tried again on other hosts."""
 
 
+@dataclass(slots=True)
+class Attempt:
+    """What a request has met so far. `deadline` is a time of the client's clock."""
+
+    deadline: float = 0.0
+    tried: set[str] = field(default_factory=set)
+    """Urls of hosts that it had no luck with, in this attempt or one before."""
+    used: dict[str, int] = field(default_factory=dict)
+    """Part -> the snapshot that answers for it in this attempt."""
+
+
 class HostClient:
-    """Calls parts on hosts. Keeps one connection to each."""
+    """Calls parts on hosts. Keeps one connection to each, and seeks those that it lost."""
 
     def __init__(self, loads: EndpointLoads, clock: Callable[[], float]) -> None:
         self._loads = loads
         self._clock = clock
         self._connections: dict[str, HostConnection] = {}
         self._connecting: dict[str, asyncio.Task[HostConnection]] = {}
+        self._seeking: dict[str, asyncio.Task[None]] = {}
+        self._known: frozenset[str] | None = None
 
-    async def infer(
-        self, route: GenerationRoute, part: str, inputs: Tensors, *, deadline: float, tried: set[str]
-    ) -> Tensors:
-        """A part's outputs from one host of the generation, with the proof checked. `deadline` is a time of the clock.
+    async def infer(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> Tensors:
+        """A part's outputs from one host of the generation, with the proof checked and noted in `attempt`.
 
-        TryElsewhere where a host fails to answer for the generation; its url is then in `tried`. InvalidInput,
+        TryElsewhere where a host fails to answer for the generation; its url is then in `attempt.tried`. InvalidInput,
         DeadlineExceeded or IPnextError as the host judged.
         """
-        header = self._header("infer", route, part, deadline)
-        return (await self._asked(route, part, Pieces(tensor_frame, header, inputs), tried)).tensors()
+        offer = self._chosen(route, part, attempt)
+        header = self._header("infer", route.model, part, offer.generation, attempt.deadline)
+        pieces = Pieces(tensor_frame, header, inputs)
+        return (await self._asked(route, part, offer, pieces, attempt)).tensors()
 
-    async def relay(
-        self,
-        route: GenerationRoute,
-        part: str,
-        body: tuple[Body, int | None],
-        *,
-        deadline: float,
-        tried: set[str],
-    ) -> Frame:
+    async def relay(self, route: GenerationRoute, part: str, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
         """The answer to the V2 body of a request, as the host wrote it; errors as `infer`.
 
         `body` is its bytes and the length of its JSON header, if binary data follows. The frame's header has the
         answer's `header_length` and whether all its numbers are `finite`.
         """
         content, header_length = body
-        header = self._header("v2", route, part, deadline)
-        header |= {"header_length": header_length, "outputs": list(route.plan.outputs)}
-        return await self._asked(route, part, Pieces(bytes_frame, header, content), tried)
+        offer = self._chosen(route, part, attempt)
+        header = self._header("v2", route.model, part, offer.generation, attempt.deadline)
+        header |= {"chosen": route.generation, "header_length": header_length, "outputs": list(route.plan.outputs)}
+        return await self._asked(route, part, offer, Pieces(bytes_frame, header, content), attempt)
 
-    async def walk(
-        self,
-        route: GenerationRoute,
-        body: tuple[Body, int | None],
-        *,
-        deadline: float,
-        tried: set[str],
-    ) -> Frame:
+    async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
         """The answer to the V2 body of a request, whose graph a host of the route's `walker` walks; as `relay`."""
         content, header_length = body
         part = str(route.walker)
-        header = self._header("walk", route, part, deadline) | {"header_length": header_length}
-        url = self._loads.choose(route.endpoints[part], tried=tried)
-        with self._loads.calling(url):
-            answer = await self._send(url, Pieces(bytes_frame, header, content), tried, route)
-        if answer.header["status"] != 200:
-            raise _judged(part, url, answer.header, tried)
+        offer = self._loads.choose(route.offers[part], tried=attempt.tried)
+        header = self._header("walk", route.model, part, offer.generation, attempt.deadline)
+        pieces = Pieces(bytes_frame, header | {"header_length": header_length}, content)
+        answer = await self._asked(route, part, offer, pieces, attempt, walk=True)
         if answer.header["snapshots"] != route.snapshots:
-            tried.add(url)
-            msg = f"{url} answered with {answer.header['snapshots']}, generation {route.generation} needs {route.snapshots}"
+            attempt.tried.add(offer.url)
+            msg = f"{offer.url} answered with {answer.header['snapshots']}, needed is {dict(route.snapshots)}"
             raise TryElsewhere(msg)
         return answer
 
     async def signature(self, route: GenerationRoute, part: str) -> Signature:
         """The tensors that a part takes and gives, as one of its hosts says. TryElsewhere, IPnextError."""
-        tried: set[str] = set()
-        url = self._loads.choose(route.endpoints[part], tried=tried)
-        header = self._header("signature", route, part, self._clock() + _SIGNATURE_SECONDS)
+        offer = self._loads.choose(route.offers[part])
+        url = offer.url
+        deadline = self._clock() + _SIGNATURE_SECONDS
+        header = self._header("signature", route.model, part, offer.generation, deadline)
         try:
             async with asyncio.timeout(_SIGNATURE_SECONDS):
-                answer = await self._send(url, Pieces(bytes_frame, header, b""), tried)
-        except TimeoutError as error:
-            msg = f"{url} did not answer in {_SIGNATURE_SECONDS:g} s"
+                answer = await self._send(url, Pieces(bytes_frame, header, b""))
+        except (TimeoutError, ConnectionLost) as error:
+            msg = f"{url} did not answer"
             raise TryElsewhere(msg) from error
         if answer.header["status"] != 200:
-            raise _judged(part, url, answer.header, tried)
+            raise _judged(part, url, answer.header, set())
         return Signature.model_validate(answer.header["signature"])
 
     def close(self) -> None:
         """End all connections."""
+        for seeking in self._seeking.values():
+            seeking.cancel()
         for connection in self._connections.values():
             connection.close()
 
     def forget(self, urls: frozenset[str]) -> None:
         """End the connections to hosts that are not among `urls`, once nothing is under way on them."""
+        self._known = urls
         for url in tuple(self._connections):
             if url not in urls and not self._loads.busy(url):
                 self._connections.pop(url).close()
+        self._loads.forget(urls)
 
-    def _header(self, op: str, route: GenerationRoute, part: str, deadline: float) -> dict[str, Any]:
+    def _header(self, op: str, model: str, part: str, generation: int, deadline: float) -> dict[str, Any]:
         left = max(1, int((deadline - self._clock()) * 1000))
-        return {"op": op, "model": route.model, "part": part, "generation": route.generation, "deadline_ms": left}
+        return {"op": op, "model": model, "part": part, "generation": generation, "deadline_ms": left}
 
-    async def _asked(self, route: GenerationRoute, part: str, pieces: Pieces, tried: set[str]) -> Frame:
-        url = self._loads.choose(route.endpoints[part], tried=tried)
-        with self._loads.calling(url):
-            answer = await self._send(url, pieces, tried)
-        if answer.header["status"] != 200:
-            raise _judged(part, url, answer.header, tried)
-        _check_proof(route, part, url, answer.header, tried)
-        return answer
+    def _chosen(self, route: GenerationRoute, part: str, attempt: Attempt) -> Offer:
+        """A part that the graph calls twice answers twice from one snapshot."""
+        tiers = route.offers[part]
+        snapshot = attempt.used.get(part)
+        if snapshot is not None:
+            tiers = of_snapshot(tiers, snapshot)
+        offer = self._loads.choose(tiers, tried=attempt.tried)
+        attempt.used[part] = offer.snapshot
+        return offer
 
-    async def _send(self, url: str, pieces: Pieces, tried: set[str], route: GenerationRoute | None = None) -> Frame:
-        began = self._clock()
+    async def _asked(
+        self,
+        route: GenerationRoute,
+        part: str,
+        offer: Offer,
+        pieces: Pieces,
+        attempt: Attempt,
+        *,
+        walk: bool = False,
+    ) -> Frame:
+        """A walk that fails or takes long says little of its host: another part may be why."""
+        url, tiers, began = offer.url, route.offers[part], self._clock()
         try:
-            connection = self._connections.get(url)
-            if connection is None or not connection.open:
-                connection = await self._connected(url)
-            if route is not None:
-                pieces = pieces.naming(connection.told(route))
-            return await connection.call(pieces)
+            with self._loads.calling(url):
+                answer = await self._send(url, pieces, route if walk else None)
         except asyncio.CancelledError:
-            if self._clock() - began > _HUNG_SECONDS:
-                self._loads.note_failure(url)
+            if not walk and attempt.deadline - self._clock() < _ABOUT_NOW_SECONDS:
+                self._loads.note_strike(url, tiers=tiers)
             raise
         except ConnectionLost as error:
-            self._loads.note_failure(url)
-            tried.add(url)
+            attempt.tried.add(url)
             msg = f"{url} did not answer"
             raise TryElsewhere(msg) from error
+        status = answer.header["status"]
+        if status == 200:
+            self._loads.note_answer(url, self._clock() - began, tiers=tiers)
+        elif status in _BROKEN and not walk:
+            self._loads.note_strike(url, tiers=tiers)
+        if status != 200:
+            raise _judged(part, url, answer.header, attempt.tried)
+        _check_proof(part, offer, answer.header, attempt.tried)
+        return answer
+
+    async def _send(self, url: str, pieces: Pieces, route: GenerationRoute | None = None) -> Frame:
+        connection = self._connections.get(url)
+        if connection is None or not connection.open:
+            connection = await self._connected(url)
+        if route is not None:
+            pieces = pieces.naming(connection.told(route))
+        try:
+            return await connection.call(pieces)
+        except ConnectionLost:
+            self._note_lost(url)
+            raise
 
     async def _connected(self, url: str) -> HostConnection:
         """One attempt to connect serves all who wait for it; who leaves meanwhile does not end it for the others."""
@@ -155,8 +189,29 @@ class HostClient:
 
     def _note_connected(self, url: str, done: asyncio.Task[HostConnection]) -> None:
         del self._connecting[url]
-        if not done.cancelled() and done.exception() is None:
+        if done.cancelled():
+            return
+        if done.exception() is None:
             self._connections[url] = done.result()
+            self._loads.note_found(url)
+        else:
+            self._note_lost(url)
+
+    def _note_lost(self, url: str) -> None:
+        self._loads.note_lost(url)
+        if url not in self._seeking:
+            self._seeking[url] = asyncio.create_task(self._seek(url))
+            self._seeking[url].add_done_callback(lambda _: self._seeking.pop(url))
+
+    async def _seek(self, url: str) -> None:
+        """Try a lost host again and again, so that no request has to find out whether it is back."""
+        while (seconds := self._loads.seconds_until_sought(url)) is not None:
+            await asyncio.sleep(seconds)
+            if self._known is not None and url not in self._known:
+                self._loads.forget(self._known)
+                return
+            with suppress(ConnectionLost):
+                await self._connected(url)
 
 
 def _judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
@@ -170,10 +225,9 @@ def _judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> 
     return InvalidInput(message) if 400 <= status < 500 else IPnextError(message)
 
 
-def _check_proof(route: GenerationRoute, part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> None:
-    """The host must have used the snapshot that the generation names, or the answer would be a mixed one."""
-    expected = route.snapshots.get(part)
-    if answer.get("snapshot") != expected:
-        tried.add(url)
-        msg = f"{url} answered with {part}={answer.get('snapshot')}, generation {route.generation} needs {part}={expected}"
+def _check_proof(part: str, offer: Offer, answer: Mapping[str, Any], tried: set[str]) -> None:
+    """The host must have used the snapshot that was chosen, or the answer would be mixed in a way nobody allowed."""
+    if answer.get("snapshot") != offer.snapshot:
+        tried.add(offer.url)
+        msg = f"{offer.url} answered with {part}={answer.get('snapshot')}, needed is {part}={offer.snapshot}"
         raise TryElsewhere(msg)

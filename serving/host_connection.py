@@ -11,6 +11,10 @@ from serving.router_table import GenerationRoute
 
 CONNECT_SECONDS: Final = 1.0
 """A host that takes longer to answer the first bytes counts as absent."""
+LOOK_SECONDS: Final = 0.5
+"""While answers are awaited, it is looked so often whether anything came; if not, the host is asked for a sign of life."""
+SILENT_LOOKS: Final = 4
+"""After so many looks in a row without one the host counts as gone: a stopped process or a cut line says nothing."""
 
 ROUTES_KNOWN: Final = 256
 """Routes that both ends of a connection remember; of more, the oldest is told anew."""
@@ -28,6 +32,9 @@ class HostConnection:
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._numbers = count(1)
         self._routes: dict[GenerationRoute, int] = {}
+        self._watch: asyncio.TimerHandle | None = None
+        self._heard = False
+        self._silent_looks = 0
 
     @property
     def open(self) -> bool:
@@ -46,6 +53,9 @@ class HostConnection:
         number = next(self._numbers)
         answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
+        if self._watch is None:
+            self._heard = self._heard or not self._silent_looks
+            self._look()
         self._frames.send(pieces_of(number))
         try:
             return await answer
@@ -69,9 +79,25 @@ class HostConnection:
 
     def close(self) -> None:
         """End the connection."""
+        if self._watch is not None:
+            self._watch.cancel()
         self._frames.close()
 
+    def _look(self) -> None:
+        """A host that runs a long pass still gives a sign of life: its event loop does not wait for the pass."""
+        self._silent_looks = 0 if self._heard else self._silent_looks + 1
+        self._heard, self._watch = False, None
+        if not self._waiting or not self._frames.open:
+            return
+        if self._silent_looks >= SILENT_LOOKS:
+            self._frames.abort()
+            return
+        if self._silent_looks:
+            self._frames.send(bytes_frame({"op": "ping", "id": 0}))
+        self._watch = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
     def _on_frame(self, frame: Frame) -> None:
+        self._heard = True
         answer = self._waiting.get(frame.header.get("id", 0))
         if answer is not None and not answer.done():
             answer.set_result(frame)

@@ -62,12 +62,14 @@ class HostFrames:
                 work = self._running.get(number)
                 if work is not None:
                     work.cancel()
+            case "ping":
+                self._frames.send(bytes_frame({"id": number, "status": 200}))
             case "signature":
                 found = self._parts.signature(header["model"], header["part"], header["generation"])
                 answer = {"id": number, "status": 200, "signature": found.model_dump(mode="json")}
                 self._frames.send(bytes_frame(answer))
             case other:
-                msg = f"op: {other!r} is not one of infer, v2, walk, route, cancel, signature"
+                msg = f"op: {other!r} is not one of infer, v2, walk, route, cancel, ping, signature"
                 raise InvalidInput(msg, field="op", value=other)
 
     def _infer(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
@@ -78,8 +80,9 @@ class HostFrames:
         self._watch(number, work)
 
     def _infer_v2(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
-        about = About(header["model"], header["part"], header["generation"], tuple(header["outputs"]))
-        lease = self._parts.lease(about.model, about.part, about.generation)
+        chosen = header.get("chosen", header["generation"])
+        about = About(header["model"], header["part"], chosen, tuple(header["outputs"]))
+        lease = self._parts.lease(about.model, about.part, header["generation"])
         work = self._parts.infer_v2(
             lease,
             frame.body.data,
@@ -93,7 +96,9 @@ class HostFrames:
     def _learn(self, number: int, frame: Frame) -> None:
         """A route that walks to come will name by its number."""
         model = parse_model(RoutedModel, frame.body.tobytes())
-        self._routes[number] = generation_route(model, model.served[0])
+        route = generation_route(model, model.served[0])
+        self._routes[number] = route
+        self._walker.learn(route)
         if len(self._routes) > ROUTES_KNOWN:
             del self._routes[next(iter(self._routes))]
 
@@ -102,20 +107,22 @@ class HostFrames:
         if route is None:
             msg = f"route {header['route']} is not known here; tell it first"
             raise Unavailable(msg)
+        walk = Walk(route, header["part"])
         work = self._walker.answer(
-            Walk(route, header["part"]),
+            walk,
             (frame.body.data, header["header_length"]),
             seconds=header["deadline_ms"] / 1000,
-            finish=partial(self._answer_walk, number, route),
+            finish=partial(self._answer_walk, number, walk),
         )
         self._watch(number, asyncio.ensure_future(work))
 
-    def _answer_walk(self, number: int, route: GenerationRoute, encoded: Encoded, finite: bool) -> None:
+    def _answer_walk(self, number: int, walk: Walk, encoded: Encoded, finite: bool) -> None:
         self._running.pop(number, None)
         header = {
             "id": number,
             "status": 200,
-            "snapshots": dict(route.snapshots),
+            "snapshot": walk.route.snapshots.get(walk.part),
+            "snapshots": dict(walk.route.snapshots),
             "finite": finite,
             "header_length": encoded.header_length,
         }

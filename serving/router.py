@@ -23,7 +23,7 @@ from serving.compression import packed, unpacked
 from serving.discovery import Discovery
 from serving.frames import Frame
 from serving.graph import Tensors, run_graph
-from serving.host_client import HostClient, TryElsewhere
+from serving.host_client import Attempt, HostClient, TryElsewhere
 from serving.http import Request, Response, error_response, seconds_left
 from serving.http_limits import MAX_BODY_BYTES
 from serving.protocol import (
@@ -99,10 +99,13 @@ class Router:
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
         route: GenerationRoute | None = None
+        asked = Attempt()
         response = Response(500)
         try:
             route = self._follower.routes.model(model).choose(pin)
-            response = await self._admitted(request, route)
+            response = await self._admitted(request, route, asked)
+            if any(route.snapshots[part] != number for part, number in asked.used.items()):
+                self._metrics.note_substituted(model, route.generation)
         except IPnextError as error:
             response = error_response(error)
         except asyncio.CancelledError:
@@ -116,9 +119,9 @@ class Router:
                 seconds=time.perf_counter() - began,
                 sizes=(len(request.content), len(response.body)),
             )
-        return Response(response.status, response.body, {**response.headers, **self._proof(route)})
+        return Response(response.status, response.body, {**response.headers, **self._proof(route, asked.used)})
 
-    async def _admitted(self, request: Request, route: GenerationRoute) -> Response:
+    async def _admitted(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
         with self._admission.admitted(route.model):
             headers = request.headers
             if "content-encoding" in headers:
@@ -126,59 +129,63 @@ class Router:
             check_json_size(
                 request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
             )
-            response = await self._answer(request, route)
+            response = await self._answer(request, route, asked)
             return await packed(response, request) if "accept-encoding" in headers else response
 
-    async def _answer(self, request: Request, route: GenerationRoute) -> Response:
+    async def _answer(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
         passes = route.only_part is not None or (self._hosts_walk and route.walker is not None)
         answer = self._relay if passes else self._walk
         with self._metrics.in_flight(route.model, route.generation):
             try:
                 async with asyncio.timeout(seconds):
-                    return await answer(request, route, time.monotonic() + seconds)
+                    asked.deadline = time.monotonic() + seconds
+                    return await answer(request, route, asked)
             except TimeoutError as error:
                 msg = f"the deadline of {seconds * 1000:.0f} ms passed"
                 raise DeadlineExceeded(msg) from error
 
-    async def _relay(self, request: Request, route: GenerationRoute, deadline: float) -> Response:
+    async def _relay(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
         """A host reads the request and writes the answer: that of the only part, or of the one that answers last."""
         body = (request.content, parse_header_length(request.header(HEADER_LENGTH)))
 
-        async def attempt(route: GenerationRoute, tried: set[str]) -> Frame:
+        async def attempt(route: GenerationRoute) -> Frame:
             if route.only_part is None:
-                return await self._hosts.walk(route, body, deadline=deadline, tried=tried)
-            return await self._hosts.relay(route, route.only_part, body, deadline=deadline, tried=tried)
+                return await self._hosts.walk(route, body, asked)
+            return await self._hosts.relay(route, route.only_part, body, asked)
 
-        answer = await self._tried(route, attempt)
+        answer = await self._tried(route, asked, attempt)
         if not answer.header["finite"]:
             self._metrics.note_non_finite(route.model, route.generation)
         content = answer.body.data
         return Response(200, content, Encoded(b"", answer.header["header_length"]).headers)
 
-    async def _walk(self, request: Request, route: GenerationRoute, deadline: float) -> Response:
+    async def _walk(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
         """This router walks the graph."""
         wanted = decode_request(request.content, parse_header_length(request.header(HEADER_LENGTH)))
         route.plan.check_request(wanted.inputs)
         wanted.check_outputs(tuple(route.plan.outputs))
-        deadline = min(deadline, time.monotonic() + wanted.seconds(_FOREVER))
+        asked.deadline = min(asked.deadline, time.monotonic() + wanted.seconds(_FOREVER))
 
-        async def attempt(route: GenerationRoute, tried: set[str]) -> Tensors:
-            call = partial(self._hosts.infer, route, deadline=deadline, tried=tried)
+        async def attempt(route: GenerationRoute) -> Tensors:
+            call = partial(self._hosts.infer, route, attempt=asked)
             return await run_graph(route.plan, wanted.inputs, call)
 
-        return self._encoded(route, wanted, await self._tried(route, attempt))
+        outputs = await self._tried(route, asked, attempt)
+        return self._encoded(route, wanted, outputs, asked.used)
 
-    async def _tried(self, route: GenerationRoute, attempt: Callable[[GenerationRoute, set[str]], Awaitable[T]]) -> T:
-        """What an attempt gives, all from one generation: when any call fails to find it, all are made again."""
-        tried: set[str] = set()
+    async def _tried(
+        self, route: GenerationRoute, asked: Attempt, attempt: Callable[[GenerationRoute], Awaitable[T]]
+    ) -> T:
+        """What an attempt gives, all for one generation: when any call fails to find a host, all are made again."""
         reason = ""
         for number in range(ATTEMPTS):
             if number:
                 self._metrics.note_retry(route.model, route.generation)
                 route = self._fresh(route)
+                asked.used.clear()
             try:
-                return await attempt(route, tried)
+                return await attempt(route)
             except TryElsewhere as error:
                 reason = str(error)
         msg = f"generation {route.generation} of {route.model}: no host answers; {reason}"
@@ -190,22 +197,25 @@ class Router:
         fresh = models[route.model].generations.get(route.generation) if route.model in models else None
         return fresh if fresh is not None and not fresh.missing and fresh.snapshots == route.snapshots else route
 
-    def _encoded(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors) -> Response:
+    def _encoded(
+        self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, used: Mapping[str, int]
+    ) -> Response:
         if not all(all_finite(tensor) for tensor in outputs.values()):
             self._metrics.note_non_finite(route.model, route.generation)
         chosen = wanted.select(outputs)
-        proof = proof_parameters(route.generation, route.snapshots, self._region)
+        proof = proof_parameters(route.generation, {**route.snapshots, **used}, self._region)
         response = InferResponse(route.model, chosen, str(route.generation), wanted.id, proof)
         encoded = encode_response(response, binary=wanted.binary_names(chosen))
         return Response(200, encoded.body, encoded.headers)
 
-    def _proof(self, route: GenerationRoute | None) -> Mapping[str, str]:
+    def _proof(self, route: GenerationRoute | None, used: Mapping[str, int]) -> Mapping[str, str]:
         if route is None:
             return {REGION_HEADER: self._region}
+        snapshots = {**route.snapshots, **used}
         return {
             REGION_HEADER: self._region,
             GENERATION_HEADER: str(route.generation),
-            SNAPSHOTS_HEADER: snapshots_text(route.snapshots),
+            SNAPSHOTS_HEADER: snapshots_text(snapshots),
         }
 
 
@@ -227,8 +237,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _log_out(url: str, why: str) -> None:
+    structlog.get_logger().warning("host left out for a while", url=url, why=why)
+
+
 async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
-    hosts = HostClient(EndpointLoads(time.monotonic), time.monotonic)
+    hosts = HostClient(EndpointLoads(time.monotonic, on_out=_log_out), time.monotonic)
     follower = TableFollower(
         arguments.table, region=arguments.region, on_change=lambda routes: hosts.forget(routes.urls)
     )

@@ -30,6 +30,7 @@ class GenerationCounts:
     in_flight: int = 0
     non_finite: int = 0
     retries: int = 0
+    substituted: int = 0
     last_at: float = 0.0
     """Unix time of the last answer."""
 
@@ -79,6 +80,10 @@ class RouterMetrics(Collector):
         """Count an answer that held NaN or infinity."""
         self._of(model, generation).non_finite += 1
 
+    def note_substituted(self, model: str, generation: int) -> None:
+        """Count an answer that the sync policy let other snapshots take part in."""
+        self._of(model, generation).substituted += 1
+
     def note_retry(self, model: str, generation: int) -> None:
         """Count a request that is tried again."""
         self._of(model, generation).retries += 1
@@ -116,13 +121,19 @@ class RouterMetrics(Collector):
             "ipnext_non_finite_answers", "Answers that held NaN or infinity.", labels=_LABELS
         )
         retries = CounterMetricFamily("ipnext_request_retries", "Requests tried again as a whole.", labels=_LABELS)
+        substituted = CounterMetricFamily(
+            "ipnext_substituted_answers",
+            "Answers in which another snapshot stood in for one of the generation's.",
+            labels=_LABELS,
+        )
         in_flight = GaugeMetricFamily("ipnext_requests_in_flight", "Requests under way.", labels=_LABELS)
         for (model, generation), counts in self.generations.items():
             labels = (model, str(generation), self._region)
             non_finite.add_metric(labels, counts.non_finite)
             retries.add_metric(labels, counts.retries)
+            substituted.add_metric(labels, counts.substituted)
             in_flight.add_metric(labels, counts.in_flight)
-        yield from (non_finite, retries, in_flight, self._snapshots())
+        yield from (non_finite, retries, substituted, in_flight, self._snapshots())
 
     def _answers(self) -> Iterator[Metric]:
         labels = (*_LABELS, "code")

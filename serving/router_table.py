@@ -1,7 +1,7 @@
 """What a router follows: the table file made ready for requests, and the task that picks up a new one."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.deployment import RoutedModel, RouterTable, ServedGeneration
 from serving.graph import GraphPlan, plan_graph
+from serving.synchrony import Tiers, Version, offers
 
 POLL_SECONDS: Final = 0.02
 
@@ -24,16 +25,23 @@ class GenerationRoute:
     generation: int
     plan: GraphPlan
     snapshots: Mapping[str, int]
-    endpoints: Mapping[str, tuple[str, ...]]
-    """Part -> urls of the hosts that answer for this generation."""
+    offers: Mapping[str, Tiers]
+    """Part -> the hosts that may answer for this generation by the sync policy."""
     only_part: str | None
     """As of the plan."""
     walker: str | None
     """The part whose host can walk the graph: the one that answers last. None where the router must: parts are not locked."""
     missing: tuple[str, ...]
-    """Parts of the graph that no host answers for."""
+    """Parts of the graph that no host may answer for."""
+    whole: bool
+    """Whether all parts have hosts with the snapshots that the policy wishes."""
     routed: RoutedModel
     """What the route was made of: the model with this generation only."""
+
+    @property
+    def urls(self) -> frozenset[str]:
+        """All hosts that may answer."""
+        return frozenset(offer.url for tiers in self.offers.values() for tier in tiers for offer in tier)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,9 +53,9 @@ class ModelRoutes:
     """Ascending."""
 
     def choose(self, pin: str | None) -> GenerationRoute:
-        """The pinned generation, else the newest that has hosts for all parts.
+        """The pinned generation, else the newest that has hosts for all parts with the snapshots that its policy wishes.
 
-        NotFound names the served generations where the pin is not one; Unavailable where hosts are missing.
+        Where there is none of that kind, the newest whose policy lets other snapshots stand in. NotFound names the served generations where the pin is not one; Unavailable where hosts are missing.
         """
         route = self.pinned(pin) if pin is not None else self._newest()
         if route.missing:
@@ -69,7 +77,8 @@ class ModelRoutes:
             msg = f"model {self.model} serves no generation yet; try again"
             raise Unavailable(msg)
         routes = list(self.generations.values())[::-1]
-        return next((route for route in routes if not route.missing), routes[0])
+        whole = (route for route in routes if route.whole)
+        return next(whole, next((route for route in routes if not route.missing), routes[0]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +96,7 @@ class Routes:
     @property
     def urls(self) -> frozenset[str]:
         """All hosts of all models."""
-        return frozenset(url for route in self.all for urls in route.endpoints.values() for url in urls)
+        return frozenset(url for route in self.all for url in route.urls)
 
     def model(self, name: str) -> ModelRoutes:
         """The routes of a model; NotFound where it is unknown here."""
@@ -111,22 +120,18 @@ def _model_routes(model: RoutedModel) -> ModelRoutes:
 def generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:
     """The route of one generation of a model."""
     plan = plan_graph(served.graph)
-    endpoints = {
-        part: tuple(
-            dict.fromkeys(e.url for e in model.endpoints if e.part == part and served.generation in e.generations)
-        )
-        for part in plan.parts
-    }
-    missing = tuple(sorted(part for part in plan.parts if not endpoints[part]))
+    usable = [served] if served.sync.policy == "locked" else model.served
+    found = {part: _offers(model, served, part, usable) for part in plan.parts}
     return GenerationRoute(
         model=model.model,
         generation=served.generation,
         plan=plan,
         snapshots=served.snapshots,
-        endpoints=endpoints,
+        offers=found,
         only_part=plan.only_part if plan.outputs else None,
         walker=plan.nodes[-1].part if served.sync.policy == "locked" else None,
-        missing=missing,
+        missing=tuple(sorted(part for part, tiers in found.items() if not any(tiers))),
+        whole=all(tiers[0] for tiers in found.values()),
         routed=_only(model, served),
     )
 
@@ -138,6 +143,20 @@ def _only(model: RoutedModel, served: ServedGeneration) -> RoutedModel:
         if served.generation in endpoint.generations
     )
     return model.model_copy(update={"served": (served,), "endpoints": endpoints})
+
+
+def _offers(model: RoutedModel, served: ServedGeneration, part: str, usable: Iterable[ServedGeneration]) -> Tiers:
+    versions = {one.generation: _version(one, part) for one in usable if part in one.snapshots}
+    held: dict[str, list[Version]] = {}
+    for endpoint in model.endpoints:
+        if endpoint.part == part:
+            found = (versions[number] for number in endpoint.generations if number in versions)
+            held.setdefault(endpoint.url, []).extend(found)
+    return offers(served.sync, versions[served.generation], held) if served.generation in versions else ((),)
+
+
+def _version(served: ServedGeneration, part: str) -> Version:
+    return Version(served.generation, served.snapshots[part], served.facts.get(part))
 
 
 class TableFollower:

@@ -16,7 +16,8 @@ from ipnext.model.registry import REQUEST
 from serving.batching import Begun, Served
 from serving.generations import Lease
 from serving.graph import Call, Tensors, cancel, inputs_of, outputs_of, run_graph
-from serving.host_client import HostClient, TryElsewhere
+from serving.host_client import Attempt, HostClient, TryElsewhere
+from serving.host_connection import ROUTES_KNOWN
 from serving.part_server import PartServer, answer_v2
 from serving.protocol import Body, Encoded, InferRequest, InferResponse, decode_request, proof_parameters
 from serving.router_table import GenerationRoute
@@ -42,6 +43,15 @@ class Walker:
     def __init__(self, parts: PartServer, hosts: HostClient) -> None:
         self._parts = parts
         self._hosts = hosts
+        self._urls: dict[tuple[str, int], frozenset[str]] = {}
+
+    def learn(self, route: GenerationRoute) -> None:
+        """A router will name this route: hosts that no route of late names are not sought any more."""
+        self._urls.pop((route.model, route.generation), None)
+        self._urls[route.model, route.generation] = route.urls
+        if len(self._urls) > ROUTES_KNOWN:
+            del self._urls[next(iter(self._urls))]
+        self._hosts.forget(frozenset().union(*self._urls.values()))
 
     async def answer(
         self,
@@ -64,7 +74,7 @@ class Walker:
         try:
             with self._parts.busy():
                 async with asyncio.timeout(seconds):
-                    outputs = await self._tried(walk, wanted.inputs, time.monotonic() + seconds)
+                    outputs = await self._tried(walk, wanted.inputs, Attempt(time.monotonic() + seconds))
         except TimeoutError as error:
             msg = f"the deadline of {seconds * 1000:.0f} ms passed"
             raise DeadlineExceeded(msg) from error
@@ -74,23 +84,23 @@ class Walker:
         proof = proof_parameters(route.generation, route.snapshots, self._parts.region)
         return InferResponse(route.model, {}, str(route.generation), wanted.id, proof)
 
-    async def _tried(self, walk: Walk, request: Tensors, deadline: float) -> Tensors:
+    async def _tried(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
         """The outputs, all from one generation: when any call fails to find it, all are made again."""
-        tried: set[str] = set()
         reason = ""
         for number in range(ATTEMPTS):
             if number:
                 self._parts.tally.note_retry(walk.route.model, walk.route.generation)
+                asked.used.clear()
             try:
-                return await self._attempt(walk, request, deadline, tried)
+                return await self._attempt(walk, request, asked)
             except TryElsewhere as error:
                 reason = str(error)
         msg = f"generation {walk.route.generation} of {walk.route.model}: no host answers; {reason}"
         raise Unavailable(msg)
 
-    async def _attempt(self, walk: Walk, request: Tensors, deadline: float, tried: set[str]) -> Tensors:
-        plan = walk.route.plan
-        remote = partial(self._hosts.infer, walk.route, deadline=deadline, tried=tried)
+    async def _attempt(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
+        plan, deadline = walk.route.plan, asked.deadline
+        remote = partial(self._hosts.infer, walk.route, attempt=asked)
         *others, last = plan.nodes
         if last.part == walk.part and not any(node.needs or node.part == walk.part for node in others):
             return await self._gathered(walk, request, deadline, remote)

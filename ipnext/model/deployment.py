@@ -1,6 +1,7 @@
 """What the infrastructure is told to run, and what it reports back."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -101,6 +102,14 @@ class Replica(Value):
     message: str | None = None
 
 
+class SnapshotFacts(Value):
+    """What a router has to know of a snapshot to let another one of the same part answer in its place."""
+
+    created_at: datetime
+    signature: str
+    """Digest of its signature: only snapshots of one signature stand in for each other."""
+
+
 class ServedGeneration(Value):
     """What a router needs to answer with one generation of a model."""
 
@@ -109,6 +118,8 @@ class ServedGeneration(Value):
     snapshots: Mapping[str, int]
     """Part -> snapshot number."""
     sync: SyncPolicy = SyncPolicy()
+    facts: Mapping[str, SnapshotFacts] = Field(default_factory=dict)
+    """Part -> facts of its snapshot; a part that has none answers with exactly this snapshot."""
 
 
 class RouteShare(Value):

@@ -8,8 +8,9 @@ from activities.wanted import Facts, former_generations, served_generations, wan
 from activities.waves import ModelState, peak, planned_state, running_state, state_at, state_back
 from ipnext.model.deployment import RouteShare
 from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import Generation, Snapshot
+from ipnext.model.registry import Generation, Snapshot, SnapshotManifest
 from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, RouteChange, Share, Transition, Wave
+from ipnext.model.value import digest_of
 
 M = "ranker"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -82,10 +83,16 @@ def facts(kit) -> Facts:
         )
         for number in (1, 2, 3, 4)
     }
-    manifest_of = {"sparse": kit.SPARSE, "dense": kit.DENSE}
+    signatures = {"sparse": kit.SPARSE, "dense": kit.DENSE}
     snapshots = {
-        (part, number): Snapshot.model_construct(
-            model=M, part=part, number=number, digest=f"{part}{number}", uri=f"u/{part}{number}", manifest=manifest_of
+        (part, number): Snapshot(
+            model=M,
+            part=part,
+            number=number,
+            digest=digest_of([part, number]),
+            uri=f"u/{part}{number}",
+            manifest=SnapshotManifest(engine="torch", signature=signatures[part], files=()),
+            created_at=NOW + timedelta(hours=number),
         )
         for part in ("sparse", "dense")
         for number in (1, 2, 3, 4)
@@ -130,6 +137,17 @@ def test_a_region_serves_what_it_holds_completely(facts):
     served = served_generations(facts, "us-east", wanted_deployments(facts, state))
 
     assert [s.generation for s in served] == [3]
+
+
+def test_a_router_learns_what_it_needs_to_let_snapshots_stand_in_for_each_other(facts, kit):
+    [served] = served_generations(facts, "us-east", wanted_deployments(facts, ModelState(counts=both(3, 1))))
+
+    assert served.facts["dense"].created_at == NOW + timedelta(hours=3)
+    assert served.facts["sparse"].created_at == NOW + timedelta(hours=1)
+    assert {part: one.signature for part, one in served.facts.items()} == {
+        "sparse": digest_of(kit.SPARSE),
+        "dense": digest_of(kit.DENSE),
+    }
 
 
 def test_a_region_without_demand_that_hosts_answers_its_own_users(facts, kit):

@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,18 @@ from ipnext.model.deployment import (
     RouterState,
     RouterTable,
     ServedGeneration,
+    SnapshotFacts,
 )
-from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource
+from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource, SyncPolicy
 from serving.export import export_model
 from serving.protocol import InferRequest, InferResponse, decode_response, encode_request, parse_header_length
 from serving.tensors import Tensor
 
 MODEL = "click"
 REGION = "north"
-NUMBERS = (1, 2)
+NUMBERS = (1, 2, 3)
+HELD = (1, 2)
+"""What the shared fleet holds of them."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -274,15 +278,24 @@ class Machine:
 
     def _start(self, module: str, arguments: list[str], name: str) -> tuple[subprocess.Popen[bytes], str]:
         port = _free_port()
-        log = self._stack.enter_context((self.root / f"{name}.log").open("wb"))
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, "--port", str(port), "--region", REGION, *arguments],
+        command = [sys.executable, "-m", module, "--port", str(port), "--region", REGION, *arguments]
+        return self._spawn(command, name), f"http://127.0.0.1:{port}"
+
+    def _spawn(self, command: Any, name: str) -> subprocess.Popen[bytes]:
+        log = self._stack.enter_context((self.root / f"{name}.log").open("ab"))
+        return subprocess.Popen(
+            command,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - no other way to die with the parent
         )
-        return process, f"http://127.0.0.1:{port}"
+
+    def restart(self, server: Server) -> None:
+        """Start a server that was killed again, on its port, as an agent would."""
+        server.process.wait(10)
+        server.process = self._spawn(server.process.args, "restarted")
+        until(server.answers)
 
     def close(self) -> None:
         for server in self._started:
@@ -330,8 +343,16 @@ class Fleet:
         self.router.follow(RouterTable(revision=self.revision, region=REGION, models=(model,)))
 
 
-def served(number: int) -> ServedGeneration:
-    return ServedGeneration(generation=number, graph=GRAPH, snapshots={"sparse": number, "dense": number})
+def served(number: int, sync: SyncPolicy | None = None) -> ServedGeneration:
+    """A generation of the snapshots of its number, which came an hour apart and have one signature."""
+    at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=number)
+    return ServedGeneration(
+        generation=number,
+        graph=GRAPH,
+        snapshots={"sparse": number, "dense": number},
+        sync=sync or SyncPolicy(),
+        facts={part: SnapshotFacts(created_at=at, signature=part) for part in ("sparse", "dense")},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -369,9 +390,9 @@ def session_fleet(session_machine: Machine, published: Published) -> Fleet:
     router = session_machine.start_router("router")
     for host in hosts:
         until(host.answers)
-        host.hold(*(published.hold(part, number) for part in ("sparse", "dense") for number in NUMBERS))
+        host.hold(*(published.hold(part, number) for part in ("sparse", "dense") for number in HELD))
     for host in hosts:
-        assert len(host.settle().ready) == 2 * len(NUMBERS), host.state()
+        assert len(host.settle().ready) == 2 * len(HELD), host.state()
     return Fleet(session_machine, published, hosts, router)
 
 
@@ -380,6 +401,15 @@ def fleet(session_fleet: Fleet) -> Fleet:
     """The shared fleet, serving generations 1 and 2. Tests that end or change its hosts start their own."""
     session_fleet.serve(1, 2)
     return session_fleet
+
+
+def table_of(revision: int, hosts: Sequence[HostServer], *generations: int) -> RouterTable:
+    """A table in which each of these hosts answers for both parts of these generations."""
+    endpoints = [
+        PartEndpoint(part=part, url=host.url, generations=generations) for part in ("sparse", "dense") for host in hosts
+    ]
+    model = RoutedModel(model=MODEL, served=tuple(map(served, generations)), endpoints=tuple(endpoints))
+    return RouterTable(revision=revision, region=REGION, models=(model,))
 
 
 class Toolbox:
@@ -391,6 +421,8 @@ class Toolbox:
     until = staticmethod(until)
     eventually = staticmethod(eventually)
     served = staticmethod(served)
+    table_of = staticmethod(table_of)
+    machine = Machine
     write_table = staticmethod(write_table)
     clock = staticmethod(time.monotonic)
     graph = GRAPH

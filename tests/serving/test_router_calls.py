@@ -137,7 +137,7 @@ async def test_a_host_that_used_another_snapshot_never_gets_into_an_answer(ask):
         status, headers, body = await ask(sparse, liar)
         assert status == 503
         assert headers["retry-after"] == "1"
-        assert "dense=3, generation 4 needs dense=4" in json.loads(body)["error"]
+        assert "dense=3, needed is dense=4" in json.loads(body)["error"]
         async with running(FakeHost("dense")) as honest:
             assert (await ask(sparse, liar, honest))[0] == 200
             assert (await ask(sparse, honest, liar))[0] == 200

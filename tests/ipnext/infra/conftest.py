@@ -185,7 +185,8 @@ class RunningAgent:
 class Load:
     """Clients that ask all the time, and what they were answered: a count of (status, generation)."""
 
-    def __init__(self, agent, model, clients=3):
+    def __init__(self, agent, model, clients=3, body=None):
+        self.body = body or {}
         self.url = f"{agent.gateway}/v2/models/{model}/infer"
         self.answers = Counter()
         self.bad = []
@@ -209,7 +210,7 @@ class Load:
         with httpx.Client(trust_env=False, timeout=20) as client:
             while not self._ended.is_set():
                 try:
-                    answer = client.post(self.url, json={})
+                    answer = client.post(self.url, json=self.body)
                 except httpx.TransportError as error:
                     self.answers[type(error).__name__, None] += 1
                     self.bad.append(repr(error))

@@ -1,5 +1,8 @@
 """Real agent, Envoy, router and torch hosts: a model of two parts is rolled out and answered."""
 
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -48,9 +51,9 @@ def publish(store, tmp_path):
     return publish
 
 
-def deployment(part, *holds):
+def deployment(part, *holds, replicas=1):
     key = DeploymentKey(model="scaled", part=part, region="eu", hardware="cpu")
-    return Deployment(key=key, replicas=1, engine="torch", units=1, qps=100, holds=holds)
+    return Deployment(key=key, replicas=replicas, engine="torch", units=1, qps=100, holds=holds)
 
 
 def table(revision, generation, served):
@@ -63,9 +66,12 @@ def table(revision, generation, served):
     )
 
 
+CLIENTS = 3
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}]}
+
+
 def ask(agent, **headers):
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}
-    return agent.client.post(f"{agent.gateway}/v2/models/scaled/infer", json={"inputs": [tensor]}, headers=headers)
+    return agent.client.post(f"{agent.gateway}/v2/models/scaled/infer", json=BODY, headers=headers)
 
 
 def test_a_second_generation_takes_over_from_the_first(new_agent, publish, store):
@@ -110,3 +116,27 @@ def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publi
     replica = agent.replicas(key)[0]
     assert replica.failures[0].code == "ArtifactDigestMismatch"
     assert replica.ready == ()
+
+
+def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new_agent, publish, store, load):
+    """A host costs no request; the router costs those that it has, and Envoy waits for it with the others."""
+    agent = new_agent(artifacts=store.uri, real=True).start()
+    for part in ("first", "second"):
+        agent.infra.apply(deployment(part, publish(part, 1, 2), replicas=2))
+    for part in ("first", "second"):
+        agent.await_ready(deployment(part).key, 1, replicas=2)
+    agent.infra.route(table(1, 1, served=[1]))
+    with load(agent, "scaled", body=BODY) as clients:
+        for part in ("first", "second"):
+            victim = agent.replicas(deployment(part).key)[0]
+            os.kill(victim.pid, signal.SIGKILL)
+            agent.await_ready(deployment(part).key, 1, replicas=1)
+            agent.await_ready(deployment(part).key, 1, replicas=2)
+    assert set(clients.answers) == {(200, "1")}, clients.bad[:3]
+    with load(agent, "scaled", body=BODY) as clients:
+        router = agent.child("serving.router")
+        router.kill()
+        router.wait(10)
+    assert clients.answers.pop((200, "1")) > 20
+    assert clients.answers.total() <= 3 * CLIENTS, clients.bad[:3]
+    assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0]
