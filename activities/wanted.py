@@ -144,15 +144,16 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
     stored = facts.deployments.get(key)
     part, option = _spec_of(facts, state, slot)
     holds = _holds(facts, state, slot)
-    replicas = sum(held.replicas or 0 for held in holds) if state.apart else state.replicas(slot)
+    replicas, own = state.replicas(slot), _own(state, slot)
     if part is None or option is None:
         if stored is None:
             msg = f"the manifest of {facts.model!r} has no way to run {key}: neither the part nor the hardware is there"
             raise NotFound(msg)
-        return stored.model_copy(update={"replicas": replicas, "holds": holds})
+        return stored.model_copy(update={"replicas": replicas, "own": own, "holds": holds})
     return Deployment(
         key=key,
         replicas=replicas,
+        own=own,
         engine=part.engine,
         units=option.units,
         qps=option.qps,
@@ -162,11 +163,17 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
     )
 
 
+def _own(state: ModelState, slot: Slot) -> dict[int, int]:
+    return (
+        {generation: state.counts[slot, generation] for generation in sorted(state.held(slot))} if state.apart else {}
+    )
+
+
 def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, ...]:
     """Snapshots of the generations at work, and of former ones that are loaded here and stay warm.
 
-    A generation with a part that has no host any more is of no use warm. Where each snapshot has processes of its own none
-    stays warm: it would keep them all. A snapshot that generations share has the processes of all of them.
+    A generation with a part that has no host any more is of no use warm. Where each generation has processes of its own
+    none stays warm: it would keep them all.
     """
     part = slot[0]
     stored = facts.deployments.get(key_of(facts.model, slot))
@@ -179,18 +186,16 @@ def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, .
     for generation in sorted(state.held(slot) | kept):
         for piece in facts.generations[generation].held_by(part).items():
             pieces.setdefault(piece, []).append(generation)
-    return tuple(_held(facts.snapshots[piece], found, state, slot) for piece, found in sorted(pieces.items()))
+    return tuple(_held(part, facts.snapshots[piece], found) for piece, found in sorted(pieces.items()))
 
 
-def _held(snapshot: Snapshot, generations: list[int], state: ModelState, slot: Slot) -> HeldSnapshot:
-    own = sum(state.counts[slot, generation] for generation in generations) if state.apart else None
+def _held(part: str, snapshot: Snapshot, generations: list[int]) -> HeldSnapshot:
     return HeldSnapshot(
-        part=None if snapshot.part == slot[0] else snapshot.part,
+        part=None if snapshot.part == part else snapshot.part,
         snapshot=snapshot.number,
         digest=snapshot.digest,
         uri=snapshot.uri,
         generations=tuple(generations),
-        replicas=own,
     )
 
 

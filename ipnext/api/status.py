@@ -162,10 +162,9 @@ def _ready(replicas: Iterable[Replica], key: DeploymentKey, generations: set[int
 
 def _ready_of(deployment: Deployment, replicas: Iterable[Replica]) -> int:
     """Replicas with all that they shall hold."""
-    if not deployment.apart:
+    if not deployment.own:
         return len(_ready(replicas, deployment.key, set(deployment.generations)))
-    sets = [set(held.generations) for held in deployment.holds]
-    return sum(r.key == deployment.key and any(held <= set(r.ready) for held in sets) for r in replicas)
+    return sum(r.key == deployment.key and not deployment.own.keys().isdisjoint(r.ready) for r in replicas)
 
 
 def _shortage(deployment: Deployment, states: States, generation: int) -> Trouble | None:

@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSet:
-    """Processes that all hold the same. `own`: they are of one snapshot, and no process that lacks it may become one."""
+    """Processes that all hold the same. `own`: a process that lacks any of it may not become one."""
 
     replicas: int
     holds: tuple[HeldSnapshot, ...]
@@ -24,18 +24,32 @@ class ReplicaSet:
 
 
 def replica_sets(deployment: Deployment) -> tuple[ReplicaSet, ...]:
-    """One set that holds everything; or one for each snapshot, where each has processes of its own."""
-    if not deployment.apart:
+    """One set that holds everything; or one for each generation, where these have processes of their own.
+
+    Generations of the very same snapshots share a set, which has the processes of all of them.
+    """
+    if not deployment.own:
         return (ReplicaSet(deployment.replicas, deployment.holds),)
-    ordered = sorted(deployment.holds, key=lambda held: held.snapshot)
-    return tuple(ReplicaSet(held.replicas or 0, (held,), own=True) for held in ordered)
+    groups: dict[frozenset[tuple[str, int]], list[int]] = {}
+    for generation in sorted(deployment.own):
+        groups.setdefault(deployment.snapshots_of(generation), []).append(generation)
+    return tuple(
+        ReplicaSet(sum(deployment.own[g] for g in alike), _of_generations(deployment, alike), own=True)
+        for alike in groups.values()
+    )
+
+
+def _of_generations(deployment: Deployment, wanted: Collection[int]) -> tuple[HeldSnapshot, ...]:
+    """What is held for these generations alone."""
+    found = ((held, tuple(g for g in held.generations if g in wanted)) for held in deployment.holds)
+    return tuple(held.model_copy(update={"generations": kept}) for held, kept in found if kept)
 
 
 def assigned(sets: Sequence[ReplicaSet], staying: Iterable[tuple[R, frozenset[str]]]) -> tuple[list[list[R]], list[R]]:
     """The processes of each set, and those that no set has a place for.
 
-    `staying` are processes, those worth most first, with the digests that they hold or load. A set of one snapshot takes
-    only processes that have it: the others end, so that it comes up in new ones.
+    `staying` are processes, those worth most first, with the digests that they hold or load. A set of its own takes only
+    processes that have all of it: it comes up in new ones, and the others end.
     """
     members: list[list[R]] = [[] for _ in sets]
     rest: list[R] = []
@@ -43,10 +57,9 @@ def assigned(sets: Sequence[ReplicaSet], staying: Iterable[tuple[R, frozenset[st
         fitting = (
             found
             for found, wanted in zip(members, sets, strict=True)
-            if len(found) < wanted.replicas and (not wanted.own or wanted.digests & digests)
+            if len(found) < wanted.replicas and (not wanted.own or wanted.digests <= digests)
         )
-        found = next(fitting, rest)
-        found.append(process)
+        next(fitting, rest).append(process)
     return members, rest
 
 

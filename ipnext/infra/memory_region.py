@@ -73,8 +73,8 @@ class ReplicaSet:
             found += [self._added() for _ in range(wanted.replicas - len(found))]
             for replica in found:
                 replica.holds = wanted.holds
-                pieces = [(held.part, held.snapshot) for held in wanted.holds]
-                replica.remaining = {piece: replica.remaining.get(piece, steps) for piece in pieces}
+                names = [(held.part, held.snapshot) for held in wanted.holds]
+                replica.remaining = {name: replica.remaining.get(name, steps) for name in names}
 
     def _added(self) -> MemoryReplica:
         taken = {replica.number for replica in self.replicas}

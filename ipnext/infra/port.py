@@ -19,8 +19,8 @@ class Infrastructure(Protocol):
         """Make this the wanted state of its replica set. Returns at once; `observe` tells when it is true.
 
         New snapshots are loaded side by side into running replicas; snapshots no longer named are unloaded once no
-        request uses them; surplus replicas leave routing, finish their requests and end. A snapshot with `replicas` of
-        its own comes up in that many replicas that hold nothing else, new ones where none has it yet.
+        request uses them; surplus replicas leave routing, finish their requests and end. A generation with processes
+        of its own comes up in that many replicas that hold nothing else, new ones where none has it yet.
         """
 
     def route(self, table: RouteTable) -> None:

@@ -32,8 +32,6 @@ class HeldSnapshot(Value):
     digest: str
     uri: str
     generations: tuple[int, ...] = Field(min_length=1)
-    replicas: int | None = Field(default=None, ge=1)
-    """Processes of its own that hold nothing else; None: every process of the deployment holds it beside the others."""
 
 
 class Deployment(Value):
@@ -48,6 +46,8 @@ class Deployment(Value):
     memory_bytes: int | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
     holds: tuple[HeldSnapshot, ...] = ()
+    own: Mapping[int, int] = Field(default_factory=dict)
+    """Generation -> processes that hold it and nothing else, `replicas` in all; empty: every process holds everything."""
 
     @property
     def generations(self) -> tuple[int, ...]:
@@ -58,16 +58,16 @@ class Deployment(Value):
         """What the graph of a generation may call here: the part, or those of its segments that are held."""
         return frozenset(held.part or self.key.part for held in self.holds if generation in held.generations)
 
-    @property
-    def apart(self) -> bool:
-        """Whether each snapshot has processes of its own."""
-        return any(held.replicas is not None for held in self.holds)
+    def snapshots_of(self, generation: int) -> frozenset[tuple[str, int]]:
+        """Part or segment and number of all that is held for a generation."""
+        return frozenset((h.part or self.key.part, h.snapshot) for h in self.holds if generation in h.generations)
 
     def replicas_of(self, generation: int) -> int:
         """Processes that hold a generation."""
-        if not self.apart:
+        if not self.own:
             return self.replicas if generation in self.generations else 0
-        return sum(held.replicas or 0 for held in self.holds if generation in held.generations)
+        mine = self.snapshots_of(generation)
+        return sum(count for other, count in self.own.items() if self.snapshots_of(other) == mine)
 
 
 class ReplicaPhase(StrEnum):

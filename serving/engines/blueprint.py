@@ -42,6 +42,8 @@ class Blueprint:
     """Name of a tensor -> where it lies in the weights file, as the document has it."""
     calls: Calls | None = None
     """What stands for each call of the graph; known once a snapshot of the program has been tried."""
+    independent: bool | None = None
+    """Whether rows answer independently; known as `calls`. A graph has no branch on values, so no weights change it."""
 
     def bound(self, weights: Weights) -> "TorchProgram":
         """The program with these weights. They keep the module's `requires_grad`.

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-_STEP_BYTES: Final = 2**20
+_STEP_BYTES: Final = 2**24
 """At a time: meanwhile no other thread of the process may map memory, nor a request take any."""
 _POPULATE_READ: Final = 22
 """MADV_POPULATE_READ of Linux 5.14 and later; Python's mmap does not name it."""

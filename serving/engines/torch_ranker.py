@@ -81,7 +81,16 @@ class TorchPart:
             self._once.halves = agreeing_halves(self._program, self._once, self.to_torch, to_numpy)
         for batch in WARM_UP_BATCHES:
             self.infer(zeros(self._signature, batch))
-        self._independent = rows_are_independent(self._signature, self.infer)
+        self._independent = self._tried_independent()
+
+    def _tried_independent(self) -> bool:
+        """Tried once for each program, and for each library."""
+        if not isinstance(self._program, TorchProgram):
+            return rows_are_independent(self._signature, self.infer)
+        shared = self._program.blueprint
+        if shared.independent is None:
+            shared.independent = rows_are_independent(self._signature, self.infer)
+        return shared.independent
 
     def changed_by(self, delta: Delta, *, parent_stays: bool) -> "TorchPart":
         """A part of its own with a delta applied; it shares the program and all unchanged memory. LoadFailed."""

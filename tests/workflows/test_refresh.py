@@ -24,7 +24,7 @@ def side_by_side(house, model):
     """Whether any process ever held two generations, by what the infrastructure saw."""
     moments = house.infrastructure.history
     deployments = [d for m in moments for key, d in m.deployments.items() if key.model == model]
-    return any(len(d.generations) > 1 and not d.apart for d in deployments)
+    return any(len(d.generations) > 1 and not d.own for d in deployments)
 
 
 async def test_replacing_starts_new_processes_and_ends_the_former_without_lacking_capacity(
@@ -101,3 +101,25 @@ async def test_a_model_that_replaced_may_go_on_in_place(house, kit, model, carri
     assert change.state is ChangeState.DONE, change.message
     assert side_by_side(house, model)
     kit.check_floor(house.infrastructure, model, DEMAND)
+
+
+async def test_a_cut_model_is_replaced_with_all_segments_of_a_part_in_one_process(house, kit, model, carried_out):
+    house.apply_split(model, kit.BY_TABLE, rollout=rollout("replace"))
+    await carried_out(house.publish_whole(model, 1, change_id=f"{model}-1"))
+    house.apply_split(model, kit.IN_THE_MIDDLE, rollout=rollout("replace"))
+    await carried_out(house.publish_whole(model, 1, change_id=f"{model}-2"))
+
+    change = await carried_out(house.publish_whole(model, 3, change_id=f"{model}-3"))
+
+    assert change.state is ChangeState.DONE, change.message
+    assert house.shares(model) == {"us-east": {3: 1.0}, "eu-west": {3: 1.0}}
+    assert not side_by_side(house, model)
+    for moment in house.infrastructure.history:
+        for region in DEMAND:
+            for _, number in moment.generations_with_traffic(model):
+                sent = moment.sent_qps(model, region, number, DEMAND)
+                for part in ("sparse", "dense") if number == 1 else ("middle", "dense"):
+                    assert moment.ready_qps(model, part, region, number) >= sent - 1e-6, (moment.number, number, part)
+    with house.store.read() as repository:
+        held = {d.key.part: sorted(h.part for h in d.holds if h.part) for d in repository.deployments(model)}
+    assert held == {"middle": [], "dense": ["dense-s0", "dense-s2"]}

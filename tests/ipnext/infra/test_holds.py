@@ -98,13 +98,12 @@ def test_a_segment_that_failed_is_left_out_alone(segments):
     assert [h.part for h in without(held, {("dense-s3", 1)}).holds] == ["dense-s1"]
 
 
-def own(deployment, **replicas):
-    holds = tuple(held.model_copy(update={"replicas": replicas[f"s{held.snapshot}"]}) for held in deployment.holds)
-    return replica_sets(deployment.model_copy(update={"holds": holds}))
+def apart(deployment, own):
+    return replica_sets(deployment.model_copy(update={"own": own, "replicas": sum(own.values())}))
 
 
 def test_processes_that_hold_a_snapshot_stay_with_it_and_the_rest_has_no_place(builder):
-    sets = own(builder("m").deployment({1: (1,), 2: (2,)}), s1=1, s2=2)
+    sets = apart(builder("m").deployment({1: (1,), 2: (2,)}), {1: 1, 2: 2})
     staying = [("a", frozenset({"d1"})), ("b", frozenset({"d1"})), ("c", frozenset({"d1", "d2"})), ("e", frozenset())]
     assert assigned(sets, staying) == ([["a"], ["c"]], ["b", "e"])
 
@@ -113,3 +112,19 @@ def test_a_set_that_holds_everything_takes_any_process_up_to_its_count(builder):
     sets = replica_sets(builder("m").deployment({1: (1,), 2: (2,)}, replicas=2))
     staying = [(name, frozenset()) for name in "abc"]
     assert assigned(sets, staying) == ([["a", "b"]], ["c"])
+
+
+def test_generations_of_the_same_snapshots_share_their_processes(builder):
+    (both, third) = apart(builder("m").deployment({1: (1, 2), 2: (3,)}), {1: 1, 2: 2, 3: 4})
+    assert [(s.replicas, [h.generations for h in s.holds]) for s in (both, third)] == [(3, [(1, 2)]), (4, [(3,)])]
+
+
+def test_a_segment_that_generations_share_does_not_bring_them_into_one_process(builder):
+    deployment = builder("m").deployment({1: (1,)})
+    holds = tuple(
+        HeldSnapshot(part=part, snapshot=number, digest=f"{part}{number}", uri="u", generations=generations)
+        for part, number, generations in (("a-s1", 1, (1, 2)), ("a-s3", 1, (1,)), ("a-s3", 2, (2,)))
+    )
+    sets = apart(deployment.model_copy(update={"holds": holds}), {1: 1, 2: 1})
+    assert [s.digests for s in sets] == [{"a-s11", "a-s31"}, {"a-s11", "a-s32"}]
+    assert assigned(sets, [("x", sets[0].digests), ("y", sets[0].digests)]) == ([["x"], []], ["y"])

@@ -91,36 +91,35 @@ def test_more_replicas_join_and_surplus_ones_end(infra, model, ready, replicas, 
     assert replicas(model.key())[0].id == first.id
 
 
-def apart(deployment, **replicas):
-    """The deployment with processes of its own for each snapshot: `s1=2` is two for the first."""
-    own = tuple(held.model_copy(update={"replicas": replicas[f"s{held.snapshot}"]}) for held in deployment.holds)
-    return deployment.model_copy(update={"holds": own, "replicas": sum(replicas.values())})
+def apart(deployment, own):
+    """The deployment with processes of its own for each generation."""
+    return deployment.model_copy(update={"own": own, "replicas": sum(own.values())})
 
 
-def test_a_snapshot_with_replicas_of_its_own_comes_up_in_new_ones_and_the_former_ones_end(
+def test_a_generation_with_processes_of_its_own_comes_up_in_new_ones_and_the_former_ones_end(
     infra, model, ready, replicas, poll
 ):
     infra.apply(model.deployment({1: (1,)}, replicas=2))
     before = {replica.id for replica in ready(model.key(), 1, 2)}
-    infra.apply(apart(model.deployment({1: (1,), 2: (2,)}), s1=2, s2=1))
+    infra.apply(apart(model.deployment({1: (1,), 2: (2,)}), {1: 2, 2: 1}))
     (first,) = ready(model.key(), 2)
     assert first.ready == (2,)
     assert {replica.id for replica in ready(model.key(), 1, 2)} == before, (
         "the former ones go on, without the new snapshot"
     )
     assert first.id not in before
-    infra.apply(apart(model.deployment({1: (1,), 2: (2,)}), s1=1, s2=2))
+    infra.apply(apart(model.deployment({1: (1,), 2: (2,)}), {1: 1, 2: 2}))
     ready(model.key(), 2, 2)
     ready(model.key(), 1, 1)
-    infra.apply(apart(model.deployment({2: (2,)}), s2=2))
+    infra.apply(apart(model.deployment({2: (2,)}), {2: 2}))
     poll(lambda: len(replicas(model.key())) == 2, "the former ones end", lambda: replicas(model.key()))
     after = ready(model.key(), 2, 2)
     assert first.id in {replica.id for replica in after}
     assert {replica.ready for replica in after} == {(2,)}
 
 
-def test_replicas_of_one_snapshot_take_the_next_one_in_place_when_told_so(infra, model, ready):
-    infra.apply(apart(model.deployment({1: (1,)}), s1=1))
+def test_processes_of_one_generation_take_the_next_one_in_place_when_told_so(infra, model, ready):
+    infra.apply(apart(model.deployment({1: (1,)}), {1: 1}))
     before = ready(model.key(), 1)
     infra.apply(model.deployment({1: (1,), 2: (2,)}))
     after = ready(model.key(), 2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from serving.engines import torch_program
+from serving.engines import torch_program, torch_ranker
 from serving.engines.blueprint import Blueprints
 from serving.engines.torch_program import read_program
 from serving.engines.torch_ranker import TorchEngine
@@ -58,6 +58,17 @@ def test_each_snapshot_answers_with_its_own_weights(snapshot):
     for module, part in served:
         answer = torch.from_numpy(part.infer({"ids": IDS.numpy()})["output"])
         assert torch.equal(answer, module(IDS).detach())
+
+
+def test_rows_are_tried_once_for_a_program(snapshot, monkeypatch):
+    engine = TorchEngine()
+    tried = []
+    monkeypatch.setattr(torch_ranker, "rows_are_independent", lambda *_: tried.append(1) or True)
+    parts = [engine.load(directory, manifest, {}) for _, directory, manifest in (snapshot(1), snapshot(2))]
+    for part in parts:
+        part.warm_up()
+    assert [part.rows_are_independent for part in parts] == [True, True]
+    assert tried == [1]
 
 
 def test_another_program_is_rebuilt(snapshot):
