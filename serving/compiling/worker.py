@@ -74,12 +74,14 @@ def compile_program(snapshot: Path, out: Path, level: str) -> None:
 
 
 def _with_weights_as_state(document: dict[str, Any]) -> dict[str, Any]:
-    """Constants of the program as buffers: a compiler may compute with a constant, but not with a buffer."""
+    """Constants, and buffers that no state holds, as buffers of the state: a compiler may compute with a constant."""
     for spec in document["program"]["graph_module"]["signature"]["input_specs"]:
         constant = spec.pop("tensor_constant", None)
         if constant is not None:
             name = constant["tensor_constant_name"]
-            spec["buffer"] = {"arg": constant["arg"], "buffer_name": name, "persistent": True}
+            spec["buffer"] = {"arg": constant["arg"], "buffer_name": name}
+        if spec.get("buffer") is not None:
+            spec["buffer"]["persistent"] = True
     return document
 
 
