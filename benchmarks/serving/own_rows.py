@@ -48,7 +48,7 @@ def ways(own: OwnServers, reference: Reference, folder: Path, *, compiled: bool)
     manifest = reference.export(folder / WHOLE)
     found = edges(own, own.host("host", {WHOLE: folder / WHOLE}), manifest)
     if compiled:
-        other = own.host("compiled", {WHOLE: compile_snapshot(folder / WHOLE, folder / "compiled")})
+        other = own.host("compiled", {WHOLE: compile_snapshot(folder / WHOLE, folder / "compiled")}, {"compile": True})
         found += on_host("host, AOTInductor", other.server)
     return found
 
