@@ -44,7 +44,7 @@ def cpu(figures: Figures) -> float:
     return figures.cpu
 
 
-def _one(report: Report, section: str, subject: str, form: str, batch: int, *, of: Pick = p50) -> float | None:  # noqa: PLR0913 - what a row is named by
+def _one(report: Report, section: str, subject: str, form: str, batch: int, *, of: Pick = p50) -> float | None:
     for row in report.rows:
         if row.section == section and row.subject.startswith(subject) and (row.form, row.batch) == (form, batch):
             return ratio(row, of)
