@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ipnext.errors import Conflict
-from ipnext.infra.ports import PortBook, is_free
+from ipnext.infra.ports import PortBook, is_free, reserve
 
 
 class PortInUse(Conflict):
@@ -21,7 +21,7 @@ def choose(wanted: Mapping[str, int | None], *, remembered: Path, free_ports: bo
     """
     book = PortBook(remembered)
     ports = {name: book.known(name) or configured for name, configured in wanted.items()}
-    taken = {name: port for name, port in ports.items() if port is not None and not is_free(port)}
+    taken = {name: port for name, port in ports.items() if port is not None and not _take(port)}
     public = [f"{port} ({name})" for name, port in taken.items() if wanted[name] is not None]
     if public and not free_ports:
         msg = (
@@ -33,3 +33,8 @@ def choose(wanted: Mapping[str, int | None], *, remembered: Path, free_ports: bo
         if port is not None:
             book.remember(name, port)
     return {name: book.port(name) for name in wanted}
+
+
+def _take(port: int) -> bool:
+    """Whether the port is this process's now: nobody listens there and no other platform has picked it."""
+    return is_free(port) and reserve(port)

@@ -1,8 +1,16 @@
-"""Picks free loopback ports and remembers them by name, so that a restart finds the same ones."""
+"""Picks free loopback ports and remembers them by name, so that a restart finds the same ones.
 
+A port that was picked is not listened on for some seconds yet. So that two platforms that start at the same time never
+pick the same, whoever picks one holds a lock on it (a file among the temporary ones) until its process ends or the port
+is given back.
+"""
+
+import fcntl
 import json
+import os
 import secrets
 import socket
+import tempfile
 from pathlib import Path
 
 from ipnext.infra.atomic_file import replace_file
@@ -22,10 +30,10 @@ class PortBook:
     def port(self, name: str) -> int:
         """The port of `name`: the remembered one where it is free, else a new one."""
         remembered = self._ports.get(name)
-        if remembered is not None and is_free(remembered):
+        if remembered is not None and is_free(remembered) and reserve(remembered):
             return remembered
         taken = set(self._ports.values())
-        port = next(port for port in iter(_any_free_port, 0) if port not in taken)
+        port = next(port for port in iter(_any_free_port, 0) if port not in taken and reserve(port))
         self.remember(name, port)
         return port
 
@@ -41,7 +49,9 @@ class PortBook:
 
     def forget(self, name: str) -> None:
         """Give the port of `name` back."""
-        if self._ports.pop(name, None) is not None:
+        port = self._ports.pop(name, None)
+        if port is not None:
+            release(port)
             self._write()
 
     def _write(self) -> None:
@@ -57,6 +67,36 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+_RESERVED: dict[int, int] = {}
+"""Port -> descriptor of the locked file, of all ports that this process holds."""
+
+
+def reserve(port: int) -> bool:
+    """Hold this port against other processes of IPnext. False where one of them holds it.
+
+    The lock ends with `release`, or with the process however that ends.
+    """
+    if port in _RESERVED:
+        return True
+    directory = Path(tempfile.gettempdir()) / f"ipnext-ports-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(directory / str(port), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    _RESERVED[port] = descriptor
+    return True
+
+
+def release(port: int) -> None:
+    """Give a reserved port back; one that is not held is fine."""
+    descriptor = _RESERVED.pop(port, None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _any_free_port() -> int:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,34 @@ def test_ports_are_remembered_and_a_taken_one_is_named(tmp_path: Path) -> None:
         with pytest.raises(PortInUse, match=rf"{port} \(api\)"):
             choose(wanted, remembered=tmp_path / "ports.json", free_ports=False)
         assert choose(wanted, remembered=tmp_path / "ports.json", free_ports=True)["api"] != port
+
+
+def test_two_platforms_that_start_together_take_different_ports(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    picks = (
+        "import sys; from pathlib import Path; from ipnext.dev.ports import choose; "
+        f"print(choose({{'api': {port}}}, remembered=Path(sys.argv[1]), free_ports=True)['api'], flush=True); "
+        "sys.stdin.read()"
+    )
+    platforms = [
+        subprocess.Popen(
+            [sys.executable, "-c", picks, str(tmp_path / f"{n}.json")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(3)
+    ]
+    try:
+        picked = [int(platform.stdout.readline()) for platform in platforms if platform.stdout]
+        assert len(set(picked)) == 3
+        with pytest.raises(PortInUse, match=rf"{port} \(api\)"):
+            choose({"api": port}, remembered=tmp_path / "mine.json", free_ports=False)
+    finally:
+        for platform in platforms:
+            platform.communicate("")
 
 
 def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:

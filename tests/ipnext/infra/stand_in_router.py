@@ -11,6 +11,7 @@ import aiohttp
 from aiohttp import web
 
 FOLLOW_SECONDS = 0.02
+ASK_LIMIT = aiohttp.ClientTimeout(total=5)
 
 
 class Router:
@@ -83,7 +84,7 @@ class Router:
             async with self.session.post(url, json=body, headers={"x-ipnext-generation": str(generation)}) as answer:
                 if answer.status == 200:
                     return await answer.json()
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError, TimeoutError):
             pass
         tried.add(host)
         return None
@@ -96,7 +97,7 @@ async def main():
     arguments = parser.parse_args()
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(timeout=ASK_LIMIT) as session:
         router = Router(arguments.region, Path(arguments.table), session)
         app = web.Application()
         app.router.add_get("/control/state", router.state)

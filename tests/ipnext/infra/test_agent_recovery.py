@@ -64,6 +64,7 @@ def test_a_hanging_host_leaves_routing_and_returns_when_it_goes_on(shared_agent,
     victim = shared_agent.replicas(model.key())[0]
     os.kill(victim.pid, signal.SIGSTOP)
     try:
+        poll(lambda: victim.url not in (shared_agent.state / "router.json").read_text(), "it leaves the table")
         shared_agent.await_ready(model.key(), 1, replicas=1)
         assert {shared_agent.infer("hanging").json()["parts"]["dense"]["pid"] for _ in range(6)}.isdisjoint(
             {victim.pid}

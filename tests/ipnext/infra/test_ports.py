@@ -1,8 +1,9 @@
 """Ports are picked free and remembered."""
 
+import multiprocessing
 import socket
 
-from ipnext.infra.ports import PortBook, is_free
+from ipnext.infra.ports import PortBook, is_free, release, reserve
 
 
 def test_a_name_keeps_its_port_over_a_restart(tmp_path):
@@ -36,3 +37,28 @@ def test_a_forgotten_name_gives_its_port_back(tmp_path):
 def test_a_damaged_book_is_begun_anew(tmp_path):
     (tmp_path / "ports.json").write_text("[1, 2")
     assert PortBook(tmp_path / "ports.json").port("router") > 0
+
+
+def reserve_and_wait(port, told, held):
+    """In another process: hold a port until told to end."""
+    told.put(reserve(port))
+    held.wait()
+
+
+def test_a_port_picked_by_another_process_is_not_picked_again_though_nobody_listens_yet(tmp_path):
+    book = PortBook(tmp_path / "ports.json")
+    port = book.port("api")
+    release(port)
+    context = multiprocessing.get_context("spawn")
+    told, held = context.Queue(), context.Event()
+    other = context.Process(target=reserve_and_wait, args=(port, told, held))
+    other.start()
+    try:
+        assert told.get(timeout=30)
+        assert is_free(port)
+        assert book.port("api") != port
+    finally:
+        held.set()
+        other.join()
+    assert reserve(port), "the end of its process gives it back"
+    release(port)
