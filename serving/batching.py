@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 
 from ipnext.errors import DeadlineExceeded, IPnextError, LoadFailed, Unavailable
+from serving.answer_forms import AnswerForms
 from serving.costs import Costs
 from serving.engines.base import LoadedPart, Staged, StagedPart
 from serving.tallies import PartTally
@@ -65,6 +66,7 @@ class Served:
         self.costs = Costs()
         self.tally = PartTally()
         self.joins = part.rows_are_independent and not limits.off
+        self.answer_forms = AnswerForms()
         self._staged: dict[frozenset[str], Staged | None] = {}
 
     def staged(self, late: frozenset[str]) -> Staged | None:
@@ -168,6 +170,8 @@ class InferenceQueue:
         self._pending = 0
         self._running = 0
         self._scheduled = False
+        self._rested = True
+        """Whether all that had come while the last pass ran has been read."""
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -206,13 +210,43 @@ class InferenceQueue:
             self._watch([job])
         return job.future
 
+    def is_free_for(self, served: Served, inputs: Arrays) -> bool:
+        """Whether a request may be answered at once: nothing waits or has just come, and its pass is known to be short."""
+        return self._rested and not self._pending and self._is_short(served, _rows(inputs))
+
+    def run(self, served: Served, inputs: Arrays, begun: Begun | None = None) -> Arrays:
+        """The outputs of a request that the queue is free for. Raises what the part raises."""
+        rows, tally = _rows(inputs), served.tally
+        began = time.perf_counter()
+        try:
+            outputs = served.part.infer(inputs) if begun is None else begun.staged.complete(begun.state, inputs)
+        finally:
+            self._rest()
+        seconds = time.perf_counter() - began
+        tally.queued.observe(0.0)
+        tally.note_pass(1, rows, seconds)
+        served.costs.note(rows, seconds + (0.0 if begun is None else begun.seconds))
+        return outputs
+
+    def _rest(self) -> None:
+        """Requests that came during a pass are read in the next turn of the event loop; those are to be joined."""
+        if self._rested:
+            self._rested = False
+            self._loop.call_soon(self._loop.call_soon, self._rest_over)
+
+    def _rest_over(self) -> None:
+        self._rested = True
+
+    def _is_short(self, served: Served, rows: int) -> bool:
+        predicted = served.costs.predict(rows)
+        return predicted is not None and predicted <= INLINE_SECONDS
+
     def begin(self, served: Served, inputs: Arrays, late: frozenset[str]) -> Begun | None:
         """Compute what needs no late input, if nothing else has to be done now and the whole pass is known to be short.
 
         `inputs` are all the others, and fit the signature. None also where the part refuses them; `submit` will say why.
         """
-        predicted = served.costs.predict(_rows(inputs))
-        if self._pending or predicted is None or predicted > INLINE_SECONDS:
+        if self._pending or not self._is_short(served, _rows(inputs)):
             return None
         staged = served.staged(late)
         if staged is None:
@@ -253,8 +287,7 @@ class InferenceQueue:
         self._watch(self._waiting)
 
     def _runs_inline(self, batch: Sequence[_Job[Any]]) -> bool:
-        predicted = batch[0].served.costs.predict(sum(job.rows for job in batch))
-        return predicted is not None and predicted <= INLINE_SECONDS
+        return self._is_short(batch[0].served, sum(job.rows for job in batch))
 
     def _take(self) -> list[_Job[Any]]:
         """The request that waits longest, and those that can be answered together with it; none where all are over."""
@@ -303,6 +336,7 @@ class InferenceQueue:
         self._schedule()
 
     def _deliver(self, batch: Sequence[_Job[Any]], began: float, outcomes: Sequence[Arrays | Exception]) -> None:
+        self._rest()
         batch[0].served.tally.note_pass(len(batch), sum(job.rows for job in batch), self._clock() - began)
         self._pending -= len(batch)
         for job, outcome in zip(batch, outcomes, strict=True):

@@ -102,7 +102,7 @@ class Host:
         memory = self._loader.memory
         return HostMemoryState(used_bytes=memory.used_bytes, budget_bytes=memory.budget_bytes, snapshots=sizes)
 
-    def _infer(self, request: Request, model: str, part: str) -> asyncio.Future[Response]:
+    def _infer(self, request: Request, model: str, part: str) -> Response | asyncio.Future[Response]:
         generation = _generation(request)
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
         header_length = parse_header_length(request.header(HEADER_LENGTH))

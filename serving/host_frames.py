@@ -143,7 +143,10 @@ class HostFrames:
         }
         self._frames.send(bytes_frame(header, encoded.body))
 
-    def _watch(self, number: int, work: asyncio.Future[None]) -> None:
+    def _watch(self, number: int, work: asyncio.Future[None] | None) -> None:
+        """Nothing is left to do where the answer has left at once."""
+        if work is None:
+            return
         self._running[number] = work
         work.add_done_callback(partial(self._ended, number))
 

@@ -2,28 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.registry import Signature
+from serving.answer_forms import AnswerForm
 from serving.batching import Arrays, Begun, InferenceQueue, Served
 from serving.generations import HeldSnapshots, Lease
-from serving.protocol import (
-    Body,
-    Encoded,
-    InferRequest,
-    InferResponse,
-    decode_request,
-    encode_response,
-    proof_parameters,
-)
+from serving.protocol import Body, Encoded, InferRequest, InferResponse, proof_parameters
+from serving.request_forms import RequestForms
 from serving.signature import check_inputs, check_tensor
 from serving.tallies import CANCELLED, HostTally
-from serving.tensors import Tensor, all_finite
+from serving.tensors import Tensor
 
 DRAIN_SECONDS: Final = 6.0
 """How long a drain waits for running requests before the process ends all the same."""
@@ -71,6 +65,7 @@ class PartServer:
         self._dispose = dispose
         self._region = region
         self._in_flight = 0
+        self._forms = RequestForms()
         self.draining = False
         self.tally = HostTally()
 
@@ -137,30 +132,75 @@ class PartServer:
         seconds: float,
         finish: Callable[[dict[str, Tensor]], R],
         begun: Begun | None = None,
-    ) -> asyncio.Future[R]:
-        """What `finish` makes of the part's outputs. Takes the lease over, also where it raises InvalidInput at once.
+    ) -> R | asyncio.Future[R]:
+        """What `finish` makes of the part's outputs, at once or later. Takes the lease over, also where it raises.
 
-        `begun` is what `begin` gave for some of the inputs.
+        `begun` is what `begin` gave for some of the inputs. InvalidInput and Unavailable are raised.
         """
         call = _Call(lease, sum(tensor.data.nbytes for tensor in inputs.values()))
-        return self._submitted(call, inputs, seconds, finish, begun)
+        signature = lease.value.part.signature
+        try:
+            check_inputs(inputs, signature)
+        except BaseException as error:
+            self._refused(call, error)
+            raise
+        return self._run(call, inputs, seconds, partial(_named, call, signature, finish), begun)
 
-    def _submitted(
+    def infer_v2(
+        self,
+        lease: Lease[Served],
+        body: Body,
+        header_length: int | None,
+        *,
+        about: About,
+        seconds: float,
+        finish: Callable[[Encoded, bool], R],
+    ) -> R | asyncio.Future[R]:
+        """As `infer`, from the body of a V2 request to that of its answer.
+
+        `finish` gets the answer and whether all its numbers are finite.
+        """
+        call = _Call(lease, len(body))
+        try:
+            wanted = self._forms.read(body, header_length)
+            make = partial(self._answer_form, lease, wanted, about)
+            answer = lease.value.answer_forms.of(wanted.form, about, make)
+            seconds = wanted.seconds(seconds)
+        except BaseException as error:
+            self._refused(call, error)
+            raise
+        return self._run(call, wanted.inputs, seconds, partial(_written, call, answer, finish), None)
+
+    def _answer_form(self, lease: Lease[Served], wanted: InferRequest, about: About) -> AnswerForm:
+        """The form of the answer to a request that fits the part. InvalidInput."""
+        signature = lease.value.part.signature
+        check_inputs(wanted.inputs, signature)
+        outputs = about.outputs or tuple(spec.name for spec in signature.outputs)
+        wanted.check_outputs(outputs)
+        proof = proof_parameters(about.generation, {about.part: lease.snapshot}, self._region)
+        head = InferResponse(about.model, {}, str(about.generation), wanted.id, proof)
+        chosen = tuple(output.name for output in wanted.outputs) or outputs
+        return AnswerForm(head, chosen, wanted.binary_names(chosen))
+
+    def _run(
         self,
         call: _Call,
         inputs: Mapping[str, Tensor],
         seconds: float,
-        finish: Callable[[dict[str, Tensor]], R],
-        begun: Begun | None = None,
-    ) -> asyncio.Future[R]:
+        finish: Callable[[Arrays], R],
+        begun: Begun | None,
+    ) -> R | asyncio.Future[R]:
+        """Inputs that fit the part go to the queue; with nothing before them they are answered here and now."""
         served = call.lease.value
+        arrays = {name: tensor.data for name, tensor in inputs.items()}
+        if seconds > 0 and self._queue.is_free_for(served, arrays):
+            return self._now(call, arrays, finish, begun)
         try:
-            check_inputs(inputs, served.part.signature)
             work = self._queue.submit(
                 served,
-                {name: tensor.data for name, tensor in inputs.items()},
+                arrays,
                 deadline=time.monotonic() + seconds,
-                finish=partial(_named, call, served.part.signature, finish),
+                finish=finish,
                 on_end=partial(self._ended, call),
                 begun=begun,
             )
@@ -172,39 +212,19 @@ class PartServer:
         served.tally.in_flight += 1
         return work
 
-    def infer_v2(
-        self,
-        lease: Lease[Served],
-        body: Body,
-        header_length: int | None,
-        *,
-        about: About,
-        seconds: float,
-        finish: Callable[[Encoded, bool], R],
-    ) -> asyncio.Future[R]:
-        """As `infer`, from the body of a V2 request to that of its answer.
-
-        `finish` gets the answer and whether all its numbers are finite.
-        """
-        call = _Call(lease, len(body))
+    def _now(
+        self, call: _Call, arrays: Arrays, finish: Callable[[Arrays], R], begun: Begun | None
+    ) -> R | asyncio.Future[R]:
         try:
-            wanted = decode_request(body, header_length)
-            known = about.outputs or [spec.name for spec in lease.value.part.signature.outputs]
-            wanted.check_outputs(known)
-            seconds = wanted.seconds(seconds)
-        except BaseException as error:
+            answer = finish(self._queue.run(call.lease.value, arrays, begun))
+        except Exception as error:  # noqa: BLE001  # handed to the request, which judges it
             self._refused(call, error)
-            raise
-        chosen = [output.name for output in wanted.outputs] or known
-        head = InferResponse(
-            about.model,
-            {},
-            str(about.generation),
-            wanted.id,
-            proof_parameters(about.generation, {about.part: lease.snapshot}, self._region),
-        )
-        encode = partial(answer_v2, wanted, head, chosen, partial(_counted, call, finish))
-        return self._submitted(call, wanted.inputs, seconds, encode)
+            failed: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            return failed
+        call.note(200)
+        self.release(call.lease)
+        return answer
 
     async def drained(self) -> None:
         """Drain, and return once nothing runs or the drain's time is over."""
@@ -246,20 +266,9 @@ def _named(call: _Call, signature: Signature, finish: Callable[[dict[str, Tensor
     return finish(outputs)
 
 
-def _counted(call: _Call, finish: Callable[[Encoded, bool], R], encoded: Encoded, finite: bool) -> R:
+def _written(call: _Call, form: AnswerForm, finish: Callable[[Encoded, bool], R], arrays: Arrays) -> R:
+    specs = call.lease.value.part.signature.outputs
+    encoded, finite = form.encode({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in specs})
     call.lease.value.tally.non_finite += not finite
     call.bytes_out = len(encoded.body)
     return finish(encoded, finite)
-
-
-def answer_v2(
-    wanted: InferRequest,
-    head: InferResponse,
-    chosen: Sequence[str],
-    finish: Callable[[Encoded, bool], R],
-    outputs: Mapping[str, Tensor],
-) -> R:
-    """What `finish` makes of the V2 answer with the chosen outputs, and of whether all its numbers are finite."""
-    finite = all(all_finite(outputs[name]) for name in chosen)
-    response = replace(head, outputs={name: outputs[name] for name in chosen})
-    return finish(encode_response(response, binary=wanted.binary_names(chosen)), finite)

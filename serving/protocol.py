@@ -45,13 +45,17 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferRequest:
-    """A decoded request. Without `outputs` all are wanted, as binary data if `binary_output`."""
+    """A decoded request. Without `outputs` all are wanted, as binary data if `binary_output`.
+
+    `form` is the same object for requests that differ in nothing but their numbers, where that is known.
+    """
 
     inputs: Mapping[str, Tensor]
     outputs: tuple[RequestedOutput, ...] = ()
     id: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     binary_output: bool = False
+    form: object | None = None
 
     def seconds(self, allowed: float) -> float:
         """`allowed`, or less where the request's parameter `timeout` (microseconds, above 0) says so."""

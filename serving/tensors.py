@@ -78,7 +78,9 @@ def all_finite(tensor: Tensor) -> bool:
     if tensor.datatype not in FLOATS:
         return True
     data = bf16_to_float32(tensor.data) if tensor.datatype == "BF16" else tensor.data
-    return bool(np.isfinite(data).all())
+    if data.size == 1:
+        return math.isfinite(data.item())
+    return bool(np.logical_and.reduce(np.isfinite(data), axis=None))
 
 
 def check_datatype(name: str, datatype: object) -> Datatype:

@@ -13,13 +13,15 @@ from typing import Final, TypeVar
 
 from ipnext.errors import DeadlineExceeded, GenerationNotHeld, Unavailable
 from ipnext.model.registry import REQUEST
+from serving.answer_forms import AnswerForm, AnswerForms
 from serving.batching import Begun, Served
 from serving.generations import Lease
 from serving.graph import Call, Tensors, cancel, inputs_of, outputs_of, run_graph
 from serving.host_client import Attempt, HostClient, TryElsewhere
 from serving.host_connection import ROUTES_KNOWN
-from serving.part_server import PartServer, answer_v2
-from serving.protocol import Body, Encoded, InferRequest, InferResponse, decode_request, proof_parameters
+from serving.part_server import PartServer
+from serving.protocol import Body, Encoded, InferRequest, InferResponse, proof_parameters
+from serving.request_forms import RequestForms
 from serving.router_table import GenerationRoute
 from serving.tensors import Tensor
 
@@ -44,6 +46,8 @@ class Walker:
         self._parts = parts
         self._hosts = hosts
         self._urls: dict[tuple[str, int], frozenset[str]] = {}
+        self._forms = RequestForms()
+        self._answers = AnswerForms()
 
     def learn(self, route: GenerationRoute) -> None:
         """A router will name this route: hosts that no route of late names are not sought any more."""
@@ -66,10 +70,8 @@ class Walker:
         `body` is its bytes and the length of its JSON header, if binary data follows. InvalidInput, DeadlineExceeded,
         GenerationNotHeld where this host does not hold the route's snapshot, Unavailable where other hosts do not answer.
         """
-        route = walk.route
-        wanted = decode_request(*body)
-        route.plan.check_request(wanted.inputs)
-        wanted.check_outputs(tuple(route.plan.outputs))
+        wanted = self._forms.read(*body)
+        answer = self._answers.of(wanted.form, walk.route, partial(self._answer_form, walk.route, wanted))
         seconds = wanted.seconds(seconds)
         try:
             with self._parts.busy():
@@ -78,11 +80,17 @@ class Walker:
         except TimeoutError as error:
             msg = f"the deadline of {seconds * 1000:.0f} ms passed"
             raise DeadlineExceeded(msg) from error
-        return answer_v2(wanted, self._head(route, wanted), list(wanted.select(outputs)), finish, outputs)
+        return finish(*answer.encode(outputs))
 
-    def _head(self, route: GenerationRoute, wanted: InferRequest) -> InferResponse:
+    def _answer_form(self, route: GenerationRoute, wanted: InferRequest) -> AnswerForm:
+        """The form of the answer to a request that fits the route. InvalidInput."""
+        outputs = tuple(route.plan.outputs)
+        route.plan.check_request(wanted.inputs)
+        wanted.check_outputs(outputs)
         proof = proof_parameters(route.generation, route.snapshots, self._parts.region)
-        return InferResponse(route.model, {}, str(route.generation), wanted.id, proof)
+        head = InferResponse(route.model, {}, str(route.generation), wanted.id, proof)
+        chosen = tuple(output.name for output in wanted.outputs) or outputs
+        return AnswerForm(head, chosen, wanted.binary_names(chosen))
 
     async def _tried(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
         """The outputs, all from one generation: when any call fails to find it, all are made again."""
@@ -143,8 +151,9 @@ class Walker:
             raise GenerationNotHeld(msg)
         return lease
 
-    def _finished(
+    async def _finished(
         self, lease: Lease[Served], inputs: Tensors, deadline: float, begun: Begun | None = None
-    ) -> asyncio.Future[dict[str, Tensor]]:
+    ) -> dict[str, Tensor]:
         seconds = deadline - time.monotonic()
-        return self._parts.infer(lease, inputs, seconds=seconds, finish=dict, begun=begun)
+        outputs = self._parts.infer(lease, inputs, seconds=seconds, finish=dict, begun=begun)
+        return await outputs if isinstance(outputs, asyncio.Future) else outputs

@@ -1,5 +1,6 @@
 """Where the microseconds of a request to a host go: each layer with all below it, from the forward pass to the whole."""
 
+import asyncio
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,8 @@ def _in_process(
         body, length = bodies[number % REQUESTS]
         about = About(MODEL, WHOLE, GENERATION)
         leased = server.lease(MODEL, WHOLE, GENERATION)
-        return await server.infer_v2(leased, body, length, about=about, seconds=10, finish=lambda answer, _: answer)
+        answer = server.infer_v2(leased, body, length, about=about, seconds=10, finish=lambda answer, _: answer)
+        return await answer if isinstance(answer, asyncio.Future) else answer
 
     return [
         Contender(ENGINE, lambda number: part.infer(arrays[number % REQUESTS]), time.process_time),

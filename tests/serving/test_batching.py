@@ -199,3 +199,39 @@ def test_limits_come_from_the_parts_settings():
     for wrong in (3, {"rows": 1}, {"maxRows": 0}, {"maxRows": 1.5}, {"latencyMs": "x"}):
         with pytest.raises(LoadFailed, match=r"settings\.batching"):
             batch_limits({"batching": wrong})
+
+
+async def test_a_short_pass_runs_at_once_when_nothing_waits_and_not_right_after_another(queue, part):
+    served, inputs = quick(part), {"x": np.array([1, 2])}
+    assert queue.is_free_for(served, inputs)
+    assert queue.run(served, inputs)["y"].tolist() == [2, 4]
+    assert not queue.is_free_for(served, inputs), "what came meanwhile has not been read yet"
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert queue.is_free_for(served, inputs)
+    assert (served.tally.pass_requests.count, served.tally.queued.count) == (1, 1)
+
+
+async def test_requests_read_together_after_a_pass_are_joined(queue, part):
+    served = quick(part)
+    queue.run(served, {"x": np.array([1])})
+    works = [ask(queue, served, number) for number in (1, 2, 3)]
+    assert await asyncio.gather(*works) == [[2], [4], [6]]
+    assert part.passes == [1, 3]
+
+
+async def test_the_queue_is_free_for_no_pass_of_unknown_length_nor_while_another_waits(queue, part):
+    inputs = {"x": np.array([1])}
+    assert not queue.is_free_for(Served(part, BatchLimits()), inputs)
+    served = quick(part)
+    work = ask(queue, served, 1)
+    assert not queue.is_free_for(served, inputs)
+    await work
+
+
+async def test_a_pass_that_fails_at_once_raises_and_leaves_the_queue_as_it_was(queue, part):
+    served = quick(part)
+    with pytest.raises(InvalidInput, match="negative"):
+        queue.run(served, {"x": np.array([-1])})
+    assert queue.pending == 0
+    assert await ask(queue, served, 3) == [6]
