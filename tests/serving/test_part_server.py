@@ -95,6 +95,6 @@ async def test_a_request_without_time_left_is_not_answered_at_once(server):
 
 async def test_a_wrong_request_is_refused_each_time_it_comes(server):
     for _ in range(2):
-        with pytest.raises(InvalidInput, match="'z' does not exist|'x' is missing"):
+        with pytest.raises(InvalidInput, match=r"'z' does not exist|'x' is missing"):
             ask(server, 1, name="z")
     assert server.lease("m", "p", 1).entry.leases == 1
