@@ -9,7 +9,8 @@ from ipnext import __version__
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.deployment import RouterState
 from ipnext.names import GENERATION_HEADER
-from serving.host_client import HostClient, TryElsewhere
+from serving.host_call import TryElsewhere
+from serving.host_client import HostClient
 from serving.http import Request, Response, json_response, not_found
 from serving.model_metadata import model_signature
 from serving.router_metrics import GenerationCounts, RouterMetrics

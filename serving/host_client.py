@@ -1,43 +1,21 @@
 """How a router asks hosts: one attempt of one request, every part from a snapshot that its generation allows."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
 from ipnext.model.registry import Signature
 from serving.balancing import EndpointLoads
 from serving.frames import Frame, bytes_frame, tensor_frame
 from serving.graph import Tensors
+from serving.host_call import Asked, Attempt, HostCall, TryElsewhere, judged
 from serving.host_connection import ConnectionLost, HostConnection, Pieces, connect
 from serving.protocol import Body
 from serving.router_table import GenerationRoute
 from serving.synchrony import Offer, of_snapshot
 
 _SIGNATURE_SECONDS: Final = 5.0
-_ABOUT_NOW_SECONDS: Final = 0.02
-"""A call that ends so near its deadline, or after it, was ended by it."""
-_BROKEN: Final = frozenset({500, 504})
-"""Statuses of a host that gives no answer where another may."""
-_ELSEWHERE: Final = frozenset({409, 503})
-"""Statuses of a host that cannot answer now while another may."""
-
-
-class TryElsewhere(Exception):  # not an error yet: the request is tried again
-    """A host did not answer, or not for this generation; the whole request may be tried again on other hosts."""
-
-
-@dataclass(slots=True)
-class Attempt:
-    """What a request has met so far. `deadline` is a time of the client's clock."""
-
-    deadline: float = 0.0
-    tried: set[str] = field(default_factory=set)
-    """Urls of hosts that it had no luck with, in this attempt or one before."""
-    used: dict[str, int] = field(default_factory=dict)
-    """Part -> the snapshot that answers for it in this attempt."""
 
 
 class HostClient:
@@ -57,10 +35,13 @@ class HostClient:
         TryElsewhere where a host fails to answer for the generation; its url is then in `attempt.tried`. InvalidInput,
         DeadlineExceeded or IPnextError as the host judged.
         """
+        return (await self.begin(route, part, inputs, attempt).answered()).tensors()
+
+    def begin(self, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> HostCall:
+        """As `infer`; the call has left when this returns, where there is a connection."""
         offer = self._chosen(route, part, attempt)
         header = self._header("infer", route.model, part, offer.generation, attempt.deadline)
-        pieces = Pieces(tensor_frame, header, inputs)
-        return (await self._asked(route, part, offer, pieces, attempt)).tensors()
+        return self._call(route, part, offer, Pieces(tensor_frame, header, inputs), attempt)
 
     async def relay(self, route: GenerationRoute, part: str, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
         """The answer to the V2 body of a request, as the host wrote it; errors as `infer`.
@@ -72,7 +53,7 @@ class HostClient:
         offer = self._chosen(route, part, attempt)
         header = self._header("v2", route.model, part, offer.generation, attempt.deadline)
         header |= {"chosen": route.generation, "header_length": header_length, "outputs": list(route.plan.outputs)}
-        return await self._asked(route, part, offer, Pieces(bytes_frame, header, content), attempt)
+        return await self._call(route, part, offer, Pieces(bytes_frame, header, content), attempt).answered()
 
     async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
         """The answer to the V2 body of a request, whose graph a host of the route's `walker` walks; as `relay`."""
@@ -81,7 +62,7 @@ class HostClient:
         offer = self._loads.choose(route.offers[part], tried=attempt.tried)
         header = self._header("walk", route.model, part, offer.generation, attempt.deadline)
         pieces = Pieces(bytes_frame, header | {"header_length": header_length}, content)
-        answer = await self._asked(route, part, offer, pieces, attempt, walk=True)
+        answer = await self._call(route, part, offer, pieces, attempt, walk=True).answered()
         if answer.header["snapshots"] != route.snapshots:
             attempt.tried.add(offer.url)
             msg = f"{offer.url} answered with {answer.header['snapshots']}, needed is {dict(route.snapshots)}"
@@ -96,12 +77,13 @@ class HostClient:
         header = self._header("signature", route.model, part, offer.generation, deadline)
         try:
             async with asyncio.timeout(_SIGNATURE_SECONDS):
-                answer = await self._send(url, Pieces(bytes_frame, header, b""))
+                connection = self.line(url) or await self.reach(url)
+                answer = await connection.call(Pieces(bytes_frame, header, b""))
         except (TimeoutError, ConnectionLost) as error:
             msg = f"{url} did not answer"
             raise TryElsewhere(msg) from error
         if answer.header["status"] != 200:
-            raise _judged(part, url, answer.header, set())
+            raise judged(part, url, answer.header, set())
         return Signature.model_validate(answer.header["signature"])
 
     def close(self) -> None:
@@ -133,52 +115,17 @@ class HostClient:
         attempt.used[part] = offer.snapshot
         return offer
 
-    async def _asked(
-        self,
-        route: GenerationRoute,
-        part: str,
-        offer: Offer,
-        pieces: Pieces,
-        attempt: Attempt,
-        *,
-        walk: bool = False,
-    ) -> Frame:
-        """A walk that fails or takes long says little of its host: another part may be why."""
-        url, tiers, began = offer.url, route.offers[part], self._clock()
-        try:
-            with self._loads.calling(url):
-                answer = await self._send(url, pieces, route if walk else None)
-        except asyncio.CancelledError:
-            if not walk and attempt.deadline - self._clock() < _ABOUT_NOW_SECONDS:
-                self._loads.note_strike(url, tiers=tiers)
-            raise
-        except ConnectionLost as error:
-            attempt.tried.add(url)
-            msg = f"{url} did not answer"
-            raise TryElsewhere(msg) from error
-        status = answer.header["status"]
-        if status == 200:
-            self._loads.note_answer(url, self._clock() - began, tiers=tiers)
-        elif status in _BROKEN and not walk:
-            self._loads.note_strike(url, tiers=tiers)
-        if status != 200:
-            raise _judged(part, url, answer.header, attempt.tried)
-        _check_proof(part, offer, answer.header, attempt.tried)
-        return answer
+    def _call(
+        self, route: GenerationRoute, part: str, offer: Offer, pieces: Pieces, attempt: Attempt, *, walk: bool = False
+    ) -> HostCall:
+        return HostCall(Asked(route, part, offer, pieces, attempt, walk), self._loads, self._clock, self)
 
-    async def _send(self, url: str, pieces: Pieces, route: GenerationRoute | None = None) -> Frame:
+    def line(self, url: str) -> HostConnection | None:
+        """The open connection to a host."""
         connection = self._connections.get(url)
-        if connection is None or not connection.open:
-            connection = await self._connected(url)
-        if route is not None:
-            pieces = pieces.naming(connection.told(route))
-        try:
-            return await connection.call(pieces)
-        except ConnectionLost:
-            self._note_lost(url)
-            raise
+        return connection if connection is not None and connection.open else None
 
-    async def _connected(self, url: str) -> HostConnection:
+    async def reach(self, url: str) -> HostConnection:
         """One attempt to connect serves all who wait for it; who leaves meanwhile does not end it for the others."""
         attempt = self._connecting.get(url)
         if attempt is None:
@@ -195,9 +142,10 @@ class HostClient:
             self._connections[url] = done.result()
             self._loads.note_found(url)
         else:
-            self._note_lost(url)
+            self.note_lost(url)
 
-    def _note_lost(self, url: str) -> None:
+    def note_lost(self, url: str) -> None:
+        """A connection ended or could not be had: it is sought."""
         self._loads.note_lost(url)
         if url not in self._seeking:
             self._seeking[url] = asyncio.create_task(self._seek(url))
@@ -211,23 +159,4 @@ class HostClient:
                 self._loads.forget(self._known)
                 return
             with suppress(ConnectionLost):
-                await self._connected(url)
-
-
-def _judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
-    """What a host's refusal means for the request."""
-    status, message = answer["status"], f"part {part!r}: {answer.get('error')}"
-    if status in _ELSEWHERE:
-        tried.add(url)
-        return TryElsewhere(message)
-    if status == 504:
-        return DeadlineExceeded(message)
-    return InvalidInput(message) if 400 <= status < 500 else IPnextError(message)
-
-
-def _check_proof(part: str, offer: Offer, answer: Mapping[str, Any], tried: set[str]) -> None:
-    """The host must have used the snapshot that was chosen, or the answer would be mixed in a way nobody allowed."""
-    if answer.get("snapshot") != offer.snapshot:
-        tried.add(offer.url)
-        msg = f"{offer.url} answered with {part}={answer.get('snapshot')}, needed is {part}={offer.snapshot}"
-        raise TryElsewhere(msg)
+                await self.reach(url)

@@ -46,8 +46,8 @@ class HostConnection:
         """The protocol that takes the connection over."""
         return self._frames
 
-    async def call(self, pieces_of: "Pieces") -> Frame:
-        """Send a call and return its answer. Cancelled, the host is told so. ConnectionLost."""
+    def send(self, pieces_of: "Pieces") -> "SentCall":
+        """Send a call. ConnectionLost."""
         if not self._frames.open:
             raise ConnectionLost
         number = next(self._numbers)
@@ -57,13 +57,18 @@ class HostConnection:
             self._heard = self._heard or not self._silent_looks
             self._look()
         self._frames.send(pieces_of(number))
-        try:
-            return await answer
-        except asyncio.CancelledError:
+        return SentCall(self, number, answer)
+
+    async def call(self, pieces_of: "Pieces") -> Frame:
+        """Send a call and return its answer. Cancelled, the host is told so. ConnectionLost."""
+        return await self.send(pieces_of).answered()
+
+    def give_up(self, number: int) -> None:
+        """Wait for a call's answer no longer, and tell the host so."""
+        answer = self._waiting.pop(number, None)
+        if answer is not None and not (answer.done() and not answer.cancelled()):
+            answer.cancel()
             self._frames.send(bytes_frame({"op": "cancel", "id": number}))
-            raise
-        finally:
-            self._waiting.pop(number, None)
 
     def told(self, route: GenerationRoute) -> int:
         """The number that the host knows a route by; a new one is sent ahead of what is sent next."""
@@ -98,14 +103,40 @@ class HostConnection:
 
     def _on_frame(self, frame: Frame) -> None:
         self._heard = True
-        answer = self._waiting.get(frame.header.get("id", 0))
+        answer = self._waiting.pop(frame.header.get("id", 0), None)
         if answer is not None and not answer.done():
             answer.set_result(frame)
 
     def _on_lost(self) -> None:
-        for answer in self._waiting.values():
+        waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
             if not answer.done():
                 answer.set_exception(ConnectionLost())
+
+
+class SentCall:
+    """A call on its way. Either `answered` is awaited or `give_up` is called."""
+
+    __slots__ = ("_answer", "_connection", "_number")
+
+    def __init__(self, connection: HostConnection, number: int, answer: asyncio.Future[Frame]) -> None:
+        self._connection = connection
+        self._number = number
+        self._answer = answer
+
+    async def answered(self) -> Frame:
+        """The answer. Cancelled, the host is told so. ConnectionLost."""
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        """Wait no longer, and tell the host so."""
+        if self._answer.done() and not self._answer.cancelled():
+            self._answer.exception()  # known, so that asyncio does not report it as forgotten
+        self._connection.give_up(self._number)
 
 
 class Pieces:

@@ -23,7 +23,8 @@ from serving.compression import packed, unpacked
 from serving.discovery import Discovery
 from serving.frames import Frame
 from serving.graph import Tensors, run_graph
-from serving.host_client import Attempt, HostClient, TryElsewhere
+from serving.host_call import Attempt, TryElsewhere
+from serving.host_client import HostClient
 from serving.http import Request, Response, error_response, seconds_left
 from serving.http_limits import MAX_BODY_BYTES
 from serving.protocol import (

@@ -16,8 +16,9 @@ from ipnext.model.registry import REQUEST
 from serving.answer_forms import AnswerForm, AnswerForms
 from serving.batching import Begun, Served
 from serving.generations import Lease
-from serving.graph import Call, Tensors, cancel, inputs_of, outputs_of, run_graph
-from serving.host_client import Attempt, HostClient, TryElsewhere
+from serving.graph import Call, Tensors, inputs_of, outputs_of, run_graph
+from serving.host_call import Attempt, HostCall, TryElsewhere
+from serving.host_client import HostClient
 from serving.host_connection import ROUTES_KNOWN
 from serving.part_server import PartServer
 from serving.protocol import Body, Encoded, InferRequest, InferResponse, proof_parameters
@@ -108,11 +109,10 @@ class Walker:
 
     async def _attempt(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
         plan, deadline = walk.route.plan, asked.deadline
-        remote = partial(self._hosts.infer, walk.route, attempt=asked)
         *others, last = plan.nodes
         if last.part == walk.part and not any(node.needs or node.part == walk.part for node in others):
-            return await self._gathered(walk, request, deadline, remote)
-        call = partial(self._call, walk, deadline, remote)
+            return await self._gathered(walk, request, asked)
+        call = partial(self._call, walk, deadline, partial(self._hosts.infer, walk.route, attempt=asked))
         return await run_graph(plan, request, call)
 
     async def _call(self, walk: Walk, deadline: float, remote: Call, part: str, inputs: Tensors) -> Tensors:
@@ -120,27 +120,29 @@ class Walker:
             return await remote(part, inputs)
         return await self._finished(self._lease(walk), inputs, deadline)
 
-    async def _gathered(self, walk: Walk, request: Tensors, deadline: float, remote: Call) -> Tensors:
+    async def _gathered(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
         """A graph in which this host's part takes what other parts make of the request: all of them work at once."""
         *others, last = walk.route.plan.nodes
         results: dict[str, Tensors] = {REQUEST: request}
-        calls = {n.name: asyncio.ensure_future(remote(n.part, inputs_of(n, results))) for n in others}
+        calls: dict[str, HostCall] = {}
         lease: Lease[Served] | None = None
         try:
-            await asyncio.sleep(0)  # the calls leave
+            for node in others:
+                calls[node.name] = self._hosts.begin(walk.route, node.part, inputs_of(node, results), asked)
             lease = self._lease(walk)
             begun = self._parts.begin(
                 lease, {k: request[s.tensor] for k, s in last.inputs.items() if s.node == REQUEST}
             )
-            for name, running in calls.items():
-                results[name] = await running
+            for node in others:
+                results[node.name] = (await calls.pop(node.name).answered()).tensors()
             inputs, taken, lease = inputs_of(last, results), lease, None
-            results[last.name] = await self._finished(taken, inputs, deadline, begun)
+            results[last.name] = await self._finished(taken, inputs, asked.deadline, begun)
             return outputs_of(walk.route.plan, results)
         finally:
             if lease is not None:
                 self._parts.release(lease)
-            await cancel(calls.values())
+            for call in calls.values():
+                call.give_up()
 
     def _lease(self, walk: Walk) -> Lease[Served]:
         route = walk.route

@@ -12,7 +12,8 @@ from serving import balancing, host_connection
 from serving.balancing import EndpointLoads
 from serving.frames import UPGRADE, FrameProtocol, bytes_frame, tensor_frame
 from serving.graph import run_graph
-from serving.host_client import Attempt, HostClient, TryElsewhere
+from serving.host_call import Attempt, TryElsewhere
+from serving.host_client import HostClient
 from serving.host_connection import ConnectionLost, Pieces, connect
 from serving.http import error_response, not_found
 from serving.http_server import http_factory
@@ -27,7 +28,7 @@ class Host:
 
     def __init__(self, seconds=0.0, *, silent=False, status=200):
         self.seconds, self.silent, self.status = seconds, silent, status
-        self.pings = 0
+        self.pings = self.cancelled = 0
         self.asked = []
         self.open = set()
         self.url = ""
@@ -42,6 +43,8 @@ class Host:
         header = frame.header
         if header["op"] == "ping":
             self.pings += 1
+        if header["op"] == "cancel":
+            self.cancelled += 1
         if self.silent or header["op"] == "cancel":
             return
         if header["op"] == "ping":
@@ -180,6 +183,19 @@ async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client
         for _ in range(4):
             await client.infer(one, "p", X, client.attempt())
         assert len(first.asked) > asked
+
+
+async def test_a_call_leaves_before_its_answer_is_awaited_and_the_host_is_told_when_nobody_will(client, toolbox):
+    async with running(Host(seconds=0.2)) as [host]:
+        one = route([host], (2,))
+        await client.infer(one, "p", X, client.attempt())
+        begun, given_up = (client.begin(one, "p", X, client.attempt()) for _ in range(2))
+        await toolbox.eventually(lambda: len(host.asked) == 3)
+        given_up.give_up()
+        assert (await begun.answered()).tensors()["y"].data == [[2.0]]
+        await toolbox.eventually(lambda: host.cancelled == 1)
+        client.forget(frozenset())
+        await toolbox.eventually(lambda: not host.open)
 
 
 async def test_a_lost_host_that_left_the_table_is_sought_no_more(client):
