@@ -1,13 +1,41 @@
-"""Answers that look alike: the JSON header of a V2 answer in binary is written once for each form of its outputs."""
+"""Answers that look alike: all of a V2 answer but its numbers is written once for each form of its outputs."""
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from serving.protocol import Encoded, InferResponse, encode_response
-from serving.tensors import Tensor, all_finite, to_binary
+import orjson
+
+from serving.protocol import Encoded, InferRequest, InferResponse, answer_head, encode_response
+from serving.tensors import Tensor, all_finite, to_binary, to_json
 
 _FORMS_KEPT: Final = 256
-_HEADERS_KEPT: Final = 64
+_SHAPES_KEPT: Final = 64
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _InJson:
+    """An answer in JSON: what stands before the numbers of each output."""
+
+    before: tuple[bytes, ...]
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> Encoded:
+        pieces: list[bytes] = []
+        for before, (name, tensor) in zip(self.before, tensors.items(), strict=True):
+            pieces += (before, orjson.dumps(to_json(name, tensor)))
+        return Encoded(b"".join((*pieces, b"}]}")), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _InBinary:
+    """An answer whose outputs all lie behind its header."""
+
+    header: bytes
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> Encoded:
+        return Encoded(b"".join((self.header, *map(to_binary, tensors.values()))), len(self.header))
 
 
 class AnswerForm:
@@ -17,39 +45,54 @@ class AnswerForm:
         self._head = head
         self._chosen = tuple(chosen)
         self._binary = frozenset(binary)
-        self._headers: dict[tuple[tuple[int, ...], ...], bytes] = {}
+        self._known: dict[Shapes, _InJson | _InBinary] = {}
 
     def encode(self, outputs: Mapping[str, Tensor]) -> tuple[Encoded, bool]:
         """The body of the answer, and whether all its numbers are finite. Errors as `encode_response`."""
         tensors = {name: outputs[name] for name in self._chosen}
         finite = all(all_finite(tensor) for tensor in tensors.values())
         shapes = tuple(tensor.data.shape for tensor in tensors.values())
-        header = self._headers.get(shapes)
-        if header is not None:
-            return Encoded(b"".join((header, *map(to_binary, tensors.values()))), len(header)), finite
+        known = self._known.get(shapes)
+        if known is not None and finite:
+            return known.fill(tensors), finite
         head = self._head
         answer = InferResponse(head.model_name, tensors, head.model_version, head.id, head.parameters)
         encoded = encode_response(answer, binary=self._binary)
-        self._keep(shapes, tensors, encoded)
+        if finite and len(self._known) < _SHAPES_KEPT:
+            self._keep(shapes, tensors, encoded)
         return encoded, finite
 
-    def _keep(self, shapes: tuple[tuple[int, ...], ...], tensors: Mapping[str, Tensor], encoded: Encoded) -> None:
-        sizes_follow = all(name in self._binary and t.datatype != "BYTES" for name, t in tensors.items())
-        if encoded.header_length is not None and sizes_follow and len(self._headers) < _HEADERS_KEPT:
-            self._headers[shapes] = encoded.body[: encoded.header_length]
+    def _keep(self, shapes: Shapes, tensors: Mapping[str, Tensor], encoded: Encoded) -> None:
+        """BYTES are left out: in binary their sizes are in the header, in JSON they may have none."""
+        if any(tensor.datatype == "BYTES" for tensor in tensors.values()):
+            return
+        if encoded.header_length is not None and self._binary.issuperset(tensors):
+            self._known[shapes] = _InBinary(encoded.body[: encoded.header_length])
+        elif encoded.header_length is None:
+            self._known[shapes] = _in_json(answer_head(self._head), tensors)
+
+
+def _in_json(head: Mapping[str, object], tensors: Mapping[str, Tensor]) -> _InJson:
+    between = orjson.dumps(head)[:-1] + b',"outputs":['
+    before: list[bytes] = []
+    for name, tensor in tensors.items():
+        entry = orjson.dumps({"name": name, "datatype": tensor.datatype, "shape": tensor.data.shape})
+        before.append(between + entry[:-1] + b',"data":')
+        between = b"},"
+    return _InJson(tuple(before))
 
 
 class AnswerForms:
-    """The forms of the answers to requests whose own form is known."""
+    """The forms of the answers to requests for the same outputs."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, AnswerForm] = {}
 
-    def of(self, form: object | None, about: Hashable, make: Callable[[], AnswerForm]) -> AnswerForm:
-        """What `make` gave for a request of this form about the same thing; made anew where the form is None."""
-        if form is None:
+    def of(self, wanted: InferRequest, about: Hashable, make: Callable[[], AnswerForm]) -> AnswerForm:
+        """What `make` gave for a request that wants the same; made anew for one with an id, which is in its answer."""
+        if wanted.id is not None:
             return make()
-        key = (form, about)
+        key = (about, wanted.outputs, wanted.binary_output)
         known = self._known.get(key)
         if known is None:
             known = make()

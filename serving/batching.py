@@ -20,6 +20,7 @@ from ipnext.errors import DeadlineExceeded, IPnextError, LoadFailed, Unavailable
 from serving.answer_forms import AnswerForms
 from serving.costs import Costs
 from serving.engines.base import LoadedPart, Staged, StagedPart
+from serving.request_forms import FormsSeen
 from serving.tallies import PartTally
 from serving.tensors import Array
 
@@ -66,6 +67,7 @@ class Served:
         self.costs = Costs()
         self.tally = PartTally()
         self.joins = part.rows_are_independent and not limits.off
+        self.fitting = FormsSeen()
         self.answer_forms = AnswerForms()
         self._staged: dict[frozenset[str], Staged | None] = {}
 

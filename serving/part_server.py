@@ -163,8 +163,9 @@ class PartServer:
         call = _Call(lease, len(body))
         try:
             wanted = self._forms.read(body, header_length)
-            make = partial(self._answer_form, lease, wanted, about)
-            answer = lease.value.answer_forms.of(wanted.form, about, make)
+            served = lease.value
+            served.fitting.check(wanted, partial(check_inputs, wanted.inputs, served.part.signature))
+            answer = served.answer_forms.of(wanted, about, partial(self._answer_form, lease, wanted, about))
             seconds = wanted.seconds(seconds)
         except BaseException as error:
             self._refused(call, error)
@@ -172,10 +173,12 @@ class PartServer:
         return self._run(call, wanted.inputs, seconds, partial(_written, call, answer, finish), None)
 
     def _answer_form(self, lease: Lease[Served], wanted: InferRequest, about: About) -> AnswerForm:
-        """The form of the answer to a request that fits the part. InvalidInput."""
-        signature = lease.value.part.signature
-        check_inputs(wanted.inputs, signature)
-        outputs = about.outputs or tuple(spec.name for spec in signature.outputs)
+        """The form of the answer to a request. InvalidInput names an output that there is not."""
+        given = tuple(spec.name for spec in lease.value.part.signature.outputs)
+        if not set(about.outputs) <= set(given):
+            msg = f"outputs: {list(about.outputs)} are not all outputs of {about.part!r}; those are {list(given)}"
+            raise InvalidInput(msg, field="outputs", value=list(about.outputs), allowed=given)
+        outputs = about.outputs or given
         wanted.check_outputs(outputs)
         proof = proof_parameters(about.generation, {about.part: lease.snapshot}, self._region)
         head = InferResponse(about.model, {}, str(about.generation), wanted.id, proof)

@@ -200,14 +200,17 @@ def encode_response(response: InferResponse, *, binary: Collection[str] = ()) ->
     InvalidInput where the client asked for more JSON than there may be.
     """
     _check_json_elements({name: tensor for name, tensor in response.outputs.items() if name not in binary})
-    document = {
-        "model_name": response.model_name,
-        **_present(model_version=response.model_version, id=response.id, parameters=dict(response.parameters) or None),
-    }
     try:
-        return _encode(document, "outputs", response.outputs, binary)
+        return _encode(answer_head(response), "outputs", response.outputs, binary)
     except InvalidInput as error:  # the model's doing, not the client's
         raise IPnextError(error.message) from error
+
+
+def answer_head(response: InferResponse) -> dict[str, Any]:
+    """The document of an answer before its outputs."""
+    parameters = dict(response.parameters) or None
+    about = _present(model_version=response.model_version, id=response.id, parameters=parameters)
+    return {"model_name": response.model_name, **about}
 
 
 def _check_json_elements(tensors: Mapping[str, Tensor]) -> None:

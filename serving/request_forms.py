@@ -4,6 +4,7 @@ A client that asks again with as many rows sends the same header again, byte for
 new. So what a header was found to say is kept for the next request that begins with the same bytes and is as long.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,6 +34,23 @@ class _Place:
         """The input of another body of this form, in its memory."""
         data: Array = np.ndarray(self.shape, self.dtype, body, self.start)
         return Tensor(self.datatype, data)
+
+
+class FormsSeen:
+    """Forms that were found to be right, so that what depends on the form alone is checked once."""
+
+    def __init__(self) -> None:
+        self._seen: set[object] = set()
+
+    def check(self, request: InferRequest, check: Callable[[], None]) -> None:
+        """Call `check` unless it has let a request of this form pass before. Raises what it raises."""
+        if request.form is None:
+            check()
+        elif request.form not in self._seen:
+            check()
+            if len(self._seen) >= FORMS_KEPT:
+                self._seen.clear()
+            self._seen.add(request.form)
 
 
 class RequestForms:

@@ -72,7 +72,8 @@ class Walker:
         GenerationNotHeld where this host does not hold the route's snapshot, Unavailable where other hosts do not answer.
         """
         wanted = self._forms.read(*body)
-        answer = self._answers.of(wanted.form, walk.route, partial(self._answer_form, walk.route, wanted))
+        walk.route.plan.check_request(wanted.inputs)
+        answer = self._answers.of(wanted, walk.route, partial(self._answer_form, walk.route, wanted))
         seconds = wanted.seconds(seconds)
         try:
             with self._parts.busy():
@@ -84,9 +85,8 @@ class Walker:
         return finish(*answer.encode(outputs))
 
     def _answer_form(self, route: GenerationRoute, wanted: InferRequest) -> AnswerForm:
-        """The form of the answer to a request that fits the route. InvalidInput."""
+        """The form of the answer to a request. InvalidInput names an output that there is not."""
         outputs = tuple(route.plan.outputs)
-        route.plan.check_request(wanted.inputs)
         wanted.check_outputs(outputs)
         proof = proof_parameters(route.generation, route.snapshots, self._parts.region)
         head = InferResponse(route.model, {}, str(route.generation), wanted.id, proof)

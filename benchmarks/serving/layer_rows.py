@@ -1,6 +1,7 @@
 """Where the microseconds of a request to a host go: each layer with all below it, from the forward pass to the whole."""
 
 import asyncio
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.serving.bodies import V2_BINARY, V2_JSON, Form
-from benchmarks.serving.http_wire import Connection, answers
+from benchmarks.serving.http_wire import LOOPBACK, Connection, answers
 from benchmarks.serving.own_rows import HOST_PATH, PINNED, WHOLE
 from benchmarks.serving.own_servers import GENERATION, MODEL, REGION, ROOT, OwnServers
 from benchmarks.serving.reference import EAGER, REQUESTS, Asked, Reference
@@ -30,6 +31,7 @@ from serving.tensors import Tensor
 ENGINE = "engine, in process"
 CODEC = "+ V2 codec"
 QUEUE = "+ lease, checks, queue"
+BARE = "eager forward, asked by one byte over a socket"
 HTTP = "HTTP, loopback and client alone, bodies alike"
 HOST = "all: a host asked over HTTP"
 
@@ -42,8 +44,9 @@ def layer_rows(reference: Reference, folder: Path, batches: Sequence[int], secon
     with OwnServers(folder) as own, ExitStack() as stack:
         host = own.host("host", {WHOLE: folder / WHOLE}).server
         for batch in batches:
+            bare = _bare(reference, batch, folder, stack)
             for form in (V2_BINARY, V2_JSON):
-                layers = _in_process(part, manifest, reference, batch, form, stack)
+                layers = [bare, *_in_process(part, manifest, reference, batch, form, stack)]
                 layers.append(_http_alone(reference, batch, form, folder, stack))
                 layers.append(
                     _named(HOST, Asked(HOST, [host], HOST_PATH, form, PINNED).contender(reference, batch, stack))
@@ -112,6 +115,23 @@ async def _part_server(part: LoadedPart, manifest: SnapshotManifest, stack: Exit
     queue = InferenceQueue()
     stack.callback(queue.close)
     return PartServer(held, queue, lambda _: None, region=REGION)
+
+
+def _bare(reference: Reference, batch: int, folder: Path, stack: ExitStack) -> Contender:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.serving.bare_forward", *map(str, (port, reference.rows, batch))]
+    environment = {"PYTHONPATH": str(ROOT)}
+    log = folder / "bare.log"
+    server = stack.enter_context(ServerProcess(command, port=port, log=log, environment=environment, folder=folder))
+    server.wait(lambda: not socket.create_connection((LOOPBACK, port), 10).close())
+    connection = stack.enter_context(socket.create_connection((LOOPBACK, port), 30))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def call(_: int) -> object:
+        connection.sendall(b".")
+        return connection.recv(1)
+
+    return Contender(BARE, call, server.cpu_seconds)
 
 
 def _http_alone(reference: Reference, batch: int, form: Form, folder: Path, stack: ExitStack) -> Contender:

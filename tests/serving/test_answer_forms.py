@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ipnext.errors import IPnextError
 from serving.answer_forms import AnswerForm, AnswerForms
-from serving.protocol import InferResponse, encode_response
+from serving.protocol import InferRequest, InferResponse, RequestedOutput, encode_response
 from serving.tensors import Tensor
 
 HEAD = InferResponse("m", {}, "3", None, {"generation": 3, "snapshots": "a=1", "region": "here"})
@@ -48,14 +48,17 @@ def test_numbers_that_are_none_are_told_in_binary_and_refused_in_json(rows, valu
 
 
 def test_a_form_is_found_again_for_the_same_thing_only():
-    forms, made, alike = AnswerForms(), [], object()
+    forms, made = AnswerForms(), []
 
     def make():
         made.append(AnswerForm(HEAD, ("y",), ()))
         return made[-1]
 
-    first = forms.of(alike, ("m", 1), make)
-    assert forms.of(alike, ("m", 1), make) is first
-    assert forms.of(alike, ("m", 2), make) is not first
-    assert forms.of(None, ("m", 1), make) is not forms.of(None, ("m", 1), make)
-    assert len(made) == 4
+    plain, asking = InferRequest({}), InferRequest({}, (RequestedOutput("y", binary=True),))
+    named = InferRequest({}, id="a")
+    first = forms.of(plain, ("m", 1), make)
+    assert forms.of(InferRequest({}), ("m", 1), make) is first
+    assert forms.of(plain, ("m", 2), make) is not first
+    assert forms.of(asking, ("m", 1), make) is not first
+    assert forms.of(named, ("m", 1), make) is not forms.of(named, ("m", 1), make)
+    assert len(made) == 5

@@ -93,6 +93,14 @@ async def test_a_request_without_time_left_is_not_answered_at_once(server):
         await ask(server, 1, seconds=0.0)
 
 
+async def test_outputs_that_a_router_takes_for_the_parts_and_are_not_are_refused(server):
+    encoded = encode_request(InferRequest({"x": Tensor("FP32", np.zeros(1, np.float32))}))
+    about = About("m", "p", 1, ("score",))
+    lease = server.lease("m", "p", 1)
+    with pytest.raises(InvalidInput, match="score"):
+        server.infer_v2(lease, encoded.body, encoded.header_length, about=about, seconds=1, finish=lambda *_: None)
+
+
 async def test_a_wrong_request_is_refused_each_time_it_comes(server):
     for _ in range(2):
         with pytest.raises(InvalidInput, match=r"'z' does not exist|'x' is missing"):

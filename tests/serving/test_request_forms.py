@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ipnext.errors import InvalidInput
 from serving.protocol import InferRequest, RequestedOutput, decode_request, encode_request
-from serving.request_forms import FORMS_KEPT, RequestForms
+from serving.request_forms import FORMS_KEPT, FormsSeen, RequestForms
 from serving.tensors import DTYPES, Tensor
 
 
@@ -111,3 +111,23 @@ def test_only_so_many_forms_are_kept():
     for number in range(FORMS_KEPT):
         read(forms, request_of(1, 1, name=f"n{number}"))
     assert read(forms, request_of(1, 1, name="first")).form is not first
+
+
+def test_what_depends_on_the_form_is_checked_until_a_request_of_the_form_has_passed():
+    forms, seen, checked = RequestForms(), FormsSeen(), []
+    right, other = read(forms, request_of(2, 1)), read(forms, request_of(3, 1))
+
+    def refuse():
+        checked.append("refused")
+        msg = "no"
+        raise InvalidInput(msg)
+
+    for _ in range(2):
+        with pytest.raises(InvalidInput):
+            seen.check(right, refuse)
+    seen.check(right, lambda: checked.append("passed"))
+    seen.check(right, refuse)
+    assert checked == ["refused", "refused", "passed"]
+    for request in (other, InferRequest({})):
+        with pytest.raises(InvalidInput):
+            seen.check(request, refuse)
