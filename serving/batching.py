@@ -1,6 +1,6 @@
 """The queue before a part's forward passes: bounded, and what waits together is answered together.
 
-No request waits for others to come. While a pass runs, requests gather; the next pass takes as many of them as fit into
+No request waits for others to come, and none for the crowd of another part (serving.waiting). While a pass runs, requests gather; the next pass takes as many of them as fit into
 the part's limits, where the part answers each row by itself. A pass that is known to be short runs in the event loop,
 for handing it to a thread and back takes about as long; a longer one, or one not yet known, runs in a thread.
 """
@@ -23,6 +23,7 @@ from serving.engines.base import LoadedPart, Staged, StagedPart
 from serving.request_forms import FormsSeen
 from serving.tallies import PartTally
 from serving.tensors import Array
+from serving.waiting import Lines
 
 INLINE_SECONDS: Final = 0.005
 """A pass predicted to be shorter runs in the event loop: so long nothing else is read or answered."""
@@ -133,6 +134,10 @@ class _Job(Generic[R]):
         self.rows = _rows(inputs)
         self.form = _form(inputs, self.rows) if begun is None else object()
 
+    @property
+    def part(self) -> Served:
+        return self.served
+
     def settle(self, outcome: Arrays | Exception) -> None:
         if self.future.done():
             return
@@ -168,7 +173,7 @@ class InferenceQueue:
         self._threads = threads
         self._limit = threads + waiting
         self._clock = clock
-        self._waiting: deque[_Job[Any]] = deque()
+        self._waiting: Lines[_Job[Any]] = Lines()
         self._pending = 0
         self._running = 0
         self._scheduled = False
@@ -195,22 +200,29 @@ class InferenceQueue:
 
         A pass that has `begun` goes on from there, by itself.
 
-        Unavailable when the queue is full. `deadline` is a time of the clock; the future is DeadlineExceeded then.
+        Unavailable when the queue is full; the newest request of a part with more that wait makes place. `deadline` is a time of the clock; the future is DeadlineExceeded then.
         `on_end` is called once, in the event loop, when the part is done with the request or it is skipped. Cancelling
         the future skips a request that waits; a pass that runs cannot be stopped and ends later.
         """
         if self._pending >= self._limit:
-            msg = f"the queue is full with {self._pending} requests; try again"
-            raise Unavailable(msg)
+            self._make_place(served)
         job = _Job(served, inputs, deadline=deadline, finish=finish, on_end=on_end, begun=begun)
         job.queued_at = self._clock()
         self._pending += 1
-        self._waiting.append(job)
+        self._waiting.add(job)
         if self._running < self._threads:
             self._schedule()
         else:
             self._watch([job])
         return job.future
+
+    def _make_place(self, served: Served) -> None:
+        full = Unavailable(f"the queue is full with {self._pending} requests; try again")
+        newest = self._waiting.crowd_out(served)
+        if newest is None:
+            raise full
+        newest.settle(full)
+        self._skip(newest)
 
     def is_free_for(self, served: Served, inputs: Arrays) -> bool:
         """Whether a request may be answered at once: nothing waits or has just come, and its pass is known to be short."""
@@ -225,6 +237,7 @@ class InferenceQueue:
         finally:
             self._rest()
         seconds = time.perf_counter() - began
+        self._waiting.rest()
         tally.queued.observe(0.0)
         tally.note_pass(1, rows, seconds)
         served.costs.note(rows, seconds + (0.0 if begun is None else begun.seconds))
@@ -292,13 +305,17 @@ class InferenceQueue:
         return self._is_short(batch[0].served, sum(job.rows for job in batch))
 
     def _take(self) -> list[_Job[Any]]:
-        """The request that waits longest, and those that can be answered together with it; none where all are over."""
+        """Of the part whose turn it is, the request that waits longest, and those that can be answered together with it.
+
+        None where all of the part's are over.
+        """
         now = self._clock()
         batch: list[_Job[Any]] = []
         left: deque[_Job[Any]] = deque()
         rows = 0
-        while self._waiting:
-            job = self._waiting.popleft()
+        line = self._waiting.next()
+        while line:
+            job = line.popleft()
             if job.future.done() or job.deadline <= now:
                 self._skip(job)
             elif not batch or (_alike(batch[0], job) and _fits(job.served, rows + job.rows)):
@@ -309,8 +326,8 @@ class InferenceQueue:
                     break
             else:
                 left.append(job)
-        left.extend(self._waiting)
-        self._waiting = left
+        left.extend(line)
+        self._waiting.put_back(left)
         return batch
 
     def _skip(self, job: _Job[Any]) -> None:
@@ -339,7 +356,9 @@ class InferenceQueue:
 
     def _deliver(self, batch: Sequence[_Job[Any]], began: float, outcomes: Sequence[Arrays | Exception]) -> None:
         self._rest()
-        batch[0].served.tally.note_pass(len(batch), sum(job.rows for job in batch), self._clock() - began)
+        served, seconds = batch[0].served, self._clock() - began
+        self._waiting.spend(served, seconds)
+        served.tally.note_pass(len(batch), sum(job.rows for job in batch), seconds)
         self._pending -= len(batch)
         for job, outcome in zip(batch, outcomes, strict=True):
             job.settle(outcome)
@@ -347,7 +366,7 @@ class InferenceQueue:
 
 
 def _alike(first: _Job[Any], job: _Job[Any]) -> bool:
-    return first.served is job.served and first.form == job.form
+    return first.form == job.form
 
 
 def _fits(served: Served, rows: int) -> bool:

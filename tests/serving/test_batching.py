@@ -235,3 +235,31 @@ async def test_a_pass_that_fails_at_once_raises_and_leaves_the_queue_as_it_was(q
         queue.run(served, {"x": np.array([-1])})
     assert queue.pending == 0
     assert await ask(queue, served, 3) == [6]
+
+
+async def test_a_crowd_of_one_part_does_not_keep_anothers_request_waiting(queue, part):
+    crowded, few = Served(part, BatchLimits(off=True)), Served(Doubling(), BatchLimits())
+    part.gate.clear()
+    crowd = [ask(queue, crowded, number) for number in range(6)]
+    one = ask(queue, few, 5)
+    assert await asyncio.to_thread(part.started.wait, 20)
+    part.gate.set()
+    assert await one == [10]
+    assert sum(work.done() for work in crowd) <= 2
+    assert await asyncio.gather(*crowd) == [[2 * number] for number in range(6)]
+
+
+async def test_a_full_queue_refuses_the_newest_of_the_crowd_rather_than_another_parts_request(queue, part):
+    crowded, few = Served(part, BatchLimits(off=True)), Served(Doubling(), BatchLimits())
+    part.gate.clear()
+    ends = []
+    crowd = [ask(queue, crowded, number, on_end=lambda n=number: ends.append(n)) for number in range(9)]
+    await asyncio.to_thread(part.started.wait, 20)
+    one = ask(queue, few, 5)
+    part.gate.set()
+    assert await one == [10]
+    with pytest.raises(Unavailable, match="full"):
+        await crowd[-1]
+    assert await asyncio.gather(*crowd[:-1]) == [[2 * number] for number in range(8)]
+    assert sorted(ends) == list(range(9))
+    assert queue.pending == 0
