@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ipnext.model.registry import REQUEST
+from serving.splitting.packing import Packing, Parcel
 from serving.splitting.program import Operation, Program
 from serving.splitting.segments import Flow, Segment
 from serving.splitting.views import operator_name
@@ -41,11 +42,18 @@ class CutProgram:
     names: Mapping[str, str]
     """Value -> name on the way."""
     wires: Mapping[str, Wire]
+    parcels: Mapping[str, Parcel]
+    """Value -> the tensor that carries it."""
 
     def sources(self, cut: Cut) -> dict[str, str]:
         """Input of a segment -> `request.NAME` or `SEGMENT.OUTPUT`."""
         asked = {name: f"{REQUEST}.{name}" for name in self.program.inputs if name in cut.requests}
-        return asked | {self.names[value]: f"{giver}.{self.names[value]}" for value, giver in cut.edges.items()}
+        sent = {self.parcels[value].name: giver for value, giver in cut.edges.items()}
+        return asked | {name: f"{giver}.{name}" for name, giver in sent.items()}
+
+    def sent(self, cut: Cut) -> tuple[Parcel, ...]:
+        """What a segment sends to others."""
+        return tuple({parcel.name: parcel for parcel in map(self.parcels.__getitem__, cut.sends)}.values())
 
     def answers(self) -> dict[str, str]:
         """Output of the model -> `SEGMENT.OUTPUT`, in the model's order."""
@@ -71,7 +79,20 @@ def cut_program(program: Program, flow: Flow, segments: Iterable[Segment], defau
             if value not in cuts[giver].sends:
                 cuts[giver].sends.append(value)
     wires = {value: wire_of(program, value) for cut in cuts.values() for value in cut.sends}
-    return CutProgram(program, cuts, _names(program, wires), wires)
+    names = _names(program, wires)
+    return CutProgram(program, cuts, names, wires, _parcels(program, cuts, names, wires))
+
+
+def _parcels(
+    program: Program, cuts: Mapping[str, Cut], names: Mapping[str, str], wires: Mapping[str, Wire]
+) -> dict[str, Parcel]:
+    packing = Packing(program, {name: cut.operations for name, cut in cuts.items()}, wires, names)
+    found: dict[str, Parcel] = {}
+    for giver, cut in cuts.items():
+        takers = {value: tuple(name for name, taker in cuts.items() if value in taker.edges) for value in cut.sends}
+        for parcel in packing.parcels(giver, takers):
+            found |= dict.fromkeys(parcel.values, parcel)
+    return found
 
 
 class _Carver:

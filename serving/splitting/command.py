@@ -55,6 +55,9 @@ def _tables(report: SplitReport) -> Iterator[Table | str]:
     yield rows("", ("segment", "stage", "bytes", "takes", "gives"), _segment_lines(report))
     yield ""
     yield tree(report)
+    for tensor in report.tensors:
+        if tensor.carries:
+            yield f"packed: {tensor.name} carries {' '.join(tensor.carries)}"
     for copy in report.copied:
         yield f"copied: {copy.weight} ({copy.bytes:,} bytes) into {', '.join(copy.segments)}"
     for batch, same in report.bit_equal.items():

@@ -1,21 +1,19 @@
 """The program document and the signature of one segment."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from ipnext.errors import InvalidInput
-from ipnext.model.registry import Datatype, Signature, TensorSpec
+from ipnext.model.registry import Signature
 from serving.splitting.carving import Cut, CutProgram
+from serving.splitting.crossing import Made, arrival, departure
 from serving.splitting.nodes import batch_size, product, renamed, tensor_argument
+from serving.splitting.packing import takes_any_strides
+from serving.splitting.program import Operation
 from serving.splitting.sizes import dimension
+from serving.splitting.tensor_specs import tensor_specs
 
 _LEAF: Final[Mapping[str, Any]] = {"type": None, "context": None, "children_spec": []}
-_DATATYPES: Final[Mapping[int, Datatype]] = {
-    1: "UINT8", 2: "INT8", 3: "INT16", 4: "INT32", 5: "INT64", 6: "FP16", 7: "FP32", 8: "FP64", 12: "BOOL", 13: "BF16",
-    28: "UINT16", 34: "UINT32", 35: "UINT64",
-}  # fmt: skip
-"""By the numbers of torch's schema."""
 
 
 class SegmentDocument:
@@ -25,10 +23,12 @@ class SegmentDocument:
         self._whole = whole
         self._program = whole.program
         self._cut = cut
-        self._nodes: list[dict[str, Any]] = []
+        self._nodes: list[Mapping[str, Any]] = []
         self._tensors: dict[str, Any] = {}
         self._sizes: dict[str, Any] = {}
         self._names: dict[str, str] = {}
+        self._slices: dict[str, str] = {}
+        """Names in operations that take any strides."""
 
     def document(self) -> dict[str, Any]:
         """In the form of `program.json`."""
@@ -36,8 +36,8 @@ class SegmentDocument:
         inputs = self._whole.sources(cut)
         self._receive()
         self._tell_sizes(inputs)
-        for index in sorted(cut.operations):
-            self._keep(program.operations[index].raw)
+        for operation in self._operations():
+            self._keep(operation)
         outputs = self._send() | dict(cut.answers)
         specs = [*self._weight_specs(), *({"user_input": {"arg": tensor_argument(name)}} for name in inputs)]
         weights = [w for w in program.weights.values() if w.name in cut.weights]
@@ -54,31 +54,39 @@ class SegmentDocument:
         """The tensors that the segment takes and gives."""
         program, whole = self._program, self._whole
         asked = {name: program.graph["tensor_values"][name] for name in program.inputs if name in self._cut.requests}
-        taken = {whole.names[value]: whole.wires[value].meta for value in self._cut.edges}
-        given = {whole.names[value]: whole.wires[value].meta for value in self._cut.sends}
+        taken = {parcel.name: parcel.meta for parcel in map(whole.parcels.__getitem__, self._cut.edges)}
+        given = {parcel.name: parcel.meta for parcel in whole.sent(self._cut)}
         answers = {name: program.graph["tensor_values"][value] for name, value in self._cut.answers.items()}
-        return Signature(inputs=_specs(asked | taken), outputs=_specs(given | answers))
+        return Signature(inputs=tensor_specs(asked | taken), outputs=tensor_specs(given | answers))
 
     def _receive(self) -> None:
+        whole = self._whole
         for value in self._cut.edges:
-            name, wire = self._whole.names[value], self._whole.wires[value]
-            self._tensors[name] = wire.meta
-            self._names[value] = name
-            for number, step in enumerate(wire.receive):
-                result = f"{name}_back_{number}"
-                self._add(step.node(self._names[value], result), result, step.meta)
-                self._names[value] = result
+            parcel = whole.parcels[value]
+            self._tensors[parcel.name] = parcel.meta
+            got = arrival(parcel, value, whole.names[value], whole.wires[value], exact=self._is_used_exactly(value))
+            self._add(got.made)
+            self._names[value], self._slices[value] = got.name, got.slice
+
+    def _is_used_exactly(self, value: str) -> bool:
+        users = (operation for operation in self._operations() if value in operation.inputs)
+        return not all(self._takes_any_strides(operation) for operation in users)
+
+    def _takes_any_strides(self, operation: Operation) -> bool:
+        cut = self._cut
+        return takes_any_strides(operation, tuple(self._operations()), given={*cut.sends, *cut.answers.values()})
+
+    def _operations(self) -> Iterator[Operation]:
+        return (self._program.operations[index] for index in sorted(self._cut.operations))
 
     def _send(self) -> dict[str, str]:
         """Output name -> value."""
-        found: dict[str, str] = {}
-        for value in self._cut.sends:
-            name, at = self._whole.names[value], self._names.get(value, value)
-            for number, step in enumerate(self._whole.wires[value].send):
-                result = f"{name}_sent_{number}"
-                self._add(step.node(at, result), result, step.meta)
-                at = result
-            found[name] = at
+        whole, found = self._whole, {}
+        for parcel in whole.sent(self._cut):
+            made = departure(parcel, whole.names, self._names, whole.wires)
+            self._add(made)
+            first = parcel.values[0]
+            found[parcel.name] = made[-1].name if made else self._names.get(first, first)
         return found
 
     def _tell_sizes(self, inputs: Iterable[str]) -> None:
@@ -103,8 +111,12 @@ class SegmentDocument:
         found: Mapping[str, Any] = self._tensors.get(name) or self._program.graph["tensor_values"][name]
         return found
 
-    def _keep(self, raw: Mapping[str, Any]) -> None:
-        self._nodes.append({**raw, "inputs": [{**i, "arg": renamed(i["arg"], self._names)} for i in raw["inputs"]]})
+    def _keep(self, operation: Operation) -> None:
+        names = self._names
+        if not self._slices.keys().isdisjoint(operation.inputs) and self._takes_any_strides(operation):
+            names = names | self._slices
+        raw = operation.raw
+        self._nodes.append({**raw, "inputs": [{**i, "arg": renamed(i["arg"], names)} for i in raw["inputs"]]})
         self._describe(name for item in raw["outputs"] for name in _names(item))
 
     def _describe(self, names: Iterable[str]) -> None:
@@ -115,9 +127,10 @@ class SegmentDocument:
             elif name in graph["sym_int_values"]:
                 self._sizes[name] = graph["sym_int_values"][name]
 
-    def _add(self, node: dict[str, Any], result: str, meta: Mapping[str, Any]) -> None:
-        self._nodes.append(node)
-        self._tensors[result] = meta
+    def _add(self, made: Iterable[Made]) -> None:
+        for one in made:
+            self._nodes.append(one.node)
+            self._tensors[one.name] = one.meta
 
     def _weight_specs(self) -> list[Any]:
         specs = self._program.signature["input_specs"]
@@ -177,19 +190,3 @@ def _call(inputs: list[str], outputs: list[str]) -> dict[str, Any]:
         "out_spec": json.dumps([1, mapping(outputs)]),
         "outputs": [],
     }
-
-
-def _specs(metas: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(_spec(name, meta) for name, meta in metas.items())
-
-
-def _spec(name: str, meta: Mapping[str, Any]) -> TensorSpec:
-    if meta["dtype"] not in _DATATYPES:
-        msg = (
-            f"parts: the cut would send {name!r}, whose element type no V2 datatype has; keep what uses it in one part"
-        )
-        raise InvalidInput(msg, field="parts", value=name, allowed=tuple(_DATATYPES.values()))
-    sizes = [dimension(item) for item in meta["sizes"]]
-    return TensorSpec(
-        name=name, datatype=_DATATYPES[meta["dtype"]], shape=tuple(-1 if s.text else s.hint for s in sizes)
-    )

@@ -6,6 +6,7 @@ from typing import Any
 from serving.splitting.sizes import Dimension, written
 
 _POSITIONAL = 1
+_KEYWORD = 2
 
 
 def tensor_argument(name: str) -> dict[str, Any]:
@@ -13,9 +14,18 @@ def tensor_argument(name: str) -> dict[str, Any]:
     return {"as_tensor": {"name": name}}
 
 
-def aten(operator: str, source: str, result: str, **arguments: Any) -> dict[str, Any]:
-    """`result = aten.operator(source, **arguments)`, from a tensor to a tensor; arguments are JSON forms."""
-    return _node(f"torch.ops.aten.{operator}", {"self": tensor_argument(source), **arguments}, tensor_argument(result))
+def aten(
+    operator: str, source: str, result: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`result = aten.operator(source, arguments, *, options)`, from a tensor to a tensor; both are JSON forms by name."""
+    given = {"self": tensor_argument(source), **arguments}
+    return _node(f"torch.ops.aten.{operator}", given, tensor_argument(result), options)
+
+
+def stack(sources: Sequence[str], result: str) -> dict[str, Any]:
+    """Tensors of one shape, along a new dimension 1."""
+    arguments = {"tensors": {"as_tensors": [{"name": name} for name in sources]}, "dim": {"as_int": 1}}
+    return _node("torch.ops.aten.stack.default", arguments, tensor_argument(result))
 
 
 def batch_size(source: str, result: str) -> dict[str, Any]:
@@ -52,11 +62,15 @@ def tensor_meta(like: Mapping[str, Any], sizes: Sequence[Dimension], strides: Se
     }
 
 
-def _node(target: str, arguments: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
+def _node(
+    target: str, arguments: Mapping[str, Any], output: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    given = [{"name": key, "arg": value, "kind": _POSITIONAL} for key, value in arguments.items()]
+    given += [{"name": key, "arg": value, "kind": _KEYWORD} for key, value in (options or {}).items()]
     name = next(item for form in output.values() for item in form.values())
     return {
         "target": target,
-        "inputs": [{"name": key, "arg": value, "kind": _POSITIONAL} for key, value in arguments.items()],
+        "inputs": given,
         "outputs": [dict(output)],
         "metadata": {},
         "is_hop_single_tensor_return": None,

@@ -15,7 +15,9 @@ def svg(report: SplitReport) -> str:
     boxes = [graphs.Box(s.name, s.stage, f"{s.bytes:,} bytes") for s in report.segments]
     sent: dict[tuple[str, str], list[str]] = {}
     for tensor in report.tensors:
+        line = f"{tensor.name} {tensor.datatype} {list(tensor.shape)}"
+        packed = f", {len(tensor.carries)} tensors" if tensor.carries else ""
         for taker in tensor.to:
-            sent.setdefault((tensor.source, taker), []).append(f"{tensor.name} {tensor.datatype} {list(tensor.shape)}")
+            sent.setdefault((tensor.source, taker), []).append(line + packed)
     taken = sorted({t.name for t in report.tensors if t.source == REQUEST})
     return graphs.svg(boxes, sent, request=", ".join(taken))

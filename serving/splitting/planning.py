@@ -93,8 +93,19 @@ class SplitPlan:
             specs |= {node.inputs[spec.name]: spec for spec in signature.inputs}
         for source, spec in specs.items():
             giver = source.partition(".")[0]
-            to = tuple(takers[source])
-            yield SentTensor(name=spec.name, **{"from": giver}, to=to, datatype=spec.datatype, shape=spec.shape)
+            yield SentTensor(
+                name=spec.name,
+                **{"from": giver},
+                to=tuple(takers[source]),
+                datatype=spec.datatype,
+                shape=spec.shape,
+                carries=self._carried(spec.name),
+            )
+
+    def _carried(self, tensor: str) -> tuple[str, ...]:
+        """Names of the tensors that one on its way packs."""
+        parcels = (parcel for parcel in self.whole.parcels.values() if parcel.is_packed and parcel.name == tensor)
+        return next((tuple(self.whole.names[value] for value in parcel.values) for parcel in parcels), ())
 
     def _copied(self) -> Iterator[CopiedWeight]:
         paths = {w.key: w.path for w in reversed(self.whole.program.weights.values())}

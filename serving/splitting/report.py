@@ -31,13 +31,17 @@ class SegmentReport(Value):
 
 
 class SentTensor(Value):
-    """A tensor on its way from the request or a segment; -1 stands for the batch."""
+    """A tensor on its way from the request or a segment; -1 stands for the batch.
+
+    `carries` names the tensors that it packs, along dimension 1 in this order; it is empty where it is one by itself.
+    """
 
     name: str
     source: str = Field(alias="from")
     to: tuple[str, ...]
     datatype: Datatype
     shape: tuple[int, ...]
+    carries: tuple[str, ...] = ()
 
 
 class CopiedWeight(Value):

@@ -1,6 +1,6 @@
 """Deals the modules of a part out over sub-parts, by a budget of bytes or by count."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -125,7 +125,16 @@ def _by_count(units: Sequence[Unit], count: int, field: str) -> tuple[tuple[Unit
     bins: list[list[Unit]] = [[] for _ in range(count)]
     for unit in _dealing_order(units):
         min(bins, key=lambda b: (sum(u.size_bytes for u in b), len(b))).append(unit)
-    return tuple(map(tuple, bins))
+    return _alike_in_a_row(bins)
+
+
+def _alike_in_a_row(bins: Sequence[Sequence[Unit]]) -> tuple[tuple[Unit, ...], ...]:
+    """As many of each size in each sub-part, but neighbours together: what they send is then joined in whole runs."""
+    alike: dict[int, Iterator[Unit]] = {}
+    every = sorted((unit for units in bins for unit in units), key=lambda unit: (unit.order, unit.path))
+    for size in {unit.size_bytes for unit in every}:
+        alike[size] = iter([unit for unit in every if unit.size_bytes == size])
+    return tuple(tuple(next(alike[unit.size_bytes]) for unit in units) for units in bins)
 
 
 def _in_a_row(units: Sequence[Unit], count: int) -> tuple[tuple[Unit, ...], ...]:

@@ -7,7 +7,7 @@ receiver turns the dimensions back.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ipnext.errors import InvalidInput
@@ -25,10 +25,12 @@ class Step:
     operator: str
     arguments: Mapping[str, Any]
     meta: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that are given by name only."""
 
     def node(self, source: str, result: str) -> dict[str, Any]:
         """As a node of a graph."""
-        return aten(self.operator, source, result, **self.arguments)
+        return aten(self.operator, source, result, self.arguments, self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,16 @@ def wire_of(program: Program, value: str) -> Wire:
     elif not all(_of_batch(program, size) for size in layout.sizes):
         raise _unsendable(program, value)
     return _turned(program, value, layout, times) if times[0] != 1 or _inner_fixed(times) else _as_it_is(layout, meta)
+
+
+def plain_meta(like: Mapping[str, Any], sizes: Sequence[Dimension]) -> dict[str, Any]:
+    """The description of a tensor of other sizes whose elements lie in their plain order."""
+    return tensor_meta(like, sizes, strides_of(sizes))
+
+
+def strides_of(sizes: Sequence[Dimension]) -> list[int]:
+    """Strides of a tensor whose elements lie in their plain order."""
+    return _strides(sizes, range(len(sizes)))
 
 
 def _inner_fixed(times: Sequence[int | None]) -> bool:
