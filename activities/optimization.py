@@ -23,7 +23,7 @@ from ipnext.model.split import SplitPolicy, options_of
 from ipnext.model.status import ConditionType
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
-from serving.splitting.report import PartReport, SplitReport
+from serving.splitting.report import FORM, PartReport, SplitReport
 
 
 class OptimizationActivities:
@@ -93,12 +93,14 @@ def _source(repository: Repository, generation: Generation) -> Snapshot:
 
 
 def _known(repository: Repository, spec: ModelSpec, generation: Generation, source: Snapshot) -> Layout | None:
-    """The layout of a generation of the same bytes that was cut by the same policy."""
+    """The layout of a generation of the same bytes that was cut by the same policy, and not as models were cut once."""
     if spec.split is None:
         return None
     cut = spec.split.cut
     for other in (generation, *repository.generations(generation.model)):
         if other.layout is None or other.layout.cut != cut or other.layout.source != source.part:
+            continue
+        if other.number != generation.number and other.layout.form != FORM:
             continue
         if _source(repository, other).digest == source.digest:
             return other.layout
@@ -126,6 +128,7 @@ def _layout(
     return Layout(
         source=source.part,
         cut=cut,
+        form=FORM,
         equal_at=tuple(sorted(int(batch) for batch in report.bit_equal)),
         parts=tuple(_part(part, report, numbers, options_of(part.hardware, whole)) for part in report.parts),
         graph=report.graph,

@@ -244,6 +244,8 @@ class Layout(Value):
     """The part that was published and is cut."""
     cut: Sha256
     """Digest of the policy, hardware left out."""
+    form: int = Field(default=1, ge=1)
+    """What the same bytes and policy give differs from one form to another: a version of how models are cut."""
     equal_at: tuple[int, ...]
     """Batch sizes at which every bit of every output was compared with the uncut snapshot."""
     parts: tuple[LayoutPart, ...] = Field(min_length=1)

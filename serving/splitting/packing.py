@@ -9,19 +9,21 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, TypeAlias
 
+from ipnext.model.registry import Datatype
 from serving.splitting.program import Operation, Program
 from serving.splitting.sizes import Dimension, dimension
 from serving.splitting.tensor_specs import DATATYPES
 from serving.splitting.views import operator_name
 from serving.splitting.wire import Wire, plain_meta
+from serving.tensors import DTYPES
 
-MOST_NUMBERS: Final = 512
-"""Numbers of a value in each row up to which it is packed: beyond, copying it costs more than a tensor of its own."""
+MOST_ROW_BYTES: Final = 512
+"""Bytes of a value in each row up to which it is packed: beyond, at 64 rows, copying costs more than what is saved."""
 
 JOINS: Final = frozenset({"cat", "concat", "concatenate", "stack"})
 """They only copy, so the bits of their result are the same however their inputs lie in memory."""
 
-_Form: TypeAlias = tuple[int, tuple[Dimension, ...]]
+_Form: TypeAlias = tuple[Datatype, tuple[Dimension, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,10 @@ class Packing:
         by_rows = bool(sizes) and sizes[0].text is not None and sizes[0].text == self._program.batch
         if value in self._program.answers.values() or not by_rows or any(size.text is not None for size in sizes[1:]):
             return None
-        small = prod(size.hint for size in sizes[1:]) <= MOST_NUMBERS
-        return (int(meta["dtype"]), sizes[1:]) if small and meta["dtype"] in DATATYPES else None
+        datatype = DATATYPES.get(meta["dtype"])
+        if datatype is None or prod(size.hint for size in sizes[1:]) * DTYPES[datatype].itemsize > MOST_ROW_BYTES:
+            return None
+        return datatype, sizes[1:]
 
     def _packed(self, giver: str, values: Sequence[str]) -> Parcel:
         like = self._wires[values[0]].meta
@@ -102,7 +106,8 @@ class Packing:
                     used.setdefault(name, (index, place))
                     if operator_name(operation) in JOINS:
                         joined.setdefault(name, (index, place))
-        return sorted(values, key=lambda value: joined.get(value) or used.get(value) or (len(self._operations), 0))
+        last = (len(self._program.operations), 0)
+        return sorted(values, key=lambda value: joined.get(value) or used.get(value) or last)
 
 
 def takes_any_strides(operation: Operation, beside: Sequence[Operation], *, given: Collection[str]) -> bool:

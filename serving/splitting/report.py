@@ -1,12 +1,16 @@
 """What a split gives: parts, segments, the graph that joins them, and what the comparison said."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from pydantic import Field
 
 from ipnext.model.registry import Datatype, PartGraph
 from ipnext.model.split import SplitHardware
 from ipnext.model.value import Name, Sha256, Value
+
+FORM: Final = 2
+"""Of what a cut makes of a program and a policy; another number when that changes. 1: each value travels by itself."""
 
 
 class PartReport(Value):
