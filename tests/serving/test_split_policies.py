@@ -6,8 +6,10 @@ from torch import nn
 
 from ipnext.errors import InvalidInput
 from ipnext.model.manifest import parse_manifest
+from ipnext.model.split import ShardSpec
 from serving.export import export_model
 from serving.splitting.policy import parse_policy
+from serving.splitting.shards import Unit, deal
 from serving.splitting.split import split_snapshot
 
 ROWS = (100, 50, 50, 25, 10)
@@ -91,6 +93,14 @@ def test_shards_by_count_are_alike_in_bytes(snapshot):
     assert report.is_equal
     assert sorted(sizes) == ["rest", "sparse-0", "sparse-1"]
     assert abs(sizes["sparse-0"] - sizes["sparse-1"]) <= 25 * ROW_BYTES
+
+
+def test_tables_of_one_size_are_dealt_out_as_neighbours():
+    sizes = [8, 64, 8, 64, 8, 8, 64, 64]
+    units = [Unit(f"tables.{order}", size, order, is_table=True) for order, size in enumerate(sizes)]
+    first, second = deal(units, ShardSpec(by="count", count=2), field="parts.0.shard")
+    assert sorted(unit.order for unit in first) == [0, 1, 2, 3]
+    assert sorted(unit.order for unit in second) == [4, 5, 6, 7]
 
 
 def test_layers_are_dealt_out_as_neighbours(snapshot):

@@ -2,11 +2,13 @@
 
 import pytest
 
+from activities import optimization
 from activities.cutting import CutEnded, CutRefused
 from ipnext.model.deployment import DeploymentKey
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ScheduledReplan
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import ConditionType, Reason
+from serving.splitting.report import FORM
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -125,6 +127,20 @@ async def test_the_same_bytes_and_policy_again_are_not_cut_again(
     assert (change.state, change.generation) == (ChangeState.DONE, 3)
     assert house.cutter.calls == 2
     assert generation(3).layout == generation(1).layout
+
+
+async def test_bytes_that_were_cut_in_an_earlier_form_are_cut_again(
+    cut_in_the_middle, house, kit, model, carried_out, monkeypatch
+):
+    monkeypatch.setattr(optimization, "FORM", FORM + 1)
+    house.apply_split(model, kit.BY_TABLE)
+    change = await carried_out(house.publish_whole(model, 1, change_id=f"{model}-3"))
+
+    assert (change.state, change.generation) == (ChangeState.DONE, 3)
+    assert house.cutter.calls == 3
+    with house.store.read() as repository:
+        forms = [repository.generation(model, number).layout.form for number in (1, 3)]
+    assert forms == [FORM, FORM + 1]
 
 
 @pytest.mark.parametrize("reason", [Reason.SPLIT_REFUSED, Reason.SPLIT_DIFFERS])
