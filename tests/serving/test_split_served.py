@@ -21,16 +21,16 @@ POLICY = {
 
 
 class Ranker(nn.Module):
-    """Two tables, and a middle that comes between two calls of the default part."""
+    """Four tables, two for each shard, and a middle that comes between two calls of the default part."""
 
     def __init__(self):
         super().__init__()
-        self.tables = nn.ModuleList([nn.Embedding(20, 4) for _ in range(2)])
-        self.first, self.middle, self.last = nn.Linear(11, 13), nn.Linear(13, 13), nn.Linear(13, 1)
+        self.tables = nn.ModuleList([nn.Embedding(20, 4) for _ in range(4)])
+        self.first, self.middle, self.last = nn.Linear(19, 13), nn.Linear(13, 13), nn.Linear(13, 1)
 
     def forward(self, user, item, dense):
-        rows = torch.cat([self.tables[0](user), self.tables[1](item), dense], 1)
-        low = torch.relu(self.first(rows))
+        rows = [table(ids) for table, ids in zip(self.tables, (user, item, user, item), strict=True)]
+        low = torch.relu(self.first(torch.cat([*rows, dense], 1)))
         return {"score": self.last(low + torch.tanh(self.middle(low))).squeeze(1), "likes": low > 0.5}
 
 
@@ -45,6 +45,7 @@ def test_a_split_model_is_served_across_hosts_with_equal_bits(tmp_path, publishe
     examples = {name: torch.from_numpy(array) for name, array in request(4).items()}
     manifest = export_model(Ranker(), examples, tmp_path / "whole")
     report = split_snapshot(tmp_path / "whole", parse_policy(POLICY), out=tmp_path / "split")
+    assert [tensor.shape for tensor in report.tensors if tensor.carries] == [(-1, 2, 4), (-1, 2, 4)]
     whole = TorchEngine().load(tmp_path / "whole", manifest, {})
     hosts = [machine.start_host(name, wait=False) for name in ("one", "two")]
     router = machine.start_router("router")
