@@ -30,7 +30,7 @@ from serving.host_frames import HostFrames
 from serving.host_metrics import HostMetrics
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.loading import Loader
-from serving.memory import HostMemory, settle, shared_bytes
+from serving.memory import HostMemory, keep_freed, settle, shared_bytes
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
 from serving.server import listen, log_as_json, run, serve
@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _arguments(arguments)
     log_as_json()
     sys.setswitchinterval(SWITCH_SECONDS)
+    keep_freed()
     listener = listen(parsed.port)
     run(partial(_main, parsed, listener))
     os._exit(0)  # a forward pass or a download that hangs in its thread must not keep the process

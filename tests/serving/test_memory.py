@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+import platform
 import subprocess
 import sys
 
@@ -200,3 +201,30 @@ async def test_a_snapshot_that_finds_no_room_fails_with_the_figures(limited, too
     assert (failure.snapshot, failure.code) == (2, "MemoryExceeded")
     assert "600.0 MB of the host's 1,000.0 MB are in use" in failure.message
     assert [h.generation for h in held.ready] == [1]
+
+
+PASSES = """
+import resource, sys
+import numpy as np
+from serving.memory import keep_freed
+if "keep" in sys.argv:
+    keep_freed()
+def a_pass():
+    np.ones(2**21, np.uint8)
+    np.ones(2**20, np.uint8)
+for _ in range(3):
+    a_pass()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    a_pass()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the options")
+def test_what_a_pass_frees_serves_the_next_without_new_pages():
+    def faults(*arguments):
+        command = [sys.executable, "-c", PASSES, *arguments]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("keep") < 50 < faults()
