@@ -1,6 +1,6 @@
 """Weights in memory that a delta turns into the next ones, copy on write.
 
-Tensors that a delta leaves alone are the parent's own. A large one that changes is mapped anew from the file of the full
+Tensors that a delta leaves alone are the parent's own. Large ones that change are mapped anew, all of a delta together, from the file of the full
 snapshot at the bottom of the chain (all mappings share its pages in the page cache), and all rows that changed since then are written into
 the mapping: that costs memory for the touched pages of 4 KiB only. The parent's own memory is never written to.
 """
@@ -41,8 +41,10 @@ class Weights:
     def changed_by(self, delta: Delta) -> "Weights":
         """The weights with a delta applied. LoadFailed where it does not fit them or gives another result than it states."""
         tensors, since, digests = dict(self.tensors), dict(self.since), dict(self.digests)
-        for key, told in delta.document.tensors.items():
+        for key in delta.document.tensors:
             self._check_fits(key, delta)
+        anew = self.file.mapped(key for key in delta.rows if self._is_mappable(key))
+        for key, told in delta.document.tensors.items():
             known = digests.get(key, from_text(told.before))
             if as_text(known) != told.before:
                 msg = f"tensor {key!r} has row digest {as_text(known)}, the delta was made for {told.before}"
@@ -52,7 +54,7 @@ class Weights:
                 digests[key] = digest_of_rows(by_rows(tensors[key]))
             else:
                 rows = delta.rows[key]
-                tensors[key], since[key] = self._with_rows(key, rows)
+                tensors[key], since[key] = self._with_rows(key, rows, anew.get(key))
                 written = Rows(rows.indices, by_rows(tensors[key])[rows.indices])
                 digests[key] = digest_after(known, self.tensors[key], written)
             _check_result(key, digests[key], told)
@@ -68,19 +70,21 @@ class Weights:
                 msg = f"tensor {key!r} has row digest {found}, {when} the delta it must be {stated}"
                 raise LoadFailed(msg)
 
-    def _with_rows(self, key: str, rows: Rows) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A tensor of its own with the rows written, and all rows in which it differs from the file."""
+    def _is_mappable(self, key: str) -> bool:
+        large = self.tensors[key].nbytes >= _SMALLEST_MAPPED_BYTES
+        return large and self.file.is_aligned(key) and self.since.get(key, _NONE) is not None
+
+    def _with_rows(self, key: str, rows: Rows, anew: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A tensor of its own with the rows written, and all rows in which it differs from the file. `anew`: as in the file."""
         former = self.tensors[key]
         since = self.since.get(key, _NONE)
-        mappable = self.file.is_aligned(key) and former.nbytes >= _SMALLEST_MAPPED_BYTES
-        if since is None or not mappable:
+        if since is None or anew is None:
             tensor = former.clone()
             write_rows(tensor, rows)
             return tensor, None
-        tensor = self.file.private(key)
-        write_rows(tensor, Rows(since, by_rows(former)[since]))
-        write_rows(tensor, rows)
-        return tensor, torch.unique(torch.cat([since, rows.indices]))
+        write_rows(anew, Rows(since, by_rows(former)[since]))
+        write_rows(anew, rows)
+        return anew, torch.unique(torch.cat([since, rows.indices]))
 
     def _check_fits(self, key: str, delta: Delta) -> None:
         tensor = self.tensors.get(key)
@@ -112,11 +116,10 @@ def _added_bytes(tensor: torch.Tensor, since: torch.Tensor | None) -> int:
 
 def read_weights(path: Path, keys: Iterable[str]) -> Weights:
     """The named tensors of a full snapshot's file, mapped; one that begins where torch would not put it is copied."""
-    tensors: dict[str, torch.Tensor] = {}
-    with safe_open(path, framework="pt") as file:
-        for key in sorted(set(keys)):
-            tensors[key] = aligned(file.get_tensor(key))
-    return Weights(tensors, TensorFile(path), {}, {}, sum(tensor.nbytes for tensor in tensors.values()))
+    with safe_open(path, framework="pt"):  # refuses a file whose header does not fit it
+        file = TensorFile(path)
+    tensors = file.mapped(keys)
+    return Weights(tensors, file, {}, {}, sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def _check_result(key: str, digest: Digest, told: ChangedTensor) -> None:
