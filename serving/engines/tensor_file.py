@@ -1,7 +1,7 @@
 """Weights as a safetensors file whose tensors lie where torch itself would put them, so that a host maps and never copies.
 
-Tensors are written largest first, those that fill whole lines of 64 bytes before all others: every large table then begins
-at a multiple of 64 bytes, and a private mapping of the file (`man 2 mmap`, MAP_PRIVATE) shares its pages with the page
+Tensors that fill whole lines of 64 bytes are written before all others: every large table then begins at a multiple of 64
+bytes. Those with rows of one length follow each other, so that they lie whole rows apart. A private mapping of the file (`man 2 mmap`, MAP_PRIVATE) shares its pages with the page
 cache until somebody writes to them. The format is plain safetensors (github.com/huggingface/safetensors, "Format").
 Written by serving.export and serving.splitting, mapped by serving.deltas.
 """
@@ -26,11 +26,17 @@ _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write contiguous CPU tensors. The same tensors give the same bytes, in whichever order they come."""
-    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT_BYTES > 0, -tensors[name].nbytes, name))
+    order = sorted(tensors, key=lambda name: (*_place(tensors[name]), name))
     with path.open("wb") as stream:
         stream.write(_header({name: tensors[name] for name in order}))
         for name in order:
             stream.write(as_bytes(tensors[name]))
+
+
+def _place(tensor: torch.Tensor) -> tuple[bool, int, int]:
+    """What fills no whole lines comes last; the longest rows come first, and among those of one length the largest tensor."""
+    row = tensor.nbytes // max(1, len(tensor)) if tensor.dim() else tensor.nbytes
+    return tensor.nbytes % ALIGNMENT_BYTES > 0, -row, -tensor.nbytes
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:

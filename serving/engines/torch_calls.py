@@ -199,5 +199,5 @@ def _same_tensor(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Comparable by value even where there are NaNs."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor
+    """Comparable by value even where there are NaNs. A tensor of one number may be contiguous and yet have any stride."""
+    return tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) if tensor.numel() else tensor

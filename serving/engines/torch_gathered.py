@@ -18,7 +18,7 @@ OPERANDS: Final = ("table", "offsets", "first", "last", "columns")
 """Arguments of the graph for each group, after all others."""
 INDEX: Final = "joined_index"
 """Marks a node that joins indices which may come from several places."""
-_WITHOUT_USE: Final = frozenset({aten.select.int, aten.slice.Tensor, torch.select})
+_WITHOUT_USE: Final = frozenset({aten.select.int, aten.slice.Tensor, aten.unbind.int, operator.getitem, torch.select})
 """What a rewritten graph may have no use for any more."""
 
 

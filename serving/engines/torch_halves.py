@@ -172,9 +172,10 @@ class _Cut:
         """The graph from `given` to `answers`; both worlds compute sizes and weights for themselves."""
         needed = self._needed(given, answers)
         graph = fx.Graph()
-        made = {node: graph.placeholder(node.name) for node in given}
         weights = [node for node in self._nodes if node.op == "placeholder" and node in needed]
-        made |= {node: graph.placeholder(node.name) for node in weights}
+        made = {node: graph.placeholder(node.name) for node in (*given, *weights)}
+        for node, place in made.items():
+            place.meta = dict(node.meta)
         source = next(node for node in given if node in self._inputs)
         for node in self._nodes:
             if node.op == "call_function" and node in needed:

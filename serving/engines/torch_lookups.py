@@ -1,5 +1,6 @@
 """Embedding lookups of a graph, and which of them one call could do. Used by serving.engines.torch_gathering."""
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -84,7 +85,7 @@ def is_join(node: fx.Node) -> bool:
         return False
     first = node.args[0][0]
     result = len(sizes(first)) + (node.target is aten.stack.default) if isinstance(first, fx.Node) else 0
-    dimension: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     return result in _JOINED and dimension in {1, 1 - result}
 
 
@@ -92,8 +93,9 @@ def _takes_side_by_side(join: fx.Node) -> bool:
     """Whether at most half as many pieces would be joined if lookups of one form that follow each other were one."""
     if not is_join(join):
         return False
-    items: Any = join.args[0]
-    return 2 * (1 + sum(_form(a) != _form(b) for a, b in pairwise(items))) <= len(items)
+    items: list[fx.Node] = list(join.args[0])  # type: ignore[arg-type]  # a join's are nodes
+    pieces = 1 + sum(bool(_form(left) != _form(right)) for left, right in pairwise(items))
+    return 2 * pieces <= len(items)
 
 
 def _form(node: fx.Node) -> Any:
@@ -116,11 +118,15 @@ def _size(size: Any) -> Any:
 def column_of(node: fx.Node) -> tuple[fx.Node, int | None]:
     """A tensor, and the number in its dimension 1 where `node` is but this part of it; slices that leave nothing out aside."""
     node = _unsliced(node)
-    if node.target in {aten.select.int, torch.select} and not node.kwargs:
-        source: Any = node.args[0]
-        shape = sizes(source)
-        if len(shape) > 1 and node.args[1] in {1, 1 - len(shape)} and isinstance(shape[1], int):
-            return _unsliced(source), int(node.args[2]) % shape[1]  # type: ignore[arg-type]  # an index of a select
+    arguments = node.args
+    if node.target is operator.getitem and arguments[0].target is aten.unbind.int:  # type: ignore[union-attr]  # a node
+        arguments = (*arguments[0].args, *((0,) if len(arguments[0].args) == 1 else ()), arguments[1])  # type: ignore[union-attr]
+    elif node.target not in {aten.select.int, torch.select}:
+        return node, None
+    source = _unsliced(arguments[0])  # type: ignore[arg-type]  # a node
+    shape = sizes(source)
+    if len(shape) > 1 and arguments[1] in {1, 1 - len(shape)} and isinstance(shape[1], int):
+        return source, int(arguments[2]) % shape[1]  # type: ignore[arg-type]  # a number
     return node, None
 
 

@@ -134,6 +134,8 @@ def test_what_the_graph_itself_refuses_is_raised(exported):
         ((torch.ones(1), 2), (torch.ones(1), 2), True),
         ([torch.ones(1)], [torch.ones(1), torch.ones(1)], False),
         (1, 1.0, False),
+        (torch.arange(4).view(1, 4)[:, 2], torch.arange(4).view(1, 4)[:, 2], True),
+        (torch.arange(4).view(1, 4)[:, 2], torch.arange(4).view(1, 4)[:, 3], False),
     ],
 )
 def test_identical_means_every_bit_stride_and_type(left, right, same):
