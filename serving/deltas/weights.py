@@ -1,6 +1,6 @@
 """Weights in memory that a delta turns into the next ones, copy on write.
 
-Tensors that a delta leaves alone are the parent's own. Large ones that change are mapped anew, all of a delta together, from the file of the full
+Tensors that a delta leaves alone are the parent's own. Those that change are mapped anew, all of a delta together, from the file of the full
 snapshot at the bottom of the chain (all mappings share its pages in the page cache), and all rows that changed since then are written into
 the mapping: that costs memory for the touched pages of 4 KiB only. The parent's own memory is never written to.
 """
@@ -21,9 +21,6 @@ from serving.deltas.row_digest import Digest, as_text, digest_of_rows, from_text
 from serving.deltas.snapshot import Delta
 from serving.engines.tensor_file import TensorFile, aligned
 
-_SMALLEST_MAPPED_BYTES: Final = 1 << 16
-"""A smaller tensor is copied."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
@@ -43,14 +40,14 @@ class Weights:
         tensors, since, digests = dict(self.tensors), dict(self.since), dict(self.digests)
         for key in delta.document.tensors:
             self._check_fits(key, delta)
-        anew = self.file.mapped(key for key in delta.rows if self._is_mappable(key))
+        anew = self.file.mapped(filter(self.file.is_aligned, delta.document.tensors))
         for key, told in delta.document.tensors.items():
             known = digests.get(key, from_text(told.before))
             if as_text(known) != told.before:
                 msg = f"tensor {key!r} has row digest {as_text(known)}, the delta was made for {told.before}"
                 raise LoadFailed(msg)
             if key in delta.whole:
-                tensors[key], since[key] = aligned(delta.whole[key]), None
+                tensors[key], since[key] = _whole(delta.whole[key], anew.get(key)), None
                 digests[key] = digest_of_rows(by_rows(tensors[key]))
             else:
                 rows = delta.rows[key]
@@ -70,16 +67,12 @@ class Weights:
                 msg = f"tensor {key!r} has row digest {found}, {when} the delta it must be {stated}"
                 raise LoadFailed(msg)
 
-    def _is_mappable(self, key: str) -> bool:
-        large = self.tensors[key].nbytes >= _SMALLEST_MAPPED_BYTES
-        return large and self.file.is_aligned(key) and self.since.get(key, _NONE) is not None
-
     def _with_rows(self, key: str, rows: Rows, anew: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A tensor of its own with the rows written, and all rows in which it differs from the file. `anew`: as in the file."""
         former = self.tensors[key]
         since = self.since.get(key, _NONE)
         if since is None or anew is None:
-            tensor = former.clone()
+            tensor = _whole(former.clone() if anew is None else former, anew)
             write_rows(tensor, rows)
             return tensor, None
         write_rows(anew, Rows(since, by_rows(former)[since]))
@@ -108,6 +101,11 @@ class Weights:
 
 
 _NONE: Final = torch.empty(0, dtype=torch.int64)
+
+
+def _whole(tensor: torch.Tensor, anew: torch.Tensor | None) -> torch.Tensor:
+    """A tensor that shares nothing with the file, beside others of its delta where it can lie there."""
+    return aligned(tensor) if anew is None else anew.copy_(tensor)
 
 
 def _added_bytes(tensor: torch.Tensor, since: torch.Tensor | None) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import fx
 
-from serving.engines.torch_lookups import SIZES, Lookup, aten, column_of, is_join, runs, sizes
+from serving.engines.torch_lookups import SIZES, Lookup, Piece, aten, column_of, is_join, runs, sizes
 
 Group: TypeAlias = tuple[Lookup, ...]
 
@@ -96,7 +96,9 @@ class _Writing:
         else:
             apart = _call(self._new, torch.unbind, rows, 0)
             results = [_call(self._new, operator.getitem, apart, place) for place in range(len(group))]
-        self._made |= {lookup.node: result for lookup, result in zip(group, results, strict=True)}
+        for lookup, result in zip(group, results, strict=True):
+            result.meta = dict(lookup.node.meta)
+            self._made[lookup.node] = result
 
     def _index(self, group: Group, columns: fx.Node) -> fx.Node:
         """The indices of a group in one tensor, along the dimension of its tables."""
@@ -114,25 +116,69 @@ class _Writing:
         return index if group[0].at else _call(self._new, torch.transpose, index, 0, 1)
 
 
+class Reordered:
+    """Columns of a tensor in another order."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self._order = torch.tensor(order)
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A new tensor with column `order[i]` at place `i` of dimension 1."""
+        return torch.index_select(tensor, 1, self._order)
+
+
 def _join_pieces(graph: fx.Graph, join: fx.Node, fresh: set[fx.Node]) -> None:
-    """Write a join of single rows as one of slices, where that leaves half as many or fewer."""
+    """Write a join of single rows as one of slices or of whole tensors, where that leaves half as many or fewer."""
     items: Any = join.args[0]
     pieces = list(runs(items))
-    if 2 * len(pieces) > len(items):
-        return
-    widths = _Widths(join)
     with graph.inserting_before(join):
-        parts = [widths.piece(graph, *piece) for piece in pieces]
-        if len(parts) > 1:
-            joined = _call(graph, torch.cat, parts, 1)
-        elif pieces[0][0] in fresh and pieces[0][2] == sizes(pieces[0][0])[1]:
-            [joined] = parts
-            fresh.remove(pieces[0][0])  # a second answer in the same memory must not come of it
+        if 2 * len(pieces) <= len(items):
+            joined = _joined(graph, pieces, _Widths(join), fresh)
+        elif _is_reordering(items):
+            joined = _reordered(graph, items, join)
         else:
-            joined = _call(graph, torch.clone, parts[0], memory_format=torch.contiguous_format)
-    joined.meta.setdefault(SIZES, sizes(join))
+            return
+    joined.meta = dict(join.meta)
     join.replace_all_uses_with(joined)
     graph.erase_node(join)
+
+
+def _joined(graph: fx.Graph, pieces: Sequence[Piece], widths: "_Widths", fresh: set[fx.Node]) -> fx.Node:
+    parts = [widths.piece(graph, *piece) for piece in pieces]
+    source, _, count = pieces[0]
+    if len(parts) > 1:
+        return _call(graph, torch.cat, parts, 1)
+    if source in fresh and count == sizes(source)[1]:
+        fresh.remove(source)  # a second answer in the same memory must not come of it
+        return parts[0]
+    return _call(graph, torch.clone, parts[0], memory_format=torch.contiguous_format)
+
+
+def _is_reordering(items: Sequence[fx.Node]) -> bool:
+    """Whether the items, all of one form, are most of a few tensors."""
+    sources = dict.fromkeys(source if column is not None else item for item, (source, column) in _found(items))
+    columns = sum(sizes(source)[1] if source not in items else 1 for source in sources)
+    return 2 * len(sources) <= len(items) and columns <= 2 * len(items) and len(set(map(sizes, items))) == 1
+
+
+def _reordered(graph: fx.Graph, items: Sequence[fx.Node], join: fx.Node) -> fx.Node:
+    """The tensors whole, one after the other, and then their columns in the order of the items."""
+    begins: dict[fx.Node, int] = {}
+    parts: list[fx.Node] = []
+    order, end = [], 0
+    for item, (source, column) in _found(items):
+        whole = item if column is None else source
+        if whole not in begins:
+            begins[whole] = end
+            parts.append(_call(graph, torch.unsqueeze, item, 1) if column is None else source)
+            end += 1 if column is None else sizes(source)[1]
+        order.append(begins[whole] + (column or 0))
+    rows = _call(graph, Reordered(order), _call(graph, torch.cat, parts, 1))
+    return rows if join.target is aten.stack.default else _call(graph, torch.flatten, rows, 1, 2)
+
+
+def _found(items: Sequence[fx.Node]) -> list[tuple[fx.Node, tuple[fx.Node, int | None]]]:
+    return [(item, column_of(item)) for item in items]
 
 
 class _Widths:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import fx
@@ -136,9 +136,13 @@ def _unsliced(node: fx.Node) -> fx.Node:
     return node
 
 
-def runs(items: Sequence[fx.Node]) -> Iterator[tuple[fx.Node, int | None, int]]:
-    """Items of a join as longest pieces: (source, first, count), or (item, None, 1) for what is no part of a tensor."""
-    begun: tuple[fx.Node, int | None, int] | None = None
+Piece: TypeAlias = tuple[fx.Node, int | None, int]
+"""Of a join: (source, first, count) for columns of a tensor, or (item, None, 1) for what is none."""
+
+
+def runs(items: Sequence[fx.Node]) -> Iterator[Piece]:
+    """The items of a join as longest pieces."""
+    begun: Piece | None = None
     for item in items:
         source, column = column_of(item)
         if begun is not None and begun[1] is not None and (source, column) == (begun[0], begun[1] + begun[2]):

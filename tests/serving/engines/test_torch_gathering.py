@@ -27,6 +27,10 @@ UNEVEN = (301, 7, 95, 33, 201, 5)
 """Rows of 20 bytes: no table ends at a whole line, and those behind the first of the file begin at none."""
 
 
+TURNS = (50, 11, 400, 7, 9, 64, 3, 120, 33, 5)
+"""Rows of half a line: the second, fourth and seventh begin at none in the file, and are copied."""
+
+
 class Base(nn.Module):
     """Tables of unlike sizes, `width` floats in a row."""
 
@@ -166,7 +170,8 @@ MODELS = {
     "indices that hang on rows": (Deep, alone(ids_of()), 2),
     "rows of half a line, apart": (lambda: Apart(width=8), alone(ids_of()), 0),
     "rows of no whole lines, together": (lambda: Dlrm(UNEVEN, width=5), with_dense(ids_of(UNEVEN)), 1),
-    "half precision": (lambda: All(dtype=torch.float16), alone(ids_of()), 1),
+    "half precision": (lambda: All(width=32, dtype=torch.float16), alone(ids_of()), 1),
+    "in two places by turns": (lambda: All(TURNS, width=8), alone(ids_of(TURNS)), 2),
     "several ids, pooled": (Pooled, alone(ids_of(more=(4,))), 1),
     "too few tables": (lambda: Dlrm(ROWS[:2]), with_dense(ids_of(ROWS[:2])), 0),
 }
@@ -207,10 +212,11 @@ def test_every_bit_is_that_of_the_modules_own_forward(name, tmp_path):
     module = make().eval()
     part = exported(module, inputs, tmp_path / "snapshot")
     assert len(calls(part)) == groups
+    assert not calls(part, torch.select), "joins take slices"
     assert_bits(part, module, inputs)
 
 
-def test_two_tables_that_are_joined_are_one_call_and_no_select(tmp_path):
+def test_tables_that_are_joined_are_one_call_and_no_select(tmp_path):
     part = exported(Dlrm().eval(), with_dense(ids_of()), tmp_path / "snapshot")
     targets = [node.target for node in part._graph._nodes if node.op == "call_function"]
     assert not {torch.select, torch.ops.aten.select.int, torch.ops.aten.embedding.default, torch.stack} & set(targets)
@@ -324,7 +330,7 @@ def test_ids_that_show_a_wrong_offset_are_drawn(tmp_path, monkeypatch):
     assert not calls(load(tmp_path / "snapshot"), shifted_rows)
 
 
-LARGE = (1200, 1100, 2000, 1024, 1500, 1300)
+LARGE = (1200, 1100, 2000, 1024, 1500, 1300, 12)
 
 
 @pytest.fixture
@@ -336,15 +342,17 @@ def family(tmp_path):
     def child(places):
         rows = {}
         for place in places:
-            module.tables[place].weight[[0, 7, 1023]] += 1
-            rows[f"tables.{place}.weight"] = Rows(torch.tensor([0, 7, 1023]), module.tables[place].weight[[0, 7, 1023]])
+            weight = module.tables[place].weight
+            changed = torch.tensor([0, 7, len(weight) - 1])
+            weight[changed] += 1
+            rows[f"tables.{place}.weight"] = Rows(changed, weight[changed])
         export_delta(tmp_path / "base", rows, tmp_path / "delta")
         return read_delta(tmp_path / "delta")
 
     return module, load(tmp_path / "base"), child
 
 
-@pytest.mark.parametrize(("changed", "groups"), [([0, 1, 2, 3, 4, 5], 1), ([1, 3, 5], 2), ([2], 1)])
+@pytest.mark.parametrize(("changed", "groups"), [([0, 1, 2, 3, 4, 5, 6], 1), ([1, 3, 5], 2), ([2], 1)])
 def test_after_a_delta_the_rows_are_those_of_the_new_part(family, changed, groups):
     module, parent, child = family
     inputs = with_dense(ids_of(LARGE))
