@@ -435,3 +435,38 @@ def test_halves_of_a_request_join_their_lookups(tmp_path, monkeypatch):
     assert np.allclose(answer, module(user.expand(64, 4), item).numpy(), atol=1e-6)
     with pytest.raises(InvalidInput, match="index 50 is out of range for a table of 50 rows"):
         part.infer({"user": np.array([[50, 0, 0, 0]]), "item": item.numpy().copy()})
+
+
+class Drawn(nn.Module):
+    """Tables, columns and what becomes of their rows, drawn from a seed."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        random = np.random.default_rng(seed)
+        self.rows = [int(count) for count in random.integers(2, 60, 14)]
+        self.tables = nn.ModuleList(nn.Embedding(count, int(random.choice([4, 16, 16, 32]))) for count in self.rows)
+        self.columns = [int(place) for place in random.permutation(14)]
+        self.orders = [[int(place) for place in random.permutation(14)[: random.integers(3, 15)]] for _ in range(3)]
+        self.requires_grad_(requires_grad=False)
+
+    def inputs(self, batch, seed=0):
+        ids = torch.empty(batch, 14, dtype=torch.int64)
+        for table, place in enumerate(self.columns):
+            ids[:, place] = ids_of([self.rows[table]])(batch, seed)[:, 0]
+        return {"ids": ids}
+
+    def forward(self, ids):
+        found = [table(ids[:, place]) for table, place in zip(self.tables, self.columns, strict=True)]
+        joined = torch.cat([found[place] for place in self.orders[0]], 1)
+        alike = [found[place] for place in self.orders[1] if found[place].shape[1] == 16]
+        own = [found[place].sum(1) for place in self.orders[2]]
+        return joined, torch.stack([joined[:, :16], *alike], 1), torch.stack(own, 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_drawn_models_keep_every_bit(seed, tmp_path):
+    module = Drawn(seed).eval()
+    part = exported(module, module.inputs, tmp_path / "snapshot")
+    assert part._graph._plain is not None
+    assert_bits(part, module, module.inputs)
