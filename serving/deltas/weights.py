@@ -1,6 +1,6 @@
 """Weights in memory that a delta turns into the next ones, copy on write.
 
-Tensors that a delta leaves alone are the parent's own. A large one that changes is mapped anew from the file of the full
+Tensors that a delta leaves alone are the parent's own. Those that change are mapped anew, all of a delta together, from the file of the full
 snapshot at the bottom of the chain (all mappings share its pages in the page cache), and all rows that changed since then are written into
 the mapping: that costs memory for the touched pages of 4 KiB only. The parent's own memory is never written to.
 """
@@ -21,9 +21,6 @@ from serving.deltas.row_digest import Digest, as_text, digest_of_rows, from_text
 from serving.deltas.snapshot import Delta
 from serving.engines.tensor_file import TensorFile, aligned
 
-_SMALLEST_MAPPED_BYTES: Final = 1 << 16
-"""A smaller tensor is copied."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
@@ -41,18 +38,20 @@ class Weights:
     def changed_by(self, delta: Delta) -> "Weights":
         """The weights with a delta applied. LoadFailed where it does not fit them or gives another result than it states."""
         tensors, since, digests = dict(self.tensors), dict(self.since), dict(self.digests)
-        for key, told in delta.document.tensors.items():
+        for key in delta.document.tensors:
             self._check_fits(key, delta)
+        anew = self.file.mapped(filter(self.file.is_aligned, delta.document.tensors))
+        for key, told in delta.document.tensors.items():
             known = digests.get(key, from_text(told.before))
             if as_text(known) != told.before:
                 msg = f"tensor {key!r} has row digest {as_text(known)}, the delta was made for {told.before}"
                 raise LoadFailed(msg)
             if key in delta.whole:
-                tensors[key], since[key] = aligned(delta.whole[key]), None
+                tensors[key], since[key] = _whole(delta.whole[key], anew.get(key)), None
                 digests[key] = digest_of_rows(by_rows(tensors[key]))
             else:
                 rows = delta.rows[key]
-                tensors[key], since[key] = self._with_rows(key, rows)
+                tensors[key], since[key] = self._with_rows(key, rows, anew.get(key))
                 written = Rows(rows.indices, by_rows(tensors[key])[rows.indices])
                 digests[key] = digest_after(known, self.tensors[key], written)
             _check_result(key, digests[key], told)
@@ -68,19 +67,17 @@ class Weights:
                 msg = f"tensor {key!r} has row digest {found}, {when} the delta it must be {stated}"
                 raise LoadFailed(msg)
 
-    def _with_rows(self, key: str, rows: Rows) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A tensor of its own with the rows written, and all rows in which it differs from the file."""
+    def _with_rows(self, key: str, rows: Rows, anew: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A tensor of its own with the rows written, and all rows in which it differs from the file. `anew`: as in the file."""
         former = self.tensors[key]
         since = self.since.get(key, _NONE)
-        mappable = self.file.is_aligned(key) and former.nbytes >= _SMALLEST_MAPPED_BYTES
-        if since is None or not mappable:
-            tensor = former.clone()
+        if since is None or anew is None:
+            tensor = _whole(former.clone() if anew is None else former, anew)
             write_rows(tensor, rows)
             return tensor, None
-        tensor = self.file.private(key)
-        write_rows(tensor, Rows(since, by_rows(former)[since]))
-        write_rows(tensor, rows)
-        return tensor, torch.unique(torch.cat([since, rows.indices]))
+        write_rows(anew, Rows(since, by_rows(former)[since]))
+        write_rows(anew, rows)
+        return anew, torch.unique(torch.cat([since, rows.indices]))
 
     def _check_fits(self, key: str, delta: Delta) -> None:
         tensor = self.tensors.get(key)
@@ -106,17 +103,21 @@ class Weights:
 _NONE: Final = torch.empty(0, dtype=torch.int64)
 
 
+def _whole(tensor: torch.Tensor, anew: torch.Tensor | None) -> torch.Tensor:
+    """A tensor that shares nothing with the file, beside others of its delta where it can lie there."""
+    return aligned(tensor) if anew is None else anew.copy_(tensor)
+
+
 def _added_bytes(tensor: torch.Tensor, since: torch.Tensor | None) -> int:
     return int(tensor.nbytes) if since is None else min(int(tensor.nbytes), len(since) * mmap.PAGESIZE)
 
 
 def read_weights(path: Path, keys: Iterable[str]) -> Weights:
     """The named tensors of a full snapshot's file, mapped; one that begins where torch would not put it is copied."""
-    tensors: dict[str, torch.Tensor] = {}
-    with safe_open(path, framework="pt") as file:
-        for key in sorted(set(keys)):
-            tensors[key] = aligned(file.get_tensor(key))
-    return Weights(tensors, TensorFile(path), {}, {}, sum(tensor.nbytes for tensor in tensors.values()))
+    with safe_open(path, framework="pt"):  # refuses a file whose header does not fit it
+        file = TensorFile(path)
+    tensors = file.mapped(keys)
+    return Weights(tensors, file, {}, {}, sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def _check_result(key: str, digest: Digest, told: ChangedTensor) -> None:

@@ -15,6 +15,7 @@ from torch import fx
 from serving.deltas.snapshot import Delta
 from serving.deltas.weights import Weights
 from serving.engines.torch_calls import Calls, DirectGraph, same_bits
+from serving.engines.torch_gathering import Gatherer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Blueprint:
     """Name of a tensor -> where it lies in the weights file, as the document has it."""
     calls: Calls | None = None
     """What stands for each call of the graph; known once a snapshot of the program has been tried."""
+    gatherer: Gatherer | None = None
+    """Joins its embedding lookups, as the weights of a snapshot lie."""
     independent: bool | None = None
     """Whether rows answer independently; known as `calls`. A graph has no branch on values, so no weights change it."""
 
@@ -111,16 +114,25 @@ class TorchProgram:
     def direct(self, example: Sequence[torch.Tensor]) -> DirectGraph:
         """The graph as functions of the tensors, in `inputs` order. To be called without gradients, as `run`.
 
+        Lookups that can be done together are one call. Raises what `run` raises on the example.
+        """
+        plain, shared = self._plain(example), self.blueprint
+        if shared.gatherer is None:
+            shared.gatherer = Gatherer(self.module.graph, self.slots)
+        return shared.gatherer.agreeing(plain, self.arguments, self.run, example) or plain
+
+    def _plain(self, example: Sequence[torch.Tensor]) -> DirectGraph:
+        """Each call of the graph by itself.
+
         The first snapshot of a program has each call tried by itself on `example`. A later one takes the same calls,
-        and its whole answer to `example` must have the bits of `run`; else its calls are tried anew. Raises what `run`
-        raises on the example.
+        and its whole answer to `example` must have the bits of `run`; else its calls are tried anew.
         """
         shared, known = self.blueprint, self.blueprint.calls
         if known is not None:
-            graph = DirectGraph(self.module, self.arguments, self.slots, example, calls=known)
+            graph = DirectGraph(self.module.graph, self.arguments, self.slots, example, calls=known)
             if same_bits(self.run(example), graph.whole()(*example)):
                 return graph
-        graph = DirectGraph(self.module, self.arguments, self.slots, example)
+        graph = DirectGraph(self.module.graph, self.arguments, self.slots, example)
         shared.calls = graph.calls
         return graph
 

@@ -1,16 +1,18 @@
 """Weights as a safetensors file whose tensors lie where torch itself would put them, so that a host maps and never copies.
 
-Tensors are written largest first, those that fill whole lines of 64 bytes before all others: every large table then begins
-at a multiple of 64 bytes, and a private mapping of the file (`man 2 mmap`, MAP_PRIVATE) shares its pages with the page
+Tensors that fill whole lines of 64 bytes are written before all others: every large table then begins at a multiple of 64
+bytes. Those with rows of one length follow each other, so that they lie whole rows apart. A private mapping of the file (`man 2 mmap`, MAP_PRIVATE) shares its pages with the page
 cache until somebody writes to them. The format is plain safetensors (github.com/huggingface/safetensors, "Format").
 Written by serving.export and serving.splitting, mapped by serving.deltas.
 """
 
 import json
+import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,11 +26,17 @@ _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write contiguous CPU tensors. The same tensors give the same bytes, in whichever order they come."""
-    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT_BYTES > 0, -tensors[name].nbytes, name))
+    order = sorted(tensors, key=lambda name: (*_place(tensors[name]), name))
     with path.open("wb") as stream:
         stream.write(_header({name: tensors[name] for name in order}))
         for name in order:
             stream.write(as_bytes(tensors[name]))
+
+
+def _place(tensor: torch.Tensor) -> tuple[bool, int, int]:
+    """What fills no whole lines comes last; the longest rows come first, and among those of one length the largest tensor."""
+    row = tensor.nbytes // max(1, len(tensor)) if tensor.dim() else tensor.nbytes
+    return tensor.nbytes % ALIGNMENT_BYTES > 0, -row, -tensor.nbytes
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -72,13 +80,50 @@ class TensorFile:
         """Whether a mapped tensor begins where torch's own allocator would have it."""
         return self._places[name][0] % ALIGNMENT_BYTES == 0
 
-    def private(self, name: str) -> torch.Tensor:
-        """A tensor mapped for itself: what is written to it takes memory by touched page and is seen by nobody else."""
-        offset, size, dtype, shape = self._places[name]
-        before = offset % mmap.ALLOCATIONGRANULARITY
+    def mapped(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Tensors in one private mapping from the first to the last of them, so that a view may span several tables.
+
+        What is written to them takes memory by touched page and is seen by nobody else. Tensors that torch would put
+        elsewhere are copied, tables with rows of one length beside each other.
+        """
+        wanted = sorted(set(names), key=self.offset)
+        memory, begin = self._memory(wanted)
+        parts = {name: memory[self.offset(name) - begin :][: self._places[name][1]] for name in wanted}
+        parts |= _copied({name: (parts[name], self._row_bytes(name)) for name in wanted if not self.is_aligned(name)})
+        return {name: parts[name].view(self._places[name][2]).reshape(self._places[name][3]) for name in wanted}
+
+    def _memory(self, wanted: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """Bytes of the file from the first of the tensors on, and where in the file they begin."""
+        begin = self.offset(wanted[0]) if wanted else 0
+        end = max((sum(self._places[name][:2]) for name in wanted), default=0)
+        if begin == end:
+            return torch.empty(0, dtype=torch.uint8), begin
+        before = begin % mmap.ALLOCATIONGRANULARITY
         protection = mmap.PROT_READ | mmap.PROT_WRITE
-        pages = mmap.mmap(self._descriptor, before + size, mmap.MAP_PRIVATE, protection, offset=offset - before)
-        return torch.frombuffer(pages, dtype=dtype, count=size // dtype.itemsize, offset=before).reshape(shape)
+        size = before + end - begin
+        pages = mmap.mmap(self._descriptor, size, mmap.MAP_PRIVATE, protection, offset=begin - before)
+        return torch.frombuffer(pages, dtype=torch.uint8, offset=before), begin
+
+    def _row_bytes(self, name: str) -> int:
+        """Of a table; of any other tensor all its bytes, so that it stands alone."""
+        _, size, dtype, shape = self._places[name]
+        return shape[1] * dtype.itemsize if len(shape) == 2 and size else size  # a table's dimensions
+
+
+def _copied(tensors: Mapping[str, tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
+    """Bytes of tensors, each with the length of its rows, copied to whole lines; those of one length whole rows apart."""
+    by_rows: dict[int, list[str]] = {}
+    for name, (_, row) in tensors.items():
+        by_rows.setdefault(row, []).append(name)
+    found: dict[str, torch.Tensor] = {}
+    for row, names in by_rows.items():
+        step = math.lcm(ALIGNMENT_BYTES, row) or ALIGNMENT_BYTES
+        begins = [0, *accumulate(-(-len(tensors[name][0]) // step) * step for name in names)]
+        memory = torch.empty(begins[-1], dtype=torch.uint8)
+        for name, begin in zip(names, begins, strict=False):
+            part = memory[begin : begin + len(tensors[name][0])]
+            found[name] = part.copy_(tensors[name][0])
+    return found
 
 
 def _places(descriptor: int) -> Iterator[tuple[str, tuple[int, int, torch.dtype, tuple[int, ...]]]]:

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from serving.engines.torch_gathered import waits_for_part
 from serving.engines.torch_source import CallWriter, last_uses
 
 Function: TypeAlias = Callable[..., tuple[torch.Tensor, ...]]
@@ -29,16 +30,6 @@ _BY_OPERATOR_ONLY: Final = frozenset(
 """Bindings of these names take other arguments, or defaults of the process (its default type)."""
 
 
-def direct_function(
-    module: fx.GraphModule, arguments: Sequence[Any], slots: Sequence[int], example: Sequence[torch.Tensor]
-) -> Function:
-    """The graph as one function of the tensors in `slots`; all other `arguments` are bound. Run without gradients.
-
-    `example` are tensors of the user's inputs, with which each call is tried. Raises what the graph itself raises on them.
-    """
-    return DirectGraph(module, arguments, slots, example).whole()
-
-
 Calls: TypeAlias = Mapping[str, Callable[..., Any]]
 """Name of a node -> what to call for it."""
 
@@ -48,18 +39,28 @@ class DirectGraph:
 
     def __init__(
         self,
-        module: fx.GraphModule,
+        graph: fx.Graph,
         arguments: Sequence[Any],
         slots: Sequence[int],
         example: Sequence[torch.Tensor],
         *,
         calls: Calls | None = None,
+        plain: "DirectGraph | None" = None,
     ) -> None:
-        """With `calls`, found on other weights, nothing is tried: the caller compares the whole."""
-        self._nodes = list(module.graph.nodes)
+        """A graph of the tensors in `slots`; all other `arguments` are bound. To be run without gradients.
+
+        `example` are tensors of the user's inputs, with which each call is tried; raises what the graph itself raises on them.
+        With `calls`, found on other weights, nothing is tried: the caller compares the whole. `plain` has the same answers.
+        """
+        self._nodes = list(graph.nodes)
         self._arguments = arguments
         self._slots = slots
-        self.calls = _Trial(module, arguments, slots).run(example) if calls is None else calls
+        self._plain = plain
+        self.calls = _Trial(graph, arguments, slots).run(example) if calls is None else calls
+
+    def rewritten(self, graph: fx.Graph, arguments: Sequence[Any]) -> "DirectGraph":
+        """Another graph of the same inputs and answers; nodes that this one has too, by their names, keep their calls."""
+        return DirectGraph(graph, arguments, self._slots, (), calls=self.calls, plain=self)
 
     def whole(self) -> Function:
         """The graph in one function of all user's tensors, in their order."""
@@ -73,13 +74,15 @@ class DirectGraph:
         None where nothing can be computed without them. The first takes the other tensors and gives a state, the second that state and the late ones. The calls are those
         of the whole, each with the same values, so that no bit differs.
         """
-        if any(_is_mutable(node) for node in self._nodes):
+        if any(is_mutable(node) for node in self._nodes):
             return None
         places = [node for node in self._nodes if node.op == "placeholder"]
         dependent = {places[self._slots[number]] for number in late}
         for node in self._nodes:
             if node.op == "output" or not dependent.isdisjoint(node.all_input_nodes):
                 dependent.add(node)
+        if self._plain is not None and waits_for_part(self._nodes, dependent):
+            return self._plain.staged(late)
         early = [node for node in self._nodes if node.op == "call_function" and node not in dependent]
         if not early:
             return None
@@ -110,15 +113,16 @@ class DirectGraph:
         return writer, user
 
 
-def _is_mutable(node: fx.Node) -> bool:
+def is_mutable(node: fx.Node) -> bool:
+    """Whether a call writes to one of its arguments."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable  # noqa: SLF001  # no public name
 
 
 class _Trial:
     """Runs a graph node by node and finds for each call what may stand for it."""
 
-    def __init__(self, module: fx.GraphModule, arguments: Sequence[Any], slots: Sequence[int]) -> None:
-        self._nodes = list(module.graph.nodes)
+    def __init__(self, graph: fx.Graph, arguments: Sequence[Any], slots: Sequence[int]) -> None:
+        self._nodes = list(graph.nodes)
         self._arguments = list(arguments)
         self._slots = slots
 
@@ -195,5 +199,5 @@ def _same_tensor(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Comparable by value even where there are NaNs."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor
+    """Comparable by value even where there are NaNs. A tensor of one number may be contiguous and yet have any stride."""
+    return tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) if tensor.numel() else tensor

@@ -12,7 +12,8 @@ from torch import fx
 from torch._ops import OpOverload
 
 from serving.engines.blueprint import TorchProgram
-from serving.engines.torch_calls import Function, direct_function
+from serving.engines.torch_calls import DirectGraph, Function
+from serving.engines.torch_gathering import Gatherer
 
 Call: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """Takes a program's inputs in their order and gives its outputs in theirs."""
@@ -28,6 +29,13 @@ class Half:
     module: fx.GraphModule
     arguments: tuple[Any, ...]
     slots: tuple[int, ...]
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The graph itself."""
+        arguments = list(self.arguments)
+        for slot, tensor in zip(self.slots, tensors, strict=True):
+            arguments[slot] = tensor
+        return tuple(self.module.forward(*arguments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,9 @@ class Halves:
 
 
 def _directly(half: Half, example: Sequence[torch.Tensor]) -> Function:
-    return direct_function(half.module, half.arguments, half.slots, example)
+    plain = DirectGraph(half.module.graph, half.arguments, half.slots, example)
+    gatherer = Gatherer(half.module.graph, half.slots)
+    return (gatherer.agreeing(plain, half.arguments, half.run, example) or plain).whole()
 
 
 def repeat(tensor: torch.Tensor, dimension: int | None, rows: int, *, copied: bool) -> torch.Tensor:
@@ -162,9 +172,10 @@ class _Cut:
         """The graph from `given` to `answers`; both worlds compute sizes and weights for themselves."""
         needed = self._needed(given, answers)
         graph = fx.Graph()
-        made = {node: graph.placeholder(node.name) for node in given}
         weights = [node for node in self._nodes if node.op == "placeholder" and node in needed]
-        made |= {node: graph.placeholder(node.name) for node in weights}
+        made = {node: graph.placeholder(node.name) for node in (*given, *weights)}
+        for node, place in made.items():
+            place.meta = dict(node.meta)
         source = next(node for node in given if node in self._inputs)
         for node in self._nodes:
             if node.op == "call_function" and node in needed:

@@ -95,7 +95,7 @@ class CallWriter:
         if node.target is torch.ops.aten.slice.Tensor and tuple(node.args[1:]) == _WHOLE and not node.kwargs:
             self.lines.append(f"{name} = {self._text(node.args[0])}")
             return
-        function = self._calls[node.name]
+        function = self._calls.get(node.name, node.target)
         called = self._functions.get(function) or self._functions.setdefault(function, self.constant(function))
         words = [*map(self._text, node.args), *(f"{key}={self._text(value)}" for key, value in node.kwargs.items())]
         self.lines.append(f"{name} = {called}({', '.join(words)})")

@@ -33,7 +33,7 @@ def test_the_file_is_plain_safetensors(path):
 def test_tensors_of_whole_lines_lie_at_whole_lines_whatever_stands_beside_them(path):
     file = TensorFile(path)
     assert all(file.is_aligned(name) for name in ("table", "small", "ids"))
-    assert file.private("table").data_ptr() % 64 == 0
+    assert file.mapped(["table"])["table"].data_ptr() % 64 == 0
 
 
 def test_the_order_of_the_tensors_does_not_change_a_byte(path, tmp_path):
@@ -44,7 +44,7 @@ def test_the_order_of_the_tensors_does_not_change_a_byte(path, tmp_path):
 def test_a_private_tensor_is_its_own_and_the_file_stays_as_it_is(path):
     content = path.read_bytes()
     file = TensorFile(path)
-    one, two = file.private("table"), file.private("table")
+    one, two = (file.mapped(["table"])["table"] for _ in range(2))
     one[3] = 7
     assert torch.equal(two, TENSORS["table"])
     assert torch.equal(one[4:], TENSORS["table"][4:])
@@ -52,7 +52,7 @@ def test_a_private_tensor_is_its_own_and_the_file_stays_as_it_is(path):
 
 
 def test_a_private_tensor_outlives_the_file_and_its_name(path):
-    tensor = TensorFile(path).private("odd")
+    tensor = TensorFile(path).mapped(["odd"])["odd"]
     path.unlink()
     assert torch.equal(tensor, TENSORS["odd"])
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from serving.engines import torch_calls
-from serving.engines.torch_calls import DirectGraph, direct_function
+from serving.engines.torch_calls import DirectGraph
 from serving.engines.torch_program import read_program
 from serving.export import export_model
 
@@ -53,7 +53,7 @@ def exported(tmp_path_factory):
 def made(program, rows=3):
     example = [inputs(rows)[name] for name in program.inputs]
     with torch.inference_mode():
-        return direct_function(program.module, program.arguments, program.slots, example)
+        return DirectGraph(program.module.graph, program.arguments, program.slots, example).whole()
 
 
 def test_every_bit_is_that_of_the_modules_own_forward(exported):
@@ -70,7 +70,7 @@ def test_every_bit_is_that_of_the_modules_own_forward(exported):
 
 def test_torchs_own_bindings_are_called(exported):
     _, program = exported
-    trial = torch_calls._Trial(program.module, program.arguments, program.slots)
+    trial = torch_calls._Trial(program.module.graph, program.arguments, program.slots)
     with torch.inference_mode():
         calls = trial.run([inputs(3)[name] for name in program.inputs])
     bound = [call for call in calls.values() if not hasattr(call, "_schema") and "OpOverload" not in repr(call)]
@@ -100,7 +100,7 @@ def test_two_steps_give_the_bits_of_one(exported, late):
     module, program = exported
     example = [inputs(3)[name] for name in program.inputs]
     with torch.inference_mode():
-        graph = DirectGraph(program.module, program.arguments, program.slots, example)
+        graph = DirectGraph(program.module.graph, program.arguments, program.slots, example)
         early, rest = graph.staged({number for number, name in enumerate(program.inputs) if name in late})
         for rows in BATCHES:
             given = inputs(rows, seed=rows)
@@ -112,7 +112,7 @@ def test_two_steps_give_the_bits_of_one(exported, late):
 def test_nothing_begins_where_all_waits_for_the_late_inputs(exported):
     _, program = exported
     with torch.inference_mode():
-        graph = DirectGraph(program.module, program.arguments, program.slots, list(inputs(3).values()))
+        graph = DirectGraph(program.module.graph, program.arguments, program.slots, list(inputs(3).values()))
     assert graph.staged(set(range(3))) is None
 
 
@@ -120,7 +120,7 @@ def test_what_the_graph_itself_refuses_is_raised(exported):
     _, program = exported
     given = inputs(3) | {"ids": torch.tensor([0, 1, 50])}
     with pytest.raises(IndexError), torch.inference_mode():
-        direct_function(program.module, program.arguments, program.slots, [given[name] for name in program.inputs])
+        DirectGraph(program.module.graph, program.arguments, program.slots, [given[name] for name in program.inputs])
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,8 @@ def test_what_the_graph_itself_refuses_is_raised(exported):
         ((torch.ones(1), 2), (torch.ones(1), 2), True),
         ([torch.ones(1)], [torch.ones(1), torch.ones(1)], False),
         (1, 1.0, False),
+        (torch.arange(4).view(1, 4)[:, 2], torch.arange(4).view(1, 4)[:, 2], True),
+        (torch.arange(4).view(1, 4)[:, 2], torch.arange(4).view(1, 4)[:, 3], False),
     ],
 )
 def test_identical_means_every_bit_stride_and_type(left, right, same):
