@@ -55,7 +55,8 @@ class DirectGraph:
         self._nodes = list(graph.nodes)
         self._arguments = arguments
         self._slots = slots
-        self._plain = plain
+        self.plain = plain
+        """The same without joined lookups; None where this one has none."""
         self.calls = _Trial(graph, arguments, slots).run(example) if calls is None else calls
 
     def rewritten(self, graph: fx.Graph, arguments: Sequence[Any]) -> "DirectGraph":
@@ -81,8 +82,8 @@ class DirectGraph:
         for node in self._nodes:
             if node.op == "output" or not dependent.isdisjoint(node.all_input_nodes):
                 dependent.add(node)
-        if self._plain is not None and waits_for_part(self._nodes, dependent):
-            return self._plain.staged(late)
+        if self.plain is not None and waits_for_part(self._nodes, dependent):
+            return self.plain.staged(late)
         early = [node for node in self._nodes if node.op == "call_function" and node not in dependent]
         if not early:
             return None

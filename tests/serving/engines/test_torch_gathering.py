@@ -468,5 +468,5 @@ class Drawn(nn.Module):
 def test_drawn_models_keep_every_bit(seed, tmp_path):
     module = Drawn(seed).eval()
     part = exported(module, module.inputs, tmp_path / "snapshot")
-    assert part._graph._plain is not None
+    assert part._graph.plain is not None
     assert_bits(part, module, module.inputs)
