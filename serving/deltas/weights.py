@@ -1,8 +1,9 @@
 """Weights in memory that a delta turns into the next ones, copy on write.
 
-Tensors that a delta leaves alone are the parent's own. Those that change are mapped anew, all of a delta together, from the file of the full
-snapshot at the bottom of the chain (all mappings share its pages in the page cache), and all rows that changed since then are written into
-the mapping: that costs memory for the touched pages of 4 KiB only. The parent's own memory is never written to.
+Tensors that a delta leaves alone are the parent's own. Those that change are mapped anew, all of a delta together, from the
+file of the full snapshot at the bottom of the chain (all mappings share its pages in the page cache), and all rows that
+changed since then are written into the mapping: that costs memory for the touched pages of 4 KiB only. The parent's own
+memory is never written to.
 """
 
 import mmap

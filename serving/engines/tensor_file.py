@@ -1,8 +1,9 @@
 """Weights as a safetensors file whose tensors lie where torch itself would put them, so that a host maps and never copies.
 
 Tensors that fill whole lines of 64 bytes are written before all others: every large table then begins at a multiple of 64
-bytes. Those with rows of one length follow each other, so that they lie whole rows apart. A private mapping of the file (`man 2 mmap`, MAP_PRIVATE) shares its pages with the page
-cache until somebody writes to them. The format is plain safetensors (github.com/huggingface/safetensors, "Format").
+bytes. Those with rows of one length follow each other, so that they lie whole rows apart. A private mapping of the file
+(`man 2 mmap`, MAP_PRIVATE) shares its pages with the page cache until somebody writes to them. The format is plain
+safetensors (github.com/huggingface/safetensors, "Format").
 Written by serving.export and serving.splitting, mapped by serving.deltas.
 """
 

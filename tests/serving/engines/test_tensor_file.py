@@ -57,6 +57,38 @@ def test_a_private_tensor_outlives_the_file_and_its_name(path):
     assert torch.equal(tensor, TENSORS["odd"])
 
 
+def test_tensors_that_lie_right_are_one_piece_of_memory_and_the_others_are_copied(path):
+    found = TensorFile(path).mapped(TENSORS)
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
+    )
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in found.values())
+    lying = {found[name].untyped_storage().data_ptr() for name in ("table", "small", "ids")}
+    assert len(lying) == 1
+    assert found["bias"].untyped_storage().data_ptr() not in lying
+
+
+def test_nothing_is_mapped_of_no_names_or_of_empty_tensors(path):
+    file = TensorFile(path)
+    assert file.mapped([]) == {}
+    assert file.mapped(["empty"])["empty"].shape == (0, 4)
+
+
+def test_tables_with_rows_of_one_length_lie_whole_rows_apart(tmp_path):
+    """Also those that are copied, because what stands before them fills no whole lines."""
+    widths = {16: (7, 100, 31), 48: (5, 64, 9), 5: (3, 11, 201, 33), 32: (1, 2, 1000)}
+    tables = {f"{width}-{rows}": torch.randn(rows, width) for width, counts in widths.items() for rows in counts}
+    write_tensors(tables, tmp_path / "tables")
+    found = TensorFile(tmp_path / "tables").mapped(tables)
+    for width, counts in widths.items():
+        own = [found[f"{width}-{rows}"] for rows in counts]
+        for storage in {tensor.untyped_storage().data_ptr() for tensor in own}:
+            places = [t.data_ptr() - storage for t in own if t.untyped_storage().data_ptr() == storage]
+            assert len({place % (4 * width) for place in places}) == 1
+            assert len(places) >= 3 or width == 5
+    assert all(torch.equal(found[name], table) for name, table in tables.items())
+
+
 def test_a_tensor_that_begins_elsewhere_is_copied_to_where_torch_would_put_it():
     lying = torch.randn(20)[1:]
     assert aligned(lying).data_ptr() % 64 == 0
