@@ -16,7 +16,8 @@ from torch import add, clamp, embedding, equal, fx
 
 from serving.engines.torch_calls import DirectGraph, is_mutable, same_bits
 from serving.engines.torch_gathered import Group, gathered_graph
-from serving.engines.torch_lookups import Lookup, column_of, lookups_of
+from serving.engines.torch_lookups import Lookup, lookups_of
+from serving.engines.torch_nodes import column_of
 
 Run: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """The exported graph itself: takes the user's tensors in their order."""

@@ -1,22 +1,17 @@
 """Embedding lookups of a graph, and which of them one call could do. Used by serving.engines.torch_gathering."""
 
-import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import torch
 from torch import fx
 
-aten: Final = torch.ops.aten
+from serving.engines.torch_nodes import aten, is_join, sizes
 
-SIZES: Final = "sizes"
-"""In a node's meta, where it has no `val`: its sizes."""
 _INDEX_TYPES: Final = (torch.int32, torch.int64)
-_JOINED: Final = (2, 3)
-"""Dimensions of a join that is looked at; with four, how the pieces lie may choose another layout of the result."""
 _LINE_BYTES: Final = 64
 """What begins elsewhere may get other last bits from a kernel (serving.engines.tensor_file)."""
 _LARGEST_APART_BYTES: Final = 1 << 12
@@ -79,16 +74,6 @@ def _may_stand_apart(value: torch.Tensor) -> bool:
     return len(row) == value.dim() - 1 and size % _LINE_BYTES == 0 and size <= _LARGEST_APART_BYTES
 
 
-def is_join(node: fx.Node) -> bool:
-    """Whether it is a stack or cat along dimension 1 whose result has at most three dimensions: rows side by side."""
-    if node.target not in {aten.stack.default, aten.cat.default} or not isinstance(node.args[0], list):
-        return False
-    first = node.args[0][0]
-    result = len(sizes(first)) + (node.target is aten.stack.default) if isinstance(first, fx.Node) else 0
-    dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return result in _JOINED and dimension in {1, 1 - result}
-
-
 def _takes_side_by_side(join: fx.Node) -> bool:
     """Whether at most half as many pieces would be joined if lookups of one form that follow each other were one."""
     if not is_join(join):
@@ -102,54 +87,3 @@ def _form(node: fx.Node) -> Any:
     if node.target is not aten.embedding.default or not isinstance(node.args[1], fx.Node):
         return node
     return node.meta["val"].dtype, sizes(node), sizes(node.args[1])
-
-
-def sizes(node: fx.Node) -> tuple[Any, ...]:
-    """Of each dimension: its size, or the expression that stands for a free one. Empty where the node is no tensor."""
-    value: Any = node.meta.get("val")
-    known: tuple[Any, ...] = node.meta.get(SIZES, ())
-    return tuple(map(_size, value.shape)) if isinstance(value, torch.Tensor) else known
-
-
-def _size(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else size
-
-
-def column_of(node: fx.Node) -> tuple[fx.Node, int | None]:
-    """A tensor, and the number in its dimension 1 where `node` is but this part of it; slices that leave nothing out aside."""
-    node = _unsliced(node)
-    arguments = node.args
-    if node.target is operator.getitem and arguments[0].target is aten.unbind.int:  # type: ignore[union-attr]  # a node
-        arguments = (*arguments[0].args, *((0,) if len(arguments[0].args) == 1 else ()), arguments[1])  # type: ignore[union-attr]
-    elif node.target not in {aten.select.int, torch.select}:
-        return node, None
-    source = _unsliced(arguments[0])  # type: ignore[arg-type]  # a node
-    shape = sizes(source)
-    if len(shape) > 1 and arguments[1] in {1, 1 - len(shape)} and isinstance(shape[1], int):
-        return source, int(arguments[2]) % shape[1]  # type: ignore[arg-type]  # a number
-    return node, None
-
-
-def _unsliced(node: fx.Node) -> fx.Node:
-    while node.target is aten.slice.Tensor and tuple(node.args[1:]) == (0, 0, 2**63 - 1) and not node.kwargs:
-        [node] = node.all_input_nodes
-    return node
-
-
-Piece: TypeAlias = tuple[fx.Node, int | None, int]
-"""Of a join: (source, first, count) for columns of a tensor, or (item, None, 1) for what is none."""
-
-
-def runs(items: Sequence[fx.Node]) -> Iterator[Piece]:
-    """The items of a join as longest pieces."""
-    begun: Piece | None = None
-    for item in items:
-        source, column = column_of(item)
-        if begun is not None and begun[1] is not None and (source, column) == (begun[0], begun[1] + begun[2]):
-            begun = source, begun[1], begun[2] + 1
-            continue
-        if begun is not None:
-            yield begun
-        begun = (item, None, 1) if column is None else (source, column, 1)
-    if begun is not None:
-        yield begun

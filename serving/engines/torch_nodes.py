@@ -1,0 +1,71 @@
+"""What a graph's nodes are: their sizes, columns of tensors, joins of rows. Used by the files that join lookups."""
+
+import operator
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import fx
+
+aten: Final = torch.ops.aten
+
+SIZES: Final = "sizes"
+"""In a node's meta, where it has no `val`: its sizes."""
+_JOINED: Final = (2, 3)
+"""Dimensions of a join that is looked at; with four, how the pieces lie may choose another layout of the result."""
+
+
+def sizes(node: fx.Node) -> tuple[Any, ...]:
+    """Of each dimension: its size, or the expression that stands for a free one. Empty where the node is no tensor."""
+    value: Any = node.meta.get("val")
+    known: tuple[Any, ...] = node.meta.get(SIZES, ())
+    return tuple(map(_size, value.shape)) if isinstance(value, torch.Tensor) else known
+
+
+def _size(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def is_join(node: fx.Node) -> bool:
+    """Whether it is a stack or cat along dimension 1 whose result has at most three dimensions: rows side by side."""
+    if node.target not in {aten.stack.default, aten.cat.default} or not node.args or not isinstance(node.args[0], list):
+        return False
+    first = node.args[0][0]
+    result = len(sizes(first)) + (node.target is aten.stack.default) if isinstance(first, fx.Node) else 0
+    dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return result in _JOINED and dimension in {1, 1 - result}
+
+
+def column_of(node: fx.Node) -> tuple[fx.Node, int | None]:
+    """A tensor, and the number in its dimension 1 where `node` is but this part of it; slices that leave nothing out aside."""
+    node = _unsliced(node)
+    given = _select_arguments(node)
+    if given is None:
+        return node, None
+    source, dimension, number = _unsliced(given[0]), *given[1:]
+    shape = sizes(source)
+    if len(shape) > 1 and dimension in {1, 1 - len(shape)} and isinstance(shape[1], int) and isinstance(number, int):
+        return source, number % shape[1]
+    return node, None
+
+
+def _select_arguments(node: fx.Node) -> tuple[Any, Any, Any] | None:
+    """Tensor, dimension and number, where a node selects one part of many."""
+    given: Any = node.args
+    if node.target in {aten.select.int, torch.select} and len(given) == 3:
+        return tuple(given)
+    if node.target is operator.getitem and given[0].target is aten.unbind.int:
+        tensor, *dimension = given[0].args
+        return tensor, *(dimension or (0,)), given[1]
+    return None
+
+
+def _unsliced(node: fx.Node) -> fx.Node:
+    while node.target is aten.slice.Tensor and tuple(node.args[1:]) == (0, 0, 2**63 - 1) and not node.kwargs:
+        [node] = node.all_input_nodes
+    return node
+
+
+def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node, by a name that no operation of an exported graph has."""
+    return graph.create_node("call_function", target, args, kwargs, name="gathered")
