@@ -367,6 +367,23 @@ def test_after_a_delta_the_rows_are_those_of_the_new_part(family, changed, group
     assert_bits(part, module, inputs)
 
 
+def test_tables_carried_whole_by_a_delta_lie_with_the_others_and_take_the_rows_of_the_next(tmp_path):
+    module, inputs = Dlrm(LARGE).eval(), with_dense(ids_of(LARGE))
+    export_model(module, inputs(3), tmp_path / "base")
+    for table in module.tables:
+        nn.init.normal_(table.weight)
+    export_delta(tmp_path / "base", module, tmp_path / "first")
+    for table in module.tables:
+        table.weight[3] += 1
+    export_delta(tmp_path / "first", module, tmp_path / "second", bases=[tmp_path / "base"])
+    whole, rows = read_delta(tmp_path / "first"), read_delta(tmp_path / "second")
+    assert len(whole.whole) == len(rows.rows) == len(LARGE)
+    part = load(tmp_path / "base").changed_by(whole, parent_stays=False).changed_by(rows, parent_stays=False)
+    part.warm_up()
+    assert len(calls(part)) == 1
+    assert_bits(part, module, inputs)
+
+
 def test_snapshots_of_one_program_share_the_rewritten_graph(tmp_path):
     engine, parts = TorchEngine(), []
     for seed in (1, 2):
