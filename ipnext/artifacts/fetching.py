@@ -4,6 +4,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ from ipnext.artifacts.files import refusing_full_disk, sync_directory, write_syn
 from ipnext.artifacts.layout import manifest_bytes
 from ipnext.errors import ArtifactMissing
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.names import LIBRARY_FILE
 
 
 def lay_out(manifest: SnapshotManifest, directory: Path, *, digest: str, open_blob: Callable[[str], BinaryIO]) -> Path:
@@ -74,14 +76,16 @@ def _move_out(damaged: Path) -> None:
 
 
 def _complete(final: Path, manifest: SnapshotManifest) -> bool:
-    """Whether every file is there with its size, and the manifest with its very bytes."""
+    """Whether every file is there with its size, and the manifest and native code with their very bytes."""
     try:
         if (final / SNAPSHOT_FILE).read_bytes() != manifest_bytes(manifest):
             return False
-        return all(_size(final / file.path) == file.size_bytes for file in manifest.files)
+        return all(_is_whole(final / file.path, file) for file in manifest.files)
     except OSError:
         return False
 
 
-def _size(path: Path) -> int:
-    return path.stat(follow_symlinks=False).st_size
+def _is_whole(path: Path, file: ArtifactFile) -> bool:
+    if path.stat(follow_symlinks=False).st_size != file.size_bytes:
+        return False
+    return file.path != LIBRARY_FILE or sha256(path.read_bytes()).hexdigest() == file.sha256

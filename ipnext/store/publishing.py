@@ -1,16 +1,20 @@
 """Publishing: snapshots, the generation they make and the change that carries it, in one unit of work."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from sqlmodel import col, select
 
 from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import Layout, SnapshotSource
+from ipnext.model.registry import GenerationState, Layout, SnapshotSource
 from ipnext.store.changes import Changes, _change
 from ipnext.store.tables import ChangeRow, GenerationRow, ModelRow, SnapshotRow
 from ipnext.store.unit import plain
+
+_OVER: Final = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.RETIRED})
+"""Generations whose snapshots may be published again: what stood in their way may be another by now."""
 
 
 class Publishing(Changes):
@@ -19,10 +23,10 @@ class Publishing(Changes):
     def publish(self, model: str, parts: Mapping[str, SnapshotSource], *, change_id: str) -> Change:
         """Record new snapshots, their generation and the PUBLISH change; the same id again gives the recorded change.
 
-        A part whose digest is its newest snapshot's is reused; where that holds for every given part, and the
-        manifest's split is the newest generation's: DuplicateSnapshot. The generation takes the newest snapshot of each part of the manifest. NotFound for an
-        unknown model; InvalidInput for no part, an unknown part, or a part that has no snapshot at all; Conflict for
-        a retired model or an id that belongs to another change.
+        A part whose digest is its newest snapshot's is reused; where that holds for every given part, the newest
+        generation serves or may come to it, and is cut as the manifest says: DuplicateSnapshot. The generation takes the
+        newest snapshot of each part of the manifest. NotFound for an unknown model; InvalidInput for no part, an unknown
+        part, or a part that has no snapshot at all; Conflict for a retired model or an id that belongs to another change.
         """
         row = self._writing_model(model)
         recorded = self._recorded(model, ChangeKind.PUBLISH, change_id)
@@ -33,7 +37,7 @@ class Publishing(Changes):
         wanted = [part.name for part in spec.parts]
         newest = self._newest_snapshots(model)
         _check_publishable(row, parts, wanted, newest)
-        if self._cut_of_newest(model) == (spec.split.cut if spec.split else None):
+        if self._newest_stands(model, spec.split.cut if spec.split else None):
             _check_new(row, parts, newest)
         if spec.split is not None:
             _check_whole(parts)
@@ -47,10 +51,12 @@ class Publishing(Changes):
         generation = self._add_generation(model, numbers)
         return self._record(model, ChangeKind.PUBLISH, change_id, generation=generation.number)
 
-    def _cut_of_newest(self, model: str) -> str | None:
-        """How the newest generation is cut: the same bytes cut otherwise are something new."""
+    def _newest_stands(self, model: str, cut: str | None) -> bool:
+        """Whether the newest generation serves or may come to it, cut as asked: the same bytes are nothing new then."""
         newest = self._session.get(GenerationRow, (model, self._last_generation(model)))
-        return None if newest is None or newest.layout is None else Layout.model_validate_json(newest.layout).cut
+        if newest is None or GenerationState(newest.state) in _OVER:
+            return False
+        return cut == (None if newest.layout is None else Layout.model_validate_json(newest.layout).cut)
 
     def _check_parents(self, model: str, parts: Mapping[str, SnapshotSource]) -> None:
         """A delta stands on a snapshot of its own part, whichever. InvalidInput."""

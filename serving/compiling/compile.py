@@ -12,7 +12,7 @@ from typing import Final
 
 from ipnext import __version__
 from ipnext.errors import InvalidInput, IPnextError
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.value import canonical_json
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 from serving.compiling.levels import level_for, needed_flags
@@ -122,7 +122,8 @@ def _differences(
 ) -> tuple[Difference, ...]:
     engine = find_engine(source.engine)
     eager = engine.load(directory, source, {})
-    compiled = engine.load(draft, source, {COMPILE_SETTING: True})
+    whole = source.model_copy(update={"files": _files(draft)})
+    compiled = engine.load(draft, whole, {COMPILE_SETTING: True})
     drawn: Drawn = (
         Examples(eager.signature, examples)
         if examples is not None
@@ -140,13 +141,17 @@ def _answers(part: LoadedPart, request: Request) -> bool:
     return True
 
 
+def _files(draft: Path) -> tuple[ArtifactFile, ...]:
+    names = (PROGRAM_FILE, WEIGHTS_FILE, LIBRARY_FILE, CALLS_FILE, COMPILED_FILE)
+    return tuple(artifact_file(draft / name) for name in names if (draft / name).exists())
+
+
 def _finished(draft: Path, source: SnapshotManifest, about: Compiled, out: Path) -> SnapshotManifest:
     worst = max((d.relative for d in about.differences), default=0.0)
-    names = (PROGRAM_FILE, WEIGHTS_FILE, LIBRARY_FILE, CALLS_FILE, COMPILED_FILE)
     manifest = SnapshotManifest(
         engine=source.engine,
         signature=source.signature,
-        files=tuple(artifact_file(draft / name) for name in names if (draft / name).exists()),
+        files=_files(draft),
         producer={
             "ipnext": __version__,
             "torch": about.torch,

@@ -198,7 +198,7 @@ class TorchEngine:
             msg = f"settings.threads must be a whole number >= 1, got {threads!r}"
             raise LoadFailed(msg)
         torch.set_num_threads(threads)
-        compiled = wants_compiled(settings) and (directory / LIBRARY_FILE).exists()
+        compiled = wants_compiled(settings) and any(file.path == LIBRARY_FILE for file in manifest.files)
         program = read_compiled(directory) if compiled else read_program(directory, self._blueprints)
         given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
         if (set(program.inputs), list(program.outputs)) != given:

@@ -238,6 +238,13 @@ def test_what_cannot_run_here_is_refused_and_says_why(copy, spoil, words):
     assert not isinstance(load(copy)._program, CompiledProgram)
 
 
+def test_a_library_that_the_manifest_does_not_list_is_left_alone(place, tmp_path):
+    shutil.copytree(place / "one", tmp_path / "copy")
+    for name in ("library.so", "compiled.json"):
+        shutil.copyfile(place / "compiled" / name, tmp_path / "copy" / name)
+    assert not isinstance(load(tmp_path / "copy", compile=True)._program, CompiledProgram)
+
+
 def test_a_setting_of_another_kind_is_refused(place):
     with pytest.raises(LoadFailed, match=r"settings\.compile: must be true, false or an object"):
         load(place / "compiled", compile="yes")

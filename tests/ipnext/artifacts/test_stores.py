@@ -11,6 +11,7 @@ from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry import SNAPSHOT_FILE
+from ipnext.names import LIBRARY_FILE
 
 FILES = {"weights.safetensors": bytes(range(256)) * 64, "program/graph.json": b'{"nodes": []}', "empty": b""}
 
@@ -182,6 +183,14 @@ def test_a_complete_copy_is_kept_and_a_truncated_one_is_laid_out_again(held, sna
     assert (held.store.fetch(source.uri, tmp_path / "cache") / "weights.safetensors").stat().st_ino == inode
     (fetched / "weights.safetensors").write_bytes(b"short")
     assert contents(held.store.fetch(source.uri, tmp_path / "cache")) == FILES
+
+
+def test_native_code_in_a_copy_is_laid_out_again_where_a_bit_of_it_differs(held, snapshot_directory, tmp_path):
+    files = {**FILES, LIBRARY_FILE: b"\x7fELF and more"}
+    source = ingest_directory(held.store, snapshot_directory(files))
+    fetched = held.store.fetch(source.uri, tmp_path / "cache")
+    (fetched / LIBRARY_FILE).write_bytes(b"\x7fELF and mire")
+    assert contents(held.store.fetch(source.uri, tmp_path / "cache")) == files
 
 
 def test_many_fetches_at_once_give_one_whole_copy(store, snapshot_directory, tmp_path):

@@ -54,6 +54,18 @@ def test_the_same_bytes_again_are_a_duplicate_that_names_the_snapshot(applied, p
         assert repository.generation("ctr", 3).snapshots == {"dense": 3, "sparse": 1}
 
 
+@pytest.mark.parametrize("state", [GenerationState.REFUSED, GenerationState.FAILED, GenerationState.RETIRED])
+def test_the_same_bytes_may_be_published_again_where_their_generation_is_over(applied, publish, state):
+    publish("c1", dense="d1", sparse="s1")
+    with applied.begin("ctr") as repository:
+        repository.set_generation_state("ctr", 1, state)
+    again = publish("c2", dense="d1")
+    with applied.begin() as repository:
+        assert repository.generation("ctr", again.generation).snapshots == {"dense": 1, "sparse": 1}
+    with pytest.raises(DuplicateSnapshot, match="dense snapshot 1"):
+        publish("c3", dense="d1")
+
+
 def test_the_same_change_id_is_one_publish(applied, publish):
     first = publish("c1", dense="d1", sparse="s1")
     assert publish("c1", dense="d1", sparse="s1") == first
