@@ -20,8 +20,11 @@ from torch._C._aoti import AOTIModelContainerRunnerCpu
 from ipnext.errors import LoadFailed
 from ipnext.model.value import Sha256, Value
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
+from serving.deltas.snapshot import Delta
+from serving.deltas.weights import Weights, read_weights
+from serving.engines.blueprint import laid_out
 from serving.engines.cpu_flags import machine_flags
-from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document, read_tensors
+from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document
 
 COMPILED_FILE: Final = "compiled.json"
 CALLS_FILE: Final = "library.json"
@@ -65,10 +68,18 @@ class CompiledProgram:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     arguments: tuple[torch.Tensor, ...]
+    library: Path
+    places: Mapping[str, Any]
+    """Name of a tensor in the program -> its name in the weights, and its strides."""
+    weights: Weights
 
     def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """One forward pass over the user's inputs, in the order of `inputs`. RuntimeError where the library refuses."""
         return self.runner.run(tensors)  # type: ignore[arg-type]  # takes any sequence
+
+    def changed_by(self, delta: Delta) -> "CompiledProgram":
+        """The library loaded once more, with a delta applied to the weights that it is given. LoadFailed."""
+        return _bound(self.library, self.places, self.weights.changed_by(delta), self.inputs, self.outputs)
 
 
 def close_together(tensor: torch.Tensor) -> torch.Tensor:
@@ -95,13 +106,24 @@ def read_compiled(directory: Path, flags: frozenset[str] | None = None) -> Compi
     _check_calls(directory / CALLS_FILE)
     document = read_document(directory / PROGRAM_FILE)
     try:
-        weights = read_tensors(directory / WEIGHTS_FILE, document["tensors"])
-        runner = AOTIModelContainerRunnerCpu(str((directory / LIBRARY_FILE).resolve()), _AT_ONCE)
-        given = _handed_over(runner, weights)
-    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+        weights = read_weights(directory / WEIGHTS_FILE, (place["key"] for place in document["tensors"].values()))
+    except (OSError, KeyError, SafetensorError) as error:
+        msg = f"{WEIGHTS_FILE} cannot be read: {_first_line(error)}; compile the source snapshot again"
+        raise LoadFailed(msg) from error
+    library = (directory / LIBRARY_FILE).resolve()
+    return _bound(library, document["tensors"], weights, tuple(document["inputs"]), tuple(document["outputs"]))
+
+
+def _bound(
+    library: Path, places: Mapping[str, Any], weights: Weights, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> CompiledProgram:
+    try:
+        runner = AOTIModelContainerRunnerCpu(str(library), _AT_ONCE)
+        given = _handed_over(runner, laid_out(weights, places))
+    except (OSError, RuntimeError, KeyError) as error:
         msg = f"{LIBRARY_FILE} cannot be loaded: {_first_line(error)}; compile the source snapshot again"
         raise LoadFailed(msg) from error
-    return CompiledProgram(runner, tuple(document["inputs"]), tuple(document["outputs"]), given)
+    return CompiledProgram(runner, inputs, outputs, given, library, places, weights)
 
 
 def _read_about(path: Path) -> Compiled:

@@ -94,9 +94,8 @@ class TorchPart:
 
     def changed_by(self, delta: Delta, *, parent_stays: bool) -> "TorchPart":
         """A part of its own with a delta applied; it shares the program and all unchanged memory. LoadFailed."""
-        if not isinstance(self._program, TorchProgram):
-            closed = self._program is None
-            msg = "the parent of the delta was closed meanwhile" if closed else "a compiled parent takes no delta"
+        if self._program is None:
+            msg = "the parent of the delta was closed meanwhile"
             raise LoadFailed(msg)
         program = self._program.changed_by(delta)
         part = TorchPart(program, self._signature)
@@ -105,7 +104,7 @@ class TorchPart:
 
     def check_delta(self, document: DeltaDocument, when: Literal["before", "after"]) -> None:
         """LoadFailed where the weights, all rows counted, are not those that a delta states before or after it."""
-        if isinstance(self._program, TorchProgram):
+        if self._program is not None:
             self._program.weights.check(document, when)
 
     def _run(self, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -158,6 +158,17 @@ def test_a_library_runs_where_the_manifest_asks_for_it_and_its_source_serves_bes
     check(small, snapshots.expected("one"), snapshot=1)
 
 
+def test_a_delta_of_a_compiled_snapshot_runs_its_library(small: Any, snapshots: Snapshots, tmp_path: Path) -> None:
+    made = command(
+        *("delta", str(snapshots.compiled("one")), str(snapshots.root / "two")), "--out", str(tmp_path / "delta")
+    )
+    assert made.returncode == 0, made.stderr
+    done = publish(small, tmp_path / "delta")
+    assert done.state == "done", done.message
+    check(small, snapshots.expected("two"))
+    assert [runs_library(host) for host in hosts(small)] == [True, True]
+
+
 def test_a_library_is_refused_where_the_manifest_does_not_ask_for_it(platform: Any, snapshots: Snapshots) -> None:
     platform.client.apply(MANIFEST.replace("SETTINGS", "{}"))
     done = publish(platform, snapshots.compiled("one"))
