@@ -94,7 +94,7 @@ function generationRow(generation) {
     "tr", { "data-generation": generation.number },
     cell([chip(generation.number), String(generation.number)], "number tight"),
     cell(badge(generation.state, kindOf(generation.state))),
-    cell(snapshots),
+    cell(snapshots, "name"),
     cell(time(generation.serving_at || generation.created_at), "tight"),
     cell(why, "wide"),
   );
@@ -110,11 +110,11 @@ function layoutRow(part, graph) {
   const own = new Set(part.segments.map((segment) => segment.name));
   const givers = graph.nodes.filter((node) => own.has(node.name)).flatMap((node) => Object.values(node.inputs)).map((source) => source.split(".")[0]);
   const waits = [...new Set(givers)].filter((giver) => !own.has(giver)).sort();
-  const segments = part.segments.map((segment) => `${segment.name} (stage ${segment.stage}, snapshot ${segment.snapshot})`);
+  const segments = part.segments.map((segment) => el("div", {}, `${segment.name} `, el("span", { class: "quiet" }, `stage ${segment.stage}, snapshot ${segment.snapshot}`)));
   const hardware = part.hardware.map((option) => option.kind).join(", ");
   return el(
     "tr", { "data-part": part.name },
-    cell(part.name, "tight"), cell(amount(part.size_bytes), "tight number"), cell(hardware, "tight"), cell(segments.join(", ")), cell(waits.join(", "), "wide"),
+    cell(part.name, "name"), cell(amount(part.size_bytes), "tight number"), cell(hardware, "tight"), cell(segments, "name"), cell(waits.map((giver) => el("div", {}, giver)), "name"),
   );
 }
 
@@ -176,8 +176,8 @@ function replicaRow(replica) {
   const ready = replica.ready.length ? replica.ready.map((g) => [chip(g), `${g} `]).flat() : "none";
   return el(
     "tr", { "data-replica": replica.id },
-    cell([`${replica.key.model} / ${replica.key.part}`, el("div", { class: "quiet" }, replica.key.hardware)], "tight"),
-    cell(badge(replica.phase, kind)), cell(ready, "tight number"), cell(note, "wide"),
+    cell([`${replica.key.model} / ${replica.key.part}`, el("div", { class: "quiet" }, replica.key.hardware)], "name"),
+    cell(badge(replica.phase, kind)), cell(ready, "tight number"), cell(note, "name"),
   );
 }
 
@@ -205,14 +205,14 @@ function changeRow(change) {
   const link = change.run_url ? el("a", { href: change.run_url, "data-key": change.id }, "open run") : "not started";
   return el(
     "tr", { "data-change": change.id },
-    cell(time(change.created_at), "tight"), cell(change.model), cell(change.kind),
+    cell(time(change.created_at), "tight"), cell(change.model, "name"), cell(change.kind),
     cell(target ? [chip(change.generation), target] : "", "number tight"),
     cell(badge(change.state, kindOf(change.state))), cell(link, "tight"), cell(why, "wide"),
   );
 }
 
 function eventRow(event) {
-  return el("tr", {}, cell(time(event.at), "tight"), cell(event.model || "fleet"), cell(words(event.kind), "tight"), cell(event.message, "wide"));
+  return el("tr", {}, cell(time(event.at), "tight"), cell(event.model || "fleet", "name"), cell(words(event.kind), "tight"), cell(event.message, "wide"));
 }
 
 function fact(name, value, kind) {

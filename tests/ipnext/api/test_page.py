@@ -84,6 +84,35 @@ def test_the_page_shows_models_regions_runs_events_and_the_plan(page, seeded):
     assert page.title() == "IPnext: 1 of 2 ready"
 
 
+LONG = "a-ranking-model-of-the-checkout-page-with-a-very-long-name-0000"
+
+
+@pytest.mark.parametrize("width", [1360, 480])
+def test_long_names_and_parts_of_a_cut_model_push_nothing_out_of_sight(browser, live, width):
+    rooms = live.rooms
+    rooms.seed(LONG)
+    rooms.publish_directly(LONG, "a")
+    rooms.lay_out(1, model=LONG)
+    rooms.serve(1, model=LONG)
+    context = browser.new_context(viewport={"width": width, "height": 1500})
+    page = context.new_page()
+    page.goto(live.url, wait_until="domcontentloaded")
+    tower = page.wait_for_selector("[data-part=tower]")
+    assert [cell.inner_text() for cell in tower.query_selector_all("td")] == [
+        "tower",
+        "2,048",
+        "cpu",
+        "tower-s0 stage 0, snapshot 3\ntower-s1 stage 1, snapshot 4",
+        "request",
+    ]
+    hidden = page.evaluate(
+        "[document.documentElement, ...document.querySelectorAll('.columns .scroll')]"
+        ".filter(n => n.scrollWidth > n.clientWidth).map(n => n.innerText)"
+    )
+    assert hidden == []
+    context.close()
+
+
 def test_the_page_follows_a_change_without_a_reload(page, seeded):
     seeded.rooms.publish_directly("ranker", "d")
     page.wait_for_selector("[data-change='ranker-d']", timeout=10_000)
