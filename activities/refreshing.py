@@ -1,19 +1,24 @@
 """How new snapshots come to a model's processes: into those that run, or into new ones. Decided once for a transition."""
 
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from ipnext.model.footprint import fits
 from ipnext.model.manifest import ModelManifest
+from ipnext.model.registry import SnapshotManifest
 from ipnext.model.rollout import FleetState
 from ipnext.store.repository import Repository
 
 Refresh = Literal["in_place", "replace"]
+Piece = tuple[str, str]
+"""Part or segment, and the digest of its snapshot."""
 
 
 def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[FleetState, FleetState]) -> Refresh:
     """What the rollout says; `auto`: in place where every part's memory has room for all that it would hold at once.
 
-    That is the snapshots of both ends and those that stay warm. A part without `memory_bytes` has room.
+    That is the snapshots of both ends and those that stay warm, with what deltas among them stand on. A part without
+    `memory_bytes` has room.
     """
     chosen = manifest.spec.rollout.refresh
     if chosen != "auto":
@@ -22,10 +27,27 @@ def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[Flee
     loaded = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
     at_once = loaded | {row.generation for end in ends for row in end.replicas}
     generations = [g for g in repository.generations(model) if g.number in at_once]
-    snapshots = {(s.part, s.number): s.manifest for s in repository.snapshots(model)}
+    snapshots = repository.snapshots(model)
+    digests = {(s.part, s.number): s.digest for s in snapshots}
+    manifests = {(s.part, s.digest): s.manifest for s in snapshots}
     for part in manifest.spec.parts:
         sets = {frozenset(generation.held_by(part.name).items()) for generation in generations}
-        held = {piece for found in sets for piece in found}
-        if len(sets - {frozenset()}) > 1 and not fits(part.memory_bytes, [snapshots[piece] for piece in held]):
+        held = {(piece, digests[piece, number]) for found in sets for piece, number in found}
+        taken = with_ground(held, manifests)
+        if len(sets - {frozenset()}) > 1 and not fits(part.memory_bytes, [manifests[piece] for piece in taken]):
             return "replace"
     return "in_place"
+
+
+def with_ground(held: Collection[Piece], manifests: Mapping[Piece, SnapshotManifest]) -> frozenset[Piece]:
+    """The pieces, and all that deltas among them stand on: a host has the full weights below, whether it answers for them or not."""
+    found: set[Piece] = set()
+    open_ends = set(held)
+    while open_ends:
+        piece = open_ends.pop()
+        found.add(piece)
+        manifest = manifests[piece]
+        below = (piece[0], manifest.parent or "")
+        if manifest.is_delta and below in manifests and below not in found:
+            open_ends.add(below)
+    return frozenset(found)
