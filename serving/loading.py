@@ -121,7 +121,9 @@ class Loader:
         held = {lease.digest: lease.value.part for lease in leases}
         try:
             chain = await loop.run_in_executor(self._fetching, self._fetch_chain_now, hold, fetched, held)
-            return await loop.run_in_executor(self._loading, self._load_now, hold, chain, held)
+            part = await loop.run_in_executor(self._loading, self._load_now, hold, chain, held)
+            structlog.get_logger().info("delta", part=hold.part, snapshot=hold.snapshot, made_from=chain.made_from)
+            return part
         finally:
             for lease in leases:
                 unused = self._held.release(lease)
@@ -148,7 +150,7 @@ class Loader:
         self.memory.check(chain.needed_bytes, f"snapshot {hold.snapshot} of {hold.model}.{hold.part}")
         part = chain.load(engine, hold.settings, held)
         part.warm_up()
-        self.memory.loaded(part.size_bytes)
+        self.memory.loaded(part.size_bytes, shares=bool(chain.deltas))
         if not self._served_before:
             self._before_serving()
             self._served_before = True

@@ -40,7 +40,8 @@ def shared_bytes() -> int:
 class HostMemory:
     """The budget of one host process, in bytes, and what is used of it.
 
-    `counted` is a slower, closer count than `resident`, asked where that one leaves no room.
+    `counted` is a slower, closer count than `resident`, asked where that one leaves no room, and after each load or end
+    while snapshots share memory.
     """
 
     def __init__(
@@ -55,14 +56,16 @@ class HostMemory:
         self._counted = counted or resident
         self._snapshots = 0
         self._own = 0
+        self._sharing = False
+        self._counted_twice = 0
 
     @property
     def used_bytes(self) -> int:
-        """What is in RAM, and at least what the process itself and its snapshots take.
+        """What is in RAM, shared memory once, and at least what the process itself and its snapshots take.
 
         The system may drop pages of mapped weights for a while; they are wanted back.
         """
-        return max(self._resident(), self._own + self._snapshots)
+        return max(self._resident() - self._counted_twice, self._own + self._snapshots)
 
     def check(self, needed: int, subject: str) -> None:
         """MemoryExceeded where `needed` bytes more would go beyond the budget; `subject` is what they are for."""
@@ -78,9 +81,11 @@ class HostMemory:
             )
             raise MemoryExceeded(msg, needed=needed, used=used, budget=budget)
 
-    def loaded(self, size_bytes: int) -> None:
-        """A snapshot of this size is in memory."""
+    def loaded(self, size_bytes: int, *, shares: bool = False) -> None:
+        """A snapshot of this size is in memory. `shares`: beside what it shares with another one."""
         self._snapshots += size_bytes
+        self._sharing = self._sharing or shares
+        self._count()
 
     def closed(self, size_bytes: int) -> None:
         """A snapshot of this size is gone: what the allocator kept of it goes back to the system."""
@@ -88,6 +93,11 @@ class HostMemory:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+        self._sharing = self._sharing and self._snapshots > 0
+        self._count()
+
+    def _count(self) -> None:
+        self._counted_twice = max(0, self._resident() - self._counted()) if self._sharing else 0
 
 
 def keep_freed() -> None:

@@ -59,6 +59,16 @@ class Chain:
         rows = sum(tensor.rows for document in documents for tensor in document.tensors.values())
         return rows * mmap.PAGESIZE + (needed_bytes(self.base.manifest) if self.base else 0)
 
+    @property
+    def made_from(self) -> str:
+        """In words, for the log of a host."""
+        origin = "held" if self.base is None else "fetched" if self.result_of is None else "the full result of a delta,"
+        return (
+            f"{len(self.deltas)} delta(s) on {origin} {self.ground:.12}"
+            if self.deltas
+            else f"{origin} {self.ground:.12}"
+        )
+
     def load(self, engine: Engine, settings: Mapping[str, Any], held: Mapping[str, LoadedPart]) -> LoadedPart:
         """The part. `held` are the host's parts by digest. LoadFailed where a delta does not fit, or the engine takes none.
 

@@ -137,6 +137,15 @@ def state(host: psutil.Process) -> Mapping[str, Any]:
     return httpx.get(f"http://127.0.0.1:{port}/control/state", timeout=5, trust_env=False).json()
 
 
+def ways(shop: Shop, snapshot: int) -> list[str]:
+    """What the hosts' logs say that a delta was made from."""
+    found = []
+    for log in shop.platform.state.glob(f"regions/*/logs/{shop.name}.ranker.*.log"):
+        lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+        found += [line["made_from"] for line in lines if (line["event"], line.get("snapshot")) == ("delta", snapshot)]
+    return found
+
+
 def eventually(holds: Callable[[], object], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
@@ -165,6 +174,8 @@ def test_deltas_are_served_from_their_parents_by_every_host_and_can_be_rolled_ba
     for sizes in shop.held():
         assert sizes[1] > TABLE_BYTES
         assert sizes[2] < TABLE_BYTES / 10
+    digest = shop.client.snapshots(shop.name)[-1].digest
+    assert ways(shop, 2) == [f"1 delta(s) on held {digest:.12}"] * 2
 
     made = shop.command(
         *("delta", str(second), str(shop.train(3)), "--base", str(first), "--out", str(third), "-o", "json")
@@ -195,6 +206,8 @@ def test_a_host_that_starts_afresh_walks_the_lineage(shop: Shop) -> None:
     eventually(lambda: shop.hosts and {host.pid for host in shop.hosts}.isdisjoint(before), 30)
     eventually(lambda: shop.answers(3), 60)
     shop.check(3)
+    digest = shop.client.snapshots(shop.name)[-1].digest
+    assert ways(shop, 2)[-1] == f"1 delta(s) on fetched {digest:.12}"
 
 
 def test_a_delta_of_a_snapshot_that_no_host_holds_any_more_is_served(shop: Shop) -> None:

@@ -96,6 +96,7 @@ def test_a_held_parent_is_the_ground_and_nothing_is_fetched(family, tmp_path):
     parent = family.manifests[2].digest
     chain = fetch_chain(store, f"{store.uri}/snapshots/x", tmp_path / "cache", family.fetched(3), {parent})
     assert chain == Chain(parent, None, (family.root / "3",))
+    assert chain.made_from == f"1 delta(s) on held {parent:.12}"
 
 
 def test_a_parent_that_is_not_held_comes_from_the_store_down_to_a_held_one_or_a_full_one(family, tmp_path):
@@ -106,6 +107,7 @@ def test_a_parent_that_is_not_held_comes_from_the_store_down_to_a_held_one_or_a_
     chain = fetch_chain(store, f"{store.uri}/snapshots/x", tmp_path / "cache", family.fetched(3), ())
     assert chain.base == Fetched(tmp_path / "cache" / digests[1], family.manifests[1])
     assert chain.deltas == (tmp_path / "cache" / digests[2], family.root / "3")
+    assert chain.made_from == f"2 delta(s) on fetched {digests[1]:.12}"
 
 
 def test_where_the_parent_is_missing_the_full_result_is_taken_whole(family, tmp_path):
@@ -114,6 +116,7 @@ def test_where_the_parent_is_missing_the_full_result_is_taken_whole(family, tmp_
     assert chain.base is not None
     assert chain.base.directory.name == chain.ground
     assert chain.deltas == ()
+    assert chain.made_from == f"the full result of a delta, {chain.ground:.12}"
 
 
 def test_with_parent_and_full_result_missing_the_failure_names_both(family, tmp_path):

@@ -7,6 +7,8 @@ from torch import nn
 
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.deployment import HostedSnapshot
+from serving.deltas.changes import Rows
+from serving.deltas.export import export_delta
 from serving.export import export_model
 
 OTHER = "other"
@@ -25,20 +27,37 @@ class Wide(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def wide(published, tmp_path_factory):
-    """A hold of a snapshot of 64 MB."""
+def directory(tmp_path_factory):
+    """A snapshot of 64 MB."""
     directory = tmp_path_factory.mktemp("wide") / "snapshot"
     export_model(Wide().eval(), {"ids": torch.tensor([0, 1])}, directory)
+    return directory
+
+
+def hold(published, directory, number):
     source = ingest_directory(published.store, directory)
     return HostedSnapshot(
         model="wide",
         part="table",
         engine="torch",
-        snapshot=1,
+        snapshot=number,
         digest=source.manifest.digest,
         uri=source.uri,
-        generations=(1,),
+        generations=(number,),
     )
+
+
+@pytest.fixture(scope="module")
+def wide(published, directory):
+    """A hold of it."""
+    return hold(published, directory, 1)
+
+
+@pytest.fixture
+def changed(published, directory, tmp_path):
+    """A hold of a delta on it: one row of the table."""
+    export_delta(directory, {"table.weight": Rows(torch.tensor([7]), torch.ones(1, 16))}, tmp_path / "delta")
+    return hold(published, tmp_path / "delta", 2)
 
 
 def resident(host):
@@ -82,6 +101,17 @@ def test_the_memory_of_an_unloaded_snapshot_goes_back_to_the_system(machine, wid
     assert state.memory.used_bytes >= 0.9 * TABLE_BYTES
     host.hold(published.hold("dense", 1))
     toolbox.until(lambda: resident(host) - before < 0.2 * TABLE_BYTES)
+
+
+def test_memory_that_a_delta_shares_with_its_parent_is_told_once(machine, wide, changed):
+    host = machine.start_host("sharing")
+    host.hold(wide)
+    before, resident_before = host.settle().memory.used_bytes, resident(host)
+    host.hold(wide, changed)
+    state = host.settle()
+    assert {h.snapshot for h in state.ready} == {1, 2}, state
+    assert resident(host) - resident_before > 0.9 * TABLE_BYTES, "both mappings are in memory"
+    assert state.memory.used_bytes - before < 0.2 * TABLE_BYTES
 
 
 def test_a_snapshot_beyond_the_budget_is_refused_and_the_former_one_answers_on(machine, wide, published, toolbox):

@@ -68,6 +68,25 @@ def test_pages_that_two_snapshots_share_are_counted_once_before_a_load_is_refuse
         memory.check(101 * MEGA, "another")
 
 
+def test_shared_pages_are_told_once_while_there_are_any_and_counted_at_loads_alone():
+    resident, asked = [1000 * MEGA], []
+
+    def counted():
+        asked.append(1)
+        return resident[0] - 400 * MEGA
+
+    memory = HostMemory(resident=lambda: resident[0], counted=counted)
+    memory.loaded(500 * MEGA)
+    assert (memory.used_bytes, asked) == (1000 * MEGA, [])
+    memory.loaded(MEGA, shares=True)
+    resident[0] += 100 * MEGA
+    assert [memory.used_bytes, memory.used_bytes] == [700 * MEGA] * 2
+    assert asked == [1]
+    memory.closed(MEGA)
+    memory.closed(500 * MEGA)
+    assert memory.used_bytes == resident[0]
+
+
 def test_a_file_that_is_mapped_twice_is_counted_once(tmp_path):
     (tmp_path / "weights").write_bytes(bytes(64 * MEGA))
     with (tmp_path / "weights").open("rb") as file:
