@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from activities.candidate import CHUNK_BYTES, Candidate, failed, passed
@@ -102,8 +102,8 @@ def _read_through(candidate: Candidate, file: ArtifactFile, subject: str) -> tup
 
 
 def _library_fault(candidate: Candidate, part: str, file: ArtifactFile) -> str:
-    wanted = any(spec.name == part and spec.settings.get(COMPILE_SETTING) for spec in candidate.manifest.spec.parts)
-    if not wanted:
+    asked = [spec.settings.get(COMPILE_SETTING) for spec in candidate.manifest.spec.parts if spec.name == part]
+    if not any(given is True or isinstance(given, Mapping) for given in asked):
         return f"is native code; hosts run it only where settings.{COMPILE_SETTING} of part {part!r} asks for it"
     with candidate.open(file.sha256) as stream:
         return "" if stream.read(len(NATIVE_MAGIC)) == NATIVE_MAGIC else "is no native library under the name of one"
