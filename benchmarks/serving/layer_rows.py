@@ -16,8 +16,9 @@ from benchmarks.serving.own_rows import HOST_PATH, PINNED, WHOLE
 from benchmarks.serving.own_servers import GENERATION, MODEL, REGION, ROOT, OwnServers
 from benchmarks.serving.reference import EAGER, REQUESTS, Asked, Reference
 from benchmarks.serving.report import Figures, Row
-from benchmarks.serving.server_process import ServerProcess, free_port
+from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.timing import Contender, LoopContender, measure
+from ipnext.infra.ports import free_port
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import SnapshotManifest
 from serving.batching import BatchLimits, InferenceQueue, Served

@@ -11,11 +11,12 @@ from typing import Any, Self
 import httpx
 
 from benchmarks.serving.http_wire import LOOPBACK
-from benchmarks.serving.server_process import ServerProcess, free_port
+from benchmarks.serving.server_process import ServerProcess
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra import envoy
 from ipnext.infra.envoy_process import envoy_binary
+from ipnext.infra.ports import free_port
 from ipnext.model.deployment import (
     HostedSnapshot,
     HostHolds,

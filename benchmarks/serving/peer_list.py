@@ -10,7 +10,8 @@ from pathlib import Path
 
 from benchmarks.serving.bodies import OWN_JSON, RAW, ROWS_JSON, V2_BINARY, V2_JSON, Form
 from benchmarks.serving.own_servers import ROOT
-from benchmarks.serving.server_process import ServerProcess, free_port
+from benchmarks.serving.server_process import ServerProcess
+from ipnext.infra.ports import free_port
 
 FOLDER = ROOT / ".ipnext" / "peers"
 V2_PATH = "/v2/models/dlrm/infer"

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Self
 import httpx
 import psutil
 
-from benchmarks.serving.http_wire import LOOPBACK
 from ipnext.infra.tether import tether
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -89,10 +87,3 @@ class ServerProcess:
         with suppress(psutil.NoSuchProcess):
             own = psutil.Process(self._process.pid)
             self._processes |= {process.pid: process for process in (own, *own.children(recursive=True))}
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])

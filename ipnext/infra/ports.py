@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from ipnext.infra.atomic_file import replace_file
@@ -33,7 +34,7 @@ class PortBook:
         if remembered is not None and is_free(remembered) and reserve(remembered):
             return remembered
         taken = set(self._ports.values())
-        port = next(port for port in iter(_any_free_port, 0) if port not in taken and reserve(port))
+        port = free_port(beside=taken)
         self.remember(name, port)
         return port
 
@@ -97,6 +98,11 @@ def release(port: int) -> None:
     descriptor = _RESERVED.pop(port, None)
     if descriptor is not None:
         os.close(descriptor)
+
+
+def free_port(*, beside: Collection[int] = ()) -> int:
+    """A free port that is this process's until it ends, none of those in `beside`."""
+    return next(port for port in iter(_any_free_port, 0) if port not in beside and reserve(port))
 
 
 def _any_free_port() -> int:

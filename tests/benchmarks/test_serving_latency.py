@@ -20,10 +20,11 @@ from benchmarks.serving.peer_list import ENVIRONMENTS, PEERS
 from benchmarks.serving.peer_rows import peer_rows
 from benchmarks.serving.reference import Asked, Reference
 from benchmarks.serving.report import Figures, Report, Row
-from benchmarks.serving.server_process import ServerProcess, free_port
+from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.tables import BLOCKS, PAGE, peers, rewritten, targets, throughput
 from benchmarks.serving.targets import at_equal_p99, best_peer, throughput_gain
 from benchmarks.serving.timing import Contender, measure
+from ipnext.infra.ports import free_port
 from ipnext.model.registry import single_part_graph
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nx-a: b\r\n\r\nhello"

@@ -5,7 +5,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from torch import nn
 
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
+from ipnext.infra.ports import free_port
 from ipnext.model.deployment import (
     HostedSnapshot,
     HostHolds,
@@ -277,7 +277,7 @@ class Machine:
         return server
 
     def _start(self, module: str, arguments: list[str], name: str) -> tuple[subprocess.Popen[bytes], str]:
-        port = _free_port()
+        port = free_port()
         command = [sys.executable, "-m", module, "--port", str(port), "--region", REGION, *arguments]
         return self._spawn(command, name), f"http://127.0.0.1:{port}"
 
@@ -304,12 +304,6 @@ class Machine:
                 server.process.kill()
             server.process.wait()
         self._stack.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

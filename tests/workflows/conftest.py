@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import importlib.util
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from activities.solving import Solver, ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Unavailable
+from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
 from ipnext.model.lifecycle import Change
 from ipnext.temporal import connect, submit_change
@@ -55,12 +55,6 @@ def until_up_fixture():
     return until_up
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def no_engine() -> Engine:
     """For activities that ask nothing of the workflow engine."""
@@ -85,7 +79,7 @@ def temporal_address(tmp_path_factory) -> Iterator[str]:
 
 
 async def until_up(address: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             client = await connect(address=address)

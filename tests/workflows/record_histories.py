@@ -14,12 +14,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from conftest import free_port, load_house, until, until_up
+from conftest import load_house, until, until_up
 from temporalio.client import Client
 
 from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
+from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
 from ipnext.model.lifecycle import ChangeKind, ScheduledReplan
 from ipnext.temporal import connect, submit_change
