@@ -23,7 +23,7 @@ from rich.console import Console  # noqa: E402
 
 from benchmarks.serving import peer_list  # noqa: E402
 from benchmarks.serving.asking import Asking, our_host, own_ways  # noqa: E402
-from benchmarks.serving.dlrm import FULL_ROWS  # noqa: E402
+from benchmarks.serving.dlrm import FULL_ROWS, LARGE_ROWS, LARGE_WIDTH  # noqa: E402
 from benchmarks.serving.layer_rows import layer_rows  # noqa: E402
 from benchmarks.serving.own_rows import own_rows  # noqa: E402
 from benchmarks.serving.own_servers import OwnServers  # noqa: E402
@@ -37,8 +37,6 @@ from benchmarks.serving.throughput_rows import alone  # noqa: E402
 from ipnext.errors import IPnextError  # noqa: E402
 
 PARTS = ("ours", "peers", "split", "throughput", "layers")
-LARGE_ROWS, LARGE_WIDTH = 384_615, 64
-"""Of each of 26 tables: 10 million rows of 64 floats, 2.6 GB."""
 CONSOLE = Console(stderr=True, width=160)
 
 

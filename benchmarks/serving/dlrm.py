@@ -11,6 +11,8 @@ FEATURES = 13
 WIDTH = 16
 FULL_ROWS = 172_000
 """Rows of each table: 287 MB in all."""
+LARGE_ROWS, LARGE_WIDTH = 384_615, 64
+"""Of each table: 10 million rows of 64 floats, 2.6 GB."""
 SEED = 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.serving.dlrm import FULL_ROWS, LARGE_ROWS
 from benchmarks.serving.own_servers import ROOT
 from benchmarks.serving.report import Report, Row, Section
 from benchmarks.serving.targets import TARGETS, at_equal_p99, cpu, fastest, ours_beside, p50, p99, ratio
@@ -147,7 +148,8 @@ def markdown(report: Report, name: str) -> str:
     """A block for the page: machine, command, table."""
     head, lines = BLOCKS[name](report)
     made = report.commands.get(name)
-    text = [f"Machine: {report.machine}. Model: {report.rows_per_table:,} rows in each table.", ""]
+    rows = LARGE_ROWS if name == "large" and report.rows_per_table == FULL_ROWS else report.rows_per_table
+    text = [f"Machine: {report.machine}. Model: {rows:,} rows in each table.", ""]
     text += [f"Command: `{made}`", ""] if made else []
     text += list(_pictures(name))
     text += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]

@@ -142,6 +142,27 @@ def _split_target(batch: int, limit: float) -> Target:
     )
 
 
+def whole_way(report: Report, batch: int) -> float | None:
+    """p50 through Envoy and router over that of the host asked itself, in the same turns."""
+    found = {
+        row.subject: row.own.p50
+        for row in report.of("ours")
+        if row.own is not None and (row.form, row.batch) == ("V2 binary", batch)
+    }
+    whole, host = found.get("Envoy, router, host"), found.get("host")
+    return None if whole is None or host is None else whole / host
+
+
+def _way_target(batch: int, limit: float) -> Target:
+    return Target(
+        f"Envoy, router, host, p50, binary, batch {batch}",
+        "the host asked itself, same turns",
+        f"<= {limit:g}",
+        lambda report: whole_way(report, batch),
+        _at_most(limit),
+    )
+
+
 def _throughput_target(batch: int) -> Target:
     return Target(
         f"QPS over the best peer's at equal p99, batch {batch}",
@@ -175,6 +196,8 @@ TARGETS: Sequence[Target] = (
     ),
     *(_peers_target(batch) for batch in (1, 64, 256)),
     *(_throughput_target(batch) for batch in (1, 64)),
+    _way_target(1, 1.5),
+    _way_target(64, 1.2),
     _split_target(1, 1.0),
     _split_target(64, 1.05),
     _split_target(256, 1.2),
