@@ -242,3 +242,18 @@ def test_client_and_command_line_need_the_base_dependencies_only():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_without_a_url_the_client_asks_the_api_that_the_environment_names(live, monkeypatch):
+    monkeypatch.setenv("IPNEXT_API_URL", live.url)
+    with Client() as client:
+        assert client.models() == ()
+    with Client("http://127.0.0.1:1", timeout_seconds=1) as client, pytest.raises(errors.Unavailable, match=":1 "):
+        client.models()
+
+
+@pytest.mark.parametrize(("name", "value"), [("IPNEXT_API_URL", "nowhere"), ("IPNEXT_TIMEOUT_SECONDS", "-1")])
+def test_a_variable_that_says_nothing_usable_is_named(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(errors.InvalidInput, match=f"{name}.*{value}"):
+        Client()

@@ -31,9 +31,10 @@ class Pair:
         self.router.follow(toolbox.table_of(1, self.hosts, 1))
 
     def left_out(self):
-        """Hosts that the router has left out for a while so far, each with why."""
+        """How often the router has left the first host out so far because it fell behind."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return {(line["url"], line["why"]) for line in lines if line["event"] == "host left out for a while"}
+        out = [(line["url"], line["why"]) for line in lines if line["event"] == "host left out for a while"]
+        return out.count((self.hosts[0].url, "behind"))
 
     def walks(self):
         """Requests that each host has walked, by its own count."""
@@ -78,11 +79,10 @@ def test_a_slow_host_gets_few_requests_and_comes_back_when_it_is_fast_again(pair
     with Load(pair.router, toolbox.example(2), clients=CLIENTS) as load:
         load.more(200)
         assert pair.share_of_first(load, 400) > 0.3
-        assert pair.left_out() == set()
+        before = pair.left_out()
         with slowed(slow):
-            toolbox.until(pair.left_out)
+            toolbox.until(lambda: pair.left_out() > before)
             share = pair.share_of_first(load, 1000)
         toolbox.until(lambda: pair.share_of_first(load, 200) > 0.3)
     assert set(load.statuses()) == {200}
-    assert pair.left_out() == {(slow.url, "behind")}
     assert share < 0.1
