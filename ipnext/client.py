@@ -13,13 +13,13 @@ from uuid import uuid4
 
 import httpx
 import stamina
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from ipnext.artifacts.checked import chunks_of
 from ipnext.artifacts.sources import DirectorySource, Source
 from ipnext.client_errors import error_of, no_answer
 from ipnext.client_upload import checked_snapshot
-from ipnext.errors import DeadlineExceeded, InvalidInput, Unavailable
+from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.model.fleet import FleetManifest, FleetSpec
 from ipnext.model.lifecycle import ReplanState, ValidationReport
 from ipnext.model.manifest import ModelManifest, parse_manifests
@@ -47,7 +47,7 @@ from ipnext.model.resource import (
     TransitionView,
 )
 from ipnext.model.value import Value, Written
-from ipnext.settings import ClientSettings
+from ipnext.settings import client_settings
 
 T = TypeVar("T")
 Trigger = Literal["manual", "supply", "drain"]
@@ -55,20 +55,6 @@ Trigger = Literal["manual", "supply", "drain"]
 POLL_SECONDS = 0.2
 SERVER_SIDE = ("file://", "s3://")
 """Sources that the server reads itself."""
-
-
-def _settled(base_url: str | None, timeout_seconds: float | None) -> tuple[str, float]:
-    if base_url is not None and timeout_seconds is not None:
-        return str(base_url), timeout_seconds
-    try:
-        settings = ClientSettings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = f"IPNEXT_{first['loc'][0]}".upper()
-        msg = f"{name}: {first['msg']}, got {first['input']!r}"
-        raise InvalidInput(msg, field=name, value=first["input"]) from error
-    url = settings.api_url if base_url is None else base_url
-    return str(url), settings.timeout_seconds if timeout_seconds is None else timeout_seconds
 
 
 class Client:
@@ -85,8 +71,11 @@ class Client:
         What is not given is IPNEXT_API_URL (http://127.0.0.1:8700) and IPNEXT_TIMEOUT_SECONDS (30), as for the CLI.
         InvalidInput names a variable that holds no such value.
         """
-        base_url, timeout_seconds = _settled(base_url, timeout_seconds)
-        self._url = base_url.rstrip("/")
+        if base_url is None or timeout_seconds is None:
+            settings = client_settings()
+            base_url = str(settings.api_url) if base_url is None else base_url
+            timeout_seconds = settings.timeout_seconds if timeout_seconds is None else timeout_seconds
+        self._url = str(base_url).rstrip("/")
         loopback = urlsplit(self._url).hostname in {"127.0.0.1", "localhost", "::1"}
         self._http = httpx.Client(
             base_url=self._url,

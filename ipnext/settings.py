@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, HttpUrl
+from pydantic import Field, HttpUrl, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ipnext.errors import InvalidInput
 
 
 class ClientSettings(BaseSettings):
@@ -16,6 +19,17 @@ class ClientSettings(BaseSettings):
     """Where the API listens."""
     timeout_seconds: float = Field(default=30.0, gt=0)
     """Longest wait for one answer of the API; waiting for a rollout has its own limit."""
+
+
+def client_settings(**given: Any) -> ClientSettings:
+    """The settings: those given, where not None, and else those of the environment. InvalidInput names the one that is wrong."""
+    try:
+        return ClientSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        msg = f"{name} (IPNEXT_{name.upper()}): {first['msg']}, got {first['input']!r}"
+        raise InvalidInput(msg, field=name, value=first["input"]) from error
 
 
 class PlatformSettings(BaseSettings):

@@ -20,7 +20,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.deployment import HostHolds, HostMemoryState, HostState, SnapshotMemory
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.balancing import EndpointLoads
-from serving.batching import InferenceQueue, Served
+from serving.batching import InferenceQueue
 from serving.engines.base import find_engine
 from serving.fetching import FetchingProcess
 from serving.frames import UPGRADE
@@ -33,6 +33,7 @@ from serving.loading import Loader
 from serving.memory import HostMemory, keep_freed, settle, shared_bytes
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
+from serving.served import Served
 from serving.server import listen, log_as_json, run, serve
 from serving.tallies import CONTENT_TYPE
 from serving.walking import Walker

@@ -47,32 +47,34 @@ class Asked:
     walk: bool
 
 
-class Lines(Protocol):
-    """The connections to hosts."""
+class Connections(Protocol):
+    """Those that a client has to hosts."""
 
-    def line(self, url: str) -> HostConnection | None:
-        """The open connection to a host."""
+    def connection(self, url: str) -> HostConnection | None:
+        """The open one to a host."""
 
     async def reach(self, url: str) -> HostConnection:
-        """A connection to a host that has none. ConnectionLost."""
+        """A new one to a host that has none. ConnectionLost."""
 
     def note_lost(self, url: str) -> None:
-        """A connection has ended."""
+        """One has ended."""
 
 
 class HostCall:
     """Sent when it is made, where there is a connection. Then either `answered` is awaited or `give_up` is called."""
 
-    __slots__ = ("_asked", "_began", "_clock", "_counted", "_lines", "_loads", "_sent")
+    __slots__ = ("_asked", "_began", "_clock", "_connections", "_counted", "_loads", "_sent")
 
-    def __init__(self, asked: Asked, loads: EndpointLoads, clock: Callable[[], float], lines: Lines) -> None:
+    def __init__(
+        self, asked: Asked, loads: EndpointLoads, clock: Callable[[], float], connections: Connections
+    ) -> None:
         self._asked = asked
         self._loads = loads
         self._clock = clock
-        self._lines = lines
+        self._connections = connections
         self._began = clock()
         url = asked.offer.url
-        connection = lines.line(url)
+        connection = connections.connection(url)
         self._sent: SentCall | None = None if connection is None else self._send(connection)
         self._counted = loads.calling(url)
         self._counted.__enter__()
@@ -103,11 +105,11 @@ class HostCall:
 
     async def _received(self, url: str) -> Frame:
         if self._sent is None:
-            self._sent = self._send(await self._lines.reach(url))
+            self._sent = self._send(await self._connections.reach(url))
         try:
             return await self._sent.answered()
         except ConnectionLost:
-            self._lines.note_lost(url)
+            self._connections.note_lost(url)
             raise
 
     def _send(self, connection: HostConnection) -> SentCall:

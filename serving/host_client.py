@@ -77,7 +77,7 @@ class HostClient:
         header = self._header("signature", route.model, part, offer.generation, deadline)
         try:
             async with asyncio.timeout(_SIGNATURE_SECONDS):
-                connection = self.line(url) or await self.reach(url)
+                connection = self.connection(url) or await self.reach(url)
                 answer = await connection.call(Pieces(bytes_frame, header, b""))
         except (TimeoutError, ConnectionLost) as error:
             msg = f"{url} did not answer"
@@ -120,7 +120,7 @@ class HostClient:
     ) -> HostCall:
         return HostCall(Asked(route, part, offer, pieces, attempt, walk), self._loads, self._clock, self)
 
-    def line(self, url: str) -> HostConnection | None:
+    def connection(self, url: str) -> HostConnection | None:
         """The open connection to a host."""
         connection = self._connections.get(url)
         return connection if connection is not None and connection.open else None

@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.batching import Served
 from serving.generations import HeldSnapshots
+from serving.served import Served
 from serving.tallies import HostTally, PartTally
 
 _LABELS: Final = ("model", "part", "snapshot", "region")

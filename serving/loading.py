@@ -13,12 +13,12 @@ import structlog
 
 from ipnext.errors import ArtifactDigestMismatch, IPnextError, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
-from serving.batching import Served, batch_limits
 from serving.deltas.hosting import Chain, Fetched, fetch, fetch_chain
 from serving.engines.base import Engine, LoadedPart
 from serving.fetching import Fetcher
 from serving.generations import HeldSnapshots
 from serving.memory import HostMemory
+from serving.served import Served, batch_limits
 
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a load is tried again after an error that retrying helps; then it counts as failed."""

@@ -11,10 +11,11 @@ from typing import Any, Final, TypeVar
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.registry import Signature
 from serving.answer_forms import AnswerForm
-from serving.batching import Arrays, Begun, InferenceQueue, Served
+from serving.batching import Arrays, InferenceQueue
 from serving.generations import HeldSnapshots, Lease
 from serving.protocol import Body, Encoded, InferRequest, InferResponse, proof_parameters
 from serving.request_forms import RequestForms
+from serving.served import Begun, Served
 from serving.signature import check_inputs, check_tensor
 from serving.tallies import CANCELLED, HostTally
 from serving.tensors import Tensor

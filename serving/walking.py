@@ -14,7 +14,6 @@ from typing import Final, TypeVar
 from ipnext.errors import DeadlineExceeded, GenerationNotHeld, Unavailable
 from ipnext.model.registry import REQUEST
 from serving.answer_forms import AnswerForm, AnswerForms
-from serving.batching import Begun, Served
 from serving.generations import Lease
 from serving.graph import Call, Tensors, inputs_of, outputs_of, run_graph
 from serving.host_call import Attempt, HostCall, TryElsewhere
@@ -24,6 +23,7 @@ from serving.part_server import PartServer
 from serving.protocol import Body, Encoded, InferRequest, InferResponse, proof_parameters
 from serving.request_forms import RequestForms
 from serving.router_table import GenerationRoute
+from serving.served import Begun, Served
 from serving.tensors import Tensor
 
 ATTEMPTS: Final = 2

@@ -21,12 +21,13 @@ from benchmarks.serving.timing import Contender, LoopContender, measure
 from ipnext.infra.ports import free_port
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import SnapshotManifest
-from serving.batching import BatchLimits, InferenceQueue, Served
+from serving.batching import InferenceQueue
 from serving.engines.base import LoadedPart
 from serving.engines.torch_ranker import TorchEngine
 from serving.generations import HeldSnapshots
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, InferResponse, decode_request, encode_response, parse_header_length
+from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 
 ENGINE = "engine, in process"

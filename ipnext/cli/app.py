@@ -2,17 +2,16 @@
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import stamina.instrumentation
 import typer
-from pydantic import ValidationError
 
 from ipnext.cli import changing, predicting, reading, running
 from ipnext.cli.group import PluginGroup
 from ipnext.cli.session import Session
-from ipnext.errors import EXIT_FAILURE, InvalidInput
-from ipnext.settings import ClientSettings
+from ipnext.errors import EXIT_FAILURE
+from ipnext.settings import client_settings
 
 app = typer.Typer(
     name="ipnext",
@@ -41,16 +40,7 @@ def connect(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit
-    given: dict[str, Any] = {"api_url": api, "timeout_seconds": timeout_seconds}
-    try:
-        settings = ClientSettings(**{k: v for k, v in given.items() if v is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        msg = (
-            f"{first['loc'][0]}: {first['msg']} (got {first['input']!r}); see IPNEXT_API_URL and IPNEXT_TIMEOUT_SECONDS"
-        )
-        raise InvalidInput(msg) from error
-    context.obj = Session(settings)
+    context.obj = Session(client_settings(api_url=api, timeout_seconds=timeout_seconds))
     context.call_on_close(context.obj.close)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from ipnext.errors import DeadlineExceeded, InvalidInput, LoadFailed, Unavailable
 from ipnext.model.registry import Signature, TensorSpec
-from serving.batching import BatchLimits, InferenceQueue, Served, batch_limits
+from serving.batching import InferenceQueue
+from serving.served import BatchLimits, Served, batch_limits
 
 FAR = time.monotonic() + 3600
 

@@ -16,7 +16,6 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactMissing, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import SnapshotManifest
-from serving.batching import Served
 from serving.deltas import hosting
 from serving.deltas.export import delta_between, export_delta
 from serving.deltas.hosting import Chain, Fetched, fetch_chain
@@ -24,6 +23,7 @@ from serving.engines.torch_ranker import TorchEngine
 from serving.export import export_model
 from serving.generations import HeldSnapshots
 from serving.loading import Loader
+from serving.served import Served
 
 ROWS = 5000
 IDS = np.concatenate([np.arange(0, 40), [ROWS - 1]])[:, None]

@@ -12,7 +12,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import Signature, TensorSpec
 from serving.balancing import EndpointLoads
-from serving.batching import BatchLimits, InferenceQueue, Served
+from serving.batching import InferenceQueue
 from serving.frames import UPGRADE, bytes_frame, tensor_frame
 from serving.generations import HeldSnapshots
 from serving.host_client import HostClient
@@ -22,6 +22,7 @@ from serving.http import error_response, not_found
 from serving.http_server import http_factory
 from serving.part_server import PartServer
 from serving.protocol import InferRequest, decode_response, encode_request
+from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 from serving.walking import Walker
 

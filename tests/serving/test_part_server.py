@@ -8,10 +8,11 @@ import pytest
 from ipnext.errors import DeadlineExceeded, InvalidInput
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import Signature, TensorSpec
-from serving.batching import BatchLimits, InferenceQueue, Served
+from serving.batching import InferenceQueue
 from serving.generations import HeldSnapshots
 from serving.part_server import About, PartServer
 from serving.protocol import InferRequest, encode_request
+from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 
 

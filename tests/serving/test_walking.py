@@ -11,7 +11,7 @@ import pytest
 from ipnext.model.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph, Signature, TensorSpec
 from serving.balancing import EndpointLoads
-from serving.batching import BatchLimits, InferenceQueue, Served
+from serving.batching import InferenceQueue
 from serving.frames import UPGRADE
 from serving.generations import HeldSnapshots
 from serving.host_client import HostClient
@@ -23,6 +23,7 @@ from serving.protocol import InferRequest, decode_response, encode_request
 from serving.router import Router
 from serving.router_metrics import RouterMetrics
 from serving.router_table import TableFollower
+from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 from serving.walking import Walker
 

@@ -13,7 +13,7 @@ import uvloop
 from ipnext.model.deployment import HostedSnapshot, PartEndpoint, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph, Signature, TensorSpec
 from serving.balancing import EndpointLoads
-from serving.batching import BatchLimits, InferenceQueue, Served
+from serving.batching import InferenceQueue
 from serving.frames import UPGRADE
 from serving.generations import HeldSnapshots
 from serving.host import Host
@@ -25,6 +25,7 @@ from serving.part_server import PartServer
 from serving.router import Router, RouterLimits
 from serving.router_metrics import RouterMetrics
 from serving.router_table import TableFollower
+from serving.served import BatchLimits, Served
 from serving.tensors import DTYPES
 from serving.walking import Walker
 

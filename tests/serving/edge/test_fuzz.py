@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.balancing import EndpointLoads
-from serving.batching import BatchLimits, InferenceQueue, Served
+from serving.batching import InferenceQueue
 from serving.frames import ALIGNMENT, FrameProtocol, bytes_frame, tensor_frame
 from serving.generations import HeldSnapshots
 from serving.host_client import HostClient
 from serving.host_frames import HostFrames
 from serving.part_server import PartServer
 from serving.protocol import InferRequest, encode_request
+from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 from serving.walking import Walker
 
