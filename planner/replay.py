@@ -1,105 +1,19 @@
 """The independent check of a transition: walks its waves and looks at every rule after every phase.
 
-It shares no step rule with `planner.steps`. Called by `planner.transition` before a transition leaves, by the command and by
-tests.
+Written from the rules alone: it shares nothing with the planner of transitions but the values that both read. Called by
+`planner.transition` before a transition leaves, by the command and by tests. Only models that a phase touches are looked at
+again.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from ipnext.model.plan import Problem
 from ipnext.model.rollout import FleetState, GenerationReplicas, RouteChange, Transition, Wave
+from planner.replay_facts import Facts, Need, Row, Sent, Standing
+from planner.replay_swaps import SwapCount, Swapping
 from planner.solution import TOLERANCE, Violation
-from planner.steps import StepPolicy
-
-Held = dict[tuple[str, str, str, str, int], int]
-"""Replicas by model, part, region, hardware, generation."""
-Sent = dict[tuple[str, str, str, int], float]
-"""Shares by model, region of the users, region that serves, generation."""
-Row = tuple[str, str]
-
-
-class Fleet:
-    """The figures of a problem that transitions are checked with."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-
-    @cached_property
-    def option(self) -> Mapping[tuple[str, str, str], tuple[float, float]]:
-        """Units and QPS of a replica by model, part, hardware."""
-        return {
-            (m.model, p.part, o.hardware): (o.units, o.qps)
-            for m in self.problem.models
-            for p in m.parts
-            for o in p.options
-        }
-
-    @cached_property
-    def demand(self) -> Mapping[tuple[str, str], float]:
-        """QPS by model and region of the users."""
-        return {(m.model, d.region): d.qps for m in self.problem.models for d in m.demand}
-
-    @cached_property
-    def late(self) -> frozenset[tuple[str, str, str]]:
-        """Model, region of the users and region that serves, beyond the model's tolerance."""
-        names = self.problem.regions
-        return frozenset(
-            (m.model, s, r)
-            for m in self.problem.models
-            for i, s in enumerate(names)
-            for j, r in enumerate(names)
-            if self.problem.rtt_ms[i][j] > m.latency_tolerance_ms
-        )
-
-    def limits(self, running: Mapping[Row, float]) -> dict[Row, float]:
-        """Units of each row: the supply, or what runs there already where supply was taken away."""
-        rows = {(r, h): 0.0 for r in self.problem.regions for h in self.problem.hardware}
-        rows |= {(item.region, item.hardware): item.units for item in self.problem.supply}
-        return {row: max(units, running.get(row, 0.0)) for row, units in rows.items()}
-
-    def used(self, held: Held, policies: Mapping[str, StepPolicy]) -> dict[Row, float]:
-        """Units by row: a process that holds several generations counts once, else each generation counts."""
-        alone: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
-        for (model, part, region, hardware, _), count in held.items():
-            alone[model, part, region, hardware].append(count)
-        total: dict[Row, float] = defaultdict(float)
-        for (model, part, region, hardware), counts in sorted(alone.items()):
-            beside = policies.get(model, StepPolicy()).refresh == "in_place"
-            replicas = max(counts) if beside else sum(counts)
-            total[region, hardware] += replicas * self.option[model, part, hardware][0]
-        return total
-
-    def short(
-        self, held: Held, sent: Sent, policies: Mapping[str, StepPolicy]
-    ) -> dict[tuple[str, str, str, int | None], tuple[float, float]]:
-        """Load and throughput by model, part, region and generation, where the load is above zero.
-
-        Where one process holds several generations the entry with generation None is all of them together.
-        """
-        parts = {m.model: tuple(p.part for p in m.parts) for m in self.problem.models}
-        load: dict[tuple[str, str, str, int | None], float] = defaultdict(float)
-        for (model, origin, to, generation), fraction in sent.items():
-            policy, qps = policies.get(model, StepPolicy()), fraction * self.demand.get((model, origin), 0.0)
-            for part in policy.calls.get(generation, parts[model]):
-                load[model, part, to, generation] += qps
-                if policy.refresh == "in_place":
-                    load[model, part, to, None] += qps
-        able = self._able(held)
-        return {key: (qps, able.get(key, 0.0)) for key, qps in load.items() if qps > 0}
-
-    def _able(self, held: Held) -> dict[tuple[str, str, str, int | None], float]:
-        """QPS by model, part, region and generation; None: of the processes, whatever they hold."""
-        processes: dict[tuple[str, str, str, str], int] = defaultdict(int)
-        able: dict[tuple[str, str, str, int | None], float] = defaultdict(float)
-        for (model, part, region, hardware, generation), count in held.items():
-            able[model, part, region, generation] += count * self.option[model, part, hardware][1]
-            key = (model, part, region, hardware)
-            processes[key] = max(processes[key], count)
-        for (model, part, region, hardware), count in processes.items():
-            able[model, part, region, None] += count * self.option[model, part, hardware][1]
-        return able
+from planner.step_policy import StepPolicy
 
 
 def check_transition(
@@ -107,9 +21,11 @@ def check_transition(
 ) -> tuple[Violation, ...]:
     """Every rule that the transition breaks, with the wave and phase; empty for a valid one.
 
-    Rules: `names`, `order` (a scale_up that takes away, a scale_down that adds), `capacity` for each generation,
-    `supply` (the larger of the supply and what ran at the start), `latency`, `served`, `max_step`, `canary`, `surge` (less
-    stated than taken), `end`, `refused` (with waves). What the start already lacks may stay lacking, never more.
+    Rules: `names`, `order` (a scale_up that takes away, a scale_down that adds), `capacity` for each generation (less the
+    stated dip), `dip` (more than the policy allows), `supply` (the larger of the supply and what ran at the start),
+    `latency`, `served`, `max_step`, `canary`, `surge`, `swap` (less stated than taken), `end`, `refused` (with waves). What the
+    start already lacks may stay lacking, never more. Replicas that go over (`planner.replay_swaps`) may be missing until the
+    wave's traffic moves.
     """
     names = tuple(_names(problem, transition))
     if names:
@@ -151,161 +67,289 @@ def _names(problem: Problem, transition: Transition) -> Iterator[Violation]:
     for model, origin, to in flows:
         if model not in models or origin not in regions or to not in regions:
             yield Violation(rule="names", subject=f"{model}/{origin}/{to}", message="no such model or region")
+    parts = {(m.model, p.part) for m in problem.models for p in m.parts}
+    for dip in transition.dips:
+        if (dip.model, dip.part) not in parts or dip.region not in regions:
+            where = f"dip {dip.model}/{dip.part}/{dip.region}"
+            yield Violation(rule="names", subject=where, message="no such model, part or region in the problem")
+    for swap in transition.swaps:
+        if (swap.model, swap.part) not in parts or swap.region not in regions:
+            where = f"swap {swap.model}/{swap.part}/{swap.region}"
+            yield Violation(rule="names", subject=where, message="no such model, part or region in the problem")
 
 
 class _Replay:
     def __init__(self, problem: Problem, transition: Transition, policies: Mapping[str, StepPolicy]) -> None:
-        self.fleet = Fleet(problem)
-        self.policies = policies
+        self.facts = Facts(problem, policies)
         self.transition = transition
-        self.held, self.sent = _held(transition.origin), _sent(transition.origin)
-        self.end = _held(transition.to), _sent(transition.to)
-        self.first = self.fleet.used(self.held, policies)
-        self.limits = self.fleet.limits(self.first)
-        self.lacking = {
-            key: max(0.0, load - able) for key, (load, able) in self.fleet.short(self.held, self.sent, policies).items()
-        }
-        self.start = dict(self.sent)
-        self.sums = _sums(self.sent), _sums(self.end[1])
-        self.peak = dict(self.first)
+        self.now = _standings(transition.origin)
+        self.end = _standings(transition.to)
+        self.first = _copied(self.now)
+        self.loads: dict[str, dict[Need, float]] = {}
+        """Model -> what its traffic asks for, until that moves."""
+        self.ends: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+        self.units = {model: self.facts.used(model, s.held) for model, s in self.now.items()}
+        self.began = self._total()
+        self.total = dict(self.began)
+        self.peak = dict(self.began)
+        self.lacking = {model: self.facts.lacking(model, s) for model, s in self.now.items()}
+        self.swaps = SwapCount(transition.swaps)
+        self.swapping: dict[str, Swapping] = {}
+        """Model -> what goes over in the wave at hand."""
+        self.dips = {(dip.model, dip.part, dip.region): dip.fraction for dip in transition.dips}
 
     def at_end(self) -> Iterator[Violation]:
         """The rules that the end breaks."""
-        self.held, self.sent = self.end
-        yield from self._rules("to")
+        self.now = _copied(self.end)
+        yield from self._rules("to", sorted(self.first.keys() | self.end.keys()))
 
     def violations(self) -> Iterator[Violation]:
-        """Every wave, phase by phase, then the end and the surge."""
+        """Every wave, phase by phase, then the end, the surge and the dips."""
+        yield from self._allowed_dips()
         for number, wave in enumerate(self.transition.waves):
             yield from self._wave(f"wave {number}", wave)
         yield from self._ends()
         yield from self._surge()
+        yield from self.swaps.violations()
 
     def _wave(self, at: str, wave: Wave) -> Iterator[Violation]:
+        held = {model: dict(self._at(model).held) for model in _models(wave.scale_up) if self.facts.swaps(model)}
         yield from self._scale(f"{at} scale_up", wave.scale_up, 1)
-        yield from self._rules(f"{at} scale_up")
-        before = dict(self.sent)
+        self.swapping = {model: Swapping(old, dict(self._at(model).held)) for model, old in held.items()}
+        yield from self._ended(f"{at} scale_up")
+        yield from self._rules(f"{at} scale_up", _models(wave.scale_up), meanwhile=True)
+        routed = _models(wave.route)
+        before = {model: dict(self._at(model).sent) for model in routed}
         yield from self._route(f"{at} route", wave.route)
-        yield from self._paced(f"{at} route", before)
-        yield from self._rules(f"{at} route")
+        for model in routed:
+            yield from self._paced(f"{at} route", model, before[model])
+        yield from self._rules(f"{at} route", routed)
         yield from self._scale(f"{at} scale_down", wave.scale_down, -1)
-        yield from self._rules(f"{at} scale_down")
+        yield from self._rules(f"{at} scale_down", _models(wave.scale_down))
 
-    def _scale(self, at: str, items: tuple[GenerationReplicas, ...], sign: int) -> Iterator[Violation]:
+    def _at(self, model: str) -> Standing:
+        return self.now.setdefault(model, Standing({}, {}))
+
+    def _scale(self, at: str, items: Iterable[GenerationReplicas], sign: int) -> Iterator[Violation]:
         for item in items:
-            key = (item.model, item.part, item.region, item.hardware, item.generation)
-            now = self.held.pop(key, 0)
-            if (item.count - now) * sign < 0:
-                where = "/".join(map(str, key))
+            held, key = self._at(item.model).held, (item.part, item.region, item.hardware, item.generation)
+            now = held.pop(key, 0)
+            if (item.count - now) * sign < 0 and not (sign > 0 and self.facts.swaps(item.model)):
+                where = "/".join(map(str, (item.model, *key)))
                 yield Violation(rule="order", subject=f"{at}: {where}", message=f"goes from {now} to {item.count}")
             if item.count:
-                self.held[key] = item.count
+                held[key] = item.count
 
-    def _route(self, at: str, changes: tuple[RouteChange, ...]) -> Iterator[Violation]:
+    def _ended(self, at: str) -> Iterator[Violation]:
+        """A replica that goes over is there afterwards."""
+        for model, swapping in self.swapping.items():
+            for slot in swapping.fallen:
+                subject = f"{at}: {'/'.join((model, *slot))}"
+                yield Violation(rule="order", subject=subject, message="has fewer replicas than before")
+
+    def _route(self, at: str, changes: Iterable[RouteChange]) -> Iterator[Violation]:
         seen: set[tuple[str, str]] = set()
         for change in changes:
             if (change.model, change.origin) in seen:
                 subject = f"{at}: {change.model} from {change.origin}"
                 yield Violation(rule="names", subject=subject, message="stands twice")
             seen.add((change.model, change.origin))
-            self.sent = {k: f for k, f in self.sent.items() if k[:2] != (change.model, change.origin)}
+            sent = self._at(change.model).sent
+            self.loads.pop(change.model, None)
+            for key in [key for key in sent if key[0] == change.origin]:
+                del sent[key]
             for share in change.shares:
                 if share.fraction:
-                    self.sent[change.model, change.origin, share.to, share.generation] = share.fraction
+                    key = change.origin, share.to, share.generation
+                    sent[key] = sent.get(key, 0.0) + share.fraction
 
-    def _rules(self, at: str) -> Iterator[Violation]:
-        yield from self._capacity(at)
-        yield from self._supply(at)
-        yield from self._latency(at)
-        yield from self._served(at)
+    def _rules(self, at: str, models: Collection[str], *, meanwhile: bool = False) -> Iterator[Violation]:
+        """`meanwhile`: what goes over in this wave answers for nothing yet."""
+        for model in models:
+            if self.facts.swaps(model):
+                yield from self._capacity_apart(at, model, meanwhile=meanwhile)
+            else:
+                yield from self._capacity(at, model)
+            yield from self._latency(at, model)
+            yield from self._served(at, model)
+        yield from self._supply(at, models)
 
-    def _capacity(self, at: str) -> Iterator[Violation]:
-        for key, (load, able) in sorted(self._loads().items(), key=str):
-            spare = able + self.lacking.get(key, 0.0)
-            if load > spare + TOLERANCE * max(1.0, spare):
-                model, part, region, generation = key
+    def _load(self, model: str) -> dict[Need, float]:
+        if model not in self.loads:
+            self.loads[model] = self.facts.load(model, self._at(model).sent)
+        return self.loads[model]
+
+    def _capacity_apart(self, at: str, model: str, *, meanwhile: bool) -> Iterator[Violation]:
+        """What the start lacks goes along with the replicas that go over: it counts for all generations together."""
+        load, able = self._load(model), self.facts.able(model, self._at(model).held)
+        leaving = self.swapping[model].leaving if meanwhile and model in self.swapping else {}
+        gone = self.facts.able(model, leaving)
+        short: dict[tuple[str, str], float] = defaultdict(float)
+        over = {need: max(0.0, qps - able.get(need, 0.0)) for need, qps in load.items()}
+        for need, missing in over.items():
+            dip = load[need] * self.dips.get((model, *need[:2]), 0.0)
+            short[need[:2]] += max(0.0, missing - dip - gone.get(need, 0.0))
+        for (part, region), missing in short.items():
+            lacking = sum(qps for need, qps in self.lacking.get(model, {}).items() if need[:2] == (part, region))
+            if missing > lacking + TOLERANCE * max(1.0, missing):
+                message = f"{missing:.9g} QPS more sent than its replicas do, less what goes over"
+                yield Violation(rule="capacity", subject=f"{at}: {model}/{part} in {region}", message=message)
+        if leaving:
+            self.swaps.note(model, leaving, {n: min(qps, gone.get(n, 0.0)) for n, qps in over.items()}, load)
+
+    def _capacity(self, at: str, model: str) -> Iterator[Violation]:
+        lacking, standing = self.lacking.get(model, {}), self._at(model)
+        throughput = self.facts.able(model, standing.held)
+        for key, load in self._load(model).items():
+            able = throughput.get(key, 0.0)
+            if load <= able:
+                continue
+            part, region, generation = key
+            dip = self.dips.get((model, part, region), 0.0)
+            needed = load * (1.0 - dip) - lacking.get(key, 0.0)
+            if needed > able + TOLERANCE * max(1.0, able):
                 which = "all generations" if generation is None else f"generation {generation}"
                 subject = f"{at}: {model}/{part} {which} in {region}"
-                message = f"{load:.9g} QPS sent to replicas that do {able:.9g} QPS"
+                less = f", with the stated dip of {dip:.9g}" if dip else ""
+                message = f"{load:.9g} QPS sent to replicas that do {able:.9g} QPS{less}"
                 yield Violation(rule="capacity", subject=subject, message=message)
 
-    def _loads(self) -> dict[tuple[str, str, str, int | None], tuple[float, float]]:
-        return self.fleet.short(self.held, self.sent, self.policies)
-
-    def _supply(self, at: str) -> Iterator[Violation]:
-        for row, units in sorted(self.fleet.used(self.held, self.policies).items()):
+    def _supply(self, at: str, models: Collection[str]) -> Iterator[Violation]:
+        touched: set[Row] = set()
+        for model in models:
+            old, new = self.units.get(model, {}), self.facts.used(model, self._at(model).held)
+            for row in old.keys() | new.keys():
+                if old.get(row, 0.0) != new.get(row, 0.0):
+                    self.total[row] = self.total.get(row, 0.0) + new.get(row, 0.0) - old.get(row, 0.0)
+                    touched.add(row)
+            self.units[model] = new
+        for row in sorted(touched):
+            units, limit = self.total[row], max(self.facts.supply.get(row, 0.0), self.began.get(row, 0.0))
             self.peak[row] = max(self.peak.get(row, 0.0), units)
-            if units > self.limits[row] + TOLERANCE * max(1.0, self.limits[row]):
-                message = f"{units:.9g} units taken of {self.limits[row]:.9g}"
+            if units > limit + TOLERANCE * max(1.0, limit):
+                message = f"{units:.9g} units taken of {limit:.9g}"
                 yield Violation(rule="supply", subject=f"{at}: {row[0]}/{row[1]}", message=message)
 
-    def _latency(self, at: str) -> Iterator[Violation]:
-        for (model, origin, to, generation), fraction in sorted(self.sent.items()):
-            if (model, origin, to) not in self.fleet.late:
-                continue
-            allowed = sum(f for k, f in self.start.items() if k[:3] == (model, origin, to))
-            if fraction > allowed + TOLERANCE:
-                subject = f"{at}: {model} from {origin} to {to} generation {generation}"
+    def _total(self) -> dict[Row, float]:
+        total: dict[Row, float] = defaultdict(float)
+        for of_model in self.units.values():
+            for row, units in of_model.items():
+                total[row] += units
+        return dict(total)
+
+    def _latency(self, at: str, model: str) -> Iterator[Violation]:
+        late: dict[tuple[str, str], float] = defaultdict(float)
+        for (origin, to, _), fraction in self._at(model).sent.items():
+            if self.facts.late(model, origin, to):
+                late[origin, to] += fraction
+        for (origin, to), fraction in sorted(late.items()):
+            start = self.first.get(model, Standing({}, {})).sent
+            if fraction > sum(f for key, f in start.items() if key[:2] == (origin, to)) + TOLERANCE:
+                subject = f"{at}: {model} from {origin} to {to}"
                 yield Violation(rule="latency", subject=subject, message="beyond the model's latency tolerance")
 
-    def _served(self, at: str) -> Iterator[Violation]:
-        now = _sums(self.sent)
-        for key in sorted(self.sums[0].keys() | self.sums[1].keys() | now.keys()):
-            ends = (self.sums[0].get(key, 0.0), self.sums[1].get(key, 0.0))
-            total = now.get(key, 0.0)
+    def _served(self, at: str, model: str) -> Iterator[Violation]:
+        """No region of users is served less than at both ends, or more."""
+        empty = Standing({}, {})
+        if model not in self.ends:
+            start, end = (_sums(ends.get(model, empty).sent) for ends in (self.first, self.end))
+            self.ends[model] = start, end
+        start, end = self.ends[model]
+        now = _sums(self._at(model).sent)
+        for origin in sorted(start.keys() | end.keys() | now.keys()):
+            ends, total = (start.get(origin, 0.0), end.get(origin, 0.0)), now.get(origin, 0.0)
             if not min(ends) - TOLERANCE <= total <= max(ends) + TOLERANCE:
                 message = f"the shares sum to {total:.9g}, at the start to {ends[0]:.9g}, at the end to {ends[1]:.9g}"
-                yield Violation(rule="served", subject=f"{at}: {key[0]} from {key[1]}", message=message)
+                yield Violation(rule="served", subject=f"{at}: {model} from {origin}", message=message)
 
-    def _paced(self, at: str, before: Sent) -> Iterator[Violation]:
-        """How much one route phase moves, and how much a new generation gets at first."""
-        old, new = _sums(before), _sums(self.sent)
-        served = {(model, generation) for (model, _, _, generation), f in before.items() if f > 0}
-        for model, origin in sorted(old.keys() & new.keys()):
-            policy = self.policies.get(model, StepPolicy())
-            keys = [k for k in {**before, **self.sent} if k[:2] == (model, origin)]
-            change = [self.sent.get(k, 0.0) - before.get(k, 0.0) for k in keys]
+    def _paced(self, at: str, model: str, before: Sent) -> Iterator[Violation]:
+        """How much one route phase moves, and how much a new generation gets at first.
+
+        What the smallest number of replicas serves that can go over in a region moves with them, however much it is.
+        """
+        after, policy = self._at(model).sent, self.facts.policy(model)
+        swapping = self.swapping.get(model, Swapping())
+        served = {generation for _, _, generation in before}
+        for origin in sorted(_sums(before).keys() & _sums(after).keys()):
+            keys = [
+                key for key in {**before, **after} if key[0] == origin and not _goes_along(key, before, after, swapping)
+            ]
+            change = [after.get(key, 0.0) - before.get(key, 0.0) for key in keys]
             moved = max(sum(c for c in change if c > 0), -sum(c for c in change if c < 0))
             subject = f"{at}: {model} from {origin}"
             if moved > policy.max_step + TOLERANCE:
                 message = f"moves {moved:.9g} of the traffic where max_step is {policy.max_step:g}"
                 yield Violation(rule="max_step", subject=subject, message=message)
-            fresh = sum(self.sent[k] for k in keys if k in self.sent and (model, k[3]) not in served)
+            fresh = sum(after.get(key, 0.0) for key in keys if key[2] not in served)
             if fresh > policy.canary + TOLERANCE:
                 message = f"a new generation starts at {fresh:.9g} where the canary is {policy.canary:g}"
                 yield Violation(rule="canary", subject=subject, message=message)
 
     def _ends(self) -> Iterator[Violation]:
-        held, sent = self.end
-        if self.held != held:
-            wrong = sorted(k for k in {**held, **self.held} if held.get(k, 0) != self.held.get(k, 0))
-            where = "/".join(map(str, wrong[0]))
-            yield Violation(rule="end", subject=where, message="the replicas after the last wave are not the target's")
-        off = [k for k in {**sent, **self.sent} if abs(sent.get(k, 0.0) - self.sent.get(k, 0.0)) > TOLERANCE]
-        if off:
-            where = "/".join(map(str, min(off)))
-            yield Violation(rule="end", subject=where, message="the traffic after the last wave is not the target's")
+        empty = Standing({}, {})
+        for model in sorted(self.now.keys() | self.end.keys()):
+            now, end = self.now.get(model, empty), self.end.get(model, empty)
+            wrong = [k for k in {**end.held, **now.held} if end.held.get(k, 0) != now.held.get(k, 0)]
+            if wrong:
+                where, what = "/".join(map(str, (model, *min(wrong)))), "the replicas after the last wave"
+                yield Violation(rule="end", subject=where, message=f"{what} are not the target's")
+            off = [k for k in {**end.sent, **now.sent} if abs(end.sent.get(k, 0.0) - now.sent.get(k, 0.0)) > TOLERANCE]
+            if off:
+                where, what = "/".join(map(str, (model, *min(off)))), "the traffic after the last wave"
+                yield Violation(rule="end", subject=where, message=f"{what} is not the target's")
 
     def _surge(self) -> Iterator[Violation]:
         stated = {(item.region, item.hardware): item.units for item in self.transition.surge}
-        last = self.fleet.used(self.end[0], self.policies)
+        last: dict[Row, float] = defaultdict(float)
+        for model, standing in self.end.items():
+            for row, units in self.facts.used(model, standing.held).items():
+                last[row] += units
         for row, units in sorted(self.peak.items()):
-            over = units - max(self.first.get(row, 0.0), last.get(row, 0.0))
+            over = units - max(self.began.get(row, 0.0), last.get(row, 0.0))
             if over > stated.get(row, 0.0) + TOLERANCE * max(1.0, units):
                 message = f"{over:.9g} units taken beyond both states, {stated.get(row, 0.0):.9g} stated"
                 yield Violation(rule="surge", subject=f"{row[0]}/{row[1]}", message=message)
 
+    def _allowed_dips(self) -> Iterator[Violation]:
+        for (model, part, region), fraction in sorted(self.dips.items()):
+            policy = self.facts.policy(model)
+            most = policy.max_dip if policy.when_short == "dip" else 0.0
+            if fraction > most + TOLERANCE:
+                message = f"a dip of {fraction:.9g} is stated where the policy allows {most:.9g}"
+                yield Violation(rule="dip", subject=f"{model}/{part} in {region}", message=message)
 
-def _held(state: FleetState) -> Held:
-    return {(r.model, r.part, r.region, r.hardware, r.generation): r.count for r in state.replicas if r.count}
+
+def _goes_along(key: tuple[str, str, int], before: Sent, after: Sent, swapping: Swapping) -> bool:
+    """Whether all that users of one region move within a serving region belongs to the least that can go over there."""
+    origin, region, _ = key
+    here = [other for other in {**before, **after} if other[:2] == (origin, region)]
+    change = {other: after.get(other, 0.0) - before.get(other, 0.0) for other in here}
+    old = sum(before.get(other, 0.0) for other in here if change[other] < 0)
+    moved = sum(c for c in change.values() if c > 0)
+    return abs(sum(change.values())) <= TOLERANCE and 0 < moved <= old * swapping.least(region) + TOLERANCE
 
 
-def _sent(state: FleetState) -> Sent:
-    return {(t.model, t.origin, t.to, t.generation): t.fraction for t in state.traffic if t.fraction}
+def _models(items: Iterable[GenerationReplicas | RouteChange]) -> list[str]:
+    return sorted({item.model for item in items})
 
 
-def _sums(sent: Sent) -> dict[tuple[str, str], float]:
-    total: dict[tuple[str, str], float] = defaultdict(float)
-    for (model, origin, _, _), fraction in sent.items():
-        total[model, origin] += fraction
+def _standings(state: FleetState) -> dict[str, Standing]:
+    found: dict[str, Standing] = defaultdict(lambda: Standing({}, {}))
+    for row in state.replicas:
+        if row.count:
+            found[row.model].held[row.part, row.region, row.hardware, row.generation] = row.count
+    for share in state.traffic:
+        if share.fraction:
+            found[share.model].sent[share.origin, share.to, share.generation] = share.fraction
+    return dict(found)
+
+
+def _copied(standings: Mapping[str, Standing]) -> dict[str, Standing]:
+    return {model: Standing(dict(s.held), dict(s.sent)) for model, s in standings.items()}
+
+
+def _sums(sent: Sent) -> dict[str, float]:
+    total: dict[str, float] = defaultdict(float)
+    for (origin, _, _), fraction in sent.items():
+        total[origin] += fraction
     return total

@@ -3,20 +3,22 @@
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.table import Table
 
 from ipnext.errors import EXIT_INFEASIBLE, InvalidInput
+from ipnext.model.admission import Admission
 from ipnext.model.rollout import Transition
 from planner.commands.plans import report
 from planner.commands.writing import Form, Output, ProblemOption, Target, beside, fail, rows, told, write_document
 from planner.problem import read_problem, read_state, read_transition
 from planner.replay import check_transition
-from planner.steps import StepPolicy
-from planner.transition import plan_transition
+from planner.shortage import few
+from planner.step_policy import StepPolicy
+from planner.transition import admit
 
 
 class Refresh(StrEnum):
@@ -24,6 +26,15 @@ class Refresh(StrEnum):
 
     IN_PLACE = "in_place"
     REPLACE = "replace"
+    SWAP = "swap"
+
+
+class WhenShort(StrEnum):
+    """What to do where no order of the waves fits the supply."""
+
+    SURGE = "surge"
+    DIP = "dip"
+    WAIT = "wait"
 
 
 Canary = Annotated[float, typer.Option(help="First share of a new generation, above 0, at most 1.")]
@@ -32,8 +43,15 @@ MaxStep = Annotated[
 ]
 Hold = Annotated[float, typer.Option(help="Seconds to hold after each wave.")]
 RefreshOption = Annotated[
-    Refresh, typer.Option(help="replace: units of generations add up; in_place: they share a process.")
+    Refresh,
+    typer.Option(
+        help="replace: units of generations add up; in_place: they share a process; swap: a process goes over."
+    ),
 ]
+WhenShortOption = Annotated[
+    WhenShort, typer.Option(help="Where no order fits: dip goes below the traffic; surge and wait refuse and say why.")
+]
+MaxDip = Annotated[float, typer.Option(help="Fraction of the ready throughput that may be missing with dip, 0 to 1.")]
 
 
 def transition_command(  # noqa: PLR0913 - one option for each field of the policy
@@ -46,21 +64,25 @@ def transition_command(  # noqa: PLR0913 - one option for each field of the poli
     max_step: MaxStep = 0.5,
     hold_seconds: Hold = 0.0,
     refresh: RefreshOption = Refresh.REPLACE,
+    when_short: WhenShortOption = WhenShort.SURGE,
+    max_dip: MaxDip = 0.0,
 ) -> None:
     """Safe waves from one state to another. Exit status 3 where there are none; the document then says why."""
     with told():
+        _check_dip(when_short, max_dip)
         stated = read_problem(problem)
-        policy = _policy(canary, max_step, hold_seconds, refresh)
+        fields = {"canary": canary, "max_step": max_step, "hold_seconds": hold_seconds, "max_dip": max_dip}
+        policy = _policy(**fields, refresh=refresh.value, when_short=when_short.value)
         policies = {model.model: policy for model in stated.models}
-        planned = plan_transition(stated, read_state(origin), read_state(to), policies)
+        planned, admission = admit(stated, read_state(origin), read_state(to), policies)
         write_document(planned, output)
-        for table in _waves(planned):
+        for table in [*_waves(planned), *_price(admission)]:
             beside(table)
         if planned.refused is not None:
             fail(f"refused: {planned.refused}", EXIT_INFEASIBLE)
 
 
-def check_transition_command(
+def check_transition_command(  # noqa: PLR0913 - one option for each field of the policy
     transition: Annotated[Path, typer.Argument()],
     problem: ProblemOption,
     *,
@@ -68,17 +90,27 @@ def check_transition_command(
     canary: Canary = 0.1,
     max_step: MaxStep = 0.5,
     refresh: RefreshOption = Refresh.REPLACE,
+    when_short: WhenShortOption = WhenShort.SURGE,
+    max_dip: MaxDip = 0.0,
 ) -> None:
     """Check a transition, wave by wave, phase by phase. Exit status 1 where it breaks a rule."""
     with told():
         stated = read_problem(problem)
-        policy = _policy(canary, max_step, 0.0, refresh)
+        fields = {"canary": canary, "max_step": max_step, "max_dip": max_dip}
+        policy = _policy(**fields, refresh=refresh.value, when_short=when_short.value)
         report(check_transition(stated, read_transition(transition), {m.model: policy for m in stated.models}), output)
 
 
-def _policy(canary: float, max_step: float, hold_seconds: float, refresh: Refresh) -> StepPolicy:
+def _check_dip(when_short: WhenShort, max_dip: float) -> None:
+    """As in a manifest: a dip has its bound, and a bound is one of a dip."""
+    if (when_short is WhenShort.DIP) != (max_dip > 0):
+        msg = f"--max-dip: goes with --when-short dip and is above 0 then (given: {max_dip:g} with {when_short.value})"
+        raise InvalidInput(msg, field="--max-dip", value=max_dip)
+
+
+def _policy(**fields: Any) -> StepPolicy:
     try:
-        return StepPolicy(canary=canary, max_step=max_step, hold_seconds=hold_seconds, refresh=refresh.value)
+        return StepPolicy(**fields)
     except ValidationError as error:
         detail = error.errors()[0]
         option = "--" + str(detail["loc"][0]).replace("_", "-")
@@ -93,9 +125,23 @@ def _waves(transition: Transition) -> Iterator[Table]:
     ]
     if lines:
         yield rows("waves", ["wave", "gate", "scale up", "routes", "scale down"], lines)
-    surge = [[item.region, item.hardware, f"{item.units:g}"] for item in transition.surge]
+
+
+def _price(admission: Admission) -> Iterator[Table | str]:
+    """What it takes beyond both states, what it misses, and whom it waits for."""
+    yield f"admission: {admission.mode}"
+    surge = [[item.region, item.hardware, f"{item.units:g}"] for item in admission.surge]
     if surge:
         yield rows("surge", ["region", "hardware", "units"], surge)
+    dips = [[dip.model, dip.part, dip.region, f"{dip.fraction:.2%}"] for dip in admission.dips]
+    if dips:
+        title = "dips" if admission.feasible else "dips that would do instead of the surge"
+        yield rows(title, ["model", "part", "region", "missing"], dips)
+    swaps = [[s.model, s.part, s.region, str(s.replicas), f"{s.fraction:.2%}"] for s in admission.swaps]
+    if swaps:
+        yield rows("swaps", ["model", "part", "region", "replicas", "missing for seconds"], swaps)
+    if admission.waits_for:
+        yield f"waits for: {few(admission.waits_for)}"
 
 
 COMMANDS = {"transition": transition_command, "check-transition": check_transition_command}
