@@ -16,14 +16,21 @@ import stamina
 from pydantic import TypeAdapter
 
 from ipnext.artifacts.checked import chunks_of
-from ipnext.artifacts.sources import DirectorySource, Source
+from ipnext.artifacts.sources import DirectorySource, Source, signature_of
 from ipnext.client_errors import error_of, no_answer
-from ipnext.client_upload import checked_snapshot
+from ipnext.client_upload import published_manifest
+from ipnext.client_user import header_of, system_user
 from ipnext.errors import DeadlineExceeded, Unavailable
+from ipnext.model.audit import AuditEntry, Override, OverrideRequest
+from ipnext.model.controls import ControlAction, ControlAnswer, ControlRequest
+from ipnext.model.drain import DrainRequest, DrainState, DrainView, ReturnRequest
 from ipnext.model.fleet import FleetManifest, FleetSpec
+from ipnext.model.freeze import FreezeManifest, FreezeNow, FreezeView
 from ipnext.model.lifecycle import ReplanState, ValidationReport
-from ipnext.model.manifest import ModelManifest, parse_manifests
+from ipnext.model.manifest import Manifest, ModelManifest, parse_manifests
+from ipnext.model.moving import MoverAction, ReplanProgress, SteerRequest
 from ipnext.model.plan import PlanDiff
+from ipnext.model.profile import Profile, ProfileView
 from ipnext.model.registry import ArtifactFile, Generation, Snapshot, SnapshotManifest
 from ipnext.model.resource import (
     BlobQuery,
@@ -46,11 +53,16 @@ from ipnext.model.resource import (
     StoredSnapshot,
     TransitionView,
 )
+from ipnext.model.signing import SignatureEnvelope
 from ipnext.model.value import Value, Written
+from ipnext.names import USER_HEADER
 from ipnext.settings import client_settings
 
 T = TypeVar("T")
 Trigger = Literal["manual", "supply", "drain"]
+
+_ORDER: tuple[type, ...] = (FleetManifest, FreezeManifest, ModelManifest)
+"""What others build on comes first."""
 
 POLL_SECONDS = 0.2
 SERVER_SIDE = ("file://", "s3://")
@@ -65,22 +77,27 @@ class Client:
         base_url: str | None = None,
         timeout_seconds: float | None = None,
         transport: httpx.BaseTransport | None = None,
+        *,
+        user: str | None = None,
     ) -> None:
         """The API at `base_url`; `timeout_seconds` bounds one answer, waiting for a rollout has its own limit.
 
         What is not given is IPNEXT_API_URL (http://127.0.0.1:8700) and IPNEXT_TIMEOUT_SECONDS (30), as for the CLI.
-        InvalidInput names a variable that holds no such value.
+        InvalidInput names a variable that holds no such value. `user` stands in the audit; else IPNEXT_USER, or the user of
+        the system.
         """
         if base_url is None or timeout_seconds is None:
             settings = client_settings()
             base_url = str(settings.api_url) if base_url is None else base_url
             timeout_seconds = settings.timeout_seconds if timeout_seconds is None else timeout_seconds
+            user = user or settings.user
         self._url = str(base_url).rstrip("/")
         loopback = urlsplit(self._url).hostname in {"127.0.0.1", "localhost", "::1"}
         self._http = httpx.Client(
             base_url=self._url,
             timeout=httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds)),
             transport=transport,
+            headers={USER_HEADER: header_of(user or system_user())},
             trust_env=not loopback,  # a proxy from the environment can't reach this machine's loopback
         )
         self._retry = stamina.RetryingCaller(attempts=4, wait_initial=0.1, wait_max=1.0, wait_jitter=0.1, timeout=None)
@@ -98,15 +115,19 @@ class Client:
     # manifests
 
     def apply(
-        self, manifest: str | ModelManifest | FleetManifest, *, dry_run: bool = False
-    ) -> tuple[ModelApplied | FleetView, ...]:
+        self, manifest: str | Manifest, *, dry_run: bool = False
+    ) -> tuple[ModelApplied | FleetView | FreezeView, ...]:
         """Apply YAML text (one or more documents, fleets first) or one manifest. Raises InvalidInput before sending."""
         manifests = parse_manifests(manifest) if isinstance(manifest, str) else (manifest,)
-        ordered = sorted(manifests, key=lambda m: isinstance(m, ModelManifest))
-        return tuple(
-            self.put_model(m, dry_run=dry_run) if isinstance(m, ModelManifest) else self.put_fleet(m, dry_run=dry_run)
-            for m in ordered
-        )
+        ordered = sorted(manifests, key=lambda m: _ORDER.index(type(m)))
+        return tuple(self._applied(each, dry_run=dry_run) for each in ordered)
+
+    def _applied(self, manifest: Manifest, *, dry_run: bool) -> ModelApplied | FleetView | FreezeView:
+        if isinstance(manifest, ModelManifest):
+            return self.put_model(manifest, dry_run=dry_run)
+        if isinstance(manifest, FreezeManifest):
+            return self.put_freeze(manifest, dry_run=dry_run)
+        return self.put_fleet(manifest, dry_run=dry_run)
 
     def put_model(
         self, manifest: ModelManifest, *, expected_version: int | None = None, dry_run: bool = False
@@ -148,20 +169,48 @@ class Client:
         parts: Mapping[str, Path | str],
         *,
         change_id: str | None = None,
+        override_freeze: str | None = None,
         on_upload: Callable[[ArtifactFile], None] | None = None,
     ) -> ChangeView:
-        """Publish snapshots: part -> local snapshot directory, or a file:// or s3:// uri that the server reads.
+        """Publish snapshots: part -> local snapshot or checkpoint directory, or a file:// or s3:// uri that the server reads.
 
-        Files that the server lacks are uploaded first. The same `change_id` twice is one change.
+        Files that the server lacks are uploaded first. The same `change_id` twice is one change. `override_freeze`: the
+        reason for which it passes every freeze; it stands in the audit.
         """
-        given = {part: self._published(source, on_upload) for part, source in parts.items()}
-        request = PublishRequest(change_id=change_id or uuid4().hex, parts=given)
+        published = {source: self._published(source, on_upload) for source in dict.fromkeys(parts.values())}
+        given = {part: published[source] for part, source in parts.items()}
+        request = PublishRequest(change_id=change_id or uuid4().hex, parts=given, override_freeze=override_freeze)
         return self._call("POST", f"/v1/models/{model}/publish", ChangeView, body=request)
 
     def rollback(self, model: str, *, generation: int | None = None, change_id: str | None = None) -> ChangeView:
         """Go back to a generation that has served; without one, to the newest other."""
         request = RollbackRequest(change_id=change_id or uuid4().hex, generation=generation)
         return self._call("POST", f"/v1/models/{model}/rollback", ChangeView, body=request)
+
+    def pause(self, model: str, *, reason: str = "") -> ControlAnswer:
+        """Pause a model's changes: what runs stops at its next step; rollbacks and retirements pass."""
+        return self._control(model, ControlAction.PAUSE, reason)
+
+    def resume(self, model: str, *, reason: str = "") -> ControlAnswer:
+        """Go on. Conflict where nothing is paused."""
+        return self._control(model, ControlAction.RESUME, reason)
+
+    def approve(self, model: str, *, reason: str = "") -> ControlAnswer:
+        """Let the wave go on that waits for an approval. Conflict where none waits."""
+        return self._control(model, ControlAction.APPROVE, reason)
+
+    def promote(self, model: str, *, reason: str = "") -> ControlAnswer:
+        """Skip the holds and approvals that are left; gates and capacity are kept. Conflict where no run moves traffic."""
+        return self._control(model, ControlAction.PROMOTE, reason)
+
+    def abort(self, model: str, *, reason: str = "") -> ControlAnswer:
+        """Stop the run that is under way: what it moved goes back. Conflict where none runs."""
+        return self._control(model, ControlAction.ABORT, reason)
+
+    def _control(self, model: str, action: ControlAction, reason: str) -> ControlAnswer:
+        return self._call(
+            "POST", f"/v1/models/{model}/{action.value}", ControlAnswer, body=ControlRequest(reason=reason)
+        )
 
     def change(self, change_id: str) -> ChangeView:
         """One change."""
@@ -221,6 +270,15 @@ class Client:
         """A model's snapshots."""
         return self._get(f"/v1/models/{model}/snapshots", tuple[Snapshot, ...])
 
+    def profiles(self, model: str, part: str, snapshot: int) -> tuple[ProfileView, ...]:
+        """What replicas of a snapshot were measured to do, newest first."""
+        return self._get(f"/v1/models/{model}/snapshots/{part}/{snapshot}/profiles", tuple[ProfileView, ...])
+
+    def put_profile(self, model: str, part: str, snapshot: int, profile: Profile) -> ProfileView:
+        """Keep a measurement with a snapshot; the same one again changes nothing."""
+        path = f"/v1/models/{model}/snapshots/{part}/{snapshot}/profiles"
+        return self._put(path, profile, ProfileView, params={})
+
     def report(self, model: str, generation: int) -> ValidationReport:
         """The validation report of a generation."""
         return self._get(f"/v1/models/{model}/reports/{generation}", ValidationReport)
@@ -233,6 +291,41 @@ class Client:
         """Events of a model, or of all, newest first."""
         path = "/v1/events" if model is None else f"/v1/models/{model}/events"
         return self._get(path, tuple[EventView, ...], limit=limit)
+
+    # freezes
+
+    def put_freeze(
+        self, freeze: FreezeManifest, *, expected_version: int | None = None, dry_run: bool = False
+    ) -> FreezeView:
+        """Create or replace a freeze. StaleWrite unless `expected_version` (0: none) is in force."""
+        params = _params(expectedVersion=expected_version, dryRun=dry_run)
+        return self._put(f"/v1/freezes/{freeze.name}", freeze, FreezeView, params=params)
+
+    def freezes(self) -> tuple[FreezeView, ...]:
+        """All freezes, by name."""
+        return self._get("/v1/freezes", tuple[FreezeView, ...])
+
+    def freeze(self, name: str) -> FreezeView:
+        """One freeze with its next windows. NotFound."""
+        return self._get(f"/v1/freezes/{name}", FreezeView)
+
+    def delete_freeze(self, name: str, *, reason: str | None = None, expected_version: int | None = None) -> FreezeView:
+        """Lift a freeze: what waits for it alone goes on at once. The reason stands in the audit. NotFound; StaleWrite."""
+        params = _params(expectedVersion=expected_version, reason=reason)
+        return self._call("DELETE", f"/v1/freezes/{name}", FreezeView, params=params, repeatable=False)
+
+    def frozen_now(self, model: str, *, kind: str = "publish") -> FreezeNow:
+        """Whether a change of a model would wait now, until when and why; and when it would next."""
+        return self._call("GET", "/v1/freezes/now", FreezeNow, params={"model": model, "kind": kind})
+
+    def override_freezes(self, change_id: str, reason: str) -> Override:
+        """Let one change through every freeze. The reason stands in the audit."""
+        body = OverrideRequest(reason=reason)
+        return self._call("POST", f"/v1/changes/{change_id}/override", Override, body=body)
+
+    def audit(self, *, limit: int = 100) -> tuple[AuditEntry, ...]:
+        """Who did what by hand, and why; newest first."""
+        return self._get("/v1/audit", tuple[AuditEntry, ...], limit=limit)
 
     # plans and fleet
 
@@ -254,6 +347,11 @@ class Client:
         body = ReplanRequest(replan_id=replan_id or uuid4().hex, trigger=trigger, dry_run=dry_run, max_moves=max_moves)
         replan = self._call("POST", "/v1/replans", ReplanView, body=body)
         return self.wait_replan(replan.id, timeout_seconds) if wait else replan
+
+    def steer_replan(self, action: MoverAction, *, reason: str = "") -> ReplanProgress:
+        """Pause, resume or cancel the replan that runs: no further model is asked to move. Conflict where none runs."""
+        body = SteerRequest(action=action, reason=reason)
+        return self._call("POST", "/v1/replans/steer", ReplanProgress, body=body)
 
     def replan_status(self, replan_id: str) -> ReplanView:
         """Where a replan stands."""
@@ -311,6 +409,56 @@ class Client:
         """Regions with supply, replicas and traffic."""
         return self._get("/v1/regions", tuple[RegionView, ...])
 
+    def drain(self, region: str, *, disaster: bool = False, force: bool = False, reason: str = "") -> DrainView:
+        """Take a region out of service; `disaster`: it is gone. Conflict where no other region would be left.
+
+        One that is under way is answered. `wait_drain` waits for its end, `wait_routed` until its traffic goes elsewhere.
+        """
+        body = DrainRequest(disaster=disaster, force=force, reason=reason)
+        return self._call("POST", f"/v1/regions/{region}/drain", DrainView, body=body)
+
+    def undrain(self, region: str, *, reason: str = "") -> DrainView:
+        """Bring a region back into service. NotFound where it is not drained."""
+        return self._call("POST", f"/v1/regions/{region}/return", DrainView, body=ReturnRequest(reason=reason))
+
+    def drain_status(self, region: str) -> DrainView:
+        """The newest drain of a region. NotFound before the first."""
+        return self._get(f"/v1/regions/{region}/drain", DrainView)
+
+    def wait_drain(
+        self, region: str, timeout_seconds: float = 600.0, on_update: Callable[[DrainView], None] | None = None
+    ) -> DrainView:
+        """Wait until a region is drained, or back. Unavailable where the drain is refused; DeadlineExceeded."""
+        settled = (DrainState.DRAINED, DrainState.RETURNED)
+        return self._wait_region(region, settled, timeout_seconds, on_update)
+
+    def wait_routed(self, region: str, timeout_seconds: float = 600.0) -> DrainView:
+        """Wait until the traffic of a lost region goes elsewhere. Unavailable where it is refused; DeadlineExceeded."""
+        settled = (DrainState.DRAINING, DrainState.DRAINED, DrainState.RETURNED)
+        return self._wait_region(region, settled, timeout_seconds, None)
+
+    def _wait_region(
+        self,
+        region: str,
+        settled: tuple[DrainState, ...],
+        timeout_seconds: float,
+        on_update: Callable[[DrainView], None] | None,
+    ) -> DrainView:
+        last: DrainView | None = None
+        for _ in _until(timeout_seconds):
+            found = self._glance(lambda: self.drain_status(region))
+            if found is not None and found != last and on_update is not None:
+                on_update(found)
+            last = found or last
+            if last is not None and last.state is DrainState.REFUSED:
+                msg = f"the drain of {region} is refused: {last.cause.value}: {last.message}"
+                raise Unavailable(msg)
+            if last is not None and last.state in settled:
+                return last
+        where = "unknown" if last is None else last.state.value
+        msg = f"region {region} is {where} after {timeout_seconds:g} s; it goes on without you"
+        raise DeadlineExceeded(msg)
+
     def readiness(self) -> Readiness:
         """Is the API up, and what of its surroundings is."""
         return self._get("/readyz", Readiness)
@@ -322,13 +470,16 @@ class Client:
             return PublishPart(uri=source)
         directory = Path(source)
         files = DirectorySource(directory, roots=(directory,))
-        manifest = checked_snapshot(files)
+        manifest = published_manifest(files, directory)
         missing = self._missing(manifest)
         for file in {f.sha256: f for f in manifest.files if f.sha256 in missing}.values():
             if on_upload is not None:
                 on_upload(file)
             self._retry(Unavailable, self._upload, files, file)
+        envelope = signature_of(files, manifest)
         stored = self._call("POST", "/v1/artifacts/snapshots", StoredSnapshot, body=manifest)
+        if envelope is not None:
+            self._retry(Unavailable, self._sign, stored.digest, envelope)
         return PublishPart(digest=stored.digest)
 
     def _missing(self, manifest: SnapshotManifest) -> frozenset[str]:
@@ -340,6 +491,10 @@ class Client:
         headers = {"content-type": "application/octet-stream", "content-length": str(file.size_bytes)}
         with source.open(file.path) as stream:
             self._send("PUT", f"/v1/artifacts/blobs/{file.sha256}", content=chunks_of(stream), headers=headers)
+
+    def _sign(self, digest: str, envelope: SignatureEnvelope) -> None:
+        headers = {"content-type": "application/json"}
+        self._send("PUT", f"/v1/artifacts/snapshots/{digest}/signature", content=envelope.content, headers=headers)
 
     def _get(self, path: str, kind: type[T], **params: Any) -> T:
         return self._call("GET", path, kind, params=params)

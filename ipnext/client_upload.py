@@ -1,12 +1,22 @@
 """What the client checks of a local snapshot before it uploads anything."""
 
 import hashlib
+from pathlib import Path
 
 from ipnext.artifacts.checked import chunks_of
+from ipnext.artifacts.checkpoint_import import describe_checkpoint
+from ipnext.artifacts.checkpoints import is_checkpoint
 from ipnext.artifacts.layout import read_manifest
 from ipnext.artifacts.sources import Source
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+
+
+def published_manifest(source: Source, directory: Path) -> SnapshotManifest:
+    """The manifest of a directory to publish: a snapshot's own, or the one that a checkpoint directory gets. As `checked_snapshot`."""
+    if not (directory / SNAPSHOT_FILE).exists() and is_checkpoint(directory):
+        return describe_checkpoint(directory).manifest
+    return checked_snapshot(source)
 
 
 def checked_snapshot(source: Source) -> SnapshotManifest:
@@ -17,7 +27,7 @@ def checked_snapshot(source: Source) -> SnapshotManifest:
     try:
         stream = source.open(SNAPSHOT_FILE)
     except ArtifactMissing as error:
-        msg = f"{source.uri} holds no {SNAPSHOT_FILE}: it is no snapshot; `serving.export.export_model` writes one"
+        msg = f"{source.uri} holds no {SNAPSHOT_FILE}: it is no snapshot; `serving.export.export_model` writes one, `ipnext import-checkpoint` makes one of a checkpoint"
         raise InvalidInput(msg, field="parts", value=source.uri) from error
     with stream:
         manifest = read_manifest(stream.read(), f"{SNAPSHOT_FILE} in {source.uri}")

@@ -12,12 +12,15 @@ IPnextError
 │   └── DuplicateSnapshot   409  the same bytes are published already
 ├── ArtifactError           422
 │   ├── ArtifactMissing     422
-│   └── ArtifactDigestMismatch  422
+│   ├── ArtifactDigestMismatch  422
+│   └── SignatureInvalid    422  no signature, or none by a key that is allowed
 ├── Infeasible              422  no plan or transition keeps the rules; the binding ones are named
 ├── LoadFailed              500  a host could not load a snapshot
 ├── MemoryExceeded          507  a host's memory budget has no room for a snapshot
 ├── GenerationNotHeld       409  a host does not hold the asked generation
 ├── Unavailable             503  a dependency is down or full; try again
+│   ├── RegionUnreachable   503  the infrastructure of a region does not answer
+│   └── RouteFailed         503  a gateway did not take its routes
 └── DeadlineExceeded        504
 """
 
@@ -140,6 +143,12 @@ class ArtifactDigestMismatch(ArtifactError):
     code = "ArtifactDigestMismatch"
 
 
+class SignatureInvalid(ArtifactError):
+    """A snapshot that is not signed as its model's manifest asks, or whose signature is of another snapshot."""
+
+    code = "SignatureInvalid"
+
+
 class Infeasible(IPnextError):
     """No answer keeps every rule. `rules` names the ones that bind."""
 
@@ -185,6 +194,18 @@ class Unavailable(IPnextError):
     code = "Unavailable"
     http_status = 503
     retryable = True
+
+
+class RegionUnreachable(Unavailable):
+    """The infrastructure of a region does not answer."""
+
+    code = "RegionUnreachable"
+
+
+class RouteFailed(Unavailable):
+    """A region answers, and its gateway did not come to follow its routes."""
+
+    code = "RouteFailed"
 
 
 class DeadlineExceeded(IPnextError):

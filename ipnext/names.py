@@ -3,6 +3,7 @@
 Callers start workflows by these names and never import workflow code.
 """
 
+from datetime import timedelta
 from typing import Final
 
 NAMESPACE: Final = "default"
@@ -11,6 +12,13 @@ NAMESPACE: Final = "default"
 LIFECYCLE_QUEUE: Final = "ipnext-lifecycle"
 PLANNER_QUEUE: Final = "ipnext-planner"
 
+TASK_TIMEOUT: Final = timedelta(seconds=2)
+"""Of every workflow: a worker that dies while it decides is noticed so soon. Temporal's own is 10 s. A decision takes
+milliseconds, and is made anew where it took longer."""
+
+WORKER_DEPLOYMENT: Final = "ipnext"
+"""The worker deployment of Temporal's worker versioning; each build of the code is a version of it."""
+
 # workflow types
 MODEL_WORKFLOW: Final = "model"
 LIFECYCLE_WORKFLOW: Final = "lifecycle"
@@ -18,15 +26,42 @@ TRANSITION_WORKFLOW: Final = "transition"
 REPLAN_WORKFLOW: Final = "replan"
 SCHEDULED_REPLAN_WORKFLOW: Final = "scheduled_replan"
 RETIRE_WORKFLOW: Final = "retire"
+DRAIN_WORKFLOW: Final = "drain"
 
 # updates, signals and queries of the model entity
 SUBMIT_CHANGE: Final = "submit_change"
 MODEL_STATE: Final = "model_state"
 CHANGE_RESULT: Final = "change_result"
+PAUSE_CHANGES: Final = "pause_changes"
+RESUME_CHANGES: Final = "resume_changes"
+ABORT_RUN: Final = "abort_run"
+
+# updates of a transition, and signals from the entity by way of the lifecycle run
+APPROVE_WAVE: Final = "approve_wave"
+PROMOTE_RUN: Final = "promote_run"
+HOLD_CHANGES: Final = "hold_changes"
+NEWER_WAITS: Final = "newer_waits"
+
+ABORTED: Final = "aborted "
+"""How the reason of a run's cancellation begins where a person aborted it."""
+
+# signal of a change's run
+FREEZE_CHANGED: Final = "freeze_changed"
+"""A freeze was lifted, changed or overridden: a run that waits asks again."""
 
 # the one workflow that replans: its id, and the signal that says that something is asked for
 REPLAN_ID: Final = "replan"
 REPLAN_ASKED: Final = "replan_asked"
+
+# what may be asked of a replan that moves models
+PAUSE_REPLAN: Final = "pause_replan"
+RESUME_REPLAN: Final = "resume_replan"
+CANCEL_REPLAN: Final = "cancel_replan"
+REPLAN_PROGRESS: Final = "replan_progress"
+
+# a region's drain: the signal that says that something is asked, and what a query answers
+DRAIN_CHANGED: Final = "drain_changed"
+DRAIN_PROGRESS: Final = "drain_progress"
 
 REPLAN_SCHEDULE: Final = "replan"
 
@@ -37,9 +72,15 @@ GENERATION_ATTRIBUTE: Final = "IPnextGeneration"
 
 # HTTP headers on the data path
 GENERATION_HEADER: Final = "x-ipnext-generation"
+CHOSEN_HEADER: Final = "x-ipnext-chosen-by"
+"""Set by a gateway on a request whose generation it chose by weight: no client asked for just this one."""
 SNAPSHOTS_HEADER: Final = "x-ipnext-snapshots"
 REGION_HEADER: Final = "x-ipnext-region"
 DEADLINE_HEADER: Final = "x-ipnext-deadline-ms"
+
+# HTTP headers of the API
+USER_HEADER: Final = "x-ipnext-user"
+"""Who asks, for the audit: as the caller says, not proved."""
 
 # entry-point groups a platform engineer adds to
 COMMAND_GROUP: Final = "ipnext.commands"
@@ -67,6 +108,11 @@ def lifecycle_workflow_id(model: str, change_id: str) -> str:
 def transition_workflow_id(transition_id: str) -> str:
     """Id of the run that walks one transition."""
     return f"transition/{transition_id}"
+
+
+def drain_workflow_id(region: str) -> str:
+    """Id of the run that takes a region out of service or brings it back."""
+    return f"drain/{region}"
 
 
 def replan_plan_id(run_id: str) -> str:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, HttpUrl, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ipnext.errors import InvalidInput
+
+Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 class ClientSettings(BaseSettings):
@@ -19,12 +21,32 @@ class ClientSettings(BaseSettings):
     """Where the API listens."""
     timeout_seconds: float = Field(default=30.0, gt=0)
     """Longest wait for one answer of the API; waiting for a rollout has its own limit."""
+    user: str | None = Field(default=None, min_length=1, max_length=100)
+    """Who asks, for the audit; else the user of the operating system."""
+
+
+class DevSettings(BaseSettings):
+    """What `ipnext dev` needs."""
+
+    model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
+
+    dev_workers: int = Field(default=2, ge=1, le=16)
+    """Worker processes. With two the death of one is answered by the other, without the wait for a new one to start."""
 
 
 def client_settings(**given: Any) -> ClientSettings:
     """The settings: those given, where not None, and else those of the environment. InvalidInput names the one that is wrong."""
+    return _read(ClientSettings, given)
+
+
+def dev_settings(**given: Any) -> DevSettings:
+    """As `client_settings`."""
+    return _read(DevSettings, given)
+
+
+def _read(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
     try:
-        return ClientSettings(**{name: value for name, value in given.items() if value is not None})
+        return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -55,6 +77,10 @@ class PlatformSettings(BaseSettings):
     """Another temporal-dev.yaml than the one found (task queues and schedules)."""
     worker_ready_file: Path | None = None
     """Written by the worker once it serves its queues: for whoever started it."""
+    worker_build_id: str | None = None
+    """Of the worker's code, where runs are to end on the build that they began on; None: any worker takes any run."""
+    worker_makes_current: bool = True
+    """Whether a worker with a build id makes its build the current one as it starts; else an operator does, in Temporal."""
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8700, ge=0, le=65535)
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
@@ -82,6 +108,9 @@ class PlatformSettings(BaseSettings):
     replan_delay_seconds: float = Field(default=5.0, ge=0)
     """How long a changed fleet waits for further changes, so that a hand's several applies give one replan. Each further
     change begins the wait anew, up to six times as long in all."""
+    replan_window: int = Field(default=16, ge=1, le=1000)
+    """Models of a replan that move at a time. Each holds its surge and a few workflow tasks; frozen and paused ones count
+    nothing."""
     solver_grace_seconds: float = Field(default=120.0, gt=0, le=240)
     """What the planner's process gets beyond its search, for reading, rounding and writing; then it is killed. On two
     busy cores 10,000 models took 27 s of it."""

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TypeAlias
 from urllib.parse import quote
 
+from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
 from temporalio.client import (
     Client,
     Schedule,
@@ -34,7 +35,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ipnext import names
 from ipnext.devfile import ReplanSchedule
-from ipnext.errors import InvalidInput, IPnextError, Unavailable
+from ipnext.errors import Conflict, InvalidInput, IPnextError, Unavailable
+from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
+from ipnext.model.drain import DrainInput
 from ipnext.model.lifecycle import (
     Change,
     ChangeAccepted,
@@ -43,6 +46,7 @@ from ipnext.model.lifecycle import (
     ReplanInput,
     ScheduledReplan,
 )
+from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
 
 Connection: TypeAlias = Client
 """What `connect` gives; for callers that may not import temporalio."""
@@ -79,20 +83,62 @@ async def submit_change(client: Client, change: Change) -> ChangeAccepted:
     queued = QueuedChange(
         id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
     )
-    start: WithStartWorkflowOperation[object, object] = WithStartWorkflowOperation(
-        names.MODEL_WORKFLOW,
-        ModelEntityInput(model=change.model),
-        id=names.model_workflow_id(change.model),
-        task_queue=names.LIFECYCLE_QUEUE,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        search_attributes=TypedSearchAttributes([SearchAttributePair(_MODEL, change.model)]),
-        static_summary=f"orders the changes of {change.model}",
-    )
+    start = _entity(change.model)
     async with _reaching(f"the entity of {change.model}"), asyncio.timeout(SUBMIT_SECONDS):
         accepted: ChangeAccepted = await client.execute_update_with_start_workflow(
             names.SUBMIT_CHANGE, queued, start_workflow_operation=start, id=change.id, result_type=ChangeAccepted
         )
     return accepted
+
+
+_UPDATES = {
+    ControlAction.PAUSE: names.PAUSE_CHANGES,
+    ControlAction.RESUME: names.RESUME_CHANGES,
+    ControlAction.ABORT: names.ABORT_RUN,
+    ControlAction.APPROVE: names.APPROVE_WAVE,
+    ControlAction.PROMOTE: names.PROMOTE_RUN,
+}
+
+
+async def control(
+    client: Client, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+) -> ControlAnswer:
+    """Say something to a model's entity, or to the transition of the change that runs, and wait until it has heard it.
+
+    Conflict where it does not fit what runs; Unavailable where no server or no worker answers in time.
+    """
+    async with _reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
+        if action is ControlAction.PAUSE:
+            answer: ControlAnswer = await client.execute_update_with_start_workflow(
+                names.PAUSE_CHANGES, asked, start_workflow_operation=_entity(model), result_type=ControlAnswer
+            )
+            return answer
+        of_a_run = action in {ControlAction.APPROVE, ControlAction.PROMOTE} and change_id is not None
+        target = names.transition_workflow_id(change_id or "") if of_a_run else names.model_workflow_id(model)
+        try:
+            heard: ControlAnswer = await client.get_workflow_handle(target).execute_update(
+                _UPDATES[action], asked, result_type=ControlAnswer
+            )
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            msg = f"nothing of {model} moves now: there is nothing to {action.value}"
+            raise Conflict(msg) from error
+        return heard
+
+
+def _entity(model: str) -> WithStartWorkflowOperation[object, object]:
+    """The entity of a model, started where it does not run."""
+    return WithStartWorkflowOperation(
+        names.MODEL_WORKFLOW,
+        ModelEntityInput(model=model),
+        id=names.model_workflow_id(model),
+        task_queue=names.LIFECYCLE_QUEUE,
+        task_timeout=names.TASK_TIMEOUT,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        search_attributes=TypedSearchAttributes([SearchAttributePair(_MODEL, model)]),
+        static_summary=f"orders the changes of {model}",
+    )
 
 
 async def wake_replan(client: Client) -> None:
@@ -103,8 +149,52 @@ async def wake_replan(client: Client) -> None:
             ReplanInput(),
             id=names.REPLAN_ID,
             task_queue=names.LIFECYCLE_QUEUE,
+            task_timeout=names.TASK_TIMEOUT,
             start_signal=names.REPLAN_ASKED,
             static_summary="plans the whole fleet",
+        )
+
+
+async def tell_freeze_changed(client: Client, change: Change) -> None:
+    """Tell the run of a change that freezes have changed; one that has ended has nothing to ask. Unavailable."""
+    run = client.get_workflow_handle(names.lifecycle_workflow_id(change.model, change.id))
+    async with _reaching(f"the run of {change.id}"), asyncio.timeout(SUBMIT_SECONDS):
+        try:
+            await run.signal(names.FREEZE_CHANGED)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+
+
+async def steer_replan(client: Client, action: MoverAction, asked: MoverAsked) -> ReplanProgress:
+    """Pause, resume or cancel the replan that runs. Conflict where none runs; Unavailable."""
+    update = {"pause": names.PAUSE_REPLAN, "resume": names.RESUME_REPLAN, "cancel": names.CANCEL_REPLAN}[action]
+    handle = client.get_workflow_handle(names.REPLAN_ID)
+    try:
+        async with _reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
+            try:
+                progress: ReplanProgress = await handle.execute_update(update, asked, result_type=ReplanProgress)
+            except RPCError as error:
+                if error.status is RPCStatusCode.NOT_FOUND:
+                    msg = f"no replan is running, so there is none to {action}; `ipnext get replans` shows them"
+                    raise Conflict(msg) from error
+                raise
+    except InvalidInput as error:
+        raise Conflict(error.message) from error
+    return progress
+
+
+async def tell_drain(client: Client, region: str) -> None:
+    """Tell a region's drain that something is asked of it; it is started where it does not run. Unavailable."""
+    async with _reaching(f"the drain of {region}"), asyncio.timeout(SUBMIT_SECONDS):
+        await client.start_workflow(
+            names.DRAIN_WORKFLOW,
+            DrainInput(region=region),
+            id=names.drain_workflow_id(region),
+            task_queue=names.LIFECYCLE_QUEUE,
+            task_timeout=names.TASK_TIMEOUT,
+            start_signal=names.DRAIN_CHANGED,
+            static_summary=f"takes {region} out of service, or brings it back",
         )
 
 
@@ -125,6 +215,23 @@ async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> None:
                     )
                 )
             )
+
+
+async def make_current(client: Client, build_id: str) -> None:
+    """Make a build of the workers the current one: new runs begin on it, and entities go over to it.
+
+    Runs that are pinned to another build end there, as long as its workers run. Unavailable, also while the server has not
+    seen a worker of this build: ask again.
+    """
+    asked = SetWorkerDeploymentCurrentVersionRequest(
+        namespace=client.namespace,
+        deployment_name=names.WORKER_DEPLOYMENT,
+        build_id=build_id,
+        identity=client.identity,
+        ignore_missing_task_queues=True,
+    )
+    async with _reaching(f"build {build_id}"):
+        await client.workflow_service.set_worker_deployment_current_version(asked)
 
 
 async def reachable(client: Client) -> bool:
@@ -150,6 +257,7 @@ def _schedule(wanted: ReplanSchedule) -> Schedule:
             ScheduledReplan(),
             id=f"{names.REPLAN_ID}/schedule",
             task_queue=names.LIFECYCLE_QUEUE,
+            task_timeout=names.TASK_TIMEOUT,
             static_summary="asks for a replan (schedule)",
         ),
         spec=ScheduleSpec(
@@ -184,4 +292,6 @@ async def _reaching(what: str) -> AsyncIterator[None]:
 def _refused(error: WorkflowUpdateFailedError) -> IPnextError:
     cause = error.cause
     text = cause.message if isinstance(cause, ApplicationError) else str(cause)
+    if isinstance(cause, ApplicationError) and cause.type == Conflict.code:
+        return Conflict(text)
     return InvalidInput(text)

@@ -33,7 +33,7 @@ def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:
     for i, item in enumerate(manifest.spec.demand):
         _known(f"spec.demand.{i}.region", item.region, fleet.regions, "region")
         nearest = min(fleet.rtt_ms[fleet.regions.index(item.region)])
-        if item.qps > 0 and nearest > manifest.spec.latency_tolerance_ms:
+        if item.amount > 0 and nearest > manifest.spec.latency_tolerance_ms:
             given = manifest.spec.latency_tolerance_ms
             msg = f"spec.latencyToleranceMs: {given:g} reaches no region from {item.region}; allowed: at least {nearest:g}"
             raise InvalidInput(msg, field="spec.latencyToleranceMs", value=given, allowed=(f"at least {nearest:g}",))

@@ -9,7 +9,10 @@ from fastapi import FastAPI
 import ipnext
 from ipnext.api import (
     artifacts,
+    controls,
+    drains,
     fleet,
+    freezes,
     health,
     history,
     metrics,
@@ -17,6 +20,7 @@ from ipnext.api import (
     overview,
     page,
     plans,
+    profiles,
     publishing,
     regions,
 )
@@ -92,7 +96,21 @@ def create_app(
     )
     app.state.platform = Platform(store, artifacts_store, lifecycle, outbox, observer, settings)
     install_error_handlers(app)
-    for noun in (models, publishing, history, artifacts, plans, fleet, regions, overview):
+    nouns = (
+        models,
+        publishing,
+        controls,
+        history,
+        artifacts,
+        profiles,
+        plans,
+        fleet,
+        freezes,
+        regions,
+        drains,
+        overview,
+    )
+    for noun in nouns:
         app.include_router(noun.router, responses=dict(_ERRORS))
     for noun in (metrics, health, page):
         app.include_router(noun.router)

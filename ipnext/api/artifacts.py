@@ -10,6 +10,7 @@ from ipnext.api.platform import Rooms
 from ipnext.errors import TooLarge
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.resource import BlobQuery, MissingBlobs, StoredSnapshot
+from ipnext.model.signing import SignatureEnvelope
 from ipnext.model.value import Sha256
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -39,6 +40,13 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms) -> Response:
 def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
     """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not)."""
     return StoredSnapshot(uri=rooms.artifacts.commit(manifest), digest=manifest.digest)
+
+
+@router.put("/snapshots/{digest}/signature", status_code=204, summary="Upload a signature")
+def put_signature(digest: Sha256, envelope: SignatureEnvelope, rooms: Rooms) -> Response:
+    """Keep a signature of a committed snapshot beside those that it has. One of another snapshot is refused (422)."""
+    rooms.artifacts.put_signature(digest, envelope)
+    return Response(status_code=204)
 
 
 def _check_size(size_bytes: int, limit: int) -> None:

@@ -6,6 +6,15 @@ known of. Pure: the same facts give the same explanation.
 
 from collections.abc import Mapping
 
+from ipnext.api.chain import (
+    UNHAPPY,
+    cause_steps,
+    change_steps,
+    deployment_step,
+    refusal_steps,
+    stage_steps,
+    trouble_steps,
+)
 from ipnext.api.facts import ModelFacts
 from ipnext.api.status import (
     States,
@@ -14,19 +23,15 @@ from ipnext.api.status import (
     observed_conditions,
     serving_troubles,
 )
+from ipnext.model.cause import STEPS, Cause, cause_in
 from ipnext.model.lifecycle import Change, ChangeState, ValidationReport
 from ipnext.model.resource import Explanation, ExplanationStep
 from ipnext.model.status import Condition, ConditionType, Reason
 from ipnext.store.records import TransitionRecord
+from ipnext.store.repository import Repository
 
-STEPS: Mapping[ConditionType, str] = {
-    ConditionType.RESOLVED: "resolve snapshots",
-    ConditionType.VALIDATED: "validate",
-    ConditionType.PLANNED: "plan",
-    ConditionType.CAPACITY_READY: "bring up capacity",
-    ConditionType.ROUTES_READY: "shift traffic",
-}
-"""The steps of a run in their order, by the condition that each one sets."""
+LOOKED_AT = 200
+"""Events among which the cause of the newest change is looked for; its later ones are few."""
 
 ADVICE: Mapping[Reason, str] = {
     Reason.PENDING: "Nothing to do: the change waits for its turn.",
@@ -38,13 +43,17 @@ ADVICE: Mapping[Reason, str] = {
     Reason.ROLLED_BACK: "The former generation serves. See `ipnext events MODEL` for what went wrong, then publish a repaired snapshot.",
     Reason.ARTIFACT_MISSING: "A file of the snapshot is not in the artifact store: publish the snapshot again.",
     Reason.ARTIFACT_DIGEST_MISMATCH: "A file changed after it was published: publish the snapshot again from its source.",
+    Reason.SIGNATURE_INVALID: "The snapshot is not signed by a key of spec.validation.signers: sign it with `ipnext sign`, publish it again.",
     Reason.ENGINE_MISMATCH: "The snapshot was exported for another engine than the manifest names: change one of them.",
     Reason.UNSAFE_FORMAT: "The snapshot holds a file that runs code when it is loaded: export it with ipnext, as safetensors.",
     Reason.SCHEMA_MISMATCH: "The tensors of the snapshot do not fit the graph: repair the edge named in the message.",
     Reason.NON_FINITE_WEIGHTS: "The weights hold NaN or infinity: publish a snapshot from a healthy training step.",
     Reason.SPLIT_REFUSED: "The policy in spec.split does not fit the model: change what the message names, apply, publish again.",
     Reason.SPLIT_DIFFERS: "Cut like this the model answers otherwise: keep the modules that the message's output comes from in one part.",
-    Reason.FROZEN: "A freeze is in force: wait until it ends.",
+    Reason.PAUSED: "A person paused the model: `ipnext resume MODEL` lets it go on.",
+    Reason.AWAITING_APPROVAL: "A wave waits for a person: look at its answers, then `ipnext approve MODEL` or `ipnext abort MODEL`.",
+    Reason.ABORTED: "A person stopped the change. Publish again, or apply the manifest again, to try once more.",
+    Reason.FROZEN: "A freeze is in force: wait until it ends, or let the change pass with `ipnext override CHANGE --reason TEXT`.",
     Reason.NO_CAPACITY: "The fleet has no room: raise the supply, lower the demand, or allow another hardware kind.",
     Reason.OVER_BUDGET: "The owner's budget does not pay for it: raise the budget or lower the demand.",
     Reason.PLANNER_INFEASIBLE: "No placement keeps every rule: loosen one of the rules that the message names.",
@@ -54,6 +63,7 @@ ADVICE: Mapping[Reason, str] = {
     Reason.OUT_OF_MEMORY: "The part needs more memory than the host gives: raise memoryBytes or choose larger hardware.",
     Reason.CRASH_LOOP: "A host ends again and again: see its log in the region's state directory.",
     Reason.REGION_UNREACHABLE: "The region's infrastructure does not answer: see `ipnext get regions`, bring it back.",
+    Reason.UNAVAILABLE: "Something that the platform needs (the artifact store, a database) does not answer: bring it back, publish again.",
     Reason.ROUTE_FAILED: "A gateway did not take its routes: see the region's gateway, then try again.",
     Reason.GATE_FAILED: "The new generation answered worse than its gate allows and was taken back: look at its answers.",
     Reason.DEADLINE_EXCEEDED: "A step took longer than rollout.deadlineSeconds: see which host was not ready, or raise it.",
@@ -61,7 +71,21 @@ ADVICE: Mapping[Reason, str] = {
 }
 """What a person does about each reason. docs/reference/reasons.md carries the same sentences."""
 
-_UNHAPPY = frozenset({ChangeState.REFUSED, ChangeState.ROLLED_BACK})
+
+def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Explanation:
+    """Explain a model by what the store tells of its newest change."""
+    name, change = facts.record.name, telling_change(facts)
+    report = unit.report(name, change.generation) if change is not None and change.generation else None
+    transition = next(iter(unit.transitions(name, limit=1)), None)
+    return explain(facts, states, report=report, transition=transition, cause=_cause_of(unit, change))
+
+
+def _cause_of(unit: Repository, change: Change | None) -> Cause | None:
+    """The first cause that was written down for a change."""
+    if change is None:
+        return None
+    causes = (cause_in(event.detail) for event in reversed(unit.events(change.model, limit=LOOKED_AT)))
+    return next((cause for cause in causes if cause is not None and cause.change == change.id), None)
 
 
 def explain(
@@ -70,19 +94,29 @@ def explain(
     *,
     report: ValidationReport | None = None,
     transition: TransitionRecord | None = None,
+    cause: Cause | None = None,
 ) -> Explanation:
-    """Explain a model. `report` and `transition` belong to its newest change."""
+    """Explain a model. `report`, `transition` and `cause` belong to its telling change."""
     conditions = {condition.type: condition for condition in observed_conditions(facts, states)}
     ready = conditions.get(ConditionType.READY)
     is_ready = ready is not None and ready.status == "True"
-    change = _telling_change(facts)
-    trouble = _trouble(facts, states)
-    reason, message = _cause(facts, change, trouble, conditions, is_ready=is_ready)
+    change = telling_change(facts)
+    failed = change is not None and change.state in UNHAPPY and not _is_down(facts, states)
+    trouble = None if failed else _trouble(facts, states)
+    failure = change if failed else None
+    reason, message = _cause(facts, change, trouble, conditions, failure=failure, is_ready=is_ready)
+    told = cause if failed and cause is not None and cause.reason is reason else None
+    refused = report if failed and change is not None and change.state is ChangeState.REFUSED else None
+    advice = ADVICE[reason].replace("MODEL", facts.record.name)
     chain = [
-        _deployment_step(facts, ready),
-        *_change_steps(change),
-        *_stage_steps(conditions, change, report, transition, is_ready=is_ready),
-        *(_trouble_steps(trouble) if trouble else ()),
+        deployment_step(facts, ready),
+        *change_steps(change),
+        *stage_steps(conditions, change, told, transition, is_ready=is_ready),
+        *refusal_steps(refused, facts.record.manifest.spec),
+        *cause_steps(told),
+        *trouble_steps(
+            trouble if trouble is not None and (trouble.reason, trouble.message) == (reason, message) else None
+        ),
         ExplanationStep(level="cause", subject=reason.value, state="", message=message),
     ]
     return Explanation(
@@ -90,15 +124,21 @@ def explain(
         ready=is_ready,
         reason=reason,
         message=message,
-        advice=ADVICE[reason].replace("MODEL", facts.record.name),
+        advice=advice if change is None else advice.replace("CHANGE", change.id),
         chain=tuple(chain),
     )
 
 
-def _telling_change(facts: ModelFacts) -> Change | None:
-    """The newest change that was not merely overtaken."""
-    telling = (change for change in facts.changes if change.state is not ChangeState.SUPERSEDED)
-    return next(telling, None)
+def telling_change(facts: ModelFacts) -> Change | None:
+    """The change that a freeze holds back, for others wait behind it; else the newest that was not merely overtaken."""
+    telling = [change for change in facts.changes if change.state is not ChangeState.SUPERSEDED]
+    frozen = (change for change in telling if change.reason is Reason.FROZEN and not change.state.final)
+    return next(frozen, next(iter(telling), None))
+
+
+def _is_down(facts: ModelFacts, states: States) -> bool:
+    """Whether what serves can't answer, for a known cause: that goes before a change that did not come through."""
+    return any(t.status == "False" and t.reason is not Reason.PROGRESSING for t in serving_troubles(facts, states))
 
 
 def _trouble(facts: ModelFacts, states: States) -> Trouble | None:
@@ -117,14 +157,35 @@ def _cause(
     trouble: Trouble | None,
     conditions: Mapping[ConditionType, Condition],
     *,
+    failure: Change | None,
     is_ready: bool,
 ) -> tuple[Reason, str]:
     """The one reason: a failed change first, then what is observed, then what the conditions say."""
-    if change is not None and change.state in _UNHAPPY:
-        return change.reason or Reason.ROLLED_BACK, change.message
-    if trouble is not None and (not is_ready or trouble.reason is not Reason.PROGRESSING):
+    if failure is not None:
+        return failure.reason or Reason.ROLLED_BACK, failure.message
+    if trouble is not None and trouble.reason is not Reason.PROGRESSING:
         return trouble.reason, trouble.message
-    if change is not None and not change.state.final:
+    if change is not None and change.reason is Reason.FROZEN and not change.state.final:
+        return Reason.FROZEN, change.message
+    return _unfailed(facts, change, trouble, conditions, is_ready=is_ready)
+
+
+def _unfailed(
+    facts: ModelFacts,
+    change: Change | None,
+    trouble: Trouble | None,
+    conditions: Mapping[ConditionType, Condition],
+    *,
+    is_ready: bool,
+) -> tuple[Reason, str]:
+    """The reason where nothing went wrong: what holds the change back, else how far it is."""
+    under_way = change is not None and not change.state.final
+    held = conditions.get(ConditionType.PROGRESSING)
+    if held is not None and held.status == "False" and (under_way or not is_ready):
+        return held.reason, held.message
+    if trouble is not None and not is_ready:
+        return trouble.reason, trouble.message
+    if change is not None and under_way:
         started = change.state is ChangeState.RUNNING
         return (Reason.PROGRESSING if started else Reason.PENDING), _progress(conditions, change)
     return _at_rest(facts, conditions.get(ConditionType.READY), is_ready=is_ready)
@@ -142,66 +203,5 @@ def _at_rest(facts: ModelFacts, ready: Condition | None, *, is_ready: bool) -> t
 
 
 def _progress(conditions: Mapping[ConditionType, Condition], change: Change) -> str:
-    waiting = next((c for t, _ in STEPS.items() if (c := conditions.get(t)) and c.status != "True"), None)
+    waiting = next((c for t in STEPS if (c := conditions.get(t)) and c.status != "True"), None)
     return (waiting.message if waiting else "") or change.message or f"the change is {change.state.value}"
-
-
-def _deployment_step(facts: ModelFacts, ready: Condition | None) -> ExplanationStep:
-    record = facts.record
-    serving = (
-        "nothing serves" if record.serving_generation is None else f"generation {record.serving_generation} serves"
-    )
-    target = record.target_generation
-    toward = "" if target is None or target == record.serving_generation else f", {target} is wanted"
-    state = f"Ready={ready.status}" if ready is not None else "Ready=Unknown"
-    return ExplanationStep(level="deployment", subject=record.name, state=state, message=serving + toward)
-
-
-def _change_steps(change: Change | None) -> tuple[ExplanationStep, ...]:
-    if change is None:
-        return ()
-    target = "" if change.generation is None else f" to generation {change.generation}"
-    subject = f"{change.kind.value}{target}"
-    return (ExplanationStep(level="change", subject=subject, state=change.state.value, message=f"change {change.id}"),)
-
-
-def _stage_steps(
-    conditions: Mapping[ConditionType, Condition],
-    change: Change | None,
-    report: ValidationReport | None,
-    transition: TransitionRecord | None,
-    *,
-    is_ready: bool,
-) -> tuple[ExplanationStep, ...]:
-    """The first step that is not done, with the refused check or the wave it stands at."""
-    stuck = next((t for t in STEPS if (c := conditions.get(t)) is not None and c.status != "True"), None)
-    steps: list[ExplanationStep] = []
-    if stuck is not None and not (is_ready and change is not None and change.state is ChangeState.DONE):
-        condition = conditions[stuck]
-        state = f"{stuck.value}={condition.status}"
-        steps.append(
-            ExplanationStep(level="step", subject=STEPS[stuck], state=state, message=_wave(transition, change))
-        )
-    refused = report.refused if report is not None else None
-    if refused is not None and change is not None and change.state is ChangeState.REFUSED:
-        message = f"check {refused.check}: {refused.message}"
-        steps.append(
-            ExplanationStep(level="part", subject=refused.subject, state=refused.reason.value, message=message)
-        )
-    return tuple(steps)
-
-
-def _wave(transition: TransitionRecord | None, change: Change | None) -> str:
-    if transition is None or change is None or transition.change_id != change.id:
-        return ""
-    return f"{transition.waves_done} of {len(transition.transition.waves)} waves done"
-
-
-def _trouble_steps(trouble: Trouble) -> tuple[ExplanationStep, ...]:
-    seen = "unreachable" if trouble.reason is Reason.REGION_UNREACHABLE else "reachable"
-    steps = [ExplanationStep(level="region", subject=trouble.region, state=seen)]
-    if trouble.part is not None:
-        steps.insert(0, ExplanationStep(level="part", subject=trouble.part, state="not ready"))
-    if trouble.host is not None:
-        steps.append(ExplanationStep(level="host", subject=trouble.host, state=trouble.reason.value))
-    return tuple(steps)

@@ -7,8 +7,10 @@ from typing import Protocol
 from urllib.parse import quote
 
 from ipnext import names
-from ipnext.errors import Unavailable
+from ipnext.errors import Conflict, Unavailable
+from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle import Change, ChangeAccepted, Replan
+from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
 from ipnext.model.resource import ChangeView, ReplanView
 
 
@@ -18,8 +20,22 @@ class Lifecycle(Protocol):
     async def submit(self, change: Change) -> ChangeAccepted:
         """Give a recorded change to its model's entity. The same change twice is one change."""
 
+    async def control(
+        self, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+    ) -> ControlAnswer:
+        """Say something to a model's changes; `change_id` is the one that runs. Conflict where it does not fit what runs."""
+
     async def wake_replan(self) -> None:
         """Tell the engine that a replan is recorded. Twice is as good as once."""
+
+    async def tell_freeze_changed(self, change: Change) -> None:
+        """Tell the run of a change that freezes have changed. A run that has ended, or never began, is no error."""
+
+    async def steer_replan(self, action: MoverAction, asked: MoverAsked) -> ReplanProgress:
+        """Pause, resume or cancel the replan that runs. Raises Conflict where none runs."""
+
+    async def tell_drain(self, region: str) -> None:
+        """Tell the engine that something is asked of a region. Twice is as good as once."""
 
     async def reachable(self) -> bool:
         """True where the engine answers now. Never raises."""
@@ -35,6 +51,11 @@ class MemoryLifecycle:
         self.down = False
         self.submitted: list[Change] = []
         self.replans_woken = 0
+        self.held: dict[str, ControlAsked] = {}
+        self.controls: list[tuple[str, ControlAction, ControlAsked]] = []
+        self.told_of_freezes: list[str] = []
+        self.drains_told: list[str] = []
+        self.steered: list[tuple[MoverAction, str]] = []
         self._ui_url = ui_url
 
     async def submit(self, change: Change) -> ChangeAccepted:
@@ -45,10 +66,40 @@ class MemoryLifecycle:
         workflow_id = names.lifecycle_workflow_id(change.model, change.id)
         return ChangeAccepted(change_id=change.id, position=0, lifecycle_workflow_id=workflow_id)
 
+    async def control(
+        self, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+    ) -> ControlAnswer:
+        """Remember it, and who paused what; nothing runs here, so that nothing can be approved, promoted or aborted."""
+        self._answer()
+        if action is ControlAction.PAUSE:
+            self.held[model] = asked
+        elif action is not ControlAction.RESUME or self.held.pop(model, None) is None:
+            msg = f"nothing of {model} to {action.value}"
+            raise Conflict(msg)
+        self.controls.append((model, action, asked))
+        message = f"{action.value}d {asked.text}"
+        return ControlAnswer(model=model, action=action, change_id=change_id, message=message)
+
     async def wake_replan(self) -> None:
         """Count it."""
         self._answer()
         self.replans_woken += 1
+
+    async def tell_freeze_changed(self, change: Change) -> None:
+        """Note the change's id."""
+        self._answer()
+        self.told_of_freezes.append(change.id)
+
+    async def steer_replan(self, action: MoverAction, asked: MoverAsked) -> ReplanProgress:
+        """Remember it."""
+        self._answer()
+        self.steered.append((action, asked.reason))
+        return ReplanProgress(total=0, paused=asked.reason if action == "pause" else "")
+
+    async def tell_drain(self, region: str) -> None:
+        """Remember it."""
+        self._answer()
+        self.drains_told.append(region)
 
     async def reachable(self) -> bool:
         """True unless `down`."""

@@ -5,7 +5,8 @@ from uuid import uuid4
 from fastapi import APIRouter
 
 from ipnext.api.admission import check_against_fleet, check_storable, field_changes
-from ipnext.api.explanation import explain
+from ipnext.api.answers import answers_of
+from ipnext.api.explanation import explanation_of
 from ipnext.api.facts import all_facts, model_facts
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
@@ -14,6 +15,7 @@ from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.manifest import ModelManifest
+from ipnext.model.measured import check_measured, throughputs
 from ipnext.model.resource import ChangeView, Explanation, ModelApplied, ModelView
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
@@ -32,10 +34,14 @@ def list_models(rooms: Rooms) -> list[ModelView]:
 
 @router.get("/{name}", summary="Read a model")
 def read_model(name: ModelName, rooms: Rooms) -> ModelView:
-    """Manifest, version and status: recorded conditions, corrected by what the regions report now."""
+    """Manifest, version, status and how its generations answer: as recorded, corrected by what the regions report now."""
     with rooms.store.read() as unit:
         facts = model_facts(unit, name)
-    return model_view(facts, rooms.observer.states())
+        profiles = unit.profiles_of(name, facts.record.serving_generation)
+    states = rooms.observer.states()
+    answers = answers_of(name, facts.record.serving_generation, states)
+    rates = throughputs(facts.record.manifest, profiles)
+    return model_view(facts, states).model_copy(update={"answers": answers, "throughput": rates})
 
 
 @router.put("/{name}", summary="Apply a model's manifest")
@@ -58,6 +64,7 @@ def apply_model(
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))
         before = _find(unit, name)
+        check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
         if dry_run:
             _check_version(before, expected_version)
             return _applied(before, before, manifest, dry_run=True)
@@ -85,12 +92,9 @@ def retire_model(name: ModelName, rooms: Rooms) -> ChangeView:
 @router.get("/{name}/explanation", summary="Explain a model's state")
 def explain_model(name: ModelName, rooms: Rooms) -> Explanation:
     """One chain from the deployment to the cause, one reason of the closed list, and what to do about it."""
+    states = rooms.observer.states()
     with rooms.store.read() as unit:
-        facts = model_facts(unit, name)
-        change = next(iter(facts.changes), None)
-        report = unit.report(name, change.generation) if change is not None and change.generation else None
-        transition = next(iter(unit.transitions(name, limit=1)), None)
-    return explain(facts, rooms.observer.states(), report=report, transition=transition)
+        return explanation_of(unit, model_facts(unit, name), states)
 
 
 def _fleet(unit: Repository) -> FleetSpec:

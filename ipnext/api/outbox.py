@@ -3,7 +3,8 @@
 An endpoint records a change in one unit of work and wakes the outbox; this loop alone submits. A change stays
 RECORDED until the engine has taken it, so a crash at any point only means that it is submitted again, which is one
 change there too. Models are independent of each other; the changes of one model go in their order. Replans are one
-more such line: the engine is told that some are recorded, and takes them from the store itself.
+more such line, drains another: the engine is told that some are recorded, and takes them from the store itself. Runs
+that wait for a freeze are told here that freezes have changed.
 """
 
 import asyncio
@@ -15,12 +16,19 @@ import structlog
 
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.errors import IPnextError
+from ipnext.model.drain import Drain
 from ipnext.model.lifecycle import Change, ChangeState, Replan
 from ipnext.model.status import Reason
 from ipnext.store.session import Store
 
+FREEZES = "/"
+"""The line of the runs that are told of changed freezes."""
+
 REPLANS = ""
 """The line of the replans among those of the models; no model has an empty name."""
+
+DRAINS = " "
+"""The line of the drains; no model has this name either."""
 
 
 class Outbox:
@@ -43,6 +51,7 @@ class Outbox:
         self._in_flight: dict[str, asyncio.Task[bool]] = {}
         self._woken = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._freezes_changed = True  # this process may have died before it told the runs that wait
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -64,14 +73,24 @@ class Outbox:
         if loop is not None:
             loop.call_soon_threadsafe(self._woken.set)
 
+    def freezes_changed(self) -> None:
+        """Tell every run that waits for a freeze to ask again, until the engine has heard it. From any thread."""
+        self._freezes_changed = True
+        self.wake()
+
     async def submit_pending(self) -> bool:
         """Submit what is recorded, waiting no longer than `interval_seconds`. False where anything failed."""
-        pending, replans = await asyncio.to_thread(self._pending)
+        pending, replans, drains = await asyncio.to_thread(self._pending)
         for model, changes in pending.items():
             if model not in self._in_flight:
                 self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
         if replans and REPLANS not in self._in_flight:
             self._in_flight[REPLANS] = asyncio.create_task(self._wake_replan(replans))
+        if self._freezes_changed and FREEZES not in self._in_flight:
+            self._freezes_changed = False
+            self._in_flight[FREEZES] = asyncio.create_task(self._tell_frozen())
+        if drains and DRAINS not in self._in_flight:
+            self._in_flight[DRAINS] = asyncio.create_task(self._tell_drains(drains))
         if not self._in_flight:
             return True
         done, _ = await asyncio.wait(self._in_flight.values(), timeout=self._interval)
@@ -125,13 +144,48 @@ class Outbox:
             return False
         return True
 
-    def _pending(self) -> tuple[Mapping[str, Sequence[Change]], Sequence[Replan]]:
+    async def _tell_frozen(self) -> bool:
+        """A run that is told twice, or needlessly, only looks once more; one that is told nothing looks within hours."""
+        try:
+            for change in await asyncio.to_thread(self._frozen):
+                async with asyncio.timeout(self._submit_timeout):
+                    await self._lifecycle.tell_freeze_changed(change)
+        except (TimeoutError, IPnextError) as error:
+            structlog.get_logger().warning("frozen_runs_not_told_yet", error=str(error) or "timed out")
+            self._freezes_changed = True
+            return False
+        return True
+
+    def _frozen(self) -> Sequence[Change]:
         with self._store.read() as unit:
-            changes, replans = unit.unsubmitted_changes(), unit.due_replans()
+            return unit.frozen_changes()
+
+    async def _tell_drains(self, drains: Sequence[Drain]) -> bool:
+        for drain in drains:
+            log = structlog.get_logger().bind(region=drain.region)
+            try:
+                async with asyncio.timeout(self._submit_timeout):
+                    await self._lifecycle.tell_drain(drain.region)
+                await asyncio.to_thread(self._mark_told, drain)
+            except TimeoutError:
+                log.warning("drain_not_told_yet", error="timed out")
+                return False
+            except IPnextError as error:
+                log.warning("drain_not_told_yet", code=error.code, error=error.message)
+                return False
+        return True
+
+    def _pending(self) -> tuple[Mapping[str, Sequence[Change]], Sequence[Replan], Sequence[Drain]]:
+        with self._store.read() as unit:
+            changes, replans, drains = unit.unsubmitted_changes(), unit.due_replans(), unit.untold_drains()
         pending: dict[str, list[Change]] = defaultdict(list)
         for change in sorted(changes, key=lambda c: c.sequence):
             pending[change.model].append(change)
-        return pending, replans
+        return pending, replans, drains
+
+    def _mark_told(self, drain: Drain) -> None:
+        with self._store.begin() as unit:
+            unit.tell_drains([drain])
 
     def _mark_replans_queued(self, ids: Sequence[str]) -> None:
         with self._store.begin() as unit:

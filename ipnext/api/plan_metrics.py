@@ -20,7 +20,12 @@ def plan_metrics(unit: Repository, fleet: FleetSpec | None) -> Iterator[Metric]:
     if in_force is None:
         return
     unmet = [([u.model, u.region], u.qps) for u in unit.unmet()]
-    yield gauge("unmet_demand_qps", "Demand that the plan in force leaves unserved.", ["model", "region"], unmet)
+    yield gauge(
+        "unmet_demand_qps",
+        "Demand that the plan in force leaves unserved, requests/s or tokens/s as the model's manifest.",
+        ["model", "region"],
+        unmet,
+    )
     owners = unit.owner_figures()
     yield gauge(
         "owner_unmet_demand_qps",

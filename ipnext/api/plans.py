@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from ipnext.api.lifecycle import replan_view
 from ipnext.api.platform import Limit, RecordId, Rooms
+from ipnext.model.moving import MoverAsked, ReplanProgress, SteerRequest
 from ipnext.model.plan import PlanDiff
 from ipnext.model.resource import PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
 from ipnext.store.records import PlanEntry
@@ -68,6 +69,15 @@ def ask_replan(request: ReplanRequest, rooms: Rooms) -> ReplanView:
     return replan_view(replan, rooms.lifecycle)
 
 
+@router.post("/replans/steer", summary="Pause, resume or cancel the replan that runs")
+async def steer_replan(request: SteerRequest, rooms: Rooms) -> ReplanProgress:
+    """Paused, no further model is asked to move; cancelled, the replan ends. Models under way go on in any case.
+
+    A pause lasts over later replans until it is resumed. 409 where no replan runs.
+    """
+    return await rooms.lifecycle.steer_replan(request.action, MoverAsked(reason=request.reason))
+
+
 @router.get("/replans", summary="List replans")
 def list_replans(rooms: Rooms, limit: Limit = 20) -> list[ReplanView]:
     """Newest first: who asked, where it stands, what came of it."""
@@ -85,7 +95,11 @@ def read_replan(replan_id: RecordId, rooms: Rooms) -> ReplanView:
 def plan_in_force(unit: Repository) -> PlanInForce | None:
     """The plan in force, or none before the first one."""
     entry = unit.plan_in_force()
-    return None if entry is None else PlanInForce(summary=plan_summary(entry, entry.id), unmet=unit.unmet())
+    if entry is None:
+        return None
+    unmet = unit.unmet()
+    tokens = tuple(sorted(unit.models_in_tokens() & {item.model for item in unmet})) if unmet else ()
+    return PlanInForce(summary=plan_summary(entry, entry.id), unmet=unmet, tokens=tokens)
 
 
 def newest_replan(unit: Repository) -> PlanSummary | None:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import unquote
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
@@ -45,3 +46,15 @@ ExpectedVersion = Annotated[
     ),
 ]
 DryRun = Annotated[bool, Query(alias="dryRun", description="Validate and say what would change; write nothing.")]
+
+
+def user_of(
+    user: Annotated[
+        str, Header(alias="X-IPnext-User", max_length=400, description="Who asks, for the audit; percent-encoded.")
+    ] = "",
+) -> str:
+    """Who asks, as the caller says; `unknown` where it says nothing."""
+    return "".join(letter for letter in unquote(user) if letter.isprintable()).strip()[:100] or "unknown"
+
+
+User = Annotated[str, Depends(user_of)]

@@ -5,8 +5,9 @@ from uuid import uuid4
 
 from fastapi import APIRouter
 
+from ipnext.api.freezes import let_through
 from ipnext.api.lifecycle import change_view
-from ipnext.api.platform import ModelName, Platform, Rooms
+from ipnext.api.platform import ModelName, Platform, Rooms, User
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
@@ -18,15 +19,18 @@ from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/models", tags=["publishing"])
 
+_ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
+
 _REACHABLE = frozenset({GenerationState.WARM, GenerationState.SERVING, GenerationState.RETIRED})
 
 
 @router.post("/{name}/publish", status_code=202, summary="Publish new snapshots")
-def publish(name: ModelName, request: PublishRequest, rooms: Rooms) -> ChangeView:
+def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User) -> ChangeView:
     """Record new snapshots of one or more parts as the next generation, and start its rollout.
 
     Each part is the digest of an uploaded snapshot, or a `file://` or `s3://` uri that the server may read. The answer
     comes once the change is recorded: it is not lost from there on. `changeId` makes a repeated request one change.
+    `overrideFreeze`, a reason, lets it pass every freeze.
     """
     with rooms.store.read() as unit:
         record = _not_retired(unit.model(name))
@@ -34,19 +38,25 @@ def publish(name: ModelName, request: PublishRequest, rooms: Rooms) -> ChangeVie
     sources = {part: _source(rooms, given) for part, given in request.parts.items()}
     with rooms.store.begin(name) as unit:
         change = unit.publish(name, sources, change_id=request.change_id or uuid4().hex)
+        if request.override_freeze is not None and not change.state.final:
+            let_through(unit, change, who=user, reason=request.override_freeze)
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)
 
 
 @router.post("/{name}/rollback", status_code=202, summary="Go back to a former generation")
 def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeView:
-    """Return to a generation that has served. Without `generation`: the newest other one that has."""
+    """Return to a generation that has served, ahead of all that waits, past freezes and pauses; a rollout that runs is stopped.
+
+    Without `generation`: while a rollout is under way the one that serves, else the newest other one that has.
+    """
     change_id = request.change_id or uuid4().hex
     with rooms.store.begin(name) as unit:
         record = _not_retired(unit.model(name))
         change = _recorded(unit, change_id, name)
         if change is None:
-            target = _rollback_target(record, unit.generations(name), request.generation)
+            unfinished = any(c.kind in _ROLLS_OUT and not c.state.final for c in unit.changes(name))
+            target = _rollback_target(record, unit.generations(name), request.generation, unfinished=unfinished)
             change = unit.add_change(name, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)
@@ -93,8 +103,13 @@ def _source(rooms: Platform, given: PublishPart) -> SnapshotSource:
     )
 
 
-def _rollback_target(record: ModelRecord, generations: tuple[Generation, ...], asked: int | None) -> int:
+def _rollback_target(
+    record: ModelRecord, generations: tuple[Generation, ...], asked: int | None, *, unfinished: bool
+) -> int:
+    """The generation to go back to. While another one rolls out (`unfinished`) the serving one is a way back, too."""
     serving = record.serving_generation
+    if unfinished and serving is not None and asked in {None, serving}:
+        return serving
     served = [
         g.number for g in generations if g.serving_at is not None and g.number != serving and g.state in _REACHABLE
     ]

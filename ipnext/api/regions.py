@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping
 
 from fastapi import APIRouter
 
+from ipnext.api.drains import drains_by_region
 from ipnext.api.platform import Rooms
 from ipnext.api.status import States
 from ipnext.errors import NotFound
 from ipnext.model.deployment import Deployment
+from ipnext.model.drain import DrainView
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.resource import RegionView, SupplyUse
 from ipnext.store.repository import Repository
@@ -21,7 +23,8 @@ def list_regions(rooms: Rooms) -> list[RegionView]:
     """Every region of the fleet and of the infrastructure. One that does not answer is shown as not reachable."""
     with rooms.store.read() as unit:
         fleet, deployments = fleet_or_none(unit), unit.deployments()
-    return list(region_views(fleet, deployments, rooms.observer.states()))
+        drains = drains_by_region(unit, rooms.lifecycle)
+    return list(region_views(fleet, deployments, rooms.observer.states(), drains))
 
 
 def fleet_or_none(unit: Repository) -> FleetSpec | None:
@@ -32,12 +35,18 @@ def fleet_or_none(unit: Repository) -> FleetSpec | None:
         return None
 
 
-def region_views(fleet: FleetSpec | None, deployments: Iterable[Deployment], states: States) -> tuple[RegionView, ...]:
+def region_views(
+    fleet: FleetSpec | None,
+    deployments: Iterable[Deployment],
+    states: States,
+    drains: Mapping[str, DrainView] | None = None,
+) -> tuple[RegionView, ...]:
     """Regions in the fleet's order; regions that only the infrastructure knows come last."""
     used = _units_used(deployments)
     known = fleet.regions if fleet is not None else ()
     names = (*known, *(region for region in states if region not in known))
-    return tuple(_view(name, fleet, used, states) for name in names)
+    views = (_view(name, fleet, used, states) for name in names)
+    return tuple(view.model_copy(update={"drain": (drains or {}).get(view.region)}) for view in views)
 
 
 def _units_used(deployments: Iterable[Deployment]) -> Mapping[tuple[str, str], float]:

@@ -3,7 +3,9 @@
 import asyncio
 
 from ipnext import names, temporal
+from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle import Change, ChangeAccepted
+from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
 
 
 class TemporalLifecycle:
@@ -18,9 +20,27 @@ class TemporalLifecycle:
         """See the port."""
         return await temporal.submit_change(await self._connected(), change)
 
+    async def control(
+        self, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+    ) -> ControlAnswer:
+        """See the port."""
+        return await temporal.control(await self._connected(), model, action, asked, change_id=change_id)
+
     async def wake_replan(self) -> None:
         """See the port."""
         await temporal.wake_replan(await self._connected())
+
+    async def tell_freeze_changed(self, change: Change) -> None:
+        """See the port."""
+        await temporal.tell_freeze_changed(await self._connected(), change)
+
+    async def steer_replan(self, action: MoverAction, asked: MoverAsked) -> ReplanProgress:
+        """See the port."""
+        return await temporal.steer_replan(await self._connected(), action, asked)
+
+    async def tell_drain(self, region: str) -> None:
+        """See the port."""
+        await temporal.tell_drain(await self._connected(), region)
 
     async def reachable(self) -> bool:
         """See the port."""

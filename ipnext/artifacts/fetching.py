@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ipnext.artifacts.checked import checked, chunks_of
-from ipnext.artifacts.files import refusing_full_disk, sync_directory, write_synced
+from ipnext.artifacts.files import refusing_full_disk, sync_directory, write_synced, write_whole
 from ipnext.artifacts.layout import manifest_bytes
 from ipnext.errors import ArtifactMissing
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
 
 
@@ -36,6 +36,13 @@ def lay_out(manifest: SnapshotManifest, directory: Path, *, digest: str, open_bl
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return final
+
+
+def lay_signature(final: Path, content: bytes | None) -> None:
+    """Put the signature beside a snapshot's files; one that is not signed keeps what lies there: it is judged before use."""
+    target = final / SIGNATURE_FILE
+    if content is not None and not (target.is_file() and target.read_bytes() == content):
+        write_whole(target, [content], scratch=final)
 
 
 def _write(scratch: Path, file: ArtifactFile, open_blob: Callable[[str], BinaryIO]) -> None:

@@ -9,10 +9,11 @@ from typing import BinaryIO
 
 from ipnext.artifacts import layout
 from ipnext.artifacts.checked import checked
-from ipnext.artifacts.fetching import lay_out
+from ipnext.artifacts.fetching import lay_out, lay_signature
 from ipnext.artifacts.files import refusing_full_disk, write_whole
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
 from ipnext.model.registry import SnapshotManifest
+from ipnext.model.signing import SignatureEnvelope
 
 
 class FileArtifactStore:
@@ -66,10 +67,28 @@ class FileArtifactStore:
                 raise ArtifactMissing(msg) from error
         return layout.read_stored(content, digest, f"manifest of {uri}")
 
+    def put_signature(self, digest: str, envelope: SignatureEnvelope) -> None:
+        """Keep a signature beside the manifest; those that are there already stay."""
+        uri = layout.snapshot_uri(self.uri, digest)
+        self.manifest(uri)
+        content = layout.joined_signatures(self.signature(uri), envelope, digest)
+        write_whole(self._root / layout.signature_key(digest), [content], scratch=self._scratch)
+
+    def signature(self, uri: str) -> bytes | None:
+        """The signature file of a snapshot of this store; None where it is not signed."""
+        path = self._root / layout.signature_key(layout.digest_in(uri, self.uri))
+        with refusing_full_disk(path):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                return None
+
     def fetch(self, uri: str, directory: Path) -> Path:
         """Lay the snapshot out as `directory/<digest>`."""
         digest = layout.digest_in(uri, self.uri)
-        return lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
+        final = lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
+        lay_signature(final, self.signature(uri))
+        return final
 
     def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:
         """Remove what writers that were killed left in the scratch directory; return how many files."""

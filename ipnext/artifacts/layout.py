@@ -7,9 +7,10 @@ from pathlib import PurePosixPath
 
 from pydantic import ValidationError
 
-from ipnext.errors import ArtifactDigestMismatch, InvalidInput
+from ipnext.errors import ArtifactDigestMismatch, InvalidInput, SignatureInvalid
 from ipnext.model.manifest import invalid_input
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.signing import SignatureEnvelope, read_envelope
 from ipnext.model.value import canonical_json
 
 CHUNK_BYTES = 1 << 20
@@ -29,6 +30,11 @@ def blob_key(sha256: str) -> str:
 def snapshot_key(digest: str) -> str:
     """Where a snapshot's manifest lies below the store's root."""
     return f"snapshots/{_digest(digest)}/{SNAPSHOT_FILE}"
+
+
+def signature_key(digest: str) -> str:
+    """Where a snapshot's signature lies below the store's root, if it has one."""
+    return f"snapshots/{_digest(digest)}/{SIGNATURE_FILE}"
 
 
 def snapshot_uri(store_uri: str, digest: str) -> str:
@@ -71,6 +77,17 @@ def read_stored(content: bytes, digest: str, subject: str) -> SnapshotManifest:
     return read_manifest(content, subject)
 
 
+def joined_signatures(known: bytes | None, envelope: SignatureEnvelope, digest: str) -> bytes:
+    """The signature file with a further envelope. What is there and can't be read gives way. SignatureInvalid."""
+    read_envelope(envelope.content, digest, f"snapshot {digest:.16}")
+    if known is None:
+        return envelope.content
+    try:
+        return read_envelope(known, digest, "").joined(envelope).content
+    except SignatureInvalid:
+        return envelope.content
+
+
 def check_paths(files: Sequence[ArtifactFile]) -> None:
     """Every path stays inside the snapshot's directory and none is in another's way. InvalidInput names the first."""
     paths = [file.path for file in files]
@@ -104,7 +121,7 @@ def _fault_of(path: str) -> str:
         return "holds an empty step, '.' or '..'"
     if any(len(step.encode()) > 255 for step in steps) or len(path.encode()) > 1024:
         return "is too long"
-    return "is the manifest's own name" if path == SNAPSHOT_FILE else ""
+    return "is the manifest's own name, or its signature's" if path in {SNAPSHOT_FILE, SIGNATURE_FILE} else ""
 
 
 def _digest(sha256: str) -> str:

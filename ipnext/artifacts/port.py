@@ -1,7 +1,7 @@
 """The port to an artifact store: content-addressed blobs, and snapshots whose manifest is written last.
 
-Layout below the store's root (or key prefix): `blobs/<sha256>` and `snapshots/<digest>/snapshot.json`. Equal files
-are stored once. A snapshot exists once its manifest does, and its manifest only once all of its blobs do.
+Layout below the store's root (or key prefix): `blobs/<sha256>` and `snapshots/<digest>/snapshot.json`, with `snapshot.json.sig`
+where it is signed. Equal files are stored once. A snapshot exists once its manifest does, and its manifest only once all of its blobs do.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ipnext.model.registry import SnapshotManifest
+from ipnext.model.signing import SignatureEnvelope
 
 
 class ArtifactStore(Protocol):
@@ -36,8 +37,17 @@ class ArtifactStore(Protocol):
     def manifest(self, uri: str) -> SnapshotManifest:
         """The manifest of a snapshot uri of this store. ArtifactMissing, ArtifactDigestMismatch."""
 
+    def put_signature(self, digest: str, envelope: SignatureEnvelope) -> None:
+        """Keep a signature beside the manifest of a snapshot that is committed; those that are there already stay.
+
+        ArtifactMissing where the snapshot is not; SignatureInvalid where the envelope is of another one.
+        """
+
+    def signature(self, uri: str) -> bytes | None:
+        """The signature file of a snapshot uri of this store; None where it is not signed."""
+
     def fetch(self, uri: str, directory: Path) -> Path:
-        """Lay out a snapshot as a directory of plain files, each checked against its SHA-256 while it is read.
+        """Lay out a snapshot as a directory of plain files, each checked against its SHA-256 while it is read; its signature beside them.
 
         Returns `directory/<digest>`; one that is already complete there is checked by size and kept. A half-written
         one never carries the final name.

@@ -13,11 +13,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ipnext.artifacts import layout
 from ipnext.artifacts.checked import checked, regrouped
-from ipnext.artifacts.fetching import lay_out
+from ipnext.artifacts.fetching import lay_out, lay_signature
 from ipnext.artifacts.s3_client import S3Client, answering, s3_client, status_of
 from ipnext.artifacts.s3_stream import open_object
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
 from ipnext.model.registry import SnapshotManifest
+from ipnext.model.signing import SignatureEnvelope
 
 PART_BYTES = 16 << 20
 """A blob up to this size goes in one request, a larger one in parts of it; at most this much is held in memory."""
@@ -99,10 +100,27 @@ class S3ArtifactStore:
             raise ArtifactMissing(msg) from error
         return layout.read_stored(content, digest, f"manifest of {uri}")
 
+    def put_signature(self, digest: str, envelope: SignatureEnvelope) -> None:
+        """Keep a signature beside the manifest; those that are there already stay."""
+        uri = layout.snapshot_uri(self.uri, digest)
+        self.manifest(uri)
+        key, content = layout.signature_key(digest), layout.joined_signatures(self.signature(uri), envelope, digest)
+        with answering(self._name(key)):
+            self._client.put_object(**self._at(key), Body=content, ChecksumSHA256=_checksum(content))
+
+    def signature(self, uri: str) -> bytes | None:
+        """The signature file of a snapshot of this store; None where it is not signed."""
+        try:
+            return self._read(layout.signature_key(layout.digest_in(uri, self.uri)))
+        except ArtifactMissing:
+            return None
+
     def fetch(self, uri: str, directory: Path) -> Path:
         """Lay the snapshot out as `directory/<digest>`."""
         digest = layout.digest_in(uri, self.uri)
-        return lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
+        final = lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
+        lay_signature(final, self.signature(uri))
+        return final
 
     def close(self) -> None:
         """End the connections."""

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ipnext.errors import ArtifactMissing, InvalidInput, PathNotAllowed, Unavailable
+from ipnext.model.registry import SIGNATURE_FILE, SnapshotManifest
+from ipnext.model.signing import LARGEST_SIGNATURE_BYTES, SignatureEnvelope, read_envelope
 
 
 class Source(Protocol):
@@ -75,3 +77,14 @@ class DirectorySource:
         shown = ", ".join(allowed) or "none (publish by upload instead)"
         msg = f"{path} lies outside the directories that may be read; allowed roots: {shown}"
         raise PathNotAllowed(msg, field="uri", value=str(path), allowed=allowed)
+
+
+def signature_of(source: Source, manifest: SnapshotManifest) -> SignatureEnvelope | None:
+    """The signature of a snapshot directory, if it has one. SignatureInvalid for one of another snapshot; no key is looked at."""
+    try:
+        stream = source.open(SIGNATURE_FILE)
+    except ArtifactMissing:
+        return None
+    with stream:
+        content = stream.read(LARGEST_SIGNATURE_BYTES)
+    return read_envelope(content, manifest.digest, f"{SIGNATURE_FILE} in {source.uri}")

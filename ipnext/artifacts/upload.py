@@ -8,7 +8,7 @@ from ipnext.artifacts.checked import chunks_of
 from ipnext.artifacts.layout import LARGEST_MANIFEST_BYTES, mismatch, read_manifest
 from ipnext.artifacts.opening import open_source
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.artifacts.sources import DirectorySource, Source
+from ipnext.artifacts.sources import DirectorySource, Source, signature_of
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest, SnapshotSource
 
@@ -51,7 +51,11 @@ def ingest(store: ArtifactStore, source: Source) -> SnapshotSource:
             missing -= {file.sha256}
         else:
             _check(source, file)
-    return SnapshotSource(manifest=manifest, uri=store.commit(manifest))
+    envelope = signature_of(source, manifest)
+    uri = store.commit(manifest)
+    if envelope is not None:
+        store.put_signature(manifest.digest, envelope)
+    return SnapshotSource(manifest=manifest, uri=uri)
 
 
 def _manifest_of(source: Source) -> SnapshotManifest:

@@ -7,7 +7,18 @@ from typing import Annotated
 import stamina.instrumentation
 import typer
 
-from ipnext.cli import changing, predicting, reading, running
+from ipnext.cli import (
+    changing,
+    controlling,
+    draining,
+    freezing,
+    importing,
+    predicting,
+    profiling,
+    reading,
+    running,
+    signing,
+)
 from ipnext.cli.group import PluginGroup
 from ipnext.cli.session import Session
 from ipnext.errors import EXIT_FAILURE
@@ -23,7 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (changing, reading, predicting, running):
+MODULES = (changing, controlling, freezing, draining, reading, predicting, profiling, running, signing, importing)
+"""Where the commands come from, in the order of the help."""
+for module in MODULES:
     for command in module.COMMANDS:
         app.command(command.name, help=command.help)(command.function)
 

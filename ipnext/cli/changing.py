@@ -14,6 +14,7 @@ from ipnext.cli.planning import replan
 from ipnext.cli.session import client_of
 from ipnext.client import SERVER_SIDE, Client
 from ipnext.errors import EXIT_FAILURE, InvalidInput
+from ipnext.model.freeze import FreezeView
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.registry import ArtifactFile
 from ipnext.model.resource import ChangeView, FleetView, ModelApplied
@@ -30,7 +31,7 @@ def apply(
     ] = False,
     output: Output = Form.TABLE,
 ) -> None:
-    """Apply manifests of kind Model and Fleet."""
+    """Apply manifests of kind Model, Fleet and Freeze."""
     applied = client_of(context).apply("\n---\n".join(map(_text_of, file)), dry_run=dry_run)
     write(applied, output, lambda: _applied_table(applied, dry_run=dry_run))
     for each in applied:
@@ -44,17 +45,27 @@ def publish(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     context: typer.Context,
     model: ModelName,
     part: Annotated[
-        list[str], typer.Option("--part", metavar="NAME=DIR|URI", help="Snapshot directory, or file:// or s3:// uri.")
+        list[str],
+        typer.Option(
+            "--part",
+            metavar="NAME[,NAME]=DIR|URI",
+            help="Snapshot or checkpoint directory, or file:// or s3:// uri; parts of the same content with commas.",
+        ),
     ],
     change_id: Annotated[str | None, typer.Option(help="Repeat with the same id: it is one change.")] = None,
+    override_freeze: Annotated[
+        bool, typer.Option("--override-freeze", help="Pass every freeze; needs --reason, which the audit keeps.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why it passes freezes.")] = None,
     wait: Wait = False,
     timeout: Timeout = 600.0,
     output: Output = Form.TABLE,
 ) -> None:
     """Publish new snapshots of one or more parts. A model of one part takes a bare directory or uri."""
+    why = _override(reason, asked=override_freeze)
     client = client_of(context)
     parts = _parts(client, model, part)
-    change = client.publish(model, parts, change_id=change_id, on_upload=_uploading)
+    change = client.publish(model, parts, change_id=change_id, override_freeze=why, on_upload=_uploading)
     _finish(client, change, wait=wait, timeout=timeout, output=output)
 
 
@@ -62,7 +73,12 @@ def rollback(
     context: typer.Context,
     model: ModelName,
     to: Annotated[
-        int | None, typer.Option("--to", min=1, help="Generation; else the newest other that has served.")
+        int | None,
+        typer.Option(
+            "--to",
+            min=1,
+            help="Generation; else the one that serves while another rolls out, else the newest other that has served.",
+        ),
     ] = None,
     wait: Wait = False,
     timeout: Timeout = 600.0,
@@ -125,14 +141,28 @@ def _parts(client: Client, model: str, given: Sequence[str]) -> dict[str, Path |
         name, equals, source = item.partition("=")
         if not equals or "/" in name:
             name, source = (known[0] if len(known) == 1 else ""), item
-        if name not in known or not source:
-            msg = f"--part: {item!r} is not NAME=DIR or NAME=URI with a part of {model!r}; parts: {', '.join(known)}"
-            raise InvalidInput(msg, field="part", value=item, allowed=known)
-        if name in parts:
-            msg = f"--part: {name!r} is given twice"
-            raise InvalidInput(msg, field="part", value=name)
-        parts[name] = source if source.startswith(SERVER_SIDE) else Path(source)
+        for each in name.split(","):
+            if each not in known or not source:
+                msg = (
+                    f"--part: {item!r} is not NAME=DIR or NAME=URI with a part of {model!r}; parts: {', '.join(known)}"
+                )
+                raise InvalidInput(msg, field="part", value=item, allowed=known)
+            if each in parts:
+                msg = f"--part: {each!r} is given twice"
+                raise InvalidInput(msg, field="part", value=each)
+            parts[each] = source if source.startswith(SERVER_SIDE) else Path(source)
     return parts
+
+
+def _override(reason: str | None, *, asked: bool) -> str | None:
+    """The reason for which a publish passes freezes; one without the other is refused."""
+    given = (reason or "").strip()
+    if asked != bool(given):
+        msg = "--override-freeze: needs a --reason, such as --reason 'security fix'"
+        if not asked:
+            msg = "--reason: tells why a publish passes freezes; give --override-freeze too, or leave it out"
+        raise InvalidInput(msg, field="reason", value=reason)
+    return given or None
 
 
 def _uploading(file: ArtifactFile) -> None:
@@ -154,12 +184,15 @@ def _change_table(change: ChangeView) -> Table:
     return rows("", ("change", "model", "kind", "generation", "state", "run"), [line])
 
 
-def _applied_table(applied: Sequence[ModelApplied | FleetView], *, dry_run: bool) -> Sequence[Table | str]:
+def _applied_table(applied: Sequence[ModelApplied | FleetView | FreezeView], *, dry_run: bool) -> Sequence[Table | str]:
     lines = []
     tables: list[Table | str] = []
     for each in applied:
         if isinstance(each, FleetView):
             lines.append(("fleet", "fleet", each.version, "would be applied" if dry_run else "applied"))
+            continue
+        if isinstance(each, FreezeView):
+            lines.append(("freeze", each.manifest.name, each.version, "would be applied" if dry_run else "applied"))
             continue
         verb = ("would change" if dry_run else "changed") if each.changed else "unchanged"
         lines.append(("model", each.model, each.version, verb))
@@ -175,7 +208,7 @@ def _short(value: object) -> str:
 
 
 COMMANDS = (
-    Command("apply", "Apply manifests of kind Model and Fleet.", apply),
+    Command("apply", "Apply manifests of kind Model, Fleet and Freeze.", apply),
     Command("publish", "Publish new snapshots.", publish),
     Command("rollback", "Go back to a former generation.", rollback),
     Command("replan", "Plan the whole fleet again.", replan),

@@ -35,4 +35,4 @@ def layout_picture(layout: Layout) -> str:
 
 
 def _hardware(options: Iterable[HardwareOption]) -> str:
-    return " ".join(f"{o.kind}({number(o.units)} units, {number(o.qps)} qps)" for o in options)
+    return " ".join(f"{o.kind}({number(o.units)} units, {number(o.throughput)} requests/s)" for o in options)

@@ -1,6 +1,7 @@
 """Plans and replans on the command line: `replan`, and what `get` and `describe` show of them."""
 
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from ipnext.cli.command import Timeout, Wait
 from ipnext.cli.output import Form, Output, age, number, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.model.lifecycle import Replan
+from ipnext.model.moving import ReplanProgress
 from ipnext.model.plan import PlanDiff
 from ipnext.model.resource import PlanSummary, ReplanView
 
@@ -17,20 +19,37 @@ MOST_LINES = 40
 """Lines of a difference that a table shows."""
 
 
-def replan(
+class Steering(StrEnum):
+    """What may be asked of the replan that runs."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+
+
+def replan(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     context: typer.Context,
+    action: Annotated[
+        Steering | None,
+        typer.Argument(help="Of the replan that runs: ask no further model, go on, or end it. Without: a new replan."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Compute and store a plan, show what it would change; move nothing.")
     ] = False,
     max_moves: Annotated[
         int | None, typer.Option("--max-moves", min=0, help="Replicas started at most; else the platform's setting.")
     ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why it is paused or cancelled.", show_default=False)] = "",
     wait: Wait = False,
     timeout: Timeout = 600.0,
     output: Output = Form.TABLE,
 ) -> None:
     """Plan the whole fleet again and move what the new plan moves. A dry run is always waited for."""
     client = client_of(context)
+    if action is not None:
+        progress = client.steer_replan(action.value, reason=reason)
+        write(progress, output, lambda: progress_tables(progress))
+        return
     found = client.replan(dry_run=dry_run, max_moves=max_moves)
     if not (wait or dry_run):
         say(f"{replan_line(found)}; follow it with `ipnext get replans`")
@@ -51,7 +70,7 @@ def replan_line(found: Replan) -> str:
 
 def replans_table(replans: Iterable[ReplanView]) -> Table:
     """One line for each replan."""
-    heads = ("replan", "trigger", "state", "plan", "moves", "models", "age", "message")
+    heads = ("replan", "trigger", "state", "plan", "moves", "models", "moved", "age", "message")
     lines = (
         (
             found.id,
@@ -60,12 +79,40 @@ def replans_table(replans: Iterable[ReplanView]) -> Table:
             found.plan_id or "",
             found.moves,
             _some(found.models),
+            _moved(found.progress),
             age(found.created_at),
             found.message,
         )
         for found in replans
     )
     return rows("", heads, lines)
+
+
+def replan_tables(found: ReplanView) -> Iterable[Table | str]:
+    """All of one replan: what asked for it, and how far it is with its models."""
+    yield replan_line(found)
+    if found.plan_id is not None:
+        yield f"plan {found.plan_id}, {found.moves} replicas started"
+    if found.run_url is not None:
+        yield found.run_url
+    if found.progress is not None:
+        yield from progress_tables(found.progress)
+
+
+def progress_tables(progress: ReplanProgress) -> Iterable[Table | str]:
+    """How far a replan is with its models, and which ones did not come through."""
+    busy = tuple(model for model in progress.moving if model not in progress.held)
+    lines = (
+        ("moved", f"{progress.moved} of {progress.total} ({progress.percent:.0f} %), {progress.per_minute:g} a minute"),
+        ("moving now", f"{len(busy)}: {_some(busy)}"),
+        ("held (frozen or paused)", f"{len(progress.held)}: {_some(progress.held)}"),
+        ("waiting", progress.waiting),
+        ("paused", progress.paused or "no"),
+    )
+    yield rows("\nmodels", ("", ""), lines)
+    if progress.failed:
+        failed = ((trouble.model, trouble.message) for trouble in progress.failed[:MOST_LINES])
+        yield rows("\ndid not come through", ("model", "why"), failed)
 
 
 def plans_table(plans: Iterable[PlanSummary]) -> Table:
@@ -148,7 +195,7 @@ def _quality(plan: PlanSummary) -> Iterable[tuple[str, str]]:
     yield "the bound covers", plan.bound_covers
     yield "gap", f"{plan.gap:.2%}"
     yield "cost of the whole fleet, $/h", number(plan.cost_per_hour)
-    yield "unmet demand of the whole fleet, requests/s", number(plan.unmet_qps)
+    yield "unmet demand of the whole fleet, requests or tokens/s", number(plan.unmet_qps)
     yield "replicas started", str(plan.moves)
 
 
@@ -158,6 +205,14 @@ def _search(plan: PlanSummary) -> Iterable[tuple[str, str]]:
     yield "CPU seconds", "-" if plan.cpu_seconds is None else f"{plan.cpu_seconds:.2f}"
     yield "most memory", "-" if plan.peak_memory_bytes is None else f"{plan.peak_memory_bytes / 2**20:.0f} MiB"
     yield "SHA-256 of the problem", plan.input_digest
+
+
+def _moved(progress: ReplanProgress | None) -> str:
+    if progress is None:
+        return ""
+    failed = f", {len(progress.failed)} failed" if progress.failed else ""
+    paused = ", paused" if progress.paused else ""
+    return f"{progress.moved}/{progress.total}{failed}{paused}"
 
 
 def _some(models: tuple[str, ...]) -> str:

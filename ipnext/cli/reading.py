@@ -1,6 +1,6 @@
 """Commands that only read: get, describe, events, explain."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +9,19 @@ import typer
 from rich.table import Table
 
 from ipnext.cli.command import Command, ModelName
+from ipnext.cli.freezing import audit_table, freeze_tables, freezes_table
 from ipnext.cli.layouts import layout_picture, layout_tables
 from ipnext.cli.output import Form, Output, age, number, plain, rows, write
-from ipnext.cli.planning import plan_tables, plans_table, replans_table
+from ipnext.cli.planning import plan_tables, plans_table, replan_tables, replans_table
+from ipnext.cli.profiles import profile_tables
 from ipnext.cli.session import client_of
+from ipnext.client import Client
 from ipnext.errors import InvalidInput
+from ipnext.model.answers import GenerationAnswers
+from ipnext.model.drain import Drain
 from ipnext.model.lifecycle import Change
-from ipnext.model.registry import Generation
+from ipnext.model.profile import PartThroughput, ProfileView
+from ipnext.model.registry import Generation, Snapshot
 from ipnext.model.resource import (
     ChangeView,
     EventView,
@@ -35,6 +41,8 @@ class Kind(StrEnum):
     REPLANS = "replans"
     REGIONS = "regions"
     FLEET = "fleet"
+    FREEZES = "freezes"
+    AUDIT = "audit"
 
 
 def get(
@@ -42,7 +50,7 @@ def get(
     kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)],
     output: Output = Form.TABLE,
 ) -> None:
-    """List models, plans, replans, regions or the fleet."""
+    """List models, plans, replans, regions, the fleet, freezes or the audit."""
     client = client_of(context)
     if kind is Kind.MODELS:
         models = client.models()
@@ -56,6 +64,12 @@ def get(
     elif kind is Kind.REGIONS:
         regions = client.regions()
         write(regions, output, lambda: regions_table(regions))
+    elif kind is Kind.FREEZES:
+        freezes = client.freezes()
+        write(freezes, output, lambda: freezes_table(freezes))
+    elif kind is Kind.AUDIT:
+        entries = client.audit()
+        write(entries, output, lambda: audit_table(entries))
     else:
         fleet = client.fleet()
         write(fleet, output, lambda: fleet_tables(fleet))
@@ -64,29 +78,57 @@ def get(
 def describe(
     context: typer.Context,
     what: Annotated[
-        list[str], typer.Argument(metavar="MODEL | plan PLAN", help="A model, or a plan by its id.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="MODEL | snapshot MODEL PART N | plan PLAN | replan REPLAN | freeze NAME",
+            help="A model, a snapshot with its profiles, a plan or a replan by its id, or a freeze.",
+            show_default=False,
+        ),
     ],
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.svg", help="Draw the graph of the parts that the model is cut into.")
     ] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Show all of one model (conditions, traffic, parts, replicas, generations, changes) or of one plan."""
+    """Show all of one model (conditions, traffic, parts, replicas, generations, changes), of a plan, a replan or a freeze."""
     client = client_of(context)
+    if len(what) == 2 and what[0] == "freeze":
+        freeze = client.freeze(what[1])
+        write(freeze, output, lambda: freeze_tables(freeze))
+        return
     if len(what) == 2 and what[0] == "plan":
         summary = client.plan_summary(what[1])
         change = client.plan_diff(summary.id) if summary.has_documents else None
         write(plain(summary) | {"diff": plain(change)}, output, lambda: plan_tables(summary, change))
         return
+    if len(what) == 2 and what[0] == "replan":
+        replan = client.replan_status(what[1])
+        write(replan, output, lambda: replan_tables(replan))
+        return
+    if len(what) == 4 and what[0] == "snapshot":
+        snapshot, profiles = _snapshot(client, what[1], what[2], what[3])
+        whole = plain(snapshot) | {"profiles": plain(profiles)}
+        write(whole, output, lambda: snapshot_tables(snapshot, profiles))
+        return
     if len(what) != 1:
-        msg = f"describe: {' '.join(what)!r} is not known; allowed: MODEL, plan PLAN"
-        raise InvalidInput(msg, field="what", value=" ".join(what), allowed=("MODEL", "plan PLAN"))
+        allowed = ("MODEL", "snapshot MODEL PART N", "plan PLAN", "replan REPLAN", "freeze NAME")
+        msg = f"describe: {' '.join(what)!r} is not known; allowed: {', '.join(allowed)}"
+        raise InvalidInput(msg, field="what", value=" ".join(what), allowed=allowed)
     model = what[0]
     view, generations, changes = client.model(model), client.generations(model), client.changes(model, limit=10)
     if picture is not None:
         _draw(view, picture)
     whole = plain(view) | {"generations": plain(generations), "changes": plain(changes)}
     write(whole, output, lambda: model_tables(view, generations, changes))
+
+
+def _snapshot(client: Client, model: str, part: str, given: str) -> tuple[Snapshot, tuple[ProfileView, ...]]:
+    if not given.isdecimal() or int(given) < 1:
+        msg = f"describe: {given!r} is no number of a snapshot; allowed: a whole number from 1"
+        raise InvalidInput(msg, field="what", value=given)
+    profiles = client.profiles(model, part, int(given))
+    snapshots = client.snapshots(model)
+    return next(s for s in snapshots if (s.part, s.number) == (part, int(given))), profiles
 
 
 def _draw(view: ModelView, picture: Path) -> None:
@@ -134,11 +176,14 @@ def regions_table(regions: Iterable[RegionView]) -> Table:
             item.hardware,
             *_use(item.units, item.used, item.free),
             len(r.replicas),
+            "in service" if r.drain is None else r.drain.state.value,
+            *_drain(r.drain),
         )
         for r in regions
         for item in r.supply
     )
-    return rows("", ("region", "reachable", "hardware", "units", "used", "free", "replicas in region"), lines)
+    heads = ("region", "reachable", "hardware", "units", "used", "free", "replicas in region")
+    return rows("", (*heads, "service", "since", "reason", "left there"), lines)
 
 
 def fleet_tables(fleet: FleetView) -> Iterable[Table | str]:
@@ -162,6 +207,7 @@ def model_tables(
     yield f"{status.model}: {spec.task}, {spec.sync.policy}, owner {view.manifest.metadata.owner}, version {view.version}"
     serving = "nothing" if status.serving_generation is None else f"generation {status.serving_generation}"
     yield f"serves {serving}; wanted: {status.target_generation or 'nothing yet'}; plan {status.plan_id or 'none'}"
+    yield f"demand: {', '.join(f'{number(item.amount)} {spec.unit} in {item.region}' for item in spec.demand)}"
     if status.unreachable_regions:
         yield f"does not answer: {', '.join(status.unreachable_regions)}"
     lines = (
@@ -172,6 +218,10 @@ def model_tables(
         (region, s.to, s.generation, f"{s.fraction:.1%}") for region, all_ in status.traffic.items() for s in all_
     )
     yield rows("\ntraffic", ("users in", "served in", "generation", "share"), shares)
+    if view.throughput:
+        yield throughput_table(view.throughput)
+    if view.answers:
+        yield rows("\nanswers since the routers started", ANSWERS, map(_answers_line, view.answers))
     if view.layout is not None:
         yield from layout_tables(view.layout, f"parts of generation {status.serving_generation}")
     wanted = (
@@ -185,6 +235,42 @@ def model_tables(
     yield rows("\nreplicas", ("replica", "phase", "answers for", "restarts", "message"), replicas)
     yield generations_table(generations)
     yield changes_table(changes)
+
+
+ANSWERS = ("generation", "answers", "errors", "non-finite", "p50 ms", "p99 ms", "drift")
+
+
+def _answers_line(found: GenerationAnswers) -> Sequence[object]:
+    drift = ", ".join(f"{output} {value:.2f}" for output, value in found.drift.items())
+    against = f" against {found.compared_with}" if drift else ""
+    counts = (found.generation, found.requests, found.errors, found.non_finite)
+    return (*counts, f"{found.p50_ms:.3g}", f"{found.p99_ms:.3g}", drift + against)
+
+
+def snapshot_tables(snapshot: Snapshot, profiles: Iterable[ProfileView]) -> Iterable[Table | str]:
+    """A snapshot, and what its replicas were measured to do."""
+    manifest = snapshot.manifest
+    yield f"{snapshot.model}/{snapshot.part}, snapshot {snapshot.number}: engine {manifest.engine}, {age(snapshot.created_at)} old"
+    yield f"{len(manifest.files)} files, {manifest.size_bytes:,} bytes, SHA-256 {snapshot.digest}"
+    yield snapshot.uri
+    found = tuple(profiles)
+    yield from profile_tables(found) if found else (f"no profile; `ipnext profile {snapshot.model}` measures one",)
+
+
+def throughput_table(throughput: Iterable[PartThroughput]) -> Table:
+    """What plans take a replica to do, in the model's unit."""
+    lines = (
+        (
+            found.part,
+            found.hardware,
+            number(found.units),
+            "-" if found.rate is None else f"{number(found.rate)} {found.unit}",
+            "declared" if found.snapshot is None else f"measured, snapshot {found.snapshot}",
+            "" if found.met else "misses its latency target at any load",
+        )
+        for found in throughput
+    )
+    return rows("\na replica does", ("part", "hardware", "units", "throughput", "from", ""), lines)
 
 
 def generations_table(generations: Iterable[Generation]) -> Table:
@@ -230,6 +316,14 @@ def _use(units: float, used: float, free: float) -> tuple[str, str, str]:
     return number(units), number(used), number(free)
 
 
+def _drain(drain: Drain | None) -> tuple[str, str, str]:
+    """Since when, why, how far."""
+    if drain is None:
+        return "", "", ""
+    left = f"{drain.models_left} models, {drain.replicas_left} replicas, {number(drain.traffic_left_qps)} requests or tokens/s"
+    return age(drain.created_at), drain.reason, left
+
+
 def _list(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
 
@@ -244,8 +338,8 @@ def _why(change: Change) -> str:
 
 
 COMMANDS = (
-    Command("get", "List models, plans, replans, regions or the fleet.", get),
-    Command("describe", "Show all of one model or plan.", describe),
+    Command("get", "List models, plans, replans, regions, the fleet, freezes or the audit.", get),
+    Command("describe", "Show all of one model, plan or freeze.", describe),
     Command("events", "Show what happened to a model.", events),
     Command("explain", "Explain why a model is, or is not, ready.", explain),
 )

@@ -16,6 +16,7 @@ def dev(
     config: Annotated[Path | None, typer.Option(help="Another temporal-dev.yaml.")] = None,
     fleet: Annotated[Path | None, typer.Option(help="A manifest of kind Fleet; else two regions.")] = None,
     free_ports: Annotated[bool, typer.Option("--free-ports", help="Take free ports in place of taken ones.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; else IPNEXT_DEV_WORKERS, else two.")] = None,
 ) -> None:
     """Start the whole platform on this machine and keep it until Ctrl-C."""
     try:
@@ -23,7 +24,7 @@ def dev(
     except ImportError as error:
         typer.echo(f"error: the platform is not installed ({error}); try: {INSTALL}", err=True)
         raise typer.Exit(EXIT_FAILURE) from error
-    raise typer.Exit(run(state=state, config=config, fleet=fleet, free_ports=free_ports))
+    raise typer.Exit(run(state=state, config=config, fleet=fleet, free_ports=free_ports, workers=workers))
 
 
 def version() -> None:

@@ -19,7 +19,8 @@ class Session:
     def client(self) -> Client:
         """The client of the API."""
         if self.opened is None:
-            self.opened = Client(str(self.settings.api_url), self.settings.timeout_seconds)
+            settings = self.settings
+            self.opened = Client(str(settings.api_url), settings.timeout_seconds, user=settings.user)
         return self.opened
 
     def close(self) -> None:

@@ -15,9 +15,10 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="another temporal-dev.yaml")
     parser.add_argument("--fleet", type=Path, help="a manifest of kind Fleet; default: two regions")
     parser.add_argument("--free-ports", action="store_true", help="take free ports in place of taken ones")
+    parser.add_argument("--workers", type=int, help="worker processes; default: IPNEXT_DEV_WORKERS, else two")
     given = parser.parse_args()
     try:
-        return run(state=given.state, config=given.config, fleet=given.fleet, free_ports=given.free_ports)
+        return run(**vars(given))
     except IPnextError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - an entry point
         return error.exit_status

@@ -15,8 +15,8 @@ from ipnext.infra.tether import tether
 
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 10.0
-STEADY_SECONDS = 30.0
-"""A process that ran this long has its backoff forgotten."""
+STEADY_SECONDS = 10.0
+"""A process that ran this long has its backoff forgotten: it is started again at once when it ends."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Child:
     grace_seconds: float = 15.0
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
-    backoff_seconds: float = FIRST_BACKOFF_SECONDS
+    backoff_seconds: float = 0.0
     start_after: float = 0.0
 
     def start(self) -> None:
@@ -52,25 +52,30 @@ class Child:
         return self.process.poll() if self.process else None
 
     def restart_when_due(self, now: float) -> None:
-        """Start again a process that ended, after a backoff that doubles while it keeps ending soon."""
+        """Start again a process that ended: at once, and after a backoff that doubles while it keeps ending soon."""
         status = self.ended()
         if status is None:
             return
         if not self.start_after:
             if now - self.started_at > STEADY_SECONDS:
-                self.backoff_seconds = FIRST_BACKOFF_SECONDS
+                self.backoff_seconds = 0.0
             self.start_after = now + self.backoff_seconds
-            self.backoff_seconds = min(2 * self.backoff_seconds, LONGEST_BACKOFF_SECONDS)
+            self.backoff_seconds = min(max(2 * self.backoff_seconds, FIRST_BACKOFF_SECONDS), LONGEST_BACKOFF_SECONDS)
             structlog.get_logger().warning("process ended", process=self.name, status=status, log=str(self.log))
-        elif now >= self.start_after:
+        if now >= self.start_after:
             self.start_after = 0.0
             self.start()
+
+    def ask_to_end(self) -> None:
+        """SIGTERM where it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL after the grace."""
         if self.process is None or self.process.poll() is not None:
             return
-        self.process.send_signal(signal.SIGTERM)
+        self.ask_to_end()
         try:
             self.process.wait(self.grace_seconds)
         except subprocess.TimeoutExpired:
@@ -85,7 +90,7 @@ class Child:
 
 @dataclass
 class Family:
-    """All children, in the order of their start; they end in the reverse order, groups at once."""
+    """All children, in the order of their start; they end in the reverse order, those that run the same command at once."""
 
     children: list[Child] = field(default_factory=list)
 
@@ -115,5 +120,8 @@ class Family:
     def stop(self) -> None:
         """End every child: the newest first."""
         for child in reversed(self.children):
+            for same in self.children:
+                if same.command == child.command:
+                    same.ask_to_end()
             child.stop()
         self.children.clear()

@@ -29,6 +29,7 @@ from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.infra.atomic_file import replace_file
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest import parse_manifests
+from ipnext.settings import dev_settings
 from ipnext.store.session import Store
 
 HOST = "127.0.0.1"
@@ -61,6 +62,10 @@ class Places:
     def peers(self) -> Path:
         """Gateways of all regions, for the agents."""
         return self.state / "peers.json"
+
+    def ready(self, worker: str) -> Path:
+        """Lies there while a worker serves."""
+        return self.state / f"{worker}.ready"
 
     def log(self, name: str) -> Path:
         """Log file of a process."""
@@ -122,12 +127,15 @@ def read_fleet(path: Path) -> FleetManifest:
 class Platform:
     """All processes of one state directory."""
 
-    def __init__(self, places: Places, config_path: Path | None, regions: tuple[str, ...], *, free_ports: bool) -> None:
+    def __init__(
+        self, places: Places, config_path: Path | None, regions: tuple[str, ...], *, free_ports: bool, workers: int
+    ) -> None:
         config = read_devfile(config_path)
         self._places = places
         self._config = config
         self._config_path = config_path.resolve() if config_path else None
         self._regions = regions
+        self._workers = tuple(f"worker-{number}" for number in range(1, workers + 1))
         self._family = Family()
         wanted: dict[str, int | None] = {
             "temporal": config.temporal.port,
@@ -160,26 +168,31 @@ class Platform:
         }
 
     def start(self) -> None:
-        """Start everything and return when it is ready; endpoints.json lies there then."""
+        """Start everything and return when it is ready; endpoints.json lies there then.
+
+        Workers beyond the first come after that: they share the work, and nobody waits for them.
+        """
         log = structlog.get_logger()
         self._places.endpoints.unlink(missing_ok=True)
         (self._places.state / "logs").mkdir(exist_ok=True)
         replace_file(self._places.peers, json.dumps(self.gateways).encode())
-        worker_ready = self._places.state / "worker.ready"
-        worker_ready.unlink(missing_ok=True)
+        for left in self._places.state.glob("worker*.ready"):
+            left.unlink()
+        first, *more = self._workers
         log.info("starting Temporal and the agents", regions=list(self._regions))
         self._family.start(self._temporal(), *(self._agent(region) for region in self._regions))
         self._family.wait_until(self._temporal_listens, what="Temporal", limit_seconds=START_LIMIT_SECONDS)
         log.info("starting API and worker")
-        self._family.start(self._program("api", "ipnext.api"), self._program("worker", "workflows.worker"))
+        self._family.start(self._program("api", "ipnext.api"), self._worker(first))
         addresses = [self._url("api") + "/readyz", *(self._url(f"agent {r}") + "/healthz" for r in self._regions)]
         self._family.wait_until(
-            lambda: worker_ready.exists() and all(map(_answers, addresses)),
+            lambda: self._places.ready(first).exists() and all(map(_answers, addresses)),
             what="the platform",
             limit_seconds=START_LIMIT_SECONDS,
         )
         replace_file(self._places.endpoints, json.dumps(self.endpoints, indent=2).encode())
         log.info("ready", **{k: v for k, v in self.endpoints.items() if k != "pid"})
+        self._family.start(*map(self._worker, more))
 
     def tend(self, stop: threading.Event) -> None:
         """Restart what crashes until told to stop."""
@@ -187,7 +200,7 @@ class Platform:
             self._family.tend()
 
     def stop(self) -> None:
-        """End everything in order: worker, API, agents with their data planes, Temporal."""
+        """End everything in order: workers, API, agents with their data planes, Temporal."""
         self._places.endpoints.unlink(missing_ok=True)
         self._family.stop()
 
@@ -203,7 +216,6 @@ class Platform:
             "IPNEXT_AGENTS": json.dumps(agents),
             "IPNEXT_TEMPORAL_UI_URL": self._url("temporal_ui"),
             "IPNEXT_API_PORT": str(self._ports["api"]),
-            "IPNEXT_WORKER_READY_FILE": str(self._places.state / "worker.ready"),
             "TEMPORAL_ADDRESS": f"{HOST}:{self._ports['temporal']}",
             "TEMPORAL_NAMESPACE": self._config.temporal.namespace,
             "OMP_NUM_THREADS": "1",
@@ -213,6 +225,11 @@ class Platform:
     def _program(self, name: str, module: str, *arguments: str) -> Child:
         command = [sys.executable, "-m", module, *arguments]
         return Child(name=name, command=command, environment=self._environment(), log=self._places.log(name))
+
+    def _worker(self, name: str) -> Child:
+        child = self._program(name, "workflows.worker")
+        child.environment = {**child.environment, "IPNEXT_WORKER_READY_FILE": str(self._places.ready(name))}
+        return child
 
     def _temporal(self) -> Child:
         ports = {"port": self._ports["temporal"], "ui_port": self._ports["temporal_ui"]}
@@ -245,12 +262,20 @@ def _answers(url: str) -> bool:
         return False
 
 
-def run(*, state: Path, config: Path | None = None, fleet: Path | None = None, free_ports: bool = False) -> int:
+def run(
+    *,
+    state: Path,
+    config: Path | None = None,
+    fleet: Path | None = None,
+    free_ports: bool = False,
+    workers: int | None = None,
+) -> int:
     """Start the platform in `state` and keep it until SIGINT or SIGTERM. Returns the exit status.
 
-    Raises Conflict (the directory or a port is in use), InvalidInput (config, fleet) and Unavailable (a process does not
-    come up).
+    `workers` are the worker processes; None: IPNEXT_DEV_WORKERS, else two. Raises Conflict (the directory or a port is in
+    use), InvalidInput (config, fleet, workers) and Unavailable (a process does not come up).
     """
+    count = dev_settings(dev_workers=workers).dev_workers
     state = state.resolve()
     stop = threading.Event()
 
@@ -263,7 +288,7 @@ def run(*, state: Path, config: Path | None = None, fleet: Path | None = None, f
     with locked(state):
         places = Places(state)
         regions = prepare_record(places, fleet)
-        platform = Platform(places, config, regions, free_ports=free_ports)
+        platform = Platform(places, config, regions, free_ports=free_ports, workers=count)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         try:

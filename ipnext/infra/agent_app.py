@@ -44,9 +44,10 @@ class AgentSurface:
         """The agent runs."""
         return web.json_response({"status": "ok", "region": self._name})
 
-    async def state(self, _: web.Request) -> web.Response:
-        """RegionState."""
-        return web.Response(text=(await self._region.state()).model_dump_json(), content_type="application/json")
+    async def state(self, request: web.Request) -> web.Response:
+        """RegionState, of each `model` that the query names; of all where it names none."""
+        state = await self._region.state(request.query.getall("model", None))
+        return web.Response(text=state.model_dump_json(), content_type="application/json")
 
     async def put_deployment(self, request: web.Request) -> web.Response:
         """A Deployment becomes the wanted state of its replica set."""

@@ -7,6 +7,10 @@ HOST_COMMAND = (
     *("{python}", "-m", "serving.host", "--port", "{port}", "--region", "{region}", "--id", "{id}"),
     *("--artifacts", "{artifacts}", "--cache", "{cache}"),
 )
+VLLM_HOST_COMMAND = (
+    *("{python}", "-m", "serving.genai.host", "--port", "{port}", "--region", "{region}", "--id", "{id}"),
+    *("--artifacts", "{artifacts}", "--cache", "{cache}"),
+)
 ROUTER_COMMAND = ("{python}", "-m", "serving.router", "--port", "{port}", "--region", "{region}", "--table", "{table}")
 
 
@@ -17,6 +21,8 @@ class AgentSettings(BaseSettings):
 
     host_command: tuple[str, ...] = HOST_COMMAND
     """Starts a host. Fields: python, port, region, id, artifacts, cache."""
+    vllm_host_command: tuple[str, ...] = VLLM_HOST_COMMAND
+    """The same for a part of engine `vllm`."""
     router_command: tuple[str, ...] = ROUTER_COMMAND
     """Starts the router. Fields: python, port, region, table."""
     s3_endpoint_url: str | None = Field(
@@ -64,3 +70,6 @@ class AgentSettings(BaseSettings):
 
     request_seconds: float = Field(default=60.0, gt=0)
     """Longest answer time that Envoy allows; deadlines of requests are shorter."""
+    stream_idle_seconds: float = Field(default=660.0, gt=0)
+    """Envoy ends an OpenAI request in which nothing has come or gone for so long: above the router's own limit of 600 s,
+    whose answer says more. How long a stream may take in all is not limited."""

@@ -10,10 +10,12 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+from ipnext.infra import envoy_openai
+from ipnext.infra.envoy_openai import type_url as _type
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.weights import WEIGHT_TOTAL, weights
 from ipnext.model.deployment import RouteShare, RouteTable
-from ipnext.names import GENERATION_HEADER
+from ipnext.names import CHOSEN_HEADER, GENERATION_HEADER
 
 FORWARDED_HEADER = "x-ipnext-forwarded-by"
 """Set on a request that one region's gateway sends to another's: it must be answered there."""
@@ -42,6 +44,7 @@ class Gateway:
     tables: Mapping[str, RouteTable]
     """Model -> its route table."""
     request_seconds: float
+    stream_idle_seconds: float = 660.0
 
 
 def bootstrap(gateway_port: int, admin_port: int, *, region: str, routes_file: str, clusters_file: str) -> Json:
@@ -75,6 +78,7 @@ def routes(gateway: Gateway) -> list[Json]:
         _route({"path": "/v2"}, _to_router(gateway)),
         _route({"path_separated_prefix": "/v2/health"}, _to_router(gateway)),
         _refusal({"prefix": "/v2/models/"}, 404, f"no such model in region {gateway.region}; known: {_some(known)}"),
+        *_openai_routes(gateway),
         _refusal({"prefix": "/"}, 404, "no such path; this is an Open Inference Protocol V2 endpoint, see /v2"),
     ]
     host = {"name": ROUTES_NAME, "domains": ["*"], "routes": rules}
@@ -95,7 +99,36 @@ def _model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
         named = _under(f"{versions}/{generation}", *pin.unless)
         rules.append(_route(named, pin.action, headers={GENERATION_HEADER: str(generation)}))
     rules.append(_refusal(_under(versions), 404, absent))
-    return [*rules, _weighted(gateway, table, base)]
+    return [*rules, _weighted(gateway, table, _under(base))]
+
+
+def _openai_routes(gateway: Gateway) -> list[Json]:
+    """Behind those of V2, which so never wait for them. What names no model that generates is the router's to answer."""
+    rules: list[Json] = []
+    for _, table in sorted(gateway.tables.items()):
+        if not table.served or any(served.engines for served in table.served):
+            rules += _generating(gateway, table)
+    rules.append(envoy_openai.with_body_read(_route(envoy_openai.of_any_model(), _to_router(gateway))))
+    return [_streamed(gateway, rule) for rule in rules]
+
+
+def _generating(gateway: Gateway, table: RouteTable) -> list[Json]:
+    """In order: a generation pinned by header, then the choice by weight."""
+    pins = _pins(gateway, table)
+    model, pinned = table.model, {"name": GENERATION_HEADER, "present_match": True}
+    absent = f"model {model} has no such generation in region {gateway.region}; served: {_some(map(str, pins))}"
+    rules = [
+        _route(envoy_openai.of_model(model, _exactly(generation), *pin.unless), pin.action)
+        for generation, pin in pins.items()
+    ]
+    rules.append(_refusal(envoy_openai.of_model(model, pinned), 404, absent))
+    return [*rules, _weighted(gateway, table, envoy_openai.of_model(model), _header(CHOSEN_HEADER, "weight"))]
+
+
+def _streamed(gateway: Gateway, rule: Json) -> Json:
+    if "route" in rule:
+        rule = envoy_openai.streaming(rule, idle_seconds=gateway.stream_idle_seconds)
+    return envoy_openai.with_room(rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +151,16 @@ def _pins(gateway: Gateway, table: RouteTable) -> dict[int, _Pin]:
     return dict(sorted(pins.items()))
 
 
-def _weighted(gateway: Gateway, table: RouteTable, base: str) -> Json:
+def _weighted(gateway: Gateway, table: RouteTable, match: Json, *headers: Json) -> Json:
     shares = _usable(gateway, table)
     if not shares:
         message = f"model {table.model} has no capacity in region {gateway.region} at the moment; try again"
-        return _refusal(_under(base), 503, message, headers={"retry-after": str(RETRY_AFTER_SECONDS)})
+        return _refusal(match, 503, message, headers={"retry-after": str(RETRY_AFTER_SECONDS)})
     counts = weights([share.fraction for share in shares], WEIGHT_TOTAL)
-    entries = [_entry(gateway, share, weight) for share, weight in zip(shares, counts, strict=True)]
+    entries = [_entry(gateway, share, weight, *headers) for share, weight in zip(shares, counts, strict=True)]
     action = _action(gateway, None)
     action["route"]["weighted_clusters"] = {"clusters": entries}
-    return _route(_under(base), action)
+    return _route(match, action)
 
 
 def _usable(gateway: Gateway, table: RouteTable) -> list[RouteShare]:
@@ -140,8 +173,8 @@ def _usable(gateway: Gateway, table: RouteTable) -> list[RouteShare]:
     return [RouteShare(to=to, generation=number, fraction=part / total) for (to, number), part in sums.items()]
 
 
-def _entry(gateway: Gateway, share: RouteShare, weight: int) -> Json:
-    headers = [_header(GENERATION_HEADER, str(share.generation))]
+def _entry(gateway: Gateway, share: RouteShare, weight: int, *more: Json) -> Json:
+    headers = [_header(GENERATION_HEADER, str(share.generation)), *more]
     if share.to == gateway.region:
         return {"name": ROUTER_CLUSTER, "weight": weight, "request_headers_to_add": headers}
     headers.append(_header(FORWARDED_HEADER, gateway.region))
@@ -228,8 +261,14 @@ def _listener(port: int, routes_file: str) -> Json:
         "generate_request_id": False,
         "normalize_path": True,
         "rds": {"route_config_name": ROUTES_NAME, "config_source": _watched(routes_file)},
-        "local_reply_config": {"body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}},
-        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": _router_filter()}],
+        "local_reply_config": {
+            "mappers": envoy_openai.error_mappers(),
+            "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}},
+        },
+        "http_filters": [
+            envoy_openai.body_filter(),
+            {"name": "envoy.filters.http.router", "typed_config": _router_filter()},
+        ],
     }
     chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": connections}]}
     # Without port reuse a second Envoy on this port fails, instead of taking half of the connections in silence.
@@ -263,10 +302,6 @@ def _is_ip(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _type(name: str) -> str:
-    return f"type.googleapis.com/envoy.{name}"
 
 
 def as_json(config: Json) -> bytes:

@@ -18,7 +18,7 @@ def error_from(status: int, body: bytes, *, source: str) -> IPnextError:
         code, message = str(told["code"]), str(told["message"])
     except (ValueError, KeyError, TypeError):
         code, message = "", body[:500].decode(errors="replace")
-    known = {kind.code: kind for kind in _tree(IPnextError)}
+    known = {kind.code: kind for kind in _tree(IPnextError) if "code" in vars(kind)}
     fallback = Unavailable if status in {502, 503, 504} else IPnextError
     return known.get(code, fallback)(message if code else f"{source} answered {status}: {message}")
 

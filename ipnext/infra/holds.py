@@ -1,6 +1,6 @@
 """What a host shall hold: from a deployment, and on the way from one set to another. Pure functions."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,8 +19,8 @@ class ReplicaSet:
 
     @property
     def digests(self) -> frozenset[str]:
-        """The snapshots by their content."""
-        return frozenset(held.digest for held in self.holds)
+        """The snapshots by what a process that has them can answer for."""
+        return frozenset(held.content for held in self.holds)
 
 
 def replica_sets(deployment: Deployment) -> tuple[ReplicaSet, ...]:
@@ -45,11 +45,14 @@ def _of_generations(deployment: Deployment, wanted: Collection[int]) -> tuple[He
     return tuple(held.model_copy(update={"generations": kept}) for held, kept in found if kept)
 
 
-def assigned(sets: Sequence[ReplicaSet], staying: Iterable[tuple[R, frozenset[str]]]) -> tuple[list[list[R]], list[R]]:
+def assigned(
+    sets: Sequence[ReplicaSet], staying: Iterable[tuple[R, frozenset[str]]], *, swap: bool = False
+) -> tuple[list[list[R]], list[R]]:
     """The processes of each set, and those that no set has a place for.
 
     `staying` are processes, those worth most first, with the digests that they hold or load. A set of its own takes only
-    processes that have all of it: it comes up in new ones, and the others end.
+    processes that have all of it: it comes up in new ones, and the others end. With `swap`, those that are left over, worth least,
+    go over to the sets that lack some.
     """
     members: list[list[R]] = [[] for _ in sets]
     rest: list[R] = []
@@ -60,6 +63,13 @@ def assigned(sets: Sequence[ReplicaSet], staying: Iterable[tuple[R, frozenset[st
             if len(found) < wanted.replicas and (not wanted.own or wanted.digests <= digests)
         )
         next(fitting, rest).append(process)
+    if swap:
+        places = [
+            found for found, wanted in zip(members, sets, strict=True) for _ in range(wanted.replicas - len(found))
+        ]
+        for found, process in zip(places, rest, strict=False):
+            found.append(process)
+        rest = rest[len(places) :]
     return members, rest
 
 
@@ -75,10 +85,15 @@ def host_holds(deployment: Deployment, holds: Iterable[HeldSnapshot] | None = No
                 digest=held.digest,
                 uri=held.uri,
                 generations=tuple(sorted(held.generations)),
+                signers=held.signers,
                 settings=deployment.settings,
+                adapter_of=deployment.key.part if held.adapter else None,
+                adapters=held.adapters,
+                swap=deployment.swap,
             )
             for held in sorted(
-                deployment.holds if holds is None else holds, key=lambda held: (held.part or "", held.snapshot)
+                deployment.holds if holds is None else holds,
+                key=lambda held: (held.part or "", held.snapshot, held.adapters),
             )
         )
     )
@@ -89,17 +104,27 @@ def generations(holds: HostHolds) -> frozenset[int]:
     return frozenset(generation for held in holds.holds for generation in held.generations)
 
 
+def goes_over(told: HostHolds, wanted: HostHolds) -> bool:
+    """Whether a process that was told one thing has to take another snapshot for the other."""
+    return bool(told.holds) and not digests(wanted.holds) <= digests(told.holds)
+
+
+def digests(holds: Iterable[HostedSnapshot]) -> frozenset[str]:
+    """What is held, by its content."""
+    return frozenset(held.digest for held in holds)
+
+
 def with_both(told: HostHolds, wanted: HostHolds) -> HostHolds:
     """Everything of `wanted`, and what `told` holds beyond it: new snapshots load while old ones still answer.
 
     A generation of a part or segment has one snapshot, the one that `wanted` gives it.
     """
-    merged = {(held.part, held.snapshot): held for held in wanted.holds}
+    merged = {(held.part, held.snapshot, held.adapters): held for held in wanted.holds}
     settled = _pairs(wanted)
     for held in told.holds:
         extra = {generation for generation in held.generations if (held.part, generation) not in settled}
         if extra:
-            key = (held.part, held.snapshot)
+            key = (held.part, held.snapshot, held.adapters)
             kept = merged.get(key, held.model_copy(update={"generations": ()}))
             both = tuple(sorted({*kept.generations, *extra}))
             merged[key] = kept.model_copy(update={"generations": both})
@@ -108,7 +133,8 @@ def with_both(told: HostHolds, wanted: HostHolds) -> HostHolds:
 
 def without(holds: HostHolds, snapshots: Collection[tuple[str, int]]) -> HostHolds:
     """The holds less some snapshots, each named by part or segment and number."""
-    return HostHolds(holds=tuple(held for held in holds.holds if (held.part, held.snapshot) not in snapshots))
+    kept = tuple(held for held in holds.holds if (held.part, held.snapshot) not in snapshots)
+    return HostHolds(holds=kept, coming=tuple(h for h in holds.coming if (h.part, h.snapshot) not in snapshots))
 
 
 def routable(ready: tuple[HeldGeneration, ...], wanted: HostHolds) -> tuple[int, ...]:
@@ -123,6 +149,24 @@ def pieces(holds: HostHolds, ready: Collection[int]) -> dict[str, tuple[int, ...
     for held in holds.holds:
         found.setdefault(held.part, set()).update(g for g in held.generations if g in ready)
     return {part: tuple(sorted(numbers)) for part, numbers in found.items()}
+
+
+def by_url(
+    part: str, ready: Collection[int], engines: Mapping[tuple[str, int], str], host: str
+) -> dict[str, tuple[int, ...]]:
+    """URL -> generations of a part that are answered there: at their engine's where it serves by itself, else at the host's.
+
+    A part that answers for nothing yet stands there with the host's URL.
+    """
+    found: dict[str, list[int]] = {}
+    for generation in sorted(ready):
+        found.setdefault(engines.get((part, generation), host), []).append(generation)
+    return {url: tuple(numbers) for url, numbers in found.items()} or {host: ()}
+
+
+def engines_of(part: str, ready: Iterable[HeldGeneration]) -> dict[int, str]:
+    """Generation -> URL of the engine that answers for a part by itself."""
+    return {held.generation: held.url for held in ready if held.url and held.part == part}
 
 
 def _pairs(holds: HostHolds) -> frozenset[tuple[str, int]]:

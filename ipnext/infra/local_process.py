@@ -1,23 +1,30 @@
 """The real embedded infrastructure: one agent process for each region, reached over loopback HTTP."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Self
+from urllib.parse import urlencode
 
 import httpx
 
-from ipnext.errors import NotFound, Unavailable
+from ipnext.errors import NotFound, RegionUnreachable
 from ipnext.infra.error_body import error_from
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.value import Value
 
 JSON = {"content-type": "application/json"}
 
+ANSWER_SECONDS = 3.0
+"""Longest wait for an agent that has nothing to wait for itself: one that hangs must not use up a step's deadline."""
+
+MOST_NAMED = 64
+"""Models that a look names at most; beyond that their names would make too long a line, and it asks for all."""
+
 
 class LocalProcessInfrastructure:
     """Speaks to the agents. Safe to use from several threads; close it, or use it as a context manager.
 
-    `agents` maps each region to the URL of its agent. `timeout_seconds` limits one call; a `route` waits for the
-    gateway, so keep it above the agent's `confirm_seconds`.
+    `agents` maps each region to the URL of its agent. `timeout_seconds` limits a call that waits for the gateway: keep it
+    above the agent's `confirm_seconds`. Other calls end after ANSWER_SECONDS.
     """
 
     def __init__(self, agents: Mapping[str, str], *, timeout_seconds: float = 30.0) -> None:
@@ -25,6 +32,7 @@ class LocalProcessInfrastructure:
         timeout = httpx.Timeout(timeout_seconds, connect=min(2.0, timeout_seconds))
         # Loopback only: a proxy from the environment must not get in between.
         self._client = httpx.Client(timeout=timeout, trust_env=False)
+        self._gateway_seconds = timeout_seconds
 
     def regions(self) -> tuple[str, ...]:
         """Names of the regions that have an agent."""
@@ -36,11 +44,14 @@ class LocalProcessInfrastructure:
 
     def route(self, table: RouteTable) -> None:
         """See the port."""
-        self._call("PUT", table.region, f"/routes/{table.model}", table)
+        self._call("PUT", table.region, f"/routes/{table.model}", table, seconds=self._gateway_seconds)
 
-    def observe(self, region: str) -> RegionState:
+    def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
         """See the port."""
-        return RegionState.model_validate_json(self._call("GET", region, "/state"))
+        if models is None or len(models) > MOST_NAMED:
+            return RegionState.model_validate_json(self._call("GET", region, "/state")).only(models)
+        query = urlencode([("model", model) for model in models or ("",)])
+        return RegionState.model_validate_json(self._call("GET", region, f"/state?{query}"))
 
     def delete(self, key: DeploymentKey) -> None:
         """See the port."""
@@ -48,7 +59,7 @@ class LocalProcessInfrastructure:
 
     def unroute(self, model: str, region: str) -> None:
         """See the port."""
-        self._call("DELETE", region, f"/routes/{model}")
+        self._call("DELETE", region, f"/routes/{model}", seconds=self._gateway_seconds)
 
     def close(self) -> None:
         """Close all connections."""
@@ -60,14 +71,18 @@ class LocalProcessInfrastructure:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, method: str, region: str, path: str, body: Value | None = None) -> bytes:
+    def _call(
+        self, method: str, region: str, path: str, body: Value | None = None, *, seconds: float = ANSWER_SECONDS
+    ) -> bytes:
         url = self._url(region) + path
         content = body.model_dump_json() if body is not None else None
         try:
-            answer = self._client.request(method, url, content=content, headers=JSON if content else None)
+            limit = httpx.Timeout(min(seconds, self._gateway_seconds), connect=min(2.0, self._gateway_seconds))
+            headers = JSON if content else None
+            answer = self._client.request(method, url, content=content, headers=headers, timeout=limit)
         except httpx.TransportError as error:
             msg = f"the agent of region {region!r} did not answer {method} {url}: {error!r}; is it running?"
-            raise Unavailable(msg) from error
+            raise RegionUnreachable(msg) from error
         if answer.is_error:
             raise error_from(answer.status_code, answer.content, source=f"the agent of region {region!r}")
         return answer.content

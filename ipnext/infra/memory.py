@@ -5,12 +5,12 @@ Replicas get ready while they are observed, so no test has to sleep. Every call 
 
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
-from ipnext.errors import IPnextError, NotFound, Unavailable
+from ipnext.errors import IPnextError, NotFound, RegionUnreachable
 from ipnext.infra.memory_history import Moment
-from ipnext.infra.memory_region import Faults, MemoryRegion, ReplicaSet
+from ipnext.infra.memory_region import Answering, Faults, MemoryRegion, ReplicaSet
 from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
 
@@ -54,13 +54,13 @@ class MemoryInfrastructure:
             check_revision(table, self._routes.get((table.model, table.region)))
             self._routes[table.model, table.region] = table
 
-    def observe(self, region: str) -> RegionState:
-        """See the port. Each call is one step of time for the region."""
+    def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
+        """See the port. Each call is one step of time for the region, whatever it asks for."""
         with self._call("observe", region, region) as state:
             for replica_set in state.sets.values():
                 replica_set.step(self._faults)
             self._count_traffic(state)
-            observed = self._observed(state)
+            observed = self._observed(state).only(models)
             for replica_set in state.sets.values():
                 replica_set.sweep()
             state.sets = {key: found for key, found in state.sets.items() if found.replicas}
@@ -137,13 +137,26 @@ class MemoryInfrastructure:
             if key is None:
                 self._faults.everything_stalled = False
                 self._faults.stalled.clear()
+                self._faults.crashing.clear()
             else:
                 self._faults.stalled.discard(key)
+                self._faults.crashing.discard(key)
 
-    def answer_with(self, model: str, generation: int, *, errors: float = 0.0, non_finite: float = 0.0) -> None:
-        """From now on these fractions of a generation's answers are 5xx or hold NaN."""
+    def answer_with(
+        self,
+        model: str,
+        generation: int,
+        *,
+        errors: float = 0.0,
+        non_finite: float = 0.0,
+        seconds: float = 0.002,
+        prediction: float = 0.5,
+    ) -> None:
+        """From now on a generation answers so: fractions that are 5xx or hold NaN, and how long and what the others are."""
         with self._lock:
-            self._faults.answers[model, generation] = (errors, non_finite)
+            self._faults.answers[model, generation] = Answering(
+                errors=errors, non_finite=non_finite, seconds=seconds, prediction=prediction
+            )
 
     def count(
         self, model: str, region: str, generation: int, *, requests: int, errors: int = 0, non_finite: int = 0
@@ -162,6 +175,11 @@ class MemoryInfrastructure:
                     return
             msg = f"no replica {number} of {key}"
             raise NotFound(msg)
+
+    def crash_always(self, key: DeploymentKey) -> None:
+        """Replicas of this set end again and again, before they have loaded anything, until `release`."""
+        with self._lock:
+            self._faults.crashing.add(key)
 
     def fail_next(self, call: str, error: IPnextError, *, times: int = 1, after_effect: bool = False) -> None:
         """The next calls of a port method raise `error`; with `after_effect` they do their work first (a lost answer)."""
@@ -184,7 +202,7 @@ class MemoryInfrastructure:
                 found = self._region(region)
                 if region in self._faults.unreachable:
                     msg = f"region {region!r} can't be reached; try again once it is back"
-                    raise Unavailable(msg)
+                    raise RegionUnreachable(msg)
                 self._raise_planned(call, after_effect=False)
                 yield found
                 self._raise_planned(call, after_effect=True)
@@ -232,11 +250,14 @@ class MemoryInfrastructure:
 
     def _count_share(self, region: MemoryRegion, table: RouteTable, share: RouteShare) -> None:
         requests = max(1, round(self._requests * share.fraction))
-        errors, non_finite = self._faults.answers.get((table.model, share.generation), (0.0, 0.0))
-        if not self._answers(region, table, share.generation):
-            errors = 1.0
+        found = self._faults.answers.get((table.model, share.generation), Answering())
+        errors = found.errors if self._answers(region, table, share.generation) else 1.0
         region.count(table.model, share.generation).add(
-            requests, errors=math.ceil(requests * errors), non_finite=math.ceil(requests * non_finite)
+            requests,
+            errors=math.ceil(requests * errors),
+            non_finite=math.ceil(requests * found.non_finite),
+            seconds=found.seconds,
+            prediction=found.prediction,
         )
 
     def _answers(self, region: MemoryRegion, table: RouteTable, generation: int) -> bool:

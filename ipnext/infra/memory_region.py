@@ -1,5 +1,6 @@
 """The state machine of one region in memory: replicas load step by step, routes replace each other."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,17 @@ from ipnext.model.deployment import (
     Replica,
     ReplicaPhase,
 )
+from ipnext.model.sketch import PredictionSketch, latency_bucket, prediction_bucket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """How a generation answers: fractions of 5xx and of non-finite answers; the others' seconds and the number they hold."""
+
+    errors: float = 0.0
+    non_finite: float = 0.0
+    seconds: float = 0.002
+    prediction: float = 0.5
 
 
 @dataclass(kw_only=True)
@@ -24,9 +36,11 @@ class Faults:
     unreachable: set[str] = field(default_factory=set)
     stalled: set[DeploymentKey] = field(default_factory=set)
     """Replica sets that load nothing until they are released."""
+    crashing: set[DeploymentKey] = field(default_factory=set)
+    """Replica sets whose replicas end at each step."""
     everything_stalled: bool = False
-    answers: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
-    """(model, generation) -> fractions of 5xx and of non-finite answers."""
+    answers: dict[tuple[str, int], "Answering"] = field(default_factory=dict)
+    """(model, generation) -> how it answers."""
 
     def stalls(self, key: DeploymentKey) -> bool:
         """Whether this replica set makes no progress."""
@@ -65,8 +79,8 @@ class ReplicaSet:
         """Take over a new wanted state: new snapshots start to load, dropped ones are gone, surplus leaves."""
         self.deployment = deployment
         sets = replica_sets(deployment)
-        staying = [(r, frozenset(held.digest for held in r.holds)) for r in self.replicas if not r.leaving]
-        members, surplus = assigned(sets, staying)
+        staying = [(r, frozenset(held.content for held in r.holds)) for r in self.replicas if not r.leaving]
+        members, surplus = assigned(sets, staying, swap=deployment.swap)
         for replica in surplus:
             replica.leaving = True
         for wanted, found in zip(sets, members, strict=True):
@@ -84,7 +98,10 @@ class ReplicaSet:
 
     def step(self, faults: Faults) -> None:
         """Those that left a step ago end; the others load on."""
-        if not faults.stalls(self.deployment.key):
+        if self.deployment.key in faults.crashing:
+            for replica in self.replicas:
+                replica.crash(1)
+        elif not faults.stalls(self.deployment.key):
             for replica in self.replicas:
                 replica.step()
 
@@ -113,11 +130,12 @@ class ReplicaSet:
         return Replica(
             id=f"{key.model}.{key.part}.{key.hardware}.{replica.number}",
             key=key,
-            phase=self._phase(replica),
+            phase=ReplicaPhase.FAILED if key in faults.crashing else self._phase(replica),
             url=f"memory://{key}/{replica.number}",
             ready=self.ready(replica, faults),
             failures=tuple(self._failures(replica, faults.failing)),
             restarts=replica.restarts,
+            message="ended by SIGKILL" if key in faults.crashing else None,
         )
 
     def _phase(self, replica: MemoryReplica) -> ReplicaPhase:
@@ -140,12 +158,20 @@ class TrafficCount:
     requests: int = 0
     errors: int = 0
     non_finite: int = 0
+    seconds: float = 0.0
+    latency: Counter[int] = field(default_factory=Counter)
+    predictions: Counter[float] = field(default_factory=Counter)
 
-    def add(self, requests: int, *, errors: int = 0, non_finite: int = 0) -> None:
-        """Count further answers."""
+    def add(
+        self, requests: int, *, errors: int = 0, non_finite: int = 0, seconds: float = 0.002, prediction: float = 0.5
+    ) -> None:
+        """Count further answers. Those without error took so long, and held the number where it is finite."""
         self.requests += requests
         self.errors += errors
         self.non_finite += non_finite
+        self.seconds += seconds * requests
+        self.latency[latency_bucket(seconds)] += max(0, requests - errors)
+        self.predictions[prediction] += max(0, requests - errors - non_finite)
 
     def reported(self, model: str, generation: int) -> GenerationTraffic:
         """The counts as the port reports them."""
@@ -155,7 +181,22 @@ class TrafficCount:
             requests=self.requests,
             errors=self.errors,
             non_finite=self.non_finite,
-            latency_seconds_sum=0.002 * self.requests,
+            latency_seconds_sum=self.seconds,
+            latency={bucket: count for bucket, count in self.latency.items() if count},
+            predictions={"output": self._sketch()},
+        )
+
+    def _sketch(self) -> PredictionSketch:
+        values = self.predictions.total()
+        bins: Counter[int] = Counter()
+        for prediction, count in self.predictions.items():
+            bins[prediction_bucket(prediction)] += count
+        return PredictionSketch(
+            answers=values,
+            values=values,
+            total=sum(prediction * count for prediction, count in self.predictions.items()),
+            squares=sum(prediction**2 * count for prediction, count in self.predictions.items()),
+            bins=bins,
         )
 
 

@@ -4,6 +4,7 @@ Callers are the activities. Every call is idempotent. Implementations: `local_pr
 agent for each region) and `memory` (the fake; it passes the same contract test).
 """
 
+from collections.abc import Collection
 from typing import Protocol
 
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
@@ -29,8 +30,11 @@ class Infrastructure(Protocol):
         An older revision than the one in force is refused with StaleWrite; the same one changes nothing.
         """
 
-    def observe(self, region: str) -> RegionState:
-        """What the region runs, which routes its gateway follows, what its router counted."""
+    def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
+        """What the region runs, which routes its gateway follows, what its router counted: of some models, None: of all.
+
+        Who looks at one model names it: what all of a region's models run is a long answer.
+        """
 
     def delete(self, key: DeploymentKey) -> None:
         """Drain and end a replica set. Deleting what is not there changes nothing."""

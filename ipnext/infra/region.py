@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 
 import structlog
@@ -97,15 +97,18 @@ class Region:
                 await self._envoy.confirmed(self._publish_gateway())
                 await self._forget(model, ())
 
-    async def state(self) -> RegionState:
-        """What runs now."""
-        return RegionState(
+    async def state(self, models: Collection[str] | None = None) -> RegionState:
+        """What runs now, of some models or of all."""
+        traffic = await self._router.traffic()  # first: what replicas are ready for depends on what the router follows
+        keys = sorted((key for key in self._replicas if models is None or key.model in models), key=str)
+        whole = RegionState(
             region=self._site.region,
             gateway_url=self._site.gateway_url,
-            replicas=tuple(r.observed() for key in sorted(self._replicas, key=str) for r in self._replicas[key]),
+            replicas=tuple(r.observed() for key in keys for r in self._replicas[key]),
             routes=dict(self._envoy.routes),
-            traffic=await self._router.traffic(),
+            traffic=traffic,
         )
+        return whole.only(models)
 
     async def _serve(self, model: str, served: tuple[ServedGeneration, ...]) -> None:
         if served:
@@ -125,22 +128,35 @@ class Region:
         replicas = self._replicas[deployment.key]
         sets = replica_sets(deployment)
         staying = [(r, r.digests) for r in _by_worth(replicas) if not r.leaving]
-        members, surplus = assigned(sets, staying)
+        members, surplus = assigned(sets, staying, swap=deployment.swap)
         for replica in surplus:
             replica.leave()
         for wanted, found in zip(sets, members, strict=True):
-            found += [self._add_replica(deployment.key) for _ in range(wanted.replicas - len(found))]
+            found += [self._add_replica(deployment) for _ in range(wanted.replicas - len(found))]
             for replica in found:
-                replica.want(host_holds(deployment, wanted.holds), memory_bytes=deployment.memory_bytes)
+                replica.want(
+                    host_holds(deployment, wanted.holds),
+                    memory_bytes=deployment.memory_bytes,
+                    drain_seconds=deployment.drain_seconds,
+                    swap=deployment.swap,
+                )
         revision = self._publish_table()
         for replica in replicas:
             replica.release_after(revision)
 
-    def _add_replica(self, key: DeploymentKey) -> HostReplica:
+    def _add_replica(self, deployment: Deployment) -> HostReplica:
+        key = deployment.key
         replicas = self._replicas[key]
         taken = {replica.number for replica in replicas}
         number = next(n for n in range(len(replicas) + 1) if n not in taken)
-        replica = HostReplica(key, number, site=self._site, router=self._router, publish=self._publish_table)
+        replica = HostReplica(
+            key,
+            number,
+            engine=deployment.engine,
+            site=self._site,
+            router=self._router,
+            publish=self._publish_table,
+        )
         replicas.append(replica)
         life = asyncio.create_task(self._live(replica), name=replica.name)
         self._lives.add(life)
@@ -160,9 +176,11 @@ class Region:
 
     def _publish_table(self) -> int:
         """Write the router's table if it changed; the revision to wait for, also where writing has to be repeated."""
-        held = (r for replicas in self._replicas.values() for r in replicas)
+        held = [r for replicas in self._replicas.values() for r in replicas]
         endpoints = ((r.key.model, endpoint) for r in held for endpoint in r.endpoints)
-        models = router_table.routed_models(self._served, endpoints)
+        coming = ((r.key.model, generation) for r in held for generation in r.coming)
+        swap = {key.model for key, deployment in self._wanted.deployments.items() if deployment.swap}
+        models = router_table.routed_models(self._served, endpoints, coming, swap)
         try:
             return self._router.publish(models)
         except OSError as error:
@@ -176,6 +194,7 @@ class Region:
             peers={region: url for region, url in self._peers.gateways.items() if region != self._site.region},
             tables=dict(self._routes),
             request_seconds=self._site.settings.request_seconds,
+            stream_idle_seconds=self._site.settings.stream_idle_seconds,
         )
         return self._envoy.publish(gateway)
 

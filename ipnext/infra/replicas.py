@@ -12,7 +12,18 @@ from ipnext.errors import Unavailable
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.control import Control
 from ipnext.infra.error_body import is_retryable
-from ipnext.infra.holds import generations, pieces, routable, with_both, without
+from ipnext.infra.going_over import GoingOver
+from ipnext.infra.holds import (
+    by_url,
+    digests,
+    engines_of,
+    generations,
+    goes_over,
+    pieces,
+    routable,
+    with_both,
+    without,
+)
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_process import RouterProcess
@@ -32,9 +43,17 @@ class HostReplica:
     """A replica of a deployment. `publish` puts its endpoint into the router table and returns the table's revision."""
 
     def __init__(
-        self, key: DeploymentKey, number: int, *, site: Site, router: RouterProcess, publish: Callable[[], int]
+        self,
+        key: DeploymentKey,
+        number: int,
+        *,
+        engine: str,
+        site: Site,
+        router: RouterProcess,
+        publish: Callable[[], int],
     ) -> None:
         self.key = key
+        self._engine = engine
         self.number = number
         self.name = f"{key.model}.{key.part}.{key.hardware}.{number}"
         self.leaving = False
@@ -45,13 +64,17 @@ class HostReplica:
         self._publish = publish
         self._port = 0
         self._memory_bytes: int | None = None
+        self._drain_seconds = site.settings.drain_seconds
         self._wanted = HostHolds(holds=())
         self._told: HostHolds | None = None
+        self._over = GoingOver()
         self._refusal: str | None = None
         self._release_revision = 0
         self._release_deadline = 0.0
         self._state: HostState | None = None
         self._answered_at = 0.0
+        self._routed: tuple[int, ...] = ()
+        self._routed_revision = 0
         self._loads_told_at = 0.0
         self._pulse = Pulse()
         self._child = ChildProcess(
@@ -76,10 +99,22 @@ class HostReplica:
         return routable(self._state.ready, self._wanted)
 
     @property
+    def routed(self) -> tuple[int, ...]:
+        """Of these, the generations that the router knows this host for: only then other regions may send here."""
+        if self._router.follows(self._routed_revision):
+            self._routed = self.ready
+        return tuple(number for number in self.ready if number in self._routed)
+
+    @property
     def endpoints(self) -> tuple[PartEndpoint, ...]:
         """How the router reaches what it holds; without generations while it is not ready."""
         held = pieces(self._wanted, self.ready)
-        return tuple(PartEndpoint(part=part, url=self.url, generations=numbers) for part, numbers in held.items())
+        engines = {(one.part, one.generation): one.url for one in (self._state.ready if self._state else ()) if one.url}
+        return tuple(
+            PartEndpoint(part=part, url=url, generations=numbers)
+            for part, ready in held.items()
+            for url, numbers in by_url(part, ready, engines, self.url).items()
+        )
 
     def observed(self) -> Replica:
         """The replica as the port reports it."""
@@ -90,7 +125,8 @@ class HostReplica:
             phase=self._phase(),
             url=self.url if self._child.pid else None,
             pid=self._child.pid,
-            ready=self.ready,
+            ready=self.routed,
+            engines=engines_of(self.key.part, self._state.ready if self._state else ()),
             failures=tuple(
                 LoadFailure(snapshot=f.snapshot, generations=f.generations, code=f.code, message=f.message)
                 for f in failures
@@ -101,21 +137,42 @@ class HostReplica:
 
     @property
     def digests(self) -> frozenset[str]:
-        """Snapshots that it is meant to hold, by their content."""
-        return frozenset(held.digest for held in self._wanted.holds)
+        """Snapshots that it is meant to hold, by what they can answer for."""
+        return frozenset(held.content for held in (self._over.next or self._wanted).holds)
 
-    def want(self, holds: HostHolds, *, memory_bytes: int | None = None) -> None:
+    @property
+    def coming(self) -> tuple[int, ...]:
+        """Generations that it is going over to, and is not ready for yet."""
+        return tuple(sorted(generations(self._wanted) - {*self.ready})) if self._over.begun else ()
+
+    def want(
+        self,
+        holds: HostHolds,
+        *,
+        memory_bytes: int | None = None,
+        drain_seconds: float | None = None,
+        swap: bool = False,
+    ) -> None:
         """Change what it shall hold. Call `publish` afterwards and hand its revision to `release_after`.
 
-        `memory_bytes` is in force from the next start of its process.
+        `memory_bytes` is in force from the next start of its process. With `swap` another snapshot takes the place of the one
+        that its process holds; what it holds answers until the other one is at hand.
         """
-        self._wanted = holds
+        self._routed = self.routed
+        if holds == self._wanted:
+            self._over.next = None
+        elif swap and self._told is not None and goes_over(self._told, holds):
+            self._over.next = holds
+        else:
+            self._over.end()
+            self._wanted = holds
         self._memory_bytes = memory_bytes
+        self._drain_seconds = self._settings.drain_seconds if drain_seconds is None else drain_seconds
 
     def release_after(self, revision: int) -> None:
         """What is no longer wanted may be unloaded once the router follows this table revision."""
-        self._release_revision = revision
-        self._release_deadline = time.monotonic() + self._settings.drain_seconds
+        self._routed_revision = self._release_revision = revision
+        self._release_deadline = time.monotonic() + self._drain_seconds
         self._pulse.strike()
 
     def leave(self) -> None:
@@ -127,11 +184,8 @@ class HostReplica:
         """The replica's life, from start to end."""
         self._child.start()
         while not self.leaving:
-            before = self.ready
             await self._ask()
             await self._tell()
-            if self.ready != before:
-                self._publish()
             await self._pulse.wait(self._pause())
         await self._depart()
 
@@ -142,14 +196,16 @@ class HostReplica:
 
     def _command(self) -> Sequence[str]:
         self._port = self._site.ports.port(self.name)
-        return self._site.host_command(self.name, self._port, memory_bytes=self._memory_bytes)
+        return self._site.host_command(self.name, self._port, engine=self._engine, memory_bytes=self._memory_bytes)
 
     def _process_changed(self) -> None:
         """It has just started or ended: whatever it held is not there any more."""
         self._state = None
         self._told = None
+        self._wanted = self._over.next or self._wanted
+        self._over.end()
         self._answered_at = time.monotonic()
-        self._publish()
+        self._routed, self._routed_revision = (), self._publish()
         self._pulse.strike()
 
     def _phase(self) -> ReplicaPhase:
@@ -160,8 +216,8 @@ class HostReplica:
         return ReplicaPhase.RUNNING if self._state else ReplicaPhase.STARTING
 
     def _pause(self) -> float:
-        settled = self._state is not None and not self._state.loading and self._told == self._wanted
-        return self._settings.idle_poll_seconds if settled else self._settings.poll_seconds
+        changing = self._state is None or self._state.loading or self._over.begun or self._told != self._wanted
+        return self._settings.poll_seconds if changing else self._settings.idle_poll_seconds
 
     async def _ask(self) -> None:
         pid = self._child.pid
@@ -173,14 +229,23 @@ class HostReplica:
             self._not_answered()
             return
         if pid == self._child.pid:
-            self._state = state
             self._answered_at = time.monotonic()
+            self._see(state)
+
+    def _see(self, state: HostState | None) -> None:
+        """Take over what the host says, and tell the router at once where that changes what it is ready for."""
+        before, self._routed = self.ready, self.routed
+        self._state = state
+        if self.ready:
+            self._over.begun = None
+        if self.ready != before:
+            self._routed_revision = self._publish()
 
     def _not_answered(self) -> None:
         """A host that stays silent leaves routing, and is replaced when it stays silent for very long."""
         silent = time.monotonic() - self._answered_at
         if silent > self._settings.unanswered_seconds:
-            self._state = None
+            self._see(None)
         if silent > self._settings.hung_seconds:
             structlog.get_logger().error("host hangs, killed", replica=self.name, silent_seconds=round(silent))
             self._child.signal(signal.SIGKILL)
@@ -192,8 +257,14 @@ class HostReplica:
         if self._told is None:
             await self._put(self._wanted)
             return
+        if self._over.next is not None:
+            await self._prepare(self._state, self._over.next)
+            return
         if self._told == self._wanted:
-            await self._retry_loads(self._state)
+            await self._retry_loads(self._state, self._wanted)
+            return
+        if self._over.begun:
+            await self._go_over()
             return
         both = with_both(self._told, self._wanted)
         if both != self._told:
@@ -201,13 +272,35 @@ class HostReplica:
         if self._may_release(generations(both) - generations(self._wanted)):
             await self._put(self._wanted)
 
-    async def _retry_loads(self, state: HostState) -> None:
+    async def _prepare(self, state: HostState, following: HostHolds) -> None:
+        """Have the host fetch what comes, then take it out of routing; what it holds answers until then."""
+        holds = HostHolds(holds=self._wanted.holds, coming=following.holds)
+        if self._told != holds:
+            await self._put(holds)
+        elif not digests(following.holds) <= set(state.fetched):
+            await self._retry_loads(state, holds)
+        else:
+            self._wanted = following
+            self._over.begin(held.url for held in state.ready if held.url)
+            self.release_after(self._publish())
+
+    async def _go_over(self) -> None:
+        """Tell the host to change once the router sends nothing there any more, and has no request left there."""
+        over, revision = self._over.begun, self._release_revision
+        with suppress(Unavailable):
+            await self._router.confirmed(revision)
+        late = time.monotonic() > self._release_deadline
+        waiting = not self._router.follows(revision) or (not late and self._router.in_flight_at(self._over.urls))
+        if over is self._over.begun and not waiting:
+            await self._put(self._wanted)
+
+    async def _retry_loads(self, state: HostState, holds: HostHolds) -> None:
         """A host gives a load up for good; a dependency that is back is worth another try, which takes two calls."""
         due = time.monotonic() - self._loads_told_at > self._settings.load_retry_seconds
         failed = {(failure.part, failure.snapshot) for failure in state.failures if is_retryable(failure.code)}
         if due and failed:
-            await self._put(without(self._wanted, failed))
-            await self._put(self._wanted)
+            await self._put(without(holds, failed))
+            await self._put(holds)
 
     def _may_release(self, dropped: frozenset[int]) -> bool:
         if not self._router.follows(self._release_revision):
@@ -216,10 +309,11 @@ class HostReplica:
         return late or self._router.in_flight(self.key.model, dropped) == 0
 
     async def _put(self, holds: HostHolds) -> None:
-        """Told again at the next look if the host did not take it."""
+        """Told again at the next look if the host did not take it. What it unloads has the rest of the drain."""
         pid = self._child.pid
+        rest = max(0.0, self._release_deadline - time.monotonic())
         try:
-            await self._control.put_holds(self.url, holds)
+            await self._control.put_holds(self.url, holds.model_copy(update={"drain_seconds": rest}))
         except Unavailable as error:
             self._refusal = error.message
             return
@@ -241,7 +335,7 @@ class HostReplica:
         self._site.ports.forget(self.name)
 
     async def _finished(self) -> None:
-        deadline = time.monotonic() + self._settings.drain_seconds
+        deadline = time.monotonic() + self._drain_seconds
         while time.monotonic() < deadline:
             if (await self._control.host_state(self.url)).in_flight == 0:
                 return

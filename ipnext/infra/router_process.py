@@ -103,6 +103,11 @@ class RouterProcess:
         traffic = self._state.traffic if self._state else ()
         return sum(count.in_flight for count in traffic if count.model == model and count.generation in wanted)
 
+    def in_flight_at(self, urls: Iterable[str]) -> int:
+        """Requests that engines at these URLs have from the router, as last told. It is asked again at once."""
+        self._pulse.strike()
+        return sum(self._state.engines.get(url, 0) for url in urls) if self._state else 0
+
     async def traffic(self) -> tuple[GenerationTraffic, ...]:
         """Counts as of now; none while the router is down."""
         await self._ask()

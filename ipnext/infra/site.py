@@ -38,13 +38,16 @@ class Site:
         """Where the output of a process goes."""
         return self.directory / "logs" / f"{name}.log"
 
-    def host_command(self, name: str, port: int, *, memory_bytes: int | None = None) -> Sequence[str]:
-        """The command line of a host process. `memory_bytes` is the most that it may take, if there is a limit."""
+    def host_command(
+        self, name: str, port: int, *, engine: str = "torch", memory_bytes: int | None = None
+    ) -> Sequence[str]:
+        """The command line of a host process for an engine. `memory_bytes` is the most that it may take, if there is a limit."""
         fields = {"id": name, "artifacts": self.artifacts, "cache": str(self.cache)}
         endpoint = self.settings.s3_endpoint_url
         more = ["--s3-endpoint-url", endpoint] if endpoint else []
         more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
-        return [*self._filled(self.settings.host_command, port, **fields), *more]
+        command = self.settings.vllm_host_command if engine == "vllm" else self.settings.host_command
+        return [*self._filled(command, port, **fields), *more]
 
     def router_command(self, table: Path, port: int) -> Sequence[str]:
         """The command line of the router process."""

@@ -1,14 +1,25 @@
 """What the infrastructure is told to run, and what it reports back."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from ipnext.model.registry import PartGraph, SyncPolicy
+from ipnext.model.adapter import ServedAdapter
+from ipnext.model.kv_transfer import Handoff
+from ipnext.model.registry import PartGraph, SyncPolicy, TensorSpec
+from ipnext.model.routing import RoutingPolicy
+from ipnext.model.signing import SignerPolicy
+from ipnext.model.sketch import PredictionSketch
 from ipnext.model.value import Name, Value
+
+SERVING_ENGINES: Final = frozenset({"vllm"})
+"""Engines that serve by themselves, each in a protocol of its own: vLLM in OpenAI's."""
+
+STREAM_DRAIN_SECONDS: Final = 300.0
+"""A generated answer streams for minutes: that long may one that is under way keep its replica, where nothing else is said."""
 
 
 class DeploymentKey(Value):
@@ -27,11 +38,27 @@ class HeldSnapshot(Value):
     """A snapshot that each replica of a deployment holds, and the generations it answers for."""
 
     part: Name | None = None
-    """The segment of a split that it is of; None: the deployment's part itself."""
+    """The segment of a split, or the adapter, that it is of; None: the deployment's part itself."""
     snapshot: int = Field(ge=1)
     digest: str
     uri: str
     generations: tuple[int, ...] = Field(min_length=1)
+    signers: SignerPolicy | None = None
+    """Who has to have signed it; None for what the platform itself has cut."""
+    adapter: bool = False
+    """Whether it is loaded into the engine of the deployment's part."""
+    adapters: int = Field(default=0, ge=0)
+    """Adapters that stand on it in each of its generations: an engine has room for them from its start, or never."""
+
+    @property
+    def content(self) -> str:
+        """What a process that has it can answer for: its digest, and whether it can take adapters."""
+        return loaded_content(self.digest, self.adapters)
+
+
+def loaded_content(digest: str, adapters: int) -> str:
+    """Names a loaded snapshot by what it can answer for."""
+    return f"{digest}+{adapters}" if adapters else digest
 
 
 class Deployment(Value):
@@ -45,9 +72,13 @@ class Deployment(Value):
     """Throughput of one replica."""
     memory_bytes: int | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
+    drain_seconds: float | None = None
+    """Longest wait for requests in flight before a replica ends; None: the region's own."""
     holds: tuple[HeldSnapshot, ...] = ()
     own: Mapping[int, int] = Field(default_factory=dict)
     """Generation -> processes that hold it and nothing else, `replicas` in all; empty: every process holds everything."""
+    swap: bool = False
+    """With `own`: a process that no generation has a place for goes over to one that lacks some, before new ones are started."""
 
     @property
     def generations(self) -> tuple[int, ...]:
@@ -97,6 +128,8 @@ class Replica(Value):
     url: str | None = None
     pid: int | None = None
     ready: tuple[int, ...] = ()
+    engines: Mapping[int, str] = Field(default_factory=dict)
+    """Generation -> where an engine that serves by itself answers for it."""
     failures: tuple[LoadFailure, ...] = ()
     restarts: int = 0
     message: str | None = None
@@ -120,6 +153,16 @@ class ServedGeneration(Value):
     sync: SyncPolicy = SyncPolicy()
     facts: Mapping[str, SnapshotFacts] = Field(default_factory=dict)
     """Part -> facts of its snapshot; a part that has none answers with exactly this snapshot."""
+    engines: Mapping[str, str] = Field(default_factory=dict)
+    """Part -> engine of those that serve by themselves: a router speaks their own protocol to them."""
+    routing: Mapping[str, RoutingPolicy] = Field(default_factory=dict)
+    """Part -> how a router picks one of its engines; `prefix` where nothing is said."""
+    handoff: Handoff | None = None
+    """Of the parts that serve by themselves: the two that answer a request one after the other."""
+    adapters: Mapping[str, ServedAdapter] = Field(default_factory=dict)
+    """Part that is an adapter -> how its engines know it."""
+    inputs: tuple[TensorSpec, ...] = ()
+    """Tensors that an OpenAI request brings beside its prompt, for the nodes of a graph that ends in one that generates."""
 
 
 class RouteShare(Value):
@@ -156,6 +199,14 @@ class GenerationTraffic(Value):
     """Answers that held NaN or infinity."""
     in_flight: int = 0
     latency_seconds_sum: float = 0.0
+    latency: Mapping[int, int] = Field(default_factory=dict)
+    """Bucket of `ipnext.model.sketch.LATENCY_SECONDS` -> answers with status 200 that took so long."""
+    first_token: Mapping[int, int] = Field(default_factory=dict)
+    """The same of the time to the first piece, for those that streamed."""
+    token: Mapping[int, int] = Field(default_factory=dict)
+    """The same of the mean time between two pieces of one answer."""
+    predictions: Mapping[str, PredictionSketch] = Field(default_factory=dict)
+    """Output -> sketch of its numbers, from sampled answers with status 200."""
 
 
 class RegionState(Value):
@@ -168,6 +219,18 @@ class RegionState(Value):
     """Model -> revision of the route table that its gateway follows."""
     traffic: tuple[GenerationTraffic, ...] = ()
 
+    def only(self, models: Collection[str] | None) -> "RegionState":
+        """What it tells of some models; None: of all."""
+        if models is None:
+            return self
+        return RegionState(
+            region=self.region,
+            gateway_url=self.gateway_url,
+            replicas=tuple(replica for replica in self.replicas if replica.key.model in models),
+            routes={model: revision for model, revision in self.routes.items() if model in models},
+            traffic=tuple(count for count in self.traffic if count.model in models),
+        )
+
 
 class HostedSnapshot(Value):
     """One snapshot that a host process is asked to hold."""
@@ -179,13 +242,29 @@ class HostedSnapshot(Value):
     digest: str
     uri: str
     generations: tuple[int, ...]
+    signers: SignerPolicy | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
+    adapter_of: Name | None = None
+    """Of an adapter: the part in whose engines it is loaded."""
+    adapters: int = Field(default=0, ge=0)
+    """Adapters that stand on it in each of its generations."""
+    swap: bool = False
+    """Whether its engine may go over to it from another snapshot of the part, or from it to another one."""
+
+    @property
+    def content(self) -> str:
+        """As of HeldSnapshot."""
+        return loaded_content(self.digest, self.adapters)
 
 
 class HostHolds(Value):
     """Body of `PUT /control/holds` of a host: everything it shall hold; the rest it unloads once unused."""
 
     holds: tuple[HostedSnapshot, ...]
+    drain_seconds: float | None = None
+    """How long requests may go on with what is unloaded by this; None: the host's own."""
+    coming: tuple[HostedSnapshot, ...] = ()
+    """What it shall fetch and check, to hold it soon in the place of another snapshot."""
 
 
 class HeldGeneration(Value):
@@ -195,6 +274,8 @@ class HeldGeneration(Value):
     part: Name
     generation: int
     snapshot: int
+    url: str | None = None
+    """Where an engine that serves by itself, such as vLLM, answers for it; None: the host does."""
 
 
 class HostFailure(Value):
@@ -226,6 +307,24 @@ class HostMemoryState(Value):
     snapshots: tuple[SnapshotMemory, ...] = ()
 
 
+SwapState = Literal["swapping", "swapped", "started_anew"]
+
+
+class EngineSwap(Value):
+    """An engine that went over, or goes over, from one snapshot of a part to another."""
+
+    model: Name
+    part: Name
+    former: int
+    snapshot: int
+    state: SwapState
+    """`started_anew`: it could not go over, so it was ended, and another engine was started with the snapshot."""
+    seconds: float = 0.0
+    """In which it took no request."""
+    message: str | None = None
+    """Why it was started anew."""
+
+
 class HostState(Value):
     """Answer of `GET /control/state` of a host. A generation is in `ready` once loaded and warmed."""
 
@@ -234,11 +333,15 @@ class HostState(Value):
     failures: tuple[HostFailure, ...] = ()
     in_flight: int = 0
     draining: bool = False
+    fetched: tuple[str, ...] = ()
+    """Digests of what is `coming` and has been fetched and checked."""
+    swaps: tuple[EngineSwap, ...] = ()
+    """The last swap of each engine."""
     memory: HostMemoryState | None = None
 
 
 class PartEndpoint(Value):
-    """A host process that answers for generations of a part."""
+    """A process that answers for generations of a part: a host, or the engine that it runs."""
 
     part: Name
     url: str
@@ -251,6 +354,10 @@ class RoutedModel(Value):
     model: Name
     served: tuple[ServedGeneration, ...]
     endpoints: tuple[PartEndpoint, ...] = ()
+    swap: bool = False
+    """Whether processes go over from one generation to another: what no client has pinned may be answered by either then."""
+    coming: tuple[int, ...] = ()
+    """Generations that processes are going over to: a request that finds no engine may wait for them."""
 
 
 class RouterTable(Value):
@@ -267,3 +374,5 @@ class RouterState(Value):
     revision: int
     """Revision of the router table in use."""
     traffic: tuple[GenerationTraffic, ...] = ()
+    engines: Mapping[str, int] = Field(default_factory=dict)
+    """URL of an engine that serves by itself -> requests that it has from this router; those without any are left out."""

@@ -4,15 +4,39 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from ipnext.errors import InvalidInput
+from ipnext.model.throughput import Rated
 from ipnext.model.value import Name, Written
 
+UNMEASURED = (
+    "profile: true, and no profile is there; give a number until there is one, or measure with `ipnext profile`"
+)
 
-class HardwareOption(Written):
-    """One way to run a part: `units` of hardware `kind` a replica give `qps` requests a second."""
+
+class HardwareOption(Rated):
+    """One way to run a part: `units` of hardware `kind` a replica give `qps`, or `tokens_per_second`."""
 
     kind: Name
     units: float = Field(gt=0)
-    qps: float = Field(gt=0)
+    qps: float | None = Field(default=None, gt=0)
+    tokens_per_second: float | None = Field(default=None, gt=0)
+    profile: bool | None = None
+    """The newest measured profile says the throughput; the number, where there is one, holds until the first."""
+
+    @model_validator(mode="after")
+    def _is_known_or_measured(self) -> Self:
+        if self.rate is None and not self.profile:
+            msg = f"{self.kind}: one of qps, tokensPerSecond and profile: true says the throughput, got none of them"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def throughput(self) -> float:
+        """Of one replica, in the model's unit. InvalidInput where it was never measured and no number is there."""
+        if self.rate is None:
+            msg = f"hardware {self.kind}: {UNMEASURED}"
+            raise InvalidInput(msg, field="hardware", value=self.kind)
+        return self.rate
 
 
 class SupplyItem(Written):

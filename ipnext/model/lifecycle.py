@@ -9,7 +9,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from ipnext.model.cause import Place
+from ipnext.model.controls import ControlAsked
 from ipnext.model.deployment import DeploymentKey
+from ipnext.model.gates import GateWindow, RegionTraffic
+from ipnext.model.moving import MoverState, ReplanProgress
 from ipnext.model.status import Reason
 from ipnext.model.value import Name, Value
 
@@ -75,6 +79,10 @@ class ModelEntityInput(Value):
     recent: tuple[str, ...] = ()
     """Ids of changes seen lately: a repeated submission is not queued twice."""
     serving_generation: int | None = None
+    held: ControlAsked | None = None
+    """Who paused the model's changes, and why."""
+    turned: int = 0
+    """How many runs in a row gave way to a newer change."""
 
 
 class QueuedChange(Value):
@@ -103,6 +111,8 @@ class ModelEntityState(Value):
     running: QueuedChange | None
     queue: tuple[QueuedChange, ...]
     handled: int
+    held: ControlAsked | None = None
+    """Who paused the model's changes, and why."""
 
 
 class LifecycleInput(Value):
@@ -110,6 +120,8 @@ class LifecycleInput(Value):
 
     model: Name
     change: QueuedChange
+    held: ControlAsked | None = None
+    """The model is paused as the run begins."""
 
 
 class LifecycleResult(Value):
@@ -128,6 +140,8 @@ class ChangeBegun(Value):
     """The generation to serve; none where the model has nothing to serve."""
     revision: int = 0
     """Revision of the manifest that the run works with."""
+    supply_patience_seconds: float | None = None
+    """How long the run may wait for supply (the manifest's rollout); None: the platform's patience."""
     final: ChangeState | None = None
     """Set where an earlier run has ended this change already: nothing is left to do."""
 
@@ -200,6 +214,8 @@ class Planned(Value):
     cost_per_hour: float
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
+    place: Place = Place()
+    """Where the most demand stays unserved, where nothing could be placed."""
 
 
 class TransitionPlanned(Value):
@@ -210,6 +226,16 @@ class TransitionPlanned(Value):
     refused: str | None = None
     deadline_seconds: float = 600.0
     """How long one wave may wait for the infrastructure (the manifest's rollout)."""
+    approval: Literal["none", "canary", "each"] = "none"
+    manual_deadline_seconds: float = 86400.0
+    """How long it may wait for a person."""
+    on_newer: Literal["finish", "turn"] = "finish"
+    gates: tuple[str, ...] = ()
+    """The gate of each wave."""
+    price: str = ""
+    """What the waves take beyond both states, or miss against the traffic, in words."""
+    back: Literal["at_once", "by_waves"] = "at_once"
+    """How the way back goes: in one step, or wave by wave where the supply does not hold all of it at once."""
 
 
 class TransitionInput(Value):
@@ -221,15 +247,14 @@ class TransitionInput(Value):
     waves: int
     deadline_seconds: float
     change_id: str
-
-
-class RegionTraffic(Value):
-    """What a region's router has counted of one generation; the gate compares two of these."""
-
-    region: Name
-    requests: int = 0
-    errors: int = 0
-    non_finite: int = 0
+    approval: Literal["none", "canary", "each"] = "none"
+    """Behind which waves a person has to approve."""
+    manual_deadline_seconds: float = 86400.0
+    on_newer: Literal["finish", "turn"] = "finish"
+    gates: tuple[str, ...] = ()
+    back: Literal["at_once", "by_waves"] = "at_once"
+    held: ControlAsked | None = None
+    """The model is paused as the transition begins."""
 
 
 class WaveInput(Value):
@@ -243,11 +268,19 @@ class WaveInput(Value):
     """How long the activity may wait for the infrastructure."""
     back: bool = False
     """True on the way back to where the transition began; `index` is the wave that failed."""
+    by_waves: bool = False
+    """On the way back: only the wave `index` is undone; those before it follow."""
     reason: Reason = Reason.SUCCEEDED
     """On the way back: why."""
     message: str = ""
     baseline: tuple[RegionTraffic, ...] = ()
     """For the gate: the target generation's counts just before the wave's traffic moved."""
+    early: bool = False
+    """For the gate: a look during the hold; only what is certain by now fails it."""
+    watched_seconds: float = 0.0
+    """For the gate: how long it has waited for more answers beyond the hold."""
+    window: GateWindow | None = None
+    """For the gate, with `baseline`: the `window` that `shift_traffic` answered; None: errors alone are judged."""
 
 
 class WaveResult(Value):
@@ -256,9 +289,15 @@ class WaveResult(Value):
     ok: bool
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
+    place: Place = Place()
+    """What failed, where `ok` is false."""
     hold_seconds: float = 0.0
     baseline: tuple[RegionTraffic, ...] = ()
     """Answer of `shift_traffic`: the counts from before."""
+    window: GateWindow | None = None
+    """Answer of `shift_traffic`: what else the gate needs."""
+    again_seconds: float = 0.0
+    """Answer of `check_gate`: too few answers to judge; ask again after so long."""
 
 
 class TransitionResult(Value):
@@ -308,8 +347,8 @@ class Done(Value):
     note: str = ""
 
 
-ReplanTrigger = Literal["schedule", "manual", "supply", "drain"]
-"""What asks for a replan: the clock, a person, a changed fleet, capacity that is about to go."""
+ReplanTrigger = Literal["schedule", "manual", "supply", "drain", "profile"]
+"""What asks for a replan: the clock, a person, a changed fleet, capacity that is about to go, a new measurement."""
 
 
 class ReplanState(StrEnum):
@@ -354,6 +393,8 @@ class Replan(Value):
     """Replicas that the adopted plan starts."""
     models: tuple[Name, ...] = ()
     """Models that were asked to move."""
+    progress: ReplanProgress | None = None
+    """How far it is with them; none before the first has been asked."""
     run_id: str | None = None
     """Temporal run id of the run that planned it."""
     not_before: datetime
@@ -382,6 +423,10 @@ class ReplanInput(Value):
     """Comes over at continue-as-new: another replan may have been asked for meanwhile."""
     troubles: tuple[str, ...] = ()
     """Comes over at continue-as-new: moves that did not come through, in words."""
+    mover: MoverState | None = None
+    """Comes over at continue-as-new: how far it is with its models."""
+    paused: str = ""
+    """Comes over at continue-as-new: why no model is asked to move; a pause lasts over replans until it is resumed."""
 
 
 class ReplanComputed(Value):
@@ -399,6 +444,8 @@ class ReplanComputed(Value):
     trigger: str = ""
     """What asked for it, in words."""
     dry_run: bool = False
+    window: int = 0
+    """How many models move at a time; 0: an answer of before, whose run goes on as it began."""
 
 
 class ReplanResult(Value):
@@ -411,6 +458,7 @@ class ReplanResult(Value):
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     dry_run: bool = False
+    progress: ReplanProgress | None = None
 
 
 class ReplansWaiting(Value):
@@ -436,7 +484,7 @@ class MoveInput(Value):
 
 
 class Moved(Value):
-    """Answer of `move_model`. `state` is the change's when it was last seen."""
+    """Answer of `move_model`. `state` is the change's when it was last seen; not final where a freeze holds it back."""
 
     model: Name
     change_id: str

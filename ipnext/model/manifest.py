@@ -1,46 +1,118 @@
-"""What a person writes: `kind: Model` in YAML, strict, for ranking and generative models alike."""
+"""What a person writes: `kind: Model` in YAML, strict, for ranking and generative models alike; and every other kind."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from ipnext.errors import InvalidInput
+from ipnext.model.deployment import SERVING_ENGINES
+from ipnext.model.disaggregated import check_graph, handoff_graph, handoff_of
+from ipnext.model.engine_settings import vllm_settings
 from ipnext.model.fleet import FleetManifest, HardwareOption
+from ipnext.model.freeze import FreezeManifest
+from ipnext.model.gates import GateSpec
+from ipnext.model.kv_transfer import Handoff
+from ipnext.model.metadata import Metadata
+from ipnext.model.mixed_graph import Role, check_pair_alone, check_roles
+from ipnext.model.profile import LatencyTarget
 from ipnext.model.registry import REQUEST, PartGraph, SyncPolicy, source_node
+from ipnext.model.signing import SignerPolicy
 from ipnext.model.split import SplitPolicy, options_of
+from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Rated, Unit
 from ipnext.model.value import Name, Value, Written
 
 API_VERSION = "ipnext/v1"
 
 
-class Metadata(Written):
-    """Name, owner and free labels of an object."""
-
-    name: Name
-    owner: Name = "default"
-    labels: Mapping[str, str] = Field(default_factory=dict)
-    annotations: Mapping[str, str] = Field(default_factory=dict)
-
-
 class PartSpec(Written):
-    """One part of a model, hosted apart."""
+    """One part of a model: hosted apart, or an adapter (LoRA) in the processes of another one."""
 
     name: Name
     engine: Literal["torch", "vllm"] = "torch"
-    hardware: tuple[HardwareOption, ...] = Field(min_length=1)
+    adapter_of: Name | None = None
+    """The part whose engines load this one beside their model. It has no hardware, demand or settings of its own."""
+    hardware: tuple[HardwareOption, ...] = ()
+    """Ways to run it, at least one; of an adapter none."""
     min_replicas: int = Field(default=1, ge=0)
     memory_bytes: int | None = Field(default=None, gt=0)
+    latency_target: LatencyTarget | None = None
+    """At which a measured replica's throughput is taken; without it, the most that was measured."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     """Engine settings, such as {"maxModelLen": 4096} for vLLM."""
 
+    @property
+    def role(self) -> Role:
+        """What the part does with what it takes."""
+        if self.engine != "vllm":
+            return "computes"
+        return "embeds" if vllm_settings(self.settings).runner == "pooling" else "generates"
 
-class DemandItem(Written):
-    """Requests a second from the users of one region."""
+    @model_validator(mode="after")
+    def _runs_by_itself_or_in_another(self) -> Self:
+        if self.adapter_of is not None:
+            _check_adapter(self)
+        elif not self.hardware:
+            msg = f"hardware: part {self.name!r} needs at least one of {{kind, units, qps or tokensPerSecond}}; only a part with adapterOf has none"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _settings_are_known(self) -> Self:
+        if self.engine == "vllm":
+            vllm_settings(self.settings)
+        return self
+
+    @model_validator(mode="after")
+    def _only_engines_of_tokens_are_measured(self) -> Self:
+        if self.engine != "vllm" and (self.latency_target or any(option.profile for option in self.hardware)):
+            msg = f"profile and latencyTarget: for parts of engine vllm; {self.name!r} has engine {self.engine!r}"
+            raise ValueError(msg)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is not there is left out, so that a manifest from before is the one that it was."""
+        plain: dict[str, Any] = serialize(self)
+        if self.adapter_of is not None:
+            return {key: value for key, value in plain.items() if key in _OF_ADAPTERS}
+        nothing = {"adapter_of", "adapterOf"} | (set() if self.latency_target else {"latency_target", "latencyTarget"})
+        return {key: value for key, value in plain.items() if key not in nothing}
+
+
+_OF_ADAPTERS: Final = ("name", "engine", "adapter_of", "adapterOf")
+"""Fields that an adapter has."""
+
+
+def _check_adapter(part: PartSpec) -> None:
+    """ValueError names what an adapter must not have."""
+    if part.engine != "vllm":
+        msg = f"engine: {part.engine!r} loads no adapters, so {part.name!r} can't have adapterOf; allowed: vllm"
+        raise ValueError(msg)
+    more = sorted(part.model_fields_set.difference(_OF_ADAPTERS))
+    if more:
+        field = PartSpec.model_fields[more[0]].alias or more[0]
+        msg = f"{field}: {part.name!r} is an adapter and runs in the processes of {part.adapter_of!r}; allowed: name, engine, adapterOf"
+        raise ValueError(msg)
+
+
+class DemandItem(Rated):
+    """What the users of one region ask for: requests a second, or tokens a second."""
 
     region: Name
-    qps: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _says_how_much(self) -> Self:
+        if self.unit is None:
+            msg = f"{self.region}: exactly one of qps and tokensPerSecond has to stand here, got none"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def amount(self) -> float:
+        """In the model's unit."""
+        return self.rate or 0.0
 
 
 class RolloutSpec(Written):
@@ -50,12 +122,36 @@ class RolloutSpec(Written):
     max_step: float = Field(default=0.5, gt=0, le=1)
     hold_seconds: float = Field(default=0.0, ge=0)
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
+    gate: GateSpec = GateSpec()
+    """What else the new generation's answers must keep."""
     deadline_seconds: float = Field(default=600.0, gt=0)
-    refresh: Literal["auto", "in_place", "replace"] = "auto"
+    refresh: Literal["auto", "in_place", "replace", "swap"] = "auto"
     """How a new snapshot comes to a part: `in_place` into the running processes, beside the former one; `replace` into new
-    processes, and the former ones end; `auto`: in place where `memory_bytes` of every part has room for both."""
+    processes, and the former ones end; `swap` into the running processes, in the former one's place (engines that serve by
+    themselves only); `auto`: in place where `memory_bytes` of every part has room for both."""
+    drain_seconds: float | None = Field(default=None, ge=0)
+    """How long requests under way may take before a replica ends; left out: the region's default, for vLLM parts 300."""
     keep_warm: int = Field(default=1, ge=0)
     """Former generations that stay loaded, without traffic, so that a rollback needs no load."""
+    approval: Literal["none", "canary", "each"] = "none"
+    """Behind which waves a person has to approve before the run goes on: the canary, or each but the last."""
+    manual_deadline_seconds: float = Field(default=86400.0, gt=0)
+    """How long a run waits for a person (an approval, the end of a pause); then it goes back."""
+    on_newer: Literal["finish", "turn"] = "finish"
+    """When a newer publish comes while a generation rolls out: finish, or go back first and begin with the newer one."""
+    when_short: Literal["surge", "dip", "wait"] = "surge"
+    """Where the supply has no room for a safe way: refuse and name the surge; dip by `max_dip` at most; wait for supply."""
+    max_dip: float = Field(default=0.0, ge=0, lt=1)
+    """With `dip`: how much of the throughput that a part needs may be missing for a while."""
+    wait_seconds: float = Field(default=600.0, gt=0)
+    """How long a run waits for supply: with `wait` for any, else for what another transition is about to free."""
+
+    @model_validator(mode="after")
+    def _dips_by_something(self) -> Self:
+        if (self.when_short == "dip") != (self.max_dip > 0):
+            msg = f"maxDip: goes with whenShort: dip and is above 0 then; got whenShort {self.when_short!r}, maxDip {self.max_dip:g}"
+            raise ValueError(msg)
+        return self
 
 
 class ValidationSpec(Written):
@@ -63,6 +159,8 @@ class ValidationSpec(Written):
 
     skip: Mapping[str, str] = Field(default_factory=dict)
     """Validator name -> the reason it is skipped; the reason stays in the report."""
+    signers: SignerPolicy | None = None
+    """Who has to have signed what is published; the check `signature`, and each host before it loads."""
 
 
 class ModelSpec(Written):
@@ -71,7 +169,7 @@ class ModelSpec(Written):
     task: Literal["ranking", "generation", "embedding"] = "ranking"
     parts: tuple[PartSpec, ...] = Field(min_length=1)
     graph: PartGraph | None = None
-    """May be left out for a model of one part."""
+    """May be left out for a model of one part, and for one of a prefill and a decode part."""
     split: SplitPolicy | None = None
     """Cuts the one part listed, as it is published, into several; their graph is derived."""
     sync: SyncPolicy = SyncPolicy()
@@ -83,15 +181,100 @@ class ModelSpec(Written):
     rollout: RolloutSpec = RolloutSpec()
     validation: ValidationSpec = ValidationSpec()
 
+    @property
+    def hosted(self) -> tuple[PartSpec, ...]:
+        """The parts that have processes of their own: all but adapters."""
+        return tuple(part for part in self.parts if part.adapter_of is None)
+
+    @property
+    def adapters(self) -> Mapping[str, str]:
+        """Part that is an adapter -> the part that it stands on."""
+        return {part.name: part.adapter_of for part in self.parts if part.adapter_of is not None}
+
+    @property
+    def unit(self) -> Unit:
+        """The one unit of the model's demand and throughput."""
+        return self.demand[0].unit or REQUESTS
+
+    @property
+    def handoff(self) -> Handoff | None:
+        """The parts that prefill and decode, where these are two."""
+        settings = (vllm_settings(part.settings) if part.engine == "vllm" else None for part in self.hosted)
+        return handoff_of(tuple(zip((part.name for part in self.hosted), settings, strict=True)))
+
+    @property
+    def wiring(self) -> PartGraph | None:
+        """The graph as it is written, or that of a pair that left it out; None for a model with one part that has hosts."""
+        if self.graph is not None or len(self.hosted) == 1:
+            return self.graph
+        handoff = self.handoff
+        return handoff_graph(handoff) if handoff else None
+
+    @model_validator(mode="after")
+    def _has_one_unit(self) -> Self:
+        figures: list[tuple[str, Rated]] = [(f"demand.{i}", item) for i, item in enumerate(self.demand)]
+        for i, part in enumerate(self.parts):
+            figures += [(f"parts.{i}.hardware.{j}", option) for j, option in enumerate(part.hardware)]
+        other = next(((path, f) for path, f in figures if f.unit not in {None, self.unit}), None)
+        if other is not None:
+            path, figure = other
+            field = FIELDS[TOKENS if self.unit == REQUESTS else REQUESTS]
+            msg = f"{path}.{field}: {figure.rate:g} is in another unit than the model's demand; allowed: {FIELDS[self.unit]}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _only_serving_engines_swap(self) -> Self:
+        other = next((part for part in self.parts if part.engine not in SERVING_ENGINES), None)
+        if self.rollout.refresh == "swap" and other is not None:
+            msg = (
+                f"rollout.refresh: 'swap' is for models whose parts all have an engine of {sorted(SERVING_ENGINES)}; "
+                f"part {other.name!r} has engine {other.engine!r}; allowed: auto, in_place, replace"
+            )
+            raise ValueError(msg)
+        return self
+
     @model_validator(mode="after")
     def _split_fits(self) -> Self:
         if self.split is None:
             return self
+        if self.unit != REQUESTS:
+            msg = f"split: the demand of a model that is cut is in qps, not in {FIELDS[self.unit]}"
+            raise ValueError(msg)
         if len(self.parts) > 1 or self.graph is not None or self.parts[0].engine != "torch":
             parts = [part.name for part in self.parts]
             msg = f"split: cuts a model of one part of engine torch, without a graph of its own; parts: {parts}"
             raise ValueError(msg)
         _check_split(self.split, self.parts[0])
+        return self
+
+    @model_validator(mode="after")
+    def _hands_over_in_order(self) -> Self:
+        handoff = self.handoff
+        if handoff is None:
+            return self
+        if self.sync.policy != "locked":
+            msg = f"sync.policy: {self.sync.policy!r}; keys and values are those of one checkpoint: write locked"
+            raise ValueError(msg)
+        if self.graph is not None:
+            check_graph(handoff, self.graph)
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_stand_on_engines(self) -> Self:
+        bases = [part.name for part in self.hosted if part.engine == "vllm"]
+        for index, part in enumerate(self.parts):
+            if part.adapter_of is not None and part.adapter_of not in bases:
+                known = part.adapter_of in {other.name for other in self.parts}
+                what = "is no part of engine vllm that runs by itself" if known else "is no part of the model"
+                msg = f"parts.{index}.adapterOf: {part.adapter_of!r} {what}; allowed: {', '.join(bases) or 'none'}"
+                raise ValueError(msg)
+        if self.adapters and self.handoff:
+            msg = f"adapterOf: {', '.join(self.adapters)} can't stand on parts that prefill and decode; allowed: a part without kvTransfer"
+            raise ValueError(msg)
+        if self.adapters and self.sync.policy != "locked":
+            msg = f"sync.policy: {self.sync.policy!r} may answer with engines that lack an adapter; allowed with adapterOf: locked"
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
@@ -107,16 +290,18 @@ class ModelSpec(Written):
         if len(set(regions)) != len(regions):
             msg = f"demand: each region may stand once, got {regions}"
             raise ValueError(msg)
+        hosted = [part.name for part in self.hosted]
         if self.graph is None:
-            if len(parts) > 1:
-                msg = f"graph: needed for a model of several parts ({parts})"
+            if len(hosted) > (2 if self.handoff else 1):
+                msg = f"graph: needed for a model of several parts ({hosted})"
                 raise ValueError(msg)
             return self
         for node in self.graph.nodes:
-            if node.part not in parts:
-                msg = f"graph.nodes.{node.name}.part: unknown part {node.part!r}; known: {parts}"
+            if node.part not in hosted:
+                what = "is an adapter, which no node calls" if node.part in parts else "is unknown"
+                msg = f"graph.nodes.{node.name}.part: {node.part!r} {what}; known: {hosted}"
                 raise ValueError(msg)
-        unused = sorted(set(parts) - {node.part for node in self.graph.nodes})
+        unused = sorted(set(hosted) - {node.part for node in self.graph.nodes})
         if unused:
             msg = f"graph.nodes: no node uses the parts {unused}"
             raise ValueError(msg)
@@ -124,6 +309,10 @@ class ModelSpec(Written):
             if source_node(source) == REQUEST:
                 msg = f"graph.outputs.{name}: {source!r} is an input; an output comes from a node"
                 raise ValueError(msg)
+        if self.handoff is not None:
+            check_pair_alone(self.graph, parts)
+        else:
+            check_roles(self.graph, {part.name: part.role for part in self.parts}, self.task)
         return self
 
 
@@ -162,10 +351,16 @@ class _Header(Value):
     kind: str
 
 
-KINDS: Mapping[str, type[ModelManifest] | type[FleetManifest]] = {"Model": ModelManifest, "Fleet": FleetManifest}
+Manifest: TypeAlias = ModelManifest | FleetManifest | FreezeManifest
+
+KINDS: Mapping[str, type[ModelManifest] | type[FleetManifest] | type[FreezeManifest]] = {
+    "Model": ModelManifest,
+    "Fleet": FleetManifest,
+    "Freeze": FreezeManifest,
+}
 
 
-def parse_manifests(text: str) -> tuple[ModelManifest | FleetManifest, ...]:
+def parse_manifests(text: str) -> tuple[Manifest, ...]:
     """Read one or more YAML documents. Raises InvalidInput that names the field's path and what is allowed."""
     try:
         documents = [d for d in yaml.safe_load_all(text) if d is not None]
@@ -178,7 +373,7 @@ def parse_manifests(text: str) -> tuple[ModelManifest | FleetManifest, ...]:
     return tuple(parse_manifest(document) for document in documents)
 
 
-def parse_manifest(document: object) -> ModelManifest | FleetManifest:
+def parse_manifest(document: object) -> Manifest:
     """One manifest from plain data. Raises InvalidInput."""
     if not isinstance(document, dict):
         msg = f"a manifest is a mapping with apiVersion, kind, metadata and spec, not a {type(document).__name__}"

@@ -7,7 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.fleet import HardwareOption
+from ipnext.model.prompt import PromptTemplate
 from ipnext.model.value import Name, Sha256, Value, Written, digest_of
 
 Datatype = Literal[
@@ -19,6 +21,9 @@ Datatype = Literal[
 SNAPSHOT_FORMAT: Literal["ipnext/snapshot/v1"] = "ipnext/snapshot/v1"
 SNAPSHOT_FILE = "snapshot.json"
 """Written last into a snapshot's directory: a directory without it is not a snapshot."""
+
+SIGNATURE_FILE = "snapshot.json.sig"
+"""Beside the manifest, where the snapshot is signed. It is no file of the snapshot, so its digest stays as it is."""
 
 DELTA_FILE = "delta.json"
 """A snapshot with this file is a delta: its weights are those of its parent with some rows replaced."""
@@ -80,6 +85,14 @@ class SnapshotManifest(Value):
     """Tool names and versions that wrote it, such as {"torch": "2.13.0"}."""
     parent: Sha256 | None = None
     """Digest of the snapshot this one was derived from or trained on from."""
+    checkpoint: Checkpoint | None = None
+    """What it says of itself where it is a checkpoint."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A manifest without a checkpoint has the digest that it had before there were any."""
+        plain: dict[str, Any] = serialize(self)
+        return plain if self.checkpoint else {key: plain[key] for key in plain if key != "checkpoint"}
 
     @property
     def digest(self) -> str:
@@ -122,6 +135,25 @@ class GraphNode(Value):
     name: Name
     part: Name
     inputs: Mapping[str, str]
+    prompt: PromptTemplate | None = None
+    """Of a node that generates: how its prompt is made of its inputs; None: the request goes to its engine as it came."""
+
+    @model_validator(mode="after")
+    def _prompt_takes_the_inputs(self) -> Self:
+        named = self.inputs.keys() if self.prompt is None else self.prompt.inputs
+        for name in sorted(named - self.inputs.keys()):
+            msg = f"graph.nodes.{self.name}.prompt: {name!r} is no input of the node; its inputs: {sorted(self.inputs)}"
+            raise ValueError(msg)
+        for name in sorted(self.inputs.keys() - named):
+            msg = f"graph.nodes.{self.name}.inputs.{name}: the node's prompt has no place for it"
+            raise ValueError(msg)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out where there is none, so that a graph from before is the one that it was."""
+        plain: dict[str, Any] = serialize(self)
+        return plain if self.prompt else {key: plain[key] for key in plain if key != "prompt"}
 
 
 class PartGraph(Value):
@@ -267,6 +299,8 @@ class Generation(Value):
     """Part name -> snapshot number, as published."""
     layout: Layout | None = None
     """How it is cut, where the manifest has it split."""
+    adapters: Mapping[str, str] = Field(default_factory=dict)
+    """Part that is an adapter -> the part whose engines load it."""
     state: GenerationState = GenerationState.PENDING
     reason: str | None = None
     message: str | None = None
@@ -275,8 +309,10 @@ class Generation(Value):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that hosts hold: those of the layout where it is cut."""
-        return tuple(self.snapshots) if self.layout is None else tuple(part.name for part in self.layout.parts)
+        """The parts that have hosts: those of the layout where it is cut; adapters have none of their own."""
+        if self.layout is not None:
+            return tuple(part.name for part in self.layout.parts)
+        return tuple(part for part in self.snapshots if part not in self.adapters)
 
     @property
     def answering(self) -> Mapping[str, int]:
@@ -286,8 +322,14 @@ class Generation(Value):
         return {segment.name: segment.snapshot for segment in self.layout.segments}
 
     def held_by(self, part: str) -> Mapping[str, int]:
-        """What a host of `part` holds: part or segment -> snapshot number; nothing where the generation lacks the part."""
+        """What a host of `part` holds: part, its adapters or segments -> snapshot number; nothing where the generation lacks the part."""
         if self.layout is None:
-            return {part: self.snapshots[part]} if part in self.snapshots else {}
+            if part not in self.parts:
+                return {}
+            return {name: self.snapshots[name] for name in (part, *self.adapters_of(part))}
         segments = (segment for own in self.layout.parts if own.name == part for segment in own.segments)
         return {segment.name: segment.snapshot for segment in segments}
+
+    def adapters_of(self, part: str) -> tuple[str, ...]:
+        """The adapters that stand on a part."""
+        return tuple(name for name, base in self.adapters.items() if base == part)

@@ -9,11 +9,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ipnext.model.answers import GenerationAnswers
 from ipnext.model.deployment import GenerationTraffic, Replica
+from ipnext.model.drain import DrainView
 from ipnext.model.fleet import FleetSpec
+from ipnext.model.freeze import Frozen, ReasonText
 from ipnext.model.lifecycle import Change, DeploymentStatus, Replan
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.plan import Plan, PlanDiff, Problem, Unmet
+from ipnext.model.profile import PartThroughput
 from ipnext.model.registry import Generation, Layout
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.status import ModelStatus, Reason
@@ -74,6 +78,10 @@ class ModelView(Written):
     deployments: tuple[DeploymentStatus, ...] = ()
     layout: Layout | None = None
     """The parts that the serving generation is cut into, where its manifest had it split."""
+    answers: tuple[GenerationAnswers, ...] = ()
+    """Of one model read by itself: how the generations that are served answer."""
+    throughput: tuple[PartThroughput, ...] = ()
+    """Of one model read by itself: what plans take a replica of each part to do."""
 
 
 class FleetView(Written):
@@ -103,6 +111,8 @@ class PublishRequest(Written):
 
     change_id: ChangeId | None = None
     parts: Mapping[Name, PublishPart] = Field(min_length=1)
+    override_freeze: ReasonText | None = None
+    """The reason for which this change passes every freeze; it stands in the audit."""
 
 
 class RollbackRequest(Written):
@@ -148,7 +158,7 @@ class ReplanView(Replan):
 
 
 class PlanSummary(Value):
-    """A plan without its problem and placements. Money is $/h, unmet demand requests a second."""
+    """A plan without its problem and placements. Money is $/h, unmet demand is in the models' units."""
 
     id: str
     trigger: str
@@ -232,6 +242,8 @@ class RegionView(Value):
 
     region: Name
     reachable: bool
+    drain: DrainView | None = None
+    """Where it is out of service, or on its way; none: in service."""
     gateway_url: str | None = None
     supply: tuple[SupplyUse, ...] = ()
     replicas: tuple[Replica, ...] = ()
@@ -244,29 +256,8 @@ class PlanInForce(Value):
 
     summary: PlanSummary
     unmet: tuple[Unmet, ...] = ()
-
-
-class ModelOverview(Value):
-    """One model on the page."""
-
-    model: ModelView
-    generations: tuple[Generation, ...] = ()
-    """Newest first, at most eight."""
-
-
-class Overview(Value):
-    """Everything the page shows, read at one moment."""
-
-    at: datetime
-    models: tuple[ModelOverview, ...] = ()
-    regions: tuple[RegionView, ...] = ()
-    changes: tuple[ChangeView, ...] = ()
-    """Of all models, newest first."""
-    events: tuple[EventView, ...] = ()
-    plan: PlanInForce | None = None
-    replan: PlanSummary | None = None
-    """The newest plan of the whole fleet, whatever came of it; a dry run is none."""
-    temporal_ui_url: str
+    tokens: tuple[Name, ...] = ()
+    """Those of the models in `unmet` whose demand is in tokens a second."""
 
 
 class ExplanationStep(Value):
@@ -287,6 +278,33 @@ class Explanation(Value):
     message: str
     advice: str
     chain: tuple[ExplanationStep, ...]
+
+
+class ModelOverview(Value):
+    """One model on the page."""
+
+    model: ModelView
+    generations: tuple[Generation, ...] = ()
+    """Newest first, at most eight."""
+    frozen: Frozen | None = None
+    """What would hold a publish back now."""
+    explanation: Explanation | None = None
+    """Why it is not ready; of ready models, and where very many are not, none."""
+
+
+class Overview(Value):
+    """Everything the page shows, read at one moment."""
+
+    at: datetime
+    models: tuple[ModelOverview, ...] = ()
+    regions: tuple[RegionView, ...] = ()
+    changes: tuple[ChangeView, ...] = ()
+    """Of all models, newest first."""
+    events: tuple[EventView, ...] = ()
+    plan: PlanInForce | None = None
+    replan: PlanSummary | None = None
+    """The newest plan of the whole fleet, whatever came of it; a dry run is none."""
+    temporal_ui_url: str
 
 
 class Readiness(Value):

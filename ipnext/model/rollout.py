@@ -5,10 +5,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from ipnext.model.plan import Row
 from ipnext.model.value import Value
 
+Refresh = Literal["in_place", "replace", "swap"]
+"""How a new generation comes to where a former one runs: beside it in the same process; in a process of its own, and the former
+one ends; into the former one's process, in its place."""
 
-class GenerationReplicas(Value):
+
+class GenerationReplicas(Row):
     """Absolute count of replicas of a part that hold a generation in a region on a hardware kind."""
 
     model: str
@@ -19,7 +24,7 @@ class GenerationReplicas(Value):
     count: int = Field(ge=0)
 
 
-class GenerationShare(Value):
+class GenerationShare(Row):
     """Fraction of the demand of `from` that a generation answers in `to`."""
 
     model: str
@@ -36,7 +41,7 @@ class FleetState(Value):
     traffic: tuple[GenerationShare, ...] = ()
 
 
-class Share(Value):
+class Share(Row):
     """One entry of a route change."""
 
     to: str
@@ -70,6 +75,30 @@ class SurgeItem(Value):
     units: float
 
 
+class Dip(Row):
+    """The fraction of a part's ready throughput in a region that may be missing against a generation's traffic, at most."""
+
+    model: str
+    part: str
+    region: str
+    fraction: float = Field(gt=0, le=1)
+
+
+class Swap(Row):
+    """Replicas of a part in a region that go over to another generation where they stand.
+
+    Those of a wave answer for neither generation until they have: `fraction` of what the part's traffic in the region needs is
+    missing then, at most.
+    """
+
+    model: str
+    part: str
+    region: str
+    replicas: int = Field(ge=1)
+    """In all waves together."""
+    fraction: float = Field(ge=0, le=1)
+
+
 class Transition(Value):
     """transition.json: waves from `from` to `to`, or why there are none."""
 
@@ -77,9 +106,18 @@ class Transition(Value):
     to: FleetState
     waves: tuple[Wave, ...] = ()
     surge: tuple[SurgeItem, ...] = ()
+    dips: tuple[Dip, ...] = ()
+    """Where the waves go below the traffic; empty unless the owner's policy allows a dip."""
+    swaps: tuple[Swap, ...] = ()
+    """With `refresh: swap`: what goes over. A wave that swaps has the counts of both generations in `scale_up`."""
     refused: str | None = None
-    refresh: Literal["in_place", "replace"] = "in_place"
-    """Whether one process holds several generations, or each snapshot has processes of its own."""
+    refresh: Refresh = "in_place"
+    """Whether one process holds several generations, or each snapshot has processes of its own, which go over where they can."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether a process holds one generation only, so that those of several generations add up."""
+        return self.refresh != "in_place"
 
 
 class TransitionState(StrEnum):

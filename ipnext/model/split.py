@@ -122,4 +122,4 @@ def _option(item: Name | SplitHardware, known: Mapping[str, HardwareOption]) -> 
         raise ValueError(msg)
     if isinstance(item, str):
         return known[item]
-    return HardwareOption(kind=kind, units=item.units, qps=known[kind].qps if qps is None else qps)
+    return HardwareOption(kind=kind, units=item.units, qps=known[kind].throughput if qps is None else qps)

@@ -19,6 +19,8 @@ class ConditionType(StrEnum):
     PLANNED = "Planned"
     CAPACITY_READY = "CapacityReady"
     ROUTES_READY = "RoutesReady"
+    PROGRESSING = "Progressing"
+    """Nothing holds the model's changes back."""
     READY = "Ready"
 
 
@@ -34,12 +36,16 @@ class Reason(StrEnum):
     ROLLED_BACK = "RolledBack"
     ARTIFACT_MISSING = "ArtifactMissing"
     ARTIFACT_DIGEST_MISMATCH = "ArtifactDigestMismatch"
+    SIGNATURE_INVALID = "SignatureInvalid"
     ENGINE_MISMATCH = "EngineMismatch"
     UNSAFE_FORMAT = "UnsafeFormat"
     SCHEMA_MISMATCH = "SchemaMismatch"
     NON_FINITE_WEIGHTS = "NonFiniteWeights"
     SPLIT_REFUSED = "SplitRefused"
     SPLIT_DIFFERS = "SplitDiffers"
+    PAUSED = "Paused"
+    AWAITING_APPROVAL = "AwaitingApproval"
+    ABORTED = "Aborted"
     FROZEN = "Frozen"
     NO_CAPACITY = "NoCapacity"
     OVER_BUDGET = "OverBudget"
@@ -50,6 +56,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     CRASH_LOOP = "CrashLoop"
     REGION_UNREACHABLE = "RegionUnreachable"
+    UNAVAILABLE = "Unavailable"
     ROUTE_FAILED = "RouteFailed"
     GATE_FAILED = "GateFailed"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
@@ -61,7 +68,7 @@ _CODES: Mapping[str, Reason] = {
     "ArtifactDigestMismatch": Reason.ARTIFACT_DIGEST_MISMATCH,
     "Infeasible": Reason.NO_CAPACITY,
     "LoadFailed": Reason.LOAD_FAILED,
-    "Unavailable": Reason.REGION_UNREACHABLE,
+    "MemoryExceeded": Reason.OUT_OF_MEMORY,
     "DeadlineExceeded": Reason.DEADLINE_EXCEEDED,
 }
 

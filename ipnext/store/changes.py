@@ -68,6 +68,13 @@ class Changes(Snapshots):
         found = (self._session.exec(query.where(col(ChangeRow.id).in_(some))) for some in batches(ids))
         return frozenset(change_id for each in found for change_id in each)
 
+    def retiring_models(self) -> frozenset[str]:
+        """Models that are being taken out of service."""
+        query = select(ChangeRow.model).where(
+            ChangeRow.kind == ChangeKind.RETIRE.value, ChangeRow.state == ChangeState.RUNNING.value
+        )
+        return frozenset(self._session.exec(query))
+
     def unsubmitted_changes(self) -> tuple[Change, ...]:
         """Every change that no workflow has taken yet, in the order of recording."""
         query = select(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value).order_by(col(ChangeRow.ordinal))

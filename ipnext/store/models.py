@@ -7,6 +7,7 @@ from sqlmodel import col, select
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import ModelManifest
+from ipnext.model.throughput import TOKENS
 from ipnext.store.records import FleetRecord, ModelRecord
 from ipnext.store.tables import FleetRow, ModelRow
 from ipnext.store.unit import Unit, document, known
@@ -83,6 +84,12 @@ class Models(Unit):
         """All models, retired ones too, by name."""
         records = [_model(row) for row in self._session.exec(select(ModelRow))]
         return tuple(sorted(records, key=lambda record: record.name))
+
+    def models_in_tokens(self) -> frozenset[str]:
+        """Models whose demand is in tokens a second."""
+        query = select(ModelRow.name, ModelRow.manifest).where(col(ModelRow.manifest).contains('"tokensPerSecond":'))
+        found = ((name, ModelManifest.model_validate_json(text)) for name, text in self._session.exec(query))
+        return frozenset(name for name, manifest in found if manifest.spec.unit == TOKENS)
 
     def update_model(
         self,

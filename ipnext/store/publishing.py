@@ -17,6 +17,10 @@ _OVER: Final = frozenset({GenerationState.REFUSED, GenerationState.FAILED, Gener
 """Generations whose snapshots may be published again: what stood in their way may be another by now."""
 
 
+LOOKED_AT: Final = 50
+"""Refused generations, the newest, that a publish looks at for parts that it leaves out."""
+
+
 class Publishing(Changes):
     """The one way by which snapshots and generations come to be."""
 
@@ -24,8 +28,8 @@ class Publishing(Changes):
         """Record new snapshots, their generation and the PUBLISH change; the same id again gives the recorded change.
 
         A part whose digest is its newest snapshot's is reused; where that holds for every given part, the newest
-        generation serves or may come to it, and is cut as the manifest says: DuplicateSnapshot. The generation takes the
-        newest snapshot of each part of the manifest. NotFound for an unknown model; InvalidInput for no part, an unknown
+        generation serves or may come to it, and is cut as the manifest says: DuplicateSnapshot. Of each part that is not
+        given the generation takes the newest snapshot that no validation has refused. NotFound for an unknown model; InvalidInput for no part, an unknown
         part, or a part that has no snapshot at all; Conflict for a retired model or an id that belongs to another change.
         """
         row = self._writing_model(model)
@@ -42,14 +46,36 @@ class Publishing(Changes):
         if spec.split is not None:
             _check_whole(parts)
         self._check_parents(model, parts)
-        numbers = {part: newest[part].number for part in wanted if part in newest}
+        numbers = {part: self._left_out(model, part, newest, parts) for part in wanted if part in newest}
         for part, source in sorted(parts.items()):
             if part in newest and newest[part].digest == source.manifest.digest:
                 continue
-            numbers[part] = numbers.get(part, 0) + 1
+            numbers[part] = newest[part].number + 1 if part in newest else 1
             self._add_snapshot(model, part, source, number=numbers[part])
-        generation = self._add_generation(model, numbers)
+        generation = self._add_generation(model, numbers, spec.adapters)
         return self._record(model, ChangeKind.PUBLISH, change_id, generation=generation.number)
+
+    def _left_out(
+        self, model: str, part: str, newest: Mapping[str, SnapshotRow], given: Mapping[str, SnapshotSource]
+    ) -> int:
+        """The snapshot of a part: the newest, less those of a part not given that a report names as what was refused."""
+        number = newest[part].number
+        refused = frozenset[int]() if part in given else self._refused_snapshots(model, part)
+        sound = (n for n in range(number, 0, -1) if n not in refused)
+        return next(sound, number)
+
+    def _refused_snapshots(self, model: str, part: str) -> frozenset[int]:
+        """Snapshots of a part that the validation of a generation has refused: the report names the part, or a file of it."""
+        query = select(GenerationRow).where(
+            GenerationRow.model == model, GenerationRow.state == GenerationState.REFUSED.value
+        )
+        found = set[int]()
+        for row in self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(LOOKED_AT)):
+            report = self.report(model, row.number)
+            refused = report.refused if report else None
+            if refused is not None and refused.subject.partition("/")[0] == part:
+                found.add(plain(row.snapshots).get(part, 0))
+        return frozenset(found)
 
     def _newest_stands(self, model: str, cut: str | None) -> bool:
         """Whether the newest generation serves or may come to it, cut as asked: the same bytes are nothing new then."""

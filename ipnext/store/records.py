@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from ipnext.model.fleet import FleetSpec
+from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.plan import (
     CurrentState,
@@ -48,6 +49,15 @@ class FleetRecord(Value):
 
     spec: FleetSpec
     version: int
+    updated_at: datetime
+
+
+class FreezeRecord(Value):
+    """A freeze as applied. `version` guards writes."""
+
+    manifest: FreezeManifest
+    version: int
+    created_at: datetime
     updated_at: datetime
 
 

@@ -7,10 +7,11 @@ from sqlmodel import col, func, select
 
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.lifecycle import Replan, ReplanState, ReplanTrigger
+from ipnext.model.moving import ReplanProgress
 from ipnext.model.status import Reason
 from ipnext.model.value import canonical_json
 from ipnext.store.tables import ReplanRow
-from ipnext.store.unit import Unit, plain, rows
+from ipnext.store.unit import Unit, document, plain, rows
 
 LONGEST_ID = 200
 """Characters of a replan's id."""
@@ -132,6 +133,13 @@ class Replans(Unit):
             self._add(row)
         return tuple(_replan(row) for row in found)
 
+    def note_progress(self, plan_id: str, progress: ReplanProgress) -> None:
+        """Write down how far the replans that a plan answers are with their models."""
+        self._writing(None)
+        for row in self._session.exec(select(ReplanRow).where(ReplanRow.plan_id == plan_id)):
+            row.progress = document(progress)
+            self._add(row)
+
     def replan_counts(self) -> Mapping[tuple[str, str], int]:
         """(trigger, state) -> how many replans ended so, ever."""
         query = select(ReplanRow.trigger, ReplanRow.state, func.count()).where(col(ReplanRow.state).not_in(_OPEN))
@@ -181,5 +189,12 @@ def _options(row: ReplanRow) -> tuple[bool, int | None]:
 
 
 def _replan(row: ReplanRow) -> Replan:
-    found = row.model_dump(exclude={"ordinal", "models", "state", "reason"})
-    return Replan(**found, state=ReplanState(row.state), reason=Reason(row.reason), models=tuple(plain(row.models)))
+    found = row.model_dump(exclude={"ordinal", "models", "state", "reason", "progress"})
+    progress = None if row.progress is None else ReplanProgress.model_validate_json(row.progress)
+    return Replan(
+        **found,
+        state=ReplanState(row.state),
+        reason=Reason(row.reason),
+        models=tuple(plain(row.models)),
+        progress=progress,
+    )

@@ -1,15 +1,18 @@
 """The one repository: all queries, noun by noun. A unit of work gives it out and ends it."""
 
 from ipnext.store.deployments import Deployments
+from ipnext.store.drains import Drains
+from ipnext.store.freezes import Freezes
 from ipnext.store.journal import Journal
 from ipnext.store.models import Models
 from ipnext.store.plans import Plans
+from ipnext.store.profiles import Profiles
 from ipnext.store.publishing import Publishing
 from ipnext.store.replans import Replans
 from ipnext.store.transitions import Transitions
 
 
-class Repository(Models, Publishing, Plans, Replans, Transitions, Deployments, Journal):
+class Repository(Models, Profiles, Publishing, Plans, Replans, Transitions, Deployments, Freezes, Drains, Journal):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
 
     Valid inside `with store.begin() as repository:` only.

@@ -152,11 +152,12 @@ class Snapshots(Unit):
         )
         self._add(row)
 
-    def _add_generation(self, model: str, snapshots: Mapping[str, int]) -> GenerationRow:
+    def _add_generation(self, model: str, snapshots: Mapping[str, int], adapters: Mapping[str, str]) -> GenerationRow:
         row = GenerationRow(
             model=model,
             number=self._last_generation(model) + 1,
             snapshots=document(dict(snapshots)),
+            adapters=document(dict(adapters)) if adapters else None,
             state=GenerationState.PENDING.value,
             created_at=self._now(),
         )
@@ -182,6 +183,7 @@ def _generation(row: GenerationRow) -> Generation:
         number=row.number,
         snapshots=plain(row.snapshots),
         layout=None if row.layout is None else Layout.model_validate_json(row.layout),
+        adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),
         reason=row.reason,
         message=row.message,

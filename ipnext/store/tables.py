@@ -95,6 +95,27 @@ class SnapshotRow(Row, table=True):
     created_at: datetime = _time()
 
 
+class ProfileRow(Row, table=True):
+    """One measurement of one snapshot; never changed."""
+
+    __tablename__ = "profiles"
+    __table_args__ = (
+        ForeignKeyConstraint(["model", "part", "snapshot"], ["snapshots.model", "snapshots.part", "snapshots.number"]),
+        UniqueConstraint("id"),
+        Index("ix_profiles_model", "model", "measured_at"),
+    )
+
+    ordinal: int | None = _ordinal()
+    id: str = _text()
+    model: str = _text()
+    part: str = _text()
+    snapshot: int = _number()
+    hardware: str = _text()
+    profile: str = _packed()
+    measured_at: datetime = _time()
+    created_at: datetime = _time()
+
+
 class GenerationRow(Row, table=True):
     """One snapshot for every part of a model; its number has one winner."""
 
@@ -106,6 +127,8 @@ class GenerationRow(Row, table=True):
     snapshots: str = _text()
     layout: str | None = _packed(default=None)
     """NULL where the generation is not cut."""
+    adapters: str | None = _text(default=None)
+    """JSON; NULL where it has none."""
     state: str = _text()
     reason: str | None = _text(default=None)
     message: str | None = _text(default=None)
@@ -236,6 +259,7 @@ class ReplanRow(Row, table=True):
     plan_id: str | None = _text(default=None)
     moves: int = _number()
     models: str = _text()
+    progress: str | None = _text(default=None)
     run_id: str | None = _text(default=None)
     not_before: datetime = _time()
     created_at: datetime = _time()
@@ -332,3 +356,71 @@ class EventRow(Row, table=True):
     message: str = _text()
     run_id: str | None = _text(default=None)
     detail: str | None = _text(default=None)
+
+
+class FreezeRow(Row, table=True):
+    """A freeze as applied."""
+
+    __tablename__ = "freezes"
+
+    name: str = _text(primary_key=True)
+    manifest: str = _text()
+    version: int = _number()
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class FreezeOverrideRow(Row, table=True):
+    """A change that may pass every freeze."""
+
+    __tablename__ = "freeze_overrides"
+    __table_args__ = (_of_model(),)
+
+    change_id: str = _text(primary_key=True)
+    model: str = _text()
+    at: datetime = _time()
+    who: str = _text()
+    reason: str = _text()
+    freezes: str = _text()
+
+
+class AuditRow(Row, table=True):
+    """One line of the audit; never changed, never deleted."""
+
+    __tablename__ = "audit"
+
+    ordinal: int | None = _ordinal()
+    at: datetime = _time()
+    who: str = _text()
+    action: str = _text()
+    subject: str = _text()
+    model: str | None = _text(default=None)
+    reason: str = _text()
+    detail: str | None = _text(default=None)
+
+
+class DrainRow(Row, table=True):
+    """One drain of one region; the newest of a region is the one that counts."""
+
+    __tablename__ = "drains"
+    __table_args__ = (UniqueConstraint("id"), Index("ix_drains_region", "region", "ordinal"))
+
+    ordinal: int | None = _ordinal()
+    id: str = _text()
+    region: str = _text()
+    disaster: bool = False
+    force: bool = False
+    reason: str = _text()
+    state: str = _text()
+    cause: str = _text()
+    message: str = _text()
+    models_left: int = _number()
+    replicas_left: int = _number()
+    traffic_left_qps: float
+    replan_id: str | None = _text(default=None)
+    replans: int = _number()
+    told: bool = False
+    """Whether the workflow engine knows of what was asked last."""
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+    finished_at: datetime | None = _time(default=None)

@@ -124,11 +124,22 @@ function layoutBlock(layout) {
   return [el("h4", {}, title), table(["part", "bytes", "hardware", "segments", "waits for"], lines)];
 }
 
+function frozenBadge(frozen) {
+  const why = frozen.freezes.map((freeze) => `${freeze.reason} (freeze ${freeze.name})`).join("; ");
+  const until = new Date(frozen.until).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  return el("span", { class: "badge busy", "data-frozen": frozen.until, title: why, "aria-label": `frozen until ${until}: ${why}` }, `frozen until ${until}`);
+}
+
+function chainBlock(explanation) {
+  const lines = explanation.chain.map((link) => el("tr", { "data-level": link.level }, cell(link.level, "tight"), cell(link.subject, "name"), cell(link.state, "tight"), cell(link.message, "name")));
+  return [el("h4", {}, `Why: ${words(explanation.reason)}`), table(["where", "what", "state", ""], lines), el("p", { class: "quiet", "data-advice": "" }, explanation.advice)];
+}
+
 function modelCard(item) {
   const { manifest, status, deployments, layout } = item.model;
   const ready = status.conditions.find((c) => c.type === "Ready");
   const isReady = ready !== undefined && ready.status === "True";
-  const progressing = ready !== undefined && ["Progressing", "Pending"].includes(ready.reason);
+  const progressing = ready !== undefined && ["Progressing", "Pending", "Frozen"].includes(ready.reason);
   const label = isReady ? "ready" : ready ? words(ready.reason) : item.generations.length ? "pending" : "not published";
   const kind = isReady ? "good" : progressing ? "busy" : ready && ready.status === "False" ? "bad" : "";
   const serving = status.servingGeneration;
@@ -140,7 +151,7 @@ function modelCard(item) {
     "article", { class: "card", "data-model": manifest.metadata.name, "aria-label": `Model ${manifest.metadata.name}` },
     el(
       "div", { class: "row" },
-      el("h3", {}, manifest.metadata.name), badge(label, kind),
+      el("h3", {}, manifest.metadata.name), badge(label, kind), item.frozen ? frozenBadge(item.frozen) : null,
       el("span", { class: "quiet" }, `${manifest.spec.task}, ${layout ? layout.parts.length : manifest.spec.parts.length} parts, ${manifest.spec.sync.policy}, owner ${manifest.metadata.owner}`),
       el("span", { class: "end", "data-serving": serving === null ? "" : serving }, serving === null ? "nothing serves" : `generation ${serving}${toward}`),
     ),
@@ -149,6 +160,7 @@ function modelCard(item) {
       ? el("p", { class: "note bad" }, `generation ${newest.number} was ${words(newest.state)}: ${[newest.reason, newest.message].filter(Boolean).join(": ")}`)
       : null,
     status.conditions.length ? conditionSteps(status.conditions) : null,
+    item.explanation ? chainBlock(item.explanation) : null,
     regions.length ? [el("h4", {}, "Traffic by region of the users"), el("div", { class: "bars" }, regions.map(([region, shares]) => trafficBar(region, shares)))] : null,
     deployments.length ? el("p", { class: "quiet" }, replicaSummary(deployments)) : null,
     layout ? layoutBlock(layout) : null,
@@ -181,6 +193,11 @@ function replicaRow(replica) {
   );
 }
 
+function drainBadge(drain) {
+  const why = [drain.reason, drain.message].filter(Boolean).join(": ");
+  return el("span", { class: "badge busy", "data-drain": drain.state, title: why }, drain.disaster ? `${words(drain.state)}, lost` : words(drain.state));
+}
+
 function regionCard(region) {
   const served = region.traffic.reduce((sum, t) => sum + t.requests, 0);
   const failed = region.traffic.reduce((sum, t) => sum + t.errors, 0);
@@ -189,6 +206,7 @@ function regionCard(region) {
     el(
       "div", { class: "row" },
       el("h3", {}, region.region), badge(region.reachable ? "reachable" : "does not answer", region.reachable ? "good" : "bad"),
+      region.drain ? drainBadge(region.drain) : null,
       region.reachable ? el("span", { class: "end quiet number" }, `${amount(served)} requests, ${amount(failed)} errors`) : null,
     ),
     region.gateway_url ? el("p", { class: "quiet" }, "gateway ", el("code", {}, region.gateway_url)) : null,
@@ -234,13 +252,15 @@ function replanFact(replan) {
 function planCard({ plan, replan }) {
   if (!plan) return [el("p", { class: "card quiet" }, "No plan is in force yet: the first publish makes one."), replanNote(replan) ?? []];
   const s = plan.summary;
-  const unmet = plan.unmet.map((u) => `${u.model} in ${u.region}: ${amount(u.qps)} requests/s unserved (${u.rules.join(", ")})`);
+  const unit = (model) => (plan.tokens.includes(model) ? "tokens/s" : "requests/s");
+  const unmet = plan.unmet.map((u) => `${u.model} in ${u.region}: ${amount(u.qps)} ${unit(u.model)} unserved (${u.rules.join(", ")})`);
+  const left = ["requests/s", "tokens/s"].map((u) => [u, plan.unmet.filter((x) => unit(x.model) === u).reduce((sum, x) => sum + x.qps, 0)]).filter(([, sum]) => sum > 0);
   return el(
     "div", { class: "card", "data-plan": s.id },
     el(
       "dl", { class: "facts" },
       fact("plan in force", s.scope ? `${s.status}, of ${s.scope}` : s.status), fact("cost", `${amount(s.cost_per_hour)} $/h`), fact("gap to the bound", percent(s.gap)),
-      fact("unmet demand", `${amount(s.unmet_qps)} requests/s`, s.unmet_qps > 0 ? "bad" : null),
+      fact("unmet demand", left.map(([u, sum]) => `${amount(sum)} ${u}`).join(", ") || "0 requests/s", s.unmet_qps > 0 ? "bad" : null),
       fact("replicas started", amount(s.moves)), fact("made by", s.trigger), fact("made", time(s.created_at)), replanFact(replan),
     ),
     replanNote(replan),

@@ -1,0 +1,62 @@
+"""How the generations of a model answer: what the routers counted, made into figures. Pure."""
+
+from collections.abc import Iterable, Mapping
+
+from ipnext.model.answers import GenerationAnswers
+from ipnext.model.comparison import Pair, predictions
+from ipnext.model.deployment import GenerationTraffic, RegionState
+from ipnext.model.distributions import quantile, stability_index
+from ipnext.model.gates import RegionTraffic
+from ipnext.model.sketch import LATENCY_SECONDS
+
+Counted = Mapping[int, Mapping[str, GenerationTraffic]]
+"""Generation -> region -> what its router counted."""
+
+
+def answers_of(
+    model: str, serving: int | None, states: Mapping[str, RegionState | None]
+) -> tuple[GenerationAnswers, ...]:
+    """One entry for each generation that the routers serve and that answered, ascending."""
+    counted: dict[int, dict[str, GenerationTraffic]] = {}
+    for region, state in states.items():
+        for traffic in state.traffic if state is not None else ():
+            if traffic.model == model and traffic.latency:
+                counted.setdefault(traffic.generation, {})[region] = traffic
+    return tuple(_answers(counted, number, serving) for number in sorted(counted))
+
+
+def _answers(counted: Counted, number: int, serving: int | None) -> GenerationAnswers:
+    mine = counted[number]
+    buckets = _added(traffic.latency for traffic in mine.values())
+    other = serving if serving != number and serving in counted else None
+    return GenerationAnswers(
+        generation=number,
+        requests=sum(traffic.requests for traffic in mine.values()),
+        errors=sum(traffic.errors for traffic in mine.values()),
+        non_finite=sum(traffic.non_finite for traffic in mine.values()),
+        p50_ms=round(quantile(buckets, LATENCY_SECONDS, 0.5) * 1000, 3),
+        p99_ms=round(quantile(buckets, LATENCY_SECONDS, 0.99) * 1000, 3),
+        compared_with=other,
+        drift={} if other is None else _drift(mine, counted[other]),
+    )
+
+
+def _drift(new: Mapping[str, GenerationTraffic], old: Mapping[str, GenerationTraffic]) -> dict[str, float]:
+    pairs = [
+        Pair(_sketches(region, new[region]), _sketches(region, old[region]))
+        for region in sorted(new.keys() & old.keys())
+    ]
+    found = predictions(pairs).items()
+    return {name: round(stability_index(both.new, both.old, noise=both.noise).size, 4) for name, both in found}
+
+
+def _sketches(region: str, counted: GenerationTraffic) -> RegionTraffic:
+    return RegionTraffic(region=region, predictions=counted.predictions)
+
+
+def _added(histograms: Iterable[Mapping[int, int]]) -> dict[int, float]:
+    total: dict[int, float] = {}
+    for histogram in histograms:
+        for bucket, count in histogram.items():
+            total[bucket] = total.get(bucket, 0.0) + count
+    return total

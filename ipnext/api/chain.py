@@ -1,0 +1,112 @@
+"""The links of an explanation between the deployment and its cause: change, step, part, region, host. Pure functions."""
+
+from collections.abc import Mapping
+
+from ipnext.api.facts import ModelFacts
+from ipnext.api.status import Trouble
+from ipnext.model.cause import STEPS, Cause
+from ipnext.model.lifecycle import Change, ChangeState, ValidationReport
+from ipnext.model.manifest import ModelSpec
+from ipnext.model.resource import ExplanationStep
+from ipnext.model.status import Condition, ConditionType, Reason
+from ipnext.store.records import TransitionRecord
+
+UNHAPPY = frozenset({ChangeState.REFUSED, ChangeState.ROLLED_BACK})
+"""Ends of a change that want explaining."""
+
+
+def deployment_step(facts: ModelFacts, ready: Condition | None) -> ExplanationStep:
+    """What serves, and what is wanted."""
+    record = facts.record
+    serving = (
+        "nothing serves" if record.serving_generation is None else f"generation {record.serving_generation} serves"
+    )
+    target = record.target_generation
+    toward = "" if target is None or target == record.serving_generation else f", {target} is wanted"
+    state = f"Ready={ready.status}" if ready is not None else "Ready=Unknown"
+    return ExplanationStep(level="deployment", subject=record.name, state=state, message=serving + toward)
+
+
+def change_steps(change: Change | None) -> tuple[ExplanationStep, ...]:
+    """The change that tells the most, if there is one."""
+    if change is None:
+        return ()
+    target = "" if change.generation is None else f" to generation {change.generation}"
+    subject = f"{change.kind.value}{target}"
+    return (ExplanationStep(level="change", subject=subject, state=change.state.value, message=f"change {change.id}"),)
+
+
+def stage_steps(
+    conditions: Mapping[ConditionType, Condition],
+    change: Change | None,
+    cause: Cause | None,
+    transition: TransitionRecord | None,
+    *,
+    is_ready: bool,
+) -> tuple[ExplanationStep, ...]:
+    """The step that failed, as it was written down; else the first that is not done."""
+    done = change is not None and change.state is ChangeState.DONE
+    if cause is not None and cause.place.step:
+        return (_stage(cause.place.step, cause.reason.value, transition, change),)
+    stuck = next((t for t in STEPS if (c := conditions.get(t)) is not None and c.status != "True"), None)
+    if stuck is None or (is_ready and done):
+        return ()
+    return (_stage(STEPS[stuck], f"{stuck.value}={conditions[stuck].status}", transition, change),)
+
+
+def refusal_steps(report: ValidationReport | None, spec: ModelSpec) -> tuple[ExplanationStep, ...]:
+    """The part that a check of the validation refused, by which check of which file. Of an edge: the part it leads to."""
+    refused = report.refused if report is not None else None
+    if refused is None:
+        return ()
+    subject, _, path = refused.subject.partition("/")
+    nodes = {node.name: node.part for node in spec.wiring.nodes} if spec.wiring else {}
+    target = subject.rpartition(" -> ")[2].partition(".")[0]
+    part = subject if subject in {part.name for part in spec.parts} else nodes.get(target, subject)
+    message = f"check {refused.check}" + (f" of {path}" if path else "")
+    state = (refused.reason or Reason.INTERNAL_ERROR).value
+    return (ExplanationStep(level="part", subject=part, state=state, message=message),)
+
+
+def cause_steps(cause: Cause | None) -> tuple[ExplanationStep, ...]:
+    """Part, region and host where a change failed, as they were written down."""
+    if cause is None:
+        return ()
+    place = cause.place
+    steps = []
+    if place.part is not None:
+        steps.append(ExplanationStep(level="part", subject=place.part, state="not ready"))
+    if place.region is not None:
+        seen = "unreachable" if cause.reason is Reason.REGION_UNREACHABLE else _hardware(place.hardware)
+        steps.append(ExplanationStep(level="region", subject=place.region, state=seen))
+    if place.host is not None:
+        state = "not ready" if cause.reason is Reason.DEADLINE_EXCEEDED else cause.reason.value
+        steps.append(ExplanationStep(level="host", subject=place.host, state=state))
+    return tuple(steps)
+
+
+def trouble_steps(trouble: Trouble | None) -> tuple[ExplanationStep, ...]:
+    """Part, region and host of what is observed now."""
+    if trouble is None:
+        return ()
+    seen = "unreachable" if trouble.reason is Reason.REGION_UNREACHABLE else "reachable"
+    steps = [ExplanationStep(level="region", subject=trouble.region, state=seen)]
+    if trouble.part is not None:
+        steps.insert(0, ExplanationStep(level="part", subject=trouble.part, state="not ready"))
+    if trouble.host is not None:
+        steps.append(ExplanationStep(level="host", subject=trouble.host, state=trouble.reason.value))
+    return tuple(steps)
+
+
+def _stage(name: str, state: str, transition: TransitionRecord | None, change: Change | None) -> ExplanationStep:
+    return ExplanationStep(level="step", subject=name, state=state, message=_wave(transition, change))
+
+
+def _wave(transition: TransitionRecord | None, change: Change | None) -> str:
+    if transition is None or change is None or transition.change_id != change.id:
+        return ""
+    return f"{transition.waves_done} of {len(transition.transition.waves)} waves done"
+
+
+def _hardware(hardware: str | None) -> str:
+    return "" if hardware is None else f"on {hardware}"

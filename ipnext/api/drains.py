@@ -1,0 +1,79 @@
+"""Drains: a region is taken out of service, and asked back."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from ipnext import names
+from ipnext.api.lifecycle import Lifecycle
+from ipnext.api.platform import Rooms
+from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.model.drain import Drain, DrainRequest, DrainView, ReturnRequest
+from ipnext.model.fleet import FleetSpec
+from ipnext.model.value import Name
+from ipnext.store.repository import Repository
+
+router = APIRouter(prefix="/v1/regions", tags=["regions"])
+
+RegionName = Annotated[Name, Path(description="Name of the region.")]
+
+
+@router.post("/{region}/drain", status_code=202, summary="Take a region out of service")
+def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms) -> DrainView:
+    """Record a drain: it is carried out, even while the workflow engine is down. One under way is answered.
+
+    Planned, it is checked first: `refused` names what would stay unserved. A disaster takes the region's traffic away at
+    once. 409 where no other region with supply would be left.
+    """
+    with rooms.store.begin() as unit:
+        check_region_left(unit.fleet().spec, unit.drains(), region)
+        drain = unit.add_drain(region, disaster=request.disaster, force=request.force, reason=request.reason)
+    rooms.outbox.wake()
+    return drain_view(drain, rooms.lifecycle)
+
+
+@router.post("/{region}/return", status_code=202, summary="Bring a region back into service")
+def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms) -> DrainView:
+    """Ask a drained region back: its supply counts again, and a replan is asked for. Nothing moves before that plan.
+
+    A region that was lost has to answer first. 404 where it is not drained.
+    """
+    with rooms.store.begin() as unit:
+        drain = unit.ask_return(region, reason=request.reason)
+    rooms.outbox.wake()
+    return drain_view(drain, rooms.lifecycle)
+
+
+@router.get("/{region}/drain", summary="Follow a drain")
+def read_drain(region: RegionName, rooms: Rooms) -> DrainView:
+    """The newest drain of a region, whatever came of it; 404 before the first."""
+    with rooms.store.read() as unit:
+        drain = unit.drain(region)
+    if drain is None:
+        msg = f"region {region!r} was never drained"
+        raise NotFound(msg)
+    return drain_view(drain, rooms.lifecycle)
+
+
+def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str) -> None:
+    """Refuse a drain after which no region with supply is in service. Raises InvalidInput, Conflict."""
+    if region not in fleet.regions:
+        msg = f"region: the fleet has no region {region!r}; allowed: {', '.join(fleet.regions)}"
+        raise InvalidInput(msg, field="region", value=region, allowed=fleet.regions)
+    out = {drain.region for drain in drains} | {region}
+    if not any(item.units > 0 for item in fleet.supply if item.region not in out):
+        others = sorted(out - {region})
+        told = f" ({', '.join(others)} already drained)" if others else ""
+        msg = f"region {region!r} is the last one with supply{told}; undrain another one first"
+        raise Conflict(msg)
+
+
+def drain_view(drain: Drain, lifecycle: Lifecycle) -> DrainView:
+    """A drain with the link to its runs."""
+    url = lifecycle.run_url(names.drain_workflow_id(drain.region), "")
+    return DrainView(**drain.model_dump(), run_url=url.rstrip("/"))
+
+
+def drains_by_region(unit: Repository, lifecycle: Lifecycle) -> dict[str, DrainView]:
+    """Regions that are out of service, or on their way."""
+    return {drain.region: drain_view(drain, lifecycle) for drain in unit.drains()}

@@ -1,0 +1,193 @@
+"""Freezes: apply, read, lift; let one change through; and the audit of it all."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from ipnext.api.admission import check_storable
+from ipnext.api.platform import DryRun, ExpectedVersion, Limit, RecordId, Rooms, User
+from ipnext.errors import InvalidInput, NotFound, StaleWrite
+from ipnext.freezes.calendar import FreezeCalendar
+from ipnext.freezes.evaluation import Asked, frozen, next_window, next_windows, open_window
+from ipnext.model.audit import AuditEntry, Override, OverrideRequest
+from ipnext.model.freeze import FreezableKind, FreezeManifest, FreezeNow, FreezeView, Frozen
+from ipnext.model.lifecycle import Change
+from ipnext.model.value import Name
+from ipnext.store.records import FreezeRecord
+from ipnext.store.repository import Repository
+from ipnext.store.touched import touched_by
+
+router = APIRouter(prefix="/v1", tags=["freezes"])
+
+SHOWN_WINDOWS = 5
+
+FreezeName = Annotated[Name, Path(description="Name of the freeze.")]
+
+
+@router.get("/freezes", summary="List freezes")
+def list_freezes(rooms: Rooms) -> list[FreezeView]:
+    """By name, each with the window that is open now and the next ones."""
+    with rooms.store.read() as unit:
+        records = unit.freezes()
+    at = datetime.now(UTC)
+    return [_view(record, at) for record in records]
+
+
+@router.get("/freezes/now", summary="Ask whether a change would wait")
+def frozen_now(
+    model: Annotated[Name, Query(description="Name of the model.")],
+    rooms: Rooms,
+    kind: Annotated[FreezableKind, Query(description="Kind of the change.")] = "publish",
+) -> FreezeNow:
+    """Whether a change of this model would wait now, until when and for which freezes; and when it would next."""
+    at = datetime.now(UTC)
+    with rooms.store.read() as unit:
+        touched, calendars = touched_by(unit, model), calendars_of(unit)
+    asked = Asked(model, *touched, kind)
+    bound, following = frozen(calendars, asked, at), next_window(calendars, asked, at)
+    return FreezeNow(model=model, kind=kind, at=at, frozen=bound, next_window=following)
+
+
+@router.get("/freezes/{name}", summary="Read a freeze")
+def read_freeze(name: FreezeName, rooms: Rooms) -> FreezeView:
+    """A freeze with the window that is open now and the next five."""
+    with rooms.store.read() as unit:
+        return _view(unit.freeze(name), datetime.now(UTC))
+
+
+@router.put("/freezes/{name}", summary="Apply a freeze")
+def apply_freeze(
+    name: FreezeName,
+    manifest: FreezeManifest,
+    rooms: Rooms,
+    user: User,
+    expected_version: ExpectedVersion = None,
+    dry_run: DryRun = False,
+) -> FreezeView:
+    """Create or replace a freeze. The same manifest twice changes nothing. Runs that wait ask again at once.
+
+    A transition that has begun is not stopped by a freeze that comes later.
+    """
+    if manifest.name != name:
+        msg = f"metadata.name: the path says {name!r}, the manifest {manifest.name!r}; make them agree"
+        raise InvalidInput(msg, field="metadata.name", value=manifest.name, allowed=(name,))
+    check_storable(manifest)
+    calendar, at = FreezeCalendar(manifest), datetime.now(UTC)
+    calendar.check(at)
+    with rooms.store.begin() as unit:
+        before = _find(unit, name)
+        if dry_run:
+            return _checked(calendar, before, at, expected_version)
+        record = unit.put_freeze(manifest, expected_version=expected_version)
+        if before is None or before.version != record.version:
+            _write_down(unit, record, user)
+    rooms.outbox.freezes_changed()
+    return _view(record, at)
+
+
+@router.delete("/freezes/{name}", summary="Lift a freeze")
+def delete_freeze(
+    name: FreezeName,
+    rooms: Rooms,
+    user: User,
+    expected_version: ExpectedVersion = None,
+    reason: Annotated[str, Query(max_length=500, description="Why, for the audit.")] = "",
+) -> FreezeView:
+    """Take a freeze away: what waits for it alone goes on at once."""
+    with rooms.store.begin() as unit:
+        record = unit.delete_freeze(name, expected_version=expected_version)
+        detail = {"version": record.version, "manifest": record.manifest.model_dump(mode="json", by_alias=True)}
+        unit.add_audit("freeze_deleted", name, who=user, reason=reason or "lifted", detail=detail)
+        unit.add_event(None, "FreezeLifted", f"freeze {name} was lifted by {user}" + (f": {reason}" if reason else ""))
+    rooms.outbox.freezes_changed()
+    return _view(record, datetime.now(UTC))
+
+
+@router.post("/changes/{change_id}/override", summary="Let a change through")
+def override(change_id: RecordId, request: OverrideRequest, rooms: Rooms, user: User) -> Override:
+    """Let one change pass every freeze, those that come later too. Given again, the first one stays."""
+    with rooms.store.read() as unit:
+        model = unit.change(change_id).model
+    with rooms.store.begin(model) as unit:
+        given = let_through(unit, unit.change(change_id), who=user, reason=request.reason)
+    rooms.outbox.freezes_changed()
+    return given
+
+
+@router.get("/audit", summary="Read the audit")
+def read_audit(rooms: Rooms, limit: Limit = 100) -> list[AuditEntry]:
+    """Who applied, lifted or overrode freezes, when and why; newest first."""
+    with rooms.store.read() as unit:
+        return list(unit.audit(limit=limit))
+
+
+def let_through(unit: Repository, change: Change, *, who: str, reason: str) -> Override:
+    """Override the freezes for a change, and write it down once."""
+    given = unit.freeze_override(change.id)
+    if given is not None:
+        return given
+    passes = binding(unit, change.model, change.kind.value, datetime.now(UTC))
+    made = unit.override_freezes(change.id, who=who, reason=reason, passes=passes)
+    detail = {"freezes": list(made.freezes), "kind": change.kind.value, "generation": change.generation}
+    unit.add_audit("freeze_overridden", change.id, who=who, reason=reason, model=change.model, detail=detail)
+    named = f" ({', '.join(made.freezes)})" if made.freezes else ""
+    unit.add_event(
+        change.model, "FreezeOverridden", f"{change.kind} {change.id} passes freezes{named}, by {who}: {reason}"
+    )
+    return made
+
+
+def binding(unit: Repository, model: str, kind: str, at: datetime) -> Frozen | None:
+    """What would hold such a change of a model back."""
+    calendars = calendars_of(unit)
+    if not calendars:
+        return None
+    return frozen(calendars, Asked(model, *touched_by(unit, model), kind), at)
+
+
+def calendars_of(unit: Repository) -> tuple[FreezeCalendar, ...]:
+    """Every freeze, ready to be asked."""
+    return tuple(FreezeCalendar(record.manifest) for record in unit.freezes())
+
+
+def _write_down(unit: Repository, record: FreezeRecord, user: str) -> None:
+    manifest = record.manifest
+    detail = {"version": record.version, "manifest": manifest.model_dump(mode="json", by_alias=True)}
+    unit.add_audit("freeze_applied", manifest.name, who=user, reason=manifest.spec.reason, detail=detail)
+    text = f"freeze {manifest.name}, version {record.version}, was applied by {user}: {manifest.spec.reason}"
+    unit.add_event(None, "FreezeApplied", text)
+
+
+def _find(unit: Repository, name: str) -> FreezeRecord | None:
+    try:
+        return unit.freeze(name)
+    except NotFound:
+        return None
+
+
+def _checked(calendar: FreezeCalendar, before: FreezeRecord | None, at: datetime, expected: int | None) -> FreezeView:
+    """What a dry run answers: the given freeze under the version in force (0: none)."""
+    version = 0 if before is None else before.version
+    if expected is not None and expected != version:
+        msg = f"expectedVersion: {expected} is not the version in force ({version}); read the freeze again"
+        raise StaleWrite(msg)
+    record = FreezeRecord(
+        manifest=calendar.manifest,
+        version=version,
+        created_at=at if before is None else before.created_at,
+        updated_at=at if before is None else before.updated_at,
+    )
+    return _view(record, at).model_copy(update={"dry_run": True})
+
+
+def _view(record: FreezeRecord, at: datetime) -> FreezeView:
+    calendar = FreezeCalendar(record.manifest)
+    return FreezeView(
+        manifest=record.manifest,
+        version=record.version,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        in_force=open_window(calendar, at),
+        next=next_windows(calendar, at, count=SHOWN_WINDOWS),
+    )

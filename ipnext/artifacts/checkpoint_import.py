@@ -1,0 +1,126 @@
+"""Makes a snapshot of a checkpoint directory: the files that serving needs, hashed, and a `snapshot.json` with its facts."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from ipnext import __version__
+from ipnext.artifacts.checkpoint_fit import misfits
+from ipnext.artifacts.checkpoints import WEIGHTS_SUFFIX, LocalFiles, ReadCheckpoint, read_checkpoint
+from ipnext.artifacts.layout import CHUNK_BYTES, manifest_bytes
+from ipnext.errors import InvalidInput
+from ipnext.model.checkpoint import Checkpoint
+from ipnext.model.part_tensors import embedding_signature, text_spec
+from ipnext.model.prompt import PROMPT
+from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, Signature, SnapshotManifest
+
+ENGINE: Final = "vllm"
+DATA_SUFFIXES: Final = (".json", ".txt", ".model", ".tiktoken", ".jinja")
+"""What a model needs beside its weights: configuration, tokenizer, chat template. All of it is data."""
+
+
+@dataclass(frozen=True)
+class ImportedCheckpoint:
+    """What was made of a checkpoint."""
+
+    manifest: SnapshotManifest
+    left_out: Sequence[str]
+    """Files of the directory that are not in the snapshot."""
+
+
+def describe_checkpoint(directory: Path, *, parent: str | None = None) -> ImportedCheckpoint:
+    """The manifest of a checkpoint directory; nothing is written. InvalidInput names file or tensor where it is not whole.
+
+    The same files give the same digest.
+    """
+    files = LocalFiles(_checked(directory))
+    checkpoint = read_checkpoint(files)
+    fault = next(misfits(checkpoint), None)
+    if fault is not None:
+        msg = f"{directory}: {fault}"
+        raise InvalidInput(msg, field="directory", value=str(directory))
+    chosen = [path for path in files.sizes if _belongs(path, checkpoint)]
+    manifest = SnapshotManifest(
+        engine=ENGINE,
+        signature=_signature(checkpoint.facts),
+        files=tuple(_file(directory, path) for path in chosen),
+        producer={"ipnext": __version__},
+        parent=parent,
+        checkpoint=checkpoint.facts,
+    )
+    return ImportedCheckpoint(manifest, tuple(sorted(files.sizes.keys() - set(chosen))))
+
+
+def import_checkpoint(
+    directory: Path, out: Path, *, link: bool = False, parent: str | None = None
+) -> ImportedCheckpoint:
+    """Write a snapshot of a checkpoint into `out`, which must not exist or be empty. `link`: hard links where that can be done."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        msg = f"out: {str(out)!r} must not exist or be an empty directory; a snapshot is never overwritten"
+        raise InvalidInput(msg, field="out", value=str(out))
+    imported = describe_checkpoint(directory, parent=parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        for file in imported.manifest.files:
+            _bring((directory / file.path).resolve(), draft / file.path, link=link)
+        with (draft / SNAPSHOT_FILE).open("wb") as stream:
+            stream.write(manifest_bytes(imported.manifest))
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.chmod(0o755)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return imported
+
+
+def _checked(directory: Path) -> Path:
+    if not directory.is_dir():
+        msg = f"directory: {str(directory)!r} is no directory; it is what transformers' save_pretrained has written"
+        raise InvalidInput(msg, field="directory", value=str(directory))
+    return directory
+
+
+def _belongs(path: str, checkpoint: ReadCheckpoint) -> bool:
+    """Weights that the model has, and data. Hidden files and those of other programs are left out."""
+    if path.endswith(WEIGHTS_SUFFIX):
+        return path in checkpoint.weights
+    hidden = any(step.startswith(".") for step in path.split("/"))
+    return not hidden and path not in {SNAPSHOT_FILE, SIGNATURE_FILE} and PurePosixPath(path).suffix in DATA_SUFFIXES
+
+
+def _signature(facts: Checkpoint) -> Signature:
+    """By convention: text goes in; text or a vector comes out."""
+    if facts.embeds:
+        return embedding_signature(facts.hidden_size)
+    return Signature(inputs=(text_spec(PROMPT),), outputs=(text_spec("text"),))
+
+
+def _file(directory: Path, path: str) -> ArtifactFile:
+    digest, size = hashlib.sha256(), 0
+    for chunk in _chunks(directory / path):
+        digest.update(chunk)
+        size += len(chunk)
+    return ArtifactFile(path=path, sha256=digest.hexdigest(), size_bytes=size)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _bring(source: Path, target: Path, *, link: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        with suppress(OSError):  # another file system
+            target.hardlink_to(source)
+            return
+    shutil.copyfile(source, target)

@@ -1,0 +1,239 @@
+"""Reads checkpoints as transformers and PEFT write them: their configuration, which files belong to them, their tensors' forms.
+
+Only JSON and the headers of safetensors files are read, never weights; pickled weights are refused.
+"""
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Final, Protocol, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, read_places, size_fault
+from ipnext.errors import InvalidInput
+from ipnext.model.checkpoint import ADAPTER_CONFIG_FILE, CONFIG_FILE, Checkpoint, CheckpointConfig
+from ipnext.model.value import digest_of
+
+INDEX_FILE: Final = "model.safetensors.index.json"
+ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
+WEIGHTS_SUFFIX: Final = ".safetensors"
+PICKLED_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LARGEST_CONFIG_BYTES: Final = 64 << 20
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class CheckpointFiles(Protocol):
+    """Files of a checkpoint, wherever they lie."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Path -> bytes, of all files."""
+
+    def open(self, path: str) -> BinaryIO:
+        """A stream of a file; the caller closes it."""
+
+
+class LocalFiles:
+    """A directory on this machine; links are followed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        found = sorted(path for path in directory.rglob("*") if path.is_file())
+        self.sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in found}
+
+    def open(self, path: str) -> BinaryIO:
+        """A stream of a file."""
+        return (self._directory / path).open("rb")
+
+
+class AdapterConfig(BaseModel):
+    """What is used of PEFT's `adapter_config.json`."""
+
+    base_model_name_or_path: str | None = None
+    peft_type: str = "LORA"
+    task_type: str | None = None
+    r: int | None = Field(default=None, ge=1)
+    rank_pattern: Mapping[str, int] | None = None
+    """Pattern of modules' names -> their rank, where it is not `r`."""
+    fan_in_fan_out: bool = False
+    """Whether the matrices that it changes lie the other way round, as GPT-2's do."""
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] | None = None
+    init_lora_weights: bool | str | None = True
+    use_dora: bool = False
+    lora_bias: bool = False
+    use_qalora: bool = False
+    use_bdlora: Any = None
+    alora_invocation_tokens: Any = None
+    layer_replication: Any = None
+
+
+@dataclass(frozen=True)
+class ReadCheckpoint:
+    """A checkpoint without its weights."""
+
+    facts: Checkpoint
+    config: CheckpointConfig
+    tensors: Mapping[str, TensorPlace]
+    weights: tuple[str, ...]
+    """Files that its tensors are in."""
+    adapter: AdapterConfig | None = None
+    """Of an adapter: what it tells of itself."""
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory holds what `import-checkpoint` reads."""
+    return any((directory / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG_FILE))
+
+
+def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
+    """Configuration and tensors of a checkpoint whose shards are all there. InvalidInput names the file or the tensor."""
+    adapter = _config(files, ADAPTER_CONFIG_FILE, AdapterConfig) if ADAPTER_CONFIG_FILE in files.sizes else None
+    if adapter is None and CONFIG_FILE not in files.sizes:
+        msg = f"{CONFIG_FILE}: missing; a checkpoint is a directory as transformers' save_pretrained writes it"
+        raise _fault(msg)
+    weights, told = _weight_files(files, adapter=adapter is not None)
+    tensors: dict[str, TensorPlace] = {}
+    for file in weights:
+        for name, place in _places(files, file).items():
+            if name in tensors:
+                msg = f"{file}: tensor {name!r} stands in another file too"
+                raise _fault(msg)
+            if told and told.get(name) != file:
+                msg = f"{file}: tensor {name!r} is in it; {INDEX_FILE} says {told.get(name, 'nothing of it')!r}"
+                raise _fault(msg)
+            tensors[name] = place
+    absent = sorted(told.keys() - tensors.keys())
+    if absent:
+        msg = f"{told[absent[0]]}: has no tensor {absent[0]!r}, which {INDEX_FILE} says is in it"
+        raise _fault(msg)
+    if adapter is not None:
+        return ReadCheckpoint(_adapter_facts(adapter, tensors), CheckpointConfig(), tensors, weights, adapter)
+    config = _config(files, CONFIG_FILE, CheckpointConfig)
+    return ReadCheckpoint(_facts(config, tensors), config, tensors, weights)
+
+
+def _weight_files(files: CheckpointFiles, *, adapter: bool) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The files of tensors, and where the index says each tensor is; an index there need not be."""
+    found = tuple(sorted(p for p in files.sizes if p.endswith(WEIGHTS_SUFFIX) and "/" not in p))
+    if adapter:
+        found = tuple(path for path in found if path == ADAPTER_WEIGHTS_FILE)
+    elif INDEX_FILE in files.sizes:
+        told = _weight_map(files)
+        missing = sorted(set(told.values()) - files.sizes.keys())
+        if missing:
+            msg = f"{missing[0]}: missing; {INDEX_FILE} says that tensors are in it"
+            raise _fault(msg)
+        return tuple(sorted(set(told.values()))), told
+    elif "model.safetensors" in found:
+        found = ("model.safetensors",)
+    if len(found) == 1:
+        return found, {}
+    if found:
+        msg = f"{INDEX_FILE}: missing, and needed for several files of weights: {', '.join(found[:5])}"
+        raise _fault(msg)
+    pickled = sorted(path for path in files.sizes if PurePosixPath(path).suffix in PICKLED_SUFFIXES)
+    what = f"pickled weights ({pickled[0]}) are refused, since they run code" if pickled else "no weights"
+    msg = f"{what}; save the checkpoint as safetensors (save_pretrained with safe_serialization)"
+    raise _fault(msg)
+
+
+def _weight_map(files: CheckpointFiles) -> Mapping[str, str]:
+    told = _json(files, INDEX_FILE).get("weight_map")
+    if not isinstance(told, dict) or not all(isinstance(file, str) and "/" not in file for file in told.values()):
+        msg = f"{INDEX_FILE}: weight_map must name a file of this directory for each tensor"
+        raise _fault(msg)
+    return told
+
+
+def _places(files: CheckpointFiles, file: str) -> Mapping[str, TensorPlace]:
+    with files.open(file) as stream:
+        try:
+            places, _ = read_places(stream, files.sizes[file])
+        except MalformedTensors as error:
+            msg = f"{file}: is no whole safetensors file: {error}"
+            raise _fault(msg) from error
+    for name, place in places.items():
+        if fault := size_fault(name, place):
+            msg = f"{file}: {fault}"
+            raise _fault(msg)
+    return places
+
+
+def _facts(config: CheckpointConfig, tensors: Mapping[str, TensorPlace]) -> Checkpoint:
+    if not config.architectures:
+        msg = f"{CONFIG_FILE}: architectures is missing; it names the model's class, such as LlamaForCausalLM"
+        raise _fault(msg)
+    return Checkpoint(
+        architecture=config.architectures[0],
+        **_forms(tensors),
+        hidden_size=config.hidden_size,
+        vocabulary=config.vocab_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        positions=config.max_position_embeddings,
+    )
+
+
+def _adapter_facts(config: AdapterConfig, tensors: Mapping[str, TensorPlace]) -> Checkpoint:
+    return Checkpoint(
+        kind="adapter",
+        architecture=config.peft_type,
+        **_forms(tensors),
+        base=config.base_model_name_or_path,
+        rank=config.r,
+    )
+
+
+def _forms(tensors: Mapping[str, TensorPlace]) -> dict[str, Any]:
+    numbers = Counter[str]()
+    for place in tensors.values():
+        numbers[place.dtype] += math.prod(place.shape)
+    forms = [[name, place.dtype, list(place.shape)] for name, place in sorted(tensors.items())]
+    dtype = numbers.most_common(1)[0][0] if numbers else "none"
+    return {"dtype": dtype, "parameters": numbers.total(), "tensors": digest_of(forms)}
+
+
+def _config(files: CheckpointFiles, name: str, kind: type[M]) -> M:
+    try:
+        return kind.model_validate(_json(files, name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        msg = f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise _fault(msg) from error
+
+
+def _json(files: CheckpointFiles, name: str) -> dict[str, Any]:
+    if files.sizes[name] > LARGEST_CONFIG_BYTES:
+        msg = f"{name}: {files.sizes[name]} bytes are too many; allowed: {LARGEST_CONFIG_BYTES}"
+        raise _fault(msg)
+    with files.open(name) as stream:
+        try:
+            content = json.loads(stream.read())
+        except (ValueError, RecursionError) as error:
+            msg = f"{name}: is not JSON: {error}"
+            raise _fault(msg) from error
+    if not isinstance(content, dict):
+        msg = f"{name}: must be a JSON object"
+        raise _fault(msg)
+    return content
+
+
+def _fault(message: str) -> InvalidInput:
+    return InvalidInput(message, field=message.partition(":")[0])
+
+
+def layer_numbers(names: Mapping[str, object]) -> Iterator[int]:
+    """Numbers of the layers that the tensors' names tell."""
+    for name in names:
+        steps = name.split(".")
+        yield from (int(b) for a, b in itertools.pairwise(steps) if a in _LAYER_WORDS and b.isdigit())
+
+
+_LAYER_WORDS: Final = frozenset({"layers", "layer", "h", "blocks"})

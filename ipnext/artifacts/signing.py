@@ -1,0 +1,124 @@
+"""Signs snapshots and judges their signatures: Ed25519 (or another kind of key) in DSSE envelopes, by securesystemslib.
+
+Used by `ipnext sign`, by validation, and by hosts before they load. The library is imported only where a key is used.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipnext.errors import InvalidInput, SignatureInvalid, Unavailable
+from ipnext.model.registry import SIGNATURE_FILE
+from ipnext.model.signing import PAYLOAD_TYPE, SignatureEnvelope, SignerPolicy, read_envelope, statement
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import SSlibKey
+
+INSTALL = "pip install 'ipnext[signing]'"
+
+
+def check_signature(policy: SignerPolicy | None, digest: str, content: bytes | None, subject: str) -> str:
+    """Judge a snapshot's signature file by a policy; what was found, in words.
+
+    SignatureInvalid: none where one is required, one of another snapshot, or none by an allowed key.
+    """
+    if policy is None:
+        return "no signature is asked for"
+    if content is None:
+        if policy.required:
+            msg = f"{subject}: has no signature, and spec.validation.signers requires one; sign it with `ipnext sign`, publish it again"
+            raise SignatureInvalid(msg)
+        return "not signed; no signature is required"
+    envelope = read_envelope(content, digest, subject)
+    allowed = [_public_key(key, index) for index, key in enumerate(policy.public_keys)]
+    signer = _signer(envelope, digest, allowed)
+    if signer is None:
+        given = ", ".join(f"{one.keyid:.12}" for one in envelope.signatures)
+        known = ", ".join(f"{key.keyid:.12}" for key in allowed)
+        msg = f"{subject}: no valid signature by an allowed key; it is signed by {given}, spec.validation.signers.publicKeys are {known}"
+        raise SignatureInvalid(msg)
+    return f"signed by {signer:.12}"
+
+
+def signed(digest: str, key: Path) -> SignatureEnvelope:
+    """The statement of a snapshot, signed with the private key of a PEM file. InvalidInput for another file."""
+    _check_library()
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - a slow import
+    from securesystemslib.dsse import Envelope  # noqa: PLC0415 - a slow import
+    from securesystemslib.signer import CryptoSigner  # noqa: PLC0415 - a slow import
+
+    try:
+        private = load_pem_private_key(key.read_bytes(), password=None)
+        signer = CryptoSigner(private)
+    except (OSError, TypeError, ValueError) as error:
+        msg = f"--key: {key}: {error}; allowed: a PEM file with a private key without a password, as `ipnext keygen` writes it"
+        raise InvalidInput(msg, field="key", value=str(key)) from error
+    envelope = Envelope(statement(digest), PAYLOAD_TYPE, {})
+    envelope.sign(signer)
+    return SignatureEnvelope.model_validate(envelope.to_dict())
+
+
+def write_key_pair(private: Path, public: Path) -> str:
+    """Make an Ed25519 key pair: the private half readable by its owner alone. The key's id. InvalidInput where a file is there."""
+    _check_library()
+    from cryptography.hazmat.primitives import serialization as form  # noqa: PLC0415 - a slow import
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415 - a slow import
+
+    key = Ed25519PrivateKey.generate()
+    secret = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    told = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    _write_new(private, secret, mode=0o600)
+    _write_new(public, told, mode=0o644)
+    return _public_key(told.decode(), 0).keyid
+
+
+def signature_in(directory: Path) -> bytes | None:
+    """The signature file of a snapshot directory, if there is one."""
+    try:
+        return (directory / SIGNATURE_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _signer(envelope: SignatureEnvelope, digest: str, allowed: "list[SSlibKey]") -> str | None:
+    """The id of an allowed key that signed the statement of `digest`."""
+    from securesystemslib.dsse import Envelope  # noqa: PLC0415 - a slow import
+    from securesystemslib.exceptions import VerificationError  # noqa: PLC0415 - a slow import
+
+    try:
+        found = Envelope.from_dict(envelope.model_dump(by_alias=True))
+        found.payload = statement(digest)
+        return next(iter(found.verify(list(allowed), threshold=1)))
+    except (VerificationError, ValueError):
+        return None
+
+
+def _public_key(pem: str, index: int) -> "SSlibKey":
+    _check_library()
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415 - a slow import
+    from securesystemslib.signer import SSlibKey  # noqa: PLC0415 - a slow import
+
+    try:
+        return SSlibKey.from_crypto(load_pem_public_key(pem.encode()))
+    except ValueError as error:
+        msg = f"spec.validation.signers.publicKeys.{index}: {error}; allowed: PEM texts of Ed25519, ECDSA or RSA keys"
+        raise SignatureInvalid(msg) from error
+
+
+def _check_library() -> None:
+    try:
+        import cryptography  # noqa: F401, PLC0415 - a slow import
+        import securesystemslib.signer  # noqa: F401, PLC0415 - a slow import
+    except ImportError as error:
+        msg = f"signatures need a library that is not installed ({error.name}); try: {INSTALL}"
+        raise Unavailable(msg) from error
+
+
+def _write_new(path: Path, content: bytes, *, mode: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except OSError as error:
+        msg = f"{path}: {error.strerror}; a key is never written over another file"
+        raise InvalidInput(msg, field="key", value=str(path)) from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)

@@ -1,0 +1,99 @@
+"""The headers of safetensors files: which tensors there are, of which form and where. No weights are read, no library is needed.
+
+The format: eight bytes with the header's length (little-endian), a JSON header that gives each tensor's dtype, shape and
+place, then the tensors' bytes.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Final, NamedTuple
+
+LARGEST_HEADER_BYTES: Final = 100 << 20
+
+ITEM_BYTES: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+"""Safetensors dtype -> bytes of one number. Of other dtypes the size is not judged."""
+
+
+class MalformedTensors(ValueError):
+    """A file that is not what its suffix says."""
+
+
+class TensorPlace(NamedTuple):
+    """Where a tensor lies, in bytes from the start of the data, and its form."""
+
+    begin: int
+    end: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_places(stream: BinaryIO, size_bytes: int) -> tuple[dict[str, TensorPlace], int]:
+    """Where each tensor lies, by place, and where the data begins; the stream stands there. Raises MalformedTensors."""
+    header, start = _header(stream, size_bytes)
+    return _tensors(header, size_bytes - start), start
+
+
+def exactly(stream: BinaryIO, count: int) -> bytes:
+    """Streams of object stores give what has come so far: read on until it is all there. Raises MalformedTensors."""
+    pieces, left = [], count
+    while left:
+        piece = stream.read(left)
+        if not piece:
+            msg = "it ends too soon"
+            raise MalformedTensors(msg)
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def size_fault(name: str, place: TensorPlace) -> str:
+    """Why a tensor's bytes are not those of its dtype and shape; nothing where they are."""
+    item = ITEM_BYTES.get(place.dtype)
+    if item is None or place.end - place.begin == item * math.prod(place.shape):
+        return ""
+    return f"tensor {name!r} of {place.dtype} {list(place.shape)} has {place.end - place.begin} bytes"
+
+
+def _header(stream: BinaryIO, size_bytes: int) -> tuple[Mapping[str, Any], int]:
+    (length,) = struct.unpack("<Q", exactly(stream, 8))
+    if length > min(LARGEST_HEADER_BYTES, size_bytes):
+        msg = f"its header claims {length} bytes"
+        raise MalformedTensors(msg)
+    try:
+        header = json.loads(exactly(stream, length))
+    except (ValueError, RecursionError) as error:
+        msg = "its header is not JSON"
+        raise MalformedTensors(msg) from error
+    if not isinstance(header, dict):
+        msg = "its header is not an object"
+        raise MalformedTensors(msg)
+    return header, 8 + length
+
+
+def _tensors(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorPlace]:
+    """By place; places must not overlap nor leave the file."""
+    found = {name: _place(name, entry) for name, entry in header.items() if name != "__metadata__"}
+    by_place = sorted(found.items(), key=lambda item: (*item[1][:2], item[0]))
+    last = 0
+    for name, place in by_place:
+        if place.begin < last or place.end < place.begin or place.end > data_bytes:
+            msg = f"tensor {name!r} lies outside the file or over another one"
+            raise MalformedTensors(msg)
+        last = place.end
+    return dict(by_place)
+
+
+def _place(name: str, entry: Any) -> TensorPlace:
+    try:
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+        return TensorPlace(begin, end, str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"tensor {name!r} has no dtype, shape and offsets"
+        raise MalformedTensors(msg) from error

@@ -1,0 +1,78 @@
+"""The windows of one freeze in a span of time. The rules are worked out by recurring-ical-events.
+
+A window keeps its length on the wall clock, as RFC 5545 has it for DTEND: from Friday 18:00 to Monday 06:00 is just
+that, also when clocks are changed between them. A time that the clocks jump over is read with the offset from before; of
+one that comes twice, the first is meant.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+import recurring_ical_events
+from icalendar import Calendar, Event
+
+from ipnext.errors import InvalidInput
+from ipnext.freezes.events import begin, events_of, moment_of, rules_of
+from ipnext.freezes.rules import ended_at, forwarded
+from ipnext.model.freeze import FreezeManifest, Window
+
+MARGIN = timedelta(days=2)
+"""Around the asked span, so that no offset of a time zone cuts a window off."""
+
+CHECKED = timedelta(days=366)
+"""How much is worked out before a freeze is taken."""
+
+
+class FreezeCalendar:
+    """One freeze, ready to be asked. What it was asked before it answers from memory."""
+
+    def __init__(self, manifest: FreezeManifest) -> None:
+        """InvalidInput where a rule can't be taken; names the field, the value and what is allowed."""
+        self.manifest = manifest
+        self._events = events_of(manifest.spec)
+        self._asked: dict[tuple[datetime, datetime], tuple[Window, ...]] = {}
+
+    def check(self, at: datetime) -> None:
+        """Work the windows of a year out, once: InvalidInput where they can't be."""
+        try:
+            self.windows(at, at + CHECKED)
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+            msg = f"spec: its windows can't be worked out ({error}); allowed: windows and events as RFC 5545 has them"
+            raise InvalidInput(msg, field="spec") from error
+
+    def windows(self, start: datetime, stop: datetime) -> tuple[Window, ...]:
+        """Windows that are open at some time from `start` up to `stop`, by their start; they may overlap."""
+        if (start, stop) not in self._asked:
+            self._asked[start, stop] = self._found(start, stop)
+        return self._asked[start, stop]
+
+    def _found(self, start: datetime, stop: datetime) -> tuple[Window, ...]:
+        calendar = Calendar()
+        for event in self._events:
+            calendar.add_component(_bounded(event, start - MARGIN, stop + MARGIN))
+        query = recurring_ical_events.of(calendar)
+        found = query.between(start.astimezone(UTC) - MARGIN, stop.astimezone(UTC) + MARGIN)
+        windows = {(_utc(moment_of(each, "DTSTART")), _utc(moment_of(each, "DTEND"))) for each in found}
+        return tuple(Window(start=a, end=b) for a, b in sorted(windows) if a < b and a < stop and b > start)
+
+
+def _bounded(event: Event, start: datetime, stop: datetime) -> Event:
+    """The event with its rules ended, and its one rule begun later, so that none is walked far beyond what is asked."""
+    rules = rules_of(event)
+    if not rules:
+        return event
+    first = moment_of(event, "DTSTART")
+    length = moment_of(event, "DTEND") - first
+    bounded = event.copy(recursive=True)
+    del bounded["RRULE"]
+    if len(rules) == 1:
+        rule, later = forwarded(rules[0], first, start - length)
+        rules = (rule,)
+        if later != first:
+            begin(bounded, later, later + length)
+    for rule in rules:
+        bounded.add("rrule", ended_at(rule, first, max(stop, first)))
+    return bounded
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)

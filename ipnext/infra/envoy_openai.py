@@ -1,0 +1,90 @@
+"""Envoy's configuration for OpenAI's routes, where the model's name stands in the body. Pure functions; used by ipnext.infra.envoy.
+
+A filter reads the name from the JSON into the request's metadata, then routes match by it. It waits for the whole body, so
+it is off but for these routes: requests of V2 pass as they come.
+"""
+
+from typing import Any, Final
+
+Json = dict[str, Any]
+
+PATHS: Final = "/(v1(/.*)?|score|rerank|classify|pooling|tokenize|detokenize)"
+"""Regular expression of whole paths: OpenAI's, and those that vLLM adds."""
+MAX_BODY_BYTES: Final = 32 * 2**20
+"""Of a request: Envoy holds all of it for a moment. The router's limit is the same (serving.openai.edge)."""
+_FILTER: Final = "ipnext.model_of_body"
+_NAMESPACE: Final = "ipnext"
+_KEY: Final = "model"
+_PREFIX: Final = "^(/v1(/|$|\\?)|/(score|rerank|classify|pooling|tokenize|detokenize)($|\\?))"
+_ERRORS: Final = {
+    404: "NotFoundError",
+    408: "TimeoutError",
+    413: "BadRequestError",
+    503: "ServiceUnavailableError",
+    504: "TimeoutError",
+}
+"""Status of an answer that Envoy makes itself -> its type in OpenAI's form, as the router has it."""
+
+
+def type_url(name: str) -> str:
+    """The type of an extension's configuration."""
+    return f"type.googleapis.com/envoy.{name}"
+
+
+def of_model(model: str, *headers: Json) -> Json:
+    """Matches requests whose body names the model, or an adapter of it as `MODEL:ADAPTER`."""
+    names = [{"string_match": {"exact": model}}, {"string_match": {"prefix": f"{model}:"}}]
+    value = {"or_match": {"value_matchers": names}}
+    named = {"filter": _NAMESPACE, "path": [{"key": _KEY}], "value": value}
+    return {**of_any_model(), "dynamic_metadata": [named], **({"headers": list(headers)} if headers else {})}
+
+
+def of_any_model() -> Json:
+    """Matches all of OpenAI's paths: before the filter has read the body, and where it names no model that is known."""
+    return {"safe_regex": {"regex": PATHS}}
+
+
+def with_body_read(route: Json) -> Json:
+    """The route with the filter at work, and with room for the body that it waits for."""
+    on = {"@type": type_url("config.route.v3.FilterConfig"), "config": {}}
+    return {**with_room(route), "typed_per_filter_config": {_FILTER: on}}
+
+
+def with_room(route: Json) -> Json:
+    """The route with room for a whole body. Other routes keep the listener's limit, beyond which bodies only wait."""
+    return {**route, "request_body_buffer_limit": str(MAX_BODY_BYTES)}
+
+
+def streaming(action: Json, *, idle_seconds: float) -> Json:
+    """The action without a limit for the whole answer, but with one for the time in which nothing comes or goes."""
+    return {**action, "route": {**action["route"], "timeout": "0s", "idle_timeout": f"{idle_seconds}s"}}
+
+
+def body_filter() -> Json:
+    """The filter, off until a route says otherwise. A body without a name, or that is no JSON, is the router's to refuse."""
+    rule = {
+        "selectors": [{"key": "model"}],
+        "on_present": {"metadata_namespace": _NAMESPACE, "key": _KEY, "type": "STRING"},
+        "on_missing": {"metadata_namespace": _NAMESPACE, "key": _KEY, "value": ""},
+        "on_error": {"metadata_namespace": _NAMESPACE, "key": _KEY, "value": ""},
+    }
+    config = {
+        "@type": type_url("extensions.filters.http.json_to_metadata.v3.JsonToMetadata"),
+        "request_rules": {"rules": [rule], "allow_content_types_regex": {"regex": "(?i)application/json.*"}},
+    }
+    return {"name": _FILTER, "disabled": True, "typed_config": config}
+
+
+def error_mappers() -> list[Json]:
+    """What makes Envoy's own answers below OpenAI's paths errors in OpenAI's form."""
+    return [*(_mapper(status, kind) for status, kind in _ERRORS.items()), _mapper(None, "InternalServerError")]
+
+
+def _mapper(status: int | None, kind: str) -> Json:
+    path = {"name": ":path", "string_match": {"safe_regex": {"regex": f"{_PREFIX}.*"}}}
+    here: Json = {"header_filter": {"header": path}}
+    if status is not None:
+        equal = {"op": "EQ", "value": {"default_value": status, "runtime_key": "ipnext.no_such_key"}}
+        here = {"and_filter": {"filters": [here, {"status_code_filter": {"comparison": equal}}]}}
+    error = {"message": "%LOCAL_REPLY_BODY%", "type": kind, "param": None, "code": "%RESPONSE_CODE%"}
+    return {"filter": here, "body_format_override": {"json_format": {"error": error}}}

@@ -1,0 +1,48 @@
+"""Where a change failed: written down as it fails, read by `ipnext explain` long after what failed is gone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ipnext.model.status import ConditionType, Reason
+from ipnext.model.value import Value
+
+STEPS: Mapping[ConditionType, str] = {
+    ConditionType.RESOLVED: "resolve snapshots",
+    ConditionType.VALIDATED: "validate",
+    ConditionType.PLANNED: "plan",
+    ConditionType.CAPACITY_READY: "bring up capacity",
+    ConditionType.ROUTES_READY: "shift traffic",
+}
+"""The steps of a run in their order, by the condition that each one sets."""
+
+GATE = "check the answers"
+"""The step of a wave that sets no condition."""
+
+
+class Place(Value):
+    """What it was that failed, as far as it is known: a host of a part in a region, or less."""
+
+    step: str = ""
+    part: str | None = None
+    region: str | None = None
+    hardware: str | None = None
+    host: str | None = None
+
+
+class Cause(Value):
+    """The first cause of a change's end, with its place."""
+
+    change: str
+    reason: Reason
+    message: str
+    place: Place = Place()
+
+    @property
+    def detail(self) -> Mapping[str, Any]:
+        """As it stands in an event's detail."""
+        return {"cause": self.model_dump(mode="json", exclude_defaults=True)}
+
+
+def cause_in(detail: Mapping[str, Any] | None) -> Cause | None:
+    """The cause in an event's detail, if there is one."""
+    return Cause.model_validate(detail["cause"]) if detail and "cause" in detail else None

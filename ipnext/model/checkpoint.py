@@ -1,0 +1,84 @@
+"""What a snapshot that is a checkpoint says of itself, read from its `config.json` and the headers of its weights."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.value import Sha256, Value
+
+CONFIG_FILE: Final = "config.json"
+ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
+_GENERATIVE: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+"""How the architectures that write text end, as transformers names them."""
+
+
+class Checkpoint(Value):
+    """The facts of a checkpoint, kept in the snapshot's manifest."""
+
+    kind: Literal["model", "adapter"] = "model"
+    architecture: str
+    """As `config.json` names it, such as LlamaForCausalLM; of an adapter its kind, such as LORA."""
+    dtype: str
+    """The dtype of most of its numbers, as safetensors names it."""
+    parameters: int = Field(ge=0)
+    tensors: Sha256
+    """SHA-256 over name, dtype and shape of all tensors, sorted by name: the same for each training of one form."""
+    hidden_size: int | None = None
+    vocabulary: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    positions: int | None = None
+    """Longest sequence that the model was made for, in tokens."""
+    base: str | None = None
+    """Of an adapter: the model that it was trained on."""
+    rank: int | None = None
+    """Of an adapter: the rank of its matrices."""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it gives vectors instead of text."""
+        return self.kind == "model" and not self.architecture.endswith(_GENERATIVE)
+
+
+class CheckpointConfig(Value):
+    """What is used of `config.json`. Of a model for several media the text model's numbers count."""
+
+    model_config = Value.model_config | {"extra": "ignore"}
+
+    architectures: tuple[str, ...] = ()
+    name_or_path: str | None = Field(default=None, alias="_name_or_path")
+    """Where it was loaded from by whoever saved it."""
+    hidden_size: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
+    vocab_size: int | None = Field(default=None, ge=1)
+    num_hidden_layers: int | None = Field(default=None, ge=1)
+    num_attention_heads: int | None = Field(default=None, ge=1)
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    head_dim: int | None = Field(default=None, ge=1)
+    max_position_embeddings: int | None = Field(default=None, ge=1)
+    quantization_config: Mapping[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_model(cls, given: Any) -> Any:
+        inner = given.get("text_config") if isinstance(given, dict) else None
+        return (
+            {**given, **inner, "architectures": given.get("architectures") or ()} if isinstance(inner, dict) else given
+        )
+
+
+def unfit_settings(checkpoint: Checkpoint, settings: VllmSettings) -> Iterator[str]:
+    """What the settings of a part ask of a checkpoint that it can't give."""
+    positions, heads = checkpoint.positions, checkpoint.heads
+    if settings.max_model_len and positions and settings.max_model_len > positions:
+        yield f"settings.maxModelLen: {settings.max_model_len} is more than the {positions} positions of the checkpoint"
+    if heads and heads % settings.tensor_parallel_size:
+        yield f"settings.tensorParallelSize: {settings.tensor_parallel_size} does not divide the {heads} attention heads"
+    if checkpoint.layers and settings.pipeline_parallel_size > checkpoint.layers:
+        yield f"settings.pipelineParallelSize: {settings.pipeline_parallel_size} is more than the {checkpoint.layers} layers"
+    if checkpoint.embeds and settings.runner != "pooling":
+        yield f"settings.runner: {settings.runner!r}, but {checkpoint.architecture} embeds; write pooling"
+    if checkpoint.kind == "adapter":
+        yield f"the snapshot is an adapter on {checkpoint.base or 'an unnamed model'}, not a model that can be served by itself"

@@ -1,0 +1,85 @@
+"""Two generations side by side: what regions counted of both, mixed alike. Pure; used by gates and by the API."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ipnext.model.distributions import Counts, Moments, moments
+from ipnext.model.gates import RegionTraffic
+from ipnext.model.sketch import PredictionSketch
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one region counted of both generations in the same time."""
+
+    new: RegionTraffic
+    old: RegionTraffic
+    sketched: bool = True
+    """Whether their predictions may be compared."""
+
+
+_NONE = Moments(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two samples over the same mix of regions: the former generation's counts are weighted by the new one's.
+
+    A canary's share may differ between regions, and their users differ too: unweighted, a mere change of the mix would
+    look like a change of the answers.
+    """
+
+    new: Counts = field(default_factory=dict)
+    old: Counts = field(default_factory=dict)
+    noise: float = 0.0
+    """1/n + 1/m of their answers, weighted alike."""
+    new_moments: Moments = _NONE
+    old_moments: Moments = _NONE
+
+
+def latencies(pairs: Iterable[Pair]) -> Compared | None:
+    """Latency buckets over the regions in which both generations answered; None where there is no such region."""
+    both = [pair for pair in pairs if pair.new.latency and pair.old.latency]
+    counts = [(sum(pair.new.latency.values()), sum(pair.old.latency.values())) for pair in both]
+    total = sum(new for new, _ in counts)
+    if not total:
+        return None
+    scaled = [(pair.old.latency, new / old) for pair, (new, old) in zip(both, counts, strict=True)]
+    return Compared(new=_added((pair.new.latency, 1.0) for pair in both), old=_added(scaled))
+
+
+def predictions(pairs: Iterable[Pair]) -> dict[str, Compared]:
+    """By output, as `latencies`."""
+    pairs = [pair for pair in pairs if pair.sketched]
+    outputs = sorted({name for pair in pairs for name in pair.new.predictions})
+    found = {
+        name: _output([(p.new.predictions.get(name), p.old.predictions.get(name)) for p in pairs]) for name in outputs
+    }
+    return {name: compared for name, compared in found.items() if compared is not None}
+
+
+def _output(sketches: Iterable[tuple[PredictionSketch | None, PredictionSketch | None]]) -> Compared | None:
+    both = [(new, old) for new, old in sketches if new and old and new.values and old.values]
+    total = sum(new.values for new, _ in both)
+    if not total:
+        return None
+    weights = [new.values / total for new, _ in both]
+    answers = sum(new.answers for new, _ in both)
+    noise = sum(weight * weight / old.answers for weight, (_, old) in zip(weights, both, strict=True))
+    olds = sum(old.values for _, old in both)
+    scaled = [(old.bins, weight * olds / old.values) for weight, (_, old) in zip(weights, both, strict=True)]
+    return Compared(
+        new=_added((new.bins, 1.0) for new, _ in both),
+        old=_added(scaled),
+        noise=1 / answers + noise,
+        new_moments=moments((w, new.values, new.total, new.squares) for w, (new, _) in zip(weights, both, strict=True)),
+        old_moments=moments((w, old.values, old.total, old.squares) for w, (_, old) in zip(weights, both, strict=True)),
+    )
+
+
+def _added(counts: Iterable[tuple[Mapping[int, int], float]]) -> dict[int, float]:
+    total: dict[int, float] = {}
+    for found, weight in counts:
+        for bucket, count in found.items():
+            total[bucket] = total.get(bucket, 0.0) + weight * count
+    return total

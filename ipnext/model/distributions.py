@@ -1,0 +1,136 @@
+"""Two distributions told apart by their bucket counts, and by how much chance alone would. Pure."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+GROUPS = 10
+"""Groups of about equal weight that a population stability index compares."""
+_Z = 3.09
+"""Normal quantile of 99.9 %: what chance explains is seldom more."""
+
+Counts = Mapping[int, float]
+"""Bucket -> how many; whole numbers, or weighted ones."""
+
+
+def quantile(counts: Counts, bounds: Sequence[float], share: float) -> float:
+    """The value that `share` of all lie below, even within its bucket; the last bound for what lies beyond. 0 of none.
+
+    Bucket i lies between bounds[i-1] (0 for the first) and bounds[i], as in Prometheus' histogram_quantile.
+    """
+    wanted = share * sum(counts.values())
+    below = 0.0
+    for bucket in sorted(counts):
+        if below + counts[bucket] >= wanted and counts[bucket] > 0:
+            low, high = _ends(bucket, bounds)
+            return low + (high - low) * (wanted - below) / counts[bucket]
+        below += counts[bucket]
+    return 0.0
+
+
+def above(counts: Counts, bounds: Sequence[float], limit: float) -> float:
+    """How many lie above `limit`: even within its bucket, so that it agrees with `quantile`."""
+    found = 0.0
+    for bucket, count in counts.items():
+        low, high = _ends(bucket, bounds)
+        if limit <= low:
+            found += count
+        elif limit < high:
+            found += count * (high - limit) / (high - low)
+    return found
+
+
+def _ends(bucket: int, bounds: Sequence[float]) -> tuple[float, float]:
+    high = bounds[min(bucket, len(bounds) - 1)]
+    return (bounds[bucket - 1] if bucket else 0.0), high
+
+
+def at_least(bad: float, count: float) -> float:
+    """The rate that lies behind `bad` of `count` almost surely: lower end of Wilson's interval (1927) at z = 3.09."""
+    if count <= 0 or bad <= 0:
+        return 0.0
+    rate, z2 = min(1.0, bad / count), _Z * _Z
+    middle = rate + z2 / (2 * count)
+    spread = _Z * math.sqrt(rate * (1 - rate) / count + z2 / (4 * count * count))
+    return max(0.0, (middle - spread) / (1 + z2 / count))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A measure of how far two samples lie apart, and the part of it that chance may explain."""
+
+    size: float
+    chance: float
+
+    @property
+    def sure(self) -> float:
+        """What is left beyond chance."""
+        return max(0.0, self.size - self.chance)
+
+
+def stability_index(new: Counts, old: Counts, *, noise: float) -> Difference:
+    """The population stability index of two samples: sum of (p - q) ln(p / q) over groups of buckets.
+
+    Groups hold about a tenth of both samples together; half a value is added to each, so that none is empty. `noise` is
+    1/n + 1/m for n and m independent answers: of samples of one distribution the index is chi-square with one degree
+    less than groups, times that (Yurdakul, Statistical Properties of Population Stability Index, 2018).
+    """
+    groups = _grouped(new, old)
+    new_total, old_total = (sum(column) + len(groups) / 2 for column in zip(*groups, strict=True))
+    size = 0.0
+    for in_new, in_old in groups:
+        p, q = (in_new + 0.5) / new_total, (in_old + 0.5) / old_total
+        size += (p - q) * math.log(p / q)
+    return Difference(size, _chi_square(len(groups) - 1) * noise)
+
+
+def _grouped(new: Counts, old: Counts) -> list[tuple[float, float]]:
+    """Counts of both in neighbouring buckets, joined until they hold their tenth. A bucket that does alone stays alone."""
+    new_total, old_total = sum(new.values()) or 1.0, sum(old.values()) or 1.0
+    groups: list[tuple[float, float]] = []
+    weight = 2.0
+    for bucket in sorted(new.keys() | old.keys()):
+        found = new.get(bucket, 0.0), old.get(bucket, 0.0)
+        more = found[0] / new_total + found[1] / old_total
+        if groups and weight < 2 / GROUPS and more < 2 / GROUPS:
+            groups[-1] = (groups[-1][0] + found[0], groups[-1][1] + found[1])
+            weight += more
+        else:
+            groups.append(found)
+            weight = more
+    return groups or [(0.0, 0.0)]
+
+
+def _chi_square(degrees: int) -> float:
+    """The 99.9 % quantile, by Wilson and Hilferty (1931)."""
+    if degrees < 1:
+        return 0.0
+    spread = 2 / (9 * degrees)
+    return degrees * (1 - spread + _Z * math.sqrt(spread)) ** 3
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and variance."""
+
+    mean: float
+    variance: float
+
+
+def mean_shift(new: Moments, old: Moments, *, noise: float) -> Difference:
+    """The standardised mean difference: that of the means over the root of the mean variance. `noise` as above.
+
+    A millionth of the mean is the least deviation that counts, so that constant outputs may differ in last bits.
+    """
+    least = 1e-6 * max(abs(new.mean), abs(old.mean))
+    deviation = math.sqrt((new.variance + old.variance) / 2 + least * least)
+    size = abs(new.mean - old.mean) / deviation if deviation else 0.0
+    return Difference(size, _Z * math.sqrt(noise))
+
+
+def moments(parts: Iterable[tuple[float, float, float, float]]) -> Moments:
+    """Of weighted samples, each a weight, how many, their sum and sum of squares. Weights add up to 1."""
+    found = tuple(parts)
+    mean = sum(weight * total / count for weight, count, total, _ in found)
+    square = sum(weight * squares / count for weight, count, _, squares in found)
+    return Moments(mean, max(0.0, square - mean * mean))

@@ -1,0 +1,114 @@
+"""Drains: a region is taken out of service, planned or after it was lost, and brought back."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from ipnext.model.status import Reason
+from ipnext.model.value import Name, Value, Written
+
+
+class DrainState(StrEnum):
+    """Where a drain stands. RECORDED is acknowledged: it is never lost from there on."""
+
+    RECORDED = "recorded"
+    CHECKING = "checking"
+    """Planned: the planner looks whether the other regions can carry everything."""
+    DRAINING = "draining"
+    """The region's supply counts as nothing; its models move away."""
+    DRAINED = "drained"
+    """Nothing runs there, nothing is sent there, nothing is planned there."""
+    REFUSED = "refused"
+    """The others can't carry it; nothing has moved."""
+    RETURNING = "returning"
+    """Asked back: the region is told what is wanted of it."""
+    RETURNED = "returned"
+    """Its supply counts again; the next plan uses it."""
+
+    @property
+    def over(self) -> bool:
+        """True where the region is in service."""
+        return self in {DrainState.REFUSED, DrainState.RETURNED}
+
+
+class Drain(Value):
+    """One drain of one region, and what came of it."""
+
+    id: str
+    region: Name
+    disaster: bool = False
+    """The region is gone: its traffic goes elsewhere at once, and nothing waits for its agent or its gateway."""
+    force: bool = False
+    """Go on although demand stays unserved."""
+    reason: str = ""
+    """Why, in the words of who asked."""
+    state: DrainState = DrainState.RECORDED
+    cause: Reason = Reason.PENDING
+    message: str = ""
+    models_left: int = 0
+    """Models that still hold replicas there, are planned there or send traffic there."""
+    replicas_left: int = 0
+    traffic_left_qps: float = 0.0
+    """Requests a second, by the manifests' demand, that the route tables still send there."""
+    replan_id: str | None = None
+    """The newest replan that it asked for."""
+    replans: int = Field(default=0, ge=0)
+    """How many it has asked for."""
+    created_at: datetime
+    """Since when."""
+    updated_at: datetime
+    finished_at: datetime | None = None
+
+    @property
+    def holds(self) -> bool:
+        """True while the region's supply counts as nothing. A lost region is out from the moment it is recorded."""
+        if self.disaster:
+            return not self.state.over
+        return self.state in {DrainState.DRAINING, DrainState.DRAINED, DrainState.RETURNING}
+
+    @property
+    def lost(self) -> bool:
+        """True while nothing is asked of the region's agent and gateway."""
+        return self.disaster and self.holds
+
+
+class DrainInput(Value):
+    """Input of workflow `drain` and of its activities: what was asked lies in the store."""
+
+    region: Name
+
+
+class DrainSeen(Value):
+    """Answer of the activities of a drain: where it stands now."""
+
+    state: DrainState
+    disaster: bool = False
+    message: str = ""
+    models_left: int = 0
+    replicas_left: int = 0
+    traffic_left_qps: float = 0.0
+    misrouted: int = 0
+    """Route tables that send traffic to a lost region: they have to be sent around it (again)."""
+    known: bool = True
+    """False where the region was never drained."""
+
+
+class DrainRequest(Written):
+    """Body of a drain. `disaster`: the region is gone. `force`: go on although demand stays unserved."""
+
+    disaster: bool = False
+    force: bool = False
+    reason: str = Field(default="", max_length=500)
+
+
+class ReturnRequest(Written):
+    """Body of a return."""
+
+    reason: str = Field(default="", max_length=500)
+
+
+class DrainView(Drain):
+    """A drain with the link to its runs in the Temporal UI."""
+
+    run_url: str | None = None

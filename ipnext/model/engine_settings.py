@@ -1,0 +1,126 @@
+"""The settings of a part of engine `vllm`: written in its manifest, checked there, and again by the host that starts vLLM."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from ipnext.model.kv_transfer import TRANSFER_ARGUMENTS, KvTransferSettings
+from ipnext.model.routing import RoutingSettings
+from ipnext.model.value import Written
+
+OWN_ARGUMENTS: Final = (
+    *("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--config", "--tokenizer"),
+    *("--max-model-len", "--tensor-parallel-size", "--pipeline-parallel-size", "--dtype", "--kv-cache-memory-bytes"),
+    *("--max-num-seqs", "--max-num-batched-tokens", "--enforce-eager", "--gpu-memory-utilization", "--runner"),
+    *("--enable-prefix-caching", "--no-enable-prefix-caching", "--shutdown-timeout", "--enable-server-load-tracking"),
+    *("--enable-lora", "--no-enable-lora", "--max-lora-rank", "--max-loras", "--max-cpu-loras", "--lora-modules"),
+    *("--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless", "--trust-remote-code"),
+)
+"""Arguments of vLLM that IPnext gives itself, or that may not be given: `extraArgs` must not name them."""
+
+_OF_THE_ROLLOUT: Final = ("drainSeconds", "drain_seconds")
+
+GIB: Final = 2**30
+
+
+class VllmSettings(Written):
+    """How vLLM serves a part. What is left out is vLLM's own choice."""
+
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Longest prompt and answer together, in tokens."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """Devices that share each layer."""
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    """Groups of devices that have some of the layers each."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """Memory for keys and values, in GiB a device."""
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    """Requests that run at once; others wait."""
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one step."""
+    enforce_eager: bool = False
+    """No graphs and no compiling: a faster start, a slower answer."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Fraction of a device's memory that vLLM takes."""
+    runner: Literal["generate", "pooling"] = "generate"
+    """`pooling`: the part embeds."""
+    enable_prefix_caching: bool | None = None
+    kv_transfer: KvTransferSettings | None = None
+    """Prefill and decode are two parts; what this one is of both."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Highest rank of the adapters that stand on the part; room for it is kept on the device."""
+    routing: RoutingSettings | None = None
+    """How the router picks one of the part's engines; nothing of vLLM's own, and the host is not told."""
+    extra_args: tuple[str, ...] = ()
+    """Further arguments of vLLM, as on its command line."""
+    environment: Mapping[str, str] = Field(default_factory=dict)
+    """Further variables of its environment."""
+    start_seconds: float = Field(default=600.0, gt=0)
+    """Longest time from its start to a good first answer."""
+    grace_seconds: float = Field(default=10.0, gt=0)
+    """From SIGTERM to SIGKILL."""
+
+    @model_validator(mode="after")
+    def _extra_args_are_extra(self) -> Self:
+        own = (*OWN_ARGUMENTS, *(TRANSFER_ARGUMENTS if self.kv_transfer else ()))
+        taken = sorted(self._extra_names.intersection(own))
+        if taken:
+            msg = f"extraArgs: {taken[0]!r} is IPnext's own; use the setting of that name, where there is one"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _transfers_what_can_be(self) -> Self:
+        if self.kv_transfer is None:
+            return self
+        if self.runner == "pooling":
+            msg = "kvTransfer: a part that embeds has nothing to hand over; leave runner out, or kvTransfer"
+            raise ValueError(msg)
+        fault = next(self._unfit_for_files(), None) if self.kv_transfer.connector == "example" else None
+        if fault:
+            msg = f"{fault} with kvTransfer.connector 'example'"
+            raise ValueError(msg)
+        return self
+
+    def _unfit_for_files(self) -> Iterator[str]:
+        """What vLLM's example connector answers wrongly, or dies of."""
+        if self.devices > 1:
+            yield f"tensorParallelSize, pipelineParallelSize: {self.devices} devices write the same files; 1 is allowed"
+        if self.enable_prefix_caching:
+            yield "enablePrefixCaching: true makes an engine miscount what it has; write false or leave it out"
+        if self.max_num_batched_tokens and self.max_num_batched_tokens < (self.max_model_len or 0):
+            yield f"maxNumBatchedTokens: {self.max_num_batched_tokens} is less than maxModelLen {self.max_model_len}, and no prompt is cut in pieces"
+
+    @property
+    def _extra_names(self) -> frozenset[str]:
+        return frozenset(one.partition("=")[0].partition(".")[0].replace("_", "-") for one in self.extra_args)
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Memory for keys and values on all devices; 0 where vLLM chooses."""
+        return int((self.kv_cache_gib or 0) * GIB) * self.devices
+
+    @property
+    def devices(self) -> int:
+        """Devices that one replica runs on."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+def vllm_settings(settings: Mapping[str, Any]) -> VllmSettings:
+    """Check the settings of a part. ValueError names the key, and the allowed ones where it is unknown."""
+    try:
+        return VllmSettings.model_validate(dict(settings))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(str(step) for step in fault["loc"])
+        if fault["type"] == "extra_forbidden" and key in _OF_THE_ROLLOUT:
+            msg = f"settings.{key}: is said once for the whole model; write rollout.drainSeconds"
+        elif fault["type"] == "extra_forbidden":
+            allowed = ", ".join(field.alias or name for name, field in VllmSettings.model_fields.items())
+            msg = f"settings.{key}: unknown for engine vllm; allowed: {allowed}"
+        else:
+            text = fault["msg"].removeprefix("Value error, ")
+            msg = f"settings.{key}: {text} (got {fault['input']!r:.100})" if key else f"settings.{text}"
+        raise ValueError(msg) from error

@@ -1,0 +1,16 @@
+"""What every object that a person writes says of itself."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from ipnext.model.value import Name, Written
+
+
+class Metadata(Written):
+    """Name, owner and free labels of an object."""
+
+    name: Name
+    owner: Name = "default"
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    annotations: Mapping[str, str] = Field(default_factory=dict)

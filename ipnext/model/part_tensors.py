@@ -1,0 +1,74 @@
+"""The tensors of parts and nodes as a graph sees them: what the snapshot says, and what manifest and graph make of it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from ipnext.model.manifest import PartSpec
+from ipnext.model.prompt import PROMPT
+from ipnext.model.registry import (
+    REQUEST,
+    GraphNode,
+    PartGraph,
+    Signature,
+    SnapshotManifest,
+    TensorSpec,
+    source_node,
+    source_tensor,
+)
+
+EMBEDDING: Final = "embedding"
+"""Output of a part that embeds."""
+
+
+def text_spec(name: str) -> TensorSpec:
+    """A list of texts."""
+    return TensorSpec(name=name, datatype="BYTES", shape=(-1,))
+
+
+def embedding_signature(size: int | None) -> Signature:
+    """Of a part that embeds: texts in, a vector for each out. `size` is the vectors' length, None where it is not known."""
+    vector = TensorSpec(name=EMBEDDING, datatype="FP32", shape=(-1, size or -1))
+    return Signature(inputs=(text_spec(PROMPT),), outputs=(vector,))
+
+
+def part_signature(part: PartSpec | None, snapshot: SnapshotManifest) -> Signature:
+    """What a snapshot takes and gives as this part runs it: a model that was made to generate embeds with `runner: pooling`."""
+    if part is None or part.role != "embeds":
+        return snapshot.signature
+    return embedding_signature(snapshot.checkpoint.hidden_size if snapshot.checkpoint else None)
+
+
+def signatures(parts: Iterable[PartSpec], snapshots: Mapping[str, SnapshotManifest]) -> dict[str, Signature]:
+    """Part -> its signature, for all snapshots."""
+    specs = {part.name: part for part in parts}
+    return {name: part_signature(specs.get(name), snapshot) for name, snapshot in snapshots.items()}
+
+
+def prompt_inputs(node: GraphNode, signature: Signature) -> frozenset[str]:
+    """Inputs of a node that its prompt takes and its part does not know."""
+    own = {tensor.name for tensor in signature.inputs}
+    return frozenset() if node.prompt is None else node.prompt.inputs - own
+
+
+def written_spec(node: GraphNode, name: str, tensor: str) -> TensorSpec:
+    """What a request brings for an input that only a prompt takes: numbers where it orders a list, else text."""
+    if node.prompt is not None and name in node.prompt.orders:
+        return TensorSpec(name=tensor, datatype="FP32", shape=(-1,))
+    return text_spec(tensor)
+
+
+def request_tensors(graph: PartGraph, parts: Mapping[str, Signature]) -> dict[str, TensorSpec]:
+    """What a request brings: the first part that takes a tensor says what it is, else the prompt that does."""
+    found: dict[str, TensorSpec] = {}
+    written: dict[str, TensorSpec] = {}
+    for node in graph.nodes:
+        own = {tensor.name: tensor for tensor in parts[node.part].inputs}
+        for name, source in node.inputs.items():
+            if source_node(source) != REQUEST:
+                continue
+            tensor = source_tensor(source)
+            if name in own:
+                found.setdefault(tensor, own[name].model_copy(update={"name": tensor}))
+            else:
+                written.setdefault(tensor, written_spec(node, name, tensor))
+    return {**written, **found}

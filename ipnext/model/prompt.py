@@ -1,0 +1,101 @@
+"""How the prompt of a node that generates is made of the tensors that it takes: written in the graph, read by the router.
+
+A template is text with names in braces; `{{` and `}}` stand for the braces themselves. What is put in the places is never
+read as a template.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from string import Formatter
+from typing import Final, Self
+
+from pydantic import Field, model_validator
+
+from ipnext.model.value import Value
+
+PROMPT: Final = "prompt"
+"""Input of a node that generates, and its place in the template: the text that the client asks with."""
+NUMBER: Final = "number"
+"""Place in the text of a list's item: 1, 2, 3, ..."""
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class PromptList(Value):
+    """A text for each element of the inputs that `item` names; all of them have equally many."""
+
+    item: str
+    """Template of one element's text; places are inputs of the node and `number`."""
+    order: str | None = None
+    """Input with a number for each element: the highest comes first, equals as they came."""
+    top: int | None = Field(default=None, ge=1)
+    """So many elements, the first ones; left out: all."""
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The inputs that it takes."""
+        named = set(places(self.item)) - {NUMBER}
+        return frozenset(named if self.order is None else named | {self.order})
+
+
+class PromptTemplate(Value):
+    """Text with places for `prompt`, for the lists, and for inputs of one element."""
+
+    template: str
+    lists: Mapping[str, PromptList] = Field(default_factory=dict)
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The node's inputs that it takes."""
+        return frozenset(set(places(self.template)) - self.lists.keys()).union(
+            *(one.inputs for one in self.lists.values())
+        )
+
+    @property
+    def orders(self) -> frozenset[str]:
+        """Those of them that order a list: numbers."""
+        return frozenset(one.order for one in self.lists.values() if one.order is not None)
+
+    @model_validator(mode="after")
+    def _places_are_known(self) -> Self:
+        named = _checked("template", self.template)
+        if PROMPT not in named:
+            msg = f"template: has no place {{{PROMPT}}}, so what the client asks would be lost; got {self.template!r:.200}"
+            raise ValueError(msg)
+        for name, one in self.lists.items():
+            if name not in named:
+                msg = f"lists.{name}: the template has no place {{{name}}}; its places: {', '.join(sorted(named))}"
+                raise ValueError(msg)
+            if not _checked(f"lists.{name}.item", one.item) - {NUMBER}:
+                msg = f"lists.{name}.item: names no input of the node, so nothing says how many there are; got {one.item!r:.200}"
+                raise ValueError(msg)
+            if one.inputs & {PROMPT, *self.lists}:
+                taken = sorted(one.inputs & {PROMPT, *self.lists})
+                msg = f"lists.{name}: {taken} have their place in the template, not in an item"
+                raise ValueError(msg)
+        return self
+
+
+def pieces(template: str) -> Iterator[tuple[str, str | None]]:
+    """Text, and the name of the place behind it; None behind the last text. ValueError where a brace stands alone."""
+    for text, name, _, _ in Formatter().parse(template):
+        yield text, name
+
+
+def places(template: str) -> tuple[str, ...]:
+    """The names in braces."""
+    return tuple(name for _, name in pieces(template) if name is not None)
+
+
+def _checked(field: str, template: str) -> set[str]:
+    """The names of a template's places. ValueError names the field where it is none."""
+    try:
+        found = list(Formatter().parse(template))
+    except ValueError as error:
+        msg = f"{field}: {error}; a brace of the text itself is written twice, got {template!r:.200}"
+        raise ValueError(msg) from error
+    for _, name, form, conversion in found:
+        if name is not None and (form or conversion or not _NAME.fullmatch(name)):
+            shown = f"{name}{'!' + conversion if conversion else ''}{':' + form if form else ''}"
+            msg = f"{field}: {{{shown}}} is no place; a place is a name of letters, digits and _ in braces"
+            raise ValueError(msg)
+    return {name for _, name, _, _ in found if name is not None}

@@ -1,0 +1,67 @@
+"""What a replica answers and what is asked of it, in the one unit of a model: requests a second, or tokens a second.
+
+Tokens are those that are generated; of an embedding model those of the prompts.
+"""
+
+from collections.abc import Collection
+from typing import Any, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from ipnext.model.value import Written
+
+Unit = Literal["requests/s", "tokens/s"]
+
+REQUESTS: Unit = "requests/s"
+TOKENS: Unit = "tokens/s"
+
+FIELDS = {REQUESTS: "qps", TOKENS: "tokensPerSecond"}
+"""Unit -> the field that a person writes."""
+
+
+class Rated(Written):
+    """A figure in one of the two units. In a document it stands last, and what is not given is left out."""
+
+    qps: float | None = Field(default=None, ge=0)
+    tokens_per_second: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _in_one_unit(self) -> Self:
+        if self.qps is not None and self.tokens_per_second is not None:
+            given = f"qps {self.qps:g} and tokensPerSecond {self.tokens_per_second:g}"
+            msg = f"exactly one of qps and tokensPerSecond may stand here, got {given}"
+            raise ValueError(msg)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        given = {key: value for key, value in plain.items() if value is not None}
+        return dict(sorted(given.items(), key=lambda item: item[0] in {*FIELDS.values(), "tokens_per_second"}))
+
+    @property
+    def unit(self) -> Unit | None:
+        """The unit of the figure; None where none is given."""
+        if self.tokens_per_second is not None:
+            return TOKENS
+        return None if self.qps is None else REQUESTS
+
+    @property
+    def rate(self) -> float | None:
+        """The figure, in its unit."""
+        return self.qps if self.tokens_per_second is None else self.tokens_per_second
+
+
+def unit_in(model: str, tokens: Collection[str]) -> Unit:
+    """The unit of a model, where `tokens` names those whose demand is in tokens a second."""
+    return TOKENS if model in tokens else REQUESTS
+
+
+def in_unit(text: str, unit: Unit) -> str:
+    """A text of the planner, which says QPS of every model, as people read it."""
+    return text.replace("QPS", unit) if unit == TOKENS else text
+
+
+def amount(figure: float, unit: Unit) -> str:
+    """`4000 tokens/s`."""
+    return f"{figure:g} {unit}"

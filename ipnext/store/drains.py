@@ -1,0 +1,146 @@
+"""Drains of regions: what was asked, where it stands. The fleet's manifest knows nothing of them: applying it keeps them."""
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlmodel import col, func, select
+
+from ipnext.errors import InvalidInput, NotFound
+from ipnext.model.drain import Drain, DrainState
+from ipnext.model.status import Reason
+from ipnext.store.tables import DeploymentRow, DrainRow, PlacedReplicasRow, RouteRow
+from ipnext.store.unit import Unit
+
+LONGEST_REASON = 500
+"""Characters of a reason."""
+
+_OVER = tuple(state.value for state in DrainState if state.over)
+
+
+class Drains(Unit):
+    """The journal of drains; of each region the newest counts."""
+
+    def add_drain(self, region: str, *, disaster: bool = False, force: bool = False, reason: str = "") -> Drain:
+        """Record a drain. One that is under way is answered; a disaster, or `force`, makes more of it.
+
+        One that is on its way back begins anew. The caller looks whether any region is left.
+        """
+        self._writing(None)
+        if len(reason) > LONGEST_REASON:
+            msg = f"reason: at most {LONGEST_REASON} characters, got {len(reason)}"
+            raise InvalidInput(msg, field="reason", value=reason[:LONGEST_REASON])
+        row = self._newest_drain(region)
+        if row is None or DrainState(row.state).over:
+            return self._new_drain(region, disaster=disaster, force=force, reason=reason)
+        back = row.state == DrainState.RETURNING.value
+        if back or (disaster and not row.disaster) or (force and not row.force):
+            row.disaster, row.force = row.disaster or disaster, row.force or force
+            row.reason = reason or row.reason
+            row.state, row.message, row.told, row.finished_at = DrainState.RECORDED.value, "", False, None
+            row.updated_at = self._now()
+            self._add(row)
+        return _drain(row)
+
+    def ask_return(self, region: str, *, reason: str = "") -> Drain:
+        """Ask a drained region back. NotFound where it is not drained. One that only waits for its check is over at once."""
+        self._writing(None)
+        row = self._newest_drain(region)
+        if row is None or DrainState(row.state).over:
+            msg = f"region {region!r} is not drained"
+            raise NotFound(msg)
+        if row.state != DrainState.RETURNING.value:
+            row.state, row.told, row.finished_at = DrainState.RETURNING.value, False, None
+            row.message = f"asked back: {reason}" if reason else "asked back"
+            row.updated_at = self._now()
+            self._add(row)
+        return _drain(row)
+
+    def drain(self, region: str) -> Drain | None:
+        """The newest drain of a region."""
+        row = self._newest_drain(region)
+        return None if row is None else _drain(row)
+
+    def drains(self) -> tuple[Drain, ...]:
+        """The newest drain of each region that is not in service, by region."""
+        newest = select(func.max(DrainRow.ordinal)).group_by(DrainRow.region)
+        query = select(DrainRow).where(col(DrainRow.ordinal).in_(newest), col(DrainRow.state).not_in(_OVER))
+        return tuple(_drain(row) for row in self._session.exec(query.order_by(DrainRow.region)))
+
+    def untold_drains(self) -> tuple[Drain, ...]:
+        """Those that the workflow engine has not been told of, oldest first."""
+        query = select(DrainRow).where(col(DrainRow.told).is_(False)).order_by(col(DrainRow.ordinal))
+        return tuple(_drain(row) for row in self._session.exec(query))
+
+    def tell_drains(self, found: Collection[Drain]) -> None:
+        """The engine has been told of these, as they were then; what was asked after that is still to be told."""
+        self._writing(None)
+        for drain in found:
+            row = self._session.exec(select(DrainRow).where(DrainRow.id == drain.id)).one()
+            if row.updated_at == drain.updated_at:
+                row.told = True
+                self._add(row)
+
+    def update_drain(self, drain_id: str, **changes: Any) -> Drain:
+        """Write down where a drain stands. A state that is over, or drained, has an end. NotFound."""
+        self._writing(None)
+        row = self._session.exec(select(DrainRow).where(DrainRow.id == drain_id)).first()
+        if row is None:
+            msg = f"drain {drain_id!r} is not known"
+            raise NotFound(msg)
+        for name, value in changes.items():
+            setattr(row, name, value.value if isinstance(value, DrainState | Reason) else value)
+        state = DrainState(row.state)
+        if state.over or state is DrainState.DRAINED:
+            row.finished_at = row.finished_at or self._now()
+        self._add(row)
+        return _drain(row)
+
+    def left_in(self, region: str) -> tuple[frozenset[str], int]:
+        """Models that hold replicas in a region or are planned there, and how many replicas are wanted there."""
+        held = self._session.exec(
+            select(DeploymentRow.model, DeploymentRow.replicas).where(
+                DeploymentRow.region == region, DeploymentRow.replicas > 0
+            )
+        ).all()
+        placed = self._session.exec(
+            select(PlacedReplicasRow.model).where(PlacedReplicasRow.region == region, PlacedReplicasRow.count > 0)
+        ).all()
+        return frozenset({model for model, _ in held} | set(placed)), sum(count for _, count in held)
+
+    def models_routed_to(self, region: str) -> tuple[str, ...]:
+        """Models with a route table that names the region as a destination or belongs to it."""
+        named = f'%"to":"{region}"%'
+        query = select(RouteRow.model).where((col(RouteRow.region) == region) | col(RouteRow.route_table).like(named))
+        return tuple(sorted(set(self._session.exec(query))))
+
+    def _new_drain(self, region: str, *, disaster: bool, force: bool, reason: str) -> Drain:
+        now = self._now()
+        count = self._session.exec(select(func.count()).select_from(DrainRow).where(DrainRow.region == region)).one()
+        row = DrainRow(
+            id=f"drain-{region}-{count + 1}",
+            region=region,
+            disaster=disaster,
+            force=force,
+            reason=reason,
+            state=DrainState.RECORDED.value,
+            cause=Reason.PENDING.value,
+            message="",
+            models_left=0,
+            replicas_left=0,
+            traffic_left_qps=0.0,
+            replans=0,
+            told=False,
+            created_at=now,
+            updated_at=now,
+        )
+        self._add(row)
+        return _drain(row)
+
+    def _newest_drain(self, region: str) -> DrainRow | None:
+        query = select(DrainRow).where(DrainRow.region == region).order_by(col(DrainRow.ordinal).desc())
+        return self._session.exec(query.limit(1)).first()
+
+
+def _drain(row: DrainRow) -> Drain:
+    found = row.model_dump(exclude={"ordinal", "state", "cause", "told"})
+    return Drain(**found, state=DrainState(row.state), cause=Reason(row.cause))

@@ -1,0 +1,155 @@
+"""Freezes, changes that may pass them, changes that wait for them, and the audit of what was done by hand."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlmodel import col, select
+
+from ipnext.errors import Conflict, NotFound, StaleWrite
+from ipnext.model.audit import AuditAction, AuditEntry, Override
+from ipnext.model.freeze import FreezeManifest, Frozen
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
+from ipnext.model.status import Reason
+from ipnext.store.changes import Changes, _change
+from ipnext.store.records import FreezeRecord
+from ipnext.store.tables import AuditRow, ChangeRow, FreezeOverrideRow, FreezeRow
+from ipnext.store.unit import document, known, plain, rows
+
+
+class Freezes(Changes):
+    """Freezes concern all models, so a unit that names one may not write them; an override is of one model."""
+
+    def put_freeze(self, manifest: FreezeManifest, *, expected_version: int | None) -> FreezeRecord:
+        """Create or replace a freeze; an equal one stays as it is.
+
+        `expected_version`: the version the caller read, 0 where there was none; StaleWrite on another. None: any.
+        """
+        self._writing(None)
+        row = self._session.get(FreezeRow, manifest.name)
+        _check_version(manifest.name, row, expected_version)
+        text, now = document(manifest), self._now()
+        if row is None:
+            row = FreezeRow(name=manifest.name, manifest=text, version=1, created_at=now, updated_at=now)
+        elif row.manifest != text:
+            row.manifest, row.version, row.updated_at = text, row.version + 1, now
+        self._add(row)
+        return _freeze(row)
+
+    def delete_freeze(self, name: str, *, expected_version: int | None) -> FreezeRecord:
+        """Take a freeze away and return what it was. NotFound; StaleWrite as for `put_freeze`."""
+        self._writing(None)
+        row = self._freeze_row(name)
+        _check_version(name, row, expected_version)
+        record = _freeze(row)
+        self._session.delete(row)
+        self._session.flush()
+        return record
+
+    def freeze(self, name: str) -> FreezeRecord:
+        """One freeze. NotFound names known ones."""
+        return _freeze(self._freeze_row(name))
+
+    def freezes(self) -> tuple[FreezeRecord, ...]:
+        """All freezes, by name."""
+        return tuple(
+            sorted((_freeze(row) for row in self._session.exec(select(FreezeRow))), key=lambda f: f.manifest.name)
+        )
+
+    def override_freezes(self, change_id: str, *, who: str, reason: str, passes: Frozen | None) -> Override:
+        """Let one change through every freeze. `passes`: what binds it now. Given again, the first one stays.
+
+        NotFound for an unknown change; Conflict for one that never waits, or that has ended.
+        """
+        change = self.change(change_id)
+        self._writing(change.model)
+        given = self.freeze_override(change_id)
+        if given is not None:
+            return given
+        if change.kind is ChangeKind.ROLLBACK or change.state.final:
+            why = (
+                "is a rollback, which no freeze holds back" if not change.state.final else f"is {change.state} already"
+            )
+            msg = f"change {change_id!r} {why}; there is nothing to override"
+            raise Conflict(msg)
+        names = tuple(each.name for each in passes.freezes) if passes else ()
+        row = FreezeOverrideRow(
+            change_id=change_id,
+            model=change.model,
+            at=self._now(),
+            who=who,
+            reason=reason,
+            freezes=document(list(names)),
+        )
+        self._add(row)
+        return _override(row)
+
+    def freeze_override(self, change_id: str) -> Override | None:
+        """The override of a change, if it has one."""
+        row = self._session.get(FreezeOverrideRow, change_id)
+        return None if row is None else _override(row)
+
+    def frozen_changes(self) -> tuple[Change, ...]:
+        """Changes whose run waits for a freeze to end, in the order of recording."""
+        running = (ChangeRow.state == ChangeState.RUNNING.value, ChangeRow.reason == Reason.FROZEN.value)
+        query = select(ChangeRow).where(*running).order_by(col(ChangeRow.ordinal))
+        return tuple(_change(row) for row in self._session.exec(query))
+
+    def add_audit(
+        self,
+        action: AuditAction,
+        subject: str,
+        *,
+        who: str,
+        reason: str,
+        model: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> AuditEntry:
+        """Add a line to the audit. `detail` is plain JSON data."""
+        self._writing(self._scope if model is None else model)
+        text = None if detail is None else document(dict(detail))
+        row = AuditRow(at=self._now(), who=who, action=action, subject=subject, model=model, reason=reason, detail=text)
+        self._add(row)
+        return _entry(row)
+
+    def audit(self, *, limit: int = 100) -> tuple[AuditEntry, ...]:
+        """The audit, newest first."""
+        query = select(AuditRow).order_by(col(AuditRow.ordinal).desc()).limit(rows(limit))
+        return tuple(_entry(row) for row in self._session.exec(query))
+
+    def _freeze_row(self, name: str) -> FreezeRow:
+        row = self._session.get(FreezeRow, name)
+        if row is None:
+            names = sorted(self._session.exec(select(FreezeRow.name)))
+            msg = f"freeze {name!r} is not known; {known(names)}"
+            raise NotFound(msg)
+        return row
+
+
+def _check_version(name: str, row: FreezeRow | None, expected: int | None) -> None:
+    current = 0 if row is None else row.version
+    if expected is None or expected == current:
+        return
+    state = f"is at version {current}" if current else "does not exist (version 0)"
+    msg = f"freeze {name!r} {state}, the write expects version {expected}; read it again, then write"
+    raise StaleWrite(msg)
+
+
+def _freeze(row: FreezeRow) -> FreezeRecord:
+    manifest = FreezeManifest.model_validate_json(row.manifest)
+    return FreezeRecord(manifest=manifest, version=row.version, created_at=row.created_at, updated_at=row.updated_at)
+
+
+def _override(row: FreezeOverrideRow) -> Override:
+    return Override(
+        change_id=row.change_id,
+        model=row.model,
+        at=row.at,
+        who=row.who,
+        reason=row.reason,
+        freezes=tuple(plain(row.freezes)),
+    )
+
+
+def _entry(row: AuditRow) -> AuditEntry:
+    detail = None if row.detail is None else plain(row.detail)
+    return AuditEntry.model_validate({**row.model_dump(exclude={"ordinal", "detail"}), "detail": detail})
