@@ -1,7 +1,7 @@
 """When a plan replaces the one in force, and how the plan in force follows what really runs."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,6 +15,7 @@ from ipnext.model.plan import (
     TrafficShare,
     Unmet,
 )
+from ipnext.model.throughput import REQUESTS, TOKENS, Unit, amount, in_unit, unit_in
 from ipnext.model.value import digest_of
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import Placement, PlanRecord
@@ -55,11 +56,14 @@ class Figures:
         return self.cost + self.latency + self.moves
 
 
-def replaces(plan: Plan, held: Plan | None, problem: Problem, *, dead_band: float) -> Verdict:
+def replaces(
+    plan: Plan, held: Plan | None, problem: Problem, *, dead_band: float, tokens: Collection[str] = ()
+) -> Verdict:
     """Adopt a plan where the one in force breaks a rule of today's problem, serves less, or costs clearly more.
 
     `held` is the plan in force read as a plan of today's problem (`held_plan`). What is saved counts hardware at today's
-    prices, latency and the moves themselves, against `dead_band` as a share of the hardware's cost.
+    prices, latency and the moves themselves, against `dead_band` as a share of the hardware's cost. `tokens` names the
+    models whose demand is in tokens a second.
     """
     if held is None:
         return Verdict(adopt=True, message="the first plan")
@@ -67,20 +71,28 @@ def replaces(plan: Plan, held: Plan | None, problem: Problem, *, dead_band: floa
         return Verdict(adopt=False, message="the plan in force is the best one found")
     broken = [violation for violation in check(problem, held) if violation.rule in PLACEMENT_RULES]
     if broken:
-        return Verdict(
-            adopt=True, message=f"the plan in force no longer holds: {broken[0].subject}: {broken[0].message}"
-        )
+        model = broken[0].subject.partition(" ")[0].partition("/")[0]
+        what = in_unit(broken[0].message, unit_in(model, tokens))
+        return Verdict(adopt=True, message=f"the plan in force no longer holds: {broken[0].subject}: {what}")
     before, after = figures_of(problem, held), figures_of(problem, plan)
     if after.unmet < before.unmet - NOISE * max(1.0, before.unmet):
-        served = sum(item.qps for item in held.unmet) - sum(item.qps for item in plan.unmet)
-        what = f"{served:g} requests/s more are served" if served > 0 else "demand of higher priority is served"
-        return Verdict(adopt=True, message=what)
+        return Verdict(adopt=True, message=_more_served(held, plan, tokens))
     saved = before.spent - after.spent
     share = saved / before.cost if before.cost > 0 else 0.0
     words = f"saves {saved:.2f} $/h ({share:.1%})"
     if after.unmet <= before.unmet + NOISE * max(1.0, before.unmet) and saved > 0 and share >= dead_band:
         return Verdict(adopt=True, message=words)
     return Verdict(adopt=False, message=f"{words}, within the dead band of {dead_band:.1%}: nothing moves")
+
+
+def _more_served(held: Plan, plan: Plan, tokens: Collection[str]) -> str:
+    """`40 requests/s and 300 tokens/s more are served`."""
+    served: dict[Unit, float] = {REQUESTS: 0.0, TOKENS: 0.0}
+    for sign, items in ((1, held.unmet), (-1, plan.unmet)):
+        for item in items:
+            served[unit_in(item.model, tokens)] += sign * item.qps
+    told = [amount(figure, unit) for unit, figure in served.items() if figure > NOISE]
+    return f"{' and '.join(told)} more are served" if told else "demand of higher priority is served"
 
 
 def held_plan(placements: Iterable[Placement], problem: Problem) -> Plan | None:
@@ -170,7 +182,7 @@ def settle(repository: Repository, model: str, *, change_id: str) -> None:
     planned = placed.state if placed else CurrentState()
     if not rows_differ(planned, actual):
         return
-    wishes = placed.wishes if placed else model_problem(manifest)
+    wishes = placed.wishes if placed else model_problem(repository.as_measured(manifest, None))
     if not {row.part for row in actual.replicas} <= {part.part for part in wishes.parts}:
         wishes = model_problem(model_as_served(repository, model, repository.model(model).serving_generation))
     problem = fleet_problem(repository.fleet().spec, [wishes] if actual.replicas else [])

@@ -1,49 +1,68 @@
 """Heartbeats for every activity, so that a worker that was killed is noticed within seconds, not at a time limit.
 
-Activities that say themselves what they wait for are left alone: their words would be overwritten.
+An activity that says what it waits for has its last words repeated. One whose heartbeats stayed out for too long writes
+nothing more (`activities.pulse`).
 """
 
 import asyncio
-from collections.abc import Collection
 from typing import Any
 
 from temporalio import activity
-from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ActivityOutboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+)
 
-EVERY_SECONDS = 1.0
+from activities.pulse import Pulse, felt
 
-SPEAK_FOR_THEMSELVES = frozenset({"ensure_capacity", "replan_fleet", "move_model"})
+EVERY_SECONDS = 0.5
 
 
 class Alive(Interceptor):
-    """Beats while an activity runs, unless it is one of `but`."""
-
-    def __init__(self, *, but: Collection[str] = SPEAK_FOR_THEMSELVES) -> None:
-        self._but = but
+    """Beats while an activity runs."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """See Interceptor."""
-        return _BeatingActivity(next, self._but)
+        return _BeatingActivity(next)
+
+
+class _LastWords(ActivityOutboundInterceptor):
+    """Remembers what the activity said last."""
+
+    def __init__(self, inner: ActivityOutboundInterceptor) -> None:
+        super().__init__(inner)
+        self.said: tuple[Any, ...] = ()
+
+    def heartbeat(self, *details: Any) -> None:
+        self.said = details
+        self.next.heartbeat(*details)
 
 
 class _BeatingActivity(ActivityInboundInterceptor):
-    def __init__(self, inner: ActivityInboundInterceptor, but: Collection[str]) -> None:
+    def __init__(self, inner: ActivityInboundInterceptor) -> None:
         super().__init__(inner)
-        self._but = but
+        self._words: _LastWords | None = None
+
+    def init(self, outbound: ActivityOutboundInterceptor) -> None:
+        self._words = _LastWords(outbound)
+        self.next.init(self._words)
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
-        if activity.info().activity_type in self._but:
-            return await self.next.execute_activity(input)
-        beating = asyncio.create_task(_beat())
+        limit = activity.info().heartbeat_timeout
+        pulse = Pulse(limit.total_seconds() if limit else float("inf"))
+        beating = asyncio.create_task(self._beat(pulse))
         try:
-            return await self.next.execute_activity(input)
+            with felt(pulse):
+                return await self.next.execute_activity(input)
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
 
-
-async def _beat() -> None:
-    """From a thread: while a synchronous activity runs, its heartbeat waits for this very event loop."""
-    while True:
-        await asyncio.sleep(EVERY_SECONDS)
-        await asyncio.to_thread(activity.heartbeat)
+    async def _beat(self, pulse: Pulse) -> None:
+        """From a thread: while a synchronous activity runs, its heartbeat waits for this very event loop."""
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            pulse.beat()
+            await asyncio.to_thread(activity.heartbeat, *(self._words.said if self._words else ()))

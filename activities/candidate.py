@@ -37,10 +37,11 @@ class Candidate:
 
     @property
     def graph(self) -> PartGraph:
-        """The manifest's graph; a model of one part may leave it out."""
-        if self.manifest.spec.graph is not None:
-            return self.manifest.spec.graph
-        part = self.manifest.spec.parts[0].name
+        """The manifest's graph; a model with one part that has hosts may leave it out."""
+        wiring = self.manifest.spec.wiring
+        if wiring is not None:
+            return wiring
+        part = self.manifest.spec.hosted[0].name
         return single_part_graph(part, self.snapshots[part].manifest.signature)
 
     @contextmanager

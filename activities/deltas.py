@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from activities.candidate import Candidate, failed, passed
-from activities.tensors import MalformedTensors, TensorPlace, read_places, tensors_of
+from activities.tensors import tensors_of
 from ipnext.artifacts.layout import snapshot_uri
+from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, read_places
 from ipnext.errors import ArtifactError
 from ipnext.model.delta import DELTA_FILES, ROWS, VALUES, WHOLE, ChangedTensor, DeltaDocument
 from ipnext.model.lifecycle import CheckResult

@@ -7,8 +7,11 @@ from typing import Any, Literal
 from temporalio import activity
 
 from activities.adoption import settle
+from activities.drained import Drained
+from activities.holding import end_hold
+from activities.pulse import still_ours
 from activities.waiting import beat
-from ipnext.errors import Unavailable
+from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
 from ipnext.model.registry import Generation, GenerationState
@@ -55,6 +58,7 @@ class DeploymentActivities:
             repository.update_change(
                 change.id, state=result.state, reason=result.reason, message=result.message, run_id=record.run_id
             )
+            end_hold(repository, record.model)
             _write_ready(repository, repository.model(record.model))
             text = f"{change.kind} {result.state}" + (f": {result.message}" if result.message else "")
             repository.add_event(record.model, _event_kind(result.state), text, run_id=record.run_id)
@@ -63,8 +67,12 @@ class DeploymentActivities:
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
     def withdraw_model(self, stage: StageInput) -> Done:
         """Take a model out of every gateway. Unavailable where one can't be reached: the others are done by then."""
-        regions = self._regions(stage.model)
-        silent = [region for region in regions if not self._tried(self._infrastructure.unroute, stage.model, region)]
+        regions, lost = self._regions(stage.model), self._lost()
+        silent = [
+            region
+            for region in regions
+            if region not in lost and not self._tried(self._infrastructure.unroute, stage.model, region)
+        ]
         _raise_silent(silent)
         with self._store.begin(stage.model) as repository:
             repository.delete_routes(stage.model)
@@ -75,22 +83,30 @@ class DeploymentActivities:
         """Drain and end every replica set of a model. Unavailable where a region can't be reached."""
         with self._store.read() as repository:
             deployments = repository.deployments(stage.model)
-        silent = []
+        silent, lost = [], self._lost()
         for deployment in deployments:
             beat(f"ending {deployment.key}")
-            if not self._tried(self._infrastructure.delete, deployment.key):
+            gone = deployment.key.region in lost or self._tried(self._infrastructure.delete, deployment.key)
+            if not gone:
                 silent.append(deployment.key.region)
                 continue
             with self._store.begin(stage.model) as repository:
+                still_ours()
                 repository.delete_deployment(deployment.key)
         _raise_silent(silent)
         return Done(note=f"{len(deployments)} replica sets ended")
+
+    def _lost(self) -> frozenset[str]:
+        """Regions that are gone: once they are back they are told what the store wants, and end all else."""
+        with self._store.read() as repository:
+            return Drained.of(repository.drains()).lost
 
     def _regions(self, model: str) -> tuple[str, ...]:
         with self._store.read() as repository:
             return tuple(table.region for table in repository.routes(model))
 
     def _tried(self, call: Callable[..., None], *arguments: object) -> bool:
+        still_ours()
         try:
             call(*arguments)
         except Unavailable:
@@ -190,4 +206,4 @@ def _event_kind(state: ChangeState) -> str:
 def _raise_silent(regions: Sequence[str]) -> None:
     if regions:
         msg = f"region {regions[0]!r} can't be reached; trying again until it can"
-        raise Unavailable(msg)
+        raise RegionUnreachable(msg)

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from activities.candidate import CHUNK_BYTES, Candidate, failed, passed
 from ipnext.errors import ArtifactMissing
 from ipnext.model.lifecycle import CheckResult
-from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile
+from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile
 from ipnext.model.status import Reason
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 
@@ -75,11 +75,17 @@ def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
     """
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
-            subject = f"{part}/{file.path}"
-            fault = (
-                _library_fault(candidate, part, file) if file.path == LIBRARY_FILE else _format_fault(candidate, file)
-            )
-            yield failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
+            yield _format_result(candidate, part, file)
+
+
+def _format_result(candidate: Candidate, part: str, file: ArtifactFile) -> CheckResult:
+    subject = f"{part}/{file.path}"
+    try:
+        library = file.path == LIBRARY_FILE
+        fault = _library_fault(candidate, part, file) if library else _format_fault(candidate, file)
+    except ArtifactMissing as error:
+        return failed(FORMATS, subject, Reason.ARTIFACT_MISSING, error.message)
+    return failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
 
 
 def _path_fault(path: str) -> str:
@@ -88,7 +94,7 @@ def _path_fault(path: str) -> str:
         return "is absolute or holds a character that is not allowed"
     if any(step in {"", ".", ".."} for step in steps):
         return "holds an empty step, '.' or '..'"
-    return "is the manifest's own name" if path == SNAPSHOT_FILE else ""
+    return "is the manifest's own name, or its signature's" if path in {SNAPSHOT_FILE, SIGNATURE_FILE} else ""
 
 
 def _read_through(candidate: Candidate, file: ArtifactFile, subject: str) -> tuple[int, str]:

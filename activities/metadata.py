@@ -7,6 +7,7 @@ from temporalio import activity
 
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput
+from ipnext.model.cause import STEPS, Cause, Place
 from ipnext.model.lifecycle import (
     Change,
     ChangeBegun,
@@ -59,7 +60,8 @@ class MetadataActivities:
             generation = _generation_of(repository, change, record)
             repository.update_change(change.id, state=ChangeState.RUNNING, run_id=progress.run_id)
             _write_beginning(repository, change, record, generation, progress.run_id)
-        return ChangeBegun(generation=generation, revision=record.generation)
+        patience = record.manifest.spec.rollout.wait_seconds
+        return ChangeBegun(generation=generation, revision=record.generation, supply_patience_seconds=patience)
 
     @activity.defn(name="resolve_snapshots", no_thread_cancel_exception=True)
     def resolve_snapshots(self, stage: StageInput) -> Resolved:
@@ -70,12 +72,12 @@ class MetadataActivities:
             placed = repository.placement(stage.model)
             parts = sorted({**generation.snapshots, **generation.answering}.items())
             snapshots = [repository.snapshot(stage.model, part, number) for part, number in parts]
-        try:
-            for snapshot in snapshots:
+        for snapshot in snapshots:
+            try:
                 self._check_stored(snapshot)
-        except ArtifactError as error:
-            self._note(stage, "False", Reason(error.code), error.message)
-            raise
+            except ArtifactError as error:
+                self._note(stage, "False", Reason(error.code), error.message, part=snapshot.part)
+                raise
         size = sum(snapshot.manifest.size_bytes for snapshot in snapshots)
         summary = ", ".join(f"{snapshot.part} {snapshot.number}" for snapshot in snapshots)
         self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
@@ -108,13 +110,16 @@ class MetadataActivities:
             msg = f"{snapshot.part} snapshot {snapshot.number}: the store has {stored.digest}, not {snapshot.digest}"
             raise ArtifactDigestMismatch(msg)
 
-    def _note(self, stage: StageInput, status: str, reason: Reason, message: str) -> None:
+    def _note(self, stage: StageInput, status: str, reason: Reason, message: str, *, part: str | None = None) -> None:
         text = f"generation {stage.generation}: {message}"
         with self._store.begin(stage.model) as repository:
             repository.set_condition(
                 stage.model, ConditionType.RESOLVED, "True" if status == "True" else "False", reason, text
             )
-            repository.add_event(stage.model, ConditionType.RESOLVED.value, text)
+            place = Place(step=STEPS[ConditionType.RESOLVED], part=part)
+            cause = Cause(change=stage.change_id, reason=reason, message=message, place=place) if part else None
+            detail = cause.detail if cause is not None else None
+            repository.add_event(stage.model, ConditionType.RESOLVED.value, text, detail=detail)
 
 
 def _untaken(generation: Generation, split: SplitPolicy | None) -> str:

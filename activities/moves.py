@@ -9,6 +9,8 @@ from temporalio import activity
 from activities.waiting import POLL_SECONDS, beat
 from ipnext import names
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Moved, MoveInput
+from ipnext.model.status import Reason
+from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 Submit = Callable[[Change], None]
@@ -31,7 +33,8 @@ class MoveActivities:
     def move_model(self, move: MoveInput) -> Moved:
         """Record a MOVE of the model to what the plan in force gives it, once, and submit it.
 
-        With `wait`, answer when it has ended. A model that the plan in force does not know any more has no way to go.
+        With `wait`, answer when it has ended, or at once where a freeze holds the model back: the move goes on by itself
+        when that ends, and no replan waits for it. A model that the plan in force does not know any more has no way to go.
         """
         with self._store.begin(move.model) as repository:
             placed = repository.placement(move.model)
@@ -47,4 +50,17 @@ class MoveActivities:
             self._pause(POLL_SECONDS)
             with self._store.read() as repository:
                 change = repository.change(change_id)
+                held = _held_back(repository, move.model)
+            if held is not None and not change.state.final:
+                return Moved(model=move.model, change_id=change_id, state=change.state, message=held)
         return Moved(model=move.model, change_id=change_id, state=change.state, message=change.message)
+
+
+def _held_back(repository: Repository, model: str) -> str | None:
+    """Which change of the model waits for a freeze, in words: the move itself, or one that runs before it."""
+    held = next((change for change in repository.changes(model) if _frozen(change)), None)
+    return None if held is None else f"{Reason.FROZEN}: {held.kind} {held.id} is {held.message}"
+
+
+def _frozen(change: Change) -> bool:
+    return change.state is ChangeState.RUNNING and change.reason is Reason.FROZEN

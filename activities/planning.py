@@ -6,6 +6,7 @@ A plan is adopted only in place of the one it was made from, so two plans never 
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any
 
 from temporalio import activity
@@ -14,13 +15,14 @@ from activities.adoption import PLACEMENT_RULES, held_plan
 from activities.planning_policy import PlanningPolicy
 from activities.problems import residual_problem
 from activities.replanning import FleetReplan
-from activities.solving import Solver
-from activities.steady import Steady
+from activities.solving import PLANNER, Solver
 from activities.waiting import beat
 from ipnext.errors import Infeasible, InvalidInput, StaleWrite, Unavailable
+from ipnext.model.cause import STEPS, Cause, Place
 from ipnext.model.lifecycle import Planned, ReplanComputed, ReplanInput, StageInput
 from ipnext.model.plan import CurrentState, Owner, Plan, Problem
 from ipnext.model.status import ConditionType, Reason
+from ipnext.model.throughput import Unit, amount
 from ipnext.model.value import digest_of
 from ipnext.names import replan_plan_id
 from ipnext.store.placements import PreparedPlan
@@ -28,7 +30,6 @@ from ipnext.store.records import Placement, PlanRecord
 from ipnext.store.session import Store
 from planner.diff import diff
 from planner.solution import check
-from planner.solve import place
 
 ADOPTIONS = 5
 """Tries to adopt before the activity is retried as a whole."""
@@ -73,39 +74,46 @@ class PlanningActivities:
         """
         del replan
         info = activity.info()
-        with Steady() as say:
-            fleet_replan = FleetReplan(self._store, self._solver, self._policy, say=say, attempt=info.attempt)
-            return fleet_replan.compute(replan_plan_id(info.workflow_run_id or ""), run_id=info.workflow_run_id or "")
+        fleet_replan = FleetReplan(self._store, self._solver, self._policy, say=beat, attempt=info.attempt)
+        return fleet_replan.compute(replan_plan_id(info.workflow_run_id or ""), run_id=info.workflow_run_id or "")
 
     def _place_once(self, stage: StageInput) -> Planned:
         policy = self._policy
         with self._store.read() as repository:
             in_force, placed = repository.plan_in_force(), repository.placement(stage.model)
-            problem = residual_problem(
-                repository,
-                stage.model,
-                generation=stage.generation,
-                objective=policy.objective,
-                limits=policy.place_limits,
-            )
+            try:
+                problem = residual_problem(
+                    repository,
+                    stage.model,
+                    generation=stage.generation,
+                    objective=policy.objective,
+                    limits=policy.place_limits,
+                )
+            except InvalidInput as error:
+                return _infeasible(Reason.PLANNER_INFEASIBLE, error.message, Place())
+            unit = repository.model(stage.model).manifest.spec.unit
             budgets = {item.owner: item for item in repository.fleet().spec.owners}
         whole = tuple(Owner.of(budgets[item.owner]) if item.owner in budgets else item for item in problem.owners)
         if placed is not None and keeps(placed, problem.model_copy(update={"owners": whole})):
             return _planned(placed.plan_id, placed.cost_per_hour, message="the placement in force still holds")
         try:
             with self._turn:
-                plan = place(problem, [stage.model])
+                plan = import_module(PLANNER).place(problem, [stage.model])
         except (Infeasible, InvalidInput) as error:
-            return _infeasible(Reason.PLANNER_INFEASIBLE, error.message)
+            named = next((region for region in problem.regions if repr(region) in error.message), None)
+            message = error.message.removeprefix("models[0].")
+            return _infeasible(Reason.PLANNER_INFEASIBLE, message, Place(region=named))
         if not plan.replicas:
             rules = [rule for unmet in plan.unmet for rule in unmet.rules]
-            return _infeasible(_binding_reason(rules), f"nothing can be placed: {'; '.join(dict.fromkeys(rules))}")
+            most = max(plan.unmet, key=lambda unmet: unmet.qps, default=None)
+            message = f"nothing can be placed: {'; '.join(dict.fromkeys(rules))}"
+            return _infeasible(_binding_reason(rules), message, Place(region=most.region if most else None))
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
         record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
         prepared = PreparedPlan.of(record)
         with self._store.begin() as repository:
             repository.adopt_plan(prepared, expected=base)
-        return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=_unmet_message(plan))
+        return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=_unmet_message(plan, unit))
 
     def _note(self, stage: StageInput, planned: Planned) -> None:
         message = f"generation {stage.generation}" + (f": {planned.message}" if planned.message else "")
@@ -114,6 +122,10 @@ class PlanningActivities:
                 stage.model, ConditionType.PLANNED, "True" if planned.feasible else "False", planned.reason, message
             )
             detail = {"plan": planned.plan_id, "moves": planned.moves}
+            if not planned.feasible:
+                place = planned.place.model_copy(update={"step": STEPS[ConditionType.PLANNED]})
+                cause = Cause(change=stage.change_id, reason=planned.reason, message=planned.message, place=place)
+                detail |= cause.detail
             repository.add_event(stage.model, ConditionType.PLANNED.value, message, detail=detail)
 
 
@@ -153,18 +165,21 @@ def _planned(plan_id: str, cost: float, *, moves: int = 0, message: str) -> Plan
     return Planned(plan_id=plan_id, feasible=True, moves=moves, cost_per_hour=cost, message=message)
 
 
-def _infeasible(reason: Reason, message: str) -> Planned:
-    return Planned(plan_id="", feasible=False, moves=0, cost_per_hour=0.0, reason=reason, message=message)
+def _infeasible(reason: Reason, message: str, place: Place) -> Planned:
+    return Planned(plan_id="", feasible=False, moves=0, cost_per_hour=0.0, reason=reason, message=message, place=place)
 
 
 def _binding_reason(rules: Sequence[str]) -> Reason:
-    budget_only = bool(rules) and all(rule.startswith("budget") for rule in rules)
-    return Reason.OVER_BUDGET if budget_only else Reason.NO_CAPACITY
+    """Money where only money is short; supply where any is; else it is the owner's rules that leave no place."""
+    if rules and all(rule.startswith("budget") for rule in rules):
+        return Reason.OVER_BUDGET
+    short = not rules or any(rule.startswith("supply") for rule in rules)
+    return Reason.NO_CAPACITY if short else Reason.PLANNER_INFEASIBLE
 
 
-def _unmet_message(plan: Plan) -> str:
+def _unmet_message(plan: Plan, unit: Unit) -> str:
     """What is left unserved, in words; empty where nothing is."""
     lines = [
-        f"{unmet.qps:g} requests/s of {unmet.region} stay unserved ({', '.join(unmet.rules)})" for unmet in plan.unmet
+        f"{amount(unmet.qps, unit)} of {unmet.region} stay unserved ({', '.join(unmet.rules)})" for unmet in plan.unmet
     ]
     return "; ".join(lines)

@@ -23,6 +23,8 @@ class PlanningPolicy:
     dead_band: float = 0.02
     """Share of the plan's cost that a new one must save."""
     kept_plans: int = 50
+    window: int = 16
+    """Models of a replan that move at a time."""
 
     @classmethod
     def of(cls, settings: PlatformSettings) -> "PlanningPolicy":
@@ -36,4 +38,5 @@ class PlanningPolicy:
             ),
             dead_band=settings.replan_dead_band,
             kept_plans=settings.kept_plans,
+            window=settings.replan_window,
         )

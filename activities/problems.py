@@ -2,7 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from activities.drained import NOTHING, Drained, eased, without_drained
 from activities.waves import peak
+from ipnext.errors import InvalidInput
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget
 from ipnext.model.layout import laid_out
@@ -28,7 +30,10 @@ from ipnext.store.repository import Repository
 
 
 def model_problem(manifest: ModelManifest) -> ModelProblem:
-    """A manifest as the planner reads it."""
+    """A manifest as the planner reads it; `qps` there is in the model's unit.
+
+    InvalidInput where the throughput of a part was never measured and nobody declared it.
+    """
     spec = manifest.spec
     return ModelProblem(
         model=manifest.name,
@@ -37,14 +42,14 @@ def model_problem(manifest: ModelManifest) -> ModelProblem:
         latency_tolerance_ms=spec.latency_tolerance_ms,
         survive=spec.survive,
         budget_per_hour=spec.budget_per_hour,
-        demand=tuple(RegionDemand(region=item.region, qps=item.qps) for item in spec.demand),
+        demand=tuple(RegionDemand.trusted(item.region, item.amount) for item in spec.demand),
         parts=tuple(
             PartProblem(
                 part=part.name,
                 min_replicas=part.min_replicas,
-                options=tuple(PartOption(hardware=o.kind, units=o.units, qps=o.qps) for o in part.hardware),
+                options=tuple(PartOption.trusted(o.kind, o.units, o.throughput) for o in part.hardware),
             )
-            for part in spec.parts
+            for part in spec.hosted
         ),
     )
 
@@ -123,10 +128,11 @@ def planned_models(
     records: Iterable[ModelRecord],
     placements: Mapping[str, Placement],
     cut: Mapping[str, Sequence[Generation]] | None = None,
+    drained: Drained = NOTHING,
 ) -> list[ModelProblem]:
     """Models that serve, or hold capacity by the plan in force, as their newest manifests wish.
 
-    `cut`: model -> its cut generations that serve or shall serve.
+    `cut`: model -> its cut generations that serve or shall serve. `fleet` is the whole one, drained regions included.
     """
     found = []
     for record in records:
@@ -134,10 +140,20 @@ def planned_models(
         if record.retired or not (record.serving_generation or (placed and placed.replicas)):
             continue
         generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
-        fitting = within_fleet(model_problem(laid_out(record.manifest, generation)), fleet)
+        fitting = within_fleet(_wishes(laid_out(record.manifest, generation), placed), fleet)
         if fitting is not None:
-            found.append(fitting)
+            found.append(eased(fitting, fleet, drained))
     return found
+
+
+def _wishes(manifest: ModelManifest, placed: Placement | None) -> ModelProblem:
+    """As the manifest wishes; as when it was placed where its throughput is not known any more."""
+    try:
+        return model_problem(manifest)
+    except InvalidInput:
+        if placed is None:
+            raise
+        return placed.wishes
 
 
 def _planned_generation(record: ModelRecord, placed: Placement | None, cut: Sequence[Generation]) -> Generation | None:
@@ -150,8 +166,8 @@ def _planned_generation(record: ModelRecord, placed: Placement | None, cut: Sequ
 
 
 def model_as_served(repository: Repository, model: str, generation: int | None) -> ModelManifest:
-    """A model's manifest with the parts that hosts hold of a generation. NotFound."""
-    manifest = repository.model(model).manifest
+    """A model's manifest with the parts that hosts hold of a generation, and with measured throughput. NotFound."""
+    manifest = repository.as_measured(repository.model(model).manifest, generation)
     return laid_out(manifest, repository.generation(model, generation) if generation else None)
 
 
@@ -178,7 +194,9 @@ def residual_problem(
 
     It costs the same however many others there are: the database sums up what they hold.
     """
-    fleet, wanted = repository.fleet().spec, model_problem(model_as_served(repository, model, generation))
+    whole, drained = repository.fleet().spec, Drained.of(repository.drains())
+    wanted = eased(model_problem(model_as_served(repository, model, generation)), whole, drained)
+    fleet = without_drained(whole, drained)
     prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
     others = repository.units_of_owner(wanted.owner, but=model)
     spent = sum(units * prices.get(cell, 0.0) for cell, units in sorted(others.items()))
@@ -229,7 +247,9 @@ def _units_on_the_way(repository: Repository, record: TransitionRecord) -> Units
 def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:
     """The fleet with what others use taken off."""
     supply = tuple(
-        item.model_copy(update={"units": max(0.0, item.units - used.get((item.region, item.hardware), 0.0))})
+        item.model_copy(update={"units": max(0.0, item.units - taken)})
+        if (taken := used.get((item.region, item.hardware), 0.0))
+        else item
         for item in fleet.supply
     )
     return fleet.model_copy(update={"supply": supply})
@@ -239,7 +259,7 @@ def with_running_options(model: ModelProblem, deployments: Iterable[Deployment])
     """The model with the parts and the hardware that it runs now, also where they are no longer wished for."""
     ways: dict[str, dict[str, PartOption]] = {}
     for d in deployments:
-        option = PartOption(hardware=d.key.hardware, units=d.units, qps=d.qps)
+        option = PartOption.trusted(d.key.hardware, d.units, d.qps)
         ways.setdefault(d.key.part, {})[d.key.hardware] = option
     parts = []
     for part in model.parts:

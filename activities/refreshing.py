@@ -1,15 +1,14 @@
 """How new snapshots come to a model's processes: into those that run, or into new ones. Decided once for a transition."""
 
 from collections.abc import Collection, Mapping
-from typing import Literal
 
+from ipnext.model.deployment import SERVING_ENGINES
 from ipnext.model.footprint import fits
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import SnapshotManifest
-from ipnext.model.rollout import FleetState
+from ipnext.model.registry import Generation, SnapshotManifest
+from ipnext.model.rollout import FleetState, Refresh
 from ipnext.store.repository import Repository
 
-Refresh = Literal["in_place", "replace"]
 Piece = tuple[str, str]
 """Part or segment, and the digest of its snapshot."""
 
@@ -18,25 +17,38 @@ def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[Flee
     """What the rollout says; `auto`: in place where every part's memory has room for all that it would hold at once.
 
     That is the snapshots of both ends and those that stay warm, with what deltas among them stand on. A part without
-    `memory_bytes` has room.
+    `memory_bytes` has room, but an engine that serves by itself takes its accelerator whole: such a part is replaced,
+    unless it is one engine that serves all of them, each with adapters of its own.
     """
-    chosen = manifest.spec.rollout.refresh
-    if chosen != "auto":
-        return chosen
+    spec = manifest.spec
+    if spec.rollout.refresh != "auto":
+        return spec.rollout.refresh
+    serving = [part.name for part in spec.hosted if part.engine in SERVING_ENGINES]
+    if serving and not spec.adapters:
+        return "replace"
     model = manifest.name
     loaded = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
     at_once = loaded | {row.generation for end in ends for row in end.replicas}
     generations = [g for g in repository.generations(model) if g.number in at_once]
+    if any(len({engine_of(generation, part) for generation in generations}) > 1 for part in serving):
+        return "replace"
     snapshots = repository.snapshots(model)
     digests = {(s.part, s.number): s.digest for s in snapshots}
     manifests = {(s.part, s.digest): s.manifest for s in snapshots}
-    for part in manifest.spec.parts:
+    for part in spec.hosted:
+        if part.name in serving:
+            continue
         sets = {frozenset(generation.held_by(part.name).items()) for generation in generations}
         held = {(piece, digests[piece, number]) for found in sets for piece, number in found}
         taken = with_ground(held, manifests)
         if len(sets - {frozenset()}) > 1 and not fits(part.memory_bytes, [manifests[piece] for piece in taken]):
             return "replace"
     return "in_place"
+
+
+def engine_of(generation: Generation, part: str) -> tuple[int | None, int]:
+    """What tells one engine of a part from another: its snapshot, and how many adapters it has room for."""
+    return generation.snapshots.get(part), len(generation.adapters_of(part))
 
 
 def with_ground(held: Collection[Piece], manifests: Mapping[Piece, SnapshotManifest]) -> frozenset[Piece]:

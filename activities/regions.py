@@ -1,13 +1,15 @@
-"""Reading the regions: which replicas are ready, why one never will be, what the routers counted."""
+"""Reading the regions: which replicas are ready, and why one never will be."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
-from activities.waves import ModelState
+from activities.causes import place_of
+from activities.waves import Held, ModelState
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
+from ipnext.model.cause import Place
 from ipnext.model.deployment import RegionState, Replica, ReplicaPhase
-from ipnext.model.lifecycle import RegionTraffic
 from ipnext.model.status import Reason, reason_of
 
 CRASHES = 3
@@ -20,15 +22,18 @@ class Failure:
 
     reason: Reason
     message: str
+    place: Place = field(default_factory=Place)
 
 
-def observe(infrastructure: Infrastructure, regions: Iterable[str]) -> tuple[dict[str, RegionState], tuple[str, ...]]:
-    """The state of every region that answers, and the names of those that do not."""
+def observe(
+    infrastructure: Infrastructure, regions: Iterable[str], models: Collection[str] | None = None
+) -> tuple[dict[str, RegionState], tuple[str, ...]]:
+    """The state of every region that answers, of some models or of all, and the names of those that do not."""
     states: dict[str, RegionState] = {}
     silent: list[str] = []
     for region in sorted(set(regions)):
         try:
-            states[region] = infrastructure.observe(region)
+            states[region] = infrastructure.observe(region, models)
         except Unavailable:
             silent.append(region)
     return states, tuple(silent)
@@ -36,18 +41,26 @@ def observe(infrastructure: Infrastructure, regions: Iterable[str]) -> tuple[dic
 
 def missing_replicas(model: str, state: ModelState, regions: Mapping[str, RegionState]) -> tuple[str, ...]:
     """What is not ready yet, in words; empty where every generation has its count in every slot."""
+    found = _ready(model, regions)
     lacking = []
     for (slot, generation), wanted in sorted(state.counts.items()):
         part, region, hardware = slot
-        found = regions[region].replicas if region in regions else ()
-        ready = sum(
-            generation in r.ready and r.phase is not ReplicaPhase.DRAINING
-            for r in found
-            if (r.key.model, r.key.part, r.key.hardware) == (model, part, hardware)
-        )
+        ready = found[slot, generation]
         if ready < wanted:
             lacking.append(f"{part} in {region} on {hardware}: {ready} of {wanted} ready for generation {generation}")
     return tuple(lacking)
+
+
+def _ready(model: str, regions: Mapping[str, RegionState]) -> Counter[Held]:
+    """Replicas of a model by slot and generation that they are ready for, those that end left out."""
+    found: Counter[Held] = Counter()
+    for region, state in regions.items():
+        for replica in state.replicas:
+            key = replica.key
+            if key.model == model and replica.phase is not ReplicaPhase.DRAINING:
+                for generation in set(replica.ready):
+                    found[(key.part, region, key.hardware), generation] += 1
+    return found
 
 
 def first_failure(model: str, generation: int, regions: Iterable[RegionState]) -> Failure | None:
@@ -62,56 +75,12 @@ def first_failure(model: str, generation: int, regions: Iterable[RegionState]) -
     return None
 
 
-def traffic_of(model: str, generation: int, regions: Iterable[RegionState]) -> tuple[RegionTraffic, ...]:
-    """What each region's router has counted of the generation; regions that counted nothing count zero."""
-    found = []
-    for region in regions:
-        counts = [t for t in region.traffic if (t.model, t.generation) == (model, generation)]
-        found.append(
-            RegionTraffic(
-                region=region.region,
-                requests=sum(t.requests for t in counts),
-                errors=sum(t.errors for t in counts),
-                non_finite=sum(t.non_finite for t in counts),
-            )
-        )
-    return tuple(found)
-
-
-def traffic_since(before: Sequence[RegionTraffic], now: Sequence[RegionTraffic]) -> RegionTraffic:
-    """Counts over all regions since `before`. A router that started anew counts from zero again."""
-    earlier = {item.region: item for item in before}
-    total = RegionTraffic(region="all")
-    for item in now:
-        base = earlier.get(item.region)
-        if base is None or item.requests < base.requests:
-            base = RegionTraffic(region=item.region)
-        total = RegionTraffic(
-            region="all",
-            requests=total.requests + item.requests - base.requests,
-            errors=total.errors + max(0, item.errors - base.errors),
-            non_finite=total.non_finite + max(0, item.non_finite - base.non_finite),
-        )
-    return total
-
-
-def gate_failure(counted: RegionTraffic, *, max_error_rate: float) -> Failure | None:
-    """Why the counted answers do not pass, if they don't. Errors and non-finite answers count alike."""
-    bad = counted.errors + counted.non_finite
-    if counted.requests == 0 or bad / counted.requests <= max_error_rate:
-        return None
-    message = (
-        f"{counted.errors} errors and {counted.non_finite} non-finite answers of {counted.requests}: "
-        f"{bad / counted.requests:.1%}, allowed {max_error_rate:.1%}"
-    )
-    return Failure(Reason.GATE_FAILED, message)
-
-
 def _load_failure(replica: Replica, generation: int) -> Failure | None:
     for failure in replica.failures:
         if generation in failure.generations:
             reason = reason_of(failure.code, otherwise=Reason.LOAD_FAILED)
-            return Failure(reason, f"{replica.id} in {replica.key.region}: {failure.message}")
+            message = f"{replica.id} in {replica.key.region}: {failure.message}"
+            return Failure(reason, message, place_of(replica))
     return None
 
 
@@ -119,4 +88,5 @@ def _crash_loop(replica: Replica, generation: int) -> Failure | None:
     if replica.phase is not ReplicaPhase.FAILED or replica.restarts < CRASHES or generation in replica.ready:
         return None
     told = f": {replica.message}" if replica.message else ""
-    return Failure(Reason.CRASH_LOOP, f"{replica.id} in {replica.key.region} ended {replica.restarts} times{told}")
+    message = f"{replica.id} in {replica.key.region} ended {replica.restarts} times{told}"
+    return Failure(Reason.CRASH_LOOP, message, place_of(replica))

@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from activities.adoption import held_plan, replaces, rows_by_model, rows_differ
+from activities.drained import Drained, without_drained
+from activities.move_order import Move, free_units, move_order
 from activities.planning_policy import PlanningPolicy
 from activities.problems import fleet_left, fleet_problem, planned_models, running
 from activities.solving import Solved, SolveFailed, Solver
 from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.lifecycle import Replan, ReplanComputed, ReplanState
-from ipnext.model.plan import CurrentState, Limits, Plan, PlanDiff, Problem
+from ipnext.model.plan import CurrentState, Limits, Objective, Plan, PlanDiff, Problem
 from ipnext.model.status import Reason
+from ipnext.model.throughput import TOKENS
 from ipnext.model.value import digest_of
 from ipnext.store.placements import PreparedPlan
-from ipnext.store.records import Placement, PlanEntry, PlanRecord
+from ipnext.store.records import ModelRecord, Placement, PlanEntry, PlanRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 from planner.diff import diff
@@ -51,6 +54,8 @@ class FleetSnapshot:
     running: Mapping[str, CurrentState]
     movable: frozenset[str]
     """Models that serve: only these can be asked to move."""
+    tokens: frozenset[str] = frozenset()
+    """Models whose demand is in tokens a second."""
 
 
 class FleetReplan:
@@ -77,10 +82,12 @@ class FleetReplan:
             return ReplanComputed(plan_id="", adopted=False, message="nothing was asked for")
         self._say("reading the fleet")
         with self._store.read() as repository:
-            snapshot = self._snapshot(repository, taken[0])
+            limits = _limits(self._policy.replan_limits, taken[0])
+            snapshot = fleet_snapshot(repository, self._policy.objective, limits)
             known = find_plan(repository, plan_id)
             if known is not None:
-                return _answer(known, taken, models_to_move(repository, snapshot.placements.values(), snapshot))
+                models = models_to_move(repository, snapshot.placements.values(), snapshot)
+                return _answer(known, taken, models, window=self._policy.window)
         if not snapshot.problem.models and not snapshot.placements:
             return ReplanComputed(plan_id=plan_id, adopted=False, message="no model is placed yet")
         return self._searched(plan_id, taken, snapshot)
@@ -96,33 +103,15 @@ class FleetReplan:
         except TooLateError as error:
             return self._given_up(plan_id, taken, snapshot, error, once_more=True)
 
-    def _snapshot(self, repository: Repository, replan: Replan) -> FleetSnapshot:
-        fleet, records = repository.fleet().spec, repository.models()
-        placements = {placed.model: placed for placed in repository.placements()}
-        deployments = repository.deployments()
-        now = running(deployments, repository.routes())
-        models = planned_models(fleet, records, placements, repository.cut_generations())
-        return FleetSnapshot(
-            based_on=repository.plan_in_force_id(),
-            placements=placements,
-            problem=fleet_problem(
-                fleet_left(fleet, deployments, {model.model for model in models}),
-                models,
-                current=now,
-                objective=self._policy.objective,
-                limits=_limits(self._policy.replan_limits, replan),
-            ),
-            running=rows_by_model(now),
-            movable=frozenset(found.name for found in records if found.serving_generation and not found.retired),
-        )
-
     def _decided(
         self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, solved: Solved
     ) -> ReplanComputed:
         """Adopt the plan, or keep the one in force; either way the plan is stored. TooLateError."""
         self._say("weighing the plan against the one in force")
         held = held_plan(snapshot.placements.values(), snapshot.problem)
-        verdict = replaces(solved.plan, held, snapshot.problem, dead_band=self._policy.dead_band)
+        verdict = replaces(
+            solved.plan, held, snapshot.problem, dead_band=self._policy.dead_band, tokens=snapshot.tokens
+        )
         record = PlanRecord(
             id=plan_id,
             trigger=_trigger(taken),
@@ -151,7 +140,7 @@ class FleetReplan:
             detail = {"plan": plan_id, "moves": record.diff.moves}
             repository.add_event(None, "Replan", f"{record.trigger}: {record.message}", detail=detail)
             repository.prune_plans(keep=self._policy.kept_plans)
-            return _answer(repository.plan_entry(plan_id), taken, models)
+            return _answer(repository.plan_entry(plan_id), taken, models, window=self._policy.window)
 
     def _given_up(
         self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, error: IPnextError, *, once_more: bool
@@ -181,7 +170,42 @@ class FleetReplan:
             repository.add_event(None, "ReplanFailed", f"{entry.trigger}: {reason}: {entry.message}")
             repository.prune_plans(keep=self._policy.kept_plans)
             now, _ = _meanwhile(repository, snapshot)
-            return _answer(entry, taken, models_to_move(repository, now.values(), snapshot))
+            models = models_to_move(repository, now.values(), snapshot)
+            return _answer(entry, taken, models, window=self._policy.window)
+
+
+def fleet_snapshot(
+    repository: Repository, objective: Objective, limits: Limits, drained: Drained | None = None
+) -> FleetSnapshot:
+    """All that a plan of the fleet is made from; with other drains than those in force where they are given."""
+    fleet, records = repository.fleet().spec, measured_records(repository)
+    drained = Drained.of(repository.drains()) if drained is None else drained
+    placements = {placed.model: placed for placed in repository.placements()}
+    deployments = repository.deployments()
+    now = running(deployments, repository.routes())
+    models = planned_models(fleet, records, placements, repository.cut_generations(), drained)
+    return FleetSnapshot(
+        based_on=repository.plan_in_force_id(),
+        placements=placements,
+        problem=fleet_problem(
+            fleet_left(without_drained(fleet, drained), deployments, {model.model for model in models}),
+            models,
+            current=now,
+            objective=objective,
+            limits=limits,
+        ),
+        running=rows_by_model(now),
+        movable=frozenset(found.name for found in records if found.serving_generation and not found.retired),
+        tokens=frozenset(found.name for found in records if found.manifest.spec.unit == TOKENS),
+    )
+
+
+def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
+    """All models, with the throughput that was measured where their manifests ask for it."""
+    return tuple(
+        found.model_copy(update={"manifest": repository.as_measured(found.manifest, found.serving_generation)})
+        for found in repository.models()
+    )
 
 
 def adopt_beside(
@@ -236,7 +260,7 @@ def overbooked(problem: Problem, placements: Iterable[Placement]) -> str | None:
 
 
 def models_to_move(repository: Repository, placements: Iterable[Placement], snapshot: FleetSnapshot) -> tuple[str, ...]:
-    """Of what is placed, the models that don't run so by a plan of the fleet, those first that free more than they take.
+    """Of what is placed, the models that don't run so by a plan of the fleet, in the order of activities/move_order.py.
 
     A model that was placed by its own publish is not among them: that publish brings it there. Nor is one whose move to
     this placement has ended already, however it ended.
@@ -250,8 +274,8 @@ def models_to_move(repository: Repository, placements: Iterable[Placement], snap
     moving = [
         placed for placed in differing if placed_by[placed.model] in fleet_plans and asked[placed.model] not in ended
     ]
-    taken = {placed.model: _units_taken(placed, snapshot.running.get(placed.model)) for placed in moving}
-    return tuple(sorted(taken, key=lambda model: (taken[model], model)))
+    moves = [Move.of(placed, snapshot.running.get(placed.model)) for placed in moving]
+    return move_order(moves, free_units(snapshot.problem, snapshot.running.values()))
 
 
 def find_plan(repository: Repository, plan_id: str) -> PlanEntry | None:
@@ -292,17 +316,7 @@ def _differs(placed: Placement, now: CurrentState | None) -> bool:
     return rows_differ(placed.state, rows.model_copy(update={"traffic": traffic}))
 
 
-def _units_taken(placed: Placement, now: CurrentState | None) -> float:
-    """Units that a model takes more than it has now; negative where it frees some."""
-    units = {(part.part, o.hardware): o.units for part in placed.wishes.parts for o in part.options}
-
-    def sized(rows: CurrentState) -> float:
-        return sum(row.count * units.get((row.part, row.hardware), 1.0) for row in rows.replicas)
-
-    return round(sized(placed.state) - sized(now or CurrentState()), 9)
-
-
-def _answer(entry: PlanEntry, taken: Sequence[Replan], models: tuple[str, ...]) -> ReplanComputed:
+def _answer(entry: PlanEntry, taken: Sequence[Replan], models: tuple[str, ...], *, window: int) -> ReplanComputed:
     return ReplanComputed(
         plan_id=entry.id,
         adopted=entry.adopted,
@@ -312,6 +326,7 @@ def _answer(entry: PlanEntry, taken: Sequence[Replan], models: tuple[str, ...]) 
         models=() if taken[0].dry_run else models,
         trigger=entry.trigger,
         dry_run=taken[0].dry_run,
+        window=window,
     )
 
 

@@ -62,6 +62,8 @@ class ReplanActivities:
                 moves=result.moves,
                 models=result.models,
             )
+            if result.progress is not None:
+                repository.note_progress(result.plan_id, result.progress)
             return ReplansWaiting(waiting=repository.waiting_replans())
 
 

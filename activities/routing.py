@@ -1,10 +1,13 @@
 """Putting route tables in force: infrastructure first, then the store, and nothing where nothing changes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
+from activities.drained import unchanged
+from activities.pulse import still_ours
 from activities.regions import observe
 from activities.wanted import Facts, served_generations
-from ipnext.errors import Unavailable
+from activities.waves import answered
+from ipnext.errors import RegionUnreachable, RouteFailed, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import Deployment, RouteShare, RouteTable, ServedGeneration
 from ipnext.store.session import Store
@@ -13,32 +16,75 @@ Shares = tuple[RouteShare, ...]
 
 
 class Gateways:
-    """The gateways of all regions, as one model's route tables see them. Made for one activity."""
+    """The gateways of all regions, as one model's route tables see them. Made for one activity.
 
-    def __init__(self, store: Store, infrastructure: Infrastructure, facts: Facts) -> None:
+    `beat` is called before and after each table; what it raises ends the work there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        infrastructure: Infrastructure,
+        facts: Facts,
+        *,
+        beat: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._store = store
         self._infrastructure = infrastructure
         self._facts = facts
+        self._beat = beat
         self._tables: dict[str, RouteTable] = dict(facts.tables)
         self._followed: dict[str, int] = {}
 
-    def follow(self, shares: Mapping[str, Shares], deployments: Iterable[Deployment]) -> None:
+    def follow(
+        self, shares: Mapping[str, Shares], deployments: Iterable[Deployment], *, waiting: Collection[str] = ()
+    ) -> None:
         """Let every region serve what it holds, then send the traffic by `shares`.
 
-        In this order no gateway sends a generation to a region whose router does not know it yet. Regions that can't be
-        reached don't keep the others from following; Unavailable names the first of them at the end.
+        In this order no gateway sends a generation to a region whose router does not know it yet: one that would, for
+        that region can't be reached, stays as it is. What a lost region gets once it is back names no such place. What a
+        gateway still names, routers forget last of all, and not before it follows. Regions that can't be reached don't keep the others from
+        following; RegionUnreachable names the first of them at the end. Those `waiting` stay as they are, for what they are
+        to send to is not ready; Unavailable names one.
         """
-        states, silent = observe(self._infrastructure, shares)
+        states, silent = observe(self._infrastructure, shares.keys() - self._facts.lost, [self._facts.model])
         self._followed = {name: state.routes.get(self._facts.model, 0) for name, state in states.items()}
         held = tuple(deployments)
         served = {region: served_generations(self._facts, region, held) for region in states}
         for region in states:
             self._put(region, self._shares_now(region), _union(served[region], self._served_now(region)))
         for region in states:
-            self._put(region, shares[region], served[region])
+            if region not in waiting and all(share.to in states or self._knows(share) for share in shares[region]):
+                self._put(region, shares[region], _union(served[region], self._served_now(region)))
+        needed = self.still_sent(shares) | {
+            (share.to, share.generation) for found in shares.values() for share in found
+        }
+        for region in states:
+            kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
+            self._put(region, self._shares_now(region), _union(served[region], kept))
+        for region in sorted((shares.keys() & self._facts.lost).difference(waiting)):
+            known = [(share.to, share.generation) for share in shares[region] if self._knows(share)]
+            self._write(region, answered(shares[region], known), served_generations(self._facts, region, held))
         if silent:
             msg = f"region {silent[0]!r} can't be reached, so its gateway does not follow yet"
+            raise RegionUnreachable(msg)
+        if waits := set(waiting) - self._facts.lost:
+            msg = f"users of {min(waits)!r} stay where they are, for what shall answer them is not ready yet"
             raise Unavailable(msg)
+
+    def still_sent(self, shares: Mapping[str, Shares]) -> frozenset[tuple[str, int]]:
+        """(Region, generation) that gateways still send to which do not follow `shares`."""
+        return frozenset(
+            (share.to, share.generation)
+            for region, table in self._tables.items()
+            if table.shares != shares.get(region, table.shares)
+            for share in table.shares
+            if share.fraction > 0
+        )
+
+    def _knows(self, share: RouteShare) -> bool:
+        """Whether the router that a share goes to has been told of its generation before."""
+        return share.generation in {served.generation for served in self._served_now(share.to)}
 
     def _shares_now(self, region: str) -> Shares:
         return self._tables[region].shares if region in self._tables else ()
@@ -54,10 +100,34 @@ class Gateways:
             return
         revision = max(followed, known) + 1
         table = RouteTable(model=self._facts.model, region=region, revision=revision, shares=shares, served=served)
-        self._infrastructure.route(table)
+        self._beat(f"region {region} is told its routes")
+        still_ours()
+        unchanged(self._store, self._facts.lost)
+        self._follow(table)
+        self._beat(f"region {region} follows its routes")  # an attempt whose time is over changes nothing any more
         with self._store.begin(self._facts.model) as repository:
+            still_ours()
             repository.put_route(table)
         self._tables[region], self._followed[region] = table, revision
+
+    def _write(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:
+        """The table that a lost region gets once it is back."""
+        if (self._shares_now(region), self._served_now(region)) == (shares, served):
+            return
+        revision = self._tables[region].revision + 1 if region in self._tables else 1
+        table = RouteTable(model=self._facts.model, region=region, revision=revision, shares=shares, served=served)
+        with self._store.begin(self._facts.model) as repository:
+            self._tables[region] = repository.put_route(table)
+
+    def _follow(self, table: RouteTable) -> None:
+        """RouteFailed where the region answers and its gateway does not follow."""
+        try:
+            self._infrastructure.route(table)
+        except RegionUnreachable:
+            raise
+        except Unavailable as error:
+            msg = f"the gateway of region {table.region!r} does not follow revision {table.revision}: {error.message}"
+            raise RouteFailed(msg) from error
 
 
 def _union(new: tuple[ServedGeneration, ...], old: tuple[ServedGeneration, ...]) -> tuple[ServedGeneration, ...]:

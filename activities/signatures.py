@@ -1,15 +1,28 @@
 """Validators of what fits together: engines, the edges of the graph, and the interface that clients rely on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from activities.candidate import Candidate, failed, passed
 from ipnext.model.lifecycle import CheckResult
-from ipnext.model.registry import REQUEST, PartGraph, Signature, Snapshot, TensorSpec, source_node, source_tensor
+from ipnext.model.manifest import PartSpec
+from ipnext.model.part_tensors import prompt_inputs, request_tensors, signatures, written_spec
+from ipnext.model.registry import (
+    REQUEST,
+    GraphNode,
+    PartGraph,
+    Signature,
+    Snapshot,
+    TensorSpec,
+    source_node,
+    source_tensor,
+)
 from ipnext.model.status import Reason
 
 ENGINES = "engines"
 EDGES = "graph-edges"
 INTERFACE = "interface"
+
+_UNORDERED = frozenset({"BYTES", "BOOL"})
 
 
 def check_engines(candidate: Candidate) -> Iterator[CheckResult]:
@@ -28,22 +41,26 @@ def check_engines(candidate: Candidate) -> Iterator[CheckResult]:
 
 def check_edges(candidate: Candidate) -> Iterator[CheckResult]:
     """Every input of every node has a source that gives its datatype and shape; every output has one too."""
-    graph, signatures = candidate.graph, _signatures(candidate.snapshots)
+    graph, known = candidate.graph, _signatures(candidate.manifest.spec.parts, candidate.snapshots)
     parts = {node.name: node.part for node in graph.nodes}
     request: dict[str, TensorSpec] = {}
-    for node in graph.nodes:
-        inputs = {tensor.name: tensor for tensor in signatures[node.part].inputs}
+    for node in sorted(
+        graph.nodes, key=lambda node: node.prompt is not None
+    ):  # what else takes a tensor says what it is
+        inputs = {tensor.name: tensor for tensor in known[node.part].inputs}
+        written = prompt_inputs(node, known[node.part])
         for name in sorted(inputs.keys() | node.inputs.keys()):
             edge = f"{node.inputs.get(name, '?')} -> {node.name}.{name}"
-            fault = _input_fault(inputs, node.inputs, name) or _edge_fault(
-                inputs[name], node.inputs[name], signatures, parts, request
-            )
+            if name in written:
+                fault = _written_fault(node, name, known, parts, request)
+            else:
+                fault = _input_fault(inputs, node.inputs, name) or _edge_fault(
+                    inputs[name], node.inputs[name], known, parts, request
+                )
             yield failed(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}") if fault else passed(EDGES, edge)
     for name, source in sorted(graph.outputs.items()):
         edge = f"{source} -> {name}"
-        fault = (
-            "" if _output(source, signatures, parts) else f"no such output; {_known_outputs(source, signatures, parts)}"
-        )
+        fault = "" if _output(source, known, parts) else f"no such output; {_known_outputs(source, known, parts)}"
         yield failed(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}") if fault else passed(EDGES, edge)
 
 
@@ -52,8 +69,9 @@ def check_interface(candidate: Candidate) -> Iterator[CheckResult]:
     if candidate.serving is None or candidate.serving_graph is None:
         yield passed(INTERFACE, candidate.manifest.name, "nothing serves yet")
         return
-    before = interface(candidate.serving_graph, _signatures(candidate.serving))
-    now = interface(candidate.graph, _signatures(candidate.snapshots))
+    parts = candidate.manifest.spec.parts
+    before = interface(candidate.serving_graph, _signatures(parts, candidate.serving))
+    now = interface(candidate.graph, _signatures(parts, candidate.snapshots))
     lost = _given_once(candidate.serving_graph, candidate.serving) - _given_once(candidate.graph, candidate.snapshots)
     faults = [*_input_changes(before[0], now[0]), *_once_changes(lost, now[0]), *_output_changes(before[1], now[1])]
     for subject, message in faults:
@@ -68,12 +86,7 @@ Tensors = Mapping[str, TensorSpec]
 def interface(graph: PartGraph, signatures: Mapping[str, Signature]) -> tuple[Tensors, Tensors]:
     """The tensors that a request brings and those that the answer holds. Broken edges are left out."""
     parts = {node.name: node.part for node in graph.nodes}
-    inputs: dict[str, TensorSpec] = {}
-    for node in graph.nodes:
-        for tensor in signatures[node.part].inputs:
-            source = node.inputs.get(tensor.name, "")
-            if source.startswith(f"{REQUEST}."):
-                inputs.setdefault(source_tensor(source), tensor)
+    inputs = request_tensors(graph, signatures)
     found = {name: _output(source, signatures, parts) for name, source in graph.outputs.items()}
     return inputs, {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -85,8 +98,33 @@ def compatible(one: TensorSpec, other: TensorSpec) -> bool:
     return all(a == b or -1 in {a, b} for a, b in zip(one.shape, other.shape, strict=True))
 
 
-def _signatures(snapshots: Mapping[str, Snapshot]) -> Mapping[str, Signature]:
-    return {part: snapshot.manifest.signature for part, snapshot in snapshots.items()}
+def _signatures(parts: Iterable[PartSpec], snapshots: Mapping[str, Snapshot]) -> Mapping[str, Signature]:
+    return signatures(parts, {part: snapshot.manifest for part, snapshot in snapshots.items()})
+
+
+def _written_fault(
+    node: GraphNode,
+    name: str,
+    signatures: Mapping[str, Signature],
+    parts: Mapping[str, str],
+    request: dict[str, TensorSpec],
+) -> str:
+    """An input that is written into a prompt: a list of anything, or of numbers where it orders one."""
+    source = node.inputs[name]
+    if source_node(source) == REQUEST:
+        found: TensorSpec | None = request.setdefault(
+            source_tensor(source), written_spec(node, name, source_tensor(source))
+        )
+    else:
+        found = _output(source, signatures, parts)
+    if found is None:
+        return f"no such output; {_known_outputs(source, signatures, parts)}"
+    if len(found.shape) != 1:
+        return f"gives {_shown(found)}, but a prompt takes lists: one dimension"
+    ordering = node.prompt is not None and name in node.prompt.orders
+    return (
+        f"gives {_shown(found)}, but what orders a list is numbers" if ordering and found.datatype in _UNORDERED else ""
+    )
 
 
 def _input_fault(inputs: Tensors, wired: Mapping[str, str], name: str) -> str:
@@ -137,13 +175,13 @@ def _input_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:
 
 def _given_once(graph: PartGraph, snapshots: Mapping[str, Snapshot]) -> frozenset[str]:
     """Tensors of the request that may come with one row for all: every node that takes one says so."""
-    signatures = _signatures(snapshots)
     taken: dict[str, bool] = {}
     for node in graph.nodes:
+        once = snapshots[node.part].manifest.signature.request_inputs
         for name, source in node.inputs.items():
             if source.startswith(f"{REQUEST}."):
                 tensor = source_tensor(source)
-                taken[tensor] = taken.get(tensor, True) and name in signatures[node.part].request_inputs
+                taken[tensor] = taken.get(tensor, True) and name in once
     return frozenset(tensor for tensor, once in taken.items() if once)
 
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -23,9 +24,12 @@ from ipnext.errors import Infeasible, InvalidInput, IPnextError
 from ipnext.model.plan import Plan, Problem
 from ipnext.model.status import Reason
 from ipnext.store.records import SolveUse
-from planner.solve import solve
 
 PR_SET_PDEATHSIG = 1
+
+PLANNER = "planner.solve"
+"""Imported where it is first needed: it takes a second, and a worker that is restarted shall serve at once."""
+
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 120.0
 """Beyond the problem's own time limit: reading, building the model, rounding and writing are not counted there."""
@@ -78,7 +82,7 @@ class ThreadSolver:
         """See Solver."""
         beat("solving")
         wall, cpu = time.monotonic(), time.thread_time()
-        plan = solve(problem)
+        plan = import_module(PLANNER).solve(problem)
         return Solved(plan, SolveUse(wall_seconds=time.monotonic() - wall, cpu_seconds=time.thread_time() - cpu))
 
 
@@ -167,7 +171,7 @@ def main(arguments: list[str]) -> int:
 
 def _solved(problem: Problem) -> str:
     wall, cpu = time.monotonic(), time.process_time()
-    plan = solve(problem)
+    plan = import_module(PLANNER).solve(problem)
     use = SolveUse(
         wall_seconds=time.monotonic() - wall,
         cpu_seconds=time.process_time() - cpu,

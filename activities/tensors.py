@@ -4,35 +4,19 @@ The format: eight bytes with the header's length (little-endian), a JSON header 
 place, then the tensors' bytes. torch is not needed: BF16 and the 8-bit floats are judged by their bits.
 """
 
-import json
-import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
 from activities.candidate import CHUNK_BYTES, Candidate, failed, passed
+from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, exactly, read_places
 from ipnext.model.lifecycle import CheckResult
 from ipnext.model.status import Reason
 
 FINITE = "finite-weights"
 
-LARGEST_HEADER_BYTES = 100 << 20
-
 Finite = Callable[[bytes], bool]
-
-
-class MalformedTensors(ValueError):
-    """A file that is not what its suffix says."""
-
-
-class TensorPlace(NamedTuple):
-    """Where a tensor lies, in bytes from the start of the data, and its form."""
-
-    begin: int
-    end: int
-    dtype: str
-    shape: tuple[int, ...]
 
 
 def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
@@ -55,19 +39,13 @@ def non_finite_tensor(stream: BinaryIO, size_bytes: int, beat: Callable[[str], N
         check = _FINITE.get(dtype)
         left = end - begin
         while left:
-            chunk = _exactly(stream, min(left, CHUNK_BYTES))
+            chunk = exactly(stream, min(left, CHUNK_BYTES))
             left -= len(chunk)
             position += len(chunk)
             beat(f"checking tensor {name}")
             if check is not None and not check(chunk):
                 return name
     return None
-
-
-def read_places(stream: BinaryIO, size_bytes: int) -> tuple[dict[str, TensorPlace], int]:
-    """Where each tensor lies, by place, and where the data begins; the stream stands there. Raises MalformedTensors."""
-    header, start = _header(stream, size_bytes)
-    return _tensors(header, size_bytes - start), start
 
 
 def tensors_of(
@@ -78,7 +56,7 @@ def tensors_of(
     for name, place in places.items():
         if name in wanted:
             _skip(stream, start + place.begin - position, position)
-            yield name, _exactly(stream, place.end - place.begin)
+            yield name, exactly(stream, place.end - place.begin)
             position = start + place.end
 
 
@@ -94,63 +72,12 @@ def _judged(stream: BinaryIO, size_bytes: int, subject: str, beat: Callable[[str
     return failed(FINITE, subject, Reason.NON_FINITE_WEIGHTS, message)
 
 
-def _header(stream: BinaryIO, size_bytes: int) -> tuple[Mapping[str, Any], int]:
-    (length,) = struct.unpack("<Q", _exactly(stream, 8))
-    if length > min(LARGEST_HEADER_BYTES, size_bytes):
-        msg = f"its header claims {length} bytes"
-        raise MalformedTensors(msg)
-    try:
-        header = json.loads(_exactly(stream, length))
-    except (ValueError, RecursionError) as error:
-        msg = "its header is not JSON"
-        raise MalformedTensors(msg) from error
-    if not isinstance(header, dict):
-        msg = "its header is not an object"
-        raise MalformedTensors(msg)
-    return header, 8 + length
-
-
-def _tensors(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorPlace]:
-    """By place; places must not overlap nor leave the file."""
-    found = {name: _place(name, entry) for name, entry in header.items() if name != "__metadata__"}
-    by_place = sorted(found.items(), key=lambda item: (*item[1][:2], item[0]))
-    last = 0
-    for name, place in by_place:
-        if place.begin < last or place.end < place.begin or place.end > data_bytes:
-            msg = f"tensor {name!r} lies outside the file or over another one"
-            raise MalformedTensors(msg)
-        last = place.end
-    return dict(by_place)
-
-
-def _place(name: str, entry: Any) -> TensorPlace:
-    try:
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-        return TensorPlace(begin, end, str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
-    except (KeyError, TypeError, ValueError) as error:
-        msg = f"tensor {name!r} has no dtype, shape and offsets"
-        raise MalformedTensors(msg) from error
-
-
 def _skip(stream: BinaryIO, count: int, position: int) -> int:
     while count:
-        chunk = _exactly(stream, min(count, CHUNK_BYTES))
+        chunk = exactly(stream, min(count, CHUNK_BYTES))
         count -= len(chunk)
         position += len(chunk)
     return position
-
-
-def _exactly(stream: BinaryIO, count: int) -> bytes:
-    """Streams of object stores give what has come so far: read on until it is all there."""
-    pieces, left = [], count
-    while left:
-        piece = stream.read(left)
-        if not piece:
-            msg = "it ends too soon"
-            raise MalformedTensors(msg)
-        pieces.append(piece)
-        left -= len(piece)
-    return b"".join(pieces)
 
 
 def _by_numpy(dtype: str) -> Finite:

@@ -5,10 +5,13 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.candidate import Candidate, FunctionValidator, Validator, failed, passed
+from activities.checkpoints import CHECKPOINT, check_checkpoints
 from activities.deltas import DELTAS, check_deltas
 from activities.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_paths
 from activities.signatures import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
+from activities.signing import SIGNATURE, check_signatures
 from activities.tensors import FINITE, check_finite
 from activities.waiting import beat
 from ipnext.artifacts.port import ArtifactStore
@@ -22,8 +25,12 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(PATHS, check_paths, required=True),
     FunctionValidator(FORMATS, check_formats, required=True),
     FunctionValidator(DIGESTS, check_digests, required=True),
+    FunctionValidator(SIGNATURE, check_signatures, required=True),
     FunctionValidator(ENGINES, check_engines, required=True),
     FunctionValidator(DELTAS, check_deltas, required=True),
+    FunctionValidator(CHECKPOINT, check_checkpoints, required=True),
+    FunctionValidator(ADAPTER, check_adapters, required=True),
+    FunctionValidator(ADAPTER_BASE, check_adapter_bases),
     FunctionValidator(EDGES, check_edges),
     FunctionValidator(FINITE, check_finite),
     FunctionValidator(INTERFACE, check_interface),

@@ -3,12 +3,17 @@
 Pure functions of `Facts`, which one unit of work reads.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from activities.drained import Drained
+from activities.rerouting import Nearness, Survivor, without_regions
 from activities.waves import ModelState, Slot
 from ipnext.errors import NotFound
+from ipnext.model.adapter import ServedAdapter, engine_name
 from ipnext.model.deployment import (
+    SERVING_ENGINES,
+    STREAM_DRAIN_SECONDS,
     Deployment,
     DeploymentKey,
     HeldSnapshot,
@@ -20,7 +25,11 @@ from ipnext.model.deployment import (
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.layout import laid_out
 from ipnext.model.manifest import ModelManifest, PartSpec
-from ipnext.model.registry import Generation, PartGraph, Snapshot, single_part_graph
+from ipnext.model.part_tensors import request_tensors, signatures
+from ipnext.model.prompt import PROMPT
+from ipnext.model.registry import Generation, PartGraph, Snapshot, TensorSpec, single_part_graph
+from ipnext.model.routing import RoutingPolicy, host_settings, routing_policy
+from ipnext.model.signing import SignerPolicy
 from ipnext.model.value import digest_of
 from ipnext.store.repository import Repository
 
@@ -35,6 +44,10 @@ class Facts:
     snapshots: Mapping[tuple[str, int], Snapshot]
     deployments: Mapping[DeploymentKey, Deployment]
     tables: Mapping[str, RouteTable]
+    lost: frozenset[str] = frozenset()
+    """Regions that are gone: nothing is sent there, and nothing waits for them."""
+    rtt_ms: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """By users' region and serving region; read only where a region is lost."""
 
     @property
     def model(self) -> str:
@@ -44,14 +57,24 @@ class Facts:
 
 def read_facts(repository: Repository, model: str, target: int) -> Facts:
     """All that the functions here need. NotFound for an unknown model."""
+    lost = Drained.of(repository.drains()).lost
+    record = repository.model(model)
     return Facts(
-        manifest=repository.model(model).manifest,
+        manifest=repository.as_measured(record.manifest, target or record.serving_generation),
         target=target,
         generations={g.number: g for g in repository.generations(model)},
         snapshots={(s.part, s.number): s for s in repository.snapshots(model)},
         deployments={d.key: d for d in repository.deployments(model)},
         tables={table.region: table for table in repository.routes(model)},
+        lost=lost,
+        rtt_ms=_round_trips(repository) if lost else {},
     )
+
+
+def _round_trips(repository: Repository) -> dict[tuple[str, str], float]:
+    fleet = repository.fleet().spec
+    rows = zip(fleet.regions, fleet.rtt_ms, strict=True)
+    return {(origin, to): ms for origin, row in rows for to, ms in zip(fleet.regions, row, strict=True)}
 
 
 def key_of(model: str, slot: Slot) -> DeploymentKey:
@@ -63,6 +86,14 @@ def key_of(model: str, slot: Slot) -> DeploymentKey:
 def wanted_deployments(facts: Facts, state: ModelState) -> tuple[Deployment, ...]:
     """One deployment for each slot of the state: its replicas, and the snapshots that each of them holds."""
     return tuple(_deployment(facts, state, slot) for slot in state.slots)
+
+
+def shrinking_first(wanted: Iterable[Deployment], running: Mapping[DeploymentKey, int]) -> tuple[Deployment, ...]:
+    """Replica sets in the order to tell them in: those with no more processes than run now before those with more.
+
+    The units of the former are free before the latter take any.
+    """
+    return tuple(sorted(wanted, key=lambda found: found.replicas > running.get(found.key, 0)))
 
 
 def former_generations(facts: Facts, active: Iterable[int]) -> tuple[int, ...]:
@@ -96,7 +127,7 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
                 if served.generation == number:
                     return served
     spec = facts.manifest.spec
-    graph = generation.layout.graph if generation.layout else spec.graph or _graph_of_one(facts, generation)
+    graph = generation.layout.graph if generation.layout else spec.wiring or _graph_of_one(facts, generation)
     held = {piece: facts.snapshots.get((piece, snapshot)) for piece, snapshot in generation.answering.items()}
     return ServedGeneration(
         generation=number,
@@ -104,7 +135,36 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
         snapshots=dict(generation.answering),
         sync=spec.sync,
         facts={piece: _facts_of(snapshot) for piece, snapshot in held.items() if snapshot is not None},
+        engines={part.name: part.engine for part in spec.hosted if part.engine in SERVING_ENGINES},
+        routing=_routing(spec.hosted),
+        handoff=spec.handoff,
+        adapters=_adapters(facts, generation),
+        inputs=_inputs(spec.parts, graph, held),
     )
+
+
+def _adapters(facts: Facts, generation: Generation) -> dict[str, ServedAdapter]:
+    """How the engines of a generation know its adapters."""
+    found = {part: facts.snapshots[part, generation.snapshots[part]].digest for part in generation.adapters}
+    return {
+        part: ServedAdapter(base=generation.adapters[part], name=engine_name(part, digest))
+        for part, digest in found.items()
+    }
+
+
+def _inputs(parts: Iterable[PartSpec], graph: PartGraph, held: Mapping[str, Snapshot | None]) -> tuple[TensorSpec, ...]:
+    """What a request brings beside its prompt, where nodes stand before one that generates: its JSON does not say it."""
+    if all(node.prompt is None for node in graph.nodes):
+        return ()
+    known = signatures(parts, {part: snapshot.manifest for part, snapshot in held.items() if snapshot is not None})
+    if any(node.part not in known for node in graph.nodes):
+        return ()
+    return tuple(tensor for name, tensor in request_tensors(graph, known).items() if name != PROMPT)
+
+
+def _routing(parts: Iterable[PartSpec]) -> dict[str, RoutingPolicy]:
+    found = {part.name: routing_policy(part.settings) for part in parts if part.engine in SERVING_ENGINES}
+    return {part: policy for part, policy in found.items() if policy is not None}
 
 
 def _facts_of(snapshot: Snapshot) -> SnapshotFacts:
@@ -116,8 +176,10 @@ def wanted_shares(
 ) -> dict[str, tuple[RouteShare, ...]]:
     """The shares of every region that has demand, hosts the model or had a table before.
 
-    A region that hosts the model without demand of its own answers its users itself.
+    A region that hosts the model without demand of its own answers its users itself. What would go to a lost region goes
+    to those that are left.
     """
+    deployments = tuple(deployments)
     hosting = {deployment.key.region for deployment in deployments if deployment.replicas}
     regions = hosting | state.shares.keys() | facts.tables.keys()
     main = _main_generation(state)
@@ -127,7 +189,63 @@ def wanted_shares(
         complete = {served.generation for served in served_generations(facts, region, deployments)}
         if not shares[region] and main in complete:
             shares[region] = (RouteShare(to=region, generation=main, fraction=1.0),)
-    return shares
+    return sent_around(facts, shares, survivors(facts, deployments))
+
+
+def spared(facts: Facts, end: ModelState, wanted: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """What to keep where a run was on its way to a region that is lost: all that answers in the regions that are left.
+
+    Their users, and those who were to go to the lost one, have nothing else before a plan without it has come.
+    """
+    if not facts.lost.intersection(region for _, region, _ in end.slots):
+        return wanted
+    left = {key: found for key, found in facts.deployments.items() if key.region not in facts.lost}
+    kept = tuple(left.pop(found.key, found) for found in wanted)
+    return (*kept, *left.values())
+
+
+def sent_around(
+    facts: Facts, shares: Mapping[str, tuple[RouteShare, ...]], able: Sequence[Survivor]
+) -> dict[str, tuple[RouteShare, ...]]:
+    """Shares without lost regions, over those that are `able`."""
+    demand = {item.region: item.amount for item in facts.manifest.spec.demand}
+    nearness = Nearness(facts.rtt_ms, facts.manifest.spec.latency_tolerance_ms)
+    return without_regions(shares, facts.lost, able, demand=demand, nearness=nearness)
+
+
+def survivors(
+    facts: Facts, deployments: Iterable[Deployment], ready: Mapping[tuple[DeploymentKey, int], int] | None = None
+) -> tuple[Survivor, ...]:
+    """Every whole generation of every region that is left, with what its slowest part answers.
+
+    By the replicas that are wanted, or by those that are `ready` (replica set, generation -> count).
+    """
+    if not facts.lost:
+        return ()
+    held = tuple(deployments)
+    regions = {deployment.key.region for deployment in held} - facts.lost
+    return tuple(
+        Survivor(region, served.generation, _throughput(facts, served, region, held, ready))
+        for region in sorted(regions)
+        for served in served_generations(facts, region, held)
+    )
+
+
+def _throughput(
+    facts: Facts,
+    served: ServedGeneration,
+    region: str,
+    deployments: Iterable[Deployment],
+    ready: Mapping[tuple[DeploymentKey, int], int] | None,
+) -> float:
+    """What a generation answers in a region, in the model's unit: as much as its slowest part."""
+    number = served.generation
+    able = dict.fromkeys(_called(served.graph, facts.generations[number]), 0.0)
+    for found in deployments:
+        if found.key.region == region and found.key.part in able:
+            count = found.replicas_of(number) if ready is None else ready.get((found.key, number), 0)
+            able[found.key.part] += count * found.qps
+    return min(able.values(), default=0.0)
 
 
 def _main_generation(state: ModelState) -> int:
@@ -156,11 +274,18 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
         own=own,
         engine=part.engine,
         units=option.units,
-        qps=option.qps,
+        qps=option.throughput,
         memory_bytes=part.memory_bytes,
-        settings=part.settings,
+        settings=host_settings(part.settings) if part.engine in SERVING_ENGINES else part.settings,
+        drain_seconds=_drain_seconds(facts, part),
         holds=holds,
+        swap=state.apart and facts.manifest.spec.rollout.refresh == "swap",
     )
+
+
+def _drain_seconds(facts: Facts, part: PartSpec) -> float | None:
+    chosen = facts.manifest.spec.rollout.drain_seconds
+    return STREAM_DRAIN_SECONDS if chosen is None and part.engine in SERVING_ENGINES else chosen
 
 
 def _own(state: ModelState, slot: Slot) -> dict[int, int]:
@@ -173,7 +298,8 @@ def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, .
     """Snapshots of the generations at work, and of former ones that are loaded here and stay warm.
 
     A generation with a part that has no host any more is of no use warm. Where each generation has processes of its own
-    none stays warm: it would keep them all.
+    none stays warm: it would keep them all. One snapshot with and without adapters is held twice: only an engine that has
+    room for adapters from its start can load them.
     """
     part = slot[0]
     stored = facts.deployments.get(key_of(facts.model, slot))
@@ -182,20 +308,29 @@ def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, .
     former = former_generations(facts, state.generations)[: facts.manifest.spec.rollout.keep_warm]
     warm = {number for number in former if hosted.issuperset(facts.generations[number].parts)}
     kept = set() if state.apart else loaded & warm
-    pieces: dict[tuple[str, int], list[int]] = {}
-    for generation in sorted(state.held(slot) | kept):
-        for piece in facts.generations[generation].held_by(part).items():
-            pieces.setdefault(piece, []).append(generation)
-    return tuple(_held(part, facts.snapshots[piece], found) for piece, found in sorted(pieces.items()))
+    pieces: dict[tuple[str, int, int], list[Generation]] = {}
+    for generation in (facts.generations[number] for number in sorted(state.held(slot) | kept)):
+        for name, number in generation.held_by(part).items():
+            pieces.setdefault((name, number, len(generation.adapters_of(name))), []).append(generation)
+    signers = facts.manifest.spec.validation.signers
+    return tuple(
+        _held(part, facts.snapshots[name, number], found, signers)
+        for (name, number, _), found in sorted(pieces.items())
+    )
 
 
-def _held(part: str, snapshot: Snapshot, generations: list[int]) -> HeldSnapshot:
+def _held(part: str, snapshot: Snapshot, generations: list[Generation], signers: SignerPolicy | None) -> HeldSnapshot:
+    """A segment was cut by the platform, from a snapshot whose signature was checked: nobody signed it."""
+    adapter = snapshot.part in generations[0].adapters
     return HeldSnapshot(
         part=None if snapshot.part == part else snapshot.part,
         snapshot=snapshot.number,
         digest=snapshot.digest,
         uri=snapshot.uri,
-        generations=tuple(generations),
+        generations=tuple(generation.number for generation in generations),
+        signers=signers if snapshot.part == part or adapter else None,
+        adapter=adapter,
+        adapters=len(generations[0].adapters_of(snapshot.part)),
     )
 
 
@@ -218,5 +353,5 @@ def _spec_of(facts: Facts, state: ModelState, slot: Slot) -> tuple[PartSpec | No
 
 
 def _graph_of_one(facts: Facts, generation: Generation) -> PartGraph:
-    part = facts.manifest.spec.parts[0].name
+    part = facts.manifest.spec.hosted[0].name
     return single_part_graph(part, facts.snapshots[part, generation.snapshots[part]].manifest.signature)

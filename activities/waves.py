@@ -3,8 +3,9 @@
 An activity asks for the state it has to reach and brings it about, so that it may run any number of times.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 from ipnext.model.deployment import Deployment, RouteShare, RouteTable
@@ -16,6 +17,9 @@ Phase = Literal["scaled_up", "routed", "released"]
 
 Slot = tuple[str, str, str]
 """(part, region, hardware): one replica set of the model."""
+
+Back = Literal["at_once", "by_waves"]
+"""How a way back goes: in one step, or wave by wave."""
 
 Held = tuple[Slot, int]
 """A replica set and a generation it holds."""
@@ -40,10 +44,24 @@ class ModelState:
         """Generations that hold any replicas."""
         return frozenset(generation for (_, generation), count in self.counts.items() if count)
 
+    def outside(self, regions: Collection[str]) -> "ModelState":
+        """The state without what some regions hold."""
+        counts = {held: count for held, count in self.counts.items() if held[0][1] not in regions}
+        return ModelState(counts, self.shares, self.apart)
+
     def replicas(self, slot: Slot) -> int:
         """Processes in a slot: one process holds several generations side by side, or each has its own."""
         counts = [count for (at, _), count in self.counts.items() if at == slot]
         return sum(counts) if self.apart else max(counts, default=0)
+
+    @property
+    def processes(self) -> dict[Slot, int]:
+        """Processes of every slot that has any."""
+        found: dict[Slot, int] = {}
+        for (slot, _), count in self.counts.items():
+            if count:
+                found[slot] = found.get(slot, 0) + count if self.apart else max(found.get(slot, 0), count)
+        return found
 
     def held(self, slot: Slot) -> frozenset[int]:
         """Generations that a slot has to hold."""
@@ -55,108 +73,211 @@ def state_of(fleet: FleetState, model: str, *, apart: bool = False) -> ModelStat
     shares: dict[str, list[RouteShare]] = {}
     for share in fleet.traffic:
         if share.model == model and share.fraction > 0:
-            entry = RouteShare(to=share.to, generation=share.generation, fraction=share.fraction)
-            shares.setdefault(share.origin, []).append(entry)
-    counts = _merged({}, fleet.replicas, model)
+            shares.setdefault(share.origin, []).append(route_share(share.to, share.generation, share.fraction))
+    counts: dict[Held, int] = {}
+    _merge(counts, fleet.replicas, model)
     return ModelState(counts, {origin: tuple(found) for origin, found in shares.items()}, apart)
+
+
+@lru_cache(maxsize=4096)
+def route_share(to: str, generation: int, fraction: float) -> RouteShare:
+    """A checked entry of a route table; most tables repeat those of others."""
+    return RouteShare(to=to, generation=generation, fraction=fraction)
 
 
 def state_at(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
     """The state after `phase` of wave `index`, all earlier waves done."""
-    apart = transition.refresh == "replace"
-    state = state_of(transition.origin, model, apart=apart)
+    apart = transition.apart
+    origin = state_of(transition.origin, model, apart=apart)
+    counts, shares = dict(origin.counts), dict(origin.shares)
     for wave in transition.waves[:index]:
-        counts = _merged(_merged(state.counts, wave.scale_up, model), wave.scale_down, model)
-        state = ModelState(counts, _routed(state.shares, wave.route, model), apart)
+        _merge(counts, (*wave.scale_up, *wave.scale_down), model)
+        _reroute(shares, wave.route, model)
     wave = transition.waves[index]
-    counts, shares = _merged(state.counts, wave.scale_up, model), state.shares
+    _merge(counts, wave.scale_up, model)
     if phase in {"routed", "released"}:
-        shares = _routed(shares, wave.route, model)
+        _reroute(shares, wave.route, model)
     if phase == "released":
-        counts = _merged(counts, wave.scale_down, model)
+        _merge(counts, wave.scale_down, model)
     return ModelState(counts, shares, apart)
+
+
+def _peaks(transition: Transition, model: str) -> Iterator[ModelState]:
+    """The replicas after the scale-up of each wave in turn, without shares."""
+    apart = transition.apart
+    counts = dict(state_of(transition.origin, model, apart=apart).counts)
+    for wave in transition.waves:
+        _merge(counts, wave.scale_up, model)
+        yield ModelState(dict(counts), {}, apart)
+        _merge(counts, wave.scale_down, model)
 
 
 def state_back(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
     """The state on the way back from wave `index`: first the origin's capacity beside what is there, then its traffic."""
-    apart = transition.refresh == "replace"
+    apart = transition.apart
     origin = state_of(transition.origin, model, apart=apart)
     if phase == "released":
         return origin
     there = state_at(transition, model, index, "scaled_up")
+    return ModelState(_both(there, origin).counts, origin.shares if phase == "routed" else there.shares, apart)
+
+
+def _both(there: ModelState, origin: ModelState) -> ModelState:
+    """The replicas of the origin beside those that are there, without shares."""
     both = there.counts.keys() | origin.counts.keys()
     counts = {held: max(there.counts.get(held, 0), origin.counts.get(held, 0)) for held in both}
-    return ModelState(counts, origin.shares if phase == "routed" else there.shares, apart)
+    return ModelState(counts, {}, there.apart)
+
+
+def state_undone(transition: Transition, model: str, index: int, phase: Phase) -> ModelState:
+    """The state on the way back through wave `index` alone: what it took away, then its traffic, then what it had added.
+
+    Each of these states was there on the way forward, so supply and capacity hold as they did then. What the wave swapped
+    swaps back at first, and takes no further unit either.
+    """
+    before = _before(transition, model, index)
+    if phase == "released":
+        return before
+    if swaps(transition, model, index):
+        return before if phase == "routed" else replace(before, shares=_shares_after(transition, model, index))
+    return state_at(transition, model, index, "routed" if phase == "scaled_up" else "scaled_up")
+
+
+def _before(transition: Transition, model: str, index: int) -> ModelState:
+    """The state that wave `index` begins with."""
+    if index:
+        return state_at(transition, model, index - 1, "released")
+    return state_of(transition.origin, model, apart=transition.apart)
+
+
+def _shares_after(transition: Transition, model: str, index: int) -> Mapping[str, tuple[RouteShare, ...]]:
+    return state_at(transition, model, index, "routed").shares
+
+
+def swaps(transition: Transition, model: str, index: int) -> bool:
+    """Whether processes go over from one generation to another in wave `index`."""
+    before = _before(transition, model, index).counts if transition.refresh == "swap" else {}
+    rows = (row for row in transition.waves[index].scale_up if row.model == model)
+    return any(row.count < before.get(((row.part, row.region, row.hardware), row.generation), 0) for row in rows)
+
+
+def fits_at_once(
+    transition: Transition,
+    model: str,
+    units: Mapping[tuple[str, str], float],
+    supply: Mapping[tuple[str, str], float],
+) -> bool:
+    """Whether the supply holds the way back in one step from every wave. What swaps goes back as it came: a wave at a time.
+
+    `units`: (part, hardware) -> units a replica; `supply`: (region, hardware) -> units that this model may use.
+    """
+    return transition.refresh != "swap" and all(
+        taken <= supply.get(cell, 0.0) + 1e-6
+        for index in range(len(transition.waves))
+        for cell, taken in _units(state_back(transition, model, index, "scaled_up"), units).items()
+    )
+
+
+def _units(state: ModelState, units: Mapping[tuple[str, str], float]) -> Mapping[tuple[str, str], float]:
+    """(region, hardware) -> units."""
+    taken: dict[tuple[str, str], float] = {}
+    for (part, region, hardware), count in sorted(state.processes.items()):
+        taken[region, hardware] = taken.get((region, hardware), 0.0) + count * units[part, hardware]
+    return taken
 
 
 def peak(transition: Transition, model: str) -> Mapping[Slot, int]:
     """The most processes that a slot has at any time of the transition or of its way back."""
-    states = [state_at(transition, model, index, "scaled_up") for index in range(len(transition.waves))]
-    apart = transition.refresh == "replace"
-    states += [state_of(end, model, apart=apart) for end in (transition.origin, transition.to)]
-    slots = {slot for state in states for slot in state.slots}
-    return {slot: max(state.replicas(slot) for state in states) for slot in slots}
+    apart = transition.apart
+    origin, to = (state_of(end, model, apart=apart) for end in (transition.origin, transition.to))
+    most: dict[Slot, int] = {}
+    for there in (origin, *_peaks(transition, model), to):
+        # where snapshots have processes of their own, the former ones come back beside what is there
+        beside = transition.refresh == "replace" and there is not to
+        for slot, count in (_both(there, origin) if beside else there).processes.items():
+            most[slot] = max(most.get(slot, 0), count)
+    return most
 
 
 def running_state(
-    model: str, deployments: Iterable[Deployment], tables: Iterable[RouteTable], *, demanding: Collection[str]
+    model: str,
+    deployments: Iterable[Deployment],
+    tables: Iterable[RouteTable],
+    *,
+    demanding: Collection[str],
+    lost: Collection[str] = (),
 ) -> FleetState:
     """What a transition starts from: the generations that answer traffic, where they run and how much they answer.
 
-    Generations kept warm count nothing: they cost no further process. Tables of regions without demand of their own
-    (not in `demanding`) are left out: they follow the others.
+    Generations kept warm count nothing: they cost no further process. Shares of regions without demand of their own (not
+    in `demanding`) are left out, for they follow the others; what they send to has its replicas until they do. Shares of
+    what no replica set holds any more, as a step that was given up half way leaves them, count for those that are held; so
+    do shares of `lost` regions, which answer nobody: the first wave that moves a user away from there has to carry all of them.
     """
+    deployments, tables = tuple(deployments), tuple(tables)
+    held = {(d.key.region, g) for d in deployments for g in d.generations if d.replicas_of(g)}
+    sending = [table for table in tables if table.region in demanding or table.region not in lost]
+    answering = {g for table in sending for to, g in _sent(table.shares) if (to, g) in held}
+    held = {(region, generation) for region, generation in held if region not in lost}
     traffic = tuple(
-        GenerationShare.model_validate(
-            {"model": model, "from": table.region, "to": s.to, "generation": s.generation, "fraction": s.fraction}
-        )
+        GenerationShare.trusted(model, table.region, s.to, s.generation, s.fraction)
         for table in tables
-        for s in table.shares
-        if s.fraction > 0 and table.region in demanding
+        if table.region in demanding
+        for s in answered(table.shares, held)
     )
-    answering = {share.generation for share in traffic}
     replicas = tuple(
-        GenerationReplicas(
-            model=model,
-            part=deployment.key.part,
-            generation=generation,
-            region=deployment.key.region,
-            hardware=deployment.key.hardware,
-            count=deployment.replicas_of(generation),
-        )
-        for deployment in deployments
-        for generation in deployment.generations
-        if generation in answering and deployment.replicas_of(generation)
+        GenerationReplicas.trusted(model, d.key.part, generation, d.key.region, d.key.hardware, count)
+        for d in deployments
+        for generation in d.generations
+        if generation in answering and (count := d.replicas_of(generation))
     )
     return FleetState(replicas=replicas, traffic=traffic)
+
+
+def _sent(shares: Iterable[RouteShare]) -> Iterable[tuple[str, int]]:
+    return ((share.to, share.generation) for share in shares if share.fraction > 0)
+
+
+def answered(shares: Iterable[RouteShare], held: Collection[tuple[str, int]]) -> tuple[RouteShare, ...]:
+    """Shares of generations that are held where they go, made to sum up as all did."""
+    sent = [share for share in shares if share.fraction > 0]
+    kept = [share for share in sent if (share.to, share.generation) in held]
+    if not kept or len(kept) == len(sent):
+        return tuple(kept)
+    factor = sum(share.fraction for share in sent) / sum(share.fraction for share in kept)
+    return tuple(route_share(share.to, share.generation, share.fraction * factor) for share in kept)
 
 
 def planned_state(model: str, generation: int, plan: Plan | CurrentState) -> FleetState:
     """Where a transition ends: the plan's rows of the model, all of one generation."""
     replicas = tuple(
-        GenerationReplicas(**row.model_dump(), generation=generation)
+        GenerationReplicas.trusted(model, row.part, generation, row.region, row.hardware, row.count)
         for row in plan.replicas
         if row.model == model and row.count
     )
     traffic = tuple(
-        GenerationShare.model_validate({**row.model_dump(by_alias=True), "generation": generation})
+        GenerationShare.trusted(model, row.origin, row.to, generation, row.fraction)
         for row in plan.traffic
         if row.model == model and row.fraction > 0
     )
     return FleetState(replicas=replicas, traffic=traffic)
 
 
-def _merged(counts: Mapping[Held, int], rows: Iterable[GenerationReplicas], model: str) -> dict[Held, int]:
-    new = {((r.part, r.region, r.hardware), r.generation): r.count for r in rows if r.model == model}
-    return {held: count for held, count in {**counts, **new}.items() if count}
+def _merge(counts: dict[Held, int], rows: Iterable[GenerationReplicas], model: str) -> None:
+    """Take over the rows' counts of a model."""
+    for row in rows:
+        if row.model != model:
+            continue
+        held = (row.part, row.region, row.hardware), row.generation
+        if row.count:
+            counts[held] = row.count
+        else:
+            counts.pop(held, None)
 
 
-def _routed(
-    shares: Mapping[str, tuple[RouteShare, ...]], changes: Iterable[RouteChange], model: str
-) -> dict[str, tuple[RouteShare, ...]]:
-    new = {
-        change.origin: tuple(RouteShare(**share.model_dump()) for share in change.shares if share.fraction > 0)
-        for change in changes
-        if change.model == model
-    }
-    return {**shares, **new}
+def _reroute(shares: dict[str, tuple[RouteShare, ...]], changes: Iterable[RouteChange], model: str) -> None:
+    """Take over the changes' shares of a model."""
+    for change in changes:
+        if change.model == model:
+            found = (route_share(s.to, s.generation, s.fraction) for s in change.shares if s.fraction > 0)
+            shares[change.origin] = tuple(found)

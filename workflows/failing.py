@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError
+from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, RetryState, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 with workflow.unsafe.imports_passed_through():
@@ -22,15 +22,28 @@ class Explained(NamedTuple):
 
 
 def explained(error: ActivityError | ChildWorkflowError) -> Explained:
-    """Why an activity or a child workflow failed."""
+    """Why an activity or a child workflow failed: what its last attempt said, before that its time was over."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, ApplicationError | TemporalTimeout):
         cause = cause.__cause__
+    if isinstance(cause, TemporalTimeout) and isinstance(cause.cause, ApplicationError) and cause.cause.type:
+        last = cause.cause
+        return Explained(reason_of(last.type), f"{last.message}; {_subject(error)} was tried until its time was over")
     if isinstance(cause, TemporalTimeout):
         return Explained(Reason.DEADLINE_EXCEEDED, f"{_subject(error)} did not end in time")
     code = cause.type if isinstance(cause, ApplicationError) else None
     message = cause.message if isinstance(cause, ApplicationError) else str(cause)
     return Explained(reason_of(code), message)
+
+
+def last_words(error: ActivityError) -> str | None:
+    """What the last attempt said of an activity whose attempts together took too long; None for any other failure."""
+    said = error.cause
+    if isinstance(said, TemporalTimeout) and said.type is TimeoutType.SCHEDULE_TO_CLOSE:
+        said = said.cause
+    elif error.retry_state is not RetryState.TIMEOUT:
+        return None
+    return said.message if isinstance(said, ApplicationError) else None
 
 
 async def to_the_end(work: Coroutine[Any, Any, A]) -> A:

@@ -1,8 +1,10 @@
-"""Fault points for tests of recovery: the worker kills itself, once, at a named place.
+"""Fault points for tests of recovery: the worker kills itself at named places.
 
     IPNEXT_FAULT=shift_traffic:after     kill -9 right after this activity's work is done, before Temporal is told
     IPNEXT_FAULT=shift_traffic:before    kill -9 before it begins
-    IPNEXT_FAULT_ONCE=FILE               only while FILE does not exist; it is created first
+    IPNEXT_FAULT=A:before,B:after        several places
+    IPNEXT_FAULT_ONCE=FILE               only while FILE does not exist; it is created first. Of several places each has
+                                         a file of its own, FILE.ACTIVITY.POINT: removing it arms that place again
 
 Read by the worker's composition root alone; without the variable nothing here is loaded.
 """
@@ -32,36 +34,47 @@ def kill_this_process() -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """Where to strike. With `once`, only while that file does not exist."""
+    """Where to strike. With `once`, at each place only while its file does not exist."""
 
-    activity: str
-    point: Point
+    places: frozenset[tuple[str, Point]]
+    """Pairs of an activity's name and a point."""
     once: Path | None = None
     strike: Callable[[], None] = kill_this_process
 
     def reached(self, activity_type: str, point: Point) -> None:
-        """Strike where this is the place."""
-        if (activity_type, point) != (self.activity, self.point):
+        """Strike where this is one of the places."""
+        if (activity_type, point) not in self.places:
             return
-        if self.once is not None:
+        file = self.file(activity_type, point)
+        if file is not None:
             try:
-                self.once.touch(exist_ok=False)
+                file.touch(exist_ok=False)
             except FileExistsError:
                 return
         self.strike()
 
+    def file(self, activity_type: str, point: Point) -> Path | None:
+        """The file that says that a place was struck."""
+        if self.once is None or len(self.places) == 1:
+            return self.once
+        return self.once.with_name(f"{self.once.name}.{activity_type}.{point}")
+
 
 def fault_of(environment: Mapping[str, str]) -> Fault | None:
-    """The fault that the environment asks for, none as a rule. InvalidInput for another form."""
+    """The faults that the environment asks for, none as a rule. InvalidInput for another form."""
     text = environment.get(VARIABLE)
     if not text:
         return None
+    once = environment.get(ONCE_VARIABLE)
+    return Fault(places=frozenset(map(_place, text.split(","))), once=Path(once) if once else None)
+
+
+def _place(text: str) -> tuple[str, Point]:
     name, _, point = text.partition(":")
     if not name or point not in get_args(Point):
         msg = f"{VARIABLE}: {text!r} is not of the form ACTIVITY:before or ACTIVITY:after"
         raise InvalidInput(msg, field=VARIABLE, value=text, allowed=("ACTIVITY:before", "ACTIVITY:after"))
-    once = environment.get(ONCE_VARIABLE)
-    return Fault(activity=name, point=cast("Point", point), once=Path(once) if once else None)
+    return name, cast("Point", point)
 
 
 class Faults(Interceptor):

@@ -1,25 +1,30 @@
 """Workflow `lifecycle`: carries one change of one model through its stages. Child of the model's entity.
 
-    publish   metadata, validation, optimization where the manifest has it split, planning, transition
+    publish   metadata, validation, optimization where the manifest has it split, freeze, planning, transition
     rollback  metadata, transition (what has served before is not validated again); planning between them where the
               generation was cut into other parts than those in place
     apply     the same
-    move      transition (to the plan that the change names)
-    retire    out of the gateways, then all replicas end
+    move      freeze, transition (to the plan that the change names)
+    retire    freeze, out of the gateways, then all replicas end
 
+The stage `freeze` waits while a freeze calendar holds such changes of the model back, before any supply is taken.
 Then, whatever came of it, the end is recorded: what serves, why, and how the change ended.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey, SearchAttributeUpdate, WorkflowIDReusePolicy
-from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ChildWorkflowError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.model.controls import ControlAsked, Hold, NewerWaits
+    from ipnext.model.freeze import Frozen
     from ipnext.model.lifecycle import (
         ChangeBegun,
         ChangeKind,
@@ -35,18 +40,32 @@ with workflow.unsafe.imports_passed_through():
     )
     from ipnext.model.status import Reason
     from workflows import policies
-    from workflows.failing import explained, to_the_end
+    from workflows.failing import explained, last_words, to_the_end
+    from workflows.freezing import Thaw
+    from workflows.ordering import URGENT
     from workflows.policies import perform
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 GENERATION = SearchAttributeKey.for_int(names.GENERATION_ATTRIBUTE)
 
+STOPPED_WHILE_PLANNED = "stopped-while-planned"
+"""Patch: a run that was stopped while its waves were planned does not walk them."""
+
+FROZEN_AFTER_A_PAUSE = "frozen-after-a-pause"
+"""Patch: a run that was paused asks again whether a freeze holds it back."""
+
 Stage = Callable[[StageInput], Awaitable[LifecycleResult | None]]
 """Carries a stage out. None: go on with the next one; a result ends the run."""
 
+Walk = workflow.ChildWorkflowHandle[TransitionInput, TransitionResult]
 
-@workflow.defn(name=names.LIFECYCLE_WORKFLOW, failure_exception_types=policies.BUGS)
+
+@workflow.defn(
+    name=names.LIFECYCLE_WORKFLOW,
+    failure_exception_types=policies.BUGS,
+    versioning_behavior=policies.ONE_RUN,
+)
 class LifecycleWorkflow:
     """One change of one model."""
 
@@ -58,6 +77,11 @@ class LifecycleWorkflow:
         self._cuts = False
         self._places = False
         self._moving = False
+        self._held = input.held
+        self._newer: NewerWaits | None = None
+        self._patience: float | None = None
+        self._child: Walk | None = None
+        self._thaw = Thaw(lambda: self._newer is not None)
 
     @workflow.run
     async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002, ARG002
@@ -69,11 +93,39 @@ class LifecycleWorkflow:
         if isinstance(begun, LifecycleResult):
             result, begun = begun, ChangeBegun()
         else:
+            self._patience = begun.supply_patience_seconds
             result = await self._outcome(begun)
         self._enter("deployment", begun.generation)
         await to_the_end(perform(policies.FINISH_CHANGE, self._record(begun, result), f"record: {result.state}"))
         self._enter(result.state.value, begun.generation)
+        await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
         return result
+
+    @workflow.signal(name=names.FREEZE_CHANGED)
+    def freeze_changed(self) -> None:
+        """A freeze was lifted, changed or overridden: where the run waits, it asks again."""
+        self._thaw.freezes_changed()
+
+    @workflow.signal(name=names.HOLD_CHANGES)
+    async def hold_changes(self, hold: Hold) -> None:
+        """The model is paused, or goes on."""
+        self._held = hold.asked if hold.held else None
+        await self._pass_on(names.HOLD_CHANGES, hold)
+
+    @workflow.signal(name=names.NEWER_WAITS)
+    async def newer_waits(self, newer: NewerWaits) -> None:
+        """A newer publish or apply of the model is queued behind this run."""
+        self._newer = newer
+        await self._pass_on(names.NEWER_WAITS, newer)
+
+    async def _pass_on(self, signal: str, argument: Hold | NewerWaits) -> None:
+        """To the transition, where it walks."""
+        if self._child is None or self._child.done():
+            return
+        try:
+            await self._child.signal(signal, argument)
+        except FailureError:
+            workflow.logger.info("the transition ended before it heard of %s", signal)
 
     async def _begin(self) -> ChangeBegun | LifecycleResult:
         """What the run works on, or why it can't begin (a rollback to what never served)."""
@@ -106,6 +158,8 @@ class LifecycleWorkflow:
         for name, carry_out in self._stages(kind):
             if not self._applies(name):
                 continue
+            if name == "planning" and (stop := await self._unheld(begun)) is not None:
+                return stop
             self._enter(name, begun.generation)
             result = await carry_out(self._stage(begun))
             if result is not None:
@@ -117,20 +171,22 @@ class LifecycleWorkflow:
 
     def _stages(self, kind: ChangeKind) -> tuple[tuple[str, Stage], ...]:
         metadata, validation = ("metadata", self._resolve), ("validation", self._validate)
-        optimization = ("optimization", self._optimize)
+        optimization, freeze = ("optimization", self._optimize), ("freeze", self._freeze)
         planning, transition = ("planning", self._place), ("transition", self._move)
         return {
-            ChangeKind.PUBLISH: (metadata, validation, optimization, planning, transition),
+            ChangeKind.PUBLISH: (metadata, validation, optimization, freeze, planning, transition),
             ChangeKind.ROLLBACK: (metadata, planning, transition),
-            ChangeKind.APPLY: (metadata, validation, optimization, planning, transition),
-            ChangeKind.MOVE: (transition,),
-            ChangeKind.RETIRE: (("withdrawal", self._withdraw),),
+            ChangeKind.APPLY: (metadata, validation, optimization, freeze, planning, transition),
+            ChangeKind.MOVE: (freeze, transition),
+            ChangeKind.RETIRE: (freeze, ("withdrawal", self._withdraw)),
         }[kind]
 
     def _applies(self, stage: str) -> bool:
-        """Whether the run goes through a stage; `resolve_snapshots` told."""
+        """Whether the run goes through a stage: `resolve_snapshots` told, or the run is younger than the stage."""
         if stage == "optimization":
             return self._cuts
+        if stage == "freeze":
+            return workflow.patched("freezes")
         return stage != "planning" or self._places or self._input.change.kind is not ChangeKind.ROLLBACK
 
     async def _resolve(self, stage: StageInput) -> LifecycleResult | None:
@@ -153,6 +209,11 @@ class LifecycleWorkflow:
         optimized = await perform(policies.OPTIMIZE_GENERATION, stage, f"cut generation {stage.generation} into parts")
         return self._ended(stage.generation, optimized.reason, optimized.summary) if optimized.refused else None
 
+    async def _freeze(self, stage: StageInput) -> LifecycleResult | None:
+        if await self._thaw.done(stage, lambda frozen: self._show_frozen(stage, frozen)) or self._newer is None:
+            return None
+        return self._superseded(ChangeBegun(generation=stage.generation), self._newer)
+
     async def _place(self, stage: StageInput) -> LifecycleResult | None:
         planned = await perform(policies.PLACE_MODEL, stage, f"place {stage.model} on the fleet")
         if not planned.feasible:
@@ -162,16 +223,57 @@ class LifecycleWorkflow:
         return None
 
     async def _move(self, stage: StageInput) -> LifecycleResult | None:
-        planned = await perform(policies.PLAN_TRANSITION, stage, f"plan the way to generation {stage.generation}")
+        step = policies.PLAN_TRANSITION
+        if self._patience is not None:
+            step = replace(step, total=timedelta(seconds=self._patience))
+        planned = await self._planned(step, stage)
         if planned.refused is not None:
             return self._ended(stage.generation, Reason.TRANSITION_REFUSED, planned.refused)
+        if (why := workflow.cancellation_reason()) is not None and workflow.patched(STOPPED_WHILE_PLANNED):
+            raise asyncio.CancelledError(why)  # it came while the waves were planned, and that activity has ended well
+        self._tell(planned.price)
         self._moving = True
         moved = await self._walk(stage, planned)
         if not moved.done:
             why = workflow.cancellation_reason()
+            if why and why.startswith(names.ABORTED):
+                return self._ended(stage.generation, Reason.ABORTED, why)
             return self._ended(stage.generation, moved.reason, f"stopped: {why}" if why else moved.message)
         self._tell(moved.message)
         return None
+
+    async def _planned(self, step: policies.Step[TransitionPlanned], stage: StageInput) -> TransitionPlanned:
+        """The waves. Supply that did not come in time refuses the run, in the words of the last look."""
+        try:
+            return await perform(step, stage, f"plan the way to generation {stage.generation}")
+        except ActivityError as error:
+            last = last_words(error)
+            if is_cancelled_exception(error) or last is None:
+                raise
+            return TransitionPlanned(transition_id=stage.change_id, waves=0, refused=f"not in time: {last}")
+
+    async def _unheld(self, begun: ChangeBegun) -> LifecycleResult | None:
+        """Go on at once, or when the pause is over. It holds no supply yet, so it may take long; a newer one ends it.
+
+        A freeze that began meanwhile holds it as well.
+        """
+        while self._held is not None and self._input.change.kind not in URGENT:
+            self._enter("paused", begun.generation)
+            await workflow.wait_condition(lambda: self._held is None or self._newer is not None)
+            if self._newer is not None:
+                return self._superseded(begun, self._newer)
+            if not workflow.patched(FROZEN_AFTER_A_PAUSE):
+                return None
+            self._enter("freeze", begun.generation)
+            if (stop := await self._freeze(self._stage(begun))) is not None:
+                return stop
+        return None
+
+    def _superseded(self, begun: ChangeBegun, newer: NewerWaits) -> LifecycleResult:
+        """A run that only waited gives way."""
+        message = f"gave way to {newer.change_id}, which is newer"
+        state, reason = ChangeState.SUPERSEDED, Reason.SUPERSEDED
+        return LifecycleResult(state=state, generation=begun.generation, reason=reason, message=message)
 
     def _tell(self, message: str) -> None:
         """Add to what the end of the run tells."""
@@ -179,7 +281,8 @@ class LifecycleWorkflow:
 
     async def _walk(self, stage: StageInput, planned: TransitionPlanned) -> TransitionResult:
         """The transition goes its way back where this run is terminated by hand; it never stops half way."""
-        result: TransitionResult = await workflow.execute_child_workflow(
+        held = None if self._input.change.kind in URGENT else self._held
+        start = workflow.start_child_workflow(
             names.TRANSITION_WORKFLOW,
             TransitionInput(
                 transition_id=planned.transition_id,
@@ -188,14 +291,39 @@ class LifecycleWorkflow:
                 waves=planned.waves,
                 deadline_seconds=planned.deadline_seconds,
                 change_id=stage.change_id,
+                approval=planned.approval,
+                manual_deadline_seconds=planned.manual_deadline_seconds,
+                on_newer=planned.on_newer,
+                gates=planned.gates,
+                back=planned.back,
+                held=held,
             ),
             result_type=TransitionResult,
             id=names.transition_workflow_id(planned.transition_id),
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            task_timeout=names.TASK_TIMEOUT,
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
             static_summary=f"{stage.model}: {planned.waves} waves to generation {stage.generation}",
         )
-        return result
+        # A stop while the child starts must not leave it behind: the run ends when its transition has.
+        self._child = child = await to_the_end(start)
+        if workflow.cancellation_reason() is not None:
+            child.cancel()
+        return await self._followed(held)
+
+    async def _followed(self, held: ControlAsked | None) -> TransitionResult:
+        """Tell the transition what was heard while it started, and wait for its end."""
+        child = self._child
+        if child is None:
+            msg = "the transition was not started"
+            raise ValueError(msg)
+        if self._held != held:
+            await self._pass_on(
+                names.HOLD_CHANGES, Hold(held=self._held is not None, asked=self._held or ControlAsked())
+            )
+        if self._newer is not None:
+            await self._pass_on(names.NEWER_WAITS, self._newer)
+        return await child
 
     async def _withdraw(self, stage: StageInput) -> LifecycleResult | None:
         """Ends only when all is gone: a region that can't be reached is asked again until it can."""
@@ -210,6 +338,9 @@ class LifecycleWorkflow:
 
     def _stopped(self, begun: ChangeBegun) -> LifecycleResult:
         why = workflow.cancellation_reason() or "it was cancelled"
+        if why.startswith(names.ABORTED):
+            state = ChangeState.ROLLED_BACK if self._moving else ChangeState.REFUSED
+            return LifecycleResult(state=state, generation=begun.generation, reason=Reason.ABORTED, message=why)
         state = ChangeState.ROLLED_BACK if self._moving else ChangeState.SUPERSEDED
         reason = Reason.ROLLED_BACK if self._moving else Reason.SUPERSEDED
         return LifecycleResult(state=state, generation=begun.generation, reason=reason, message=f"stopped: {why}")
@@ -246,6 +377,13 @@ class LifecycleWorkflow:
             plan_id=self._plan_id,
             revision=begun.revision,
         )
+
+    def _show_frozen(self, stage: StageInput, frozen: Frozen) -> None:
+        """The wait in the Web UI."""
+        workflow.upsert_search_attributes([STAGE.value_set("frozen")])
+        change = self._input.change
+        passes = f"`ipnext override {change.id} --reason TEXT` lets it pass"
+        workflow.set_current_details(f"**{stage.model}**: {change.kind} is **{frozen.told}**\n\n{passes}")
 
     def _enter(self, stage: str, generation: int | None) -> None:
         """Show where the run stands: search attributes and the text in the Web UI."""

@@ -1,7 +1,8 @@
 """Workflow `model`: the one long-lived entity of a model. It orders the model's changes and carries them out one by one.
 
 A waiting change that a newer one makes pointless is superseded (workflows/ordering.py says when). The entity survives
-whatever its children do: a failed one is recorded and the next one runs.
+whatever its children do: a failed one is recorded and the next one runs. It can be paused: what runs stops at its next
+step, nothing further begins, and rollbacks and retirements pass.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.model.controls import ControlAsked, Hold
     from ipnext.model.lifecycle import (
         ChangeAccepted,
         ChangeKind,
@@ -33,7 +35,8 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from workflows import policies
     from workflows.failing import explained
-    from workflows.ordering import Superseded, enqueue, stops
+    from workflows.held import ROLLS_OUT, Held, of_generation
+    from workflows.ordering import URGENT, Superseded, enqueue
     from workflows.policies import perform
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
@@ -42,22 +45,16 @@ STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 REMEMBERED = 500
 """Ids of handled changes that are remembered, so that one submitted again is not run again."""
 
-Child = workflow.ChildWorkflowHandle[LifecycleInput, LifecycleResult]
 
-
-@workflow.defn(name=names.MODEL_WORKFLOW)
-class ModelWorkflow:
+@workflow.defn(name=names.MODEL_WORKFLOW, versioning_behavior=policies.ENTITY)
+class ModelWorkflow(Held):
     """The entity of one model. Ends when its model is retired; another submission starts it again."""
 
     @workflow.init
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - Temporal passes it by place
-        self._model = input.model
-        self._queue = input.queue
+        super().__init__(input)
         self._recent = input.recent
-        self._serving = input.serving_generation
         self._superseded: tuple[Superseded, ...] = ()
-        self._running: QueuedChange | None = None
-        self._child: Child | None = None
         self._handled = 0
         self._retired = False
 
@@ -67,13 +64,13 @@ class ModelWorkflow:
         workflow.upsert_search_attributes([MODEL.value_set(input.model)])
         self._show()
         while not self._retired or self._queue or self._superseded:
-            await workflow.wait_condition(lambda: bool(self._queue or self._superseded))
+            await workflow.wait_condition(lambda: bool(self._superseded) or self._next() is not None)
             await self._record_superseded()
-            if self._queue:
-                await self._carry_out_next()
+            if (change := self._next()) is not None:
+                await self._carry_out_next(change)
             if workflow.info().is_continue_as_new_suggested():
                 await workflow.wait_condition(workflow.all_handlers_finished)
-                workflow.continue_as_new(self._carried())
+                workflow.continue_as_new(self._carried(), task_timeout=names.TASK_TIMEOUT)
         await workflow.wait_condition(workflow.all_handlers_finished)
 
     @workflow.update(name=names.SUBMIT_CHANGE)
@@ -86,6 +83,7 @@ class ModelWorkflow:
             self._superseded += gone
             self._retired = False
             self._stop_running_for(change)
+            self._tell_running_of(change)
             self._show()
         waiting_before = [waiting for waiting in self._queue if waiting.sequence < change.sequence]
         return ChangeAccepted(
@@ -108,18 +106,23 @@ class ModelWorkflow:
     @workflow.query(name=names.MODEL_STATE)
     def model_state(self) -> ModelEntityState:
         """What runs and what waits."""
-        return ModelEntityState(model=self._model, running=self._running, queue=self._queue, handled=self._handled)
+        return ModelEntityState(
+            model=self._model, running=self._running, queue=self._queue, handled=self._handled, held=self._held
+        )
 
-    async def _carry_out_next(self) -> None:
-        change, self._queue = self._queue[0], self._queue[1:]
+    async def _carry_out_next(self, change: QueuedChange) -> None:
+        self._queue = tuple(waiting for waiting in self._queue if waiting.id != change.id)
         self._running = change
         self._show()
         run = asyncio.create_task(self._carry_out(change))
         while not run.done():
-            await workflow.wait_condition(lambda: run.done() or bool(self._superseded))
+            await workflow.wait_condition(lambda: run.done() or bool(self._superseded) or self._untold is not None)
             await self._record_superseded()
+            await self._tell_newer()
         result = await run
-        self._running, self._child = None, None
+        gave_way = change.kind in ROLLS_OUT and result.reason is Reason.SUPERSEDED
+        self._turned = self._turned + 1 if gave_way else 0
+        self._running, self._child, self._untold = None, None, None
         self._handled += 1
         if result.state is ChangeState.DONE:
             self._serving = result.generation or self._serving
@@ -128,18 +131,24 @@ class ModelWorkflow:
 
     async def _carry_out(self, change: QueuedChange) -> LifecycleResult:
         """Run the change's lifecycle to its end. Whatever it does, the entity goes on."""
+        held = None if change.kind in URGENT else self._held
         try:
             self._child = await workflow.start_child_workflow(
                 names.LIFECYCLE_WORKFLOW,
-                LifecycleInput(model=self._model, change=change),
+                LifecycleInput(model=self._model, change=change, held=held),
                 result_type=LifecycleResult,
                 id=names.lifecycle_workflow_id(self._model, change.id),
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                task_timeout=names.TASK_TIMEOUT,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-                static_summary=f"{self._model}: {change.kind}" + _of(change.generation),
+                static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
             )
             for waiting in self._queue:
                 self._stop_running_for(waiting)
+                self._tell_running_of(waiting)
+            if self._held != held and change.kind not in URGENT:
+                asked = self._held or ControlAsked()
+                await self._signal_running(names.HOLD_CHANGES, Hold(held=self._held is not None, asked=asked))
             return await self._child
         except WorkflowAlreadyStartedError:
             return LifecycleResult(state=ChangeState.SUPERSEDED, message="a run of this change exists already")
@@ -155,6 +164,8 @@ class ModelWorkflow:
         reason, message = Reason.INTERNAL_ERROR, "the run was cancelled before it began"
         if isinstance(error, ChildWorkflowError) and not is_cancelled_exception(error):
             reason, message = explained(error)
+        elif self._aborted is not None and self._aborted[0] == change.id:
+            reason, message = Reason.ABORTED, self._aborted[1]
         result = LifecycleResult(
             state=ChangeState.ROLLED_BACK, generation=change.generation, reason=reason, message=message
         )
@@ -181,26 +192,12 @@ class ModelWorkflow:
             except ActivityError as error:
                 workflow.logger.error("%s could not be marked superseded: %s", change.id, explained(error).message)
 
-    def _stop_running_for(self, change: QueuedChange) -> None:
-        if self._child is not None and self._running is not None and stops(change, self._running):
-            self._child.cancel(f"{change.kind} {change.id} was asked")
-
     def _carried(self) -> ModelEntityInput:
         return ModelEntityInput(
-            model=self._model, queue=self._queue, recent=self._recent, serving_generation=self._serving
+            model=self._model,
+            queue=self._queue,
+            recent=self._recent,
+            serving_generation=self._serving,
+            held=self._held,
+            turned=self._turned,
         )
-
-    def _show(self) -> None:
-        """The state for the Web UI."""
-        running = self._running
-        doing = f"{running.kind}{_of(running.generation)} (`{running.id}`)" if running else "nothing to do"
-        waiting = "".join(f"\n- {change.kind}{_of(change.generation)} (`{change.id}`)" for change in self._queue)
-        serving = f"\n\nServing: generation {self._serving}" if self._serving else ""
-        workflow.set_current_details(
-            f"**{self._model}**: {doing}" + (f"\n\nWaiting:{waiting}" if waiting else "") + serving
-        )
-        workflow.upsert_search_attributes([STAGE.value_set(running.kind.value if running else "idle")])
-
-
-def _of(generation: int | None) -> str:
-    return f" of generation {generation}" if generation is not None else ""

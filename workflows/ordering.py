@@ -20,6 +20,10 @@ A publish plans by the newest manifest, so a waiting apply is part of it; a move
 """
 
 
+URGENT = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE})
+"""Kinds that no pause holds, and that end what runs."""
+
+
 class Superseded(NamedTuple):
     """A waiting change and the newer one that makes it pointless."""
 
@@ -35,7 +39,7 @@ def enqueue(
     kept: list[QueuedChange] = []
     gone: list[Superseded] = []
     for index, change in enumerate(candidates):
-        winner = next((later for later in candidates[index + 1 :] if _overtakes(later, change)), None)
+        winner = next((later for later in candidates[index + 1 :] if overtakes(later, change)), None)
         if winner is None:
             kept.append(change)
         else:
@@ -43,11 +47,20 @@ def enqueue(
     return tuple(kept), tuple(gone)
 
 
+def next_of(queue: tuple[QueuedChange, ...], *, held: bool) -> QueuedChange | None:
+    """Which waiting change runs next: a rollback before all others; none but rollbacks and retirements while paused."""
+    rollback = next((change for change in queue if change.kind is ChangeKind.ROLLBACK), None)
+    if rollback is not None:
+        return rollback
+    return next((change for change in queue if not held or change.kind is ChangeKind.RETIRE), None)
+
+
 def stops(new: QueuedChange, running: QueuedChange) -> bool:
     """Whether a new change ends the running one early: a rollback or a retirement does not wait for a newer rollout."""
-    urgent = new.kind in {ChangeKind.ROLLBACK, ChangeKind.RETIRE} and new.sequence > running.sequence
+    urgent = new.kind in URGENT and new.sequence > running.sequence
     return urgent and running.kind in {ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE}
 
 
-def _overtakes(later: QueuedChange, earlier: QueuedChange) -> bool:
+def overtakes(later: QueuedChange, earlier: QueuedChange) -> bool:
+    """Whether a newer change makes an older one pointless: a publish is no part of a newer apply, which takes what serves."""
     return earlier.kind in _OVERTAKES[later.kind]

@@ -4,16 +4,20 @@ Workflow files call activities through `perform` and never import them: importin
 seconds. A test holds that each name here is registered by the worker.
 """
 
+import os
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RetryPolicy, VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model import lifecycle as wire
+    from ipnext.model.drain import DrainSeen
+    from ipnext.model.freeze import FreezeAnswer
+    from ipnext.model.moving import MoveTurnResult
     from ipnext.model.value import Value
 
 A = TypeVar("A", bound=Value)
@@ -30,6 +34,31 @@ BUGS: tuple[type[Exception], ...] = (
 """What a bug in workflow code raises: the run fails and says so, instead of hanging for ever. Nondeterminism is not
 among them: that run waits for the right code. The entity names none: its queue must survive a bug until it is fixed."""
 
+BUILD_ID = os.environ.get("IPNEXT_WORKER_BUILD_ID") or None
+"""Of this code, where Temporal is to route runs by builds. Read as the module is: the decorators below need it, and the
+server refuses a behaviour from a worker without a build id."""
+
+ONE_RUN = VersioningBehavior.PINNED if BUILD_ID else VersioningBehavior.UNSPECIFIED
+"""Runs that end: they end on the build that they began on."""
+
+ENTITY = VersioningBehavior.AUTO_UPGRADE if BUILD_ID else VersioningBehavior.UNSPECIFIED
+"""Runs that go on for ever: they go over to the current build."""
+
+SHORTEST_WATCHED_SECONDS = 10.0
+"""A hold of this length and more is watched meanwhile."""
+
+GATE_EVERY_SECONDS = 5.0
+"""Between two looks at the answers during a hold, at least."""
+
+MOST_LOOKS = 20
+"""During one hold, so that a hold of hours makes no long history."""
+
+MOST_WAIT_LOOKS = 300
+"""At the answers, while a person is waited for; not more often than GATE_EVERY_SECONDS."""
+
+MOST_TURNS = 3
+"""So many runs in a row give way to a newer publish; the next one is finished, so that something is."""
+
 QUICK_RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10))
 """For what mostly fails because something restarts: soon again, then every ten seconds."""
 
@@ -44,8 +73,11 @@ SUPPLY_RETRY = RetryPolicy(
 RECORD_LIMIT = timedelta(seconds=20)
 """One unit of work in the store, with the wait for its turn."""
 
-HEARTBEAT_LIMIT = timedelta(seconds=6)
-"""A worker that dies is noticed so soon: every activity beats once a second (activities/alive.py)."""
+HEARTBEAT_LIMIT = timedelta(seconds=2)
+"""A worker that dies is noticed so soon: every activity beats twice a second (activities/alive.py)."""
+
+BUSY_HEARTBEAT_LIMIT = timedelta(seconds=6)
+"""For work that keeps the processor for itself, so that beats may come late."""
 
 VALIDATION_LIMIT = timedelta(hours=2)
 """Reading some hundred gigabytes twice from an object store."""
@@ -72,11 +104,34 @@ SUPPLY_PATIENCE = timedelta(minutes=10)
 MOVE_LIMIT = timedelta(hours=24)
 """One model's move with all its holds, behind what its entity has queued before."""
 
+DRAIN_LOOK = timedelta(seconds=1)
+"""Between two looks at a region that is drained: a person waits for it."""
+
+DRAIN_LOOKS_SOON = 120
+"""So many looks; later ones are further apart."""
+
+DRAIN_LOOK_LATER = timedelta(seconds=15)
+
 DEADLINE_GRACE = timedelta(seconds=30)
 """An activity keeps its deadline itself and says what was missing; only a hanging one runs into this."""
 
+FREEZE_LOOKS_EVERY = timedelta(hours=1)
+"""A run that waits for a freeze is told when freezes change; this often it looks itself, in case it was not told."""
+
+FREEZE_LOOKS = 48
+"""Where that gives more looks than this many, they are further apart: so often in the time that is left. A wait of a
+year is then some three hundred looks and four thousand events, a week some sixty looks."""
+
 RUNNING_MOVES = 4
-"""Models of a replan that move at the same time."""
+"""Models that move at the same time in a replan that began before the window was a setting (IPNEXT_REPLAN_WINDOW)."""
+
+MOVER_LOOK_SOON = timedelta(milliseconds=300)
+"""Between two looks at the models that move, while a replan is young: most are small."""
+
+MOVER_LOOKS_SOON = 20
+
+MOVER_LOOK = timedelta(seconds=1)
+"""The same, later: one look costs the same for one model as for a whole window."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +161,14 @@ class Step(Generic[A]):
 
 BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT)
 RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2))
-VALIDATE_GENERATION = Step("validate_generation", wire.ValidationReport, VALIDATION_LIMIT)
-OPTIMIZE_GENERATION = Step("optimize_generation", wire.Optimized, OPTIMIZATION_LIMIT)
-PLACE_MODEL = Step("place_model", wire.Planned, PLACEMENT_LIMIT, queue=names.PLANNER_QUEUE)
+VALIDATE_GENERATION = Step(
+    "validate_generation", wire.ValidationReport, VALIDATION_LIMIT, heartbeat=BUSY_HEARTBEAT_LIMIT
+)
+OPTIMIZE_GENERATION = Step("optimize_generation", wire.Optimized, OPTIMIZATION_LIMIT, heartbeat=BUSY_HEARTBEAT_LIMIT)
+FREEZE_OF = Step("freeze_of", FreezeAnswer, RECORD_LIMIT)
+PLACE_MODEL = Step(
+    "place_model", wire.Planned, PLACEMENT_LIMIT, queue=names.PLANNER_QUEUE, heartbeat=BUSY_HEARTBEAT_LIMIT
+)
 PLAN_TRANSITION = Step(
     "plan_transition", wire.TransitionPlanned, timedelta(minutes=1), retry=SUPPLY_RETRY, total=SUPPLY_PATIENCE
 )
@@ -122,27 +182,42 @@ ENSURE_CAPACITY = Step(
 SHIFT_TRAFFIC = Step("shift_traffic", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY)
 CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), retry=WAVE_RETRY)
 RELEASE_CAPACITY = Step("release_capacity", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY)
+NOTE_HOLD = Step("note_hold", wire.Done, RECORD_LIMIT, total=timedelta(minutes=2))
 FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT)
 MARK_SUPERSEDED = Step("mark_superseded", wire.Done, RECORD_LIMIT)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY)
 RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY)
-REPLAN_FLEET = Step("replan_fleet", wire.ReplanComputed, REPLAN_LIMIT, total=REPLAN_PATIENCE, queue=names.PLANNER_QUEUE)
+REPLAN_FLEET = Step(
+    "replan_fleet",
+    wire.ReplanComputed,
+    REPLAN_LIMIT,
+    total=REPLAN_PATIENCE,
+    queue=names.PLANNER_QUEUE,
+    heartbeat=BUSY_HEARTBEAT_LIMIT,
+)
 ASK_REPLAN = Step("ask_replan", wire.Done, RECORD_LIMIT)
 WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, RECORD_LIMIT)
 FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, RECORD_LIMIT)
 MOVE_MODEL = Step("move_model", wire.Moved, MOVE_LIMIT)
+MOVE_MODELS = Step("move_models", MoveTurnResult, timedelta(minutes=2))
+LOOK_AT_DRAIN = Step("look_at_drain", DrainSeen, timedelta(minutes=1))
+CHECK_DRAIN = Step("check_drain", DrainSeen, REPLAN_LIMIT, queue=names.PLANNER_QUEUE)
+ROUTE_AROUND = Step("route_around", DrainSeen, timedelta(minutes=2), retry=WAVE_RETRY)
+RETURN_REGION = Step("return_region", DrainSeen, timedelta(minutes=10), retry=WAVE_RETRY)
 
 STEPS: tuple[Step[Any], ...] = (
     BEGIN_CHANGE,
     RESOLVE_SNAPSHOTS,
     VALIDATE_GENERATION,
     OPTIMIZE_GENERATION,
+    FREEZE_OF,
     PLACE_MODEL,
     PLAN_TRANSITION,
     ENSURE_CAPACITY,
     SHIFT_TRAFFIC,
     CHECK_GATE,
     RELEASE_CAPACITY,
+    NOTE_HOLD,
     FINISH_CHANGE,
     MARK_SUPERSEDED,
     WITHDRAW_MODEL,
@@ -152,6 +227,11 @@ STEPS: tuple[Step[Any], ...] = (
     WAITING_REPLANS,
     FINISH_REPLAN,
     MOVE_MODEL,
+    MOVE_MODELS,
+    LOOK_AT_DRAIN,
+    CHECK_DRAIN,
+    ROUTE_AROUND,
+    RETURN_REGION,
 )
 
 

@@ -26,9 +26,11 @@ with workflow.unsafe.imports_passed_through():
         ReplanResult,
         ScheduledReplan,
     )
+    from ipnext.model.moving import MoverAsked, MoverState, ReplanProgress
     from ipnext.model.status import Reason
     from workflows import policies
     from workflows.failing import explained, to_the_end
+    from workflows.mover import Mover
     from workflows.policies import perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -36,7 +38,7 @@ STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 STOPPED = "stopped by hand"
 
 
-@workflow.defn(name=names.REPLAN_WORKFLOW, failure_exception_types=policies.BUGS)
+@workflow.defn(name=names.REPLAN_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY)
 class ReplanWorkflow:
     """One replan after the other, while any are asked for. The plan in force stays where nothing better is found."""
 
@@ -46,11 +48,38 @@ class ReplanWorkflow:
         self._moved = input.moved
         self._asked = input.asked
         self._troubles = list(input.troubles)
+        self._mover: Mover | None = None
+        self._pause = input.paused
+        self._cancel = input.mover.cancelled if input.mover else ""
 
     @workflow.signal(name=names.REPLAN_ASKED)
     def asked(self) -> None:
         """A replan was recorded."""
         self._asked = True
+
+    @workflow.update(name=names.PAUSE_REPLAN)
+    def pause(self, asked: MoverAsked) -> ReplanProgress:
+        """Ask no further model to move; those under way go on."""
+        self._pause = asked.reason or "by hand"
+        return self._steered()
+
+    @workflow.update(name=names.RESUME_REPLAN)
+    def resume(self, asked: MoverAsked) -> ReplanProgress:
+        """Go on asking."""
+        del asked
+        self._pause = ""
+        return self._steered()
+
+    @workflow.update(name=names.CANCEL_REPLAN)
+    def cancel(self, asked: MoverAsked) -> ReplanProgress:
+        """Ask no further model at all: the replan ends, and the next one says who still has to move."""
+        self._cancel = f"stopped ({asked.reason or 'by hand'})"
+        return self._steered()
+
+    @workflow.query(name=names.REPLAN_PROGRESS)
+    def progress(self) -> ReplanProgress:
+        """How far it is with its models."""
+        return self._mover.progress() if self._mover else ReplanProgress(total=0, paused=self._pause)
 
     @workflow.run
     async def run(self, input: ReplanInput) -> ReplanResult:  # noqa: A002
@@ -69,7 +98,7 @@ class ReplanWorkflow:
     def _once_more(self, wanted: bool) -> None:
         """Begin anew where a replan waits. One that is recorded after the last look has sent its signal after it."""
         if wanted and workflow.cancellation_reason() is None:
-            workflow.continue_as_new(ReplanInput(wait=self._input.wait))
+            workflow.continue_as_new(ReplanInput(wait=self._input.wait, paused=self._pause))
 
     async def _compute(self) -> ReplanComputed:
         self._asked = False
@@ -84,13 +113,50 @@ class ReplanWorkflow:
     async def _carried_out(self, computed: ReplanComputed) -> ReplanResult:
         """Bring the models to where the plan in force has them, as far as nothing comes between."""
         try:
-            left = await self._move_all(computed)
+            left = await (self._move_by_turns(computed) if computed.window else self._move_all(computed))
         except (ActivityError, asyncio.CancelledError) as error:
             if not is_cancelled_exception(error):
                 raise
             left = STOPPED
         told = [text for text in (computed.message, left, *self._troubles) if text]
-        return _result(computed, "; ".join(told))
+        result = _result(computed, "; ".join(told))
+        return result.model_copy(update={"progress": self._mover.progress()}) if self._mover else result
+
+    async def _move_by_turns(self, computed: ReplanComputed) -> str:
+        """Turn by turn until all have moved, another replan waits, or it is cancelled. Returns what is left, in words."""
+        state = self._input.mover or MoverState(waiting=computed.models)
+        self._mover = mover = Mover(computed.plan_id, computed.window, state, wait=self._input.wait)
+        self._steered()
+        while not mover.finished:
+            if self._asked and await self._another_waits():
+                await self._let_turns_end(mover)
+                return "; ".join(text for text in (self._stays(len(mover.state.waiting)), mover.left()) if text)
+            await mover.turn()
+            self._show("paused" if mover.state.paused else "moving", computed)
+            if mover.idle:
+                await workflow.wait_condition(lambda: self._asked or not mover.idle)
+            if _history_is_long():
+                self._continue(computed)
+        return mover.left()
+
+    async def _let_turns_end(self, mover: Mover) -> None:
+        """Give moves under way some time; what goes on longer is no longer watched, and goes on."""
+        until = workflow.now() + policies.RUNNING_MOVES_PATIENCE
+        mover.pause("another replan waits")
+        while mover.busy and workflow.now() < until:
+            await mover.turn(asking=False)
+
+    def _steered(self) -> ReplanProgress:
+        """What was asked by hand reaches the mover, now or when it begins."""
+        if self._mover is None:
+            return self.progress()
+        if self._cancel:
+            self._mover.cancel(self._cancel)
+        elif self._pause:
+            self._mover.pause(self._pause)
+        else:
+            self._mover.resume()
+        return self._mover.progress()
 
     async def _move_all(self, computed: ReplanComputed) -> str:
         """A window over the models in their order. Returns why some are left, or nothing.
@@ -136,7 +202,10 @@ class ReplanWorkflow:
         await asyncio.gather(*window, return_exceptions=True)
 
     def _left(self, computed: ReplanComputed) -> str:
-        left = len(computed.models) - self._moved
+        return self._stays(len(computed.models) - self._moved)
+
+    @staticmethod
+    def _stays(left: int) -> str:
         return f"another replan waits: {left} models move by what it finds" if left else ""
 
     def _continue(self, computed: ReplanComputed) -> None:
@@ -147,6 +216,8 @@ class ReplanWorkflow:
                     "moved": self._moved,
                     "asked": self._asked,
                     "troubles": tuple(self._troubles),
+                    "mover": self._mover.state if self._mover else None,
+                    "paused": self._pause,
                 }
             )
         )
@@ -167,11 +238,15 @@ class ReplanWorkflow:
         workflow.upsert_search_attributes([STAGE.value_set(stage)])
         subject = f"Replan ({computed.trigger})" if computed and computed.trigger else "Replan"
         progress = f": {self._moved} of {len(computed.models)} models asked to move" if computed else ""
+        if self._mover is not None:
+            progress = f"\n\n{self._mover.table()}"
         reason = f" (**{computed.reason}**)" if computed and computed.reason is not Reason.SUCCEEDED else ""
         workflow.set_current_details(f"{subject}, {stage}{reason}{progress}" + (f"\n\n{message}" if message else ""))
 
 
-@workflow.defn(name=names.SCHEDULED_REPLAN_WORKFLOW, failure_exception_types=policies.BUGS)
+@workflow.defn(
+    name=names.SCHEDULED_REPLAN_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ONE_RUN
+)
 class ScheduledReplanWorkflow:
     """Asks for a replan. What comes of it shows the workflow `replan`."""
 

@@ -1,12 +1,12 @@
 """Workflow `transition`: walks the waves of one model's transition, and walks back where one of them fails.
 
-In each wave: capacity up and ready, traffic over, hold, gate, old capacity down. Child of `lifecycle`; the waves lie in
-the store, so the history holds an index only.
+In each wave: capacity up and ready, traffic over, hold and watch, gate, an approval where the manifest wants one, old
+capacity down. Child of `lifecycle`; the waves lie in the store, so the history holds an index only.
 """
 
 import asyncio
-from collections.abc import Awaitable
-from datetime import timedelta
+from collections.abc import Coroutine
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
@@ -14,20 +14,26 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle import TransitionInput, TransitionResult, WaveInput, WaveResult
-    from ipnext.model.status import Reason
     from workflows import policies
     from workflows.failing import explained, to_the_end
     from workflows.policies import perform
+    from workflows.steered import Steered, seconds_since
+
+WATCHED_HOLDS = "watched-holds"
+"""Runs of before this change ask the gate once, at the end of a hold."""
 
 
-@workflow.defn(name=names.TRANSITION_WORKFLOW, failure_exception_types=policies.BUGS)
-class TransitionWorkflow:
+@workflow.defn(
+    name=names.TRANSITION_WORKFLOW,
+    failure_exception_types=policies.BUGS,
+    versioning_behavior=policies.ONE_RUN,
+)
+class TransitionWorkflow(Steered):
     """One transition of one model."""
 
     @workflow.init
     def __init__(self, input: TransitionInput) -> None:  # noqa: A002 - Temporal passes it by place
-        self._input = input
-        self._index = 0
+        super().__init__(input)
         self._released = True
 
     @workflow.run
@@ -37,64 +43,103 @@ class TransitionWorkflow:
             self._index = index
             wave = await self._outcome(self._walk(index))
             if not wave.ok:
-                return await to_the_end(self._walk_back(wave))
+                self._back = True
+                result = await to_the_end(self._walk_back(wave))
+                await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
+                return result
         self._show("done: all traffic is where it shall be")
+        await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
         return TransitionResult(done=True, waves_done=input.waves, message=self._unreleased())
 
     async def _walk(self, index: int) -> WaveResult:
-        wave = self._wave(index)
-        place = f"wave {index + 1} of {self._input.waves}"
+        wave, place = self._wave(index), self._place
+        if (stop := await self._unheld()) is not None:
+            return stop
         self._show(f"{place}: adding capacity")
         result = await perform(
             self._limited(policies.ENSURE_CAPACITY), wave, f"{place}: add capacity, wait until ready"
         )
         if not result.ok:
             return result
+        if (stop := await self._unheld()) is not None:
+            return stop
         self._show(f"{place}: moving traffic")
         shifted = await perform(self._limited(policies.SHIFT_TRAFFIC), wave, f"{place}: move traffic")
-        await self._hold(shifted.hold_seconds, place)
-        wave = wave.model_copy(update={"baseline": shifted.baseline})
-        result = await perform(self._limited(policies.CHECK_GATE), wave, f"{place}: check the answers")
-        return await self._release(wave, place) if result.ok else result
+        wave = wave.model_copy(update={"baseline": shifted.baseline, "window": shifted.window})
+        result = await self._watched(wave, shifted.hold_seconds)
+        if result.ok and self._needs_approval():
+            result = await self._approval(wave)
+        return await self._release(wave) if result.ok else result
 
-    async def _hold(self, seconds: float, place: str) -> None:
-        if seconds > 0:
-            self._show(f"{place}: holding {seconds:g} s")
-            await workflow.sleep(timedelta(seconds=seconds), summary=f"{place}: hold and watch")
+    async def _watched(self, wave: WaveInput, hold_seconds: float) -> WaveResult:
+        """Hold, look at the answers meanwhile, and judge them at the end. A bad canary goes back before its hold ends."""
+        left = hold_seconds
+        if left >= policies.SHORTEST_WATCHED_SECONDS and workflow.patched(WATCHED_HOLDS):
+            every = max(policies.GATE_EVERY_SECONDS, hold_seconds / policies.MOST_LOOKS)
+            while left > every and not self._promoted:
+                await self._hold(every)
+                left -= every
+                result = await self._look(wave, early=True)
+                if not result.ok:
+                    return result
+        if not self._promoted:
+            await self._hold(left)
+        return await self._judged(wave)
 
-    async def _release(self, wave: WaveInput, place: str) -> WaveResult:
+    async def _judged(self, wave: WaveInput) -> WaveResult:
+        """The gate's answer. One that knows too little is asked again, within the run's deadline."""
+        since = workflow.now()
+        while True:
+            result = await self._look(wave, waited=seconds_since(since))
+            if result.again_seconds <= 0 or seconds_since(since) >= self._input.deadline_seconds:
+                return result
+            self._show(f"{self._place}: {result.message}; looking again")
+            await self._until(lambda: False, result.again_seconds, f"{self._place}: wait for answers")
+
+    async def _release(self, wave: WaveInput) -> WaveResult:
         """After the last wave all traffic is right: capacity that can't be freed is told, and fails nothing."""
-        self._show(f"{place}: releasing capacity")
+        self._show(f"{self._place}: releasing capacity")
         step = self._limited(policies.RELEASE_CAPACITY)
         try:
-            return await perform(step, wave, f"{place}: release capacity")
+            return await perform(step, wave, f"{self._place}: release capacity")
         except ActivityError as error:
             if wave.index + 1 < self._input.waves or is_cancelled_exception(error):
                 raise
             self._released = False
             return WaveResult(ok=True, message=explained(error).message)
 
-    async def _outcome(self, walk: Awaitable[WaveResult]) -> WaveResult:
+    async def _outcome(self, walk: Coroutine[Any, Any, WaveResult]) -> WaveResult:
         """A wave's result, whatever ended it."""
+        self._walking = asyncio.create_task(walk)
         try:
-            result = await walk
+            result = await self._walking
         except ActivityError as error:
-            if is_cancelled_exception(error):
-                return _stopped()
+            if is_cancelled_exception(error) or workflow.cancellation_reason() is not None:
+                return self._stopped()
             reason, message = explained(error)
             return WaveResult(ok=False, reason=reason, message=message)
         except asyncio.CancelledError:
-            return _stopped()
+            return self._stopped()
         if result.ok and workflow.cancellation_reason() is not None and self._index + 1 < self._input.waves:
-            return _stopped()
+            return self._stopped()
         return result
 
     async def _walk_back(self, failed: WaveResult) -> TransitionResult:
-        """Origin's capacity, origin's traffic, then what was added is released. Each as far as it can be done."""
+        """In one step, or wave by wave where the supply does not hold all of it at once."""
         why = f"{failed.reason}: {failed.message}"
-        wave = self._wave(self._index).model_copy(
-            update={"back": True, "reason": failed.reason, "message": failed.message}
-        )
+        by_waves = self._input.back == "by_waves"
+        left: list[str] = []
+        for index in range(self._index, -1, -1) if by_waves else (self._index,):
+            wave = self._wave(index).model_copy(
+                update={"back": True, "by_waves": by_waves, "reason": failed.reason, "message": failed.message}
+            )
+            left += await self._undone(wave, why)
+        self._show(f"went back ({why})")
+        message = failed.message + (f"; not all of the way back is done: {'; '.join(left)}" if left else "")
+        return TransitionResult(done=False, waves_done=self._index, reason=failed.reason, message=message)
+
+    async def _undone(self, wave: WaveInput, why: str) -> list[str]:
+        """Former capacity, former traffic, then what was added is released; each as far as it can be done. What is left."""
         left: list[str] = []
         for step, what in (
             (policies.ENSURE_CAPACITY, "bring back the former capacity"),
@@ -107,9 +152,7 @@ class TransitionWorkflow:
                 left += [] if result.ok else [f"{what}: {result.message}"]
             except ActivityError as error:
                 left.append(f"{what}: {explained(error).message}")
-        self._show(f"went back ({why})")
-        message = failed.message + (f"; not all of the way back is done: {'; '.join(left)}" if left else "")
-        return TransitionResult(done=False, waves_done=self._index, reason=failed.reason, message=message)
+        return left
 
     def _wave(self, index: int) -> WaveInput:
         return WaveInput(
@@ -125,11 +168,3 @@ class TransitionWorkflow:
 
     def _unreleased(self) -> str:
         return "" if self._released else "former capacity could not be released everywhere; the next change does it"
-
-    def _show(self, text: str) -> None:
-        workflow.set_current_details(f"**{self._input.model}** generation {self._input.generation}: {text}")
-
-
-def _stopped() -> WaveResult:
-    reason = workflow.cancellation_reason() or "it was cancelled"
-    return WaveResult(ok=False, reason=Reason.ROLLED_BACK, message=f"stopped: {reason}")

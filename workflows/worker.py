@@ -15,25 +15,32 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import structlog
 from temporalio.client import Client
-from temporalio.worker import Interceptor, PollerBehaviorAutoscaling, Worker
+from temporalio.common import WorkerDeploymentVersion
+from temporalio.worker import Interceptor, PollerBehaviorAutoscaling, Worker, WorkerDeploymentConfig
 
 from activities.alive import Alive
 from activities.candidate import Validator, discovered
 from activities.cutting import Cutter, cut_in_process
 from activities.deployment import DeploymentActivities
+from activities.draining import DrainCheckActivities
+from activities.drains import DrainActivities
 from activities.failures import TypedFailures
+from activities.freezes import FreezeActivities
+from activities.holding import HoldingActivities
 from activities.metadata import MetadataActivities
+from activities.mover import MoverActivities
 from activities.moves import MoveActivities, Submit
 from activities.optimization import OptimizationActivities
 from activities.planning import PlanningActivities
 from activities.planning_policy import PlanningPolicy
 from activities.replans import ReplanActivities, Wake
-from activities.solving import ProcessSolver, Solver, ThreadSolver
+from activities.solving import PLANNER, ProcessSolver, Solver, ThreadSolver
 from activities.transition import TransitionActivities
 from activities.validation import ValidationActivities
 from ipnext import names
@@ -46,11 +53,13 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
-from ipnext.temporal import connect, ensure_schedule, submit_change, wake_replan
+from ipnext.temporal import connect, ensure_schedule, make_current, submit_change, wake_replan
+from workflows.drain import DrainWorkflow
 from workflows.faults import Faults, fault_of
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
 from workflows.neighbours import check_neighbours
+from workflows.policies import BUILD_ID
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
 from workflows.transition import TransitionWorkflow
 
@@ -60,12 +69,13 @@ WORKFLOWS: Sequence[type] = (
     TransitionWorkflow,
     ReplanWorkflow,
     ScheduledReplanWorkflow,
+    DrainWorkflow,
 )
 
 STICKY_SECONDS = 1.0
 """After a worker was killed its next workflow task waits this long for it (10 s by default)."""
 
-HEARTBEAT_EVERY_SECONDS = 1.0
+HEARTBEAT_EVERY_SECONDS = 0.5
 """Heartbeats are sent on at least this often, so that a cancellation is heard soon."""
 
 SHUTDOWN_SECONDS = 8.0
@@ -100,16 +110,20 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *MetadataActivities(store, artifacts).all(),
         *ValidationActivities(store, artifacts, validators=validators).all(),
         *OptimizationActivities(store, artifacts, cutter=cutter).all(),
+        *FreezeActivities(store).all(),
         *TransitionActivities(store, infrastructure, pause=pause).all(),
         *DeploymentActivities(store, infrastructure).all(),
+        *HoldingActivities(store).all(),
         *MoveActivities(store, engine.submit, pause=pause).all(),
+        *MoverActivities(store, engine.submit).all(),
         *ReplanActivities(store, engine.wake).all(),
+        *DrainActivities(store, infrastructure, engine.wake).all(),
     )
 
 
 def planner_activities(store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> Activities:
     """The activities of the planner queue."""
-    return PlanningActivities(store, solver, policy).all()
+    return (*PlanningActivities(store, solver, policy).all(), *DrainCheckActivities(store, solver, policy).all())
 
 
 def solver_of(group: TaskQueueGroup, settings: PlatformSettings) -> Solver:
@@ -117,6 +131,17 @@ def solver_of(group: TaskQueueGroup, settings: PlatformSettings) -> Solver:
     if group.executor == "threads":
         return ThreadSolver()
     return ProcessSolver(grace_seconds=settings.solver_grace_seconds, memory_bytes=settings.solver_memory_bytes)
+
+
+def versioned() -> WorkerDeploymentConfig | None:
+    """How Temporal routes runs to this code: by its build where that has an id, else to whoever asks.
+
+    With an id a transition ends on the build that it began on, and entities go over to the current build: decision 0012.
+    """
+    if BUILD_ID is None:
+        return None
+    version = WorkerDeploymentVersion(deployment_name=names.WORKER_DEPLOYMENT, build_id=BUILD_ID)
+    return WorkerDeploymentConfig(version=version, use_worker_versioning=True)
 
 
 def worker_of(
@@ -138,6 +163,7 @@ def worker_of(
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=STICKY_SECONDS),
         max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_EVERY_SECONDS),
         graceful_shutdown_timeout=timedelta(seconds=SHUTDOWN_SECONDS),
+        deployment_config=versioned(),
         **more,
     )
 
@@ -174,9 +200,26 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
             theirs = planner_activities(store, solver_of(planner, settings), PlanningPolicy.of(settings))
             await workers.enter_async_context(worker_of(client, planner, theirs, interceptors=interceptors))
             with _announced(settings.worker_ready_file):
+                await _made_current(client, settings, stopped)
+                warming = asyncio.create_task(asyncio.to_thread(import_module, PLANNER))
                 log.info("worker_ready", queues=[lifecycle.queue, planner.queue], database=store.name)
                 await stopped.wait()
+            await warming
             log.info("worker_stops")
+
+
+async def _made_current(client: Client, settings: PlatformSettings, stopped: asyncio.Event) -> None:
+    """Make this build the current one, as soon as the server has seen its pollers."""
+    if BUILD_ID is None or not settings.worker_makes_current:
+        return
+    while not stopped.is_set():
+        try:
+            await make_current(client, BUILD_ID)
+        except Unavailable as error:
+            structlog.get_logger().info("worker_waits", error=error.message)
+            await asyncio.sleep(CONNECT_PAUSE_SECONDS)
+        else:
+            return
 
 
 @contextmanager

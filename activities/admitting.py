@@ -1,0 +1,137 @@
+"""Whether a change may begin to move, by which waves, and at what price: planned on the supply that no one else uses.
+
+Functions of one unit of work, called by `activities.transition`.
+"""
+
+from collections.abc import Collection
+
+from activities.carried import within_reach
+from activities.drained import Drained, eased, without_drained
+from activities.problems import (
+    fleet_problem,
+    model_as_served,
+    model_problem,
+    units_of,
+    with_running_options,
+    with_supply_left,
+)
+from activities.refreshing import refresh_of
+from activities.waves import Back, fits_at_once
+from ipnext.errors import InvalidInput, Unavailable
+from ipnext.model.admission import Admission
+from ipnext.model.fleet import FleetSpec
+from ipnext.model.lifecycle import ChangeKind, StageInput
+from ipnext.model.manifest import RolloutSpec
+from ipnext.model.plan import ModelProblem
+from ipnext.model.rollout import FleetState, Refresh, Transition, Wave
+from ipnext.model.throughput import in_unit
+from ipnext.store.placements import Units
+from ipnext.store.repository import Repository
+from planner.transition import StepPolicy, admit
+
+
+def planned_waves(
+    repository: Repository, stage: StageInput, origin: FleetState, to: FleetState, in_use: Units
+) -> Transition:
+    """Waves on the supply that no one else uses at this moment; at least one wave, so that settings are brought up.
+
+    `in_use` is what the others use (`problems.units_in_use`).
+
+    Refused where there is no safe way. Unavailable where only another model's transition is in the way, or where the owner
+    would rather wait for supply than be refused: trying again later helps.
+    """
+    model, manifest = stage.model, model_as_served(repository, stage.model, stage.generation)
+    rollout = manifest.spec.rollout
+    calls = {number: repository.generation(model, number).parts for number in _generations(origin, to)}
+    policy = step_policy(rollout, stage.kind, refresh_of(repository, manifest, (origin, to)))
+    policy = policy.model_copy(update={"calls": calls})
+    whole, drained = repository.fleet().spec, Drained.of(repository.drains())
+    wait_for_repair(stage.kind, to, drained.lost)
+    fleet = without_drained(whole, drained)
+    wished = with_running_options(eased(model_problem(manifest), whole, drained), repository.deployments(model))
+    if stage.kind is ChangeKind.ROLLBACK:
+        wished = within_reach(wished, to)
+    now = with_supply_left(fleet, in_use)
+    transition, admission = _admitted(wished, now, (origin, to), policy)
+    if transition.refused:
+        transition = transition.model_copy(update={"refused": in_unit(transition.refused, manifest.spec.unit)})
+        later = with_supply_left(fleet, repository.units_entitled(but=model))
+        if _admitted(wished, later, (origin, to), policy)[1].feasible:
+            msg = f"waiting for supply that another model is about to free: {transition.refused}"
+            raise Unavailable(msg)
+        if rollout.when_short == "wait" and admission.surge and stage.kind is not ChangeKind.ROLLBACK:
+            msg = f"waiting for supply: {transition.refused}"
+            raise Unavailable(msg)
+    if not transition.waves and not transition.refused:
+        return transition.model_copy(update={"waves": (Wave(gate="final"),)})
+    return transition
+
+
+def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> None:
+    """Unavailable where the plan in force is from before a region was lost that it places the model in.
+
+    The replan that the loss has set off brings another one. A rollback waits for nothing: it goes back to what is left.
+    """
+    placed = {row.region for row in to.replicas}.intersection(lost)
+    if placed and kind is not ChangeKind.ROLLBACK:
+        msg = f"waiting for a plan without {min(placed)!r}: it was lost, and the plan in force places the model there"
+        raise Unavailable(msg)
+
+
+def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> StepPolicy:
+    """The planner's view of a rollout.
+
+    A rollback goes in one step and holds nothing: its generation has served before, and someone waits for it.
+    """
+    short = {"when_short": rollout.when_short, "max_dip": rollout.max_dip, "refresh": refresh}
+    if kind is ChangeKind.ROLLBACK:
+        return StepPolicy.model_validate({"canary": 1.0, "max_step": 1.0, "hold_seconds": 0.0, **short})
+    pace = {"canary": rollout.canary, "max_step": rollout.max_step, "hold_seconds": rollout.hold_seconds}
+    return StepPolicy.model_validate({**pace, **short})
+
+
+def price_of(transition: Transition) -> str:
+    """What the waves take beyond both states, miss against the traffic, or swap, in words; empty where it is nothing."""
+    surge = [f"{item.units:.9g} units of {item.region}/{item.hardware}" for item in transition.surge]
+    dips = [f"{dip.part} in {dip.region} by {dip.fraction:.0%}" for dip in transition.dips]
+    told = [f"takes {', '.join(surge)} for a while"] if surge else []
+    told += [f"dips: {', '.join(dips)}"] if dips else []
+    told += [_price_of_swaps(transition)] if transition.swaps else []
+    return "; ".join(told) if transition.refused is None else ""
+
+
+def _price_of_swaps(transition: Transition) -> str:
+    """Such as: swaps 2 replicas; dips llm in us-east by 50% for seconds."""
+    replicas = sum(swap.replicas for swap in transition.swaps)
+    dips = [f"{swap.part} in {swap.region} by {swap.fraction:.0%}" for swap in transition.swaps if swap.fraction > 0]
+    told = f"swaps {replicas} replica{'s' if replicas > 1 else ''}"
+    return f"{told}; dips {', '.join(dips)} for seconds" if dips else told
+
+
+def way_back(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> Back:
+    """Whether all of the way back may go at once: the former capacity comes beside what is there by then."""
+    if transition.refused is not None:
+        return "at_once"
+    manifest = model_as_served(repository, stage.model, stage.generation)
+    units = units_of(manifest, repository.deployments(stage.model))
+    left = with_supply_left(repository.fleet().spec, in_use)
+    supply = {(item.region, item.hardware): item.units for item in left.supply}
+    return "at_once" if fits_at_once(transition, stage.model, units, supply) else "by_waves"
+
+
+def _generations(*states: FleetState) -> frozenset[int]:
+    """All generations that the states name."""
+    replicas = {row.generation for state in states for row in state.replicas}
+    return frozenset(replicas | {share.generation for state in states for share in state.traffic})
+
+
+def _admitted(
+    model: ModelProblem, fleet: FleetSpec, ends: tuple[FleetState, FleetState], policy: StepPolicy
+) -> tuple[Transition, Admission]:
+    origin, to = ends
+    try:
+        planned, admission = admit(fleet_problem(fleet, [model]), origin, to, {model.model: policy})
+    except InvalidInput as error:
+        refused = Transition.model_validate({"from": origin, "to": to, "refused": error.message})
+        return refused, Admission(feasible=False, mode="refused", reason=error.message)
+    return planned.model_copy(update={"refresh": policy.refresh}), admission

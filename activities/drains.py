@@ -1,0 +1,189 @@
+"""A drain's activities beside its check: where it stands, traffic around a lost region at once, and the way back.
+
+Each reads what was asked from the store and may be run any number of times.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from temporalio import activity
+
+from activities.replans import Wake
+from activities.returning import Returning, wanted_in
+from activities.surviving import Surviving
+from ipnext.errors import Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.deployment import Deployment
+from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState
+from ipnext.model.lifecycle import ReplanState
+from ipnext.model.status import Reason
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+FIRST_REPLAN_AGAIN = timedelta(seconds=5)
+"""A drain whose replan has ended and left something asks for another one after this long, then twice as long, ..."""
+
+LAST_REPLAN_AGAIN = timedelta(minutes=5)
+"""... and at most after this."""
+
+
+class DrainActivities:
+    """Needs the store, the infrastructure, and a way to wake the replan workflow."""
+
+    def __init__(self, store: Store, infrastructure: Infrastructure, wake: Wake) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+        self._wake = wake
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.look_at_drain, self.route_around, self.return_region)
+
+    @activity.defn(name="look_at_drain", no_thread_cancel_exception=True)
+    def look_at_drain(self, asked: DrainInput) -> DrainSeen:
+        """Where the drain stands, and what is left there. One that has nothing left is drained.
+
+        Where its replan has ended and left something another one is asked for.
+        """
+        with self._store.begin() as repository:
+            drain = repository.drain(asked.region)
+            if drain is None:
+                return DrainSeen(state=DrainState.RETURNED, known=False)
+            seen = left_of(repository, drain)
+            if drain.state is DrainState.DRAINING:
+                drain = self._advanced(repository, drain, seen)
+        self._tell_replan(drain)
+        return seen.model_copy(update={"state": drain.state, "message": drain.message})
+
+    @activity.defn(name="route_around", no_thread_cancel_exception=True)
+    def route_around(self, asked: DrainInput) -> DrainSeen:
+        """Send the traffic of a lost region to those that are left, for all models at once; then ask for a replan."""
+        with self._store.read() as repository:
+            drain = repository.drain(asked.region)
+        if drain is None or not drain.lost or drain.state is DrainState.RETURNING:
+            return self.look_at_drain(asked)
+        result = Surviving(self._store, self._infrastructure).send_around(asked.region)
+        with self._store.begin() as repository:
+            drain = repository.drain(asked.region) or drain
+            if drain.state in {DrainState.RECORDED, DrainState.CHECKING}:
+                drain = repository.update_drain(
+                    drain.id, state=DrainState.DRAINING, cause=Reason.PROGRESSING, message=result.message
+                )
+                repository.add_event(None, "Drain", f"region {drain.region} is lost: {result.message}")
+                drain = ask_replan(repository, drain)
+            elif result.tables:
+                repository.update_drain(drain.id, message=result.message)
+        self._tell_replan(drain)
+        return self.look_at_drain(asked)
+
+    @activity.defn(name="return_region", no_thread_cancel_exception=True)
+    def return_region(self, asked: DrainInput) -> DrainSeen:
+        """Tell a region that was lost what the store wants of it; then its supply counts again and a replan is asked for.
+
+        Nothing moves before that plan. A region that does not answer stays out; so does one of which a change has written
+        other replica sets meanwhile: it is told again.
+        """
+        with self._store.read() as repository:
+            drain = repository.drain(asked.region)
+        if drain is None or drain.state is not DrainState.RETURNING:
+            return self.look_at_drain(asked)
+        told: Sequence[Deployment] | None = None
+        if drain.disaster:
+            try:
+                told = Returning(self._store, self._infrastructure).bring_up(asked.region)
+            except Unavailable as error:
+                with self._store.begin() as repository:
+                    drain = repository.update_drain(
+                        drain.id, cause=Reason.REGION_UNREACHABLE, message=f"asked back, but {error.message}"
+                    )
+                return _seen(drain)
+        with self._store.begin() as repository:
+            drain = repository.drain(asked.region) or drain
+            if told is not None and told != wanted_in(repository, asked.region):
+                return _seen(drain)
+            if drain.state is DrainState.RETURNING:
+                drain = repository.update_drain(
+                    drain.id, state=DrainState.RETURNED, cause=Reason.SUCCEEDED, message="its supply counts again"
+                )
+                repository.add_event(None, "Drain", f"region {drain.region} is back")
+                if repository.plan_in_force_id() is not None:
+                    drain = ask_replan(repository, drain)
+        self._tell_replan(drain)
+        return _seen(drain)
+
+    def _advanced(self, repository: Repository, drain: Drain, seen: DrainSeen) -> Drain:
+        """Write down what is left; the end of the drain, or the next replan where one is due."""
+        left = {
+            "models_left": seen.models_left,
+            "replicas_left": seen.replicas_left,
+            "traffic_left_qps": seen.traffic_left_qps,
+        }
+        if not seen.models_left and not seen.misrouted:
+            message = "nothing runs there and nothing is sent there"
+            repository.add_event(None, "Drain", f"region {drain.region} is drained")
+            return repository.update_drain(
+                drain.id, state=DrainState.DRAINED, cause=Reason.SUCCEEDED, message=message, **left
+            )
+        drain = repository.update_drain(drain.id, **left)
+        return ask_replan(repository, drain) if _due(repository, drain) else drain
+
+    def _tell_replan(self, drain: Drain) -> None:
+        """Wake the replan workflow where it has not been told of the drain's replan."""
+        if drain.replan_id is None:
+            return
+        with self._store.read() as repository:
+            waits = repository.replan(drain.replan_id).state is ReplanState.RECORDED
+        if waits:
+            self._wake()
+            with self._store.begin() as repository:
+                repository.queue_replans([drain.replan_id])
+
+
+def ask_replan(repository: Repository, drain: Drain) -> Drain:
+    """Record the next replan of a drain."""
+    replan = repository.add_replan(f"{drain.id}-{drain.replans + 1}", "drain")
+    return repository.update_drain(drain.id, replan_id=replan.id, replans=drain.replans + 1)
+
+
+def left_of(repository: Repository, drain: Drain) -> DrainSeen:
+    """What still runs in the region, is planned there or is sent there."""
+    models, replicas = repository.left_in(drain.region)
+    sending, tables, qps = set[str](), 0, 0.0
+    for model in repository.models_routed_to(drain.region):
+        demand = {item.region: item.amount for item in repository.model(model).manifest.spec.demand}
+        for table in repository.routes(model):
+            fraction = sum(share.fraction for share in table.shares if share.to == drain.region)
+            if fraction > 0:
+                sending.add(model)
+                tables += 1
+                qps += fraction * demand.get(table.region, 0.0)
+    return DrainSeen(
+        state=drain.state,
+        disaster=drain.disaster,
+        message=drain.message,
+        models_left=len(models | sending),
+        replicas_left=replicas,
+        traffic_left_qps=round(qps, 6),
+        misrouted=tables,
+    )
+
+
+def _due(repository: Repository, drain: Drain) -> bool:
+    """Whether the drain's replan has ended long enough ago."""
+    if drain.replan_id is None:
+        return True
+    ended = repository.replan(drain.replan_id).finished_at
+    pause = min(LAST_REPLAN_AGAIN, FIRST_REPLAN_AGAIN * 2 ** min(drain.replans - 1, 10))
+    return ended is not None and datetime.now(UTC) - ended >= pause
+
+
+def _seen(drain: Drain) -> DrainSeen:
+    return DrainSeen(
+        state=drain.state,
+        disaster=drain.disaster,
+        message=drain.message,
+        models_left=drain.models_left,
+        replicas_left=drain.replicas_left,
+        traffic_left_qps=drain.traffic_left_qps,
+    )

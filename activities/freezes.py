@@ -1,0 +1,95 @@
+"""Asking whether a change has to wait for a freeze to end, and writing down that it does."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from temporalio import activity
+
+from ipnext.freezes.calendar import FreezeCalendar
+from ipnext.freezes.evaluation import Asked, frozen
+from ipnext.model.audit import Override
+from ipnext.model.freeze import FreezeAnswer, Frozen
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, StageInput
+from ipnext.model.status import ConditionType, Reason
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+from ipnext.store.touched import touched_by
+
+_SHOWS_CONDITIONS = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
+"""Kinds whose wait is seen on the model's conditions: a move and a retirement leave `Ready` as it is."""
+
+
+class FreezeActivities:
+    """Needs the store and the time."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._store = store
+        self._clock = clock
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.freeze_of,)
+
+    @activity.defn(name="freeze_of", no_thread_cancel_exception=True)
+    def freeze_of(self, stage: StageInput) -> FreezeAnswer:
+        """Whether the change has to wait now, and until when. The answer stands in the store before it is given.
+
+        Where it changes anything it is found and written in one unit of work, so that whoever changes a freeze either is
+        seen here, or sees the change that waits and tells its run.
+        """
+        with self._store.read() as unit:
+            change = unit.change(stage.change_id)
+            bound = _bound(unit, change, self._clock())
+        if bound is None and change.reason is not Reason.FROZEN:
+            return FreezeAnswer()
+        with self._store.begin(stage.model) as unit:
+            change = unit.change(stage.change_id)
+            bound = _bound(unit, change, self._clock())
+            given = unit.freeze_override(change.id) if bound is not None else None
+            if bound is None or given is not None:
+                return FreezeAnswer(message=_let_go(unit, change, stage, bound, given))
+            _hold(unit, change, stage, bound)
+        return FreezeAnswer(frozen=bound, message=bound.told)
+
+
+def _bound(unit: Repository, change: Change, at: datetime) -> Frozen | None:
+    calendars = [FreezeCalendar(record.manifest) for record in unit.freezes()]
+    if not calendars:
+        return None
+    return frozen(calendars, Asked(change.model, *touched_by(unit, change.model), change.kind.value), at)
+
+
+def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) -> None:
+    """The change waits: it says so, with its reason, and so do the conditions."""
+    if change.reason is Reason.FROZEN and change.message == bound.told:
+        return
+    unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=bound.told)
+    unit.add_event(change.model, "Frozen", f"{change.kind} {change.id} is {bound.told}", run_id=change.run_id)
+    if change.kind in _SHOWS_CONDITIONS:
+        unit.set_condition(change.model, ConditionType.PLANNED, "Unknown", Reason.FROZEN, bound.told)
+        told = f"{change.kind} of generation {stage.generation} is {bound.told}"
+        unit.set_condition(change.model, ConditionType.READY, "False", Reason.FROZEN, told + _serving(unit, change))
+
+
+def _let_go(unit: Repository, change: Change, stage: StageInput, bound: Frozen | None, given: Override | None) -> str:
+    """The change goes on: what said that it waits is taken back, and why it passes is told."""
+    why = "no freeze binds it any more"
+    if bound is not None and given is not None:
+        names = ", ".join(each.name for each in bound.freezes)
+        why = f"it passes {names}: overridden by {given.who}: {given.reason}"
+    unit.add_event(change.model, "Thawed", f"{change.kind} {change.id} goes on: {why}", run_id=change.run_id)
+    if change.reason is not Reason.FROZEN:
+        return why
+    unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.PROGRESSING, message="")
+    if change.kind in _SHOWS_CONDITIONS:
+        generation = f"generation {stage.generation}"
+        unit.set_condition(change.model, ConditionType.PLANNED, "Unknown", Reason.PENDING, generation)
+        told = f"{change.kind} of {generation} is under way{_serving(unit, change)}"
+        unit.set_condition(change.model, ConditionType.READY, "False", Reason.PROGRESSING, told)
+    return why
+
+
+def _serving(unit: Repository, change: Change) -> str:
+    serving = unit.model(change.model).serving_generation
+    return f"; generation {serving} serves" if serving else ""

@@ -1,0 +1,143 @@
+"""What the routers counted since a wave's traffic moved, of the new generation and of the former one. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ipnext.model.comparison import Pair
+from ipnext.model.deployment import GenerationTraffic, RegionState
+from ipnext.model.gates import GateWindow, RegionTraffic
+from ipnext.model.rollout import Transition
+from ipnext.model.sketch import PredictionSketch
+
+MAX_WINDOW_BYTES = 128 * 1024
+"""What a wave's counts may take in a run's history, where each look of a gate holds them once."""
+
+
+def former_generation(transition: Transition, model: str, generation: int) -> int | None:
+    """The generation with most of the traffic before the transition; None where there was none, or it is the same."""
+    shares: dict[int, float] = {}
+    for share in transition.origin.traffic:
+        if share.model == model:
+            shares[share.generation] = shares.get(share.generation, 0.0) + share.fraction
+    found = max(sorted(shares), key=shares.__getitem__, default=None)
+    return None if found == generation else found
+
+
+def traffic_of(model: str, generation: int, regions: Iterable[RegionState]) -> tuple[RegionTraffic, ...]:
+    """What each region's router has counted of the generation; regions that counted nothing count zero."""
+    found = []
+    for region in regions:
+        counts = [t for t in region.traffic if (t.model, t.generation) == (model, generation)]
+        found.append(_of_region(region.region, counts[0]) if counts else RegionTraffic(region=region.region))
+    return tuple(found)
+
+
+def _of_region(region: str, counted: GenerationTraffic) -> RegionTraffic:
+    return RegionTraffic(
+        region=region,
+        requests=counted.requests,
+        errors=counted.errors,
+        non_finite=counted.non_finite,
+        latency=counted.latency,
+        first_token=counted.first_token,
+        token=counted.token,
+        predictions=counted.predictions,
+    )
+
+
+def opened(
+    former: int | None, new: Sequence[RegionTraffic], old: Sequence[RegionTraffic], *, sketched: bool = True
+) -> tuple[tuple[RegionTraffic, ...], GateWindow]:
+    """The baselines of a wave: that of the new generation, and the window with that of the former one.
+
+    They stay within MAX_WINDOW_BYTES: predictions of the regions that hold the most of them are left out until they do,
+    or all of them where they are not `sketched`.
+    """
+    sizes = {item.region: _sketch_bytes(item) for item in new}
+    for item in old:
+        sizes[item.region] = sizes.get(item.region, 0) + _sketch_bytes(item)
+    dropped: list[str] = []
+    over = sum(len(item.model_dump_json()) for item in (*new, *old)) - MAX_WINDOW_BYTES
+    for region in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        if sketched and over <= 0:
+            break
+        over -= sizes[region]
+        dropped.append(region)
+    without = tuple(sorted(dropped))
+    window = GateWindow(former=former, baseline=_slim(old, without), unsketched=without)
+    return _slim(new, without), window
+
+
+def _sketch_bytes(item: RegionTraffic) -> int:
+    return sum(len(sketch.model_dump_json()) for sketch in item.predictions.values())
+
+
+def _slim(counts: Sequence[RegionTraffic], without: Sequence[str]) -> tuple[RegionTraffic, ...]:
+    return tuple(item.model_copy(update={"predictions": {}}) if item.region in without else item for item in counts)
+
+
+def counted_since(
+    baseline: Sequence[RegionTraffic],
+    window: GateWindow | None,
+    new: Sequence[RegionTraffic],
+    old: Sequence[RegionTraffic],
+) -> tuple[Pair, ...]:
+    """The counts of each region since the baselines. Where a router started anew they are those since its start."""
+    before_new = {item.region: item for item in baseline}
+    before_old = {item.region: item for item in (window.baseline if window else ())}
+    now_old = {item.region: item for item in old}
+    pairs = []
+    for item in new:
+        other = now_old.get(item.region) or RegionTraffic(region=item.region)
+        bases = (before_new.get(item.region), before_old.get(item.region))
+        anew = _went_back(item, bases[0]) or _went_back(other, bases[1])
+        first, second = (None, None) if anew else bases
+        sketched = anew or window is None or item.region not in window.unsketched
+        pairs.append(Pair(_since(item, first), _since(other, second), sketched))
+    return tuple(pairs)
+
+
+def _went_back(now: RegionTraffic, before: RegionTraffic | None) -> bool:
+    """Whether any count is smaller than it was."""
+    if before is None:
+        return False
+    if now.requests < before.requests or now.errors < before.errors or now.non_finite < before.non_finite:
+        return True
+    times = ((now.latency, before.latency), (now.first_token, before.first_token), (now.token, before.token))
+    if any(new.get(bucket, 0) < count for new, old in times for bucket, count in old.items()):
+        return True
+    sketches = before.predictions.items()
+    return any(name not in now.predictions or now.predictions[name].values < found.values for name, found in sketches)
+
+
+def _since(now: RegionTraffic, before: RegionTraffic | None) -> RegionTraffic:
+    if before is None:
+        return now
+    nothing = PredictionSketch()
+    return RegionTraffic(
+        region=now.region,
+        requests=now.requests - before.requests,
+        errors=now.errors - before.errors,
+        non_finite=now.non_finite - before.non_finite,
+        latency=_less(now.latency, before.latency),
+        first_token=_less(now.first_token, before.first_token),
+        token=_less(now.token, before.token),
+        predictions={
+            name: _sketch_since(sketch, before.predictions.get(name, nothing))
+            for name, sketch in now.predictions.items()
+        },
+    )
+
+
+def _sketch_since(now: PredictionSketch, before: PredictionSketch) -> PredictionSketch:
+    return PredictionSketch(
+        answers=now.answers - before.answers,
+        values=now.values - before.values,
+        total=now.total - before.total,
+        squares=max(0.0, now.squares - before.squares),
+        bins=_less(now.bins, before.bins),
+    )
+
+
+def _less(now: Mapping[int, int], before: Mapping[int, int]) -> dict[int, int]:
+    left = {bucket: count - before.get(bucket, 0) for bucket, count in now.items()}
+    return {bucket: count for bucket, count in left.items() if count > 0}

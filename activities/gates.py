@@ -1,0 +1,216 @@
+"""Whether a new generation answers well enough: a wave's counts against the manifest's limits. Pure.
+
+Before the hold ends a limit trips only where chance hardly explains it; at its end the figures count as they are.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ipnext.model.comparison import Pair, latencies, predictions
+from ipnext.model.distributions import Counts, Difference, above, at_least, mean_shift, quantile, stability_index
+from ipnext.model.gates import GateSpec
+from ipnext.model.sketch import LATENCY_SECONDS
+
+EARLY_REQUESTS = 20
+"""Fewer answers never end a wave before its hold does."""
+AGAIN_SECONDS = 2.0
+"""Least time between two looks of a gate that waits for answers; longer waits have about MOST_LOOKS looks."""
+MOST_LOOKS = 30
+_P99 = 0.99
+_P50 = 0.5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a gate is asked: limits, the errors allowed by the rollout, and how far the wave is."""
+
+    gate: GateSpec
+    max_error_rate: float
+    early: bool = False
+    """Whether the hold lasts still."""
+    wait_left: float = 0.0
+    """Seconds until answers are too few for good."""
+    former: int | None = None
+    """The generation to compare with; None: none answers beside the new one in this wave."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a generation to compare with, and a limit to compare by."""
+        return self.former is not None and self.gate.compares
+
+    @property
+    def error_rate(self) -> float:
+        """The allowed fraction of errors and non-finite answers."""
+        return self.max_error_rate if self.gate.max_error_rate is None else self.gate.max_error_rate
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`ok` with `again_seconds` above 0: nothing is wrong so far, ask again after so long."""
+
+    ok: bool
+    message: str
+    again_seconds: float = 0.0
+
+
+def errors_only(max_error_rate: float, gate: GateSpec, *, early: bool = False) -> Asked:
+    """As a rollback and a wave without a window are asked: nothing is compared, and nothing waited for."""
+    limits = GateSpec(max_error_rate=gate.max_error_rate, max_non_finite_rate=gate.max_non_finite_rate)
+    return Asked(limits, max_error_rate, early)
+
+
+def judge(asked: Asked, pairs: Sequence[Pair]) -> Verdict:
+    """The verdict on what was counted of the new generation, and of the former one beside it."""
+    answers = _Answers(asked, pairs)
+    needed = asked.gate.needed
+    if asked.early:
+        trips = tuple(answers.trips()) if answers.requests >= max(needed, EARLY_REQUESTS) else ()
+        return Verdict(ok=not trips, message="; ".join(trips) or answers.text)
+    if answers.fewest < needed:
+        return _too_few(asked, answers)
+    trips = tuple(answers.trips())
+    return Verdict(ok=not trips, message="; ".join(trips) or answers.text)
+
+
+def _too_few(asked: Asked, answers: "_Answers") -> Verdict:
+    """Errors that are too many whatever is still to come fail at once; else there is a time to wait for more."""
+    certain = tuple(answers.errors(at_least_of=asked.gate.needed))
+    if certain:
+        return Verdict(ok=False, message="; ".join(certain))
+    if asked.wait_left > 0:
+        pause = max(AGAIN_SECONDS, asked.gate.wait_seconds / MOST_LOOKS)
+        return Verdict(ok=True, message=answers.text, again_seconds=min(asked.wait_left, pause))
+    few = f"{answers.text}: too few to judge, {asked.gate.needed} are needed"
+    return Verdict(ok=asked.gate.on_too_few == "pass", message=f"{few}; onTooFew is {asked.gate.on_too_few}")
+
+
+class _Answers:
+    """The figures of one window, and what they are in words."""
+
+    def __init__(self, asked: Asked, pairs: Sequence[Pair]) -> None:
+        self._asked = asked
+        self._gate = asked.gate
+        self.requests = sum(pair.new.requests for pair in pairs)
+        self._errors = sum(pair.new.errors for pair in pairs)
+        self._non_finite = sum(pair.new.non_finite for pair in pairs)
+        self._former_requests = sum(pair.old.requests for pair in pairs)
+        self._latency = _summed(pair.new.latency for pair in pairs)
+        self._first_token = _summed(pair.new.first_token for pair in pairs)
+        self._token = _summed(pair.new.token for pair in pairs)
+        self._latencies = latencies(pairs) if asked.compares else None
+        self._predictions = predictions(pairs) if asked.compares else {}
+
+    @property
+    def fewest(self) -> int:
+        """Answers of the compared generation that has fewer."""
+        return min(self.requests, self._former_requests) if self._asked.compares else self.requests
+
+    @property
+    def text(self) -> str:
+        """What there is to tell of a window without fault."""
+        parts = [f"{self.requests} answers, {self._errors} errors"]
+        if self._non_finite:
+            parts.append(f"{self._non_finite} non-finite answers")
+        if self._latency:
+            parts.append(f"p50 {_ms(_quantile(self._latency, _P50))}, p99 {_ms(_quantile(self._latency, _P99))}")
+        if self._first_token:
+            parts.append(f"first token p50 {_ms(_quantile(self._first_token, _P50))}")
+        parts += [words for words, _ in self._comparisons()]
+        return ", ".join(parts)
+
+    def trips(self) -> Iterator[str]:
+        """Each limit that is not kept, in words."""
+        yield from self.errors()
+        yield from self._slow()
+        yield from self._slower()
+        yield from (words + limit for words, limit in self._comparisons() if limit)
+
+    def errors(self, *, at_least_of: int = 0) -> Iterator[str]:
+        """The limits on rates. With `at_least_of` as if so many answers were there, the missing ones good."""
+        count = max(self.requests, at_least_of)
+        bad = min(self.requests, self._errors + self._non_finite)
+        told = f"{self._errors} errors and {self._non_finite} non-finite answers of {self.requests}"
+        if self._too_many(bad, count, self._asked.error_rate):
+            yield f"{told}: {bad / self.requests:.1%}, allowed {self._asked.error_rate:.1%}"
+        limit = self._gate.max_non_finite_rate
+        if limit is not None and self._too_many(self._non_finite, count, limit):
+            share = self._non_finite / self.requests
+            yield f"{self._non_finite} non-finite answers of {self.requests}: {share:.1%}, allowed {limit:.1%}"
+
+    def _too_many(self, bad: float, count: float, rate: float) -> bool:
+        if not count:
+            return False
+        return (at_least(bad, count) if self._asked.early else bad / count) > rate
+
+    def _slow(self) -> Iterator[str]:
+        gate = self._gate
+        for what, counts, limits in (
+            ("", self._latency, gate.max_latency_ms),
+            ("first token ", self._first_token, gate.max_first_token_ms),
+            ("between tokens ", self._token, gate.max_token_ms),
+        ):
+            answers = f"{sum(counts.values()) if what else self.requests:g} answers"
+            for name, share, limit in (("p50", _P50, limits.p50), ("p99", _P99, limits.p99)):
+                if limit is not None and self._too_slow(counts, share, limit / 1000):
+                    yield f"{what}{name} {_ms(_quantile(counts, share))}, allowed {limit:g} ms; {answers}"
+
+    def _slower(self) -> Iterator[str]:
+        allowed, both = self._gate.max_latency_ratio, self._latencies
+        if allowed is None or both is None or not self._enough_of_former:
+            return
+        new, old = (quantile(counts, LATENCY_SECONDS, _P99) for counts in (both.new, both.old))
+        if self._too_slow(both.new, _P99, allowed * old):
+            yield (
+                f"p99 {_ms(new)} against {_ms(old)} of generation {self._asked.former}: ratio {new / old:.2f}, "
+                f"allowed {allowed:g}; {self.requests} answers"
+            )
+
+    def _too_slow(self, counts: Counts, share: float, limit: float) -> bool:
+        total = sum(counts.values())
+        if not total:
+            return False
+        if self._asked.early:
+            return at_least(above(counts, LATENCY_SECONDS, limit), total) > 1 - share
+        return quantile(counts, LATENCY_SECONDS, share) > limit
+
+    def _comparisons(self) -> Iterator[tuple[str, str]]:
+        """What is told of each output's predictions, and the rest of the sentence where a limit is not kept."""
+        gate = self._gate
+        for name, both in self._predictions.items():
+            if not gate.judges_drift or (gate.outputs and name not in gate.outputs):
+                continue
+            drift = stability_index(both.new, both.old, noise=both.noise)
+            shift = mean_shift(both.new_moments, both.old_moments, noise=both.noise)
+            means = f"mean {both.new_moments.mean:.4g} against {both.old_moments.mean:.4g}"
+            against = f"of generation {self._asked.former}"
+            if gate.max_drift is not None:
+                words = f"drift of output {name!r} {drift.size:.2f} ({means} {against})"
+                yield words, self._beyond(drift, gate.max_drift)
+            if gate.max_mean_shift is not None:
+                words = f"mean of output {name!r} shifted by {shift.size:.2f} deviations ({means} {against})"
+                yield words, self._beyond(shift, gate.max_mean_shift)
+
+    def _beyond(self, found: Difference, allowed: float) -> str:
+        if found.sure <= allowed or not self._enough_of_former:
+            return ""
+        return f", allowed {allowed:g} beside the {found.chance:.2f} that chance may make; {self.requests} answers"
+
+    @property
+    def _enough_of_former(self) -> bool:
+        return self._former_requests >= self._gate.needed
+
+
+def _summed(parts: Iterable[Mapping[int, int]]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for counts in parts:
+        for bucket, count in counts.items():
+            found[bucket] = found.get(bucket, 0.0) + count
+    return found
+
+
+def _quantile(counts: Counts, share: float) -> float:
+    return quantile(counts, LATENCY_SECONDS, share)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms"

@@ -1,0 +1,89 @@
+"""In which order the models of a replan move, so that what one frees another takes after it: pure functions of units.
+
+A model needs room for what it grows by before it gives back what it leaves (capacity first, traffic after).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ipnext.model.plan import CurrentState, Problem
+from ipnext.store.records import Placement
+
+Cell = tuple[str, str]
+"""(region, hardware)."""
+
+TOLERANCE = 1e-6
+
+MOST_STAGES = 200
+"""Beyond these the rest keeps its order: a model that has no room yet is passed over when its turn comes."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """What one model takes more, and gives back, in units by cell."""
+
+    model: str
+    grows: Mapping[Cell, float]
+    shrinks: Mapping[Cell, float]
+
+    @property
+    def net(self) -> float:
+        """Units that it takes more than it gives back."""
+        return round(sum(self.grows.values()) - sum(self.shrinks.values()), 9)
+
+    @classmethod
+    def of(cls, placed: Placement, now: CurrentState | None) -> "Move":
+        """From what runs to what is placed, replica set by replica set."""
+        units = {(part.part, o.hardware): o.units for part in placed.wishes.parts for o in part.options}
+        before = {(r.part, r.region, r.hardware): r.count for r in (now or CurrentState()).replicas}
+        after = {(r.part, r.region, r.hardware): r.count for r in placed.replicas}
+        grows: dict[Cell, float] = {}
+        shrinks: dict[Cell, float] = {}
+        for slot in sorted(before.keys() | after.keys()):
+            part, region, hardware = slot
+            more = (after.get(slot, 0) - before.get(slot, 0)) * units.get((part, hardware), 1.0)
+            side = grows if more > 0 else shrinks
+            if more:
+                side[region, hardware] = side.get((region, hardware), 0.0) + abs(more)
+        return cls(placed.model, grows, shrinks)
+
+
+def free_units(problem: Problem, running: Iterable[CurrentState]) -> dict[Cell, float]:
+    """Units of each cell that nothing of the problem's models runs on now; below 0 where supply was taken away."""
+    free = {(item.region, item.hardware): item.units for item in problem.supply}
+    units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
+    for state in running:
+        for row in state.replicas:
+            cell = (row.region, row.hardware)
+            free[cell] = free.get(cell, 0.0) - row.count * units.get((row.model, row.part, row.hardware), 0.0)
+    return free
+
+
+def fits(move: Move, free: Mapping[Cell, float]) -> bool:
+    """Whether all that it grows by is free."""
+    return all(units <= free.get(cell, 0.0) + TOLERANCE for cell, units in move.grows.items())
+
+
+def move_order(moves: Sequence[Move], free: Mapping[Cell, float]) -> tuple[str, ...]:
+    """Models in stages: all of one fit side by side once those before it have arrived. Who frees most goes first.
+
+    What fits in no order comes last, as it is: its transition says what it lacks.
+    """
+    left, order = dict(free), list[str]()
+    pending = sorted(moves, key=lambda move: (move.net, move.model))
+    for _ in range(MOST_STAGES):
+        stage = list[Move]()
+        for move in pending:
+            if fits(move, left):
+                stage.append(move)
+                for cell, units in move.grows.items():
+                    left[cell] = left.get(cell, 0.0) - units
+        if not stage:
+            break
+        order += [move.model for move in stage]
+        taken = {move.model for move in stage}
+        pending = [move for move in pending if move.model not in taken]
+        for move in stage:
+            for cell, units in move.shrinks.items():
+                left[cell] = left.get(cell, 0.0) + units
+    return (*order, *(move.model for move in pending))

@@ -1,0 +1,42 @@
+"""Swaps as the activities see them: which waves swap, and routers that know both generations while processes go over."""
+
+from collections.abc import Iterable
+
+from activities.routing import Gateways
+from activities.wanted import Facts
+from activities.waves import state_at, swaps
+from ipnext.errors import Unavailable
+from ipnext.model.deployment import Deployment
+from ipnext.model.rollout import Transition
+
+
+class Announcement:
+    """Tells the routers of the generations that processes are about to go over to. Made for one activity.
+
+    While they do, a request whose generation has no engine left may be answered with the other one; for that the router has to
+    know it before.
+    """
+
+    def __init__(self, gateways: Gateways, facts: Facts, wanted: Iterable[Deployment]) -> None:
+        self._gateways = gateways
+        self._shares = {region: table.shares for region, table in facts.tables.items()}
+        self._deployments = {**facts.deployments, **{deployment.key: deployment for deployment in wanted}}
+        self.made = False
+        """Whether every region has heard it."""
+
+    def make(self) -> None:
+        """Once more, where a region could not be reached before. What is sent where stays as it is."""
+        if not self.made:
+            try:
+                self._gateways.follow(self._shares, self._deployments.values())
+            except Unavailable:
+                return
+            self.made = True
+
+
+def while_swapped(transition: Transition, model: str, index: int) -> frozenset[tuple[str, int]]:
+    """(Region, generation) that may be sent to while wave `index` is undone, though its processes go back: empty where none do."""
+    if not swaps(transition, model, index):
+        return frozenset()
+    counts = state_at(transition, model, index, "routed").counts
+    return frozenset((region, generation) for ((_, region, _), generation), count in counts.items() if count)

@@ -1,0 +1,88 @@
+"""Workflow `drain/REGION`: takes a region out of service, or brings it back. What is asked lies in the store.
+
+One runs for each region. A change of mind is written into the store and signalled; the run looks again and follows:
+a planned drain that becomes a disaster, a drain that is asked back while it goes on. It ends once the region is drained,
+refused or back; the next thing that is asked starts it again.
+"""
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext import names
+    from ipnext.model.drain import DrainInput, DrainSeen, DrainState
+    from workflows import policies
+    from workflows.policies import perform
+
+STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
+
+ASKED = frozenset({DrainState.RECORDED, DrainState.CHECKING})
+ENDED = frozenset({DrainState.DRAINED, DrainState.REFUSED, DrainState.RETURNED})
+
+
+@workflow.defn(name=names.DRAIN_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY)
+class DrainWorkflow:
+    """One region's way out of service and back."""
+
+    @workflow.init
+    def __init__(self, input: DrainInput) -> None:  # noqa: A002 - Temporal passes it by place
+        self._region = input.region
+        self._news = False
+        self._seen = DrainSeen(state=DrainState.RECORDED)
+        self._looks = 0
+
+    @workflow.signal(name=names.DRAIN_CHANGED)
+    def changed(self) -> None:
+        """Something was asked of this region."""
+        self._news = True
+
+    @workflow.query(name=names.DRAIN_PROGRESS)
+    def progress(self) -> DrainSeen:
+        """Where it stood when it was last looked at."""
+        return self._seen
+
+    @workflow.run
+    async def run(self, input: DrainInput) -> DrainSeen:  # noqa: A002
+        """Follow what is asked until nothing is left to do. Continues as new where it takes long."""
+        while True:
+            self._news = False
+            self._show(await perform(policies.LOOK_AT_DRAIN, input, f"look at {input.region}"))
+            await self._do_next(input)
+            if self._seen.state in ENDED and not self._news:
+                return self._seen
+            if self._seen.state not in ENDED:
+                await self._wait()
+            if workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(input)
+
+    async def _do_next(self, asked: DrainInput) -> None:
+        """The one thing that the state asks for, if any."""
+        seen = self._seen
+        if seen.state is DrainState.RETURNING:
+            self._show(await perform(policies.RETURN_REGION, asked, f"bring {asked.region} back"))
+        elif seen.disaster and (seen.state in ASKED or (seen.state is DrainState.DRAINING and seen.misrouted)):
+            self._show(await perform(policies.ROUTE_AROUND, asked, f"send the traffic around {asked.region}"))
+        elif seen.state in ASKED:
+            self._show(await perform(policies.CHECK_DRAIN, asked, f"can the others carry {asked.region}?"))
+
+    async def _wait(self) -> None:
+        """Until something is asked, or it is time to look again: soon at first, seldom later."""
+        self._looks += 1
+        pause = policies.DRAIN_LOOK if self._looks <= policies.DRAIN_LOOKS_SOON else policies.DRAIN_LOOK_LATER
+        try:
+            await workflow.wait_condition(
+                lambda: self._news, timeout=pause, timeout_summary=f"until {self._region} is looked at again"
+            )
+        except TimeoutError:
+            return
+
+    def _show(self, seen: DrainSeen) -> None:
+        self._seen = seen
+        workflow.upsert_search_attributes([STAGE.value_set(seen.state.value)])
+        kind = "lost" if seen.disaster else "planned"
+        left = (
+            f"\n\n| left | |\n|---|---|\n| models | {seen.models_left} |\n| replicas | {seen.replicas_left} |\n"
+            f"| traffic, requests or tokens/s | {seen.traffic_left_qps:g} |"
+        )
+        told = f"\n\n{seen.message}" if seen.message else ""
+        workflow.set_current_details(f"**{self._region}** ({kind}): {seen.state.value}{told}{left}")

@@ -1,0 +1,54 @@
+"""The wait for a freeze to end, as a part of a change's run: between two looks it sleeps, and wakes when it is told to."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext.model.freeze import Frozen
+    from ipnext.model.lifecycle import StageInput
+    from workflows import policies
+    from workflows.policies import perform
+
+
+class Thaw:
+    """Waits until nothing is frozen for a change any more, or `newer`: a newer change waits behind it."""
+
+    def __init__(self, newer: Callable[[], bool]) -> None:
+        self._newer = newer
+        self._look_again = False
+
+    def freezes_changed(self) -> None:
+        """A freeze was lifted, changed or overridden."""
+        self._look_again = True
+
+    async def done(self, stage: StageInput, show: Callable[[Frozen], None]) -> bool:
+        """True once the change may go on; False where it is frozen and has to give way to the newer one.
+
+        Windows that begin while it waits make the wait longer. Cancelling ends the wait.
+        """
+        while True:
+            self._look_again = False
+            answer = await perform(policies.FREEZE_OF, stage, f"does a freeze hold {stage.model} back?")
+            if answer.frozen is None:
+                return True
+            if self._newer():
+                return False
+            show(answer.frozen)
+            await self._sleep(answer.frozen)
+
+    async def _sleep(self, frozen: Frozen) -> None:
+        try:
+            await workflow.wait_condition(
+                lambda: self._look_again or self._newer(),
+                timeout=pause_before(frozen.until - workflow.now()),
+                timeout_summary=frozen.told[:200],
+            )
+        except TimeoutError:
+            return
+
+
+def pause_before(left: timedelta) -> timedelta:
+    """How long to sleep where so much of the freeze is left: to its end, but not too long without a look."""
+    return max(timedelta(seconds=1), min(left, max(policies.FREEZE_LOOKS_EVERY, left / policies.FREEZE_LOOKS)))

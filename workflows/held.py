@@ -1,0 +1,157 @@
+"""What an entity hears from people, and what it passes on to the run that is under way: the part of workflow `model` that listens.
+
+Pause and resume concern the model's whole line of changes, an abort the change that runs. A run hears of a pause and of newer
+changes by signals.
+"""
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext import names
+    from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, Hold, HoldNote, NewerWaits
+    from ipnext.model.lifecycle import ChangeKind, LifecycleInput, LifecycleResult, ModelEntityInput, QueuedChange
+    from ipnext.model.status import Reason
+    from workflows import policies
+    from workflows.failing import explained
+    from workflows.ordering import URGENT, next_of, overtakes, stops
+    from workflows.policies import perform
+
+STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
+
+Child = workflow.ChildWorkflowHandle[LifecycleInput, LifecycleResult]
+
+ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
+"""Kinds that a run of these kinds may give way to."""
+
+NEWER_IS_TOLD = "newer-is-told"
+"""Runs of before this change were not told of newer ones."""
+
+PUBLISH_IS_KEPT = "publish-is-kept"
+"""Runs of before this change let a publish give way to a newer apply, which does not bring its generation."""
+
+
+class Held:
+    """One model's queue, the run that is under way, and who holds them."""
+
+    def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - as the workflow names it
+        self._model = input.model
+        self._queue = input.queue
+        self._serving = input.serving_generation
+        self._running: QueuedChange | None = None
+        self._child: Child | None = None
+        self._aborted: tuple[str, str] | None = None
+        """The change whose run was aborted last, and by whom and why: a run that had not begun can't record it."""
+        self._held = input.held
+        self._turned = input.turned
+        """How many runs in a row gave way to a newer one."""
+        self._untold: QueuedChange | None = None
+        """The newest change that the running one does not know of."""
+
+    @workflow.update(name=names.PAUSE_CHANGES)
+    async def pause_changes(self, asked: ControlAsked) -> ControlAnswer:
+        """Begin nothing further; what runs stops at its next step. Paused again, the newer reason counts."""
+        self._held = asked
+        self._show()
+        await self._signal_running(names.HOLD_CHANGES, Hold(held=True, asked=asked))
+        await self._note(held=True, message=f"paused {asked.text}")
+        return self._answer(ControlAction.PAUSE, f"paused {asked.text}")
+
+    @workflow.update(name=names.RESUME_CHANGES)
+    async def resume_changes(self, asked: ControlAsked) -> ControlAnswer:
+        """Go on."""
+        self._held = None
+        self._show()
+        await self._signal_running(names.HOLD_CHANGES, Hold(held=False, asked=asked))
+        await self._note(held=False, message=f"resumed {asked.text}")
+        return self._answer(ControlAction.RESUME, f"resumed {asked.text}")
+
+    @resume_changes.validator
+    def _check_resume(self, asked: ControlAsked) -> None:  # noqa: ARG002 - the update's signature
+        if self._held is None:
+            msg = f"{self._model} is not paused"
+            raise ApplicationError(msg, type="Conflict", non_retryable=True)
+
+    @workflow.update(name=names.ABORT_RUN)
+    def abort_run(self, asked: ControlAsked) -> ControlAnswer:
+        """Stop the running change: what it moved goes back."""
+        running, child = self._running, self._child
+        if running is None or child is None:
+            msg = f"nothing of {self._model} runs: there is nothing to abort"
+            raise ApplicationError(msg, type="Conflict", non_retryable=True)
+        self._aborted = running.id, f"{names.ABORTED}{asked.text}"
+        child.cancel(self._aborted[1])
+        return self._answer(ControlAction.ABORT, f"{running.kind} {running.id} is aborted {asked.text}")
+
+    @abort_run.validator
+    def _check_abort(self, asked: ControlAsked) -> None:  # noqa: ARG002
+        """A rollback is not aborted: the way forward is a publish; a retirement goes to its end."""
+        running = self._running
+        if running is None or running.kind in URGENT:
+            what = "nothing" if running is None else f"a {running.kind}"
+            msg = f"{what} of {self._model} runs: there is nothing to abort"
+            raise ApplicationError(msg, type="Conflict", non_retryable=True)
+
+    def _next(self) -> QueuedChange | None:
+        return next_of(self._queue, held=self._held is not None)
+
+    def _answer(self, action: ControlAction, message: str) -> ControlAnswer:
+        change_id = self._running.id if self._running else None
+        return ControlAnswer(model=self._model, action=action, change_id=change_id, message=message)
+
+    async def _note(self, *, held: bool, message: str) -> None:
+        note = HoldNote(model=self._model, held=held, reason=Reason.PAUSED, message=message, event=message)
+        try:
+            await perform(policies.NOTE_HOLD, note, f"record: {message}")
+        except ActivityError as error:
+            workflow.logger.error("%s could not be recorded: %s", message, explained(error).message)
+
+    def _tell_running_of(self, change: QueuedChange) -> None:
+        """Remember that the run is to hear of a newer change that it may give way to: one that makes it pointless."""
+        running = self._running
+        if running is None or self._child is None or not {running.kind, change.kind} <= ROLLS_OUT:
+            return
+        if change.sequence < running.sequence:
+            return
+        if overtakes(change, running) or not workflow.patched(PUBLISH_IS_KEPT):
+            self._untold = change
+
+    async def _tell_newer(self) -> None:
+        newer, self._untold = self._untold, None
+        if newer is not None and workflow.patched(NEWER_IS_TOLD):
+            told = NewerWaits(change_id=newer.id, may_turn=self._turned < policies.MOST_TURNS)
+            await self._signal_running(names.NEWER_WAITS, told)
+
+    async def _signal_running(self, signal: str, argument: Hold | NewerWaits) -> None:
+        """To the run, where there is one that may be held or give way."""
+        if self._child is None or self._running is None or self._running.kind in URGENT:
+            return
+        try:
+            await self._child.signal(signal, argument)
+        except FailureError:
+            workflow.logger.info("the run ended before it heard of %s", signal)
+
+    def _stop_running_for(self, change: QueuedChange) -> None:
+        if self._child is not None and self._running is not None and stops(change, self._running):
+            self._child.cancel(f"{change.kind} {change.id} was asked")
+
+    def _show(self) -> None:
+        """The state for the Web UI."""
+        running = self._running
+        doing = f"{running.kind}{of_generation(running.generation)} (`{running.id}`)" if running else "nothing to do"
+        waiting = "".join(
+            f"\n- {change.kind}{of_generation(change.generation)} (`{change.id}`)" for change in self._queue
+        )
+        doing = f"paused {self._held.text}; {doing}" if self._held else doing
+        serving = f"\n\nServing: generation {self._serving}" if self._serving else ""
+        workflow.set_current_details(
+            f"**{self._model}**: {doing}" + (f"\n\nWaiting:{waiting}" if waiting else "") + serving
+        )
+        idle = "paused" if self._held else "idle"
+        workflow.upsert_search_attributes([STAGE.value_set(running.kind.value if running else idle)])
+
+
+def of_generation(generation: int | None) -> str:
+    """` of generation 3`, or nothing."""
+    return f" of generation {generation}" if generation is not None else ""

@@ -1,0 +1,201 @@
+"""What a transition hears while it walks: pauses, approvals, a promotion, newer publishes; and how it waits for a person.
+
+`workflows.transition` is the walk itself. Each wait has an end: a run that nobody answers goes back.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext import names
+    from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, Hold, HoldNote, NewerWaits
+    from ipnext.model.lifecycle import TransitionInput, WaveInput, WaveResult
+    from ipnext.model.status import Reason
+    from workflows import policies
+    from workflows.failing import explained
+    from workflows.policies import perform
+
+STOPS_AT_STEPS = "stops-at-steps"
+"""Runs of before this change went on to the end of the wave where an activity ended well although it was to stop."""
+
+
+STOPS_AT_WAITS = "stops-at-waits"
+"""Runs of before this change held and waited to the end where an activity ended well although they were to stop."""
+
+
+class Steered:
+    """The part of workflow `transition` that listens. The walk gives `_look`: how the answers are, as the gate sees them."""
+
+    def __init__(self, input: TransitionInput) -> None:  # noqa: A002 - as the workflow names it
+        self._input = input
+        self._index = 0
+        self._held = input.held
+        self._newer: NewerWaits | None = None
+        self._promoted = False
+        self._asks = False
+        """A wave waits for a person."""
+        self._approved = False
+        self._walking: asyncio.Task[WaveResult] | None = None
+        self._back = False
+        self._turning = False
+        """It gives way to a newer change."""
+
+    @workflow.signal(name=names.HOLD_CHANGES)
+    def hold_changes(self, hold: Hold) -> None:
+        """The model is paused, or goes on."""
+        self._held = hold.asked if hold.held else None
+
+    @workflow.signal(name=names.NEWER_WAITS)
+    def newer_waits(self, newer: NewerWaits) -> None:
+        """A newer publish is queued. It ends a wait for a person; with `onNewer: turn` it ends all waves but the last."""
+        self._newer = newer
+        turns = self._input.on_newer == "turn" and newer.may_turn and self._index + 1 < self._input.waves
+        if turns and self._walking is not None and not self._back:
+            self._turning = True
+            self._walking.cancel()
+
+    @workflow.update(name=names.APPROVE_WAVE)
+    def approve_wave(self, asked: ControlAsked) -> ControlAnswer:
+        """Let the wave that waits go on."""
+        self._approved = True
+        return self._answer(ControlAction.APPROVE, f"{self._place} is approved {asked.text}")
+
+    @approve_wave.validator
+    def _check_approval(self, asked: ControlAsked) -> None:  # noqa: ARG002 - the update's signature
+        if not self._asks or self._approved:
+            msg = f"{self._place} of {self._input.model} waits for no approval"
+            raise ApplicationError(msg, type="Conflict", non_retryable=True)
+
+    @workflow.update(name=names.PROMOTE_RUN)
+    def promote_run(self, asked: ControlAsked) -> ControlAnswer:
+        """Hold no more and ask no one any more; gates and capacity are kept."""
+        self._promoted = True
+        return self._answer(ControlAction.PROMOTE, f"promoted at {self._place} {asked.text}")
+
+    @promote_run.validator
+    def _check_promotion(self, asked: ControlAsked) -> None:  # noqa: ARG002
+        if self._back:
+            msg = f"the run of {self._input.model} is on its way back; it can't be promoted"
+            raise ApplicationError(msg, type="Conflict", non_retryable=True)
+
+    async def _hold(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        self._show(f"{self._place}: holding {seconds:g} s")
+        await self._until(lambda: self._promoted, seconds, f"{self._place}: hold and watch")
+
+    async def _look(self, wave: WaveInput, *, early: bool = False, waited: float = 0.0) -> WaveResult:
+        asked = wave.model_copy(update={"early": early, "watched_seconds": waited})
+        step = policies.CHECK_GATE.within(self._input.deadline_seconds)
+        return await perform(step, asked, f"{self._place}: check the answers")
+
+    def _needs_approval(self) -> bool:
+        if self._promoted or self._input.approval == "none" or self._index + 1 == self._input.waves:
+            return False
+        gates = self._input.gates
+        canary = (gates[self._index] if self._index < len(gates) else "step") == "canary"
+        return canary or self._input.approval == "each"
+
+    async def _approval(self, wave: WaveInput) -> WaveResult:
+        """Wait for a person; watch the answers meanwhile. Nobody in time, or a newer publish: the run goes back."""
+        message = f"generation {self._input.generation}, {self._place}: waits for an approval (`ipnext approve {self._input.model}`)"
+        self._asks, self._approved = True, False
+        await self._note(held=True, message=message)
+        self._show(f"{self._place}: waits for an approval")
+        try:
+            result = await self._person(wave)
+        finally:
+            self._asks = False
+        if result.ok:
+            await self._note(held=False, message=f"{self._place}: {result.message}")
+        return result
+
+    async def _person(self, wave: WaveInput) -> WaveResult:
+        """How the wait for an approval ends."""
+        since, limit = workflow.now(), self._input.manual_deadline_seconds
+        every = max(policies.GATE_EVERY_SECONDS, limit / policies.MOST_WAIT_LOOKS)
+        while seconds_since(since) < limit:
+            seconds = min(every, limit - seconds_since(since))
+            await self._until(
+                lambda: self._approved or self._promoted or self._newer is not None,
+                seconds,
+                f"{self._place}: wait for an approval",
+            )
+            if self._approved or self._promoted:
+                return WaveResult(ok=True, message="approved")
+            if self._newer is not None:
+                return self._gives_way()
+            result = await self._look(wave, early=True)
+            if not result.ok:
+                return result
+        message = f"nobody approved {self._place} within {limit:g} s"
+        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message)
+
+    async def _unheld(self) -> WaveResult | None:
+        """Go on at once, or when the pause is over. A run that was stopped, or is paused for too long, goes no further."""
+        if self._stopping and workflow.patched(STOPS_AT_STEPS):
+            return self._stopped()
+        held = self._held
+        if held is None:
+            return None
+        limit = self._input.manual_deadline_seconds
+        self._show(f"{self._place}: paused {held.text}")
+        if await self._until(lambda: self._held is None, limit, f"{self._place}: paused"):
+            return None
+        message = f"paused for more than {limit:g} s {held.text}"
+        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message)
+
+    async def _until(self, met: Callable[[], bool], seconds: float, summary: str) -> bool:
+        """Until something is so, at most `seconds`; False where that was too short. A run that is to stop does not wait."""
+        if self._stopping and workflow.patched(STOPS_AT_WAITS):
+            raise asyncio.CancelledError  # it came during an activity, which has ended well
+        try:
+            await workflow.wait_condition(met, timeout=timedelta(seconds=seconds), timeout_summary=summary)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _note(self, *, held: bool, message: str = "") -> None:
+        reason = Reason.AWAITING_APPROVAL
+        note = HoldNote(model=self._input.model, held=held, reason=reason, message=message, event=message)
+        try:
+            await perform(policies.NOTE_HOLD, note, f"record: {message or 'nothing holds it back'}")
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            workflow.logger.error("a hold of %s could not be recorded: %s", note.model, explained(error).message)
+
+    @property
+    def _stopping(self) -> bool:
+        """It was asked to stop, or gives way to a newer change; said once, it holds."""
+        return self._turning or workflow.cancellation_reason() is not None
+
+    @property
+    def _place(self) -> str:
+        return f"wave {self._index + 1} of {self._input.waves}"
+
+    def _stopped(self) -> WaveResult:
+        if workflow.cancellation_reason() is None and self._newer is not None:
+            return self._gives_way()
+        reason = workflow.cancellation_reason() or "it was cancelled"
+        return WaveResult(ok=False, reason=Reason.ROLLED_BACK, message=f"stopped: {reason}")
+
+    def _gives_way(self) -> WaveResult:
+        newer = self._newer.change_id if self._newer is not None else "a newer change"
+        return WaveResult(ok=False, reason=Reason.SUPERSEDED, message=f"gave way to {newer}, which is newer")
+
+    def _answer(self, action: ControlAction, message: str) -> ControlAnswer:
+        self._show(message)
+        return ControlAnswer(model=self._input.model, action=action, change_id=self._input.change_id, message=message)
+
+    def _show(self, text: str) -> None:
+        workflow.set_current_details(f"**{self._input.model}** generation {self._input.generation}: {text}")
+
+
+def seconds_since(moment: datetime) -> float:
+    """By the workflow's clock."""
+    return (workflow.now() - moment).total_seconds()
