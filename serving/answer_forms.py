@@ -6,11 +6,17 @@ from typing import Final
 
 import orjson
 
+from ipnext.errors import InvalidInput, IPnextError
 from serving.protocol import Encoded, InferRequest, InferResponse, answer_head, encode_response
 from serving.tensors import Tensor, all_finite, to_binary, to_json
 
 _FORMS_KEPT: Final = 256
 _SHAPES_KEPT: Final = 64
+
+
+class NotFinite(IPnextError):
+    """The answer holds NaN or infinity and was asked for as JSON, which has neither."""
+
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -47,9 +53,13 @@ class AnswerForm:
         self._binary = frozenset(binary)
         self._known: dict[Shapes, _InJson | _InBinary] = {}
 
+    def chosen(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the outputs that the answer holds."""
+        return {name: outputs[name] for name in self._chosen}
+
     def encode(self, outputs: Mapping[str, Tensor]) -> tuple[Encoded, bool]:
         """The body of the answer, and whether all its numbers are finite. Errors as `encode_response`."""
-        tensors = {name: outputs[name] for name in self._chosen}
+        tensors = self.chosen(outputs)
         finite = all(all_finite(tensor) for tensor in tensors.values())
         shapes = tuple(tensor.data.shape for tensor in tensors.values())
         known = self._known.get(shapes)
@@ -57,7 +67,12 @@ class AnswerForm:
             return known.fill(tensors), finite
         head = self._head
         answer = InferResponse(head.model_name, tensors, head.model_version, head.id, head.parameters)
-        encoded = encode_response(answer, binary=self._binary)
+        try:
+            encoded = encode_response(answer, binary=self._binary)
+        except InvalidInput:
+            raise
+        except IPnextError as error:
+            raise error if finite else NotFinite(error.message) from error
         if finite and len(self._known) < _SHAPES_KEPT:
             self._keep(shapes, tensors, encoded)
         return encoded, finite

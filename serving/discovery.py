@@ -1,6 +1,6 @@
 """What a client may ask of the router besides inference: what is served, how often it was asked, what there is not."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -9,11 +9,12 @@ from ipnext import __version__
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.deployment import RouterState
 from ipnext.names import GENERATION_HEADER
+from serving.generation_counts import GenerationCounts
 from serving.host_call import TryElsewhere
 from serving.host_client import HostClient
 from serving.http import Request, Response, json_response, not_found
 from serving.model_metadata import model_signature
-from serving.router_metrics import GenerationCounts, RouterMetrics
+from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
 from serving.tallies import CONTENT_TYPE
 
@@ -43,10 +44,18 @@ _ABOUT: Final[Mapping[str, Any]] = {
 class Discovery:
     """Answers all of a router's paths but inference."""
 
-    def __init__(self, follower: TableFollower, hosts: HostClient, metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        follower: TableFollower,
+        hosts: HostClient,
+        metrics: RouterMetrics,
+        *,
+        engines: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self._follower = follower
         self._hosts = hosts
         self._metrics = metrics
+        self._engines = engines
 
     def answer(self, request: Request, steps: list[str]) -> Response | Awaitable[Response]:
         """Route a request whose path has these steps. NotFound, or InvalidInput for what V2 has and this router has not."""
@@ -75,7 +84,8 @@ class Discovery:
             case "v2/health/ready":
                 return json_response({"ready": follower.found}, 200 if follower.found else 503)
             case "control/state":
-                return json_response(RouterState(revision=follower.routes.revision, traffic=self._metrics.traffic))
+                revision, traffic = follower.routes.revision, self._metrics.traffic
+                return json_response(RouterState(revision=revision, traffic=traffic, engines=self._engines()))
             case "metrics":
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
         raise not_found(request)
@@ -87,6 +97,9 @@ class Discovery:
         if rest:
             raise not_found(request)
         route = routes.choose(pin)
+        if route.generator is not None:
+            msg = f"model {model} generates: GET /v1/models/{model} describes it"
+            raise InvalidInput(msg, field="model", value=model)
         try:
             signature = await model_signature(route, self._hosts)
         except TryElsewhere as error:

@@ -25,12 +25,13 @@ class HoldKey:
     digest: str
     engine: str
     settings: str
+    adapters: int = 0
 
 
 def hold_key(hold: HostedSnapshot) -> HoldKey:
     """The key of a hold."""
     settings = canonical_json(dict(hold.settings))
-    return HoldKey(hold.model, hold.part, hold.snapshot, hold.digest, hold.engine, settings)
+    return HoldKey(hold.model, hold.part, hold.snapshot, hold.digest, hold.engine, settings, hold.adapters)
 
 
 @dataclass(slots=True, eq=False)
@@ -163,6 +164,11 @@ class HeldSnapshots(Generic[T]):
 def _related(left: HostedSnapshot, right: HostedSnapshot) -> bool:
     same = (left.model, left.part, left.engine) == (right.model, right.part, right.engine)
     return same and canonical_json(dict(left.settings)) == canonical_json(dict(right.settings))
+
+
+def check_holds(holds: Sequence[HostedSnapshot]) -> None:
+    """InvalidInput if one generation of a part has two snapshots."""
+    _by_key(holds)
 
 
 def _by_key(holds: Sequence[HostedSnapshot]) -> dict[HoldKey, HostedSnapshot]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipnext.errors import InvalidInput, IPnextError
+from ipnext.model.prompt import PromptTemplate
 from ipnext.model.registry import REQUEST, GraphNode, PartGraph, source_node, source_tensor
 from serving.tensors import Tensor
 
@@ -32,6 +33,8 @@ class PlannedNode:
     part: str
     inputs: Mapping[str, Source]
     needs: frozenset[str]
+    prompt: PromptTemplate | None = None
+    """Of a node that generates, where its prompt is made of its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,13 @@ def plan_graph(graph: PartGraph) -> GraphPlan:
     return GraphPlan(tuple(ordered), outputs, tuple(dict.fromkeys(taken)))
 
 
+def before_last(plan: GraphPlan) -> GraphPlan:
+    """The nodes before the last one. Its outputs are what these give for the last one's inputs, under the names of those."""
+    *nodes, last = plan.nodes
+    outputs = {name: source for name, source in last.inputs.items() if source.node != REQUEST}
+    return GraphPlan(tuple(nodes), outputs, plan.request_tensors)
+
+
 async def run_graph(plan: GraphPlan, request: Tensors, call: Call) -> dict[str, Tensor]:
     """The graph's outputs for one request. When a node fails or the caller is cancelled, all running calls are.
 
@@ -135,7 +145,7 @@ async def cancel(running: Collection[asyncio.Task[Tensors]]) -> None:
 def _planned(node: GraphNode) -> PlannedNode:
     inputs = {name: Source(source_node(text), source_tensor(text)) for name, text in node.inputs.items()}
     needs = frozenset(source.node for source in inputs.values()) - {REQUEST}
-    return PlannedNode(node.name, node.part, inputs, needs)
+    return PlannedNode(node.name, node.part, inputs, needs, node.prompt)
 
 
 def inputs_of(node: PlannedNode, results: Mapping[str, Tensors]) -> dict[str, Tensor]:

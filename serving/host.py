@@ -25,6 +25,7 @@ from serving.engines.base import find_engine
 from serving.fetching import FetchingProcess
 from serving.frames import UPGRADE
 from serving.generations import HeldSnapshots
+from serving.graph import Tensors
 from serving.host_client import HostClient
 from serving.host_frames import HostFrames
 from serving.host_metrics import HostMetrics
@@ -114,7 +115,7 @@ class Host:
             REGION_HEADER: self._region,
         }
 
-        def finish(encoded: Encoded, finite: bool) -> Response:  # noqa: ARG001  # only a router counts
+        def finish(encoded: Encoded, finite: bool, outputs: Tensors) -> Response:  # noqa: ARG001  # only a router counts
             return Response(200, encoded.body, {**encoded.headers, **proof})
 
         about = About(model, part, generation)

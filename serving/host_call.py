@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
+from serving.answer_forms import NotFinite
 from serving.balancing import EndpointLoads
 from serving.frames import Frame
 from serving.host_connection import ConnectionLost, HostConnection, Pieces, SentCall
@@ -33,6 +34,8 @@ class Attempt:
     """Urls of hosts that it had no luck with, in this attempt or one before."""
     used: dict[str, int] = field(default_factory=dict)
     """Part -> the snapshot that answers for it in this attempt."""
+    sampled: bool = False
+    """Whether the host that answers last shall sketch its answer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +149,9 @@ def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> E
         return TryElsewhere(message)
     if status == 504:
         return DeadlineExceeded(message)
-    return InvalidInput(message) if 400 <= status < 500 else IPnextError(message)
+    if 400 <= status < 500:
+        return InvalidInput(message)
+    return NotFinite(message) if answer.get("finite") is False else IPnextError(message)
 
 
 def _check_proof(part: str, offer: Offer, answer: Mapping[str, Any], tried: set[str]) -> None:

@@ -47,12 +47,13 @@ class HostClient:
         """The answer to the V2 body of a request, as the host wrote it; errors as `infer`.
 
         `body` is its bytes and the length of its JSON header, if binary data follows. The frame's header has the
-        answer's `header_length` and whether all its numbers are `finite`.
+        answer's `header_length`, whether all its numbers are `finite`, and where it was sampled its `sketches`.
         """
         content, header_length = body
         offer = self._chosen(route, part, attempt)
         header = self._header("v2", route.model, part, offer.generation, attempt.deadline)
         header |= {"chosen": route.generation, "header_length": header_length, "outputs": list(route.plan.outputs)}
+        header["sketch"] = attempt.sampled
         return await self._call(route, part, offer, Pieces(bytes_frame, header, content), attempt).answered()
 
     async def walk(self, route: GenerationRoute, body: tuple[Body, int | None], attempt: Attempt) -> Frame:
@@ -61,7 +62,7 @@ class HostClient:
         part = str(route.walker)
         offer = self._loads.choose(route.offers[part], tried=attempt.tried)
         header = self._header("walk", route.model, part, offer.generation, attempt.deadline)
-        pieces = Pieces(bytes_frame, header | {"header_length": header_length}, content)
+        pieces = Pieces(bytes_frame, header | {"header_length": header_length, "sketch": attempt.sampled}, content)
         answer = await self._call(route, part, offer, pieces, attempt, walk=True).answered()
         if answer.header["snapshots"] != route.snapshots:
             attempt.tried.add(offer.url)

@@ -9,10 +9,13 @@ import structlog
 
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.deployment import RoutedModel
+from serving.answer_forms import NotFinite
 from serving.frames import Frame, FrameProtocol, bytes_frame, tensor_frame
+from serving.graph import Tensors
 from serving.host_connection import ROUTES_KNOWN
 from serving.http import parse_model
 from serving.part_server import About, PartServer
+from serving.predictions import sketches_of
 from serving.protocol import Encoded
 from serving.router_table import GenerationRoute, generation_route
 from serving.tensors import Tensor
@@ -89,7 +92,7 @@ class HostFrames:
             header["header_length"],
             about=about,
             seconds=header["deadline_ms"] / 1000,
-            finish=partial(self._answer_v2, number, lease.snapshot),
+            finish=partial(self._answer_v2, number, lease.snapshot, bool(header.get("sketch"))),
         )
         self._watch(number, work)
 
@@ -112,35 +115,38 @@ class HostFrames:
             walk,
             (frame.body.data, header["header_length"]),
             seconds=header["deadline_ms"] / 1000,
-            finish=partial(self._answer_walk, number, walk),
+            finish=partial(self._answer_walk, number, walk, bool(header.get("sketch"))),
         )
         self._watch(number, asyncio.ensure_future(work))
 
-    def _answer_walk(self, number: int, walk: Walk, encoded: Encoded, finite: bool) -> None:
-        self._running.pop(number, None)
-        header = {
-            "id": number,
-            "status": 200,
-            "snapshot": walk.route.snapshots.get(walk.part),
-            "snapshots": dict(walk.route.snapshots),
-            "finite": finite,
-            "header_length": encoded.header_length,
-        }
-        self._frames.send(bytes_frame(header, encoded.body))
+    def _answer_walk(
+        self, number: int, walk: Walk, sketched: bool, encoded: Encoded, finite: bool, outputs: Tensors
+    ) -> None:
+        snapshots = walk.route.snapshots
+        proof = {"snapshot": snapshots.get(walk.part), "snapshots": dict(snapshots)}
+        self._send_v2(number, proof, encoded, finite, outputs if sketched else {})
 
     def _answer(self, number: int, snapshot: int, outputs: dict[str, Tensor]) -> None:
         self._running.pop(number, None)
         self._frames.send(tensor_frame({"id": number, "status": 200, "snapshot": snapshot}, outputs))
 
-    def _answer_v2(self, number: int, snapshot: int, encoded: Encoded, finite: bool) -> None:
+    def _answer_v2(
+        self, number: int, snapshot: int, sketched: bool, encoded: Encoded, finite: bool, outputs: Tensors
+    ) -> None:
+        self._send_v2(number, {"snapshot": snapshot}, encoded, finite, outputs if sketched else {})
+
+    def _send_v2(self, number: int, proof: Mapping[str, Any], encoded: Encoded, finite: bool, sampled: Tensors) -> None:
+        """An answer to a V2 body, with the sketches of the outputs that are `sampled`."""
         self._running.pop(number, None)
         header = {
             "id": number,
             "status": 200,
-            "snapshot": snapshot,
+            **proof,
             "finite": finite,
             "header_length": encoded.header_length,
         }
+        if sampled:
+            header["sketches"] = sketches_of(sampled)
         self._frames.send(bytes_frame(header, encoded.body))
 
     def _watch(self, number: int, work: asyncio.Future[None] | None) -> None:
@@ -162,4 +168,6 @@ class HostFrames:
 
     def _fail(self, number: Any, error: IPnextError) -> None:
         answer = {"id": number, "status": error.http_status, "code": error.code, "error": error.message}
+        if isinstance(error, NotFinite):
+            answer["finite"] = False
         self._frames.send(bytes_frame(answer))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,6 +27,47 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class Sink(Protocol):
+    """The client's end of an answer that comes in pieces. Exactly one of `end` and `abort` is called, last."""
+
+    def write(self, piece: bytes) -> None:
+        """The next piece of the body; not empty."""
+
+    def end(self) -> None:
+        """The body is whole."""
+
+    def abort(self) -> None:
+        """The body stays without its end, and the client is to see that: its connection closes."""
+
+
+class Flow(Protocol):
+    """Where the body of an answer comes from piece by piece."""
+
+    def start(self, sink: Sink) -> None:
+        """Give all that is there, and then what comes, to the sink."""
+
+    def pause(self) -> None:
+        """The client takes its answer more slowly than it comes."""
+
+    def resume(self) -> None:
+        """The client has taken what was there."""
+
+    def cancel(self) -> None:
+        """The client has gone. The sink is not called any more. Called before `start`, after it, or after the end."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Streamed:
+    """An answer whose body comes piece by piece: chunked, unless `headers` have a content-length."""
+
+    status: int
+    headers: Mapping[str, str]
+    flow: Flow
+
+
+Answer = Response | Streamed
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One whole HTTP request. Header names are lower case; of a header given twice the last one counts.
@@ -44,8 +85,8 @@ class Request:
         return self.headers.get(name)
 
 
-Handler = Callable[[Request], Response | Awaitable[Response]]
-"""Answers at once, or later. What it awaits is cancelled when the client leaves."""
+Handler = Callable[[Request], Response | Awaitable[Answer]]
+"""Answers at once, or later, whole or in pieces. What it awaits is cancelled when the client leaves."""
 
 
 def json_response(value: BaseModel | Mapping[str, Any], status: int = 200) -> Response:

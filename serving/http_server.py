@@ -15,8 +15,9 @@ import httptools
 import structlog
 
 from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow, Unavailable
-from serving.http import Handler, Request, Response, error_response
+from serving.http import Answer, Flow, Handler, Request, Response, Streamed, error_response
 from serving.http_limits import HttpLimits, OpenConnections
+from serving.http_stream import BodyWriter
 
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; then nothing more is read from it."""
@@ -43,7 +44,10 @@ class HttpProtocol(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[Request | IPnextError, bool]] = deque()
-        self._running: asyncio.Future[Response] | None = None
+        self._running: asyncio.Future[Any] | None = None
+        """The answer that is awaited, or the end of the one whose pieces are passed on."""
+        self._flow: Flow | None = None
+        """Where these pieces come from."""
         self._held_bytes = 0
         """Bodies that are not answered yet."""
         self._reading_since = 0.0
@@ -95,11 +99,15 @@ class HttpProtocol(asyncio.Protocol):
         """The client takes its answers more slowly than they come."""
         if self._transport is not None:
             self._choked = (time.monotonic(), self._transport.get_write_buffer_size())
+        if self._flow is not None:
+            self._flow.pause()
 
     def resume_writing(self) -> None:
         """The client has taken what waited for it."""
         self._choked = None
-        if self._running is None:
+        if self._flow is not None:
+            self._flow.resume()
+        elif self._running is None:
             self._answer_next()
 
     # httptools calls these
@@ -226,27 +234,65 @@ class HttpProtocol(asyncio.Protocol):
             self._await(request, answer, keep=keep)
             return
 
-    def _await(self, request: Request, answer: Awaitable[Response], *, keep: bool) -> None:
+    def _await(self, request: Request, answer: Awaitable[Answer], *, keep: bool) -> None:
         running = asyncio.ensure_future(answer)
         self._running = running
 
-        def ended(done: asyncio.Future[Response]) -> None:
+        def ended(done: asyncio.Future[Answer]) -> None:
             self._running = None
             if done.cancelled():
                 self.close()
                 return
             error = done.exception()
-            self._write(request, done.result() if error is None else _judged(error, request), keep=keep)
+            found = done.result() if error is None else _judged(error, request)
+            if isinstance(found, Streamed):
+                self._stream(request, found, keep=keep)
+                return
+            self._write(request, found, keep=keep)
             self._answer_next()
 
         running.add_done_callback(ended)
+
+    def _stream(self, request: Request, answer: Streamed, *, keep: bool) -> None:
+        """Pass pieces on as they come. The connection is cancelled as it is while an answer is awaited."""
+        transport = self._transport
+        if transport is None:
+            answer.flow.cancel()
+            return
+        self._let_go(request)
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        sized = "content-length" in answer.headers
+        chunked = not sized and self._parser.get_http_version() != "1.0"
+        whole_keep = keep and (sized or chunked)
+        body = BodyWriter(transport, _stream_head(answer, chunked=chunked, keep=whole_keep), done, chunked=chunked)
+        self._running, self._flow = done, answer.flow
+
+        def ended(done: asyncio.Future[bool]) -> None:
+            self._running = self._flow = None
+            if done.cancelled():
+                answer.flow.cancel()
+            elif not done.result() or not whole_keep:
+                self._finish(transport)
+            else:
+                self._answer_next()
+
+        done.add_done_callback(ended)
+        answer.flow.start(body)
+
+    def _finish(self, transport: asyncio.Transport) -> None:
+        self._over = True
+        self._waiting.clear()
+        transport.close()
+
+    def _let_go(self, request: Request) -> None:
+        self._held_bytes -= len(request.content)
+        self._open.held_bytes -= len(request.content)
 
     def _write(self, request: Request, response: Response, *, keep: bool) -> None:
         transport = self._transport
         if transport is None:
             return
-        self._held_bytes -= len(request.content)
-        self._open.held_bytes -= len(request.content)
+        self._let_go(request)
         body = b"" if request.method == "HEAD" else response.body
         head = _head(response, len(response.body), keep=keep)
         if len(body) < _JOINED_BYTES:
@@ -254,9 +300,7 @@ class HttpProtocol(asyncio.Protocol):
         else:
             transport.writelines((head, body))
         if not keep:
-            self._over = True
-            self._waiting.clear()
-            transport.close()
+            self._finish(transport)
 
     def _refuse(self, error: IPnextError) -> None:
         """Answer so, in its turn, what cannot be read as a request."""
@@ -305,7 +349,15 @@ def _too_large(limits: HttpLimits, size: str) -> TooLarge:
 
 
 def _head(response: Response, size: int, *, keep: bool) -> bytes:
-    lines = [f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}\r\ncontent-length: {size}\r\n"]
+    return _head_with(response, f"content-length: {size}\r\n", keep=keep)
+
+
+def _stream_head(answer: Streamed, *, chunked: bool, keep: bool) -> bytes:
+    return _head_with(answer, "transfer-encoding: chunked\r\n" if chunked else "", keep=keep)
+
+
+def _head_with(response: Answer, length: str, *, keep: bool) -> bytes:
+    lines = [f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}\r\n{length}"]
     lines += [f"{key}: {value}\r\n" for key, value in response.headers.items()]
     lines.append("\r\n" if keep else "connection: close\r\n\r\n")
     return "".join(lines).encode("latin-1", "replace")

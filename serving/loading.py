@@ -11,9 +11,10 @@ from typing import Final
 
 import structlog
 
-from ipnext.errors import ArtifactDigestMismatch, IPnextError, LoadFailed
+from ipnext.errors import IPnextError, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
-from serving.deltas.hosting import Chain, Fetched, fetch, fetch_chain
+from serving.arrival import Fetched, fetch_held
+from serving.deltas.hosting import Chain, fetch_chain
 from serving.engines.base import Engine, LoadedPart
 from serving.fetching import Fetcher
 from serving.generations import HeldSnapshots
@@ -134,15 +135,7 @@ class Loader:
         return fetch_chain(self._open_store(), hold.uri, self._cache, fetched, held)
 
     def _fetch_now(self, hold: HostedSnapshot) -> Fetched:
-        fetched = fetch(self._open_store(), hold.uri, self._cache)
-        manifest = fetched.manifest
-        if manifest.digest != hold.digest:
-            msg = f"{hold.uri} holds digest {manifest.digest}, wanted {hold.digest}"
-            raise ArtifactDigestMismatch(msg)
-        if manifest.engine != hold.engine:
-            msg = f"the snapshot is for engine {manifest.engine!r}, its deployment says {hold.engine!r}"
-            raise LoadFailed(msg)
-        return fetched
+        return fetch_held(self._open_store(), hold, self._cache)
 
     def _load_now(self, hold: HostedSnapshot, chain: Chain, held: Mapping[str, LoadedPart]) -> Served:
         limits = batch_limits(hold.settings)

@@ -25,6 +25,9 @@ DRAIN_SECONDS: Final = 6.0
 
 R = TypeVar("R")
 
+Finish = Callable[[Encoded, bool, Mapping[str, Tensor]], R]
+"""Makes something of an encoded answer, of whether all its numbers are finite, and of its tensors."""
+
 
 @dataclass(frozen=True, slots=True)
 class About:
@@ -155,11 +158,11 @@ class PartServer:
         *,
         about: About,
         seconds: float,
-        finish: Callable[[Encoded, bool], R],
+        finish: Finish[R],
     ) -> R | asyncio.Future[R]:
         """As `infer`, from the body of a V2 request to that of its answer.
 
-        `finish` gets the answer and whether all its numbers are finite.
+        `finish` gets the answer, whether all its numbers are finite, and its tensors.
         """
         call = _Call(lease, len(body))
         try:
@@ -270,9 +273,10 @@ def _named(call: _Call, signature: Signature, finish: Callable[[dict[str, Tensor
     return finish(outputs)
 
 
-def _written(call: _Call, form: AnswerForm, finish: Callable[[Encoded, bool], R], arrays: Arrays) -> R:
+def _written(call: _Call, form: AnswerForm, finish: Finish[R], arrays: Arrays) -> R:
     specs = call.lease.value.part.signature.outputs
-    encoded, finite = form.encode({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in specs})
+    outputs = form.chosen({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in specs})
+    encoded, finite = form.encode(outputs)
     call.lease.value.tally.non_finite += not finite
     call.bytes_out = len(encoded.body)
-    return finish(encoded, finite)
+    return finish(encoded, finite, outputs)

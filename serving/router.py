@@ -15,9 +15,10 @@ from typing import Final, TypeVar
 
 import structlog
 
-from ipnext.errors import DeadlineExceeded, IPnextError, Unavailable
+from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, Unavailable
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import DEFAULT_MAX_IN_FLIGHT, Admission
+from serving.answer_forms import NotFinite
 from serving.balancing import EndpointLoads
 from serving.compression import packed, unpacked
 from serving.discovery import Discovery
@@ -25,8 +26,11 @@ from serving.frames import Frame
 from serving.graph import Tensors, run_graph
 from serving.host_call import Attempt, TryElsewhere
 from serving.host_client import HostClient
-from serving.http import Request, Response, error_response, seconds_left
+from serving.http import Answer, Request, Response, error_response, seconds_left
 from serving.http_limits import MAX_BODY_BYTES
+from serving.openai.edge import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
+from serving.openai.engines import Engines
+from serving.predictions import SAMPLE_SECONDS, sketches_of
 from serving.protocol import (
     HEADER_LENGTH,
     MAX_JSON_BYTES,
@@ -41,7 +45,7 @@ from serving.protocol import (
     snapshots_text,
 )
 from serving.router_metrics import RouterMetrics
-from serving.router_table import GenerationRoute, TableFollower
+from serving.router_table import GenerationRoute, Routes, TableFollower
 from serving.server import listen, log_as_json, run, serve
 from serving.tallies import CANCELLED
 from serving.tensors import all_finite
@@ -63,6 +67,10 @@ class RouterLimits:
     """JSON in one request."""
     max_body_bytes: int = MAX_BODY_BYTES
     """A body after unpacking."""
+    max_prompt_bytes: int = MAX_REQUEST_BYTES
+    """A body of an OpenAI request."""
+    silent_seconds: float = SILENT_SECONDS
+    """How long an engine may be silent, before an answer without a deadline and within one."""
 
 
 class Router:
@@ -84,10 +92,20 @@ class Router:
         self._region = region
         self._limits = limits or RouterLimits()
         self._admission = Admission(self._limits.max_in_flight)
-        self._discovery = Discovery(follower, hosts, metrics)
+        self.engines = Engines()
+        """Those that serve by themselves; whoever follows the table tells which there are."""
+        self._discovery = Discovery(follower, hosts, metrics, engines=lambda: self.engines.loads.under_way)
+        self._openai = OpenAIEdge(
+            follower,
+            self.engines,
+            metrics,
+            hosts=hosts,
+            admission=self._admission,
+            limits=EdgeLimits(self._limits.silent_seconds, self._limits.max_prompt_bytes),
+        )
         self._hosts_walk = hosts_walk
 
-    def handle(self, request: Request) -> Response | Awaitable[Response]:
+    def handle(self, request: Request) -> Response | Awaitable[Answer]:
         """Route one request."""
         steps = request.path.strip("/").split("/")
         match request.method, steps:
@@ -95,6 +113,8 @@ class Router:
                 return self._counted(request, model, request.header(GENERATION_HEADER))
             case "POST", ["v2", "models", model, "versions", version, "infer"]:
                 return self._counted(request, model, version)
+        if steps[0] in ROOTS:
+            return self._openai.answer(request)
         return self._discovery.answer(request, steps)
 
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
@@ -134,9 +154,14 @@ class Router:
             return await packed(response, request) if "accept-encoding" in headers else response
 
     async def _answer(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+        if route.generator is not None:
+            more = "" if route.before is not None else " or /v1/embeddings"
+            msg = f"model {route.model} generates: ask at /v1/chat/completions, /v1/completions{more}"
+            raise InvalidInput(msg, field="model", value=route.model)
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
         passes = route.only_part is not None or (self._hosts_walk and route.walker is not None)
         answer = self._relay if passes else self._walk
+        asked.sampled = self._metrics.samples(route.model, route.generation)
         with self._metrics.in_flight(route.model, route.generation):
             try:
                 async with asyncio.timeout(seconds):
@@ -155,9 +180,16 @@ class Router:
                 return await self._hosts.walk(route, body, asked)
             return await self._hosts.relay(route, route.only_part, body, asked)
 
-        answer = await self._tried(route, asked, attempt)
+        try:
+            answer = await self._tried(route, asked, attempt)
+        except NotFinite:
+            self._metrics.note_non_finite(route.model, route.generation)
+            raise
         if not answer.header["finite"]:
             self._metrics.note_non_finite(route.model, route.generation)
+        sketches = answer.header.get("sketches")
+        if sketches:
+            self._metrics.note_predictions(route.model, route.generation, sketches)
         content = answer.body.data
         return Response(200, content, Encoded(b"", answer.header["header_length"]).headers)
 
@@ -173,7 +205,10 @@ class Router:
             return await run_graph(route.plan, wanted.inputs, call)
 
         outputs = await self._tried(route, asked, attempt)
-        return self._encoded(route, wanted, outputs, asked.used)
+        response = self._encoded(route, wanted, outputs, asked.used)
+        if asked.sampled:
+            self._metrics.note_predictions(route.model, route.generation, sketches_of(wanted.select(outputs)))
+        return response
 
     async def _tried(
         self, route: GenerationRoute, asked: Attempt, attempt: Callable[[GenerationRoute], Awaitable[T]]
@@ -235,7 +270,27 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--max-in-flight", type=int, default=DEFAULT_MAX_IN_FLIGHT, help="requests of one model at once"
     )
     parser.add_argument("--max-json-bytes", type=int, default=MAX_JSON_BYTES, help="JSON in one request")
+    parser.add_argument(
+        "--silent-seconds",
+        type=_seconds,
+        default=SILENT_SECONDS,
+        help=f"an engine may be silent for so long, before an answer without a deadline and within one (default {SILENT_SECONDS:.0f})",
+    )
+    parser.add_argument(
+        "--sample-seconds",
+        type=_seconds,
+        default=SAMPLE_SECONDS,
+        help=f"at least so long between two answers of a generation that are sampled for drift (default {SAMPLE_SECONDS}; inf: none)",
+    )
     return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number >= 0:
+        msg = f"must be at least 0, got {text}"
+        raise argparse.ArgumentTypeError(msg)
+    return number
 
 
 def _log_out(url: str, why: str) -> None:
@@ -244,12 +299,16 @@ def _log_out(url: str, why: str) -> None:
 
 async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     hosts = HostClient(EndpointLoads(time.monotonic, on_out=_log_out), time.monotonic)
-    follower = TableFollower(
-        arguments.table, region=arguments.region, on_change=lambda routes: hosts.forget(routes.urls)
+
+    def changed(routes: Routes) -> None:
+        hosts.forget(routes.urls)
+        router.engines.keep(routes.engine_urls)
+
+    follower = TableFollower(arguments.table, region=arguments.region, on_change=changed)
+    metrics = RouterMetrics(
+        region=arguments.region, served=lambda: follower.routes.all, sample_seconds=arguments.sample_seconds
     )
-    follower.look()
-    metrics = RouterMetrics(region=arguments.region, served=lambda: follower.routes.all)
-    limits = RouterLimits(arguments.max_in_flight, arguments.max_json_bytes)
+    limits = RouterLimits(arguments.max_in_flight, arguments.max_json_bytes, silent_seconds=arguments.silent_seconds)
     router = Router(
         follower,
         hosts,
@@ -258,11 +317,13 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
         limits=limits,
         hosts_walk=arguments.walk == "hosts",
     )
+    follower.look()
     following = asyncio.create_task(follower.follow())
     structlog.get_logger().info("router listens", port=listener.getsockname()[1])
     await serve(router.handle, listener)
     following.cancel()
     hosts.close()
+    router.engines.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

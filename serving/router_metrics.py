@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,8 +10,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ipnext.model.deployment import GenerationTraffic
+from serving.generation_counts import GenerationCounts
+from serving.predictions import SAMPLE_SECONDS, Sketches
 from serving.router_table import GenerationRoute
-from serving.tallies import Answers
+from serving.tallies import Histogram, StreamTally
 
 _FORGET_SECONDS: Final = 3600.0
 """A generation that is no longer served, and was not asked for so long, is forgotten."""
@@ -21,37 +22,15 @@ _LABELS: Final = ("model", "generation", "region")
 Served = Callable[[], Iterable[GenerationRoute]]
 
 
-@dataclass(slots=True)
-class GenerationCounts:
-    """The requests of one generation since the router started."""
-
-    answers: dict[int, Answers] = field(default_factory=dict)
-    """By HTTP status."""
-    in_flight: int = 0
-    non_finite: int = 0
-    retries: int = 0
-    substituted: int = 0
-    last_at: float = 0.0
-    """Unix time of the last answer."""
-
-    def note(self, status: int) -> Answers:
-        """Where an answer of this status is counted."""
-        self.last_at = time.time()
-        found = self.answers.get(status)
-        if found is None:
-            found = self.answers[status] = Answers()
-        return found
-
-    def requests(self, *, at_least: int = 0) -> int:
-        """Answers whose status is `at_least` so high."""
-        return sum(answers.seconds.count for status, answers in self.answers.items() if status >= at_least)
-
-
 class RouterMetrics(Collector):
-    """Counters since the router started. `served` tells the generations in the table now."""
+    """Counters since the router started. `served` tells the generations in the table now.
 
-    def __init__(self, *, region: str, served: Served = tuple) -> None:
-        self._region = region
+    At most one answer of a generation in `sample_seconds` is sampled for its predictions; infinity: none.
+    """
+
+    def __init__(self, *, region: str, served: Served = tuple, sample_seconds: float = SAMPLE_SECONDS) -> None:
+        self.region = region
+        self._sample_seconds = sample_seconds
         self._served = served
         self._counts: dict[tuple[str, int | None], GenerationCounts] = {}
         self.registry = CollectorRegistry()
@@ -74,7 +53,32 @@ class RouterMetrics(Collector):
 
         `generation` is None where none was chosen; that shows in Prometheus only.
         """
-        self._of(model, generation).note(status).note(seconds, *sizes)
+        counts = self._of(model, generation)
+        counts.note(status).note(seconds, *sizes)
+        if status == 200:
+            counts.latency.observe(seconds)
+
+    def samples(self, model: str, generation: int) -> bool:
+        """Whether the answer to the request that begins now is to be sketched."""
+        return self._of(model, generation).predictions.wants(time.monotonic(), self._sample_seconds)
+
+    def note_predictions(self, model: str, generation: int, sketches: Sketches) -> None:
+        """Add what a sampled answer predicted."""
+        self._of(model, generation).predictions.add(sketches)
+
+    def streams(self, model: str, generation: int) -> StreamTally:
+        """Where answers that come in pieces are counted besides."""
+        counts = self._of(model, generation)
+        if counts.streams is None:
+            counts.streams = StreamTally()
+        return counts.streams
+
+    def note_before(self, model: str, generation: int, seconds: float) -> None:
+        """Count what the nodes before a generator took."""
+        counts = self._of(model, generation)
+        if counts.before is None:
+            counts.before = Histogram()
+        counts.before.observe(seconds)
 
     def note_non_finite(self, model: str, generation: int) -> None:
         """Count an answer that held NaN or infinity."""
@@ -88,6 +92,10 @@ class RouterMetrics(Collector):
         """Count a request that is tried again."""
         self._of(model, generation).retries += 1
 
+    def note_prefill(self, model: str, generation: int, outcome: str) -> None:
+        """Count a request of a model whose prompts are read apart, by what came of that."""
+        self._of(model, generation).prefills[outcome] += 1
+
     @property
     def generations(self) -> dict[tuple[str, int], GenerationCounts]:
         """The counts of each generation of each model."""
@@ -95,23 +103,14 @@ class RouterMetrics(Collector):
 
     @property
     def traffic(self) -> tuple[GenerationTraffic, ...]:
-        """The counters of each generation."""
-        return tuple(
-            GenerationTraffic(
-                model=model,
-                generation=generation,
-                requests=counts.requests(),
-                errors=counts.requests(at_least=500),
-                non_finite=counts.non_finite,
-                in_flight=counts.in_flight,
-                latency_seconds_sum=sum(answers.seconds.total for answers in counts.answers.values()),
-            )
-            for (model, generation), counts in self.generations.items()
-        )
+        """The counters of each generation; of those in the table with latencies and predictions."""
+        self._let_go()
+        return tuple(counts.traffic(model, generation) for (model, generation), counts in self.generations.items())
 
     def text(self) -> bytes:
         """Prometheus' text format."""
         self._forget()
+        self._let_go()
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -127,13 +126,23 @@ class RouterMetrics(Collector):
             labels=_LABELS,
         )
         in_flight = GaugeMetricFamily("ipnext_requests_in_flight", "Requests under way.", labels=_LABELS)
+        latency = HistogramMetricFamily(
+            "ipnext_request_latency_seconds",
+            "Time to answers with status 200, in the buckets of gates.",
+            labels=_LABELS,
+        )
         for (model, generation), counts in self.generations.items():
-            labels = (model, str(generation), self._region)
+            labels = (model, str(generation), self.region)
             non_finite.add_metric(labels, counts.non_finite)
             retries.add_metric(labels, counts.retries)
             substituted.add_metric(labels, counts.substituted)
             in_flight.add_metric(labels, counts.in_flight)
-        yield from (non_finite, retries, substituted, in_flight, self._snapshots())
+            if counts.latency.count:
+                counts.latency.add_to(latency, labels)
+        yield from (non_finite, retries, substituted, in_flight, latency, self._snapshots())
+        yield from self._predictions()
+        yield from self._streams()
+        yield self._prefills()
 
     def _answers(self) -> Iterator[Metric]:
         labels = (*_LABELS, "code")
@@ -145,12 +154,56 @@ class RouterMetrics(Collector):
         bytes_out = CounterMetricFamily("ipnext_answer_bytes", "Bytes of answers' bodies.", labels=labels)
         for (model, generation), counts in self._counts.items():
             for status, answers in counts.answers.items():
-                values = (model, "none" if generation is None else str(generation), self._region, str(status))
+                values = (model, "none" if generation is None else str(generation), self.region, str(status))
                 requests.add_metric(values, answers.seconds.count)
                 answers.seconds.add_to(duration, values)
                 bytes_in.add_metric(values, answers.bytes_in)
                 bytes_out.add_metric(values, answers.bytes_out)
         yield from (requests, duration, bytes_in, bytes_out)
+
+    def _streams(self) -> Iterator[Metric]:
+        first = HistogramMetricFamily(
+            "ipnext_first_byte_seconds", "Time to the first piece of answers that come in pieces.", labels=_LABELS
+        )
+        before = HistogramMetricFamily(
+            "ipnext_before_generation_seconds", "Time of the nodes before one that generates.", labels=_LABELS
+        )
+        pieces = CounterMetricFamily("ipnext_stream_pieces", "Pieces of these answers.", labels=_LABELS)
+        broken = CounterMetricFamily("ipnext_broken_streams", "Those whose engine went away first.", labels=_LABELS)
+        for (model, generation), counts in self.generations.items():
+            labels = (model, str(generation), self.region)
+            if counts.before is not None:
+                counts.before.add_to(before, labels)
+            if counts.streams is not None:
+                counts.streams.first_seconds.add_to(first, labels)
+                pieces.add_metric(labels, counts.streams.pieces)
+                broken.add_metric(labels, counts.streams.broken)
+        yield from (before, first, pieces, broken)
+
+    def _prefills(self) -> Metric:
+        labels = (*_LABELS, "outcome")
+        family = CounterMetricFamily(
+            "ipnext_prefills", "Requests whose prompt another engine was to read first.", labels=labels
+        )
+        for (model, generation), counts in self.generations.items():
+            for outcome, count in counts.prefills.items():
+                family.add_metric((model, str(generation), self.region, outcome), count)
+        return family
+
+    def _predictions(self) -> Iterator[Metric]:
+        labels = (*_LABELS, "output")
+        answers = CounterMetricFamily("ipnext_sampled_answers", "Answers whose numbers were sampled.", labels=labels)
+        values = CounterMetricFamily("ipnext_predictions", "Numbers of sampled answers.", labels=labels)
+        total = GaugeMetricFamily("ipnext_prediction_sum", "Sum of these numbers.", labels=labels)
+        squares = GaugeMetricFamily("ipnext_prediction_square_sum", "Sum of their squares.", labels=labels)
+        for (model, generation), counts in self.generations.items():
+            for output, sketch in counts.predictions.sketches.items():
+                at = (model, str(generation), self.region, output)
+                answers.add_metric(at, sketch.answers)
+                values.add_metric(at, sketch.values)
+                total.add_metric(at, sketch.total)
+                squares.add_metric(at, sketch.squares)
+        yield from (answers, values, total, squares)
 
     def _snapshots(self) -> Metric:
         """The snapshot of each part of each served generation, to be joined with the others by model and generation."""
@@ -158,7 +211,7 @@ class RouterMetrics(Collector):
         family = GaugeMetricFamily("ipnext_generation_snapshot", "1 for each part of a generation.", labels=labels)
         for route in self._served():
             for part, snapshot in route.snapshots.items():
-                family.add_metric((route.model, str(route.generation), self._region, part, str(snapshot)), 1)
+                family.add_metric((route.model, str(route.generation), self.region, part, str(snapshot)), 1)
         return family
 
     def _forget(self) -> None:
@@ -167,6 +220,13 @@ class RouterMetrics(Collector):
         for key, counts in tuple(self._counts.items()):
             if key[1] is not None and key not in served and not counts.in_flight and counts.last_at < old:
                 del self._counts[key]
+
+    def _let_go(self) -> None:
+        """Where models are refreshed often, many generations have counts and few are served."""
+        served = {(route.model, route.generation) for route in self._served()}
+        for key, counts in self.generations.items():
+            if key not in served:
+                counts.let_go()
 
     def _of(self, model: str, generation: int | None) -> GenerationCounts:
         found = self._counts.get((model, generation))

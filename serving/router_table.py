@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +11,10 @@ from pydantic import ValidationError
 
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.deployment import RoutedModel, RouterTable, ServedGeneration
-from serving.graph import GraphPlan, plan_graph
+from ipnext.model.kv_transfer import Handoff
+from ipnext.model.registry import TensorSpec
+from ipnext.model.routing import RoutingPolicy
+from serving.graph import GraphPlan, before_last, plan_graph
 from serving.synchrony import Tiers, Version, offers
 
 POLL_SECONDS: Final = 0.02
@@ -37,6 +40,30 @@ class GenerationRoute:
     """Whether all parts have hosts with the snapshots that the policy wishes."""
     routed: RoutedModel
     """What the route was made of: the model with this generation only."""
+    generator: str | None = None
+    """The part whose engine answers OpenAI requests: of those that serve by themselves, the one that answers last."""
+    routing: RoutingPolicy = "prefix"
+    """How one of its engines is picked."""
+    handoff: Handoff | None = None
+    """Where another part reads the prompts for it."""
+    prefill_routing: RoutingPolicy | None = None
+    """How one of that part's engines is picked."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Adapter part -> its name in the generator's engines."""
+    engines: frozenset[str] = frozenset()
+    """Parts whose engines serve by themselves, the generator among them."""
+    before: GraphPlan | None = None
+    """The nodes before the generator, where its prompt is made of what they give; None: the request goes to it as it came."""
+
+    @property
+    def locked(self) -> bool:
+        """Whether nothing but the generation's own snapshots may answer."""
+        return self.routed.served[0].sync.policy == "locked"
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What an OpenAI request brings for these nodes beside its prompt."""
+        return self.routed.served[0].inputs
 
     @property
     def urls(self) -> frozenset[str]:
@@ -51,6 +78,10 @@ class ModelRoutes:
     model: str
     generations: Mapping[int, GenerationRoute]
     """Ascending."""
+    swap: bool = False
+    """Whether its processes go over from one generation to another."""
+    coming: tuple[int, ...] = ()
+    """Generations that some go over to right now."""
 
     def choose(self, pin: str | None) -> GenerationRoute:
         """The pinned generation, else the newest that has hosts for all parts with the snapshots that its policy wishes.
@@ -98,6 +129,12 @@ class Routes:
         """All hosts of all models."""
         return frozenset(url for route in self.all for url in route.urls)
 
+    @property
+    def engine_urls(self) -> frozenset[str]:
+        """All engines that serve by themselves."""
+        found = (route.offers[part] for route in self.all for part in route.engines)
+        return frozenset(offer.url for tiers in found for tier in tiers for offer in tier)
+
     def model(self, name: str) -> ModelRoutes:
         """The routes of a model; NotFound where it is unknown here."""
         routes = self.models.get(name)
@@ -114,7 +151,8 @@ def compile_routes(table: RouterTable) -> Routes:
 
 def _model_routes(model: RoutedModel) -> ModelRoutes:
     served = sorted(model.served, key=lambda one: one.generation)
-    return ModelRoutes(model.model, {one.generation: generation_route(model, one) for one in served})
+    routes = {one.generation: generation_route(model, one) for one in served}
+    return ModelRoutes(model.model, routes, model.swap, model.coming)
 
 
 def generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:
@@ -122,6 +160,11 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
     plan = plan_graph(served.graph)
     usable = [served] if served.sync.policy == "locked" else model.served
     found = {part: _offers(model, served, part, usable) for part in plan.parts}
+    handoff = served.handoff
+    last = next((node.part for node in reversed(plan.nodes) if node.part in served.engines), None)
+    generator = handoff.decode if handoff else last
+    # The engine that answers can do without the one that reads its prompts.
+    needed = {part: tiers for part, tiers in found.items() if handoff is None or part != handoff.prefill}
     return GenerationRoute(
         model=model.model,
         generation=served.generation,
@@ -130,9 +173,16 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
         offers=found,
         only_part=plan.only_part if plan.outputs else None,
         walker=plan.nodes[-1].part if served.sync.policy == "locked" else None,
-        missing=tuple(sorted(part for part, tiers in found.items() if not any(tiers))),
+        missing=tuple(sorted(part for part, tiers in needed.items() if not any(tiers))),
         whole=all(tiers[0] for tiers in found.values()),
         routed=_only(model, served),
+        generator=generator,
+        routing=served.routing.get(generator or "", "least-loaded" if handoff else "prefix"),
+        handoff=handoff,
+        prefill_routing=served.routing.get(handoff.prefill, "prefix") if handoff else None,
+        adapters={part: adapter.name for part, adapter in served.adapters.items() if adapter.base == generator},
+        engines=plan.parts & served.engines.keys(),
+        before=before_last(plan) if plan.nodes[-1].prompt is not None else None,
     )
 
 
@@ -170,12 +220,19 @@ class TableFollower:
         self.routes = Routes(0, {})
         self.found = False
         """Whether a good table was ever read."""
+        self._next: asyncio.Future[None] | None = None
 
     async def follow(self) -> None:
         """Look for a new file for ever."""
         while True:
             self.look()
             await asyncio.sleep(POLL_SECONDS)
+
+    async def changed(self) -> None:
+        """Return once another table is in use."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._next)
 
     def look(self) -> None:
         """Take the file over if it is a new one. A bad one is logged and the former routes stay."""
@@ -201,4 +258,7 @@ class TableFollower:
         self.routes = compile_routes(table)
         self.found = True
         self._on_change(self.routes)
+        if self._next is not None:
+            self._next.set_result(None)
+            self._next = None
         log.info("table in use", revision=table.revision, models=len(table.models))

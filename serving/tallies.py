@@ -10,6 +10,8 @@ from typing import Final
 
 from prometheus_client.core import HistogramMetricFamily
 
+from ipnext.model.sketch import LATENCY_SECONDS
+
 CONTENT_TYPE: Final = "text/plain; version=0.0.4"
 """Of the text that `generate_latest` writes."""
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -40,6 +42,11 @@ class Histogram:
         """Values so far."""
         return sum(self._counts)
 
+    @property
+    def counts(self) -> dict[int, int]:
+        """Bucket -> values, where there are any; bucket i ends with the bound i, the last one nowhere."""
+        return {bucket: count for bucket, count in enumerate(self._counts) if count}
+
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         """Show it as one series of a family."""
         so_far = 0
@@ -65,6 +72,35 @@ class Answers:
         self.seconds.observe(seconds)
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
+
+
+class StreamTally:
+    """The answers of a generation that came in pieces."""
+
+    def __init__(self) -> None:
+        self.first_seconds = Histogram()
+        """From a request's arrival to the first piece of its answer."""
+        self.pieces = 0
+        self.broken = 0
+        self.let_go()
+
+    def note(self, first_seconds: float, pieces: int, *, seconds: float | None, broken: bool) -> None:
+        """Count one that has ended, `seconds` after its request had come; None where its times are not to be judged."""
+        self.first_seconds.observe(first_seconds)
+        self.pieces += pieces
+        self.broken += broken
+        if seconds is None:
+            return
+        self.first_token.observe(first_seconds)
+        if pieces > 1:
+            self.token.observe((seconds - first_seconds) / (pieces - 1))
+
+    def let_go(self) -> None:
+        """Forget what gates judge by, which takes the most room."""
+        self.first_token = Histogram(LATENCY_SECONDS)
+        """From a request's arrival to the first piece of its answer, as finely as gates look."""
+        self.token = Histogram(LATENCY_SECONDS)
+        """Between two pieces, the mean of each answer."""
 
 
 class HostTally:

@@ -6,7 +6,6 @@ work, the host computes what of its own pass needs nothing of theirs.
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -19,8 +18,8 @@ from serving.graph import Call, Tensors, inputs_of, outputs_of, run_graph
 from serving.host_call import Attempt, HostCall, TryElsewhere
 from serving.host_client import HostClient
 from serving.host_connection import ROUTES_KNOWN
-from serving.part_server import PartServer
-from serving.protocol import Body, Encoded, InferRequest, InferResponse, proof_parameters
+from serving.part_server import Finish, PartServer
+from serving.protocol import Body, InferRequest, InferResponse, proof_parameters
 from serving.request_forms import RequestForms
 from serving.router_table import GenerationRoute
 from serving.served import Begun, Served
@@ -64,9 +63,9 @@ class Walker:
         body: tuple[Body, int | None],
         *,
         seconds: float,
-        finish: Callable[[Encoded, bool], R],
+        finish: Finish[R],
     ) -> R:
-        """What `finish` makes of the answer to a V2 request and of whether all its numbers are finite.
+        """What `finish` makes of the answer to a V2 request.
 
         `body` is its bytes and the length of its JSON header, if binary data follows. InvalidInput, DeadlineExceeded,
         GenerationNotHeld where this host does not hold the route's snapshot, Unavailable where other hosts do not answer.
@@ -82,7 +81,8 @@ class Walker:
         except TimeoutError as error:
             msg = f"the deadline of {seconds * 1000:.0f} ms passed"
             raise DeadlineExceeded(msg) from error
-        return finish(*answer.encode(outputs))
+        chosen = answer.chosen(outputs)
+        return finish(*answer.encode(chosen), chosen)
 
     def _answer_form(self, route: GenerationRoute, wanted: InferRequest) -> AnswerForm:
         """The form of the answer to a request. InvalidInput names an output that there is not."""

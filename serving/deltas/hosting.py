@@ -8,26 +8,19 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.errors import ArtifactMissing, LoadFailed
 from ipnext.model.delta import DeltaDocument
 from ipnext.model.footprint import needed_bytes
-from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
+from serving.arrival import Fetched, fetch
 from serving.deltas.snapshot import Delta, read_delta, read_document
 from serving.engines.base import Engine, LoadedPart
 from serving.fetching import Fetcher
 
 LONGEST_CHAIN: Final = 256
 """Deltas between a snapshot and the full one that it stands on; each is applied by itself where none is held."""
-
-
-class Fetched(NamedTuple):
-    """A snapshot in the host's cache, its files checked."""
-
-    directory: Path
-    manifest: SnapshotManifest
 
 
 @runtime_checkable
@@ -89,12 +82,6 @@ def _taker(part: LoadedPart) -> TakesDeltas:
         msg = "this engine takes no deltas; publish a full snapshot"
         raise LoadFailed(msg)
     return part
-
-
-def fetch(store: Fetcher, uri: str, cache: Path) -> Fetched:
-    """A snapshot of the store, laid out in the cache."""
-    directory = store.fetch(uri, cache)
-    return Fetched(directory, SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes()))
 
 
 def fetch_chain(store: Fetcher, uri: str, cache: Path, snapshot: Fetched, held: Collection[str]) -> Chain:

@@ -1,0 +1,184 @@
+"""The adapters of one host: each is fetched once, and loaded into every engine on whose model it stands, for as long as it is wanted.
+
+A generation is complete on an engine once all its adapters are loaded there and each has answered a request.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+
+import aiohttp
+import structlog
+
+from ipnext.errors import LoadFailed, Unavailable
+from ipnext.model.adapter import engine_name
+from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure
+from serving.arrival import Fetched
+from serving.genai.engine import Engine
+from serving.genai.probe import EngineProbe
+from serving.genai.swapping import load_adapter, unload_adapter
+from serving.genai.verification import verify_adapter
+from serving.generations import HeldSnapshots
+
+_RETRY_SECONDS = 1.0
+"""Until an engine that gave no answer is asked again."""
+
+
+class EngineAdapters:
+    """The adapters in one engine, by their names there. Forgotten with each start of its process."""
+
+    def __init__(self, session: aiohttp.ClientSession, engine: Engine) -> None:
+        self.wanted: Mapping[str, Fetched] = {}
+        self.loaded: set[str] = set()
+        """Those that have answered."""
+        self.failed: dict[str, str] = {}
+        """Name -> why it can't be loaded; not tried again before the next start."""
+        self._session = session
+        self._engine = engine
+        self._there: set[str] = set()
+        """Those that the process was told to load."""
+        self._url = ""
+        """Of the process that has been asked; empty before one is up."""
+        self._one_at_a_time = asyncio.Lock()
+
+    async def started(self) -> None:
+        """A new process is up and has none: load what is wanted. Unavailable where it gives no answer."""
+        async with self._one_at_a_time:
+            self._url = self._engine.url
+            self.loaded, self.failed, self._there = set(), {}, set()
+            await self._bring()
+
+    async def follow(self) -> None:
+        """Bring a process that is up to what is wanted; one that starts is brought there by `started`."""
+        while self._url and self._url == self._engine.url:
+            async with self._one_at_a_time:
+                try:
+                    if self._url == self._engine.url:
+                        await self._bring()
+                except Unavailable as error:
+                    structlog.get_logger().warning("adapters are tried again", reason=error.message)
+                else:
+                    return
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _bring(self) -> None:
+        self.failed = {name: why for name, why in self.failed.items() if name in self.wanted}
+        for name in sorted(self._there - self.wanted.keys()):
+            await self._unload(name)
+        for name, fetched in sorted(self.wanted.items()):
+            if name not in self.loaded and name not in self.failed:
+                await self._load(name, fetched)
+
+    async def _load(self, name: str, fetched: Fetched) -> None:
+        spec, log = self._engine.spec, structlog.get_logger().bind(adapter=name, engine=self._engine.spec.log_file.stem)
+        try:
+            await asyncio.to_thread(verify_adapter, fetched, spec.directory, spec.settings)
+            again = name in self._there
+            self._there.add(name)
+            await load_adapter(self._session, self._url, name, fetched.directory, again=again)
+            probe = EngineProbe(self._session, self._url, name)
+            await probe.canary(pooling=spec.settings.runner == "pooling", seconds=spec.settings.start_seconds)
+        except LoadFailed as error:
+            log.error("adapter not loaded", reason=error.message)  # noqa: TRY400 - the reason says all
+            self.failed[name] = error.message
+            return
+        self.loaded.add(name)
+        log.info("adapter loaded")
+
+    async def _unload(self, name: str) -> None:
+        """What runs with it goes on: vLLM forgets the name, and drops the weights once it needs their place."""
+        self.loaded.discard(name)
+        try:
+            await unload_adapter(self._session, self._url, name)
+        except LoadFailed as error:
+            structlog.get_logger().warning("adapter not unloaded", adapter=name, reason=error.message)
+        self._there.discard(name)
+
+
+class Adapters:
+    """All adapters that a host is asked to hold, and the engines that have them."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.held: HeldSnapshots[Fetched] = HeldSnapshots()
+        self._session = session
+        self._holds: tuple[HostedSnapshot, ...] = ()
+        self._engines: dict[Engine, EngineAdapters] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def want(self, holds: Sequence[HostedSnapshot]) -> Sequence[HostedSnapshot]:
+        """Replace the wanted set; returns what has to be fetched. `follow` brings the engines there."""
+        self._holds = tuple(holds)
+        return self.held.want(holds).load
+
+    def attach(self, engine: Engine) -> None:
+        """Call before the engine starts: each of its processes gets its adapters before it is ready."""
+        beside = self._engines[engine] = EngineAdapters(self._session, engine)
+        engine.before_ready = beside.started
+
+    def follow(self, engines: Sequence[tuple[HostedSnapshot, Engine]]) -> None:
+        """Load and unload, in the background, what these engines lack and have too much; forget all other engines."""
+        self._engines = {engine: self._engines[engine] for _, engine in engines if engine in self._engines}
+        for hold, engine in engines:
+            beside = self._engines.get(engine)
+            if beside is None or not hold.adapters:
+                continue
+            beside.wanted = {engine_name(h.part, h.digest): fetched for h, fetched in self.held.values if _on(h, hold)}
+            task = asyncio.create_task(beside.follow(), name=f"adapters of {engine.spec.log_file.stem}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        for task in self._tasks:
+            task.cancel()
+
+    def complete(self, hold: HostedSnapshot, engine: Engine) -> HostedSnapshot:
+        """The hold of an engine with those of its generations alone whose adapters are all loaded."""
+        whole = (g for g in hold.generations if len(self._loaded(hold, engine, g)) == hold.adapters)
+        return hold.model_copy(update={"generations": tuple(whole)})
+
+    def ready(self, complete: HostedSnapshot) -> Iterator[HeldGeneration]:
+        """The adapters of complete generations."""
+        for generation in complete.generations:
+            yield from (_held(adapter, generation) for adapter in self._holds if _on(adapter, complete, generation))
+
+    def loading(self, hold: HostedSnapshot, engine: Engine) -> Iterator[HeldGeneration]:
+        """Adapters that are here and not in the engine yet. Those that are fetched stand in `held.loading`."""
+        beside = self._engines.get(engine)
+        waiting = beside.wanted.keys() - beside.loaded - beside.failed.keys() if beside else ()
+        for adapter in self._holds:
+            if engine_name(adapter.part, adapter.digest) in waiting and _on(adapter, hold):
+                yield from (_held(adapter, generation) for generation in adapter.generations)
+
+    def failures(self, hold: HostedSnapshot, engine: Engine) -> Iterator[HostFailure]:
+        """Adapters that the engine did not take."""
+        beside = self._engines.get(engine)
+        for adapter in self._holds:
+            why = (
+                beside.failed.get(engine_name(adapter.part, adapter.digest)) if beside and _on(adapter, hold) else None
+            )
+            if why is not None:
+                yield HostFailure(
+                    model=adapter.model,
+                    part=adapter.part,
+                    snapshot=adapter.snapshot,
+                    generations=adapter.generations,
+                    code=LoadFailed.code,
+                    message=f"snapshot {adapter.snapshot} of {adapter.model}.{adapter.part} on {hold.part} {hold.snapshot}: {why}",
+                )
+
+    def _loaded(self, hold: HostedSnapshot, engine: Engine, generation: int) -> list[HostedSnapshot]:
+        beside = self._engines.get(engine)
+        names = beside.loaded if beside else set()
+        wanted = (adapter for adapter in self._holds if _on(adapter, hold, generation))
+        return [adapter for adapter in wanted if engine_name(adapter.part, adapter.digest) in names]
+
+
+def _on(adapter: HostedSnapshot, base: HostedSnapshot, generation: int | None = None) -> bool:
+    """Whether an adapter stands on a base, in a generation or in any."""
+    both = {*adapter.generations} & {*base.generations}
+    same = (adapter.model, adapter.adapter_of) == (base.model, base.part)
+    return same and (bool(both) if generation is None else generation in both)
+
+
+def _held(adapter: HostedSnapshot, generation: int) -> HeldGeneration:
+    return HeldGeneration(model=adapter.model, part=adapter.part, generation=generation, snapshot=adapter.snapshot)

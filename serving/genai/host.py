@@ -1,0 +1,123 @@
+"""The host of generative and embedding parts: runs one vLLM for each snapshot that it holds, and says where it answers.
+
+Started by a region's agent: `python -m serving.genai.host --port P --region R --id ID --artifacts URI --cache DIR`.
+"""
+
+import argparse
+import os
+import socket
+from collections.abc import Awaitable, Sequence
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+import structlog
+
+from ipnext.model.deployment import STREAM_DRAIN_SECONDS, HostHolds, HostMemoryState, HostState
+from serving.fetching import FetchingProcess
+from serving.genai.adapters import Adapters
+from serving.genai.engines import Engines
+from serving.genai.metrics import EngineMetrics
+from serving.genai.probe import EngineProbe
+from serving.genai.verification import verify
+from serving.http import Request, Response, json_response, not_found, parse_model
+from serving.server import listen, log_as_json, run, serve
+from serving.tallies import CONTENT_TYPE
+
+
+class GenerativeHost:
+    """The control routes of a host; requests go to its engines directly."""
+
+    def __init__(self, engines: Engines, *, region: str) -> None:
+        self._engines = engines
+        self._metrics = EngineMetrics(engines, region=region)
+        self.draining = False
+
+    def handle(self, request: Request) -> Response | Awaitable[Response]:
+        """Route one request."""
+        match request.method, request.path.strip("/").split("/"):
+            case "PUT", ["control", "holds"]:
+                self._hold(parse_model(HostHolds, request.content))
+                return json_response(self._state(self._engines.in_flight_before), 202)
+            case "POST", ["control", "drain"]:
+                self.draining = True
+                return self._asked()
+            case "GET", ["control", "state"]:
+                return self._asked() if self.draining else json_response(self._state(self._engines.in_flight_before))
+            case "GET", ["metrics"]:
+                return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
+            case "GET", ["healthz"]:
+                return json_response({"live": True})
+        raise not_found(request)
+
+    def _hold(self, told: HostHolds) -> None:
+        drain = STREAM_DRAIN_SECONDS if told.drain_seconds is None else told.drain_seconds
+        self._engines.hold(told.holds, told.coming, drain_seconds=drain)
+
+    async def _asked(self) -> Response:
+        """While it drains nobody acts on a count that is a second old."""
+        return json_response(self._state(await self._engines.in_flight()))
+
+    def _state(self, in_flight: int) -> HostState:
+        engines = self._engines
+        return HostState(
+            ready=engines.ready,
+            loading=engines.loading,
+            failures=engines.failures,
+            in_flight=in_flight,
+            draining=self.draining,
+            fetched=engines.fetched,
+            swaps=engines.swaps,
+            memory=HostMemoryState(
+                used_bytes=engines.used_bytes, budget_bytes=engines.budget_bytes, snapshots=engines.snapshots
+            ),
+        )
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m serving.genai.host", description=__doc__)
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--region", required=True)
+    parser.add_argument("--id", required=True, help="name of this replica")
+    parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
+    parser.add_argument("--cache", type=Path, required=True, help="directory that snapshots are fetched into")
+    parser.add_argument("--s3-endpoint-url", default=None)
+    parser.add_argument("--memory-bytes", type=int, default=None, help="an engine that would go beyond is refused")
+    parser.add_argument(
+        "--transfer", type=Path, default=None, help="directory where prefill and decode meet; else beside the cache"
+    )
+    return parser.parse_args(arguments)
+
+
+async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
+    fetching = FetchingProcess(arguments.artifacts, s3_endpoint_url=arguments.s3_endpoint_url)
+    fetching.start()
+    async with aiohttp.ClientSession() as session:
+        engines = Engines(
+            fetching,
+            arguments.cache,
+            partial(EngineProbe, session),
+            host_id=arguments.id,
+            check=verify,
+            adapters=Adapters(session),
+            session=session,
+            budget_bytes=arguments.memory_bytes,
+            transfer=arguments.transfer,
+        )
+        host = GenerativeHost(engines, region=arguments.region)
+        structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
+        await serve(host.handle, listener, before_exit=engines.close)
+    fetching.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a host until SIGTERM."""
+    parsed = _arguments(arguments)
+    log_as_json()
+    listener = listen(parsed.port)
+    run(partial(_main, parsed, listener))
+    os._exit(0)  # a download that hangs in its thread must not keep the process
+
+
+if __name__ == "__main__":
+    main()

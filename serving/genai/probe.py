@@ -1,0 +1,90 @@
+"""The few calls a host makes to an engine that it runs: is it up, can it answer, what does it do right now."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import aiohttp
+
+from ipnext.errors import LoadFailed, Unavailable
+
+CANARY_PROMPT: Final = "The quick brown fox"
+CANARY_TOKENS: Final = 4
+_PROBE_SECONDS: Final = 5.0
+_GAUGE: Final = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+class EngineProbe:
+    """One engine at a base URL, asked for one model. Each call raises Unavailable when there is no answer."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, model: str) -> None:
+        self._session = session
+        self._url = url
+        self._model = model
+
+    async def health(self) -> int:
+        """Status of `/health`: 200 once the model is loaded, 503 once vLLM knows that its engine is dead."""
+        status, _ = await self._call("GET", "/health", seconds=_PROBE_SECONDS)
+        return status
+
+    async def in_flight(self) -> int:
+        """Requests that run or wait. Those that the server has taken and the scheduler not yet seen are among them."""
+        status, text = await self._call("GET", "/metrics", seconds=_PROBE_SECONDS)
+        if status != 200:
+            msg = f"{self._url}/metrics answered {status}"
+            raise Unavailable(msg)
+        scheduled = requests_in(text.decode(errors="replace"))
+        status, content = await self._call("GET", "/load", seconds=_PROBE_SECONDS)
+        return max(scheduled, _load_in(content)) if status == 200 else scheduled
+
+    async def canary(self, *, pooling: bool, seconds: float) -> None:
+        """One small request to its end. LoadFailed where the engine refuses it or answers with nothing."""
+        path = "/v1/embeddings" if pooling else "/v1/completions"
+        body: dict[str, object] = {"model": self._model, "input": CANARY_PROMPT}
+        if not pooling:
+            body = {"model": self._model, "prompt": CANARY_PROMPT, "max_tokens": CANARY_TOKENS, "ignore_eos": True}
+        status, content = await self._call("POST", path, body=body, seconds=seconds)
+        if status != 200 or not _answered(content, pooling=pooling):
+            msg = f"the canary request to {path} was answered {status}: {content[:300].decode(errors='replace')}"
+            raise LoadFailed(msg)
+
+    async def _call(
+        self, method: str, path: str, *, body: Mapping[str, object] | None = None, seconds: float
+    ) -> tuple[int, bytes]:
+        limit = aiohttp.ClientTimeout(total=seconds)
+        try:
+            async with self._session.request(method, self._url + path, json=body, timeout=limit) as answer:
+                return answer.status, await answer.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            msg = f"no answer to {method} {self._url}{path}: {error!r}"
+            raise Unavailable(msg) from error
+
+
+def requests_in(metrics: str) -> int:
+    """Running and waiting requests in vLLM's Prometheus text, of all its engines."""
+    return int(sum(float(value) for value in _GAUGE.findall(metrics)))
+
+
+def _load_in(content: bytes) -> int:
+    loaded = _parsed(content).get("server_load")
+    return loaded if isinstance(loaded, int) else 0
+
+
+def _answered(content: bytes, *, pooling: bool) -> bool:
+    """Whether there is a vector of finite numbers, or text that took tokens."""
+    answer = _parsed(content)
+    if pooling:
+        data = answer.get("data") or [{}]
+        vector = data[0].get("embedding") or []
+        return bool(vector) and all(math.isfinite(number) for number in vector)
+    return bool(answer.get("choices")) and (answer.get("usage") or {}).get("completion_tokens", 0) > 0
+
+
+def _parsed(content: bytes) -> Mapping[str, Any]:
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

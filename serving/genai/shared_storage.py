@@ -1,0 +1,53 @@
+"""A directory that several engines, also those of other hosts, use together, and that is emptied once none of them does.
+
+Who uses it holds a shared lock on a file beside it; the kernel lets go of the lock of a process that is killed.
+"""
+
+import fcntl
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+
+class SharedStorage:
+    """The directory as one of its users sees it. Its methods may wait for the disk: call them in a thread."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock: IO[bytes] | None = None
+
+    def take(self) -> None:
+        """Use it from now on. The first user finds it empty: what is there is of engines that were killed. OSError."""
+        if self._lock is not None:
+            return
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.directory.with_suffix(".lock").open("wb")
+        try:
+            if _alone(lock):
+                self._empty()
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            self.directory.mkdir(exist_ok=True)
+        except OSError:
+            lock.close()
+            raise
+        self._lock = lock
+
+    def release(self) -> None:
+        """Use it no more. The last user empties it."""
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        with lock:
+            if _alone(lock):
+                self._empty()
+
+    def _empty(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _alone(lock: IO[bytes]) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -1,0 +1,58 @@
+"""Which generation answers an OpenAI request, also while the engines of a model go over from one to another."""
+
+import asyncio
+import time
+from typing import Final
+
+from ipnext.errors import Unavailable
+from ipnext.names import CHOSEN_HEADER, GENERATION_HEADER
+from serving.http import Request
+from serving.openai.model_cards import generative
+from serving.router_table import GenerationRoute, ModelRoutes, TableFollower
+
+WAIT_SECONDS: Final = 30.0
+"""A request waits so long at most for an engine that goes over, and never for more than half of its deadline."""
+
+
+def choose(model: ModelRoutes, request: Request) -> GenerationRoute:
+    """The generation that the request names, else the newest that has an engine. NotFound, or Unavailable where none is ready.
+
+    What the gateway named by weight, and no client asked for, may be another one where the engines of the model go over.
+    """
+    pin = request.header(GENERATION_HEADER)
+    try:
+        return model.choose(pin)
+    except Unavailable:
+        if not model.swap or (pin is not None and request.header(CHOSEN_HEADER) is None):
+            raise
+        whole = [route for route in model.generations.values() if route.whole and route.generator is not None]
+        if not whole:
+            raise
+        return whole[-1]
+
+
+def may_wait(model: ModelRoutes, request: Request) -> bool:
+    """Whether an engine goes over that may answer the request."""
+    pin = request.header(GENERATION_HEADER)
+    free = pin is None or request.header(CHOSEN_HEADER) is not None
+    return free and any(generation in model.generations for generation in model.coming)
+
+
+async def wait(follower: TableFollower, name: str, request: Request, *, seconds: float) -> GenerationRoute:
+    """A generation that answers, once the table has one. Unavailable after `seconds` or WAIT_SECONDS."""
+    limit = min(WAIT_SECONDS, seconds)
+    deadline = time.monotonic() + limit
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            async with asyncio.timeout(left):
+                await follower.changed()
+        except TimeoutError:
+            break
+        model = generative(follower.routes, name)
+        try:
+            return choose(model, request)
+        except Unavailable:
+            if not may_wait(model, request):
+                raise
+    msg = f"the engines of {name[:80]} go over to another generation and none was ready within {limit:.0f} s; try again"
+    raise Unavailable(msg)

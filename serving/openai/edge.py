@@ -1,0 +1,311 @@
+"""The OpenAI routes of a router: a request goes, as it is, to one engine of one generation, and its answer comes back as it is."""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, TooLarge, Unavailable
+from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from serving.admission import Admission
+from serving.host_client import HostClient
+from serving.http import Answer, Request, Response, Streamed, not_found, seconds_left
+from serving.openai.adapters import Alias, alias_of
+from serving.openai.affinity import Wish, blocks_of, prompt_of
+from serving.openai.before import Before
+from serving.openai.choosing import choose, may_wait, wait
+from serving.openai.disaggregated import Prefill, Prompt
+from serving.openai.engine_answer import EngineAnswer, EngineLost
+from serving.openai.engines import Engines
+from serving.openai.errors import Full, WrongType, openai_error
+from serving.openai.exchange import Exchange
+from serving.openai.model_cards import generative, model_card, model_list
+from serving.protocol import snapshots_text
+from serving.router_metrics import RouterMetrics
+from serving.router_table import GenerationRoute, ModelRoutes, TableFollower
+from serving.synchrony import Offer
+
+SESSION_HEADER: Final = "x-ipnext-session"
+MAX_REQUEST_BYTES: Final = 32 * 2**20
+"""Of one request's body: room for images in a prompt. Envoy takes as much (ipnext.infra.openai_routes)."""
+SILENT_SECONDS: Final = 600.0
+"""An engine may be silent for so long: before its answer where the request has no deadline, and between two pieces of it."""
+ATTEMPTS: Final = 2
+"""Engines that are asked for one request. One that ends each engine it meets shall not go through all of them."""
+PATHS: Final = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
+        *("/v1/score", "/v1/rerank", "/score", "/rerank", "/classify", "/pooling", "/tokenize", "/detokenize"),
+    }
+)
+"""What is passed on to engines. Their other routes change them (adapters, weights) and are the platform's."""
+ROOTS: Final = frozenset({"v1", *(path[1:] for path in PATHS if path.count("/") == 1)})
+"""First steps of the paths that belong here."""
+_ENDING: Final = frozenset({500, 502, 503})
+"""Of an engine that ends or has no room: another one may answer."""
+_NOT_PASSED: Final = frozenset(
+    {
+        *("host", "content-length", "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"),
+        *("expect", "accept-encoding", "authorization", "cookie", "proxy-connection", "proxy-authorization"),
+    }
+)
+_NOT_RETURNED: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "server", "date"})
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """What a request may take."""
+
+    silent_seconds: float = SILENT_SECONDS
+    body_bytes: int = MAX_REQUEST_BYTES
+
+
+class OpenAIEdge:
+    """Answers what OpenAI's clients ask, for all generative models of the table."""
+
+    def __init__(
+        self,
+        follower: TableFollower,
+        engines: Engines,
+        metrics: RouterMetrics,
+        *,
+        hosts: HostClient,
+        admission: Admission,
+        limits: EdgeLimits | None = None,
+    ) -> None:
+        self._before = Before(hosts, engines, metrics, self._fresh)
+        self._follower = follower
+        self._engines = engines
+        self._metrics = metrics
+        self._region = metrics.region
+        self._admission = admission
+        self._limits = limits or EdgeLimits()
+        self._prefill = Prefill(engines, metrics)
+
+    def answer(self, request: Request) -> Response | Awaitable[Answer]:
+        """Route one request whose path begins with one of ROOTS."""
+        path = request.path.rstrip("/")
+        if request.method == "POST" and path in PATHS:
+            return self._generated(request, path)
+        try:
+            return self._about(request, path)
+        except IPnextError as error:
+            return openai_error(error)
+
+    def _about(self, request: Request, path: str) -> Response:
+        routes = self._follower.routes
+        match request.method, path.split("/"):
+            case "GET", ["", "v1", "models"]:
+                return _json(model_list(routes))
+            case "GET", ["", "v1", "models", name]:
+                return _json(model_card(generative(routes, name), name))
+        raise not_found(request)
+
+    async def _generated(self, request: Request, path: str) -> Answer:
+        exchange = Exchange(self._metrics, len(request.content))
+        try:
+            body = _read(request, self._limits.body_bytes)
+            name = _model_of(body)
+            model = generative(self._follower.routes, name)
+            exchange.model = model.model
+            route = await self._begun(request, model, exchange)
+            alias = alias_of(route, name)
+            body = body if alias is None else alias.renamed(body)
+            content = request.content if alias is None else orjson.dumps(body)
+            answer = await self._in_time(request, path, _Asked(route, exchange, body, content))
+        except IPnextError as error:
+            return self._refused(exchange, error)
+        except asyncio.CancelledError:
+            exchange.cancelled()
+            raise
+        except BaseException:
+            exchange.end(500)
+            raise
+        return self._passed_on(exchange, answer, alias)
+
+    async def _begun(self, request: Request, model: ModelRoutes, exchange: Exchange) -> GenerationRoute:
+        """The generation that answers. Where its engines are going over, the request waits for them as one under way."""
+        try:
+            route = choose(model, request)
+        except Unavailable:
+            if not may_wait(model, request):
+                raise
+        else:
+            exchange.begin(route, self._admitted(route.model))
+            return route
+        admitted = self._admitted(model.model)
+        try:
+            seconds = seconds_left(request, default=self._limits.silent_seconds) / 2
+            route = await wait(self._follower, model.model, request, seconds=seconds)
+        except BaseException:
+            admitted.__exit__(None, None, None)
+            raise
+        exchange.begin(route, admitted)
+        return route
+
+    def _admitted(self, model: str) -> Any:
+        try:
+            admitted = self._admission.admitted(model)
+            admitted.__enter__()
+        except Unavailable as error:
+            raise Full(error.message) from error
+        return admitted
+
+    def _refused(self, exchange: Exchange, error: IPnextError) -> Response:
+        response = openai_error(error)
+        exchange.end(response.status, size=len(response.body))
+        return Response(response.status, response.body, {**response.headers, **self._proof(exchange)})
+
+    async def _in_time(self, request: Request, path: str, asked: "_Asked") -> EngineAnswer:
+        seconds = seconds_left(request, default=self._limits.silent_seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._prepare(request, path, asked, seconds)
+                return await self._tried(request, path, asked)
+        except TimeoutError as error:
+            msg = f"no answer has begun within the deadline of {seconds * 1000:.0f} ms"
+            raise DeadlineExceeded(msg) from error
+
+    async def _prepare(self, request: Request, path: str, asked: "_Asked", seconds: float) -> None:
+        """What other parts do before: nodes give the prompt, which stands in the body then; one that prefills reads it."""
+        if asked.route.before is not None:
+            prepared = await self._before.run(asked.route, path, asked.body, seconds)
+            asked.exchange.used = prepared.used
+            asked.body, asked.content = prepared.body, orjson.dumps(prepared.body)
+        if "prefix" in {asked.route.routing, asked.route.prefill_routing}:
+            asked.wish = _wish(request, asked.body)
+        if asked.route.handoff is not None:
+            prompt = Prompt(path, _passed(request), asked.content, asked.body, asked.wish)
+            asked.content = await self._prefill.content(asked.route, prompt, seconds=seconds)
+
+    async def _tried(self, request: Request, path: str, asked: "_Asked") -> EngineAnswer:
+        """An answer that has begun. Until then, and no longer, another engine of the same generation may be asked."""
+        headers = _passed(request)
+        tried: list[str] = []
+        reason = ""
+        for number in range(ATTEMPTS):
+            offer = self._offer(asked, tried)
+            if offer is None:
+                break
+            if number:
+                self._metrics.note_retry(asked.route.model, asked.route.generation)
+            tried.append(offer.url)
+            asked.exchange.ask(offer.snapshot, self._engines.loads.calling(offer.url))
+            try:
+                answer = await self._engines.ask(offer.url, "POST", path, headers, asked.content)
+            except EngineLost as error:
+                reason = str(error)
+                self._engines.loads.note_lost(offer.url)
+                if error.reused and self._offer(asked, tried) is None:
+                    tried.remove(offer.url)
+                continue
+            if answer.status not in _ENDING or number + 1 == ATTEMPTS or self._offer(asked, tried) is None:
+                return answer
+            answer.cancel()
+            self._engines.loads.note_lost(offer.url)
+        route = asked.route
+        msg = f"generation {route.generation} of {route.model}: no engine answers; {reason}"
+        raise Unavailable(msg)
+
+    def _offer(self, asked: "_Asked", tried: list[str]) -> Offer | None:
+        """An engine that was not tried yet, from the table as it is now; None where there is none."""
+        if tried:
+            asked.route = self._fresh(asked.route)
+        route = asked.route
+        for tier in route.offers[route.generator or ""]:
+            offers = {offer.url: offer for offer in tier if offer.url not in tried}
+            if offers:
+                url = self._engines.loads.choose(list(offers), asked.wish, policy=route.routing)
+                return offers[url]
+        return None
+
+    def _fresh(self, route: GenerationRoute) -> GenerationRoute:
+        """The same generation with the engines known now, where it is still served."""
+        models = self._follower.routes.models
+        fresh = models[route.model].generations.get(route.generation) if route.model in models else None
+        return fresh if fresh is not None and fresh.snapshots == route.snapshots else route
+
+    def _passed_on(self, exchange: Exchange, answer: EngineAnswer, alias: Alias | None) -> Answer:
+        headers = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}
+        headers.update(self._proof(exchange))
+        whole = answer.complete
+        if whole is not None:
+            whole = whole if alias is None else alias.restored(whole)
+            exchange.end(answer.status, size=len(whole))
+            headers.pop("content-length", None)
+            return Response(answer.status, whole, headers)
+        exchange.follow(answer)
+        answer.watch(self._limits.silent_seconds)
+        if alias is None:
+            return Streamed(answer.status, headers, answer)
+        headers.pop("content-length", None)
+        return Streamed(answer.status, headers, alias.follow(answer))
+
+    def _proof(self, exchange: Exchange) -> Mapping[str, str]:
+        route = exchange.route
+        if route is None:
+            return {REGION_HEADER: self._region}
+        snapshots = {**route.snapshots, **exchange.used}
+        if exchange.snapshot is not None and route.generator is not None:
+            snapshots[route.generator] = exchange.snapshot
+        return {
+            REGION_HEADER: self._region,
+            GENERATION_HEADER: str(route.generation),
+            SNAPSHOTS_HEADER: snapshots_text(snapshots),
+        }
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request on its way to an engine."""
+
+    route: GenerationRoute
+    exchange: Exchange
+    body: Mapping[str, Any]
+    content: bytes | bytearray
+    """The body's bytes, as they go to the engine."""
+    wish: Wish | None = None
+
+
+def _passed(request: Request) -> Mapping[str, str]:
+    found = request.headers.items()
+    return {name: value for name, value in found if name not in _NOT_PASSED and not name.startswith("x-ipnext-")}
+
+
+def _read(request: Request, limit: int) -> Mapping[str, Any]:
+    kind = request.header("content-type") or ""
+    if not kind.lower().startswith("application/json") or "content-encoding" in request.headers:
+        msg = f"content-type: must be application/json, not packed, got {kind[:80]!r}"
+        raise WrongType(msg, field="content-type", value=kind, allowed=("application/json",))
+    if len(request.content) > limit:
+        msg = f"the body must have at most {limit} bytes, got {len(request.content)}"
+        raise TooLarge(msg, field="body")
+    try:
+        body = orjson.loads(request.content)
+    except ValueError as error:
+        msg = f"the body is not JSON: {error}"
+        raise InvalidInput(msg, field="body") from error
+    if not isinstance(body, dict):
+        msg = f"the body must be an object, got a {type(body).__name__}"
+        raise InvalidInput(msg, field="body")
+    return body
+
+
+def _model_of(body: Mapping[str, Any]) -> str:
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        msg = f"model: must name a model that is served here, see GET /v1/models; got {str(name)[:80]!r}"
+        raise InvalidInput(msg, field="model", value=name)
+    return name
+
+
+def _wish(request: Request, body: Mapping[str, Any]) -> Wish:
+    session = request.header(SESSION_HEADER) or body.get("prompt_cache_key") or body.get("user")
+    name = str(body["model"])
+    return Wish(f"{name}\0{session}"[:256] if session else None, blocks_of(name, prompt_of(body)))
+
+
+def _json(value: Any) -> Response:
+    return Response(200, orjson.dumps(value), {"content-type": "application/json"})

@@ -1,0 +1,84 @@
+"""The engines of a region as its router asks them: connections, loads, and what they say of themselves."""
+
+import asyncio
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from typing import Final
+
+from serving.openai.balancing import EngineLoads, EngineReport
+from serving.openai.engine_answer import EngineAnswer, EngineLost
+from serving.openai.engine_connection import EnginePool
+
+POLL_SECONDS: Final = 0.5
+REPORT_LIMIT_SECONDS: Final = 2.0
+_NAMES: Final = {
+    "running": b"\nvllm:num_requests_running",
+    "waiting": b"\nvllm:num_requests_waiting",
+    "kv_use": b"\nvllm:kv_cache_usage_perc",
+}
+
+
+class Engines:
+    """All engines of the table. While there are any, each is asked for its metrics twice a second."""
+
+    def __init__(self, loads: EngineLoads | None = None) -> None:
+        self.loads = loads or EngineLoads(time.monotonic)
+        self._pools: dict[str, EnginePool] = {}
+        self._polls: dict[str, asyncio.Task[None]] = {}
+
+    async def ask(
+        self, url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | bytearray
+    ) -> EngineAnswer:
+        """Send a request to an engine; its answer once it has begun. EngineLost."""
+        pool = self._pools.get(url)
+        if pool is None:
+            pool = self._pools[url] = EnginePool(url)
+        return await pool.ask(method, path, headers, body)
+
+    def keep(self, urls: Collection[str]) -> None:
+        """These are the engines now: follow them, and forget the others. Answers under way go on."""
+        for url in self._pools.keys() - set(urls):
+            self._pools.pop(url).end()
+        for url in self._polls.keys() - set(urls):
+            self._polls.pop(url).cancel()
+        for url in set(urls) - self._polls.keys():
+            self._polls[url] = asyncio.get_running_loop().create_task(self._follow(url))
+        self.loads.forget(urls)
+
+    def close(self) -> None:
+        """Follow none."""
+        self.keep(())
+
+    async def _follow(self, url: str) -> None:
+        while True:
+            with suppress(EngineLost, TimeoutError):
+                async with asyncio.timeout(REPORT_LIMIT_SECONDS):
+                    await self._look(url)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _look(self, url: str) -> None:
+        answer = await self.ask(url, "GET", "/metrics", {}, b"")
+        text = await answer.rest()
+        if answer.status == 200:  # HTTP's OK
+            self.loads.note_report(url, report_of(text))
+
+
+def report_of(text: bytes) -> EngineReport:
+    """What vLLM's metrics say, the sum of its engines' requests and the fullest cache. Names that are missing count 0."""
+    found = {name: _values(text, series) for name, series in _NAMES.items()}
+    return EngineReport(sum(found["running"]), sum(found["waiting"]), max(found["kv_use"], default=0.0))
+
+
+def _values(text: bytes, series: bytes) -> list[float]:
+    values: list[float] = []
+    text = b"\n" + text
+    place = text.find(series)
+    while place >= 0:
+        end = text.find(b"\n", place + 1)
+        line = text[place + 1 : end if end >= 0 else len(text)]
+        if line[len(series) - 1 : len(series)] in (b"{", b" "):
+            with suppress(ValueError):
+                values.append(float(line.rpartition(b" ")[2]))
+        place = text.find(series, place + 1)
+    return values

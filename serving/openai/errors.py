@@ -1,0 +1,52 @@
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, with the types that vLLM's server gives.
+
+The field `type` is for people: OpenAI's clients raise by the status.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from ipnext.errors import InvalidInput, IPnextError, NotFound, Unavailable
+from serving.http import ERROR_HEADER, RETRY_AFTER_SECONDS, Response
+
+TYPES: Final[Mapping[int, str]] = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    408: "TimeoutError",
+    413: "BadRequestError",
+    415: "BadRequestError",
+    429: "RateLimitError",
+    503: "ServiceUnavailableError",
+    504: "TimeoutError",
+}
+FULL: Final = 429
+
+
+class UnknownModel(NotFound):
+    """No generative model of this name."""
+
+
+class WrongType(InvalidInput):
+    """A body that is not JSON by its content type."""
+
+    http_status = 415
+
+
+class Full(Unavailable):
+    """The model has as many requests under way as it may."""
+
+    http_status = FULL
+
+
+def openai_error(error: IPnextError) -> Response:
+    """The answer to a request that ended with this error."""
+    status = error.http_status
+    param = "model" if isinstance(error, UnknownModel) else getattr(error, "field", None)
+    code: Any = "model_not_found" if isinstance(error, UnknownModel) else status
+    headers = {"content-type": "application/json", ERROR_HEADER: error.code}
+    if isinstance(error, Unavailable):
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    body = {"message": error.message, "type": TYPES.get(status, "InternalServerError"), "param": param, "code": code}
+    return Response(status, orjson.dumps({"error": body}), headers)

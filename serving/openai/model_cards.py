@@ -1,0 +1,69 @@
+"""What `GET /v1/models` tells: the generative models of this region, each with the generations that are served."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ipnext.model.adapter import client_name
+from serving.openai.adapters import alias_of
+from serving.openai.errors import UnknownModel
+from serving.router_table import GenerationRoute, ModelRoutes, Routes
+
+_NAMED: int = 20
+
+
+def generative(routes: Routes, name: str) -> ModelRoutes:
+    """The routes of a generative model. `MODEL:PART` belongs to MODEL. UnknownModel names those that are served."""
+    found = routes.models.get(name.partition(":")[0])
+    if found is not None and is_generative(found):
+        return found
+    known = [model for model, one in routes.models.items() if is_generative(one)]
+    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+    other = f"; {name} answers at /v2/models/{name}/infer" if found is not None else ""
+    msg = f"The model {name[:80]!r} does not exist here. Served: {', '.join(known[:_NAMED]) or 'none'}{more}{other}"
+    raise UnknownModel(msg)
+
+
+def is_generative(model: ModelRoutes) -> bool:
+    """Whether an engine that speaks OpenAI's protocol answers for any generation of it."""
+    return any(route.generator is not None for route in model.generations.values())
+
+
+def model_list(routes: Routes) -> dict[str, Any]:
+    """All generative models, each with its adapters behind it."""
+    found = [one for one in routes.models.values() if is_generative(one)]
+    return {"object": "list", "data": [card for one in found for card in (model_card(one, one.model), *_adapters(one))]}
+
+
+def _adapters(model: ModelRoutes) -> Iterator[dict[str, Any]]:
+    parts = dict.fromkeys(part for route in model.generations.values() for part in route.adapters)
+    yield from (model_card(model, client_name(model.model, part)) for part in parts)
+
+
+def model_card(model: ModelRoutes, name: str) -> dict[str, Any]:
+    """A model or an adapter of it as OpenAI and vLLM describe it, with what is served of it as `ipnext`. UnknownModel."""
+    part = name.partition(":")[2]
+    routes = [route for route in model.generations.values() if route.generator is not None]
+    if part and not any(part in route.adapters for route in routes):
+        alias_of(routes[-1], name)  # refuses it, and names the others
+    served = [_generation(route, part or route.generator) for route in routes if not part or part in route.adapters]
+    created = [one["created"] for one in served]
+    return {
+        "id": name,
+        "object": "model",
+        "created": max(created, default=0),
+        "owned_by": "ipnext",
+        **({"root": name, "parent": model.model} if part else {}),
+        "ipnext": {"generations": served},
+    }
+
+
+def _generation(route: GenerationRoute, part: str | None) -> dict[str, Any]:
+    facts = route.routed.served[0].facts.get(part or "")
+    wanted = [tensor.model_dump(mode="json") for tensor in route.inputs]
+    return {
+        "generation": route.generation,
+        "snapshots": dict(route.snapshots),
+        "ready": not route.missing,
+        "created": int(facts.created_at.timestamp()) if facts is not None else 0,
+        **({"inputs": wanted} if wanted else {}),
+    }
