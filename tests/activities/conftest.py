@@ -30,8 +30,8 @@ def kit() -> ModuleType:
 
 
 @pytest.fixture
-def house(kit, tmp_path):
-    found = kit.House(tmp_path)
+def house(kit, tmp_path, migrated):
+    found = kit.House(tmp_path, migrated)
     found.apply_fleet()
     yield found
     found.close()

@@ -15,6 +15,7 @@ from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.split import SplitPolicy
 from ipnext.model.status import Reason
 from serving.export import export_model
+from tests.processes import gone
 
 
 class Ranker(nn.Module):
@@ -38,10 +39,6 @@ def whole(tmp_path_factory) -> Path:
 
 def policy(module: str) -> SplitPolicy:
     return SplitPolicy.model_validate({"parts": [{"name": "table", "modules": [module]}], "default": "top"})
-
-
-def alive(number: int) -> bool:
-    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
 
 
 def test_pieces_lie_in_the_directory_with_the_whole_as_their_parent(whole, tmp_path):
@@ -93,10 +90,10 @@ def test_nothing_runs_on_after_a_cancellation(whole, tmp_path):
     seen = []
 
     def cancelled(_):
-        seen.extend(child.pid for child in cutters())
+        seen.extend(cutters())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cut_in_process(whole, policy("table"), tmp_path / "parts", cancelled)
     assert seen
-    assert not any(alive(number) for number in seen)
+    assert gone(seen)

@@ -1,7 +1,9 @@
 """What a host has in memory beside the snapshots that it answers for."""
 
-from activities.refreshing import with_ground
+from activities.refreshing import refresh_of, with_ground
+from ipnext.model.manifest import parse_manifest
 from ipnext.model.registry import DELTA_FILE, ArtifactFile, Signature, SnapshotManifest
+from ipnext.model.rollout import FleetState
 
 
 def manifest(name, parent=None, *, delta=False):
@@ -38,3 +40,17 @@ def test_a_full_snapshot_stands_alone_whatever_it_was_trained_from():
 
 def test_a_parent_that_is_not_known_ends_the_walk():
     assert held_with("second", known=("second",)) == {"second"}
+
+
+def ends():
+    return FleetState(replicas=(), traffic=()), FleetState(replicas=(), traffic=())
+
+
+def test_a_part_whose_engine_serves_by_itself_is_replaced_unless_the_owner_says_otherwise():
+    part = {"name": "llm", "engine": "vllm", "hardware": [{"kind": "cpu", "units": 1, "qps": 1}]}
+    spec = {"task": "generation", "parts": [part], "demand": [{"region": "eu", "qps": 1}]}
+    document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "chat", "owner": "a"}, "spec": spec}
+    chosen = document | {"spec": spec | {"rollout": {"refresh": "in_place"}}}
+
+    assert refresh_of(None, parse_manifest(document), ends()) == "replace"
+    assert refresh_of(None, parse_manifest(chosen), ends()) == "in_place"

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save
 
 from activities.candidate import CHUNK_BYTES
-from activities.tensors import MalformedTensors, check_finite, non_finite_tensor
+from activities.tensors import check_finite, non_finite_tensor
+from ipnext.artifacts.tensor_headers import MalformedTensors
 from ipnext.model.status import Reason
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from activities.wanted import Facts, former_generations, served_generations, wanted_deployments, wanted_shares
 from activities.waves import ModelState, peak, planned_state, running_state, state_at, state_back
-from ipnext.model.deployment import RouteShare
+from ipnext.model.deployment import RouteShare, RouteTable
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.registry import Generation, Snapshot, SnapshotManifest
 from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, RouteChange, Share, Transition, Wave
@@ -68,6 +68,17 @@ def test_the_way_back_brings_the_former_capacity_before_it_sends_traffic(transit
 def test_one_process_holds_both_generations_so_replicas_are_the_larger_count(transition):
     assert state_at(transition, M, 0, "scaled_up").replicas(SLOT) == 4
     assert peak(transition, M) == {SLOT: 4}
+
+
+def test_with_processes_of_its_own_a_way_back_counts_into_what_a_slot_may_have(transition):
+    """Of four former replicas one is gone when three more are added: on the way back all four stand beside four."""
+    first, second = transition.waves
+    first = first.model_copy(update={"scale_down": (row("dense", 1, 3),)})
+    apart = transition.model_copy(update={"refresh": "replace", "waves": (first, second)})
+
+    assert state_at(apart, M, 1, "scaled_up").replicas(SLOT) == 7
+    assert state_back(apart, M, 1, "scaled_up").replicas(SLOT) == 8
+    assert peak(apart, M) == {SLOT: 8}, "that supply is given to no one else meanwhile"
 
 
 @pytest.fixture
@@ -169,9 +180,57 @@ def test_a_transition_starts_from_generations_with_traffic_only(facts):
     assert (origin.replicas, origin.traffic) == ((), ())
 
 
+def test_traffic_to_what_no_replica_set_holds_any_more_counts_for_what_is_held(facts):
+    loaded = with_deployments(facts, ModelState(counts=both(2, 2)))
+    shares = tuple(RouteShare(to="us-east", generation=g, fraction=f) for g, f in ((2, 0.4), (3, 0.6)))
+    table = RouteTable(model=M, region="us-east", revision=1, shares=shares, served=())
+
+    origin = running_state(M, loaded.deployments.values(), [table], demanding={"us-east"})
+
+    assert [(share.generation, share.fraction) for share in origin.traffic] == [(2, 1.0)]
+    assert {row.generation for row in origin.replicas} == {2}
+
+
+def test_what_a_region_without_demand_sends_to_keeps_its_replicas_and_counts_as_no_traffic(facts):
+    loaded = with_deployments(facts, ModelState(counts={**both(2, 2, "eu-west"), **both(3, 1)}))
+    shares = {"us-east": ("us-east", 3), "eu-west": ("eu-west", 2)}
+    tables = [
+        RouteTable(
+            model=M, region=region, revision=1, shares=(RouteShare(to=to, generation=g, fraction=1.0),), served=()
+        )
+        for region, (to, g) in shares.items()
+    ]
+
+    origin = running_state(M, loaded.deployments.values(), tables, demanding={"us-east"})
+    gone = running_state(M, loaded.deployments.values(), tables, demanding={"us-east"}, lost={"eu-west"})
+
+    assert {share.origin for share in origin.traffic} == {"us-east"}
+    assert {(row.region, row.generation, row.count) for row in origin.replicas} == {
+        ("eu-west", 2, 2),
+        ("us-east", 3, 1),
+    }
+    assert {row.generation for row in gone.replicas} == {3}
+
+
 def test_a_plan_s_rows_become_rows_of_the_target_generation():
     class Rows:
         replicas = ()
         traffic = ()
 
     assert planned_state(M, 4, Rows()) == FleetState()
+
+
+def test_what_was_sent_to_a_lost_region_answers_nobody_and_its_replicas_still_count(facts):
+    def share_to(to: str, fraction: float) -> RouteShare:
+        return RouteShare(to=to, generation=2, fraction=fraction)
+
+    held = with_deployments(facts, ModelState(counts={**both(2, 1), **both(2, 1, "eu-west")})).deployments.values()
+    split = RouteTable(
+        model=M, region="us-east", revision=1, shares=(share_to("eu-west", 0.75), share_to("us-east", 0.25)), served=()
+    )
+    gone = split.model_copy(update={"region": "eu-west", "shares": (share_to("eu-west", 1.0),)})
+
+    origin = running_state(M, held, [split, gone], demanding={"us-east", "eu-west"}, lost={"eu-west"})
+
+    assert [(s.origin, s.to, s.fraction) for s in origin.traffic] == [("us-east", "us-east", 1.0)]
+    assert {row.region for row in origin.replicas} == {"eu-west", "us-east"}

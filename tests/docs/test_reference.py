@@ -11,7 +11,7 @@ from ipnext.api.errors import HTTP_CODES
 from ipnext.api.explanation import ADVICE
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.artifacts.file_store import FileArtifactStore
-from ipnext.cli import changing, predicting, reading, running
+from ipnext.cli.app import MODULES
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.status import ConditionType, Reason
 from ipnext.settings import PlatformSettings
@@ -42,7 +42,7 @@ def test_every_endpoint_has_a_heading_and_no_heading_is_made_up(schema):
 
 
 def test_every_command_has_a_heading_and_no_heading_is_made_up():
-    commands = {f"ipnext {c.name}" for module in (changing, reading, predicting, running) for c in module.COMMANDS}
+    commands = {f"ipnext {c.name}" for module in MODULES for c in module.COMMANDS}
     assert sorted(headings("cli.md", 2)) == sorted({*commands, "Plug-ins"})
 
 

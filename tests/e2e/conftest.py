@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ipnext.client import Client
 from serving.export import export_model
+from tests.processes import command_line
 
 START_SECONDS = 90
 
@@ -82,7 +83,7 @@ class Running:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "IPNEXT_REPLAN_DELAY_SECONDS": "1"},
             )
         eventually(self._ready, START_SECONDS, lambda: self.log.read_text()[-3000:])
         self.endpoints = json.loads((self.state / "endpoints.json").read_text())
@@ -133,13 +134,6 @@ class Running:
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]}
         url = f"{self.endpoints['gateways'][region]}/v2/models/pair/infer"
         return httpx.post(url, json=body, headers=headers, timeout=15, trust_env=False)
-
-
-def command_line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has just ended
-        return ""
 
 
 def eventually(holds: Callable[[], object], seconds: float, why: Callable[[], str] = lambda: "") -> None:

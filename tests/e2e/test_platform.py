@@ -115,9 +115,11 @@ def test_a_run_ends_right_when_a_control_process_is_killed_in_its_middle(
     parts = make_snapshots(mark)
     with steady_load(platform) as wrong:
         change = platform.client.publish("pair", parts)
-        victim = platform.child(*words)
-        victim.kill()
-        eventually(lambda: [p.pid for p in platform.found(*words)] not in ([], [victim.pid]), 30)
+        running = platform.found(*words)
+        for victim in running:
+            victim.kill()
+        old = {victim.pid for victim in running}
+        eventually(lambda: len({p.pid for p in platform.found(*words)} - old) == len(old), 30)
         eventually(platform.answers, 30)
         done = platform.client.wait_change(change.id, timeout_seconds=90)
     assert done.state == "done", done
@@ -125,8 +127,32 @@ def test_a_run_ends_right_when_a_control_process_is_killed_in_its_middle(
     assert wrong == []
 
 
+def test_one_worker_carries_on_while_the_other_is_dead_and_nobody_restarts_it(
+    platform: Any, make_snapshots: Snapshots
+) -> None:
+    eventually(lambda: len(serving_workers(platform)) == 2, 60)
+    victim = platform.found("workflows.worker")[0]
+    platform.process.send_signal(signal.SIGSTOP)
+    try:
+        change = platform.client.publish("pair", make_snapshots(90.0))
+        victim.kill()
+        assert platform.client.wait_change(change.id, timeout_seconds=60).state == "done"
+        assert victim.pid not in serving_workers(platform)
+    finally:
+        platform.process.send_signal(signal.SIGCONT)
+    eventually(lambda: len(serving_workers(platform) - {victim.pid}) == 2, 60)
+
+
+def serving_workers(platform: Any) -> set[int]:
+    """The pids of the workers that live and serve."""
+    ready = {int(file.read_text() or 0) for file in platform.state.glob("worker-*.ready")}
+    return ready & {process.pid for process in platform.found("workflows.worker")}
+
+
 def test_everything_keeps_serving_while_the_control_plane_hangs(platform: Any) -> None:
-    control = [platform.child(*w) for w in (("workflows.worker",), ("ipnext.api",), ("temporal", "start-dev"))]
+    kinds = (("workflows.worker",), ("ipnext.api",), ("temporal", "start-dev"))
+    control = [process for words in kinds for process in platform.found(*words)]
+    assert len(control) == 4
     for process in control:
         process.suspend()
     try:
@@ -217,8 +243,9 @@ def test_whatever_ends_it_nothing_is_left_and_the_next_start_goes_on(
 
 def end(running: Any, number: signal.Signals, *, status: int) -> None:
     """End a platform; every process that it had started, directly or not, must end too."""
+    eventually(lambda: len(running.found("workflows.worker")) == 2, 10)
     family = running.family()
-    assert len(family) >= 8
+    assert len(family) >= 9
     assert running.stop(number) == status
     _, alive = psutil.wait_procs(family, timeout=15)
     assert [p.cmdline() for p in alive] == []

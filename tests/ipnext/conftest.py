@@ -315,16 +315,6 @@ class Live:
     rooms: Rooms
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with all tables: each test gets a copy, which is quicker than to migrate."""
-    file = tmp_path_factory.mktemp("migrated") / "ipnext.db"
-    store = Store.open(f"sqlite:///{file}")
-    store.migrate()
-    store.close()
-    return file
-
-
 @pytest.fixture
 def rooms(tmp_path: Path, migrated: Path) -> Iterator[Rooms]:
     allowed = tmp_path / "allowed"

@@ -13,6 +13,7 @@ from ipnext.client import Client
 from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.status import Reason
+from tests.genai.checkpoints import write_llama
 
 
 @pytest.fixture
@@ -61,6 +62,21 @@ def test_publish_uploads_only_what_the_server_lacks(applied, snapshots):
     with pytest.raises(errors.ArtifactDigestMismatch, match="file-0"):
         applied.publish("ranker", snapshots)
     assert [s.number for s in applied.snapshots("ranker")] == [1, 1]
+
+
+def test_a_checkpoint_directory_is_published_as_the_snapshot_that_it_makes(applied, snapshots, tmp_path, live):
+    checkpoint = write_llama(tmp_path / "hf", shards=4)  # the test server takes small blobs only
+    uploaded = []
+    change = applied.publish(
+        "ranker",
+        {"sparse": snapshots["sparse"], "dense": checkpoint},
+        on_upload=lambda file: uploaded.append(file.path),
+    )
+    assert change.generation == 1
+    assert {"config.json", "model.safetensors.index.json", "model-00004-of-00004.safetensors"} <= set(uploaded)
+    (snapshot,) = [one for one in applied.snapshots("ranker") if one.part == "dense"]
+    assert snapshot.manifest.checkpoint.architecture == "LlamaForCausalLM"
+    assert not (checkpoint / "snapshot.json").exists()
 
 
 def test_publish_by_uri_is_read_by_the_server(applied, live):

@@ -158,6 +158,31 @@ def test_a_refused_transition_exits_3_and_the_document_says_why(states, problem,
     assert beside.exit_code == 0
 
 
+def test_what_it_costs_is_said_beside_the_document(states):
+    files = ("--problem", states / "problem.json", states / "1.json", states / "2.json")
+    assert "admission: surge" in run("transition", *files).stderr
+
+
+def test_a_dip_that_the_owner_allows_is_planned_checked_and_said(states, problem, model):
+    stated = problem(model("m", {"a": 150.0}), supply={"a/h": 2.0})
+    (states / "problem.json").write_text(stated.model_dump_json(by_alias=True))
+    problem_file, path = states / "problem.json", states / "transition.json"
+    allowed = ("--when-short", "dip", "--max-dip", "0.4")
+    files = ("--problem", problem_file, states / "1.json", states / "2.json", "-o", path)
+    planned = run("transition", *files, *allowed)
+    assert (planned.exit_code, "admission: dip" in planned.stderr) == (0, True)
+    assert [dip["fraction"] for dip in json.loads(path.read_text())["dips"]] == pytest.approx([1 / 3])
+    assert run("check-transition", "--problem", problem_file, path, *allowed).exit_code == 0
+    assert run("check-transition", "--problem", problem_file, path).exit_code == 1
+    assert "--max-dip" in one_line(run("transition", *files, "--max-dip", "2"), 2)
+
+
+@pytest.mark.parametrize("given", [("--when-short", "dip"), ("--max-dip", "0.4")])
+def test_a_dip_without_its_bound_and_a_bound_without_a_dip_are_bad_input(states, given):
+    files = ("--problem", states / "problem.json", states / "1.json", states / "2.json")
+    assert "--max-dip: goes with --when-short dip" in one_line(run("transition", *files, *given), 2)
+
+
 def test_a_policy_out_of_range_exits_2(states):
     files = ("--problem", states / "problem.json", states / "1.json", states / "2.json")
     assert "--max-step" in one_line(run("transition", *files, "--max-step", "0"), 2)

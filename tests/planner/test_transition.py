@@ -56,7 +56,7 @@ def test_without_room_a_replacement_is_refused_with_the_surge_and_the_dip(proble
     planned = plan_transition(stated, serving(state, sizes, 1), serving(state, sizes, 2), {"m": REPLACE})
     assert planned.waves == ()
     assert "3 units more of a/h" in planned.refused
-    assert "6%" in planned.refused
+    assert "0.075 of m/p2 in a" in planned.refused
     assert planned.surge == (SurgeItem(region="a", hardware="h", units=3.0),)
     assert check_transition(stated, planned, {"m": REPLACE}) == ()
 

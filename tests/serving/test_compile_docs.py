@@ -14,7 +14,12 @@ from serving.engines.torch_compiled import CALLS_FILE, COMPILED_FILE, Difference
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "compiling.md").read_text(encoding="utf-8")
-REFERENCE = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8").partition("### ipnext compile")[2]
+REFERENCE = (
+    (DOCS / "reference" / "cli.md")
+    .read_text(encoding="utf-8")
+    .partition("### ipnext compile")[2]
+    .partition("\n### ")[0]
+)
 
 
 @pytest.mark.parametrize("text", [PAGE, REFERENCE], ids=["page", "reference"])

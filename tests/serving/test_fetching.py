@@ -10,6 +10,7 @@ import pytest
 
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Unavailable
 from serving.fetching import FetchingProcess
+from tests.processes import runs
 
 
 @pytest.fixture
@@ -62,4 +63,4 @@ def test_it_ends_with_whoever_started_it(published, toolbox):
     os.kill(host.pid, signal.SIGKILL)
     host.wait()
     host.stdout.close()
-    toolbox.until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    toolbox.until(lambda: not runs(child))

@@ -1,13 +1,16 @@
 """Loading in the background: checked content, closed when unused, failures told by code."""
 
+import hashlib
 import threading
 from pathlib import Path
 
 import pytest
 
+from ipnext.artifacts.signing import signed, write_key_pair
 from ipnext.errors import ArtifactMissing, LoadFailed, Unavailable
 from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.registry import Signature, SnapshotManifest
+from ipnext.model.registry import SIGNATURE_FILE, ArtifactFile, Signature, SnapshotManifest
+from ipnext.model.signing import SignerPolicy
 from serving import loading
 from serving.engines.base import find_engine
 from serving.generations import HeldSnapshots
@@ -141,3 +144,56 @@ async def test_a_store_that_stays_down_is_a_failure(loader, monkeypatch, toolbox
 def test_an_unknown_engine_is_refused_and_the_known_are_named():
     with pytest.raises(LoadFailed, match="'tnsorflow' is not installed; known: torch"):
         find_engine("tnsorflow")
+
+
+class SignedStore(FakeStore):
+    """Lays a signature and one file beside the manifest."""
+
+    def __init__(self, manifest, signature, content=b"weights"):
+        super().__init__(manifest)
+        self.signature, self.content = signature, content
+
+    def fetch(self, uri, directory):
+        target = super().fetch(uri, directory)
+        (target / "weights").write_bytes(self.content)
+        if self.signature is not None:
+            (target / SIGNATURE_FILE).write_bytes(self.signature)
+        return target
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """A private key file, and the policy that allows it."""
+    write_key_pair(tmp_path / "key.pem", tmp_path / "key.pub.pem")
+    return tmp_path / "key.pem", SignerPolicy(public_keys=((tmp_path / "key.pub.pem").read_text(),))
+
+
+WEIGHTS = ArtifactFile(path="weights", sha256=hashlib.sha256(b"weights").hexdigest(), size_bytes=7)
+SIGNED = SnapshotManifest(engine="fake", signature=SIGNATURE, files=(WEIGHTS,))
+
+
+async def failure_of(loader, toolbox, policy, store):
+    made, held = loader(store=store)
+    made.hold([hold(SIGNED.digest).model_copy(update={"signers": policy})])
+    await toolbox.eventually(lambda: held.ready or held.failures)
+    return held.failures[0] if held.failures else None
+
+
+async def test_a_signed_snapshot_is_loaded(loader, toolbox, keys):
+    private, policy = keys
+    assert (
+        await failure_of(loader, toolbox, policy, SignedStore(SIGNED, signed(SIGNED.digest, private).content)) is None
+    )
+
+
+async def test_a_host_loads_nothing_without_the_signature_that_is_asked_for(loader, toolbox, keys):
+    private, policy = keys
+    for signature in (None, signed(MANIFEST.digest, private).content, b"garbage"):
+        failure = await failure_of(loader, toolbox, policy, SignedStore(SIGNED, signature))
+        assert failure.code == "SignatureInvalid"
+
+
+async def test_a_file_that_changed_in_the_cache_is_not_loaded_where_a_signature_is_asked_for(loader, toolbox, keys):
+    private, policy = keys
+    store = SignedStore(SIGNED, signed(SIGNED.digest, private).content, content=b"weightz")
+    assert (await failure_of(loader, toolbox, policy, store)).code == "ArtifactDigestMismatch"

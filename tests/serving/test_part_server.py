@@ -68,7 +68,7 @@ def ask(server, *numbers, name="x", seconds=5.0):
         encoded.header_length,
         about=About("m", "p", 1),
         seconds=seconds,
-        finish=lambda encoded, finite: (encoded.body, finite),
+        finish=lambda encoded, finite, _: (encoded.body, finite),
     )
 
 

@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import importlib.util
+import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from multiprocessing.managers import BaseManager
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +29,8 @@ from ipnext.temporal import connect, submit_change
 from workflows.worker import Engine, engine_of, lifecycle_activities, planner_activities, worker_of
 
 ENDED_WITHIN_SECONDS = 45.0
+POLL_SECONDS = 0.05
+"""Each look at the store costs the processor that the workers need."""
 
 
 def load_house() -> ModuleType:
@@ -98,11 +103,33 @@ async def client(temporal_address) -> Client:
 
 
 @pytest.fixture
-def house(kit, tmp_path):
-    found = kit.House(tmp_path)
+def house(kit, tmp_path, migrated):
+    found = kit.House(tmp_path, migrated)
     found.apply_fleet()
     yield found
     found.close()
+
+
+@pytest.fixture
+def served_infrastructure(house, tmp_path):
+    """The test's infrastructure on a unix socket: it lives on while workers die."""
+
+    class Shared(BaseManager):
+        pass
+
+    Shared.register("infrastructure", callable=lambda: house.infrastructure)
+    address = f"/tmp/ipnext-{os.getpid()}-{os.path.basename(tmp_path)}"[:100]  # noqa: PTH119 - a short path for a socket
+    server = Shared(address=address, authkey=b"test").get_server()
+
+    def serve() -> None:
+        with contextlib.suppress(SystemExit):  # its way to end
+            server.serve_forever()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield address
+    server.stop_event.set()
+    thread.join(5)
 
 
 @pytest.fixture
@@ -193,5 +220,5 @@ async def until(found: Callable[[], object], *, seconds: float = ENDED_WITHIN_SE
     deadline = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(POLL_SECONDS)
     return value

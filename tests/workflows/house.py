@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -156,15 +157,18 @@ def _report(names: tuple[str, ...], policy: SplitPolicy, whole: SnapshotManifest
 
 
 class House:
-    """The rooms below the workflows, in `root`."""
+    """The rooms below the workflows, in `root`. `migrated` is a database with all tables to begin with a copy of."""
 
-    def __init__(self, root: Path, infrastructure: MemoryInfrastructure | None = None) -> None:
+    def __init__(self, root: Path, migrated: Path | None = None) -> None:
         self.root = root
         self.database_url = f"sqlite:///{root}/ipnext.db"
+        if migrated is not None:
+            shutil.copy(migrated, root / "ipnext.db")
         self.store = Store.open(self.database_url)
-        self.store.migrate()
+        if migrated is None:
+            self.store.migrate()
         self.artifacts = FileArtifactStore(root / "artifacts")
-        self.infrastructure = infrastructure or MemoryInfrastructure(REGIONS)
+        self.infrastructure = MemoryInfrastructure(REGIONS)
         self.cutter = Cutter()
         self._snapshots = 0
 

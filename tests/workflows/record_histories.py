@@ -1,16 +1,19 @@
 """Records the histories that the replay test reads. Run it after a gated change of a workflow's commands:
 
-    python tests/workflows/record_histories.py
+    python tests/workflows/record_histories.py [NAME ...]
 
-It runs real workflows on a real server, takes names, paths and process ids out, and writes histories/*.json. A change
+Names after it (such as `lifecycle-frozen`) write only those; without names all of them but `replan`, which is of before the
+window was a setting. It runs real workflows on a real server, takes names, paths and process ids out, and writes histories/*.json. A change
 that is not gated (workflow.patched) must not be recorded over: it breaks the runs that are under way.
 """
 
 import asyncio
 import json
 import subprocess
+import sys
 import tempfile
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +25,22 @@ from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
-from ipnext.model.lifecycle import ChangeKind, ScheduledReplan
-from ipnext.temporal import connect, submit_change
+from ipnext.model.drain import DrainState
+from ipnext.model.freeze import FreezeManifest
+from ipnext.model.lifecycle import ChangeKind, Replan, ScheduledReplan
+from ipnext.temporal import connect, submit_change, tell_drain
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 HISTORIES = Path(__file__).parent / "histories"
 MODEL = "ranker"
 CUT_MODEL = "cut-ranker"
+FROZEN_MODEL = "frozen-ranker"
 ROLLOUT = {"canary": 0.5, "maxStep": 0.5, "holdSeconds": 0.1, "deadlineSeconds": 20}
 SCRUBBED = {"identity": "worker", "stackTrace": "", "binaryChecksum": "", "buildId": ""}
 
 
 async def record(client: Client, house: Any) -> None:
-    """Publish, publish, a failing publish, a rollback, a replan, a retirement; then a model that is cut."""
+    """Publish, publish, a failing publish, a rollback, a replan, a retirement; then a model that is cut, and one that is frozen."""
 
     async def carry_out(change: Any) -> None:
         await submit_change(client, change)
@@ -59,11 +65,19 @@ async def record(client: Client, house: Any) -> None:
         task_queue=names.LIFECYCLE_QUEUE,
     )
     await until(lambda: house.replan("hourly").state.final)
+    moved = await history_of(client, names.REPLAN_ID)
+    drained = await drains(client, house)
     await carry_out(house.ask(MODEL, ChangeKind.RETIRE, "retire"))
     for number, split in enumerate((load_house().BY_TABLE, load_house().IN_THE_MIDDLE), 1):
         house.apply_split(CUT_MODEL, split, demand=[{"region": "us-east", "qps": 50}], rollout=ROLLOUT)
         await carry_out(house.publish_whole(CUT_MODEL, 1, change_id=f"cut-{number}"))
     await carry_out(house.ask(CUT_MODEL, ChangeKind.ROLLBACK, "cut-back", generation=1))
+    house.apply(FROZEN_MODEL, demand=[{"region": "us-east", "qps": 50}], rollout=ROLLOUT)
+    with house.store.begin() as unit:
+        unit.put_freeze(freeze_for(FROZEN_MODEL, seconds=3), expected_version=None)
+    await carry_out(house.publish(FROZEN_MODEL, 1, change_id="frozen"))
+    for file, history in {"replan-turns": moved, **drained}.items():
+        write(file, history)
     for file, found in {
         "model": names.model_workflow_id(MODEL),
         "lifecycle-publish": names.lifecycle_workflow_id(MODEL, "second"),
@@ -73,14 +87,58 @@ async def record(client: Client, house: Any) -> None:
         "lifecycle-cut": names.lifecycle_workflow_id(CUT_MODEL, "cut-2"),
         "lifecycle-cut-back": names.lifecycle_workflow_id(CUT_MODEL, "cut-back"),
         "lifecycle-retire": names.lifecycle_workflow_id(MODEL, "retire"),
+        "lifecycle-frozen": names.lifecycle_workflow_id(FROZEN_MODEL, "frozen"),
         "transition-done": names.transition_workflow_id("second"),
         "transition-back": names.transition_workflow_id("failing"),
-        "replan": names.REPLAN_ID,
         "scheduled-replan": "replan/schedule",
     }.items():
-        history = await client.get_workflow_handle(found).fetch_history()
-        text = json.dumps(scrubbed(json.loads(history.to_json())), indent=1, sort_keys=True)
+        write(file, await history_of(client, found))
+
+
+async def drains(client: Client, house: Any) -> dict[str, str]:
+    """A region that holds nothing is drained, comes back, and is lost. Each is a run of its own."""
+    house.apply_fleet()
+    found = {}
+    for file, ask, state in (
+        ("drain", lambda unit: unit.add_drain("eu-west"), DrainState.DRAINED),
+        ("drain-back", lambda unit: unit.ask_return("eu-west"), DrainState.RETURNED),
+        ("drain-lost", lambda unit: unit.add_drain("eu-west", disaster=True), DrainState.DRAINED),
+    ):
+        with house.store.begin() as repository:
+            ask(repository)
+        await tell_drain(client, "eu-west")
+        workflow_id = names.drain_workflow_id("eu-west")
+        result = await client.get_workflow_handle(workflow_id).result()
+        assert result["state"] == state.value, result
+        found[file] = await history_of(client, workflow_id)
+        await until(lambda: all(replan.state.final for replan in replans(house)))
+    return found
+
+
+def replans(house: Any) -> tuple[Replan, ...]:
+    with house.store.read() as repository:
+        return repository.replans()
+
+
+async def history_of(client: Client, workflow_id: str) -> str:
+    return (await client.get_workflow_handle(workflow_id).fetch_history()).to_json()
+
+
+def write(file: str, history: str) -> None:
+    """Where it is asked for."""
+    if not sys.argv[1:] or file in sys.argv[1:]:
+        text = json.dumps(scrubbed(json.loads(history)), indent=1, sort_keys=True)
         (HISTORIES / f"{file}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def freeze_for(model: str, *, seconds: float) -> FreezeManifest:
+    """A freeze of one model from now on."""
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    window = {"start": now, "duration": timedelta(seconds=seconds)}
+    spec = {"reason": "a recording", "windows": [window], "scope": {"models": [model]}}
+    return FreezeManifest.model_validate(
+        {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": "recording"}, "spec": spec}
+    )
 
 
 def scrubbed(value: Any) -> Any:

@@ -1,11 +1,15 @@
 """Rollouts that fail: the traffic is back where it was, and the reason says why."""
 
+import threading
+
 import pytest
 
-from ipnext.model.lifecycle import ChangeState
+from activities.transition import TransitionActivities
+from ipnext.errors import Unavailable
+from ipnext.model.lifecycle import ChangeKind, ChangeState, WaveInput
 from ipnext.model.registry import GenerationState
 from ipnext.model.rollout import TransitionState
-from ipnext.model.status import Reason
+from ipnext.model.status import ConditionType, Reason
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -46,6 +50,62 @@ async def test_answers_that_are_not_finite_fail_the_gate(house, model, serves_on
     assert (change.state, change.reason) == (ChangeState.ROLLED_BACK, Reason.GATE_FAILED)
     assert "non-finite" in change.message
     assert house.shares(model) == OLD
+
+
+@pytest.fixture
+async def gated(house, model, carried_out):
+    """Generation 1 serves, and what comes after it must answer as fast and much the same."""
+    gate = {"maxLatencyRatio": 2, "maxLatencyMs": {"p99": 100}, "maxDrift": 0.25, "waitSeconds": 30, "onTooFew": "fail"}
+    house.apply(model, rollout={"canary": 0.1, "maxStep": 0.5, "gate": gate})
+    await carried_out(house.publish(model, 1))
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({"seconds": 0.009}, "of generation 1: ratio"),
+        ({"seconds": 0.3}, "allowed 100 ms"),
+        ({"prediction": 0.8}, "drift of output 'output'"),
+    ],
+    ids=["slower", "slow", "shifted"],
+)
+async def test_a_generation_that_answers_otherwise_goes_back_at_its_canary_once_enough_is_known(
+    house, model, gated, carried_out, answers, words
+):
+    """Twenty answers come between two looks: a hundred are waited for."""
+    house.infrastructure.answer_with(model, 2, **answers)
+
+    change = await carried_out(house.publish(model, 2))
+
+    assert (change.state, change.reason) == (ChangeState.ROLLED_BACK, Reason.GATE_FAILED)
+    assert words in change.message
+    assert house.shares(model) == OLD
+    with house.store.read() as repository:
+        assert repository.transitions(model, limit=1)[0].waves_done == 0
+
+
+async def test_a_look_during_the_hold_says_nothing_of_a_region_that_is_away(house, model, serves_one):
+    with house.store.read() as repository:
+        found = repository.transitions(model, limit=1)[0]
+    wave = WaveInput(transition_id=found.id, model=model, generation=1, index=0, deadline_seconds=1)
+    gate = TransitionActivities(house.store, house.infrastructure).check_gate
+    house.infrastructure.cut("eu-west")
+
+    assert gate(wave.model_copy(update={"early": True})).ok
+    with pytest.raises(Unavailable, match="eu-west"):
+        gate(wave)
+
+
+async def test_a_generation_that_answers_alike_passes_its_gates_and_a_rollback_is_not_compared(
+    house, model, gated, carried_out
+):
+    change = await carried_out(house.publish(model, 2))
+    assert change.state is ChangeState.DONE, change.message
+
+    house.infrastructure.answer_with(model, 1, prediction=0.9, seconds=0.2)
+    back = await carried_out(house.ask(model, ChangeKind.ROLLBACK, "back", generation=1))
+
+    assert back.state is ChangeState.DONE, back.message
 
 
 @pytest.mark.parametrize(
@@ -98,9 +158,39 @@ async def test_a_region_that_comes_back_in_time_delays_only(house, model, carrie
     house.infrastructure.cut("eu-west")
     change = house.publish(model, 2)
     await submit(change)
-    await until(lambda: any(m.refused == "Unavailable" for m in house.infrastructure.calls("apply")))
+    await until(lambda: any(m.refused == "RegionUnreachable" for m in house.infrastructure.calls("apply")))
 
     house.infrastructure.mend("eu-west")
 
     assert (await ended(change)).state is ChangeState.DONE
     assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
+
+
+async def test_traffic_waits_for_replicas_that_ended_after_they_were_ready(house, model, carried_out, monkeypatch):
+    """As in a pause between a wave's capacity and its traffic."""
+    house.apply(model, rollout={"refresh": "replace", "deadlineSeconds": 20})
+    await carried_out(house.publish(model, 1))
+    note, crashed = TransitionActivities._note, []
+
+    def crashing(self, wave, condition, result):
+        if condition is ConditionType.CAPACITY_READY and wave.generation == 2 and not crashed:
+            held = house.infrastructure.history[-1].ready
+            crashed.extend(key for (key, generation) in held if generation == 2)
+            for key in crashed:
+                for replica in house.infrastructure.observe(key.region).replicas:
+                    if replica.key == key and 2 in replica.ready:
+                        house.infrastructure.crash(key, int(replica.id.rpartition(".")[2]))
+            house.infrastructure.stall()
+            threading.Timer(1.0, house.infrastructure.release).start()
+        note(self, wave, condition, result)
+
+    monkeypatch.setattr(TransitionActivities, "_note", crashing)
+    change = await carried_out(house.publish(model, 2))
+
+    assert crashed
+    assert change.state is ChangeState.DONE
+    for moment in house.infrastructure.calls("route"):
+        for part in ("sparse", "dense"):
+            for region in DEMAND:
+                sent = moment.sent_qps(model, region, 2, DEMAND)
+                assert moment.ready_qps(model, part, region, 2) >= sent

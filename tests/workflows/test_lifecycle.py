@@ -26,6 +26,23 @@ async def test_a_published_generation_serves_everywhere_and_ready_is_true(house,
         assert all(condition.status == "True" for condition in repository.conditions(model))
 
 
+async def test_a_run_looks_at_its_own_model_alone(house, model, carried_out, monkeypatch):
+    observe, asked = house.infrastructure.observe, []
+
+    def remembered(region, models=None):
+        asked.append(models)
+        return observe(region, models)
+
+    monkeypatch.setattr(house.infrastructure, "observe", remembered)
+    house.apply(model)
+    await carried_out(house.publish(model, 1))
+    await carried_out(house.publish(model, 2))
+    await carried_out(house.ask(model, ChangeKind.RETIRE, f"{model}-retire"))
+
+    assert asked
+    assert [models for models in asked if models != [model]] == []
+
+
 async def test_the_second_generation_takes_over_without_ever_lacking_capacity(house, kit, model, carried_out):
     house.apply(model)
     await carried_out(house.publish(model, 1))
@@ -113,6 +130,20 @@ async def test_a_rollback_to_what_never_served_is_refused(house, model, carried_
     assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
 
 
+async def test_a_rollback_is_not_refused_for_demand_that_nothing_was_placed_for_yet(house, model, carried_out):
+    house.apply(model)
+    await carried_out(house.publish(model, 1))
+    await carried_out(house.publish(model, 2))
+    before = house.held(model)
+    house.apply(model, demand=[{"region": region, "qps": 2000.0} for region in ("us-east", "eu-west")])
+
+    change = await carried_out(house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1))
+
+    assert (change.state, change.message) == (ChangeState.DONE, "")
+    assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
+    assert house.held(model) == before
+
+
 async def test_a_new_manifest_is_planned_and_reached_with_the_same_snapshots(house, kit, model, carried_out):
     house.apply(model)
     await carried_out(house.publish(model, 1))
@@ -158,3 +189,21 @@ async def test_the_same_change_submitted_twice_runs_once(house, model, submit, e
     with house.store.read() as repository:
         begun = [event for event in repository.events(model) if event.kind == "Started"]
     assert len(begun) == 1
+
+
+async def test_a_refused_snapshot_of_one_part_stands_in_the_way_of_no_publish_of_another(
+    house, kit, model, carried_out
+):
+    house.apply(model)
+    await carried_out(house.publish(model, 1))
+    refused = await carried_out(house.publish(model, 2, value=float("nan")))
+    sparse = house.source(kit.SPARSE, kit.weights(7))
+    with house.store.begin() as repository:
+        change = repository.publish(model, {"sparse": sparse}, change_id=f"{model}-sparse")
+
+    done = await carried_out(change)
+
+    assert (refused.state, done.state) == (ChangeState.REFUSED, ChangeState.DONE)
+    with house.store.read() as repository:
+        snapshots = repository.generation(model, done.generation).snapshots
+    assert snapshots == {"sparse": 3, "dense": 1}

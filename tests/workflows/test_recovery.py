@@ -4,9 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 import typing
-from multiprocessing.managers import BaseManager
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,9 @@ from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.infra.tether import tether
+from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanState
-from ipnext.temporal import wake_replan
+from ipnext.temporal import tell_drain, wake_replan
 from workflows.worker import lifecycle_activities, planner_activities, worker_of
 
 DEMAND = {"us-east": 350.0, "eu-west": 180.0}
@@ -78,28 +77,6 @@ async def test_every_activity_may_be_done_twice(house, kit, model, client, carri
 
 
 @pytest.fixture
-def served_infrastructure(house, tmp_path):
-    """The test's infrastructure on a unix socket: it lives on while workers die."""
-
-    class Shared(BaseManager):
-        pass
-
-    Shared.register("infrastructure", callable=lambda: house.infrastructure)
-    address = f"/tmp/ipnext-{os.getpid()}-{os.path.basename(tmp_path)}"[:100]  # noqa: PTH119 - a short path for a socket
-    server = Shared(address=address, authkey=b"test").get_server()
-
-    def serve() -> None:
-        with contextlib.suppress(SystemExit):  # its way to end
-            server.serve_forever()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    yield address
-    server.stop_event.set()
-    thread.join(5)
-
-
-@pytest.fixture
 def worker_process(house, served_infrastructure, temporal_address, tmp_path):
     """Start a worker process with a fault; it is ended with the test."""
     started: list[subprocess.Popen[bytes]] = []
@@ -149,7 +126,7 @@ EVERY = tuple(f"{stage}:{point}" for stage in STAGES for point in ("before", "af
         pytest.param(EVERY, id="every", marks=[pytest.mark.nemesis, pytest.mark.timeout(580)]),
     ],
 )
-async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right(  # noqa: PLR0917 - fixtures
+async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right(
     house, kit, model, worker_process, submit, ended, until, faults
 ):
     house.apply(model)
@@ -179,13 +156,13 @@ spec:
     - {region: us-east, hardware: cpu, units: 40, unitCost: 1.0}
 """
 
-REPLAN_STAGES = ("replan_fleet", "move_model", "finish_replan")
+REPLAN_STAGES = ("replan_fleet", "move_models", "finish_replan")
 
 
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param(("replan_fleet:after",), id="some"),
+        pytest.param(("replan_fleet:after", "move_models:after"), id="some"),
         pytest.param(
             tuple(f"{stage}:{point}" for stage in REPLAN_STAGES for point in ("before", "after")),
             id="every",
@@ -193,7 +170,7 @@ REPLAN_STAGES = ("replan_fleet", "move_model", "finish_replan")
         ),
     ],
 )
-async def test_a_worker_killed_at_any_point_of_a_replan_is_replaced_and_one_plan_is_made(  # noqa: PLR0917 - fixtures
+async def test_a_worker_killed_at_any_point_of_a_replan_is_replaced_and_one_plan_is_made(
     house, kit, model, worker_process, submit, ended, until, client, faults
 ):
     house.apply(model)
@@ -216,3 +193,55 @@ async def test_a_worker_killed_at_any_point_of_a_replan_is_replaced_and_one_plan
     with house.store.read() as repository:
         assert [plan.id for plan in repository.plans(fleet_only=True)] == [replan.plan_id]
         assert [c.state for c in repository.changes(model)] == [ChangeState.DONE] * 2
+
+
+DRAIN_STAGES = ("look_at_drain", "check_drain")
+LOST_STAGES = ("look_at_drain", "route_around")
+
+
+def points(stages):
+    return tuple(f"{stage}:{point}" for stage in stages for point in ("before", "after"))
+
+
+@pytest.mark.parametrize(
+    ("disaster", "faults"),
+    [
+        pytest.param(False, ("check_drain:after",), id="planned"),
+        pytest.param(True, ("route_around:after",), id="lost"),
+        pytest.param(
+            False, points(DRAIN_STAGES), id="planned-every", marks=[pytest.mark.nemesis, pytest.mark.timeout(300)]
+        ),
+        pytest.param(True, points(LOST_STAGES), id="lost-every", marks=[pytest.mark.nemesis, pytest.mark.timeout(300)]),
+    ],
+)
+async def test_a_worker_killed_at_any_point_of_a_drain_is_replaced_and_the_region_is_left(
+    house, kit, model, worker_process, submit, ended, until, client, disaster, faults
+):
+    house.apply(model)
+    process = worker_process(None)
+    change = house.publish(model, 1)
+    await submit(change)
+    assert (await ended(change)).state is ChangeState.DONE
+    process.kill()
+    process.wait()
+    if disaster:
+        house.infrastructure.cut("eu-west")
+    with house.store.begin() as repository:
+        repository.add_drain("eu-west", disaster=disaster)
+    process = worker_process(faults[0])
+    await tell_drain(client, "eu-west")
+    for fault in (*faults[1:], None):
+        await until(lambda found=process: found.poll() is not None)
+        assert process.returncode == -9
+        process = worker_process(fault)
+
+    def drained():
+        with house.store.read() as repository:
+            return repository.drain("eu-west").state is DrainState.DRAINED
+
+    await until(drained)
+    assert house.held(model).keys() == {f"{model}.dense.us-east.cpu", f"{model}.sparse.us-east.cpu"}
+    if not disaster:
+        kit.check_floor(house.infrastructure, model, DEMAND)
+    with house.store.read() as repository:
+        assert [replan.trigger for replan in repository.replans()] == ["drain"]

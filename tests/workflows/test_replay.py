@@ -19,6 +19,9 @@ WAVE = ["ensure_capacity", "shift_traffic", "timer", "check_gate", "release_capa
 STAGES = ["begin_change", "resolve_snapshots", "validate_generation"]
 WALK = ["plan_transition", "child transition", "finish_change"]
 
+TURNS = 3
+"""So many turns of the replan's window were recorded before the last one."""
+
 ORDER = {
     "lifecycle-publish": [*STAGES, "place_model", *WALK],
     "lifecycle-rolled-back": [*STAGES, "place_model", *WALK],
@@ -26,10 +29,15 @@ ORDER = {
     "lifecycle-rollback": ["begin_change", "resolve_snapshots", *WALK],
     "lifecycle-cut": [*STAGES, "optimize_generation", "place_model", *WALK],
     "lifecycle-cut-back": ["begin_change", "resolve_snapshots", "place_model", *WALK],
+    "lifecycle-frozen": [*STAGES, "freeze_of", "timer", "freeze_of", "place_model", *WALK],
     "lifecycle-retire": ["begin_change", "withdraw_model", "release_model", "finish_change"],
     "transition-done": WAVE * 2,
     "transition-back": [*WAVE[:-1], "ensure_capacity", "shift_traffic", "release_capacity"],
     "replan": ["replan_fleet", "move_model", "finish_replan"],
+    "replan-turns": ["replan_fleet", *["move_models", "timer"] * TURNS, "move_models", "finish_replan"],
+    "drain": ["look_at_drain", "check_drain", "timer", "look_at_drain"],
+    "drain-back": ["look_at_drain", "return_region"],
+    "drain-lost": ["look_at_drain", "route_around", *["timer", "look_at_drain"] * 2],
     "scheduled-replan": ["ask_replan"],
     "model": ["child lifecycle"] * 7,
 }

@@ -51,7 +51,8 @@ def test_a_distribution_that_shadows_a_package_is_named(tmp_path, monkeypatch):
 
 def test_a_fault_strikes_at_its_place_and_once(tmp_path):
     struck = []
-    fault = Fault("shift_traffic", "after", once=tmp_path / "struck", strike=lambda: struck.append(1))
+    place = ("shift_traffic", "after")
+    fault = Fault(frozenset({place}), once=tmp_path / "struck", strike=lambda: struck.append(1))
 
     for place in (("shift_traffic", "before"), ("check_gate", "after"), ("shift_traffic", "after")) * 2:
         fault.reached(*place)
@@ -59,12 +60,30 @@ def test_a_fault_strikes_at_its_place_and_once(tmp_path):
     assert struck == [1]
 
 
+def test_each_of_several_faults_strikes_once_and_again_where_its_file_is_removed(tmp_path):
+    struck = []
+    places = (("shift_traffic", "after"), ("check_gate", "before"))
+    fault = Fault(frozenset(places), once=tmp_path / "struck", strike=lambda: struck.append(1))
+
+    for place in places * 2:
+        fault.reached(*place)
+    assert len(struck) == 2
+    (tmp_path / "struck.check_gate.before").unlink()
+    for place in places * 2:
+        fault.reached(*place)
+
+    assert len(struck) == 3
+
+
 def test_a_fault_is_read_from_the_environment_and_refused_where_it_is_unclear(tmp_path):
     assert fault_of({}) is None
     found = fault_of({"IPNEXT_FAULT": "check_gate:before", "IPNEXT_FAULT_ONCE": str(tmp_path / "once")})
-    assert (found.activity, found.point, found.once) == ("check_gate", "before", tmp_path / "once")
-    with pytest.raises(InvalidInput, match="ACTIVITY:before"):
-        fault_of({"IPNEXT_FAULT": "check_gate"})
+    assert (found.places, found.once) == ({("check_gate", "before")}, tmp_path / "once")
+    several = fault_of({"IPNEXT_FAULT": "check_gate:before,shift_traffic:after"})
+    assert several.places == {("check_gate", "before"), ("shift_traffic", "after")}
+    for unclear in ("check_gate", "check_gate:before,", "check_gate:during"):
+        with pytest.raises(InvalidInput, match="ACTIVITY:before"):
+            fault_of({"IPNEXT_FAULT": unclear})
 
 
 def test_the_group_chooses_the_solver():

@@ -1,10 +1,13 @@
 """The page in a real browser, against a real server."""
 
 import shutil
+from datetime import UTC, datetime
 
 import pytest
 
 from ipnext.model.deployment import DeploymentKey
+from ipnext.model.freeze import FreezeManifest
+from ipnext.model.manifest import parse_manifest
 from ipnext.model.status import Reason
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -82,6 +85,52 @@ def test_the_page_shows_models_regions_runs_events_and_the_plan(page, seeded):
     assert "12.5 requests/s" in plan
     assert "generation 2 serves" in page.locator("#events").inner_text()
     assert page.title() == "IPnext: 1 of 2 ready"
+
+
+def test_unmet_demand_is_told_in_the_unit_of_its_model(page, seeded):
+    document = seeded.rooms.model_document()
+    document["spec"]["demand"] = [{"region": "eu", "tokensPerSecond": 40}]
+    for part in document["spec"]["parts"]:
+        part["hardware"] = [{"kind": "cpu", "units": 1, "tokensPerSecond": 10}]
+    with seeded.rooms.store.begin() as unit:
+        unit.put_model(parse_manifest(document), expected_version=None)
+    plan = page.locator("#plan", has_text="12.5 tokens/s unserved")
+    plan.wait_for()
+    assert "requests/s" not in plan.inner_text()
+
+
+def test_a_region_out_of_service_has_a_badge_that_says_why(page, seeded):
+    with seeded.rooms.store.begin() as unit:
+        unit.add_drain("eu", disaster=True, reason="a flood")
+    badge = page.wait_for_selector("[data-region=eu] [data-drain]")
+    assert badge.inner_text().endswith(", lost")
+    assert badge.get_attribute("title").startswith("a flood")
+
+
+def test_a_model_that_is_not_ready_shows_the_chain_down_to_the_cause_as_explain_does(page, seeded):
+    rooms = seeded.rooms
+    digest = rooms.snapshot_manifest(b"denseb").digest
+    rooms.infrastructure.fail_load(digest, code="MemoryExceeded", message="needs 9 GB")
+    chain = page.locator("[data-model=ranker] [data-level]")
+    chain.last.wait_for()
+    levels = [line.get_attribute("data-level") for line in chain.all()]
+    assert levels == ["deployment", "change", "step", "part", "region", "host", "cause"]
+    text = page.locator("[data-model=ranker]").inner_text()
+    assert "Why: OutOfMemory" in text
+    assert "needs 9 GB" in text
+    assert "raise memoryBytes or choose larger hardware" in text
+
+
+def test_a_frozen_model_has_a_badge_that_says_until_when_and_why(page, seeded):
+    window = {"start": datetime.now(UTC).replace(tzinfo=None, microsecond=0), "duration": "PT1H"}
+    spec = {"reason": "the shop is full", "windows": [window], "scope": {"models": ["ranker"]}}
+    sale = {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": "sale"}, "spec": spec}
+    with seeded.rooms.store.begin() as unit:
+        unit.put_freeze(FreezeManifest.model_validate(sale), expected_version=None)
+    badge = page.wait_for_selector("[data-model=ranker] [data-frozen]")
+    assert badge.inner_text().startswith("frozen until")
+    assert badge.get_attribute("title") == "the shop is full (freeze sale)"
+    assert page.locator("[data-model=embedder] [data-frozen]").count() == 0
 
 
 LONG = "a-ranking-model-of-the-checkout-page-with-a-very-long-name-0000"

@@ -3,6 +3,7 @@
 import asyncio
 
 from ipnext.model.lifecycle import ChangeState
+from ipnext.model.status import Reason
 
 
 async def test_a_publish_is_recorded_and_handed_on(applied):
@@ -124,11 +125,30 @@ async def test_a_change_left_by_a_crash_is_submitted_at_the_next_start(rooms):
     assert [c.id for c in rooms.lifecycle.submitted] == ["ranker-a"]
 
 
+def end(applied, generation):
+    """The publish of a generation is refused."""
+    with applied.rooms.store.begin() as unit:
+        change = next(c for c in unit.changes("ranker") if c.generation == generation)
+        unit.update_change(change.id, state=ChangeState.REFUSED, reason=Reason.SCHEMA_MISMATCH)
+
+
+async def test_a_rollback_during_a_rollout_goes_to_the_generation_that_serves(applied):
+    for number, salt in enumerate("abc", start=1):
+        await applied.publish(salt)
+        if number < 3:
+            applied.rooms.serve(number)
+    answer = await applied.http.post("/v1/models/ranker/rollback", json={})
+    named = await applied.http.post("/v1/models/ranker/rollback", json={"generation": 2})
+    assert (answer.status_code, answer.json()["generation"]) == (202, 2)
+    assert (named.status_code, named.json()["generation"]) == (202, 2)
+
+
 async def test_a_rollback_goes_to_the_newest_other_generation_that_served(applied):
     for number, salt in enumerate("abc", start=1):
         await applied.publish(salt)
         if number < 3:
             applied.rooms.serve(number)
+    end(applied, 3)
     answer = await applied.http.post("/v1/models/ranker/rollback", json={"changeId": "back"})
     assert (answer.status_code, answer.json()["generation"]) == (202, 1)
     applied.rooms.serve(1)
@@ -141,6 +161,7 @@ async def test_a_rollback_to_what_never_served_is_refused_with_the_allowed_ones(
         await applied.publish(salt)
         if number < 3:
             applied.rooms.serve(number)
+    end(applied, 3)
     never = await applied.http.post("/v1/models/ranker/rollback", json={"generation": 3})
     assert (never.status_code, never.json()["allowed"]) == (400, ["1"])
     serving = await applied.http.post("/v1/models/ranker/rollback", json={"generation": 2})

@@ -15,6 +15,7 @@ from ipnext.api.lifecycle import Lifecycle, MemoryLifecycle
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.devfile import temporal_binary
 from ipnext.errors import Unavailable
+from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle import (
     Change,
     ChangeAccepted,
@@ -49,6 +50,8 @@ async def test_an_engine_that_is_down_is_unavailable_and_not_reachable(unreachab
         await unreachable.submit(CHANGE)
     with pytest.raises(Unavailable):
         await unreachable.wake_replan()
+    with pytest.raises(Unavailable):
+        await unreachable.tell_freeze_changed(CHANGE)
 
 
 async def test_links_lead_to_the_run_in_the_temporal_ui(unreachable):
@@ -86,6 +89,22 @@ class StandInReplan:
         self._asked += 1
 
 
+@workflow.defn(name=names.LIFECYCLE_WORKFLOW)
+class StandInRun:
+    """Ends when it is told that freezes have changed."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: self._told)
+
+    @workflow.signal(name=names.FREEZE_CHANGED)
+    def told(self) -> None:
+        self._told = True
+
+
 @pytest.fixture
 async def real(monkeypatch):
     """A real server and a worker with stand-ins for the workflows."""
@@ -99,7 +118,7 @@ async def real(monkeypatch):
         async with Worker(
             environment.client,
             task_queue=names.LIFECYCLE_QUEUE,
-            workflows=[StandInEntity, StandInReplan],
+            workflows=[StandInEntity, StandInReplan, StandInRun],
             workflow_runner=UnsandboxedWorkflowRunner(),
         ):
             yield TemporalLifecycle(ui_url=UI)
@@ -116,3 +135,19 @@ async def test_a_real_engine_takes_a_change_once_and_is_woken_for_one_replan(rea
     async with asyncio.timeout(20):
         result = await client.get_workflow_handle(names.REPLAN_ID, result_type=ReplanResult).result()
     assert result.moves == 2, "both signals reached the one run"
+
+
+async def test_controls_reach_no_one_while_the_engine_is_down(unreachable):
+    with pytest.raises(Unavailable):
+        await unreachable.control("ranker", ControlAction.PAUSE, ControlAsked())
+
+
+async def test_a_run_is_told_of_changed_freezes_and_one_that_is_not_there_is_no_error(real):
+    await real.tell_freeze_changed(CHANGE)
+    client = await connect()
+    run_id = names.lifecycle_workflow_id(CHANGE.model, CHANGE.id)
+    run = await client.start_workflow(names.LIFECYCLE_WORKFLOW, id=run_id, task_queue=names.LIFECYCLE_QUEUE)
+    await real.tell_freeze_changed(CHANGE)
+    async with asyncio.timeout(20):
+        assert await run.result() is None
+    await real.tell_freeze_changed(CHANGE)

@@ -11,7 +11,9 @@ import yaml
 from typer.testing import CliRunner
 
 from ipnext.cli import app
+from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeState, ReplanState
+from ipnext.model.moving import MoveTrouble, ReplanProgress
 from ipnext.model.status import Reason
 
 
@@ -103,7 +105,7 @@ def test_describe_shows_and_draws_the_parts_of_a_model_that_is_cut(applied, live
     text = applied("describe", "ranker").stdout
     for line in (
         "parts of generation 1",
-        "tower  2,048  cpu(1 units, 100 qps)  tower-s0 tower-s1  bottom top",
+        "tower  2,048  cpu(1 units, 100 requests/s)  tower-s0 tower-s1  bottom top",
         "tower-s1  1      4         512",
         "    tower-s1  <- request, tower-s0",
         "answer: score from tower-s1",
@@ -220,6 +222,17 @@ def test_wait_for_ready_a_change_and_too_long(serving, live):
     assert "RegionUnreachable" in result.stderr
 
 
+def test_parts_of_the_same_content_are_given_together(applied, live, parts):
+    directory = live.rooms.directory / "sparse"
+    told = applied("publish", "ranker", "--part", f"sparse,dense={directory}", "-o", "json")
+    assert json.loads(told.stdout)["generation"] == 1
+    with live.rooms.store.read() as unit:
+        found = {snapshot.part: snapshot.digest for snapshot in unit.snapshots("ranker")}
+    assert found["sparse"] == found["dense"]
+    for wrong, why in (("sparse,head", "is not NAME=DIR"), ("sparse,sparse", "'sparse' is given twice")):
+        assert why in applied("publish", "ranker", "--part", f"{wrong}={directory}", status=2).output
+
+
 def test_a_model_of_one_part_takes_a_bare_directory(applied, live):
     document = live.rooms.model_document("simple")
     document["spec"] = {k: v for k, v in document["spec"].items() if k != "graph"}
@@ -298,7 +311,10 @@ def test_plans_are_listed_with_the_replans_that_found_none_and_described_one_by_
     assert "PlannerFailed: the planner was killed" in failed
     assert json.loads(serving("describe", "plan", "plan-1", "-o", "json").stdout)["diff"]["moves"] == 4
     assert serving("describe", "plan", "nope", status=2).stderr.startswith("error: plan 'nope'")
-    assert "allowed: MODEL, plan PLAN" in serving("describe", "a", "b", status=2).stderr
+    assert (
+        "allowed: MODEL, snapshot MODEL PART N, plan PLAN, replan REPLAN"
+        in serving("describe", "a", "b", status=2).stderr
+    )
 
 
 @pytest.fixture
@@ -335,11 +351,48 @@ def gateway(live):
     thread.start()
     observe = live.rooms.infrastructure.observe
     url = f"http://127.0.0.1:{server.server_address[1]}"
-    live.rooms.infrastructure.observe = lambda region: observe(region).model_copy(update={"gateway_url": url})
+    live.rooms.infrastructure.observe = lambda *asked: observe(*asked).model_copy(update={"gateway_url": url})
     yield url
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def test_a_region_is_drained_listed_and_asked_back(serving, live):
+    drained = serving("drain", "eu", "--reason", "new racks")
+    assert "region eu is recorded" in drained.stderr
+    assert "new racks" in serving("get", "regions").stdout
+    assert json.loads(serving("undrain", "eu", "-o", "json").stdout)["state"] == "returning"
+    assert "is not drained" in serving("undrain", "us", status=2).stderr
+
+
+def test_a_drain_that_is_refused_ends_with_its_reason(serving, live):
+    def refuse():
+        with live.rooms.store.begin() as unit:
+            message = "ranker: 10 requests/s of eu (latency)"
+            unit.update_drain("drain-eu-1", state=DrainState.REFUSED, cause=Reason.NO_CAPACITY, message=message)
+
+    serving("drain", "eu")
+    refusing = threading.Timer(0.5, refuse)
+    refusing.start()
+    told = serving("drain", "eu", "--wait", "--timeout", "30", status=1).stderr
+    refusing.join()
+    assert "is refused: NoCapacity: ranker: 10 requests/s of eu (latency)" in told
+
+
+def test_a_replan_is_paused_and_described(serving, live):
+    progress = ReplanProgress(
+        total=4, moved=2, moving=("ranker",), failed=(MoveTrouble(model="other", message="no room"),)
+    )
+    with live.rooms.store.begin() as unit:
+        unit.add_replan("r9", "manual")
+        unit.take_replans("p9", run_id="run")
+        unit.note_progress("p9", progress)
+    assert "2/4, 1 failed" in serving("get", "replans").stdout
+    described = serving("describe", "replan", "r9").stdout
+    assert "2 of 4 (75 %)" in described
+    assert "no room" in described
+    assert "release night" in serving("replan", "pause", "--reason", "release night").stdout
 
 
 def test_predict_shows_the_answer_and_the_proof(serving, gateway, tmp_path):
@@ -402,3 +455,36 @@ def test_version_prints_the_version():
 def test_without_a_command_the_help_is_shown():
     result = CliRunner().invoke(app, [])
     assert (result.exit_code, "Usage" in result.stdout) == (0, True)
+
+
+def test_a_snapshot_is_signed_and_the_signature_goes_up_with_it(applied, live, parts):
+    directory = live.rooms.directory / "sparse"
+    key = live.rooms.directory / "ci.pem"
+    assert "keep it secret" in applied("keygen", key).output
+    assert (live.rooms.directory / "ci.pub.pem").read_text().startswith("-----BEGIN PUBLIC KEY-----")
+    assert "is signed by" in applied("sign", directory, "--key", key).output
+    applied("publish", "ranker", *parts)
+    with live.rooms.store.read() as unit:
+        snapshot = unit.snapshot("ranker", "sparse", 1)
+    assert live.rooms.artifacts.signature(snapshot.uri) == (directory / "snapshot.json.sig").read_bytes()
+
+
+def test_signing_a_damaged_directory_or_with_no_key_is_refused(run, live):
+    directory = live.rooms.directory / "part"
+    live.rooms.write_snapshot(directory, b"part")
+    key = live.rooms.directory / "none.pem"
+    assert "error: --key" in run("sign", directory, "--key", key, status=2).output
+    run("keygen", key)
+    assert "never written over" in run("keygen", key, status=2).output
+    manifest = json.loads((directory / "snapshot.json").read_text())
+    (directory / manifest["files"][0]["path"]).write_bytes(b"bad")
+    run("sign", directory, "--key", key, status=2)
+    assert not (directory / "snapshot.json.sig").exists()
+
+
+def test_a_signature_of_another_snapshot_is_refused_before_anything_is_published(applied, live, parts):
+    key = live.rooms.directory / "ci.pem"
+    applied("keygen", key)
+    applied("sign", live.rooms.directory / "sparse", "--key", key)
+    (live.rooms.directory / "sparse" / "snapshot.json.sig").rename(live.rooms.directory / "dense" / "snapshot.json.sig")
+    assert "belongs to another snapshot" in applied("publish", "ranker", *parts, status=2).output

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ipnext.dev.children import Child, Family
-from ipnext.dev.platform import locked, read_fleet
+from ipnext.dev.children import STEADY_SECONDS, Child, Family
+from ipnext.dev.platform import locked, read_fleet, run
 from ipnext.dev.ports import PortInUse, choose
 from ipnext.errors import Conflict, InvalidInput, Unavailable
 
@@ -84,6 +84,52 @@ def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:
     finally:
         family.stop()
     assert running.ended() is not None
+
+
+def test_a_process_that_ends_is_started_again_at_once_and_later_where_it_keeps_ending_soon(tmp_path: Path) -> None:
+    dying = child(tmp_path, "raise SystemExit(1)")
+    dying.start()
+    for ran, wait in ((1.0, 0.0), (1.0, 0.2), (1.0, 0.4), (STEADY_SECONDS + 1, 0.0), (1.0, 0.2)):
+        until(lambda: dying.ended() is not None)
+        ended, now = dying.process, dying.started_at + ran
+        dying.restart_when_due(now)
+        assert (dying.process is not ended) == (wait == 0.0)
+        if wait:
+            dying.restart_when_due(now + 0.9 * wait)
+            assert dying.process is ended
+            dying.restart_when_due(now + wait)
+            assert dying.process is not ended
+    dying.stop()
+
+
+def test_processes_of_one_command_end_side_by_side(tmp_path: Path) -> None:
+    """Each ends only once both were asked: one after the other would have to be killed."""
+    program = (
+        "import pathlib, signal, sys, time\n"
+        f"log = pathlib.Path({str(tmp_path / 'child.log')!r})\n"
+        "def end(*_):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    print('asked', flush=True)\n"
+        "    while log.read_text().count('asked') < 2:\n"
+        "        time.sleep(0.01)\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end); print('up', flush=True); time.sleep(600)"
+    )
+    family, pair = Family(), [child(tmp_path, program) for _ in range(2)]
+    family.start(*pair)
+    until(lambda: pair[0].last_lines(9).count("up") == 2)
+    family.stop()
+    assert [process.ended() for process in pair] == [0, 0]
+
+
+@pytest.mark.parametrize("count", ["0", "17", "two"])
+def test_a_number_of_workers_that_makes_no_sense_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str
+) -> None:
+    monkeypatch.setenv("IPNEXT_DEV_WORKERS", count)
+    with pytest.raises(InvalidInput, match="IPNEXT_DEV_WORKERS"):
+        run(state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:

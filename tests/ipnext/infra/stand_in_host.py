@@ -1,7 +1,7 @@
 """A host without torch: speaks the control contract, answers with who it is.
 
-A digest that starts with "bad" fails to load; a setting `load_seconds` makes loading slow; a request's `sleep` makes
-the answer slow.
+A digest that starts with "bad" fails to load; the settings `load_seconds` and `fetch_seconds` make loading, and having at hand
+what is coming, slow; a request's `sleep` makes the answer slow.
 """
 
 import argparse
@@ -16,6 +16,8 @@ class Host:
     def __init__(self, name):
         self.name = name
         self.holds = []
+        self.coming = []
+        self.fetches = {}
         self.loaded = {}
         self.failures = {}
         self.loads = {}
@@ -23,9 +25,16 @@ class Host:
         self.draining = False
 
     async def put_holds(self, request):
-        self.holds = (await request.json())["holds"]
+        told = await request.json()
+        self.holds, self.coming = told["holds"], told["coming"]
+        for held in self.coming:
+            if self.key(held) not in self.fetches:
+                self.fetches[self.key(held)] = asyncio.create_task(
+                    asyncio.sleep(held["settings"].get("fetch_seconds", 0))
+                )
         wanted = {self.key(held) for held in self.holds}
         for key in set(self.loaded) - wanted:
+            print(f"unloads {key[2]}, drain {told['drain_seconds']:.2f} s", flush=True)  # noqa: T201 (a test reads the log)
             del self.loaded[key]
         for held in self.holds:
             if self.key(held) not in self.loads:
@@ -55,7 +64,15 @@ class Host:
                 continue
             there = ready if self.key(held) in self.loaded else loading
             there += [{**subject, "generation": generation} for generation in held["generations"]]
-        state = {"ready": ready, "loading": loading, "failures": failures}
+        for held in self.coming:
+            if held["digest"].startswith("bad"):
+                told = {"code": "LoadFailed", "message": "cannot be had"}
+                subject = {"model": held["model"], "part": held["part"], "snapshot": held["snapshot"]}
+                failures.append({**subject, "generations": held["generations"], **told})
+        at_hand = [
+            h["digest"] for h in self.coming if self.fetches[self.key(h)].done() and not h["digest"].startswith("bad")
+        ]
+        state = {"ready": ready, "loading": loading, "failures": failures, "fetched": at_hand}
         return web.json_response({**state, "in_flight": self.in_flight, "draining": self.draining})
 
     async def drain(self, _):

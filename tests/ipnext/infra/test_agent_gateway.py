@@ -1,7 +1,9 @@
 """What a client of a region's gateway sees: real agent, real Envoy."""
 
 import json
+import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -139,6 +141,26 @@ def test_a_rollout_under_load_has_no_error(shared_agent, builder, load, poll):
             shared_agent.await_ready(model.key(part), 1, replicas=0)
     assert {status for status, _ in clients.answers} == {200}, clients.bad[:3]
     assert {generation for _, generation in clients.answers} == {"1", "2"}
+
+
+def test_a_host_is_told_what_is_left_of_the_drain_with_what_it_unloads(shared_agent, builder, poll):
+    model = builder("draining")
+    shared_agent.serve(model, {1: (1,), 2: (2,)}, {1: 1.0})
+    with ThreadPoolExecutor(1) as asking:
+        slow = asking.submit(shared_agent.infer, "draining", sleep=1.5)
+        poll(lambda: under_way(shared_agent, "draining"), "it is under way")
+        shared_agent.infra.route(model.table(2, {2: 1.0}))
+        told = model.deployment({2: (2,)}).model_copy(update={"drain_seconds": 30.0})
+        shared_agent.infra.apply(told)
+        log = shared_agent.state / "logs" / f"{model.key().model}.dense.cpu.0.log"
+        poll(lambda: "unloads 1" in log.read_text(), "the host unloads what is no longer wanted")
+        assert slow.result().status_code == 200
+    (left,) = re.findall(r"unloads 1, drain (\S+) s", log.read_text())
+    assert 20 < float(left) < 29.5
+
+
+def under_way(agent, model):
+    return sum(count.in_flight for count in agent.infra.observe("eu", {model}).traffic)
 
 
 def test_scaling_down_under_load_has_no_error(shared_agent, builder, load, poll):

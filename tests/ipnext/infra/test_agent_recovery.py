@@ -1,5 +1,6 @@
 """What an agent does when its processes, or it itself, are killed, hang or end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,10 +9,10 @@ import time
 from contextlib import suppress
 
 import httpx
-import psutil
 import pytest
 
 from ipnext.model.deployment import HostState, ReplicaPhase
+from tests.processes import gone
 
 
 def answers(agent, model):
@@ -23,11 +24,6 @@ def answers(agent, model):
 
 def host_state(url):
     return HostState.model_validate_json(httpx.get(f"{url}/control/state", trust_env=False).content)
-
-
-def gone(processes):
-    """Whether none of them runs any more; one that has ended but was not reaped yet does not run."""
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
 def test_a_killed_host_leaves_routing_at_once_and_comes_back(shared_agent, builder, load, poll):
@@ -85,6 +81,27 @@ def test_a_killed_router_or_envoy_comes_back_as_it_was(shared_agent, builder, po
     poll(lambda: answers(shared_agent, model.model), "requests are answered again")
     poll(lambda: shared_agent.infra.observe("eu").routes.get(model.model) == 1, "its routes are reported again")
     assert shared_agent.gateway == gateway
+
+
+def test_a_host_counts_as_ready_only_once_the_router_sends_to_it(shared_agent, builder, poll):
+    late = builder("late")
+    shared_agent.infra.route(late.table(1, {}, served=[1]))
+    router = shared_agent.child("stand_in_router")
+    router.send_signal(signal.SIGSTOP)
+    try:
+        shared_agent.infra.apply(late.deployment({1: (1,)}))
+        poll(lambda: endpoints(shared_agent, "late") == [(1,)], "the table names the host")
+        seen = shared_agent.replicas(late.key())
+    finally:
+        router.send_signal(signal.SIGCONT)
+    shared_agent.await_ready(late.key(), 1)
+    assert [replica.ready for replica in seen] == [()]
+
+
+def endpoints(agent, model):
+    """What the router's table says of a model's hosts."""
+    models = json.loads((agent.state / "router.json").read_text())["models"]
+    return [tuple(found["generations"]) for one in models if one["model"] == model for found in one["endpoints"]]
 
 
 def test_a_route_waits_for_a_router_that_is_just_coming_back(shared_agent, builder):

@@ -63,3 +63,23 @@ def test_direct_answers_stay_below_what_envoy_takes(gateway, builder):
     for route in envoy.routes(gateway(*tables))[0]["virtual_hosts"][0]["routes"]:
         text = route.get("direct_response", {}).get("body", {}).get("inline_string", "")
         assert len(json.dumps(text)) < 4096
+
+
+def test_what_a_gateway_chose_for_a_client_of_a_generative_model_is_told_and_a_pin_is_not(gateway, builder):
+    model = builder("m")
+    table = model.table(1, {1: 0.5, ("us", 2): 0.5})
+    served = tuple(one.model_copy(update={"engines": {"dense": "vllm"}}) for one in table.served)
+    config = envoy.routes(gateway(table.model_copy(update={"served": served}), peers={"us": "http://127.0.0.1:2"}))
+    told = {"generating": [], "other": [], "pinned": []}
+    for route in config[0]["virtual_hosts"][0]["routes"]:
+        entries = route.get("route", {}).get("weighted_clusters", {}).get("clusters", ())
+        kind = "generating" if "dynamic_metadata" in route["match"] else "other"
+        told[kind] += [("x-ipnext-chosen-by", "weight") in _added(entry) for entry in entries]
+        told["pinned"] += [] if entries else [("x-ipnext-chosen-by", "weight") in _added(route)]
+    assert told["generating"] == [True, True]
+    assert told["other"] == [False, False]
+    assert not any(told["pinned"])
+
+
+def _added(entry):
+    return {(h["header"]["key"], h["header"]["value"]) for h in entry.get("request_headers_to_add", ())}

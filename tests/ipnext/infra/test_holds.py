@@ -4,7 +4,9 @@ import pytest
 
 from ipnext.infra.holds import (
     assigned,
+    engines_of,
     generations,
+    goes_over,
     host_holds,
     pieces,
     replica_sets,
@@ -12,7 +14,7 @@ from ipnext.infra.holds import (
     with_both,
     without,
 )
-from ipnext.model.deployment import HeldGeneration, HeldSnapshot
+from ipnext.model.deployment import HeldGeneration, HeldSnapshot, HostHolds
 
 
 @pytest.fixture
@@ -128,3 +130,70 @@ def test_a_segment_that_generations_share_does_not_bring_them_into_one_process(b
     sets = apart(deployment.model_copy(update={"holds": holds}), {1: 1, 2: 1})
     assert [s.digests for s in sets] == [{"a-s11", "a-s31"}, {"a-s11", "a-s32"}]
     assert assigned(sets, [("x", sets[0].digests), ("y", sets[0].digests)]) == ([["x"], []], ["y"])
+
+
+def test_the_engines_of_a_part_are_known_by_generation():
+    found = [
+        HeldGeneration(model="m", part=part, generation=generation, snapshot=1, url=url)
+        for part, generation, url in (("llm", 1, "http://a"), ("llm", 2, "http://b"), ("llm", 3, None), ("x", 1, "c"))
+    ]
+    assert engines_of("llm", found) == {1: "http://a", 2: "http://b"}
+
+
+@pytest.fixture
+def adapted(builder):
+    """One base snapshot, without adapters for generation 1 and with one for generation 2, each in processes of its own."""
+    deployment = builder("m").deployment({1: (1,)})
+    base = {"snapshot": 1, "digest": "a" * 64, "uri": "file:///s"}
+    holds = (
+        HeldSnapshot(**base, generations=(1,)),
+        HeldSnapshot(**base, generations=(2,), adapters=1),
+        HeldSnapshot(part="style", snapshot=1, digest="b" * 64, uri="file:///t", generations=(2,), adapter=True),
+    )
+    return deployment.model_copy(update={"holds": holds})
+
+
+def test_an_adapter_is_told_with_the_part_that_it_stands_on(adapted):
+    told = [(held.part, held.generations, held.adapter_of, held.adapters) for held in host_holds(adapted).holds]
+    assert told == [("dense", (1,), None, 0), ("dense", (2,), None, 1), ("style", (2,), "dense", 0)]
+
+
+def test_a_process_with_room_for_adapters_is_not_taken_for_one_without(adapted):
+    sets = replica_sets(adapted.model_copy(update={"replicas": 2, "own": {1: 1, 2: 1}}))
+    with_room = next(found for found in sets if any(held.adapter for held in found.holds))
+    members, rest = assigned(sets, [("with", with_room.digests)])
+    assert [found for found, wanted in zip(members, sets, strict=True) if wanted is with_room] == [["with"]]
+    assert rest == []
+    assert sum(map(len, members)) == 1
+
+
+def test_one_snapshot_with_and_without_adapters_is_held_twice_on_the_way(adapted):
+    without_any, with_one, style = adapted.holds
+    told, wanted = host_holds(adapted, (without_any,)), host_holds(adapted, (with_one, style))
+    both = with_both(told, wanted)
+    assert [(held.part, held.adapters, held.generations) for held in both.holds] == [
+        ("dense", 0, (1,)),
+        ("dense", 1, (2,)),
+        ("style", 0, (2,)),
+    ]
+
+
+def swapped(deployment, own, staying):
+    return assigned(apart(deployment, own), staying, swap=True)
+
+
+def test_what_has_no_place_goes_over_to_a_set_that_lacks_some_and_the_rest_ends(builder):
+    deployment = builder("m").deployment({1: (1,), 2: (2,)})
+    three = [(name, frozenset({"d1"})) for name in "abc"]
+    assert swapped(deployment, {1: 2, 2: 1}, three) == ([["a", "b"], ["c"]], [])
+    assert swapped(deployment, {1: 1, 2: 1}, three) == ([["a"], ["b"]], ["c"])
+    assert swapped(deployment, {1: 1, 2: 4}, three) == ([["a"], ["b", "c"]], [])
+    assert swapped(deployment, {2: 3}, [("a", frozenset({"d1"})), ("b", frozenset({"d2"}))]) == ([["b", "a"]], [])
+
+
+def test_who_is_told_another_snapshot_goes_over_and_who_is_told_other_generations_does_not(builder):
+    one, renamed, two = (host_holds(builder("m").deployment(h)) for h in ({1: (1,)}, {1: (1, 3)}, {2: (2,)}))
+    assert goes_over(one, two)
+    assert not goes_over(one, renamed)
+    assert not goes_over(HostHolds(holds=()), two), "it holds nothing that could make room"
+    assert not goes_over(HostHolds(holds=(*one.holds, *two.holds)), two)

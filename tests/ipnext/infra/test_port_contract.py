@@ -50,6 +50,29 @@ def test_an_unknown_region_is_not_found_and_the_known_ones_are_named(infra):
         infra.observe("mars")
 
 
+@pytest.mark.parametrize("beside", [0, 100], ids=["one", "many"])
+def test_a_look_at_some_models_tells_of_them_alone(infra, builder, ready, beside):
+    shown, hidden = builder("shown"), builder("shown-not")
+    for model in (shown, hidden):
+        infra.apply(model.deployment({1: (1,)}))
+        ready(model.key(), 1)
+        infra.route(model.table(1, {1: 1.0}))
+    named = ["shown", *(f"nobody-{number}" for number in range(beside))]
+
+    found = infra.observe("eu", named)
+
+    whole = infra.observe("eu")
+    assert {r.key.model for r in found.replicas} == found.routes.keys() == {"shown"}
+    assert {count.model for count in found.traffic} <= {"shown"}
+    assert {r.key.model for r in whole.replicas} >= {"shown", "shown-not"} <= whole.routes.keys()
+    assert found.gateway_url == whole.gateway_url
+    nothing = infra.observe("eu", [])
+    assert (nothing.replicas, nothing.routes, nothing.traffic) == ((), {}, ())
+    for model in (shown, hidden):
+        infra.unroute(model.model, "eu")
+        infra.delete(model.key())
+
+
 def test_an_applied_deployment_becomes_ready(infra, model, ready):
     infra.apply(model.deployment({1: (1,)}, replicas=2))
     found = ready(model.key(), 1, 2)
@@ -116,6 +139,23 @@ def test_a_generation_with_processes_of_its_own_comes_up_in_new_ones_and_the_for
     after = ready(model.key(), 2, 2)
     assert first.id in {replica.id for replica in after}
     assert {replica.ready for replica in after} == {(2,)}
+
+
+def test_processes_go_over_where_they_are_told_to_swap_and_none_is_started_or_ends(infra, model, ready, replicas):
+    def swapping(own):
+        told = {generation: (generation,) for generation in own}
+        infra.apply(apart(model.deployment(told), own).model_copy(update={"swap": True}))
+
+    swapping({1: 3})
+    before = {replica.id: replica.pid for replica in ready(model.key(), 1, 3)}
+    for own in ({1: 2, 2: 1}, {1: 1, 2: 2}, {2: 3}, {1: 1, 2: 2}, {1: 3}):
+        swapping(own)
+        for generation, count in own.items():
+            ready(model.key(), generation, count)
+        assert {replica.id: replica.pid for replica in replicas(model.key())} == before, own
+    swapping({1: 3, 2: 1})
+    ready(model.key(), 2, 1)
+    assert {r.id for r in ready(model.key(), 1, 3)} == set(before), "where there is no process to take, one is started"
 
 
 def test_processes_of_one_generation_take_the_next_one_in_place_when_told_so(infra, model, ready):

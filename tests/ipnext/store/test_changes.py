@@ -89,3 +89,14 @@ def test_a_message_of_any_origin_can_be_kept(published):
     with published.begin() as repository:
         assert "emoji 🙂" in repository.change("c1").message
         assert repository.events("ctr")[0].detail == {"text": "nul \0 🙂"}
+
+
+def test_a_model_retires_from_when_that_change_runs_until_it_has_ended(published):
+    with published.begin("ctr") as repository:
+        repository.add_change("ctr", ChangeKind.RETIRE, change_id="c2")
+        assert repository.retiring_models() == frozenset()
+        repository.update_change("c2", state=ChangeState.RUNNING)
+        assert repository.retiring_models() == {"ctr"}
+        repository.update_change("c2", state=ChangeState.ROLLED_BACK)
+        repository.update_change("c1", state=ChangeState.RUNNING)
+        assert repository.retiring_models() == frozenset()

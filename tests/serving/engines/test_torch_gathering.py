@@ -113,7 +113,7 @@ class Pooled(Base):
 class Separate(Base):
     """An input for each table."""
 
-    def forward(self, a, b, c, d, e, f, g, h):  # noqa: PLR0917  # as many as tables
+    def forward(self, a, b, c, d, e, f, g, h):  # as many as tables
         ids = (a, b, c, d, e, f, g, h)
         return torch.stack([table(i) for table, i in zip(self.tables, ids, strict=True)], 1)
 

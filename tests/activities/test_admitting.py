@@ -1,0 +1,30 @@
+"""What a transition waits for before it is planned."""
+
+import pytest
+
+from activities.admitting import wait_for_repair
+from ipnext.errors import Unavailable
+from ipnext.model.lifecycle import ChangeKind
+from ipnext.model.rollout import FleetState, GenerationReplicas
+
+
+def placed(*regions: str) -> FleetState:
+    rows = [
+        GenerationReplicas(model="m", part="p", generation=2, region=region, hardware="cpu", count=1)
+        for region in regions
+    ]
+    return FleetState(replicas=tuple(rows))
+
+
+@pytest.mark.parametrize("kind", [ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE])
+def test_a_plan_from_before_a_region_was_lost_is_not_begun(kind):
+    with pytest.raises(Unavailable, match="waiting for a plan without 'eu'"):
+        wait_for_repair(kind, placed("eu", "us"), {"eu"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [(ChangeKind.PUBLISH, {"de"}), (ChangeKind.PUBLISH, set()), (ChangeKind.ROLLBACK, {"eu"})],
+)
+def test_all_else_begins(kind, lost):
+    wait_for_repair(kind, placed("eu", "us"), lost)

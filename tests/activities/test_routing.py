@@ -1,0 +1,177 @@
+"""Gateways follow one by one: none sends to a region whose router does not know the generation."""
+
+from collections.abc import Collection
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+
+from activities import routing
+from activities.pulse import Pulse, felt
+from ipnext.errors import Unavailable
+from ipnext.model.deployment import RegionState, RouteShare, RouteTable, ServedGeneration
+from ipnext.model.drain import Drain
+from ipnext.model.registry import GraphNode, PartGraph
+
+M = "ranker"
+NOW = datetime(2026, 3, 29, tzinfo=UTC)
+GRAPH = PartGraph(nodes=(GraphNode(name="p", part="p", inputs={"x": "request.x"}),), outputs={"y": "p.y"})
+
+
+def served(*generations: int) -> tuple[ServedGeneration, ...]:
+    return tuple(ServedGeneration(generation=number, graph=GRAPH, snapshots={"p": number}) for number in generations)
+
+
+def share(to: str, generation: int) -> RouteShare:
+    return RouteShare(to=to, generation=generation, fraction=1.0)
+
+
+class Regions:
+    """Gateways in memory; those in `away` do not answer."""
+
+    def __init__(self, *away: str) -> None:
+        self.away, self.tables = away, {}
+
+    def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
+        assert models == [M]
+        if region in self.away:
+            raise Unavailable(region)
+        return RegionState(region=region, gateway_url="http://gateway", routes={M: 1})
+
+    def route(self, table: RouteTable) -> None:
+        self.tables[table.region] = table
+
+
+def lost_region(name: str) -> Drain:
+    return Drain(id="d", region=name, disaster=True, created_at=NOW, updated_at=NOW)
+
+
+class NoStore:
+    """Writes nothing; these drains hold."""
+
+    def __init__(self, *drains: Drain) -> None:
+        self.drains = drains
+
+    @contextmanager
+    def read(self):
+        yield SimpleNamespace(drains=lambda: self.drains)
+
+    @contextmanager
+    def begin(self, _):
+        yield SimpleNamespace(put_route=lambda _: None)
+
+
+@pytest.fixture
+def follow(monkeypatch):
+    """Both regions serve generation 1; what is held now is 1 and 2. The users of `us` are to be answered in `eu` by 2."""
+    monkeypatch.setattr(routing, "served_generations", lambda *_: served(1, 2))
+
+    def followed(regions: Regions, shares: dict, known: tuple[int, ...] = (1,), waiting: Collection[str] = ()) -> None:
+        tables = {
+            region: RouteTable(model=M, region=region, revision=1, shares=(share(region, 1),), served=served(*known))
+            for region in ("eu", "us")
+        }
+        facts = SimpleNamespace(model=M, tables=tables, lost=frozenset())
+        routing.Gateways(NoStore(), regions, facts).follow(shares, (), waiting=waiting)
+
+    return followed
+
+
+def test_every_router_learns_before_any_gateway_sends(follow):
+    regions = Regions()
+
+    follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 2),)})
+
+    assert {region: table.shares[0].generation for region, table in regions.tables.items()} == {"us": 2, "eu": 2}
+
+
+def test_no_gateway_sends_a_generation_to_a_region_that_could_not_be_told_of_it(follow):
+    regions = Regions("eu")
+
+    with pytest.raises(Unavailable, match="eu"):
+        follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 2),)})
+
+    assert regions.tables["us"].shares == (share("us", 1),)
+
+
+def test_a_region_that_knew_the_generation_before_gets_its_traffic_though_it_is_away(follow):
+    regions = Regions("eu")
+
+    with pytest.raises(Unavailable, match="eu"):
+        follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 2),)}, known=(1, 2))
+
+    assert regions.tables["us"].shares == (share("eu", 2),)
+
+
+def test_a_router_forgets_a_generation_only_once_no_gateway_sends_it_there(follow, monkeypatch):
+    """The users of `us` were answered in `eu` by 2; all go back to 1, and the gateway of `us` does not hear of it."""
+    monkeypatch.setattr(routing, "served_generations", lambda *_: served(1))
+    regions, back = Regions("us"), {"us": (share("us", 1),), "eu": (share("eu", 1),)}
+    sent = {"us": (share("eu", 2),), "eu": (share("eu", 2),)}
+    tables = {
+        region: RouteTable(model=M, region=region, revision=1, shares=shares, served=served(1, 2))
+        for region, shares in sent.items()
+    }
+    gateways = routing.Gateways(NoStore(), regions, SimpleNamespace(model=M, tables=tables, lost=frozenset()))
+
+    with pytest.raises(Unavailable, match="us"):
+        gateways.follow(back, ())
+
+    assert gateways.still_sent(back) == {("eu", 2)}
+    assert regions.tables["eu"].shares == (share("eu", 1),)
+    assert {found.generation for found in regions.tables["eu"].served} == {1, 2}
+
+
+def test_users_whom_nothing_ready_would_answer_stay_where_they_are(follow):
+    regions = Regions()
+
+    with pytest.raises(Unavailable, match="us"):
+        follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 2),)}, waiting={"us"})
+
+    assert {region: table.shares for region, table in regions.tables.items()} == {
+        "us": (share("us", 1),),
+        "eu": (share("eu", 2),),
+    }
+
+
+def test_a_lost_region_is_promised_only_what_routers_know():
+    """Half of its users were to go where no router has been told of the generation."""
+    written, lost = [], RouteTable(model=M, region="gone", revision=1, shares=(share("gone", 1),), served=served(1))
+    known = RouteTable(model=M, region="eu", revision=1, shares=(share("eu", 1),), served=served(1))
+    facts = SimpleNamespace(
+        model=M, tables={"gone": lost, "eu": known}, lost=frozenset({"gone"}), generations={}, deployments={}
+    )
+
+    class Store(NoStore):
+        @contextmanager
+        def begin(self, _):
+            yield SimpleNamespace(put_route=lambda table: written.append(table) or table)
+
+    half = tuple(RouteShare(to=to, generation=1, fraction=0.5) for to in ("eu", "us"))
+    routing.Gateways(Store(lost_region("gone")), Regions(), facts).follow({"gone": half}, ())
+
+    assert [table.shares for table in written] == [(share("eu", 1),)]
+
+
+def test_no_table_is_put_in_force_by_a_worker_that_stood_still(follow):
+    regions, now = Regions(), [0.0]
+    with felt(Pulse(2.0, clock=lambda: now[0])):
+        now[0] += 5.0
+        with pytest.raises(Unavailable, match="stood still"):
+            follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 2),)})
+
+    assert regions.tables == {}
+
+
+def test_shares_that_were_computed_before_a_region_was_lost_are_not_put_in_force(monkeypatch):
+    monkeypatch.setattr(routing, "served_generations", lambda *_: served(1))
+    table = RouteTable(model=M, region="us", revision=1, shares=(share("us", 1),), served=served(1))
+    facts = SimpleNamespace(model=M, tables={"us": table}, lost=frozenset())
+    regions = Regions()
+    gateways = routing.Gateways(NoStore(lost_region("eu")), regions, facts)
+
+    with pytest.raises(Unavailable, match="'eu' was lost or came back"):
+        gateways.follow({"us": (RouteShare(to="us", generation=1, fraction=0.5),)}, ())
+
+    assert regions.tables == {}

@@ -1,0 +1,136 @@
+"""What a swap means for the states of a transition, its way back, its price and what it leaves as it is."""
+
+import pytest
+
+from activities.admitting import price_of
+from activities.swapping import while_swapped
+from activities.undoing import none_more, unfreed
+from activities.waves import fits_at_once, peak, state_at, state_undone, swaps
+from ipnext.errors import InvalidInput
+from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.manifest import parse_manifest
+from ipnext.model.rollout import (
+    FleetState,
+    GenerationReplicas,
+    GenerationShare,
+    RouteChange,
+    Share,
+    Swap,
+    Transition,
+    Wave,
+)
+
+M = "chat"
+SLOT = ("llm", "us", "gpu")
+
+
+def row(generation, count):
+    return GenerationReplicas(model=M, part="llm", generation=generation, region="us", hardware="gpu", count=count)
+
+
+def ends(generation, count):
+    share = {"model": M, "from": "us", "to": "us", "generation": generation, "fraction": 1.0}
+    return FleetState(replicas=(row(generation, count),), traffic=(GenerationShare.model_validate(share),))
+
+
+def moved(**fractions):
+    shares = tuple(Share(to="us", generation=int(g[1:]), fraction=f) for g, f in fractions.items())
+    return RouteChange.model_validate({"model": M, "from": "us", "shares": shares})
+
+
+@pytest.fixture
+def transition():
+    """Two replicas go over one by one; then a third one starts."""
+    waves = (
+        Wave(scale_up=(row(1, 1), row(2, 1)), route=(moved(g1=0.5, g2=0.5),), gate="canary"),
+        Wave(scale_up=(row(1, 0), row(2, 2)), route=(moved(g2=1.0),)),
+        Wave(scale_up=(row(2, 3),), gate="final"),
+    )
+    swapped = (Swap(model=M, part="llm", region="us", replicas=2, fraction=0.5),)
+    return Transition.model_validate(
+        {"from": ends(1, 2), "to": ends(2, 3), "waves": waves, "swaps": swapped, "refresh": "swap"}
+    )
+
+
+def told(state):
+    return {g: n for (_, g), n in state.counts.items()}, {s.generation: s.fraction for s in state.shares.get("us", ())}
+
+
+def test_a_wave_that_swaps_has_as_many_processes_as_before(transition):
+    up, routed, released = (state_at(transition, M, 0, phase) for phase in ("scaled_up", "routed", "released"))
+
+    assert told(up) == ({1: 1, 2: 1}, {1: 1.0})
+    assert told(routed) == told(released) == ({1: 1, 2: 1}, {1: 0.5, 2: 0.5})
+    assert up.replicas(SLOT) == 2
+    assert [swaps(transition, M, index) for index in range(3)] == [True, True, False]
+
+
+def test_it_is_undone_by_swapping_back_before_the_traffic(transition):
+    up, routed, released = (state_undone(transition, M, 1, phase) for phase in ("scaled_up", "routed", "released"))
+
+    assert told(up) == ({1: 1, 2: 1}, {2: 1.0})
+    assert told(routed) == told(released) == ({1: 1, 2: 1}, {1: 0.5, 2: 0.5})
+    assert told(state_undone(transition, M, 0, "scaled_up")) == ({1: 2}, {1: 0.5, 2: 0.5})
+    assert told(state_undone(transition, M, 0, "released")) == ({1: 2}, {1: 1.0})
+
+
+def test_what_started_in_the_same_transition_ends_on_the_way_back(transition):
+    up, released = (state_undone(transition, M, 2, phase) for phase in ("scaled_up", "released"))
+
+    assert (told(up)[0], told(released)[0]) == ({2: 3}, {2: 2})
+
+
+def test_no_unit_more_is_kept_for_a_way_back_that_goes_by_waves(transition):
+    assert peak(transition, M) == {SLOT: 3}
+    assert not fits_at_once(transition, M, {("llm", "gpu"): 1.0}, {("us", "gpu"): 100.0})
+
+
+def test_the_price_is_told(transition):
+    assert price_of(transition) == "swaps 2 replicas; dips llm in us by 50% for seconds"
+    (swap,) = transition.swaps
+    single = swap.model_copy(update={"replicas": 1, "fraction": 0.0})
+    assert price_of(transition.model_copy(update={"swaps": (single,)})) == "swaps 1 replica"
+
+
+def deployed(own):
+    key = DeploymentKey(model=M, part="llm", region="us", hardware="gpu")
+    holds = tuple(HeldSnapshot(snapshot=n, digest=f"d{n}", uri=f"u{n}", generations=(n,)) for n in own)
+    return Deployment(
+        key=key, replicas=sum(own.values()), engine="vllm", units=1, qps=1, holds=holds, own=own, swap=True
+    )
+
+
+def sending(generation):
+    shares = (RouteShare(to="us", generation=generation, fraction=1.0),)
+    return RouteTable(model=M, region="us", revision=1, shares=shares, served=())
+
+
+def test_a_swap_back_needs_no_room_but_what_runs_and_may_be_sent_what_goes_back(transition):
+    state, meanwhile = state_undone(transition, M, 0, "scaled_up"), while_swapped(transition, M, 0)
+
+    assert meanwhile == {("us", 1), ("us", 2)}
+    assert unfreed(state, [deployed({1: 1, 2: 1})], [sending(2)], [SLOT], meanwhile=meanwhile) == frozenset()
+    assert unfreed(state, [deployed({1: 1, 2: 2})], [], [SLOT], meanwhile=meanwhile) == {"us"}, "one is still too many"
+    assert unfreed(state, [deployed({1: 1, 2: 1})], [sending(3)], [SLOT], meanwhile=meanwhile) == {"us"}
+
+
+def test_a_wave_that_swaps_nothing_is_undone_as_ever(transition):
+    assert while_swapped(transition, M, 2) == frozenset()
+
+
+def test_letting_go_swaps_nothing_back_that_was_not_told_to(transition):
+    stored = deployed({1: 1, 2: 1})
+
+    assert [found.own for found in none_more([deployed({1: 2})], {stored.key: stored})] == [{1: 1, 2: 1}]
+
+
+def manifest(engine, refresh):
+    part = {"name": "llm", "engine": engine, "hardware": [{"kind": "cpu", "units": 1, "qps": 1}]}
+    spec = {"parts": [part], "demand": [{"region": "eu", "qps": 1}], "rollout": {"refresh": refresh}}
+    return {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": M, "owner": "a"}, "spec": spec}
+
+
+def test_only_engines_that_serve_by_themselves_swap():
+    assert parse_manifest(manifest("vllm", "swap")).spec.rollout.refresh == "swap"
+    with pytest.raises(InvalidInput, match=r"rollout\.refresh: 'swap' .* part 'llm' has engine 'torch'; allowed: auto"):
+        parse_manifest(manifest("torch", "swap"))

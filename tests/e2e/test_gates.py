@@ -1,0 +1,184 @@
+"""Gates on the whole platform: a new generation that answers worse is taken back by itself, and no request fails meanwhile."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from serving.export import export_model
+from serving.protocol import InferRequest, encode_request
+from serving.tensors import Tensor as Given
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+MANIFEST = """
+apiVersion: ipnext/v1
+kind: Model
+metadata: {name: NAME, owner: tests}
+spec:
+  parts:
+    - {name: base, hardware: [{kind: cpu, units: 1, qps: 100}]}
+    - {name: top, hardware: [{kind: cpu, units: 1, qps: 100}]}
+  graph:
+    nodes:
+      - {name: base, part: base, inputs: {x: request.x}}
+      - {name: top, part: top, inputs: {x: base.output}}
+    outputs: {score: top.score}
+  demand: [{region: us-east, qps: 50}, {region: eu-west, qps: 50}]
+  latencyToleranceMs: 120
+  rollout:
+    canary: 0.4
+    maxStep: 0.6
+    holdSeconds: 1
+    deadlineSeconds: 120
+    gate:
+      maxNonFiniteRate: 0.01
+      maxLatencyMs: {p50: 150}
+      maxDrift: 0.25
+      minRequests: 60
+      waitSeconds: 90
+      onTooFew: fail
+"""
+
+
+class Base(nn.Module):
+    """x [B, 4] -> output [B, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Top(nn.Module):
+    """x [B, 4] -> score [B]: finite while the sum of x is below `limit`; `work` products of large matrices besides."""
+
+    def __init__(self, *, shift: float = 0.0, limit: float = 1e6, work: int = 0) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+        self.limit = nn.Parameter(torch.tensor(limit))
+        self.large = nn.Parameter(torch.eye(512))
+        self.work = work
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        total = x.sum(dim=1)
+        product = self.large
+        for _ in range(self.work):
+            product = torch.tanh(product @ (self.large + total.mean() * 0))
+        return {"score": torch.sigmoid(total) + torch.sqrt(self.limit - total) * 0 + self.shift + product.mean() * 0}
+
+
+@dataclass
+class Asking:
+    """What the load saw."""
+
+    asked: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+class Scorer:
+    """A model of two parts under load in both regions."""
+
+    def __init__(self, platform: Any, root: Path) -> None:
+        self.platform = platform
+        self.client = platform.client
+        self.name = f"scorer-{uuid4().hex[:6]}"
+        self.root = root
+        export_model(Base().eval(), {"x": torch.zeros(2, 4)}, root / "base")
+
+    def publish(self, what: str, **top: Any) -> Any:
+        export_model(Top(**top).eval(), {"x": torch.zeros(2, 4)}, self.root / what)
+        change = self.client.publish(self.name, {"base": self.root / "base", "top": self.root / what})
+        return self.client.wait_change(change.id, timeout_seconds=150)
+
+    @contextmanager
+    def load(self) -> Iterator[Asking]:
+        """Two clients in each region ask one request after the other."""
+        asking, stop = Asking(), threading.Event()
+        regions = self.platform.endpoints["gateways"].values()
+        threads = [
+            threading.Thread(target=self._ask, args=(url, seed, asking, stop))
+            for seed, url in enumerate([*regions, *regions])
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield asking
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _ask(self, url: str, seed: int, asking: Asking, stop: threading.Event) -> None:
+        random = np.random.default_rng(seed)
+        with httpx.Client(timeout=15, trust_env=False) as client:
+            while not stop.wait(0.01):
+                x = random.standard_normal((1, 4)).astype(np.float32)
+                encoded = encode_request(InferRequest({"x": Given("FP32", x)}, binary_output=True))
+                target = f"{url}/v2/models/{self.name}/infer"
+                try:
+                    answer = client.post(target, content=encoded.body, headers=encoded.headers)
+                except httpx.HTTPError as error:
+                    asking.wrong.append(repr(error))
+                    continue
+                asking.asked += 1
+                if answer.status_code != 200:
+                    asking.wrong.append(f"{answer.status_code} {answer.text[:200]}")
+
+    def serving(self) -> int | None:
+        return self.client.model(self.name).status.serving_generation
+
+
+@pytest.fixture(scope="module")
+def scorer(platform: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scorer]:
+    """Generation 1 serves. It has its gate too, so it is asked meanwhile, at first in vain."""
+    scorer = Scorer(platform, tmp_path_factory.mktemp("scorer"))
+    scorer.client.apply(MANIFEST.replace("NAME", scorer.name))
+    with scorer.load():
+        done = scorer.publish("first")
+    assert done.state == "done", done.message
+    yield scorer
+    scorer.client.wait_change(scorer.client.delete(scorer.name).id, timeout_seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("top", "words"),
+    [
+        ({"shift": 2.0}, ("drift of output 'score'", "of generation 1), allowed 0.25")),
+        ({"work": 120}, ("p50 ", "allowed 150 ms")),
+        ({"limit": 0.5}, ("non-finite answers of", "allowed 1.0%")),
+    ],
+    ids=["shifted predictions", "slow answers", "NaN answers"],
+)
+def test_a_generation_that_answers_worse_is_rolled_back_at_its_canary(
+    scorer: Scorer, top: dict[str, float], words: tuple[str, ...]
+) -> None:
+    before = scorer.serving()
+    with scorer.load() as asking:
+        done = scorer.publish("-".join(top), **top)
+    assert (done.state, done.reason) == ("rolled_back", "GateFailed"), done.message
+    for word in words:
+        assert word in done.message
+    assert scorer.serving() == before
+    assert scorer.client.transitions(scorer.name)[0].waves_done == 0
+    assert asking.wrong == []
+    assert asking.asked > 100
+
+
+def test_a_generation_that_answers_alike_passes_all_gates(scorer: Scorer) -> None:
+    with scorer.load() as asking:
+        done = scorer.publish("alike", shift=0.001)
+    assert done.state == "done", done.message
+    assert scorer.serving() == done.generation
+    assert asking.wrong == []

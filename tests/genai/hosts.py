@@ -1,0 +1,170 @@
+"""Real hosts of generative parts, over a file store, with vLLM or the mock engine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from ipnext.artifacts.checkpoint_import import import_checkpoint
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.upload import ingest_directory
+from ipnext.infra.ports import free_port
+from ipnext.infra.tether import tether
+from ipnext.model.adapter import engine_name
+from ipnext.model.deployment import HostedSnapshot, HostHolds, HostState
+from tests.processes import command_line
+
+MODEL = "chat"
+MOCK = Path(__file__).parent / "mock_engine.py"
+
+
+def mock_command(**options):
+    """IPNEXT_VLLM_COMMAND for the mock engine."""
+    more = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
+    return f"{{python}} {MOCK} --port {{port}} --model {{model}}{more}"
+
+
+def until(condition, *, seconds=60.0):
+    """The first truthy value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the awaited condition did not come"
+        time.sleep(0.05)
+    return value
+
+
+@dataclass
+class Shelf:
+    """Published checkpoints."""
+
+    root: Path
+    published: dict = field(default_factory=dict)
+
+    @property
+    def store(self):
+        return FileArtifactStore(self.root / "store")
+
+    def publish(self, number, checkpoint):
+        imported = self.root / f"snapshot-{number}"
+        import_checkpoint(checkpoint, imported, link=True)
+        self.published[number] = ingest_directory(self.store, imported)
+        return self.published[number]
+
+    def hold(self, number, *generations, settings=None, **changes):
+        source = self.published[number]
+        given = {"model": MODEL, "part": "llm", "engine": "vllm", "snapshot": number, "uri": source.uri}
+        given |= {"digest": source.manifest.digest, "generations": generations or (number,)}
+        return HostedSnapshot(**(given | {"settings": settings or {}} | changes))
+
+    def adapter(self, number, *generations, **changes):
+        """An adapter on part `llm`."""
+        return self.hold(number, *generations, part="style", adapter_of="llm", **changes)
+
+    def name(self, number):
+        """Of an adapter in its engine."""
+        return engine_name("style", self.published[number].manifest.digest)
+
+
+@dataclass
+class Host:
+    process: subprocess.Popen
+    url: str
+    root: Path
+    name: str
+
+    def state(self):
+        return HostState.model_validate_json(httpx.get(f"{self.url}/control/state", timeout=20).content)
+
+    def hold(self, *holds, drain_seconds=None):
+        body = HostHolds(holds=holds, drain_seconds=drain_seconds).model_dump_json()
+        return httpx.put(f"{self.url}/control/holds", content=body, timeout=20)
+
+    def ready(self, *, seconds=60.0):
+        """The state once something is ready and nothing loads."""
+        return until(lambda: (s := self.state()).ready and not s.loading and s, seconds=seconds)
+
+    def failed(self):
+        return until(lambda: self.state().failures)
+
+    def family(self):
+        """All processes below the host."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def engines(self):
+        """The engine processes, by what their command line says."""
+        return [p for p in self.family() if any(w in command_line(p) for w in (str(MOCK), "vllm"))]
+
+    def log(self):
+        (file,) = (self.root / "logs").glob(f"{self.name}.engine-*.log")
+        return file.read_text()
+
+    def end(self):
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+class Yard:
+    """Starts hosts and ends them."""
+
+    def __init__(self, root, store):
+        self.root = root
+        self._store = store
+        self._started = []
+
+    def start(self, name, *extra, **environment):
+        port = free_port()
+        command = [sys.executable, "-m", "serving.genai.host", "--port", str(port), "--region", "north", "--id", name]
+        command += ["--artifacts", self._store.uri, "--cache", str(self.root / "cache"), *extra]
+        with (self.root / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=tether(),  # noqa: PLW1509 - no other way to die with the parent
+            )
+        host = Host(process, f"http://127.0.0.1:{port}", self.root, name)
+        self._started.append(host)
+        until(lambda: answers(host))
+        return host
+
+    def close(self):
+        for host in self._started:
+            if host.process.poll() is None:
+                host.process.send_signal(signal.SIGKILL)
+            host.process.wait()
+
+
+def answers(host):
+    assert host.process.poll() is None, "the host ended before it served"
+    try:
+        return httpx.get(f"{host.url}/healthz", timeout=20).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def stream(url, *, tokens, model=MODEL):
+    """The pieces of text of one streamed completion, as they come."""
+    body = {"model": model, "prompt": "once upon a time", "max_tokens": tokens, "stream": True}
+    body |= {"temperature": 0, "ignore_eos": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as answer:
+        assert answer.status_code == 200, answer.read()
+        for line in answer.iter_lines():
+            if line.startswith("data: ") and line != "data: [DONE]":
+                event = json.loads(line.removeprefix("data: "))
+                if event["choices"]:
+                    yield event["choices"][0]["text"], event["choices"][0]["finish_reason"]
+
+
+def complete(url, *, model=MODEL, **body):
+    """One whole completion."""
+    given = {"model": model, "prompt": "once upon a time", "max_tokens": 8, "temperature": 0}
+    return httpx.post(f"{url}/v1/completions", json=given | body, timeout=120)

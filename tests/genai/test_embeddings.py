@@ -1,0 +1,82 @@
+"""A model that embeds on the whole platform with real vLLM: published, and asked through Envoy by the unmodified openai client."""
+
+import re
+
+import httpx
+import openai
+import pytest
+
+from tests.genai.platforms import platform_with
+from tests.genai.tiny_models import tiny_bert
+from tests.processes import command_line
+
+pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+REGION = "us-east"
+START_SECONDS = 900
+"""A busy machine; on a quiet one half a minute."""
+TEXTS = ["the quick brown fox", "jumps over", "the lazy dog"]
+
+MANIFEST = """
+apiVersion: ipnext/v1
+kind: Model
+metadata: {name: vectors, owner: tests}
+spec:
+  task: embedding
+  parts:
+    - name: encoder
+      engine: vllm
+      hardware: [{kind: cpu, units: 1, qps: 50}]
+      settings: {runner: pooling, maxModelLen: 64, kvCacheGib: 0.1, enforceEager: true, startSeconds: 900}
+  demand: [{region: us-east, qps: 20}]
+  latencyToleranceMs: 500
+  rollout: {canary: 1, maxStep: 1, deadlineSeconds: 900}
+"""
+
+
+@pytest.fixture(scope="module")
+def platform(vllm, tmp_path_factory):
+    checkpoint = tiny_bert(vllm, tmp_path_factory.mktemp("bert") / "bert", seed=1)
+    with platform_with(tmp_path_factory.mktemp("platform"), IPNEXT_VLLM_PYTHON=vllm) as running:
+        running.client.apply(MANIFEST)
+        change = running.client.publish("vectors", {"encoder": checkpoint})
+        done = running.client.wait_change(change.id, timeout_seconds=START_SECONDS)
+        assert done.state == "done", done
+        yield running
+
+
+@pytest.fixture
+def client(platform):
+    return openai.OpenAI(base_url=platform.endpoints["gateways"][REGION] + "/v1", api_key="none", timeout=120)
+
+
+def engine_url(platform):
+    """Of the one engine, by its command line."""
+    (server, *_) = platform.found("--served-model-name", "vectors")
+    port = re.search(r"--port (\d+)", command_line(server)).group(1)
+    return f"http://127.0.0.1:{port}"
+
+
+def test_vectors_are_those_of_the_engine_asked_directly(platform, client):
+    body = {"model": "vectors", "input": TEXTS, "encoding_format": "float"}
+    direct = httpx.post(engine_url(platform) + "/v1/embeddings", json=body, timeout=120).json()["data"]
+    answer = client.embeddings.with_raw_response.create(model="vectors", input=TEXTS)
+    assert answer.headers["x-ipnext-snapshots"] == "encoder=1"
+    vectors = [item.embedding for item in answer.parse().data]
+    assert vectors == [item["embedding"] for item in direct]
+    assert len({tuple(vector) for vector in vectors}) == len(TEXTS)
+    assert {len(vector) for vector in vectors} == {64}
+    floats = client.embeddings.create(model="vectors", input=TEXTS, encoding_format="float")
+    assert [item.embedding for item in floats.data] == vectors
+
+
+def test_errors_have_openais_form(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="vectors", input="too long " * 100)
+    assert caught.value.body["code"] == 400
+    assert "64" in caught.value.body["message"]
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.embeddings.create(model="nobody", input="x")
+    assert caught.value.body["code"] == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="vectors", messages=[{"role": "user", "content": "hello"}])

@@ -1,0 +1,42 @@
+"""The mock engine stands for vLLM in other tests: what a router or host can see of either is the same."""
+
+import os
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from ipnext.infra.ports import free_port
+from tests.genai.alike import Alike
+from tests.genai.checkpoints import write_adapter
+from tests.genai.hosts import MOCK, MODEL, until
+
+
+@pytest.fixture(scope="module")
+def url():
+    port = free_port()
+    command = [sys.executable, str(MOCK), "--port", str(port), "--model", MODEL, "--itl-ms", "20"]
+    switches = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    process = subprocess.Popen(command, env={**os.environ, **switches})
+    url = f"http://127.0.0.1:{port}"
+    until(lambda: up(url))
+    yield url
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    return write_adapter(tmp_path_factory.mktemp("adapter") / "lora")
+
+
+def up(url):
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+class TestMock(Alike):
+    """The mock engine."""

@@ -1,0 +1,73 @@
+"""Prefill and decode as two parts on the whole platform, from one publish to an answer through Envoy. The engines are mocks."""
+
+import httpx
+import pytest
+
+from tests.genai.checkpoints import write_llama
+from tests.genai.hosts import mock_command
+from tests.genai.platforms import platform_with
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+REGION = "us-east"
+
+MANIFEST = """
+apiVersion: ipnext/v1
+kind: Model
+metadata: {name: chat, owner: tests}
+spec:
+  task: generation
+  parts:
+    - name: prefill
+      engine: vllm
+      hardware: [{kind: cpu, units: 1, qps: 50}]
+      settings: {kvTransfer: {connector: nixl, role: prefill}}
+    - name: decode
+      engine: vllm
+      hardware: [{kind: cpu, units: 1, qps: 50}]
+      settings: {kvTransfer: {connector: nixl, role: decode}}
+  demand: [{region: us-east, qps: 20}]
+  latencyToleranceMs: 500
+  rollout: {canary: 1, maxStep: 1, deadlineSeconds: 60}
+"""
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory):
+    command = mock_command(connector="nixl")
+    with platform_with(tmp_path_factory.mktemp("platform"), IPNEXT_VLLM_COMMAND=command) as running:
+        running.client.apply(MANIFEST)
+        yield running
+
+
+def published(platform, **parts):
+    change = platform.client.publish("chat", parts)
+    return platform.client.wait_change(change.id, timeout_seconds=120)
+
+
+def answered(platform, prompt):
+    url = platform.endpoints["gateways"][REGION]
+    body = {"model": "chat", "prompt": prompt, "max_tokens": 4}
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=30, trust_env=False)
+
+
+def test_one_checkpoint_is_published_for_both_and_one_hands_over_to_the_other(platform, tmp_path):
+    one, other = (write_llama(tmp_path / f"hf-{seed}", seed=seed) for seed in (1, 2))
+    done = published(platform, prefill=one, decode=one)
+    assert done.state == "done", done
+    words = " ".join(f"word{number}" for number in range(40))
+    answer = answered(platform, words)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-ipnext-snapshots"] == "decode=1,prefill=1"
+    usage = answer.json()["usage"]
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == (40, 40)
+
+    refused = published(platform, decode=other)
+    assert (refused.state, refused.reason) == ("refused", "SchemaMismatch")
+    assert "snapshot 1 of 'prefill'" in refused.message
+    assert "snapshot 2 of 'decode'" in refused.message
+    assert answered(platform, words).headers["x-ipnext-generation"] == "1"
+
+    done = published(platform, prefill=other, decode=other)
+    assert done.state == "done", done
+    assert answered(platform, words).headers["x-ipnext-snapshots"] == "decode=2,prefill=2"

@@ -1,0 +1,266 @@
+"""A generative model on the whole platform: published, answered through Envoy, rolled over under streams, rolled back."""
+
+import json
+import signal
+import threading
+import time
+from collections import Counter
+
+import httpx
+import openai
+import pytest
+
+from ipnext.errors import InvalidInput
+from tests.e2e.conftest import eventually
+from tests.genai.checkpoints import write_vllm_adapter
+from tests.genai.platforms import platform_with
+from tests.genai.tiny_models import tiny_llama
+from tests.processes import gone
+
+pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+REGION = "us-east"
+START_SECONDS = 900
+"""A busy machine; on a quiet one half a minute."""
+STREAMS, TOKENS = 8, 48
+PAUSE_SECONDS = 0.2
+"""Between two streams of a client: the engine that starts needs processors too."""
+
+MANIFEST = """
+apiVersion: ipnext/v1
+kind: Model
+metadata: {name: chat, owner: tests}
+spec:
+  task: generation
+  parts:
+    - name: llm
+      engine: vllm
+      hardware: [{kind: cpu, units: 1, qps: 50}]
+      settings: {maxModelLen: 512, maxNumSeqs: 16, kvCacheGib: 0.1, enforceEager: true, dtype: bfloat16, startSeconds: 900}
+  demand: [{region: us-east, qps: 20}]
+  latencyToleranceMs: 500
+  rollout: {canary: 1, maxStep: 1, deadlineSeconds: 900}
+"""
+
+
+class Talk:
+    """Clients that stream one answer after the other, and what each of them got. The models are asked in turn."""
+
+    def __init__(self, url, *models):
+        self._url = url
+        self._models = models or ("chat",)
+        self.seen = set()
+        """(model, its name in each event, generation, snapshots) of whole answers."""
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(STREAMS)]
+        self.whole, self.broken, self.gaps = [], [], []
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        eventually(lambda: len(self.whole) + len(self.broken) > STREAMS, 120)
+        return self
+
+    def __exit__(self, *_):
+        seen = len(self.whole)
+        eventually(lambda: len(self.whole) > seen + STREAMS or self.broken, 120)
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number):
+        with httpx.Client(trust_env=False, timeout=120) as client:
+            while not self._over.is_set():
+                try:
+                    self._stream(client, number)
+                except httpx.HTTPError as error:
+                    self.broken.append(repr(error))
+                self._over.wait(PAUSE_SECONDS)
+
+    def _stream(self, client, number):
+        model = self._models[number % len(self._models)]
+        body = {"model": model, "prompt": f"prompt {number}", "max_tokens": TOKENS, "ignore_eos": True}
+        body |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+        words, names, usage, end, last = [], set(), None, None, time.monotonic()
+        with client.stream("POST", f"{self._url}/v1/completions", json=body) as answer:
+            generation = answer.headers.get("x-ipnext-generation")
+            if answer.status_code != 200:
+                self.broken.append(f"{answer.status_code}: {answer.read()[:200]!r}")
+                return
+            for line in answer.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                self.gaps.append(time.monotonic() - last)
+                last = time.monotonic()
+                if line == "data: [DONE]":
+                    end = "done"
+                    break
+                event = json.loads(line[6:])
+                words += [choice["text"] for choice in event["choices"]]
+                names.add(event["model"])
+                usage = event.get("usage") or usage
+        if end is None or usage is None or usage["completion_tokens"] != TOKENS:
+            self.broken.append(f"ended early: {usage}")
+            return
+        self.whole.append((number, generation, "".join(words)))
+        self.seen.add((model, *names, generation, answer.headers.get("x-ipnext-snapshots")))
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory, vllm):
+    with platform_with(tmp_path_factory.mktemp("platform"), IPNEXT_VLLM_PYTHON=vllm) as running:
+        running.client.apply(MANIFEST)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory, vllm):
+    root = tmp_path_factory.mktemp("llamas")
+    return {seed: tiny_llama(vllm, root / f"llama-{seed}", seed=seed) for seed in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def first(platform, checkpoints):
+    """Generation 1 serves."""
+    change = platform.client.publish("chat", {"llm": checkpoints[1]})
+    done = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
+    assert done.state == "done", done
+    return done
+
+
+@pytest.fixture
+def client(platform):
+    return openai.OpenAI(base_url=platform.endpoints["gateways"][REGION] + "/v1", api_key="none", timeout=120)
+
+
+def test_a_published_checkpoint_answers_the_openai_client(first, client):
+    assert [card.id for card in client.models.list()] == ["chat"]
+    answer = client.chat.completions.with_raw_response.create(
+        model="chat", messages=[{"role": "user", "content": "hello"}], max_tokens=8
+    )
+    assert answer.headers["x-ipnext-generation"] == "1"
+    assert answer.headers["x-ipnext-snapshots"] == "llm=1"
+    assert answer.parse().usage.completion_tokens > 0
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="nobody", prompt="x")
+
+
+def test_a_rollout_and_a_rollback_break_no_stream_and_mix_none(first, platform, checkpoints):
+    url = platform.endpoints["gateways"][REGION]
+    with Talk(url) as talk:
+        change = platform.client.publish("chat", {"llm": checkpoints[2]})
+        done = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
+        assert done.state == "done", done
+        middle = len(talk.whole)
+        eventually(lambda: len(talk.whole) > middle + 2 * STREAMS or talk.broken, 120)
+        change = platform.client.rollback("chat")
+        back = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
+        assert back.state == "done", back
+
+    assert talk.broken == []
+    generations = Counter(generation for _, generation, _ in talk.whole)
+    assert set(generations) == {"1", "2"}, generations
+    texts = {}
+    for number, generation, text in talk.whole:
+        texts.setdefault((number, generation), set()).add(text)
+    assert {len(found) for found in texts.values()} == {1}, "greedy answers of one generation are equal"
+    assert all(texts[number, "1"] != texts[number, "2"] for number in range(STREAMS))
+
+
+def test_a_checkpoint_of_another_form_is_refused_before_an_engine_sees_it(first, platform, checkpoints, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in checkpoints[1].iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"hidden_size": 128, "head_dim": 64}))
+
+    with pytest.raises(InvalidInput, match=r"embed_tokens.weight' has shape .* config.json says"):
+        platform.client.publish("chat", {"llm": broken})
+
+
+@pytest.mark.parametrize("which", ["keeper", "server"])
+def test_an_engine_that_is_killed_comes_back_and_leaves_nothing(first, platform, client, which):
+    words = ("vllm.entrypoints", "--served-model-name")
+    eventually(lambda: len(platform.found(*words)) == 2, 120)  # what the rollback left has ended
+    victim = next(p for p in platform.found(*words) if ("keeper.py" in " ".join(p.cmdline())) == (which == "keeper"))
+    beneath = [victim, *victim.children(recursive=True)]
+    victim.send_signal(signal.SIGKILL)
+    eventually(lambda: gone(beneath), 60)
+
+    def answers():
+        try:
+            return client.completions.create(model="chat", prompt="x", max_tokens=2).choices
+        except openai.APIError:
+            return False
+
+    eventually(answers, START_SECONDS)
+
+
+STYLED = MANIFEST.replace("name: chat", "name: styled").replace(
+    "  demand:", "    - {name: style, engine: vllm, adapterOf: llm}\n  demand:"
+)
+
+
+@pytest.fixture(scope="module")
+def styled(platform, checkpoints, tmp_path_factory):
+    """Generation 1 of a model with an adapter serves; directories of two adapters."""
+    root = tmp_path_factory.mktemp("styles")
+    styles = {seed: write_vllm_adapter(root / f"style-{seed}", seed=seed) for seed in (1, 2)}
+    platform.client.apply(STYLED)
+    finished(platform, platform.client.publish("styled", {"llm": checkpoints[1], "style": styles[1]}))
+    return styles
+
+
+def finished(platform, change):
+    done = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
+    assert done.state == "done", done
+
+
+def server_pids(platform):
+    found = platform.found("vllm.entrypoints", "--served-model-name styled")
+    return {p.pid for p in found if "keeper.py" not in " ".join(p.cmdline())}
+
+
+def said(client, model, generation):
+    asked = {"model": model, "prompt": "once", "max_tokens": 24, "temperature": 0}
+    headers = {"x-ipnext-generation": str(generation)}
+    answer = client.completions.create(**asked, extra_headers=headers, extra_body={"ignore_eos": True})
+    return answer.choices[0].text
+
+
+def test_another_adapter_comes_into_the_engine_that_runs_under_streams_and_goes_back(platform, styled, client):
+    url, before = platform.endpoints["gateways"][REGION], server_pids(platform)
+    assert len(before) == 1
+    cards = {card.id: card.model_dump() for card in client.models.list() if card.id.startswith("styled")}
+    assert {name: card.get("parent") for name, card in cards.items()} == {"styled": None, "styled:style": "styled"}
+    with Talk(url, "styled", "styled:style") as talk:
+        finished(platform, platform.client.publish("styled", {"style": styled[2]}))
+        middle = len(talk.whole)
+        eventually(lambda: len(talk.whole) > middle + 2 * STREAMS or talk.broken, 120)
+        texts = {said(client, "styled", 2), said(client, "styled:style", 1), said(client, "styled:style", 2)}
+        finished(platform, platform.client.rollback("styled"))
+
+    assert talk.broken == []
+    assert talk.seen == {
+        (model, model, str(generation), f"llm=1,style={generation}")
+        for model in ("styled", "styled:style")
+        for generation in (1, 2)
+    }
+    assert len(texts) == 3, "base, first and second adapter say the same"
+    assert server_pids(platform) == before
+
+
+def test_an_unknown_adapter_is_refused_with_the_known_ones(platform, styled, client):
+    with pytest.raises(openai.NotFoundError, match="Adapters: styled:style"):
+        client.completions.create(model="styled:tone", prompt="x")
+
+
+def test_an_adapter_of_another_form_is_refused_before_an_engine_sees_it(platform, styled, tmp_path):
+    config = json.loads((styled[1] / "adapter_config.json").read_text())
+    wide = write_vllm_adapter(tmp_path / "wide", seed=3)
+    (wide / "adapter_config.json").write_text(json.dumps(config | {"rank_pattern": {"q_proj": 64}}))
+    change = platform.client.publish("styled", {"style": wide})
+    done = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
+    assert (done.state, done.reason) == ("refused", "SchemaMismatch")
+    assert "rank 64 is more than maxLoraRank of its base; allowed: up to 16" in done.message

@@ -1,0 +1,158 @@
+"""Hot swaps on the whole platform under streaming clients: on real vLLM, and with the mock engine where there is none."""
+
+import os
+import re
+from collections import Counter
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Running, eventually
+from tests.genai.checkpoints import write_llama
+from tests.genai.hosts import mock_command, stream
+from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS, STREAMS, Talk
+from tests.genai.tiny_models import tiny_llama
+from tests.processes import gone
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+SWAP = MANIFEST.replace("rollout: {canary: 1, maxStep: 1,", "rollout: {refresh: swap, canary: 0.1, maxStep: 0.5,")
+TWO = SWAP.replace("      settings:", "      minReplicas: 2\n      settings:")
+LONG = 400
+"""Tokens of a stream that goes on for some seconds."""
+ENGINE = ("vllm.entrypoints", "--served-model-name")
+
+
+class Bed:
+    """A platform, what tells its engine processes from others, and checkpoints of one form."""
+
+    def __init__(self, running, words, checkpoints):
+        self.running, self.words, self.checkpoints = running, words, checkpoints
+        self.client, self.url = running.client, running.endpoints["gateways"][REGION]
+
+    def publish(self, seed):
+        return self.done(self.client.publish("chat", {"llm": self.checkpoints[seed]}))
+
+    def done(self, change):
+        ended = self.client.wait_change(change.id, timeout_seconds=START_SECONDS)
+        assert ended.state == "done", ended.message
+        return ended
+
+    def engines(self):
+        """Process ids of the engines, by their start."""
+        found = [p for p in self.running.found(*self.words) if "keeper.py" not in " ".join(p.cmdline())]
+        return {(p.pid, p.create_time()) for p in found}
+
+
+@pytest.fixture(scope="module", params=["mock", pytest.param("vllm", marks=pytest.mark.genai)])
+def bed(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp("swapping")
+    if request.param == "vllm":
+        python = request.getfixturevalue("vllm")
+        told, words = {"IPNEXT_VLLM_PYTHON": python}, ENGINE
+        checkpoints = {seed: tiny_llama(python, root / f"llama-{seed}", seed=seed) for seed in (1, 2)}
+    else:
+        command = mock_command(weights="{directory}", itl_ms=10, reload_ms=300)
+        told, words = {"IPNEXT_VLLM_COMMAND": command}, ("mock_engine.py",)
+        checkpoints = {
+            seed: write_llama(root / f"llama-{seed}", seed=seed, max_position_embeddings=512) for seed in (1, 2)
+        }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in told.items():
+            patch.setitem(os.environ, name, value)
+        running = Running(root / "platform").start()
+    try:
+        yield Bed(running, words, checkpoints)
+    finally:
+        family = running.family()
+        running.stop()
+        eventually(lambda: gone(family), 30)
+
+
+@pytest.fixture(scope="module")
+def first(bed):
+    """Generation 1 serves, by one engine."""
+    bed.client.apply(SWAP)
+    bed.publish(1)
+    return bed
+
+
+def check(talk, generations):
+    """No stream broken, none of two generations, and each generation's texts its own."""
+    assert talk.broken == []
+    assert set(Counter(generation for _, generation, _ in talk.whole)) == generations
+    texts = {}
+    for number, generation, text in talk.whole:
+        texts.setdefault((number, generation), set()).add(text)
+    assert {len(found) for found in texts.values()} == {1}, "greedy answers of one generation are equal"
+    for number in range(STREAMS):
+        assert len({min(texts[number, g]) for g in generations if (number, g) in texts}) == len(
+            {g for g in generations if (number, g) in texts}
+        )
+
+
+def more(talk):
+    """Some further streams."""
+    seen = len(talk.whole)
+    eventually(lambda: len(talk.whole) > seen + 2 * STREAMS or talk.broken, 120)
+
+
+def test_one_engine_goes_over_and_back_and_its_clients_wait_for_it(first, record_property):
+    engines = first.engines()
+    assert len(engines) == 1
+    with Talk(first.url) as talk:
+        first.publish(2)
+        more(talk)
+        first.done(first.client.rollback("chat", generation=1))
+    check(talk, {"1", "2"})
+    assert first.engines() == engines, "the same process, and no other one"
+    record_property("longest_gap_seconds", max(talk.gaps))
+    told = [event.message for event in first.client.events("chat") if event.kind == "Admitted"]
+    assert "generation 2: swaps 1 replica; dips llm in us-east by 100% for seconds" in told
+
+
+def test_a_host_is_not_told_before_the_last_stream_of_the_former_generation_has_ended(first):
+    """So no request that was on its way gets the new weights under the old generation's number."""
+    (host,) = {port_of(p) for p in first.running.found("serving.genai.host", "--port")}
+    (router,) = {port_of(p) for p in first.running.found("serving.router", "--region us-east")}
+    whole = "".join(text for text, _ in stream(first.url, tokens=LONG))
+    begun = stream(first.url, tokens=LONG)
+    pieces = [next(begun)[0]]
+    change = first.client.publish("chat", {"llm": first.checkpoints[2]})
+    for text, _ in begun:
+        pieces.append(text)
+        if len(pieces) % 20 == 0:
+            told = httpx.get(f"http://127.0.0.1:{host}/control/state", trust_env=False).json()
+            if (
+                told["swaps"] and told["swaps"][-1]["state"] == "swapping"
+            ):  # what is left was on its way to the client then
+                assert under_way(router) == 0
+    assert "".join(pieces) == whole
+    first.done(change)
+    first.done(first.client.rollback("chat", generation=1))
+
+
+def under_way(router):
+    """Streams of generation 1 that have not come from their engine to their end, by the router's own count."""
+    text = httpx.get(f"http://127.0.0.1:{router}/metrics", trust_env=False).text
+    found = re.findall(r'^ipnext_requests_in_flight\{generation="1",model="chat".*\} (\S+)$', text, re.MULTILINE)
+    assert len(found) == 1, text
+    return float(found[0])
+
+
+def port_of(process):
+    words = process.cmdline()
+    return words[words.index("--port") + 1]
+
+
+def test_of_two_engines_one_answers_while_the_other_goes_over(first, record_property):
+    (applied,) = first.client.apply(TWO)
+    first.done(applied.change)
+    engines = first.engines()
+    assert len(engines) == 2
+    with Talk(first.url) as talk:
+        done = first.publish(2)
+        more(talk)
+    check(talk, {"1", str(done.generation)})
+    assert first.engines() == engines
+    record_property("longest_gap_seconds", max(talk.gaps))

@@ -1,0 +1,72 @@
+"""Drains at the API's door: recorded, told to the engine, shown; and what is refused."""
+
+import asyncio
+import time
+
+import pytest
+
+from ipnext.model.drain import DrainState
+
+
+async def until(holds):
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def fleet(world):
+    answer = await world.http.put("/v1/fleet", json=world.rooms.fleet_document())
+    assert answer.status_code == 200
+    return world
+
+
+async def test_a_drain_is_recorded_told_and_shown(fleet):
+    assert (await fleet.http.get("/v1/regions/eu/drain")).status_code == 404
+    answer = await fleet.http.post("/v1/regions/eu/drain", json={"reason": "racks"})
+    assert (answer.status_code, answer.json()["state"]) == (202, "recorded")
+    assert answer.json()["run_url"].endswith("/workflows/drain%2Feu")
+    await until(lambda: fleet.rooms.lifecycle.drains_told == ["eu"])
+    shown = {region["region"]: region["drain"] for region in (await fleet.http.get("/v1/regions")).json()}
+    assert (shown["eu"]["reason"], shown["us"]) == ("racks", None)
+    assert (await fleet.http.get("/v1/regions/eu/drain")).json()["id"] == "drain-eu-1"
+
+
+async def test_an_engine_that_is_down_is_told_once_it_is_back(fleet):
+    fleet.rooms.lifecycle.down = True
+    assert (await fleet.http.post("/v1/regions/eu/drain", json={"disaster": True})).status_code == 202
+    fleet.rooms.lifecycle.down = False
+    await until(lambda: fleet.rooms.lifecycle.drains_told == ["eu"])
+
+
+async def test_the_last_region_with_supply_can_not_be_drained_and_an_unknown_one_is_named(fleet):
+    unknown = await fleet.http.post("/v1/regions/mars/drain", json={})
+    assert (unknown.status_code, unknown.json()["allowed"]) == (400, ["eu", "us"])
+    await fleet.http.post("/v1/regions/eu/drain", json={})
+    last = await fleet.http.post("/v1/regions/us/drain", json={"disaster": True})
+    assert (last.status_code, last.json()["code"]) == (409, "Conflict")
+    assert "'us' is the last one with supply (eu already drained)" in last.json()["message"]
+
+
+async def test_a_region_comes_back_only_where_it_is_drained(fleet):
+    none = await fleet.http.post("/v1/regions/eu/return", json={})
+    assert (none.status_code, none.json()["code"]) == (404, "NotFound")
+    await fleet.http.post("/v1/regions/eu/drain", json={})
+    back = await fleet.http.post("/v1/regions/eu/return", json={"reason": "done"})
+    assert (back.status_code, back.json()["state"]) == (202, DrainState.RETURNING.value)
+
+
+async def test_applying_the_fleet_again_keeps_a_drain(fleet):
+    await fleet.http.post("/v1/regions/eu/drain", json={})
+    await fleet.http.put("/v1/fleet", json=fleet.rooms.fleet_document())
+    shown = {region["region"]: region["drain"] for region in (await fleet.http.get("/v1/regions")).json()}
+    assert shown["eu"]["state"] == "recorded"
+
+
+async def test_the_replan_that_runs_is_paused_with_a_reason(fleet):
+    answer = await fleet.http.post("/v1/replans/steer", json={"action": "pause", "reason": "release night"})
+    assert (answer.status_code, answer.json()["paused"]) == (200, "release night")
+    assert fleet.rooms.lifecycle.steered == [("pause", "release night")]
+    wrong = await fleet.http.post("/v1/replans/steer", json={"action": "stop"})
+    assert (wrong.status_code, wrong.json()["field"]) == (400, "action")

@@ -1,0 +1,190 @@
+"""Freezes over HTTP: apply, read, lift, override; the audit; and the runs that are told."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ipnext.api.lifecycle import MemoryLifecycle
+from ipnext.api.outbox import Outbox
+from ipnext.model.freeze import BindingFreeze, Frozen
+from ipnext.model.lifecycle import Change, ChangeState
+from ipnext.model.status import ConditionType, Reason
+
+ANN = {"X-IPnext-User": "ann"}
+
+
+def document(name: str = "sale", *, reason: str = "the shop is full", **scope: list[str]) -> dict[str, object]:
+    """A freeze of the present hour."""
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    window = {"start": now.isoformat(), "duration": "PT1H"}
+    spec = {"reason": reason, "windows": [window], "scope": scope}
+    return {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": name}, "spec": spec}
+
+
+async def put(world, *, status: int = 200, query: str = "", **more):
+    body = document(**more)
+    answer = await world.http.put(f"/v1/freezes/{body['metadata']['name']}{query}", json=body, headers=ANN)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def wait(rooms, change_id: str, message: str = "frozen until 2026-12-27 00:00:00 UTC: we rest (freeze holidays)"):
+    """What a run leaves behind that waits for a freeze."""
+    with rooms.store.begin() as unit:
+        unit.update_change(change_id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=message)
+        unit.set_condition("ranker", ConditionType.PLANNED, "Unknown", Reason.FROZEN, message)
+        unit.set_condition("ranker", ConditionType.READY, "False", Reason.FROZEN, message)
+
+
+async def test_a_freeze_is_applied_read_and_listed_with_its_windows(applied):
+    view = await put(applied)
+    assert (view["version"], view["next"], view["dryRun"]) == (1, [], False)
+    assert view["inForce"]["end"] > view["inForce"]["start"]
+    assert (await applied.http.get("/v1/freezes/sale")).json() == view
+    assert (await applied.http.get("/v1/freezes")).json() == [view]
+    assert (await applied.http.get("/v1/freezes/none")).status_code == 404
+
+
+async def test_a_write_that_expects_another_version_is_refused_and_a_dry_run_writes_nothing(applied):
+    assert (await put(applied, query="?dryRun=true"))["dryRun"]
+    assert (await applied.http.get("/v1/freezes")).json() == []
+    await put(applied, query="?expectedVersion=0")
+    assert (await put(applied, query="?expectedVersion=4", status=409))["code"] == "StaleWrite"
+    assert (await put(applied, query="?expectedVersion=4&dryRun=true", status=409))["code"] == "StaleWrite"
+    gone = await applied.http.delete("/v1/freezes/sale?expectedVersion=2")
+    assert gone.status_code == 409
+
+
+async def test_a_rule_that_can_not_be_taken_is_refused_by_its_field(applied):
+    body = document()
+    body["spec"]["windows"][0]["rrule"] = "FREQ=SECONDLY"
+    answer = await applied.http.put("/v1/freezes/sale", json=body)
+    assert (answer.status_code, answer.json()["field"]) == (400, "spec.windows.0.rrule")
+    other = await applied.http.put("/v1/freezes/other", json=document())
+    assert (other.status_code, other.json()["field"]) == (400, "metadata.name")
+
+
+async def test_whether_a_change_would_wait_now_is_answered_for_each_kind(applied):
+    assert (await applied.http.get("/v1/freezes/now?model=ranker")).json()["frozen"] is None
+    await put(applied, owners=["sea*"], regions=["eu"])
+    now = (await applied.http.get("/v1/freezes/now?model=ranker")).json()
+    assert [each["name"] for each in now["frozen"]["freezes"]] == ["sale"]
+    retire = (await applied.http.get("/v1/freezes/now?model=ranker&kind=retire")).json()
+    assert (retire["frozen"], retire["nextWindow"]) == (None, None)
+    assert (await applied.http.get("/v1/freezes/now?model=ranker&kind=rollback")).status_code == 400
+    assert (await applied.http.get("/v1/freezes/now?model=none")).status_code == 404
+
+
+async def test_the_audit_tells_who_did_what_and_why(applied):
+    await put(applied)
+    await put(applied)
+    change = (await applied.publish("a")).json()
+    answer = await applied.http.post(f"/v1/changes/{change['id']}/override", json={"reason": "a fix"}, headers=ANN)
+    assert (answer.status_code, answer.json()["freezes"], answer.json()["who"]) == (200, ["sale"], "ann")
+    await applied.http.post(f"/v1/changes/{change['id']}/override", json={"reason": "again"})
+    await applied.http.delete("/v1/freezes/sale?reason=sold%20out", headers={"X-IPnext-User": "Zo%C3%AB"})
+    found = [(e["who"], e["action"], e["subject"], e["reason"]) for e in (await applied.http.get("/v1/audit")).json()]
+    assert found == [
+        ("Zoë", "freeze_deleted", "sale", "sold out"),
+        ("ann", "freeze_overridden", change["id"], "a fix"),
+        ("ann", "freeze_applied", "sale", "the shop is full"),
+    ]
+    events = [e["kind"] for e in (await applied.http.get("/v1/events")).json()]
+    assert {"FreezeApplied", "FreezeOverridden", "FreezeLifted"} <= set(events)
+
+
+@pytest.mark.parametrize("reason", ["", "  ", None])
+async def test_an_override_without_a_reason_is_refused(applied, reason):
+    change = (await applied.publish("a")).json()
+    body = {} if reason is None else {"reason": reason}
+    answer = await applied.http.post(f"/v1/changes/{change['id']}/override", json=body)
+    assert (answer.status_code, answer.json()["field"]) == (400, "reason")
+    assert (await applied.http.get("/v1/audit")).json() == []
+
+
+async def test_a_publish_may_bring_its_override(applied):
+    await put(applied)
+    parts = {part: {"digest": await applied.upload(part.encode())} for part in ("sparse", "dense")}
+    body = {"changeId": "fix-1", "parts": parts, "overrideFreeze": "a fix"}
+    for _ in range(2):
+        answer = await applied.http.post("/v1/models/ranker/publish", json=body, headers=ANN)
+        assert answer.status_code == 202
+    audit = (await applied.http.get("/v1/audit")).json()
+    assert [(e["action"], e["subject"]) for e in audit] == [("freeze_overridden", "fix-1"), ("freeze_applied", "sale")]
+    with applied.rooms.store.read() as unit:
+        assert unit.freeze_override("fix-1").reason == "a fix"
+
+
+async def test_runs_that_wait_are_told_of_every_write_and_those_that_go_on_are_not(applied):
+    waiting, going = (await applied.publish("a")).json()["id"], (await applied.publish("b")).json()["id"]
+    told = applied.rooms.lifecycle.told_of_freezes
+    wait(applied.rooms, waiting)
+    for number, write in enumerate(
+        (
+            lambda: applied.http.put("/v1/freezes/sale", json=document()),
+            lambda: applied.http.post(f"/v1/changes/{going}/override", json={"reason": "r"}),
+            lambda: applied.http.delete("/v1/freezes/sale"),
+        ),
+        1,
+    ):
+        assert (await write()).is_success
+        await applied.eventually(lambda number=number: told == [waiting] * number)
+
+
+class Listening(MemoryLifecycle):
+    """Says when a run was told, or could not be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def tell_freeze_changed(self, change: Change) -> None:
+        self.asked.set()
+        await super().tell_freeze_changed(change)
+
+
+async def test_runs_are_told_once_the_engine_is_back_and_after_a_restart(rooms):
+    rooms.seed("ranker")
+    rooms.publish_directly("ranker", "a")
+    wait(rooms, "ranker-a")
+    engine = Listening()
+    engine.down = True
+    outbox = Outbox(rooms.store, engine, interval_seconds=0.01, max_backoff_seconds=0.02)
+    async with asyncio.timeout(10), outbox.running():
+        await engine.asked.wait()
+        assert engine.told_of_freezes == []
+        engine.asked.clear()
+        engine.down = False
+        await engine.asked.wait()
+    assert engine.told_of_freezes == ["ranker-a"]
+
+
+async def test_a_frozen_change_is_explained_with_its_end_and_the_way_past(applied):
+    change = (await applied.publish("a")).json()["id"]
+    wait(applied.rooms, change)
+    await applied.publish("b")
+    answer = (await applied.http.get("/v1/models/ranker/explanation")).json()
+    assert (answer["reason"], answer["ready"]) == ("Frozen", False)
+    assert "frozen until 2026-12-27" in answer["message"]
+    assert f"ipnext override {change} --reason TEXT" in answer["advice"]
+    steps = [(step["level"], step["subject"]) for step in answer["chain"]]
+    assert ("step", "plan") in steps
+    assert steps[-1] == ("cause", "Frozen")
+
+
+async def test_the_page_is_told_what_is_frozen(applied):
+    (before,) = (await applied.http.get("/v1/overview")).json()["models"]
+    await put(applied, models=["rank*"])
+    (after,) = (await applied.http.get("/v1/overview")).json()["models"]
+    assert before["frozen"] is None
+    until = datetime.fromisoformat(after["frozen"]["until"])
+    assert timedelta(0) < until - datetime.now(UTC) <= timedelta(hours=1)
+
+
+def test_what_is_frozen_is_told_in_words():
+    until = datetime(2026, 12, 27, tzinfo=UTC)
+    binding = BindingFreeze(name="holidays", reason="we rest", until=until)
+    assert Frozen(until=until, freezes=(binding,)).told == (
+        "frozen until 2026-12-27 00:00:00 UTC: we rest (freeze holidays)"
+    )

@@ -1,0 +1,153 @@
+"""Signatures: made, kept beside the manifest in both stores, and judged by the keys that a manifest names."""
+
+import base64
+import json
+
+import pytest
+
+from ipnext.artifacts.signing import check_signature, signature_in, signed, write_key_pair
+from ipnext.artifacts.upload import ingest_directory
+from ipnext.errors import ArtifactMissing, InvalidInput, SignatureInvalid
+from ipnext.model.registry import SIGNATURE_FILE
+from ipnext.model.signing import SignerPolicy
+
+DIGEST, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def key(tmp_path):
+    """Make a key pair; the private file and the public text."""
+
+    def make(name="key"):
+        private, public = tmp_path / f"{name}.pem", tmp_path / f"{name}.pub.pem"
+        write_key_pair(private, public)
+        return private, public.read_text()
+
+    return make
+
+
+@pytest.fixture
+def signed_directory(snapshot_directory, key):
+    """A signed snapshot directory, its digest and the public key."""
+    private, public = key("writer")
+    directory = snapshot_directory({"weights.safetensors": b"1234"})
+    manifest = json.loads((directory / "snapshot.json").read_text())
+    return directory, manifest, private, public
+
+
+def test_the_private_key_is_its_owner_s_alone_and_never_overwritten(key, tmp_path):
+    private, public = key()
+    assert private.stat().st_mode & 0o077 == 0
+    assert public.startswith("-----BEGIN PUBLIC KEY-----")
+    with pytest.raises(InvalidInput, match="never written over"):
+        write_key_pair(private, tmp_path / "other.pem")
+
+
+def test_what_an_allowed_key_signed_passes(key):
+    private, public = key()
+    policy = SignerPolicy(public_keys=(key("other")[1], public))
+    assert check_signature(policy, DIGEST, signed(DIGEST, private).content, "s").startswith("signed by ")
+
+
+def test_a_second_signature_joins_the_first(key):
+    (one, _), (two, public) = key("one"), key("two")
+    both = signed(DIGEST, one).joined(signed(DIGEST, two))
+    assert len(both.signatures) == 2
+    assert both.joined(signed(DIGEST, two)) == both
+    check_signature(SignerPolicy(public_keys=(public,)), DIGEST, both.content, "s")
+
+
+def test_another_key_is_refused_and_both_are_named(key):
+    private, _ = key("mine")
+    with pytest.raises(SignatureInvalid, match="no valid signature by an allowed key"):
+        check_signature(SignerPolicy(public_keys=(key("theirs")[1],)), DIGEST, signed(DIGEST, private).content, "s")
+
+
+def test_the_signature_of_another_snapshot_is_refused(key):
+    private, public = key()
+    with pytest.raises(SignatureInvalid, match=r"is of snapshot aaaa.* this one is bbbb"):
+        check_signature(SignerPolicy(public_keys=(public,)), OTHER, signed(DIGEST, private).content, "s")
+
+
+def test_a_statement_that_was_changed_under_a_good_signature_is_refused(key):
+    private, public = key()
+    forged = json.loads(signed(DIGEST, private).content)
+    forged["payload"] = json.loads(signed(OTHER, private).content)["payload"]
+    with pytest.raises(SignatureInvalid, match="no valid signature"):
+        check_signature(SignerPolicy(public_keys=(public,)), OTHER, json.dumps(forged).encode(), "s")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"no json", b'{"payload": "!", "signatures": []}'])
+def test_what_is_no_envelope_is_refused(key, content):
+    with pytest.raises(SignatureInvalid, match="can't be read"):
+        check_signature(SignerPolicy(public_keys=(key()[1],)), DIGEST, content, "s")
+
+
+def test_a_missing_signature_is_refused_only_where_one_is_required(key):
+    _, public = key()
+    with pytest.raises(SignatureInvalid, match="has no signature"):
+        check_signature(SignerPolicy(public_keys=(public,)), DIGEST, None, "s")
+    assert "not signed" in check_signature(SignerPolicy(public_keys=(public,), required=False), DIGEST, None, "s")
+    assert check_signature(None, DIGEST, None, "s")
+
+
+def test_a_key_that_is_none_is_refused(key, tmp_path):
+    private, _ = key()
+    broken = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"
+    with pytest.raises(SignatureInvalid, match=r"publicKeys\.0"):
+        check_signature(SignerPolicy(public_keys=(broken,)), DIGEST, signed(DIGEST, private).content, "s")
+    with pytest.raises(ValueError, match=r"publicKeys\.0: begins with '-----BEGIN PRIVATE"):
+        SignerPolicy(public_keys=(private.read_text(),))
+    (tmp_path / "text.pem").write_text("nothing")
+    with pytest.raises(InvalidInput, match="--key"):
+        signed(DIGEST, tmp_path / "text.pem")
+
+
+def test_a_signature_travels_with_its_snapshot_and_leaves_the_digest_as_it_is(store, signed_directory, tmp_path):
+    directory, _, private, public = signed_directory
+    bare = ingest_directory(store, directory)
+    assert store.signature(bare.uri) is None
+    (directory / SIGNATURE_FILE).write_bytes(signed(bare.manifest.digest, private).content)
+    source = ingest_directory(store, directory)
+    assert source == bare
+    laid_out = store.fetch(source.uri, tmp_path / "cache")
+    content = signature_in(laid_out)
+    assert content == store.signature(source.uri)
+    check_signature(SignerPolicy(public_keys=(public,)), source.manifest.digest, content, "s")
+
+
+def test_a_snapshot_in_the_cache_gets_the_signature_that_came_later(store, signed_directory, tmp_path):
+    directory, _, private, _ = signed_directory
+    source = ingest_directory(store, directory)
+    assert signature_in(store.fetch(source.uri, tmp_path / "cache")) is None
+    store.put_signature(source.manifest.digest, signed(source.manifest.digest, private))
+    assert signature_in(store.fetch(source.uri, tmp_path / "cache")) is not None
+
+
+def test_a_later_signature_takes_none_away(store, signed_directory, key):
+    directory, _, private, public = signed_directory
+    source = ingest_directory(store, directory)
+    digest = source.manifest.digest
+    store.put_signature(digest, signed(digest, private))
+    store.put_signature(digest, signed(digest, key("second")[0]))
+    check_signature(SignerPolicy(public_keys=(public,)), digest, store.signature(source.uri), "s")
+
+
+def test_a_directory_with_the_signature_of_another_snapshot_is_not_taken(store, signed_directory):
+    directory, _, private, _ = signed_directory
+    (directory / SIGNATURE_FILE).write_bytes(signed(OTHER, private).content)
+    with pytest.raises(SignatureInvalid, match="belongs to another snapshot"):
+        ingest_directory(store, directory)
+
+
+def test_a_signature_without_its_snapshot_is_refused(store, key):
+    private, _ = key()
+    with pytest.raises(ArtifactMissing):
+        store.put_signature(DIGEST, signed(DIGEST, private))
+
+
+def test_the_payload_is_an_in_toto_statement(key):
+    envelope = signed(DIGEST, key()[0])
+    told = json.loads(base64.b64decode(envelope.payload))
+    assert told["_type"] == "https://in-toto.io/Statement/v1"
+    assert told["subject"] == [{"name": "snapshot.json", "digest": {"sha256": DIGEST}}]

@@ -1,0 +1,283 @@
+"""OpenAI's routes through a real Envoy and a real router before engines that stand in for vLLM."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ipnext.infra import envoy
+from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.envoy_process import envoy_binary
+from ipnext.infra.ports import PortBook
+from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable
+from tests.ipnext.infra.conftest import until
+
+MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
+CHAT = "/v1/chat/completions"
+
+
+class Site:
+    """A region's Envoy, router, and engines: generation N is answered by the engine named `gN`."""
+
+    def __init__(self, region, directory, stack):
+        self.region, self.directory, self.stack = region, directory, stack
+        directory.mkdir(exist_ok=True)
+        book = PortBook(directory / "ports.json")
+        self.ports = {name: book.port(name) for name in ("gateway", "admin", "router", "g1", "g2")}
+        self.url = f"http://127.0.0.1:{self.ports['gateway']}"
+        self.router_url = f"http://127.0.0.1:{self.ports['router']}"
+
+    def start(self, models, tables, *, peers=None, idle_seconds=5.0):
+        endpoints = {number: f"http://127.0.0.1:{self.ports[f'g{number}']}" for number in (1, 2)}
+        routed = tuple(
+            RoutedModel(
+                model=table.model,
+                served=table.served,
+                endpoints=tuple(
+                    PartEndpoint(part="llm", url=endpoints[one.generation], generations=(one.generation,))
+                    for one in table.served
+                    if one.generation in endpoints
+                ),
+            )
+            for table in tables
+        )
+        router_table = RouterTable(revision=1, region=self.region, models=routed)
+        (self.directory / "router.json").write_text(router_table.model_dump_json())
+        gateway = envoy.Gateway(
+            region=self.region,
+            router_port=self.ports["router"],
+            peers=peers or {},
+            tables={table.model: table for table in tables},
+            request_seconds=5.0,
+            stream_idle_seconds=idle_seconds,
+        )
+        files = {name: self.directory / f"{name}.json" for name in ("routes", "clusters")}
+        replace_file(files["routes"], envoy.as_json(envoy.discovery(1, envoy.routes(gateway))))
+        replace_file(files["clusters"], envoy.as_json(envoy.discovery(1, envoy.clusters(gateway))))
+        config = envoy.bootstrap(
+            self.ports["gateway"],
+            self.ports["admin"],
+            region=self.region,
+            routes_file=str(files["routes"]),
+            clusters_file=str(files["clusters"]),
+        )
+        (self.directory / "bootstrap.json").write_bytes(envoy.as_json(config))
+        for number in (1, 2):
+            self.engine(f"g{number}", models)
+        self.run(
+            [
+                *(sys.executable, "-m", "serving.router", "--port", str(self.ports["router"]), "--region", self.region),
+                *("--table", str(self.directory / "router.json"), "--max-in-flight", "6"),
+            ]
+        )
+        self.run(
+            [
+                *(str(envoy_binary()), "--config-path", str(self.directory / "bootstrap.json")),
+                *("--disable-hot-restart", "--concurrency", "1", "--log-level", "error"),
+            ]
+        )
+        until(lambda: answers(f"{self.url}/v2/health/ready"), f"gateway of {self.region} answers")
+        for url in endpoints.values():
+            until(lambda url=url: answers(f"{url}/health"), "the engine answers")
+        return self
+
+    def engine(self, name, model):
+        self.run([sys.executable, str(MOCK), "--port", str(self.ports[name]), "--model", model, "--name", name])
+
+    def run(self, command):
+        process = subprocess.Popen(command)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+
+
+def answers(url):
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def generating(builder, model, region, shares, served):
+    table = builder(model, region, parts=("llm",)).table(1, shares, served=served)
+    held = tuple(one.model_copy(update={"engines": {"llm": "vllm"}}) for one in table.served)
+    return table.model_copy(update={"served": held})
+
+
+@contextmanager
+def sites(tmp_path_factory, builder):
+    """Two regions: `eu` sends a quarter of model `shared` to `us`."""
+    directory = tmp_path_factory.mktemp("openai")
+    with ExitStack() as stack:
+        eu, us = (Site(region, directory / region, stack) for region in ("eu", "us"))
+        ranker = builder("ranker", "eu", parts=("llm",)).table(1, {1: 1.0})
+        eu.start(
+            "llm",
+            [
+                generating(builder, "llm", "eu", {1: 0.75, 2: 0.25}, [1, 2, 3]),
+                generating(builder, "empty", "eu", {}, [1]),
+                generating(builder, "shared", "eu", {("us", 2): 1.0}, []),
+                ranker,
+            ],
+            peers={"us": us.url},
+        )
+        us.start("shared", [generating(builder, "shared", "us", {1: 1.0}, [1, 2])], peers={"eu": eu.url})
+        yield eu, us
+
+
+@pytest.fixture(scope="module")
+def eu(tmp_path_factory, builder):
+    with sites(tmp_path_factory, builder) as (eu, _):
+        yield eu
+
+
+@pytest.fixture
+def client(eu):
+    with httpx.Client(base_url=eu.url, timeout=30) as client:
+        yield client
+
+
+def ask(model="llm", **more):
+    return {"model": model, "messages": [{"role": "user", "content": "say it"}], "max_tokens": 3, **more}
+
+
+def error(answer, status, kind):
+    assert answer.status_code == status, answer.text
+    found = answer.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"}
+    assert found["type"] == kind
+    assert found["code"] == status
+    return found["message"]
+
+
+def test_the_model_in_the_body_is_answered_by_weight_each_stream_by_one_generation(client):
+    counts = Counter()
+    for number in range(120):
+        answer = client.post(CHAT, json=ask(stream=bool(number % 2)))
+        assert answer.status_code == 200
+        generation = answer.headers["x-ipnext-generation"]
+        assert f"g{generation}-0" in answer.text
+        assert f"g{3 - int(generation)}-" not in answer.text
+        counts[generation] += 1
+    assert set(counts) == {"1", "2"}
+    assert 0.1 < counts["2"] / 120 < 0.4
+
+
+def test_a_generation_that_the_client_names_is_kept(client):
+    headers = {"x-ipnext-generation": "2"}
+    answers = [client.post(CHAT, json=ask(), headers=headers) for _ in range(10)]
+    assert {answer.headers["x-ipnext-generation"] for answer in answers} == {"2"}
+
+
+def test_a_generation_that_is_not_served_is_refused_in_openais_form(client):
+    answer = client.post(CHAT, json=ask(), headers={"x-ipnext-generation": "9"})
+    assert "served: 1, 2, 3" in error(answer, 404, "NotFoundError")
+
+
+def test_a_model_without_shares_asks_to_come_back_in_openais_form(client):
+    answer = client.post(CHAT, json=ask("empty"))
+    assert "no capacity" in error(answer, 503, "ServiceUnavailableError")
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_a_share_of_another_region_is_answered_there(client):
+    answer = client.post(CHAT, json=ask("shared", stream=True))
+    assert answer.status_code == 200
+    assert answer.headers["x-ipnext-region"] == "us"
+    assert answer.headers["x-ipnext-generation"] == "2"
+    assert "data: [DONE]" in answer.text
+
+
+def test_an_adapter_is_routed_as_its_model(client):
+    answer = client.post(CHAT, json=ask("llm:polite"))
+    assert answer.status_code == 404
+    assert "llm:polite" in answer.text
+    assert answer.headers["x-ipnext-generation"] in {"1", "2"}
+
+
+def test_a_model_whose_name_begins_like_another_is_not_taken_for_it(client):
+    answer = client.post(CHAT, json=ask("llm2"))
+    assert answer.json()["error"]["code"] == "model_not_found"
+    assert "x-ipnext-generation" not in answer.headers
+
+
+def test_what_names_no_model_is_the_routers_to_answer(client):
+    for content in (b"{}", b"nonsense", b"[1]"):
+        answer = client.post(CHAT, content=content, headers={"content-type": "application/json"})
+        error(answer, 400, "BadRequestError")
+    assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["llm", "empty"]
+    assert client.post(CHAT, json=ask("ranker")).json()["error"]["code"] == "model_not_found"
+
+
+def test_a_prompt_of_many_megabytes_passes_and_one_beyond_the_limit_is_refused(client):
+    long = "x" * (10 * 2**20)
+    assert client.post(CHAT, json=ask(messages=[{"role": "user", "content": long}])).status_code == 200
+    beyond = "x" * (33 * 2**20)
+    answer = client.post(CHAT, json=ask(messages=[{"role": "user", "content": beyond}]))
+    error(answer, 413, "BadRequestError")
+
+
+def test_other_routes_of_an_engine_are_not_reachable(client):
+    for path in ("/v1/load_lora_adapter", "/pause", "/collective_rpc"):
+        assert client.post(path, json={"model": "llm"}).status_code == 404
+
+
+def test_a_stream_may_take_longer_than_an_answer_of_v2(client):
+    """`request_seconds` is 5 here."""
+    began = time.monotonic()
+    answer = client.post(CHAT, json=ask(stream=True, max_tokens=2600))
+    assert "data: [DONE]" in answer.text
+    assert time.monotonic() - began > 5.2
+
+
+def test_pieces_come_through_as_the_engine_sends_them(client):
+    with client.stream("POST", CHAT, json=ask(stream=True, max_tokens=300)) as answer:
+        seen = [time.monotonic() for _ in answer.iter_raw()]
+    assert len(seen) > 30
+    assert seen[-1] - seen[0] > 0.3
+
+
+def test_a_client_that_leaves_ends_the_engines_work(eu, client):
+    engine = f"http://127.0.0.1:{eu.ports['g1']}/metrics"
+
+    def aborted():
+        lines = httpx.get(engine).text.splitlines()
+        return float(next(line for line in lines if line.startswith("mock:aborted_total")).rpartition(" ")[2])
+
+    before = aborted()
+    headers = {"x-ipnext-generation": "1"}
+    with client.stream("POST", CHAT, json=ask(stream=True, max_tokens=5000), headers=headers) as answer:
+        next(answer.iter_raw())
+    until(lambda: aborted() == before + 1, "the engine has stopped")
+
+
+def test_requests_of_v2_are_not_held_until_they_are_whole(eu):
+    """The filter that reads bodies is off for them: the router refuses one from its head, before the body has begun."""
+    head = "POST /v2/models/ranker/infer HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", eu.ports["gateway"]), timeout=10) as line:
+        line.sendall(f"{head}content-length: {2**30}\r\n\r\n".encode())
+        answer = line.recv(4096).decode()
+    assert answer.startswith("HTTP/1.1 413 ")
+    assert "268435456" in answer, "not the router's words"
+
+
+def test_the_configuration_leaves_v2_alone(builder):
+    gateway = envoy.Gateway(
+        region="eu",
+        router_port=1,
+        peers={},
+        tables={"m": builder("m").table(1, {1: 1.0}), "g": generating(builder, "g", "eu", {1: 1.0}, [1])},
+        request_seconds=60.0,
+    )
+    rules = envoy.routes(gateway)[0]["virtual_hosts"][0]["routes"]
+    v2 = [rule for rule in rules if "safe_regex" not in rule["match"]]
+    assert not any("typed_per_filter_config" in rule or "request_body_buffer_limit" in rule for rule in v2)
+    assert not any('"m"' in json.dumps(rule["match"]) for rule in rules if rule not in v2)
+    filters = json.dumps(envoy.bootstrap(1, 2, region="eu", routes_file="r", clusters_file="c"))
+    assert '"disabled": true' in filters

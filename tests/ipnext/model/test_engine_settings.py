@@ -1,0 +1,50 @@
+"""Settings of a vLLM part: what is unknown or out of range is named with what is allowed."""
+
+import pytest
+
+from ipnext.model.engine_settings import GIB, VllmSettings, vllm_settings
+
+EXAMPLE = {"connector": "example", "role": "prefill"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"maxModelLength": 5}, r"settings.maxModelLength: unknown for engine vllm; allowed: maxModelLen, tensorPar"),
+        ({"maxModelLen": 0}, r"settings.maxModelLen: .*greater than or equal to 1 \(got 0\)"),
+        ({"dtype": "int4"}, r"settings.dtype: .*'bfloat16'.*got 'int4'"),
+        ({"extraArgs": ["--port=1"]}, r"settings.extraArgs: '--port' is IPnext's own"),
+        ({"extraArgs": ["--served_model_name", "x"]}, r"'--served-model-name' is IPnext's own"),
+        ({"extraArgs": ["--trust-remote-code"]}, r"'--trust-remote-code' is IPnext's own"),
+        ({"environment": {"A": 1}}, r"settings.environment.A"),
+        ({"drainSeconds": 5}, r"settings.drainSeconds: is said once for the whole model; write rollout.drainSeconds"),
+        ({"kvTransfer": {"connector": "nixl"}}, r"settings.kvTransfer.role: Field required"),
+        ({"kvTransfer": EXAMPLE | {"connector": "tcp"}}, r"settings.kvTransfer.connector: .*'example' or 'nixl'"),
+        ({"kvTransfer": EXAMPLE | {"role": "both"}}, r"settings.kvTransfer.role: .*'prefill' or 'decode'"),
+        ({"kvTransfer": EXAMPLE, "runner": "pooling"}, r"settings.kvTransfer: a part that embeds"),
+        ({"kvTransfer": EXAMPLE, "tensorParallelSize": 2}, r"settings.tensorParallelSize, .*: 2 devices"),
+        ({"kvTransfer": EXAMPLE, "enablePrefixCaching": True}, r"settings.enablePrefixCaching: true"),
+        ({"kvTransfer": EXAMPLE, "extraArgs": ["--enable-lora"]}, r"settings.extraArgs: '--enable-lora'"),
+        ({"kvTransfer": EXAMPLE, "maxNumBatchedTokens": 7, "maxModelLen": 8}, r"maxNumBatchedTokens: 7 is less"),
+        (
+            {"kvTransfer": EXAMPLE | {"connector": "nixl"}, "extraArgs": ["--kv-transfer-config.kv_port=1"]},
+            r"settings.extraArgs: '--kv-transfer-config' is IPnext's own",
+        ),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_is_allowed(settings, told):
+    with pytest.raises(ValueError, match=told):
+        vllm_settings(settings)
+
+
+def test_what_hands_over_from_device_to_device_may_have_more_than_files_can_take():
+    nixl = {"connector": "nixl", "role": "decode"}
+    more = {"tensorParallelSize": 2, "enablePrefixCaching": True}
+    assert vllm_settings({"kvTransfer": nixl, **more}).kv_transfer.role == "decode"
+    assert vllm_settings({"extraArgs": ["--kv-transfer-config", "{}"]}).kv_transfer is None
+
+
+def test_settings_count_devices_and_memory():
+    settings = vllm_settings({"tensorParallelSize": 2, "pipelineParallelSize": 3, "kvCacheGib": 0.5})
+    assert (settings.devices, settings.kv_cache_bytes) == (6, 3 * GIB)
+    assert VllmSettings().kv_cache_bytes == 0

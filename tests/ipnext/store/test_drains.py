@@ -1,0 +1,91 @@
+"""Drains as they are asked for, made more of, asked back and ended; on both engines."""
+
+import pytest
+
+from ipnext.errors import InvalidInput, NotFound
+from ipnext.model.drain import DrainState
+from ipnext.model.moving import MoveTrouble, ReplanProgress
+from ipnext.model.status import Reason
+
+
+def test_a_drain_under_way_is_answered_and_the_next_one_is_another(store):
+    with store.begin() as repository:
+        first = repository.add_drain("eu", reason="racks")
+        assert repository.add_drain("eu", reason="again") == first
+        repository.update_drain(first.id, state=DrainState.REFUSED, cause=Reason.NO_CAPACITY, message="no room")
+        assert repository.drains() == ()
+        second = repository.add_drain("eu")
+    assert (first.id, second.id) == ("drain-eu-1", "drain-eu-2")
+    with store.read() as repository:
+        assert repository.drain("eu") == second
+        assert repository.drain("us") is None
+        assert [drain.region for drain in repository.drains()] == ["eu"]
+
+
+@pytest.mark.parametrize("more", [{"disaster": True}, {"force": True}])
+def test_more_of_a_drain_begins_it_anew_and_it_has_to_be_told(store, more):
+    with store.begin() as repository:
+        drain = repository.add_drain("eu", reason="racks")
+        repository.tell_drains([drain])
+        repository.update_drain(drain.id, state=DrainState.DRAINED)
+        assert repository.untold_drains() == ()
+        again = repository.add_drain("eu", **more)
+        assert (again.id, again.state, again.reason, again.finished_at) == (
+            drain.id,
+            DrainState.RECORDED,
+            "racks",
+            None,
+        )
+        assert repository.untold_drains() == (again,)
+        assert repository.add_drain("eu") == again
+
+
+def test_what_was_asked_after_the_engine_was_told_is_still_to_be_told(store):
+    with store.begin() as repository:
+        seen = repository.add_drain("eu")
+    with store.begin() as repository:
+        repository.ask_return("eu")
+        repository.tell_drains([seen])
+        assert [drain.state for drain in repository.untold_drains()] == [DrainState.RETURNING]
+
+
+def test_a_region_that_is_not_drained_is_not_asked_back_and_twice_is_once(store):
+    with store.begin() as repository:
+        with pytest.raises(NotFound, match="'eu' is not drained"):
+            repository.ask_return("eu")
+        drain = repository.add_drain("eu", disaster=True)
+        back = repository.ask_return("eu", reason="dry")
+        assert repository.ask_return("eu", reason="dry again") == back
+        assert (back.state, back.lost, back.message) == (DrainState.RETURNING, True, "asked back: dry")
+        ended = repository.update_drain(drain.id, state=DrainState.RETURNED)
+        assert ended.finished_at is not None
+        with pytest.raises(NotFound):
+            repository.ask_return("eu")
+
+
+def test_a_drain_on_the_way_back_begins_anew(store):
+    with store.begin() as repository:
+        repository.add_drain("eu")
+        repository.ask_return("eu")
+        assert repository.add_drain("eu").state is DrainState.RECORDED
+
+
+def test_a_reason_has_a_length_and_an_unknown_drain_is_not_found(store):
+    with store.begin() as repository:
+        with pytest.raises(InvalidInput, match="reason: at most 500"):
+            repository.add_drain("eu", reason="x" * 501)
+        with pytest.raises(NotFound, match="'nothing'"):
+            repository.update_drain("nothing", message="")
+
+
+def test_how_far_a_replan_is_is_kept_for_all_that_share_its_plan(store):
+    progress = ReplanProgress(
+        total=3, moved=1, moving=("a",), waiting=0, failed=(MoveTrouble(model="b", message="no"),)
+    )
+    with store.begin() as repository:
+        for replan in ("r1", "r2"):
+            repository.add_replan(replan, "manual")
+        repository.take_replans("plan", run_id="run")
+        repository.note_progress("plan", progress)
+        assert [replan.progress for replan in repository.replans()] == [progress] * 2
+    assert round(progress.percent) == 67

@@ -1,0 +1,118 @@
+"""Which faults strike, in which order: drawn from a seed, so that a run can be had again."""
+
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from tests.nemesis.models import REGIONS
+
+Kind = Literal["kill", "stop", "partition", "boundary"]
+KINDS: tuple[Kind, ...] = ("kill", "stop", "partition", "boundary")
+LONGEST_STOP_SECONDS = 8.0
+LONGEST_CUT_SECONDS = 6.0
+SHORT_SECONDS = 2.0
+REACH_SECONDS = 15.0
+"""How long a worker may take to come to the place where it is to kill itself: somebody has to ask for something meanwhile."""
+PATIENCE_SECONDS = 240.0
+"""How long it may take to come to any of the places that are left of a round of all."""
+
+STAGES = (
+    "begin_change",
+    "resolve_snapshots",
+    "validate_generation",
+    "freeze_of",
+    "place_model",
+    "plan_transition",
+    "ensure_capacity",
+    "shift_traffic",
+    "check_gate",
+    "release_capacity",
+    "finish_change",
+)
+"""Activities of a publish, in their order."""
+MORE_STAGES = (
+    "mark_superseded",
+    "withdraw_model",
+    "release_model",
+    "replan_fleet",
+    "move_models",
+    "finish_replan",
+    "note_hold",
+    "look_at_drain",
+    "check_drain",
+    "route_around",
+    "return_region",
+)
+"""Activities of what else is asked: an overtaken publish, a retirement, a replan, a pause or approval, a drain."""
+PLACES = tuple(f"{stage}:{point}" for stage in (*STAGES, *MORE_STAGES) for point in ("before", "after"))
+
+CONTROL = ("worker", "workers", "api", "temporal")
+"""One of the workers, and all of them at once."""
+REGIONAL = ("agent", "envoy", "router", "host")
+CONTROL_LINKS = ("api", "temporal")
+REGIONAL_LINKS = ("agent", "router", "hosts")
+_TOUCH = {
+    "kill": frozenset({"agent", "envoy", "router", "host"}),
+    "stop": frozenset({"envoy", "router", "host"}),
+    "partition": frozenset({"router", "hosts"}),
+    "boundary": frozenset(),
+}
+"""Kind -> roles whose fault may fail requests. An agent that is killed takes its region's processes along."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault. `role` is a process, a link, or for a boundary the place, as ACTIVITY:POINT."""
+
+    kind: Kind
+    role: str
+    region: str | None = None
+    seconds: float = 0.0
+    """How long a process stands still, or a link is cut; how long a boundary is waited for, at most."""
+    cut: Literal["both", "answers"] | None = None
+    draw: int = 0
+    """Chooses among several processes of a role."""
+
+    @property
+    def touches_data(self) -> bool:
+        """Whether requests of its region may fail until it is healed."""
+        return self.role in _TOUCH[self.kind]
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in the history."""
+        return asdict(self) | {"touches_data": self.touches_data}
+
+
+def schedule(seed: int, kinds: Collection[str] = KINDS) -> Iterator[Fault]:
+    """Faults without end: all of the chosen kinds in a drawn order, then all of them in another one."""
+    draw = random.Random(seed)
+    deck = [fault for kind in KINDS if kind in kinds for fault in _all_of(kind)]
+    while deck:
+        draw.shuffle(deck)
+        for kind, role, regional in deck:
+            region = draw.choice(REGIONS) if regional else None
+            longest = {"stop": LONGEST_STOP_SECONDS, "partition": LONGEST_CUT_SECONDS}.get(kind, 0.0)
+            seconds = round(draw.uniform(1.0, longest), 1) if longest else 0.0
+            seconds = REACH_SECONDS if kind == "boundary" else seconds
+            cut = draw.choice(("both", "answers")) if kind == "partition" else None
+            yield Fault(kind, role, region, seconds, cut, draw.randrange(1000))
+
+
+def few(seed: int, kinds: Collection[str], each: int) -> list[Fault]:
+    """The first faults of the schedule, so many of each kind, cut to a short time."""
+    found: list[Fault] = []
+    for fault in schedule(seed, kinds):
+        if len(found) == each * len(set(kinds)):
+            break
+        if sum(other.kind == fault.kind for other in found) < each:
+            short = fault.seconds if fault.kind == "boundary" else min(fault.seconds, SHORT_SECONDS)
+            found.append(replace(fault, seconds=short))
+    return found
+
+
+def _all_of(kind: Kind) -> list[tuple[Kind, str, bool]]:
+    if kind == "boundary":
+        return [(kind, place, False) for place in PLACES[::7]]
+    one, many = (CONTROL_LINKS, REGIONAL_LINKS) if kind == "partition" else (CONTROL, REGIONAL)
+    return [(kind, role, False) for role in one] + [(kind, role, True) for role in many]

@@ -1,0 +1,162 @@
+"""The platform under test: `ipnext dev` in a directory of its own, and its processes by role.
+
+`python -m tests.nemesis.stack ARGUMENTS` is `ipnext dev` whose supervisor waits half a second at most before a restart: a
+run kills one process many times, and the ten seconds that a crash loop gets would only make it long.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from ipnext.dev import children
+from ipnext.infra.tether import tether
+from tests.processes import command_line
+
+START_SECONDS = 120
+ROOT = Path(__file__).parents[2]
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "worker": ("workflows.worker",),
+    "workers": ("workflows.worker",),
+    "api": ("-m ipnext.api",),
+    "temporal": ("temporal", "server start-dev"),
+    "agent": ("ipnext.infra.agent", "--region"),
+    "envoy": ("envoy", "--config-path"),
+    "router": ("serving.router", "--port"),
+    "host": ("serving.host", "--port"),
+}
+CONTROL_PLANE = ("worker", "api", "temporal")
+EVERY_ONE = frozenset({"workers"})
+"""Roles whose processes are struck together."""
+WORKERS = 2
+
+
+class Stack:
+    """`ipnext dev` as a process. `pinned` are the places where a worker may be told to kill itself, as ACTIVITY:POINT."""
+
+    def __init__(self, state: Path, pinned: tuple[str, ...] = ()) -> None:
+        self.state = state
+        state.mkdir(parents=True, exist_ok=True)
+        self.log = state / "dev.log"
+        self._pinned = pinned
+        self._struck = state / "struck"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.endpoints: Mapping[str, Any] = {}
+
+    def start(self) -> None:
+        """Start it and wait until all is ready."""
+        for place in self._pinned:
+            self._file(place).touch()
+        faults = {"IPNEXT_FAULT": ",".join(self._pinned), "IPNEXT_FAULT_ONCE": str(self._struck)}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.nemesis.stack", "--state", str(self.state), "--free-ports"],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=tether(),  # noqa: PLW1509 - no other thread forks here
+                env={
+                    **os.environ,
+                    "IPNEXT_REPLAN_DELAY_SECONDS": "1",
+                    "IPNEXT_DEV_WORKERS": str(WORKERS),
+                    **(faults if self._pinned else {}),
+                },
+            )
+        ready = self.state / "endpoints.json"
+        until(lambda: self._alive() and ready.exists(), START_SECONDS, lambda: self.log.read_text()[-3000:])
+        self.endpoints = json.loads(ready.read_text())
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(90)
+
+    def arm(self, place: str) -> None:
+        """Let the worker kill itself the next time it comes to a place."""
+        self._file(place).unlink()
+
+    def struck(self, place: str) -> bool:
+        """Whether it has, since the place was armed."""
+        return self._file(place).exists()
+
+    def disarm(self, place: str) -> None:
+        """Let it be."""
+        self._file(place).touch()
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything below `ipnext dev`, itself included."""
+        assert self._process is not None
+        try:
+            own = psutil.Process(self._process.pid)
+            return [own, *own.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def found(self, role: str, region: str | None = None) -> list[psutil.Process]:
+        """The living processes of a role, of one region where one is given, oldest first."""
+        words = (*ROLES[role], region or "")
+        lines = [(process, command_line(process)) for process in self.processes()]
+        return [process for process, line in lines if all(word in line for word in words)]
+
+    @property
+    def agents(self) -> Mapping[str, str]:
+        """Region -> URL of its agent."""
+        ports = json.loads((self.state / "ports.json").read_text())
+        return {n.split()[1]: f"http://127.0.0.1:{p}" for n, p in ports.items() if n.startswith("agent ")}
+
+    def ports(self, link: str, region: str | None = None) -> list[int]:
+        """The ports of a link: temporal, api, agent, router or hosts."""
+        if region is None:
+            return [json.loads((self.state / "ports.json").read_text())[link]]
+        if link == "agent":
+            return [json.loads((self.state / "ports.json").read_text())[f"agent {region}"]]
+        book = json.loads((self.state / "regions" / region / "ports.json").read_text())
+        if link == "router":
+            return [book["router"]]
+        return [port for name, port in book.items() if name not in {"router", "gateway", "envoy-admin"}]
+
+    def control_ready(self) -> bool:
+        """Whether API and Temporal answer and every worker lives and serves its queues."""
+        try:
+            answer = httpx.get(self.endpoints["api"] + "/readyz", timeout=2, trust_env=False)
+            pids = {int(file.read_text()) for file in self.state.glob("worker-*.ready")}
+        except (httpx.HTTPError, OSError, ValueError):
+            return False
+        up = answer.status_code == 200 and answer.json()["temporal"] == "ok"
+        workers = {process.pid for process in self.found("worker")}
+        return up and len(workers) == WORKERS and workers <= pids
+
+    def _file(self, place: str) -> Path:
+        name = place.replace(":", ".")
+        return self._struck.with_name(f"struck.{name}") if len(self._pinned) > 1 else self._struck
+
+    def _alive(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()[-3000:]
+        return True
+
+
+def until(holds: Callable[[], object], seconds: float, why: Callable[[], str] = lambda: "") -> None:
+    """Wait until it holds; AssertionError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s\n{why()}"
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    from ipnext.dev.__main__ import main
+
+    children.LONGEST_BACKOFF_SECONDS = 0.5
+    sys.exit(main())

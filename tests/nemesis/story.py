@@ -1,0 +1,222 @@
+"""A history, read: windows of faults, what the store said at the end, who served when. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tests.nemesis.history import Event, ended
+from tests.nemesis.spans import Drained, Span, drains, freezes, pauses
+
+FINAL = frozenset({"done", "refused", "rolled_back", "superseded"})
+SAMPLES_SECONDS = 5.0
+"""How far from a request a sample may be that says where it went: while an agent is away there are none."""
+HALF_BACK = "not all of the way back is done"
+
+
+@dataclass(frozen=True)
+class Window:
+    """From a fault's beginning until all was whole again. `end` is None where it never was. Monotonic seconds."""
+
+    fault: Mapping[str, Any]
+    begin: float
+    end: float | None
+
+    @property
+    def touches_data(self) -> bool:
+        return bool(self.fault["touches_data"])
+
+    def covers(self, begin: float, end: float) -> bool:
+        """Whether any moment of an interval lies within."""
+        return begin <= (self.end if self.end is not None else float("inf")) and end >= self.begin
+
+    def __str__(self) -> str:
+        where = f" in {self.fault['region']}" if self.fault.get("region") else ""
+        return f"{self.fault['kind']} of {self.fault['role']}{where}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change as the store has it at the end. Times in seconds since 1970."""
+
+    id: str
+    model: str
+    kind: str
+    sequence: int
+    generation: int | None
+    state: str
+    message: str
+    created: float
+    finished: float | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request of a user, from its invocation to its end."""
+
+    begin: Event
+    end: Event
+
+    @property
+    def model(self) -> str:
+        return str(self.begin.value["model"])
+
+    @property
+    def region(self) -> str:
+        return str(self.begin.value["region"])
+
+    @property
+    def answered(self) -> bool:
+        return self.end.type == "ok"
+
+
+class Story:
+    """All that the rules ask of a history."""
+
+    def __init__(self, history: Sequence[Event]) -> None:
+        self.history = history
+
+    def last(self, f: str) -> Event | None:
+        """The last remark of a kind."""
+        return next((event for event in reversed(self.history) if event.f == f), None)
+
+    @cached_property
+    def meta(self) -> Mapping[str, Any]:
+        found = self.last("begin")
+        return found.value if found else {}
+
+    @cached_property
+    def dump(self) -> Mapping[str, Any]:
+        """What the store and Temporal said at the end."""
+        found = self.last("dump")
+        return found.value if found else {"models": {}, "workflows": []}
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        healed = {event.value["number"]: event.at for event in self.history if event.f == "healed"}
+        begun = [event for event in self.history if event.f == "fault"]
+        return [Window(event.value, event.at, healed.get(event.value["number"])) for event in begun]
+
+    @cached_property
+    def pauses(self) -> list[Span]:
+        return pauses(self.history)
+
+    @cached_property
+    def freezes(self) -> list[Span]:
+        return freezes(self.history)
+
+    @cached_property
+    def drains(self) -> list[Drained]:
+        return drains(self.history)
+
+    def lost(self, region: str, begin: float, end: float) -> bool:
+        """Whether a region was declared lost at any moment of an interval, and nothing asked of its gateway."""
+        return any(drain.region == region and drain.lost(begin, end) for drain in self.drains)
+
+    @cached_property
+    def runs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Workflow id -> what Temporal says of it."""
+        return {run["id"]: run for run in self.dump["workflows"]}
+
+    @cached_property
+    def requests(self) -> list[Asked]:
+        return [Asked(begin, end) for begin, end in ended(self.history, "predict")]
+
+    @cached_property
+    def answers(self) -> list[Asked]:
+        return [asked for asked in self.requests if asked.answered]
+
+    def reached(self, asked: Asked) -> set[str]:
+        """Regions that the gateway sent requests like this one to, around that time."""
+        begin, end = asked.begin.at - SAMPLES_SECONDS, asked.end.at + SAMPLES_SECONDS
+        near = (event.value["tables"] for event in self.samples if begin <= event.at <= end)
+        tables = (found.get(asked.region, {}).get(asked.model, ()) for found in near)
+        return {region for shares in tables for region, _, _ in shares}
+
+    def dropped(self, asked: Asked) -> bool:
+        """Whether the gateway had nowhere to send requests like this one, around that time."""
+        begin, end = asked.begin.at - SAMPLES_SECONDS, asked.end.at + SAMPLES_SECONDS
+        near = (event.value["tables"] for event in self.samples if begin <= event.at <= end)
+        return any(found.get(asked.region, {}).get(asked.model) == [] for found in near)
+
+    @cached_property
+    def samples(self) -> list[Event]:
+        """What the watch saw of the regions."""
+        return [event for event in self.history if event.f == "sample"]
+
+    @cached_property
+    def changes(self) -> Mapping[str, list[Change]]:
+        """Model -> its changes by sequence."""
+        found = {name: [Change(**row) for row in told["changes"]] for name, told in self.dump["models"].items()}
+        return {name: sorted(rows, key=lambda change: change.sequence) for name, rows in found.items()}
+
+    def acknowledged(self, f: str) -> list[Event]:
+        """The positive answers to requests of a kind."""
+        return [event for event in self.history if event.f == f and event.type == "ok"]
+
+    @cached_property
+    def marks(self) -> Mapping[str, float]:
+        """Digest -> the mark that the snapshot puts into its answers."""
+        published = [event for event in self.history if event.f == "publish" and event.type == "invoke"]
+        return {digest: float(mark) for event in published for digest, mark in event.value["parts"].values()}
+
+    def expected_marks(self, model: str, generation: int) -> list[float] | None:
+        """What the parts of a generation answer, in the order of the parts; None for one that the store does not know."""
+        told = self.dump["models"][model]
+        snapshots = told["generations"].get(str(generation))
+        if snapshots is None:
+            return None
+        digests = [told["digests"][f"{part}/{snapshots[part]}"] for part in self.meta["parts"][model]]
+        return [self.marks[digest] for digest in digests]
+
+    def serving(self, model: str, wall: float) -> int | None:
+        """The generation that the last change that was done by then had brought."""
+        found = None
+        for change in sorted(self._done(model), key=lambda change: change.finished or 0.0):
+            if change.finished is not None and change.finished <= wall:
+                found = change.generation
+        return found
+
+    def allowed(self, model: str, begin: float, end: float) -> set[int]:
+        """Generations that may answer a request that lasted from `begin` to `end`: what serves, and what a change brings."""
+        found = {self.serving(model, begin), self.serving(model, end)}
+        for change in self.changes[model]:
+            over = change.finished is not None and change.finished < begin
+            if change.created <= end and (not over or self._stays(change, begin)):
+                found.add(change.generation)
+        return {generation for generation in found if generation is not None}
+
+    def _stays(self, change: Change, wall: float) -> bool:
+        """Whether a change left traffic on its generation that no later one has moved yet; it says so."""
+        if HALF_BACK not in change.message:
+            return False
+        later = (c for c in self._done(change.model) if c.sequence > change.sequence)
+        return all(other.finished is None or other.finished > wall for other in later)
+
+    def _done(self, model: str) -> list[Change]:
+        rows = [change for change in self.changes[model] if change.state == "done" and change.generation is not None]
+        return [change for change in rows if change.kind in {"publish", "rollback", "apply"}]
+
+    @cached_property
+    def _applied(self) -> list[tuple[Event, Event]]:
+        return list(ended(self.history, "apply"))
+
+    def demand(self, model: str, wall: float) -> float:
+        """The least demand that capacity has to be there for: a higher one counts once the change that brings it is done."""
+        told: list[tuple[float, int | None]] = [(self.meta["demand"], 0)]
+        for begin, end in self._applied:
+            if begin.value["model"] == model and end.type != "fail" and begin.wall <= wall:
+                told.append((begin.value["qps"], end.value.get("sequence")))
+        carriers = [c for c in self.changes[model] if c.state == "done" and c.kind in {"publish", "apply"}]
+        done = [c.sequence for c in carriers if c.finished is not None and c.finished <= wall]
+        reached = 0
+        for index, (_, sequence) in enumerate(told):
+            if sequence is not None and any(number >= sequence for number in done):
+                reached = index
+        return min(qps for qps, _ in told[reached:]) * (1.0 - self._dip(model, wall))
+
+    def _dip(self, model: str, wall: float) -> float:
+        """What of its throughput a model may lack at a moment: only while a change is under way that said that it dips."""
+        most = float(self.meta.get("dips", {}).get(model, 0.0))
+        said = (c for c in self.changes[model] if most and "dips:" in c.message and c.created <= wall)
+        return most if any(c.finished is None or c.finished >= wall for c in said) else 0.0

@@ -1,0 +1,153 @@
+"""Carries faults out, waits until all is whole again, and writes both into the history."""
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import psutil
+
+from tests.nemesis.faults import PATIENCE_SECONDS, Fault
+from tests.nemesis.history import Recorder
+from tests.nemesis.network import Partition
+from tests.nemesis.stack import EVERY_ONE, Stack
+
+HEAL_SECONDS = 90.0
+APPEAR_SECONDS = 10.0
+"""How long a process to strike is waited for."""
+
+
+class Nemesis:
+    """Strikes one fault after another. `whole_since` says whether users and regions saw all well since a moment."""
+
+    def __init__(self, recorder: Recorder, stack: Stack, whole_since: Callable[[float], bool]) -> None:
+        self._recorder = recorder
+        self._stack = stack
+        self._whole_since = whole_since
+        self._numbers = itertools.count(1)
+
+    def strike(self, fault: Fault) -> bool:
+        """One fault, and the wait until it is healed. False where all did not become whole again in time."""
+        number = next(self._numbers)
+        strike = {"kill": self._kill, "stop": self._stop, "partition": self._cut, "boundary": self._reached}[fault.kind]
+        if not strike(fault, number):
+            return True
+        return self._healed(number, time.monotonic())
+
+    def strike_each(self, places: Iterable[str], pause: float, tell: Callable[[str], None]) -> bool:
+        """The worker killed at each place once, in the order in which runs come there; then the wait, as above."""
+        left = list(places)
+        while left:
+            time.sleep(pause)
+            struck = self._first_reached(left)
+            left = [place for place in left if place not in struck]
+            for place in struck or left:
+                tell(f"boundary {place}{'' if struck else ': not reached'}")
+            if not struck:
+                return True
+            if not self._all_healed(struck):
+                return False
+        return True
+
+    def _first_reached(self, places: Sequence[str]) -> list[str]:
+        """Arm places until a worker comes to one of them; more than one where it came to two at the same moment."""
+        workers = self._stack.found("worker")
+        for place in places:
+            self._stack.arm(place)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not any(map(self._stack.struck, places)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if any(map(self._stack.struck, places)):
+            self._gone(workers)
+        struck = [place for place in places if self._stack.struck(place)]
+        for place in set(places) - set(struck):
+            self._stack.disarm(place)
+        for place in places if not struck else ():
+            self._recorder.note("not_reached", number=next(self._numbers), **Fault("boundary", place).document())
+        return struck
+
+    def _all_healed(self, struck: Sequence[str]) -> bool:
+        numbers = [next(self._numbers) for _ in struck]
+        for number, place in zip(numbers, struck, strict=True):
+            self._begin(Fault("boundary", place), number)
+        since = time.monotonic()
+        return all(self._healed(number, since) for number in numbers)
+
+    def _begin(self, fault: Fault, number: int, **more: object) -> None:
+        self._recorder.note("fault", number=number, **fault.document(), **more)
+
+    def _kill(self, fault: Fault, number: int) -> bool:
+        victims = self._victims(fault, number)
+        if not victims:
+            return False
+        self._begin(fault, number, pids=[victim.pid for victim in victims])
+        for victim in victims:
+            victim.kill()
+        psutil.wait_procs(victims, timeout=10)
+        return True
+
+    def _stop(self, fault: Fault, number: int) -> bool:
+        victims = self._victims(fault, number)
+        if not victims:
+            return False
+        self._begin(fault, number, pids=[victim.pid for victim in victims])
+        for victim in victims:
+            victim.suspend()
+        time.sleep(fault.seconds)
+        for victim in victims:
+            try:
+                victim.resume()
+            except psutil.NoSuchProcess:  # whoever watches it has lost patience
+                self._recorder.note("replaced", number=number, pid=victim.pid)
+        return True
+
+    def _cut(self, fault: Fault, number: int) -> bool:
+        ports = self._stack.ports(fault.role, fault.region)
+        partition = Partition(ports, fault.cut or "both")
+        self._begin(fault, number, ports=ports)
+        partition.begin()
+        time.sleep(fault.seconds)
+        partition.heal()
+        return True
+
+    def _reached(self, fault: Fault, number: int) -> bool:
+        """Arm a place and wait for a run to come there: the worker that does kills itself."""
+        workers = self._stack.found("worker")
+        self._stack.arm(fault.role)
+        deadline = time.monotonic() + fault.seconds
+        while not self._stack.struck(fault.role):
+            if time.monotonic() > deadline:
+                self._stack.disarm(fault.role)
+                self._recorder.note("not_reached", number=number, **fault.document())
+                return False
+            time.sleep(0.01)
+        self._begin(fault, number, pids=[victim.pid for victim in self._gone(workers)])
+        return True
+
+    def _victims(self, fault: Fault, number: int) -> list[psutil.Process]:
+        """The processes to strike; one of a role may just be starting, or be one of many. A drained region has no hosts."""
+        deadline = time.monotonic() + APPEAR_SECONDS
+        while not (found := self._stack.found(fault.role, fault.region)):
+            if time.monotonic() > deadline:
+                self._recorder.note("not_reached", number=number, **fault.document())
+                return []
+            time.sleep(0.05)
+        return found if fault.role in EVERY_ONE else [random.Random(fault.draw).choice(found)]
+
+    def _gone(self, workers: list[psutil.Process]) -> list[psutil.Process]:
+        """Those that are no more, once one of them is; any of them may have come to a place."""
+        deadline = time.monotonic() + APPEAR_SECONDS
+        while True:
+            gone, _ = psutil.wait_procs(workers, timeout=0)
+            if gone or time.monotonic() > deadline:
+                return gone
+            time.sleep(0.01)
+
+    def _healed(self, number: int, since: float) -> bool:
+        deadline = since + HEAL_SECONDS
+        while not (self._whole_since(since) and self._stack.control_ready()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        self._recorder.note("healed", number=number, seconds=time.monotonic() - since)
+        return True

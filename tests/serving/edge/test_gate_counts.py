@@ -1,0 +1,132 @@
+"""What a real router counts for gates, asked through a real host: one part, parts in a chain, walked by the host or the router."""
+
+import time
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ipnext.model.sketch import LATENCY_SECONDS, latency_bucket, prediction_bucket
+from serving.predictions import SAMPLE_SECONDS
+from serving.protocol import InferRequest, encode_request
+from serving.router_metrics import RouterMetrics
+from serving.tensors import Tensor
+
+MODELS = ("one", "chain")
+
+
+class Slow:
+    """Stands where a part waits: each pass takes 50 ms more."""
+
+    def wait(self, _: float) -> bool:
+        time.sleep(0.05)
+        return True
+
+
+@pytest.fixture(params=[True, False], ids=["hosts walk", "the router walks"])
+def running(request, new_edge):
+    edge = new_edge(hosts_walk=request.param)
+    edge.add("one", new_edge.echo("FP32"), generations=(1, 2))
+    edge.add("chain", new_edge.echo("FP32"), new_edge.echo("FP32"), generations=(1, 2))
+    edge.add("two-outputs", new_edge.echo("FP32", second="INT64"))
+    edge.add("nan", new_edge.echo("FP32", answer=np.nan))
+    edge.add("nan-chain", new_edge.echo("FP32"), new_edge.echo("FP32", answer=np.nan))
+    edge.add("slow", new_edge.echo("FP32", gate=Slow()))
+    with edge.running():
+        yield edge
+
+
+def ask(edge, model, *values, generation=1, binary=True, more=None, **headers):
+    """One request with rows of these values, twice each."""
+    rows = np.repeat(np.array(values, np.float32)[:, None], 2, axis=1)
+    tensors = {"x": Tensor("FP32", rows), **(more or {})}
+    encoded = encode_request(InferRequest(tensors, binary_output=binary), binary=binary)
+    headers = {**encoded.headers, "x-ipnext-generation": str(generation), **headers}
+    return httpx.post(f"{edge.url}/v2/models/{model}/infer", content=encoded.body, headers=headers, timeout=20)
+
+
+def traffic(edge, model, generation=1):
+    [found] = [t for t in edge.metrics.traffic if (t.model, t.generation) == (model, generation)]
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+def test_answers_are_sketched_by_generation(running, model, binary):
+    assert ask(running, model, 0.5, -3.0, binary=binary).status_code == 200
+    assert ask(running, model, 8.0, generation=2, binary=binary).status_code == 200
+    first, second = (traffic(running, model, generation).predictions["y"] for generation in (1, 2))
+    assert (first.answers, first.values, first.total, first.squares) == (1, 4, -5.0, 18.5)
+    assert first.bins == {prediction_bucket(0.5): 2, prediction_bucket(-3.0): 2}
+    assert second.bins == {prediction_bucket(8.0): 2}
+
+
+def test_only_outputs_of_the_answer_are_sketched(running):
+    z = {"z": Tensor("INT64", np.array([[7, 7]]))}
+    assert ask(running, "two-outputs", 1.0, more=z).status_code == 200
+    found = traffic(running, "two-outputs").predictions
+    assert {name: sketch.total for name, sketch in found.items()} == {"y": 2.0, "w": 14.0}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_of_answers_that_come_fast_only_some_are_sampled(running, model):
+    began = time.monotonic()
+    for _ in range(30):
+        assert ask(running, model, 1.0).status_code == 200
+    most = 1 + (time.monotonic() - began) / SAMPLE_SECONDS
+    found = traffic(running, model)
+    assert found.requests == 30
+    assert 1 <= found.predictions["y"].answers <= most
+    assert found.predictions["y"].values == 2 * found.predictions["y"].answers
+
+
+@pytest.mark.parametrize("model", ["nan", "nan-chain"])
+def test_answers_with_nan_are_counted_in_binary_and_as_errors_too_in_json(running, model):
+    assert ask(running, model, 1.0).status_code == 200
+    assert ask(running, model, 1.0, binary=False).status_code == 500
+    found = traffic(running, model)
+    assert (found.requests, found.errors, found.non_finite) == (2, 1, 2)
+    assert found.predictions["y"].values == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_only_answers_that_went_well_have_a_latency(running, model):
+    assert ask(running, model, 1.0).status_code == 200
+    assert ask(running, model, 1.0, more={"k": Tensor("FP32", np.zeros(1, np.float32))}).status_code == 400
+    assert sum(traffic(running, model).latency.values()) == 1
+
+
+def test_a_slow_answer_is_in_its_bucket(running):
+    assert ask(running, "slow", 1.0).status_code == 200
+    [(bucket, count)] = traffic(running, "slow").latency.items()
+    assert (count, latency_bucket(0.05) <= bucket) == (1, True)
+    assert LATENCY_SECONDS[bucket] < 10
+
+
+def test_all_of_it_is_in_the_state_and_in_the_metrics(running):
+    ask(running, "one", 2.0, 4.0)
+    state = httpx.get(f"{running.url}/control/state").json()
+    [told] = [t for t in state["traffic"] if t["model"] == "one"]
+    assert told["predictions"]["y"]["values"] == 4
+    assert list(told["latency"].values()) == [1]
+    families = text_string_to_metric_families(httpx.get(f"{running.url}/metrics").text)
+    found = {s.name: s for f in families for s in f.samples if s.labels.get("model") == "one"}
+    assert found["ipnext_request_latency_seconds_count"].value == 1
+    assert found["ipnext_sampled_answers_total"].labels["output"] == "y"
+    names = ("ipnext_predictions_total", "ipnext_prediction_sum", "ipnext_prediction_square_sum")
+    assert [found[name].value for name in names] == [4, 12, 40]
+
+
+def test_a_generation_that_leaves_the_table_keeps_its_counts_and_lets_its_latencies_and_predictions_go():
+    routes = [SimpleNamespace(model="m", generation=1, snapshots={})]
+    metrics = RouterMetrics(region="north", served=lambda: routes)
+    metrics.note_answer("m", 1, status=200, seconds=0.01)
+    metrics.note_predictions("m", 1, {"y": (1, 2.0, 4.0, [3], [1])})
+    [before] = metrics.traffic
+    routes.clear()
+    [after] = metrics.traffic
+    assert (before.requests, sum(before.latency.values()), before.predictions["y"].total) == (1, 1, 2.0)
+    assert (after.requests, after.latency, after.predictions) == (1, {}, {})
+    assert b"ipnext_request_latency_seconds_count{" not in metrics.text()

@@ -1,0 +1,180 @@
+"""The unmodified `openai` client against a router, before the mock engine and, where one is named, before a real vLLM.
+
+IPNEXT_TEST_VLLM is the base URL of a vLLM that serves a model as `llm`; without it that half is skipped.
+"""
+
+import asyncio
+import json
+import os
+import time
+
+import openai
+import pytest
+
+from .conftest import router_process
+
+MESSAGES = [{"role": "user", "content": "say something"}]
+
+
+@pytest.fixture(params=["mock", "vllm"])
+def any_engine(request, engine):
+    if request.param == "mock":
+        return engine
+    url = os.environ.get("IPNEXT_TEST_VLLM")
+    if url is None:
+        pytest.skip("needs a running vLLM: IPNEXT_TEST_VLLM=http://127.0.0.1:PORT")
+    return url
+
+
+@pytest.fixture
+async def real(any_engine):
+    return "vllm" if any_engine == os.environ.get("IPNEXT_TEST_VLLM") else "mock"
+
+
+@pytest.fixture
+async def asking(edge, any_engine):
+    edge.serve(any_engine)
+    async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+async def test_models(asking):
+    listed = [model async for model in asking.models.list()]
+    assert [model.id for model in listed] == ["llm"]
+    assert (await asking.models.retrieve("llm")).owned_by == "ipnext"
+    with pytest.raises(openai.NotFoundError):
+        await asking.models.retrieve("absent")
+
+
+async def test_chat(asking):
+    answer = await asking.chat.completions.create(model="llm", messages=MESSAGES, max_tokens=5)
+    assert answer.model == "llm"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 5
+
+
+async def test_completion_and_the_generation_that_answered(asking):
+    raw = await asking.completions.with_raw_response.create(model="llm", prompt="once upon", max_tokens=5)
+    assert raw.headers["x-ipnext-generation"] == "1"
+    assert raw.headers["x-ipnext-snapshots"] == "llm=10"
+    assert raw.parse().usage.completion_tokens == 5
+
+
+async def test_a_stream_says_the_same_as_a_whole_answer_and_tells_usage(asking):
+    wanted = {"model": "llm", "messages": MESSAGES, "max_tokens": 12, "temperature": 0}
+    whole = await asking.chat.completions.create(**wanted)
+    text, usage, pieces = "", None, 0
+    stream = await asking.chat.completions.create(**wanted, stream=True, stream_options={"include_usage": True})
+    async for event in stream:
+        pieces += 1
+        usage = event.usage or usage
+        text += "".join(choice.delta.content or "" for choice in event.choices)
+    assert text == whole.choices[0].message.content
+    assert usage.completion_tokens == 12
+    assert pieces > 4
+
+
+async def test_a_streamed_completion(asking):
+    stream = await asking.completions.create(model="llm", prompt="once", max_tokens=6, stream=True, temperature=0)
+    text = "".join([event.choices[0].text async for event in stream])
+    whole = await asking.completions.create(model="llm", prompt="once", max_tokens=6, temperature=0)
+    assert text == whole.choices[0].text
+
+
+async def test_many_at_once(asking):
+    async def one(number):
+        stream = await asking.chat.completions.create(
+            model="llm", messages=[{"role": "user", "content": f"number {number}"}], max_tokens=8, stream=True
+        )
+        return [event.choices[0].finish_reason async for event in stream][-1]
+
+    assert await asyncio.gather(*(one(number) for number in range(8))) == ["length"] * 8
+
+
+async def test_embeddings(asking, real):
+    if real == "vllm":
+        pytest.skip("the tiny model generates; vLLM embeds with --runner pooling")
+    answer = await asking.embeddings.create(model="llm", input=["a", "bc"], encoding_format="float")
+    assert len(answer.data) == 2
+
+
+async def test_structured_output_and_other_fields_of_vllm_pass(asking, real):
+    if real == "mock":
+        pytest.skip("the mock engine knows no structure")
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "boolean"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    answer = await asking.chat.completions.create(
+        model="llm",
+        messages=MESSAGES,
+        max_tokens=60,
+        response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}},
+    )
+    assert isinstance(json.loads(answer.choices[0].message.content)["n"], bool)
+    chosen = await asking.chat.completions.create(
+        model="llm",
+        messages=MESSAGES,
+        max_tokens=20,
+        extra_body={"structured_outputs": {"choice": ["yes", "no"]}, "top_k": 3},
+    )
+    assert chosen.choices[0].message.content in {"yes", "no"}
+
+
+async def test_extensions_of_vllm_pass(edge, asking, real, client):
+    tokens = (await client.post(f"{edge.url}/tokenize", json={"model": "llm", "prompt": "a b c"})).json()
+    assert tokens["count"] >= 3
+    if real == "vllm":
+        back = await client.post(f"{edge.url}/detokenize", json={"model": "llm", "tokens": tokens["tokens"]})
+        assert "a b c" in back.json()["prompt"]
+        answer = await asking.responses.create(model="llm", input="hello", max_output_tokens=8)
+        assert answer.status in {"incomplete", "completed"}
+
+
+async def test_errors_are_raised_as_the_clients_types(edge, asking):
+    with pytest.raises(openai.NotFoundError, match="Served: llm") as unknown:
+        await asking.chat.completions.create(model="absent", messages=MESSAGES)
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError):
+        await asking.chat.completions.create(model="llm", messages=MESSAGES, max_tokens=-1)
+    with pytest.raises(openai.NotFoundError, match="served: 1"):
+        await asking.chat.completions.create(model="llm", messages=MESSAGES, extra_headers={"x-ipnext-generation": "9"})
+    edge.serve()
+    with pytest.raises(openai.InternalServerError) as none:
+        await asking.chat.completions.create(model="llm", messages=MESSAGES)
+    assert none.value.status_code == 503
+
+
+def value(text, name):
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+
+async def test_a_stream_that_is_closed_ends_the_engines_work(asking, any_engine, client):
+    """vLLM counts no request whose client has left, so what is seen is that it runs nothing and made few tokens."""
+
+    async def metric(name):
+        return value((await client.get(f"{any_engine}/metrics")).text, name)
+
+    before = await metric("vllm:generation_tokens_total{")
+    stream = await asking.chat.completions.create(
+        model="llm", messages=MESSAGES, max_tokens=1900, stream=True, extra_body={"ignore_eos": True}
+    )
+    async for _ in stream:
+        break
+    assert await metric("vllm:num_requests_running{") == 1
+    await stream.close()
+    limit = time.monotonic() + 20
+    while await metric("vllm:num_requests_running{"):
+        assert time.monotonic() < limit, "the engine goes on"
+    assert await metric("vllm:generation_tokens_total{") - before < 1500
+
+
+def test_the_blocking_client(any_engine, tmp_path):
+    """Through a router process of its own."""
+    with router_process(tmp_path, any_engine) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+        stream = client.chat.completions.create(model="llm", messages=MESSAGES, max_tokens=4, stream=True)
+        assert [event.choices[0].finish_reason for event in stream][-1] == "length"
+        client.close()

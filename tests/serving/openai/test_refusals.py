@@ -1,0 +1,108 @@
+"""Errors of the OpenAI side: their status, and OpenAI's form."""
+
+import asyncio
+
+import pytest
+
+from ipnext.model.deployment import RoutedModel
+
+from .conftest import endpoint, served
+
+CHAT = "/v1/chat/completions"
+BODY = {"model": "llm", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def error(answer, status):
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    return answer.json()["error"]
+
+
+async def test_an_unknown_model_is_refused_with_the_known_ones(edge, engine, client):
+    edge.serve(engine)
+    found = error(await client.post(edge.url + CHAT, json={**BODY, "model": "absent"}), 404)
+    assert found["code"] == "model_not_found"
+    assert found["param"] == "model"
+    assert "Served: llm" in found["message"]
+
+
+async def test_a_ranking_model_is_no_model_here_and_one_that_generates_none_of_v2(edge, engine, client):
+    ranker = RoutedModel(model="ranker", served=(served(1, engines={}),), endpoints=(endpoint(engine, 1),))
+    llm = RoutedModel(model="llm", served=(served(1),), endpoints=(endpoint(engine, 1),))
+    edge.table(ranker, llm)
+    found = error(await client.post(edge.url + CHAT, json={**BODY, "model": "ranker"}), 404)
+    assert "/v2/models/ranker/infer" in found["message"]
+    listed = (await client.get(edge.url + "/v1/models")).json()
+    assert [one["id"] for one in listed["data"]] == ["llm"]
+    assert "ask at /v1" in (await client.post(edge.url + "/v2/models/llm/infer", json={})).json()["error"]
+    assert "/v1/models/llm" in (await client.get(edge.url + "/v2/models/llm")).json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "field"),
+    [
+        (b"{", "application/json", 400, "body"),
+        (b"[]", "application/json", 400, "body"),
+        (b"{}", "application/json", 400, "model"),
+        (b'{"model": 3}', "application/json", 400, "model"),
+        (b"{}", "text/plain", 415, "content-type"),
+    ],
+)
+async def test_a_body_without_a_model_is_refused(edge, engine, client, content, kind, status, field):
+    edge.serve(engine)
+    answer = await client.post(edge.url + CHAT, content=content, headers={"content-type": kind})
+    assert error(answer, status)["param"] == field
+
+
+async def test_a_generation_that_is_not_served_is_refused(edge, engine, client):
+    edge.serve(engine)
+    answer = await client.post(edge.url + CHAT, json=BODY, headers={"x-ipnext-generation": "7"})
+    assert "served: 1" in error(answer, 404)["message"]
+
+
+async def test_without_an_engine_the_client_is_to_come_back(edge, client):
+    edge.serve()
+    answer = await client.post(edge.url + CHAT, json=BODY)
+    assert error(answer, 503)["type"] == "ServiceUnavailableError"
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_full_model_says_so(edge, engine, client):
+    edge.serve(engine)
+    body = {**BODY, "max_tokens": 300}
+    asking = [asyncio.create_task(client.post(edge.url + CHAT, json=body)) for _ in range(12)]
+    answers = await asyncio.gather(*asking)
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200] * 8 + [429] * 4
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert error(refused, 429)["type"] == "RateLimitError"
+    assert refused.headers["retry-after"] == "1"
+
+
+async def test_a_bad_deadline_is_refused(edge, engine, client):
+    edge.serve(engine)
+    answer = await client.post(edge.url + CHAT, json=BODY, headers={"x-ipnext-deadline-ms": "soon"})
+    assert error(answer, 400)["param"] == "x-ipnext-deadline-ms"
+
+
+async def test_what_is_not_there_is_refused_in_the_same_form(edge, engine, client):
+    edge.serve(engine)
+    for method, path in (("GET", CHAT), ("POST", "/v1/models"), ("GET", "/v1"), ("GET", "/v1/files")):
+        error(await client.request(method, edge.url + path), 404)
+
+
+async def test_models_are_told_with_their_generations(edge, engine, client):
+    edge.table(RoutedModel(model="llm", served=(served(3), served(4)), endpoints=(endpoint(engine, 3),)))
+    card = (await client.get(edge.url + "/v1/models/llm")).json()
+    assert card["object"] == "model"
+    assert [(one["generation"], one["ready"]) for one in card["ipnext"]["generations"]] == [(3, True), (4, False)]
+    error(await client.get(edge.url + "/v1/models/absent"), 404)
+
+
+async def test_an_adapter_of_a_model_without_any_is_refused(edge, engine, client):
+    edge.serve(engine)
+    found = error(await client.post(edge.url + CHAT, json={**BODY, "model": "llm:polite"}), 404)
+    assert found["code"] == "model_not_found"
+    assert (
+        "'llm:polite' does not exist here: generation 1 of llm has no such adapter. Adapters: none" in found["message"]
+    )

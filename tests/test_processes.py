@@ -1,0 +1,33 @@
+"""Whether processes have ended: also of one that ends while one looks."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+
+from tests.processes import gone, runs
+
+
+def started():
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
+def test_one_that_runs_runs_until_it_ends_and_a_zombie_does_not():
+    with started() as child:
+        process = psutil.Process(child.pid)
+        assert runs(process)
+        assert not gone([process])
+        child.kill()
+        while runs(process):  # the time limit of a test ends this
+            time.sleep(0.01)
+    assert gone([process])
+
+
+def test_one_that_ends_between_the_two_looks_has_ended(monkeypatch):
+    with started() as child:
+        process = psutil.Process(child.pid)
+        child.kill()
+        child.wait(10)
+        monkeypatch.setattr(process, "is_running", lambda: True)
+        assert not runs(process)

@@ -1,0 +1,38 @@
+"""`python -m tests.workflows.simulation --seeds 0:100000 --processes 2`: many histories, or one again with its trace."""
+
+import argparse
+import sys
+
+from .running import all_of
+from .world import history
+
+SHOWN = 50
+"""Violations that are told one by one."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 where everything held, 1 where something did not."""
+    parser = argparse.ArgumentParser(prog="python -m tests.workflows.simulation", description=__doc__)
+    parser.add_argument("--seeds", default="0:1000", help="FROM:TO, the last one left out")
+    parser.add_argument("--seed", type=int, help="one history alone")
+    parser.add_argument("--trace", action="store_true", help="tell every step of it")
+    parser.add_argument("--processes", type=int, default=1)
+    given = parser.parse_args(arguments)
+    if given.seed is not None:
+        found = history(given.seed, tracing=given.trace)
+        sys.stdout.write(
+            "\n".join([*found.trace, f"seed {found.seed}: {found.violated or 'all held'} {found.told}"]) + "\n"
+        )
+        return 1 if found.violated else 0
+    first, last = (int(number) for number in given.seeds.split(":"))
+    total, broken = all_of(range(first, last), given.processes)
+    for name in sorted(total):
+        sys.stdout.write(f"{total[name]:>12,}  {name}\n")
+    for outcome in broken[:SHOWN]:
+        sys.stdout.write(f"seed {outcome.seed}: {outcome.violated}: {outcome.told}\n")
+    sys.stdout.write(f"{len(broken)} violations; again: python -m tests.workflows.simulation --seed N --trace\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

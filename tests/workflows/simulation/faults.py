@@ -1,0 +1,111 @@
+"""What goes wrong in a history, drawn from its seed, and counted."""
+
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+Steps = Generator[Any, Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """Of one attempt: the step after which its worker is gone, if any, or that its answer is not heard."""
+
+    dies_after: int | None = None
+    unheard: bool = False
+    wakes_after: float = 0.0
+
+
+WELL = Fate()
+
+
+class Faults:
+    """All faults of one history."""
+
+    def __init__(
+        self, world: Any, random: Random, trouble: float, counted: Counter[str], *, stalls: bool = False
+    ) -> None:
+        self.world, self.random, self.trouble, self.counted, self.stalls = world, random, trouble, counted, stalls
+        self.bad: dict[tuple[str, int], str] = {}
+        self.quiet = False
+
+    def count(self, kind: str) -> None:
+        """One more of a kind."""
+        self.counted[f"fault: {kind}"] += 1
+        self.world.tell("fault", kind)
+
+    def latency(self) -> float:
+        """Seconds that one call takes; much may happen meanwhile."""
+        return self.random.random() * 0.4
+
+    def validation_seconds(self) -> float:
+        """Reading a snapshot."""
+        return self.random.random() * 5
+
+    def fate(self) -> Fate:
+        """Of the next attempt."""
+        if self.quiet or self.random.random() > self.trouble * 0.12:
+            return WELL
+        drawn = self.random.random()
+        if drawn < 0.4:
+            return Fate(unheard=True)
+        after = self.random.randint(0, 6)
+        if self.stalls and drawn < 0.6:
+            return Fate(dies_after=after, wakes_after=self.random.choice((3.0, 7.0, 20.0)))
+        return Fate(dies_after=after)
+
+    def published(self, model: str, generation: int) -> None:
+        """What a new generation is like."""
+        if self.random.random() < 0.1 + self.trouble * 0.3:
+            kind = self.random.choice(("load failure", "never ready", "bad answers", "bad answers", "invalid"))
+            self.bad[model, generation] = kind
+            self.count(kind)
+
+    def load_of(self, model: str, generation: int) -> tuple[float, bool]:
+        """Seconds until a generation is loaded, and whether that fails."""
+        seconds = self.world.scenario.models[model].load_seconds * (0.5 + self.random.random())
+        kind = self.bad.get((model, generation))
+        if kind == "never ready":
+            return float("inf"), False
+        return seconds, kind == "load failure"
+
+    def invalid(self, model: str, generation: int) -> bool:
+        """Whether validation refuses it."""
+        return self.bad.get((model, generation)) == "invalid"
+
+    def answers_badly(self, model: str, generation: int) -> bool:
+        """Whether a fifth of its answers are errors."""
+        return self.bad.get((model, generation)) == "bad answers"
+
+    def body(self) -> Steps:
+        """Regions go and come back, hosts crash."""
+        while not self.quiet:
+            yield self.random.expovariate(self.trouble / 60.0) if self.trouble else 1e6
+            if self.quiet:
+                return
+            self.random.choice((self._partition, self._partition, self._death, self._crash, self._crash))()
+
+    def _partition(self) -> None:
+        region = self.random.choice(list(self.world.infra.regions.values()))
+        region.away_until = self.world.clock.now + self.random.choice((3.0, 20.0, 90.0, 300.0))
+        self.count("region unreachable")
+        self.world.tell("fault", f"{region.name} away until {region.away_until:g}")
+
+    def _death(self) -> None:
+        region, now = self.random.choice(list(self.world.infra.regions.values())), self.world.clock.now
+        until = now + self.random.choice((20.0, 90.0))
+        if until <= region.dead_until:
+            return
+        region.dead_until = until
+        for host in region.replicas:
+            host.crash(region.dead_until + self.random.random() * 10)
+        self.count("region dead")
+        self.world.tell("fault", f"{region.name} dead until {region.dead_until:g}")
+
+    def _crash(self) -> None:
+        hosts = self.world.infra.hosts(lambda host: bool(host.ready))
+        if hosts:
+            self.random.choice(hosts).crash(self.world.clock.now + 1 + self.random.random() * 20)
+            self.count("host crashed")

@@ -1,0 +1,336 @@
+"""What must hold after every step, looked at from outside: hosts, gateways and supply as they are, not as they are written down."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.rollout import Dip
+
+from .infrastructure import Region
+from .journal import Placement, placed_units
+from .performing import HEARTBEAT_SECONDS, Limits
+from .walking import WAITS, Command
+
+SLACK = 1e-4
+LONGEST_QUEUE = 1
+"""Publishes of one model that may wait."""
+Place = tuple[str, str, int | None]
+"""Region, part, generation; None: all of the processes, where one holds several generations."""
+
+
+class Violated(Exception):
+    """An invariant that does not hold."""
+
+    def __init__(self, name: str, told: str) -> None:
+        super().__init__(f"{name}: {told}")
+        self.name, self.told = name, told
+
+
+class Invariants:
+    """All of them. The first that does not hold ends the history."""
+
+    def __init__(self, world: Any) -> None:
+        self.world = world
+        self.demand: dict[str, dict[str, float]] = {}
+        self.lacking: dict[str, dict[Place, float]] = {}
+        self.dips: dict[str, dict[tuple[str, str], float]] = {}
+        """Model -> (region, part) -> fraction of the traffic that its transition may miss."""
+        self.going_along: dict[str, dict[tuple[str, str], float]] = {}
+        """Model -> (region, part) -> requests/s that all its generations together lacked when its rollback was planned."""
+        self.known: dict[str, frozenset[int]] = {}
+        self.published: dict[str, int] = {}
+        self.overrun: dict[tuple[str, str], bool] = {}
+        """Rows in which more runs than there is since a way back."""
+        self.left_behind: set[str] = set()
+        """Models whose way back was left half done, until the next one is through."""
+        self.strained: set[str] = set()
+        """Models that lack what a lost region took, until their next transition is planned."""
+        self.halfway: dict[str, set[tuple[Any, ...]]] = {}
+        """Model -> what was more than is carried while its gateways followed one by one: it stays so while one can't be reached."""
+        self.looks, self.breaches = 0, 0
+        self.held: dict[str, Any] = {}
+        """Model -> what a look at it saw that found nothing: while that is the same, another one finds nothing either."""
+
+    def begin(self, model: str, dips: Iterable[Dip] = (), *, rollback: bool = False) -> None:
+        """A transition is planned for the demand of now; what is short at its beginning may stay so, and what it dips.
+
+        A rollback goes back at the capacity that is there: what one generation lacks goes along to the other.
+        """
+        self.dips[model] = {(dip.region, dip.part): dip.fraction for dip in dips}
+        self.demand[model] = {item.region: item.qps for item in self.world.journal.records[model].manifest.spec.demand}
+        loads = self._loads(model, faults=False)
+        self.strained.discard(model)
+        self.halfway.pop(model, None)
+        lacking = {place: load - able for place, (load, able) in loads.items() if load > able}
+        short = _short(loads)
+        for (region, part, generation), (load, able) in loads.items():
+            if (
+                generation is None and short[region, part] > 0
+            ):  # a process that holds nothing of what is sent carries none of it
+                lacking[region, part, None] = max(load - able, short[region, part])
+        self.lacking[model], self.going_along[model] = lacking, short if rollback else {}
+
+    def broken(self, name: str, told: str) -> None:
+        """One that does not hold ends the history; a known weakness is counted."""
+        self.breaches += 1
+        if name not in self.world.known:
+            raise Violated(name, told)
+        self.world.count(f"known: {name}")
+        self.world.tell("known", f"{name}: {told}")
+
+    def look(self, model: str, where: str, *, between: bool = False) -> None:
+        """I1, I2 and I5 of one model. `between`: some of its gateways have moved, others not yet."""
+        self.looks += 1
+        seen, breaches = self._seen(model), self.breaches
+        asked = self.world.draws.random()
+        if self.held.get(model) == seen:
+            return
+        self._routes(model, where, asked)
+        if not (model in self.left_behind or model in self.strained):
+            self._carried(model, where, between=between)
+        if self.breaches == breaches:
+            self.held[model] = seen
+
+    def _seen(self, model: str) -> tuple[Any, ...]:
+        """All that the outcome of a look depends on; which generations are validated, and their parts, only grow."""
+        now = self.world.clock.now
+        of_model = [
+            (self._out(r), r.dead_until > now, r.routes.get(model), r.served.get(model), r.able(model, now))
+            for r in self.world.infra.regions.values()
+        ]
+        excused = model in self.left_behind or model in self.strained
+        return (
+            excused,
+            self.demand.get(model),
+            self.lacking.get(model),
+            self.going_along.get(model),
+            self.dips.get(model),
+            of_model,
+        )
+
+    def _carried(self, model: str, where: str, *, between: bool) -> None:
+        """I1: what is sent is carried."""
+        excused, dips = self.lacking.get(model, {}), self.dips.get(model, {})
+        loads = self._loads(model)
+        for (region, part, generation), (load, able) in loads.items():
+            if load <= able + SLACK:
+                continue
+            others = 0.0 if generation is None else _short(loads)[region, part] - (load - able)
+            along = self.going_along.get(model, {}).get((region, part), 0.0) - others
+            lacked = max(excused.get((region, part, generation), 0.0), along)
+            if load * (1 - dips.get((region, part), 0.0)) > able + lacked + SLACK:
+                seen = (region, part, generation, load, able)
+                stays = between or seen in self.halfway.get(model, ())
+                if stays:
+                    self.halfway.setdefault(model, set()).add(seen)
+                which = "all generations" if generation is None else f"generation {generation}"
+                told = f"{where}: {model}/{part} in {region}: {load:g} requests/s to {which}, which carries {able:g}"
+                self.broken("I1 between" if stays else "I1 way back" if self._goes_back(model) else "I1 capacity", told)
+
+    def left(self, model: str) -> None:
+        """A step of a way back could not be done: what is short for it may stay so until a transition is through."""
+        self.left_behind.add(model)
+
+    def gave_way(self, change: Any) -> None:
+        """I4: a run gives way only to what brings its own change, too."""
+        kinds = {ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE} | ({change.kind} & {ChangeKind.APPLY})
+        newer = [c for c in self.world.journal.records[change.model].changes if c.sequence > change.sequence]
+        if not any(c.kind in kinds for c in newer):
+            raise Violated("I4 lost", f"{change.id} gave way, and nothing newer brings it")
+
+    def supply(self, row: tuple[str, str], *, rising: bool, grower: str | None = None) -> None:
+        """I3: what runs of all models together, whenever it grows."""
+        used, most = self.world.infra.units[row], self.world.supply.get(row, 0.0)
+        if rising and used > most + SLACK:
+            back = self.overrun.get(row, False) or (grower is not None and self._goes_back(grower))
+            self.overrun[row] = back
+            self.broken(
+                "I3 way back" if back else "I3 supply", f"{row[0]}/{row[1]}: {used:g} units run where {most:g} are"
+            )
+        elif used <= most + SLACK:
+            self.overrun.pop(row, None)
+
+    def planned(self, adopted: Mapping[str, Placement]) -> None:
+        """I3: a plan promises no more than there is, wherever what it adopts takes anything."""
+        promised = self.world.journal.units_entitled(but="")
+        for row in {row for placement in adopted.values() for row in placed_units(placement)}:
+            if promised[row] > self.world.supply.get(row, 0.0) + SLACK:
+                told = f"{row[0]}/{row[1]}: {promised[row]:g} units are promised of {self.world.supply[row]:g}"
+                raise Violated("I3 plan", told)
+
+    def routed(self, model: str, region: str, before: Any, after: Any) -> None:
+        """Pace: the first share of a new generation, and how much of a region's traffic one wave moves."""
+        run, rollout = self.world.entities[model].running, self.world.journal.records[model].manifest.spec.rollout
+        paced = run is not None and run.command.name == "shift_traffic" and not run.command.back
+        if not paced or run.change.kind is ChangeKind.ROLLBACK or model in self.left_behind or not before:
+            return
+        if region not in self.demand[model]:
+            return
+        before = [share for share in before if share.to not in self.world.lost]
+        if not before:  # a lost region answered them, so nobody did: whoever is ready does
+            return
+        moved = _moved(before, after)
+        if model in self.strained:  # what was sent around a lost region may come home at once; a new generation may not
+            moved = _moved(self._new_of(model, before), self._new_of(model, after))
+        if moved <= SLACK:
+            return
+        fresh = sum(share.fraction for share in self._new_of(model, after))
+        if run.command.index == 0 and fresh > rollout.canary + SLACK:
+            told = f"{model} in {region}: a new generation starts at {fresh:g}, the canary is {rollout.canary:g}"
+            raise Violated("pace", told)
+        if moved > rollout.max_step + SLACK:
+            raise Violated("pace", f"{model} in {region}: {moved:g} of the traffic move, {rollout.max_step:g} may")
+
+    def _new_of(self, model: str, shares: Iterable[Any]) -> list[Any]:
+        return [share for share in shares if share.generation not in self.known[model]]
+
+    def gate(self, wave: Any, *, errors: int, rate: float, passed: bool) -> None:
+        """A generation that answers badly does not pass."""
+        if passed and errors / 200 > rate:
+            raise Violated("gate", f"{wave.model} wave {wave.index}: {errors} errors of 200 pass")
+
+    def commanded(self, run: Any, command: Command) -> None:
+        """A run that was asked to stop begins no further wave; it begins with what serves being known."""
+        if command.back:
+            return
+        if run.stops and command.name in {"ensure_capacity", "shift_traffic", *WAITS}:
+            self.broken("stop", f"{run.name} was asked to stop and begins {command.name} of wave {command.index + 1}")
+        if command.index == 0 and command.name == "ensure_capacity":
+            self.known[run.change.model] = self._serving(run.change.model)
+
+    def queued(self, model: str, queue: Any) -> None:
+        """I6: publishes do not pile up, and what waits is in order."""
+        waiting = [change for change in queue if change.kind is ChangeKind.PUBLISH]
+        if len(waiting) > LONGEST_QUEUE:
+            raise Violated("I6 queue", f"{model}: {len(waiting)} publishes wait")
+        if [change.sequence for change in queue] != sorted(change.sequence for change in queue):
+            raise Violated("I4 order", f"{model}: what waits is not in order")
+
+    def ended(self, change: Any, state: ChangeState) -> None:
+        """I4: a superseded change has a newer one. One that is done has cleared up what was left behind."""
+        if state is ChangeState.DONE and change.kind is not ChangeKind.RETIRE:
+            self.left_behind.discard(change.model)
+        if state is ChangeState.SUPERSEDED and change.by is not None and change.by <= change.sequence:
+            raise Violated("I4 order", f"{change.id} is superseded by the older {change.by}")
+
+    def serving(self, change: Any, generation: int) -> None:
+        """I4: generations become serving in rising order, but for rollbacks."""
+        if change.kind is not ChangeKind.PUBLISH:
+            return
+        newest = self.published.get(change.model, 0)
+        if generation <= newest:
+            raise Violated("I4 order", f"{change.model}: generation {generation} serves after {newest}")
+        self.published[change.model] = generation
+
+    def in_time(self, name: str, seconds: float, limits: Limits) -> None:
+        """I6: no wait beyond its deadline; one attempt may have begun just before."""
+        if limits.all is not None and seconds > limits.all + 2 * HEARTBEAT_SECONDS:
+            raise Violated("I6 deadline", f"{name} took {seconds:g} s of {limits.all:g}")
+
+    def at_end(self) -> None:
+        """Every change has ended, every run too, and nothing runs that no one knows of."""
+        for model, record in self.world.journal.records.items():
+            for change in record.changes:
+                if not change.state.final:
+                    raise Violated("I4 lost", f"{change.kind} {change.id} is {change.state} for ever")
+            self._newest_counts(model, record)
+            self.look(model, "at the end")
+            for region in self.world.infra.regions.values():
+                orphans = [
+                    k for k, hosts in region.sets.items() if k.model == model and hosts and k not in record.deployments
+                ]
+                if orphans:
+                    raise Violated("I6 orphan", f"{orphans[0]} runs and is not known")
+        for entity in self.world.entities.values():
+            if entity.running is not None or entity.queue:
+                raise Violated("I6 end", f"{entity.model} still runs {entity.running}")
+
+    def _newest_counts(self, model: str, record: Any) -> None:
+        """I4: the newest of what was asked is never given up for something older."""
+        asked = [c for c in record.changes if c.kind in {ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE}]
+        if asked and asked[-1].state is ChangeState.SUPERSEDED and asked[-1].id not in self.world.aborted:
+            raise Violated("I4 lost", f"{asked[-1].id} is the newest of {model}, and superseded")
+
+    def _goes_back(self, model: str) -> bool:
+        """Whether a model's transition is on its way back, capacity first."""
+        entity = self.world.entities.get(model)
+        return entity is not None and entity.running is not None and entity.running.command.back
+
+    def _serving(self, model: str) -> frozenset[int]:
+        routes = [region.routes.get(model, (0, ()))[1] for region in self.world.infra.regions.values()]
+        return frozenset(share.generation for shares in routes for share in shares if share.fraction > 0)
+
+    def _routes(self, model: str, where: str, asked: float) -> None:
+        record = self.world.journal.records[model]
+        for origin in self.world.infra.regions.values():
+            if self._out(origin):
+                continue
+            passed = 0.0
+            for share in origin.routes.get(model, (0, ()))[1]:
+                if share.fraction <= 0:
+                    continue
+                if not record.generations[share.generation].validated:
+                    raise Violated("I2 validated", f"{where}: {origin.name} sends to generation {share.generation}")
+                whole = self._whole(self.world.infra.regions[share.to], model, share.generation)
+                if not whole:
+                    mine = passed <= asked < passed + share.fraction
+                    name = "I5 answer" if mine else "I2 ready"
+                    if origin.name not in self.demand.get(model, {}):
+                        name = "I2 undemanded"
+                    elif self._goes_back(model):
+                        name = "I1 way back"
+                    told = f"{where}: {origin.name} sends {model} generation {share.generation} to {share.to}, not whole there"
+                    self.broken(name, told)
+                passed += share.fraction
+
+    def _out(self, origin: Region) -> bool:
+        """Whether what a gateway sends says nothing: its region is dead, or was said to be lost and is not back yet.
+
+        One that was lost, stands up again and can't be reached goes by what it held; nobody waits for it.
+        """
+        return origin.dead_until > self.world.clock.now or origin.name in self.world.lost
+
+    def _whole(self, region: Region, model: str, generation: int) -> bool:
+        """Whether a region can answer with a generation: its router knows it, and each part has a host that is ready."""
+        now = self.world.clock.now
+        if region.dead_until > now:
+            return True
+        if generation not in region.served.get(model, frozenset()):
+            return False
+        able, parts = region.able(model, now), self.world.journal.records[model].generations[generation].parts
+        absent = [part for part in parts if (part, generation) not in able]
+        return all((region.name, part, generation) in self.lacking.get(model, {}) for part in absent)
+
+    def _loads(self, model: str, *, faults: bool = True) -> dict[Place, tuple[float, float]]:
+        record, regions, now = self.world.journal.records[model], self.world.infra.regions, self.world.clock.now
+        load: dict[Place, float] = defaultdict(float)
+        together = record.refresh == "in_place"
+        for name, qps in self.demand.get(model, {}).items():
+            origin = regions[name]
+            if faults and self._out(origin):
+                continue
+            for share in origin.routes.get(model, (0, ()))[1]:
+                if share.fraction <= 0 or (faults and regions[share.to].dead_until > now):
+                    continue
+                for part in record.generations[share.generation].parts:
+                    load[share.to, part, share.generation] += qps * share.fraction
+                    if together:
+                        load[share.to, part, None] += qps * share.fraction
+        able = {name: regions[name].able(model, now) for name in {place[0] for place in load}}
+        return {place: (qps, able[place[0]].get(place[1:], 0.0)) for place, qps in load.items()}
+
+
+def _moved(before: Iterable[Any], after: Iterable[Any]) -> float:
+    """How much of the requests is answered elsewhere, or by another generation."""
+    then = {(share.to, share.generation): share.fraction for share in before}
+    return sum(max(0.0, s.fraction - then.get((s.to, s.generation), 0.0)) for s in after)
+
+
+def _short(loads: Mapping[Place, tuple[float, float]]) -> dict[tuple[str, str], float]:
+    """(Region, part) -> requests/s that its generations lack together."""
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for (region, part, generation), (load, able) in loads.items():
+        if generation is not None:
+            found[region, part] += max(0.0, load - able)
+    return found

@@ -1,0 +1,224 @@
+"""The pretended store: what is recorded, with the questions that the real planning code asks of a repository."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from ipnext.model.deployment import RouteShare
+from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare
+from ipnext.model.rollout import Transition, TransitionState
+
+from .infrastructure import Deployment, Key
+
+Units = dict[tuple[str, str], float]
+
+
+class Table(NamedTuple):
+    """A route table as stored."""
+
+    region: str
+    revision: int
+    shares: tuple[RouteShare, ...]
+    served: frozenset[int]
+
+
+@dataclass
+class Change:
+    """One change as recorded."""
+
+    id: str
+    model: str
+    kind: ChangeKind
+    sequence: int
+    recorded_at: float
+    generation: int | None = None
+    plan_id: str | None = None
+    state: ChangeState = ChangeState.RECORDED
+    message: str = ""
+    by: int | None = None
+    """Sequence of the change that superseded it."""
+
+    @property
+    def queued(self) -> QueuedChange:
+        """As the entity holds it."""
+        return QueuedChange(
+            id=self.id, kind=self.kind, sequence=self.sequence, generation=self.generation, plan_id=self.plan_id
+        )
+
+
+@dataclass
+class Generation:
+    """One generation of a model. It is validated, or is not yet."""
+
+    number: int
+    parts: tuple[str, ...]
+    validated: bool = False
+    serving_at: float | None = None
+    layout: None = None
+
+
+@dataclass
+class Placement:
+    """What the plan in force gives one model."""
+
+    model: str
+    plan_id: str
+    wishes: ModelProblem
+    replicas: tuple[ReplicaCount, ...]
+    traffic: tuple[TrafficShare, ...]
+
+
+@dataclass
+class Moving:
+    """A transition as stored."""
+
+    id: str
+    model: str
+    generation: int
+    transition: Transition
+    state: TransitionState
+    waves_done: int = 0
+
+
+@dataclass
+class Record:
+    """Everything of one model."""
+
+    manifest: Any
+    refresh: str
+    changes: list[Change] = field(default_factory=list)
+    generations: dict[int, Generation] = field(default_factory=dict)
+    deployments: dict[Key, Deployment] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    transitions: list[Moving] = field(default_factory=list)
+    placement: Placement | None = None
+    serving: int | None = None
+    retired: bool = False
+
+
+class Journal:
+    """All models."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.by_id: dict[str, Change] = {}
+        self.plans = 0
+        self.fleet_plans: set[str] = set()
+
+    def record(self, model: str, kind: ChangeKind, now: float, **more: Any) -> Change:
+        """Acknowledge a change. The same id again is the same change."""
+        known = self.by_id.get(more.get("id", ""))
+        if known is not None:
+            return known
+        record = self.records[model]
+        sequence = len(record.changes) + 1
+        change = Change(
+            **{"id": f"{model}-{sequence}", **more}, model=model, kind=kind, sequence=sequence, recorded_at=now
+        )
+        record.changes.append(change)
+        self.by_id[change.id] = change
+        return change
+
+    def end(self, change: Change, state: ChangeState, message: str = "", by: int | None = None) -> None:
+        """A change that is final stays."""
+        if not change.state.final:
+            change.state, change.message, change.by = state, message, by
+
+    def new_plan(self) -> str:
+        """The id of the next plan."""
+        self.plans += 1
+        return f"plan-{self.plans}"
+
+    def find_transition(self, transition_id: str) -> Moving | None:
+        """A transition, newest first."""
+        return next((m for r in self.records.values() for m in reversed(r.transitions) if m.id == transition_id), None)
+
+    def model(self, model: str) -> SimpleNamespace:
+        """As the repository answers."""
+        record = self.records[model]
+        return SimpleNamespace(manifest=record.manifest, serving_generation=record.serving, retired=record.retired)
+
+    def as_measured(self, manifest: Any, _: int | None) -> Any:
+        """As the repository answers where nothing was measured."""
+        return manifest
+
+    def generation(self, model: str, number: int) -> Generation:
+        """As the repository answers."""
+        return self.records[model].generations[number]
+
+    def deployments(self, model: str) -> tuple[Deployment, ...]:
+        """As the repository answers."""
+        return tuple(self.records[model].deployments.values())
+
+    def placement(self, model: str) -> Placement | None:
+        """As the repository answers."""
+        return self.records[model].placement
+
+    def transitions_under_way(self, *, but: str) -> list[Moving]:
+        """As the repository answers: of every other model the newest one that may still add replicas."""
+        found = []
+        for model, record in sorted(self.records.items()):
+            open_ones = [
+                moving
+                for moving in record.transitions
+                if moving.state in {TransitionState.PLANNED, TransitionState.RUNNING}
+                and not self.by_id[moving.id].state.final
+            ]
+            if model != but and open_ones:
+                found.append(open_ones[-1])
+        return found
+
+    def units_entitled(self, *, but: str) -> Units:
+        """As the repository answers: by the plan in force, or what runs where it does not know a model."""
+        total: Units = {}
+        for model, record in self.records.items():
+            if model != but:
+                _add(total, placed_units(record.placement) if record.placement else _running_units(record))
+        return _rounded(total)
+
+    def units_needed(self, *, but: Collection[str]) -> Units:
+        """As the repository answers: of each replica set what is placed or what runs, the larger."""
+        total: Units = {}
+        for model, record in self.records.items():
+            if model in but:
+                continue
+            slots = dict(_slots(record.placement))
+            for key, d in record.deployments.items():
+                slot = (key.part, key.region, key.hardware)
+                slots[slot] = max(slots.get(slot, 0.0), d.replicas * d.units)
+            for (_, region, hardware), units in slots.items():
+                total[region, hardware] = total.get((region, hardware), 0.0) + units
+        return _rounded(total)
+
+
+def placed_units(placement: Placement | None) -> Units:
+    """Units that a placement takes by region and hardware."""
+    total: Units = {}
+    for (_, region, hardware), units in _slots(placement).items():
+        total[region, hardware] = total.get((region, hardware), 0.0) + units
+    return total
+
+
+def _slots(placement: Placement | None) -> dict[tuple[str, str, str], float]:
+    if placement is None:
+        return {}
+    units = {(p.part, o.hardware): o.units for p in placement.wishes.parts for o in p.options}
+    return {(r.part, r.region, r.hardware): r.count * units.get((r.part, r.hardware), 0.0) for r in placement.replicas}
+
+
+def _running_units(record: Record) -> Units:
+    total: Units = {}
+    for key, d in record.deployments.items():
+        total[key.region, key.hardware] = total.get((key.region, key.hardware), 0.0) + d.replicas * d.units
+    return total
+
+
+def _add(total: Units, more: Units) -> None:
+    for row, units in more.items():
+        total[row] = total.get(row, 0.0) + units
+
+
+def _rounded(total: Units) -> Units:
+    return {row: round(units, 9) for row, units in total.items()}

@@ -1,0 +1,122 @@
+"""A region that is gone for long: traffic is sent around it at once, the planner repairs, and one day it is back."""
+
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, cast
+
+from activities.rerouting import Survivor
+from activities.wanted import shrinking_first
+from activities.waves import answered
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+
+from .infrastructure import Key
+from .journal import Table
+from .moving import around, served_generations, survivors
+
+Steps = Generator[Any, Any, Any]
+LOOK_SECONDS = 5.0
+
+
+def lose(world: Any, region: str) -> None:
+    """All its hosts and its gateway are gone, and it was said that it is lost."""
+    found = world.infra.regions[region]
+    found.dead_until = float("inf")
+    for host in found.replicas:
+        host.crash(float("inf"))
+    world.lost.add(region)
+    world.faults.count("region lost")
+    world.tell("fault", f"{region} is lost")
+    world.invariants.strained.update(world.entities)
+
+
+def sent_around(world: Any, region: str) -> Steps:
+    """As activities/surviving.py, until no gateway names it."""
+    yield world.faults.latency()
+    while region in world.lost:
+        for model in sorted(world.entities):
+            if not _retiring(world, model):
+                _around(world, model)
+        if not _named(world, region):
+            break
+        yield LOOK_SECONDS
+    world.minds.replan()
+
+
+def returned(world: Any, region: str) -> Steps:
+    """As activities/returning.py: its gateway and its hosts follow the store; then its supply counts again."""
+    found, now = world.infra.regions[region], world.clock.now
+    found.dead_until = now
+    for host in found.replicas:
+        host.recover(now + 1.0 + world.faults.latency())
+    while not world.infra.reachable(region):
+        yield LOOK_SECONDS
+    for model, record in sorted(world.journal.records.items()):
+        table = record.tables.get(region)
+        if table is None:
+            found.routes.pop(model, None)
+            continue
+        served = served_generations(record, region, record.deployments.values())
+        revision = max(table.revision, found.routes.get(model, (0, ()))[0]) + 1
+        known = {(t.region, number) for t in record.tables.values() if t.region != region for number in t.served}
+        shares = answered(table.shares, known | {(region, number) for number in served})
+        record.tables[region] = Table(region, revision, shares, served)
+        found.routes[model], found.served[model] = (revision, shares), served
+    wanted = {
+        key: d for r in world.journal.records.values() for key, d in r.deployments.items() if key.region == region
+    }
+    for key in sorted(found.sets.keys() - wanted.keys()):
+        world.infra.delete(key)
+    running = {key: len(hosts) for key, hosts in found.sets.items()}
+    for deployment in cast("Any", shrinking_first)(wanted.values(), running):
+        world.infra.apply(deployment)
+    world.lost.discard(region)
+    world.invariants.strained.update(world.entities)
+    world.minds.replan()
+
+
+def _around(world: Any, model: str) -> None:
+    record, lost = world.journal.records[model], world.out.lost
+    now = {region: table.shares for region, table in record.tables.items()}
+    new = around(world, model, now, _able(world, model))
+    for region, table in sorted(record.tables.items()):
+        if new[region] == table.shares or not (region in lost or world.infra.reachable(region)):
+            continue
+        gateway = world.infra.regions[region]
+        revision = max(table.revision, gateway.routes.get(model, (0, ()))[0]) + 1
+        world.invariants.strained.add(model)  # a transition may have been planned after the loss, and before this
+        record.tables[region] = Table(region, revision, new[region], table.served)
+        if region not in lost:
+            gateway.routes[model] = (revision, new[region])
+
+
+def _retiring(world: Any, model: str) -> bool:
+    changes = world.journal.records[model].changes
+    return any(c.kind is ChangeKind.RETIRE and c.state is ChangeState.RUNNING for c in changes)
+
+
+def _able(world: Any, model: str) -> Sequence[Survivor]:
+    """By what is ready now; where nothing is, by what is wanted; only where the router knows the generation."""
+    record, held = world.journal.records[model], tuple(world.journal.records[model].deployments.values())
+    for ready in (_ready(world, model), None):
+        found = [
+            able
+            for able in survivors(world, model, held, ready)
+            if able.region in record.tables and able.generation in record.tables[able.region].served
+        ]
+        if any(able.qps > 0 for able in found):
+            return found
+    return ()
+
+
+def _ready(world: Any, model: str) -> Mapping[tuple[Key, int], int]:
+    states, _ = world.infra.observe(model, set(world.infra.regions) - world.out.lost)
+    return Counter((host.key, number) for state in states.values() for host in state.replicas for number in host.ready)
+
+
+def _named(world: Any, region: str) -> bool:
+    return any(
+        share.to == region and share.fraction > 0
+        for record in world.journal.records.values()
+        for table in record.tables.values()
+        for share in table.shares
+    )

@@ -1,0 +1,496 @@
+"""The activities of a transition over the pretended store and regions. What they decide is decided by the real pure code.
+
+Each is a generator: a text is a step that no crash divides, anything else is a wait.
+"""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+from activities import gates, regions, rerouting, undoing, wanted, waves
+from ipnext.errors import Unavailable
+from ipnext.model.comparison import Pair
+from ipnext.model.deployment import RouteShare
+from ipnext.model.gates import GateSpec, RegionTraffic
+from ipnext.model.lifecycle import ChangeKind, WaveResult
+from ipnext.model.rollout import TransitionState
+from ipnext.model.status import Reason
+
+from .infrastructure import Deployment, Key, Seen
+from .journal import Moving, Table
+from .performing import Attempt, Cancelled
+
+Steps = Generator[Any, Any, WaveResult]
+POLL_SECONDS = 2.0
+
+
+class Wave(NamedTuple):
+    """One wave of one transition, on the way there or back."""
+
+    moving: Moving
+    index: int
+    back: bool
+    deadline: float
+    early: bool = False
+    by_waves: bool = False
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing follows: the last wave, all of a way back in one step, the first wave undone."""
+        if self.back:
+            return self.index == 0 or not self.by_waves
+        return self.index + 1 == len(self.moving.transition.waves)
+
+    @property
+    def model(self) -> str:
+        """The model that moves."""
+        return self.moving.model
+
+
+def state_of(world: Any, wave: Wave, phase: waves.Phase) -> waves.ModelState:
+    """The state that a phase leads to; the real function, once for each question."""
+    key = (wave.moving.id, wave.index, wave.back, wave.by_waves, phase)
+    if key not in world.states:
+        find = (waves.state_undone if wave.by_waves else waves.state_back) if wave.back else waves.state_at
+        world.states[key] = find(wave.moving.transition, wave.model, wave.index, phase)
+    return world.states[key]
+
+
+def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
+    """The wave's replicas, ready, at most until the deadline."""
+    record = world.journal.records[wave.model]
+    if not wave.back:
+        wave.moving.state = TransitionState.RUNNING
+    state = state_of(world, wave, "scaled_up")
+    if _stuck(world, wave, state):
+        yield "a lost region is in the way"
+        return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message="on its way to a lost region")
+    full = unfreed(world, wave, state)
+    wanted_sets = [d for d in wanted_deployments(world, wave.model, state) if d.key.region not in full]
+    attempt.check()
+    running = {key: stored.replicas for key, stored in record.deployments.items()}
+    record.deployments |= {d.key: d for d in wanted_sets}
+    lost = world.out.lost
+    needed = (state_of(world, wave, "released") if wave.back else state).outside(lost | full)
+    yield "capacity is written down"
+    if not wave.back and wave.index == 0:
+        yield from _without_strays(world, wave, attempt)
+    told: Sequence[Deployment] = cast("Any", wanted.shrinking_first)(
+        (d for d in wanted_sets if d.key.region not in lost), running
+    )
+    pending = told
+    while True:
+        attempt.check()
+        pending = _applied(world, pending)
+        yield "capacity is told"
+        states, silent = world.infra.observe(wave.model, {d.key.region for d in told})
+        lacking = regions.missing_replicas(wave.model, needed, states)
+        failure = None if wave.back else regions.first_failure(wave.model, wave.moving.generation, _named(states))
+        if failure is None and not lacking and not pending:
+            return WaveResult(ok=not full)
+        if failure is None and world.clock.now - attempt.scheduled >= wave.deadline:
+            reason = Reason.REGION_UNREACHABLE if silent else Reason.DEADLINE_EXCEEDED
+            failure = regions.Failure(reason, "; ".join(lacking))
+        if failure is not None:
+            return WaveResult(ok=False, reason=failure.reason, message=failure.message)
+        yield (POLL_SECONDS, attempt.signals)
+        if attempt.cancelled():
+            raise Cancelled
+
+
+def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Steps:
+    """What answers nobody and the transition knows nothing of goes before anything is added."""
+    record, lost = world.journal.records[wave.model], world.out.lost
+    if not _known_routes(world, wave.model):
+        return
+    sent = frozenset((s.to, s.generation) for table in record.tables.values() for s in table.shares if s.fraction > 0)
+    for key, deployment in list(record.deployments.items()):
+        slot = (key.part, key.region, key.hardware)
+        if key.region in lost or answers(deployment, sent) or slot in _peak(world, wave):
+            continue
+        try:
+            yield from _released(world, record, deployment, (False, lost), attempt)
+        except Unavailable:
+            continue
+
+
+def _known_routes(world: Any, model: str) -> bool:
+    """Whether every gateway follows what is stored."""
+    for region, table in world.journal.records[model].tables.items():
+        if region in world.out.lost:
+            continue
+        gateway = world.infra.regions[region]
+        if not world.infra.reachable(region) or gateway.routes.get(model, (0, ()))[0] > table.revision:
+            return False
+    return True
+
+
+def unfreed(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
+    """By the real function: regions that a way back wave by wave could not undo so far."""
+    if not (wave.back and wave.by_waves):
+        return frozenset()
+    record = world.journal.records[wave.model]
+    stored = record.deployments.values(), record.tables.values()
+    found: frozenset[str] = cast("Any", undoing.unfreed)(state, *stored, _peak(world, wave).keys())
+    return found - world.out.lost
+
+
+def _stuck(world: Any, wave: Wave, state: waves.ModelState) -> bool:
+    """As activities/transition.py: on its way to a lost region, and the wave counts on what has to be spared."""
+    lost = world.out.lost
+    if wave.back or not lost.intersection(region for _, region, _ in _end(world, wave).slots):
+        return False
+    stored = world.journal.records[wave.model].deployments.values()
+    return bool(cast("Any", undoing.unfreed)(state, stored, (), _peak(world, wave).keys()) - lost)
+
+
+def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
+    """The traffic by the wave's shares, in every gateway."""
+    record, state = world.journal.records[wave.model], state_of(world, wave, "routed")
+    deployments = _within(world, wave, tuple(record.deployments.values()))
+    shares = wanted_shares(world, wave.model, state, deployments)
+    regions_seen = {*shares, *(region for _, region, _ in state.slots)}
+    waits = waiting(world, wave, shares, regions_seen) if wave.back else frozenset()
+    if not (wave.back or world.journal.by_id[wave.moving.id].kind is ChangeKind.ROLLBACK):
+        _check_reached(world, record, shares)
+    yield from follow(world, wave.model, shares, deployments, attempt, waits)
+    yield "all gateways follow"
+    hold = 0.0 if wave.back else wave.moving.transition.waves[wave.index].hold_seconds
+    return WaveResult(ok=True, hold_seconds=hold)
+
+
+def _check_reached(world: Any, record: Any, shares: Mapping[str, tuple[RouteShare, ...]]) -> None:
+    """No gateway moves on while another one that has to can't be reached."""
+    for region in sorted(shares.keys() - world.out.lost):
+        table = record.tables.get(region)
+        if not world.infra.reachable(region) and shares[region] != (table.shares if table else ()):
+            msg = f"region {region!r} can't be reached"
+            raise Unavailable(msg)
+
+
+def check_gate(world: Any, wave: Wave, attempt: Attempt) -> Steps:
+    """Whether the target generation answers well enough."""
+    state = state_of(world, wave, "routed")
+    states, silent = world.infra.observe(wave.model, {region for _, region, _ in state.slots} - world.out.lost)
+    if silent and wave.early:
+        return WaveResult(ok=True)
+    if silent:
+        msg = f"region {silent[0]!r} can't be reached"
+        raise Unavailable(msg)
+    yield "the answers are counted"
+    generation = wave.moving.generation
+    errors = 40 if world.faults.answers_badly(wave.model, generation) else 0
+    rate = world.journal.records[wave.model].manifest.spec.rollout.max_error_rate
+    counted = Pair(RegionTraffic(region="all", requests=200, errors=errors), RegionTraffic(region="all"))
+    failure = regions.first_failure(wave.model, generation, _named(states))
+    if failure is not None:
+        return WaveResult(ok=False, reason=failure.reason, message=failure.message)
+    verdict = gates.judge(gates.Asked(GateSpec(), rate, wave.early), [counted])
+    world.invariants.gate(wave, errors=errors, rate=rate, passed=verdict.ok)
+    reason = Reason.SUCCEEDED if verdict.ok else Reason.GATE_FAILED
+    return WaveResult(ok=verdict.ok, reason=reason, message=verdict.message)
+
+
+def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
+    """What the wave no longer needs goes: out of the routers first, then the replicas."""
+    record, state = world.journal.records[wave.model], state_of(world, wave, "released")
+    last = wave.last
+    wanted_sets = whole = spared(world, wave, wanted_deployments(world, wave.model, state))
+    if wave.back and wave.by_waves:
+        wanted_sets = cast("Any", undoing.none_more)(wanted_sets, record.deployments)
+    keys = {d.key for d in wanted_sets}
+    left_over = [d for key, d in record.deployments.items() if key not in keys]
+    gone = [d for d in left_over if last or (d.key.part, d.key.region, d.key.hardware) in _peak(world, wave)]
+    shares = wanted_shares(world, wave.model, state, wanted_sets)
+    if last:
+        shares = {region: found for region, found in shares.items() if found or region in record.tables}
+    kept = wanted_sets if last else (*wanted_sets, *(d for d in left_over if d not in gone))
+    unreachable: Unavailable | None = None
+    lost, stored = world.out.lost, dict(record.deployments)
+    try:
+        waits = waiting(world, wave, shares, {d.key.region for d in wanted_sets})
+        yield from follow(world, wave.model, shares, kept, attempt, waits)
+    except Unavailable as error:
+        unreachable = error
+    needed = still_sent(record, shares)
+    if wave.back and wave.by_waves:
+        needed |= cast("Any", undoing.held_for_lack)(whole, stored, shares)
+    for deployment in (*wanted_sets, *gone):
+        if answers(stored.get(deployment.key), needed):
+            continue
+        try:
+            yield from _released(world, record, deployment, (deployment.key in keys, lost), attempt)
+        except Unavailable as error:
+            unreachable = error
+    if unreachable is not None:
+        raise unreachable
+    attempt.check()
+    _write_progress(wave)
+    yield "progress is written down"
+    return WaveResult(ok=True)
+
+
+def _released(
+    world: Any, record: Any, deployment: Deployment, end: tuple[bool, frozenset[str]], attempt: Attempt
+) -> Generator[Any, Any, None]:
+    """The region first, then the store. Unavailable where a region that was lost has come back in between."""
+    keep, lost = end
+    attempt.check()
+    if world.out.lost != lost:
+        msg = "another change came first"
+        raise Unavailable(msg)
+    if deployment.key.region not in lost:
+        if keep:
+            world.infra.apply(deployment)
+        else:
+            world.infra.delete(deployment.key)
+    yield "capacity is freed"
+    attempt.check()
+    if deployment.key.region in lost and deployment.key.region not in world.out.lost:
+        msg = f"region {deployment.key.region!r} is back"
+        raise Unavailable(msg)
+    if keep:
+        record.deployments[deployment.key] = deployment
+    else:
+        record.deployments.pop(deployment.key, None)
+
+
+def follow(
+    world: Any,
+    model: str,
+    shares: dict[str, tuple[RouteShare, ...]],
+    deployments: Iterable[Deployment],
+    attempt: Attempt,
+    waits: frozenset[str] = frozenset(),
+) -> Generator[Any, Any, None]:
+    """Every gateway that answers learns what its region holds, then sends by `shares`. Unavailable at the end."""
+    record, held, lost = world.journal.records[model], tuple(deployments), world.out.lost
+    reached = [region for region in sorted(shares.keys() - lost) if world.infra.reachable(region)]
+    served = {region: served_generations(record, region, held) for region in shares}
+    put = _Putting(world, model, lost, attempt)
+    for region in reached:
+        yield from put.table(region, put.now(region).shares, served[region] | put.now(region).served)
+    for region in reached:
+        if region in waits:
+            continue
+        if all(share.to in reached or share.generation in put.now(share.to).served for share in shares[region]):
+            yield from put.table(region, shares[region], served[region] | put.now(region).served)
+    needed = still_sent(record, shares) | {(share.to, share.generation) for found in shares.values() for share in found}
+    for region in reached:
+        now = put.now(region)
+        kept = {number for number in now.served if (region, number) in needed}
+        yield from put.table(region, now.shares, served[region] | kept)
+    for region in sorted((shares.keys() & lost) - waits):
+        known = [
+            (s.to, s.generation) for s in shares[region] if s.to in reached or s.generation in put.now(s.to).served
+        ]
+        put.unheard(region, waves.answered(shares[region], known), served[region])
+    silent = sorted(shares.keys() - set(reached) - lost)
+    if silent:
+        msg = f"region {silent[0]!r} can't be reached"
+        raise Unavailable(msg)
+    if waits - lost:
+        msg = f"users of {min(waits - lost)!r} stay where they are"
+        raise Unavailable(msg)
+    world.invariants.halfway.pop(model, None)
+
+
+def waiting(
+    world: Any, wave: Wave, shares: Mapping[str, tuple[RouteShare, ...]], seen: Iterable[str]
+) -> frozenset[str]:
+    """By the real function: users' regions that stay as they are."""
+    record = world.journal.records[wave.model]
+    states, _ = world.infra.observe(wave.model, set(seen) - world.out.lost)
+    facts = SimpleNamespace(model=wave.model, tables=record.tables, generations=record.generations)
+    found: frozenset[str] = cast("Any", undoing.waiting)(facts, shares, states)
+    return found
+
+
+def still_sent(record: Any, shares: dict[str, tuple[RouteShare, ...]]) -> frozenset[tuple[str, int]]:
+    """As activities/routing.py has it."""
+    return frozenset(
+        (share.to, share.generation)
+        for region, table in record.tables.items()
+        if table.shares != shares.get(region, table.shares)
+        for share in table.shares
+        if share.fraction > 0
+    )
+
+
+def answers(stored: Deployment | None, needed: frozenset[tuple[str, int]]) -> bool:
+    """Whether a replica set holds what a gateway that does not follow still sends to."""
+    return stored is not None and any((stored.key.region, number) in needed for number in stored.generations)
+
+
+class _Putting:
+    """Tables of one model, put in force by one activity: another one that comes between makes it begin again."""
+
+    def __init__(self, world: Any, model: str, lost: frozenset[str], attempt: Attempt) -> None:
+        self.world, self.model, self.lost, self.attempt = world, model, lost, attempt
+        self.record = world.journal.records[model]
+
+    def now(self, region: str) -> Table:
+        """The table as stored."""
+        return self.record.tables.get(region) or Table(region, 0, (), frozenset())
+
+    def table(self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int]) -> Generator[Any, Any, None]:
+        """Infrastructure first, then the store."""
+        world, model = self.world, self.model
+        self.attempt.check()
+        if world.lost != self.lost:
+            msg = "another change came first"
+            raise Unavailable(msg)
+        gateway, stored = world.infra.region(region), self.now(region)
+        revision, before = gateway.routes.get(model, (0, ()))
+        if revision == stored.revision and (stored.shares, stored.served) == (shares, served):
+            return
+        revision = max(revision, stored.revision) + 1
+        world.invariants.routed(model, region, before, shares)
+        gateway.routes[model], gateway.served[model] = (revision, shares), served
+        yield f"traffic of {region} is moved"
+        self.attempt.check()
+        if self.now(region).revision >= revision:
+            msg = "a later table was written"
+            raise Unavailable(msg)
+        self.record.tables[region] = Table(region, revision, shares, served)
+        yield f"traffic of {region} is written down"
+
+    def unheard(self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int]) -> None:
+        """What a lost region gets once it is back."""
+        stored = self.now(region)
+        if (stored.shares, stored.served) != (shares, served):
+            self.record.tables[region] = Table(region, stored.revision + 1, shares, served)
+
+
+def wanted_deployments(world: Any, model: str, state: waves.ModelState) -> tuple[Deployment, ...]:
+    """One deployment for each slot, as activities/wanted.py makes them; former generations stay warm where they are loaded."""
+    record, spec = world.journal.records[model], world.journal.records[model].manifest.spec
+    former = wanted.former_generations(record, state.generations)[: spec.rollout.keep_warm]
+    slots, processes = state.slots, state.processes
+    hosted = {part for part, _, _ in slots}
+    warm = {number for number in former if hosted.issuperset(record.generations[number].parts)}
+    options = {(part.name, o.kind): (o.units, o.qps) for part in spec.parts for o in part.hardware}
+    found = []
+    for slot in slots:
+        key = Key(model, *slot)
+        stored = record.deployments.get(key)
+        kept = set() if state.apart or stored is None else set(stored.generations) & warm
+        units, qps = options.get((slot[0], slot[2])) or (stored.units, stored.qps)
+        held = state.held(slot)
+        own = {g: state.counts[slot, g] for g in sorted(held)} if state.apart else {}
+        found.append(Deployment(key, processes[slot], tuple(sorted(held | kept)), units, qps, own))
+    return tuple(found)
+
+
+def spared(world: Any, wave: Wave, found: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """By the real function: on its way to a lost region a run lets go of nothing in those that are left."""
+    deployments, lost = world.journal.records[wave.model].deployments, world.out.lost
+    facts = cast("wanted.Facts", SimpleNamespace(lost=lost, deployments=deployments))
+    return cast("tuple[Deployment, ...]", wanted.spared(facts, _end(world, wave), cast("Any", found)))
+
+
+def _end(world: Any, wave: Wave) -> waves.ModelState:
+    """The state that a run is on its way to."""
+    index = 0 if wave.back else len(wave.moving.transition.waves) - 1
+    return state_of(world, wave._replace(index=index, by_waves=wave.back), "released")
+
+
+def wanted_shares(
+    world: Any, model: str, state: waves.ModelState, deployments: Iterable[Deployment]
+) -> dict[str, tuple[RouteShare, ...]]:
+    """The shares of every region, as activities/wanted.py has them."""
+    record, held = world.journal.records[model], tuple(deployments)
+    hosting = {d.key.region for d in held if d.replicas}
+    main = wanted._main_generation(state)
+    shares = {r: state.shares.get(r, ()) for r in sorted(hosting | state.shares.keys() | record.tables.keys())}
+    for region in sorted(hosting - {item.region for item in record.manifest.spec.demand}):
+        if not shares[region] and main in served_generations(record, region, held):
+            shares[region] = (waves.route_share(region, main, 1.0),)
+    return sent_around(world, model, shares, held)
+
+
+def sent_around(
+    world: Any, model: str, shares: dict[str, tuple[RouteShare, ...]], held: Sequence[Deployment]
+) -> dict[str, tuple[RouteShare, ...]]:
+    """Shares without lost regions, over what is wanted of the others."""
+    return around(world, model, shares, survivors(world, model, held)) if world.out.lost else shares
+
+
+def around(
+    world: Any, model: str, shares: dict[str, tuple[RouteShare, ...]], able: Sequence[rerouting.Survivor]
+) -> dict[str, tuple[RouteShare, ...]]:
+    """By the real function."""
+    demand = {item.region: item.qps for item in world.journal.records[model].manifest.spec.demand}
+    return rerouting.without_regions(shares, world.out.lost, able, demand=demand)
+
+
+def survivors(
+    world: Any, model: str, held: Sequence[Deployment], ready: Mapping[tuple[Key, int], int] | None = None
+) -> tuple[rerouting.Survivor, ...]:
+    """As activities/wanted.py: by the replicas that are wanted, or by those that are `ready`."""
+    record = world.journal.records[model]
+    return tuple(
+        rerouting.Survivor(region, number, _throughput(record, region, number, held, ready))
+        for region in sorted({d.key.region for d in held} - world.out.lost)
+        for number in sorted(served_generations(record, region, held))
+    )
+
+
+def _throughput(
+    record: Any, region: str, number: int, held: Sequence[Deployment], ready: Mapping[tuple[Key, int], int] | None
+) -> float:
+    able = dict.fromkeys(record.generations[number].parts, 0.0)
+    for d in held:
+        if d.key.region == region and d.key.part in able:
+            count = d.replicas_of(number) if ready is None else ready.get((d.key, number), 0)
+            able[d.key.part] += count * d.qps
+    return min(able.values(), default=0.0)
+
+
+def served_generations(record: Any, region: str, deployments: Iterable[Deployment]) -> frozenset[int]:
+    """Generations that a region holds completely."""
+    held: dict[int, set[str]] = {}
+    for d in deployments:
+        if d.key.region == region and d.replicas:
+            for generation in d.generations:
+                held.setdefault(generation, set()).add(d.key.part)
+    return frozenset(g for g, parts in held.items() if parts.issuperset(record.generations[g].parts))
+
+
+def _within(world: Any, wave: Wave, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """On a way back those that it leads to: the others may never have started."""
+    if not wave.back:
+        return deployments
+    slots = set(state_of(world, wave, "released").slots)
+    return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in slots)
+
+
+def _applied(world: Any, deployments: Iterable[Deployment]) -> list[Deployment]:
+    """Tell the regions; what could not be told is returned."""
+    untold = []
+    for deployment in deployments:
+        try:
+            world.infra.apply(deployment)
+        except Unavailable:
+            untold.append(deployment)
+    return untold
+
+
+def _named(states: dict[str, Seen]) -> list[Seen]:
+    return [states[name] for name in sorted(states)]
+
+
+def _peak(world: Any, wave: Wave) -> Any:
+    key = (wave.moving.id, "peak")
+    if key not in world.states:
+        world.states[key] = waves.peak(wave.moving.transition, wave.model)
+    return world.states[key]
+
+
+def _write_progress(wave: Wave) -> None:
+    moving = wave.moving
+    if wave.back:
+        moving.state = TransitionState.ROLLED_BACK if wave.last else moving.state
+        return
+    moving.waves_done = max(wave.index + 1, moving.waves_done)
+    moving.state = TransitionState.DONE if wave.last else TransitionState.RUNNING

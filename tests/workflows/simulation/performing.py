@@ -1,0 +1,145 @@
+"""One activity until it has ended: attempts, retries and deadlines as the engine keeps them, and workers that die in between."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from ipnext.errors import Unavailable
+from ipnext.model.status import Reason
+from workflows import policies
+
+from .walking import Failed, Stopped
+
+HEARTBEAT_SECONDS = policies.HEARTBEAT_LIMIT.total_seconds()
+"""After this long a dead worker's activity is given to another one."""
+
+
+BETWEEN = "traffic"
+"""Steps of this beginning move one gateway of several."""
+
+
+class Crashed(Exception):
+    """The worker is gone: the attempt ended somewhere, and no one was told."""
+
+
+class Cancelled(Exception):
+    """The activity saw that it was cancelled."""
+
+
+@dataclass
+class Attempt:
+    """What an activity knows of itself."""
+
+    scheduled: float
+    cancelled: Callable[[], bool]
+    signals: tuple[Any, ...]
+    late: bool = False
+    """Its worker stood still for longer than its heartbeat may be late."""
+
+    def check(self) -> None:
+        """Before each write, as activities/pulse.py: another one may have its work. Unavailable."""
+        if self.late:
+            msg = "the worker stood still, and another one may have its work"
+            raise Unavailable(msg)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`total` seconds for all attempts; `keeps`: the activity ends itself then, and has a grace."""
+
+    total: float | None = None
+    first_retry: float = 0.5
+    most_retry: float = 5.0
+    keeps: bool = False
+
+    @property
+    def all(self) -> float | None:
+        """Seconds after which it is given up."""
+        return None if self.total is None else self.total + (30.0 if self.keeps else 0.0)
+
+
+Body = Callable[[Attempt], Generator[Any, Any, Any]]
+
+
+def perform(
+    world: Any, run: Any, name: str, body: Body, limits: Limits, *, shielded: bool = False
+) -> Generator[Any, Any, Any]:
+    """What the activity answers. Failed where its time is over; Stopped where cancelling ended it."""
+    clock, asked = world.clock, run.cancels
+    scheduled, pause = clock.now, limits.first_retry
+    end = float("inf") if limits.all is None else scheduled + limits.all
+    signals = () if shielded else (run.signal,)
+    why = Unavailable("no attempt ended")
+    while True:
+        world.tell("activity", f"{run.name}: {name}")
+        attempt = Attempt(scheduled, lambda: not shielded and run.cancels > asked, signals)
+        try:
+            answer = yield from _attempted(world, run.change.model, name, attempt, body(attempt))
+        except Cancelled:
+            raise Stopped from None
+        except Crashed:
+            wait = HEARTBEAT_SECONDS
+        except Unavailable as error:
+            world.tell("again", str(error))
+            why, wait, pause = error, pause, min(pause * 2, limits.most_retry)
+        else:
+            world.invariants.in_time(name, clock.now - scheduled, limits)
+            return answer
+        if clock.now + wait > end:
+            yield (max(0.0, end - clock.now), ())
+            raise Failed(Reason.REGION_UNREACHABLE, str(why))
+        until = clock.now + wait
+        while clock.now < until:
+            yield (until - clock.now, attempt.signals)
+            if attempt.cancelled():
+                raise Stopped
+
+
+def _attempted(
+    world: Any, model: str, name: str, attempt: Attempt, steps: Generator[Any, Any, Any]
+) -> Generator[Any, Any, Any]:
+    """One attempt, with the faults that are drawn for it. A step is what no crash divides."""
+    fate, done = world.faults.fate(), 0
+    while True:
+        if fate.dies_after == done:
+            yield from _died(world, model, fate, name, attempt, steps)
+        try:
+            wish = next(steps)
+        except StopIteration as ended:
+            if fate.unheard:
+                world.faults.count("unacknowledged")
+                raise Crashed from None
+            return ended.value
+        if isinstance(wish, str):
+            done += 1
+            world.tell("step", f"{model}: {wish}")
+            world.invariants.look(model, f"{name}: {wish}", between=wish.startswith(BETWEEN))
+            yield world.faults.latency()
+        else:
+            yield wish
+
+
+def _died(
+    world: Any, model: str, fate: Any, name: str, attempt: Attempt, steps: Generator[Any, Any, Any]
+) -> Generator[Any, Any, Any]:
+    """A killed worker does nothing more. One that only stood still goes on, beside the attempt that replaced it."""
+    if fate.wakes_after:
+        world.faults.count("stalled worker")
+        attempt.late = fate.wakes_after > HEARTBEAT_SECONDS
+        world.clock.spawn(f"late {name}", _late(world, model, name, steps), after=fate.wakes_after)
+    else:
+        world.faults.count("worker killed")
+        steps.close()
+    raise Crashed
+    yield
+
+
+def _late(world: Any, model: str, name: str, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    try:
+        for wish in steps:
+            if not isinstance(wish, str):
+                return
+            world.invariants.look(model, f"late {name}: {wish}", between=wish.startswith(BETWEEN))
+            yield world.faults.latency()
+    except Unavailable:
+        return

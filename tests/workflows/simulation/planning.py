@@ -1,0 +1,100 @@
+"""The way from what runs to the plan, by the real planner, on the supply that the real code says is left."""
+
+from typing import Any
+
+from activities import admitting, carried, drained, problems, waves
+from ipnext.errors import NotFound, Unavailable
+from ipnext.model.lifecycle import ChangeKind
+from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
+
+from .journal import Change, Moving
+
+
+def planned(world: Any, change: Change, generation: int) -> Moving:
+    """The stored transition of a change, planned once. Unavailable while only another model's transition is in the way."""
+    known = world.journal.find_transition(change.id)
+    if known is not None:
+        return known
+    record = world.journal.records[change.model]
+    if record.placement is None:
+        msg = "no plan is in force that places it"
+        raise NotFound(msg)
+    origin = waves.running_state(
+        change.model,
+        record.deployments.values(),
+        record.tables.values(),
+        demanding={item.region for item in record.manifest.spec.demand},
+        lost=world.out.lost,
+    )
+    to = waves.planned_state(change.model, generation, record.placement)
+    found = _planned(world, change, origin, to)
+    state = TransitionState.REFUSED if found.refused else TransitionState.PLANNED
+    moving = Moving(change.id, change.model, generation, found, state)
+    record.transitions.append(moving)
+    if world.tracing:
+        world.tell("waves", found.refused or " | ".join(_told(wave) for wave in found.waves))
+    world.invariants.begin(change.model, found.dips, rollback=change.kind is ChangeKind.ROLLBACK)
+    if world.out.lost.intersection(row.region for row in to.replicas):
+        world.invariants.strained.add(change.model)
+    return moving
+
+
+def way_back(world: Any, planned: Moving) -> waves.Back:
+    """As activities/admitting.py decides it, by the real comparison."""
+    found, record = planned.transition, world.journal.records[planned.model]
+    if found.refused is not None:
+        return "at_once"
+    units = problems.units_of(record.manifest, record.deployments.values())
+    left = problems.with_supply_left(world.fleet, problems.units_in_use(world.journal, but=planned.model))
+    supply = {(item.region, item.hardware): item.units for item in left.supply}
+    return "at_once" if waves.fits_at_once(found, planned.model, units, supply) else "by_waves"
+
+
+def _planned(world: Any, change: Change, origin: FleetState, to: FleetState) -> Transition:
+    """As activities/admitting.py `planned_waves`."""
+    journal, record, out = world.journal, world.journal.records[change.model], world.out
+    admitting.wait_for_repair(ChangeKind(change.kind), to, out.lost)
+    numbers = {row.generation for end in (origin, to) for row in (*end.replicas, *end.traffic)}
+    rollout = record.manifest.spec.rollout
+    policy = admitting.step_policy(rollout, ChangeKind(change.kind), record.refresh)
+    policy = policy.model_copy(update={"calls": {n: record.generations[n].parts for n in sorted(numbers)}})
+    fleet = drained.without_drained(world.fleet, out)
+    wished = drained.eased(problems.model_problem(record.manifest), world.fleet, out)
+    wished = problems.with_running_options(wished, record.deployments.values())
+    if change.kind is ChangeKind.ROLLBACK:
+        wished = carried.within_reach(wished, to)
+    now = problems.with_supply_left(fleet, problems.units_in_use(journal, but=change.model))
+    found, admission = _looked(world, (change.id, "now"), (wished, now, (origin, to), policy))
+    if found.refused:
+        later = problems.with_supply_left(fleet, journal.units_entitled(but=change.model))
+        if _looked(world, (change.id, "later"), (wished, later, (origin, to), policy))[1].feasible:
+            msg = f"waiting for supply that another model is about to free: {found.refused}"
+            raise Unavailable(msg)
+        if rollout.when_short == "wait" and admission.surge and change.kind is not ChangeKind.ROLLBACK:
+            world.faults.count("waits for supply")
+            msg = f"waiting for supply: {found.refused}"
+            raise Unavailable(msg)
+    if found.dips:
+        world.faults.count("dips")
+    if not found.waves and not found.refused:
+        return found.model_copy(update={"waves": (Wave(gate="final"),)})
+    return found
+
+
+def _looked(world: Any, key: tuple[str, str], inputs: tuple[Any, ...]) -> Any:
+    """The planner's answer; a change that waits for supply asks again and again, mostly the same."""
+    if key not in world.asked or world.asked[key][0] != inputs:
+        world.asked[key] = inputs, admitting._admitted(*inputs)
+    return world.asked[key][1]
+
+
+def _told(wave: Wave) -> str:
+    """A wave in one line."""
+    counts = [
+        [f"{r.part}@{r.region}/{r.hardware} g{r.generation}={r.count}" for r in rows]
+        for rows in (wave.scale_up, wave.scale_down)
+    ]
+    routes = [
+        f"{c.origin}: {', '.join(f'{s.to} g{s.generation} {s.fraction:g}' for s in c.shares)}" for c in wave.route
+    ]
+    return f"up {counts[0]} route {routes} down {counts[1]}"

@@ -1,0 +1,41 @@
+"""Many histories, in one process or several, and their counts."""
+
+from collections import Counter
+from collections.abc import Iterable
+from multiprocessing import get_context
+
+from .world import Outcome, history
+
+CHUNK = 50
+
+
+def ran(seeds: range) -> tuple[Counter[str], list[Outcome]]:
+    """Counts of some histories, and those that broke something."""
+    total: Counter[str] = Counter()
+    broken = []
+    for seed in seeds:
+        found = history(seed)
+        total.update(found.counted)
+        total.update({"histories": 1, "steps": found.steps, "looks": found.looks})
+        if found.violated:
+            total[f"violation: {found.violated}"] += 1
+            broken.append(found)
+    return total, broken
+
+
+def all_of(seeds: range, processes: int) -> tuple[Counter[str], list[Outcome]]:
+    """The same of many, in several processes."""
+    chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
+    if processes == 1:
+        return _joined(map(ran, chunks))
+    with get_context("spawn").Pool(processes) as pool:
+        return _joined(pool.imap_unordered(ran, chunks))
+
+
+def _joined(parts: Iterable[tuple[Counter[str], list[Outcome]]]) -> tuple[Counter[str], list[Outcome]]:
+    total: Counter[str] = Counter()
+    broken: list[Outcome] = []
+    for counted, found in parts:
+        total.update(counted)
+        broken += found
+    return total, sorted(broken, key=lambda outcome: outcome.seed)

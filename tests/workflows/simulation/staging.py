@@ -1,0 +1,196 @@
+"""The activities of a lifecycle run, but for those of its transition. Each may be done any number of times."""
+
+# ruff: noqa: ARG002 - all are called alike, though few need to know their attempt
+
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+from activities.problems import model_problem
+from ipnext.errors import IPnextError, Unavailable
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.plan import ReplicaCount, TrafficShare
+from ipnext.model.status import Reason
+
+from . import placing, planning
+from .journal import Change, Moving, Placement, Record
+from .performing import Attempt
+from .walking import Failed
+
+Steps = Generator[Any, Any, Any]
+
+
+class Begun(NamedTuple):
+    """What a run works on."""
+
+    generation: int | None = None
+    final: ChangeState | None = None
+
+
+class Stages:
+    """The activities of one run."""
+
+    def __init__(self, run: Any) -> None:
+        self.run, self.world, self.change = run, run.world, run.change
+        self.record: Record = run.world.journal.records[run.change.model]
+
+    def begin(self, attempt: Attempt) -> Steps:
+        """What the change works on; none where it has ended, or a newer plan has other places."""
+        change, record = self.change, self.record
+        yield "begins"
+        if change.state.final:
+            return Begun(change.generation, change.state)
+        if change.kind is ChangeKind.MOVE and (record.placement is None or record.placement.plan_id != change.plan_id):
+            self.world.journal.end(change, ChangeState.SUPERSEDED, "a newer plan places it otherwise")
+            return Begun(record.serving, ChangeState.SUPERSEDED)
+        generation = change.generation
+        if change.kind is ChangeKind.APPLY:
+            generation = record.serving or max(record.generations, default=None)
+        elif change.kind in {ChangeKind.MOVE, ChangeKind.RETIRE}:
+            generation = record.serving
+        elif change.kind is ChangeKind.ROLLBACK and record.generations[generation].serving_at is None:
+            raise Failed(Reason.TRANSITION_REFUSED, "has never served")
+        change.state = ChangeState.RUNNING
+        return Begun(generation)
+
+    def resolve_snapshots(self, attempt: Attempt) -> Steps:
+        """They are all there."""
+        yield "found"
+        return ""
+
+    def validate_generation(self, attempt: Attempt) -> Steps:
+        """Why the generation is refused; empty where it is not."""
+        yield self.world.faults.validation_seconds(), ()
+        if self.world.faults.invalid(self.change.model, self.run.generation):
+            return "not finite"
+        self.record.generations[self.run.generation].validated = True
+        yield "validated"
+        return ""
+
+    def place_model(self, attempt: Attempt) -> Steps:
+        """A placement on what all others leave, adopted; an unchanged model stays where it is."""
+        record, world = self.record, self.world
+        yield self.world.faults.latency(), ()
+        wishes = model_problem(record.manifest)
+        if record.placement is not None and record.placement.wishes == wishes and self._holds(record.placement):
+            return ""
+        left = world.supply_left(but=self.change.model)
+        found = placing.placed(
+            world.random, record.manifest, left, world.plan_regions(), plan_id=world.journal.new_plan()
+        )
+        if found is None:
+            return "nothing can be placed"
+        record.placement = found
+        world.invariants.planned({self.change.model: found})
+        yield "the plan is adopted"
+        return ""
+
+    def plan_transition(self, attempt: Attempt) -> Steps:
+        """The waves, planned once."""
+        try:
+            found: Moving = planning.planned(self.world, self.change, self.run.generation)
+        except Unavailable:
+            raise
+        except IPnextError as error:
+            raise Failed(Reason.INTERNAL_ERROR, str(error)) from error
+        yield "the waves are written down"
+        return found
+
+    def withdraw_model(self, attempt: Attempt) -> Steps:
+        """Out of every gateway."""
+        silent, lost = [], self.world.out.lost
+        for region in sorted(self.record.tables.keys() - lost):
+            if not self.world.infra.reachable(region):
+                silent.append(region)
+                continue
+            attempt.check()
+            self.world.infra.regions[region].routes.pop(self.change.model, None)
+            yield "a gateway forgets it"
+        if silent:
+            raise Unavailable(silent[0])
+        for region in self.world.infra.regions.values():
+            region.served.pop(self.change.model, None)
+        self.record.tables.clear()
+        yield "the tables are gone"
+        return ""
+
+    def release_model(self, attempt: Attempt) -> Steps:
+        """All replicas end."""
+        silent, lost = [], self.world.out.lost
+        for key in sorted(self.record.deployments):
+            attempt.check()
+            try:
+                if key.region not in lost:
+                    self.world.infra.delete(key)
+            except Unavailable:
+                silent.append(key.region)
+                continue
+            yield "a replica set ends"
+            attempt.check()
+            self.record.deployments.pop(key, None)
+        if silent:
+            raise Unavailable(silent[0])
+        return ""
+
+    def finish(self, attempt: Attempt) -> Steps:
+        """How the change ended, and a plan in force that says what runs where it did not come through."""
+        change, record = self.change, self.record
+        state, message = self.run.ended
+        yield "about to end"
+        if change.state.final:
+            return None
+        if state is ChangeState.DONE:
+            self._succeeded()
+        if state is not ChangeState.DONE or change.kind is ChangeKind.RETIRE:
+            record.placement = _settled(change, record, self.world)
+        self.world.journal.end(change, state, message)
+        yield "the end is written down"
+        return None
+
+    def _succeeded(self) -> None:
+        record, generation = self.record, self.run.generation
+        if self.change.kind is ChangeKind.RETIRE:
+            record.serving, record.retired = None, True
+        elif generation is not None:
+            record.serving = generation
+            record.generations[generation].serving_at = self.world.clock.now
+            self.world.invariants.serving(self.change, generation)
+
+    def _holds(self, placement: Placement) -> bool:
+        """Whether a placement in force still fits; its rows have carried its traffic since it was made."""
+        left = self.world.supply_left(but=self.change.model)
+        units = placing.placed_units(placement)
+        return bool(placement.replicas) and all(n <= left.get(row, 0.0) + 1e-6 for row, n in units.items())
+
+
+def _settled(change: Change, record: Record, world: Any) -> Placement | None:
+    """What really runs, as activities/adoption.py reads it; the placement in force where that says so already."""
+    demanding = {item.region for item in record.manifest.spec.demand}
+    replicas = tuple(
+        ReplicaCount.trusted(change.model, key.part, key.region, key.hardware, d.replicas)
+        for key, d in sorted(record.deployments.items())
+        if d.replicas
+    )
+    shares: dict[tuple[str, str], float] = {}
+    for table in record.tables.values():
+        for share in table.shares:
+            if table.region in demanding:
+                shares[table.region, share.to] = shares.get((table.region, share.to), 0.0) + share.fraction
+    traffic = tuple(
+        TrafficShare.trusted(change.model, origin, to, min(1.0, fraction))
+        for (origin, to), fraction in sorted(shares.items())
+        if fraction > 0
+    )
+    placed = record.placement
+    if placed and _rows(placed.replicas, placed.traffic) == _rows(replicas, traffic):
+        return placed
+    if not replicas and not placed:
+        return None
+    wishes = placed.wishes if placed else model_problem(record.manifest)
+    return Placement(change.model, world.journal.new_plan(), wishes, replicas, traffic) if replicas else None
+
+
+def _rows(replicas: Any, traffic: Any) -> tuple[Any, Any]:
+    return (
+        {(r.part, r.region, r.hardware): r.count for r in replicas if r.count},
+        {(t.origin, t.to): round(t.fraction, 6) for t in traffic if t.fraction > 0},
+    )

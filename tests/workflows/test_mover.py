@@ -1,0 +1,248 @@
+"""A replan moves a fleet: in a window, in an order that supply allows, paused and resumed, past models that are held."""
+
+import contextlib
+
+import pytest
+from temporalio.api.sdk.v1 import WorkflowMetadata
+from temporalio.service import RPCError
+
+from activities.planning_policy import PlanningPolicy
+from ipnext import names
+from ipnext.errors import Conflict
+from ipnext.model.deployment import DeploymentKey
+from ipnext.model.lifecycle import ChangeKind, ReplanState
+from ipnext.model.moving import MoverAsked
+from ipnext.model.status import ConditionType, Reason
+from ipnext.temporal import steer_replan, wake_replan
+
+WITHOUT_AMERICA = ("region: us-east, hardware: cpu, units: 400", "region: us-east, hardware: cpu, units: 0")
+SMALL = {"demand": [{"region": "us-east", "qps": 50}, {"region": "eu-west", "qps": 50}]}
+"""One replica of each part serves all of it, in the cheaper region: us-east."""
+
+TOGETHER = 8
+"""Models that are published side by side: more at once only make each of them late on a busy machine."""
+
+
+@pytest.fixture(autouse=True)
+async def idle(client):
+    yield
+    with contextlib.suppress(RPCError):
+        await client.get_workflow_handle(names.REPLAN_ID).terminate("its test has ended")
+
+
+@pytest.fixture
+def fleet(kit) -> str:
+    return kit.FLEET.replace("units: 40", "units: 400")
+
+
+@pytest.fixture
+def many(house, model, fleet, submit, ended):
+    """So many models that serve, all in us-east."""
+
+    async def publish(count):
+        house.apply_fleet(fleet)
+        found = tuple(f"{model}-{number:03}" for number in range(count))
+        for start in range(0, count, TOGETHER):
+            changes = []
+            for number, name in enumerate(found[start : start + TOGETHER], start):
+                house.apply(name, **SMALL)
+                changes.append(house.publish(name, number + 1))
+                await submit(changes[-1])
+            for change in changes:
+                await ended(change)
+        return found
+
+    return publish
+
+
+@pytest.fixture
+def asked(house, client):
+    async def ask(replan_id="r1"):
+        house.ask_replan(replan_id, "manual")
+        await wake_replan(client)
+
+    return ask
+
+
+@pytest.fixture
+def over(house, until):
+    async def wait(replan_id="r1", seconds=120):
+        return await until(lambda: found if (found := house.replan(replan_id)).state.final else None, seconds=seconds)
+
+    return wait
+
+
+def moved(house, models):
+    with house.store.read() as repository:
+        return sum({d.key.region for d in repository.deployments(name)} == {"eu-west"} for name in models)
+
+
+def moves_asked(house, models):
+    with house.store.read() as repository:
+        return sum(c.kind is ChangeKind.MOVE for name in models for c in repository.changes(name))
+
+
+async def history_length(client):
+    history = await client.get_workflow_handle(names.REPLAN_ID).fetch_history()
+    return len(history.events)
+
+
+async def test_no_more_models_than_the_window_move_at_a_time(house, fleet, serving, many, *, asked, over, until):
+    async with serving(policy=PlanningPolicy(window=2)):
+        models = await many(5)
+        house.apply_fleet(fleet.replace(*WITHOUT_AMERICA))
+        house.infrastructure.stall()
+        await asked()
+        await until(lambda: moves_asked(house, models) == 2)
+        progress = await until(lambda: house.replan("r1").progress)
+        assert progress.total == 5
+        assert moves_asked(house, models) == 2
+        house.infrastructure.release()
+
+        replan = await over()
+
+    assert replan.state is ReplanState.ADOPTED
+    assert (replan.progress.moved, replan.progress.waiting, replan.progress.failed) == (5, 0, ())
+    assert moved(house, models) == 5
+
+
+async def test_a_replan_is_paused_resumed_and_tells_how_far_it_is(
+    house, fleet, serving, many, *, asked, over, until, client
+):
+    async with serving(policy=PlanningPolicy(window=1)):
+        models = await many(3)
+        house.apply_fleet(fleet.replace(*WITHOUT_AMERICA))
+        house.infrastructure.stall()
+        await asked()
+        await until(lambda: moves_asked(house, models) == 1)
+        progress = await steer_replan(client, "pause", MoverAsked(reason="release night"))
+        assert (progress.paused, progress.total) == ("release night", 3)
+        house.infrastructure.release()
+        await until(lambda: moved(house, models) == 1)
+        await until(lambda: (found := house.replan("r1").progress) and found.paused and found.moved == 1)
+        handle = client.get_workflow_handle(names.REPLAN_ID)
+        shown = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+        assert "release night" in shown.current_details
+        assert "| moved | 1 of 3 | 33 % |" in shown.current_details
+        assert moves_asked(house, models) == 1
+
+        await steer_replan(client, "resume", MoverAsked())
+        replan = await over()
+
+    assert (replan.progress.moved, replan.progress.paused) == (3, "")
+    assert moved(house, models) == 3
+
+
+async def test_a_pause_lasts_over_the_next_replan(house, fleet, serving, many, *, asked, over, until, client):
+    async with serving(policy=PlanningPolicy(window=1)):
+        models = await many(2)
+        house.apply_fleet(fleet.replace(*WITHOUT_AMERICA))
+        house.infrastructure.stall()
+        await asked()
+        await until(lambda: moves_asked(house, models) == 1)
+        await steer_replan(client, "pause", MoverAsked(reason="wait"))
+        house.infrastructure.release()
+        await until(lambda: moved(house, models) == 1)
+        await asked("r2")
+        first = await over("r1")
+        assert "1 models move by what it finds" in first.message
+        await until(lambda: house.replan("r2").plan_id and house.replan("r2").progress)
+        assert house.replan("r2").progress.paused == "wait"
+        assert moves_asked(house, models) == 1
+
+        await steer_replan(client, "resume", MoverAsked())
+        await over("r2")
+
+    assert moved(house, models) == 2
+
+
+async def test_a_cancelled_replan_ends_and_says_who_stays(house, fleet, serving, many, *, asked, over, until, client):
+    async with serving(policy=PlanningPolicy(window=1)):
+        models = await many(3)
+        house.apply_fleet(fleet.replace(*WITHOUT_AMERICA))
+        house.infrastructure.stall()
+        await asked()
+        await until(lambda: moves_asked(house, models) == 1)
+        await steer_replan(client, "cancel", MoverAsked(reason="wrong day"))
+        house.infrastructure.release()
+        replan = await over()
+        assert "stopped (wrong day): 2 models stay where they are" in replan.message
+        assert moved(house, models) == 1
+
+        await asked("again")
+        await over("again")
+
+    assert moved(house, models) == 3
+
+
+async def test_nothing_is_there_to_pause_while_no_replan_runs(client, workers):
+    with pytest.raises(Conflict, match="no replan is running"):
+        await steer_replan(client, "pause", MoverAsked())
+
+
+async def test_a_model_that_is_held_takes_no_place_of_the_window_and_does_not_keep_the_replan(
+    house, fleet, serving, many, *, asked, over, until
+):
+    async with serving(policy=PlanningPolicy(window=1)):
+        models = await many(3)
+        house.apply_fleet(fleet.replace(*WITHOUT_AMERICA))
+        held = models[0]
+        for part in ("sparse", "dense"):
+            house.infrastructure.stall(DeploymentKey(model=held, part=part, region="eu-west", hardware="cpu"))
+        with house.store.begin() as repository:
+            repository.set_condition(held, ConditionType.PROGRESSING, "False", Reason.FROZEN, "until Monday")
+        await asked()
+        await until(lambda: moved(house, models) == 2)
+
+        replan = await over()
+
+        assert replan.state is ReplanState.ADOPTED
+        assert f"held, and moving when they may: {held}" in replan.message
+        assert replan.progress.held == (held,)
+        house.infrastructure.release()
+        await until(lambda: moved(house, models) == 3)
+
+
+async def test_a_model_waits_for_what_another_frees_and_no_move_is_asked_before_there_is_room(
+    house, kit, model, serving, *, carried_out, asked, over
+):
+    """What is left is just enough for both."""
+    first, second = f"{model}-a", f"{model}-b"
+    east = {"demand": [{"region": "us-east", "qps": 1000}], "latencyToleranceMs": 100}
+    west = {"demand": [{"region": "eu-west", "qps": 1000}], "latencyToleranceMs": 20}
+    house.apply_fleet(kit.FLEET.replace("us-east, hardware: cpu, units: 40", "us-east, hardware: cpu, units: 20"))
+    async with serving():
+        house.apply(first, **east)
+        await carried_out(house.publish(first, 1))
+        house.apply(second, **west)
+        await carried_out(house.publish(second, 1))
+        assert {k.region for k in all_keys(house, first)} == {"us-east"}
+        house.apply_fleet(kit.FLEET.replace("us-east, hardware: cpu, units: 40", "us-east, hardware: cpu, units: 0"))
+        await asked()
+        replan = await over()
+
+    assert replan.progress.failed == ()
+    assert {k.region for k in all_keys(house, first)} == {"eu-west"}
+
+
+def all_keys(house, model):
+    with house.store.read() as repository:
+        return [d.key for d in repository.deployments(model) if d.replicas]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:Cannot find activity to cancel")  # the SDK's, where a busy machine is late
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.nemesis)])
+async def test_a_fleet_moves_with_a_bounded_history(house, fleet, serving, many, *, asked, over, client, count):
+    async with serving(policy=PlanningPolicy(window=16)):
+        models = await many(count)
+        house.apply_fleet(fleet.replace(*WITHOUT_AMERICA))
+        await asked()
+        replan = await over(seconds=400)
+        length = await history_length(client)
+
+    assert replan.state is ReplanState.ADOPTED, replan.message
+    assert replan.progress.failed == (), replan.message
+    assert replan.progress.moved == count
+    assert moved(house, models) == count
+    assert length < 2500, "no more events than at which a run continues as new"

@@ -1,0 +1,141 @@
+"""Seeded histories of the pure decision code hold every invariant, and are the same whenever they are run again."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ipnext.model.lifecycle import WaveResult
+from tests.workflows.simulation.__main__ import main
+from tests.workflows.simulation.infrastructure import Region
+from tests.workflows.simulation.invariants import Invariants
+from tests.workflows.simulation.running import all_of
+from tests.workflows.simulation.walking import Way, walk
+from tests.workflows.simulation.world import history
+
+HISTORIES = Path(__file__).parent / "histories"
+EVERY_DAY = 1500
+"""Histories of each `make test`."""
+ALL = 100_000
+FAULTS = (
+    "a way back by waves", "approved", "bad answers", "dips", "host crashed", "invalid", "load failure", "never ready",
+    "region dead", "region lost", "region unreachable", "stopped by a newer change", "turned for a newer publish",
+    "unacknowledged", "waits for supply", "worker killed",
+)  # fmt: skip
+MINDS = (
+    "abort", "apply", "drain", "freeze", "lose a region", "pause", "publish", "publish in a rush", "replan", "retire",
+    "rollback", "two owners at once",
+)  # fmt: skip
+
+
+def told(broken) -> str:
+    return "\n".join(f"--seed {found.seed}: {found.violated}: {found.told}" for found in broken[:5])
+
+
+@pytest.mark.timeout(600)
+def test_every_history_holds_every_invariant():
+    total, broken = all_of(range(EVERY_DAY), 1)
+
+    assert not broken, told(broken)
+    assert [kind for kind in FAULTS if not total[f"fault: {kind}"]] == []
+    assert [kind for kind in MINDS if not total[f"mind: {kind}"]] == []
+
+
+@pytest.mark.nemesis
+@pytest.mark.timeout(7200)
+def test_a_hundred_thousand_histories_hold_every_invariant():
+    _, broken = all_of(range(ALL), 2)
+
+    assert not broken, told(broken)
+
+
+def test_workers_that_stood_still_and_wake_up_late_break_nothing():
+    found = [history(seed, stalls=True) for seed in range(200)]
+
+    assert [outcome for outcome in found if outcome.violated] == []
+    assert sum(outcome.counted["fault: stalled worker"] for outcome in found)
+
+
+def test_what_is_remembered_of_looks_and_hosts_changes_no_history(monkeypatch):
+    """Looked at anew after every step, and hosts counted one by one, the same is found and counted."""
+    seeds = range(60)
+    quick = [history(seed, tracing=True) for seed in seeds]
+    anew = []
+    monkeypatch.setattr(Region, "able", lambda region, model, now: region.counted(model, now).qps)
+    monkeypatch.setattr(Invariants, "_seen", lambda *_: anew.append(None) or object())
+
+    assert [history(seed, tracing=True) for seed in seeds] == quick
+    assert len(anew) == sum(found.looks for found in quick) > 0
+
+
+def test_a_seed_gives_the_same_history_in_any_process():
+    script = (
+        "from tests.workflows.simulation.world import history\n"
+        "print(hash_of := '|'.join('|'.join(history(seed, tracing=True).trace) for seed in range(12)))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            cwd=Path(__file__).parents[2],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in (1, 2)
+    }
+
+    assert len(found) == 1
+    assert found == {"|".join("|".join(history(seed, tracing=True).trace) for seed in range(12)) + "\n"}
+
+
+def test_one_seed_is_told_step_by_step(capsys):
+    assert main(["--seed", "7", "--trace"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert any("ensure_capacity" in line for line in lines)
+    assert lines[-1] == "seed 7: all held "
+
+
+@pytest.mark.parametrize("name", ["transition-done", "transition-back"])
+def test_the_walk_asks_for_what_the_recorded_workflow_asked_for(name):
+    """Fed with the recorded answers, it gives the recorded order of activities and timers."""
+    recorded = json.loads((HISTORIES / f"{name}.json").read_text())
+    asked, answers = commands_and_answers(recorded["events"])
+    started = recorded["events"][0]["workflowExecutionStartedEventAttributes"]
+    waves = payload(started["input"])["waves"]
+
+    assert walked(waves, answers) == asked
+
+
+def walked(waves: int, answers: list) -> list[str]:
+    """The names of a walk's commands when these are its answers."""
+    way, names, left = walk(Way(waves)), [], list(answers)
+    command = next(way)
+    while True:
+        names.append(command.name)
+        answer = None if command.name == "timer" else left.pop(0)
+        try:
+            command = way.send(answer)
+        except StopIteration:
+            return names
+
+
+def commands_and_answers(events: list) -> tuple[list[str], list[WaveResult]]:
+    asked, answers = [], []
+    for event in events:
+        if found := event.get("activityTaskScheduledEventAttributes"):
+            asked.append(found["activityType"]["name"])
+        elif "timerStartedEventAttributes" in event:
+            asked.append("timer")
+        elif found := event.get("activityTaskCompletedEventAttributes"):
+            answers.append(WaveResult.model_validate(payload(found["result"])))
+    return asked, answers
+
+
+def payload(found: dict) -> dict:
+    return json.loads(base64.b64decode(found["payloads"][0]["data"]))

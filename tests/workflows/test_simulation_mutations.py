@@ -1,0 +1,236 @@
+"""Each rule broken on purpose is caught by an invariant of the simulation: it can see what it looks for."""
+
+import math
+
+import numpy as np
+import pytest
+
+import planner.line
+import planner.transition
+from activities import admitting, gates, problems, regions, waves
+from ipnext.model.lifecycle import ChangeKind
+from tests.workflows.simulation import carrying, losing, moving, performing, staging, walking, world
+from tests.workflows.simulation.infrastructure import Deployment, Infrastructure
+from tests.workflows.simulation.world import history
+from workflows import ordering
+
+SEEDS = 1000
+"""Within so many histories each is caught."""
+
+
+def traffic_before_ready(patch):
+    patch.setattr(regions, "missing_replicas", lambda *_: ())
+
+
+def release_before_route(patch):
+    real = waves.state_at
+
+    def early(found, model, index, phase):
+        if phase != "scaled_up":
+            return real(found, model, index, phase)
+        up, down = real(found, model, index, phase), real(found, model, index, "released")
+        return waves.ModelState(down.counts, up.shares, up.apart)
+
+    patch.setattr(waves, "state_at", early)
+
+
+def rounding_down(patch):
+    def floor(x, old, new):
+        grown = old + np.floor(x * (new - old))
+        return np.where(new >= old, grown, old - np.ceil(x * (old - new))).astype(np.int64)
+
+    patch.setattr(planner.line, "between", floor)
+    patch.setattr(planner.transition, "check_transition", lambda *_: ())
+
+
+def way_back_releases_first(patch):
+    real = waves.state_back
+
+    def early(found, model, index, phase):
+        state = real(found, model, index, phase)
+        return waves.ModelState(real(found, model, index, "released").counts, state.shares, state.apart)
+
+    patch.setattr(waves, "state_back", early)
+
+
+def way_back_without_capacity(patch):
+    real = waves.state_back
+
+    def poor(found, model, index, phase):
+        state = real(found, model, index, phase)
+        there = waves.state_at(found, model, index, "scaled_up")
+        return state if phase == "released" else waves.ModelState(there.counts, state.shares, state.apart)
+
+    patch.setattr(waves, "state_back", poor)
+
+
+def dead_region_counts(patch):
+    real = regions.missing_replicas
+
+    def generous(model, state, seen):
+        counts = {held: count for held, count in state.counts.items() if held[0][1] in seen}
+        return real(model, waves.ModelState(counts, state.shares, state.apart), seen)
+
+    applied = moving._applied
+    patch.setattr(regions, "missing_replicas", generous)
+    patch.setattr(moving, "_applied", lambda world, pending: [applied(world, pending), []][1])
+
+
+def newest_is_superseded(patch):
+    def reversed_order(queue, new):
+        same = [waiting for waiting in queue if waiting.kind is new.kind]
+        if same:
+            return queue, (ordering.Superseded(new, same[0]),)
+        return tuple(sorted((*queue, new), key=lambda c: c.sequence)), ()
+
+    patch.setattr(ordering, "enqueue", reversed_order)
+
+
+def publishes_pile_up(patch):
+    patch.setattr(ordering, "overtakes", lambda *_: False)
+
+
+def change_is_lost(patch):
+    real = ordering.enqueue
+    patch.setattr(ordering, "enqueue", lambda queue, new: (queue, ()) if queue else real(queue, new))
+
+
+def newest_first(patch):
+    """A waiting change runs before an older one that is still there."""
+    patch.setattr(ordering, "overtakes", lambda *_: False)
+    patch.setattr(ordering, "next_of", lambda queue, **_: queue[-1] if queue else None)
+
+
+def other_models_ignored(patch):
+    patch.setattr(problems, "units_in_use", lambda *_, **__: {})
+
+
+def canary_skipped(patch):
+    real = admitting.step_policy
+
+    def bold(*given):
+        return real(*given).model_copy(update={"canary": 1.0, "max_step": 1.0})
+
+    patch.setattr(admitting, "step_policy", bold)
+
+
+def applying_twice_adds(patch):
+    real = Infrastructure.apply
+
+    def adding(self, wanted):
+        known = self.region(wanted.key.region).wanted.get(wanted.key)
+        if known is None or known.own or known.replicas < wanted.replicas or known.generations != wanted.generations:
+            return real(self, wanted)
+        more = Deployment(wanted.key, known.replicas + 1, wanted.generations, wanted.units, wanted.qps, wanted.own)
+        return real(self, more)
+
+    patch.setattr(Infrastructure, "apply", adding)
+
+
+def gate_ignored(patch):
+    patch.setattr(gates, "judge", lambda *_: gates.Verdict(ok=True, message=""))
+
+
+def wait_without_deadline(patch):
+    real = moving.Wave
+    patch.setattr(moving, "Wave", lambda found, index, back, _, *rest: real(found, index, back, math.inf, *rest))
+
+
+def nothing_is_validated(patch):
+    def passed(self, attempt):
+        yield "passed"
+        return ""
+
+    patch.setattr(staging.Stages, "validate_generation", passed)
+
+
+def replicas_are_forgotten(patch):
+    """What is released is struck off the store, and goes on running."""
+    patch.setattr(Infrastructure, "delete", lambda self, key: self.region(key.region))
+
+
+def waves_undone_in_the_wrong_order(patch):
+    """The way back wave by wave begins with the first one."""
+    patch.setattr(walking, "undone", lambda way, index: range(index + 1) if way.back == "by_waves" else (index,))
+
+
+def stop_is_not_heard(patch):
+    """What runs is not cut short, and between two steps nobody asks whether it was to stop."""
+    patch.setattr(carrying.Run, "_cancel", lambda _: None)
+    patch.setattr(walking, "_unheld", _goes_on)
+    patch.setattr(walking, "_until", _waits)
+
+
+def _goes_on(way, index):
+    return None
+    yield
+
+
+def _waits(way, wait):
+    return (yield wait)
+
+
+def late_workers_write(patch):
+    """A worker that stood still goes on where it stood."""
+    real = world.history
+    patch.setattr(performing.Attempt, "check", lambda _: None)
+    patch.setitem(globals(), "history", lambda seed: real(seed, stalls=True))
+
+
+def freed_though_a_gateway_sends_there(patch):
+    patch.setattr(moving, "still_sent", lambda *_: frozenset())
+
+
+def publish_gives_way_to_anything(patch):
+    patch.setattr(ordering, "overtakes", lambda later, _: later.kind is not ChangeKind.MOVE)
+
+
+def back_before_its_gateway_follows(patch):
+    """A region that was lost counts again while its gateway goes by what it held."""
+    real = losing.returned
+
+    def returned(world, region):
+        found = world.infra.regions[region]
+        held = dict(found.routes), dict(found.served)
+        yield from real(world, region)
+        found.routes, found.served = held
+
+    patch.setattr(losing, "returned", returned)
+
+
+MUTANTS = {
+    traffic_before_ready: ("I1 capacity", "I2 ready", "I5 answer"),
+    release_before_route: ("I1 capacity", "I2 ready", "I5 answer"),
+    rounding_down: ("I1 capacity", "I2 ready", "I5 answer"),
+    way_back_releases_first: ("I1 way back", "I2 undemanded"),
+    way_back_without_capacity: ("I1 way back", "I3 way back"),
+    dead_region_counts: ("I1 capacity", "I2 ready", "I5 answer"),
+    newest_is_superseded: ("I4 order", "I4 lost"),
+    publishes_pile_up: ("I6 queue",),
+    change_is_lost: ("I4 lost",),
+    newest_first: ("I4 order", "I6 queue"),
+    other_models_ignored: ("I3 supply",),
+    canary_skipped: ("pace",),
+    applying_twice_adds: ("I3 supply", "I3 way back"),
+    gate_ignored: ("gate",),
+    wait_without_deadline: ("I6 deadline", "I6 end"),
+    nothing_is_validated: ("I2 validated",),
+    replicas_are_forgotten: ("I6 orphan",),
+    waves_undone_in_the_wrong_order: ("I1 way back", "I2 ready", "I3 way back"),
+    stop_is_not_heard: ("stop",),
+    late_workers_write: ("I1 way back", "I2 ready", "I1 capacity"),
+    freed_though_a_gateway_sends_there: ("I1 way back", "I2 ready", "I5 answer"),
+    publish_gives_way_to_anything: ("I4 lost",),
+    back_before_its_gateway_follows: ("I1 capacity", "I2 ready", "I5 answer"),
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
+def test_a_rule_broken_on_purpose_is_caught(mutate, monkeypatch):
+    mutate(monkeypatch)
+
+    found = next((f for f in (history(seed) for seed in range(SEEDS)) if f.violated), None)
+
+    assert found is not None, f"{SEEDS} histories did not see it"
+    assert found.violated in MUTANTS[mutate], found.told

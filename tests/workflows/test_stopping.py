@@ -1,0 +1,86 @@
+"""A run that is stopped at an awkward moment goes no further."""
+
+import asyncio
+import threading
+import typing
+
+import pytest
+from temporalio import activity
+from temporalio.api.enums.v1 import EventType
+
+from activities.solving import ThreadSolver
+from ipnext import names
+from ipnext.devfile import read_devfile
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+from workflows.worker import lifecycle_activities, planner_activities, worker_of
+
+
+def held_back(activities, held, is_meant, begun, go):
+    """The activities; the one named `held`, where it is the meant one, does its work, tells so, and answers when it may."""
+
+    def with_wait(method):
+        hints = typing.get_type_hints(method.__func__)
+
+        def work(stage):
+            answer = method(stage)
+            if is_meant(stage):
+                begun.set()
+                go.wait(30)
+            return answer
+
+        wanted = next(kind for key, kind in hints.items() if key != "return")
+        work.__annotations__ = {"stage": wanted, "return": hints["return"]}
+        return activity.defn(name=held, no_thread_cancel_exception=True)(work)
+
+    named = [(activity._Definition.must_from_callable(method).name, method) for method in activities]
+    return [with_wait(method) if name == held else method for name, method in named]
+
+
+async def asked_to_stop(client, workflow_id):
+    """Whether a run has heard that it shall end."""
+    history = await client.get_workflow_handle(workflow_id).fetch_history()
+    return any(e.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED for e in history.events)
+
+
+def planned_for(model):
+    """The waves of its third generation."""
+    return "plan_transition", lambda stage: stage.change_id == f"{model}-3"
+
+
+def moved_for(model):
+    """The first traffic of its third generation."""
+    return "shift_traffic", lambda wave: wave.transition_id == f"{model}-3" and wave.index == 0 and not wave.back
+
+
+@pytest.mark.parametrize(("when", "used"), [(planned_for, {1, 2}), (moved_for, {1, 2, 3})])
+async def test_a_rollback_while_waves_are_planned_or_traffic_moves_is_heard_before_anything_further(
+    house, model, client, submit, ended, no_engine, when, used
+):
+    """The hold would be longer than this test may take."""
+    begun, go, devfile = threading.Event(), threading.Event(), read_devfile()
+    house.apply(model, rollout={"canary": 1, "maxStep": 1, "deadlineSeconds": 20})
+    ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, no_engine)
+    held = held_back(ours, *when(model), begun, go)
+    async with (
+        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), held),
+        worker_of(client, devfile.group(names.PLANNER_QUEUE), planner_activities(house.store, ThreadSolver())),
+    ):
+        for number in (1, 2):
+            change = house.publish(model, number)
+            await submit(change)
+            await ended(change)
+        house.apply(model, rollout={"canary": 0.5, "maxStep": 0.5, "deadlineSeconds": 20, "holdSeconds": 3600})
+        third = house.publish(model, 3, change_id=f"{model}-3")
+        await submit(third)
+        assert await asyncio.to_thread(begun.wait, 30)
+        back = house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1)
+        await submit(back)
+        while not await asked_to_stop(client, names.lifecycle_workflow_id(model, third.id)):  # noqa: ASYNC110 - the server tells
+            await asyncio.sleep(0.05)
+        go.set()
+        ends = [await ended(change) for change in (third, back)]
+
+    assert ends[1].state is ChangeState.DONE
+    assert ends[0].state in {ChangeState.SUPERSEDED, ChangeState.ROLLED_BACK}
+    found = {g for moment in house.infrastructure.history for _, g in moment.generations_with_traffic(model)}
+    assert found == used
