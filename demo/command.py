@@ -34,7 +34,7 @@ def demo(
     console = Console()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with _workplace(state) as place:
+        with workplace(state) as place:
             sound = _run(console, Path(place).resolve(), once=once, report=report)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -44,7 +44,8 @@ def demo(
     raise typer.Exit(0 if sound else EXIT_FAILURE)
 
 
-def _workplace(state: Path | None) -> "tempfile.TemporaryDirectory[str] | _Kept":
+def workplace(state: Path | None) -> "tempfile.TemporaryDirectory[str] | _Kept":
+    """A directory for the platform: the one given, which stays, or a temporary one."""
     return tempfile.TemporaryDirectory(prefix="ipnext-demo-") if state is None else _Kept(state)
 
 

@@ -106,13 +106,13 @@ def answers_table(answers: Answers) -> Table:
     return table
 
 
-def endpoints_table(endpoints: dict[str, object]) -> Table:
-    """Where to look around."""
+def endpoints_table(endpoints: dict[str, object], path: str = "v2/models/movie-ranker/infer") -> Table:
+    """Where to look around. `path`: where a model is asked, below each gateway."""
     table = Table(title="look around", title_justify="left", show_header=False)
     for name in ("page", "temporal_ui", "docs", "api"):
         table.add_row(name.replace("_", " "), str(endpoints[name]))
     gateways = endpoints["gateways"]
     if isinstance(gateways, dict):
         for region, url in gateways.items():
-            table.add_row(f"gateway {region}", f"{url}/v2/models/movie-ranker/infer")
+            table.add_row(f"gateway {region}", f"{url}/{path}")
     return table

@@ -91,7 +91,7 @@ def _in_process(
         body, length = bodies[number % REQUESTS]
         about = About(MODEL, WHOLE, GENERATION)
         leased = server.lease(MODEL, WHOLE, GENERATION)
-        answer = server.infer_v2(leased, body, length, about=about, seconds=10, finish=lambda answer, _: answer)
+        answer = server.infer_v2(leased, body, length, about=about, seconds=10, finish=lambda answer, *_: answer)
         return await answer if isinstance(answer, asyncio.Future) else answer
 
     return [

@@ -80,8 +80,8 @@ class OwnServers:
         server.wait(ready, seconds=300)
         return Holding(server, tuple(parts))
 
-    def router(self, name: str, graph: PartGraph, hosts: Sequence[Holding]) -> ServerProcess:
-        """A router that serves the model by this graph over these hosts."""
+    def router(self, name: str, graph: PartGraph, hosts: Sequence[Holding], *options: str) -> ServerProcess:
+        """A router that serves the model by this graph over these hosts, with these command-line options."""
         table = self._folder / f"{name}.json"
         endpoints = tuple(
             PartEndpoint(part=part, url=f"http://{LOOPBACK}:{host.server.port}", generations=(GENERATION,))
@@ -90,7 +90,7 @@ class OwnServers:
         )
         model = RoutedModel(model=MODEL, served=(_served(graph),), endpoints=endpoints)
         table.write_text(RouterTable(revision=1, region=REGION, models=(model,)).model_dump_json())
-        server = self._ours("serving.router", name, ["--table", str(table)])
+        server = self._ours("serving.router", name, ["--table", str(table), *options])
         url = f"http://{LOOPBACK}:{server.port}/control/state"
         return server.wait(lambda: RouterState.model_validate_json(self._client.get(url).content).revision == 1)
 

@@ -1,0 +1,71 @@
+"""Clients of the OpenAI benchmarks: a closed loop over kept-alive connections, with the time to the first piece of each answer."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from serving.openai.engine_connection import EnginePool
+
+CHAT: Final = "/v1/chat/completions"
+
+
+@dataclass
+class Loop:
+    """What a loop saw, in seconds."""
+
+    first: list[float] = field(default_factory=list)
+    """To the first piece of each answer."""
+    whole: list[float] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: "Loop") -> None:
+        """Put another loop's figures to these."""
+        self.first += other.first
+        self.whole += other.whole
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+
+
+def request(text: str, *, tokens: int, stream: bool) -> bytes:
+    """The body of a chat request."""
+    body: dict[str, Any] = {"model": "llm", "messages": [{"role": "user", "content": text}], "max_tokens": tokens}
+    if stream:
+        body["stream"] = True
+    return orjson.dumps(body)
+
+
+async def closed_loop(url: str, bodies: Iterator[bytes], *, clients: int, requests: int, tokens: int) -> Loop:
+    """`clients` ask one request after the other until `requests` are answered. RuntimeError for an answer but 200."""
+    loop, pool = Loop(), EnginePool(url)
+    left = iter(range(requests))
+
+    async def ask() -> None:
+        for _ in left:
+            began = time.perf_counter()
+            answer = await pool.ask("POST", CHAT, {"content-type": "application/json"}, next(bodies))
+            first = time.perf_counter()
+            text = await answer.rest()
+            if answer.status != 200:
+                msg = f"{url}: {answer.status} {text[:300]!r}"
+                raise RuntimeError(msg)
+            loop.first.append(first - began)
+            loop.whole.append(time.perf_counter() - began)
+            loop.tokens += tokens
+
+    began = time.perf_counter()
+    await asyncio.gather(*(ask() for _ in range(clients)))
+    loop.seconds = time.perf_counter() - began
+    pool.close()
+    return loop
+
+
+def run_loop(url: str, bodies: Iterator[bytes], *, clients: int, requests: int, tokens: int) -> Loop:
+    """The same for a caller without an event loop."""
+    import uvloop  # noqa: PLC0415 - of the extra that serves
+
+    return uvloop.run(closed_loop(url, bodies, clients=clients, requests=requests, tokens=tokens))

@@ -1,0 +1,154 @@
+"""Processes of the OpenAI benchmarks: mock engines, IPnext's router and Envoy, and the peers, each in its own environment."""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, Self
+
+import httpx
+
+from benchmarks.serving.own_servers import ROOT
+from benchmarks.serving.server_process import ServerProcess
+from ipnext.infra import envoy
+from ipnext.infra.envoy_process import envoy_binary
+from ipnext.infra.ports import LOOPBACK, free_port
+from ipnext.model.deployment import (
+    PartEndpoint,
+    RoutedModel,
+    RouterTable,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
+from ipnext.model.registry import GraphNode, PartGraph
+from ipnext.model.routing import RoutingPolicy
+
+FOLDER: Final = ROOT / ".ipnext" / "peers"
+MODEL: Final = "llm"
+REGION: Final = "here"
+PEERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "vllm-router": ("vllm-router==0.1.17",),
+    "litellm": ("litellm[proxy]==1.108.7",),
+}
+"""Packages of each peer's environment."""
+MOCK: Final = ROOT / "tests" / "genai" / "mock_engine.py"
+
+
+def make_peer(name: str, folder: Path) -> None:
+    """Create a peer's environment, unless it is there. RuntimeError with the last line of what failed."""
+    place = folder / name
+    if (place / "ready").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for command in ([sys.executable, "-m", "venv", "--clear", str(place)], [*pip, *PEERS[name]]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            msg = f"{name}: {lines[-1] if lines else 'no message'}"
+            raise RuntimeError(msg)
+    (place / "ready").write_text(" ".join(PEERS[name]) + "\n", encoding="utf-8")
+
+
+class Edges:
+    """Starts servers; all end with it."""
+
+    def __init__(self, work: Path, peers: Path) -> None:
+        self._work = work
+        self._peers = peers
+        self._stack = ExitStack()
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def mock(self, **options: float) -> ServerProcess:
+        """A mock engine; options as of its command line."""
+        port = free_port()
+        flags = [f"--{name.replace('_', '-')}={value:g}" for name, value in options.items()]
+        return self._run([sys.executable, str(MOCK), "--port", str(port), "--model", MODEL, *flags], port, "/health")
+
+    def router(self, engines: Sequence[str], *, policy: RoutingPolicy = "prefix") -> ServerProcess:
+        """IPnext's router before these engines."""
+        port = free_port()
+        model = RoutedModel(
+            model=MODEL,
+            served=(_served(policy),),
+            endpoints=tuple(PartEndpoint(part=MODEL, url=url, generations=(1,)) for url in engines),
+        )
+        table = self._file("table", RouterTable(revision=1, region=REGION, models=(model,)).model_dump_json().encode())
+        command = [sys.executable, "-m", "serving.router", "--port", str(port), "--region", REGION, "--table", table]
+        return self._run(command, port, "/v2/health/ready")
+
+    def envoy(self, router_port: int) -> ServerProcess:
+        """Envoy before a router, as a region's agent configures it."""
+        share = RouteShare(to=REGION, generation=1, fraction=1.0)
+        table = RouteTable(model=MODEL, region=REGION, revision=1, shares=(share,), served=(_served("prefix"),))
+        gateway = envoy.Gateway(
+            region=REGION, router_port=router_port, peers={}, tables={MODEL: table}, request_seconds=60.0
+        )
+        port = free_port()
+        config = envoy.bootstrap(
+            port,
+            free_port(),
+            region=REGION,
+            routes_file=self._file("routes", envoy.as_json(envoy.discovery(1, envoy.routes(gateway)))),
+            clusters_file=self._file("clusters", envoy.as_json(envoy.discovery(1, envoy.clusters(gateway)))),
+        )
+        path = self._file("bootstrap", envoy.as_json(config))
+        flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "error")
+        return self._run([str(envoy_binary()), "--config-path", path, *flags], port, "/v2/health/ready")
+
+    def vllm_router(self, engines: Sequence[str], *, policy: str) -> ServerProcess:
+        """vllm-router (Rust) before these engines. FileNotFoundError where it is not installed."""
+        port = free_port()
+        command = [str(self._program("vllm-router")), "--host", LOOPBACK, "--port", str(port), "--policy", policy]
+        command += ["--worker-urls", *engines, "--prometheus-port", str(free_port()), "--log-level", "error"]
+        return self._run(command, port, "/health")
+
+    def litellm(self, engines: Sequence[str]) -> ServerProcess:
+        """LiteLLM's proxy before these engines. FileNotFoundError where it is not installed."""
+        port = free_port()
+        lines = ["general_settings:", "  dangerously_permit_weak_or_unset_master_key: true", "model_list:"]
+        for url in engines:
+            lines += [f"- model_name: {MODEL}", "  litellm_params:", f"    model: hosted_vllm/{MODEL}"]
+            lines += [f"    api_base: {url}/v1", "    api_key: none"]
+        config = self._file("litellm", "\n".join(lines).encode(), "yaml")
+        command = [str(self._program("litellm")), "--config", config, "--host", LOOPBACK, "--port", str(port)]
+        return self._run([*command, "--telemetry", "False"], port, "/health/liveliness", seconds=120.0)
+
+    def _program(self, name: str) -> Path:
+        path = self._peers / name / "bin" / name
+        if not path.is_file():
+            msg = f"{name} is not installed: add --with {name}"
+            raise FileNotFoundError(msg)
+        return path
+
+    def _file(self, name: str, content: bytes, kind: str = "json") -> str:
+        self._count += 1
+        path = self._work / f"{name}-{self._count}.{kind}"
+        path.write_bytes(content)
+        return str(path)
+
+    def _run(self, command: list[str], port: int, ready: str, *, seconds: float = 60.0) -> ServerProcess:
+        self._count += 1
+        log = self._work / f"{Path(command[0]).name}-{self._count}.log"
+        environment = {"PYTHONPATH": str(ROOT), "LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        server = ServerProcess(command, port=port, log=log, environment=environment, folder=self._work)
+        self._stack.enter_context(server)
+        return server.wait(
+            lambda: httpx.get(f"http://{LOOPBACK}:{port}{ready}", trust_env=False).is_success, seconds=seconds
+        )
+
+
+def _served(policy: RoutingPolicy) -> ServedGeneration:
+    node = GraphNode(name=MODEL, part=MODEL, inputs={"prompt": "request.prompt"})
+    graph = PartGraph(nodes=(node,), outputs={"text": f"{MODEL}.text"})
+    return ServedGeneration(
+        generation=1, graph=graph, snapshots={MODEL: 1}, engines={MODEL: "vllm"}, routing={MODEL: policy}
+    )

@@ -1,0 +1,151 @@
+"""The OpenAI edge beside its peers, before one mock engine: added latency, tokens a second, and processor time of the proxy.
+
+    python benchmarks/openai_edge.py --with vllm-router,litellm --docs
+    python benchmarks/openai_edge.py --rounds 2 --requests 50
+
+Every way to the engine is asked in turns, round after round, by the same client. `direct` is the engine itself: the ratio
+of a figure is to it. docs/genai-benchmarks.md says what is measured.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:1] = [str(ROOT)]  # instead of benchmarks/, whose serving/ is another one
+
+from benchmarks.genai.clients import Loop, request, run_loop  # noqa: E402
+from benchmarks.genai.edges import FOLDER, PEERS, Edges, make_peer  # noqa: E402
+from benchmarks.genai.page import rewrite, table  # noqa: E402
+from benchmarks.serving.server_process import ServerProcess  # noqa: E402
+
+PROMPT = "tell me of the sea " * 20
+TOKENS = 64
+CONCURRENCY = (1, 4, 16)
+
+
+class Way:
+    """One way to the engine: where to ask, the processes that stand between, and what was seen."""
+
+    def __init__(self, name: str, url: str, between: tuple[ServerProcess, ...] = ()) -> None:
+        self.name, self.url, self._between = name, url, between
+        self.loops: dict[str, Loop] = {}
+        self.cpu: dict[str, float] = {}
+
+    def measure(self, kind: str, *, clients: int, requests: int, stream: bool, tokens: int) -> None:
+        """Run one loop and add to what was seen of its kind."""
+        bodies = itertools.repeat(request(PROMPT, tokens=tokens, stream=stream))
+        before = self._spent()
+        loop = run_loop(self.url, bodies, clients=clients, requests=requests, tokens=tokens)
+        self.cpu[kind] = self.cpu.get(kind, 0.0) + self._spent() - before
+        self.loops.setdefault(kind, Loop()).add(loop)
+
+    def _spent(self) -> float:
+        return sum(server.cpu_seconds() for server in self._between)
+
+    def figure(self, kind: str, of: str) -> float:
+        """Milliseconds of a request (p50), tokens a second, or the proxy's CPU milliseconds for each request."""
+        loop = self.loops[kind]
+        if of == "tokens":
+            return loop.tokens / loop.seconds
+        if of == "cpu":
+            return self.cpu[kind] / len(loop.whole) * 1e3
+        return statistics.median(loop.first if of == "first" else loop.whole) * 1e3
+
+
+def ways(edges: Edges, engine: ServerProcess) -> Iterator[Way]:
+    """Those that can be started; the others are told on standard error."""
+    direct = _url(engine)
+    yield Way("direct", direct)
+    router = edges.router([direct])
+    yield Way("IPnext router", _url(router), (router,))
+    gateway = edges.envoy(router.port)
+    yield Way("IPnext Envoy and router", _url(gateway), (gateway, router))
+    for name, start in (
+        ("vllm-router", lambda: edges.vllm_router([direct], policy="cache_aware")),
+        ("LiteLLM proxy", lambda: edges.litellm([direct])),
+    ):
+        try:
+            server = start()
+        except (FileNotFoundError, RuntimeError) as error:
+            print(f"{name}: not measured: {error}", file=sys.stderr)
+            continue
+        yield Way(name, _url(server), (server,))
+
+
+def _url(server: ServerProcess) -> str:
+    return f"http://127.0.0.1:{server.port}"
+
+
+def measured(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """The rows of the table, `direct` first."""
+    with Edges(work, asked.peers_directory.resolve()) as edges:
+        quick = list(ways(edges, edges.mock(ttft_ms=0, itl_ms=0)))
+        paced = list(ways(edges, edges.mock(ttft_ms=5, itl_ms=5)))
+        for _ in range(asked.rounds):
+            for way in quick:
+                way.measure("whole", clients=1, requests=asked.requests, stream=False, tokens=1)
+                way.measure("stream", clients=1, requests=asked.requests, stream=True, tokens=4)
+            for way, clients in itertools.product(paced, CONCURRENCY):
+                requests = max(clients, asked.requests * clients // 32)
+                way.measure(f"paced {clients}", clients=clients, requests=requests, stream=True, tokens=TOKENS)
+    return [_row(a, b, quick[0], paced[0]) for a, b in zip(quick, paced, strict=True)]
+
+
+def _row(quick: Way, paced: Way, direct: Way, direct_paced: Way) -> dict[str, Any]:
+    row: dict[str, Any] = {"way": quick.name}
+    for name, kind, of in (("whole", "whole", "whole"), ("first", "stream", "first")):
+        row[name] = quick.figure(kind, of)
+        row[f"{name} added"] = row[name] - direct.figure(kind, of)
+    row["cpu whole"], row["cpu stream"] = quick.figure("whole", "cpu"), quick.figure("stream", "cpu")
+    for clients in CONCURRENCY:
+        kind = f"paced {clients}"
+        row[f"tokens {clients}"] = paced.figure(kind, "tokens") / direct_paced.figure(kind, "tokens")
+        row[f"ttft {clients}"] = paced.figure(kind, "first") / direct_paced.figure(kind, "first")
+        row[f"cpu {clients}"] = paced.figure(kind, "cpu")
+    return row
+
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "way": ("way to the engine", "{}"),
+    "whole": ("whole answer, ms", "{:.2f}"),
+    "whole added": ("added", "{:+.2f}"),
+    "cpu whole": ("CPU ms", "{:.2f}"),
+    "first": ("stream's first piece, ms", "{:.2f}"),
+    "first added": ("added", "{:+.2f}"),
+    "cpu stream": ("CPU ms", "{:.2f}"),
+    **{f"tokens {n}": (f"tokens/s, {n} clients", "{:.3f}x") for n in CONCURRENCY},
+    **{f"ttft {n}": (f"TTFT, {n} clients", "{:.3f}x") for n in CONCURRENCY},
+    "cpu 16": ("CPU ms a stream of 64, 16 clients", "{:.2f}"),
+}
+
+
+def main() -> None:
+    """Measure, print, and write the page where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--with", dest="peers", type=lambda text: text.split(","), default=[], help=f"install first: {','.join(PEERS)}")
+    add("--peers-directory", type=Path, default=FOLDER, help="where peers' environments lie")
+    add("--rounds", type=int, default=5)
+    add("--requests", type=int, default=400, help="of each way in each round")
+    add("--docs", action="store_true", help="rewrite the measured block of docs/genai-benchmarks.md")
+    asked = parser.parse_args()
+    for name in asked.peers:
+        try:
+            make_peer(name, asked.peers_directory.resolve())
+        except (RuntimeError, KeyError) as error:
+            print(f"not installed: {error}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="ipn-") as work:
+        text = table(measured(asked, Path(work)), COLUMNS)
+    print(text)
+    if asked.docs:
+        rewrite("edge", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The demo of generative models: real weights, readable text, on the same platform."""

@@ -1,0 +1,5 @@
+"""`python -m demo.genai`."""
+
+from demo.genai.command import app
+
+app()
