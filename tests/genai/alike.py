@@ -95,6 +95,7 @@ class Alike:
             if running() == 1:
                 return pieces
             pieces.close()
+            return None
 
         until(seen_running).close()
         until(lambda: running() == 0, seconds=10)
