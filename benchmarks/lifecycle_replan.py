@@ -53,8 +53,8 @@ from ipnext.temporal import connect, submit_change, wake_replan
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
 HOME, AWAY = "us-east", "eu-west"
-SUBMITTERS = 64
-"""Changes that are handed to Temporal at the same time while the ceiling is measured."""
+UNDER_WAY = 64
+"""Moves that are under way at the same time while the ceiling is measured."""
 PATIENCE_SECONDS = 1800.0
 
 
@@ -130,14 +130,14 @@ def _adopt(store: Store, models: Sequence[str]) -> None:
         repository.adopt_plan(PreparedPlan.of(record), expected=None)
 
 
-def canned(done: Callable[[], None]) -> list[Callable[..., Any]]:
-    """The activities of a move that answer at once; `done` is called at each end."""
+def canned(done: Callable[[str], None]) -> list[Callable[..., Any]]:
+    """The activities of a move that answer at once; `done` is called with the model at each end."""
     good = wire.WaveResult(ok=True)
 
     def answering(name: str, given: type, answer: Any) -> Callable[..., Any]:
-        def work(argument: Any) -> Any:  # noqa: ARG001
+        def work(argument: Any) -> Any:
             if name == "finish_change":
-                done()
+                done(argument.model)
             return answer
 
         work.__annotations__ = {"argument": given, "return": type(answer)}
@@ -162,24 +162,22 @@ def canned(done: Callable[[], None]) -> list[Callable[..., Any]]:
 
 async def ceiling(client: Client, models: Sequence[str], turn: str) -> float:
     """Moves a second of the same workflows with activities that do nothing."""
-    count, ended = 0, asyncio.Event()
     loop = asyncio.get_running_loop()
+    ended = {f"{turn}-{name}": asyncio.Event() for name in models}
 
-    def one_more() -> None:
-        nonlocal count
-        count += 1
-        if count == len(models):
-            loop.call_soon_threadsafe(ended.set)
+    def done(name: str) -> None:
+        loop.call_soon_threadsafe(ended[name].set)
 
-    async def submit(name: str) -> None:
+    async def move(name: str) -> None:
         async with slots:
-            await submit_change(client, _move(f"{turn}-{name}"))
+            await submit_change(client, _move(name))
+            await ended[name].wait()
 
-    slots = asyncio.Semaphore(SUBMITTERS)
-    async with worker_of(client, read_devfile().group(names.LIFECYCLE_QUEUE), canned(one_more)):
+    slots = asyncio.Semaphore(UNDER_WAY)
+    async with worker_of(client, read_devfile().group(names.LIFECYCLE_QUEUE), canned(done)):
         began = time.monotonic()
-        await asyncio.gather(*(submit(name) for name in models))
-        await asyncio.wait_for(ended.wait(), PATIENCE_SECONDS)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.gather(*(move(name) for name in ended))
         return len(models) / (time.monotonic() - began)
 
 
