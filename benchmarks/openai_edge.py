@@ -2,9 +2,11 @@
 
     python benchmarks/openai_edge.py --with vllm-router,litellm --docs
     python benchmarks/openai_edge.py --rounds 2 --requests 50
+    python benchmarks/openai_edge.py --engine http://127.0.0.1:8001
 
 Every way to the engine is asked in turns, round after round, by the same client. `direct` is the engine itself: the ratio
-of a figure is to it. docs/genai-benchmarks.md says what is measured.
+of a figure is to it. With --engine a real vLLM server that serves a model as `llm` is asked, for streams only.
+docs/genai-benchmarks.md says what is measured.
 """
 
 import argparse
@@ -58,9 +60,8 @@ class Way:
         return statistics.median(loop.first if of == "first" else loop.whole) * 1e3
 
 
-def ways(edges: Edges, engine: ServerProcess) -> Iterator[Way]:
-    """Those that can be started; the others are told on standard error."""
-    direct = _url(engine)
+def ways(edges: Edges, direct: str) -> Iterator[Way]:
+    """Those to an engine's URL that can be started; the others are told on standard error."""
     yield Way("direct", direct)
     router = edges.router([direct])
     yield Way("IPnext router", _url(router), (router,))
@@ -85,8 +86,8 @@ def _url(server: ServerProcess) -> str:
 def measured(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """The rows of the table, `direct` first."""
     with Edges(work, asked.peers_directory.resolve()) as edges:
-        quick = list(ways(edges, edges.mock(ttft_ms=0, itl_ms=0)))
-        paced = list(ways(edges, edges.mock(ttft_ms=5, itl_ms=5)))
+        quick = [] if asked.engine else list(ways(edges, _url(edges.mock(ttft_ms=0, itl_ms=0))))
+        paced = list(ways(edges, asked.engine or _url(edges.mock(ttft_ms=5, itl_ms=5))))
         for _ in range(asked.rounds):
             for way in quick:
                 way.measure("whole", clients=1, requests=asked.requests, stream=False, tokens=1)
@@ -94,31 +95,42 @@ def measured(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
             for way, clients in itertools.product(paced, CONCURRENCY):
                 requests = max(clients, asked.requests * clients // 32)
                 way.measure(f"paced {clients}", clients=clients, requests=requests, stream=True, tokens=TOKENS)
-    return [_row(a, b, quick[0], paced[0]) for a, b in zip(quick, paced, strict=True)]
+    rows = [_streamed(way, paced[0]) for way in paced]
+    for row, way in zip(rows, quick, strict=False):
+        row.update(_added(way, quick[0]))
+    return rows
 
 
-def _row(quick: Way, paced: Way, direct: Way, direct_paced: Way) -> dict[str, Any]:
-    row: dict[str, Any] = {"way": quick.name}
+def _added(way: Way, direct: Way) -> dict[str, Any]:
+    """What a hop adds to an answer that takes no time."""
+    row: dict[str, Any] = {}
     for name, kind, of in (("whole", "whole", "whole"), ("first", "stream", "first")):
-        row[name] = quick.figure(kind, of)
+        row[name] = way.figure(kind, of)
         row[f"{name} added"] = row[name] - direct.figure(kind, of)
-    row["cpu whole"], row["cpu stream"] = quick.figure("whole", "cpu"), quick.figure("stream", "cpu")
+    return row | {"cpu whole": way.figure("whole", "cpu"), "cpu stream": way.figure("stream", "cpu")}
+
+
+def _streamed(way: Way, direct: Way) -> dict[str, Any]:
+    """Streams of so many clients, over the engine asked directly."""
+    row: dict[str, Any] = {"way": way.name}
     for clients in CONCURRENCY:
         kind = f"paced {clients}"
-        row[f"tokens {clients}"] = paced.figure(kind, "tokens") / direct_paced.figure(kind, "tokens")
-        row[f"ttft {clients}"] = paced.figure(kind, "first") / direct_paced.figure(kind, "first")
-        row[f"cpu {clients}"] = paced.figure(kind, "cpu")
+        row[f"tokens {clients}"] = way.figure(kind, "tokens") / direct.figure(kind, "tokens")
+        row[f"ttft {clients}"] = way.figure(kind, "first") / direct.figure(kind, "first")
+        row[f"cpu {clients}"] = way.figure(kind, "cpu")
     return row
 
 
-COLUMNS: Mapping[str, tuple[str, str]] = {
-    "way": ("way to the engine", "{}"),
+WAY: Mapping[str, tuple[str, str]] = {"way": ("way to the engine", "{}")}
+ADDED: Mapping[str, tuple[str, str]] = {
     "whole": ("whole answer, ms", "{:.2f}"),
     "whole added": ("added", "{:+.2f}"),
     "cpu whole": ("CPU ms", "{:.2f}"),
     "first": ("stream's first piece, ms", "{:.2f}"),
     "first added": ("added", "{:+.2f}"),
     "cpu stream": ("CPU ms", "{:.2f}"),
+}
+STREAMED: Mapping[str, tuple[str, str]] = {
     **{f"tokens {n}": (f"tokens/s, {n} clients", "{:.3f}x") for n in CONCURRENCY},
     **{f"ttft {n}": (f"TTFT, {n} clients", "{:.3f}x") for n in CONCURRENCY},
     "cpu 16": ("CPU ms a stream of 64, 16 clients", "{:.2f}"),
@@ -131,6 +143,7 @@ def main() -> None:
     add = parser.add_argument
     add("--with", dest="peers", type=lambda text: text.split(","), default=[], help=f"install first: {','.join(PEERS)}")
     add("--peers-directory", type=Path, default=FOLDER, help="where peers' environments lie")
+    add("--engine", help="URL of a real engine instead of mocks")
     add("--rounds", type=int, default=5)
     add("--requests", type=int, default=400, help="of each way in each round")
     add("--docs", action="store_true", help="rewrite the measured block of docs/genai-benchmarks.md")
@@ -141,10 +154,10 @@ def main() -> None:
         except (RuntimeError, KeyError) as error:
             print(f"not installed: {error}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="ipn-") as work:
-        text = table(measured(asked, Path(work)), COLUMNS)
+        text = table(measured(asked, Path(work)), {**WAY, **({} if asked.engine else ADDED), **STREAMED})
     print(text)
     if asked.docs:
-        rewrite("edge", text)
+        rewrite("edge-real" if asked.engine else "edge", text)
 
 
 if __name__ == "__main__":
