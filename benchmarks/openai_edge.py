@@ -2,10 +2,10 @@
 
     python benchmarks/openai_edge.py --with vllm-router,litellm --docs
     python benchmarks/openai_edge.py --rounds 2 --requests 50
-    python benchmarks/openai_edge.py --engine http://127.0.0.1:8001
+    python benchmarks/openai_edge.py --vllm CHECKPOINT
 
 Every way to the engine is asked in turns, round after round, by the same client. `direct` is the engine itself: the ratio
-of a figure is to it. With --engine a real vLLM server that serves a model as `llm` is asked, for streams only.
+of a figure is to it. With --vllm a real server of that checkpoint is asked, for streams only.
 docs/genai-benchmarks.md says what is measured.
 """
 
@@ -25,10 +25,13 @@ from benchmarks.genai.clients import Loop, request, run_loop  # noqa: E402
 from benchmarks.genai.edges import FOLDER, PEERS, Edges, make_peer  # noqa: E402
 from benchmarks.genai.page import rewrite, table  # noqa: E402
 from benchmarks.serving.server_process import ServerProcess  # noqa: E402
+from ipnext.model.engine_settings import VllmSettings  # noqa: E402
 
 PROMPT = "tell me of the sea " * 20
 TOKENS = 64
 CONCURRENCY = (1, 4, 16)
+SETTINGS = VllmSettings(max_model_len=1024, kv_cache_gib=0.5, max_num_seqs=16)
+"""Of a real engine."""
 
 
 class Way:
@@ -86,8 +89,9 @@ def _url(server: ServerProcess) -> str:
 def measured(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """The rows of the table, `direct` first."""
     with Edges(work, asked.peers_directory.resolve()) as edges:
-        quick = [] if asked.engine else list(ways(edges, _url(edges.mock(ttft_ms=0, itl_ms=0))))
-        paced = list(ways(edges, asked.engine or _url(edges.mock(ttft_ms=5, itl_ms=5))))
+        quick = [] if asked.vllm else list(ways(edges, _url(edges.mock(ttft_ms=0, itl_ms=0))))
+        engine = edges.vllm(asked.vllm, SETTINGS) if asked.vllm else edges.mock(ttft_ms=5, itl_ms=5)
+        paced = list(ways(edges, _url(engine)))
         for _ in range(asked.rounds):
             for way in quick:
                 way.measure("whole", clients=1, requests=asked.requests, stream=False, tokens=1)
@@ -143,7 +147,7 @@ def main() -> None:
     add = parser.add_argument
     add("--with", dest="peers", type=lambda text: text.split(","), default=[], help=f"install first: {','.join(PEERS)}")
     add("--peers-directory", type=Path, default=FOLDER, help="where peers' environments lie")
-    add("--engine", help="URL of a real engine instead of mocks")
+    add("--vllm", type=Path, metavar="CHECKPOINT", help="a real engine of this directory instead of mocks")
     add("--rounds", type=int, default=5)
     add("--requests", type=int, default=400, help="of each way in each round")
     add("--docs", action="store_true", help="rewrite the measured block of docs/genai-benchmarks.md")
@@ -154,10 +158,10 @@ def main() -> None:
         except (RuntimeError, KeyError) as error:
             print(f"not installed: {error}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="ipn-") as work:
-        text = table(measured(asked, Path(work)), {**WAY, **({} if asked.engine else ADDED), **STREAMED})
+        text = table(measured(asked, Path(work)), {**WAY, **({} if asked.vllm else ADDED), **STREAMED})
     print(text)
     if asked.docs:
-        rewrite("edge-real" if asked.engine else "edge", text)
+        rewrite("edge-real" if asked.vllm else "edge", text)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Prompts with shared beginnings on two engines: how much of them is cached, by policy of our router and by vllm-router's.
 
     python benchmarks/prefix_routing.py --with vllm-router --docs
-    python benchmarks/prefix_routing.py --engines http://127.0.0.1:8001,http://127.0.0.1:8002 --prefix-words 100
+    python benchmarks/prefix_routing.py --vllm CHECKPOINT --prefix-words 200 --requests 200
 
 Groups of requests share a long beginning (a system prompt, a document) and end each in its own way. Mock engines cache so
-many blocks that half of the beginnings fit into each; a token that is not cached takes time. Real vLLM servers that serve
-a model as `llm` are asked instead with --engines. docs/genai-benchmarks.md says what is measured.
+many blocks that half of the beginnings fit into each; a token that is not cached takes time. With --vllm two real servers of that
+checkpoint are asked, whose caches have as much room. docs/genai-benchmarks.md says what is measured.
 """
 
 import argparse
@@ -27,8 +27,13 @@ from benchmarks.genai.clients import request, run_loop  # noqa: E402
 from benchmarks.genai.edges import FOLDER, PEERS, Edges, make_peer  # noqa: E402
 from benchmarks.genai.page import rewrite, table  # noqa: E402
 from benchmarks.serving.server_process import ServerProcess  # noqa: E402
+from ipnext.model.engine_settings import VllmSettings  # noqa: E402
 
 BLOCK_WORDS = 16
+BLOCK_TOKENS = 128
+"""Of vLLM's cache on a CPU."""
+ENOUGH = ("--max-num-batched-tokens", "2048")
+"""A whole prompt in one step."""
 SUFFIX_WORDS = 24
 Start = Callable[[Edges, Sequence[str]], ServerProcess]
 
@@ -68,7 +73,8 @@ def measured(name: str, start: Start, asked: argparse.Namespace, work: Path) -> 
     """One row."""
     with ExitStack() as stack:
         edges = stack.enter_context(Edges(work, asked.peers_directory.resolve()))
-        engines = asked.engines or [_mock(edges, asked) for _ in range(2)]
+        make = _vllm if asked.vllm else _mock
+        engines = [f"http://127.0.0.1:{make(edges, asked).port}" for _ in range(2)]
         server = start(edges, engines)
         hits, queries = cached(engines)
         word = "".join(letter for letter in name if letter.isalpha())
@@ -88,10 +94,22 @@ def measured(name: str, start: Start, asked: argparse.Namespace, work: Path) -> 
     }
 
 
-def _mock(edges: Edges, asked: argparse.Namespace) -> str:
-    blocks = asked.groups // 2 * (asked.prefix_words // BLOCK_WORDS + 2) * asked.room
-    options = {"ttft_ms": 2, "itl_ms": 2, "prompt_us_per_token": 40, "max_num_seqs": 8, "blocks": int(blocks)}
-    return f"http://127.0.0.1:{edges.mock(**options).port}"
+def _mock(edges: Edges, asked: argparse.Namespace) -> ServerProcess:
+    blocks = _room(asked.prefix_words, BLOCK_WORDS, asked)
+    options = {"ttft_ms": 2, "itl_ms": 2, "prompt_us_per_token": 40, "max_num_seqs": 8, "blocks": blocks}
+    return edges.mock(**options)
+
+
+def _vllm(edges: Edges, asked: argparse.Namespace) -> ServerProcess:
+    blocks = _room(asked.prefix_words * asked.word_tokens, BLOCK_TOKENS, asked)
+    return edges.vllm(
+        asked.vllm, VllmSettings(max_num_seqs=8, extra_args=("--num-gpu-blocks-override", str(blocks), *ENOUGH))
+    )
+
+
+def _room(beginning: float, block: int, asked: argparse.Namespace) -> int:
+    """Blocks of an engine's cache: so much over what half of the groups need."""
+    return int(asked.groups // 2 * (beginning / block + 2) * asked.room)
 
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -109,7 +127,8 @@ def main() -> None:
     add = parser.add_argument
     add("--with", dest="peers", type=lambda text: text.split(","), default=[], help="install first: vllm-router")
     add("--peers-directory", type=Path, default=FOLDER, help="where peers' environments lie")
-    add("--engines", type=lambda text: text.split(","), default=[], help="URLs of real engines instead of mocks")
+    add("--vllm", type=Path, metavar="CHECKPOINT", help="real engines of this directory instead of mocks")
+    add("--word-tokens", type=float, default=6.7, help="tokens of a word and its space, for a real engine")
     add("--groups", type=int, default=16)
     add("--prefix-words", type=int, default=480)
     add("--requests", type=int, default=600)
@@ -133,7 +152,7 @@ def main() -> None:
     text = table(rows, COLUMNS)
     print(text)
     if asked.docs:
-        rewrite("prefix-real" if asked.engines else "prefix", text)
+        rewrite("prefix-real" if asked.vllm else "prefix", text)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Processes of the OpenAI benchmarks: mock engines, IPnext's router and Envoy, and the peers, each in its own environment."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Final, Self
 import httpx
 
 from benchmarks.serving.own_servers import ROOT
-from benchmarks.serving.server_process import ServerProcess
+from benchmarks.serving.server_process import ONE_THREAD, ServerProcess
 from ipnext.infra import envoy
 from ipnext.infra.envoy_process import envoy_binary
 from ipnext.infra.ports import LOOPBACK, free_port
@@ -22,8 +23,10 @@ from ipnext.model.deployment import (
     RouteTable,
     ServedGeneration,
 )
+from ipnext.model.engine_settings import VllmSettings
 from ipnext.model.registry import GraphNode, PartGraph
 from ipnext.model.routing import RoutingPolicy
+from serving.genai.commands import engine_command, engine_environment
 
 FOLDER: Final = ROOT / ".ipnext" / "peers"
 MODEL: Final = "llm"
@@ -33,6 +36,11 @@ PEERS: Final[Mapping[str, tuple[str, ...]]] = {
     "litellm": ("litellm[proxy]==1.108.7",),
 }
 """Packages of each peer's environment."""
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "PYTHONPATH": str(ROOT),
+    "LITELLM_MODE": "PRODUCTION",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+}
 MOCK: Final = ROOT / "tests" / "genai" / "mock_engine.py"
 
 
@@ -72,6 +80,13 @@ class Edges:
         port = free_port()
         flags = [f"--{name.replace('_', '-')}={value:g}" for name, value in options.items()]
         return self._run([sys.executable, str(MOCK), "--port", str(port), "--model", MODEL, *flags], port, "/health")
+
+    def vllm(self, checkpoint: Path, settings: VllmSettings) -> ServerProcess:
+        """A real vLLM server, as a host starts it for a part of these settings. LoadFailed where there is no vLLM."""
+        port = free_port()
+        command = engine_command(MODEL, checkpoint, port, settings, environment=os.environ)
+        environment = {**engine_environment(settings, ONE_THREAD), "PYTHONPATH": ""}
+        return self._run(list(command), port, "/health", seconds=settings.start_seconds, environment=environment)
 
     def router(self, engines: Sequence[str], *, policy: RoutingPolicy = "prefix") -> ServerProcess:
         """IPnext's router before these engines."""
@@ -135,10 +150,17 @@ class Edges:
         path.write_bytes(content)
         return str(path)
 
-    def _run(self, command: list[str], port: int, ready: str, *, seconds: float = 60.0) -> ServerProcess:
+    def _run(
+        self,
+        command: list[str],
+        port: int,
+        ready: str,
+        *,
+        seconds: float = 60.0,
+        environment: Mapping[str, str] = ENVIRONMENT,
+    ) -> ServerProcess:
         self._count += 1
         log = self._work / f"{Path(command[0]).name}-{self._count}.log"
-        environment = {"PYTHONPATH": str(ROOT), "LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         server = ServerProcess(command, port=port, log=log, environment=environment, folder=self._work)
         self._stack.enter_context(server)
         return server.wait(
