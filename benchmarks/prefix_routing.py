@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ from ipnext.model.engine_settings import VllmSettings  # noqa: E402
 BLOCK_WORDS = 16
 BLOCK_TOKENS = 128
 """Of vLLM's cache on a CPU."""
-ENOUGH = ("--max-num-batched-tokens", "2048")
-"""A whole prompt in one step."""
 SUFFIX_WORDS = 24
 Start = Callable[[Edges, Sequence[str]], ServerProcess]
 
@@ -69,23 +66,24 @@ def cached(engines: Sequence[str]) -> tuple[float, float]:
     return found["hits"], found["queries"]
 
 
-def measured(name: str, start: Start, asked: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """One row."""
-    with ExitStack() as stack:
-        edges = stack.enter_context(Edges(work, asked.peers_directory.resolve()))
-        make = _vllm if asked.vllm else _mock
-        engines = [f"http://127.0.0.1:{make(edges, asked).port}" for _ in range(2)]
-        server = start(edges, engines)
-        hits, queries = cached(engines)
-        word = "".join(letter for letter in name if letter.isalpha())
-        loop = run_loop(
-            f"http://127.0.0.1:{server.port}",
-            prompts(word, asked),
-            clients=asked.clients,
-            requests=asked.requests + asked.groups,
-            tokens=4,
-        )
-        hits_after, queries_after = cached(engines)
+def measured(
+    name: str, start: Start, edges: Edges, engines: Sequence[str], asked: argparse.Namespace
+) -> dict[str, Any]:
+    """One row. The engines' caches are empty at first."""
+    for url in engines:
+        httpx.post(f"{url}/reset_prefix_cache", trust_env=False).raise_for_status()
+    server = start(edges, engines)
+    hits, queries = cached(engines)
+    word = "".join(letter for letter in name if letter.isalpha())
+    loop = run_loop(
+        f"http://127.0.0.1:{server.port}",
+        prompts(word, asked),
+        clients=asked.clients,
+        requests=asked.requests + asked.groups,
+        tokens=4,
+    )
+    hits_after, queries_after = cached(engines)
+    server.end()
     return {
         "way": name,
         "hits": (hits_after - hits) / (queries_after - queries),
@@ -94,17 +92,33 @@ def measured(name: str, start: Start, asked: argparse.Namespace, work: Path) -> 
     }
 
 
+def compared(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """All ways that can be started, before the same two engines; the others are told on standard error."""
+    rows: list[dict[str, Any]] = []
+    with Edges(work, asked.peers_directory.resolve()) as edges:
+        make = _vllm if asked.vllm else _mock
+        engines = [f"http://127.0.0.1:{make(edges, asked).port}" for _ in range(2)]
+        for name, start in WAYS.items():
+            try:
+                rows.append(measured(name, start, edges, engines, asked))
+            except (FileNotFoundError, RuntimeError) as error:
+                print(f"{name}: not measured: {error}", file=sys.stderr)
+    for row in rows:
+        row["ratio"] = row["hits"] / rows[0]["hits"] if rows[0]["hits"] else None
+    return rows
+
+
 def _mock(edges: Edges, asked: argparse.Namespace) -> ServerProcess:
     blocks = _room(asked.prefix_words, BLOCK_WORDS, asked)
-    options = {"ttft_ms": 2, "itl_ms": 2, "prompt_us_per_token": 40, "max_num_seqs": 8, "blocks": blocks}
+    options = {"ttft_ms": 2, "itl_ms": 2, "prompt_us_per_token": asked.token_us, "max_num_seqs": 8, "blocks": blocks}
     return edges.mock(**options)
 
 
 def _vllm(edges: Edges, asked: argparse.Namespace) -> ServerProcess:
     blocks = _room(asked.prefix_words * asked.word_tokens, BLOCK_TOKENS, asked)
-    return edges.vllm(
-        asked.vllm, VllmSettings(max_num_seqs=8, extra_args=("--num-gpu-blocks-override", str(blocks), *ENOUGH))
-    )
+    room = ("--num-gpu-blocks-override", str(blocks))
+    settings = VllmSettings(max_num_seqs=8, max_num_batched_tokens=2048, kv_cache_gib=0.5, extra_args=room)
+    return edges.vllm(asked.vllm, settings)
 
 
 def _room(beginning: float, block: int, asked: argparse.Namespace) -> int:
@@ -134,22 +148,15 @@ def main() -> None:
     add("--requests", type=int, default=600)
     add("--clients", type=int, default=8)
     add("--room", type=float, default=1.25, help="cache of an engine over what half of the groups need")
+    add("--token-us", type=float, default=40, help="a mock's time for a token that is not cached, in microseconds")
     add("--seed", type=int, default=1)
     add("--docs", action="store_true", help="rewrite the measured block of docs/genai-benchmarks.md")
     asked = parser.parse_args()
     for name in asked.peers:
         if name in PEERS:
             make_peer(name, asked.peers_directory.resolve())
-    rows: list[dict[str, Any]] = []
-    for name, start in WAYS.items():
-        try:
-            with tempfile.TemporaryDirectory(prefix="ipn-") as work:
-                rows.append(measured(name, start, asked, Path(work)))
-        except (FileNotFoundError, RuntimeError) as error:
-            print(f"{name}: not measured: {error}", file=sys.stderr)
-    for row in rows:
-        row["ratio"] = row["hits"] / rows[0]["hits"] if rows[0]["hits"] else None
-    text = table(rows, COLUMNS)
+    with tempfile.TemporaryDirectory(prefix="ipn-") as work:
+        text = table(compared(asked, Path(work)), COLUMNS)
     print(text)
     if asked.docs:
         rewrite("prefix-real" if asked.vllm else "prefix", text)

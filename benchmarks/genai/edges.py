@@ -82,10 +82,13 @@ class Edges:
         return self._run([sys.executable, str(MOCK), "--port", str(port), "--model", MODEL, *flags], port, "/health")
 
     def vllm(self, checkpoint: Path, settings: VllmSettings) -> ServerProcess:
-        """A real vLLM server, as a host starts it for a part of these settings. LoadFailed where there is no vLLM."""
+        """A real vLLM server, as a host starts it for a part of these settings; its cache can be emptied.
+
+        LoadFailed where there is no vLLM.
+        """
         port = free_port()
         command = engine_command(MODEL, checkpoint, port, settings, environment=os.environ)
-        environment = {**engine_environment(settings, ONE_THREAD), "PYTHONPATH": ""}
+        environment = {**engine_environment(settings, ONE_THREAD, swap=True), "PYTHONPATH": ""}
         return self._run(list(command), port, "/health", seconds=settings.start_seconds, environment=environment)
 
     def router(self, engines: Sequence[str], *, policy: RoutingPolicy = "prefix") -> ServerProcess:
