@@ -29,10 +29,12 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """Engines that had what a request wishes, the latest first; `mostly`: at least half of its blocks, or its session."""
+    """Engines that had what a request wishes, its home first; `mostly`: at least half of its blocks, or its session."""
 
     urls: tuple[str, ...]
     mostly: bool
+    known: int | None = None
+    """The last of its blocks that is known."""
 
 
 def prompt_of(body: Mapping[str, Any]) -> str:
@@ -75,18 +77,21 @@ class Affinity:
         return self._held[url]
 
     def near(self, wish: Wish, urls: Collection[str]) -> Near:
-        """Those of `urls` that had the session, else those that had the longest beginning; none where nothing is known."""
+        """Those of `urls` that had the session, else those that had the longest beginning; none where nothing is known.
+
+        The first of them is its home: the engine that had it first, of those that are left.
+        """
         session = self._sessions.get(wish.session) if wish.session is not None else None
         if session is not None and session in urls:
             return Near((session,), mostly=True)
         for place in range(len(wish.blocks) - 1, -1, -1):
             known = tuple(url for url in self._blocks.get(wish.blocks[place], ()) if url in urls)
             if known:
-                return Near(known, mostly=2 * (place + 1) >= len(wish.blocks))
+                return Near(known, mostly=2 * (place + 1) >= len(wish.blocks), known=wish.blocks[place])
         return Near((), mostly=False)
 
-    def note(self, wish: Wish, url: str) -> None:
-        """This engine has them from now on."""
+    def note(self, wish: Wish, url: str, *, homes: Collection[str]) -> None:
+        """This engine has them from now on, beside their home where that is one of `homes`, else as their home."""
         most_blocks, most_sessions = self._limits
         if wish.session is not None:
             self._sessions[wish.session] = url
@@ -94,14 +99,17 @@ class Affinity:
             if len(self._sessions) > most_sessions:
                 self._sessions.popitem(last=False)
         for block in reversed(wish.blocks):  # the first block is used last: a chain is forgotten from its end
-            known = self._blocks.get(block)
-            if known is None or known[0] != url:
-                self._held[url] += 1
-                if known is not None:
-                    self._held[known[0]] -= 1
-                others = () if known is None else tuple(one for one in known if one != url)
-                self._blocks[block] = (url, *others[: ENGINES_OF_BLOCK - 1])
+            known = self._blocks.get(block, ())
+            if url not in known[:1]:
+                self._blocks[block] = self._with(known, url, beside=any(home in homes for home in known[:1]))
             self._blocks.move_to_end(block)
         while len(self._blocks) > most_blocks:
             _, known = self._blocks.popitem(last=False)
             self._held[known[0]] -= 1
+
+    def _with(self, known: tuple[str, ...], url: str, *, beside: bool) -> tuple[str, ...]:
+        first = known[:1] if beside else (url,)
+        if known[:1] != first:
+            self._held[url] += 1
+            self._held.subtract(known[:1])
+        return tuple(dict.fromkeys((*first, url, *known)))[:ENGINES_OF_BLOCK]

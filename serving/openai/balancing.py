@@ -4,6 +4,7 @@ Load is what this router has under way plus what the engine says it has from oth
 longest known beginning of the prompt.
 """
 
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,9 +15,16 @@ from serving.openai.affinity import Affinity, Wish
 
 STALE_SECONDS: Final = 3.0
 """What an engine said of itself counts for so long."""
-GUARD_REQUESTS: Final = 2.0
-GUARD_FACTOR: Final = 1.5
+GUARD_REQUESTS: Final = 16.0
+GUARD_FACTOR: Final = 2.0
 """Affinity loses where its engine has more requests than GUARD_REQUESTS and than GUARD_FACTOR times the mean."""
+HOT_REQUESTS: Final = 2.0
+HOT_FACTOR: Final = 1.5
+"""The same for a beginning that many of the last requests have, more than an engine's fair share: another copy of it pays."""
+RECENT: Final = 128
+"""The last requests, of those whose beginning was known."""
+FEW: Final = 32
+"""As many say something."""
 GUARD_KV_USE: Final = 0.9
 """... or where more of its cache than this share is in use."""
 LOST_SECONDS: Final = 1.0
@@ -71,6 +79,9 @@ class EngineLoads:
         self._turns: dict[str, int] = {}
         """First engine of those to choose from -> choices so far: a request that chooses twice takes turns in each."""
         self._turn = 0
+        self._recent: deque[int] = deque()
+        self._often: Counter[int] = Counter()
+        """How many of the last requests had a block as the last one that was known."""
 
     def choose(
         self, urls: Sequence[str], wish: Wish | None, *, policy: RoutingPolicy, tried: Collection[str] = ()
@@ -80,7 +91,7 @@ class EngineLoads:
         able = self._able(urls, tried)
         chosen = self._chosen(able, wish, policy) if len(able) > 1 else able[0]
         if policy == "prefix" and wish is not None and len(urls) > 1:
-            self._affinity.note(wish, chosen)
+            self._affinity.note(wish, chosen, homes=able)
         return chosen
 
     def calling(self, url: str) -> _Call:
@@ -122,10 +133,11 @@ class EngineLoads:
         loads = [self._load(url) for url in urls]
         if policy == "prefix" and wish is not None:
             near = self._affinity.near(wish, urls)
-            guarded = self._guarded(near.urls, dict(zip(urls, loads, strict=True)))
+            hot = self._hot(near.known, len(urls))
+            guarded = self._guarded(near.urls, dict(zip(urls, loads, strict=True)), hot=hot)
             if guarded:
                 # A beginning that is most of the prompt stays in one place; one that many prompts share is in all of them.
-                return guarded[0][0] if near.mostly else self._least(guarded)
+                return guarded[0][0] if near.mostly and not hot else self._least(guarded)
             return self._roomiest(urls, loads)
         return self._least(zip(urls, loads, strict=True))
 
@@ -135,10 +147,23 @@ class EngineLoads:
         near = [(url, self._affinity.held(url)) for url, load in zip(urls, loads, strict=True) if load <= least + 1]
         return self._least(near)
 
-    def _guarded(self, near: Sequence[str], loads: Mapping[str, float]) -> list[tuple[str, float]]:
+    def _guarded(self, near: Sequence[str], loads: Mapping[str, float], *, hot: bool) -> list[tuple[str, float]]:
         mean = (sum(loads.values()) + 1) / len(loads)  # this request too
-        limit = max(GUARD_REQUESTS, GUARD_FACTOR * mean)
+        limit = max(HOT_REQUESTS, HOT_FACTOR * mean) if hot else max(GUARD_REQUESTS, GUARD_FACTOR * mean)
         return [(url, loads[url]) for url in near if loads[url] <= limit and self._kv_use(url) <= GUARD_KV_USE]
+
+    def _hot(self, block: int | None, engines: int) -> bool:
+        """Whether more than an engine's fair share of the last requests had this block in common; counts it."""
+        if block is None:
+            return False
+        self._recent.append(block)
+        self._often[block] += 1
+        if len(self._recent) > RECENT:
+            first = self._recent.popleft()
+            self._often[first] -= 1
+            if not self._often[first]:
+                del self._often[first]
+        return self._often[block] * engines > max(len(self._recent), FEW)
 
     def _least(self, loads: Iterable[tuple[str, float]]) -> str:
         pairs = list(loads)

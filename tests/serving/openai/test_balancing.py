@@ -1,11 +1,12 @@
 """Which engine a request goes to: least loaded, or where its beginning is cached, within the guard."""
 
 from collections import Counter
+from contextlib import ExitStack
 
 import pytest
 
 from serving.openai.affinity import BLOCK_CHARACTERS, Affinity, Wish, blocks_of, prompt_of
-from serving.openai.balancing import LOST_SECONDS, STALE_SECONDS, EngineLoads, EngineReport
+from serving.openai.balancing import FEW, GUARD_REQUESTS, LOST_SECONDS, STALE_SECONDS, EngineLoads, EngineReport
 from serving.openai.engines import report_of
 
 URLS = ("a", "b", "c")
@@ -86,7 +87,7 @@ def test_a_prompt_goes_where_its_beginning_was(loads):
 
 def test_new_beginnings_are_shared_out_evenly(loads):
     """Though the engine that has fewer of them is busier by one request."""
-    loads._affinity.note(wish(long("x", 9)), "a")
+    loads._affinity.note(wish(long("x", 9)), "a", homes=URLS)
     with loads.calling("b"):
         assert {loads.choose(("a", "b"), wish(letter), policy="prefix") for letter in "yz"} == {"b"}
         with loads.calling("b"):
@@ -95,33 +96,71 @@ def test_new_beginnings_are_shared_out_evenly(loads):
 
 def test_the_longest_beginning_wins(loads):
     affinity = Affinity()
-    affinity.note(wish(long("x", 4)), "a")
-    affinity.note(wish(long("x", 2) + long("y", 2)), "b")
+    affinity.note(wish(long("x", 4)), "a", homes=URLS)
+    affinity.note(wish(long("x", 2) + long("y", 2)), "b", homes=URLS)
     assert affinity.near(wish(long("x", 5)), set(URLS)).urls == ("a",)
     assert affinity.near(wish(long("x", 2) + long("y", 3)), set(URLS)).urls == ("b",)
-    assert affinity.near(wish(long("x", 2) + long("z", 2)), set(URLS)).urls == ("b", "a")
+    assert affinity.near(wish(long("x", 2) + long("z", 2)), set(URLS)).urls == ("a", "b")
 
 
 def test_a_beginning_that_all_share_gathers_nothing_in_one_place(loads):
     """A short system prompt before long prompts of their own: where it is cached, the least loaded is asked."""
     system = long("s", 1)
     for url in URLS:
-        loads._affinity.note(wish(system), url)
+        loads._affinity.note(wish(system), url, homes=URLS)
     held = [loads.calling(url) for url in ("a", "b")]
     for call in held:
         call.__enter__()
     assert loads.choose(URLS, wish(system + long("own", 8)), policy="prefix") == "c"
 
 
+def crowd(loads, url, size):
+    for _ in range(int(size)):
+        loads.calling(url).__enter__()
+
+
 def test_affinity_loses_where_its_engine_has_far_more_to_do(loads):
     first = loads.choose(URLS, wish(session="s"), policy="prefix")
-    for _ in range(2):
-        loads.calling(first).__enter__()
-    assert loads.choose(URLS, wish(session="s"), policy="prefix") == first, "two requests are no crowd"
-    loads.calling(first).__enter__()
+    crowd(loads, first, GUARD_REQUESTS)
+    assert loads.choose(URLS, wish(session="s"), policy="prefix") == first, "an engine computes as many together"
+    crowd(loads, first, 1)
     moved = loads.choose(URLS, wish(session="s"), policy="prefix")
     assert moved != first
     assert loads.choose(URLS, wish(session="s"), policy="prefix") == moved, "it has moved"
+
+
+def test_a_prompt_comes_back_to_its_home_when_that_is_no_longer_crowded(loads):
+    """So that two caches don't hold what one can hold."""
+    home = loads.choose(URLS, wish(long("x")), policy="prefix")
+    with ExitStack() as calls:
+        for _ in range(int(GUARD_REQUESTS) + 1):
+            calls.enter_context(loads.calling(home))
+        away = [loads.choose(URLS, wish(long("x")), policy="prefix") for _ in range(3)]
+        assert away[0] != home
+        assert set(away) == {away[0]}, "one other engine has it now"
+    assert loads.choose(URLS, wish(long("x")), policy="prefix") == home
+
+
+def test_a_prompt_whose_home_is_gone_has_another(loads):
+    home = loads.choose(URLS, wish(long("x")), policy="prefix")
+    left = tuple(url for url in URLS if url != home)
+    moved = loads.choose(left, wish(long("x")), policy="prefix")
+    assert {loads.choose(URLS, wish(long("x") + str(n)), policy="prefix") for n in range(3)} == {moved}
+
+
+def test_a_beginning_that_most_requests_have_is_copied_to_engines_that_are_less_busy(loads):
+    home = loads.choose(URLS, wish(long("x")), policy="prefix")
+    crowd(loads, home, 3)
+    assert {loads.choose(URLS, wish(long("x")), policy="prefix") for _ in range(FEW // 3)} == {home}, "too few to tell"
+    assert home not in {loads.choose(URLS, wish(long("x")), policy="prefix") for _ in range(3)}
+
+
+def test_a_beginning_of_few_requests_waits_for_its_home(loads):
+    home = loads.choose(URLS, wish(long("x")), policy="prefix")
+    for letter in "abcdefgh" * 8:
+        loads.choose(URLS, wish(long(letter)), policy="prefix")
+    crowd(loads, home, GUARD_REQUESTS)
+    assert loads.choose(URLS, wish(long("x")), policy="prefix") == home
 
 
 def test_affinity_loses_where_the_cache_is_full(loads):
@@ -141,14 +180,14 @@ def test_an_engine_that_was_lost_is_left_out_for_a_while_and_taken_where_there_i
 def test_what_was_used_least_lately_is_forgotten_first():
     affinity = Affinity(blocks=8, sessions=2)
     for letter in "xyz":
-        affinity.note(wish(long(letter), session=letter), "a")
+        affinity.note(wish(long(letter), session=letter), "a", homes=URLS)
     assert not affinity.near(wish(long("x"), session="x"), {"a"}).urls
     assert affinity.near(wish(long("z")), {"a"}).urls == ("a",)
     assert affinity.near(wish(session="y"), {"a"}).urls == ("a",)
 
 
 def test_an_engine_that_is_gone_is_not_chosen_for_its_memory(loads):
-    loads._affinity.note(wish(long("x"), session="s"), "gone")
+    loads._affinity.note(wish(long("x"), session="s"), "gone", homes=("gone",))
     assert loads.choose(URLS, wish(long("x"), session="s"), policy="prefix") in URLS
 
 
