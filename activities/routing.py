@@ -1,8 +1,9 @@
 """Putting route tables in force: infrastructure first, then the store, and nothing where nothing changes."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from activities.drained import unchanged
+from activities.following import followed
 from activities.pulse import still_ours
 from activities.regions import observe
 from activities.wanted import Facts, served_generations
@@ -39,9 +40,10 @@ class Gateways:
     def follow(
         self, shares: Mapping[str, Shares], deployments: Iterable[Deployment], *, waiting: Collection[str] = ()
     ) -> None:
-        """Let every region serve what it holds, then send the traffic by `shares`.
+        """Let every region serve what it holds, then send the traffic by `shares`, one gateway after the other.
 
-        In this order no gateway sends a generation to a region whose router does not know it yet: one that would, for
+        They come in an order in which no region is sent more meanwhile than `deployments` carry, as far as there is one
+        (`activities.following`). No gateway sends a generation to a region whose router does not know it yet: one that would, for
         that region can't be reached, stays as it is. What a lost region gets once it is back names no such place. What a
         gateway still names, routers forget last of all, and not before it follows. Regions that can't be reached don't keep the others from
         following; RegionUnreachable names the first of them at the end. Those `waiting` stay as they are, for what they are
@@ -53,9 +55,9 @@ class Gateways:
         served = {region: served_generations(self._facts, region, held) for region in states}
         for region in states:
             self._put(region, self._shares_now(region), _union(served[region], self._served_now(region)))
-        for region in states:
-            if region not in waiting and all(share.to in states or self._knows(share) for share in shares[region]):
-                self._put(region, shares[region], _union(served[region], self._served_now(region)))
+        moving = [r for r in states if r not in waiting and all(s.to in states or self._knows(s) for s in shares[r])]
+        for region, found in self._one_by_one({region: shares[region] for region in moving}, held):
+            self._put(region, found, _union(served[region], self._served_now(region)))
         needed = self.still_sent(shares) | {
             (share.to, share.generation) for found in shares.values() for share in found
         }
@@ -81,6 +83,13 @@ class Gateways:
             for share in table.shares
             if share.fraction > 0
         )
+
+    def _one_by_one(self, then: Mapping[str, Shares], held: Iterable[Deployment]) -> Sequence[tuple[str, Shares]]:
+        """Shares that gateways are told, in their order."""
+        now = {region: table.shares for region, table in self._tables.items() if region not in self._facts.lost}
+        demand = {item.region: item.amount for item in self._facts.manifest.spec.demand}
+        parts = {number: generation.parts for number, generation in self._facts.generations.items()}
+        return followed(now, then, held, demand=demand, parts=parts).tables
 
     def _knows(self, share: RouteShare) -> bool:
         """Whether the router that a share goes to has been told of its generation before."""

@@ -86,15 +86,20 @@ class Course:
 
     def peak(self, origin: Mapping[str, Standing]) -> Floats:
         """(R,) most units at any moment since `origin`, from where the legs begin."""
+        peak = Course.begin(self.ground, origin).held()
+        for height in self.heights(origin):
+            peak = np.maximum(peak, height)
+        return peak
+
+    def heights(self, origin: Mapping[str, Standing]) -> Iterator[Floats]:
+        """(R,) units in each wave from its scale-up to its release, `origin` being where the legs begin."""
         at = Course.begin(self.ground, origin)
-        peak = at.held()
         for leg in self.legs:
             lines, others = leg.lines, at.held(but=leg.lines.models)
             for before, after in pairwise(leg.stops):
                 up = np.maximum(lines.counts(before), lines.counts(after))
-                peak = np.maximum(peak, others + lines.used(up).sum(axis=0))
+                yield others + lines.used(up).sum(axis=0)
             at = at.walked(leg)
-        return peak
 
     def waves(self) -> Iterator[Wave]:
         """The waves of all legs. `final` are those in which all that move arrive."""

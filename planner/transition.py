@@ -16,6 +16,7 @@ from ipnext.model.admission import Admission
 from ipnext.model.plan import Problem
 from ipnext.model.rollout import Dip, FleetState, SurgeItem, Transition
 from planner.course import Course, surge_items
+from planner.crossing import crossed
 from planner.detour import detoured
 from planner.dipping import Dipped, dipped
 from planner.ground import Floats, Ground
@@ -138,19 +139,24 @@ class _Planning:
         return min((d for d in found if d is not None), key=lambda d: max(d.dips.values(), default=0.0), default=None)
 
     def written(self, found: Dipped) -> tuple[Transition, Admission]:
-        """The waves of a course to the end."""
-        surge, dips = surge_items(self.ground, self._beyond(found.course)), _dip_rows(found.dips)
-        waves = tuple(found.course.waves())
+        """The waves of a course to the end, with what is added while gateways follow one by one."""
+        heights = list(found.course.heights(self.origin))
+        crossing = crossed(self.ground, self.origin, tuple(found.course.waves()), heights)
+        peaks = [self.start.held(), *(units + crossing.units.get(n, 0.0) for n, units in enumerate(heights))]
+        surge, dips = surge_items(self.ground, np.max(peaks, axis=0) - self._ends()), _dip_rows(found.dips)
         transition = Transition.model_construct(
-            origin=self.state, to=self.goal, waves=waves, surge=surge, dips=dips, refused=None
+            origin=self.state, to=self.goal, waves=crossing.waves, surge=surge, dips=dips, refused=None
         )
         mode: Literal["as is", "surge", "dip"] = "dip" if dips else "surge" if surge else "as is"
         return transition, Admission(feasible=True, mode=mode, surge=surge, dips=dips)
 
     def _beyond(self, course: Course) -> Floats:
         """(R,) units of a course beyond the larger of the two states."""
-        ends = np.maximum(self.start.held(), self.ground.total(self.to))
-        return course.peak(self.origin) - ends
+        return course.peak(self.origin) - self._ends()
+
+    def _ends(self) -> Floats:
+        """(R,) units of the larger of the two states."""
+        return np.maximum(self.start.held(), self.ground.total(self.to))
 
     def _missing_units(self, course: Course) -> float:
         return float((course.peak(self.origin) - self.ground.limits).clip(min=0.0).sum())

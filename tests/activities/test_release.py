@@ -100,7 +100,15 @@ def released(monkeypatch):
         stored = {key(region): deployed(region, 1, 2, replicas=3) for region in ("eu", "us")}
         stored[key("de")] = deployed("de", 2)
         tables = {"us": table("us", "eu", 2), "eu": table("eu", "de", 2)}
-        facts = SimpleNamespace(model=M, deployments=stored, tables=tables, lost=frozenset())
+        spec = SimpleNamespace(demand=[SimpleNamespace(region=region, amount=1.0) for region in tables])
+        facts = SimpleNamespace(
+            model=M,
+            manifest=SimpleNamespace(spec=spec),
+            generations={number: SimpleNamespace(parts=("p",)) for number in (1, 2)},
+            deployments=stored,
+            tables=tables,
+            lost=frozenset(),
+        )
         shares = {region: table(region, region, 1).shares for region in tables}
         wanted, written = [deployed("eu", 1), deployed("us", 1)], Written()
         written.drains = drains

@@ -31,7 +31,7 @@ class Regions:
     """Gateways in memory; those in `away` do not answer."""
 
     def __init__(self, *away: str) -> None:
-        self.away, self.tables = away, {}
+        self.away, self.tables, self.told = away, {}, []
 
     def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
         assert models == [M]
@@ -41,6 +41,20 @@ class Regions:
 
     def route(self, table: RouteTable) -> None:
         self.tables[table.region] = table
+        self.told.append((table.region, tuple(found.to for found in table.shares)))
+
+
+def facts_of(tables: dict[str, RouteTable], *, lost: Collection[str] = (), demand: float = 10.0) -> SimpleNamespace:
+    """A model of one part `p`, with so many requests/s of users of each region."""
+    wished = [SimpleNamespace(region=region, amount=demand) for region in tables]
+    return SimpleNamespace(
+        model=M,
+        manifest=SimpleNamespace(spec=SimpleNamespace(demand=wished)),
+        tables=tables,
+        lost=frozenset(lost),
+        generations={number: SimpleNamespace(parts=("p",)) for number in (1, 2)},
+        deployments={},
+    )
 
 
 def lost_region(name: str) -> Drain:
@@ -72,8 +86,7 @@ def follow(monkeypatch):
             region: RouteTable(model=M, region=region, revision=1, shares=(share(region, 1),), served=served(*known))
             for region in ("eu", "us")
         }
-        facts = SimpleNamespace(model=M, tables=tables, lost=frozenset())
-        routing.Gateways(NoStore(), regions, facts).follow(shares, (), waiting=waiting)
+        routing.Gateways(NoStore(), regions, facts_of(tables)).follow(shares, (), waiting=waiting)
 
     return followed
 
@@ -84,6 +97,30 @@ def test_every_router_learns_before_any_gateway_sends(follow):
     follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 2),)})
 
     assert {region: table.shares[0].generation for region, table in regions.tables.items()} == {"us": 2, "eu": 2}
+
+
+def test_who_leaves_a_region_is_told_before_who_comes_to_it(monkeypatch):
+    """Users of `br` go to `eu`, those of `eu` to `us`, which had none: each carries one region's users."""
+    monkeypatch.setattr(routing, "served_generations", lambda *_: served(1))
+    now = {"br": (share("br", 1),), "eu": (share("eu", 1),), "us": ()}
+    tables = {r: RouteTable(model=M, region=r, revision=1, shares=now[r], served=served(1)) for r in now}
+    carrying = [
+        SimpleNamespace(
+            key=SimpleNamespace(part="p", region=region),
+            generations=(1,),
+            replicas=1,
+            qps=10.0,
+            own={},
+            replicas_of=lambda _: 1,
+        )
+        for region in now
+    ]
+    regions = Regions()
+
+    shares = {"br": (share("eu", 1),), "eu": (share("us", 1),)}
+    routing.Gateways(NoStore(), regions, facts_of(tables)).follow(shares, carrying)
+
+    assert regions.told == [("eu", ("us",)), ("br", ("eu",))]
 
 
 def test_no_gateway_sends_a_generation_to_a_region_that_could_not_be_told_of_it(follow):
@@ -113,7 +150,7 @@ def test_a_router_forgets_a_generation_only_once_no_gateway_sends_it_there(follo
         region: RouteTable(model=M, region=region, revision=1, shares=shares, served=served(1, 2))
         for region, shares in sent.items()
     }
-    gateways = routing.Gateways(NoStore(), regions, SimpleNamespace(model=M, tables=tables, lost=frozenset()))
+    gateways = routing.Gateways(NoStore(), regions, facts_of(tables))
 
     with pytest.raises(Unavailable, match="us"):
         gateways.follow(back, ())
@@ -139,9 +176,7 @@ def test_a_lost_region_is_promised_only_what_routers_know():
     """Half of its users were to go where no router has been told of the generation."""
     written, lost = [], RouteTable(model=M, region="gone", revision=1, shares=(share("gone", 1),), served=served(1))
     known = RouteTable(model=M, region="eu", revision=1, shares=(share("eu", 1),), served=served(1))
-    facts = SimpleNamespace(
-        model=M, tables={"gone": lost, "eu": known}, lost=frozenset({"gone"}), generations={}, deployments={}
-    )
+    facts = facts_of({"gone": lost, "eu": known}, lost={"gone"})
 
     class Store(NoStore):
         @contextmanager
@@ -167,7 +202,7 @@ def test_no_table_is_put_in_force_by_a_worker_that_stood_still(follow):
 def test_shares_that_were_computed_before_a_region_was_lost_are_not_put_in_force(monkeypatch):
     monkeypatch.setattr(routing, "served_generations", lambda *_: served(1))
     table = RouteTable(model=M, region="us", revision=1, shares=(share("us", 1),), served=served(1))
-    facts = SimpleNamespace(model=M, tables={"us": table}, lost=frozenset())
+    facts = facts_of({"us": table})
     regions = Regions()
     gateways = routing.Gateways(NoStore(lost_region("eu")), regions, facts)
 

@@ -62,7 +62,7 @@ def lost(self, m, x):
         (Lines, "counts", rounded_down, "capacity"),
         (Lines, "_most", lambda self, x: np.where(x <= 0.0, self.first, 0.5), "max_step"),
         (Lines, "shares", lost, "served"),
-        (Course, "peak", lambda self, *_: self.held() * 0, "surge"),
+        (Course, "heights", lambda self, _: [self.held() * 0 for leg in self.legs for _ in leg.stops[1:]], "surge"),
     ],
     ids=["floor instead of ceil", "a step beyond max_step", "a tenth of the traffic lost", "the surge not counted"],
 )

@@ -198,6 +198,16 @@ def back_before_its_gateway_follows(patch):
     patch.setattr(losing, "returned", returned)
 
 
+def gateways_follow_by_their_names(patch):
+    real = moving.followed
+
+    def by_name(now, then, *given, **more):
+        tables = tuple((region, then[region]) for region in sorted(then) if then[region] != now.get(region, ()))
+        return real(now, then, *given, **more)._replace(tables=tables)
+
+    patch.setattr(moving, "followed", by_name)
+
+
 MUTANTS = {
     traffic_before_ready: ("I1 capacity", "I2 ready", "I5 answer"),
     release_before_route: ("I1 capacity", "I2 ready", "I5 answer"),
@@ -222,6 +232,7 @@ MUTANTS = {
     freed_though_a_gateway_sends_there: ("I1 way back", "I2 ready", "I5 answer"),
     publish_gives_way_to_anything: ("I4 lost",),
     back_before_its_gateway_follows: ("I1 capacity", "I2 ready", "I5 answer"),
+    gateways_follow_by_their_names: ("I1 capacity",),
 }
 
 

@@ -48,6 +48,8 @@ class Invariants:
         """Models that lack what a lost region took, until their next transition is planned."""
         self.halfway: dict[str, set[tuple[Any, ...]]] = {}
         """Model -> what was more than is carried while its gateways followed one by one: it stays so while one can't be reached."""
+        self.crossing: set[str] = set()
+        """Models whose gateways are told to send a region too much: no order sends less, or one of them stays as it is for now."""
         self.looks, self.breaches = 0, 0
         self.held: dict[str, Any] = {}
         """Model -> what a look at it saw that found nothing: while that is the same, another one finds nothing either."""
@@ -62,6 +64,7 @@ class Invariants:
         loads = self._loads(model, faults=False)
         self.strained.discard(model)
         self.halfway.pop(model, None)
+        self.crossing.discard(model)
         lacking = {place: load - able for place, (load, able) in loads.items() if load > able}
         short = _short(loads)
         for (region, part, generation), (load, able) in loads.items():
@@ -121,7 +124,7 @@ class Invariants:
             lacked = max(excused.get((region, part, generation), 0.0), along)
             if load * (1 - dips.get((region, part), 0.0)) > able + lacked + SLACK:
                 seen = (region, part, generation, load, able)
-                stays = between or seen in self.halfway.get(model, ())
+                stays = (between and model in self.crossing) or seen in self.halfway.get(model, ())
                 if stays:
                     self.halfway.setdefault(model, set()).add(seen)
                 which = "all generations" if generation is None else f"generation {generation}"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 from activities import gates, regions, rerouting, undoing, wanted, waves
+from activities.following import Following, followed
 from ipnext.errors import Unavailable
 from ipnext.model.comparison import Pair
 from ipnext.model.deployment import RouteShare
@@ -270,11 +271,13 @@ def follow(
     put = _Putting(world, model, lost, attempt)
     for region in reached:
         yield from put.table(region, put.now(region).shares, served[region] | put.now(region).served)
-    for region in reached:
-        if region in waits:
-            continue
-        if all(share.to in reached or share.generation in put.now(share.to).served for share in shares[region]):
-            yield from put.table(region, shares[region], served[region] | put.now(region).served)
+    moves = {region: shares[region] for region in reached if region not in waits and put.knows(shares[region], reached)}
+    following = _one_by_one(record, moves, held, lost)
+    stays = any(shares[region] != put.now(region).shares for region in shares.keys() - moves.keys() - lost)
+    if following.beyond > 0 or stays:
+        world.invariants.crossing.add(model)
+    for region, found in following.tables:
+        yield from put.table(region, found, served[region] | put.now(region).served)
     needed = still_sent(record, shares) | {(share.to, share.generation) for found in shares.values() for share in found}
     for region in reached:
         now = put.now(region)
@@ -293,6 +296,17 @@ def follow(
         msg = f"users of {min(waits - lost)!r} stay where they are"
         raise Unavailable(msg)
     world.invariants.halfway.pop(model, None)
+    world.invariants.crossing.discard(model)
+
+
+def _one_by_one(
+    record: Any, then: Mapping[str, tuple[RouteShare, ...]], held: Iterable[Deployment], lost: frozenset[str]
+) -> Following:
+    """By the real function: shares that gateways are told, in their order."""
+    now = {region: table.shares for region, table in record.tables.items() if region not in lost}
+    demand = {item.region: item.amount for item in record.manifest.spec.demand}
+    parts = {number: generation.parts for number, generation in record.generations.items()}
+    return followed(now, then, cast("Any", held), demand=demand, parts=parts)
 
 
 def waiting(
@@ -332,6 +346,10 @@ class _Putting:
     def now(self, region: str) -> Table:
         """The table as stored."""
         return self.record.tables.get(region) or Table(region, 0, (), frozenset())
+
+    def knows(self, shares: tuple[RouteShare, ...], reached: Sequence[str]) -> bool:
+        """Whether every router that users are sent to is told of their generation, or has been before."""
+        return all(share.to in reached or share.generation in self.now(share.to).served for share in shares)
 
     def table(self, region: str, shares: tuple[RouteShare, ...], served: frozenset[int]) -> Generator[Any, Any, None]:
         """Infrastructure first, then the store."""

@@ -1,0 +1,156 @@
+"""Gateways that follow one by one: in which order, and in how many pieces, so that nobody gets more than is carried meanwhile.
+
+A place carries by itself what it is sent: the replicas of a part in a region that hold a generation. It may be sent what
+it carries, or what it is sent before or after all of it, whichever is the most. Called by the activities that put route
+tables in force, and by the planner of transitions, which adds what is lacking in the best order, too.
+"""
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Place = tuple[str, str, int | None]
+"""Part, region, generation; None: all of the processes, where one holds several generations."""
+
+PIECES = (2, 4, 8, 16)
+"""Pieces that the moves are cut into where they can't be made whole, the fewest first."""
+MOST_STEPS = 32
+"""Steps of all gateways beyond which nothing is cut into more pieces: each takes a call to a region, and a write."""
+MOST_LOOKED = 5000
+"""Sets of moved gateways that are looked at; up to twelve gateways that is all of them. Then the least at each step is taken."""
+TOLERANCE = 1e-9
+"""Of what a place may be sent: more than it by less is rounding."""
+
+
+class Move(NamedTuple):
+    """What one gateway will send to each place more, or less, than now, in requests/s."""
+
+    gateway: str
+    change: Mapping[Place, float]
+
+
+class Step(NamedTuple):
+    """A gateway has gone this fraction of its way."""
+
+    gateway: str
+    done: float
+
+
+@dataclass(frozen=True)
+class Succession:
+    """The steps in their order, and what comes of them."""
+
+    steps: tuple[Step, ...]
+    beyond: float = 0.0
+    """Requests/s that are sent beyond what the places may be sent, over all of them by their price, at the worst moment."""
+    lacking: Mapping[Place, float] = field(default_factory=dict)
+    """Place -> requests/s that it would have to carry more, so that nothing is beyond it."""
+
+
+def succession(
+    load: Mapping[Place, float],
+    moves: Sequence[Move],
+    able: Mapping[Place, float],
+    *,
+    most_pieces: int = PIECES[-1],
+    price: Mapping[Place, float] | None = None,
+) -> Succession:
+    """The steps with the least beyond, in as few pieces as bring that about.
+
+    `load` is what every place is sent now, by these gateways and all others, `able` what it carries, in requests/s. `price`
+    is what a request/s beyond counts at a place, 1 where nothing is said. Among equal orders the first by the order of
+    `moves` is taken. Exact for up to twelve gateways, of those in so many pieces.
+    """
+    crossing = _Crossing(load, moves, able, price or {})
+    straight = tuple(Step(move.gateway, 1.0) for n, move in enumerate(moves) if n not in crossing.moving)
+    best = crossing.walked(1)
+    for pieces in PIECES:
+        if best.beyond <= 0.0 or pieces > most_pieces or pieces * len(crossing.moving) > MOST_STEPS:
+            break
+        best = min(best, crossing.walked(pieces), key=lambda found: found.beyond)
+    return Succession((*straight, *best.steps), best.beyond, best.lacking)
+
+
+class _Crossing:
+    """The places that some gateways bring requests to and others take them from, and may then be sent too many. P places, N moves."""
+
+    def __init__(
+        self,
+        load: Mapping[Place, float],
+        moves: Sequence[Move],
+        able: Mapping[Place, float],
+        price: Mapping[Place, float],
+    ) -> None:
+        self.moves = moves
+        self.places = list(_crossed(load, moves, able))
+        change = np.array([[move.change.get(place, 0.0) for place in self.places] for move in moves])
+        change = change.reshape(len(moves), len(self.places))
+        self.moving = [n for n in range(len(moves)) if change[n].any()]
+        self.change: Floats = change[self.moving]
+        self.start: Floats = np.array([load.get(place, 0.0) for place in self.places])
+        carried = np.array([able.get(place, 0.0) for place in self.places])
+        self.limit: Floats = np.maximum(np.maximum(carried, self.start), self.start + self.change.sum(axis=0))
+        self.price: Floats = np.array([price.get(place, 1.0) for place in self.places])
+        self.slack: Floats = TOLERANCE * np.maximum(1.0, self.limit)
+
+    def walked(self, pieces: int) -> Succession:
+        """All moves in so many rounds, each by its best order."""
+        steps: list[Step] = []
+        worst, lacking, change = 0.0, np.zeros(len(self.places)), self.change / pieces
+        for number in range(pieces):
+            at = self.start + number * self.change.sum(axis=0) / pieces
+            for n in self._ordered(at, change):
+                at = at + change[n]
+                over = self._over(at)
+                worst, lacking = max(worst, float(over @ self.price)), np.maximum(lacking, over)
+                steps.append(Step(self.moves[self.moving[n]].gateway, (number + 1) / pieces))
+        found = zip(self.places, lacking, strict=True)
+        return Succession(tuple(steps), worst, {place: float(qps) for place, qps in found if qps > 0})
+
+    def _over(self, at: Floats) -> Floats:
+        """(P,) or (N, P) requests/s beyond what the places may be sent."""
+        over: Floats = at - self.limit
+        return np.where(over > self.slack, over, 0.0)
+
+    def _ordered(self, start: Floats, change: Floats) -> tuple[int, ...]:
+        """The order with the least beyond at its worst moment: the set that is best so far goes on, the largest first."""
+        every, looked = range(len(change)), 0
+        heap: list[tuple[float, int, tuple[int, ...]]] = [(0.0, len(change), ())]
+        seen: set[frozenset[int]] = set()
+        while True:
+            worst, left, order = heapq.heappop(heap)
+            done = frozenset(order)
+            if left == 0 or looked >= MOST_LOOKED:
+                return self._greedily(start, change, order)
+            if done in seen:
+                continue
+            seen.add(done)
+            looked += 1
+            further = [n for n in every if n not in done]
+            at = start + change[list(order)].sum(axis=0)
+            over = self._over(at + change[further]) @ self.price
+            relief = next((k for k, n in enumerate(further) if (change[n] <= 0.0).all()), None)
+            for k in range(len(further)) if relief is None else (relief,):
+                heapq.heappush(heap, (max(worst, float(over[k])), left - 1, (*order, further[k])))
+
+    def _greedily(self, start: Floats, change: Floats, order: tuple[int, ...]) -> tuple[int, ...]:
+        while len(order) < len(change):
+            further = [n for n in range(len(change)) if n not in order]
+            over = self._over(start + change[list(order)].sum(axis=0) + change[further]) @ self.price
+            order = (*order, further[int(np.argmin(over))])
+        return order
+
+
+def _crossed(load: Mapping[Place, float], moves: Sequence[Move], able: Mapping[Place, float]) -> Iterator[Place]:
+    """Places that would be sent too much if all that bring requests moved before those that take them away."""
+    for place in dict.fromkeys(place for move in moves for place in move.change):
+        changes = [move.change.get(place, 0.0) for move in moves]
+        more, before = sum(c for c in changes if c > 0), load.get(place, 0.0)
+        limit = max(able.get(place, 0.0), before, before + sum(changes))
+        if before + more > limit + TOLERANCE * max(1.0, limit):
+            yield place
