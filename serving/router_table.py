@@ -10,7 +10,7 @@ import structlog
 from pydantic import ValidationError
 
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.deployment import RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.deployment import DRAIN_SECONDS, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.kv_transfer import Handoff
 from ipnext.model.registry import TensorSpec
 from ipnext.model.routing import RoutingPolicy
@@ -82,6 +82,8 @@ class ModelRoutes:
     """Whether its processes go over from one generation to another."""
     coming: tuple[int, ...] = ()
     """Generations that some go over to right now."""
+    drain_seconds: float = DRAIN_SECONDS
+    """How long its requests under way may go on when what answers them is to end."""
 
     def choose(self, pin: str | None) -> GenerationRoute:
         """The pinned generation, else the newest that has hosts for all parts with the snapshots that its policy wishes.
@@ -152,7 +154,7 @@ def compile_routes(table: RouterTable) -> Routes:
 def _model_routes(model: RoutedModel) -> ModelRoutes:
     served = sorted(model.served, key=lambda one: one.generation)
     routes = {one.generation: generation_route(model, one) for one in served}
-    return ModelRoutes(model.model, routes, model.swap, model.coming)
+    return ModelRoutes(model.model, routes, model.swap, model.coming, model.drain_seconds)
 
 
 def generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:
