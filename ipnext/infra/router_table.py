@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from ipnext.model.deployment import DRAIN_SECONDS, Deployment, PartEndpoint, RoutedModel, ServedGeneration
+from ipnext.model.deployment import (
+    DRAIN_SECONDS,
+    STREAM_DRAIN_SECONDS,
+    Deployment,
+    PartEndpoint,
+    RoutedModel,
+    ServedGeneration,
+)
 
 Served = Mapping[str, tuple[ServedGeneration, ...]]
 """Model -> generations that the router may answer with."""
@@ -14,16 +21,20 @@ class Terms:
     """What the deployments of a model say of its requests."""
 
     drain_seconds: float = DRAIN_SECONDS
+    swap_wait_seconds: float = STREAM_DRAIN_SECONDS
     swap: bool = False
 
 
 def terms_of(deployments: Iterable[Deployment], *, drain_seconds: float) -> Mapping[str, Terms]:
-    """Of each model: its longest drain, `drain_seconds` for a part that says nothing, and whether its processes ever go over."""
+    """Of each model what holds for its most patient part. `drain_seconds` are those of a part that says nothing."""
     found: dict[str, Terms] = {}
     for one in deployments:
         drain = drain_seconds if one.drain_seconds is None else one.drain_seconds
-        former = found.get(one.key.model, Terms(drain))
-        found[one.key.model] = Terms(max(former.drain_seconds, drain), former.swap or one.swap)
+        wait = drain if one.swap_wait_seconds is None else one.swap_wait_seconds
+        former = found.get(one.key.model, Terms(drain, wait))
+        found[one.key.model] = Terms(
+            max(former.drain_seconds, drain), max(former.swap_wait_seconds, wait), former.swap or one.swap
+        )
     return found
 
 

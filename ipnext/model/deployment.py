@@ -82,6 +82,8 @@ class Deployment(Value):
     """Generation -> processes that hold it and nothing else, `replicas` in all; empty: every process holds everything."""
     swap: bool = False
     """With `own`: a process that no generation has a place for goes over to one that lacks some, before new ones are started."""
+    swap_wait_seconds: float | None = None
+    """With `swap`: how long a request waits at most for a process that goes over; None: as long as requests in flight may take."""
 
     @property
     def generations(self) -> tuple[int, ...]:
@@ -364,7 +366,9 @@ class RoutedModel(Value):
     coming: tuple[int, ...] = ()
     """Generations that processes are going over to: a request that finds no engine may wait for them."""
     drain_seconds: float = Field(default=DRAIN_SECONDS, ge=0)
-    """How long requests under way may go on when what answers them is to end."""
+    """How long requests under way may go on when what answers them leaves, or the router is to end."""
+    swap_wait_seconds: float = Field(default=STREAM_DRAIN_SECONDS, ge=0)
+    """How long a request waits at most for a process that goes over."""
 
 
 class RouterTable(Value):

@@ -138,7 +138,13 @@ class OpenAIEdge:
         admitted = self._admitted(model.model)
         try:
             seconds = seconds_left(request, default=self._limits.silent_seconds) / 2
-            route = await wait(self._follower, model.model, request, seconds=seconds)
+            route = await wait(
+                self._follower,
+                model,
+                request,
+                seconds=seconds,
+                under_way=lambda: self._metrics.under_way(model.model),
+            )
         except BaseException:
             admitted.__exit__(None, None, None)
             raise
