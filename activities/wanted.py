@@ -280,6 +280,7 @@ def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
         drain_seconds=_drain_seconds(facts, part),
         holds=holds,
         swap=state.apart and facts.manifest.spec.rollout.refresh == "swap",
+        swap_wait_seconds=facts.manifest.spec.rollout.swap_wait_seconds,
     )
 
 

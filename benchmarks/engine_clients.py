@@ -22,8 +22,9 @@ import aiohttp  # noqa: E402
 import httpx  # noqa: E402
 import uvloop  # noqa: E402
 
+from benchmarks.environments import FOLDER  # noqa: E402
 from benchmarks.genai.clients import CHAT, request  # noqa: E402
-from benchmarks.genai.edges import FOLDER, Edges  # noqa: E402
+from benchmarks.genai.edges import Edges  # noqa: E402
 from benchmarks.genai.page import rewrite, table  # noqa: E402
 from serving.openai.engine_connection import EnginePool  # noqa: E402
 

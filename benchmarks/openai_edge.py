@@ -21,8 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:1] = [str(ROOT)]  # instead of benchmarks/, whose serving/ is another one
 
+from benchmarks.environments import FOLDER  # noqa: E402
 from benchmarks.genai.clients import Loop, request, run_loop  # noqa: E402
-from benchmarks.genai.edges import FOLDER, PEERS, Edges, make_peer  # noqa: E402
+from benchmarks.genai.edges import PEERS, Edges, make_peer  # noqa: E402
 from benchmarks.genai.page import rewrite, table  # noqa: E402
 from benchmarks.serving.server_process import ServerProcess  # noqa: E402
 from ipnext.model.engine_settings import VllmSettings  # noqa: E402

@@ -22,8 +22,9 @@ sys.path[:1] = [str(ROOT)]  # instead of benchmarks/, whose serving/ is another 
 
 import httpx  # noqa: E402
 
+from benchmarks.environments import FOLDER  # noqa: E402
 from benchmarks.genai.clients import request, run_loop  # noqa: E402
-from benchmarks.genai.edges import FOLDER, PEERS, Edges, make_peer  # noqa: E402
+from benchmarks.genai.edges import PEERS, Edges, make_peer  # noqa: E402
 from benchmarks.genai.page import rewrite, table  # noqa: E402
 from benchmarks.serving.server_process import ServerProcess  # noqa: E402
 from ipnext.model.engine_settings import VllmSettings  # noqa: E402

@@ -21,13 +21,13 @@ sys.path[:1] = [str(ROOT)]  # instead of benchmarks/, whose serving/ is another 
 import structlog  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from benchmarks.serving import peer_list  # noqa: E402
+from benchmarks.environments import FOLDER  # noqa: E402
 from benchmarks.serving.asking import Asking, our_host, own_ways  # noqa: E402
 from benchmarks.serving.dlrm import FULL_ROWS, LARGE_ROWS, LARGE_WIDTH  # noqa: E402
 from benchmarks.serving.layer_rows import layer_rows  # noqa: E402
 from benchmarks.serving.own_rows import own_rows  # noqa: E402
 from benchmarks.serving.own_servers import OwnServers  # noqa: E402
-from benchmarks.serving.peer_list import ENVIRONMENTS, PEERS, make_environment  # noqa: E402
+from benchmarks.serving.peer_list import ENVIRONMENTS, PEERS, make_peer  # noqa: E402
 from benchmarks.serving.peer_rows import peer_rows  # noqa: E402
 from benchmarks.serving.reference import Reference  # noqa: E402
 from benchmarks.serving.report import Report, Row, Section  # noqa: E402
@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
     add("--large", action="store_true", help="the 2.6 GB model over three hosts too (needs 14 GB of memory)")
     add("--peers", type=names(list(PEERS)), default=list(PEERS), help=f"of {','.join(PEERS)}")
     add("--with", dest="environments", type=names(list(ENVIRONMENTS)), default=[], help="install these peers first")
-    add("--peers-directory", type=Path, default=peer_list.FOLDER, help="where peers' environments lie")
+    add("--peers-directory", type=Path, default=FOLDER, help="where peers' environments lie")
     add("--rows", type=int, default=FULL_ROWS, help="of each of the 26 tables")
     add("--batches", type=lambda text: [int(size) for size in text.split(",")], default=[1, 64, 256])
     add("--seconds", type=float, default=2.0, help="for each way at each batch size")
@@ -130,7 +130,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     for environment in asked.environments:
         try:
-            make_environment(environment, asked.peers_directory.resolve())
+            make_peer(environment, asked.peers_directory.resolve())
         except RuntimeError as error:
             CONSOLE.print(f"not installed: {error}")
     path = asked.source or asked.results or ROOT / ".ipnext" / "bench" / f"serving-{asked.rows}.json"

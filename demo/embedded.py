@@ -49,10 +49,10 @@ class Embedded:
         self.stop()
 
     def stop(self) -> None:
-        """SIGTERM and wait: `ipnext dev` ends everything it started."""
+        """SIGTERM and wait: `ipnext dev` ends everything it started, once answers under way are finished."""
         if self._process and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-            self._process.wait(90)
+            self._process.wait()
 
     def _wait(self, *, limit_seconds: float) -> None:
         ready, deadline = self.state / "endpoints.json", time.monotonic() + limit_seconds

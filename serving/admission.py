@@ -1,6 +1,6 @@
 """How many requests of one model a router takes on at once: what comes beyond is refused at the door, not queued."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -15,6 +15,11 @@ class Admission:
     def __init__(self, limit: int = DEFAULT_MAX_IN_FLIGHT) -> None:
         self._limit = limit
         self._in_flight: dict[str, int] = {}
+
+    @property
+    def under_way(self) -> Collection[str]:
+        """Models that have requests under way."""
+        return self._in_flight.keys()
 
     @contextmanager
     def admitted(self, model: str) -> Iterator[None]:

@@ -51,11 +51,13 @@ class Discovery:
         metrics: RouterMetrics,
         *,
         engines: Callable[[], Mapping[str, int]] = dict,
+        draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._follower = follower
         self._hosts = hosts
         self._metrics = metrics
         self._engines = engines
+        self._draining = draining
 
     def answer(self, request: Request, steps: list[str]) -> Response | Awaitable[Response]:
         """Route a request whose path has these steps. NotFound, or InvalidInput for what V2 has and this router has not."""
@@ -82,13 +84,17 @@ class Discovery:
             case "v2/health/live" | "healthz":
                 return json_response({"live": True})
             case "v2/health/ready":
-                return json_response({"ready": follower.found}, 200 if follower.found else 503)
+                ready = follower.found and not self._draining()
+                return json_response({"ready": ready}, 200 if ready else 503)
             case "control/state":
-                revision, traffic = follower.routes.revision, self._metrics.traffic
-                return json_response(RouterState(revision=revision, traffic=traffic, engines=self._engines()))
+                return json_response(self._state())
             case "metrics":
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
         raise not_found(request)
+
+    def _state(self) -> RouterState:
+        revision, traffic = self._follower.routes.revision, self._metrics.traffic
+        return RouterState(revision=revision, traffic=traffic, engines=self._engines(), draining=self._draining())
 
     async def _about_model(self, request: Request, model: str, pin: str | None, rest: list[str]) -> Response:
         routes = self._follower.routes.model(model)

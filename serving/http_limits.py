@@ -38,7 +38,7 @@ class Paced(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is under way."""
+        """Whether no request is under way, and all answers have left."""
 
     def close(self) -> None:
         """Close once what is written has left."""
@@ -52,6 +52,8 @@ class OpenConnections(set[Paced]):
 
     held_bytes = 0
     """Bodies of requests that are not answered yet."""
+    closing = False
+    """Whether the server is about to end: each answer is the last one of its connection."""
     _round: asyncio.TimerHandle | None = None
 
     def add(self, connection: Paced) -> None:

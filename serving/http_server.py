@@ -155,7 +155,8 @@ class HttpProtocol(asyncio.Protocol):
         method = self._parser.get_method().decode("latin-1")
         path = self._url.partition(b"?")[0].decode("latin-1")
         request = Request(method, path, self._headers, self._body)
-        self._waiting.append((request, self._parser.should_keep_alive() and not upgrade))
+        keep = self._parser.should_keep_alive() and not upgrade and not self._open.closing
+        self._waiting.append((request, keep))
         if self._running is None:
             self._answer_next()
         if self._waiting and not self._paused and self._full and self._transport is not None:
@@ -166,8 +167,9 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is under way."""
-        return self._running is None and not self._waiting
+        """Whether no request is under way, and all answers have left."""
+        left = self._transport is None or not self._transport.get_write_buffer_size()
+        return left and self._running is None and not self._waiting
 
     @property
     def _full(self) -> bool:

@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 import structlog
 
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, Unavailable
-from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from ipnext.model.deployment import DRAIN_SECONDS
+from ipnext.names import GENERATION_HEADER, REFUSED_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import DEFAULT_MAX_IN_FLIGHT, Admission
 from serving.answer_forms import NotFinite
 from serving.balancing import EndpointLoads
@@ -30,6 +31,7 @@ from serving.http import Answer, Request, Response, error_response, seconds_left
 from serving.http_limits import MAX_BODY_BYTES
 from serving.openai.edge import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
 from serving.openai.engines import Engines
+from serving.openai.errors import openai_error
 from serving.predictions import SAMPLE_SECONDS, sketches_of
 from serving.protocol import (
     HEADER_LENGTH,
@@ -52,6 +54,7 @@ from serving.tensors import all_finite
 from serving.walking import ATTEMPTS
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
+DRAIN_POLL_SECONDS: Final = 0.02
 _FOREVER: Final = 1e9
 
 T = TypeVar("T")
@@ -94,7 +97,15 @@ class Router:
         self._admission = Admission(self._limits.max_in_flight)
         self.engines = Engines()
         """Those that serve by themselves; whoever follows the table tells which there are."""
-        self._discovery = Discovery(follower, hosts, metrics, engines=lambda: self.engines.loads.under_way)
+        self.draining = False
+        """Whether it is about to end."""
+        self._discovery = Discovery(
+            follower,
+            hosts,
+            metrics,
+            engines=lambda: self.engines.loads.under_way,
+            draining=lambda: self.draining,
+        )
         self._openai = OpenAIEdge(
             follower,
             self.engines,
@@ -108,6 +119,8 @@ class Router:
     def handle(self, request: Request) -> Response | Awaitable[Answer]:
         """Route one request."""
         steps = request.path.strip("/").split("/")
+        if self.draining and request.method == "POST":
+            return self._turned_away(steps[0])
         match request.method, steps:
             case "POST", ["v2", "models", model, "infer"]:
                 return self._counted(request, model, request.header(GENERATION_HEADER))
@@ -116,6 +129,20 @@ class Router:
         if steps[0] in ROOTS:
             return self._openai.answer(request)
         return self._discovery.answer(request, steps)
+
+    async def drained(self) -> None:
+        """Take nothing new. Returns once nothing is under way, or once every model with requests under way has had its drain."""
+        self.draining = True
+        began, limits = time.monotonic(), {name: m.drain_seconds for name, m in self._follower.routes.models.items()}
+        while any(time.monotonic() - began < limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way):  # noqa: ASYNC110  # asked once, at the end
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    def _turned_away(self, root: str) -> Response:
+        """Nothing of the request was looked at: the gateway asks the next router."""
+        error = Unavailable("this router is about to end and takes nothing new; try again")
+        response = openai_error(error) if root in ROOTS else error_response(error)
+        headers = {**response.headers, REFUSED_HEADER: "unread", REGION_HEADER: self._region}
+        return Response(response.status, response.body, headers)
 
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
@@ -320,14 +347,14 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     follower.look()
     following = asyncio.create_task(follower.follow())
     structlog.get_logger().info("router listens", port=listener.getsockname()[1])
-    await serve(router.handle, listener)
+    await serve(router.handle, listener, before_exit=router.drained)
     following.cancel()
     hosts.close()
     router.engines.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a router until SIGTERM."""
+    """Run a router until SIGTERM; then it finishes what it has, and a second one ends it at once."""
     parsed = _arguments(arguments)
     log_as_json()
     listener = listen(parsed.port)

@@ -58,6 +58,10 @@ class RouterMetrics(Collector):
         if status == 200:
             counts.latency.observe(seconds)
 
+    def under_way(self, model: str) -> int:
+        """Requests of a model that are being answered, of all its generations."""
+        return sum(counts.in_flight for (name, _), counts in self._counts.items() if name == model)
+
     def samples(self, model: str, generation: int) -> bool:
         """Whether the answer to the request that begins now is to be sketched."""
         return self._of(model, generation).predictions.wants(time.monotonic(), self._sample_seconds)

@@ -10,7 +10,7 @@ import structlog
 from pydantic import ValidationError
 
 from ipnext.errors import NotFound, Unavailable
-from ipnext.model.deployment import RoutedModel, RouterTable, ServedGeneration
+from ipnext.model.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.kv_transfer import Handoff
 from ipnext.model.registry import TensorSpec
 from ipnext.model.routing import RoutingPolicy
@@ -82,6 +82,16 @@ class ModelRoutes:
     """Whether its processes go over from one generation to another."""
     coming: tuple[int, ...] = ()
     """Generations that some go over to right now."""
+    drain_seconds: float = DRAIN_SECONDS
+    """How long its requests under way may go on when what answers them leaves, or the router is to end."""
+    swap_wait_seconds: float = STREAM_DRAIN_SECONDS
+    """How long a request waits at most for a process that goes over."""
+
+    @property
+    def engine_urls(self) -> frozenset[str]:
+        """Its engines that serve by themselves."""
+        found = (route.offers[part] for route in self.generations.values() for part in route.engines)
+        return frozenset(offer.url for tiers in found for tier in tiers for offer in tier)
 
     def choose(self, pin: str | None) -> GenerationRoute:
         """The pinned generation, else the newest that has hosts for all parts with the snapshots that its policy wishes.
@@ -130,10 +140,9 @@ class Routes:
         return frozenset(url for route in self.all for url in route.urls)
 
     @property
-    def engine_urls(self) -> frozenset[str]:
-        """All engines that serve by themselves."""
-        found = (route.offers[part] for route in self.all for part in route.engines)
-        return frozenset(offer.url for tiers in found for tier in tiers for offer in tier)
+    def engine_urls(self) -> Mapping[str, float]:
+        """All engines that serve by themselves -> how long what they have under way may go on once they are here no more."""
+        return {url: model.drain_seconds for model in self.models.values() for url in model.engine_urls}
 
     def model(self, name: str) -> ModelRoutes:
         """The routes of a model; NotFound where it is unknown here."""
@@ -152,7 +161,7 @@ def compile_routes(table: RouterTable) -> Routes:
 def _model_routes(model: RoutedModel) -> ModelRoutes:
     served = sorted(model.served, key=lambda one: one.generation)
     routes = {one.generation: generation_route(model, one) for one in served}
-    return ModelRoutes(model.model, routes, model.swap, model.coming)
+    return ModelRoutes(model.model, routes, model.swap, model.coming, model.drain_seconds, model.swap_wait_seconds)
 
 
 def generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:

@@ -34,22 +34,43 @@ async def serve(
     upgrades: Mapping[str, Upgrade] | None = None,
     before_exit: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Serve until a signal comes, await `before_exit` (still answering), then finish what runs, close and return."""
+    """Serve until a signal comes, await `before_exit` (still answering), then finish what runs, close and return.
+
+    From the signal on each answer is the last one of its connection. A second signal ends at once: it gives `before_exit` and
+    what runs up.
+    """
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    asked, insisted = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (insisted if asked.is_set() else asked).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, signalled)
     factory, connections = http_factory(handler, upgrades)
     server = await loop.create_server(factory, sock=listener, backlog=2048)
-    await stop.wait()
+    await asked.wait()
+    connections.closing = True
     if before_exit is not None:
-        await before_exit()
+        await _unless(insisted, before_exit())
     server.close()
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
-    while not all(c.idle for c in connections) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
+    while not (insisted.is_set() or all(c.idle for c in connections)) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
         await asyncio.sleep(0.01)
     for connection in tuple(connections):
         connection.close()
+
+
+async def _unless(insisted: asyncio.Event, ending: Awaitable[None]) -> None:
+    """Await `ending`, which is cancelled once `insisted` is set."""
+    steps = asyncio.ensure_future(ending)
+    hurry = asyncio.ensure_future(insisted.wait())
+    await asyncio.wait((steps, hurry), return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    if steps.done():
+        steps.result()
+    else:
+        steps.cancel()
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:

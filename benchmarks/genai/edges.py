@@ -1,7 +1,6 @@
 """Processes of the OpenAI benchmarks: mock engines, IPnext's router and Envoy, and the peers, each in its own environment."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from typing import Final, Self
 
 import httpx
 
+from benchmarks.environments import make_environment
 from benchmarks.serving.own_servers import ROOT
 from benchmarks.serving.server_process import ONE_THREAD, ServerProcess
 from ipnext.infra import envoy
@@ -28,7 +28,6 @@ from ipnext.model.registry import GraphNode, PartGraph
 from ipnext.model.routing import RoutingPolicy
 from serving.genai.commands import engine_command, engine_environment
 
-FOLDER: Final = ROOT / ".ipnext" / "peers"
 MODEL: Final = "llm"
 REGION: Final = "here"
 PEERS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -45,19 +44,8 @@ MOCK: Final = ROOT / "tests" / "genai" / "mock_engine.py"
 
 
 def make_peer(name: str, folder: Path) -> None:
-    """Create a peer's environment, unless it is there. RuntimeError with the last line of what failed."""
-    place = folder / name
-    if (place / "ready").is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for command in ([sys.executable, "-m", "venv", "--clear", str(place)], [*pip, *PEERS[name]]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            msg = f"{name}: {lines[-1] if lines else 'no message'}"
-            raise RuntimeError(msg)
-    (place / "ready").write_text(" ".join(PEERS[name]) + "\n", encoding="utf-8")
+    """As of `make_environment`."""
+    make_environment(folder / name, PEERS[name])
 
 
 class Edges:

@@ -1,11 +1,11 @@
 """Environments of their own for peers whose packages do not go with ours: made when asked for, under .ipnext/bench."""
 
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.environments import ROOT, make_environment
+
 FOLDER = ROOT / ".ipnext" / "bench"
 
 SIDES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -31,19 +31,4 @@ def python_of(side: str) -> Path:
 def make(side: str) -> None:
     """Creates the environment, unless it is there. Raises RuntimeError with the last line of what failed."""
     python, packages = SIDES[side]
-    folder = FOLDER / side
-    if (folder / "ready").is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
-    for command in ([python, "-m", "venv", str(folder)], pip):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            msg = f"{side}: {error}"
-            raise RuntimeError(msg) from None
-        if done.returncode:
-            last = ((done.stderr or done.stdout).strip().splitlines() or ["no message"])[-1]
-            msg = f"{side}: {last}"
-            raise RuntimeError(msg)
-    (folder / "ready").write_text(" ".join(packages) + "\n", encoding="utf-8")
+    make_environment(FOLDER / side, packages, python=python)

@@ -1,19 +1,17 @@
 """The peers: what each one is, the environment it lives in, and how it is asked."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.environments import make_environment
 from benchmarks.serving.bodies import OWN_JSON, RAW, ROWS_JSON, V2_BINARY, V2_JSON, Form
 from benchmarks.serving.own_servers import ROOT
 from benchmarks.serving.server_process import ServerProcess
 from ipnext.infra.ports import free_port
 
-FOLDER = ROOT / ".ipnext" / "peers"
 V2_PATH = "/v2/models/dlrm/infer"
 
 ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
@@ -54,21 +52,9 @@ PEERS: Mapping[str, Peer] = {
 }
 
 
-def make_environment(name: str, folder: Path) -> None:
-    """Creates the environment, unless it is there. RuntimeError with the last line of what failed."""
-    place = folder / name
-    if (place / "ready").is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for command in ([sys.executable, "-m", "venv", "--clear", str(place)], [*pip, *ENVIRONMENTS[name]]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            msg = f"{name}: {lines[-1] if lines else 'no message'}"
-            raise RuntimeError(msg)
-    _lend_torch(place)
-    (place / "ready").write_text(" ".join(ENVIRONMENTS[name]) + "\n", encoding="utf-8")
+def make_peer(environment: str, folder: Path) -> None:
+    """As of `make_environment`, with our torch."""
+    make_environment(folder / environment, ENVIRONMENTS[environment], finish=_lend_torch)
 
 
 def _lend_torch(place: Path) -> None:

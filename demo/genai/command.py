@@ -70,7 +70,7 @@ def _run(console: Console, place: Path, found: Checkpoints, *, once: bool, repor
             console.print("the platform stays up for you to look around; [bold]Ctrl-C[/] ends it")
             threading.Event().wait()
     finally:
-        with console.status("ending everything"):
+        with console.status("ending everything; Ctrl-C once more ends it at once"):
             platform.stop()
     return told.sound
 

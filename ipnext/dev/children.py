@@ -21,17 +21,27 @@ STEADY_SECONDS = 10.0
 
 @dataclass
 class Child:
-    """One process. `grace_seconds` is how long it may take to end on SIGTERM before SIGKILL."""
+    """One process. `grace_seconds` is how long it may take to end on SIGTERM before SIGKILL.
+
+    None: as long as it takes. It has a limit of its own, and a second SIGTERM ends it at once.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
-    grace_seconds: float = 15.0
+    grace_seconds: float | None = 15.0
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     backoff_seconds: float = 0.0
     start_after: float = 0.0
+    asked: bool = False
+    """Whether it got its SIGTERM."""
+
+    @property
+    def unhurried(self) -> bool:
+        """Whether it may take as long as it takes."""
+        return self.grace_seconds is None
 
     def start(self) -> None:
         """Start the process in its own session, output appended to its log, tethered to this process."""
@@ -45,7 +55,7 @@ class Child:
                 start_new_session=True,
                 preexec_fn=tether(),  # noqa: PLW1509 - no other thread runs yet in this process
             )
-        self.started_at = time.monotonic()
+        self.started_at, self.asked = time.monotonic(), False
 
     def ended(self) -> int | None:
         """The exit status where it has ended."""
@@ -66,9 +76,10 @@ class Child:
             self.start_after = 0.0
             self.start()
 
-    def ask_to_end(self) -> None:
-        """SIGTERM where it runs."""
-        if self.process is not None and self.process.poll() is None:
+    def ask_to_end(self, *, again: bool = False) -> None:
+        """SIGTERM where it runs; once, or `again`."""
+        if self.process is not None and self.process.poll() is None and (again or not self.asked):
+            self.asked = True
             self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
@@ -90,7 +101,10 @@ class Child:
 
 @dataclass
 class Family:
-    """All children, in the order of their start; they end in the reverse order, those that run the same command at once."""
+    """All children, in the order of their start; they end in the reverse order, those that run the same command at once.
+
+    So do those that take as long as it takes.
+    """
 
     children: list[Child] = field(default_factory=list)
 
@@ -120,8 +134,14 @@ class Family:
     def stop(self) -> None:
         """End every child: the newest first."""
         for child in reversed(self.children):
-            for same in self.children:
-                if same.command == child.command:
-                    same.ask_to_end()
+            for other in self.children:
+                if other.command == child.command or (other.unhurried and child.unhurried):
+                    other.ask_to_end()
             child.stop()
         self.children.clear()
+
+    def hurry(self) -> None:
+        """Those that were asked to end, and take as long as it takes, end at once."""
+        for child in self.children:
+            if child.asked and child.unhurried:
+                child.ask_to_end(again=True)

@@ -200,9 +200,16 @@ class Platform:
             self._family.tend()
 
     def stop(self) -> None:
-        """End everything in order: workers, API, agents with their data planes, Temporal."""
+        """End everything in order: workers, API, agents with their data planes, Temporal.
+
+        The data planes finish what they have, within the models' drains.
+        """
         self._places.endpoints.unlink(missing_ok=True)
         self._family.stop()
+
+    def hurry(self) -> None:
+        """Give up what the data planes are still finishing."""
+        self._family.hurry()
 
     def _environment(self) -> Mapping[str, str]:
         agents = {region: self._url(f"agent {region}") for region in self._regions}
@@ -239,13 +246,15 @@ class Platform:
 
     def _agent(self, region: str) -> Child:
         directory = self._places.state / "regions" / region
-        return self._program(
+        agent = self._program(
             f"agent-{region}",
             "ipnext.infra.agent",
             *("--region", region, "--state", str(directory), "--port", str(self._ports[f"agent {region}"])),
             *("--gateway-port", str(self._ports[f"gateway {region}"])),
             *("--artifacts", self._places.artifacts_uri, "--peers", str(self._places.peers)),
         )
+        agent.grace_seconds = None
+        return agent
 
     def _temporal_listens(self) -> bool:
         try:
@@ -270,7 +279,7 @@ def run(
     free_ports: bool = False,
     workers: int | None = None,
 ) -> int:
-    """Start the platform in `state` and keep it until SIGINT or SIGTERM. Returns the exit status.
+    """Start the platform in `state` and keep it until SIGINT or SIGTERM; a second one ends it at once. Returns the exit status.
 
     `workers` are the worker processes; None: IPNEXT_DEV_WORKERS, else two. Raises Conflict (the directory or a port is in
     use), InvalidInput (config, fleet, workers) and Unavailable (a process does not come up).
@@ -281,6 +290,7 @@ def run(
 
     def end(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
+            platform.hurry()
             return
         stop.set()
         raise KeyboardInterrupt
@@ -297,6 +307,6 @@ def run(
         except KeyboardInterrupt:
             pass
         finally:
-            structlog.get_logger().info("ending")
+            structlog.get_logger().info("ending; answers under way are finished, once more ends at once")
             platform.stop()
     return 0

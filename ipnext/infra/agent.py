@@ -1,6 +1,6 @@
 """Entry point of a region's agent: `python -m ipnext.infra.agent --region R --state DIR --port P ...`.
 
-It keeps the region's processes as wanted until SIGTERM. Killed hard, it takes them along; started again on the same
+It keeps the region's processes as wanted until SIGTERM; then it finishes what runs, and a second one ends it at once. Killed hard, it takes them along; started again on the same
 state directory, it brings everything back.
 """
 
@@ -54,10 +54,14 @@ def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
 
 
 async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
-    """Run until SIGTERM or SIGINT, then end everything in order."""
-    ended = asyncio.Event()
+    """Run until SIGTERM or SIGINT, then end everything in order; at once with the second one."""
+    ended, hurry = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (hurry if ended.is_set() else ended).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        asyncio.get_running_loop().add_signal_handler(number, signalled)
     async with aiohttp.ClientSession(trust_env=False) as session:
         region = Region(_site(arguments, settings, session), PeersFile(arguments.peers))
         runner = web.AppRunner(agent_app(region, region_name=arguments.region), access_log=None)
@@ -67,7 +71,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
         structlog.get_logger().info("agent runs", region=arguments.region, port=arguments.port)
         await ended.wait()
         await runner.cleanup()
-        await region.stop()
+        await region.stop(hurry)
 
 
 def _site(arguments: AgentArguments, settings: AgentSettings, session: aiohttp.ClientSession) -> Site:

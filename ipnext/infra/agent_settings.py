@@ -53,8 +53,8 @@ class AgentSettings(BaseSettings):
     """Longest wait for requests in flight before a replica ends or a generation is unloaded."""
     grace_seconds: float = Field(default=5.0, gt=0)
     """From SIGTERM to SIGKILL."""
-    shutdown_drain_seconds: float = Field(default=3.0, ge=0)
-    """How long the gateway finishes requests when the agent ends; with `grace_seconds` below the 10 s of an agent."""
+    shutdown_drain_seconds: float | None = Field(default=None, ge=0)
+    """How long the gateway finishes requests when the agent ends; None: as long as the longest drain of what the region runs."""
 
     load_retry_seconds: float = Field(default=15.0, gt=0)
     """Pause before a host is asked again to load what failed for want of a dependency, such as the artifact store."""

@@ -73,6 +73,12 @@ class ChildProcess:
             self.signal(signal.SIGKILL)
             await asyncio.wait([self._task])
 
+    async def let_go(self) -> None:
+        """It ends by itself; returns when it is gone. It will not come back."""
+        self._ending.set()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal. SIGKILL goes to the whole process group, so that nothing it started stays behind."""
         if self._process is None:

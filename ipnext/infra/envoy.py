@@ -15,7 +15,7 @@ from ipnext.infra.envoy_openai import type_url as _type
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.weights import WEIGHT_TOTAL, weights
 from ipnext.model.deployment import RouteShare, RouteTable
-from ipnext.names import CHOSEN_HEADER, GENERATION_HEADER
+from ipnext.names import CHOSEN_HEADER, GENERATION_HEADER, REFUSED_HEADER
 
 FORWARDED_HEADER = "x-ipnext-forwarded-by"
 """Set on a request that one region's gateway sends to another's: it must be answered there."""
@@ -82,7 +82,14 @@ def routes(gateway: Gateway) -> list[Json]:
         _refusal({"prefix": "/"}, 404, "no such path; this is an Open Inference Protocol V2 endpoint, see /v2"),
     ]
     host = {"name": ROUTES_NAME, "domains": ["*"], "routes": rules}
-    return [{"@type": _type("config.route.v3.RouteConfiguration"), "name": ROUTES_NAME, "virtual_hosts": [host]}]
+    return [
+        {
+            "@type": _type("config.route.v3.RouteConfiguration"),
+            "name": ROUTES_NAME,
+            "virtual_hosts": [host],
+            "response_headers_to_remove": [REFUSED_HEADER],
+        }
+    ]
 
 
 def _model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
@@ -186,11 +193,19 @@ def _to_router(gateway: Gateway) -> Json:
 
 
 def _action(gateway: Gateway, cluster: str | None) -> Json:
-    """Send on. Tried again only where no byte of the request was taken, so nothing is computed twice."""
+    """Send on. Tried again only where nothing of the request was looked at, so nothing is computed twice.
+
+    A router that is about to end says so, and when to come back: by then there is another one.
+    """
     retry = {
-        "retry_on": "connect-failure,refused-stream",
+        "retry_on": "connect-failure,refused-stream,retriable-headers",
+        "retriable_headers": [{"name": REFUSED_HEADER, "present_match": True}],
         "num_retries": 5,
         "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+        "rate_limited_retry_back_off": {
+            "reset_headers": [{"name": "retry-after", "format": "SECONDS"}],
+            "max_interval": "2s",
+        },
     }
     route = {"timeout": f"{gateway.request_seconds}s", "retry_policy": retry}
     return {"route": route if cluster is None else {"cluster": cluster, **route}}

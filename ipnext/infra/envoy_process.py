@@ -99,19 +99,19 @@ class EnvoyProcess:
             await asyncio.sleep(CONFIRM_POLL_SECONDS)
             await self._ask()
 
-    async def stop(self) -> None:
-        """Take no new connections, finish requests within `shutdown_drain_seconds`, then end."""
+    async def stop(self, drain_seconds: float, hurry: asyncio.Event) -> None:
+        """Take no new connections, finish requests for so long or until `hurry` is set, then end."""
         with suppress(Unavailable):  # an Envoy that is down has nothing to finish
             await self._admin("POST", "healthcheck/fail")
             await self._admin("POST", "drain_listeners")
-            await self._finished()
+            await self._finished(drain_seconds, hurry)
         await self._child.stop(self._site.settings.grace_seconds)
         if self._task:
             self._task.cancel()
 
-    async def _finished(self) -> None:
-        deadline = time.monotonic() + self._site.settings.shutdown_drain_seconds
-        while time.monotonic() < deadline:
+    async def _finished(self, drain_seconds: float, hurry: asyncio.Event) -> None:
+        deadline = time.monotonic() + drain_seconds
+        while time.monotonic() < deadline and not hurry.is_set():
             if int((await self._stats([ACTIVE_REQUESTS])).get(ACTIVE_REQUESTS, "0")) == 0:
                 return
             await asyncio.sleep(CONFIRM_POLL_SECONDS)

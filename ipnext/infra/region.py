@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -52,11 +52,15 @@ class Region:
             self._reconcile(deployment)
         self._watch = asyncio.create_task(self._look_around(), name="look around")
 
-    async def stop(self) -> None:
-        """The gateway first, so that nothing new comes in; then router and hosts, which finish what they have."""
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """The gateway first: nothing new comes in, and what runs is finished; then router and hosts.
+
+        It waits as long as the longest drain of what runs here, or as the settings say, and no longer once `hurry` is set.
+        """
         if self._watch:
             self._watch.cancel()
-        await self._envoy.stop()
+        told = self._site.settings.shutdown_drain_seconds
+        await self._envoy.stop(self._longest_drain if told is None else told, hurry)
         for life in self._lives:
             life.cancel()
         hosts = [replica.end() for replicas in self._replicas.values() for replica in replicas]
@@ -179,13 +183,21 @@ class Region:
         held = [r for replicas in self._replicas.values() for r in replicas]
         endpoints = ((r.key.model, endpoint) for r in held for endpoint in r.endpoints)
         coming = ((r.key.model, generation) for r in held for generation in r.coming)
-        swap = {key.model for key, deployment in self._wanted.deployments.items() if deployment.swap}
-        models = router_table.routed_models(self._served, endpoints, coming, swap)
+        models = router_table.routed_models(self._served, endpoints, coming, self._terms)
         try:
             return self._router.publish(models)
         except OSError as error:
             structlog.get_logger().error("router table not written, tried again soon", reason=str(error))
             return self._router.revision + 1
+
+    @property
+    def _terms(self) -> Mapping[str, router_table.Terms]:
+        drain_seconds = self._site.settings.drain_seconds
+        return router_table.terms_of(self._wanted.deployments.values(), drain_seconds=drain_seconds)
+
+    @property
+    def _longest_drain(self) -> float:
+        return max((terms.drain_seconds for terms in self._terms.values()), default=self._site.settings.drain_seconds)
 
     def _publish_gateway(self) -> int:
         gateway = Gateway(

@@ -312,8 +312,9 @@ class HostReplica:
         """Told again at the next look if the host did not take it. What it unloads has the rest of the drain."""
         pid = self._child.pid
         rest = max(0.0, self._release_deadline - time.monotonic())
+        drains = {"drain_seconds": rest, "ending_seconds": self._drain_seconds}
         try:
-            await self._control.put_holds(self.url, holds.model_copy(update={"drain_seconds": rest}))
+            await self._control.put_holds(self.url, holds.model_copy(update=drains))
         except Unavailable as error:
             self._refusal = error.message
             return

@@ -1,46 +1,46 @@
-"""The region's router process: kept running, told by a file, asked which table it follows."""
+"""The region's router: kept running, told by a file, asked which table it follows. One that is about to end is replaced first."""
 
 import asyncio
-import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import structlog
 
 from ipnext.errors import Unavailable
 from ipnext.infra.atomic_file import replace_file
-from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.control import Control
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.pulse import Pulse
+from ipnext.infra.router_instance import RouterInstance
 from ipnext.infra.site import Site
-from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterState, RouterTable
+from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterTable
 
 CONFIRM_POLL_SECONDS = 0.02
 
 
 class RouterProcess:
-    """Writes the router's table and follows its state."""
+    """Writes the router's table and follows its state.
+
+    A router that says that it is about to end (somebody sent it SIGTERM) finishes what it has beside the next one.
+    """
 
     def __init__(self, site: Site, control: Control, *, on_change: Callable[[], None]) -> None:
         self._site = site
         self._control = control
         self._file = site.directory / "router.json"
         self._table = _read(self._file, site.region)
-        self._state: RouterState | None = None
-        self._answered_at = 0.0
         self._pulse = Pulse()
         self._on_change = on_change
-        self.port = site.ports.port("router")
-        """Where it listens. Envoy points there, so another port calls `on_change`."""
-        self._child = ChildProcess(
-            "router",
-            self._command,
-            log_file=site.log_file("router"),
-            environment=site.environment(),
-            settings=site.settings,
-            on_change=self._changed,
-        )
+        self._now = self._next()
+        self._leaving: dict[asyncio.Task[None], RouterInstance] = {}
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens. Envoy points there, so another port calls `on_change`."""
+        return self._now.port
 
     @property
     def url(self) -> str:
@@ -55,19 +55,19 @@ class RouterProcess:
     @property
     def pid(self) -> int | None:
         """Process id while it runs."""
-        return self._child.pid
+        return self._now.child.pid
 
     def start(self) -> None:
         """Start the process and begin to follow it."""
         self._write(self._table)
-        self._child.start()
+        self._now.child.start()
         self._task = asyncio.create_task(self._follow(), name="follow the router")
 
     async def stop(self) -> None:
         """End the process."""
-        await self._child.stop(self._site.settings.grace_seconds)
         if self._task:
             self._task.cancel()
+        await asyncio.gather(*(one.child.stop(self._site.settings.grace_seconds) for one in self._all))
 
     def publish(self, models: tuple[RoutedModel, ...]) -> int:
         """Put this table in force; the revision to wait for. An equal table keeps its revision.
@@ -87,67 +87,90 @@ class RouterProcess:
             if time.monotonic() > deadline:
                 msg = (
                     f"the router of region {self._site.region!r} does not follow table revision {revision} "
-                    f"within {limit} s ({self._child.message or 'it runs'}); try again"
+                    f"within {limit} s ({self._now.child.message or 'it runs'}); try again"
                 )
                 raise Unavailable(msg)
             self._pulse.strike()
             await asyncio.sleep(CONFIRM_POLL_SECONDS)
 
     def follows(self, revision: int) -> bool:
-        """Whether the router said so when it was last asked."""
-        return self._state is not None and self._state.revision >= revision
+        """Whether the router said so when it was last asked, and those too that finish what they have."""
+        now = self._now.state
+        late = (one.state for one in self._leaving.values() if one.state is not None)
+        return now is not None and all(state.revision >= revision for state in (now, *late))
 
     def in_flight(self, model: str, generations: Iterable[int]) -> int:
         """Requests of these generations that the router is working on, as last told; 0 when it does not run."""
         wanted = frozenset(generations)
-        traffic = self._state.traffic if self._state else ()
+        traffic = (count for one in self._all for count in _traffic(one))
         return sum(count.in_flight for count in traffic if count.model == model and count.generation in wanted)
 
     def in_flight_at(self, urls: Iterable[str]) -> int:
         """Requests that engines at these URLs have from the router, as last told. It is asked again at once."""
         self._pulse.strike()
-        return sum(self._state.engines.get(url, 0) for url in urls) if self._state else 0
+        told = [one.state.engines for one in self._all if one.state is not None]
+        return sum(engines.get(url, 0) for url in urls for engines in told)
 
     async def traffic(self) -> tuple[GenerationTraffic, ...]:
-        """Counts as of now; none while the router is down."""
+        """Counts as of now, with the requests that former routers still work on; none while the router is down."""
         await self._ask()
-        return self._state.traffic if self._state else ()
+        late = [count for one in self._leaving.values() for count in _traffic(one)]
+        return with_under_way(_traffic(self._now), late)
+
+    @property
+    def _all(self) -> tuple[RouterInstance, ...]:
+        return (self._now, *self._leaving.values())
+
+    def _next(self) -> RouterInstance:
+        return RouterInstance(self._site, self._control, self._file, on_change=self._changed)
 
     def _changed(self) -> None:
-        self._state = None
-        self._answered_at = time.monotonic()
         self._pulse.strike()
         self._on_change()
-
-    def _command(self) -> Sequence[str]:
-        self.port = self._site.ports.port("router")
-        return self._site.router_command(self._file, self.port)
 
     async def _follow(self) -> None:
         settings = self._site.settings
         while True:
             await self._ask()
-            limit = settings.gateway_hung_seconds if self._state else settings.hung_seconds
-            if self.pid and time.monotonic() - self._answered_at > limit:
-                self._child.signal(signal.SIGKILL)
+            if self._now.draining:
+                self._replace()
             settled = self.follows(self._table.revision)
             await self._pulse.wait(settings.idle_poll_seconds if settled else settings.poll_seconds)
 
+    def _replace(self) -> None:
+        """Start another one on another port. The one there is ends once it has finished what it has."""
+        leaving, self._now = self._now, self._next()
+        structlog.get_logger().info("router is about to end, starting another", pid=leaving.child.pid)
+        task = asyncio.create_task(leaving.ended(), name="see a router off")
+        self._leaving[task] = leaving
+        task.add_done_callback(self._leaving.pop)
+        self._now.child.start()
+
     async def _ask(self) -> None:
-        pid = self.pid
-        if pid is None:
-            return
-        try:
-            state = await self._control.router_state(self.url)
-        except Unavailable:
-            return
-        if pid == self.pid:
-            self._state = state
-            self._answered_at = time.monotonic()
+        await asyncio.gather(*(one.ask() for one in self._all))
 
     def _write(self, table: RouterTable) -> None:
         replace_file(self._file, table.model_dump_json(indent=1).encode())
         self._table = table
+
+
+def with_under_way(
+    counts: Iterable[GenerationTraffic], others: Iterable[GenerationTraffic]
+) -> tuple[GenerationTraffic, ...]:
+    """The counts, with the requests under way of others added to theirs."""
+    found = {(count.model, count.generation): count for count in counts}
+    more: Counter[tuple[str, int]] = Counter()
+    for other in others:
+        more[other.model, other.generation] += other.in_flight
+    for (model, generation), in_flight in more.items():
+        if in_flight:
+            count = found.get((model, generation)) or GenerationTraffic(model=model, generation=generation)
+            found[model, generation] = count.model_copy(update={"in_flight": count.in_flight + in_flight})
+    return tuple(found.values())
+
+
+def _traffic(one: RouterInstance) -> tuple[GenerationTraffic, ...]:
+    return one.state.traffic if one.state is not None else ()
 
 
 def _read(path: Path, region: str) -> RouterTable:

@@ -1,24 +1,54 @@
 """The table a region's router follows, made from served generations and ready endpoints. Pure functions."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 
-from ipnext.model.deployment import PartEndpoint, RoutedModel, ServedGeneration
+from ipnext.model.deployment import (
+    DRAIN_SECONDS,
+    STREAM_DRAIN_SECONDS,
+    Deployment,
+    PartEndpoint,
+    RoutedModel,
+    ServedGeneration,
+)
 
 Served = Mapping[str, tuple[ServedGeneration, ...]]
 """Model -> generations that the router may answer with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the deployments of a model say of its requests."""
+
+    drain_seconds: float = DRAIN_SECONDS
+    swap_wait_seconds: float = STREAM_DRAIN_SECONDS
+    swap: bool = False
+
+
+def terms_of(deployments: Iterable[Deployment], *, drain_seconds: float) -> Mapping[str, Terms]:
+    """Of each model what holds for its most patient part. `drain_seconds` are those of a part that says nothing."""
+    found: dict[str, Terms] = {}
+    for one in deployments:
+        drain = drain_seconds if one.drain_seconds is None else one.drain_seconds
+        wait = drain if one.swap_wait_seconds is None else one.swap_wait_seconds
+        former = found.get(one.key.model, Terms(drain, wait))
+        found[one.key.model] = Terms(
+            max(former.drain_seconds, drain), max(former.swap_wait_seconds, wait), former.swap or one.swap
+        )
+    return found
 
 
 def routed_models(
     served: Served,
     endpoints: Iterable[tuple[str, PartEndpoint]],
     coming: Iterable[tuple[str, int]] = (),
-    swap: Collection[str] = (),
+    terms: Mapping[str, "Terms"] | None = None,
 ) -> tuple[RoutedModel, ...]:
     """Every served model with the (model, endpoint) pairs that are ready for it, in a fixed order.
 
-    `coming` are the (model, generation) pairs that processes are going over to, `swap` the models whose processes ever do.
+    `coming` are the (model, generation) pairs that processes are going over to, `terms` those of the models that are run here.
     """
-    over = set(coming)
+    over, known = set(coming), terms or {}
     by_model: dict[str, list[PartEndpoint]] = {model: [] for model in served}
     for model, endpoint in endpoints:
         if model in by_model and endpoint.generations:
@@ -28,8 +58,8 @@ def routed_models(
             model=model,
             served=served[model],
             endpoints=tuple(sorted(by_model[model], key=lambda endpoint: (endpoint.part, endpoint.url))),
-            swap=model in swap,
             coming=tuple(sorted(generation for name, generation in over if name == model)),
+            **asdict(known.get(model, Terms())),
         )
         for model in sorted(served)
     )

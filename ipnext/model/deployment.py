@@ -18,6 +18,9 @@ from ipnext.model.value import Name, Value
 SERVING_ENGINES: Final = frozenset({"vllm"})
 """Engines that serve by themselves, each in a protocol of its own: vLLM in OpenAI's."""
 
+DRAIN_SECONDS: Final = 10.0
+"""How long requests under way may go on when what answers them is to end, where nothing is said."""
+
 STREAM_DRAIN_SECONDS: Final = 300.0
 """A generated answer streams for minutes: that long may one that is under way keep its replica, where nothing else is said."""
 
@@ -79,6 +82,8 @@ class Deployment(Value):
     """Generation -> processes that hold it and nothing else, `replicas` in all; empty: every process holds everything."""
     swap: bool = False
     """With `own`: a process that no generation has a place for goes over to one that lacks some, before new ones are started."""
+    swap_wait_seconds: float | None = None
+    """With `swap`: how long a request waits at most for a process that goes over; None: as long as requests in flight may take."""
 
     @property
     def generations(self) -> tuple[int, ...]:
@@ -263,6 +268,8 @@ class HostHolds(Value):
     holds: tuple[HostedSnapshot, ...]
     drain_seconds: float | None = None
     """How long requests may go on with what is unloaded by this; None: the host's own."""
+    ending_seconds: float | None = None
+    """How long they may go on when the host itself is told to end; None: the host's own."""
     coming: tuple[HostedSnapshot, ...] = ()
     """What it shall fetch and check, to hold it soon in the place of another snapshot."""
 
@@ -358,6 +365,10 @@ class RoutedModel(Value):
     """Whether processes go over from one generation to another: what no client has pinned may be answered by either then."""
     coming: tuple[int, ...] = ()
     """Generations that processes are going over to: a request that finds no engine may wait for them."""
+    drain_seconds: float = Field(default=DRAIN_SECONDS, ge=0)
+    """How long requests under way may go on when what answers them leaves, or the router is to end."""
+    swap_wait_seconds: float = Field(default=STREAM_DRAIN_SECONDS, ge=0)
+    """How long a request waits at most for a process that goes over."""
 
 
 class RouterTable(Value):
@@ -376,3 +387,5 @@ class RouterState(Value):
     traffic: tuple[GenerationTraffic, ...] = ()
     engines: Mapping[str, int] = Field(default_factory=dict)
     """URL of an engine that serves by itself -> requests that it has from this router; those without any are left out."""
+    draining: bool = False
+    """Whether it is about to end: it takes nothing new, and finishes what it has."""

@@ -131,6 +131,9 @@ class RolloutSpec(Written):
     themselves only); `auto`: in place where `memory_bytes` of every part has room for both."""
     drain_seconds: float | None = Field(default=None, ge=0)
     """How long requests under way may take before a replica ends; left out: the region's default, for vLLM parts 300."""
+    swap_wait_seconds: float | None = Field(default=None, ge=0)
+    """With `refresh: swap`: how long a request waits at most for an engine that goes over; left out: as long as `drain_seconds`,
+    so that the streams that it waits for end first."""
     keep_warm: int = Field(default=1, ge=0)
     """Former generations that stay loaded, without traffic, so that a rollback needs no load."""
     approval: Literal["none", "canary", "each"] = "none"
@@ -145,6 +148,13 @@ class RolloutSpec(Written):
     """With `dip`: how much of the throughput that a part needs may be missing for a while."""
     wait_seconds: float = Field(default=600.0, gt=0)
     """How long a run waits for supply: with `wait` for any, else for what another transition is about to free."""
+
+    @model_validator(mode="after")
+    def _waits_for_swaps(self) -> Self:
+        if self.swap_wait_seconds is not None and self.refresh != "swap":
+            msg = f"swapWaitSeconds: goes with refresh: swap, where requests wait for engines that go over; got refresh {self.refresh!r}"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _dips_by_something(self) -> Self:

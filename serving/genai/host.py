@@ -4,11 +4,14 @@ Started by a region's agent: `python -m serving.genai.host --port P --region R -
 """
 
 import argparse
+import asyncio
 import os
 import socket
+import time
 from collections.abc import Awaitable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 import structlog
@@ -24,6 +27,10 @@ from serving.http import Request, Response, json_response, not_found, parse_mode
 from serving.server import listen, log_as_json, run, serve
 from serving.tallies import CONTENT_TYPE
 
+NOTICE_SECONDS: Final = 1.0
+"""From the signal to end on, requests may still come: until the agent has seen it, and the router follows."""
+DRAIN_POLL_SECONDS: Final = 0.25
+
 
 class GenerativeHost:
     """The control routes of a host; requests go to its engines directly."""
@@ -32,6 +39,17 @@ class GenerativeHost:
         self._engines = engines
         self._metrics = EngineMetrics(engines, region=region)
         self.draining = False
+        self._ending_seconds = STREAM_DRAIN_SECONDS
+
+    async def ended(self) -> None:
+        """Be ready for nothing any more, let requests end for as long as the model's drain says, then end the engines."""
+        notice = NOTICE_SECONDS if self._engines.ready and not self.draining else 0.0
+        self.draining, began = True, time.monotonic()
+        while (passed := time.monotonic() - began) < self._ending_seconds:
+            if passed >= notice and not await self._engines.in_flight():
+                break
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+        await self._engines.close()
 
     def handle(self, request: Request) -> Response | Awaitable[Response]:
         """Route one request."""
@@ -53,6 +71,7 @@ class GenerativeHost:
     def _hold(self, told: HostHolds) -> None:
         drain = STREAM_DRAIN_SECONDS if told.drain_seconds is None else told.drain_seconds
         self._engines.hold(told.holds, told.coming, drain_seconds=drain)
+        self._ending_seconds = STREAM_DRAIN_SECONDS if told.ending_seconds is None else told.ending_seconds
 
     async def _asked(self) -> Response:
         """While it drains nobody acts on a count that is a second old."""
@@ -106,12 +125,12 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
         )
         host = GenerativeHost(engines, region=arguments.region)
         structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
-        await serve(host.handle, listener, before_exit=engines.close)
+        await serve(host.handle, listener, before_exit=host.ended)
     fetching.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a host until SIGTERM."""
+    """Run a host until SIGTERM; then its engines finish what they have, and a second one ends it at once."""
     parsed = _arguments(arguments)
     log_as_json()
     listener = listen(parsed.port)

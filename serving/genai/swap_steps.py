@@ -159,7 +159,7 @@ class Swaps:
         )
         self._note(way, "swapping")
         try:
-            told = await self._swap(engine, way.fetched or await self._arrive(hold))
+            told = await self._swap(engine, way.fetched or await self._arrive(hold), way.drain_seconds)
         except IPnextError as error:
             log.warning("engine could not go over, started anew", reason=error.message)
             await engine.stop()
@@ -169,7 +169,7 @@ class Swaps:
         self._note(way, "swapped", seconds=time.monotonic() - began)
         return True
 
-    async def _swap(self, engine: Engine, new: Fetched) -> Swapped:
+    async def _swap(self, engine: Engine, new: Fetched, drain_seconds: float) -> Swapped:
         spec = engine.spec
         if not spec.swap or spec.checkpoint is None:
             msg = "it was started without the routes that change weights (rollout.refresh was not 'swap' then)"
@@ -182,7 +182,13 @@ class Swaps:
             raise LoadFailed(msg)
         await check_alone(self._session, engine.url, spec.model)
         told = await swap_weights(
-            self._session, engine.url, spec.model, running=spec.checkpoint, new=new, settings=spec.settings
+            self._session,
+            engine.url,
+            spec.model,
+            running=spec.checkpoint,
+            new=new,
+            settings=spec.settings,
+            drain_seconds=drain_seconds,
         )
         needed = needed_bytes(new.manifest) + spec.settings.kv_cache_bytes
         checkpoint = new.manifest.checkpoint

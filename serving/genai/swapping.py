@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 
@@ -19,6 +20,9 @@ from serving.arrival import Fetched
 from serving.genai.probe import EngineProbe
 from serving.genai.verification import verify
 
+LATE_SECONDS: Final = 30.0
+"""What is left of requests after their drain has so much time: the router has cut them by then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
@@ -28,12 +32,20 @@ class Swapped:
     seconds: float
 
 
-async def swap_weights(
-    session: aiohttp.ClientSession, url: str, model: str, *, running: Checkpoint, new: Fetched, settings: VllmSettings
+async def swap_weights(  # noqa: PLR0913 - each is passed by name
+    session: aiohttp.ClientSession,
+    url: str,
+    model: str,
+    *,
+    running: Checkpoint,
+    new: Fetched,
+    settings: VllmSettings,
+    drain_seconds: float = STREAM_DRAIN_SECONDS,
 ) -> Swapped:
     """Let a running engine go on with the weights of another snapshot of the same form.
 
     What runs is finished with the old weights; what comes meanwhile waits, and is answered with the new ones: no answer has both.
+    Unavailable where what runs takes half a minute more than `drain_seconds`.
     LoadFailed before anything is touched where the form differs. After a LoadFailed that names a step the engine has to be ended:
     it may hold half of each, and its `/health` says nothing of that.
     """
@@ -44,7 +56,7 @@ async def swap_weights(
         raise LoadFailed(msg)
     began = time.monotonic()
     limit = STREAM_DRAIN_SECONDS + settings.start_seconds
-    await _step(session, f"{url}/pause?mode=wait", {}, seconds=STREAM_DRAIN_SECONDS + 30)
+    await _step(session, f"{url}/pause?mode=wait", {}, seconds=drain_seconds + LATE_SECONDS)
     reload = {"method": "reload_weights", "kwargs": {"weights_path": str(new.directory)}}
     await _step(session, f"{url}/collective_rpc", reload, seconds=limit)
     await _step(session, f"{url}/update_weight_version", {"new_version": new.manifest.digest}, seconds=30)

@@ -55,11 +55,14 @@ class _Steps:
 class Before:
     """The steps before the generator, for all generations that have any."""
 
-    def __init__(self, hosts: HostClient, engines: Engines, metrics: RouterMetrics, fresh: Fresh) -> None:
+    def __init__(
+        self, hosts: HostClient, engines: Engines, metrics: RouterMetrics, *, fresh: Fresh, current: Fresh
+    ) -> None:
         self._hosts = hosts
         self._engines = engines
         self._metrics = metrics
         self._fresh = fresh
+        self._current = current
 
     async def run(self, route: GenerationRoute, path: str, body: Mapping[str, Any], seconds: float) -> Prepared:
         """The body to send to the generator, without `inputs`. `seconds` are left; the caller ends them by cancelling.
@@ -107,7 +110,7 @@ class Before:
         raise Unavailable(msg)
 
     async def _asked(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
-        route, attempt = steps.route, steps.attempt
+        route, attempt = self._current(steps.route), steps.attempt
         tiers = route.offers[part]
         if not any(of_snapshot(tiers, attempt.used[part]) if part in attempt.used else tiers):
             msg = f"part {part!r} has none that is ready"

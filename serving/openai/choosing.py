@@ -2,16 +2,13 @@
 
 import asyncio
 import time
-from typing import Final
+from collections.abc import Callable
 
 from ipnext.errors import Unavailable
 from ipnext.names import CHOSEN_HEADER, GENERATION_HEADER
 from serving.http import Request
 from serving.openai.model_cards import generative
 from serving.router_table import GenerationRoute, ModelRoutes, TableFollower
-
-WAIT_SECONDS: Final = 30.0
-"""A request waits so long at most for an engine that goes over, and never for more than half of its deadline."""
 
 
 def choose(model: ModelRoutes, request: Request) -> GenerationRoute:
@@ -38,9 +35,19 @@ def may_wait(model: ModelRoutes, request: Request) -> bool:
     return free and any(generation in model.generations for generation in model.coming)
 
 
-async def wait(follower: TableFollower, name: str, request: Request, *, seconds: float) -> GenerationRoute:
-    """A generation that answers, once the table has one. Unavailable after `seconds` or WAIT_SECONDS."""
-    limit = min(WAIT_SECONDS, seconds)
+async def wait(
+    follower: TableFollower,
+    model: ModelRoutes,
+    request: Request,
+    *,
+    seconds: float,
+    under_way: Callable[[], int],
+) -> GenerationRoute:
+    """A generation that answers, once the table has one. Unavailable after `seconds`, or the model's own limit.
+
+    `under_way`: how many requests of the model are being answered.
+    """
+    name, limit = model.model, min(model.swap_wait_seconds, seconds)
     deadline = time.monotonic() + limit
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -54,5 +61,9 @@ async def wait(follower: TableFollower, name: str, request: Request, *, seconds:
         except Unavailable:
             if not may_wait(model, request):
                 raise
-    msg = f"the engines of {name[:80]} go over to another generation and none was ready within {limit:.0f} s; try again"
+    why = "rollout.swapWaitSeconds" if limit == model.swap_wait_seconds else "half of its deadline"
+    msg = (
+        f"the engines of {name} go over to another generation, and none was ready within {limit:g} s ({why}); "
+        f"requests from before that they still answer: {under_way()}; try again"
+    )
     raise Unavailable(msg)

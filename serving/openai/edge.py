@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -75,7 +75,7 @@ class OpenAIEdge:
         admission: Admission,
         limits: EdgeLimits | None = None,
     ) -> None:
-        self._before = Before(hosts, engines, metrics, self._fresh)
+        self._before = Before(hosts, engines, metrics, fresh=self._fresh, current=self._current)
         self._follower = follower
         self._engines = engines
         self._metrics = metrics
@@ -138,7 +138,13 @@ class OpenAIEdge:
         admitted = self._admitted(model.model)
         try:
             seconds = seconds_left(request, default=self._limits.silent_seconds) / 2
-            route = await wait(self._follower, model.model, request, seconds=seconds)
+            route = await wait(
+                self._follower,
+                model,
+                request,
+                seconds=seconds,
+                under_way=lambda: self._metrics.under_way(model.model),
+            )
         except BaseException:
             admitted.__exit__(None, None, None)
             raise
@@ -211,9 +217,7 @@ class OpenAIEdge:
 
     def _offer(self, asked: "_Asked", tried: list[str]) -> Offer | None:
         """An engine that was not tried yet, from the table as it is now; None where there is none."""
-        if tried:
-            asked.route = self._fresh(asked.route)
-        route = asked.route
+        route = asked.route = self._fresh(asked.route) if tried else self._current(asked.route)
         for tier in route.offers[route.generator or ""]:
             offers = {offer.url: offer for offer in tier if offer.url not in tried}
             if offers:
@@ -222,10 +226,20 @@ class OpenAIEdge:
         return None
 
     def _fresh(self, route: GenerationRoute) -> GenerationRoute:
-        """The same generation with the engines known now, where it is still served."""
-        models = self._follower.routes.models
-        fresh = models[route.model].generations.get(route.generation) if route.model in models else None
-        return fresh if fresh is not None and fresh.snapshots == route.snapshots else route
+        """The same generation with the engines known now.
+
+        Where it is served no more: as it was; without any where engines go over, which have other weights by now.
+        """
+        model = self._follower.routes.models.get(route.model)
+        fresh = model.generations.get(route.generation) if model is not None else None
+        if fresh is not None and fresh.snapshots == route.snapshots:
+            return fresh
+        return replace(route, offers=dict.fromkeys(route.offers, ((),))) if model is not None and model.swap else route
+
+    def _current(self, route: GenerationRoute) -> GenerationRoute:
+        """As it was when the request began, which may be a while ago; where engines go over, with those known now."""
+        model = self._follower.routes.models.get(route.model)
+        return self._fresh(route) if model is not None and model.swap else route
 
     def _passed_on(self, exchange: Exchange, answer: EngineAnswer, alias: Alias | None) -> Answer:
         headers = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}

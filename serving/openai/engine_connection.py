@@ -40,6 +40,7 @@ class EngineConnection(asyncio.Protocol):
         """Send a request. The answer ends this connection if it is cancelled."""
         assert self._transport is not None  # noqa: S101  # only open connections are asked
         self._answer = EngineAnswer(self)
+        self._pool.busy.add(self)
         if len(body) < 2**16:
             self._transport.write(request + body)
         else:
@@ -61,8 +62,15 @@ class EngineConnection(asyncio.Protocol):
     def close(self) -> None:
         """End the connection at once: the engine stops what it does for it."""
         self._answer = None
+        self._pool.busy.discard(self)
         if self._transport is not None:
             self._transport.abort()
+
+    def cut(self) -> None:
+        """End the connection at once, and its answer as one that the engine broke."""
+        if self._transport is not None:
+            self._transport.abort()
+        self.connection_lost(None)
 
     # asyncio calls these
 
@@ -75,11 +83,12 @@ class EngineConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self._lose()
+            self.cut()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """The engine has gone."""
         self._transport = None
+        self._pool.busy.discard(self)
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.lost()
@@ -110,6 +119,7 @@ class EngineConnection(asyncio.Protocol):
         if answer is None or self._parser.get_status_code() < 200:  # an interim answer
             return
         self._answer = None
+        self._pool.busy.discard(self)
         self.resume()
         if self._parser.should_keep_alive():
             self._pool.take_back(self)
@@ -117,21 +127,19 @@ class EngineConnection(asyncio.Protocol):
             self._transport.close()
         answer.whole()
 
-    def _lose(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-        self.connection_lost(None)
-
 
 class EnginePool:
-    """Idle connections to one engine, the newest first in use."""
+    """The connections to one engine; of those that are idle the newest is used first."""
 
     def __init__(self, url: str) -> None:
         where = urlsplit(url)
         self._host, self._port = where.hostname or "", where.port or 80
         self._netloc = where.netloc
         self._idle: list[EngineConnection] = []
-        self._ended = False
+        self.busy: set[EngineConnection] = set()
+        """Those that an answer is awaited on, or comes on."""
+        self.left = False
+        """Whether the engine has left the table: a connection ends with its answer then."""
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes | bytearray) -> EngineAnswer:
         """Send a request; the answer's head is there on return, and the first piece of its body. EngineLost.
@@ -150,16 +158,19 @@ class EnginePool:
 
     def take_back(self, connection: EngineConnection) -> None:
         """A connection whose answer is whole."""
-        if self._ended:
+        if self.left:
             connection.close()
             return
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
 
-    def end(self) -> None:
-        """Close what is idle, and what is under way once it is answered."""
-        self._ended = True
+    def cut(self) -> int:
+        """End all connections at once. How many answers have no end by that."""
         self.close()
+        busy = tuple(self.busy)
+        for connection in busy:
+            connection.cut()
+        return len(busy)
 
     def close(self) -> None:
         """Close what is idle."""

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
+
+import structlog
 
 from serving.openai.balancing import EngineLoads, EngineReport
 from serving.openai.engine_answer import EngineAnswer, EngineLost
@@ -26,6 +28,9 @@ class Engines:
         self.loads = loads or EngineLoads(time.monotonic)
         self._pools: dict[str, EnginePool] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
+        self._drains: Mapping[str, float] = {}
+        self._last: dict[str, asyncio.TimerHandle] = {}
+        """Of engines that are here no more: when what they still answer is cut."""
 
     async def ask(
         self, url: str, method: str, path: str, headers: Mapping[str, str], body: bytes | bytearray
@@ -36,19 +41,40 @@ class Engines:
             pool = self._pools[url] = EnginePool(url)
         return await pool.ask(method, path, headers, body)
 
-    def keep(self, urls: Collection[str]) -> None:
-        """These are the engines now: follow them, and forget the others. Answers under way go on."""
-        for url in self._pools.keys() - set(urls):
-            self._pools.pop(url).end()
-        for url in self._polls.keys() - set(urls):
+    def keep(self, urls: Mapping[str, float]) -> None:
+        """These are the engines now: follow them, and forget the others, which have nothing new from here on.
+
+        `urls`: URL -> how long its answers may go on once it is here no more, in seconds. What is left then is cut.
+        """
+        loop = asyncio.get_running_loop()
+        for url in self._polls.keys() - urls.keys():
             self._polls.pop(url).cancel()
-        for url in set(urls) - self._polls.keys():
-            self._polls[url] = asyncio.get_running_loop().create_task(self._follow(url))
+            self._last[url] = loop.call_later(self._drains[url], self._cut, url)
+        for url in urls.keys() - self._polls.keys():
+            self._polls[url] = loop.create_task(self._follow(url))
+            if url in self._last:
+                self._last.pop(url).cancel()
+        for url, pool in tuple(self._pools.items()):
+            pool.left = url not in urls
+            if pool.left:
+                pool.close()
+            if pool.left and url not in self._last:
+                del self._pools[url]
+        self._drains = dict(urls)
         self.loads.forget(urls)
 
     def close(self) -> None:
         """Follow none."""
-        self.keep(())
+        self.keep({})
+        for last in self._last.values():
+            last.cancel()
+
+    def _cut(self, url: str) -> None:
+        """It left a drain ago: whoever still has an answer from it sees that it has no end."""
+        del self._last[url]
+        pool = self._pools.pop(url, None)
+        if pool is not None and (count := pool.cut()):
+            structlog.get_logger().warning("answers cut, their engine has left", url=url, answers=count)
 
     async def _follow(self, url: str) -> None:
         while True:

@@ -124,9 +124,9 @@ def test_letting_go_swaps_nothing_back_that_was_not_told_to(transition):
     assert [found.own for found in none_more([deployed({1: 2})], {stored.key: stored})] == [{1: 1, 2: 1}]
 
 
-def manifest(engine, refresh):
+def manifest(engine, refresh, **rollout):
     part = {"name": "llm", "engine": engine, "hardware": [{"kind": "cpu", "units": 1, "qps": 1}]}
-    spec = {"parts": [part], "demand": [{"region": "eu", "qps": 1}], "rollout": {"refresh": refresh}}
+    spec = {"parts": [part], "demand": [{"region": "eu", "qps": 1}], "rollout": {"refresh": refresh, **rollout}}
     return {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": M, "owner": "a"}, "spec": spec}
 
 
@@ -134,3 +134,16 @@ def test_only_engines_that_serve_by_themselves_swap():
     assert parse_manifest(manifest("vllm", "swap")).spec.rollout.refresh == "swap"
     with pytest.raises(InvalidInput, match=r"rollout\.refresh: 'swap' .* part 'llm' has engine 'torch'; allowed: auto"):
         parse_manifest(manifest("torch", "swap"))
+
+
+@pytest.mark.parametrize(
+    ("refresh", "seconds", "message"),
+    [
+        ("replace", 5, r"swapWaitSeconds: goes with refresh: swap, .* got refresh 'replace'"),
+        ("swap", -1, r"swapWaitSeconds"),
+    ],
+)
+def test_a_wait_for_swaps_goes_with_them_and_is_no_less_than_nothing(refresh, seconds, message):
+    assert parse_manifest(manifest("vllm", "swap", swapWaitSeconds=0)).spec.rollout.swap_wait_seconds == 0
+    with pytest.raises(InvalidInput, match=message):
+        parse_manifest(manifest("vllm", refresh, swapWaitSeconds=seconds))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ipnext.artifacts.layout import manifest_bytes, read_manifest
 from ipnext.model.registry import SNAPSHOT_FILE
 from serving.export import export_model
+from tests.fleets import two_regions
 
 REGIONS = ("us-east", "eu-west")
 PARTS: Mapping[str, tuple[str, ...]] = {"pair": ("first", "second"), "solo": ("only",), "gated": ("scored",)}
@@ -109,18 +110,6 @@ spec:
   windows: [{{start: {since}, duration: P2D}}]
 """
 
-_FLEET = """
-apiVersion: ipnext/v1
-kind: Fleet
-spec:
-  regions: [us-east, eu-west]
-  rttMs: [[1, 76], [76, 1]]
-  hardware: [cpu]
-  supply:
-    - {{region: us-east, hardware: cpu, units: {east}, unitCost: {east_cost}}}
-    - {{region: eu-west, hardware: cpu, units: {west}, unitCost: {west_cost}}}
-"""
-
 
 def manifest(model: str, qps: float = BASE_DEMAND, *, refresh: str = "auto", few: str = "fail") -> str:
     """The manifest of a model, with so many requests a second in each region.
@@ -139,7 +128,7 @@ def freeze(name: str, model: str, *, since: datetime) -> str:
 
 def fleet(*, units: int = UNITS, east_cost: float = 1.0, west_cost: float = 1.1) -> str:
     """The fleet: the same supply in both regions, at a price for each."""
-    return _FLEET.format(east=units, west=units, east_cost=east_cost, west_cost=west_cost)
+    return two_regions(units, units, east_cost=east_cost, west_cost=west_cost)
 
 
 class First(nn.Module):

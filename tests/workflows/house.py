@@ -21,20 +21,11 @@ from ipnext.model.split import SplitPolicy
 from ipnext.model.status import Condition, ConditionType
 from ipnext.store.session import Store
 from serving.splitting.report import SplitReport
+from tests.fleets import two_regions
 
 REGIONS = ("us-east", "eu-west")
 
-FLEET = """
-apiVersion: ipnext/v1
-kind: Fleet
-spec:
-  regions: [us-east, eu-west]
-  rttMs: [[1, 76], [76, 1]]
-  hardware: [cpu]
-  supply:
-    - {region: us-east, hardware: cpu, units: 40, unitCost: 1.0}
-    - {region: eu-west, hardware: cpu, units: 40, unitCost: 1.1}
-"""
+FLEET = two_regions()
 
 IN = TensorSpec(name="features", datatype="FP32", shape=(-1, 4))
 MID = TensorSpec(name="embeddings", datatype="FP32", shape=(-1, 8))

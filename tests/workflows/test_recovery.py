@@ -17,6 +17,7 @@ from ipnext.infra.tether import tether
 from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanState
 from ipnext.temporal import tell_drain, wake_replan
+from tests.fleets import two_regions
 from workflows.worker import lifecycle_activities, planner_activities, worker_of
 
 DEMAND = {"us-east": 350.0, "eu-west": 180.0}
@@ -145,17 +146,6 @@ async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right(
         assert repository.model(model).serving_generation == 1
 
 
-WITHOUT_EUROPE = """
-apiVersion: ipnext/v1
-kind: Fleet
-spec:
-  regions: [us-east, eu-west]
-  rttMs: [[1, 76], [76, 1]]
-  hardware: [cpu]
-  supply:
-    - {region: us-east, hardware: cpu, units: 40, unitCost: 1.0}
-"""
-
 REPLAN_STAGES = ("replan_fleet", "move_models", "finish_replan")
 
 
@@ -178,7 +168,7 @@ async def test_a_worker_killed_at_any_point_of_a_replan_is_replaced_and_one_plan
     change = house.publish(model, 1)
     await submit(change)
     assert (await ended(change)).state is ChangeState.DONE
-    house.apply_fleet(WITHOUT_EUROPE)
+    house.apply_fleet(two_regions(west=None))
     house.ask_replan("r1", "supply")
     await wake_replan(client)
     for fault in (*faults[1:], None):

@@ -16,31 +16,13 @@ from ipnext.errors import Infeasible
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanState, ScheduledReplan
 from ipnext.model.status import Reason
 from ipnext.temporal import wake_replan
+from tests.fleets import two_regions
 
 DEMAND = {"us-east": 350.0, "eu-west": 180.0}
 
-WITHOUT_EUROPE = """
-apiVersion: ipnext/v1
-kind: Fleet
-spec:
-  regions: [us-east, eu-west]
-  rttMs: [[1, 76], [76, 1]]
-  hardware: [cpu]
-  supply:
-    - {region: us-east, hardware: cpu, units: 40, unitCost: 1.0}
-"""
+WITHOUT_EUROPE = two_regions(west=None)
 
-DEAR_AMERICA = """
-apiVersion: ipnext/v1
-kind: Fleet
-spec:
-  regions: [us-east, eu-west]
-  rttMs: [[1, 76], [76, 1]]
-  hardware: [cpu]
-  supply:
-    - {region: us-east, hardware: cpu, units: 40, unitCost: 2.0}
-    - {region: eu-west, hardware: cpu, units: 40, unitCost: 1.1}
-"""
+DEAR_AMERICA = two_regions(east_cost=2.0)
 
 
 class GatedSolver:
@@ -355,7 +337,7 @@ async def test_a_plan_that_came_too_late_for_what_was_placed_meanwhile_is_made_a
 ):
     solver = GatedSolver()
     other = f"{model}-b"
-    tight = WITHOUT_EUROPE.replace("units: 40", "units: 14")
+    tight = two_regions(14, None)
     async with serving(solver):
         house.apply(model)
         await carried_out(house.publish(model, 1))

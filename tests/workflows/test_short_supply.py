@@ -4,20 +4,10 @@ import pytest
 
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.status import Reason
+from tests.fleets import two_regions
 
 pytestmark = pytest.mark.usefixtures("workers")
 
-FLEET = """
-apiVersion: ipnext/v1
-kind: Fleet
-spec:
-  regions: [us-east, eu-west]
-  rttMs: [[1, 76], [76, 1]]
-  hardware: [cpu]
-  supply:
-    - {{region: us-east, hardware: cpu, units: {units}, unitCost: 1.0}}
-    - {{region: eu-west, hardware: cpu, units: 0, unitCost: 1.1}}
-"""
 DEMAND = [{"region": "us-east", "qps": 400}]
 PACE = {"canary": 0.25, "maxStep": 0.25, "deadlineSeconds": 20, "refresh": "replace"}
 
@@ -27,7 +17,7 @@ def full(house, model, carried_out):
     """Generation 1 serves with four replicas of each part on exactly the units there are, in processes of its own."""
 
     async def prepare(**rollout):
-        house.apply_fleet(FLEET.format(units=8))
+        house.apply_fleet(two_regions(8, 0))
         house.apply(model, demand=DEMAND, latencyToleranceMs=50, rollout={**PACE, **rollout})
         first = await carried_out(house.publish(model, 1))
         assert first.state is ChangeState.DONE, first
@@ -73,7 +63,7 @@ async def test_one_that_waits_goes_on_when_supply_comes(house, model, full, subm
     await submit(change)
     await until(lambda: house.change(change.id).state is ChangeState.RUNNING)
 
-    house.apply_fleet(FLEET.format(units=10))
+    house.apply_fleet(two_regions(10, 0))
 
     assert (await ended(change)).state is ChangeState.DONE
 
@@ -90,7 +80,7 @@ async def test_one_that_waits_for_too_long_is_refused_with_the_last_reason(house
 async def test_a_way_back_takes_no_more_than_there_is(house, model, full, submit, until, ended):
     """Each part has a fifth unit: enough for the way there replica by replica, not for both generations at once."""
     await full()
-    house.apply_fleet(FLEET.format(units=10))
+    house.apply_fleet(two_regions(10, 0))
     house.apply(model, demand=DEMAND, latencyToleranceMs=50, rollout={**PACE, "holdSeconds": 0.5})
     before = len(house.infrastructure.history)
     change = house.publish(model, 2)

@@ -5,21 +5,12 @@ import pytest
 from ipnext.artifacts.checkpoint_import import import_checkpoint
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.lifecycle import ChangeKind, ChangeState
+from tests.fleets import two_regions
 from tests.genai.checkpoints import write_llama
 
 pytestmark = pytest.mark.usefixtures("workers")
 
-TIGHT = """
-apiVersion: ipnext/v1
-kind: Fleet
-spec:
-  regions: [us-east, eu-west]
-  rttMs: [[1, 76], [76, 1]]
-  hardware: [cpu]
-  supply:
-    - {region: us-east, hardware: cpu, units: 8, unitCost: 1.0}
-    - {region: eu-west, hardware: cpu, units: 4, unitCost: 1.1}
-"""
+TIGHT = two_regions(8, 4)
 COUNTS = {("dense", "us-east"): 4, ("dense", "eu-west"): 2}
 
 

@@ -7,7 +7,7 @@ import zlib
 import httpx
 import pytest
 
-from ipnext.infra.router_table import routed_models
+from ipnext.infra.router_table import Terms, routed_models
 
 
 def swapping(model, own, *, digests="d", **settings):
@@ -124,7 +124,7 @@ def test_under_load_no_request_fails_while_replicas_go_over_one_by_one(shared_ag
 
 def test_the_table_names_what_comes_to_the_models_that_it_serves_alone(builder):
     served = {name: (builder(name).served(1),) for name in ("m", "n")}
-    m, n = routed_models(served, (), [("m", 3), ("m", 2), ("m", 3), ("other", 9)], {"m"})
+    m, n = routed_models(served, (), [("m", 3), ("m", 2), ("m", 3), ("other", 9)], {"m": Terms(swap=True)})
     assert [(one.coming, one.swap) for one in (m, n)] == [((2, 3), True), ((), False)]
 
 

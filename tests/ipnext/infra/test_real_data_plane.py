@@ -119,7 +119,7 @@ def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publi
 
 
 def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new_agent, publish, store, load):
-    """A host costs no request; the router costs those that it has, and Envoy waits for it with the others."""
+    """A host costs no request; the router costs those that it has, and Envoy waits for it with the others. One that is told to end costs none."""
     agent = new_agent(artifacts=store.uri, real=True).start()
     for part in ("first", "second"):
         agent.infra.apply(deployment(part, publish(part, 1, 2), replicas=2))
@@ -139,4 +139,9 @@ def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new
         router.wait(10)
     assert clients.answers.pop((200, "1")) > 20
     assert clients.answers.total() <= 3 * CLIENTS, clients.bad[:3]
+    with load(agent, "scaled", body=BODY) as clients:
+        router = agent.child("serving.router")
+        router.terminate()
+        router.wait(30)
+    assert set(clients.answers) == {(200, "1")}, clients.bad[:3]
     assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0]

@@ -98,8 +98,15 @@ def await_ready(url, process, *, path="/health", seconds=60):
 @contextmanager
 def router_process(directory, *engines, **flags):
     """A router process with one model `llm` on these engines; its base URL."""
+    with started_router(directory, *engines, **flags) as (url, _):
+        yield url
+
+
+@contextmanager
+def started_router(directory, *engines, drain_seconds=10.0, **flags):
+    """The same with its process."""
     endpoints = tuple(endpoint(url, 1) for url in engines)
-    model = RoutedModel(model="llm", served=(served(1),), endpoints=endpoints)
+    model = RoutedModel(model="llm", served=(served(1),), endpoints=endpoints, drain_seconds=drain_seconds)
     table = directory / "table.json"
     table.write_text(RouterTable(revision=1, region=REGION, models=(model,)).model_dump_json())
     port = free_port()
@@ -107,9 +114,9 @@ def router_process(directory, *engines, **flags):
     command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     process = subprocess.Popen(command)
     try:
-        yield await_ready(f"http://127.0.0.1:{port}", process, path="/v2/health/ready")
+        yield await_ready(f"http://127.0.0.1:{port}", process, path="/v2/health/ready"), process
     finally:
-        process.terminate()
+        process.kill()
         process.wait()
 
 

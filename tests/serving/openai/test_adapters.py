@@ -1,5 +1,6 @@
 """Adapters at the edge: asked for as MODEL:PART, answered by the engine's own name for the chosen generation's snapshot."""
 
+import asyncio
 import json
 
 import httpx
@@ -212,3 +213,30 @@ def test_nothing_but_a_whole_value_is_renamed():
     alias = Alias("llm:style", "style@1")
     text = b'{"model":"style@1","text":"style@1 and \\"style@1\\"","id":"style@12"}'
     assert alias.restored(text) == text.replace(b'"model":"style@1"', b'"model":"llm:style"')
+
+
+async def test_a_request_on_its_way_to_the_engine_holds_its_generation_in_the_answer_that_tells_the_new_table(
+    edge, client
+):
+    """What a host waits for before it unloads an adapter: the revision without its generation, and no request of it."""
+    answered = asyncio.Event()
+
+    async def script(_, __, ___, writer):
+        await answered.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    async def told():
+        state = (await client.get(f"{edge.url}/control/state")).json()
+        return state["revision"], sum(one["in_flight"] for one in state["traffic"] if one["generation"] == 1)
+
+    async with raw_engine(script) as engine:
+        generations = (served(1, snapshot=10, adapters=FIRST), served(2, snapshot=10, adapters=SECOND))
+        edge.table(RoutedModel(model="llm", served=generations, endpoints=(endpoint(engine.url, 1, 2),)))
+        headers = {"x-ipnext-generation": "1"}
+        asking = asyncio.create_task(client.post(edge.url + COMPLETIONS, json=ask(), headers=headers))
+        await eventually(lambda: engine.requests, "the engine has it, and has said nothing yet")
+        edge.table(RoutedModel(model="llm", served=generations, endpoints=(endpoint(engine.url, 2),)))
+        assert await told() == (2, 1)
+        answered.set()
+        await asking
+        assert await told() == (2, 0)

@@ -278,7 +278,7 @@ async def test_a_rank_that_is_no_number_is_an_error_that_counts_as_non_finite(ed
 
 async def test_engines_of_all_parts_are_followed_and_hosts_are_not(edge, ranker_host, embedder, llm):
     edge.table(routed(1, embedder=[embedder], ranker=[ranker_host], llm=[llm]))
-    assert edge.follower.routes.engine_urls == {embedder, llm}
+    assert edge.follower.routes.engine_urls.keys() == {embedder, llm}
 
 
 async def test_what_an_embedding_engine_refuses_the_client_is_told(edge, client, ranker_host, llm):
@@ -349,3 +349,24 @@ async def test_inputs_of_a_model_without_such_nodes_go_to_its_engine_as_they_cam
         await client.post(edge.url + COMPLETIONS, json=completion(model="llm"))
         ((_, body),) = llm.requests
     assert json.loads(body) == completion(model="llm")
+
+
+@pytest.mark.parametrize("served_on", [True, False], ids=["still served", "served no more"])
+async def test_an_engine_that_went_over_while_the_prompt_was_made_is_not_asked(edge, client, ranker_host, served_on):
+    """It has the weights of another generation by then."""
+    made = asyncio.Event()
+
+    async def script(method, path, body, writer):
+        await made.wait()
+        await embedding()(method, path, body, writer)
+
+    async with raw(script) as (embedder, llm):
+        parts = {"embedder": [embedder.url], "ranker": [ranker_host]}
+        begun, gone = (routed(1, **parts, llm=engines).model_copy(update={"swap": True}) for engines in ([llm.url], []))
+        edge.table(begun)
+        asking = asyncio.create_task(client.post(edge.url + COMPLETIONS, json=completion()))
+        await eventually(lambda: embedder.requests, "the prompt is being made")
+        edge.table(gone if served_on else begun.model_copy(update={"served": ()}))
+        made.set()
+        assert (await asking).status_code == 503
+        assert llm.requests == []

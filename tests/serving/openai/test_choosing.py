@@ -7,7 +7,6 @@ import httpx
 import pytest
 
 from ipnext.model.deployment import RoutedModel
-from serving.openai import choosing
 from serving.router import RouterLimits
 
 from .conftest import endpoint, running_edge, served
@@ -106,12 +105,21 @@ async def test_a_wait_takes_at_most_half_of_a_deadline(edge, client):
     assert 0.4 < time.monotonic() - began < 0.9
 
 
-async def test_a_wait_without_a_deadline_is_bounded(edge, client, monkeypatch):
-    monkeypatch.setattr(choosing, "WAIT_SECONDS", 0.3)
-    edge.table(table(coming=(2,)))
-    began = time.monotonic()
-    assert (await post(client, edge, WEIGHED)).status_code == 503
-    assert time.monotonic() - began < 2, "half of the 5 s that an engine may be silent"
+async def test_a_wait_without_a_deadline_is_as_long_as_the_model_says(edge, engine, client):
+    edge.table(table(endpoint(engine, 1)))
+    async with client.stream("POST", edge.url + CHAT, json=ask(stream=True, max_tokens=600)) as running:
+        await anext(running.aiter_raw())
+        edge.table(table(coming=(2,), swap_wait_seconds=0.3))
+        began = time.monotonic()
+        answer = await post(client, edge, WEIGHED)
+        assert 0.25 < time.monotonic() - began < 2, "half of the 5 s that an engine may be silent"
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("ServiceUnavailableError", 503)
+    assert error["message"] == (
+        "the engines of llm go over to another generation, and none was ready within 0.3 s (rollout.swapWaitSeconds); "
+        "requests from before that they still answer: 1; try again"
+    )
 
 
 async def test_who_waits_counts_as_under_way_and_is_let_go_of_with_its_client(tmp_path, engine):

@@ -3,9 +3,12 @@
 import asyncio
 from collections import Counter
 
+import httpx
 import pytest
 
-from .conftest import eventually, mock_engine, raw_engine
+from ipnext.model.deployment import RoutedModel
+
+from .conftest import endpoint, eventually, mock_engine, raw_engine, served
 
 CHAT = "/v1/chat/completions"
 
@@ -79,3 +82,71 @@ async def test_a_connection_to_an_engine_that_left_the_table_ends_with_its_answe
         answered.set()
         assert (await asking).status_code == 200
         await eventually(lambda: engine.left >= 1, "the connection has ended")
+
+
+def table(*urls, drain_seconds):
+    """One generation with engines at these URLs."""
+    endpoints = tuple(endpoint(url, 1) for url in urls)
+    return RoutedModel(model="llm", served=(served(1),), endpoints=endpoints, drain_seconds=drain_seconds)
+
+
+class Reading:
+    """A stream that has begun, read to its end or its break."""
+
+    def __init__(self, client, edge, tokens):
+        self.text, self._begun = b"", asyncio.Event()
+        self._task = asyncio.create_task(self._read(client, edge.url, tokens))
+
+    async def _read(self, client, url, tokens):
+        async with client.stream("POST", url + CHAT, json=ask("hi", stream=True, max_tokens=tokens)) as answer:
+            async for piece in answer.aiter_raw():
+                self.text += piece
+                self._begun.set()
+
+    async def begun(self):
+        await self._begun.wait()
+        return self
+
+    async def ended(self):
+        await self._task
+        return self.text
+
+
+async def test_a_stream_on_an_engine_that_left_the_table_is_cut_after_the_drain_and_seen_to_be(edge, engine, client):
+    edge.table(table(engine, drain_seconds=0.3))
+    running = await Reading(client, edge, 2000).begun()
+    edge.table(table(drain_seconds=60.0))
+    with pytest.raises(httpx.RemoteProtocolError):
+        await running.ended()
+    assert b"[DONE]" not in running.text
+    assert edge.counts().streams.broken == 1
+    assert edge.router.engines.loads.under_way == {}
+
+
+async def test_a_stream_that_ends_within_the_drain_is_whole(edge, engine, client):
+    edge.table(table(engine, drain_seconds=30.0))
+    running = await Reading(client, edge, 150).begun()
+    edge.table()
+    assert (await running.ended()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_stream_on_an_engine_that_is_back_within_the_drain_goes_on(edge, engine, client):
+    edge.table(table(engine, drain_seconds=0.2))
+    running = await Reading(client, edge, 400).begun()
+    edge.table(table(drain_seconds=0.2))
+    edge.table(table(engine, drain_seconds=0.2))
+    assert (await running.ended()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_request_that_waits_for_its_first_piece_is_answered_by_another_engine_after_the_drain(
+    edge, engine, client
+):
+    async def silent(*_):
+        await asyncio.sleep(60)
+
+    async with raw_engine(silent) as other:
+        edge.table(table(other.url, drain_seconds=0.2))
+        asking = asyncio.create_task(client.post(edge.url + CHAT, json=ask("hello")))
+        await eventually(lambda: other.requests, "it is under way")
+        edge.table(table(engine, drain_seconds=0.2))
+        assert (await asking).status_code == 200

@@ -1,0 +1,24 @@
+"""What a router is told of the requests of its models."""
+
+from ipnext.infra.router_table import Terms, routed_models, terms_of
+
+
+def test_the_most_patient_part_of_a_model_counts(builder):
+    model, other = builder("m", parts=("a", "b")), builder("n")
+    parts = (
+        model.deployment({1: (1,)}, part="a").model_copy(update={"drain_seconds": 300.0, "swap": True}),
+        model.deployment({1: (1,)}, part="b").model_copy(update={"swap_wait_seconds": 20.0}),
+        other.deployment({1: (1,)}),
+    )
+    assert terms_of(parts, drain_seconds=10.0) == {"m": Terms(300.0, 300.0, swap=True), "n": Terms(10.0, 10.0)}
+    waits = parts[0].model_copy(update={"swap_wait_seconds": 0.0})
+    assert terms_of([waits], drain_seconds=10.0) == {"m": Terms(300.0, 0.0, swap=True)}
+
+
+def test_a_model_that_is_run_elsewhere_has_the_terms_of_none(builder):
+    served = {name: (builder(name).served(1),) for name in ("m", "n")}
+    m, n = routed_models(served, (), terms={"m": Terms(300.0, 20.0)})
+    assert [(one.drain_seconds, one.swap_wait_seconds, one.swap) for one in (m, n)] == [
+        (300.0, 20.0, False),
+        (Terms().drain_seconds, Terms().swap_wait_seconds, False),
+    ]

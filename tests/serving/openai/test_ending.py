@@ -1,0 +1,124 @@
+"""A router process that is told to end: it takes nothing new, and finishes the streams that it has, within their model's drain."""
+
+import asyncio
+import signal
+
+import httpx
+import pytest
+
+from .conftest import eventually, mock_engine, started_router
+
+CHAT = "/v1/chat/completions"
+SLOW_MS = 20
+"""Between two tokens."""
+
+
+@pytest.fixture(scope="module")
+def slow_engine():
+    with mock_engine(itl_ms=SLOW_MS) as url:
+        yield url
+
+
+@pytest.fixture
+def router(slow_engine, tmp_path, request):
+    with started_router(tmp_path, slow_engine, drain_seconds=getattr(request, "param", 60.0)) as started:
+        yield started
+
+
+def ask(tokens):
+    return {"model": "llm", "messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens, "stream": True}
+
+
+async def streamed(client, url, tokens, begun):
+    """The whole stream as text; `begun` is set with its first piece."""
+    text = b""
+    async with client.stream("POST", url + CHAT, json=ask(tokens)) as answer:
+        async for piece in answer.aiter_raw():
+            text += piece
+            begun.set()
+    return text.decode()
+
+
+async def stopped(client, router, tokens):
+    """A stream that had begun when its router was told to end."""
+    url, process = router
+    begun = asyncio.Event()
+    stream = asyncio.create_task(streamed(client, url, tokens, begun))
+    await begun.wait()
+    process.send_signal(signal.SIGTERM)
+    return stream
+
+
+async def ended(process):
+    await eventually(lambda: process.poll() is not None, "the router ends", seconds=20)
+    return process.returncode
+
+
+async def state(client, url):
+    return (await client.get(f"{url}/control/state")).json()
+
+
+async def draining(client, url):
+    async with asyncio.timeout(10):
+        while not (await state(client, url))["draining"]:  # noqa: ASYNC110 - another process is asked
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stream_that_had_begun_arrives_whole_and_the_process_ends_after_it(router, client):
+    url, process = router
+    tokens = 150
+    stream = await stopped(client, router, tokens)
+    await draining(client, url)
+    assert not stream.done()
+    assert process.poll() is None
+    text = await stream
+    assert text.endswith("data: [DONE]\n\n")
+    assert f"word-{tokens - 1}" in text
+    assert await ended(process) == 0
+
+
+async def test_what_comes_meanwhile_is_told_to_ask_another_router(router, client):
+    url, process = router
+    stream = await stopped(client, router, 150)
+    await draining(client, url)
+    ready = await client.get(f"{url}/v2/health/ready")
+    assert (ready.status_code, ready.json()) == (503, {"ready": False})
+    refused = await client.post(url + CHAT, json=ask(2))
+    assert (refused.status_code, refused.headers["x-ipnext-refused"]) == (503, "unread")
+    assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
+    assert refused.json()["error"]["type"] == "ServiceUnavailableError"
+    other = await client.post(f"{url}/v2/models/llm/infer", json={"inputs": []})
+    assert (other.status_code, other.headers["x-ipnext-refused"]) == (503, "unread")
+    assert "takes nothing new" in other.json()["error"]
+    [count] = (await state(client, url))["traffic"]
+    assert (count["in_flight"], count["requests"]) == (1, 0), "what it refused unread counts for nobody"
+    assert (await stream).endswith("data: [DONE]\n\n")
+    assert await ended(process) == 0
+
+
+async def cut(stream):
+    with pytest.raises(httpx.RemoteProtocolError):
+        await stream
+
+
+@pytest.mark.parametrize("router", [0.5], indirect=True)
+async def test_a_stream_that_goes_on_beyond_the_drain_is_cut_and_seen_to_be(router, client):
+    _, process = router
+    stream = await stopped(client, router, 5000)
+    await cut(stream)
+    assert await ended(process) == 0
+
+
+async def test_a_second_signal_ends_it_at_once(router, client):
+    url, process = router
+    stream = await stopped(client, router, 5000)
+    await draining(client, url)
+    process.send_signal(signal.SIGTERM)
+    await cut(stream)
+    assert await ended(process) == 0
+
+
+async def test_without_a_request_under_way_it_ends_at_once(router):
+    _, process = router
+    process.send_signal(signal.SIGTERM)
+    assert await ended(process) == 0
