@@ -5,16 +5,17 @@ at any time. A wave's outcome is an answer (WaveResult), not an error; errors ar
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from temporalio import activity
 
 from activities.admitting import planned_waves, price_of, way_back
-from activities.causes import first_lacking, note_first, worst_region
-from activities.drained import Drained, unchanged
+from activities.capacity import Capacity
+from activities.causes import note_first, worst_region
+from activities.drained import Drained
 from activities.gate_windows import counted_since, former_generation, opened, traffic_of
 from activities.gates import Asked, errors_only, judge
 from activities.problems import units_in_use
@@ -25,6 +26,7 @@ from activities.regions import (
     missing_replicas,
     observe,
 )
+from activities.releasing import Left, Releasing, known, left_over, stray
 from activities.routing import Gateways
 from activities.swapping import Announcement, while_swapped
 from activities.undoing import held_for_lack, none_more, unfreed, waiting
@@ -44,10 +46,10 @@ from activities.waves import (
 from ipnext.errors import NotFound, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.cause import GATE, STEPS, Cause, Place
-from ipnext.model.deployment import Deployment, RegionState, ReplicaPhase, RouteShare
+from ipnext.model.deployment import Deployment, RegionState, RouteShare
 from ipnext.model.lifecycle import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
 from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.rollout import TransitionState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.placements import Units
 from ipnext.store.records import TransitionRecord
@@ -60,14 +62,6 @@ _UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE})
 
 _ASKED_BACK = frozenset({Reason.SUPERSEDED, Reason.ROLLED_BACK, Reason.ABORTED})
 """Reasons of a way back that someone asked for: nothing failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """What a release leaves as it is: users of these regions, and replicas that hold a (region, generation) of these."""
-
-    users: Collection[str] = ()
-    needed: frozenset[tuple[str, int]] = frozenset()
 
 
 class TransitionActivities:
@@ -126,7 +120,7 @@ class TransitionActivities:
 
         Ends at once where a replica cannot load the generation. Unreachable regions are asked again until the deadline.
         """
-        deadline = Deadline(wave.deadline_seconds, pause=self._pause)
+        capacity = Capacity(self._infrastructure, Deadline(wave.deadline_seconds, pause=self._pause))
         with self._store.begin(wave.model) as repository:
             if wave.back and wave.reason not in _ASKED_BACK:
                 _note_cause(repository, wave)
@@ -144,15 +138,16 @@ class TransitionActivities:
             needed = _reach(repository, wave, "released")[1] if wave.back else state
             transition = repository.transition(wave.transition_id).transition
         if not wave.back and wave.index == 0:
-            strays = _stray(facts, transition)
+            strays = stray(facts, transition)
+            releasing = self._releasing(facts)
             for deployment in strays if strays and self._known_routes(facts) else ():
-                self._release(facts, deployment, keep=False)
+                releasing.release(deployment, keep=False)
         running = {key: stored.replicas for key, stored in facts.deployments.items()}
         told = shrinking_first((found for found in wanted if found.key.region not in facts.lost), running)
         if not wave.back:
-            self._until_drained(told, deadline)
+            capacity.until_drained(told)
         announce = self._announcement(facts, wanted) if swaps(transition, wave.model, wave.index) else None
-        result = self._until_ready(wave, needed.outside(facts.lost | full), told, deadline, announce=announce)
+        result = capacity.until_ready(wave, needed.outside(facts.lost | full), told, announce=announce)
         if result.ok and full:
             message = f"{', '.join(sorted(full))} could not let go of what came later, so there is no room for what was before"
             result = WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message)
@@ -236,14 +231,15 @@ class TransitionActivities:
         wanted = whole = spared(facts, _end(wave, record), wanted_deployments(facts, state))
         if wave.back and wave.by_waves:
             wanted = none_more(wanted, facts.deployments)
-        gone = [d for d in _left_over(facts, wanted) if last or _known(record.transition, wave.model, d)]
+        gone = [d for d in left_over(facts, wanted) if last or known(record.transition, wave.model, d)]
         shares = wanted_shares(facts, state, wanted)
         if last:
             shares = {region: found for region, found in shares.items() if found or region in facts.tables}
-        kept = wanted if last else (*wanted, *(d for d in _left_over(facts, wanted) if d not in gone))
+        kept = wanted if last else (*wanted, *(d for d in left_over(facts, wanted) if d not in gone))
         needed = held_for_lack(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
-        left = _Left(self._waiting(facts, shares, wanted), needed)
-        unreachable = self._shrink(facts, shares, kept, wanted, gone, left=left)
+        releasing = self._releasing(facts)
+        left = Left(releasing.waiting(shares, wanted), needed)
+        unreachable = releasing.shrink(shares, kept, wanted, gone, left=left)
         if unreachable is not None:
             raise unreachable
         self._write_progress(wave, record, last=last)
@@ -277,126 +273,11 @@ class TransitionActivities:
         )
         return repository.save_transition(record)
 
-    def _until_drained(self, told: Sequence[Deployment], deadline: Deadline) -> None:
-        """Wait for what still streams its last answers in these regions: until it ends it takes the units that come next."""
-        keys = {deployment.key for deployment in told if deployment.drain_seconds is not None}
-        while keys and not deadline.passed:
-            states, _ = observe(self._infrastructure, {key.region for key in keys}, sorted({key.model for key in keys}))
-            replicas = [replica for state in states.values() for replica in state.replicas]
-            left = [r.id for r in replicas if r.key in keys and r.phase is ReplicaPhase.DRAINING]
-            if not left:
-                return
-            deadline.wait(f"{', '.join(left)} streams its last answers")
+    def _releasing(self, facts: Facts) -> Releasing:
+        return Releasing(self._store, self._infrastructure, facts)
 
     def _announcement(self, facts: Facts, wanted: Sequence[Deployment]) -> Announcement:
         return Announcement(Gateways(self._store, self._infrastructure, facts, beat=beat), facts, wanted)
-
-    def _until_ready(
-        self,
-        wave: WaveInput,
-        needed: ModelState,
-        wanted: Sequence[Deployment],
-        deadline: Deadline,
-        *,
-        announce: Announcement | None = None,
-    ) -> WaveResult:
-        """Wait for the replicas of `needed`: on the way back the origin's alone, for the others may never get ready."""
-        pending = list(wanted)
-        while True:
-            if announce is not None:
-                announce.make()
-            pending = self._apply(pending)
-            states, silent = observe(self._infrastructure, {d.key.region for d in wanted}, [wave.model])
-            lacking = missing_replicas(wave.model, needed, states)
-            failure = None if wave.back else first_failure(wave.model, wave.generation, states.values())
-            if failure is None and not lacking and not pending:
-                return WaveResult(ok=True, message=f"{sum(d.replicas for d in wanted)} replicas ready")
-            if failure is None and deadline.passed:
-                failure = _too_late(wave, lacking, silent, first_lacking(wave.model, needed, states))
-            if failure is not None:
-                return WaveResult(ok=False, reason=failure.reason, message=failure.message, place=failure.place)
-            deadline.wait("; ".join(lacking) or f"regions {', '.join(silent)} can't be reached")
-
-    def _apply(self, deployments: Iterable[Deployment]) -> list[Deployment]:
-        """Tell the infrastructure; those whose region can't be reached are returned. A silent region is asked once."""
-        untold: list[Deployment] = []
-        silent: set[str] = set()
-        for deployment in deployments:
-            if deployment.key.region in silent:
-                untold.append(deployment)
-                continue
-            still_ours()
-            try:
-                self._infrastructure.apply(deployment)
-            except Unavailable:
-                silent.add(deployment.key.region)
-                untold.append(deployment)
-        return untold
-
-    def _waiting(self, facts: Facts, shares: dict[str, Any], wanted: Iterable[Deployment]) -> Collection[str]:
-        """Users' regions that stay as they are; none where nobody is sent anywhere else, as in most releases."""
-        if all(found == facts.tables[origin].shares for origin, found in shares.items() if origin in facts.tables):
-            return ()
-        states, _ = observe(self._infrastructure, {d.key.region for d in wanted} - facts.lost, [facts.model])
-        return waiting(facts, shares, states)
-
-    def _shrink(
-        self,
-        facts: Facts,
-        shares: dict[str, Any],
-        kept: Sequence[Deployment],
-        wanted: Sequence[Deployment],
-        gone: Sequence[Deployment],
-        *,
-        left: _Left = _Left(),
-    ) -> Unavailable | None:
-        """Everywhere as far as it can be reached; the first region that can't is returned as an error.
-
-        What a gateway that does not follow still sends to stays as it is, and what is `left`.
-        """
-        unreachable: Unavailable | None = None
-        gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
-        try:
-            gateways.follow(shares, kept, waiting=left.users)
-        except Unavailable as error:
-            unreachable = error
-        needed = left.needed | gateways.still_sent(shares)
-        for deployments, keep in ((wanted, True), (gone, False)):
-            for deployment in deployments:
-                if not _answers(facts.deployments.get(deployment.key), needed):
-                    unreachable = self._release(facts, deployment, keep=keep) or unreachable
-        return unreachable
-
-    def _release(self, facts: Facts, deployment: Deployment, *, keep: bool) -> Unavailable | None:
-        """The infrastructure first: what the store no longer names must be gone. A lost region is told when it is back.
-
-        One that has come back meanwhile was told what the store named then, so it has to be asked after all. Nothing goes
-        where a region was lost meanwhile: its users may have been sent to what was to go.
-        """
-        model = facts.model
-        still_ours()
-        try:
-            unchanged(self._store, facts.lost)
-            if deployment.key.region in facts.lost:
-                pass
-            elif keep:
-                self._infrastructure.apply(deployment)
-            else:
-                self._infrastructure.delete(deployment.key)
-        except Unavailable as error:
-            return error
-        with self._store.begin(model) as repository:
-            still_ours()
-            if (
-                deployment.key.region in facts.lost
-                and deployment.key.region not in Drained.of(repository.drains()).lost
-            ):
-                return Unavailable(f"region {deployment.key.region!r} is back, and still holds what was to go")
-            if keep:
-                repository.put_deployment(deployment)
-            else:
-                repository.delete_deployment(deployment.key)
-        return None
 
     def _write_progress(self, wave: WaveInput, record: TransitionRecord, *, last: bool) -> None:
         with self._store.begin(wave.model) as repository:
@@ -499,42 +380,11 @@ def _mark_rolling_out(repository: Repository, stage: StageInput) -> None:
         repository.set_generation_state(stage.model, stage.generation, GenerationState.ROLLING_OUT)
 
 
-def _left_over(facts: Facts, wanted: Sequence[Deployment]) -> list[Deployment]:
-    keys = {deployment.key for deployment in wanted}
-    return [deployment for key, deployment in facts.deployments.items() if key not in keys]
-
-
 def _within(state: ModelState | None, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
     """Those whose slot the state holds: on a way back the others may never have started. All of them without a state."""
     if state is None:
         return deployments
     return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in state.slots)
-
-
-def _answers(stored: Deployment | None, needed: Collection[tuple[str, int]]) -> bool:
-    """Whether a replica set holds a generation that is needed in its region."""
-    return stored is not None and any((stored.key.region, number) in needed for number in stored.generations)
-
-
-def _stray(facts: Facts, transition: Transition) -> list[Deployment]:
-    """Replica sets that answer nobody and that the transition knows nothing of: they hold units that it may need.
-
-    So does one that was dropped when its region was lost and that came back with it.
-    """
-    sent = {(s.to, s.generation) for table in facts.tables.values() for s in table.shares if s.fraction > 0}
-    return [
-        found
-        for found in facts.deployments.values()
-        if found.key.region not in facts.lost
-        and not _answers(found, sent)
-        and not _known(transition, facts.model, found)
-    ]
-
-
-def _known(transition: Transition, model: str, deployment: Deployment) -> bool:
-    """Whether the transition itself ever held this slot (others are left for the last wave)."""
-    key = deployment.key
-    return (key.part, key.region, key.hardware) in peak(transition, model)
 
 
 def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:
@@ -555,14 +405,6 @@ def _check_ready(wave: WaveInput, state: ModelState, states: Mapping[str, Region
     if lacking:
         msg = f"ready no more: {'; '.join(lacking)}"
         raise Unavailable(msg)
-
-
-def _too_late(wave: WaveInput, lacking: Sequence[str], silent: Sequence[str], first: Place) -> Failure:
-    if silent:
-        message = f"regions {', '.join(silent)} could not be reached in time"
-        return Failure(Reason.REGION_UNREACHABLE, message, Place(region=silent[0]))
-    seconds = f"{wave.deadline_seconds:g} s"
-    return Failure(Reason.DEADLINE_EXCEEDED, f"not ready within {seconds}: {'; '.join(lacking)}", first)
 
 
 def _cause(wave: WaveInput, result: WaveResult, step: str) -> Cause:

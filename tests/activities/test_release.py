@@ -9,7 +9,9 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities import routing
-from activities.transition import TransitionActivities, _check_reached, _Left, _stray, _stuck, _within
+from activities.capacity import Capacity
+from activities.releasing import Left, Releasing, stray
+from activities.transition import _check_reached, _stuck, _within
 from activities.waiting import Deadline
 from activities.wanted import shrinking_first, spared
 from activities.waves import ModelState
@@ -112,9 +114,9 @@ def released(monkeypatch):
         shares = {region: table(region, region, 1).shares for region in tables}
         wanted, written = [deployed("eu", 1), deployed("us", 1)], Written()
         written.drains = drains
-        activities = TransitionActivities(written, regions)
+        releasing = Releasing(written, regions, facts)
         gone = [stored[key("de")]]
-        shrink = partial(activities._shrink, facts, shares, wanted, wanted, gone, **how)
+        shrink = partial(releasing.shrink, shares, wanted, wanted, gone, **how)
         return written, ActivityEnvironment().run(shrink)
 
     return run
@@ -143,7 +145,7 @@ def test_once_all_gateways_follow_all_of_it_goes(released):
 def test_what_is_needed_for_what_did_not_come_back_stays(released):
     regions = Regions()
 
-    written, unreachable = released(regions, left=_Left(needed=frozenset({("de", 2), ("eu", 1)})))
+    written, unreachable = released(regions, left=Left(needed=frozenset({("de", 2), ("eu", 1)})))
 
     assert unreachable is None
     assert regions.told == [("apply", "us", 1)]
@@ -192,7 +194,7 @@ def test_what_streams_its_last_answers_is_waited_for_until_the_wave_has_no_time_
 
     def run() -> None:
         deadline = Deadline(seconds, pause=paused.append)
-        TransitionActivities(Written(), Draining(2))._until_drained(told, deadline)
+        Capacity(Draining(2), deadline).until_drained(told)
 
     ActivityEnvironment().run(run)
 
@@ -233,9 +235,9 @@ def test_what_a_lost_region_held_is_struck_off_only_while_it_is_lost(back):
     drain = SimpleNamespace(region="eu", lost=True, holds=True, force=False)
     written.drains = () if back else (drain,)
     facts = SimpleNamespace(model=M, lost=frozenset({"eu"}))
-    release = TransitionActivities(written, regions)._release
+    release = Releasing(written, regions, facts).release
 
-    error = ActivityEnvironment().run(lambda: release(facts, deployed("eu", 1), keep=False))
+    error = ActivityEnvironment().run(lambda: release(deployed("eu", 1), keep=False))
 
     assert (error is not None, written.deleted, regions.told) == (back, [] if back else [key("eu")], [])
 
@@ -268,7 +270,7 @@ def test_replica_sets_that_answer_nobody_and_are_in_no_wave_go_first():
     tables = {"us": table("us", "us", 1)}
     facts = SimpleNamespace(model=M, deployments=stored, tables=tables, lost=frozenset({"gone"}))
 
-    assert [found.key.region for found in _stray(facts, transition(end="eu"))] == ["de"]
+    assert [found.key.region for found in stray(facts, transition(end="eu"))] == ["de"]
 
 
 @pytest.mark.parametrize(("lost", "spared", "stuck"), [("de", True, True), ("de", False, False), ("us", True, False)])

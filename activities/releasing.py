@@ -1,0 +1,129 @@
+"""Releasing capacity: what gateways still send to stays, the rest goes, the infrastructure first and then the store."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from activities.drained import Drained, unchanged
+from activities.pulse import still_ours
+from activities.regions import observe
+from activities.routing import Gateways
+from activities.undoing import waiting
+from activities.waiting import beat
+from activities.wanted import Facts
+from activities.waves import peak
+from ipnext.errors import Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.deployment import Deployment, RouteShare
+from ipnext.model.rollout import Transition
+from ipnext.store.session import Store
+
+Shares = Mapping[str, tuple[RouteShare, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a release leaves as it is: users of these regions, and replicas that hold a (region, generation) of these."""
+
+    users: Collection[str] = ()
+    needed: frozenset[tuple[str, int]] = frozenset()
+
+
+class Releasing:
+    """Needs the store, the infrastructure, and the model's facts at the start of its activity."""
+
+    def __init__(self, store: Store, infrastructure: Infrastructure, facts: Facts) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+        self._facts = facts
+
+    def waiting(self, shares: Shares, wanted: Iterable[Deployment]) -> Collection[str]:
+        """Users' regions that stay as they are; none where nobody is sent anywhere else, as in most releases."""
+        facts = self._facts
+        if all(found == facts.tables[origin].shares for origin, found in shares.items() if origin in facts.tables):
+            return ()
+        states, _ = observe(self._infrastructure, {d.key.region for d in wanted} - facts.lost, [facts.model])
+        return waiting(facts, shares, states)
+
+    def shrink(
+        self,
+        shares: Shares,
+        kept: Sequence[Deployment],
+        wanted: Sequence[Deployment],
+        gone: Sequence[Deployment],
+        *,
+        left: Left = Left(),
+    ) -> Unavailable | None:
+        """Everywhere as far as it can be reached; the first region that can't is returned as an error.
+
+        What a gateway that does not follow still sends to stays as it is, and what is `left`.
+        """
+        unreachable: Unavailable | None = None
+        gateways = Gateways(self._store, self._infrastructure, self._facts, beat=beat)
+        try:
+            gateways.follow(shares, kept, waiting=left.users)
+        except Unavailable as error:
+            unreachable = error
+        needed = left.needed | gateways.still_sent(shares)
+        for deployments, keep in ((wanted, True), (gone, False)):
+            for deployment in deployments:
+                if not answers(self._facts.deployments.get(deployment.key), needed):
+                    unreachable = self.release(deployment, keep=keep) or unreachable
+        return unreachable
+
+    def release(self, deployment: Deployment, *, keep: bool) -> Unavailable | None:
+        """The infrastructure first: what the store no longer names must be gone. A lost region is told when it is back.
+
+        One that has come back meanwhile was told what the store named then, so it has to be asked after all. Nothing goes
+        where a region was lost meanwhile: its users may have been sent to what was to go.
+        """
+        model, lost, region = self._facts.model, self._facts.lost, deployment.key.region
+        still_ours()
+        try:
+            unchanged(self._store, lost)
+            if region in lost:
+                pass
+            elif keep:
+                self._infrastructure.apply(deployment)
+            else:
+                self._infrastructure.delete(deployment.key)
+        except Unavailable as error:
+            return error
+        with self._store.begin(model) as repository:
+            still_ours()
+            if region in lost and region not in Drained.of(repository.drains()).lost:
+                return Unavailable(f"region {region!r} is back, and still holds what was to go")
+            if keep:
+                repository.put_deployment(deployment)
+            else:
+                repository.delete_deployment(deployment.key)
+        return None
+
+
+def left_over(facts: Facts, wanted: Sequence[Deployment]) -> list[Deployment]:
+    """Stored replica sets that are not among the wanted ones."""
+    keys = {deployment.key for deployment in wanted}
+    return [deployment for key, deployment in facts.deployments.items() if key not in keys]
+
+
+def answers(stored: Deployment | None, needed: Collection[tuple[str, int]]) -> bool:
+    """Whether a replica set holds a generation that is needed in its region."""
+    return stored is not None and any((stored.key.region, number) in needed for number in stored.generations)
+
+
+def stray(facts: Facts, transition: Transition) -> list[Deployment]:
+    """Replica sets that answer nobody and that the transition knows nothing of: they hold units that it may need.
+
+    So does one that was dropped when its region was lost and that came back with it.
+    """
+    sent = {(s.to, s.generation) for table in facts.tables.values() for s in table.shares if s.fraction > 0}
+    return [
+        found
+        for found in facts.deployments.values()
+        if found.key.region not in facts.lost and not answers(found, sent) and not known(transition, facts.model, found)
+    ]
+
+
+def known(transition: Transition, model: str, deployment: Deployment) -> bool:
+    """Whether the transition itself ever held this slot (others are left for the last wave)."""
+    key = deployment.key
+    return (key.part, key.region, key.hardware) in peak(transition, model)
