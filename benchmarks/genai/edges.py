@@ -64,10 +64,11 @@ class Edges:
         self._stack.close()
 
     def mock(self, **options: float) -> ServerProcess:
-        """A mock engine; options as of its command line."""
+        """A mock engine, whose cache can be emptied; options as of its command line."""
         port = free_port()
         flags = [f"--{name.replace('_', '-')}={value:g}" for name, value in options.items()]
-        return self._run([sys.executable, str(MOCK), "--port", str(port), "--model", MODEL, *flags], port, "/health")
+        command = [sys.executable, str(MOCK), "--port", str(port), "--model", MODEL, *flags]
+        return self._run(command, port, "/health", environment={**ENVIRONMENT, "VLLM_SERVER_DEV_MODE": "1"})
 
     def vllm(self, checkpoint: Path, settings: VllmSettings) -> ServerProcess:
         """A real vLLM server, as a host starts it for a part of these settings; its cache can be emptied.
