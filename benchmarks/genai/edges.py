@@ -1,6 +1,7 @@
 """Processes of the OpenAI benchmarks: mock engines, IPnext's router and Envoy, and the peers, each in its own environment."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from ipnext.model.deployment import (
 from ipnext.model.engine_settings import VllmSettings
 from ipnext.model.registry import GraphNode, PartGraph
 from ipnext.model.routing import RoutingPolicy
+from serving.genai import keeper
 from serving.genai.commands import engine_command, engine_environment
 
 MODEL: Final = "llm"
@@ -71,14 +73,20 @@ class Edges:
         return self._run(command, port, "/health", environment={**ENVIRONMENT, "VLLM_SERVER_DEV_MODE": "1"})
 
     def vllm(self, checkpoint: Path, settings: VllmSettings) -> ServerProcess:
-        """A real vLLM server, as a host starts it for a part of these settings; its cache can be emptied.
+        """A real vLLM server, as a host starts it for a part of these settings, and under its keeper; its cache can be emptied.
 
         LoadFailed where there is no vLLM.
         """
         port = free_port()
         command = engine_command(MODEL, checkpoint, port, settings, environment=os.environ)
         environment = {**engine_environment(settings, ONE_THREAD, swap=True), "PYTHONPATH": ""}
-        return self._run(list(command), port, "/health", seconds=settings.start_seconds, environment=environment)
+        kept = [sys.executable, "-S", keeper.__file__, *command]
+        ours, lifeline = os.pipe()
+        self._stack.callback(os.close, lifeline)
+        try:
+            return self._run(kept, port, "/health", seconds=settings.start_seconds, environment=environment, stdin=ours)
+        finally:
+            os.close(ours)
 
     def router(self, engines: Sequence[str], *, policy: RoutingPolicy = "prefix") -> ServerProcess:
         """IPnext's router before these engines."""
@@ -150,10 +158,11 @@ class Edges:
         *,
         seconds: float = 60.0,
         environment: Mapping[str, str] = ENVIRONMENT,
+        stdin: int = subprocess.DEVNULL,
     ) -> ServerProcess:
         self._count += 1
         log = self._work / f"{Path(command[0]).name}-{self._count}.log"
-        server = ServerProcess(command, port=port, log=log, environment=environment, folder=self._work)
+        server = ServerProcess(command, port=port, log=log, environment=environment, folder=self._work, stdin=stdin)
         self._stack.enter_context(server)
         return server.wait(
             lambda: httpx.get(f"http://{LOOPBACK}:{port}{ready}", trust_env=False).is_success, seconds=seconds

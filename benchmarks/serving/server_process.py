@@ -22,7 +22,14 @@ class ServerProcess:
     """Its output goes to `log`. Ends with this process at the latest."""
 
     def __init__(
-        self, command: Sequence[str], *, port: int, log: Path, environment: Mapping[str, str], folder: Path
+        self,
+        command: Sequence[str],
+        *,
+        port: int,
+        log: Path,
+        environment: Mapping[str, str],
+        folder: Path,
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
         self.port = port
         self.log = log
@@ -32,7 +39,7 @@ class ServerProcess:
                 command,
                 cwd=folder,
                 env={**os.environ, **ONE_THREAD, **environment},
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
