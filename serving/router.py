@@ -55,6 +55,8 @@ from serving.walking import ATTEMPTS
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 DRAIN_POLL_SECONDS: Final = 0.02
+REPLACED_SECONDS: Final = 2
+"""The next router is there by then, as a rule; a gateway tries some times more."""
 _FOREVER: Final = 1e9
 
 T = TypeVar("T")
@@ -141,7 +143,7 @@ class Router:
         """Nothing of the request was looked at: the gateway asks the next router."""
         error = Unavailable("this router is about to end and takes nothing new; try again")
         response = openai_error(error) if root in ROOTS else error_response(error)
-        headers = {**response.headers, REFUSED_HEADER: "unread", REGION_HEADER: self._region}
+        headers = {**response.headers, REFUSED_HEADER: str(REPLACED_SECONDS), REGION_HEADER: self._region}
         return Response(response.status, response.body, headers)
 
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:

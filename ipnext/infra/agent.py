@@ -1,7 +1,7 @@
 """Entry point of a region's agent: `python -m ipnext.infra.agent --region R --state DIR --port P ...`.
 
-It keeps the region's processes as wanted until SIGTERM; then it finishes what runs, and a second one ends it at once. Killed hard, it takes them along; started again on the same
-state directory, it brings everything back.
+It keeps the region's processes as wanted until SIGTERM; then it finishes what runs, and a second one ends it at once.
+Killed hard, it takes them along; started again on the same state directory, it brings everything back.
 """
 
 import argparse

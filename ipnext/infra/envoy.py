@@ -203,8 +203,8 @@ def _action(gateway: Gateway, cluster: str | None) -> Json:
         "num_retries": 5,
         "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
         "rate_limited_retry_back_off": {
-            "reset_headers": [{"name": "retry-after", "format": "SECONDS"}],
-            "max_interval": "2s",
+            "reset_headers": [{"name": REFUSED_HEADER, "format": "SECONDS"}],
+            "max_interval": "3s",
         },
     }
     route = {"timeout": f"{gateway.request_seconds}s", "retry_policy": retry}

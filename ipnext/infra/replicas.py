@@ -190,8 +190,11 @@ class HostReplica:
         await self._depart()
 
     async def end(self) -> None:
-        """End it now: the host finishes what it has, within the grace time."""
+        """End it now, as nothing asks it any more: the host finishes what it has, within the grace time."""
         self.leaving = True
+        if self._child.pid is not None:
+            with suppress(Unavailable):
+                await self._control.drain(self.url)
         await self._child.stop(self._settings.grace_seconds)
 
     def _command(self) -> Sequence[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ipnext.errors import Unavailable
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.control import Control
-from ipnext.infra.ports import LOOPBACK, release
+from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.site import Site
 from ipnext.model.deployment import RouterState
 
@@ -39,11 +39,6 @@ class RouterInstance:
     def draining(self) -> bool:
         """Whether it is about to end."""
         return self.state is not None and self.state.draining
-
-    async def ended(self) -> None:
-        """Return once the process has ended by itself; none takes its place."""
-        await self.child.let_go()
-        release(self.port)
 
     async def ask(self) -> None:
         """Have it tell its state. One that gives no answer keeps the former one, and is killed after a while."""

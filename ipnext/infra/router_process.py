@@ -11,7 +11,7 @@ import structlog
 from ipnext.errors import Unavailable
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.control import Control
-from ipnext.infra.ports import LOOPBACK
+from ipnext.infra.ports import LOOPBACK, release
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_instance import RouterInstance
 from ipnext.infra.site import Site
@@ -33,14 +33,14 @@ class RouterProcess:
         self._table = _read(self._file, site.region)
         self._pulse = Pulse()
         self._on_change = on_change
-        self._now = self._next()
+        self._now = self._asked = self._next()
         self._leaving: dict[asyncio.Task[None], RouterInstance] = {}
         self._task: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
-        """Where it listens. Envoy points there, so another port calls `on_change`."""
-        return self._now.port
+        """Where Envoy points. Another one calls `on_change`."""
+        return self._asked.port
 
     @property
     def url(self) -> str:
@@ -132,19 +132,33 @@ class RouterProcess:
         settings = self._site.settings
         while True:
             await self._ask()
-            if self._now.draining:
-                self._replace()
+            self._relay()
             settled = self.follows(self._table.revision)
             await self._pulse.wait(settings.idle_poll_seconds if settled else settings.poll_seconds)
+
+    def _relay(self) -> None:
+        """Replace a router that is about to end; Envoy points to the next one once that answers."""
+        if self._now.draining:
+            self._replace()
+        if self._asked is not self._now and self._now.state is not None:
+            self._asked = self._now
+            self._on_change()
 
     def _replace(self) -> None:
         """Start another one on another port. The one there is ends once it has finished what it has."""
         leaving, self._now = self._now, self._next()
         structlog.get_logger().info("router is about to end, starting another", pid=leaving.child.pid)
-        task = asyncio.create_task(leaving.ended(), name="see a router off")
+        task = asyncio.create_task(self._see_off(leaving), name="see a router off")
         self._leaving[task] = leaving
         task.add_done_callback(self._leaving.pop)
         self._now.child.start()
+
+    async def _see_off(self, leaving: RouterInstance) -> None:
+        await leaving.child.let_go()
+        self._asked = self._now
+        self._on_change()
+        if leaving.port != self._now.port:
+            release(leaving.port)
 
     async def _ask(self) -> None:
         await asyncio.gather(*(one.ask() for one in self._all))

@@ -82,8 +82,8 @@ class Host:
     def state(self):
         return HostState.model_validate_json(httpx.get(f"{self.url}/control/state", timeout=20).content)
 
-    def hold(self, *holds, drain_seconds=None):
-        body = HostHolds(holds=holds, drain_seconds=drain_seconds).model_dump_json()
+    def hold(self, *holds, **drains):
+        body = HostHolds(holds=holds, **drains).model_dump_json()
         return httpx.put(f"{self.url}/control/holds", content=body, timeout=20)
 
     def ready(self, *, seconds=60.0):

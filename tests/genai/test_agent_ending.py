@@ -33,11 +33,10 @@ def test_a_router_that_is_told_to_end_is_replaced_while_it_finishes_its_streams(
     router.terminate()
     asked, counted = [], []
     while len(running.pieces) < LONG - 20:
-        asked.append(complete(bed.url).status_code)
+        asked.append(complete(bed.url))
         counted.append(under_way(bed.agent))
     assert running.ended() == LONG
-    assert len(asked) > 2
-    assert set(asked) == {200}
+    assert [answer.text for answer in asked if answer.status_code != 200] == []
     assert set(counted[:-1]) == {1}, "the stream of the former router"
     until(lambda: gone([router]))
     assert bed.agent.child("serving.router").pid != router.pid

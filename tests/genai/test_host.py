@@ -216,6 +216,58 @@ def test_nothing_is_left_of_a_host_that_ends(host, shelf):
     assert gone(family)
 
 
+@pytest.fixture
+def streaming(yard, shelf):
+    """A host told how long its requests may go on when it ends, one of its streams, and all its processes."""
+
+    def start(tokens, **drains):
+        host = yard.start("host", IPNEXT_VLLM_COMMAND=mock_command(itl_ms=50))
+        host.hold(shelf.hold(1, settings={"graceSeconds": 0.3}), **drains)  # so short that a stream would be cut
+        url = host.ready().ready[0].url
+        running, pieces = in_thread(lambda: read(url, tokens))
+        until(lambda: 'num_requests_running{engine="0",model_name="chat"} 1' in httpx.get(f"{url}/metrics").text)
+        host.process.terminate()
+        return host, running, pieces, host.family()
+
+    return start
+
+
+def read(url, tokens):
+    """How many pieces came of a stream; the error where it broke."""
+    try:
+        return len(list(stream(url, tokens=tokens)))
+    except httpx.HTTPError as error:
+        return error
+
+
+def test_a_host_that_is_told_to_end_finishes_its_streams_and_is_ready_for_nothing(streaming):
+    host, running, pieces, family = streaming(60)
+    state = until(lambda: (s := host.state()).draining and s)
+    assert (state.ready, state.in_flight) == ((), 1)
+    running.join()
+    assert pieces == [60]
+    assert host.process.wait(30) == 0
+    assert gone(family)
+
+
+def test_a_host_that_is_told_to_end_waits_no_longer_than_the_drain(streaming):
+    host, running, pieces, family = streaming(5000, ending_seconds=1.5)
+    assert host.process.wait(30) == 0
+    running.join()
+    assert isinstance(pieces[0], httpx.HTTPError)
+    assert gone(family)
+
+
+def test_a_host_that_is_told_to_end_twice_ends_at_once_and_leaves_nothing(streaming):
+    host, running, pieces, family = streaming(5000)
+    until(lambda: host.state().draining)
+    host.process.terminate()
+    assert host.process.wait(30) == 0
+    until(lambda: gone(family))
+    running.join()
+    assert isinstance(pieces[0], httpx.HTTPError)
+
+
 def test_nothing_is_left_of_a_host_that_is_killed(host, shelf):
     host.hold(shelf.hold(1), shelf.hold(2))
     until(lambda: len(host.state().ready) == 2)

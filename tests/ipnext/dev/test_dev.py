@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ipnext.dev.ports import PortInUse, choose
 from ipnext.errors import Conflict, InvalidInput, Unavailable
 
 
-def child(directory: Path, program: str, *, grace: float = 5.0) -> Child:
+def child(directory: Path, program: str, *, grace: float | None = 5.0) -> Child:
     command = [sys.executable, "-c", program]
     return Child(name="child", command=command, environment={}, log=directory / "child.log", grace_seconds=grace)
 
@@ -119,6 +120,29 @@ def test_processes_of_one_command_end_side_by_side(tmp_path: Path) -> None:
     family.start(*pair)
     until(lambda: pair[0].last_lines(9).count("up") == 2)
     family.stop()
+    assert [process.ended() for process in pair] == [0, 0]
+
+
+def test_processes_that_take_as_long_as_it_takes_are_asked_once_and_together_and_end_at_once_when_hurried(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "import signal, sys, time\n"
+        "def end(*_):\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
+        "    print('asked', flush=True)\n"
+        "signal.signal(signal.SIGTERM, end); print('up', flush=True)\n"
+        "while True: time.sleep(600)  # "
+    )
+    family, pair = Family(), [child(tmp_path, program + name, grace=None) for name in "ab"]
+    family.start(*pair)
+    until(lambda: pair[0].last_lines(9).count("up") == 2)
+    stopping = threading.Thread(target=family.stop)
+    stopping.start()
+    until(lambda: pair[0].last_lines(9).count("asked") == 2)
+    assert [process.ended() for process in pair] == [None, None]
+    family.hurry()
+    stopping.join(10)
     assert [process.ended() for process in pair] == [0, 0]
 
 

@@ -108,7 +108,8 @@ async def test_a_wait_takes_at_most_half_of_a_deadline(edge, client):
 async def test_a_wait_without_a_deadline_is_as_long_as_the_model_says(edge, engine, client):
     edge.table(table(endpoint(engine, 1)))
     async with client.stream("POST", edge.url + CHAT, json=ask(stream=True, max_tokens=600)) as running:
-        await anext(running.aiter_raw())
+        pieces = running.aiter_raw()
+        await anext(pieces)
         edge.table(table(coming=(2,), swap_wait_seconds=0.3))
         began = time.monotonic()
         answer = await post(client, edge, WEIGHED)

@@ -84,11 +84,11 @@ async def test_what_comes_meanwhile_is_told_to_ask_another_router(router, client
     ready = await client.get(f"{url}/v2/health/ready")
     assert (ready.status_code, ready.json()) == (503, {"ready": False})
     refused = await client.post(url + CHAT, json=ask(2))
-    assert (refused.status_code, refused.headers["x-ipnext-refused"]) == (503, "unread")
+    assert (refused.status_code, refused.headers["x-ipnext-refused"]) == (503, "2")
     assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
     assert refused.json()["error"]["type"] == "ServiceUnavailableError"
     other = await client.post(f"{url}/v2/models/llm/infer", json={"inputs": []})
-    assert (other.status_code, other.headers["x-ipnext-refused"]) == (503, "unread")
+    assert (other.status_code, other.headers["x-ipnext-refused"]) == (503, "2")
     assert "takes nothing new" in other.json()["error"]
     [count] = (await state(client, url))["traffic"]
     assert (count["in_flight"], count["requests"]) == (1, 0), "what it refused unread counts for nobody"
