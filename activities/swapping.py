@@ -1,13 +1,22 @@
-"""Swaps as the activities see them: which waves swap, and routers that know both generations while processes go over."""
+"""Swaps as the activities see them: which waves swap, and routers that know both generations while processes go over.
 
-from collections.abc import Iterable
+Also which engines can't go over, as far as that is known before any is asked.
+"""
+
+from collections.abc import Iterable, Mapping
 
 from activities.routing import Gateways
 from activities.wanted import Facts
 from activities.waves import state_at, swaps
 from ipnext.errors import Unavailable
+from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.deployment import Deployment
+from ipnext.model.manifest import ModelSpec
+from ipnext.model.registry import Generation
 from ipnext.model.rollout import Transition
+
+Checkpoints = Mapping[tuple[str, int], Checkpoint | None]
+"""(part, number) of a snapshot -> what is told of its checkpoint."""
 
 
 class Announcement:
@@ -40,3 +49,25 @@ def while_swapped(transition: Transition, model: str, index: int) -> frozenset[t
         return frozenset()
     counts = state_at(transition, model, index, "routed").counts
     return frozenset((region, generation) for ((_, region, _), generation), count in counts.items() if count)
+
+
+def started_anew(
+    spec: ModelSpec, generations: Iterable[Generation], checkpoints: Checkpoints, transition: Transition
+) -> Mapping[str, str]:
+    """Part that `transition` swaps -> why its engines can't go over between `generations`: they are ended, others start in their place.
+
+    What a host finds besides (an engine from before the manifest said swap, a step that fails) is not known here.
+    """
+    involved = tuple(generations)
+    found = {part: _obstacle(spec, part, involved, checkpoints) for part in {swap.part for swap in transition.swaps}}
+    return {part: why for part, why in sorted(found.items()) if why is not None}
+
+
+def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], checkpoints: Checkpoints) -> str | None:
+    if spec.handoff is not None:
+        return "prefill and decode have to hand over between the same weights"
+    if any(generation.adapters_of(part) for generation in generations):
+        return "adapters stand in it"
+    told = [checkpoints.get((part, g.snapshots[part])) for g in generations if part in g.snapshots]
+    forms = {(found.architecture, found.tensors) for found in told if found is not None}
+    return "its tensors get other names, dtypes or shapes" if len(forms) > 1 else None

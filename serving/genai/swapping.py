@@ -1,7 +1,7 @@
 """Changes what a running vLLM serves without a new start: other weights of the same form, or adapters beside the model.
 
 Needs `VLLM_SERVER_DEV_MODE=1` for weights and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` with `--enable-lora` for adapters: on loopback
-only, since whoever reaches those routes may call anything. `swap_steps` makes weights part of a rollout; adapters are not.
+only, since whoever reaches those routes may call anything. `swap_steps` and `adapters` make both part of a rollout.
 """
 
 import time
