@@ -34,6 +34,14 @@ def part_of(**settings):
     return {"parts": parts, "graph": None, "task": "generation"}
 
 
+def test_a_checkpoint_that_was_made_to_generate_may_embed_alone(candidate, chat):
+    """As Qwen3-Embedding is: a causal language model, run with `runner: pooling`, in a model of this one part."""
+    found = candidate(spec=part_of(runner="pooling") | {"task": "embedding"}, llm=chat())
+    found = replace(found, snapshots={"llm": found.snapshots["llm"]})
+    assert [result.message for result in checked(found, BUILT_IN) if not result.passed] == []
+    assert found.graph.outputs == {"embedding": "llm.embedding"}
+
+
 def only(results):
     (result,) = results
     return result
