@@ -133,9 +133,9 @@ def not_swapped(repository: Repository, stage: StageInput, transition: Transitio
         return {}
     model, numbers = stage.model, _generations(transition.origin, transition.to)
     spec = model_as_served(repository, model, stage.generation).spec
-    checkpoints = {(s.part, s.number): s.manifest.checkpoint for s in repository.snapshots(model)}
+    manifests = {(s.part, s.number): s.manifest for s in repository.snapshots(model)}
     involved = [generation for generation in repository.generations(model) if generation.number in numbers]
-    return started_anew(spec, involved, checkpoints, transition)
+    return started_anew(spec, involved, manifests, transition)
 
 
 def way_back(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> Back:

@@ -9,14 +9,14 @@ from activities.routing import Gateways
 from activities.wanted import Facts
 from activities.waves import state_at, swaps
 from ipnext.errors import Unavailable
-from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.deployment import Deployment
+from ipnext.model.going_over import obstacle
 from ipnext.model.manifest import ModelSpec
-from ipnext.model.registry import Generation
+from ipnext.model.registry import Generation, SnapshotManifest
 from ipnext.model.rollout import Transition
 
-Checkpoints = Mapping[tuple[str, int], Checkpoint | None]
-"""(part, number) of a snapshot -> what is told of its checkpoint."""
+Manifests = Mapping[tuple[str, int], SnapshotManifest]
+"""Part and number of a snapshot -> its manifest."""
 
 
 class Announcement:
@@ -52,22 +52,22 @@ def while_swapped(transition: Transition, model: str, index: int) -> frozenset[t
 
 
 def started_anew(
-    spec: ModelSpec, generations: Iterable[Generation], checkpoints: Checkpoints, transition: Transition
+    spec: ModelSpec, generations: Iterable[Generation], manifests: Manifests, transition: Transition
 ) -> Mapping[str, str]:
     """Part that `transition` swaps -> why its engines can't go over between `generations`: they are ended, others start in their place.
 
-    What a host finds besides (an engine from before the manifest said swap, a step that fails) is not known here.
+    What a host finds besides (another `config.json`, an engine from before the manifest said swap, a step that fails) is not
+    known here.
     """
     involved = tuple(generations)
-    found = {part: _obstacle(spec, part, involved, checkpoints) for part in {swap.part for swap in transition.swaps}}
+    found = {part: _obstacle(spec, part, involved, manifests) for part in {swap.part for swap in transition.swaps}}
     return {part: why for part, why in sorted(found.items()) if why is not None}
 
 
-def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], checkpoints: Checkpoints) -> str | None:
+def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], manifests: Manifests) -> str | None:
     if spec.handoff is not None:
         return "prefill and decode have to hand over between the same weights"
     if any(generation.adapters_of(part) for generation in generations):
         return "adapters stand in it"
-    told = [checkpoints.get((part, g.snapshots[part])) for g in generations if part in g.snapshots]
-    forms = {(found.architecture, found.tensors) for found in told if found is not None}
-    return "its tensors get other names, dtypes or shapes" if len(forms) > 1 else None
+    held = [manifests[part, g.snapshots[part]] for g in generations if part in g.snapshots]
+    return next((why for other in held[1:] if (why := obstacle(held[0], other)) is not None), None)

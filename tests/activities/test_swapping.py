@@ -12,7 +12,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
 from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import Generation
+from ipnext.model.registry import ArtifactFile, Generation, Signature, SnapshotManifest
 from ipnext.model.rollout import (
     FleetState,
     GenerationReplicas,
@@ -98,12 +98,14 @@ def test_the_price_is_told(transition):
 
 def test_engines_that_cannot_go_over_are_told_before_any_is_asked(transition):
     spec = parse_manifest(manifest("vllm", "swap")).spec
-    same = {("llm", 1): checkpoint("a"), ("llm", 2): checkpoint("a")}
-    wider = same | {("llm", 2): checkpoint("b")}
+    same = {("llm", 1): snapshot("a"), ("llm", 2): snapshot("a", "config.json")}
+    wider, talking = same | {("llm", 2): snapshot("b")}, same | {("llm", 2): snapshot("a", "chat_template.jinja")}
     plain, styled = (generation(1), generation(2)), (generation(1), generation(2, style="llm"))
 
     assert started_anew(spec, plain, same, transition) == {}
     assert started_anew(spec, styled, same, transition) == {"llm": "adapters stand in it"}
+    told = started_anew(spec, plain, talking, transition)
+    assert told == {"llm": "an engine reads chat_template.jinja as it starts and never again, and it is another one"}
     anew = started_anew(spec, plain, wider, transition)
     assert price_of(transition, anew) == (
         "can't swap 2 replicas of llm, since its tensors get other names, dtypes or shapes: ends them and starts others in "
@@ -122,8 +124,11 @@ def test_a_pair_that_hands_over_is_started_anew(transition):
     assert found == {"llm": "prefill and decode have to hand over between the same weights"}
 
 
-def checkpoint(form):
-    return Checkpoint(architecture="LlamaForCausalLM", dtype="BF16", parameters=1, tensors=form * 64)
+def snapshot(form, *more):
+    facts = Checkpoint(architecture="LlamaForCausalLM", dtype="BF16", parameters=1, tensors=form * 64)
+    files = tuple(ArtifactFile(path=path, sha256="c" * 64, size_bytes=1) for path in more)
+    signature = Signature(inputs=(), outputs=())
+    return SnapshotManifest(engine="vllm", signature=signature, files=files, checkpoint=facts)
 
 
 def generation(number, **adapters):
