@@ -56,8 +56,9 @@ def _faults(candidate: Candidate, part: str, base: str, settings: VllmSettings) 
     yield from base_misfits(adapter, below, max_rank=settings.max_lora_rank)
     yield from misfits(adapter)
     told = candidate.snapshots[part].manifest.checkpoint
-    if told != adapter.facts:
-        yield f"snapshot.json says {told}; the files say {adapter.facts}"
+    other = told.other_than(adapter.facts) if told else "snapshot.json tells nothing of the adapter"
+    if other is not None:
+        yield other
 
 
 def _read(candidate: Candidate, part: str) -> ReadCheckpoint:

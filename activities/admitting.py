@@ -3,7 +3,7 @@
 Functions of one unit of work, called by `activities.transition`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from activities.carried import within_reach
 from activities.drained import Drained, eased, without_drained
@@ -16,6 +16,7 @@ from activities.problems import (
     with_supply_left,
 )
 from activities.refreshing import refresh_of
+from activities.swapping import started_anew
 from activities.waves import Back, fits_at_once
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.admission import Admission
@@ -23,7 +24,7 @@ from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle import ChangeKind, StageInput
 from ipnext.model.manifest import RolloutSpec
 from ipnext.model.plan import ModelProblem
-from ipnext.model.rollout import FleetState, Refresh, Transition, Wave
+from ipnext.model.rollout import FleetState, Refresh, Swap, Transition, Wave
 from ipnext.model.throughput import in_unit
 from ipnext.store.placements import Units
 from ipnext.store.repository import Repository
@@ -90,22 +91,51 @@ def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> Ste
     return StepPolicy.model_validate({**pace, **short})
 
 
-def price_of(transition: Transition) -> str:
-    """What the waves take beyond both states, miss against the traffic, or swap, in words; empty where it is nothing."""
+def price_of(transition: Transition, anew: Mapping[str, str]) -> str:
+    """What the waves take beyond both states, miss against the traffic, or swap, in words; empty where it is nothing.
+
+    `anew`: part -> why its engines can't go over where the waves swap them (`swapping.started_anew`).
+    """
     surge = [f"{item.units:.9g} units of {item.region}/{item.hardware}" for item in transition.surge]
     dips = [f"{dip.part} in {dip.region} by {dip.fraction:.0%}" for dip in transition.dips]
     told = [f"takes {', '.join(surge)} for a while"] if surge else []
     told += [f"dips: {', '.join(dips)}"] if dips else []
-    told += [_price_of_swaps(transition)] if transition.swaps else []
+    told += list(_price_of_swaps(transition.swaps, anew))
     return "; ".join(told) if transition.refused is None else ""
 
 
-def _price_of_swaps(transition: Transition) -> str:
+def _price_of_swaps(swaps: Sequence[Swap], anew: Mapping[str, str]) -> Iterator[str]:
     """Such as: swaps 2 replicas; dips llm in us-east by 50% for seconds."""
-    replicas = sum(swap.replicas for swap in transition.swaps)
-    dips = [f"{swap.part} in {swap.region} by {swap.fraction:.0%}" for swap in transition.swaps if swap.fraction > 0]
-    told = f"swaps {replicas} replica{'s' if replicas > 1 else ''}"
-    return f"{told}; dips {', '.join(dips)} for seconds" if dips else told
+    going = [swap for swap in swaps if swap.part not in anew]
+    if going:
+        yield f"swaps {_replicas(going)}"
+        dips = _dips(going)
+        yield from [f"dips {dips} for seconds"] if dips else []
+    for part, why in anew.items():
+        starting = [swap for swap in swaps if swap.part == part]
+        yield f"can't swap {_replicas(starting)} of {part}, since {why}: ends them and starts others in their place"
+        dips = _dips(starting)
+        yield from [f"dips {dips} until these are ready (rollout.refresh: replace starts them first)"] if dips else []
+
+
+def _replicas(swaps: Iterable[Swap]) -> str:
+    count = sum(swap.replicas for swap in swaps)
+    return f"{count} replica{'s' if count > 1 else ''}"
+
+
+def _dips(swaps: Iterable[Swap]) -> str:
+    return ", ".join(f"{swap.part} in {swap.region} by {swap.fraction:.0%}" for swap in swaps if swap.fraction > 0)
+
+
+def not_swapped(repository: Repository, stage: StageInput, transition: Transition) -> Mapping[str, str]:
+    """Part that the waves swap -> why its engines are started anew all the same."""
+    if not transition.swaps:
+        return {}
+    model, numbers = stage.model, _generations(transition.origin, transition.to)
+    spec = model_as_served(repository, model, stage.generation).spec
+    manifests = {(s.part, s.number): s.manifest for s in repository.snapshots(model)}
+    involved = [generation for generation in repository.generations(model) if generation.number in numbers]
+    return started_anew(spec, involved, manifests, transition)
 
 
 def way_back(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> Back:

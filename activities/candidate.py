@@ -10,7 +10,8 @@ from ipnext import names
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.model.lifecycle import CheckResult
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.registry import PartGraph, Snapshot, single_part_graph
+from ipnext.model.part_tensors import graph_of_one
+from ipnext.model.registry import PartGraph, Snapshot
 from ipnext.model.status import Reason
 
 CHUNK_BYTES = 4 << 20
@@ -41,8 +42,8 @@ class Candidate:
         wiring = self.manifest.spec.wiring
         if wiring is not None:
             return wiring
-        part = self.manifest.spec.hosted[0].name
-        return single_part_graph(part, self.snapshots[part].manifest.signature)
+        part = self.manifest.spec.hosted[0]
+        return graph_of_one(part, self.snapshots[part.name].manifest)
 
     @contextmanager
     def open(self, sha256: str) -> Iterator[BinaryIO]:

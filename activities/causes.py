@@ -35,7 +35,7 @@ class Counted(Protocol):
 def place_of(replica: Replica) -> Place:
     """A replica as the place of a failure."""
     key = replica.key
-    return Place(part=key.part, region=key.region, hardware=key.hardware, host=replica.id)
+    return Place(part=key.part, region=key.region, hardware=key.hardware, host=replica.id, log=replica.log)
 
 
 def first_lacking(model: str, state: ModelState, regions: Mapping[str, RegionState]) -> Place:

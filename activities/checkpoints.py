@@ -70,7 +70,7 @@ def _faults(candidate: Candidate, part: PartSpec, snapshot: Snapshot) -> Iterato
     told = snapshot.manifest.checkpoint
     if told is None:
         yield "snapshot.json tells nothing of the checkpoint; make the snapshot with `ipnext import-checkpoint`"
-    elif told != checkpoint.facts:
-        yield f"snapshot.json says {told}; the files say {checkpoint.facts}"
+    elif (other := told.other_than(checkpoint.facts)) is not None:
+        yield other
     yield from misfits(checkpoint)
     yield from unfit_settings(checkpoint.facts, settings)

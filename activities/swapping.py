@@ -1,13 +1,22 @@
-"""Swaps as the activities see them: which waves swap, and routers that know both generations while processes go over."""
+"""Swaps as the activities see them: which waves swap, and routers that know both generations while processes go over.
 
-from collections.abc import Iterable
+Also which engines can't go over, as far as that is known before any is asked.
+"""
+
+from collections.abc import Iterable, Mapping
 
 from activities.routing import Gateways
 from activities.wanted import Facts
 from activities.waves import state_at, swaps
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import Deployment
+from ipnext.model.going_over import obstacle
+from ipnext.model.manifest import ModelSpec
+from ipnext.model.registry import Generation, SnapshotManifest
 from ipnext.model.rollout import Transition
+
+Manifests = Mapping[tuple[str, int], SnapshotManifest]
+"""Part and number of a snapshot -> its manifest."""
 
 
 class Announcement:
@@ -40,3 +49,25 @@ def while_swapped(transition: Transition, model: str, index: int) -> frozenset[t
         return frozenset()
     counts = state_at(transition, model, index, "routed").counts
     return frozenset((region, generation) for ((_, region, _), generation), count in counts.items() if count)
+
+
+def started_anew(
+    spec: ModelSpec, generations: Iterable[Generation], manifests: Manifests, transition: Transition
+) -> Mapping[str, str]:
+    """Part that `transition` swaps -> why its engines can't go over between `generations`: they are ended, others start in their place.
+
+    What a host finds besides (another `config.json`, an engine from before the manifest said swap, a step that fails) is not
+    known here.
+    """
+    involved = tuple(generations)
+    found = {part: _obstacle(spec, part, involved, manifests) for part in {swap.part for swap in transition.swaps}}
+    return {part: why for part, why in sorted(found.items()) if why is not None}
+
+
+def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], manifests: Manifests) -> str | None:
+    if spec.handoff is not None:
+        return "prefill and decode have to hand over between the same weights"
+    if any(generation.adapters_of(part) for generation in generations):
+        return "adapters stand in it"
+    held = [manifests[part, g.snapshots[part]] for g in generations if part in g.snapshots]
+    return next((why for other in held[1:] if (why := obstacle(held[0], other)) is not None), None)

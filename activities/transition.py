@@ -12,7 +12,7 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.admitting import planned_waves, price_of, way_back
+from activities.admitting import not_swapped, planned_waves, price_of, way_back
 from activities.capacity import Capacity
 from activities.causes import note_first, worst_region
 from activities.drained import Drained
@@ -96,7 +96,8 @@ class TransitionActivities:
             in_use = units_in_use(repository, but=stage.model)
             record = known or self._planned(repository, stage, in_use)
             rollout = repository.model(stage.model).manifest.spec.rollout
-            price, back = price_of(record.transition), way_back(repository, stage, record.transition, in_use)
+            price = price_of(record.transition, not_swapped(repository, stage, record.transition))
+            back = way_back(repository, stage, record.transition, in_use)
             if known is None and record.transition.refused is None:
                 _mark_rolling_out(repository, stage)
                 if price:

@@ -25,9 +25,9 @@ from ipnext.model.deployment import (
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.layout import laid_out
 from ipnext.model.manifest import ModelManifest, PartSpec
-from ipnext.model.part_tensors import request_tensors, signatures
+from ipnext.model.part_tensors import graph_of_one, request_tensors, signatures
 from ipnext.model.prompt import PROMPT
-from ipnext.model.registry import Generation, PartGraph, Snapshot, TensorSpec, single_part_graph
+from ipnext.model.registry import Generation, PartGraph, Snapshot, TensorSpec
 from ipnext.model.routing import RoutingPolicy, host_settings, routing_policy
 from ipnext.model.signing import SignerPolicy
 from ipnext.model.value import digest_of
@@ -354,5 +354,5 @@ def _spec_of(facts: Facts, state: ModelState, slot: Slot) -> tuple[PartSpec | No
 
 
 def _graph_of_one(facts: Facts, generation: Generation) -> PartGraph:
-    part = facts.manifest.spec.hosted[0].name
-    return single_part_graph(part, facts.snapshots[part, generation.snapshots[part]].manifest.signature)
+    part = facts.manifest.spec.hosted[0]
+    return graph_of_one(part, facts.snapshots[part.name, generation.snapshots[part.name]].manifest)

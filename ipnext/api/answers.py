@@ -27,18 +27,28 @@ def answers_of(
 
 def _answers(counted: Counted, number: int, serving: int | None) -> GenerationAnswers:
     mine = counted[number]
-    buckets = _added(traffic.latency for traffic in mine.values())
+    whole = _added(traffic.latency for traffic in mine.values())
+    first = _added(traffic.first_token for traffic in mine.values())
+    between = _added(traffic.token for traffic in mine.values())
     other = serving if serving != number and serving in counted else None
     return GenerationAnswers(
         generation=number,
         requests=sum(traffic.requests for traffic in mine.values()),
         errors=sum(traffic.errors for traffic in mine.values()),
         non_finite=sum(traffic.non_finite for traffic in mine.values()),
-        p50_ms=round(quantile(buckets, LATENCY_SECONDS, 0.5) * 1000, 3),
-        p99_ms=round(quantile(buckets, LATENCY_SECONDS, 0.99) * 1000, 3),
+        p50_ms=_ms(whole, 0.5),
+        p99_ms=_ms(whole, 0.99),
+        ttft_p50_ms=_ms(first, 0.5) if first else None,
+        ttft_p99_ms=_ms(first, 0.99) if first else None,
+        itl_p50_ms=_ms(between, 0.5) if between else None,
+        itl_p99_ms=_ms(between, 0.99) if between else None,
         compared_with=other,
         drift={} if other is None else _drift(mine, counted[other]),
     )
+
+
+def _ms(buckets: Mapping[int, float], fraction: float) -> float:
+    return round(quantile(buckets, LATENCY_SECONDS, fraction) * 1000, 3)
 
 
 def _drift(new: Mapping[str, GenerationTraffic], old: Mapping[str, GenerationTraffic]) -> dict[str, float]:

@@ -81,7 +81,7 @@ def cause_steps(cause: Cause | None) -> tuple[ExplanationStep, ...]:
         steps.append(ExplanationStep(level="region", subject=place.region, state=seen))
     if place.host is not None:
         state = "not ready" if cause.reason is Reason.DEADLINE_EXCEEDED else cause.reason.value
-        steps.append(ExplanationStep(level="host", subject=place.host, state=state))
+        steps.append(ExplanationStep(level="host", subject=place.host, state=state, message=_log(place.log)))
     return tuple(steps)
 
 
@@ -94,7 +94,8 @@ def trouble_steps(trouble: Trouble | None) -> tuple[ExplanationStep, ...]:
     if trouble.part is not None:
         steps.insert(0, ExplanationStep(level="part", subject=trouble.part, state="not ready"))
     if trouble.host is not None:
-        steps.append(ExplanationStep(level="host", subject=trouble.host, state=trouble.reason.value))
+        state, message = trouble.reason.value, _log(trouble.log)
+        steps.append(ExplanationStep(level="host", subject=trouble.host, state=state, message=message))
     return tuple(steps)
 
 
@@ -106,6 +107,10 @@ def _wave(transition: TransitionRecord | None, change: Change | None) -> str:
     if transition is None or change is None or transition.change_id != change.id:
         return ""
     return f"{transition.waves_done} of {len(transition.transition.waves)} waves done"
+
+
+def _log(file: str | None) -> str:
+    return "" if file is None else f"log {file}"
 
 
 def _hardware(hardware: str | None) -> str:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter
 
+from ipnext.api.answers import answers_of
 from ipnext.api.drains import drains_by_region
 from ipnext.api.explanation import explanation_of
 from ipnext.api.facts import ModelFacts, all_facts
@@ -16,8 +17,10 @@ from ipnext.api.regions import fleet_or_none, region_views
 from ipnext.api.status import States, model_view, observed_conditions
 from ipnext.freezes.evaluation import Asked, frozen
 from ipnext.model.freeze import Frozen
+from ipnext.model.measured import throughputs, wants_profiles
+from ipnext.model.profile import PartThroughput
 from ipnext.model.registry import Generation
-from ipnext.model.resource import EventView, Explanation, ModelOverview, Overview
+from ipnext.model.resource import EventView, Explanation, ModelOverview, ModelView, Overview
 from ipnext.model.status import ConditionType
 from ipnext.store.repository import Repository
 from ipnext.store.touched import touched_by
@@ -41,6 +44,7 @@ def overview(rooms: Rooms) -> Overview:
         told = _explained(unit, facts, states)
         held = _frozen(unit, [each.record.name for each in facts], at)
         generations = {each.record.name: _newest(unit, each.record.name) for each in facts}
+        rates = {each.record.name: _throughput(unit, each) for each in facts}
         fleet, deployments, plan = fleet_or_none(unit), unit.deployments(), plan_in_force(unit)
         events, replan = unit.events(limit=EVENTS), newest_replan(unit)
         drains = drains_by_region(unit, rooms.lifecycle)
@@ -49,7 +53,7 @@ def overview(rooms: Rooms) -> Overview:
         at=at,
         models=tuple(
             ModelOverview(
-                model=model_view(each, states),
+                model=_view(each, states, rates[each.record.name]),
                 generations=generations[each.record.name],
                 frozen=held.get(each.record.name),
                 explanation=told.get(each.record.name),
@@ -63,6 +67,18 @@ def overview(rooms: Rooms) -> Overview:
         replan=replan,
         temporal_ui_url=rooms.settings.temporal_ui_url,
     )
+
+
+def _view(facts: ModelFacts, states: States, rates: tuple[PartThroughput, ...]) -> ModelView:
+    answers = answers_of(facts.record.name, facts.record.serving_generation, states)
+    return model_view(facts, states).model_copy(update={"answers": answers, "throughput": rates})
+
+
+def _throughput(unit: Repository, facts: ModelFacts) -> tuple[PartThroughput, ...]:
+    """What plans take a replica to do; profiles are read for models that ask for them alone."""
+    record = facts.record
+    known = unit.profiles_of(record.name, record.serving_generation) if wants_profiles(record.manifest) else {}
+    return throughputs(record.manifest, known)
 
 
 def _frozen(unit: Repository, models: Iterable[str], at: datetime) -> Mapping[str, Frozen]:

@@ -40,6 +40,8 @@ class Trouble:
     region: str
     part: str | None = None
     host: str | None = None
+    log: str | None = None
+    """The file with the host's output."""
 
 
 def model_view(facts: ModelFacts, states: States) -> ModelView:
@@ -179,7 +181,9 @@ def _shortage(deployment: Deployment, states: States, generation: int) -> Troubl
     mine = [r for r in state.replicas if r.key == key and generation not in r.ready]
     reason, message, host = cause_of(mine)
     text = f"{ready} of {wanted} replicas of {key.part!r} are ready in {key.region} on {key.hardware}"
-    return Trouble("False", reason, f"{text}{f': {message}' if message else ''}", key.region, key.part, host)
+    return Trouble(
+        "False", reason, f"{text}{f': {message}' if message else ''}", key.region, key.part, host, _log_of(mine, host)
+    )
 
 
 def _no_replica(facts: ModelFacts, region: str, part: str, replicas: Iterable[Replica], generation: int) -> Trouble:
@@ -188,7 +192,13 @@ def _no_replica(facts: ModelFacts, region: str, part: str, replicas: Iterable[Re
     text = f"no replica of {part!r} answers for generation {generation} in {region}"
     if any(d.key.region == region and d.key.part == part and d.replicas for d in facts.deployments) is False:
         reason = Reason.NO_CAPACITY
-    return Trouble("False", reason, f"{text}{f': {message}' if message else ''}", region, part, host)
+    return Trouble(
+        "False", reason, f"{text}{f': {message}' if message else ''}", region, part, host, _log_of(mine, host)
+    )
+
+
+def _log_of(replicas: Iterable[Replica], host: str | None) -> str | None:
+    return next((replica.log for replica in replicas if replica.id == host), None)
 
 
 def _no_answer(region: str) -> Trouble:
@@ -204,7 +214,8 @@ def cause_of(replicas: Iterable[Replica]) -> tuple[Reason, str, str | None]:
     for replica in replicas:
         if replica.phase is ReplicaPhase.FAILED or replica.restarts >= CRASH_LOOP_RESTARTS:
             return Reason.CRASH_LOOP, replica.message or f"restarted {replica.restarts} times", replica.id
-    return Reason.PROGRESSING, "", replicas[0].id if replicas else None
+    slowest = next((r for r in replicas if r.coming), replicas[0] if replicas else None)
+    return Reason.PROGRESSING, slowest.going_over if slowest else "", slowest.id if slowest else None
 
 
 def _worst(troubles: Iterable[Trouble]) -> Trouble | None:

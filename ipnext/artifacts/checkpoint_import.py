@@ -40,11 +40,13 @@ def describe_checkpoint(directory: Path, *, parent: str | None = None) -> Import
     The same files give the same digest.
     """
     files = LocalFiles(_checked(directory))
-    checkpoint = read_checkpoint(files)
+    try:
+        checkpoint = read_checkpoint(files)
+    except InvalidInput as error:
+        raise _fault(directory, error.message) from error
     fault = next(misfits(checkpoint), None)
     if fault is not None:
-        msg = f"{directory}: {fault}"
-        raise InvalidInput(msg, field="directory", value=str(directory))
+        raise _fault(directory, fault)
     chosen = [path for path in files.sizes if _belongs(path, checkpoint)]
     manifest = SnapshotManifest(
         engine=ENGINE,
@@ -79,6 +81,10 @@ def import_checkpoint(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return imported
+
+
+def _fault(directory: Path, message: str) -> InvalidInput:
+    return InvalidInput(f"{directory}: {message}", field="directory", value=str(directory))
 
 
 def _checked(directory: Path) -> Path:

@@ -222,16 +222,16 @@ def model_tables(
         yield throughput_table(view.throughput)
     if view.answers:
         yield rows("\nanswers since the routers started", ANSWERS, map(_answers_line, view.answers))
+    streamed = [found for found in view.answers if found.ttft_p50_ms is not None]
+    if streamed:
+        yield rows("\nstreams", STREAMS, map(_streams_line, streamed))
     if view.layout is not None:
         yield from layout_tables(view.layout, f"parts of generation {status.serving_generation}")
     wanted = (
         (d.key.part, d.key.region, d.key.hardware, d.wanted, d.ready, _list(d.generations)) for d in view.deployments
     )
     yield rows("\ndeployments", ("part", "region", "hardware", "wanted", "ready", "generations"), wanted)
-    replicas = (
-        (r.id, r.phase.value, _list(r.ready), r.restarts, "; ".join(f.message for f in r.failures) or r.message)
-        for r in status.replicas
-    )
+    replicas = ((r.id, r.phase.value, _list(r.ready), r.restarts, r.note) for r in status.replicas)
     yield rows("\nreplicas", ("replica", "phase", "answers for", "restarts", "message"), replicas)
     yield generations_table(generations)
     yield changes_table(changes)
@@ -245,6 +245,14 @@ def _answers_line(found: GenerationAnswers) -> Sequence[object]:
     against = f" against {found.compared_with}" if drift else ""
     counts = (found.generation, found.requests, found.errors, found.non_finite)
     return (*counts, f"{found.p50_ms:.3g}", f"{found.p99_ms:.3g}", drift + against)
+
+
+STREAMS = ("generation", "first token p50 ms", "p99 ms", "between pieces p50 ms", "p99 ms")
+
+
+def _streams_line(found: GenerationAnswers) -> Sequence[object]:
+    figures = (found.ttft_p50_ms, found.ttft_p99_ms, found.itl_p50_ms, found.itl_p99_ms)
+    return (found.generation, *(None if ms is None else f"{ms:.3g}" for ms in figures))
 
 
 def snapshot_tables(snapshot: Snapshot, profiles: Iterable[ProfileView]) -> Iterable[Table | str]:

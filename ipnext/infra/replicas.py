@@ -133,7 +133,16 @@ class HostReplica:
             ),
             restarts=self._child.restarts,
             message=self._refusal or self._child.message,
+            coming=self._goal,
+            swaps=self._state.swaps if self._state else (),
+            log=str(self._site.log_file(self.name)),
         )
+
+    @property
+    def _goal(self) -> tuple[int, ...]:
+        """Generations that it is going over to, from when their snapshots are fetched."""
+        following = self._over.next or (self._wanted if self._over.begun else None)
+        return () if following is None else tuple(sorted(generations(following) - {*self.ready}))
 
     @property
     def digests(self) -> frozenset[str]:

@@ -19,6 +19,12 @@ class GenerationAnswers(Written):
     p50_ms: float
     """Of answers with status 200, to within a bucket of 19 %."""
     p99_ms: float
+    ttft_p50_ms: float | None = None
+    """Of answers that streamed: the time to the first piece; None where none did."""
+    ttft_p99_ms: float | None = None
+    itl_p50_ms: float | None = None
+    """Of answers that streamed: the mean time between two pieces of one; None where none had two."""
+    itl_p99_ms: float | None = None
     compared_with: int | None = None
     """The generation that `drift` is against: the one that serves; None for that one itself."""
     drift: Mapping[str, float] = Field(default_factory=dict)

@@ -27,6 +27,8 @@ class Place(Value):
     region: str | None = None
     hardware: str | None = None
     host: str | None = None
+    log: str | None = None
+    """The file with the host's output."""
 
 
 class Cause(Value):

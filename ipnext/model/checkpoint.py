@@ -41,6 +41,14 @@ class Checkpoint(Value):
         """Whether it gives vectors instead of text."""
         return self.kind == "model" and not self.architecture.endswith(_GENERATIVE)
 
+    def other_than(self, found: "Checkpoint") -> str | None:
+        """The first fact that the files (`found`) tell otherwise than `snapshot.json` (this); None where they agree."""
+        for fact in type(self).model_fields:
+            told, true = getattr(self, fact), getattr(found, fact)
+            if told != true:
+                return f"snapshot.json says checkpoint.{fact} {told!r}; the files say {true!r}"
+        return None
+
 
 class CheckpointConfig(Value):
     """What is used of `config.json`. Of a model for several media the text model's numbers count."""

@@ -124,6 +124,36 @@ class LoadFailure(Value):
     message: str
 
 
+SwapState = Literal["swapping", "swapped", "started_anew"]
+
+
+class EngineSwap(Value):
+    """An engine that went over, or goes over, from one snapshot of a part to another."""
+
+    model: Name
+    part: Name
+    former: int
+    snapshot: int
+    state: SwapState
+    """`started_anew`: it could not go over, so it was ended, and another engine was started with the snapshot."""
+    seconds: float = 0.0
+    """In which it took no request."""
+    message: str | None = None
+    """Why it was started anew."""
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        step = f"{self.part} from snapshot {self.former} to {self.snapshot}"
+        match self.state:
+            case "swapping":
+                return f"swaps {step}"
+            case "swapped":
+                return f"swapped {step} in {self.seconds:.1f} s"
+            case "started_anew":
+                return f"could not swap {step}, started anew: {self.message}"
+
+
 class Replica(Value):
     """One process as observed. It takes traffic for the generations in `ready` only: it has all of them that it holds."""
 
@@ -138,6 +168,25 @@ class Replica(Value):
     failures: tuple[LoadFailure, ...] = ()
     restarts: int = 0
     message: str | None = None
+    coming: tuple[int, ...] = ()
+    """Generations that it goes over to, in the place of those that it has, and is not ready for yet."""
+    swaps: tuple[EngineSwap, ...] = ()
+    """How its engines last went over."""
+    log: str | None = None
+    """The file with its output, on the machine of the region's agent; logs of its engines lie beside it."""
+
+    @property
+    def going_over(self) -> str:
+        """Whereto, for people; empty where it stays."""
+        return f"goes over to generation {', '.join(map(str, self.coming))}" if self.coming else ""
+
+    @property
+    def note(self) -> str:
+        """All that a person should know of it now."""
+        failures = [failure.message for failure in self.failures]
+        told = [self.message] if self.message and not failures else []
+        going = [self.going_over] if self.going_over else []
+        return "; ".join([*failures, *told, *going, *(swap.text for swap in self.swaps)])
 
 
 class SnapshotFacts(Value):
@@ -312,24 +361,6 @@ class HostMemoryState(Value):
     """Of the whole process, its snapshots included."""
     budget_bytes: int | None = None
     snapshots: tuple[SnapshotMemory, ...] = ()
-
-
-SwapState = Literal["swapping", "swapped", "started_anew"]
-
-
-class EngineSwap(Value):
-    """An engine that went over, or goes over, from one snapshot of a part to another."""
-
-    model: Name
-    part: Name
-    former: int
-    snapshot: int
-    state: SwapState
-    """`started_anew`: it could not go over, so it was ended, and another engine was started with the snapshot."""
-    seconds: float = 0.0
-    """In which it took no request."""
-    message: str | None = None
-    """Why it was started anew."""
 
 
 class HostState(Value):

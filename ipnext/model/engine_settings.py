@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from ipnext.model.faults import fault_text
 from ipnext.model.kv_transfer import TRANSFER_ARGUMENTS, KvTransferSettings
 from ipnext.model.routing import RoutingSettings
 from ipnext.model.value import Written
@@ -108,6 +110,9 @@ class VllmSettings(Written):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
+_NESTED: Final[Mapping[str, type[Written]]] = {"kvTransfer": KvTransferSettings, "routing": RoutingSettings}
+
+
 def vllm_settings(settings: Mapping[str, Any]) -> VllmSettings:
     """Check the settings of a part. ValueError names the key, and the allowed ones where it is unknown."""
     try:
@@ -115,12 +120,22 @@ def vllm_settings(settings: Mapping[str, Any]) -> VllmSettings:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         key = ".".join(str(step) for step in fault["loc"])
-        if fault["type"] == "extra_forbidden" and key in _OF_THE_ROLLOUT:
-            msg = f"settings.{key}: is said once for the whole model; write rollout.drainSeconds"
-        elif fault["type"] == "extra_forbidden":
-            allowed = ", ".join(field.alias or name for name, field in VllmSettings.model_fields.items())
-            msg = f"settings.{key}: unknown for engine vllm; allowed: {allowed}"
-        else:
-            text = fault["msg"].removeprefix("Value error, ")
-            msg = f"settings.{key}: {text} (got {fault['input']!r:.100})" if key else f"settings.{text}"
-        raise ValueError(msg) from error
+        raise ValueError(_told(key, fault)) from error
+
+
+def _told(key: str, fault: ErrorDetails) -> str:
+    """A fault as one line."""
+    nested = _NESTED.get(key.partition(".")[0])
+    if fault["type"] == "extra_forbidden":
+        if key in _OF_THE_ROLLOUT:
+            return f"settings.{key}: is said once for the whole model; write rollout.drainSeconds"
+        what = "unknown" if nested else "unknown for engine vllm"
+        return f"settings.{key}: {what}; allowed: {_fields(nested or VllmSettings)}"
+    text = fault_text(fault)
+    if nested is not None and fault["type"] == "model_type":
+        text = f"must be a mapping with {_fields(nested)}"
+    return f"settings.{key}: {text} (got {fault['input']!r:.100})" if key else f"settings.{text}"
+
+
+def _fields(model: type[Written]) -> str:
+    return ", ".join(field.alias or name for name, field in model.model_fields.items())

@@ -5,11 +5,13 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic_core import ErrorDetails
 
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import SERVING_ENGINES
 from ipnext.model.disaggregated import check_graph, handoff_graph, handoff_of
 from ipnext.model.engine_settings import vllm_settings
+from ipnext.model.faults import fault_text
 from ipnext.model.fleet import FleetManifest, HardwareOption
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.gates import GateSpec
@@ -300,15 +302,21 @@ class ModelSpec(Written):
         if len(set(regions)) != len(regions):
             msg = f"demand: each region may stand once, got {regions}"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _graph_calls_its_parts(self) -> Self:
         hosted = [part.name for part in self.hosted]
         if self.graph is None:
-            if len(hosted) > (2 if self.handoff else 1):
+            if self.handoff is not None:
+                check_pair_alone(hosted)
+            elif len(hosted) > 1:
                 msg = f"graph: needed for a model of several parts ({hosted})"
                 raise ValueError(msg)
             return self
         for node in self.graph.nodes:
             if node.part not in hosted:
-                what = "is an adapter, which no node calls" if node.part in parts else "is unknown"
+                what = "is an adapter, which no node calls" if node.part in self.adapters else "is unknown"
                 msg = f"graph.nodes.{node.name}.part: {node.part!r} {what}; known: {hosted}"
                 raise ValueError(msg)
         unused = sorted(set(hosted) - {node.part for node in self.graph.nodes})
@@ -320,7 +328,7 @@ class ModelSpec(Written):
                 msg = f"graph.outputs.{name}: {source!r} is an input; an output comes from a node"
                 raise ValueError(msg)
         if self.handoff is not None:
-            check_pair_alone(self.graph, parts)
+            check_pair_alone(hosted, self.graph)
         else:
             check_roles(self.graph, {part.name: part.role for part in self.parts}, self.task)
         return self
@@ -401,7 +409,7 @@ def parse_manifest(document: object) -> Manifest:
 
 def invalid_input(error: ValidationError, model: type[Value] | type[Written]) -> InvalidInput:
     """The first fault of a pydantic error as one line: path, value, what is allowed."""
-    faults = error.errors(include_url=False)
+    faults = _own_faults(error)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     location = first["loc"]
     field = ".".join(str(step) for step in location)
@@ -411,10 +419,21 @@ def invalid_input(error: ValidationError, model: type[Value] | type[Written]) ->
         return InvalidInput(msg, field=field, value=first["input"], allowed=allowed)
     value = first["input"]
     given = "" if first["type"] in {"missing", "value_error"} else f" (got {value!r:.200})"
-    text = first["msg"].removeprefix("Value error, ")
+    text = fault_text(first)
     more = len(faults) - 1
     msg = f"{field}: {text}{given}" if field else f"{text}{given}"
     return InvalidInput(msg + (f" (and {more} more)" if more else ""), field=field, value=value)
+
+
+def _own_faults(error: ValidationError) -> list[ErrorDetails]:
+    """The faults less those of lists that are too short because their items have faults."""
+    faults = error.errors(include_url=False)
+    return [
+        fault
+        for fault in faults
+        if fault["type"] != "too_short"
+        or not any(other is not fault and other["loc"][: len(fault["loc"])] == fault["loc"] for other in faults)
+    ]
 
 
 def _allowed_fields(model: Any, location: tuple[int | str, ...]) -> tuple[str, ...]:

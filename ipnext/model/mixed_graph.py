@@ -30,14 +30,14 @@ def check_roles(graph: PartGraph, roles: Mapping[str, Role], task: str) -> None:
             raise ValueError(msg)
 
 
-def check_pair_alone(graph: PartGraph, parts: Sequence[str]) -> None:
-    """Of a model whose parts prefill and decode. ValueError where anything else stands in its graph."""
-    node = next((node for node in graph.nodes if node.prompt is not None), None)
+def check_pair_alone(parts: Sequence[str], graph: PartGraph | None = None) -> None:
+    """Of a model whose parts prefill and decode. ValueError where it has others, or its graph makes a prompt."""
+    node = next((node for node in graph.nodes if node.prompt is not None), None) if graph else None
     if node is not None:
         msg = f"graph.nodes.{node.name}.prompt: not where prefill and decode are two parts; leave it out, or kvTransfer"
         raise ValueError(msg)
     if len(parts) > 2:  # the pair
-        msg = f"graph.nodes: parts that prefill and decode stand alone in a graph; parts: {list(parts)}"
+        msg = f"parts: two that prefill and decode are a model of their own; got {list(parts)}"
         raise ValueError(msg)
 
 

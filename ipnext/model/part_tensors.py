@@ -12,6 +12,7 @@ from ipnext.model.registry import (
     Signature,
     SnapshotManifest,
     TensorSpec,
+    single_part_graph,
     source_node,
     source_tensor,
 )
@@ -36,6 +37,11 @@ def part_signature(part: PartSpec | None, snapshot: SnapshotManifest) -> Signatu
     if part is None or part.role != "embeds":
         return snapshot.signature
     return embedding_signature(snapshot.checkpoint.hidden_size if snapshot.checkpoint else None)
+
+
+def graph_of_one(part: PartSpec, snapshot: SnapshotManifest) -> PartGraph:
+    """The graph of a model with one part, which left it out: what the part takes and gives as it is run."""
+    return single_part_graph(part.name, part_signature(part, snapshot))
 
 
 def signatures(parts: Iterable[PartSpec], snapshots: Mapping[str, SnapshotManifest]) -> dict[str, Signature]:

@@ -79,9 +79,9 @@ class ModelView(Written):
     layout: Layout | None = None
     """The parts that the serving generation is cut into, where its manifest had it split."""
     answers: tuple[GenerationAnswers, ...] = ()
-    """Of one model read by itself: how the generations that are served answer."""
+    """How the generations that are served answer; not where models are listed."""
     throughput: tuple[PartThroughput, ...] = ()
-    """Of one model read by itself: what plans take a replica of each part to do."""
+    """What plans take a replica of each part to do; not where models are listed."""
 
 
 class FleetView(Written):

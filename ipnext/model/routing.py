@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
+from ipnext.model.faults import fault_text
 from ipnext.model.value import Written
 
 RoutingPolicy = Literal["prefix", "least-loaded", "round-robin"]
@@ -30,7 +31,7 @@ def routing_policy(settings: Mapping[str, Any]) -> RoutingPolicy | None:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(("settings", ROUTING_SETTING, *(str(step) for step in fault["loc"])))
-        msg = f"{field}: {fault['msg']} (got {fault['input']!r:.100})"
+        msg = f"{field}: {fault_text(fault)} (got {fault['input']!r:.100})"
         raise InvalidInput(msg, field=field, value=fault["input"]) from error
 
 

@@ -27,10 +27,17 @@ def render_command(
 ) -> None:
     """Print the commands and the environment of each host of one replica; nothing is run."""
     manifest = _manifest(file)
-    candidates = [spec.name for spec in manifest.spec.hosted if spec.engine == "vllm"]
-    chosen = part or (candidates[0] if len(candidates) == 1 else "")
-    rendering = render(manifest, chosen, nodes=nodes)
+    rendering = render(manifest, part or _only_part(manifest), nodes=nodes)
     write(rendering, output, lambda: _lines(rendering))
+
+
+def _only_part(manifest: ModelManifest) -> str:
+    known = [spec.name for spec in manifest.spec.hosted if spec.engine == "vllm"]
+    if len(known) != 1:
+        what = "several run on vLLM" if known else f"none of {manifest.name} runs on vLLM"
+        msg = f"--part: {what}; allowed: {', '.join(known) or 'none'}"
+        raise InvalidInput(msg, field="part", allowed=known)
+    return known[0]
 
 
 def _manifest(file: Path) -> ModelManifest:

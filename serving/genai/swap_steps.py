@@ -18,7 +18,7 @@ from ipnext.model.value import canonical_json
 from serving.arrival import Fetched
 from serving.genai.attempts import load_with_retries
 from serving.genai.engine import Engine
-from serving.genai.swapping import Swapped, check_alone, swap_weights
+from serving.genai.swapping import Swapped, check_alike, check_alone, swap_weights
 from serving.generations import Changes, HeldSnapshots, HoldKey, hold_key
 
 Former = Mapping[Engine, HostedSnapshot]
@@ -180,6 +180,7 @@ class Swaps:
         if spec.settings.kv_transfer is not None:
             msg = "it hands keys and values over, which have to be of the same weights on both sides"
             raise LoadFailed(msg)
+        await asyncio.to_thread(check_alike, spec.directory, new)
         await check_alone(self._session, engine.url, spec.model)
         told = await swap_weights(
             self._session,

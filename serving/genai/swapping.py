@@ -1,9 +1,10 @@
 """Changes what a running vLLM serves without a new start: other weights of the same form, or adapters beside the model.
 
 Needs `VLLM_SERVER_DEV_MODE=1` for weights and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` with `--enable-lora` for adapters: on loopback
-only, since whoever reaches those routes may call anything. `swap_steps` makes weights part of a rollout; adapters are not.
+only, since whoever reaches those routes may call anything. `swap_steps` and `adapters` make both part of a rollout.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from ipnext.errors import LoadFailed, Unavailable
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS
 from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.going_over import changed_beside_weights, obstacle, read_once, same_model
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.arrival import Fetched
 from serving.genai.probe import EngineProbe
 from serving.genai.verification import verify
@@ -65,6 +68,19 @@ async def swap_weights(  # noqa: PLR0913 - each is passed by name
     paused = time.monotonic() - began
     await EngineProbe(session, url, model).canary(pooling=settings.runner == "pooling", seconds=limit)
     return Swapped(paused, time.monotonic() - began)
+
+
+def check_alike(running: Path, new: Fetched) -> None:
+    """LoadFailed where weights have another form than in `running`, or anything else differs that an engine reads as it starts."""
+    former = SnapshotManifest.model_validate_json((running / SNAPSHOT_FILE).read_bytes())
+    why = obstacle(former, new.manifest)
+    if why is not None:
+        raise LoadFailed(why)
+    for path in sorted(changed_beside_weights(former, new.manifest)):
+        files = [directory / path for directory in (running, new.directory)]
+        both = all(file.is_file() for file in files)
+        if not both or not same_model(*(json.loads(file.read_bytes()) for file in files)):
+            raise LoadFailed(read_once(path))
 
 
 async def check_alone(session: aiohttp.ClientSession, url: str, model: str) -> None:

@@ -35,8 +35,7 @@ def _read(directory: Path) -> ReadCheckpoint:
 def _told_truly(fetched: Fetched) -> ReadCheckpoint:
     """What the files are. LoadFailed where the manifest tells other facts."""
     checkpoint, told = _read(fetched.directory), fetched.manifest.checkpoint
-    if told is not None and told != checkpoint.facts:
-        wrong = next(name for name in type(told).model_fields if getattr(told, name) != getattr(checkpoint.facts, name))
-        msg = f"snapshot.json says checkpoint.{wrong} {getattr(told, wrong)!r}; the files say {getattr(checkpoint.facts, wrong)!r}"
-        raise LoadFailed(msg)
+    other = None if told is None else told.other_than(checkpoint.facts)
+    if other is not None:
+        raise LoadFailed(other)
     return checkpoint

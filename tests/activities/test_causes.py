@@ -21,7 +21,8 @@ SLOT = ("dense", "us-east", "cpu")
 
 def replica(number, *, ready=(), phase=ReplicaPhase.RUNNING, restarts=0):
     key = DeploymentKey(model="m", part="dense", region="us-east", hardware="cpu")
-    return Replica(id=f"m.dense.cpu.{number}", key=key, phase=phase, ready=ready, restarts=restarts)
+    log = f"/logs/{number}.log"
+    return Replica(id=f"m.dense.cpu.{number}", key=key, phase=phase, ready=ready, restarts=restarts, log=log)
 
 
 def state_of(*replicas):
@@ -36,7 +37,7 @@ def test_the_host_that_is_furthest_from_ready_is_named():
     wanted = ModelState(counts={(SLOT, 2): 3})
     down = replica(2, phase=ReplicaPhase.FAILED, restarts=2)
     found = first_lacking("m", wanted, state_of(replica(0, ready=(2,)), replica(1), down))
-    assert found == Place(part="dense", region="us-east", hardware="cpu", host="m.dense.cpu.2")
+    assert found == Place(part="dense", region="us-east", hardware="cpu", host="m.dense.cpu.2", log="/logs/2.log")
 
 
 def test_a_slot_without_any_replica_has_no_host_and_a_silent_region_no_place():

@@ -1,14 +1,18 @@
 """What a swap means for the states of a transition, its way back, its price and what it leaves as it is."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from activities.admitting import price_of
-from activities.swapping import while_swapped
+from activities.swapping import started_anew, while_swapped
 from activities.undoing import none_more, unfreed
 from activities.waves import fits_at_once, peak, state_at, state_undone, swaps
 from ipnext.errors import InvalidInput
+from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
 from ipnext.model.manifest import parse_manifest
+from ipnext.model.registry import ArtifactFile, Generation, Signature, SnapshotManifest
 from ipnext.model.rollout import (
     FleetState,
     GenerationReplicas,
@@ -86,10 +90,50 @@ def test_no_unit_more_is_kept_for_a_way_back_that_goes_by_waves(transition):
 
 
 def test_the_price_is_told(transition):
-    assert price_of(transition) == "swaps 2 replicas; dips llm in us by 50% for seconds"
+    assert price_of(transition, {}) == "swaps 2 replicas; dips llm in us by 50% for seconds"
     (swap,) = transition.swaps
     single = swap.model_copy(update={"replicas": 1, "fraction": 0.0})
-    assert price_of(transition.model_copy(update={"swaps": (single,)})) == "swaps 1 replica"
+    assert price_of(transition.model_copy(update={"swaps": (single,)}), {}) == "swaps 1 replica"
+
+
+def test_engines_that_cannot_go_over_are_told_before_any_is_asked(transition):
+    spec = parse_manifest(manifest("vllm", "swap")).spec
+    same = {("llm", 1): snapshot("a"), ("llm", 2): snapshot("a", "config.json")}
+    wider, talking = same | {("llm", 2): snapshot("b")}, same | {("llm", 2): snapshot("a", "chat_template.jinja")}
+    plain, styled = (generation(1), generation(2)), (generation(1), generation(2, style="llm"))
+
+    assert started_anew(spec, plain, same, transition) == {}
+    assert started_anew(spec, styled, same, transition) == {"llm": "adapters stand in it"}
+    told = started_anew(spec, plain, talking, transition)
+    assert told == {"llm": "an engine reads chat_template.jinja as it starts and never again, and it is another one"}
+    anew = started_anew(spec, plain, wider, transition)
+    assert price_of(transition, anew) == (
+        "can't swap 2 replicas of llm, since its tensors get other names, dtypes or shapes: ends them and starts others in "
+        "their place; dips llm in us by 50% until these are ready (rollout.refresh: replace starts them first)"
+    )
+
+
+def test_a_pair_that_hands_over_is_started_anew(transition):
+    document = manifest("vllm", "swap")
+    (part,) = document["spec"]["parts"]
+    document["spec"]["parts"] = [
+        part | {"name": name, "settings": {"kvTransfer": {"connector": "nixl", "role": role}}}
+        for name, role in (("llm", "prefill"), ("writer", "decode"))
+    ]
+    found = started_anew(parse_manifest(document).spec, (), {}, transition)
+    assert found == {"llm": "prefill and decode have to hand over between the same weights"}
+
+
+def snapshot(form, *more):
+    facts = Checkpoint(architecture="LlamaForCausalLM", dtype="BF16", parameters=1, tensors=form * 64)
+    files = tuple(ArtifactFile(path=path, sha256="c" * 64, size_bytes=1) for path in more)
+    signature = Signature(inputs=(), outputs=())
+    return SnapshotManifest(engine="vllm", signature=signature, files=files, checkpoint=facts)
+
+
+def generation(number, **adapters):
+    snapshots = {"llm": number} | dict.fromkeys(adapters, 1)
+    return Generation(model=M, number=number, snapshots=snapshots, adapters=adapters, created_at=datetime.now(UTC))
 
 
 def deployed(own):

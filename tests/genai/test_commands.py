@@ -214,3 +214,10 @@ def test_the_command_prints_what_a_shell_takes(tmp_path):
     assert "--node-rank 1" in shown.stdout
     refused = CliRunner().invoke(render_app, [str(file), "--part", "other"])
     assert isinstance(refused.exception, InvalidInput)
+
+
+def test_which_of_several_parts_is_rendered_has_to_be_said(tmp_path):
+    file = tmp_path / "model.yaml"
+    file.write_text(json.dumps(pair("nixl").model_dump(mode="json", by_alias=True, exclude_none=True)))
+    refused = CliRunner().invoke(render_app, [str(file)])
+    assert str(refused.exception) == "--part: several run on vLLM; allowed: prefill, decode"

@@ -110,6 +110,24 @@ def test_an_engine_that_goes_over_is_not_ready_and_finishes_what_it_has_with_the
     assert text(host)[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("told", "saved_by", "state"),
+    [({"rope_theta": 5.0}, "4.57", "started_anew"), ({}, "5.0", "swapped")],
+    ids=["another configuration", "another version of who saved it"],
+)
+def test_what_an_engine_reads_as_it_starts_has_to_be_the_same(start, shelf, tmp_path, told, saved_by, state):
+    """Else it would answer as neither snapshot does, until it is started again."""
+    checkpoint = write_llama(tmp_path / "hf", seed=5, transformers_version=saved_by, **told)
+    number = 200 + len(told)
+    shelf.publish(number, checkpoint)
+    host = start()
+    host.hold(shelf.hold(number, swap=True))
+    until(lambda: swapped(host) == [(1, number, state)])
+    (swap,) = host.state().swaps
+    assert ("config.json as it starts" in (swap.message or "")) == (state == "started_anew")
+    assert text(host)[0] == number
+
+
 def test_a_request_that_comes_meanwhile_waits_at_the_engine(start, shelf):
     host = start(reload_ms=600)
     ready = host.state().ready[0]

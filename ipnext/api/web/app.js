@@ -124,6 +124,52 @@ function layoutBlock(layout) {
   return [el("h4", {}, title), table(["part", "bytes", "hardware", "segments", "waits for"], lines)];
 }
 
+function throughputText(line) {
+  const units = `${line.hardware} (${amount(line.units)} ${line.units === 1 ? "unit" : "units"})`;
+  if (line.rate === null) return `${units}: neither declared nor measured`;
+  const from = line.snapshot === null ? "declared" : `measured, snapshot ${line.snapshot}`;
+  return `${units}: ${amount(line.rate)} ${line.unit}, ${from}${line.met ? "" : ", misses its latency target at any load"}`;
+}
+
+function partRow(part, model) {
+  const { manifest, deployments, throughput } = model;
+  const name = cell(part.name, "name");
+  if (part.adapterOf) {
+    return el("tr", { "data-part": part.name }, name, cell(`adapter on ${part.adapterOf}`, "tight"), cell(`in the engines of ${part.adapterOf}`, "name"), cell(["asked as ", el("code", {}, `${manifest.metadata.name}:${part.name}`)], "name"));
+  }
+  const does = throughput.filter((line) => line.part === part.name).map((line) => el("div", { class: line.met ? null : "badge bad" }, throughputText(line)));
+  return el("tr", { "data-part": part.name }, name, cell(part.engine, "tight"), cell(replicaSummary(deployments.filter((d) => d.key.part === part.name)), "name"), cell(does, "name"));
+}
+
+function partsBlock(model) {
+  const parts = model.manifest.spec.parts;
+  if (parts.length === 1 && parts[0].engine === "torch") return null;
+  return [el("h4", {}, "Parts"), table(["part", "engine", "replicas", "a replica does"], parts.map((part) => partRow(part, model)))];
+}
+
+function partsSummary(parts) {
+  const adapters = parts.filter((part) => part.adapterOf).length;
+  const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+  return [count(parts.length - adapters, "part"), ...(adapters ? [count(adapters, "adapter")] : [])].join(", ");
+}
+
+function demandText(spec) {
+  return spec.demand.map((item) => (item.tokensPerSecond === undefined ? `${amount(item.qps)} requests/s` : `${amount(item.tokensPerSecond)} tokens/s`) + ` in ${item.region}`).join(", ");
+}
+
+function answersBlock(answers) {
+  if (!answers.length) return null;
+  const streamed = answers.some((found) => found.ttftP99Ms !== null);
+  const ms = (value) => cell(value === null ? "" : `${amount(Number(value.toPrecision(3)))} ms`, "tight number");
+  const lines = answers.map((found) => el(
+    "tr", { "data-answers": found.generation },
+    cell([chip(found.generation), String(found.generation)], "number tight"), cell(amount(found.requests), "number tight"), cell(amount(found.errors), "number tight"),
+    ms(found.p50Ms), ms(found.p99Ms), streamed ? [ms(found.ttftP99Ms), ms(found.itlP99Ms)] : [],
+  ));
+  const heads = ["generation", "answers", "errors", "p50", "p99", ...(streamed ? ["first token p99", "between pieces p99"] : [])];
+  return [el("h4", {}, "Answers since the routers started"), table(heads, lines)];
+}
+
 function frozenBadge(frozen) {
   const why = frozen.freezes.map((freeze) => `${freeze.reason} (freeze ${freeze.name})`).join("; ");
   const until = new Date(frozen.until).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
@@ -152,7 +198,7 @@ function modelCard(item) {
     el(
       "div", { class: "row" },
       el("h3", {}, manifest.metadata.name), badge(label, kind), item.frozen ? frozenBadge(item.frozen) : null,
-      el("span", { class: "quiet" }, `${manifest.spec.task}, ${layout ? layout.parts.length : manifest.spec.parts.length} parts, ${manifest.spec.sync.policy}, owner ${manifest.metadata.owner}`),
+      el("span", { class: "quiet" }, `${manifest.spec.task}, ${layout ? partsSummary(layout.parts) : partsSummary(manifest.spec.parts)}, ${manifest.spec.sync.policy}, owner ${manifest.metadata.owner}`),
       el("span", { class: "end", "data-serving": serving === null ? "" : serving }, serving === null ? "nothing serves" : `generation ${serving}${toward}`),
     ),
     ready && !isReady && ready.message ? el("p", { class: `note ${kind}` }, ready.message) : null,
@@ -161,9 +207,11 @@ function modelCard(item) {
       : null,
     status.conditions.length ? conditionSteps(status.conditions) : null,
     item.explanation ? chainBlock(item.explanation) : null,
+    el("p", { class: "quiet" }, `users ask for ${demandText(manifest.spec)}`),
     regions.length ? [el("h4", {}, "Traffic by region of the users"), el("div", { class: "bars" }, regions.map(([region, shares]) => trafficBar(region, shares)))] : null,
     deployments.length ? el("p", { class: "quiet" }, replicaSummary(deployments)) : null,
-    layout ? layoutBlock(layout) : null,
+    layout ? layoutBlock(layout) : partsBlock(item.model),
+    answersBlock(item.model.answers),
     item.generations.length
       ? [el("h4", {}, "Generations"), table(["number", "state", "snapshots", "since", "why"], item.generations.map(generationRow))]
       : el("p", { class: "quiet" }, `Publish a first snapshot: ipnext publish ${manifest.metadata.name} --part NAME=DIR`),
@@ -181,10 +229,20 @@ function supplyBar(item) {
   ];
 }
 
+function swapText(swap) {
+  const step = `${swap.part} from snapshot ${swap.former} to ${swap.snapshot}`;
+  if (swap.state === "swapping") return `swaps ${step}`;
+  if (swap.state === "swapped") return `swapped ${step} in ${swap.seconds.toFixed(1)} s`;
+  return `could not swap ${step}, started anew: ${swap.message}`;
+}
+
 function replicaRow(replica) {
   const failure = replica.failures.map((f) => `${f.code}: ${f.message}`).join("; ");
-  const note = [failure, replica.message, replica.restarts ? `${replica.restarts} restarts` : ""].filter(Boolean).join(", ");
-  const kind = replica.failures.length ? "bad" : replica.phase === "running" ? "good" : kindOf(replica.phase);
+  const coming = replica.coming.length ? `goes over to generation ${replica.coming.join(", ")}` : "";
+  const notes = [failure, replica.message, replica.restarts ? `${replica.restarts} restarts` : "", coming, ...replica.swaps.map(swapText)].filter(Boolean);
+  if (replica.log && (replica.failures.length || replica.restarts)) notes.push(`log ${replica.log}`);
+  const note = notes.map((text) => el("div", {}, text));
+  const kind = replica.failures.length ? "bad" : replica.coming.length ? "busy" : replica.phase === "running" ? "good" : kindOf(replica.phase);
   const ready = replica.ready.length ? replica.ready.map((g) => [chip(g), `${g} `]).flat() : "none";
   return el(
     "tr", { "data-replica": replica.id },

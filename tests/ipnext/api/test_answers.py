@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.api.answers import answers_of
-from ipnext.cli.reading import _answers_line
+from ipnext.cli.reading import STREAMS, _answers_line, _streams_line
 from ipnext.model.deployment import GenerationTraffic, RegionState
 from ipnext.model.sketch import LATENCY_SECONDS, PredictionSketch, latency_bucket, prediction_bucket
 
@@ -50,6 +50,15 @@ def test_drift_is_told_against_the_serving_generation():
     assert alike.drift["y"] == pytest.approx(0, abs=0.01)
     assert str(_answers_line(moved)[-1]).endswith(" against 1")
     assert _answers_line(first)[-1] == ""
+
+
+def test_streams_are_told_by_their_first_token_and_the_time_between_two():
+    streamed = traffic(2, 50, first_token={latency_bucket(0.2): 50}, token={latency_bucket(0.03): 49})
+    plain, found = answers_of("m", 1, {"a": region("a", traffic(1, 50), streamed)})
+    assert (plain.ttft_p50_ms, plain.itl_p99_ms) == (None, None)
+    assert (found.ttft_p50_ms, found.ttft_p99_ms) == (pytest.approx(200, rel=0.2), pytest.approx(200, rel=0.2))
+    assert (found.itl_p50_ms, found.itl_p99_ms) == (pytest.approx(30, rel=0.2), pytest.approx(30, rel=0.2))
+    assert len(_streams_line(found)) == len(STREAMS)
 
 
 def test_a_generation_that_routers_let_go_is_not_told():

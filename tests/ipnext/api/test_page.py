@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ipnext.model.deployment import DeploymentKey
+from ipnext.model.deployment import DeploymentKey, EngineSwap, GenerationTraffic
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import parse_manifest
+from ipnext.model.sketch import latency_bucket
 from ipnext.model.status import Reason
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -97,6 +98,57 @@ def test_unmet_demand_is_told_in_the_unit_of_its_model(page, seeded):
     plan = page.locator("#plan", has_text="12.5 tokens/s unserved")
     plan.wait_for()
     assert "requests/s" not in plan.inner_text()
+
+
+def reported(seeded, change):
+    """Let regions report what `change` makes of their state."""
+    infrastructure = seeded.rooms.infrastructure
+    real = infrastructure.observe
+
+    def observe(region, models=None):
+        state = real(region, models)
+        return state.model_copy(update=change(state))
+
+    infrastructure.observe = observe
+
+
+def test_engines_adapters_and_throughput_of_a_generative_model_are_shown(page, seeded):
+    document = seeded.rooms.model_document("chat")
+    hardware = [{"kind": "gpu", "units": 2, "tokensPerSecond": 2400}]
+    llm, style = {"name": "llm", "engine": "vllm", "hardware": hardware}, {"name": "style", "engine": "vllm"}
+    document["spec"] |= {"task": "generation", "parts": [llm, style | {"adapterOf": "llm"}], "graph": None}
+    document["spec"]["demand"] = [{"region": "eu", "tokensPerSecond": 4000}]
+    with seeded.rooms.store.begin() as unit:
+        unit.put_model(parse_manifest(document), expected_version=None)
+    chat = page.locator("[data-model=chat]")
+    chat.wait_for()
+    assert "1 part, 1 adapter" in chat.inner_text()
+    assert "users ask for 4,000 tokens/s in eu" in chat.inner_text()
+    cells = [row.locator("td").all_inner_texts() for row in chat.locator("[data-part]").all()]
+    assert cells == [
+        ["llm", "vllm", "no replicas", "gpu (2 units): 2,400 tokens/s, declared"],
+        ["style", "adapter on llm", "in the engines of llm", "asked as chat:style"],
+    ]
+
+
+def test_a_replica_that_goes_over_says_whereto_and_how_it_went(page, seeded):
+    swap = EngineSwap(model="ranker", part="dense", former=1, snapshot=2, state="started_anew", message="other shapes")
+    change = {"coming": (3,), "swaps": (swap,)}
+    reported(seeded, lambda state: {"replicas": tuple(r.model_copy(update=change) for r in state.replicas)})
+    line = page.locator("[data-region=eu] [data-replica]", has_text="goes over to generation 3").first
+    line.wait_for()
+    assert "could not swap dense from snapshot 1 to 2, started anew: other shapes" in line.inner_text()
+    assert line.locator(".badge.busy").count() == 1
+
+
+def test_how_streams_are_answered_stands_beside_the_generation(page, seeded):
+    times = {name: {latency_bucket(0.2): 3} for name in ("latency", "first_token", "token")}
+    counted = GenerationTraffic(model="ranker", generation=2, requests=3, **times)
+    reported(seeded, lambda _: {"traffic": (counted,)})
+    page.locator("[data-model=ranker] th", has_text="first token p99").wait_for()
+    cells = page.locator("[data-model=ranker] [data-answers='2'] td").all_inner_texts()
+    assert len(cells) == 7
+    assert cells[1] == "3"
 
 
 def test_a_region_out_of_service_has_a_badge_that_says_why(page, seeded):

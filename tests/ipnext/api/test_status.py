@@ -1,7 +1,19 @@
 """Status tells the truth: what is recorded is corrected by what the regions report."""
 
+from ipnext.api.chain import cause_steps, trouble_steps
 from ipnext.api.explanation import ADVICE
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
+from ipnext.api.status import Trouble, cause_of
+from ipnext.model.cause import Cause, Place
+from ipnext.model.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    Replica,
+    ReplicaPhase,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
 from ipnext.model.status import Reason
 
 KEY = DeploymentKey(model="ranker", part="dense", region="eu", hardware="cpu")
@@ -126,6 +138,21 @@ async def test_a_serving_model_is_explained_as_serving(applied):
     answer, steps = await explained(applied)
     assert (answer["ready"], answer["reason"]) == (True, "Serving")
     assert set(steps) == {"deployment", "change", "cause"}
+
+
+def test_a_host_is_explained_with_the_file_of_its_log_while_it_is_seen_and_long_after():
+    place = Place(step="bring up capacity", part="dense", region="eu", host="ranker.dense.cpu.0", log="/logs/a.log")
+    told = cause_steps(Cause(change="c", reason=Reason.CRASH_LOOP, message="ended 3 times", place=place))
+    seen = trouble_steps(Trouble("False", Reason.CRASH_LOOP, "", "eu", "dense", "ranker.dense.cpu.0", "/logs/a.log"))
+    for steps in (told, seen):
+        assert [(step.level, step.message) for step in steps][-1] == ("host", "log /logs/a.log")
+
+
+def test_a_replica_that_goes_over_is_said_to_where_none_answers():
+    going = Replica(id="a", key=KEY, phase=ReplicaPhase.RUNNING, coming=(2,))
+    starting = Replica(id="b", key=KEY, phase=ReplicaPhase.STARTING)
+    assert cause_of([starting, going]) == (Reason.PROGRESSING, "goes over to generation 2", "a")
+    assert cause_of([starting]) == (Reason.PROGRESSING, "", "b")
 
 
 def test_every_reason_has_an_advice():

@@ -28,4 +28,4 @@ def test_a_checkpoint_is_imported_and_its_facts_are_shown(tmp_path):
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     refused = invoke(tmp_path, tmp_path / "out")
     assert refused.exit_code == 2
-    assert "config.json: missing" in refused.output
+    assert f"error: {tmp_path}: config.json: missing" in refused.output

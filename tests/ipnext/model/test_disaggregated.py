@@ -71,7 +71,10 @@ def test_a_model_of_one_part_has_neither():
             r"parts.1.settings.maxModelLen: 8, but 'prefill' has None",
         ),
         ([part("one"), part("two")], r"graph: needed for a model of several parts"),
-        ([PREFILL, DECODE, part("third")], r"graph: needed for a model of several parts"),
+        (
+            [PREFILL, DECODE, part("third")],
+            r"parts: two that prefill and decode are a model of their own; got .*'third'",
+        ),
     ],
 )
 def test_parts_that_are_no_pair_are_refused_by_their_field(parts, told):

@@ -144,6 +144,6 @@ def test_a_pair_of_prefill_and_decode_stands_alone():
 
     refused(
         pair,
-        r"graph.nodes: parts that prefill and decode stand alone in a graph; parts: \['embedder', 'ranker', 'llm', 'reader'\]",
+        r"parts: two that prefill and decode are a model of their own; got \['embedder', 'ranker', 'llm', 'reader'\]",
     )
     refused(with_prompt, "graph.nodes.generate.prompt: not where prefill and decode are two parts")

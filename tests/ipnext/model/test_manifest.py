@@ -1,0 +1,40 @@
+"""What is told of a manifest with faults: the first one, and how many more there are."""
+
+import pytest
+
+from ipnext.errors import InvalidInput
+from ipnext.model.manifest import parse_manifest
+
+HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]
+
+
+def document(part, **spec):
+    whole = {"parts": [{"name": "llm", "hardware": HARDWARE} | part], "demand": [{"region": "eu", "qps": 1}], **spec}
+    return {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "chat", "owner": "a"}, "spec": whole}
+
+
+def refusal(part, **spec):
+    with pytest.raises(InvalidInput) as caught:
+        parse_manifest(document(part, **spec))
+    return caught.value.message
+
+
+def test_one_fault_in_the_only_part_is_one_fault():
+    told = refusal({"engine": "vllm", "settings": {"maxModelLen": "many"}})
+    assert told.startswith("spec.parts.0: settings.maxModelLen:")
+    assert "more)" not in told
+
+
+def test_further_faults_are_counted():
+    told = refusal({"engine": "tgi"}, budgetPerHour=-1)
+    assert told.startswith("spec.parts.0.engine: Input should be 'torch' or 'vllm' (got 'tgi')")
+    assert told.endswith("(and 1 more)")
+
+
+def test_a_list_that_is_empty_itself_is_told():
+    assert refusal({}, demand=[]) == "spec.demand: The list should have at least 1 item, not 0 (got [])"
+
+
+def test_forms_are_named_as_in_yaml():
+    assert refusal({"settings": [1]}) == "spec.parts.0.settings: Input should be a mapping (got [1])"
+    assert refusal({}, demand=3) == "spec.demand: Input should be a list (got 3)"
