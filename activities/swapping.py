@@ -14,7 +14,7 @@ class Announcement:
     """Tells the routers of the generations that processes are about to go over to. Made for one activity.
 
     While they do, a request whose generation has no engine left may be answered with the other one; for that the router has to
-    know it before.
+    know it before. On a way back the other one is that which they leave: routers forget nothing here.
     """
 
     def __init__(self, gateways: Gateways, facts: Facts, wanted: Iterable[Deployment]) -> None:
@@ -28,7 +28,7 @@ class Announcement:
         """Once more, where a region could not be reached before. What is sent where stays as it is."""
         if not self.made:
             try:
-                self._gateways.follow(self._shares, self._deployments.values())
+                self._gateways.follow(self._shares, self._deployments.values(), forgetting=False)
             except Unavailable:
                 return
             self.made = True
