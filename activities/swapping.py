@@ -1,12 +1,14 @@
 """Swaps as the activities see them: which waves swap, and routers that know both generations while processes go over."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from activities.regions import missing_replicas
 from activities.routing import Gateways
 from activities.wanted import Facts
-from activities.waves import state_at, swaps
+from activities.waves import ModelState, state_at, swaps
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import Deployment
+from ipnext.model.deployment import Deployment, RegionState
 from ipnext.model.rollout import Transition
 
 
@@ -28,7 +30,7 @@ class Announcement:
         """Once more, where a region could not be reached before. What is sent where stays as it is."""
         if not self.made:
             try:
-                self._gateways.follow(self._shares, self._deployments.values(), forgetting=False)
+                self._gateways.follow(self._shares, self._deployments.values(), keeping=self._shares)
             except Unavailable:
                 return
             self.made = True
@@ -40,3 +42,17 @@ def while_swapped(transition: Transition, model: str, index: int) -> frozenset[t
         return frozenset()
     counts = state_at(transition, model, index, "routed").counts
     return frozenset((region, generation) for ((_, region, _), generation), count in counts.items() if count)
+
+
+def not_gone_back(model: str, state: ModelState, states: Mapping[str, RegionState]) -> frozenset[str]:
+    """Regions where not all processes have gone back that shall hold a state. Their routers have to know what these may still hold.
+
+    It may be all that answers there. Of regions that are not in `states` nothing is known.
+    """
+    return frozenset(
+        region for region in states if missing_replicas(model, replace(state, counts=_within(state, region)), states)
+    )
+
+
+def _within(state: ModelState, region: str) -> dict[tuple[tuple[str, str, str], int], int]:
+    return {held: count for held, count in state.counts.items() if held[0][1] == region}

@@ -26,7 +26,7 @@ from activities.regions import (
     observe,
 )
 from activities.routing import Gateways
-from activities.swapping import Announcement, while_swapped
+from activities.swapping import Announcement, not_gone_back, while_swapped
 from activities.undoing import held_for_lack, none_more, unfreed, waiting
 from activities.waiting import Deadline, beat
 from activities.wanted import Facts, read_facts, shrinking_first, spared, wanted_deployments, wanted_shares
@@ -68,6 +68,8 @@ class _Left:
 
     users: Collection[str] = ()
     needed: frozenset[tuple[str, int]] = frozenset()
+    keeping: Collection[str] = ()
+    """Regions whose routers forget nothing."""
 
 
 class TransitionActivities:
@@ -182,7 +184,9 @@ class TransitionActivities:
         if not wave.back:
             _check_ready(wave, state.outside(facts.lost), states)
         stay = waiting(facts, shares, states) if wave.back else ()
-        Gateways(self._store, self._infrastructure, facts, beat=beat).follow(shares, deployments, waiting=stay)
+        keeping = not_gone_back(wave.model, state, states) if wave.back and transition.refresh == "swap" else ()
+        gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
+        gateways.follow(shares, deployments, waiting=stay, keeping=keeping)
         hold = 0.0 if wave.back else transition.waves[wave.index].hold_seconds
         former = former_generation(transition, wave.model, wave.generation) if gate.compares else None
         new = traffic_of(wave.model, wave.generation, states.values())
@@ -242,7 +246,7 @@ class TransitionActivities:
             shares = {region: found for region, found in shares.items() if found or region in facts.tables}
         kept = wanted if last else (*wanted, *(d for d in _left_over(facts, wanted) if d not in gone))
         needed = held_for_lack(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
-        left = _Left(self._waiting(facts, shares, wanted), needed)
+        left = _Left(self._waiting(facts, shares, wanted), needed, self._keeping(wave, facts, state, record))
         unreachable = self._shrink(facts, shares, kept, wanted, gone, left=left)
         if unreachable is not None:
             raise unreachable
@@ -340,6 +344,14 @@ class TransitionActivities:
         states, _ = observe(self._infrastructure, {d.key.region for d in wanted} - facts.lost, [facts.model])
         return waiting(facts, shares, states)
 
+    def _keeping(self, wave: WaveInput, facts: Facts, state: ModelState, record: TransitionRecord) -> Collection[str]:
+        """Regions whose routers forget nothing: on a way back from a swap, those whose processes have not gone back."""
+        if not (wave.back and record.transition.refresh == "swap"):
+            return ()
+        regions = {region for _, region, _ in state.slots} - facts.lost
+        states, _ = observe(self._infrastructure, regions, [wave.model])
+        return not_gone_back(wave.model, state, states)
+
     def _shrink(
         self,
         facts: Facts,
@@ -357,7 +369,7 @@ class TransitionActivities:
         unreachable: Unavailable | None = None
         gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
         try:
-            gateways.follow(shares, kept, waiting=left.users)
+            gateways.follow(shares, kept, waiting=left.users, keeping=left.keeping)
         except Unavailable as error:
             unreachable = error
         needed = left.needed | gateways.still_sent(shares)

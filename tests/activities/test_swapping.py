@@ -4,11 +4,20 @@ import pytest
 
 from activities import routing
 from activities.admitting import price_of
-from activities.swapping import Announcement, while_swapped
+from activities.swapping import Announcement, not_gone_back, while_swapped
 from activities.undoing import none_more, unfreed
 from activities.waves import fits_at_once, peak, state_at, state_undone, swaps
 from ipnext.errors import InvalidInput
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RegionState,
+    Replica,
+    ReplicaPhase,
+    RouteShare,
+    RouteTable,
+)
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.rollout import (
     FleetState,
@@ -139,6 +148,23 @@ def test_routers_learn_what_processes_go_over_to_and_forget_nothing(monkeypatch,
     known = regions.tables.get("us", table)
     assert (announcement.made, known.shares) == (True, table.shares)
     assert [found.generation for found in known.served] == [1, 2]
+
+
+def test_routers_keep_what_processes_hold_that_have_not_gone_back(transition):
+    """Of a region that does not answer nothing is known."""
+    back = state_undone(transition, M, 0, "routed")
+    key = DeploymentKey(model=M, part="llm", region="us", hardware="gpu")
+
+    def region(*ready):
+        replicas = tuple(
+            Replica(id=f"r{n}", key=key, phase=ReplicaPhase.RUNNING, ready=(generation,))
+            for n, generation in enumerate(ready)
+        )
+        return {"us": RegionState(region="us", gateway_url="http://gateway", replicas=replicas)}
+
+    assert not_gone_back(M, back, region(1, 1)) == frozenset()
+    assert not_gone_back(M, back, region(1, 2)) == {"us"}
+    assert not_gone_back(M, back, {}) == frozenset()
 
 
 def manifest(engine, refresh):
