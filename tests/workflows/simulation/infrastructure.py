@@ -59,14 +59,16 @@ class Host:
     """One process: each generation it holds is ready from some time on, or never. It may go over from one to another."""
 
     __slots__ = (
-        "failing", "id", "interrupted", "key", "leaves", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
-        "world",
+        "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
+        "takes", "world",
     )  # fmt: skip
     phase = ReplicaPhase.RUNNING
 
     def __init__(self, world: Any, key: Key, number: int, only: int | None) -> None:
         self.world, self.key, self.id, self.only = world, key, f"{key.model}.{key.part}.{number}", only
-        self.number, self.over_to = number, None
+        self.number, self.over_to, self.former = number, None, None
+        self.fetched_at = self.takes = 0.0
+        """Until when it fetches what it goes over to, and how many seconds it answers for neither generation then."""
         self.ready_at: dict[int, float] = {}
         self.lost: dict[int, float] = {}
         self.failing: dict[int, float] = {}
@@ -110,6 +112,7 @@ class Host:
         now = self.world.clock.now
         if self.goes_over:
             self._start_over(until)
+            self.world.infra.regions[self.key.region].together(self.key.model)
         else:
             self.over_to = None
         for generation, at in self.ready_at.items():
@@ -143,12 +146,26 @@ class Host:
         self._keep(former)
         if fails:  # seen while it is fetched: nothing is taken from the former one
             self._load(generation, now + seconds / 2, fails=True)
+            self.fetched_at = NEVER
         else:
             leaves, ready = self.world.faults.swap_seconds(seconds)
-            self.leaves[former] = now + leaves
+            self.leaves[former] = self.fetched_at = now + leaves
+            self.takes = ready - leaves if ready < NEVER else NEVER
             self._load(generation, now + ready)
             self.world.faults.on_the_way(self, ready)
-        self.over_to = generation
+        self.former, self.over_to = former, generation
+
+    @property
+    def still_answers(self) -> bool:
+        """Whether it is to go over, and has not left the former generation yet."""
+        return self.goes_over and self.former is not None and self.former in self.ready
+
+    def leave_at(self, at: float) -> None:
+        """It leaves the former generation then, with the others."""
+        self.leaves[self.former] = at
+        if self.over_to not in self.failing:
+            self.ready_at[self.over_to] = at + self.takes
+        self._changed()
 
     def _keep(self, *generations: int) -> None:
         """Forget all others; these are kept for good."""
@@ -157,7 +174,7 @@ class Host:
                 del held[generation]
         self.leaves.clear()
         self.interrupted.clear()
-        self.over_to = None
+        self.over_to = self.former = None
 
     def _load(self, generation: int, at: float, *, fails: bool = False) -> None:
         self.ready_at[generation] = NEVER if fails else at
@@ -214,6 +231,14 @@ class Region:
     def changed(self, model: str) -> None:
         """Hosts of a model are no longer what they were."""
         self._able.pop(model, None)
+
+    def together(self, model: str) -> None:
+        """No process of a model leaves its generation before all that go over have fetched."""
+        waiting = [h for key, hosts in self.sets.items() if key.model == model for h in hosts if h.still_answers]
+        if waiting:
+            at = max(waiting[0].world.clock.now, *(host.fetched_at for host in waiting))
+            for host in waiting:
+                host.leave_at(at)
 
     def counted(self, model: str, now: float) -> Able:
         """What a model's hosts carry now, host by host."""
@@ -287,6 +312,7 @@ class Infrastructure:
             if not wanted.swap:
                 self._hold(host, wanted.generations if host.only is None else (host.only,))
         region.sets[key], region.wanted[key] = kept, wanted
+        region.together(key.model)
         region.changed(key.model)
         self._count(key, before * former, len(kept) * wanted.units)
 

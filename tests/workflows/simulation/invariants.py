@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from activities import waves
 from ipnext.model.lifecycle import ChangeKind, ChangeState
@@ -346,13 +346,10 @@ class Invariants:
                 if not record.generations[share.generation].validated:
                     raise Violated("I2 validated", f"{where}: {origin.name} sends to generation {share.generation}")
                 whole = self._whole(self.world.infra.regions[share.to], model, share.generation)
-                over = None if whole else self._over_in(self.world.infra.regions[share.to], model, share.generation)
-                if not whole and over != "waits":
+                if not (whole or self._waits(self.world.infra.regions[share.to], model, share.generation)):
                     mine = passed <= asked < passed + share.fraction
                     name = "I5 answer" if mine else "I2 ready"
-                    if over == "apart":
-                        name = "I2 apart"
-                    elif origin.name not in self.demand.get(model, {}):
+                    if origin.name not in self.demand.get(model, {}):
                         name = "I2 undemanded"
                     elif self._goes_back(model):
                         name = "I1 way back"
@@ -367,21 +364,17 @@ class Invariants:
         """
         return origin.dead_until > self.world.clock.now or origin.name in self.world.lost
 
-    def _over_in(self, region: Region, model: str, generation: int) -> Literal["waits", "apart"] | None:
-        """What becomes of requests for a generation that is not whole where processes go over, in the wave at hand or left so.
+    def _waits(self, region: Region, model: str, generation: int) -> bool:
+        """Whether requests for a generation are answered with another one, or wait for one, where processes go over.
 
-        They are answered with another generation, or wait for it, if the router knows both. Where one part has gone over already
-        and another one still fetches, they meet neither: `apart`.
+        In the wave at hand, or left so by a way back; the region's router has to know both.
         """
         served = region.served.get(model, frozenset())
         if not (self._swapping_wave(model) or model in self.left_behind) or generation not in served:
-            return None
+            return False
         hosts = [host for key, hosts in region.sets.items() if key.model == model for host in hosts]
         coming = {host.over_to for host in hosts if host.goes_over and not host.ready}
-        if any(number in coming or self._whole(region, model, number) for number in served):
-            return "waits"
-        parts = {part for number in served for part in self.world.journal.records[model].generations[number].parts}
-        return "apart" if parts == {host.key.part for host in hosts if served.intersection(host.ready)} else None
+        return any(number in coming or self._whole(region, model, number) for number in served)
 
     def _whole(self, region: Region, model: str, generation: int) -> bool:
         """Whether a region can answer with a generation: its router knows it, and each part has a host that is ready."""

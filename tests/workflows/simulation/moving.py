@@ -107,7 +107,7 @@ def _announced(world: Any, model: str, attempt: Attempt) -> Generator[Any, Any, 
     record = world.journal.records[model]
     shares = {region: table.shares for region, table in record.tables.items()}
     try:
-        yield from follow(world, model, shares, record.deployments.values(), attempt, forgetting=False)
+        yield from follow(world, model, shares, record.deployments.values(), attempt, keeping=frozenset(shares))
     except Unavailable:
         return False
     return True
@@ -169,7 +169,8 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     waits = waiting(world, wave, shares, regions_seen) if wave.back else frozenset()
     if not (wave.back or world.journal.by_id[wave.moving.id].kind is ChangeKind.ROLLBACK):
         _check_reached(world, record, shares)
-    yield from follow(world, wave.model, shares, deployments, attempt, waits)
+    keeping = not_gone_back(world, wave, state)
+    yield from follow(world, wave.model, shares, deployments, attempt, waits, keeping=keeping)
     yield "all gateways follow"
     hold = 0.0 if wave.back else wave.moving.transition.waves[wave.index].hold_seconds
     return WaveResult(ok=True, hold_seconds=hold)
@@ -225,7 +226,8 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     lost, stored = world.out.lost, dict(record.deployments)
     try:
         waits = waiting(world, wave, shares, {d.key.region for d in wanted_sets})
-        yield from follow(world, wave.model, shares, kept, attempt, waits)
+        keeping = not_gone_back(world, wave, state)
+        yield from follow(world, wave.model, shares, kept, attempt, waits, keeping=keeping)
     except Unavailable as error:
         unreachable = error
     needed = still_sent(record, shares)
@@ -279,7 +281,7 @@ def follow(
     attempt: Attempt,
     waits: frozenset[str] = frozenset(),
     *,
-    forgetting: bool = True,
+    keeping: frozenset[str] = frozenset(),
 ) -> Generator[Any, Any, None]:
     """Every gateway that answers learns what its region holds, then sends by `shares`. Unavailable at the end."""
     record, held, lost = world.journal.records[model], tuple(deployments), world.out.lost
@@ -296,7 +298,7 @@ def follow(
     for region, found in following.tables:
         yield from put.table(region, found, served[region] | put.now(region).served)
     needed = still_sent(record, shares) | {(share.to, share.generation) for found in shares.values() for share in found}
-    for region in reached if forgetting else ():
+    for region in (name for name in reached if name not in keeping):
         now = put.now(region)
         kept = {number for number in now.served if (region, number) in needed}
         yield from put.table(region, now.shares, served[region] | kept)
@@ -312,8 +314,17 @@ def follow(
     if waits - lost:
         msg = f"users of {min(waits - lost)!r} stay where they are"
         raise Unavailable(msg)
-    if forgetting:
+    if not keeping:
         world.invariants.settled(model)
+
+
+def not_gone_back(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
+    """By the real function: on a way back from a swap, regions whose routers forget nothing."""
+    if not wave.back or wave.moving.transition.refresh != "swap":
+        return frozenset()
+    states, _ = world.infra.observe(wave.model, {region for _, region, _ in state.slots} - world.out.lost)
+    found: frozenset[str] = cast("Any", swapping.not_gone_back)(wave.model, state, states)
+    return found
 
 
 def _one_by_one(
