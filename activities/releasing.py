@@ -26,6 +26,8 @@ class Left:
 
     users: Collection[str] = ()
     needed: frozenset[tuple[str, int]] = frozenset()
+    keeping: Collection[str] = ()
+    """Regions whose routers forget nothing."""
 
 
 class Releasing:
@@ -60,7 +62,7 @@ class Releasing:
         unreachable: Unavailable | None = None
         gateways = Gateways(self._store, self._infrastructure, self._facts, beat=beat)
         try:
-            gateways.follow(shares, kept, waiting=left.users)
+            gateways.follow(shares, kept, waiting=left.users, keeping=left.keeping)
         except Unavailable as error:
             unreachable = error
         needed = left.needed | gateways.still_sent(shares)

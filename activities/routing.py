@@ -38,14 +38,19 @@ class Gateways:
         self._followed: dict[str, int] = {}
 
     def follow(
-        self, shares: Mapping[str, Shares], deployments: Iterable[Deployment], *, waiting: Collection[str] = ()
+        self,
+        shares: Mapping[str, Shares],
+        deployments: Iterable[Deployment],
+        *,
+        waiting: Collection[str] = (),
+        keeping: Collection[str] = (),
     ) -> None:
         """Let every region serve what it holds, then send the traffic by `shares`, one gateway after the other.
 
         They come in an order in which no region is sent more meanwhile than `deployments` carry, as far as there is one
         (`activities.following`). No gateway sends a generation to a region whose router does not know it yet: one that would, for
         that region can't be reached, stays as it is. What a lost region gets once it is back names no such place. What a
-        gateway still names, routers forget last of all, and not before it follows. Regions that can't be reached don't keep the others from
+        gateway still names, routers forget last of all, and not before it follows; those in regions of `keeping` forget nothing. Regions that can't be reached don't keep the others from
         following; RegionUnreachable names the first of them at the end. Those `waiting` stay as they are, for what they are
         to send to is not ready; Unavailable names one.
         """
@@ -61,7 +66,7 @@ class Gateways:
         needed = self.still_sent(shares) | {
             (share.to, share.generation) for found in shares.values() for share in found
         }
-        for region in states:
+        for region in sorted(states.keys() - set(keeping)):
             kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
             self._put(region, self._shares_now(region), _union(served[region], kept))
         for region in sorted((shares.keys() & self._facts.lost).difference(waiting)):

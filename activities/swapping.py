@@ -4,12 +4,14 @@ Also which engines can't go over, as far as that is known before any is asked.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from activities.regions import missing_replicas
 from activities.routing import Gateways
 from activities.wanted import Facts
-from activities.waves import state_at, swaps
+from activities.waves import ModelState, state_at, swaps
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import Deployment
+from ipnext.model.deployment import Deployment, RegionState
 from ipnext.model.going_over import obstacle
 from ipnext.model.manifest import ModelSpec
 from ipnext.model.registry import Generation, SnapshotManifest
@@ -23,7 +25,7 @@ class Announcement:
     """Tells the routers of the generations that processes are about to go over to. Made for one activity.
 
     While they do, a request whose generation has no engine left may be answered with the other one; for that the router has to
-    know it before.
+    know it before. On a way back the other one is that which they leave: routers forget nothing here.
     """
 
     def __init__(self, gateways: Gateways, facts: Facts, wanted: Iterable[Deployment]) -> None:
@@ -37,7 +39,7 @@ class Announcement:
         """Once more, where a region could not be reached before. What is sent where stays as it is."""
         if not self.made:
             try:
-                self._gateways.follow(self._shares, self._deployments.values())
+                self._gateways.follow(self._shares, self._deployments.values(), keeping=self._shares)
             except Unavailable:
                 return
             self.made = True
@@ -71,3 +73,17 @@ def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], m
         return "adapters stand in it"
     held = [manifests[part, g.snapshots[part]] for g in generations if part in g.snapshots]
     return next((why for other in held[1:] if (why := obstacle(held[0], other)) is not None), None)
+
+
+def not_gone_back(model: str, state: ModelState, states: Mapping[str, RegionState]) -> frozenset[str]:
+    """Regions where not all processes have gone back that shall hold a state. Their routers have to know what these may still hold.
+
+    It may be all that answers there. Of regions that are not in `states` nothing is known.
+    """
+    return frozenset(
+        region for region in states if missing_replicas(model, replace(state, counts=_within(state, region)), states)
+    )
+
+
+def _within(state: ModelState, region: str) -> dict[tuple[tuple[str, str, str], int], int]:
+    return {held: count for held, count in state.counts.items() if held[0][1] == region}

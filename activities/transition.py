@@ -28,7 +28,7 @@ from activities.regions import (
 )
 from activities.releasing import Left, Releasing, known, left_over, stray
 from activities.routing import Gateways
-from activities.swapping import Announcement, while_swapped
+from activities.swapping import Announcement, not_gone_back, while_swapped
 from activities.undoing import held_for_lack, none_more, unfreed, waiting
 from activities.waiting import Deadline, beat
 from activities.wanted import Facts, read_facts, shrinking_first, spared, wanted_deployments, wanted_shares
@@ -178,7 +178,9 @@ class TransitionActivities:
         if not wave.back:
             _check_ready(wave, state.outside(facts.lost), states)
         stay = waiting(facts, shares, states) if wave.back else ()
-        Gateways(self._store, self._infrastructure, facts, beat=beat).follow(shares, deployments, waiting=stay)
+        keeping = not_gone_back(wave.model, state, states) if wave.back and transition.refresh == "swap" else ()
+        gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
+        gateways.follow(shares, deployments, waiting=stay, keeping=keeping)
         hold = 0.0 if wave.back else transition.waves[wave.index].hold_seconds
         former = former_generation(transition, wave.model, wave.generation) if gate.compares else None
         new = traffic_of(wave.model, wave.generation, states.values())
@@ -239,7 +241,7 @@ class TransitionActivities:
         kept = wanted if last else (*wanted, *(d for d in left_over(facts, wanted) if d not in gone))
         needed = held_for_lack(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
         releasing = self._releasing(facts)
-        left = Left(releasing.waiting(shares, wanted), needed)
+        left = Left(releasing.waiting(shares, wanted), needed, self._keeping(wave, facts, state, record))
         unreachable = releasing.shrink(shares, kept, wanted, gone, left=left)
         if unreachable is not None:
             raise unreachable
@@ -279,6 +281,14 @@ class TransitionActivities:
 
     def _announcement(self, facts: Facts, wanted: Sequence[Deployment]) -> Announcement:
         return Announcement(Gateways(self._store, self._infrastructure, facts, beat=beat), facts, wanted)
+
+    def _keeping(self, wave: WaveInput, facts: Facts, state: ModelState, record: TransitionRecord) -> Collection[str]:
+        """Regions whose routers forget nothing: on a way back from a swap, those whose processes have not gone back."""
+        if not (wave.back and record.transition.refresh == "swap"):
+            return ()
+        regions = {region for _, region, _ in state.slots} - facts.lost
+        states, _ = observe(self._infrastructure, regions, [wave.model])
+        return not_gone_back(wave.model, state, states)
 
     def _write_progress(self, wave: WaveInput, record: TransitionRecord, *, last: bool) -> None:
         with self._store.begin(wave.model) as repository:

@@ -14,7 +14,7 @@ from ipnext.infra.envoy import Gateway
 from ipnext.infra.envoy_process import EnvoyProcess
 from ipnext.infra.holds import assigned, host_holds, replica_sets
 from ipnext.infra.peers import PeersFile
-from ipnext.infra.replicas import HostReplica
+from ipnext.infra.replicas import Around, HostReplica
 from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router_process import RouterProcess
 from ipnext.infra.site import Site
@@ -158,14 +158,17 @@ class Region:
             number,
             engine=deployment.engine,
             site=self._site,
-            router=self._router,
-            publish=self._publish_table,
+            around=Around(self._router, self._publish_table, self._all_fetched),
         )
         replicas.append(replica)
         life = asyncio.create_task(self._live(replica), name=replica.name)
         self._lives.add(life)
         life.add_done_callback(self._ended)
         return replica
+
+    def _all_fetched(self, model: str) -> bool:
+        """Of a model whose parts went over one by one, a request would meet neither generation whole for a while."""
+        return not any(r.fetching for key, held in self._replicas.items() if key.model == model for r in held)
 
     def _ended(self, life: asyncio.Task[None]) -> None:
         self._lives.discard(life)

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 import structlog
 
@@ -39,8 +40,18 @@ from ipnext.model.deployment import (
 )
 
 
+class Around(NamedTuple):
+    """What a replica asks of its region."""
+
+    router: RouterProcess
+    publish: Callable[[], int]
+    """Puts its endpoint into the router table and returns the table's revision."""
+    all_fetched: Callable[[str], bool]
+    """Whether all replicas of a model that are to go over have at hand what they shall hold."""
+
+
 class HostReplica:
-    """A replica of a deployment. `publish` puts its endpoint into the router table and returns the table's revision."""
+    """A replica of a deployment."""
 
     def __init__(
         self,
@@ -49,8 +60,7 @@ class HostReplica:
         *,
         engine: str,
         site: Site,
-        router: RouterProcess,
-        publish: Callable[[], int],
+        around: Around,
     ) -> None:
         self.key = key
         self._engine = engine
@@ -60,8 +70,8 @@ class HostReplica:
         self._site = site
         self._settings = site.settings
         self._control = Control(site.session, probe_seconds=site.settings.probe_seconds)
-        self._router = router
-        self._publish = publish
+        self._around = around
+        self._router, self._publish = around.router, around.publish
         self._port = 0
         self._memory_bytes: int | None = None
         self._drain_seconds = site.settings.drain_seconds
@@ -150,6 +160,11 @@ class HostReplica:
         return frozenset(held.content for held in (self._over.next or self._wanted).holds)
 
     @property
+    def fetching(self) -> bool:
+        """Whether it is to go over, and has not at hand yet what it shall hold."""
+        return self._over.fetching and not self.leaving
+
+    @property
     def coming(self) -> tuple[int, ...]:
         """Generations that it is going over to, and is not ready for yet."""
         return tuple(sorted(generations(self._wanted) - {*self.ready})) if self._over.begun else ()
@@ -169,9 +184,9 @@ class HostReplica:
         """
         self._routed = self.routed
         if holds == self._wanted:
-            self._over.next = None
+            self._over.stay()
         elif swap and self._told is not None and goes_over(self._told, holds):
-            self._over.next = holds
+            self._over.come(holds)
         else:
             self._over.end()
             self._wanted = holds
@@ -285,13 +300,13 @@ class HostReplica:
             await self._put(self._wanted)
 
     async def _prepare(self, state: HostState, following: HostHolds) -> None:
-        """Have the host fetch what comes, then take it out of routing; what it holds answers until then."""
+        """Have the host fetch what comes, then take it out of routing with all others; what it holds answers until then."""
         holds = HostHolds(holds=self._wanted.holds, coming=following.holds)
         if self._told != holds:
             await self._put(holds)
         elif not digests(following.holds) <= set(state.fetched):
             await self._retry_loads(state, holds)
-        else:
+        elif self._over.at_hand() and self._around.all_fetched(self.key.model):
             self._wanted = following
             self._over.begin(held.url for held in state.ready if held.url)
             self.release_after(self._publish())

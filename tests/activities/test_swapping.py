@@ -4,13 +4,23 @@ from datetime import UTC, datetime
 
 import pytest
 
+from activities import routing
 from activities.admitting import price_of
-from activities.swapping import started_anew, while_swapped
+from activities.swapping import Announcement, not_gone_back, started_anew, while_swapped
 from activities.undoing import none_more, unfreed
 from activities.waves import fits_at_once, peak, state_at, state_undone, swaps
 from ipnext.errors import InvalidInput
 from ipnext.model.checkpoint import Checkpoint
-from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RegionState,
+    Replica,
+    ReplicaPhase,
+    RouteShare,
+    RouteTable,
+)
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.registry import ArtifactFile, Generation, Signature, SnapshotManifest
 from ipnext.model.rollout import (
@@ -23,6 +33,7 @@ from ipnext.model.rollout import (
     Transition,
     Wave,
 )
+from tests.activities.test_routing import NoStore, Regions, facts_of, served, share
 
 M = "chat"
 SLOT = ("llm", "us", "gpu")
@@ -166,6 +177,38 @@ def test_letting_go_swaps_nothing_back_that_was_not_told_to(transition):
     stored = deployed({1: 1, 2: 1})
 
     assert [found.own for found in none_more([deployed({1: 2})], {stored.key: stored})] == [{1: 1, 2: 1}]
+
+
+@pytest.mark.parametrize(("knew", "hears"), [((1,), (1, 2)), ((1, 2), (1, 2))])
+def test_routers_learn_what_processes_go_over_to_and_forget_nothing(monkeypatch, knew, hears):
+    """On a way back the generation that goes may be the only one that has an engine yet."""
+    monkeypatch.setattr(routing, "served_generations", lambda *_: served(*hears) if knew == (1,) else served(1))
+    table = RouteTable(model="ranker", region="us", revision=1, shares=(share("us", 1),), served=served(*knew))
+    facts, regions = facts_of({"us": table}), Regions()
+    announcement = Announcement(routing.Gateways(NoStore(), regions, facts), facts, ())
+
+    announcement.make()
+
+    known = regions.tables.get("us", table)
+    assert (announcement.made, known.shares) == (True, table.shares)
+    assert [found.generation for found in known.served] == [1, 2]
+
+
+def test_routers_keep_what_processes_hold_that_have_not_gone_back(transition):
+    """Of a region that does not answer nothing is known."""
+    back = state_undone(transition, M, 0, "routed")
+    key = DeploymentKey(model=M, part="llm", region="us", hardware="gpu")
+
+    def region(*ready):
+        replicas = tuple(
+            Replica(id=f"r{n}", key=key, phase=ReplicaPhase.RUNNING, ready=(generation,))
+            for n, generation in enumerate(ready)
+        )
+        return {"us": RegionState(region="us", gateway_url="http://gateway", replicas=replicas)}
+
+    assert not_gone_back(M, back, region(1, 1)) == frozenset()
+    assert not_gone_back(M, back, region(1, 2)) == {"us"}
+    assert not_gone_back(M, back, {}) == frozenset()
 
 
 def manifest(engine, refresh, **rollout):

@@ -22,9 +22,9 @@ EVERY_DAY = 1500
 """Histories of each `make test`."""
 ALL = 100_000
 FAULTS = (
-    "a way back by waves", "approved", "bad answers", "dips", "host crashed", "invalid", "load failure", "never ready",
-    "region dead", "region lost", "region unreachable", "stopped by a newer change", "turned for a newer publish",
-    "unacknowledged", "waits for supply", "worker killed",
+    "a way back by waves", "approved", "bad answers", "dips", "goes over", "host crashed", "host crashed while it goes over",
+    "invalid", "load failure", "never ready", "region dead", "region lost", "region unreachable", "stopped by a newer change",
+    "swap fails", "turned for a newer publish", "unacknowledged", "waits for supply", "worker killed",
 )  # fmt: skip
 MINDS = (
     "abort", "apply", "drain", "freeze", "lose a region", "pause", "publish", "publish in a rush", "replan", "retire",

@@ -10,7 +10,7 @@ import planner.transition
 from activities import admitting, gates, problems, regions, waves
 from ipnext.model.lifecycle import ChangeKind
 from tests.workflows.simulation import carrying, losing, moving, performing, staging, walking, world
-from tests.workflows.simulation.infrastructure import Deployment, Infrastructure
+from tests.workflows.simulation.infrastructure import Deployment, Infrastructure, Region
 from tests.workflows.simulation.world import history
 from workflows import ordering
 
@@ -208,6 +208,23 @@ def gateways_follow_by_their_names(patch):
     patch.setattr(moving, "followed", by_name)
 
 
+def routers_do_not_hear_of_swaps(patch):
+    def told(*_):
+        return True
+        yield
+
+    patch.setattr(moving, "_announced", told)
+
+
+def routers_forget_before_processes_go_back(patch):
+    real = moving.follow
+    patch.setattr(moving, "follow", lambda *given, **_: real(*given))
+
+
+def processes_go_over_one_by_one(patch):
+    patch.setattr(Region, "together", lambda *_: None)
+
+
 MUTANTS = {
     traffic_before_ready: ("I1 capacity", "I2 ready", "I5 answer"),
     release_before_route: ("I1 capacity", "I2 ready", "I5 answer"),
@@ -233,6 +250,9 @@ MUTANTS = {
     publish_gives_way_to_anything: ("I4 lost",),
     back_before_its_gateway_follows: ("I1 capacity", "I2 ready", "I5 answer"),
     gateways_follow_by_their_names: ("I1 capacity",),
+    processes_go_over_one_by_one: ("I2 ready", "I5 answer"),
+    routers_do_not_hear_of_swaps: ("I2 ready", "I5 answer"),
+    routers_forget_before_processes_go_back: ("I1 way back", "I2 undemanded"),
 }
 
 

@@ -30,7 +30,7 @@ class ChangesOfMind(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 500))
     def begin(self, seed):
-        scenario = drawn(Random(f"scenario {seed}"))
+        scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}"))
         scenario.trouble = 0.0
         self.world = World(seed, scenario)
         self.models = sorted(scenario.models)

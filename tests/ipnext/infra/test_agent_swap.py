@@ -146,3 +146,19 @@ def test_a_host_is_told_only_after_the_router_has_let_its_engine_go(shared_agent
 
 def host_state(url):
     return httpx.get(f"{url}/control/state", trust_env=False).json()
+
+
+def test_no_part_leaves_before_all_that_go_over_have_at_hand_what_comes(shared_agent, serving, poll):
+    """One that went over alone would leave no generation whole. One that is wanted back keeps no other waiting."""
+    model = serving(1)
+    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=30.0))
+    shared_agent.await_ready(model.key("head"), 1)
+    shared_agent.infra.apply(swapping(model, {2: 1}, part="head", fetch_seconds=30.0))
+    shared_agent.infra.apply(swapping(model, {2: 1}))
+    ended = time.monotonic() + 1.0
+    while time.monotonic() < ended:
+        assert answering(shared_agent, model) == [1, 1]
+        time.sleep(0.05)
+    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=30.0))
+    shared_agent.await_ready(model.key(), 2)
+    assert answering(shared_agent, model) == [1, 2]

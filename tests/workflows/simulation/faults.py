@@ -71,6 +71,32 @@ class Faults:
             return float("inf"), False
         return seconds, kind == "load failure"
 
+    def swap_seconds(self, load_seconds: float) -> tuple[float, float]:
+        """Until a process that goes over answers no more for the former generation, and until it does for the other one.
+
+        Half of loading is fetching, then it takes about a second; where a step fails the process starts anew, and loads all of
+        it. What is never ready hangs while it is fetched, or afterwards.
+        """
+        if load_seconds == float("inf"):
+            return self.random.choice((float("inf"), 2.0)), float("inf")
+        fetched = load_seconds / 2
+        if self.random.random() < self.trouble * 0.2:
+            self.count("swap fails")
+            return fetched, fetched + load_seconds
+        return fetched, fetched + 0.5 + self.random.random()
+
+    def on_the_way(self, host: Any, seconds: float) -> None:
+        """A process that goes over for so long may end meanwhile."""
+        if not self.quiet and self.random.random() < self.trouble * 0.1:
+            self.world.clock.spawn("crash", self._crashed(host), after=self.random.random() * min(seconds, 20.0))
+
+    def _crashed(self, host: Any) -> Steps:
+        if host.goes_over:
+            self.count("host crashed while it goes over")
+            host.crash(self.world.clock.now + 1 + self.random.random() * 20)
+        return
+        yield
+
     def invalid(self, model: str, generation: int) -> bool:
         """Whether validation refuses it."""
         return self.bad.get((model, generation)) == "invalid"
@@ -105,7 +131,7 @@ class Faults:
         self.world.tell("fault", f"{region.name} dead until {region.dead_until:g}")
 
     def _crash(self) -> None:
-        hosts = self.world.infra.hosts(lambda host: bool(host.ready))
+        hosts = self.world.infra.hosts(lambda host: bool(host.ready) or host.goes_over)
         if hosts:
             self.random.choice(hosts).crash(self.world.clock.now + 1 + self.random.random() * 20)
             self.count("host crashed")

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ipnext.errors import Unavailable
+from ipnext.infra.holds import assigned
 from ipnext.model.deployment import ReplicaPhase
 
 NEVER = float("inf")
@@ -30,13 +31,20 @@ class Deployment:
     qps: float
     own: Mapping[int, int]
     swap: bool = False
-    """Left out here: no process goes over."""
 
     def replicas_of(self, generation: int) -> int:
         """Processes that hold a generation."""
         if self.own:
             return self.own.get(generation, 0)
         return self.replicas if generation in self.generations else 0
+
+
+class Own(NamedTuple):
+    """Processes that hold one generation, as the real choice of processes reads them."""
+
+    replicas: int
+    digests: frozenset[int]
+    own: bool = True
 
 
 class Failure(NamedTuple):
@@ -48,23 +56,38 @@ class Failure(NamedTuple):
 
 
 class Host:
-    """One process: each generation it holds is ready from some time on, or never."""
+    """One process: each generation it holds is ready from some time on, or never. It may go over from one to another."""
 
-    __slots__ = ("failing", "id", "key", "lost", "message", "only", "ready_at", "restarts", "world")
+    __slots__ = (
+        "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
+        "takes", "world",
+    )  # fmt: skip
     phase = ReplicaPhase.RUNNING
 
     def __init__(self, world: Any, key: Key, number: int, only: int | None) -> None:
         self.world, self.key, self.id, self.only = world, key, f"{key.model}.{key.part}.{number}", only
+        self.number, self.over_to, self.former = number, None, None
+        self.fetched_at = self.takes = 0.0
+        """Until when it fetches what it goes over to, and how many seconds it answers for neither generation then."""
         self.ready_at: dict[int, float] = {}
         self.lost: dict[int, float] = {}
         self.failing: dict[int, float] = {}
+        self.leaves: dict[int, float] = {}
+        """Generation -> until when it answers for it, while it goes over to another one."""
+        self.interrupted: set[int] = set()
+        """Generations that it was going over to when it was lost for long."""
         self.restarts, self.message = 0, ""
 
     @property
     def ready(self) -> list[int]:
         """Generations it takes traffic for."""
         now = self.world.clock.now
-        return [generation for generation, at in self.ready_at.items() if at <= now]
+        return [g for g, at in self.ready_at.items() if at <= now < self.leaves.get(g, NEVER)]
+
+    @property
+    def goes_over(self) -> bool:
+        """Whether it is on its way from one generation to another."""
+        return self.over_to is not None and self.ready_at[self.over_to] > self.world.clock.now
 
     @property
     def failures(self) -> list[Failure]:
@@ -76,7 +99,8 @@ class Host:
 
     def able(self, generation: int, now: float) -> bool:
         """Whether it answers for a generation, or would if a fault had not taken it away for a while."""
-        return self.ready_at.get(generation, NEVER) <= now or self.lost.get(generation, -1.0) > now
+        there = self.ready_at.get(generation, NEVER) <= now or self.lost.get(generation, -1.0) > now
+        return there and now < self.leaves.get(generation, NEVER)
 
     def start(self, generation: int) -> None:
         """It has been ready for a generation from the beginning."""
@@ -84,8 +108,13 @@ class Host:
         self._changed()
 
     def crash(self, until: float) -> None:
-        """Lose all that is loaded; it is loaded again by `until`."""
+        """Lose all that is loaded; it is loaded again by `until`. What goes over starts with the generation it goes over to."""
         now = self.world.clock.now
+        if self.goes_over:
+            self._start_over(until)
+            self.world.infra.regions[self.key.region].together(self.key.model)
+        else:
+            self.over_to = None
         for generation, at in self.ready_at.items():
             if at <= now:
                 self.lost[generation] = self.ready_at[generation] = until
@@ -96,7 +125,72 @@ class Host:
         for generation, at in self.ready_at.items():
             if at == NEVER and generation in self.lost:
                 self.lost[generation] = self.ready_at[generation] = until
+            elif generation in self.interrupted:
+                self.ready_at[generation] = until + self.world.load_of(self.key.model, generation)[0]
+        self.interrupted.clear()
         self._changed()
+
+    def go_over(self, generation: int) -> None:
+        """Fetch a generation while the former one answers, then answer for neither until it is loaded. Back, where it was on its way from it."""
+        now, former = self.world.clock.now, self.only
+        self.only = generation
+        if self.ready_at.get(generation, NEVER) <= now < self.leaves.get(generation, NEVER):
+            self._keep(generation)
+            return
+        seconds, fails = self.world.load_of(self.key.model, generation)
+        if former not in self.ready:
+            self._keep()
+            self._load(generation, now + seconds, fails=fails)
+            self.over_to = generation
+            return
+        self._keep(former)
+        if fails:  # seen while it is fetched: nothing is taken from the former one
+            self._load(generation, now + seconds / 2, fails=True)
+            self.fetched_at = NEVER
+        else:
+            leaves, ready = self.world.faults.swap_seconds(seconds)
+            self.leaves[former] = self.fetched_at = now + leaves
+            self.takes = ready - leaves if ready < NEVER else NEVER
+            self._load(generation, now + ready)
+            self.world.faults.on_the_way(self, ready)
+        self.former, self.over_to = former, generation
+
+    @property
+    def still_answers(self) -> bool:
+        """Whether it is to go over, and has not left the former generation yet."""
+        return self.goes_over and self.former is not None and self.former in self.ready
+
+    def leave_at(self, at: float) -> None:
+        """It leaves the former generation then, with the others."""
+        self.leaves[self.former] = at
+        if self.over_to not in self.failing:
+            self.ready_at[self.over_to] = at + self.takes
+        self._changed()
+
+    def _keep(self, *generations: int) -> None:
+        """Forget all others; these are kept for good."""
+        for held in (self.ready_at, self.lost, self.failing):
+            for generation in held.keys() - set(generations):
+                del held[generation]
+        self.leaves.clear()
+        self.interrupted.clear()
+        self.over_to = self.former = None
+
+    def _load(self, generation: int, at: float, *, fails: bool = False) -> None:
+        self.ready_at[generation] = NEVER if fails else at
+        if fails:
+            self.failing[generation] = at
+
+    def _start_over(self, until: float) -> None:
+        """Its process has ended on its way, and begins anew with what it was to hold."""
+        generation, failing = self.only, dict(self.failing)
+        at = self.ready_at[generation]
+        self._keep()
+        self.failing |= failing
+        self.over_to = generation
+        self.ready_at[generation] = NEVER if at == NEVER else until + self.world.load_of(self.key.model, generation)[0]
+        if until == NEVER and at < NEVER:
+            self.interrupted.add(generation)
 
     def _changed(self) -> None:
         self.world.infra.regions[self.key.region].changed(self.key.model)
@@ -138,6 +232,14 @@ class Region:
         """Hosts of a model are no longer what they were."""
         self._able.pop(model, None)
 
+    def together(self, model: str) -> None:
+        """No process of a model leaves its generation before all that go over have fetched."""
+        waiting = [h for key, hosts in self.sets.items() if key.model == model for h in hosts if h.still_answers]
+        if waiting:
+            at = max(waiting[0].world.clock.now, *(host.fetched_at for host in waiting))
+            for host in waiting:
+                host.leave_at(at)
+
     def counted(self, model: str, now: float) -> Able:
         """What a model's hosts carry now, host by host."""
         until, found = NEVER, dict[tuple[str, int | None], float]()
@@ -149,7 +251,7 @@ class Region:
                 able = [generation for generation in host.ready_at if host.able(generation, now)]
                 for generation in (*able, None) if able else ():
                     found[key.part, generation] = found.get((key.part, generation), 0.0) + qps
-                for at in (*host.ready_at.values(), *host.lost.values()):
+                for at in (*host.ready_at.values(), *host.lost.values(), *host.leaves.values()):
                     if now < at < until:
                         until = at
         return Able(until, found)
@@ -200,15 +302,36 @@ class Infrastructure:
         before, former = len(hosts), region.wanted.get(key, wanted).units
         groups = wanted.own or {None: wanted.replicas}
         kept: list[Host] = []
+        if wanted.swap:
+            kept, groups = self._swapped(hosts, wanted), {}
         for only, count in groups.items():
             found = sorted((h for h in hosts if h.only == only), key=lambda h: -len(h.ready))[:count]
             found += [self._host(key, only) for _ in range(count - len(found))]
             kept += found
         for host in kept:
-            self._hold(host, wanted.generations if host.only is None else (host.only,))
+            if not wanted.swap:
+                self._hold(host, wanted.generations if host.only is None else (host.only,))
         region.sets[key], region.wanted[key] = kept, wanted
+        region.together(key.model)
         region.changed(key.model)
         self._count(key, before * former, len(kept) * wanted.units)
+
+    def _swapped(self, hosts: Iterable[Host], wanted: Deployment) -> list[Host]:
+        """By the real choice: who stays, who goes over, and who is new; the others end."""
+        staying = [(h, frozenset({h.only})) for h in sorted(hosts, key=lambda h: (not h.ready, h.number))]
+        sets = [Own(count, frozenset({generation})) for generation, count in sorted(wanted.own.items())]
+        members, _ = assigned(cast("Any", sets), cast("Any", staying), swap=True)
+        kept: list[Host] = []
+        for (generation, count), found in zip(sorted(wanted.own.items()), members, strict=True):
+            for host in found:
+                if host.only != generation:
+                    self.world.faults.count("goes over")
+                    host.go_over(generation)
+            new = [self._host(wanted.key, generation) for _ in range(count - len(found))]
+            for host in new:
+                self._hold(host, (generation,))
+            kept += [*found, *new]
+        return kept
 
     def delete(self, key: Key) -> None:
         """End a replica set."""

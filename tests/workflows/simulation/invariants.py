@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from activities import waves
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Dip
 
-from .infrastructure import Region
+from .infrastructure import Key, Region
 from .journal import Placement, placed_units
 from .performing import HEARTBEAT_SECONDS, Limits
 from .walking import WAITS, Command
@@ -54,6 +55,11 @@ class Invariants:
         self.held: dict[str, Any] = {}
         """Model -> what a look at it saw that found nothing: while that is the same, another one finds nothing either."""
 
+    def settled(self, model: str) -> None:
+        """All gateways of a model follow."""
+        self.halfway.pop(model, None)
+        self.crossing.discard(model)
+
     def begin(self, model: str, dips: Iterable[Dip] = (), *, rollback: bool = False) -> None:
         """A transition is planned for the demand of now; what is short at its beginning may stay so, and what it dips.
 
@@ -63,8 +69,7 @@ class Invariants:
         self.demand[model] = {item.region: item.qps for item in self.world.journal.records[model].manifest.spec.demand}
         loads = self._loads(model, faults=False)
         self.strained.discard(model)
-        self.halfway.pop(model, None)
-        self.crossing.discard(model)
+        self.settled(model)
         lacking = {place: load - able for place, (load, able) in loads.items() if load > able}
         short = _short(loads)
         for (region, part, generation), (load, able) in loads.items():
@@ -109,11 +114,15 @@ class Invariants:
             self.lacking.get(model),
             self.going_along.get(model),
             self.dips.get(model),
+            self._swapping(model),
             of_model,
         )
 
     def _carried(self, model: str, where: str, *, between: bool) -> None:
         """I1: what is sent is carried."""
+        if self.world.journal.records[model].refresh == "swap":
+            self._carried_apart(model, where, between=between)
+            return
         excused, dips = self.lacking.get(model, {}), self.dips.get(model, {})
         loads = self._loads(model)
         for (region, part, generation), (load, able) in loads.items():
@@ -130,6 +139,66 @@ class Invariants:
                 which = "all generations" if generation is None else f"generation {generation}"
                 told = f"{where}: {model}/{part} in {region}: {load:g} requests/s to {which}, which carries {able:g}"
                 self.broken("I1 between" if stays else "I1 way back" if self._goes_back(model) else "I1 capacity", told)
+
+    def _carried_apart(self, model: str, where: str, *, between: bool) -> None:
+        """I1 where processes go over: what is short goes along with them, so it counts for all generations together.
+
+        So much more may be missing as those carry that go over in the wave at hand, until its traffic has moved.
+        """
+        lacking, dips, loads = self.lacking.get(model, {}), self.dips.get(model, {}), self._loads(model)
+        whole: dict[tuple[str, str], float] = defaultdict(float)
+        missing: dict[tuple[str, str], float] = defaultdict(float)
+        for (region, part, _), (load, able) in loads.items():
+            whole[region, part] += load
+            missing[region, part] += max(0.0, load * (1 - dips.get((region, part), 0.0)) - able)
+        over = self._swapping(model)
+        for place, short in missing.items():
+            lacked = sum(qps for (*found, _), qps in lacking.items() if tuple(found) == place)
+            may = lacked + over.get(place, 0.0)
+            if short <= may + SLACK:
+                continue
+            seen = (*place, short)
+            stays = (between and model in self.crossing) or seen in self.halfway.get(model, ())
+            if stays:
+                self.halfway.setdefault(model, set()).add(seen)
+            told = f"{where}: {model}/{place[1]} in {place[0]}: {short:g} of {whole[place]:g} requests/s are missing, {may:g} may"
+            self.broken("I1 between" if stays else "I1 way back" if self._goes_back(model) else "I1 capacity", told)
+
+    def _swapping(self, model: str) -> Mapping[tuple[str, str], float]:
+        """(Region, part) -> requests/s that the processes carry which go over in the wave at hand."""
+        wave = self._swapping_wave(model)
+        if wave is None:
+            return {}
+        deployments = self.world.journal.records[model].deployments
+        over: dict[tuple[str, str], float] = defaultdict(float)
+        for slot, (gone, _) in self._over(model, *wave).items():
+            stored = deployments.get(Key(model, *slot))
+            over[slot[1], slot[0]] += gone * stored.qps if stored is not None else 0.0
+        return dict(over)
+
+    def _swapping_wave(self, model: str) -> tuple[Any, int] | None:
+        """Transition and number of the wave at hand, where processes go over in it and its traffic has not moved."""
+        entity = self.world.entities.get(model)
+        run = entity.running if entity is not None and self.world.journal.records[model].refresh == "swap" else None
+        if run is None or run.command.name not in {"ensure_capacity", "shift_traffic"}:
+            return None
+        moving = self.world.journal.find_transition(run.change.id)
+        if moving is None or not waves.swaps(moving.transition, model, run.command.index):
+            return None
+        return moving.transition, run.command.index
+
+    def _over(self, model: str, transition: Any, index: int) -> Mapping[waves.Slot, tuple[int, float]]:
+        """Slot -> processes that go over in a wave, or back, and the largest fraction of those of a generation that they are."""
+        before = waves.state_undone(transition, model, index, "released").counts
+        after = waves.state_at(transition, model, index, "scaled_up").counts
+        over: dict[waves.Slot, tuple[int, float]] = {}
+        for slot, generation in before.keys() | after.keys():
+            held = slot, generation
+            count, changed = before.get(held, 0), before.get(held, 0) - after.get(held, 0)
+            gone, least = over.get(slot, (0, 0.0))
+            if changed > 0:
+                over[slot] = gone + changed, max(least, changed / count)
+        return over
 
     def left(self, model: str) -> None:
         """A step of a way back could not be done: what is short for it may stay so until a transition is through."""
@@ -178,11 +247,12 @@ class Invariants:
             moved = _moved(self._new_of(model, before), self._new_of(model, after))
         if moved <= SLACK:
             return
-        fresh = sum(share.fraction for share in self._new_of(model, after))
-        if run.command.index == 0 and fresh > rollout.canary + SLACK:
+        fresh, swap = sum(share.fraction for share in self._new_of(model, after)), self._swapping_wave(model)
+        least = max((part for _, part in self._over(model, *swap).values()), default=0.0) if swap is not None else 0.0
+        if run.command.index == 0 and fresh > max(rollout.canary, least) + SLACK:
             told = f"{model} in {region}: a new generation starts at {fresh:g}, the canary is {rollout.canary:g}"
             raise Violated("pace", told)
-        if moved > rollout.max_step + SLACK:
+        if moved > max(rollout.max_step, least) + SLACK:
             raise Violated("pace", f"{model} in {region}: {moved:g} of the traffic move, {rollout.max_step:g} may")
 
     def _new_of(self, model: str, shares: Iterable[Any]) -> list[Any]:
@@ -276,7 +346,7 @@ class Invariants:
                 if not record.generations[share.generation].validated:
                     raise Violated("I2 validated", f"{where}: {origin.name} sends to generation {share.generation}")
                 whole = self._whole(self.world.infra.regions[share.to], model, share.generation)
-                if not whole:
+                if not (whole or self._waits(self.world.infra.regions[share.to], model, share.generation)):
                     mine = passed <= asked < passed + share.fraction
                     name = "I5 answer" if mine else "I2 ready"
                     if origin.name not in self.demand.get(model, {}):
@@ -293,6 +363,18 @@ class Invariants:
         One that was lost, stands up again and can't be reached goes by what it held; nobody waits for it.
         """
         return origin.dead_until > self.world.clock.now or origin.name in self.world.lost
+
+    def _waits(self, region: Region, model: str, generation: int) -> bool:
+        """Whether requests for a generation are answered with another one, or wait for one, where processes go over.
+
+        In the wave at hand, or left so by a way back; the region's router has to know both.
+        """
+        served = region.served.get(model, frozenset())
+        if not (self._swapping_wave(model) or model in self.left_behind) or generation not in served:
+            return False
+        hosts = [host for key, hosts in region.sets.items() if key.model == model for host in hosts]
+        coming = {host.over_to for host in hosts if host.goes_over and not host.ready}
+        return any(number in coming or self._whole(region, model, number) for number in served)
 
     def _whole(self, region: Region, model: str, generation: int) -> bool:
         """Whether a region can answer with a generation: its router knows it, and each part has a host that is ready."""

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from activities import gates, regions, rerouting, undoing, wanted, waves
+from activities import gates, regions, rerouting, swapping, undoing, wanted, waves
 from activities.following import Following, followed
 from ipnext.errors import Unavailable
 from ipnext.model.comparison import Pair
@@ -80,7 +80,10 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         (d for d in wanted_sets if d.key.region not in lost), running
     )
     pending = told
+    announced = not waves.swaps(wave.moving.transition, wave.model, wave.index)
     while True:
+        if not announced:
+            announced = yield from _announced(world, wave.model, attempt)
         attempt.check()
         pending = _applied(world, pending)
         yield "capacity is told"
@@ -97,6 +100,17 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         yield (POLL_SECONDS, attempt.signals)
         if attempt.cancelled():
             raise Cancelled
+
+
+def _announced(world: Any, model: str, attempt: Attempt) -> Generator[Any, Any, bool]:
+    """Whether every router has been told of the generations that processes are about to go over to."""
+    record = world.journal.records[model]
+    shares = {region: table.shares for region, table in record.tables.items()}
+    try:
+        yield from follow(world, model, shares, record.deployments.values(), attempt, keeping=frozenset(shares))
+    except Unavailable:
+        return False
+    return True
 
 
 def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Steps:
@@ -132,7 +146,8 @@ def unfreed(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
         return frozenset()
     record = world.journal.records[wave.model]
     stored = record.deployments.values(), record.tables.values()
-    found: frozenset[str] = cast("Any", undoing.unfreed)(state, *stored, _peak(world, wave).keys())
+    meanwhile = swapping.while_swapped(wave.moving.transition, wave.model, wave.index)
+    found: frozenset[str] = cast("Any", undoing.unfreed)(state, *stored, _peak(world, wave).keys(), meanwhile=meanwhile)
     return found - world.out.lost
 
 
@@ -154,7 +169,8 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     waits = waiting(world, wave, shares, regions_seen) if wave.back else frozenset()
     if not (wave.back or world.journal.by_id[wave.moving.id].kind is ChangeKind.ROLLBACK):
         _check_reached(world, record, shares)
-    yield from follow(world, wave.model, shares, deployments, attempt, waits)
+    keeping = not_gone_back(world, wave, state)
+    yield from follow(world, wave.model, shares, deployments, attempt, waits, keeping=keeping)
     yield "all gateways follow"
     hold = 0.0 if wave.back else wave.moving.transition.waves[wave.index].hold_seconds
     return WaveResult(ok=True, hold_seconds=hold)
@@ -210,7 +226,8 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     lost, stored = world.out.lost, dict(record.deployments)
     try:
         waits = waiting(world, wave, shares, {d.key.region for d in wanted_sets})
-        yield from follow(world, wave.model, shares, kept, attempt, waits)
+        keeping = not_gone_back(world, wave, state)
+        yield from follow(world, wave.model, shares, kept, attempt, waits, keeping=keeping)
     except Unavailable as error:
         unreachable = error
     needed = still_sent(record, shares)
@@ -263,6 +280,8 @@ def follow(
     deployments: Iterable[Deployment],
     attempt: Attempt,
     waits: frozenset[str] = frozenset(),
+    *,
+    keeping: frozenset[str] = frozenset(),
 ) -> Generator[Any, Any, None]:
     """Every gateway that answers learns what its region holds, then sends by `shares`. Unavailable at the end."""
     record, held, lost = world.journal.records[model], tuple(deployments), world.out.lost
@@ -279,7 +298,7 @@ def follow(
     for region, found in following.tables:
         yield from put.table(region, found, served[region] | put.now(region).served)
     needed = still_sent(record, shares) | {(share.to, share.generation) for found in shares.values() for share in found}
-    for region in reached:
+    for region in (name for name in reached if name not in keeping):
         now = put.now(region)
         kept = {number for number in now.served if (region, number) in needed}
         yield from put.table(region, now.shares, served[region] | kept)
@@ -295,8 +314,17 @@ def follow(
     if waits - lost:
         msg = f"users of {min(waits - lost)!r} stay where they are"
         raise Unavailable(msg)
-    world.invariants.halfway.pop(model, None)
-    world.invariants.crossing.discard(model)
+    if not keeping:
+        world.invariants.settled(model)
+
+
+def not_gone_back(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
+    """By the real function: on a way back from a swap, regions whose routers forget nothing."""
+    if not wave.back or wave.moving.transition.refresh != "swap":
+        return frozenset()
+    states, _ = world.infra.observe(wave.model, {region for _, region, _ in state.slots} - world.out.lost)
+    found: frozenset[str] = cast("Any", swapping.not_gone_back)(wave.model, state, states)
+    return found
 
 
 def _one_by_one(
@@ -396,7 +424,8 @@ def wanted_deployments(world: Any, model: str, state: waves.ModelState) -> tuple
         units, qps = options.get((slot[0], slot[2])) or (stored.units, stored.qps)
         held = state.held(slot)
         own = {g: state.counts[slot, g] for g in sorted(held)} if state.apart else {}
-        found.append(Deployment(key, processes[slot], tuple(sorted(held | kept)), units, qps, own))
+        swap = state.apart and record.refresh == "swap"
+        found.append(Deployment(key, processes[slot], tuple(sorted(held | kept)), units, qps, own, swap))
     return tuple(found)
 
 

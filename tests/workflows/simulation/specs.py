@@ -51,8 +51,8 @@ class Scenario:
     counted: dict[str, int] = field(default_factory=dict)
 
 
-def drawn(random: Random) -> Scenario:
-    """Mostly small worlds, a long tail of large ones."""
+def drawn(random: Random, swaps: Random | None = None) -> Scenario:
+    """Mostly small worlds, a long tail of large ones. By `swaps` half of the models that replace go over in place instead."""
     large = random.random() < 0.04
     regions = REGIONS[: random.choice((1, 2, 2, 3, 3, 4) if not large else (4, 5, 6))]
     hardware = HARDWARE[: random.choice((1, 1, 2, 3))]
@@ -66,6 +66,8 @@ def drawn(random: Random) -> Scenario:
     )
     for spec in models.values():
         vars(spec.rollout).update(_owners_wish(random))
+        if swaps is not None and spec.refresh == "replace" and swaps.random() < 0.5:
+            spec.refresh = "swap"
     return found
 
 

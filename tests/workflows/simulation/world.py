@@ -137,8 +137,8 @@ class World:
         state = planned_state(model, 1, record.placement)
         for row in state.replicas:
             key, option = Key(model, row.part, row.region, row.hardware), options[row.part, row.hardware]
-            own = {1: row.count} if record.refresh == "replace" else {}
-            record.deployments[key] = wanted = Deployment(key, row.count, (1,), option.units, option.qps, own)
+            own, swap = {} if record.refresh == "in_place" else {1: row.count}, record.refresh == "swap"
+            record.deployments[key] = wanted = Deployment(key, row.count, (1,), option.units, option.qps, own, swap)
             self.infra.apply(wanted)
             for host in self.infra.regions[row.region].sets[key]:
                 host.start(1)
@@ -159,9 +159,11 @@ def _shares(traffic: Iterable[Any]) -> dict[str, list[Any]]:
     return found
 
 
-def history(seed: int, *, tracing: bool = False, stalls: bool = False, known: frozenset[str] = KNOWN) -> Outcome:
-    """The history of a seed. The same seed gives the same history, step by step."""
-    scenario = drawn(Random(f"scenario {seed}"))
+def history(
+    seed: int, *, tracing: bool = False, stalls: bool = False, swaps: bool = True, known: frozenset[str] = KNOWN
+) -> Outcome:
+    """The history of a seed. The same seed gives the same history, step by step; without `swaps` no process goes over."""
+    scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}") if swaps else None)
     world = World(seed, scenario, tracing=tracing, stalls=stalls, known=known)
     violated, told = None, ""
     try:
