@@ -5,7 +5,7 @@ at any time. A wave's outcome is an answer (WaveResult), not an error; errors ar
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
