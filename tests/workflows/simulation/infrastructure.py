@@ -50,7 +50,7 @@ class Failure(NamedTuple):
 class Host:
     """One process: each generation it holds is ready from some time on, or never."""
 
-    __slots__ = ("failing", "id", "key", "lost", "message", "only", "ready_at", "restarts", "world")
+    __slots__ = ("failing", "id", "key", "log", "lost", "message", "only", "ready_at", "restarts", "world")
     phase = ReplicaPhase.RUNNING
 
     def __init__(self, world: Any, key: Key, number: int, only: int | None) -> None:
@@ -58,7 +58,7 @@ class Host:
         self.ready_at: dict[int, float] = {}
         self.lost: dict[int, float] = {}
         self.failing: dict[int, float] = {}
-        self.restarts, self.message = 0, ""
+        self.restarts, self.message, self.log = 0, "", None
 
     @property
     def ready(self) -> list[int]:
