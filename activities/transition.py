@@ -35,6 +35,7 @@ from activities.wanted import Facts, read_facts, shrinking_first, spared, wanted
 from activities.waves import (
     ModelState,
     Phase,
+    brought_up,
     peak,
     planned_state,
     running_state,
@@ -117,7 +118,7 @@ class TransitionActivities:
 
     @activity.defn(name="ensure_capacity", no_thread_cancel_exception=True)
     def ensure_capacity(self, wave: WaveInput) -> WaveResult:
-        """Add the wave's replicas and wait until each generation has them ready, at most `deadline_seconds`.
+        """Add the wave's replicas and wait until they and the target generation's others are ready, at most `deadline_seconds`.
 
         Ends at once where a replica cannot load the generation. Unreachable regions are asked again until the deadline.
         """
@@ -136,8 +137,8 @@ class TransitionActivities:
             wanted = [found for found in wanted_deployments(facts, state) if found.key.region not in full]
             for deployment in wanted:
                 repository.put_deployment(deployment)
-            needed = _reach(repository, wave, "released")[1] if wave.back else state
             transition = repository.transition(wave.transition_id).transition
+            needed = _reach(repository, wave, "released")[1] if wave.back else _brought_up(transition, wave)
         if not wave.back and wave.index == 0:
             strays = stray(facts, transition)
             releasing = self._releasing(facts)
@@ -323,6 +324,10 @@ def _reach(repository: Repository, wave: WaveInput, phase: Phase) -> tuple[Facts
     transition = repository.transition(wave.transition_id).transition
     find = (state_undone if wave.by_waves else state_back) if wave.back else state_at
     return read_facts(repository, wave.model, wave.generation), find(transition, wave.model, wave.index, phase)
+
+
+def _brought_up(transition: Transition, wave: WaveInput) -> ModelState:
+    return brought_up(transition, wave.model, wave.index, wave.generation)
 
 
 def _unfreed(facts: Facts, state: ModelState, record: TransitionRecord, wave: WaveInput) -> frozenset[str]:

@@ -143,6 +143,18 @@ def state_undone(transition: Transition, model: str, index: int, phase: Phase) -
     return state_at(transition, model, index, "routed" if phase == "scaled_up" else "scaled_up")
 
 
+def brought_up(transition: Transition, model: str, index: int, generation: int) -> ModelState:
+    """What wave `index` waits for: `generation` whole, and of others what it adds.
+
+    What others had before may be broken, and be left for just that reason.
+    """
+    before, there = _before(transition, model, index).counts, state_at(transition, model, index, "scaled_up")
+    counts = {
+        held: count for held, count in there.counts.items() if held[1] == generation or count > before.get(held, 0)
+    }
+    return replace(there, counts=counts)
+
+
 def _before(transition: Transition, model: str, index: int) -> ModelState:
     """The state that wave `index` begins with."""
     if index:

@@ -17,9 +17,11 @@ from ipnext.cli.profiles import profile_tables
 from ipnext.cli.session import client_of
 from ipnext.client import Client
 from ipnext.errors import InvalidInput
+from ipnext.model.adapter import client_name
 from ipnext.model.answers import GenerationAnswers
 from ipnext.model.drain import Drain
 from ipnext.model.lifecycle import Change
+from ipnext.model.manifest import ModelManifest
 from ipnext.model.profile import PartThroughput, ProfileView
 from ipnext.model.registry import Generation, Snapshot
 from ipnext.model.resource import (
@@ -208,6 +210,8 @@ def model_tables(
     serving = "nothing" if status.serving_generation is None else f"generation {status.serving_generation}"
     yield f"serves {serving}; wanted: {status.target_generation or 'nothing yet'}; plan {status.plan_id or 'none'}"
     yield f"demand: {', '.join(f'{number(item.amount)} {spec.unit} in {item.region}' for item in spec.demand)}"
+    if spec.adapters or len({part.engine for part in spec.parts}) > 1:
+        yield parts_table(view.manifest)
     if status.unreachable_regions:
         yield f"does not answer: {', '.join(status.unreachable_regions)}"
     lines = (
@@ -235,6 +239,17 @@ def model_tables(
     yield rows("\nreplicas", ("replica", "phase", "answers for", "restarts", "message"), replicas)
     yield generations_table(generations)
     yield changes_table(changes)
+
+
+def parts_table(manifest: ModelManifest) -> Table:
+    """One line for each part: its engine, or the part that it is an adapter on and how clients ask for it."""
+    lines = (
+        (part.name, part.engine, "-")
+        if part.adapter_of is None
+        else (part.name, f"adapter on {part.adapter_of}", client_name(manifest.name, part.name))
+        for part in manifest.spec.parts
+    )
+    return rows("\nparts", ("part", "engine", "asked as"), lines)
 
 
 ANSWERS = ("generation", "answers", "errors", "non-finite", "p50 ms", "p99 ms", "drift")

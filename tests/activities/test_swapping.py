@@ -8,7 +8,7 @@ from activities import routing
 from activities.admitting import price_of
 from activities.swapping import Announcement, not_gone_back, started_anew, while_swapped
 from activities.undoing import none_more, unfreed
-from activities.waves import fits_at_once, peak, state_at, state_undone, swaps
+from activities.waves import brought_up, fits_at_once, peak, state_at, state_undone, swaps
 from ipnext.errors import InvalidInput
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.deployment import (
@@ -78,6 +78,13 @@ def test_a_wave_that_swaps_has_as_many_processes_as_before(transition):
     assert told(routed) == told(released) == ({1: 1, 2: 1}, {1: 0.5, 2: 0.5})
     assert up.replicas(SLOT) == 2
     assert [swaps(transition, M, index) for index in range(3)] == [True, True, False]
+
+
+def test_a_wave_waits_for_its_own_generation_and_not_for_the_one_that_it_leaves(transition):
+    """The former one may be broken, and be left for that reason; what a wave adds of any generation it waits for."""
+    waited = [{g: n for (_, g), n in brought_up(transition, M, index, 2).counts.items()} for index in range(3)]
+    assert waited == [{2: 1}, {2: 2}, {2: 3}]
+    assert {g for _, g in brought_up(transition, M, 1, 3).counts} == {2}
 
 
 def test_it_is_undone_by_swapping_back_before_the_traffic(transition):

@@ -62,6 +62,28 @@ async def test_a_rollback_after_replacing_starts_the_former_generation_anew(hous
     kit.check_floor(house.infrastructure, model, DEMAND)
 
 
+@pytest.mark.parametrize("refresh", ["replace", "in_place"])
+async def test_a_generation_that_serves_and_is_broken_is_left_by_a_rollback_or_a_repaired_one(
+    house, kit, model, carried_out, refresh
+):
+    house.apply(model, rollout=rollout(refresh))
+    await carried_out(house.publish(model, 1))
+    broken = house.source(kit.SPARSE, kit.weights(2))
+    await carried_out(house.publish(model, 2, sparse=broken))
+    house.infrastructure.fail_load(broken.manifest.digest)
+
+    back = await carried_out(house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1))
+    assert back.state is ChangeState.DONE, back.message
+
+    house.infrastructure.heal_load(broken.manifest.digest)
+    await carried_out(house.ask(model, ChangeKind.ROLLBACK, f"{model}-again", generation=2))
+    house.infrastructure.fail_load(broken.manifest.digest)
+
+    repaired = await carried_out(house.publish(model, 3))
+    assert repaired.state is ChangeState.DONE, repaired.message
+    assert house.shares(model) == {"us-east": {3: 1.0}, "eu-west": {3: 1.0}}
+
+
 async def test_a_part_that_did_not_change_keeps_its_processes(house, kit, model, carried_out):
     house.apply(model, rollout=rollout("replace"))
     sparse = house.source(kit.SPARSE, kit.weights(1))

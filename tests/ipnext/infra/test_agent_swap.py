@@ -81,8 +81,12 @@ def test_the_table_says_what_is_coming_from_when_the_replica_leaves_until_it_is_
     shared_agent.infra.apply(swapping(model, {2: 1}, load_seconds=1.0))
     poll(lambda: answering(shared_agent, model) == [], "it leaves")
     assert table_of(shared_agent, model)["coming"] == [2]
+    (replica,) = shared_agent.replicas(model.key())
+    assert (replica.coming, replica.going_over) == ((2,), "goes over to generation 2")
+    assert replica.log.endswith(f"/logs/{replica.id}.log")
     poll(lambda: answering(shared_agent, model) == [2], "it is ready")
     assert table_of(shared_agent, model)["coming"] == []
+    assert shared_agent.replicas(model.key())[0].coming == ()
 
 
 def test_a_replica_that_crashes_on_its_way_comes_up_with_what_is_wanted_of_it(shared_agent, serving, poll):

@@ -59,7 +59,7 @@ class Host:
     """One process: each generation it holds is ready from some time on, or never. It may go over from one to another."""
 
     __slots__ = (
-        "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
+        "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "log", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
         "takes", "world",
     )  # fmt: skip
     phase = ReplicaPhase.RUNNING
@@ -76,7 +76,7 @@ class Host:
         """Generation -> until when it answers for it, while it goes over to another one."""
         self.interrupted: set[int] = set()
         """Generations that it was going over to when it was lost for long."""
-        self.restarts, self.message = 0, ""
+        self.restarts, self.message, self.log = 0, "", None
 
     @property
     def ready(self) -> list[int]:

@@ -72,7 +72,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     running = {key: stored.replicas for key, stored in record.deployments.items()}
     record.deployments |= {d.key: d for d in wanted_sets}
     lost = world.out.lost
-    needed = (state_of(world, wave, "released") if wave.back else state).outside(lost | full)
+    needed = (state_of(world, wave, "released") if wave.back else _brought_up(wave)).outside(lost | full)
     yield "capacity is written down"
     if not wave.back and wave.index == 0:
         yield from _without_strays(world, wave, attempt)
@@ -111,6 +111,10 @@ def _announced(world: Any, model: str, attempt: Attempt) -> Generator[Any, Any, 
     except Unavailable:
         return False
     return True
+
+
+def _brought_up(wave: Wave) -> waves.ModelState:
+    return waves.brought_up(wave.moving.transition, wave.model, wave.index, wave.moving.generation)
 
 
 def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Steps:
