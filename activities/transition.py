@@ -50,7 +50,7 @@ from ipnext.model.cause import GATE, STEPS, Cause, Place
 from ipnext.model.deployment import Deployment, RegionState, RouteShare
 from ipnext.model.lifecycle import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
 from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import TransitionState
+from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.placements import Units
 from ipnext.store.records import TransitionRecord
