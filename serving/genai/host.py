@@ -42,7 +42,7 @@ class GenerativeHost:
         self._ending_seconds = STREAM_DRAIN_SECONDS
 
     async def ended(self) -> None:
-        """Be ready for nothing any more, let requests end for as long as the model's drain says, then end the engines."""
+        """Tell that it drains, let requests end for as long as the model's drain says, then end the engines."""
         notice = NOTICE_SECONDS if self._engines.ready and not self.draining else 0.0
         self.draining, began = True, time.monotonic()
         while (passed := time.monotonic() - began) < self._ending_seconds:
