@@ -10,6 +10,7 @@ from ipnext.errors import Unavailable
 from ipnext.model.drain import Drain
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.plan import ModelProblem
+from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 
@@ -43,7 +44,12 @@ NOTHING = Drained()
 def unchanged(store: Store, lost: frozenset[str]) -> None:
     """Unavailable where a region was lost, or came back, since `lost` was read: another attempt computes anew."""
     with store.read() as repository:
-        changed = Drained.of(repository.drains()).lost ^ lost
+        same(repository, lost)
+
+
+def same(repository: Repository, lost: frozenset[str]) -> None:
+    """As `unchanged`, in one unit of work with what is written."""
+    changed = Drained.of(repository.drains()).lost ^ lost
     if changed:
         msg = f"region {min(changed)!r} was lost or came back meanwhile; what to do is computed anew"
         raise Unavailable(msg)

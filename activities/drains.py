@@ -10,11 +10,10 @@ from typing import Any
 from temporalio import activity
 
 from activities.replans import Wake
-from activities.returning import Returning, wanted_in
+from activities.returning import Returning, Told
 from activities.surviving import Surviving
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment import Deployment
 from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState
 from ipnext.model.lifecycle import ReplanState
 from ipnext.model.status import Reason
@@ -82,13 +81,13 @@ class DrainActivities:
         """Tell a region that was lost what the store wants of it; then its supply counts again and a replan is asked for.
 
         Nothing moves before that plan. A region that does not answer stays out; so does one of which a change has written
-        other replica sets meanwhile: it is told again.
+        something else meanwhile: it is told again.
         """
         with self._store.read() as repository:
             drain = repository.drain(asked.region)
         if drain is None or drain.state is not DrainState.RETURNING:
             return self.look_at_drain(asked)
-        told: Sequence[Deployment] | None = None
+        told: Told | None = None
         if drain.disaster:
             try:
                 told = Returning(self._store, self._infrastructure).bring_up(asked.region)
@@ -100,7 +99,7 @@ class DrainActivities:
                 return _seen(drain)
         with self._store.begin() as repository:
             drain = repository.drain(asked.region) or drain
-            if told is not None and told != wanted_in(repository, asked.region):
+            if told is not None and not told.written(repository, asked.region):
                 return _seen(drain)
             if drain.state is DrainState.RETURNING:
                 drain = repository.update_drain(

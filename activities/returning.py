@@ -1,7 +1,8 @@
 """Bringing a region that was lost up to what the store wants of it: routes first, then replicas, then what is left over."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from activities.wanted import Facts, read_facts, served_generations, shrinking_first
 from activities.waves import answered as still_answered
@@ -11,6 +12,33 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What the store wants of a region: replica sets in the order of their keys, and (model, generation that its users were sent to last)."""
+
+    deployments: Sequence[Deployment]
+    settled: Sequence[tuple[str, int | None]]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a region was told by a store that wanted so much of it."""
+
+    wanted: Wanted
+    tables: Sequence[RouteTable]
+
+    def written(self, repository: Repository, region: str) -> bool:
+        """Write the tables down, unless the store wants something else, or has a later table, by now."""
+        stored = ((repository.route(table.model, region), table) for table in self.tables)
+        if self.wanted != wanted_in(repository, region) or any(
+            old and old.revision >= new.revision for old, new in stored
+        ):
+            return False
+        for table in self.tables:
+            repository.put_route(table)
+        return True
+
+
 class Returning:
     """Needs the store and the infrastructure. Raises Unavailable where the region does not answer."""
 
@@ -18,18 +46,19 @@ class Returning:
         self._store = store
         self._infrastructure = infrastructure
 
-    def bring_up(self, region: str) -> Sequence[Deployment]:
+    def bring_up(self, region: str) -> Told:
         """Whatever the region remembers, it follows the store afterwards. Its gateway is told before its replicas end.
 
-        Returns the replica sets that it was told, by their keys: a change may have written others meanwhile (`wanted_in`).
+        Returns what it was told, nothing of which is written down yet: a change may have written something else meanwhile.
         """
         state = self._infrastructure.observe(region)
-        for table in self._tables(region, state):
-            self._infrastructure.route(table)
-            with self._store.begin(table.model) as repository:
-                repository.put_route(table)
         with self._store.read() as repository:
-            wanted = {d.key: d for d in wanted_in(repository, region)}
+            settled = wanted_in(repository, region).settled
+        tables = self._tables(region, state, dict(settled))
+        for table in tables:
+            self._infrastructure.route(table)
+        with self._store.read() as repository:
+            wanted = {d.key: d for d in wanted_in(repository, region).deployments}
             routed = {table.model for table in repository.routes() if table.region == region}
         for model in sorted(state.routes.keys() - routed):
             self._infrastructure.unroute(model, region)
@@ -38,20 +67,19 @@ class Returning:
             self._infrastructure.delete(key)
         for deployment in shrinking_first(wanted.values(), running):
             self._infrastructure.apply(deployment)
-        return tuple(wanted.values())
+        return Told(Wanted(tuple(wanted.values()), settled), tuple(tables))
 
-    def _tables(self, region: str, state: RegionState) -> list[RouteTable]:
+    def _tables(self, region: str, state: RegionState, settled: Mapping[str, int | None]) -> list[RouteTable]:
         """The region's tables, each later than what its gateway follows, with what it still holds.
 
         Users whose shares were dropped, for no other region held the model, are answered again where this one does. None are
         sent to what is held no more, there or elsewhere: what is left of their shares gets all of them.
         """
         with self._store.read() as repository:
-            models = sorted({table.model for table in repository.routes() if table.region == region})
-            found = [(read_facts(repository, name, 0), repository.model(name).serving_generation) for name in models]
+            found = [read_facts(repository, name, 0) for name in settled]
         tables = []
-        for facts, serving in found:
-            table, held = facts.tables[region], tuple(facts.deployments.values())
+        for facts in found:
+            serving, table, held = settled[facts.model], facts.tables[region], tuple(facts.deployments.values())
             served = served_generations(facts, region, held)
             others = (other for other in facts.tables.values() if other.region != region)
             known = {(other.region, found.generation) for other in others for found in other.served}
@@ -64,10 +92,14 @@ class Returning:
         return tables
 
 
-def wanted_in(repository: Repository, region: str) -> Sequence[Deployment]:
-    """The replica sets that the store wants in a region, in the order of their keys."""
+def wanted_in(repository: Repository, region: str) -> Wanted:
+    """What the store wants of a region now."""
     found = [deployment for deployment in repository.deployments() if deployment.key.region == region]
-    return tuple(sorted(found, key=lambda deployment: str(deployment.key)))
+    models = sorted({table.model for table in repository.routes() if table.region == region})
+    return Wanted(
+        tuple(sorted(found, key=lambda deployment: str(deployment.key))),
+        tuple((model, repository.settled_generation(model)) for model in models),
+    )
 
 
 def answered(facts: Facts, state: RegionState, generation: int | None) -> bool:

@@ -15,7 +15,7 @@ from temporalio import activity
 from activities.admitting import not_swapped, planned_waves, price_of, way_back
 from activities.capacity import Capacity
 from activities.causes import note_first, worst_region
-from activities.drained import Drained
+from activities.drained import Drained, same
 from activities.gate_windows import counted_since, former_generation, opened, traffic_of
 from activities.gates import Asked, errors_only, judge
 from activities.problems import units_in_use
@@ -246,7 +246,7 @@ class TransitionActivities:
         unreachable = releasing.shrink(shares, kept, wanted, gone, left=left)
         if unreachable is not None:
             raise unreachable
-        self._write_progress(wave, record, last=last)
+        self._write_progress(wave, record, facts, last=last)
         return WaveResult(ok=True)
 
     def _known_routes(self, facts: Facts) -> bool:
@@ -291,9 +291,11 @@ class TransitionActivities:
         states, _ = observe(self._infrastructure, regions, [wave.model])
         return not_gone_back(wave.model, state, states)
 
-    def _write_progress(self, wave: WaveInput, record: TransitionRecord, *, last: bool) -> None:
+    def _write_progress(self, wave: WaveInput, record: TransitionRecord, facts: Facts, *, last: bool) -> None:
+        """Unavailable where a region was lost, or came back, meanwhile: it has to be told what this transition led to."""
         with self._store.begin(wave.model) as repository:
             still_ours()
+            same(repository, facts.lost)
             if wave.back:
                 if not last:
                     return

@@ -40,6 +40,18 @@ class Transitions(Unit):
         query = select(TransitionRow).where(TransitionRow.model == model).order_by(col(TransitionRow.ordinal).desc())
         return tuple(_transition(row) for row in self._session.exec(query.limit(rows(limit))))
 
+    def settled_generation(self, model: str) -> int | None:
+        """The generation that a model's users were sent to last: of a transition that is done, else the one that serves. NotFound.
+
+        A transition is done a moment before its change is, and only then does its generation count as serving.
+        """
+        serving = self._model_row(model).serving_generation
+        query = select(TransitionRow).join(ChangeRow, col(ChangeRow.id) == col(TransitionRow.change_id))
+        query = query.where(TransitionRow.model == model, TransitionRow.state == TransitionState.DONE.value)
+        query = query.where(col(ChangeRow.state).in_(NOT_FINAL)).order_by(col(TransitionRow.ordinal).desc())
+        row = self._session.exec(query.limit(1)).first()
+        return serving if row is None else row.generation
+
     def transitions_under_way(self, *, but: str) -> tuple[TransitionRecord, ...]:
         """Of every model but one the newest transition that may still add replicas, by model."""
         query = select(TransitionRow).join(ChangeRow, col(ChangeRow.id) == col(TransitionRow.change_id))

@@ -414,7 +414,9 @@ async def test_users_whom_no_other_region_answered_are_answered_again_when_their
         repository.put_route(dropped)
     house.infrastructure.route(dropped)
 
-    Returning(house.store, house.infrastructure).bring_up(EUROPE)
+    told = Returning(house.store, house.infrastructure).bring_up(EUROPE)
+    with house.store.begin() as repository:
+        assert told.written(repository, EUROPE)
 
     assert house.shares(model) == {EUROPE: {1: 1.0}}
 
@@ -445,3 +447,34 @@ async def test_a_region_stays_out_while_changes_write_what_it_was_not_told(house
     assert (first.state, then.state) == (DrainState.RETURNING, DrainState.RETURNED)
     left = house.infrastructure.observe(EUROPE).replicas
     assert not former & {replica.key for replica in left if replica.phase is not ReplicaPhase.DRAINING}
+
+
+async def test_a_region_gets_what_users_were_sent_to_last_though_that_change_ends_while_it_comes_back(
+    house, model, carried_out, workers
+):
+    """A run that had nowhere to send its users is done, its change a moment later: what served before is no answer any more."""
+    house.apply(model, demand=[{"region": EUROPE, "qps": 80}], latencyToleranceMs=10)
+    await carried_out(house.publish(model, 1))
+    newer = house.publish(model, 2)
+    await carried_out(newer)
+    drains = DrainActivities(house.store, house.infrastructure, lambda: None)
+    with house.store.begin() as repository:
+        drain = repository.add_drain(EUROPE, disaster=True)
+        repository.update_drain(drain.id, state=DrainState.RETURNING)
+        table = repository.route(model, EUROPE)
+        repository.put_route(table.model_copy(update={"shares": (), "revision": table.revision + 1}))
+        repository.update_model(model, serving_generation=1)
+    route = house.infrastructure.route
+
+    def ended_meanwhile(told):
+        route(told)
+        with house.store.begin() as repository:
+            repository.update_model(model, serving_generation=2)
+
+    house.infrastructure.route = ended_meanwhile
+    first = drains.return_region(DrainInput(region=EUROPE))
+    house.infrastructure.route = route
+    then = drains.return_region(DrainInput(region=EUROPE))
+
+    assert (first.state, then.state) == (DrainState.RETURNING, DrainState.RETURNED)
+    assert house.shares(model) == {EUROPE: {2: 1.0}}

@@ -247,6 +247,9 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     if unreachable is not None:
         raise unreachable
     attempt.check()
+    if world.out.lost != lost:
+        msg = "a region that was lost or came back has to be told where this led to"
+        raise Unavailable(msg)
     _write_progress(wave)
     yield "progress is written down"
     return WaveResult(ok=True)
