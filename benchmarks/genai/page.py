@@ -22,11 +22,12 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, st
 
 
 def rewrite(name: str, text: str) -> None:
-    """Replace a measured block of the page."""
+    """Replace a measured block of the page. Of absolute paths the command tells the last name only."""
     page = PAGE.read_text(encoding="utf-8")
     begin, end = f"<!-- measured: {name} -->", "<!-- end -->"
     before, rest = page.split(begin, 1)
     _, after = rest.split(end, 1)
-    command = f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".rstrip()
+    words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
+    command = f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(words)}".rstrip()
     told = f"`{command}`, {os.cpu_count()} cores:"
     PAGE.write_text(f"{before}{begin}\n\n{told}\n\n{text}\n{end}{after}", encoding="utf-8")
