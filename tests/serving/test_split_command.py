@@ -205,7 +205,7 @@ def test_examples_are_used_and_checked(place, tmp_path):
     ("text", "message"),
     [
         ("parts: [", "policy: "),
-        ("parts: []\ndefault: rest\n", "parts: Tuple should have at least 1 item"),
+        ("parts: []\ndefault: rest\n", "parts: The list should have at least 1 item"),
         (
             "parts: [{name: a, modules: ['tabels.*']}]\n",
             "parts.0.modules.0: 'tabels.*' matches no module; near it are: tables",
