@@ -47,7 +47,8 @@ def planned_waves(
     policy = step_policy(rollout, stage.kind, refresh_of(repository, manifest, (origin, to)))
     policy = policy.model_copy(update={"calls": calls})
     whole, drained = repository.fleet().spec, Drained.of(repository.drains())
-    wait_for_repair(stage.kind, to, drained.lost)
+    if (outdated := wait_for_repair(stage.kind, to, drained.lost)) is not None:
+        return Transition.model_validate({"from": origin, "to": to, "refused": outdated})
     fleet = without_drained(whole, drained)
     wished = with_running_options(eased(model_problem(manifest), whole, drained), repository.deployments(model))
     if stage.kind is ChangeKind.ROLLBACK:
@@ -68,15 +69,19 @@ def planned_waves(
     return transition
 
 
-def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> None:
+def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> str | None:
     """Unavailable where the plan in force is from before a region was lost that it places the model in.
 
-    The replan that the loss has set off brings another one. A rollback waits for nothing: it goes back to what is left.
+    The replan that the loss has set off brings another one. A rollback waits for nothing: it goes back to what is left. A move
+    can't wait, for that replan begins when all moves of the one before have ended: why it is refused is returned.
     """
     placed = {row.region for row in to.replicas}.intersection(lost)
-    if placed and kind is not ChangeKind.ROLLBACK:
-        msg = f"waiting for a plan without {min(placed)!r}: it was lost, and the plan in force places the model there"
-        raise Unavailable(msg)
+    if not placed or kind is ChangeKind.ROLLBACK:
+        return None
+    msg = f"waiting for a plan without {min(placed)!r}: it was lost, and the plan in force places the model there"
+    if kind is ChangeKind.MOVE:
+        return msg.replace("waiting for", "the next replan makes")
+    raise Unavailable(msg)
 
 
 def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> StepPolicy:

@@ -16,7 +16,7 @@ def placed(*regions: str) -> FleetState:
     return FleetState(replicas=tuple(rows))
 
 
-@pytest.mark.parametrize("kind", [ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE])
+@pytest.mark.parametrize("kind", [ChangeKind.PUBLISH, ChangeKind.APPLY])
 def test_a_plan_from_before_a_region_was_lost_is_not_begun(kind):
     with pytest.raises(Unavailable, match="waiting for a plan without 'eu'"):
         wait_for_repair(kind, placed("eu", "us"), {"eu"})
@@ -27,4 +27,8 @@ def test_a_plan_from_before_a_region_was_lost_is_not_begun(kind):
     [(ChangeKind.PUBLISH, {"de"}), (ChangeKind.PUBLISH, set()), (ChangeKind.ROLLBACK, {"eu"})],
 )
 def test_all_else_begins(kind, lost):
-    wait_for_repair(kind, placed("eu", "us"), lost)
+    assert wait_for_repair(kind, placed("eu", "us"), lost) is None
+
+
+def test_a_move_by_such_a_plan_is_refused_for_the_repair_waits_until_it_has_ended():
+    assert "without 'eu'" in wait_for_repair(ChangeKind.MOVE, placed("eu", "us"), {"eu"})

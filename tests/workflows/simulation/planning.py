@@ -53,7 +53,8 @@ def way_back(world: Any, planned: Moving) -> waves.Back:
 def _planned(world: Any, change: Change, origin: FleetState, to: FleetState) -> Transition:
     """As activities/admitting.py `planned_waves`."""
     journal, record, out = world.journal, world.journal.records[change.model], world.out
-    admitting.wait_for_repair(ChangeKind(change.kind), to, out.lost)
+    if (outdated := admitting.wait_for_repair(ChangeKind(change.kind), to, out.lost)) is not None:
+        return Transition.model_validate({"from": origin, "to": to, "refused": outdated})
     numbers = {row.generation for end in (origin, to) for row in (*end.replicas, *end.traffic)}
     rollout = record.manifest.spec.rollout
     policy = admitting.step_policy(rollout, ChangeKind(change.kind), record.refresh)
