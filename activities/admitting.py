@@ -78,9 +78,10 @@ def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> 
     placed = {row.region for row in to.replicas}.intersection(lost)
     if not placed or kind is ChangeKind.ROLLBACK:
         return None
-    msg = f"waiting for a plan without {min(placed)!r}: it was lost, and the plan in force places the model there"
+    why = f"{min(placed)!r} was lost, and the plan in force places the model there"
     if kind is ChangeKind.MOVE:
-        return msg.replace("waiting for", "the next replan makes")
+        return f"{why}; the next replan makes a plan without it"
+    msg = f"waiting for a plan without {min(placed)!r}: {why}"
     raise Unavailable(msg)
 
 

@@ -31,4 +31,4 @@ def test_all_else_begins(kind, lost):
 
 
 def test_a_move_by_such_a_plan_is_refused_for_the_repair_waits_until_it_has_ended():
-    assert "without 'eu'" in wait_for_repair(ChangeKind.MOVE, placed("eu", "us"), {"eu"})
+    assert "'eu' was lost" in wait_for_repair(ChangeKind.MOVE, placed("eu", "us"), {"eu"})
