@@ -50,9 +50,10 @@ class MoverActivities:
             changes, known = self._asked(repository, turn, busy=any(found.state == "moving" for found in seen))
             if turn.progress is not None:
                 repository.note_progress(turn.plan_id, turn.progress)
+            repair_waits = _repair_waits(repository)
         self._submit_all([change for change in changes if change.state is ChangeState.RECORDED])
         asked = [MoveSeen(model=change.model, state="moving", change_id=change.id) for change in changes]
-        return MoveTurnResult(seen=(*seen, *known, *asked))
+        return MoveTurnResult(seen=(*seen, *known, *asked), repair_waits=repair_waits)
 
     def _asked(self, repository: Repository, turn: MoveTurn, *, busy: bool) -> tuple[list[Change], list[MoveSeen]]:
         """Record the moves of those that fit; and what is said of candidates that have no way to go."""
@@ -96,6 +97,11 @@ def _seen(repository: Repository, asked: MoveAsked) -> MoveSeen:
     if held is not None and held.status == "False":
         return found.model_copy(update={"state": "held", "message": f"{held.reason}: {held.message}"})
     return found
+
+
+def _repair_waits(repository: Repository) -> bool:
+    """Whether a region is lost and its drain's replan has not begun: models may be answered nowhere until it has."""
+    return bool(Drained.of(repository.drains()).lost) and repository.waiting_replans("drain") > 0
 
 
 def _free(repository: Repository) -> Mapping[Cell, float]:

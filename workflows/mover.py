@@ -37,6 +37,8 @@ class Mover:
         self._window = window
         self._wait = wait
         self.state = state
+        self.repair_waits = False
+        """Whether the repair of a disaster waits for this replan's end, by the last look."""
         self._turns = 0
         self._told: ReplanProgress | None = None
 
@@ -81,7 +83,7 @@ class Mover:
             progress=self.progress(),
         )
         answer = await perform(policies.MOVE_MODELS, turn, f"{len(turn.moving)} move, room for {room} more")
-        self._told = turn.progress
+        self._told, self.repair_waits = turn.progress, answer.repair_waits
         for seen in answer.seen:
             self._note(seen)
         self._turns += 1

@@ -140,10 +140,10 @@ class ReplanWorkflow:
         return mover.left()
 
     async def _let_turns_end(self, mover: Mover) -> None:
-        """Give moves under way some time; what goes on longer is no longer watched, and goes on."""
+        """Give moves under way some time, but none where a disaster's repair waits; what goes on longer is no longer watched, and goes on."""
         until = workflow.now() + policies.RUNNING_MOVES_PATIENCE
         mover.pause("another replan waits")
-        while mover.busy and workflow.now() < until:
+        while mover.busy and not mover.repair_waits and workflow.now() < until:
             await mover.turn(asking=False)
 
     def _steered(self) -> ReplanProgress:

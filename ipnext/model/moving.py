@@ -93,6 +93,8 @@ class MoveTurnResult(Value):
     """Answer of `move_models`: every model that it looked at or asked; a candidate that is not among them still waits."""
 
     seen: tuple[MoveSeen, ...] = ()
+    repair_waits: bool = False
+    """Whether the replan that a lost region's drain has asked for waits for this one's end."""
 
 
 class MoverAsked(Value):

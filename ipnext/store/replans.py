@@ -81,9 +81,10 @@ class Replans(Unit):
         query = query.where(ReplanRow.not_before <= self._now()).order_by(col(ReplanRow.ordinal))
         return tuple(_replan(row) for row in self._session.exec(query))
 
-    def waiting_replans(self) -> int:
-        """How many wait for a run and are due."""
+    def waiting_replans(self, trigger: ReplanTrigger | None = None) -> int:
+        """How many wait for a run and are due: all, or those of one trigger."""
         query = select(func.count()).select_from(ReplanRow).where(col(ReplanRow.state).in_(_WAITING))
+        query = query if trigger is None else query.where(ReplanRow.trigger == trigger)
         return self._session.exec(query.where(ReplanRow.not_before <= self._now())).one()
 
     def queue_replans(self, ids: Collection[str]) -> None:

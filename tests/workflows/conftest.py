@@ -26,6 +26,7 @@ from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
 from ipnext.model.lifecycle import Change
 from ipnext.temporal import connect, submit_change
+from tests.workflows.drains import Drains
 from workflows.worker import Engine, engine_of, lifecycle_activities, planner_activities, worker_of
 
 ENDED_WITHIN_SECONDS = 45.0
@@ -208,6 +209,24 @@ def carried_out(submit, ended):
         return await ended(change)
 
     return carry
+
+
+@pytest.fixture
+async def drains(house, client) -> AsyncIterator[Drains]:
+    """Drains of regions, with none left behind."""
+    asked = Drains(house, client, until)
+    yield asked
+    await asked.end()
+
+
+@pytest.fixture
+async def two_served(house, model, carried_out, workers) -> tuple[str, str]:
+    """Two models that serve in both regions."""
+    found = (model, f"{model}-b")
+    for name in found:
+        house.apply(name)
+        await carried_out(house.publish(name, 1))
+    return found
 
 
 @pytest.fixture(name="until")
