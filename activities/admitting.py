@@ -5,7 +5,7 @@ Functions of one unit of work, called by `activities.transition`.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from activities.carried import within_reach
+from activities.carried import on_what_is_left, within_reach
 from activities.drained import Drained, eased, without_drained
 from activities.problems import (
     fleet_problem,
@@ -16,6 +16,7 @@ from activities.problems import (
     with_supply_left,
 )
 from activities.refreshing import refresh_of
+from activities.rerouting import Nearness
 from activities.swapping import started_anew
 from activities.waves import Back, fits_at_once
 from ipnext.errors import InvalidInput, Unavailable
@@ -52,6 +53,7 @@ def planned_waves(
     fleet = without_drained(whole, drained)
     wished = with_running_options(eased(model_problem(manifest), whole, drained), repository.deployments(model))
     if stage.kind is ChangeKind.ROLLBACK:
+        to = _left_of(wished, to, whole, drained)
         wished = within_reach(wished, to)
     now = with_supply_left(fleet, in_use)
     transition, admission = _admitted(wished, now, (origin, to), policy)
@@ -72,17 +74,25 @@ def planned_waves(
 def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> str | None:
     """Unavailable where the plan in force is from before a region was lost that it places the model in.
 
-    The replan that the loss has set off brings another one. A rollback waits for nothing: it goes back to what is left. A move
-    can't wait, for that replan begins when all moves of the one before have ended: why it is refused is returned.
+    The replan that the loss has set off brings another one. A rollback goes back to what is left, and waits only where that is
+    nothing. A move can't wait, for that replan begins when all moves of the one before have ended: why it is refused is returned.
     """
-    placed = {row.region for row in to.replicas}.intersection(lost)
-    if not placed or kind is ChangeKind.ROLLBACK:
+    regions = {row.region for row in to.replicas}
+    placed = regions.intersection(lost)
+    if not placed or (kind is ChangeKind.ROLLBACK and regions.difference(lost)):
         return None
     why = f"{min(placed)!r} was lost, and the plan in force places the model there"
     if kind is ChangeKind.MOVE:
         return f"{why}; the next replan makes a plan without it"
     msg = f"waiting for a plan without {min(placed)!r}: {why}"
     raise Unavailable(msg)
+
+
+def _left_of(model: ModelProblem, to: FleetState, fleet: FleetSpec, drained: Drained) -> FleetState:
+    """Where a rollback goes while regions are lost."""
+    rows = zip(fleet.regions, fleet.rtt_ms, strict=True)
+    rtt_ms = {(origin, region): ms for origin, row in rows for region, ms in zip(fleet.regions, row, strict=True)}
+    return on_what_is_left(model, to, drained.lost, Nearness(rtt_ms, model.latency_tolerance_ms))
 
 
 def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> StepPolicy:

@@ -29,7 +29,7 @@ from activities.regions import (
 from activities.releasing import Left, Releasing, known, left_over, stray
 from activities.routing import Gateways
 from activities.swapping import Announcement, not_gone_back, while_swapped
-from activities.undoing import held_for_lack, none_more, unfreed, waiting
+from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, unfreed, waiting
 from activities.waiting import Deadline, beat
 from activities.wanted import Facts, read_facts, shrinking_first, spared, wanted_deployments, wanted_shares
 from activities.waves import (
@@ -171,6 +171,8 @@ class TransitionActivities:
             there = _reach(repository, wave, "released")[1] if wave.back else None
             urgent = wave.back or repository.change(wave.transition_id).kind is ChangeKind.ROLLBACK
         deployments = _within(there, tuple(facts.deployments.values()))
+        if wave.back and facts.lost:
+            deployments = self._and_what_answers(facts, transition, deployments)
         shares = wanted_shares(facts, state, deployments)
         regions = {*shares, *(region for _, region, _ in state.slots)} - facts.lost
         states, silent = observe(self._infrastructure, regions, [wave.model])
@@ -247,7 +249,8 @@ class TransitionActivities:
         if unreachable is not None:
             raise unreachable
         self._write_progress(wave, record, facts, last=last)
-        return WaveResult(ok=True)
+        stays = not_as_before(facts, _origin(record.transition, wave.model), shares) if wave.back and last else ""
+        return WaveResult(ok=not stays, reason=Reason.REGION_UNREACHABLE if stays else Reason.SUCCEEDED, message=stays)
 
     def _known_routes(self, facts: Facts) -> bool:
         """Whether every gateway follows what is stored: one that was told more, and whose answer nobody wrote down, may send anywhere."""
@@ -276,6 +279,14 @@ class TransitionActivities:
             created_at=datetime.now(UTC),
         )
         return repository.save_transition(record)
+
+    def _and_what_answers(
+        self, facts: Facts, transition: Transition, deployments: tuple[Deployment, ...]
+    ) -> tuple[Deployment, ...]:
+        """Also what answers in the regions that are left, on a way back to one that is lost: it keeps its users."""
+        more = spared(facts, _origin(transition, facts.model), deployments)[len(deployments) :]
+        states, _ = observe(self._infrastructure, {found.key.region for found in more}, [facts.model])
+        return deployments + tuple(found for found in more if answers_at_all(facts, found, states))
 
     def _releasing(self, facts: Facts) -> Releasing:
         return Releasing(self._store, self._infrastructure, facts)
@@ -366,8 +377,13 @@ def _end(wave: WaveInput, record: TransitionRecord) -> ModelState:
     """The state that a run is on its way to."""
     transition = record.transition
     if wave.back:
-        return state_undone(transition, wave.model, 0, "released")
+        return _origin(transition, wave.model)
     return state_at(transition, wave.model, len(transition.waves) - 1, "released")
+
+
+def _origin(transition: Transition, model: str) -> ModelState:
+    """Where a way back leads to."""
+    return state_undone(transition, model, 0, "released")
 
 
 def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:

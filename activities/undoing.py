@@ -76,6 +76,28 @@ def waiting(
     )
 
 
+def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, RegionState]) -> bool:
+    """Whether a generation that a replica set holds is answered where it is."""
+    state = states.get(deployment.key.region)
+    return state is not None and any(answered(facts, state, number) for number in deployment.generations)
+
+
+def not_as_before(facts: Facts, origin: ModelState, shares: Mapping[str, Sequence[RouteShare]]) -> str:
+    """Which users are not answered as before the transition, for it began in a region that is lost; empty where all are."""
+    former = {share.generation for found in origin.shares.values() for share in found}
+    away = {
+        (region, share.generation)
+        for region, found in shares.items()
+        for share in found
+        if share.fraction > 0 and share.generation not in former
+    }
+    if not facts.lost or not away:
+        return ""
+    numbers = ", ".join(str(number) for number in sorted({number for _, number in away}))
+    users = ", ".join(sorted({region for region, _ in away}))
+    return f"generation {numbers} goes on answering users of {users}: nothing from before it is left without {', '.join(sorted(facts.lost))}"
+
+
 def _exceeds(deployment: Deployment, state: ModelState, slots: Collection[Slot]) -> bool:
     slot = (deployment.key.part, deployment.key.region, deployment.key.hardware)
     if slot not in slots:

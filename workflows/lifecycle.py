@@ -236,9 +236,12 @@ class LifecycleWorkflow:
         moved = await self._walk(stage, planned)
         if not moved.done:
             why = workflow.cancellation_reason()
-            if why and why.startswith(names.ABORTED):
-                return self._ended(stage.generation, Reason.ABORTED, why)
-            return self._ended(stage.generation, moved.reason, f"stopped: {why}" if why else moved.message)
+            if not why:
+                return self._ended(stage.generation, moved.reason, moved.message)
+            aborted = why.startswith(names.ABORTED)
+            told = why if aborted else f"stopped: {why}"
+            message = f"{told}; {moved.undone}" if moved.undone else told
+            return self._ended(stage.generation, Reason.ABORTED if aborted else moved.reason, message)
         self._tell(moved.message)
         return None
 

@@ -135,8 +135,11 @@ class TransitionWorkflow(Steered):
             )
             left += await self._undone(wave, why)
         self._show(f"went back ({why})")
-        message = failed.message + (f"; not all of the way back is done: {'; '.join(left)}" if left else "")
-        return TransitionResult(done=False, waves_done=self._index, reason=failed.reason, message=message)
+        undone = f"not all of the way back is done: {'; '.join(left)}" if left else ""
+        message = f"{failed.message}; {undone}" if undone else failed.message
+        return TransitionResult(
+            done=False, waves_done=self._index, reason=failed.reason, message=message, undone=undone
+        )
 
     async def _undone(self, wave: WaveInput, why: str) -> list[str]:
         """Former capacity, former traffic, then what was added is released; each as far as it can be done. What is left."""

@@ -307,6 +307,8 @@ class TransitionResult(Value):
     waves_done: int
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
+    undone: str = ""
+    """What of its way back is not done, in words; the message says it, too."""
 
 
 class RecordInput(Value):

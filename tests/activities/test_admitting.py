@@ -32,3 +32,8 @@ def test_all_else_begins(kind, lost):
 
 def test_a_move_by_such_a_plan_is_refused_for_the_repair_waits_until_it_has_ended():
     assert "'eu' was lost" in wait_for_repair(ChangeKind.MOVE, placed("eu", "us"), {"eu"})
+
+
+def test_a_rollback_waits_for_a_plan_only_where_nothing_that_it_goes_back_to_is_left():
+    with pytest.raises(Unavailable, match="waiting for a plan without 'eu'"):
+        wait_for_repair(ChangeKind.ROLLBACK, placed("eu", "us"), {"eu", "us"})

@@ -2,7 +2,8 @@
 
 import pytest
 
-from activities.carried import within_reach
+from activities.carried import on_what_is_left, within_reach
+from activities.rerouting import Nearness
 from ipnext.model.plan import ModelProblem, PartOption, PartProblem, RegionDemand
 from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare
 
@@ -36,3 +37,32 @@ def test_more_demand_is_scaled_to_what_the_weakest_part_carries():
 def test_a_state_that_carries_nothing_is_left_to_be_refused():
     assert within_reach(model(400.0), state(2, 0)) == model(400.0)
     assert within_reach(model(400.0), FleetState()) == model(400.0)
+
+
+def in_two_regions(west_a=2, west_b=1, to_west=0.25):
+    rows = [("a", "east", 2), ("b", "east", 2), ("a", "west", west_a), ("b", "west", west_b)]
+    replicas = tuple(
+        GenerationReplicas(model="m", part=part, generation=1, region=region, hardware="cpu", count=count)
+        for part, region, count in rows
+        if count
+    )
+    share = {"model": "m", "from": "east", "generation": 1}
+    traffic = tuple(
+        GenerationShare.model_validate(share | {"to": to, "fraction": fraction})
+        for to, fraction in (("east", 1.0 - to_west), ("west", to_west))
+    )
+    return FleetState(replicas=replicas, traffic=traffic)
+
+
+def test_what_is_left_gets_the_traffic_of_a_lost_region_and_nothing_is_placed_there():
+    left = on_what_is_left(model(400.0), in_two_regions(), {"east"}, Nearness())
+
+    assert {row.region for row in left.replicas} == {"west"}
+    assert [(row.origin, row.to, row.fraction) for row in left.traffic] == [("east", "west", 1.0)]
+    assert within_reach(model(400.0), left).demand[0].qps == pytest.approx(100.0), "the weakest part that is left"
+
+
+def test_a_region_that_lacks_a_part_answers_nothing_and_without_a_loss_all_stays():
+    without = on_what_is_left(model(400.0), in_two_regions(west_b=0, to_west=0.0), {"east"}, Nearness())
+    assert without.traffic == ()
+    assert on_what_is_left(model(400.0), in_two_regions(), set(), Nearness()) == in_two_regions()

@@ -113,11 +113,18 @@ def order(story: Story) -> Iterable[str]:
 
 
 def capacity_floor(story: Story) -> Iterable[str]:
-    """Each generation has ready what is sent to it, but in a region whose data plane has a fault at that moment."""
+    """Each generation has ready what is sent to it, but in a region whose data plane has a fault at that moment.
+
+    A region that is lost and lives on sends its users where it last did, which nobody can tell it otherwise.
+    """
     for event in story.samples:
         faulty = {w.fault["region"] for w in story.windows if w.touches_data and w.covers(event.at - 1.0, event.at)}
+        told = {r: found for r, found in event.value["tables"].items() if not story.lost(r, event.at - 1.0, event.at)}
         found = shortfalls(
-            event.value, story.meta["parts"], lambda model, at=event.wall: story.demand(model, at), story.meta["qps"]
+            {**event.value, "tables": told},
+            story.meta["parts"],
+            lambda model, at=event.wall: story.demand(model, at),
+            story.meta["qps"],
         )
         yield from (
             f"at {event.at:.2f}: {short}"

@@ -208,3 +208,59 @@ async def test_a_move_by_a_plan_from_before_a_loss_goes_nowhere_and_the_repair_p
         assert regions(house, name) == {"us-east"}
         assert stored_destinations(house, name) == {"us-east"}
     kit.check_floor(house.infrastructure, scene.slow, DEMAND)
+
+
+async def test_a_way_back_to_a_region_that_was_lost_leaves_no_user_unanswered_and_a_rollback_reaches_what_is_left(
+    house, model, workers, *, carried_out, submit, ended, until, drains
+):
+    """Generation 1 was in us-east only, its canary elsewhere: what came with it answers until the rollback has brought 1 there."""
+    house.apply_fleet(two_regions(west=None))
+    house.apply(model, rollout={"canary": 0.5, "maxStep": 0.5, "deadlineSeconds": 1200}, survive="none")
+    await carried_out(house.publish(model, 1))
+    assert regions(house, model) == {"us-east"}
+    house.apply_fleet(two_regions(east=1))
+    house.apply(model, rollout={"canary": 0.5, "maxStep": 0.5, "holdSeconds": 1000, "deadlineSeconds": 1200})
+    publish = house.publish(model, 2)
+    await submit(publish)
+    await until(lambda: any(2 in found for found in house.shares(model).values()))
+    house.infrastructure.cut("us-east")
+    await drains.ask("us-east", disaster=True)
+    await until(lambda: stored_destinations(house, model) == {EUROPE})
+    first = len(house.infrastructure.history)
+
+    rollback = house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1)
+    await submit(rollback)
+
+    stopped = await ended(publish)
+    assert stopped.state is ChangeState.ROLLED_BACK
+    assert "not all of the way back is done" in stopped.message
+    assert "generation 2 goes on answering users of eu-west" in stopped.message
+    assert (await ended(rollback)).state is ChangeState.DONE
+    assert {share.generation for share in house.infrastructure.table(model, EUROPE).shares} == {1}
+    for moment in house.infrastructure.history[first:]:
+        shares = moment.routes[model, EUROPE].shares
+        assert {share.to for share in shares} == {EUROPE}, moment.subject
+        assert sum(share.fraction for share in shares) == pytest.approx(1.0)
+
+
+async def test_a_rollback_goes_back_to_what_is_left_before_the_planner_has_repaired(
+    house, model, serving, *, carried_out, drains, until
+):
+    solver = HeldSolver()
+    async with serving(solver):
+        house.apply(model)
+        await carried_out(house.publish(model, 1))
+        await carried_out(house.publish(model, 2))
+        assert regions(house, model) == {"us-east", EUROPE}
+        house.infrastructure.cut(EUROPE)
+        await drains.ask(disaster=True)
+        await until(solver.searching.is_set)
+
+        back = await carried_out(house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1))
+
+        assert back.state is ChangeState.DONE, back
+        shares = house.infrastructure.table(model, "us-east").shares
+        assert [(share.to, share.generation) for share in shares] == [("us-east", 1)]
+        solver.go.set()
+        await drains.reaches(DrainState.DRAINED)
+        await replans_ended(house, until)
