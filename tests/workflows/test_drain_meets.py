@@ -171,8 +171,7 @@ def lost_behind_a_hold(house, model, workers, *, carried_out, submit, drains, cl
         house.ask_replan("before")
         await wake_replan(client)
         await until(scene.first_move)
-        with house.store.read() as repository:
-            assert EUROPE in {row.region for row in repository.placement(scene.slow).replicas}
+        assert EUROPE in planned_regions(house, scene.slow)
         house.infrastructure.cut(EUROPE)
         await drains.ask(disaster=True)
         return scene, publish
@@ -244,23 +243,36 @@ async def test_a_way_back_to_a_region_that_was_lost_leaves_no_user_unanswered_an
 
 
 async def test_a_rollback_goes_back_to_what_is_left_before_the_planner_has_repaired(
-    house, model, serving, *, carried_out, drains, until
+    house, model, serving, *, carried_out, submit, drains, until, client
 ):
+    """The plan in force places the model in both regions; a publish holds up its move, and the search for another plan is held."""
     solver = HeldSolver()
+    solver.go.set()
     async with serving(solver):
+        house.apply_fleet(two_regions(west=None))
         house.apply(model)
         await carried_out(house.publish(model, 1))
-        await carried_out(house.publish(model, 2))
-        assert regions(house, model) == {"us-east", EUROPE}
+        house.apply(model, rollout={"canary": 0.5, "maxStep": 0.5, "holdSeconds": 1000, "deadlineSeconds": 1200})
+        await submit(house.publish(model, 2))
+        await until(lambda: any(2 in found for found in house.shares(model).values()))
+        house.apply_fleet(two_regions())
+        house.ask_replan("before")
+        await wake_replan(client)
+        await until(lambda: planned_regions(house, model) == {"us-east", EUROPE})
+        solver.go.clear()
         house.infrastructure.cut(EUROPE)
         await drains.ask(disaster=True)
-        await until(solver.searching.is_set)
 
         back = await carried_out(house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1))
 
         assert back.state is ChangeState.DONE, back
-        shares = house.infrastructure.table(model, "us-east").shares
-        assert [(share.to, share.generation) for share in shares] == [("us-east", 1)]
+        assert {share for shares in house.shares(model).values() for share in shares} == {1}
+        assert stored_destinations(house, model) == {"us-east"}
         solver.go.set()
         await drains.reaches(DrainState.DRAINED)
         await replans_ended(house, until)
+
+
+def planned_regions(house, model):
+    with house.store.read() as repository:
+        return {row.region for row in repository.placement(model).replicas}

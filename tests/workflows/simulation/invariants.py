@@ -51,6 +51,8 @@ class Invariants:
         """Model -> what was more than is carried while its gateways followed one by one: it stays so while one can't be reached."""
         self.crossing: set[str] = set()
         """Models whose gateways are told to send a region too much: no order sends less, or one of them stays as it is for now."""
+        self.sent: dict[tuple[str, str], Any] = {}
+        """(Users' region, model) -> the shares that the last look saw."""
         self.looks, self.breaches = 0, 0
         self.held: dict[str, Any] = {}
         """Model -> what a look at it saw that found nothing: while that is the same, another one finds nothing either."""
@@ -338,8 +340,10 @@ class Invariants:
         record = self.world.journal.records[model]
         for origin in self.world.infra.regions.values():
             if self._out(origin):
+                self.sent.pop((origin.name, model), None)
                 continue
             passed = 0.0
+            self._dropped(origin, model, where)
             for share in origin.routes.get(model, (0, ()))[1]:
                 if share.fraction <= 0:
                     continue
@@ -356,6 +360,33 @@ class Invariants:
                     told = f"{where}: {origin.name} sends {model} generation {share.generation} to {share.to}, not whole there"
                     self.broken(name, told)
                 passed += share.fraction
+
+    def _dropped(self, origin: Region, model: str, where: str) -> None:
+        """I5: of users who are answered not all lose their answers as long as everything that gave them does."""
+        before, now = self.sent.get((origin.name, model), ()), origin.routes.get(model, (0, ()))[1]
+        self.sent[origin.name, model] = now
+        demand = {item.region for item in self.world.journal.records[model].manifest.spec.demand}
+        if any(share.fraction > 0 for share in now) or origin.name not in demand.intersection(
+            self.demand.get(model, {})
+        ):
+            return
+        sent = [share for share in before if share.fraction > 0]
+        if not sent or self._ends_for(model, origin.name):
+            return
+        regions = self.world.infra.regions
+        if all(not self._out(regions[s.to]) and self._whole(regions[s.to], model, s.generation) for s in sent):
+            self.broken("I5 dropped", f"{where}: users of {origin.name} were answered, and {model} has no answer now")
+
+    def _ends_for(self, model: str, origin: str) -> bool:
+        """Whether the run under way leads to where nobody answers these users: it retires the model, or goes back to before its first generation."""
+        entity = self.world.entities.get(model)
+        if entity is None or entity.running is None:
+            return False
+        run = entity.running
+        if run.change.kind == ChangeKind.RETIRE:
+            return True
+        moving = self.world.journal.find_transition(run.change.id)
+        return moving is not None and origin not in {share.origin for share in moving.transition.origin.traffic}
 
     def _out(self, origin: Region) -> bool:
         """Whether what a gateway sends says nothing: its region is dead, or was said to be lost and is not back yet.

@@ -27,6 +27,7 @@ def lose(world: Any, region: str) -> None:
     world.faults.count("region lost")
     world.tell("fault", f"{region} is lost")
     world.invariants.strained.update(world.entities)
+    world.invariants.sent.clear()
 
 
 def sent_around(world: Any, region: str) -> Steps:
@@ -71,6 +72,7 @@ def returned(world: Any, region: str) -> Steps:
         world.infra.apply(deployment)
     world.lost.discard(region)
     world.invariants.strained.update(world.entities)
+    world.invariants.sent.clear()
     world.minds.replan()
 
 

@@ -168,6 +168,8 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """The traffic by the wave's shares, in every gateway."""
     record, state = world.journal.records[wave.model], state_of(world, wave, "routed")
     deployments = _within(world, wave, tuple(record.deployments.values()))
+    if wave.back and world.out.lost:
+        deployments += _what_answers(world, wave, deployments)
     shares = wanted_shares(world, wave.model, state, deployments)
     regions_seen = {*shares, *(region for _, region, _ in state.slots)}
     waits = waiting(world, wave, shares, regions_seen) if wave.back else frozenset()
@@ -178,6 +180,14 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     yield "all gateways follow"
     hold = 0.0 if wave.back else wave.moving.transition.waves[wave.index].hold_seconds
     return WaveResult(ok=True, hold_seconds=hold)
+
+
+def _what_answers(world: Any, wave: Wave, found: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """Also what answers in the regions that are left, by the real function."""
+    record, more = world.journal.records[wave.model], spared(world, wave, found)[len(found) :]
+    states, _ = world.infra.observe(wave.model, {d.key.region for d in more})
+    facts = SimpleNamespace(model=wave.model, generations=record.generations)
+    return tuple(d for d in more if cast("Any", undoing.answers_at_all)(facts, d, states))
 
 
 def _check_reached(world: Any, record: Any, shares: Mapping[str, tuple[RouteShare, ...]]) -> None:

@@ -63,6 +63,7 @@ def _planned(world: Any, change: Change, origin: FleetState, to: FleetState) -> 
     wished = drained.eased(problems.model_problem(record.manifest), world.fleet, out)
     wished = problems.with_running_options(wished, record.deployments.values())
     if change.kind is ChangeKind.ROLLBACK:
+        to = admitting._left_of(wished, to, world.fleet, out)
         wished = carried.within_reach(wished, to)
     now = problems.with_supply_left(fleet, problems.units_in_use(journal, but=change.model))
     found, admission = _looked(world, (change.id, "now"), (wished, now, (origin, to), policy))
