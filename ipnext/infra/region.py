@@ -20,7 +20,7 @@ from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router_process import RouterProcess
 from ipnext.infra.site import Site
 from ipnext.infra.snapshot_cache import SnapshotCache, remove
-from ipnext.infra.wanted_state import WantedState
+from ipnext.infra.wanted_state import WantedState, longest_drain
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable, ServedGeneration
 from ipnext.model.logs import LogQuery, ReplicaLog
 
@@ -208,7 +208,7 @@ class Region:
 
     @property
     def _longest_drain(self) -> float:
-        return max((terms.drain_seconds for terms in self._terms.values()), default=self._site.settings.drain_seconds)
+        return longest_drain(self._wanted.deployments.values(), drain_seconds=self._site.settings.drain_seconds)
 
     def _publish_gateway(self) -> int:
         gateway = Gateway(
