@@ -32,10 +32,10 @@ class Counted(Protocol):
         """Answers with NaN or infinity."""
 
 
-def place_of(replica: Replica) -> Place:
-    """A replica as the place of a failure."""
+def place_of(replica: Replica, *, adapter: str | None = None) -> Place:
+    """A replica as the place of a failure, which may be that of an adapter on its part."""
     key = replica.key
-    return Place(part=key.part, region=key.region, hardware=key.hardware, host=replica.id, log=replica.log)
+    return Place(part=adapter or key.part, region=key.region, hardware=key.hardware, host=replica.id, log=replica.log)
 
 
 def first_lacking(model: str, state: ModelState, regions: Mapping[str, RegionState]) -> Place:

@@ -5,6 +5,7 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.affording import budget_figures, without_budgets
 from activities.drained import Drained
 from activities.drains import ask_replan, left_of
 from activities.planning_policy import PlanningPolicy
@@ -13,7 +14,7 @@ from activities.solving import SolveFailed, Solver
 from activities.waiting import beat
 from ipnext.errors import Infeasible, InvalidInput, Unavailable
 from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState
-from ipnext.model.plan import Plan, Unmet
+from ipnext.model.plan import Plan, Problem, Unmet
 from ipnext.model.status import Reason
 from ipnext.model.throughput import amount, unit_in
 from ipnext.store.repository import Repository
@@ -85,7 +86,19 @@ class DrainCheckActivities:
         except SolveFailed as error:
             return Reason.PLANNER_FAILED, error.message
         before = [unmet for placed in snapshot.placements.values() for unmet in placed.unmet]
-        return refusal_of(plan, before, tokens=snapshot.tokens)
+        refusal = refusal_of(plan, before, tokens=snapshot.tokens)
+        if refusal is None or refusal[0] is not Reason.OVER_BUDGET:
+            return refusal
+        rules = [rule for unmet in plan.unmet for rule in unmet.rules]
+        figures = budget_figures(rules, snapshot.problem, self._unbounded(snapshot.problem, say))
+        return refusal[0], f"{refusal[1]}; {figures}"
+
+    def _unbounded(self, problem: Problem, say: Callable[[str], None]) -> Plan | None:
+        """A plan that no budget limits; None where none could be had."""
+        try:
+            return self._solver.solve(without_budgets(problem), beat=say).plan
+        except (Infeasible, InvalidInput, SolveFailed):
+            return None
 
 
 def refusal_of(plan: Plan, before: Iterable[Unmet], *, tokens: Collection[str] = ()) -> tuple[Reason, str] | None:

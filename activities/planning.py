@@ -12,6 +12,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.adoption import PLACEMENT_RULES, held_plan
+from activities.affording import budget_figures, budgets_in, without_budgets
 from activities.planning_policy import PlanningPolicy
 from activities.problems import residual_problem
 from activities.replanning import FleetReplan
@@ -103,17 +104,30 @@ class PlanningActivities:
             named = next((region for region in problem.regions if repr(region) in error.message), None)
             message = error.message.removeprefix("models[0].")
             return _infeasible(Reason.PLANNER_INFEASIBLE, message, Place(region=named))
+        rules = [rule for unmet in plan.unmet for rule in unmet.rules]
+        figures = self._budget_figures(problem, whole, stage.model, rules)
         if not plan.replicas:
-            rules = [rule for unmet in plan.unmet for rule in unmet.rules]
             most = max(plan.unmet, key=lambda unmet: unmet.qps, default=None)
-            message = f"nothing can be placed: {'; '.join(dict.fromkeys(rules))}"
+            message = _with_figures(f"nothing can be placed: {'; '.join(dict.fromkeys(rules))}", figures)
             return _infeasible(_binding_reason(rules), message, Place(region=most.region if most else None))
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
         record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
         prepared = PreparedPlan.of(record)
         with self._store.begin() as repository:
             repository.adopt_plan(prepared, expected=base)
-        return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=_unmet_message(plan, unit))
+        message = _with_figures(_unmet_message(plan, unit), figures)
+        return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=message)
+
+    def _budget_figures(self, problem: Problem, whole: Sequence[Owner], model: str, rules: Sequence[str]) -> str:
+        """What the budgets that bind would have to be; `whole` are the owners with what they may spend on all their models."""
+        if not budgets_in(rules):
+            return ""
+        try:
+            with self._turn:
+                unbounded = import_module(PLANNER).place(without_budgets(problem), [model])
+        except (Infeasible, InvalidInput):
+            unbounded = None
+        return budget_figures(rules, problem, unbounded, owners=whole)
 
     def _note(self, stage: StageInput, planned: Planned) -> None:
         message = f"generation {stage.generation}" + (f": {planned.message}" if planned.message else "")
@@ -175,6 +189,10 @@ def _binding_reason(rules: Sequence[str]) -> Reason:
         return Reason.OVER_BUDGET
     short = not rules or any(rule.startswith("supply") for rule in rules)
     return Reason.NO_CAPACITY if short else Reason.PLANNER_INFEASIBLE
+
+
+def _with_figures(message: str, figures: str) -> str:
+    return f"{message}; {figures}" if figures else message
 
 
 def _unmet_message(plan: Plan, unit: Unit) -> str:

@@ -80,7 +80,7 @@ def _load_failure(replica: Replica, generation: int) -> Failure | None:
         if generation in failure.generations:
             reason = reason_of(failure.code, otherwise=Reason.LOAD_FAILED)
             message = f"{replica.id} in {replica.key.region}: {failure.message}"
-            return Failure(reason, message, place_of(replica))
+            return Failure(reason, message, place_of(replica, adapter=failure.adapter))
     return None
 
 

@@ -5,7 +5,7 @@ Calls that may be repeated are repeated for a moment while the API can't be reac
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from ipnext.model.drain import DrainRequest, DrainState, DrainView, ReturnReques
 from ipnext.model.fleet import FleetManifest, FleetSpec
 from ipnext.model.freeze import FreezeManifest, FreezeNow, FreezeView
 from ipnext.model.lifecycle import ReplanState, ValidationReport
+from ipnext.model.logs import DEFAULT_LINES, LogsView, ReplicaLog
 from ipnext.model.manifest import Manifest, ModelManifest, parse_manifests
 from ipnext.model.moving import MoverAction, ReplanProgress, SteerRequest
 from ipnext.model.plan import PlanDiff
@@ -160,6 +161,25 @@ class Client:
     def explain(self, name: str) -> Explanation:
         """Why a model is, or is not, where its owner wants it."""
         return self._get(f"/v1/models/{name}/explanation", Explanation)
+
+    def logs(
+        self,
+        name: str,
+        part: str | None = None,
+        *,
+        region: str | None = None,
+        replica: int | None = None,
+        tail: int = DEFAULT_LINES,
+        after: Iterable[ReplicaLog] = (),
+    ) -> LogsView:
+        """What a model's replicas wrote, the last `tail` lines of each log; of replicas that have ended too.
+
+        `after` are logs of an earlier answer: then what was written since, of these and of others that run. Raises NotFound
+        where there is no such model, part, region or log, or where the infrastructure keeps none.
+        """
+        params = dict(_params(part=part, region=region, replica=replica, tail=tail))
+        params |= {"after": [log.cursor for log in after]}
+        return self._call("GET", f"/v1/models/{name}/logs", LogsView, params=params)
 
     # changes
 

@@ -15,6 +15,7 @@ from ipnext.api import (
     freezes,
     health,
     history,
+    logs,
     metrics,
     models,
     overview,
@@ -94,13 +95,14 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.platform = Platform(store, artifacts_store, lifecycle, outbox, observer, settings)
+    app.state.platform = Platform(store, artifacts_store, infrastructure, lifecycle, outbox, observer, settings)
     install_error_handlers(app)
     nouns = (
         models,
         publishing,
         controls,
         history,
+        logs,
         artifacts,
         profiles,
         plans,

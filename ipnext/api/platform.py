@@ -10,6 +10,7 @@ from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
 from ipnext.artifacts.port import ArtifactStore
+from ipnext.infra.port import Infrastructure
 from ipnext.model.resource import ChangeId
 from ipnext.model.value import Name
 from ipnext.settings import PlatformSettings
@@ -22,6 +23,7 @@ class Platform:
 
     store: Store
     artifacts: ArtifactStore
+    infrastructure: Infrastructure
     lifecycle: Lifecycle
     outbox: Outbox
     observer: RegionObserver

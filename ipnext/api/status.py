@@ -182,7 +182,13 @@ def _shortage(deployment: Deployment, states: States, generation: int) -> Troubl
     reason, message, host = cause_of(mine)
     text = f"{ready} of {wanted} replicas of {key.part!r} are ready in {key.region} on {key.hardware}"
     return Trouble(
-        "False", reason, f"{text}{f': {message}' if message else ''}", key.region, key.part, host, _log_of(mine, host)
+        "False",
+        reason,
+        f"{text}{f': {message}' if message else ''}",
+        key.region,
+        _part_of(mine, host, key.part),
+        host,
+        _log_of(mine, host),
     )
 
 
@@ -193,8 +199,20 @@ def _no_replica(facts: ModelFacts, region: str, part: str, replicas: Iterable[Re
     if any(d.key.region == region and d.key.part == part and d.replicas for d in facts.deployments) is False:
         reason = Reason.NO_CAPACITY
     return Trouble(
-        "False", reason, f"{text}{f': {message}' if message else ''}", region, part, host, _log_of(mine, host)
+        "False",
+        reason,
+        f"{text}{f': {message}' if message else ''}",
+        region,
+        _part_of(mine, host, part),
+        host,
+        _log_of(mine, host),
     )
+
+
+def _part_of(replicas: Iterable[Replica], host: str | None, part: str) -> str:
+    """The part, or the adapter on it that the host could not load: of the failure that speaks for the host."""
+    failure = next((failure for replica in replicas if replica.id == host for failure in replica.failures), None)
+    return (failure and failure.adapter) or part
 
 
 def _log_of(replicas: Iterable[Replica], host: str | None) -> str | None:

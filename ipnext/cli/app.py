@@ -13,6 +13,7 @@ from ipnext.cli import (
     draining,
     freezing,
     importing,
+    logs,
     predicting,
     profiling,
     reading,
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-MODULES = (changing, controlling, freezing, draining, reading, predicting, profiling, running, signing, importing)
+MODULES = (changing, controlling, freezing, draining, reading, logs, predicting, profiling, running, signing, importing)
 """Where the commands come from, in the order of the help."""
 for module in MODULES:
     for command in module.COMMANDS:

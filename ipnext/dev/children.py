@@ -15,33 +15,30 @@ from ipnext.infra.tether import tether
 
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 10.0
+HURRIED_SECONDS = 15.0
+"""How long a process may take to end that was told twice."""
+POLL_SECONDS = 0.02
 STEADY_SECONDS = 10.0
 """A process that ran this long has its backoff forgotten: it is started again at once when it ends."""
 
 
 @dataclass
 class Child:
-    """One process. `grace_seconds` is how long it may take to end on SIGTERM before SIGKILL.
-
-    None: as long as it takes. It has a limit of its own, and a second SIGTERM ends it at once.
-    """
+    """One process. `grace_seconds` is how long it may take to end on SIGTERM before SIGKILL."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
-    grace_seconds: float | None = 15.0
+    grace_seconds: float = 15.0
+    unhurried: bool = False
+    """Whether it finishes first what it has under way; a second SIGTERM ends it at once."""
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     backoff_seconds: float = 0.0
     start_after: float = 0.0
-    asked: bool = False
-    """Whether it got its SIGTERM."""
-
-    @property
-    def unhurried(self) -> bool:
-        """Whether it may take as long as it takes."""
-        return self.grace_seconds is None
+    killed_after: float | None = None
+    """`time.monotonic()` from which on it may be killed; None until it gets its SIGTERM."""
 
     def start(self) -> None:
         """Start the process in its own session, output appended to its log, tethered to this process."""
@@ -55,7 +52,7 @@ class Child:
                 start_new_session=True,
                 preexec_fn=tether(),  # noqa: PLW1509 - no other thread runs yet in this process
             )
-        self.started_at, self.asked = time.monotonic(), False
+        self.started_at, self.killed_after = time.monotonic(), None
 
     def ended(self) -> int | None:
         """The exit status where it has ended."""
@@ -76,10 +73,21 @@ class Child:
             self.start_after = 0.0
             self.start()
 
-    def ask_to_end(self, *, again: bool = False) -> None:
-        """SIGTERM where it runs; once, or `again`."""
-        if self.process is not None and self.process.poll() is None and (again or not self.asked):
-            self.asked = True
+    def ask_to_end(self) -> None:
+        """SIGTERM where it runs, once; its grace begins."""
+        if self.killed_after is None and self.process is not None and self.process.poll() is None:
+            self.killed_after = time.monotonic() + self.grace_seconds
+            self.process.send_signal(signal.SIGTERM)
+
+    def hurry(self) -> None:
+        """SIGTERM once more, where it was asked to end and finishes what it has; HURRIED_SECONDS are left of its grace."""
+        if (
+            self.unhurried
+            and self.killed_after is not None
+            and self.process is not None
+            and self.process.poll() is None
+        ):
+            self.killed_after = min(self.killed_after, time.monotonic() + HURRIED_SECONDS)
             self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
@@ -87,12 +95,12 @@ class Child:
         if self.process is None or self.process.poll() is not None:
             return
         self.ask_to_end()
-        try:
-            self.process.wait(self.grace_seconds)
-        except subprocess.TimeoutExpired:
-            structlog.get_logger().warning("process killed after its grace", process=self.name)
-            self.process.kill()
-            self.process.wait()
+        while self.process.poll() is None:
+            if time.monotonic() > (self.killed_after or 0.0):
+                structlog.get_logger().warning("process killed after its grace", process=self.name)
+                self.process.kill()
+                self.process.wait()
+            time.sleep(POLL_SECONDS)
 
     def last_lines(self, count: int = 5) -> str:
         """The end of its log."""
@@ -103,7 +111,7 @@ class Child:
 class Family:
     """All children, in the order of their start; they end in the reverse order, those that run the same command at once.
 
-    So do those that take as long as it takes.
+    So do those that finish first what they have.
     """
 
     children: list[Child] = field(default_factory=list)
@@ -141,7 +149,6 @@ class Family:
         self.children.clear()
 
     def hurry(self) -> None:
-        """Those that were asked to end, and take as long as it takes, end at once."""
+        """Those that were asked to end, and finish what they have, end at once."""
         for child in self.children:
-            if child.asked and child.unhurried:
-                child.ask_to_end(again=True)
+            child.hurry()

@@ -26,7 +26,10 @@ from ipnext.dev.children import Child, Family
 from ipnext.dev.ports import choose
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.wanted_state import WantedState, longest_drain
+from ipnext.model.deployment import STREAM_DRAIN_SECONDS
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest import parse_manifests
 from ipnext.settings import dev_settings
@@ -34,6 +37,8 @@ from ipnext.store.session import Store
 
 HOST = "127.0.0.1"
 START_LIMIT_SECONDS = 90.0
+BEYOND_DRAINS_SECONDS = 10.0
+"""What an agent's end takes at most beside drains and the grace times of Envoy and of the hosts: answers that it waits for."""
 EMBEDDED_FLEET = Path(__file__).with_name("fleet.yaml")
 
 
@@ -62,6 +67,10 @@ class Places:
     def peers(self) -> Path:
         """Gateways of all regions, for the agents."""
         return self.state / "peers.json"
+
+    def region(self, name: str) -> Path:
+        """State directory of a region's agent."""
+        return self.state / "regions" / name
 
     def ready(self, worker: str) -> Path:
         """Lies there while a worker serves."""
@@ -137,6 +146,7 @@ class Platform:
         self._regions = regions
         self._workers = tuple(f"worker-{number}" for number in range(1, workers + 1))
         self._family = Family()
+        self._agents: dict[str, Child] = {}
         wanted: dict[str, int | None] = {
             "temporal": config.temporal.port,
             "temporal_ui": config.temporal.ui_port,
@@ -202,9 +212,12 @@ class Platform:
     def stop(self) -> None:
         """End everything in order: workers, API, agents with their data planes, Temporal.
 
-        The data planes finish what they have, within the models' drains.
+        The data planes finish what they have, within the models' drains; an agent that takes longer is killed, and what it runs
+        with it.
         """
         self._places.endpoints.unlink(missing_ok=True)
+        for region, agent in self._agents.items():
+            agent.grace_seconds = ending_seconds(self._places.region(region))
         self._family.stop()
 
     def hurry(self) -> None:
@@ -245,7 +258,7 @@ class Platform:
         return Child(name="temporal", command=command, environment={}, log=self._places.log("temporal"))
 
     def _agent(self, region: str) -> Child:
-        directory = self._places.state / "regions" / region
+        directory = self._places.region(region)
         agent = self._program(
             f"agent-{region}",
             "ipnext.infra.agent",
@@ -253,7 +266,8 @@ class Platform:
             *("--gateway-port", str(self._ports[f"gateway {region}"])),
             *("--artifacts", self._places.artifacts_uri, "--peers", str(self._places.peers)),
         )
-        agent.grace_seconds = None
+        agent.unhurried = True
+        self._agents[region] = agent
         return agent
 
     def _temporal_listens(self) -> bool:
@@ -262,6 +276,17 @@ class Platform:
                 return True
         except OSError:
             return False
+
+
+def ending_seconds(directory: Path) -> float:
+    """How long the agent with this state directory may take to end: the longest drain that it waits for, and the rest of its end."""
+    try:
+        settings, wanted = AgentSettings(), WantedState(directory / "wanted").deployments.values()
+    except (OSError, ValueError):
+        return STREAM_DRAIN_SECONDS + BEYOND_DRAINS_SECONDS
+    told = settings.shutdown_drain_seconds
+    drain = longest_drain(wanted, drain_seconds=settings.drain_seconds) if told is None else told
+    return drain + 2 * settings.grace_seconds + BEYOND_DRAINS_SECONDS
 
 
 def _answers(url: str) -> bool:

@@ -11,6 +11,7 @@ from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.infra.error_body import error_body
 from ipnext.infra.region import Region
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.logs import LogQuery
 from ipnext.model.value import Value
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -26,6 +27,7 @@ def agent_app(region: Region, *, region_name: str) -> web.Application:
     app = web.Application(middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES)
     app.router.add_get("/healthz", surface.healthz)
     app.router.add_get("/state", surface.state)
+    app.router.add_post("/logs", surface.logs)
     app.router.add_put("/deployments", surface.put_deployment)
     app.router.add_delete("/deployments/{model}/{part}/{hardware}", surface.delete_deployment)
     app.router.add_put("/routes/{model}", surface.put_route)
@@ -48,6 +50,11 @@ class AgentSurface:
         """RegionState, of each `model` that the query names; of all where it names none."""
         state = await self._region.state(request.query.getall("model", None))
         return web.Response(text=state.model_dump_json(), content_type="application/json")
+
+    async def logs(self, request: web.Request) -> web.Response:
+        """A LogQuery is answered with a list of ReplicaLog."""
+        logs = await self._region.logs(await _body(request, LogQuery))
+        return web.json_response([log.model_dump(mode="json") for log in logs])
 
     async def put_deployment(self, request: web.Request) -> web.Response:
         """A Deployment becomes the wanted state of its replica set."""

@@ -114,6 +114,12 @@ def digests(holds: Iterable[HostedSnapshot]) -> frozenset[str]:
     return frozenset(held.digest for held in holds)
 
 
+def adapters_of(*told: HostHolds | None) -> frozenset[str]:
+    """The parts among them that are adapters, loaded into another part's engines."""
+    holds = (held for one in told if one is not None for held in (*one.holds, *one.coming))
+    return frozenset(held.part for held in holds if held.adapter_of is not None)
+
+
 def with_both(told: HostHolds, wanted: HostHolds) -> HostHolds:
     """Everything of `wanted`, and what `told` holds beyond it: new snapshots load while old ones still answer.
 

@@ -5,11 +5,15 @@ from typing import Self
 from urllib.parse import urlencode
 
 import httpx
+from pydantic import TypeAdapter
 
 from ipnext.errors import NotFound, RegionUnreachable
 from ipnext.infra.error_body import error_from
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
+from ipnext.model.logs import LogQuery, ReplicaLog
 from ipnext.model.value import Value
+
+LOGS = TypeAdapter(tuple[ReplicaLog, ...])
 
 JSON = {"content-type": "application/json"}
 
@@ -60,6 +64,10 @@ class LocalProcessInfrastructure:
     def unroute(self, model: str, region: str) -> None:
         """See the port."""
         self._call("DELETE", region, f"/routes/{model}", seconds=self._gateway_seconds)
+
+    def logs(self, region: str, query: LogQuery) -> tuple[ReplicaLog, ...]:
+        """See the port. POST, since what is known of many logs is too long for a line."""
+        return LOGS.validate_json(self._call("POST", region, "/logs", query))
 
     def close(self) -> None:
         """Close all connections."""

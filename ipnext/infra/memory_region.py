@@ -148,7 +148,13 @@ class ReplicaSet:
         for held in self.loaded(replica):
             if held.digest in failing:
                 code, message = failing[held.digest]
-                yield LoadFailure(snapshot=held.snapshot, generations=held.generations, code=code, message=message)
+                yield LoadFailure(
+                    snapshot=held.snapshot,
+                    generations=held.generations,
+                    code=code,
+                    message=message,
+                    adapter=held.part if held.adapter else None,
+                )
 
 
 @dataclass(kw_only=True)

@@ -5,9 +5,10 @@ agent for each region) and `memory` (the fake; it passes the same contract test)
 """
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
+from ipnext.model.logs import LogQuery, ReplicaLog
 
 
 class Infrastructure(Protocol):
@@ -41,3 +42,14 @@ class Infrastructure(Protocol):
 
     def unroute(self, model: str, region: str) -> None:
         """Take a model out of a region's gateway."""
+
+
+@runtime_checkable
+class LogKeeper(Protocol):
+    """What an infrastructure has beside that where it keeps what its replicas write."""
+
+    def regions(self) -> tuple[str, ...]:
+        """Names of the regions that can be told something."""
+
+    def logs(self, region: str, query: LogQuery) -> tuple[ReplicaLog, ...]:
+        """The logs of a region's replicas, of those that have ended too, by the time they were written last."""

@@ -13,14 +13,16 @@ from ipnext.infra.control import Control
 from ipnext.infra.envoy import Gateway
 from ipnext.infra.envoy_process import EnvoyProcess
 from ipnext.infra.holds import assigned, host_holds, replica_sets
+from ipnext.infra.logs import read_logs
 from ipnext.infra.peers import PeersFile
 from ipnext.infra.replicas import Around, HostReplica
 from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router_process import RouterProcess
 from ipnext.infra.site import Site
 from ipnext.infra.snapshot_cache import SnapshotCache, remove
-from ipnext.infra.wanted_state import WantedState
+from ipnext.infra.wanted_state import WantedState, longest_drain
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable, ServedGeneration
+from ipnext.model.logs import LogQuery, ReplicaLog
 
 
 class Region:
@@ -114,6 +116,12 @@ class Region:
         )
         return whole.only(models)
 
+    async def logs(self, query: LogQuery) -> tuple[ReplicaLog, ...]:
+        """What the processes of its replicas wrote."""
+        running = {replica.name for replicas in self._replicas.values() for replica in replicas}
+        region = self._site.region
+        return await asyncio.to_thread(read_logs, self._site.logs, query, region=region, running=running)
+
     async def _serve(self, model: str, served: tuple[ServedGeneration, ...]) -> None:
         if served:
             self._served[model] = served
@@ -200,7 +208,7 @@ class Region:
 
     @property
     def _longest_drain(self) -> float:
-        return max((terms.drain_seconds for terms in self._terms.values()), default=self._site.settings.drain_seconds)
+        return longest_drain(self._wanted.deployments.values(), drain_seconds=self._site.settings.drain_seconds)
 
     def _publish_gateway(self) -> int:
         gateway = Gateway(

@@ -15,6 +15,7 @@ from ipnext.infra.control import Control
 from ipnext.infra.error_body import is_retryable
 from ipnext.infra.going_over import GoingOver
 from ipnext.infra.holds import (
+    adapters_of,
     by_url,
     digests,
     engines_of,
@@ -129,6 +130,7 @@ class HostReplica:
     def observed(self) -> Replica:
         """The replica as the port reports it."""
         failures = self._state.failures if self._state else ()
+        adapters = adapters_of(self._wanted, self._told)
         return Replica(
             id=self.name,
             key=self.key,
@@ -138,7 +140,13 @@ class HostReplica:
             ready=self.routed,
             engines=engines_of(self.key.part, self._state.ready if self._state else ()),
             failures=tuple(
-                LoadFailure(snapshot=f.snapshot, generations=f.generations, code=f.code, message=f.message)
+                LoadFailure(
+                    snapshot=f.snapshot,
+                    generations=f.generations,
+                    code=f.code,
+                    message=f.message,
+                    adapter=f.part if f.part in adapters else None,
+                )
                 for f in failures
             ),
             restarts=self._child.restarts,

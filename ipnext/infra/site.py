@@ -34,9 +34,14 @@ class Site:
         """Where clients send requests."""
         return f"http://{LOOPBACK}:{self.gateway_port}"
 
+    @property
+    def logs(self) -> Path:
+        """Where the output of all processes goes."""
+        return self.directory / "logs"
+
     def log_file(self, name: str) -> Path:
         """Where the output of a process goes."""
-        return self.directory / "logs" / f"{name}.log"
+        return self.logs / f"{name}.log"
 
     def host_command(
         self, name: str, port: int, *, engine: str = "torch", memory_bytes: int | None = None

@@ -1,6 +1,6 @@
 """What a region shall run, in files: one for each deployment and each route table. It outlives the agent."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -61,6 +61,12 @@ class WantedState:
 
     def _route_file(self, model: str) -> Path:
         return self._route_files / f"{model}.json"
+
+
+def longest_drain(deployments: Iterable[Deployment], *, drain_seconds: float) -> float:
+    """How long the most patient of these replica sets lets requests finish; `drain_seconds` are those of one that says nothing."""
+    told = (drain_seconds if one.drain_seconds is None else one.drain_seconds for one in deployments)
+    return max(told, default=drain_seconds)
 
 
 def _bytes(value: Value) -> bytes:

@@ -122,6 +122,8 @@ class LoadFailure(Value):
     generations: tuple[int, ...]
     code: str
     message: str
+    adapter: Name | None = None
+    """The part that it is of, where that is an adapter on the replica's own."""
 
 
 SwapState = Literal["swapping", "swapped", "started_anew"]

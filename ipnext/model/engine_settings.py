@@ -1,9 +1,9 @@
-"""The settings of a part of engine `vllm`: written in its manifest, checked there, and again by the host that starts vLLM."""
+"""The settings of a part, by its engine: written in its manifest, checked there, and again by the host that runs the engine."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from ipnext.model.faults import fault_text
@@ -110,31 +110,83 @@ class VllmSettings(Written):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
-_NESTED: Final[Mapping[str, type[Written]]] = {"kvTransfer": KvTransferSettings, "routing": RoutingSettings}
+class BatchingSettings(Written):
+    """Written as `batching: {maxRows: 512, latencyMs: 10}`: how much one pass may take on."""
+
+    model_config = Written.model_config | {"populate_by_name": False}
+
+    max_rows: int = Field(default=512, gt=0, strict=True)
+    """Rows of a pass."""
+    latency_ms: float = Field(default=10.0, gt=0, strict=True)
+    """Milliseconds that a pass is predicted to take."""
+
+
+def _batching(given: object) -> object:
+    if isinstance(given, bool):
+        return {} if given else None
+    if not isinstance(given, Mapping):
+        msg = f"must be false or a mapping with {_fields(BatchingSettings)}"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic tells of ValueErrors
+    return given
+
+
+def _compile(given: object) -> object:
+    if not isinstance(given, bool | Mapping):
+        msg = "must be true, false or a mapping such as {tolerance: 1e-5}"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic tells of ValueErrors
+    return given
+
+
+class TorchSettings(Written):
+    """How the torch engine serves a part."""
+
+    threads: int = Field(default=1, ge=1, strict=True)
+    """torch's threads within one operation, of the host's process."""
+    batching: Annotated[BatchingSettings | None, BeforeValidator(_batching)] = BatchingSettings()
+    """What one pass may take on; `false`: each request has a pass of its own."""
+    compile: Annotated[Any, BeforeValidator(_compile)] = False
+    """Whether hosts may run the library of a compiled snapshot; a mapping is for what compiles, and as good as true."""
+
+
+_Settings = TypeVar("_Settings", VllmSettings, TorchSettings)
+
+_NESTED: Final[Mapping[type[Written], Mapping[str, type[Written]]]] = {
+    VllmSettings: {"kvTransfer": KvTransferSettings, "routing": RoutingSettings},
+    TorchSettings: {"batching": BatchingSettings},
+}
 
 
 def vllm_settings(settings: Mapping[str, Any]) -> VllmSettings:
     """Check the settings of a part. ValueError names the key, and the allowed ones where it is unknown."""
+    return _checked(VllmSettings, "vllm", settings)
+
+
+def torch_settings(settings: Mapping[str, Any]) -> TorchSettings:
+    """The same for a part of engine `torch`."""
+    return _checked(TorchSettings, "torch", settings)
+
+
+def _checked(model: type[_Settings], engine: str, settings: Mapping[str, Any]) -> _Settings:
     try:
-        return VllmSettings.model_validate(dict(settings))
+        return model.model_validate(dict(settings))
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(str(step) for step in fault["loc"])
-        raise ValueError(_told(key, fault)) from error
+        raise ValueError(_told(error.errors(include_url=False)[0], model, engine)) from error
 
 
-def _told(key: str, fault: ErrorDetails) -> str:
+def _told(fault: ErrorDetails, model: type[Written], engine: str) -> str:
     """A fault as one line."""
-    nested = _NESTED.get(key.partition(".")[0])
+    key = ".".join(str(step) for step in fault["loc"])
+    given = f"(got {fault['input']!r:.100})"
+    nested = _NESTED[model].get(key.partition(".")[0])
     if fault["type"] == "extra_forbidden":
         if key in _OF_THE_ROLLOUT:
             return f"settings.{key}: is said once for the whole model; write rollout.drainSeconds"
-        what = "unknown" if nested else "unknown for engine vllm"
-        return f"settings.{key}: {what}; allowed: {_fields(nested or VllmSettings)}"
+        what = "unknown" if nested else f"unknown for engine {engine}"
+        return f"settings.{key}: {what} {given}; allowed: {_fields(nested or model)}"
     text = fault_text(fault)
     if nested is not None and fault["type"] == "model_type":
         text = f"must be a mapping with {_fields(nested)}"
-    return f"settings.{key}: {text} (got {fault['input']!r:.100})" if key else f"settings.{text}"
+    return f"settings.{key}: {text} {given}" if key else f"settings.{text}"
 
 
 def _fields(model: type[Written]) -> str:

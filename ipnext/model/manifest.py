@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import SERVING_ENGINES
 from ipnext.model.disaggregated import check_graph, handoff_graph, handoff_of
-from ipnext.model.engine_settings import vllm_settings
+from ipnext.model.engine_settings import torch_settings, vllm_settings
 from ipnext.model.faults import fault_text
 from ipnext.model.fleet import FleetManifest, HardwareOption
 from ipnext.model.freeze import FreezeManifest
@@ -42,7 +42,7 @@ class PartSpec(Written):
     latency_target: LatencyTarget | None = None
     """At which a measured replica's throughput is taken; without it, the most that was measured."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
-    """Engine settings, such as {"maxModelLen": 4096} for vLLM."""
+    """Engine settings, such as {"maxModelLen": 4096} for vLLM or {"threads": 2} for torch."""
 
     @property
     def role(self) -> Role:
@@ -64,6 +64,8 @@ class PartSpec(Written):
     def _settings_are_known(self) -> Self:
         if self.engine == "vllm":
             vllm_settings(self.settings)
+        else:
+            torch_settings(self.settings)
         return self
 
     @model_validator(mode="after")

@@ -7,13 +7,14 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.causes import first_lacking, note_first, worst_region
 from activities.planning import _binding_reason
+from activities.regions import first_failure
 from activities.routing import Gateways
 from activities.waiting import beat
 from activities.wanted import read_facts, served_generation
 from activities.waves import ModelState
 from ipnext.errors import RouteFailed, Unavailable
 from ipnext.model.cause import Cause, Place, cause_in
-from ipnext.model.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
+from ipnext.model.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
 from ipnext.model.status import Reason
 
 SLOT = ("dense", "us-east", "cpu")
@@ -38,6 +39,15 @@ def test_the_host_that_is_furthest_from_ready_is_named():
     down = replica(2, phase=ReplicaPhase.FAILED, restarts=2)
     found = first_lacking("m", wanted, state_of(replica(0, ready=(2,)), replica(1), down))
     assert found == Place(part="dense", region="us-east", hardware="cpu", host="m.dense.cpu.2", log="/logs/2.log")
+
+
+def test_a_load_that_failed_is_its_adapters_where_it_is_of_one():
+    broken = LoadFailure(snapshot=7, generations=(2,), code="LoadFailed", message="rank 8", adapter="style")
+    holding = replica(0).model_copy(update={"failures": (broken,)})
+    found = first_failure("m", 2, state_of(holding).values())
+    assert found.place == Place(part="style", region="us-east", hardware="cpu", host="m.dense.cpu.0", log="/logs/0.log")
+    own = holding.model_copy(update={"failures": (broken.model_copy(update={"adapter": None}),)})
+    assert first_failure("m", 2, state_of(own).values()).place.part == "dense"
 
 
 def test_a_slot_without_any_replica_has_no_host_and_a_silent_region_no_place():

@@ -39,7 +39,7 @@ def test_a_compiled_library_passes_where_the_manifest_asks_for_it(candidate, hou
     assert refused(check_formats(found)) == []
 
 
-@pytest.mark.parametrize("settings", [{}, {"compile": False}, {"compile": "yes"}, {"threads": 2}])
+@pytest.mark.parametrize("settings", [{}, {"compile": False}, {"threads": 2}])
 def test_a_compiled_library_is_refused_where_the_manifest_does_not_ask_for_it(candidate, house, kit, settings):
     (found,) = refused(check_formats(candidate(dense=with_library(house, kit), spec=asking(kit, **settings))))
     assert found.reason is Reason.UNSAFE_FORMAT

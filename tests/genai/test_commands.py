@@ -201,7 +201,8 @@ def test_a_layout_that_hosts_cannot_have_is_refused(settings, nodes, told):
 
 
 def test_settings_are_checked_as_soon_as_a_manifest_is_read():
-    with pytest.raises(InvalidInput, match=r"spec.parts.0: settings.maxModelLength: unknown for engine vllm; allowed"):
+    told = r"spec.parts.0: settings.maxModelLength: unknown for engine vllm \(got 5\); allowed"
+    with pytest.raises(InvalidInput, match=told):
         parse_manifest(manifest(maxModelLength=5))
 
 

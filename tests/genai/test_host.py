@@ -74,7 +74,7 @@ def test_the_last_lines_of_a_failed_start_are_in_the_message(yard, shelf):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"maxModelLength": 1}, "settings.maxModelLength: unknown for engine vllm; allowed: maxModelLen"),
+        ({"maxModelLength": 1}, "settings.maxModelLength: unknown for engine vllm (got 1); allowed: maxModelLen"),
         ({"maxModelLen": 65}, "maxModelLen: 65 is more than the 64 positions of the checkpoint"),
         ({"tensorParallelSize": 3}, "tensorParallelSize: 3 does not divide the 4 attention heads"),
     ],

@@ -74,6 +74,22 @@ async def test_a_model_without_a_ready_replica_of_a_part_is_not_ready_and_says_w
     assert "needs 9 GiB" in steps["cause"]["message"]
 
 
+async def test_an_adapter_that_its_base_cannot_load_is_the_part_that_is_named(applied):
+    await serving(applied)
+    with applied.rooms.store.begin() as unit:
+        base = next(deployment for deployment in unit.deployments("ranker") if deployment.key.part == "dense")
+        style = HeldSnapshot(part="style", snapshot=7, digest="7" * 64, uri="file:///s", generations=(1,), adapter=True)
+        both = base.model_copy(update={"holds": (*base.holds, style)})
+        unit.put_deployment(both)
+    applied.rooms.infrastructure.apply(both)
+    applied.rooms.infrastructure.fail_load("7" * 64, message="rank 8 is more than it takes")
+    answer, steps = await explained(applied)
+    assert (answer["ready"], answer["reason"]) == (False, "LoadFailed")
+    assert steps["part"]["subject"] == "style"
+    assert steps["host"]["subject"].startswith("ranker.dense")
+    assert "rank 8 is more than it takes" in steps["cause"]["message"]
+
+
 async def test_a_host_without_all_segments_of_its_part_is_a_part_that_lacks(applied):
     await applied.publish("a")
     layout = applied.rooms.lay_out(1)

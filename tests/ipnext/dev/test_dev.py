@@ -11,15 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from ipnext.dev import children
 from ipnext.dev.children import STEADY_SECONDS, Child, Family
-from ipnext.dev.platform import locked, read_fleet, run
+from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, ending_seconds, locked, read_fleet, run
 from ipnext.dev.ports import PortInUse, choose
 from ipnext.errors import Conflict, InvalidInput, Unavailable
+from ipnext.infra.wanted_state import WantedState
+from ipnext.model.deployment import Deployment, DeploymentKey
+
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
 
 
-def child(directory: Path, program: str, *, grace: float | None = 5.0) -> Child:
-    command = [sys.executable, "-c", program]
-    return Child(name="child", command=command, environment={}, log=directory / "child.log", grace_seconds=grace)
+def child(directory: Path, program: str, *, grace: float = 5.0, unhurried: bool = False) -> Child:
+    command, log = [sys.executable, "-c", program], directory / "child.log"
+    return Child("child", command, environment={}, log=log, grace_seconds=grace, unhurried=unhurried)
 
 
 def until(holds: object, seconds: float = 10.0) -> None:
@@ -123,7 +130,7 @@ def test_processes_of_one_command_end_side_by_side(tmp_path: Path) -> None:
     assert [process.ended() for process in pair] == [0, 0]
 
 
-def test_processes_that_take_as_long_as_it_takes_are_asked_once_and_together_and_end_at_once_when_hurried(
+def test_processes_that_finish_what_they_have_are_asked_once_and_together_and_end_at_once_when_hurried(
     tmp_path: Path,
 ) -> None:
     program = (
@@ -134,7 +141,7 @@ def test_processes_that_take_as_long_as_it_takes_are_asked_once_and_together_and
         "signal.signal(signal.SIGTERM, end); print('up', flush=True)\n"
         "while True: time.sleep(600)  # "
     )
-    family, pair = Family(), [child(tmp_path, program + name, grace=None) for name in "ab"]
+    family, pair = Family(), [child(tmp_path, program + name, grace=600, unhurried=True) for name in "ab"]
     family.start(*pair)
     until(lambda: pair[0].last_lines(9).count("up") == 2)
     stopping = threading.Thread(target=family.stop)
@@ -157,14 +164,61 @@ def test_a_number_of_workers_that_makes_no_sense_is_refused_by_name(
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
-    program = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-    )
-    stubborn = child(tmp_path, program, grace=0.2)
+    stubborn = child(tmp_path, STUBBORN, grace=0.2)
     stubborn.start()
     until(lambda: "up" in stubborn.last_lines())
     stubborn.stop()
     assert stubborn.ended() == -signal.SIGKILL
+
+
+def test_the_grace_of_processes_that_end_side_by_side_passes_for_all_at_once(tmp_path: Path) -> None:
+    family, pair = Family(), [child(tmp_path, f"{STUBBORN}  # {name}", grace=0.2, unhurried=True) for name in "ab"]
+    family.start(*pair)
+    until(lambda: pair[0].last_lines(9).count("up") == 2)
+    stop, asked = pair[1].stop, []
+    pair[1].stop = lambda: asked.append(pair[0].killed_after) or stop()  # type: ignore[method-assign]
+    family.stop()
+    assert asked[0] == pair[0].killed_after is not None, "asked before the other one was waited for"
+    assert [process.ended() for process in pair] == [-signal.SIGKILL, -signal.SIGKILL]
+
+
+def test_a_process_that_ignores_two_sigterms_is_killed_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "HURRIED_SECONDS", 0.1)
+    family, stubborn = Family(), child(tmp_path, STUBBORN, grace=600, unhurried=True)
+    family.start(stubborn)
+    until(lambda: "up" in stubborn.last_lines())
+    stopping = threading.Thread(target=family.stop)
+    stopping.start()
+    until(lambda: stubborn.killed_after is not None)
+    family.hurry()
+    stopping.join(10)
+    assert stubborn.ended() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("drains", "environment", "limit"),
+    [
+        ([], {}, 10 + 10 + BEYOND_DRAINS_SECONDS),
+        ([3.0, 300.0, None], {}, 300 + 10 + BEYOND_DRAINS_SECONDS),
+        ([3.0], {"IPNEXT_AGENT_GRACE_SECONDS": "20"}, 3 + 40 + BEYOND_DRAINS_SECONDS),
+        ([3.0, 300.0], {"IPNEXT_AGENT_SHUTDOWN_DRAIN_SECONDS": "2"}, 2 + 10 + BEYOND_DRAINS_SECONDS),
+        ([3.0], {"IPNEXT_AGENT_GRACE_SECONDS": "soon"}, 300 + BEYOND_DRAINS_SECONDS),
+    ],
+)
+def test_an_agent_may_take_as_long_as_the_longest_drain_of_what_it_runs_and_its_own_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drains: list[float | None],
+    environment: dict[str, str],
+    limit: float,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    wanted = WantedState(tmp_path / "wanted")
+    for number, drain in enumerate(drains):
+        key = DeploymentKey(model=f"m{number}", part="p", region="eu", hardware="cpu")
+        wanted.put_deployment(Deployment(key=key, replicas=1, engine="vllm", units=1, qps=1, drain_seconds=drain))
+    assert ending_seconds(tmp_path) == limit
 
 
 def test_what_does_not_come_up_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:

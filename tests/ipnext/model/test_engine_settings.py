@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.model.engine_settings import GIB, VllmSettings, vllm_settings
+from ipnext.model.engine_settings import GIB, VllmSettings, torch_settings, vllm_settings
 
 EXAMPLE = {"connector": "example", "role": "prefill"}
 
@@ -10,7 +10,10 @@ EXAMPLE = {"connector": "example", "role": "prefill"}
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"maxModelLength": 5}, r"settings.maxModelLength: unknown for engine vllm; allowed: maxModelLen, tensorPar"),
+        (
+            {"maxModelLength": 5},
+            r"settings.maxModelLength: unknown for engine vllm \(got 5\); allowed: maxModelLen, tensorPar",
+        ),
         ({"maxModelLen": 0}, r"settings.maxModelLen: .*greater than or equal to 1 \(got 0\)"),
         ({"dtype": "int4"}, r"settings.dtype: .*'bfloat16'.*got 'int4'"),
         ({"extraArgs": "--port=1"}, r"settings.extraArgs: Input should be a list \(got '--port=1'\)"),
@@ -22,7 +25,10 @@ EXAMPLE = {"connector": "example", "role": "prefill"}
         ({"kvTransfer": {"connector": "nixl"}}, r"settings.kvTransfer.role: Field required"),
         ({"kvTransfer": EXAMPLE | {"connector": "tcp"}}, r"settings.kvTransfer.connector: .*'example' or 'nixl'"),
         ({"kvTransfer": EXAMPLE | {"role": "both"}}, r"settings.kvTransfer.role: .*'prefill' or 'decode'"),
-        ({"kvTransfer": EXAMPLE | {"port": 1}}, r"settings.kvTransfer.port: unknown; allowed: connector, role$"),
+        (
+            {"kvTransfer": EXAMPLE | {"port": 1}},
+            r"settings.kvTransfer.port: unknown \(got 1\); allowed: connector, role$",
+        ),
         ({"kvTransfer": "nixl"}, r"settings.kvTransfer: must be a mapping with connector, role \(got 'nixl'\)"),
         ({"routing": "prefix"}, r"settings.routing: must be a mapping with policy \(got 'prefix'\)"),
         ({"kvTransfer": EXAMPLE, "runner": "pooling"}, r"settings.kvTransfer: a part that embeds"),
@@ -52,3 +58,29 @@ def test_settings_count_devices_and_memory():
     settings = vllm_settings({"tensorParallelSize": 2, "pipelineParallelSize": 3, "kvCacheGib": 0.5})
     assert (settings.devices, settings.kv_cache_bytes) == (6, 3 * GIB)
     assert VllmSettings().kv_cache_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"batchin": False},
+            r"settings.batchin: unknown for engine torch \(got False\); allowed: threads, batching, com",
+        ),
+        ({"maxModelLen": 5}, r"settings.maxModelLen: unknown for engine torch \(got 5\); allowed: threads, "),
+        ({"routing": {"policy": "prefix"}}, r"settings.routing: unknown for engine torch \(got {'policy': 'prefix'}\)"),
+        ({"drainSeconds": 5}, r"settings.drainSeconds: is said once for the whole model; write rollout.drainSeconds"),
+        ({"threads": 0}, r"settings.threads: .*greater than or equal to 1 \(got 0\)"),
+        ({"threads": "2"}, r"settings.threads: .*integer \(got '2'\)"),
+        ({"batching": 3}, r"settings.batching: must be false or a mapping with maxRows, latencyMs \(got 3\)"),
+        ({"batching": None}, r"settings.batching: must be false or a mapping with maxRows, latencyMs \(got None\)"),
+        ({"batching": {"rows": 1}}, r"settings.batching.rows: unknown \(got 1\); allowed: maxRows, latencyMs$"),
+        ({"batching": {"max_rows": 1}}, r"settings.batching.max_rows: unknown \(got 1\); allowed: maxRows, latencyMs$"),
+        ({"batching": {"maxRows": 1.5}}, r"settings.batching.maxRows: .*\(got 1.5\)"),
+        ({"batching": {"latencyMs": 0}}, r"settings.batching.latencyMs: .*greater than 0 \(got 0\)"),
+        ({"compile": "yes"}, r"settings.compile: must be true, false or a mapping .*\(got 'yes'\)"),
+    ],
+)
+def test_a_bad_setting_of_the_torch_engine_is_named_with_what_is_allowed(settings, told):
+    with pytest.raises(ValueError, match=told):
+        torch_settings(settings)

@@ -38,3 +38,11 @@ def test_a_list_that_is_empty_itself_is_told():
 def test_forms_are_named_as_in_yaml():
     assert refusal({"settings": [1]}) == "spec.parts.0.settings: Input should be a mapping (got [1])"
     assert refusal({}, demand=3) == "spec.demand: Input should be a list (got 3)"
+
+
+def test_an_unknown_setting_is_refused_whatever_the_engine():
+    told = refusal({"settings": {"maxModelLen": 512}})
+    assert (
+        told
+        == "spec.parts.0: settings.maxModelLen: unknown for engine torch (got 512); allowed: threads, batching, compile"
+    )

@@ -1,0 +1,80 @@
+"""The log files of a region's replicas: which there are, by their names, and how they end. Called by the agent."""
+
+import re
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ipnext.model.logs import LogQuery, ReplicaLog
+
+MOST_BYTES: Final = 2**20
+"""Of one file in one answer."""
+
+_NAME: Final = re.compile(
+    r"(?P<replica>(?P<model>[^.]+)\.(?P<part>[^.]+)\.(?P<hardware>[^.]+)\.(?P<number>\d+))"
+    r"(\.engine-(?P<engine>[^.]+))?\.log(?P<former>\.1)?"
+)
+
+
+class _Found(NamedTuple):
+    """A file of a replica, and what its name says."""
+
+    path: Path
+    words: re.Match[str]
+
+
+def read_logs(directory: Path, query: LogQuery, *, region: str, running: Collection[str]) -> tuple[ReplicaLog, ...]:
+    """The logs that the query asks for, by the time they were written last. `running` are the ids of replicas that run."""
+    logs = (_log(found, query, region=region, running=running) for found in _found(directory, query, running))
+    return tuple(sorted((log for log in logs if log is not None), key=lambda log: (log.written_at, log.file)))
+
+
+def _found(directory: Path, query: LogQuery, running: Collection[str]) -> Iterator[_Found]:
+    for path in directory.glob(f"{query.model}.*"):
+        words = _NAME.fullmatch(path.name)
+        if words is None or (query.part or words["part"]) != words["part"]:
+            continue
+        if query.replica is not None and query.replica != int(words["number"]):
+            continue
+        goes_on = words["replica"] in running and not words["former"]
+        if query.after is None or goes_on or path.name in query.after:
+            yield _Found(path, words)
+
+
+def _log(found: _Found, query: LogQuery, *, region: str, running: Collection[str]) -> ReplicaLog | None:
+    """None where the file has gone meanwhile."""
+    path, words = found
+    try:
+        with path.open("rb") as file:
+            size, written_at = path.stat().st_size, path.stat().st_mtime
+            known = (query.after or {}).get(path.name)
+            start = _start(size, known)
+            file.seek(start)
+            content = file.read(min(MOST_BYTES, max(0, size - start)))
+    except FileNotFoundError:
+        return None
+    text = content.decode(errors="replace")
+    return ReplicaLog(
+        region=region,
+        replica=words["replica"],
+        part=words["part"],
+        engine=words["engine"],
+        former=bool(words["former"]),
+        ended=words["replica"] not in running,
+        file=str(path),
+        written_at=datetime.fromtimestamp(written_at, UTC),
+        text=text if known is not None else _last_lines(text, query.tail),
+        end=start + len(content),
+    )
+
+
+def _start(size: int, known: int | None) -> int:
+    """Where to read on: behind what is known, at the beginning of a file that began anew; else at most MOST_BYTES from its end."""
+    if known is None:
+        return max(0, size - MOST_BYTES)
+    return known if known <= size else 0
+
+
+def _last_lines(text: str, count: int) -> str:
+    return "".join(text.splitlines(keepends=True)[-count:]) if count else ""

@@ -1,0 +1,50 @@
+"""`ipnext dev` at Ctrl-C, with an agent that hangs while a stream runs through it."""
+
+import os
+import signal
+
+import pytest
+
+from tests.e2e.conftest import Running, eventually
+from tests.genai.checkpoints import write_llama
+from tests.genai.hosts import mock_command
+from tests.genai.regions import ENDLESS, Stream
+from tests.processes import gone
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+MANIFEST = """
+apiVersion: ipnext/v1
+kind: Model
+metadata: {name: chat, owner: tests}
+spec:
+  task: generation
+  parts:
+    - name: llm
+      engine: vllm
+      hardware: [{kind: cpu, units: 1, qps: 60}]
+      settings: {graceSeconds: 0.5}
+  demand: [{region: us-east, qps: 50}]
+  latencyToleranceMs: 60
+  rollout: {canary: 1, maxStep: 1, drainSeconds: 1, deadlineSeconds: 120}
+"""
+
+
+def test_an_agent_that_hangs_is_killed_after_its_models_drain_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("IPNEXT_VLLM_COMMAND", mock_command(itl_ms=20))
+    monkeypatch.setenv("IPNEXT_AGENT_GRACE_SECONDS", "0.5")
+    running = Running(tmp_path / "state").start()
+    try:
+        running.client.apply(MANIFEST)
+        change = running.client.publish("chat", {"llm": write_llama(tmp_path / "hf", seed=1)})
+        assert running.client.wait_change(change.id, timeout_seconds=120).state == "done"
+        stream = Stream(running.endpoints["gateways"]["us-east"], ENDLESS)
+        family = running.family()
+        agent = running.child("ipnext.infra.agent", "--region us-east")
+        os.kill(agent.pid, signal.SIGSTOP)
+        assert running.stop(signal.SIGINT) == 0
+        eventually(lambda: gone(family), 30)
+        assert "process killed after its grace" in running.log.read_text()
+        eventually(lambda: stream.over, 10)
+    finally:
+        running.stop(signal.SIGKILL)
