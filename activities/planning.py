@@ -106,8 +106,8 @@ class PlanningActivities:
         if not plan.replicas:
             rules = [rule for unmet in plan.unmet for rule in unmet.rules]
             most = max(plan.unmet, key=lambda unmet: unmet.qps, default=None)
-            message = f"nothing can be placed: {'; '.join(dict.fromkeys(rules))}"
-            return _infeasible(_binding_reason(rules), message, Place(region=most.region if most else None))
+            place = Place(region=most.region if most else None)
+            return _infeasible(_binding_reason(rules), unplaced_message(plan, problem, unit), place)
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
         record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
         prepared = PreparedPlan.of(record)
@@ -175,6 +175,19 @@ def _binding_reason(rules: Sequence[str]) -> Reason:
         return Reason.OVER_BUDGET
     short = not rules or any(rule.startswith("supply") for rule in rules)
     return Reason.NO_CAPACITY if short else Reason.PLANNER_INFEASIBLE
+
+
+def unplaced_message(plan: Plan, problem: Problem, unit: Unit) -> str:
+    """Why a plan of one model, the first of `problem`, has no replica, in words."""
+    rules = dict.fromkeys(rule for unmet in plan.unmet for rule in unmet.rules)
+    if set(rules) != {"unmet_cost"}:
+        return f"nothing can be placed: {'; '.join(rules)}"
+    priority, missed = problem.models[0].priority, sum(unmet.qps for unmet in plan.unmet)
+    lost = problem.objective.unmet_cost * priority * missed
+    return (
+        f"no replica is worth its cost: to leave {amount(missed, unit)} unserved counts as {lost:g} an hour "
+        f"(unmet_cost {problem.objective.unmet_cost:g} x priority {priority:g}), replicas for it cost more; raise spec.priority"
+    )
 
 
 def _unmet_message(plan: Plan, unit: Unit) -> str:
