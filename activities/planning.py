@@ -108,8 +108,9 @@ class PlanningActivities:
         figures = self._budget_figures(problem, whole, stage.model, rules)
         if not plan.replicas:
             most = max(plan.unmet, key=lambda unmet: unmet.qps, default=None)
-            message = _with_figures(f"nothing can be placed: {'; '.join(dict.fromkeys(rules))}", figures)
-            return _infeasible(_binding_reason(rules), message, Place(region=most.region if most else None))
+            place = Place(region=most.region if most else None)
+            message = _with_figures(unplaced_message(plan, problem, unit), figures)
+            return _infeasible(_binding_reason(rules), message, place)
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
         record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
         prepared = PreparedPlan.of(record)
@@ -193,6 +194,19 @@ def _binding_reason(rules: Sequence[str]) -> Reason:
 
 def _with_figures(message: str, figures: str) -> str:
     return f"{message}; {figures}" if figures else message
+
+
+def unplaced_message(plan: Plan, problem: Problem, unit: Unit) -> str:
+    """Why a plan of one model, the first of `problem`, has no replica, in words."""
+    rules = dict.fromkeys(rule for unmet in plan.unmet for rule in unmet.rules)
+    if set(rules) != {"unmet_cost"}:
+        return f"nothing can be placed: {'; '.join(rules)}"
+    priority, missed = problem.models[0].priority, sum(unmet.qps for unmet in plan.unmet)
+    lost = problem.objective.unmet_cost * priority * missed
+    return (
+        f"no replica is worth its cost: to leave {amount(missed, unit)} unserved counts as {lost:g} an hour "
+        f"(unmet_cost {problem.objective.unmet_cost:g} x priority {priority:g}), replicas for it cost more; raise spec.priority"
+    )
 
 
 def _unmet_message(plan: Plan, unit: Unit) -> str:

@@ -18,14 +18,12 @@ def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[Flee
 
     That is the snapshots of both ends and those that stay warm, with what deltas among them stand on. A part without
     `memory_bytes` has room, but an engine that serves by itself takes its accelerator whole: such a part is replaced,
-    unless it is one engine that serves all of them, each with adapters of its own.
+    unless it is one engine that serves all of them, with other adapters or behind other parts.
     """
     spec = manifest.spec
     if spec.rollout.refresh != "auto":
         return spec.rollout.refresh
     serving = [part.name for part in spec.hosted if part.engine in SERVING_ENGINES]
-    if serving and not spec.adapters:
-        return "replace"
     model = manifest.name
     loaded = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
     at_once = loaded | {row.generation for end in ends for row in end.replicas}

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, TooLarge, Unavailable
+from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, NotFound, TooLarge, Unavailable
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import Admission
 from serving.host_client import HostClient
@@ -37,12 +37,16 @@ ATTEMPTS: Final = 2
 PATHS: Final = frozenset(
     {
         *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
+        "/v1/messages/count_tokens",
         *("/v1/score", "/v1/rerank", "/score", "/rerank", "/classify", "/pooling", "/tokenize", "/detokenize"),
     }
 )
 """What is passed on to engines. Their other routes change them (adapters, weights) and are the platform's."""
 ROOTS: Final = frozenset({"v1", *(path[1:] for path in PATHS if path.count("/") == 1)})
 """First steps of the paths that belong here."""
+NOT_FOUND: Final = 404
+_NO_ROUTE: Final = b'{"detail":"Not Found"}'
+"""What vLLM's server says at a path of a task that its model is not made for: no word that helps a client."""
 _ENDING: Final = frozenset({500, 502, 503})
 """Of an engine that ends or has no room: another one may answer."""
 _NOT_PASSED: Final = frozenset(
@@ -115,6 +119,7 @@ class OpenAIEdge:
             body = body if alias is None else alias.renamed(body)
             content = request.content if alias is None else orjson.dumps(body)
             answer = await self._in_time(request, path, _Asked(route, exchange, body, content))
+            _check_task(answer, name, path)
         except IPnextError as error:
             return self._refused(exchange, error)
         except asyncio.CancelledError:
@@ -290,9 +295,12 @@ def _passed(request: Request) -> Mapping[str, str]:
 
 def _read(request: Request, limit: int) -> Mapping[str, Any]:
     kind = request.header("content-type") or ""
-    if not kind.lower().startswith("application/json") or "content-encoding" in request.headers:
-        msg = f"content-type: must be application/json, not packed, got {kind[:80]!r}"
+    if not kind.lower().startswith("application/json"):
+        msg = f"content-type: must be application/json, got {kind[:80]!r}"
         raise WrongType(msg, field="content-type", value=kind, allowed=("application/json",))
+    if packing := request.header("content-encoding"):
+        msg = f"content-encoding: must be left out, since bodies are taken as they are, got {packing[:80]!r}"
+        raise WrongType(msg, field="content-encoding", value=packing)
     if len(request.content) > limit:
         msg = f"the body must have at most {limit} bytes, got {len(request.content)}"
         raise TooLarge(msg, field="body")
@@ -313,6 +321,16 @@ def _model_of(body: Mapping[str, Any]) -> str:
         msg = f"model: must name a model that is served here, see GET /v1/models; got {str(name)[:80]!r}"
         raise InvalidInput(msg, field="model", value=name)
     return name
+
+
+def _check_task(answer: EngineAnswer, model: str, path: str) -> None:
+    """NotFound where the engine has no such path, in words."""
+    if answer.status == NOT_FOUND and answer.complete == _NO_ROUTE:
+        msg = (
+            f"model {model[:80]} does not answer {path}: its engine is started for another task. One that generates answers "
+            "/v1/chat/completions, /v1/completions, /v1/responses and /v1/messages; one that embeds (runner: pooling) /v1/embeddings"
+        )
+        raise NotFound(msg)
 
 
 def _wish(request: Request, body: Mapping[str, Any]) -> Wish:

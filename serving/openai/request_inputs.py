@@ -33,7 +33,7 @@ def _tensor(spec: TensorSpec, value: object) -> Tensor:
     if len(shape) != len(spec.shape) or any(
         want not in (-1, size) for want, size in zip(spec.shape, shape, strict=True)
     ):
-        msg = f"{field}: must be {_shown(spec)} as nested lists, got {_found(value, shape)}"
+        msg = f"{field}: must be {_form(spec)}, got {_found(value, shape)}"
         raise InvalidInput(msg, field=field)
     if 0 in shape:
         msg = f"{field}: must have at least one element, got shape {list(shape)}"
@@ -56,6 +56,13 @@ def _shape(value: object) -> tuple[int, ...]:
 
 def _shown(spec: TensorSpec) -> str:
     return f"{spec.datatype}{list(spec.shape)}"
+
+
+def _form(spec: TensorSpec) -> str:
+    """What a client writes for it."""
+    if len(spec.shape) != 1:
+        return f"{_shown(spec)} as nested lists"
+    return f"a list of {'texts' if spec.datatype == 'BYTES' else 'values'} ({_shown(spec)})"
 
 
 def _found(value: object, shape: tuple[int, ...]) -> str:

@@ -13,6 +13,7 @@ from activities.waves import ModelState
 from ipnext.artifacts.checkpoint_import import describe_checkpoint
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.registry import Generation, Signature, Snapshot, SnapshotManifest, TensorSpec
+from ipnext.model.rollout import FleetState, GenerationReplicas
 from tests.genai.checkpoints import write_bert, write_llama
 from tests.mixed import manifest
 
@@ -182,6 +183,26 @@ def test_each_part_has_hosts_of_its_own_engine(checkpoints):
     assert {found.own[1] for found in deployments.values()} == {2}
 
 
-def test_all_parts_are_replaced_where_one_serves_by_itself():
-    repository = SimpleNamespace()  # is not asked
-    assert refresh_of(repository, parse_manifest(manifest()), ()) == "replace"
+def refreshed(former, new):
+    """How a generation of these snapshots (part -> number) follows another."""
+    hold = SnapshotManifest(engine="torch", signature=Signature(inputs=(), outputs=()), files=())
+    generations = [generation(number, each) for number, each in enumerate((former, new), 1)]
+    snapshots = [snapshot(part, hold, number) for part in former for number in {former[part], new[part]}]
+    repository = SimpleNamespace(
+        deployments=lambda _: (), generations=lambda _: generations, snapshots=lambda _: snapshots
+    )
+    ends = [
+        FleetState(replicas=(GenerationReplicas.trusted("answers", "llm", number, "us-east", "cpu", 1),), traffic=())
+        for number in (1, 2)
+    ]
+    return refresh_of(repository, parse_manifest(manifest()), tuple(ends))
+
+
+def generation(number, snapshots):
+    return Generation(model="answers", number=number, snapshots=snapshots, created_at=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(("changed", "refresh"), [("ranker", "in_place"), ("llm", "replace"), ("embedder", "replace")])
+def test_engines_are_replaced_where_one_of_them_gets_a_snapshot_and_stay_where_only_the_ranker_does(changed, refresh):
+    former = {"embedder": 1, "ranker": 1, "llm": 1}
+    assert refreshed(former, {**former, changed: 2}) == refresh

@@ -1,9 +1,12 @@
 """What a host has in memory beside the snapshots that it answers for."""
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
 from activities.refreshing import refresh_of, with_ground
 from ipnext.model.manifest import parse_manifest
-from ipnext.model.registry import DELTA_FILE, ArtifactFile, Signature, SnapshotManifest
-from ipnext.model.rollout import FleetState
+from ipnext.model.registry import DELTA_FILE, ArtifactFile, Generation, Signature, SnapshotManifest
+from ipnext.model.rollout import FleetState, GenerationReplicas
 
 
 def manifest(name, parent=None, *, delta=False):
@@ -42,8 +45,10 @@ def test_a_parent_that_is_not_known_ends_the_walk():
     assert held_with("second", known=("second",)) == {"second"}
 
 
-def ends():
-    return FleetState(replicas=(), traffic=()), FleetState(replicas=(), traffic=())
+def generation(number):
+    return Generation(
+        model="chat", number=number, snapshots={"llm": number}, created_at=datetime(2026, 1, 1, tzinfo=UTC)
+    )
 
 
 def test_a_part_whose_engine_serves_by_itself_is_replaced_unless_the_owner_says_otherwise():
@@ -51,6 +56,9 @@ def test_a_part_whose_engine_serves_by_itself_is_replaced_unless_the_owner_says_
     spec = {"task": "generation", "parts": [part], "demand": [{"region": "eu", "qps": 1}]}
     document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "chat", "owner": "a"}, "spec": spec}
     chosen = document | {"spec": spec | {"rollout": {"refresh": "in_place"}}}
+    repository = SimpleNamespace(deployments=lambda _: (), generations=lambda _: (generation(1), generation(2)))
+    rows = (GenerationReplicas.trusted("chat", "llm", number, "eu", "cpu", 1) for number in (1, 2))
+    ends = tuple(FleetState(replicas=(row,), traffic=()) for row in rows)
 
-    assert refresh_of(None, parse_manifest(document), ends()) == "replace"
-    assert refresh_of(None, parse_manifest(chosen), ends()) == "in_place"
+    assert refresh_of(repository, parse_manifest(document), ends) == "replace"
+    assert refresh_of(repository, parse_manifest(chosen), ends) == "in_place"

@@ -78,5 +78,5 @@ def test_errors_have_openais_form(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.embeddings.create(model="nobody", input="x")
     assert caught.value.body["code"] == "model_not_found"
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match="model vectors does not answer /v1/chat/completions"):
         client.chat.completions.create(model="vectors", messages=[{"role": "user", "content": "hello"}])

@@ -123,3 +123,24 @@ def test_a_text_that_is_too_long_to_embed_is_refused_in_words(client):
         client.completions.create(
             model="answers", prompt=QUESTION, extra_body={"inputs": {"documents": ["long " * 400]}}, max_tokens=1
         )
+
+
+def test_an_answer_is_one_of_the_choices_that_the_client_gives(client):
+    answer = client.chat.completions.create(
+        model="answers",
+        messages=[{"role": "user", "content": QUESTION}],
+        max_tokens=16,
+        extra_body={"inputs": {"documents": DOCUMENTS}, "structured_outputs": {"choice": ["Andes", "moon"]}},
+    )
+    assert answer.choices[0].message.content in {"Andes", "moon"}
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_prompt_that_is_too_long_once_it_is_made_is_refused_in_the_generators_words(client):
+    """Question and document have room in the embedder each, and not together in the generator; a token is a byte."""
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 512") as caught:
+        client.completions.create(
+            model="answers", prompt="where " * 50, extra_body={"inputs": {"documents": ["llama " * 50]}}, max_tokens=1
+        )
+    assert "part" not in caught.value.body["message"]
+    assert caught.value.body["code"] == 400

@@ -318,7 +318,7 @@ function planCard({ plan, replan }) {
     el(
       "dl", { class: "facts" },
       fact("plan in force", s.scope ? `${s.status}, of ${s.scope}` : s.status), fact("cost", `${amount(s.cost_per_hour)} $/h`), fact("gap to the bound", percent(s.gap)),
-      fact("unmet demand", left.map(([u, sum]) => `${amount(sum)} ${u}`).join(", ") || "0 requests/s", s.unmet_qps > 0 ? "bad" : null),
+      fact("unmet demand", left.map(([u, sum]) => `${amount(sum)} ${u}`).join(", ") || "none", s.unmet_qps > 0 ? "bad" : null),
       fact("replicas started", amount(s.moves)), fact("made by", s.trigger), fact("made", time(s.created_at)), replanFact(replan),
     ),
     replanNote(replan),

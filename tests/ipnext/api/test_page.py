@@ -185,6 +185,24 @@ def test_a_frozen_model_has_a_badge_that_says_until_when_and_why(page, seeded):
     assert page.locator("[data-model=embedder] [data-frozen]").count() == 0
 
 
+HIDDEN = (
+    "[document.documentElement, ...document.querySelectorAll('{}')]"
+    ".filter(n => n.scrollWidth > n.clientWidth).map(n => n.innerText)"
+)
+"""Texts of what is wider than its place."""
+
+
+def test_on_a_telephone_why_something_was_refused_is_in_sight(browser, seeded):
+    context = browser.new_context(viewport={"width": 390, "height": 900})
+    page = context.new_page()
+    page.goto(seeded.url, wait_until="domcontentloaded")
+    why = page.locator("[data-change] td.wide", has_text="FP16 is not FP32")
+    why.first.wait_for()
+    assert why.first.bounding_box()["width"] > 300
+    assert page.evaluate(HIDDEN.format(".scroll:has(td.wide)")) == []
+    context.close()
+
+
 LONG = "a-ranking-model-of-the-checkout-page-with-a-very-long-name-0000"
 
 
@@ -206,11 +224,7 @@ def test_long_names_and_parts_of_a_cut_model_push_nothing_out_of_sight(browser, 
         "tower-s0 stage 0, snapshot 3\ntower-s1 stage 1, snapshot 4",
         "request",
     ]
-    hidden = page.evaluate(
-        "[document.documentElement, ...document.querySelectorAll('.columns .scroll')]"
-        ".filter(n => n.scrollWidth > n.clientWidth).map(n => n.innerText)"
-    )
-    assert hidden == []
+    assert page.evaluate(HIDDEN.format(".columns .scroll")) == []
     context.close()
 
 

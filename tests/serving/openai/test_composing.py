@@ -155,7 +155,11 @@ def test_inputs_are_read_by_their_declared_types():
         (None, "inputs", "must be an object of lists .documents BYTES.*, got a NoneType"),
         ({"documents": ["a"]}, "inputs.features", "missing; this model takes: documents BYTES"),
         ({"documents": ["a"], "features": [[1, 2]], "more": []}, "inputs.more", "no such input"),
-        ({"documents": "a", "features": [[1, 2]]}, "inputs.documents", "as nested lists, got a str"),
+        (
+            {"documents": "a", "features": [[1, 2]]},
+            "inputs.documents",
+            r"must be a list of texts \(BYTES\[-1\]\), got a str",
+        ),
         ({"documents": [["a"]], "features": [[1, 2]]}, "inputs.documents", r"got shape \[1, 1\]"),
         ({"documents": [], "features": [[1, 2]]}, "inputs.documents", "at least one element"),
         ({"documents": ["a", 1], "features": [[1, 2]]}, "inputs.documents", "must be strings, got 1"),

@@ -86,6 +86,16 @@ async def test_other_paths_of_the_engine_are_passed_on(edge, engine, client, pat
     assert "x-ipnext-generation" in answer.headers
 
 
+async def test_tokens_of_a_message_are_counted_by_the_engine(edge, client):
+    async def script(_, path, __, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(path), path))
+
+    async with raw_engine(script) as engine:
+        edge.serve(engine.url)
+        answer = await client.post(edge.url + "/v1/messages/count_tokens", json={"model": "llm", "messages": []})
+    assert answer.text == "/v1/messages/count_tokens"
+
+
 async def test_routes_that_change_an_engine_are_not_reachable(edge, engine, client):
     edge.serve(engine)
     for path in ("/v1/load_lora_adapter", "/pause", "/collective_rpc", "/v1/unload_lora_adapter"):

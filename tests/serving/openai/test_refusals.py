@@ -6,7 +6,7 @@ import pytest
 
 from ipnext.model.deployment import RoutedModel
 
-from .conftest import endpoint, served
+from .conftest import endpoint, raw_engine, served
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "llm", "messages": [{"role": "user", "content": "hello"}]}
@@ -52,6 +52,40 @@ async def test_a_body_without_a_model_is_refused(edge, engine, client, content, 
     edge.serve(engine)
     answer = await client.post(edge.url + CHAT, content=content, headers={"content-type": kind})
     assert error(answer, status)["param"] == field
+
+
+async def test_a_packed_body_is_refused_by_the_header_that_says_so(edge, engine, client):
+    edge.serve(engine)
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    found = error(await client.post(edge.url + CHAT, content=b"..", headers=headers), 415)
+    assert found["param"] == "content-encoding"
+    assert "got 'gzip'" in found["message"]
+
+
+async def test_a_path_of_another_task_than_the_engines_is_refused_in_words(edge, client):
+    async def script(_, __, ___, writer):
+        writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: 22\r\n\r\n")
+        await writer.drain()
+        writer.write(b'{"detail":"Not Found"}')
+
+    async with raw_engine(script) as engine:
+        edge.serve(engine.url)
+        answer = await client.post(edge.url + "/v1/embeddings", json={"model": "llm", "input": "a"})
+    assert "model llm does not answer /v1/embeddings" in error(answer, 404)["message"]
+    assert answer.headers["x-ipnext-generation"] == "1"
+    assert edge.counts().answers[404].seconds.count == 1
+
+
+async def test_what_an_engine_itself_does_not_find_is_passed_on_as_it_says_it(edge, client):
+    told = b'{"error":{"message":"no such response","type":"x","param":null,"code":404}}'
+
+    async def script(_, __, ___, writer):
+        writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: %d\r\n\r\n%s" % (len(told), told))
+
+    async with raw_engine(script) as engine:
+        edge.serve(engine.url)
+        answer = await client.post(edge.url + "/v1/responses", json={"model": "llm", "input": "a"})
+    assert answer.content == told
 
 
 async def test_a_generation_that_is_not_served_is_refused(edge, engine, client):
