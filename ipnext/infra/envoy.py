@@ -22,13 +22,15 @@ FORWARDED_HEADER = "x-ipnext-forwarded-by"
 ROUTER_CLUSTER = "router"
 ROUTES_NAME = "gateway"
 STAT_PREFIX = "gateway"
-RETRY_AFTER_SECONDS = 1
+STREAM_IDLE_SECONDS = 660.0
+"""An OpenAI request in which nothing comes or goes for so long is ended, if nothing else is said."""
 NAMED_LIMIT = 20
 """Error texts name so many known models or generations: Envoy limits a direct answer to 4 KiB."""
 MANY = 1_000_000
 """Above any number of requests that reach one gateway: the router does the limiting."""
 UPSTREAM_IDLE_SECONDS = 2
 """Below the keep-alive time of any server behind: Envoy never sends into a connection that just closes."""
+_NO_SUCH_PATH = "no such path; served: /v2/... (Open Inference Protocol V2), /v1/... (OpenAI's API, see GET /v1/models)"
 
 Json = dict[str, Any]
 
@@ -44,16 +46,28 @@ class Gateway:
     tables: Mapping[str, RouteTable]
     """Model -> its route table."""
     request_seconds: float
-    stream_idle_seconds: float = 660.0
+    stream_idle_seconds: float = STREAM_IDLE_SECONDS
 
 
-def bootstrap(gateway_port: int, admin_port: int, *, region: str, routes_file: str, clusters_file: str) -> Json:
-    """The static part: admin endpoint, listener, and where the dynamic parts lie."""
+def bootstrap(
+    gateway_port: int,
+    admin_port: int,
+    *,
+    region: str,
+    routes_file: str,
+    clusters_file: str,
+    stream_idle_seconds: float = STREAM_IDLE_SECONDS,
+) -> Json:
+    """The static part: admin endpoint, listener, and where the dynamic parts lie.
+
+    `stream_idle_seconds` is that of the `Gateway`: what a client is told whose request took longer.
+    """
+    mappers = envoy_openai.error_mappers(region, idle_seconds=stream_idle_seconds)
     return {
         "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
         "admin": {"address": _address(LOOPBACK, admin_port)},
         "dynamic_resources": {"cds_config": _watched(clusters_file)},
-        "static_resources": {"listeners": [_listener(gateway_port, routes_file)]},
+        "static_resources": {"listeners": [_listener(gateway_port, routes_file, mappers)]},
     }
 
 
@@ -79,7 +93,7 @@ def routes(gateway: Gateway) -> list[Json]:
         _route({"path_separated_prefix": "/v2/health"}, _to_router(gateway)),
         _refusal({"prefix": "/v2/models/"}, 404, f"no such model in region {gateway.region}; known: {_some(known)}"),
         *_openai_routes(gateway),
-        _refusal({"prefix": "/"}, 404, "no such path; this is an Open Inference Protocol V2 endpoint, see /v2"),
+        _refusal({"prefix": "/"}, 404, _NO_SUCH_PATH),
     ]
     host = {"name": ROUTES_NAME, "domains": ["*"], "routes": rules}
     return [
@@ -162,7 +176,7 @@ def _weighted(gateway: Gateway, table: RouteTable, match: Json, *headers: Json) 
     shares = _usable(gateway, table)
     if not shares:
         message = f"model {table.model} has no capacity in region {gateway.region} at the moment; try again"
-        return _refusal(match, 503, message, headers={"retry-after": str(RETRY_AFTER_SECONDS)})
+        return _refusal(match, 503, message, headers={"retry-after": str(envoy_openai.RETRY_AFTER_SECONDS)})
     counts = weights([share.fraction for share in shares], WEIGHT_TOTAL)
     entries = [_entry(gateway, share, weight, *headers) for share, weight in zip(shares, counts, strict=True)]
     action = _action(gateway, None)
@@ -269,7 +283,7 @@ def _cluster(name: str, host: str, port: int) -> Json:
     }
 
 
-def _listener(port: int, routes_file: str) -> Json:
+def _listener(port: int, routes_file: str, mappers: list[Json]) -> Json:
     connections = {
         "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": STAT_PREFIX,
@@ -277,7 +291,7 @@ def _listener(port: int, routes_file: str) -> Json:
         "normalize_path": True,
         "rds": {"route_config_name": ROUTES_NAME, "config_source": _watched(routes_file)},
         "local_reply_config": {
-            "mappers": envoy_openai.error_mappers(),
+            "mappers": mappers,
             "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}},
         },
         "http_filters": [

@@ -16,14 +16,12 @@ _FILTER: Final = "ipnext.model_of_body"
 _NAMESPACE: Final = "ipnext"
 _KEY: Final = "model"
 _PREFIX: Final = "^(/v1(/|$|\\?)|/(score|rerank|classify|pooling|tokenize|detokenize)($|\\?))"
-_ERRORS: Final = {
-    404: "NotFoundError",
-    408: "TimeoutError",
-    413: "BadRequestError",
-    503: "ServiceUnavailableError",
-    504: "TimeoutError",
-}
+RETRY_AFTER_SECONDS: Final = 1
+"""A client that met no capacity, or no router, is to come back after so long."""
+_TYPES: Final = {404: "NotFoundError", 503: "ServiceUnavailableError", 504: "TimeoutError"}
 """Status of an answer that Envoy makes itself -> its type in OpenAI's form, as the router has it."""
+_BODY: Final = "%LOCAL_REPLY_BODY%"
+"""The text that the answer would have without a mapper."""
 
 
 def type_url(name: str) -> str:
@@ -75,16 +73,38 @@ def body_filter() -> Json:
     return {"name": _FILTER, "disabled": True, "typed_config": config}
 
 
-def error_mappers() -> list[Json]:
-    """What makes Envoy's own answers below OpenAI's paths errors in OpenAI's form."""
-    return [*(_mapper(status, kind) for status, kind in _ERRORS.items()), _mapper(None, "InternalServerError")]
+def error_mappers(region: str, *, idle_seconds: float) -> list[Json]:
+    """What makes Envoy's own answers below OpenAI's paths errors in OpenAI's form, which say what is allowed or what to do.
+
+    The first that fits counts. `idle_seconds` is the limit that `streaming` has.
+    """
+    late = f"nothing has come or gone for {idle_seconds:g} s"
+    unreached = f"the gateway of region {region} gets no answer from its %UPSTREAM_CLUSTER% ({_BODY}); try again"
+    again = {"header": {"key": "retry-after", "value": str(RETRY_AFTER_SECONDS)}}
+    return [
+        _mapper("BadRequestError", f"the body must have at most {MAX_BODY_BYTES} bytes, got more", _status(413)),
+        _mapper("TimeoutError", f"{late}, and the request is not whole; send it without a pause", _status(408)),
+        _mapper("TimeoutError", f"{late}, and no answer has begun; try again", _status(504), _FAILED),
+        {**_mapper("ServiceUnavailableError", unreached, _status(503), _FAILED), "headers_to_add": [again]},
+        *(_mapper(kind, _BODY, _status(status)) for status, kind in _TYPES.items()),
+        _mapper("InternalServerError", _BODY),
+    ]
 
 
-def _mapper(status: int | None, kind: str) -> Json:
+_FAILED: Final[Json] = {"response_flag_filter": {}}
+"""Answers for which Envoy notes what went wrong: all but those that a route gives."""
+
+
+def _status(status: int) -> Json:
+    equal = {"op": "EQ", "value": {"default_value": status, "runtime_key": "ipnext.no_such_key"}}
+    return {"status_code_filter": {"comparison": equal}}
+
+
+def _mapper(kind: str, message: str, *filters: Json) -> Json:
     path = {"name": ":path", "string_match": {"safe_regex": {"regex": f"{_PREFIX}.*"}}}
     here: Json = {"header_filter": {"header": path}}
-    if status is not None:
-        equal = {"op": "EQ", "value": {"default_value": status, "runtime_key": "ipnext.no_such_key"}}
-        here = {"and_filter": {"filters": [here, {"status_code_filter": {"comparison": equal}}]}}
-    error = {"message": "%LOCAL_REPLY_BODY%", "type": kind, "param": None, "code": "%RESPONSE_CODE%"}
-    return {"filter": here, "body_format_override": {"json_format": {"error": error}}}
+    error = {"message": message, "type": kind, "param": None, "code": "%RESPONSE_CODE%"}
+    return {
+        "filter": {"and_filter": {"filters": [here, *filters]}} if filters else here,
+        "body_format_override": {"json_format": {"error": error}},
+    }

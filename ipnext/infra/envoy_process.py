@@ -124,6 +124,7 @@ class EnvoyProcess:
             region=self._site.region,
             routes_file=str(self._routes_file),
             clusters_file=str(self._clusters_file),
+            stream_idle_seconds=self._site.settings.stream_idle_seconds,
         )
         replace_file(self._bootstrap_file, envoy.as_json(config))
         flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1")

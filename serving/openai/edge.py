@@ -11,7 +11,7 @@ from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, NotFound,
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import Admission
 from serving.host_client import HostClient
-from serving.http import Answer, Request, Response, Streamed, not_found, seconds_left
+from serving.http import Answer, Request, Response, Streamed, seconds_left
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.affinity import Wish, blocks_of, prompt_of
 from serving.openai.before import Before
@@ -21,10 +21,10 @@ from serving.openai.engine_answer import EngineAnswer, EngineLost
 from serving.openai.engines import Engines
 from serving.openai.errors import Full, WrongType, openai_error
 from serving.openai.exchange import Exchange
-from serving.openai.model_cards import generative, model_card, model_list
+from serving.openai.model_cards import generative, generative_names, model_card, model_list
 from serving.protocol import snapshots_text
 from serving.router_metrics import RouterMetrics
-from serving.router_table import GenerationRoute, ModelRoutes, TableFollower
+from serving.router_table import GenerationRoute, ModelRoutes, Routes, TableFollower
 from serving.synchrony import Offer
 
 SESSION_HEADER: Final = "x-ipnext-session"
@@ -42,6 +42,7 @@ PATHS: Final = frozenset(
     }
 )
 """What is passed on to engines. Their other routes change them (adapters, weights) and are the platform's."""
+_SERVED: Final = f"GET /v1/models, /v1/models/MODEL; POST {', '.join(sorted(PATHS))}"
 ROOTS: Final = frozenset({"v1", *(path[1:] for path in PATHS if path.count("/") == 1)})
 """First steps of the paths that belong here."""
 NOT_FOUND: Final = 404
@@ -105,13 +106,14 @@ class OpenAIEdge:
                 return _json(model_list(routes))
             case "GET", ["", "v1", "models", name]:
                 return _json(model_card(generative(routes, name), name))
-        raise not_found(request)
+        msg = f"{request.method} {path} is not served here; served: {_SERVED}"
+        raise NotFound(msg)
 
     async def _generated(self, request: Request, path: str) -> Answer:
         exchange = Exchange(self._metrics, len(request.content))
         try:
             body = _read(request, self._limits.body_bytes)
-            name = _model_of(body)
+            name = _model_of(body, self._follower.routes)
             model = generative(self._follower.routes, name)
             exchange.model = model.model
             route = await self._begun(request, model, exchange)
@@ -315,12 +317,13 @@ def _read(request: Request, limit: int) -> Mapping[str, Any]:
     return body
 
 
-def _model_of(body: Mapping[str, Any]) -> str:
+def _model_of(body: Mapping[str, Any], routes: Routes) -> str:
     name = body.get("model")
-    if not isinstance(name, str) or not name:
-        msg = f"model: must name a model that is served here, see GET /v1/models; got {str(name)[:80]!r}"
-        raise InvalidInput(msg, field="model", value=name)
-    return name
+    if isinstance(name, str) and name:
+        return name
+    wrong = "model is required" if name is None or name == "" else f"model must be a text, got {str(name)[:80]}"
+    msg = f"{wrong}: the name of a model. Served: {generative_names(routes)}"
+    raise InvalidInput(msg, field="model", value=name)
 
 
 def _check_task(answer: EngineAnswer, model: str, path: str) -> None:

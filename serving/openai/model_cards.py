@@ -16,11 +16,16 @@ def generative(routes: Routes, name: str) -> ModelRoutes:
     found = routes.models.get(name.partition(":")[0])
     if found is not None and is_generative(found):
         return found
+    other = f"; {name} answers at /v2/models/{name}/infer" if found is not None else ""
+    msg = f"The model {name[:80]!r} does not exist here. Served: {generative_names(routes)}{other}"
+    raise UnknownModel(msg)
+
+
+def generative_names(routes: Routes) -> str:
+    """The generative models as an error names them."""
     known = [model for model, one in routes.models.items() if is_generative(one)]
     more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
-    other = f"; {name} answers at /v2/models/{name}/infer" if found is not None else ""
-    msg = f"The model {name[:80]!r} does not exist here. Served: {', '.join(known[:_NAMED]) or 'none'}{more}{other}"
-    raise UnknownModel(msg)
+    return f"{', '.join(known[:_NAMED]) or 'none'}{more}"
 
 
 def is_generative(model: ModelRoutes) -> bool:

@@ -1,6 +1,8 @@
 """OpenAI's routes through a real Envoy and a real router before engines that stand in for vLLM."""
 
+import http.client
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +31,7 @@ class Site:
     def __init__(self, region, directory, stack):
         self.region, self.directory, self.stack = region, directory, stack
         directory.mkdir(exist_ok=True)
+        self.engines = {}
         book = PortBook(directory / "ports.json")
         self.ports = {name: book.port(name) for name in ("gateway", "admin", "router", "g1", "g2")}
         self.url = f"http://127.0.0.1:{self.ports['gateway']}"
@@ -67,11 +70,12 @@ class Site:
             region=self.region,
             routes_file=str(files["routes"]),
             clusters_file=str(files["clusters"]),
+            stream_idle_seconds=idle_seconds,
         )
         (self.directory / "bootstrap.json").write_bytes(envoy.as_json(config))
         for number in (1, 2):
             self.engine(f"g{number}", models)
-        self.run(
+        self.router = self.run(
             [
                 *(sys.executable, "-m", "serving.router", "--port", str(self.ports["router"]), "--region", self.region),
                 *("--table", str(self.directory / "router.json"), "--max-in-flight", "6"),
@@ -89,12 +93,15 @@ class Site:
         return self
 
     def engine(self, name, model):
-        self.run([sys.executable, str(MOCK), "--port", str(self.ports[name]), "--model", model, "--name", name])
+        self.engines[name] = self.run(
+            [sys.executable, str(MOCK), "--port", str(self.ports[name]), "--model", model, "--name", name]
+        )
 
     def run(self, command):
         process = subprocess.Popen(command)
         self.stack.callback(process.wait)
         self.stack.callback(process.kill)
+        return process
 
 
 def answers(url):
@@ -135,6 +142,20 @@ def sites(tmp_path_factory, builder):
 def eu(tmp_path_factory, builder):
     with sites(tmp_path_factory, builder) as (eu, _):
         yield eu
+
+
+@contextmanager
+def one_site(directory, builder, **more):
+    """A region with model `llm` alone."""
+    with ExitStack() as stack:
+        yield Site("eu", directory, stack).start("llm", [generating(builder, "llm", "eu", {1: 1.0}, [1])], **more)
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory, builder):
+    """A region whose gateway waits half a second for something to come or go."""
+    with one_site(tmp_path_factory.mktemp("hasty"), builder, idle_seconds=0.5) as site:
+        yield site
 
 
 @pytest.fixture
@@ -220,12 +241,53 @@ def test_a_prompt_of_many_megabytes_passes_and_one_beyond_the_limit_is_refused(c
     assert client.post(CHAT, json=ask(messages=[{"role": "user", "content": long}])).status_code == 200
     beyond = "x" * (33 * 2**20)
     answer = client.post(CHAT, json=ask(messages=[{"role": "user", "content": beyond}]))
-    error(answer, 413, "BadRequestError")
+    assert "at most 33554432 bytes" in error(answer, 413, "BadRequestError")
 
 
 def test_other_routes_of_an_engine_are_not_reachable(client):
-    for path in ("/v1/load_lora_adapter", "/pause", "/collective_rpc"):
+    for path in ("/pause", "/collective_rpc"):
         assert client.post(path, json={"model": "llm"}).status_code == 404
+    answer = client.post("/v1/load_lora_adapter", json={"model": "llm"})
+    assert "served: GET /v1/models" in error(answer, 404, "NotFoundError")
+
+
+def test_a_path_of_neither_protocol_is_told_where_they_are(client):
+    answer = client.post("/chat/completions", json=ask())
+    assert answer.status_code == 404
+    assert "/v1/..." in answer.json()["error"]
+
+
+def test_a_body_without_a_model_is_told_which_there_are(client):
+    answer = client.post(CHAT, json={"messages": []})
+    assert error(answer, 400, "BadRequestError") == "model is required: the name of a model. Served: llm, empty"
+
+
+def test_a_request_that_stops_in_its_middle_is_told_the_limit(hasty):
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{{"
+    with socket.create_connection(("127.0.0.1", hasty.ports["gateway"]), timeout=10) as line:
+        line.sendall(head.encode())
+        answer = http.client.HTTPResponse(line)
+        answer.begin()
+        found = httpx.Response(answer.status, content=answer.read())
+    assert "for 0.5 s, and the request is not whole" in error(found, 408, "TimeoutError")
+
+
+def test_an_engine_that_is_silent_for_too_long_is_told_so(hasty):
+    hasty.engines["g1"].send_signal(signal.SIGSTOP)
+    try:
+        answer = httpx.post(hasty.url + CHAT, json=ask(), timeout=30)
+    finally:
+        hasty.engines["g1"].send_signal(signal.SIGCONT)
+    assert "for 0.5 s, and no answer has begun" in error(answer, 504, "TimeoutError")
+
+
+def test_without_a_router_the_client_is_to_come_back(tmp_path, builder):
+    with one_site(tmp_path, builder, idle_seconds=20.0) as site:
+        site.router.kill()
+        site.router.wait()
+        answer = httpx.post(site.url + CHAT, json=ask(), timeout=30)
+    assert "gets no answer from its router" in error(answer, 503, "ServiceUnavailableError")
+    assert answer.headers["retry-after"] == "1"
 
 
 def test_a_stream_may_take_longer_than_an_answer_of_v2(client):

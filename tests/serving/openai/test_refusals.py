@@ -88,6 +88,20 @@ async def test_what_an_engine_itself_does_not_find_is_passed_on_as_it_says_it(ed
     assert answer.content == told
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "model is required: the name of a model. Served: llm"),
+        ({"model": None}, "model is required: the name of a model. Served: llm"),
+        ({"model": ""}, "model is required: the name of a model. Served: llm"),
+        ({"model": 3}, "model must be a text, got 3: the name of a model. Served: llm"),
+    ],
+)
+async def test_a_body_without_a_model_is_told_which_there_are(edge, engine, client, body, words):
+    edge.serve(engine)
+    assert error(await client.post(edge.url + CHAT, json=body), 400)["message"] == words
+
+
 async def test_a_generation_that_is_not_served_is_refused(edge, engine, client):
     edge.serve(engine)
     answer = await client.post(edge.url + CHAT, json=BODY, headers={"x-ipnext-generation": "7"})
@@ -122,7 +136,9 @@ async def test_a_bad_deadline_is_refused(edge, engine, client):
 async def test_what_is_not_there_is_refused_in_the_same_form(edge, engine, client):
     edge.serve(engine)
     for method, path in (("GET", CHAT), ("POST", "/v1/models"), ("GET", "/v1"), ("GET", "/v1/files")):
-        error(await client.request(method, edge.url + path), 404)
+        message = error(await client.request(method, edge.url + path), 404)["message"]
+        assert message.startswith(f"{method} {path} is not served here; served: GET /v1/models, ")
+        assert CHAT in message
 
 
 async def test_models_are_told_with_their_generations(edge, engine, client):
