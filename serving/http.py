@@ -33,8 +33,8 @@ class Sink(Protocol):
     def write(self, piece: bytes) -> None:
         """The next piece of the body; not empty."""
 
-    def end(self) -> None:
-        """The body is whole."""
+    def end(self, last: bytes = b"") -> None:
+        """The body is whole with this last piece; empty where all is written."""
 
     def abort(self) -> None:
         """The body stays without its end, and the client is to see that: its connection closes."""

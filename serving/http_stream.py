@@ -19,23 +19,23 @@ class BodyWriter:
 
     def write(self, piece: bytes) -> None:
         """The next piece of the body."""
-        if self._done.done():
-            return
-        head, self._head = self._head, b""
-        if self._chunked:
-            self._transport.write(b"%b%x\r\n%b\r\n" % (head, len(piece), piece))
-        else:
-            self._transport.write(head + piece if head else piece)
+        if not self._done.done():
+            self._transport.write(self._framed(piece))
 
-    def end(self) -> None:
-        """The body is whole."""
+    def end(self, last: bytes = b"") -> None:
+        """The body is whole with this last piece."""
         if self._done.done():
             return
-        last = self._head + (b"0\r\n\r\n" if self._chunked else b"")
-        if last:
-            self._transport.write(last)
-        self._head = b""
+        rest = self._framed(last) + (b"0\r\n\r\n" if self._chunked else b"")
+        if rest:
+            self._transport.write(rest)
         self._done.set_result(True)
+
+    def _framed(self, piece: bytes) -> bytes:
+        head, self._head = self._head, b""
+        if self._chunked and piece:
+            return b"%b%x\r\n%b\r\n" % (head, len(piece), piece)
+        return head + piece if head else piece
 
     def abort(self) -> None:
         """The rest never comes. Without the last chunk, or with too few bytes, no client takes the body for whole."""

@@ -73,12 +73,10 @@ class _Restored:
         if self._sink is not None and len(data) > shared:
             self._sink.write(data[: len(data) - shared])
 
-    def end(self) -> None:
+    def end(self, last: bytes = b"") -> None:
         """As of a Sink."""
         if self._sink is not None:
-            if self._kept:
-                self._sink.write(self._kept)
-            self._sink.end()
+            self._sink.end((self._kept + last).replace(self._needle, self._name))
 
     def abort(self) -> None:
         """As of a Sink."""

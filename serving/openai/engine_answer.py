@@ -102,15 +102,17 @@ class EngineAnswer:
         self.status, self.headers = status, headers
 
     def piece(self, data: bytes) -> None:
-        """A piece of the body."""
+        """A piece of the body. It leaves with `pass_on`, or with the end of the answer."""
         self.pieces += 1
         self.size += len(data)
-        if self._sink is not None:
-            self._sink.write(data)
-            return
         self._pieces.append(data)
         if not self._begun.done():
             self._begun.set_result(None)
+
+    def pass_on(self) -> None:
+        """All that came together is here: one write takes it to the client."""
+        if self._sink is not None and self._pieces:
+            self._sink.write(self._taken())
 
     def whole(self) -> None:
         """The body has ended."""
@@ -132,10 +134,10 @@ class EngineAnswer:
     def start(self, sink: Sink) -> None:
         """Pass on what is there, and what comes."""
         self._sink = sink
-        pieces, self._pieces = self._pieces, []
-        if pieces:
-            sink.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        self._tell()
+        if self._end is None:
+            self.pass_on()
+        else:
+            self._tell()
 
     def pause(self) -> None:
         """The client is slow: so is the engine's line."""
@@ -181,10 +183,15 @@ class EngineAnswer:
         if self._end is None or self._sink is None:
             return
         if self._end == "whole":
-            self._sink.end()
+            self._sink.end(self._taken())
         else:
+            self.pass_on()
             self._sink.abort()
         self._report(self._end)
+
+    def _taken(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _report(self, how: End) -> None:
         on_end, self.on_end = self.on_end, None
@@ -202,8 +209,8 @@ class _Collected:
     def write(self, piece: bytes) -> None:
         self._pieces.append(piece)
 
-    def end(self) -> None:
-        self._ended.set_result(b"".join(self._pieces))
+    def end(self, last: bytes = b"") -> None:
+        self._ended.set_result(b"".join((*self._pieces, last)))
 
     def abort(self) -> None:
         self._ended.set_exception(EngineLost("it closed the connection in the middle of its answer"))

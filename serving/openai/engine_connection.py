@@ -1,6 +1,7 @@
 """Connections to engines that speak HTTP/1.1 themselves, such as vLLM's server: kept alive, one request at a time on each.
 
-Pieces of an answer are passed on inside the callback that brought them: no task and no queue stands between.
+Pieces of an answer are passed on inside the callback that brought them, all of one callback in one write: no task and no
+queue stands between.
 """
 
 import asyncio
@@ -79,11 +80,13 @@ class EngineConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
 
     def data_received(self, data: bytes) -> None:
-        """A piece of an answer."""
+        """Pieces of an answer."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self.cut()
+        if self._answer is not None:
+            self._answer.pass_on()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """The engine has gone."""

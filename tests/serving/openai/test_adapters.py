@@ -102,7 +102,8 @@ class Pieces:
         assert piece, "a piece is not empty"
         self.got.append(piece)
 
-    def end(self):
+    def end(self, last=b""):
+        self.got += [last] if last else []
         self.over = "whole"
 
     def abort(self):

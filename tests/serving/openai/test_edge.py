@@ -120,6 +120,34 @@ async def test_the_engine_sees_neither_credentials_nor_our_headers_but_the_clien
     assert json.loads(body) == ask()
 
 
+async def test_pieces_that_come_together_leave_together_the_last_ones_with_the_end(edge):
+    seen = asyncio.Event()
+
+    async def script(_, __, ___, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+        await seen.wait()
+        seen.clear()
+        writer.write(b"1\r\nb\r\n2\r\ncd\r\n")
+        await seen.wait()
+        writer.write(b"1\r\ne\r\n1\r\nf\r\n0\r\n\r\n")
+
+    async with raw_engine(script) as engine:
+        edge.serve(engine.url)
+        reader, writer = await asyncio.open_connection(*edge.url.removeprefix("http://").split(":"))
+        body = json.dumps(ask(stream=True)).encode()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        await reader.readuntil(b"\r\n\r\n1\r\na\r\n")
+        seen.set()
+        assert await reader.readexactly(8) == b"3\r\nbcd\r\n"
+        seen.set()
+        assert await reader.readexactly(12) == b"2\r\nef\r\n0\r\n\r\n"
+        writer.close()
+    assert edge.counts().streams.pieces == 5
+
+
 async def test_a_client_that_leaves_ends_the_engines_work(edge, client):
     async def script(_, __, ___, writer):
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
