@@ -1,12 +1,47 @@
-"""For all tests: the long ones begin first, so that no process is left alone with them at the end; one database to copy."""
+"""For all tests: the long ones begin first, and files that share a platform run in one process; one database to copy."""
 
+import functools
+import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from ipnext.store.session import Store
+from tests.lasting import Lasting
 
-LONG_FIRST = ("e2e", "workflows", "infra", "serving", "test_distribution.py")
+ON_ONE_PLATFORM = (
+    ("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py"),
+    ("e2e/test_gates.py", "e2e/test_compiled.py", "e2e/test_delta.py", "e2e/test_split.py", "e2e/test_mixed.py"),
+    ("genai/test_platform.py", "genai/test_platform_swap.py"),
+    ("genai/test_mixed_vllm.py", "genai/test_embeddings.py"),
+)
+"""Files below tests/ that use one platform, in this order."""
+LONG_FIRST = (
+    *(file for files in ON_ONE_PLATFORM for file in files),
+    *("nemesis/test_nemesis.py", "e2e", "workflows", "infra", "serving", "test_distribution.py"),
+)
+
+
+LASTING = pytest.StashKey[Lasting]()
+
+
+class PlatformScheduling(LoadFileScheduling):
+    """Each process gets whole files, and files on one platform together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return platform_of(Path(file))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> PlatformScheduling | None:
+    """For `--dist loadfile`. By itself xdist would begin with the files of the most tests."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    return PlatformScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,7 +50,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _place(path: Path) -> int:
-    return next((number for number, name in enumerate(LONG_FIRST) if name in path.parts), len(LONG_FIRST))
+    found = (number for number, name in enumerate(LONG_FIRST) if path.match(name) or name in path.parts)
+    return next(found, len(LONG_FIRST))
+
+
+def platform_of(path: Path) -> str:
+    """The first file on the platform of this one; the file itself where it shares none."""
+    return next((files[0] for files in ON_ONE_PLATFORM if any(map(path.match, files))), path.as_posix())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What lasts takes processor time from all other tests, so it ends with the last test of its files."""
+    if LASTING in item.config.stash and (nextitem is None or platform_of(nextitem.path) != platform_of(item.path)):
+        item.config.stash[LASTING].close()
+
+
+@pytest.fixture(scope="session")
+def lasting(request: pytest.FixtureRequest) -> Lasting:
+    return request.config.stash.setdefault(LASTING, Lasting())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _authorities_read_once() -> Iterator[None]:
+    """Each client of httpx that is made reads the certificates of all authorities, though no test speaks TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from ipnext.client import Client
 from serving.export import export_model
+from tests.genai.hosts import mock_command
+from tests.lasting import Lasting
 from tests.processes import command_line
 
 START_SECONDS = 90
@@ -67,11 +70,12 @@ class Second(nn.Module):
 class Running:
     """`ipnext dev` on a state directory."""
 
-    def __init__(self, state: Path, *arguments: str) -> None:
+    def __init__(self, state: Path, *arguments: str, **environment: str) -> None:
         self.state = state
         state.mkdir(parents=True, exist_ok=True)
         self.log = state / "dev.log"
         self._arguments = arguments or ("--free-ports",)
+        self._environment = environment
         self.process: subprocess.Popen[bytes] | None = None
         self.endpoints: Mapping[str, Any] = {}
 
@@ -83,7 +87,7 @@ class Running:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "IPNEXT_REPLAN_DELAY_SECONDS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "IPNEXT_REPLAN_DELAY_SECONDS": "1", **self._environment},
             )
         eventually(self._ready, START_SECONDS, lambda: self.log.read_text()[-3000:])
         self.endpoints = json.loads((self.state / "endpoints.json").read_text())
@@ -160,19 +164,42 @@ def make_snapshots(tmp_path: Path) -> Callable[[float], Mapping[str, Path]]:
     return lambda mark: snapshots(tmp_path / f"mark-{mark}", mark)
 
 
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+@contextmanager
+def running_pair(root: Path) -> Iterator[Running]:
     """A platform on which generation 1 of `pair` serves with mark 1."""
-    running = Running(tmp_path_factory.mktemp("platform")).start()
+    running = Running(root / "platform").start()
     try:
         client = running.client
         client.apply(MANIFEST)
-        change = client.publish("pair", snapshots(tmp_path_factory.mktemp("first"), 1.0))
+        change = client.publish("pair", snapshots(root / "first", 1.0))
         done = client.wait_change(change.id, timeout_seconds=60)
         assert done.state == "done", done
         yield running
     finally:
         running.stop()
+
+
+@contextmanager
+def running_bare(root: Path) -> Iterator[Running]:
+    """A platform without models, whose generative engines are mocks."""
+    command = mock_command(name="llm", checkpoint="{directory}", itl_ms=10)
+    running = Running(root / "platform", IPNEXT_VLLM_COMMAND=command).start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory, lasting: Lasting) -> Running:
+    """With the model `pair`, as the file before left it: at first, generation 1 serves with mark 1."""
+    return lasting.get("pair", lambda: running_pair(tmp_path_factory.mktemp("pair")))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory, lasting: Lasting) -> Running:
+    """For models of many names: whoever publishes one deletes it."""
+    return lasting.get("bare", lambda: running_bare(tmp_path_factory.mktemp("bare")))
 
 
 @pytest.fixture

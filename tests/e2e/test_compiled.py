@@ -77,6 +77,11 @@ class Snapshots:
 
 
 @pytest.fixture(scope="module")
+def platform(bare: Any) -> Any:
+    return bare
+
+
+@pytest.fixture(scope="module")
 def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Snapshots:
     return Snapshots(tmp_path_factory.mktemp("small"))
 

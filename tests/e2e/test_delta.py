@@ -153,6 +153,11 @@ def eventually(holds: Callable[[], object], seconds: float) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture(scope="module")
+def platform(bare: Any) -> Any:
+    return bare
+
+
 @pytest.fixture
 def shop(platform: Any, tmp_path: Path) -> Iterator[Shop]:
     """A model whose generation 1, a full snapshot, serves."""

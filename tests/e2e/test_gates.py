@@ -141,6 +141,11 @@ class Scorer:
 
 
 @pytest.fixture(scope="module")
+def platform(bare: Any) -> Any:
+    return bare
+
+
+@pytest.fixture(scope="module")
 def scorer(platform: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scorer]:
     """Generation 1 serves. It has its gate too, so it is asked meanwhile, at first in vain."""
     scorer = Scorer(platform, tmp_path_factory.mktemp("scorer"))

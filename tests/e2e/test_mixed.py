@@ -1,6 +1,5 @@
 """Embedding, ranking and generation as one model on the whole platform, with engines that stand in for vLLM: three new snapshots in lock-step."""
 
-import os
 import re
 import threading
 import time
@@ -12,9 +11,8 @@ import pytest
 import yaml
 
 from ipnext.errors import InvalidInput
-from tests.e2e.conftest import Running, eventually
+from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_bert, write_llama
-from tests.genai.hosts import mock_command
 from tests.mixed import manifest
 from tests.mixed_ranker import Ranker, export_ranker
 
@@ -43,17 +41,11 @@ def snapshots(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory, snapshots):
-    command = mock_command(name="llm", checkpoint="{directory}", itl_ms=10)
-    os.environ["IPNEXT_VLLM_COMMAND"] = command
-    running = Running(tmp_path_factory.mktemp("platform")).start()
-    try:
-        running.client.apply(yaml.safe_dump(manifest()))
-        publish(running, snapshots[1])
-        yield running
-    finally:
-        running.stop()
-        del os.environ["IPNEXT_VLLM_COMMAND"]
+def platform(bare, snapshots):
+    bare.client.apply(yaml.safe_dump(manifest()))
+    publish(bare, snapshots[1])
+    yield bare
+    bare.client.wait_change(bare.client.delete("answers").id, timeout_seconds=CHANGE_SECONDS)
 
 
 def publish(platform, parts):

@@ -179,8 +179,11 @@ def test_the_tour_is_ten_lines_and_each_one_works(platform: Any) -> None:
     assert lines[0].startswith("ipnext dev --state")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "IPNEXT_API_URL": platform.endpoints["api"], "OMP_NUM_THREADS": "1"}
-    for line in lines[1:]:
-        run(line, environment)
+    try:
+        for line in lines[1:]:
+            run(line, environment)
+    finally:
+        platform.client.wait_change(platform.client.delete("two-towers").id, timeout_seconds=60)
 
 
 def run(line: str, environment: dict[str, str]) -> None:

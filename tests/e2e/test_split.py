@@ -31,6 +31,13 @@ FIRST = {"cross", "dense-s1", "dense-s3", "tables-0", "tables-1"}
 SECOND = {"cross", "dense-s0", "dense-s2"}
 
 
+@pytest.fixture
+def platform(bare: Any) -> Iterator[Any]:
+    """Without the model again afterwards."""
+    yield bare
+    bare.client.wait_change(bare.client.delete("split-ranker").id, timeout_seconds=90)
+
+
 @pytest.fixture(scope="module")
 def training() -> Any:
     """The example's training code."""

@@ -9,6 +9,7 @@ from ipnext.errors import LoadFailed
 from serving.genai.interpreter import vllm_python
 from tests.genai.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
 from tests.genai.hosts import Shelf, Yard
+from tests.genai.platforms import platform_with
 from tests.genai.tiny_models import tiny_llama
 
 NEEDS_VLLM = "needs vLLM: make setup-genai"
@@ -49,11 +50,25 @@ def vllm():
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory, vllm):
-    """A store with tiny random Llamas 1 and 2 that vLLM serves, and adapters 11 and 12 that change what they say."""
+def llamas(tmp_path_factory, vllm):
+    """Seed -> the directory of a tiny random Llama that vLLM serves."""
+    root = tmp_path_factory.mktemp("llamas")
+    return {seed: tiny_llama(vllm, root / f"llama-{seed}", seed=seed) for seed in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def vllm_platform(tmp_path_factory, vllm, lasting):
+    """A platform whose hosts run vLLM, for models of many names: whoever publishes one deletes it."""
+    root = tmp_path_factory.mktemp("vllm-platform")
+    return lasting.get("vllm", lambda: platform_with(root, IPNEXT_VLLM_PYTHON=vllm))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, llamas):
+    """A store with these Llamas 1 and 2, and adapters 11 and 12 that change what they say."""
     shelf = Shelf(tmp_path_factory.mktemp("tiny"))
-    for number in (1, 2):
-        shelf.publish(number, tiny_llama(vllm, shelf.root / f"hf-{number}", seed=number))
+    for number, directory in llamas.items():
+        shelf.publish(number, directory)
     for number in (11, 12):
         shelf.publish(number, write_vllm_adapter(shelf.root / f"hf-{number}", seed=number))
     return shelf

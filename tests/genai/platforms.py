@@ -1,6 +1,5 @@
 """The whole platform with hosts that run vLLM, or the mock in its place."""
 
-import os
 from contextlib import contextmanager
 
 from tests.e2e.conftest import Running, eventually
@@ -10,13 +9,10 @@ from tests.processes import gone
 @contextmanager
 def platform_with(state, **environment):
     """`ipnext dev` with variables of the hosts' environment; nothing of it is left afterwards."""
-    os.environ.update(environment)
-    running = Running(state).start()
+    running = Running(state, **environment).start()
     try:
         yield running
     finally:
         family = running.family()
         running.stop()
-        eventually(lambda: gone(family), 30)
-        for name in environment:
-            del os.environ[name]
+        eventually(lambda: gone(family), 60)

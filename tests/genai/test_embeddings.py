@@ -6,7 +6,6 @@ import httpx
 import openai
 import pytest
 
-from tests.genai.platforms import platform_with
 from tests.genai.tiny_models import tiny_bert
 from tests.processes import command_line
 
@@ -35,14 +34,14 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def platform(vllm, tmp_path_factory):
+def platform(vllm, vllm_platform, tmp_path_factory):
     checkpoint = tiny_bert(vllm, tmp_path_factory.mktemp("bert") / "bert", seed=1)
-    with platform_with(tmp_path_factory.mktemp("platform"), IPNEXT_VLLM_PYTHON=vllm) as running:
-        running.client.apply(MANIFEST)
-        change = running.client.publish("vectors", {"encoder": checkpoint})
-        done = running.client.wait_change(change.id, timeout_seconds=START_SECONDS)
-        assert done.state == "done", done
-        yield running
+    client = vllm_platform.client
+    client.apply(MANIFEST)
+    done = client.wait_change(client.publish("vectors", {"encoder": checkpoint}).id, timeout_seconds=START_SECONDS)
+    assert done.state == "done", done
+    yield vllm_platform
+    client.wait_change(client.delete("vectors").id, timeout_seconds=START_SECONDS)
 
 
 @pytest.fixture

@@ -1,17 +1,12 @@
 """Embedding and generation by real vLLM, ranking by torch, as one model on the whole platform: published, and asked by the `openai` client."""
 
-import os
-
 import numpy as np
 import openai
 import pytest
 import yaml
 
-from tests.e2e.conftest import Running, eventually
-from tests.genai.tiny_models import tiny_llama
 from tests.mixed import manifest
 from tests.mixed_ranker import DotRanker, export_ranker
-from tests.processes import gone
 
 pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -46,26 +41,15 @@ def document():
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory, vllm):
-    root = tmp_path_factory.mktemp("mixed")
-    os.environ["IPNEXT_VLLM_PYTHON"] = vllm
-    running = Running(root / "platform").start()
-    try:
-        running.client.apply(yaml.safe_dump(document()))
-        parts = {
-            "embedder": tiny_llama(vllm, root / "embedder", seed=1),
-            "ranker": export_ranker(DotRanker(), root / "ranker", size=SIZE),
-            "llm": tiny_llama(vllm, root / "llm", seed=2),
-        }
-        change = running.client.publish("answers", parts)
-        done = running.client.wait_change(change.id, timeout_seconds=START_SECONDS)
-        assert done.state == "done", done
-        yield running
-    finally:
-        family = running.family()
-        running.stop()
-        eventually(lambda: gone(family), 60)
-        del os.environ["IPNEXT_VLLM_PYTHON"]
+def platform(tmp_path_factory, vllm_platform, llamas):
+    ranker = export_ranker(DotRanker(), tmp_path_factory.mktemp("mixed") / "ranker", size=SIZE)
+    client = vllm_platform.client
+    client.apply(yaml.safe_dump(document()))
+    change = client.publish("answers", {"embedder": llamas[1], "ranker": ranker, "llm": llamas[2]})
+    done = client.wait_change(change.id, timeout_seconds=START_SECONDS)
+    assert done.state == "done", done
+    yield vllm_platform
+    client.wait_change(client.delete("answers").id, timeout_seconds=START_SECONDS)
 
 
 @pytest.fixture

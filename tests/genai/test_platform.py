@@ -13,8 +13,6 @@ import pytest
 from ipnext.errors import InvalidInput
 from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_vllm_adapter
-from tests.genai.platforms import platform_with
-from tests.genai.tiny_models import tiny_llama
 from tests.processes import gone
 
 pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
@@ -115,16 +113,16 @@ class Talk:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory, vllm):
-    with platform_with(tmp_path_factory.mktemp("platform"), IPNEXT_VLLM_PYTHON=vllm) as running:
-        running.client.apply(MANIFEST)
-        yield running
+def platform(vllm_platform):
+    client = vllm_platform.client
+    client.apply(MANIFEST)
+    yield vllm_platform
+    client.wait_change(client.delete("chat").id, timeout_seconds=START_SECONDS)
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory, vllm):
-    root = tmp_path_factory.mktemp("llamas")
-    return {seed: tiny_llama(vllm, root / f"llama-{seed}", seed=seed) for seed in (1, 2)}
+def checkpoints(llamas):
+    return llamas
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +215,8 @@ def styled(platform, checkpoints, tmp_path_factory):
     styles = {seed: write_vllm_adapter(root / f"style-{seed}", seed=seed) for seed in (1, 2)}
     platform.client.apply(STYLED)
     finished(platform, platform.client.publish("styled", {"llm": checkpoints[1], "style": styles[1]}))
-    return styles
+    yield styles
+    finished(platform, platform.client.delete("styled"))
 
 
 def finished(platform, change):

@@ -1,26 +1,26 @@
 """Hot swaps on the whole platform under streaming clients: on real vLLM, and with the mock engine where there is none."""
 
-import os
 import re
 from collections import Counter
 
 import httpx
 import pytest
 
-from tests.e2e.conftest import Running, eventually
+from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command, stream
+from tests.genai.platforms import platform_with
 from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS, STREAMS, Talk
-from tests.genai.tiny_models import tiny_llama
-from tests.processes import gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-SWAP = MANIFEST.replace("rollout: {canary: 1, maxStep: 1,", "rollout: {refresh: swap, canary: 0.1, maxStep: 0.5,")
+MODEL = "going-over"
+SWAP = MANIFEST.replace("name: chat", f"name: {MODEL}")
+SWAP = SWAP.replace("rollout: {canary: 1, maxStep: 1,", "rollout: {refresh: swap, canary: 0.1, maxStep: 0.5,")
 TWO = SWAP.replace("      settings:", "      minReplicas: 2\n      settings:")
 LONG = 400
 """Tokens of a stream that goes on for some seconds."""
-ENGINE = ("vllm.entrypoints", "--served-model-name")
+ENGINE = ("vllm.entrypoints", f"--served-model-name {MODEL}")
 
 
 class Bed:
@@ -31,7 +31,7 @@ class Bed:
         self.client, self.url = running.client, running.endpoints["gateways"][REGION]
 
     def publish(self, seed):
-        return self.done(self.client.publish("chat", {"llm": self.checkpoints[seed]}))
+        return self.done(self.client.publish(MODEL, {"llm": self.checkpoints[seed]}))
 
     def done(self, change):
         ended = self.client.wait_change(change.id, timeout_seconds=START_SECONDS)
@@ -44,29 +44,21 @@ class Bed:
         return {(p.pid, p.create_time()) for p in found}
 
 
+@pytest.fixture(scope="module")
+def mock_platform(tmp_path_factory):
+    command = mock_command(weights="{directory}", itl_ms=10, reload_ms=300)
+    with platform_with(tmp_path_factory.mktemp("mock-platform"), IPNEXT_VLLM_COMMAND=command) as running:
+        yield running
+
+
 @pytest.fixture(scope="module", params=["mock", pytest.param("vllm", marks=pytest.mark.genai)])
 def bed(request, tmp_path_factory):
-    root = tmp_path_factory.mktemp("swapping")
+    running = request.getfixturevalue(f"{request.param}_platform")
     if request.param == "vllm":
-        python = request.getfixturevalue("vllm")
-        told, words = {"IPNEXT_VLLM_PYTHON": python}, ENGINE
-        checkpoints = {seed: tiny_llama(python, root / f"llama-{seed}", seed=seed) for seed in (1, 2)}
-    else:
-        command = mock_command(weights="{directory}", itl_ms=10, reload_ms=300)
-        told, words = {"IPNEXT_VLLM_COMMAND": command}, ("mock_engine.py",)
-        checkpoints = {
-            seed: write_llama(root / f"llama-{seed}", seed=seed, max_position_embeddings=512) for seed in (1, 2)
-        }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in told.items():
-            patch.setitem(os.environ, name, value)
-        running = Running(root / "platform").start()
-    try:
-        yield Bed(running, words, checkpoints)
-    finally:
-        family = running.family()
-        running.stop()
-        eventually(lambda: gone(family), 30)
+        return Bed(running, ENGINE, request.getfixturevalue("llamas"))
+    root = tmp_path_factory.mktemp("swapping")
+    checkpoints = {seed: write_llama(root / f"llama-{seed}", seed=seed, max_position_embeddings=512) for seed in (1, 2)}
+    return Bed(running, ("mock_engine.py",), checkpoints)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +66,8 @@ def first(bed):
     """Generation 1 serves, by one engine."""
     bed.client.apply(SWAP)
     bed.publish(1)
-    return bed
+    yield bed
+    bed.done(bed.client.delete(MODEL))
 
 
 def check(talk, generations):
@@ -100,25 +93,25 @@ def more(talk):
 def test_one_engine_goes_over_and_back_and_its_clients_wait_for_it(first, record_property):
     engines = first.engines()
     assert len(engines) == 1
-    with Talk(first.url) as talk:
+    with Talk(first.url, MODEL) as talk:
         first.publish(2)
         more(talk)
-        first.done(first.client.rollback("chat", generation=1))
+        first.done(first.client.rollback(MODEL, generation=1))
     check(talk, {"1", "2"})
     assert first.engines() == engines, "the same process, and no other one"
     record_property("longest_gap_seconds", max(talk.gaps))
-    told = [event.message for event in first.client.events("chat") if event.kind == "Admitted"]
+    told = [event.message for event in first.client.events(MODEL) if event.kind == "Admitted"]
     assert "generation 2: swaps 1 replica; dips llm in us-east by 100% for seconds" in told
 
 
 def test_a_host_is_not_told_before_the_last_stream_of_the_former_generation_has_ended(first):
     """So no request that was on its way gets the new weights under the old generation's number."""
-    (host,) = {port_of(p) for p in first.running.found("serving.genai.host", "--port")}
+    (host,) = {port_of(p) for p in first.running.found("serving.genai.host", f"--id {MODEL}.llm.")}
     (router,) = {port_of(p) for p in first.running.found("serving.router", "--region us-east")}
-    whole = "".join(text for text, _ in stream(first.url, tokens=LONG))
-    begun = stream(first.url, tokens=LONG)
+    whole = "".join(text for text, _ in stream(first.url, tokens=LONG, model=MODEL))
+    begun = stream(first.url, tokens=LONG, model=MODEL)
     pieces = [next(begun)[0]]
-    change = first.client.publish("chat", {"llm": first.checkpoints[2]})
+    change = first.client.publish(MODEL, {"llm": first.checkpoints[2]})
     for text, _ in begun:
         pieces.append(text)
         if len(pieces) % 20 == 0:
@@ -129,13 +122,13 @@ def test_a_host_is_not_told_before_the_last_stream_of_the_former_generation_has_
                 assert under_way(router) == 0
     assert "".join(pieces) == whole
     first.done(change)
-    first.done(first.client.rollback("chat", generation=1))
+    first.done(first.client.rollback(MODEL, generation=1))
 
 
 def under_way(router):
     """Streams of generation 1 that have not come from their engine to their end, by the router's own count."""
     text = httpx.get(f"http://127.0.0.1:{router}/metrics", trust_env=False).text
-    found = re.findall(r'^ipnext_requests_in_flight\{generation="1",model="chat".*\} (\S+)$', text, re.MULTILINE)
+    found = re.findall(r'^ipnext_requests_in_flight\{generation="1",model="going-over".*\} (\S+)$', text, re.MULTILINE)
     assert len(found) == 1, text
     return float(found[0])
 
@@ -150,7 +143,7 @@ def test_of_two_engines_one_answers_while_the_other_goes_over(first, record_prop
     first.done(applied.change)
     engines = first.engines()
     assert len(engines) == 2
-    with Talk(first.url) as talk:
+    with Talk(first.url, MODEL) as talk:
         done = first.publish(2)
         more(talk)
     check(talk, {"1", str(done.generation)})

@@ -13,7 +13,6 @@ import pytest
 from typer.testing import CliRunner
 
 from ipnext.cli import app
-from tests.genai.tiny_models import tiny_llama
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1500)]
 
@@ -30,15 +29,14 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def engine(vllm, tmp_path_factory):
+def engine(vllm, llamas, tmp_path_factory):
     """URL of a vLLM server with the tiny model, as `chat`."""
-    root = tmp_path_factory.mktemp("tiny")
+    root = tmp_path_factory.mktemp("profiled")
     environment = os.environ | ENVIRONMENT
-    tiny_llama(vllm, root / "model", seed=1)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    command = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(root / "model")]
+    command = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(llamas[1])]
     command += ["--served-model-name", "chat", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
     command += ["--max-model-len", "512", "--max-num-seqs", "4", "--dtype", "bfloat16"]
     log = (root / "log").open("w")

@@ -1,0 +1,39 @@
+"""What files share: begun once, ended with the last of them, and all of them in one process."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.conftest import LONG_FIRST, ON_ONE_PLATFORM, PlatformScheduling
+from tests.lasting import Lasting
+
+HERE = Path(__file__).parent
+
+
+def test_it_is_begun_by_the_first_that_asks_and_begun_anew_after_its_end():
+    told, lasting = [], Lasting()
+
+    @contextmanager
+    def platform():
+        told.append("begun")
+        yield len(told)
+        told.append("ended")
+
+    assert [lasting.get("one", platform) for _ in range(3)] == [1, 1, 1]
+    lasting.close()
+    assert told == ["begun", "ended"]
+    assert lasting.get("one", platform) == 3
+    lasting.close()
+
+
+def test_the_files_of_a_platform_go_to_one_process_and_every_other_file_alone():
+    scope = PlatformScheduling.__new__(PlatformScheduling)._split_scope
+    files = [path.relative_to(HERE.parent).as_posix() for path in HERE.rglob("test_*.py")]
+    scopes = {file: scope(f"{file}::test_some[a/b::c]") for file in files}
+    for together in ON_ONE_PLATFORM:
+        assert {scopes[f"tests/{file}"] for file in together} == {together[0]}
+    shared = {f"tests/{file}" for together in ON_ONE_PLATFORM for file in together}
+    assert all(scopes[file] == file for file in files if file not in shared)
+
+
+def test_every_name_of_the_order_is_of_a_file_or_a_folder_here():
+    assert [name for name in LONG_FIRST if not any(HERE.rglob(name))] == []
