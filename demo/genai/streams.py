@@ -74,6 +74,8 @@ class Talk:
     tokens: int = 0
     longest_gap: float = 0.0
     longest_first: float = 0.0
+    firsts: list[float] = field(default_factory=list)
+    """Seconds to the first piece, of each whole stream."""
     by_generation: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
@@ -88,6 +90,7 @@ class Talk:
         self.by_generation[told.generation] += 1
         self.longest_gap = max(self.longest_gap, told.longest_gap)
         self.longest_first = max(self.longest_first, told.first_seconds)
+        self.firsts.append(told.first_seconds)
         voice = self.voice_of(told.text) or "none"
         one_voice = self.voices.setdefault(told.generation, voice) == voice
         one_proof = self.proofs.setdefault(told.generation, told.proof) == told.proof
@@ -158,9 +161,19 @@ def _patience() -> aiohttp.ClientTimeout:
 class Talkers:
     """Some clients that ask one question after another, each from enter to the end of its last answer at exit."""
 
-    def __init__(self, gateway: str, model: str, questions: Sequence[str], talk: Talk, *, clients: int = 4) -> None:
+    def __init__(
+        self,
+        gateway: str,
+        model: str,
+        questions: Sequence[str],
+        talk: Talk,
+        *,
+        clients: int = 4,
+        tokens: int = LONG_TOKENS,
+    ) -> None:
         self.talk = talk
         self.clients = clients
+        self.tokens = tokens
         self._gateway, self._model, self._questions = gateway, model, questions
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="talkers")
@@ -182,7 +195,7 @@ class Talkers:
     async def _talk(self, session: aiohttp.ClientSession, turn: int) -> None:
         while not self._stop.is_set():
             question = self._questions[turn % len(self._questions)]
-            body = chat_body(self._model, question, tokens=LONG_TOKENS, stop=())
+            body = chat_body(self._model, question, tokens=self.tokens, stop=())
             told = await ask(session, self._gateway, body, lambda *_: None)
             self.talk.note(told)
             turn += 1

@@ -72,9 +72,11 @@ def _tell(
     told = "no number" if before is None else amount(before, manifest.spec.unit)
     now = "no number" if after is None else amount(after, manifest.spec.unit)
     spoilt = "; the engine served others meanwhile" if stored.spoilt else ""
-    message = (
-        f"{stored.part} on {stored.hardware}, snapshot {stored.snapshot}: plans take {now} a replica, {told} before"
+    found = throughput_of(_part(manifest, stored.part), stored)
+    seen = f"measured {amount(found.rate(manifest.spec.unit), manifest.spec.unit)}" + (
+        "" if found.met else ", which misses its target"
     )
+    message = f"{stored.part} on {stored.hardware}, snapshot {stored.snapshot}: {seen}; plans take {now} a replica, {told} before"
     unit.add_event(stored.model, "Profiled", message + spoilt, detail={"profile": stored.id})
 
 

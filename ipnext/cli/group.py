@@ -3,12 +3,14 @@
 A plug-in is imported only when it is called, so that `ipnext --help` is quick and survives one that can't be.
 """
 
+import ast
 import importlib.metadata
 import importlib.util
 import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -24,6 +26,8 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 _COMPLETION = frozenset({"install_completion", "show_completion"})
 """Options that typer gives to a program of its own, and that make no sense on a command of ours."""
+
+_ABOUT = re.compile(r"^`ipnext [a-z-]+`: (.+?)\.(?:\s|$)")
 
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*).*extra\s*==\s*['\"]platform['\"]")
 
@@ -117,6 +121,17 @@ def _missing(plugin: EntryPoint) -> str | None:
     return f"not installed: {', '.join(lacking)}" if lacking else None
 
 
+def _about(plugin: EntryPoint) -> str:
+    """The first sentence of the module's docstring behind "`ipnext NAME`: "; read, not imported. Else where it is from."""
+    top, *rest = plugin.module.split(".")
+    spec = importlib.util.find_spec(top)
+    places = (Path(place, *rest).with_suffix(".py") for place in (spec and spec.submodule_search_locations) or ())
+    file = next((place for place in places if place.is_file()), None)
+    said = ast.get_docstring(ast.parse(file.read_bytes())) if file is not None else None
+    match = _ABOUT.match(" ".join((said or "").split()))
+    return f"{match[1][0].upper()}{match[1][1:]}." if match else f"From {plugin.module}."
+
+
 def _installed(distribution: str) -> bool:
     try:
         importlib.metadata.distribution(distribution)
@@ -132,7 +147,7 @@ def _line(plugin: EntryPoint, reason: str | None) -> TyperCommand:
         typer.echo(f"error: the command {plugin.name!r} is unavailable ({reason}); try: {INSTALL}", err=True)
         raise typer.Exit(EXIT_FAILURE)
 
-    text = f"From {plugin.module}." if reason is None else f"Unavailable ({reason}); try: {INSTALL}"
+    text = _about(plugin) if reason is None else f"Unavailable ({reason}); try: {INSTALL}"
     return TyperCommand(
         plugin.name,
         callback=unavailable,

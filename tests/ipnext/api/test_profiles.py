@@ -78,7 +78,7 @@ async def test_a_profile_is_kept_counts_and_asks_for_a_replan_once(serving):
     assert (replan["id"], replan["trigger"]) == (found["replan_id"], "profile")
     events = [e for e in (await serving.http.get("/v1/models/chat/events")).json() if e["kind"] == "Profiled"]
     assert [e["message"] for e in events] == [
-        "llm on cpu, snapshot 1: plans take 200 tokens/s a replica, 500 tokens/s before"
+        "llm on cpu, snapshot 1: measured 200 tokens/s; plans take 200 tokens/s a replica, 500 tokens/s before"
     ]
 
 

@@ -447,6 +447,12 @@ def test_a_plugin_that_works_is_a_command(monkeypatch, tmp_path):
     assert "completion" not in CliRunner().invoke(app, ["greet", "--help"]).stdout
 
 
+def test_the_help_tells_what_plugins_of_our_own_do_and_imports_none():
+    told = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
+    assert "Cut a snapshot into parts by a policy." in told
+    assert "From " not in told
+
+
 def test_version_prints_the_version():
     result = CliRunner().invoke(app, ["version"])
     assert (result.exit_code, result.stdout.count(".")) == (0, 2)
