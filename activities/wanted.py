@@ -22,6 +22,7 @@ from ipnext.model.deployment import (
     ServedGeneration,
     SnapshotFacts,
 )
+from ipnext.model.engine_settings import vllm_settings
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.layout import laid_out
 from ipnext.model.manifest import ModelManifest, PartSpec
@@ -137,6 +138,7 @@ def served_generation(facts: Facts, number: int) -> ServedGeneration:
         facts={piece: _facts_of(snapshot) for piece, snapshot in held.items() if snapshot is not None},
         engines={part.name: part.engine for part in spec.hosted if part.engine in SERVING_ENGINES},
         routing=_routing(spec.hosted),
+        contexts=_contexts(spec.hosted),
         handoff=spec.handoff,
         adapters=_adapters(facts, generation),
         inputs=_inputs(spec.parts, graph, held),
@@ -165,6 +167,15 @@ def _inputs(parts: Iterable[PartSpec], graph: PartGraph, held: Mapping[str, Snap
 def _routing(parts: Iterable[PartSpec]) -> dict[str, RoutingPolicy]:
     found = {part.name: routing_policy(part.settings) for part in parts if part.engine in SERVING_ENGINES}
     return {part: policy for part, policy in found.items() if policy is not None}
+
+
+def _contexts(parts: Iterable[PartSpec]) -> dict[str, int]:
+    found = {
+        part.name: vllm_settings(host_settings(part.settings)).max_model_len
+        for part in parts
+        if part.engine in SERVING_ENGINES
+    }
+    return {part: length for part, length in found.items() if length is not None}
 
 
 def _facts_of(snapshot: Snapshot) -> SnapshotFacts:

@@ -213,6 +213,8 @@ class ServedGeneration(Value):
     """Part -> engine of those that serve by themselves: a router speaks their own protocol to them."""
     routing: Mapping[str, RoutingPolicy] = Field(default_factory=dict)
     """Part -> how a router picks one of its engines; `prefix` where nothing is said."""
+    contexts: Mapping[str, int] = Field(default_factory=dict)
+    """Part -> most tokens that a prompt and its answer have together, where the manifest says it."""
     handoff: Handoff | None = None
     """Of the parts that serve by themselves: the two that answer a request one after the other."""
     adapters: Mapping[str, ServedAdapter] = Field(default_factory=dict)

@@ -52,14 +52,21 @@ def model_card(model: ModelRoutes, name: str) -> dict[str, Any]:
         alias_of(routes[-1], name)  # refuses it, and names the others
     served = [_generation(route, part or route.generator) for route in routes if not part or part in route.adapters]
     created = [one["created"] for one in served]
+    lengths = [found for route in routes if (found := _context(route)) is not None]
     return {
         "id": name,
         "object": "model",
         "created": max(created, default=0),
         "owned_by": "ipnext",
         **({"root": name, "parent": model.model} if part else {}),
+        **({"max_model_len": min(lengths)} if lengths else {}),
         "ipnext": {"generations": served},
     }
+
+
+def _context(route: GenerationRoute) -> int | None:
+    """Tokens of a prompt and its answer together, where the manifest says how many there may be."""
+    return route.routed.served[0].contexts.get(route.generator or "")
 
 
 def _generation(route: GenerationRoute, part: str | None) -> dict[str, Any]:

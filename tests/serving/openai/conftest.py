@@ -44,7 +44,7 @@ GRAPH = PartGraph(
 )
 
 
-def served(generation, *, engines=None, routing=None, snapshot=None, adapters=None):
+def served(generation, *, engines=None, routing=None, snapshot=None, adapters=None, context=None):
     """`adapters`: part -> (its name in the engines, its snapshot)."""
     beside = adapters or {}
     facts = SnapshotFacts(created_at=datetime(2026, 1, 2, tzinfo=UTC), signature="s")
@@ -56,6 +56,7 @@ def served(generation, *, engines=None, routing=None, snapshot=None, adapters=No
         engines={"llm": "vllm"} if engines is None else engines,
         facts={"llm": facts},
         routing={"llm": routing} if routing else {},
+        contexts={"llm": context} if context else {},
     )
 
 

@@ -142,9 +142,11 @@ async def test_what_is_not_there_is_refused_in_the_same_form(edge, engine, clien
 
 
 async def test_models_are_told_with_their_generations(edge, engine, client):
-    edge.table(RoutedModel(model="llm", served=(served(3), served(4)), endpoints=(endpoint(engine, 3),)))
+    both = (served(3, context=4096), served(4, context=2048))
+    edge.table(RoutedModel(model="llm", served=both, endpoints=(endpoint(engine, 3),)))
     card = (await client.get(edge.url + "/v1/models/llm")).json()
     assert card["object"] == "model"
+    assert card["max_model_len"] == 2048, "what is certain of every generation that may answer"
     assert [(one["generation"], one["ready"]) for one in card["ipnext"]["generations"]] == [(3, True), (4, False)]
     error(await client.get(edge.url + "/v1/models/absent"), 404)
 
