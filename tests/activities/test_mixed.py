@@ -138,7 +138,7 @@ def test_a_tensor_of_the_request_is_what_the_part_that_takes_it_says(checkpoints
 
 def test_routers_are_told_how_much_a_part_takes_at_once(checkpoints):
     def long(spec):
-        spec["parts"][-1]["settings"] = {"maxModelLen": 512, "routing": "least-loaded"}
+        spec["parts"][-1]["settings"] = {"maxModelLen": 512, "routing": {"policy": "least-loaded"}}
 
     served = served_generation(facts({**checkpoints, "ranker": ranker()}, spec=long), 1)
     assert served.contexts == {"llm": 512}
