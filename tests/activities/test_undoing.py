@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from activities.undoing import held_for_lack, none_more, unfreed, waiting
+from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, unfreed, waiting
 from activities.waves import ModelState
 from ipnext.model.deployment import (
     Deployment,
@@ -110,3 +110,27 @@ def test_users_keep_what_answers_them_where_what_shall_answer_them_did_not_come_
 
 def test_what_is_not_there_at_all_did_not_come_back():
     assert held_for_lack([deployed("eu", {1: 1})], {}, {"us": table("us", "eu", 1).shares}) == {("eu", 1)}
+
+
+@pytest.mark.parametrize(
+    ("lost", "to", "said"),
+    [
+        ({"us"}, 2, "generation 2 goes on answering users of eu: nothing from before it is left without us"),
+        ({"us"}, 1, ""),
+        (set(), 2, ""),
+    ],
+)
+def test_users_who_are_not_answered_as_before_are_named_with_what_is_lost(lost, to, said):
+    before = ModelState({(SLOT, 1): 1}, {"eu": (RouteShare(to="us", generation=1, fraction=1.0),)})
+    shares = {"eu": (RouteShare(to="eu", generation=to, fraction=1.0), RouteShare(to="eu", generation=3, fraction=0.0))}
+
+    assert not_as_before(SimpleNamespace(lost=frozenset(lost)), before, shares) == said
+
+
+@pytest.mark.parametrize(("region", "ready", "answers"), [("eu", (2,), True), ("eu", (), False), ("us", (2,), False)])
+def test_a_replica_set_answers_where_a_generation_of_it_is_ready_and_its_region_is_seen(region, ready, answers):
+    replica = Replica(id="r", key=key("eu"), phase=ReplicaPhase.RUNNING, ready=ready)
+    states = {"eu": RegionState(region="eu", gateway_url="http://gateway", replicas=(replica,))}
+    facts = SimpleNamespace(model=M, generations={2: SimpleNamespace(parts=("p",))})
+
+    assert answers_at_all(facts, deployed(region, {2: 1}), states) is answers
