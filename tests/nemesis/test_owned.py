@@ -148,9 +148,9 @@ def drain(tale):
 ONE_EACH = [["pair", "first", [1]], ["pair", "second", [1]]]
 
 
-def sample(tale, at, *, gateway="eu-west", to="eu-west", runs="eu-west"):
+def sample(tale, at, *, gateway="eu-west", to="eu-west", runs="eu-west", ready=ONE_EACH):
     tables = {gateway: {"pair": [[to, 1, 1.0]]}}
-    tale.event("sample", at, tables=tables, replicas={runs: ONE_EACH}, taken={runs: 2})
+    tale.event("sample", at, tables=tables, replicas={runs: ready}, taken={runs: len(ready)})
 
 
 def test_a_region_that_is_drained_in_order_passes(tale, drain):
@@ -220,9 +220,18 @@ def test_a_lost_region_may_answer_with_what_it_held(tale, drain):
 def test_capacity_may_lack_in_a_disaster_until_a_change_has_placed_the_model_anew(tale, drain, make_change):
     drain(disaster=True)
     tale.changes.append(make_change("m", 3, None, 11.2, 12.5, kind="move"))
-    tale.sample(11.6, generation=1, ready=[["pair", "first", [1]]])
+    sample(tale, 11.6, ready=ONE_EACH[:1])
     assert broken(tale) == set()
-    tale.sample(13.0, generation=1, ready=[["pair", "first", [1]]])
+    sample(tale, 13.0, ready=ONE_EACH[:1])
+    assert broken(tale) == {"capacity_floor"}
+
+
+def test_a_lost_region_that_lives_on_sends_its_users_where_it_last_did(tale, drain, make_change):
+    drain(disaster=True)
+    tale.changes.append(make_change("m", 3, None, 11.2, 12.5, kind="move"))
+    sample(tale, 15.0, gateway="us-east", ready=ONE_EACH[:1])
+    assert broken(tale) == set()
+    sample(tale, 22.0, gateway="us-east", ready=ONE_EACH[:1])
     assert broken(tale) == {"capacity_floor"}
 
 

@@ -53,6 +53,7 @@ class Failure(NamedTuple):
     generations: tuple[int, ...]
     code: str
     message: str
+    adapter: str | None = None
 
 
 class Host:
