@@ -75,7 +75,7 @@ def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> 
     """Unavailable where the plan in force is from before a region was lost that it places the model in.
 
     The replan that the loss has set off brings another one. A rollback goes back to what is left, and waits only where that is
-    nothing. A move can't wait, for that replan begins when all moves of the one before have ended: why it is refused is returned.
+    nothing. A move does not wait, for the plan of the repair brings the model another one: why it is refused is returned.
     """
     regions = {row.region for row in to.replicas}
     placed = regions.intersection(lost)
