@@ -172,7 +172,7 @@ class TransitionActivities:
             urgent = wave.back or repository.change(wave.transition_id).kind is ChangeKind.ROLLBACK
         deployments = _within(there, tuple(facts.deployments.values()))
         if wave.back and facts.lost:
-            deployments = self._and_what_answers(facts, transition, deployments)
+            deployments = self._and_what_answers(facts, _counted_on(wave, transition, state), deployments)
         shares = wanted_shares(facts, state, deployments)
         regions = {*shares, *(region for _, region, _ in state.slots)} - facts.lost
         states, silent = observe(self._infrastructure, regions, [wave.model])
@@ -234,7 +234,7 @@ class TransitionActivities:
             facts, state = _reach(repository, wave, "released")
             record = repository.transition(wave.transition_id)
         last = _is_last(wave, record)
-        wanted = whole = spared(facts, _end(wave, record), wanted_deployments(facts, state))
+        wanted = whole = spared(facts, _counted_on(wave, record.transition, state), wanted_deployments(facts, state))
         if wave.back and wave.by_waves:
             wanted = none_more(wanted, facts.deployments)
         gone = [d for d in left_over(facts, wanted) if last or known(record.transition, wave.model, d)]
@@ -281,10 +281,10 @@ class TransitionActivities:
         return repository.save_transition(record)
 
     def _and_what_answers(
-        self, facts: Facts, transition: Transition, deployments: tuple[Deployment, ...]
+        self, facts: Facts, counted_on: Collection[str], deployments: tuple[Deployment, ...]
     ) -> tuple[Deployment, ...]:
-        """Also what answers in the regions that are left, on a way back to one that is lost: it keeps its users."""
-        more = spared(facts, _origin(transition, facts.model), deployments)[len(deployments) :]
+        """Also what answers in the regions that are left, on a way back that counts on a lost one: it keeps its users."""
+        more = spared(facts, counted_on, deployments)[len(deployments) :]
         states, _ = observe(self._infrastructure, {found.key.region for found in more}, [facts.model])
         return deployments + tuple(found for found in more if answers_at_all(facts, found, states))
 
@@ -355,7 +355,7 @@ def _unfreed(facts: Facts, state: ModelState, record: TransitionRecord, wave: Wa
 
 def _stuck(facts: Facts, state: ModelState, record: TransitionRecord, wave: WaveInput) -> WaveResult | None:
     """A run on its way to a lost region goes no further, but back, where the wave counts on what it has to spare."""
-    lost = facts.lost.intersection(region for _, region, _ in _end(wave, record).slots)
+    lost = facts.lost & _counted_on(wave, record.transition, state)
     if wave.back or not lost:
         return None
     slots = peak(record.transition, wave.model)
@@ -373,9 +373,13 @@ def _is_last(wave: WaveInput, record: TransitionRecord) -> bool:
     return wave.index + 1 == len(record.transition.waves)
 
 
-def _end(wave: WaveInput, record: TransitionRecord) -> ModelState:
+def _counted_on(wave: WaveInput, transition: Transition, state: ModelState) -> frozenset[str]:
+    """Regions that a run goes to, and those that it goes by way of at this moment; none that it only leaves."""
+    return _end(wave, transition).regions | (state.regions - _origin(transition, wave.model).regions)
+
+
+def _end(wave: WaveInput, transition: Transition) -> ModelState:
     """The state that a run is on its way to."""
-    transition = record.transition
     if wave.back:
         return _origin(transition, wave.model)
     return state_at(transition, wave.model, len(transition.waves) - 1, "released")

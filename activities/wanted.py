@@ -3,7 +3,7 @@
 Pure functions of `Facts`, which one unit of work reads.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from activities.drained import Drained
@@ -203,12 +203,12 @@ def wanted_shares(
     return sent_around(facts, shares, survivors(facts, deployments))
 
 
-def spared(facts: Facts, end: ModelState, wanted: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """What to keep where a run was on its way to a region that is lost: all that answers in the regions that are left.
+def spared(facts: Facts, regions: Collection[str], wanted: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """What to keep where a run counts on a region that is lost, of `regions`: all that answers in the regions that are left.
 
     Their users, and those who were to go to the lost one, have nothing else before a plan without it has come.
     """
-    if not facts.lost.intersection(region for _, region, _ in end.slots):
+    if not facts.lost.intersection(regions):
         return wanted
     left = {key: found for key, found in facts.deployments.items() if key.region not in facts.lost}
     kept = tuple(left.pop(found.key, found) for found in wanted)

@@ -44,6 +44,11 @@ class ModelState:
         """Generations that hold any replicas."""
         return frozenset(generation for (_, generation), count in self.counts.items() if count)
 
+    @property
+    def regions(self) -> frozenset[str]:
+        """Regions that hold any replicas."""
+        return frozenset(region for _, region, _ in self.slots)
+
     def outside(self, regions: Collection[str]) -> "ModelState":
         """The state without what some regions hold."""
         counts = {held: count for held, count in self.counts.items() if held[0][1] not in regions}

@@ -212,9 +212,8 @@ def test_what_streams_its_last_answers_is_waited_for_until_the_wave_has_no_time_
 def test_a_run_on_its_way_to_a_lost_region_releases_nothing_in_those_that_are_left(lost, ends_in, kept):
     stored = {key("eu"): deployed("eu", 1, replicas=3), key("de"): deployed("de", 2)}
     facts = SimpleNamespace(deployments=stored, lost=frozenset(lost))
-    end = ModelState({(("p", ends_in, "cpu"), 2): 1}, {})
 
-    found = spared(facts, end, (deployed("eu", 1), deployed("de", 2)))
+    found = spared(facts, {ends_in}, (deployed("eu", 1), deployed("de", 2)))
 
     assert {d.key.region: d.replicas for d in found} == kept
 
@@ -223,7 +222,7 @@ def test_a_replica_set_that_would_go_stays_while_the_region_that_replaces_it_is_
     stored = {key("eu"): deployed("eu", 1, replicas=3), key("de"): deployed("de", 2)}
     facts = SimpleNamespace(deployments=stored, lost=frozenset({"de"}))
 
-    found = spared(facts, ModelState({(("p", "de", "cpu"), 2): 1}, {}), (deployed("de", 2),))
+    found = spared(facts, {"de"}, (deployed("de", 2),))
 
     assert {d.key.region: d.replicas for d in found} == {"eu": 3, "de": 1}
 

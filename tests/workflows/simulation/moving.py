@@ -158,7 +158,7 @@ def unfreed(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
 def _stuck(world: Any, wave: Wave, state: waves.ModelState) -> bool:
     """As activities/transition.py: on its way to a lost region, and the wave counts on what has to be spared."""
     lost = world.out.lost
-    if wave.back or not lost.intersection(region for _, region, _ in _end(world, wave).slots):
+    if wave.back or not lost & _counted_on(world, wave, state):
         return False
     stored = world.journal.records[wave.model].deployments.values()
     return bool(cast("Any", undoing.unfreed)(state, stored, (), _peak(world, wave).keys()) - lost)
@@ -169,7 +169,7 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     record, state = world.journal.records[wave.model], state_of(world, wave, "routed")
     deployments = _within(world, wave, tuple(record.deployments.values()))
     if wave.back and world.out.lost:
-        deployments += _what_answers(world, wave, deployments)
+        deployments += _what_answers(world, wave, _counted_on(world, wave, state), deployments)
     shares = wanted_shares(world, wave.model, state, deployments)
     regions_seen = {*shares, *(region for _, region, _ in state.slots)}
     waits = waiting(world, wave, shares, regions_seen) if wave.back else frozenset()
@@ -182,9 +182,11 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     return WaveResult(ok=True, hold_seconds=hold)
 
 
-def _what_answers(world: Any, wave: Wave, found: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+def _what_answers(
+    world: Any, wave: Wave, counted_on: frozenset[str], found: tuple[Deployment, ...]
+) -> tuple[Deployment, ...]:
     """Also what answers in the regions that are left, by the real function."""
-    record, more = world.journal.records[wave.model], spared(world, wave, found)[len(found) :]
+    record, more = world.journal.records[wave.model], spared(world, wave, counted_on, found)[len(found) :]
     states, _ = world.infra.observe(wave.model, {d.key.region for d in more})
     facts = SimpleNamespace(model=wave.model, generations=record.generations)
     return tuple(d for d in more if cast("Any", undoing.answers_at_all)(facts, d, states))
@@ -226,7 +228,9 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """What the wave no longer needs goes: out of the routers first, then the replicas."""
     record, state = world.journal.records[wave.model], state_of(world, wave, "released")
     last = wave.last
-    wanted_sets = whole = spared(world, wave, wanted_deployments(world, wave.model, state))
+    wanted_sets = whole = spared(
+        world, wave, _counted_on(world, wave, state), wanted_deployments(world, wave.model, state)
+    )
     if wave.back and wave.by_waves:
         wanted_sets = cast("Any", undoing.none_more)(wanted_sets, record.deployments)
     keys = {d.key for d in wanted_sets}
@@ -446,11 +450,17 @@ def wanted_deployments(world: Any, model: str, state: waves.ModelState) -> tuple
     return tuple(found)
 
 
-def spared(world: Any, wave: Wave, found: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """By the real function: on its way to a lost region a run lets go of nothing in those that are left."""
+def spared(world: Any, wave: Wave, counted_on: frozenset[str], found: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """By the real function: a run that counts on a lost region lets go of nothing in those that are left."""
     deployments, lost = world.journal.records[wave.model].deployments, world.out.lost
     facts = cast("wanted.Facts", SimpleNamespace(lost=lost, deployments=deployments))
-    return cast("tuple[Deployment, ...]", wanted.spared(facts, _end(world, wave), cast("Any", found)))
+    return cast("tuple[Deployment, ...]", wanted.spared(facts, counted_on, cast("Any", found)))
+
+
+def _counted_on(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
+    """As activities/transition.py: where a run goes, and by way of what, but for what it only leaves."""
+    origin = waves.state_of(wave.moving.transition.origin, wave.model, apart=wave.moving.transition.apart)
+    return _end(world, wave).regions | (state.regions - origin.regions)
 
 
 def _end(world: Any, wave: Wave) -> waves.ModelState:
