@@ -40,13 +40,13 @@ spec:
     canary: 0.4
     maxStep: 0.6
     holdSeconds: 1
-    deadlineSeconds: 120
+    deadlineSeconds: 150
     gate:
       maxNonFiniteRate: 0.01
       maxLatencyMs: {p50: 150}
       maxDrift: 0.25
       minRequests: 60
-      waitSeconds: 90
+      waitSeconds: 110
       onTooFew: fail
 """
 
@@ -106,7 +106,7 @@ class Scorer:
     def publish(self, what: str, **top: Any) -> Any:
         export_model(Top(**top).eval(), {"x": torch.zeros(2, 4)}, self.root / what)
         change = self.client.publish(self.name, {"base": self.root / "base", "top": self.root / what})
-        return self.client.wait_change(change.id, timeout_seconds=150)
+        return self.client.wait_change(change.id, timeout_seconds=200)
 
     @contextmanager
     def load(self) -> Iterator[Asking]:
@@ -167,7 +167,7 @@ def scorer(platform: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     ("top", "words"),
     [
         ({"shift": 2.0}, ("drift of output 'score'", "of generation 1), allowed 0.25")),
-        ({"work": 120}, ("p50 ", "allowed 150 ms")),
+        ({"work": 80}, ("p50 ", "allowed 150 ms")),
         ({"limit": 0.5}, ("non-finite answers of", "allowed 1.0%")),
     ],
     ids=["shifted predictions", "slow answers", "NaN answers"],

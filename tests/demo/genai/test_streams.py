@@ -71,23 +71,24 @@ def test_pieces_of_two_engines_are_mixed():
 
 @pytest.fixture
 async def gateway(aiohttp_server_of):
-    return await aiohttp_server_of(["Ahoy", ", matey"], [0.0, 0.15])
+    return await aiohttp_server_of(["Ahoy", ", matey"], [None, None])
 
 
 @pytest.fixture
 async def aiohttp_server_of():
-    """Starts a server that streams pieces, each after a pause; it says generation 7."""
+    """Starts a server that streams pieces, each after what it waits for; it says generation 7."""
     runners = []
 
-    async def start(pieces, pauses, *, whole=True, status=200):
+    async def start(pieces, waits, *, whole=True, status=200):
         async def chat(request):
             if status != 200:
                 return web.json_response({"error": {"message": "no engine"}}, status=status)
             headers = {"x-ipnext-generation": "7", "x-ipnext-snapshots": "llm=3", "content-type": "text/event-stream"}
             response = web.StreamResponse(headers=headers)
             await response.prepare(request)
-            for text, pause in zip(pieces, pauses, strict=True):
-                await asyncio.sleep(pause)
+            for text, wait in zip(pieces, waits, strict=True):
+                if wait is not None:
+                    await wait()
                 await response.write(b"data: " + json.dumps(chunk(text)).encode() + b"\n\n")
             if whole:
                 await response.write(b"data: " + json.dumps(chunk(finish="stop")).encode() + b"\n\ndata: [DONE]\n\n")
@@ -117,11 +118,22 @@ async def test_pieces_are_told_as_they_come_with_their_generation(gateway):
     found = await asked(gateway, lambda stream, text: seen.append((stream.generation, text)))
     assert seen == [("7", "Ahoy"), ("7", ", matey")]
     assert (found.text, found.proof, found.broken) == ("Ahoy, matey", "llm=3", False)
-    assert found.longest_gap >= 0.15
+
+
+async def test_the_longest_gap_between_pieces_is_told(aiohttp_server_of):
+    heard = asyncio.Event()
+
+    async def a_while_after_the_first():
+        await heard.wait()
+        await asyncio.sleep(0.15)
+
+    url = await aiohttp_server_of(["Ahoy", ", matey"], [None, a_while_after_the_first])
+    found = await asked(url, lambda *_: heard.set())
+    assert found.longest_gap >= 0.14
 
 
 async def test_a_stream_cut_off_is_broken(aiohttp_server_of):
-    found = await asked(await aiohttp_server_of(["Ahoy"], [0.0], whole=False))
+    found = await asked(await aiohttp_server_of(["Ahoy"], [None], whole=False))
     assert found.broken
 
 
