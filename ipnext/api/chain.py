@@ -8,7 +8,9 @@ from ipnext.model.cause import STEPS, Cause
 from ipnext.model.lifecycle import Change, ChangeState, ValidationReport
 from ipnext.model.manifest import ModelSpec
 from ipnext.model.resource import ExplanationStep
+from ipnext.model.rollout import TransitionState
 from ipnext.model.status import Condition, ConditionType, Reason
+from ipnext.model.waves import arrived, arrived_words
 from ipnext.store.records import TransitionRecord
 
 UNHAPPY = frozenset({ChangeState.REFUSED, ChangeState.ROLLED_BACK})
@@ -52,6 +54,22 @@ def stage_steps(
     if stuck is None or (is_ready and done):
         return ()
     return (_stage(STEPS[stuck], f"{stuck.value}={conditions[stuck].status}", transition, change),)
+
+
+def wave_steps(transition: TransitionRecord | None, change: Change | None) -> tuple[ExplanationStep, ...]:
+    """The wave that a run is at while it moves traffic."""
+    if transition is None or change is None or change.state is not ChangeState.RUNNING:
+        return ()
+    waves = transition.transition.waves
+    underway = transition.change_id == change.id and transition.state is TransitionState.RUNNING
+    if not underway or transition.waves_done >= len(waves):
+        return ()
+    wave = waves[transition.waves_done]
+    reach = arrived_words(arrived(transition.transition, transition.model)[transition.waves_done])
+    hold = f", then it holds {wave.hold_seconds:g} s" if wave.hold_seconds else ""
+    message = f"brings {reach} of the traffic where it goes{hold}"
+    state = f"wave {transition.waves_done + 1} of {len(waves)}"
+    return (ExplanationStep(level="step", subject="move traffic", state=state, message=message),)
 
 
 def refusal_steps(report: ValidationReport | None, spec: ModelSpec) -> tuple[ExplanationStep, ...]:

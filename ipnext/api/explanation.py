@@ -14,6 +14,7 @@ from ipnext.api.chain import (
     refusal_steps,
     stage_steps,
     trouble_steps,
+    wave_steps,
 )
 from ipnext.api.facts import ModelFacts
 from ipnext.api.status import (
@@ -106,12 +107,16 @@ def explain(
     failure = change if failed else None
     reason, message = _cause(facts, change, trouble, conditions, failure=failure, is_ready=is_ready)
     told = cause if failed and cause is not None and cause.reason is reason else None
+    waves = wave_steps(transition, change)
+    stages = stage_steps(conditions, change, told, transition, is_ready=is_ready)
+    if change is not None and not message:
+        message = next((f"{wave.state}: {wave.message}" for wave in waves), f"the change is {change.state.value}")
     refused = report if failed and change is not None and change.state is ChangeState.REFUSED else None
     advice = ADVICE[reason].replace("MODEL", facts.record.name)
     chain = [
         deployment_step(facts, ready),
         *change_steps(change),
-        *stage_steps(conditions, change, told, transition, is_ready=is_ready),
+        *(stages or waves),
         *refusal_steps(refused, facts.record.manifest.spec),
         *cause_steps(told),
         *trouble_steps(
@@ -203,5 +208,6 @@ def _at_rest(facts: ModelFacts, ready: Condition | None, *, is_ready: bool) -> t
 
 
 def _progress(conditions: Mapping[ConditionType, Condition], change: Change) -> str:
+    """What a step says that is not done, or the change itself; empty where neither says anything."""
     waiting = next((c for t in STEPS if (c := conditions.get(t)) and c.status != "True"), None)
-    return (waiting.message if waiting else "") or change.message or f"the change is {change.state.value}"
+    return (waiting.message if waiting else "") or change.message

@@ -31,8 +31,11 @@ from ipnext.model.resource import (
     FleetView,
     ModelView,
     RegionView,
+    TransitionView,
 )
+from ipnext.model.rollout import TransitionState
 from ipnext.model.status import ConditionType
+from ipnext.model.waves import arrived, arrived_words
 
 
 class Kind(StrEnum):
@@ -118,10 +121,11 @@ def describe(
         raise InvalidInput(msg, field="what", value=" ".join(what), allowed=allowed)
     model = what[0]
     view, generations, changes = client.model(model), client.generations(model), client.changes(model, limit=10)
+    running = [t for t in client.transitions(model, limit=1) if t.state is TransitionState.RUNNING]
     if picture is not None:
         _draw(view, picture)
-    whole = plain(view) | {"generations": plain(generations), "changes": plain(changes)}
-    write(whole, output, lambda: model_tables(view, generations, changes))
+    whole = plain(view) | {"generations": plain(generations), "changes": plain(changes), "running": plain(running)}
+    write(whole, output, lambda: model_tables(view, generations, changes, running))
 
 
 def _snapshot(client: Client, model: str, part: str, given: str) -> tuple[Snapshot, tuple[ProfileView, ...]]:
@@ -202,9 +206,12 @@ def fleet_tables(fleet: FleetView) -> Iterable[Table | str]:
 
 
 def model_tables(
-    view: ModelView, generations: Iterable[Generation], changes: Iterable[ChangeView]
+    view: ModelView,
+    generations: Iterable[Generation],
+    changes: Iterable[ChangeView],
+    running: Iterable[TransitionView] = (),
 ) -> Iterable[Table | str]:
-    """All of one model."""
+    """All of one model; `running`: the transition that moves its traffic."""
     status, spec = view.status, view.manifest.spec
     yield f"{status.model}: {spec.task}, {spec.sync.policy}, owner {view.manifest.metadata.owner}, version {view.version}"
     serving = "nothing" if status.serving_generation is None else f"generation {status.serving_generation}"
@@ -222,6 +229,7 @@ def model_tables(
         (region, s.to, s.generation, f"{s.fraction:.1%}") for region, all_ in status.traffic.items() for s in all_
     )
     yield rows("\ntraffic", ("users in", "served in", "generation", "share"), shares)
+    yield from map(waves_table, running)
     if view.throughput:
         yield throughput_table(view.throughput)
     if view.answers:
@@ -239,6 +247,23 @@ def model_tables(
     yield rows("\nreplicas", ("replica", "phase", "answers for", "restarts", "message"), replicas)
     yield generations_table(generations)
     yield changes_table(changes)
+
+
+def waves_table(view: TransitionView) -> Table:
+    """One line for each wave: what of the traffic is where it goes then, and how far the wave is."""
+    waves, done = view.transition.waves, view.waves_done
+    lines = (
+        (
+            number,
+            wave.gate,
+            arrived_words(fractions),
+            f"{wave.hold_seconds:g} s",
+            "done" if number <= done else "under way" if number == done + 1 else "to come",
+        )
+        for number, (wave, fractions) in enumerate(zip(waves, arrived(view.transition, view.model), strict=True), 1)
+    )
+    heads = ("wave", "gate", "traffic where it goes", "hold", "state")
+    return rows(f"\nwaves of change {view.change_id} to generation {view.generation}", heads, lines)
 
 
 def parts_table(manifest: ModelManifest) -> Table:

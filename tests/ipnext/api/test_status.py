@@ -1,5 +1,7 @@
 """Status tells the truth: what is recorded is corrected by what the regions report."""
 
+from datetime import UTC, datetime
+
 from ipnext.api.chain import cause_steps, trouble_steps
 from ipnext.api.explanation import ADVICE
 from ipnext.api.status import Trouble, cause_of
@@ -14,7 +16,10 @@ from ipnext.model.deployment import (
     RouteTable,
     ServedGeneration,
 )
+from ipnext.model.lifecycle import ChangeState
+from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.status import Reason
+from ipnext.store.records import TransitionRecord
 
 KEY = DeploymentKey(model="ranker", part="dense", region="eu", hardware="cpu")
 
@@ -51,6 +56,52 @@ async def test_a_serving_model_shows_traffic_replicas_and_deployments(applied):
         ("dense", 2, 2),
         ("sparse", 2, 2),
     }
+
+
+def walked(change_id):
+    """Two waves that bring the users of eu to generation 2."""
+
+    def answered(*shares):
+        rows = ({"model": "ranker", "from": "eu", "to": "eu", "generation": g, "fraction": f} for g, f in shares)
+        return {"traffic": tuple(rows)}
+
+    def routed(*shares):
+        rows = tuple({"to": "eu", "generation": g, "fraction": f} for g, f in shares)
+        return ({"model": "ranker", "from": "eu", "shares": rows},)
+
+    waves = (
+        {"gate": "canary", "route": routed((1, 0.75), (2, 0.25)), "hold_seconds": 30},
+        {"gate": "final", "route": routed((2, 1))},
+    )
+    stated = {"from": answered((1, 1)), "to": answered((2, 1)), "waves": waves}
+    transition = Transition.model_validate(stated)
+    return TransitionRecord(
+        id="t2", model="ranker", change_id=change_id, generation=2, transition=transition, created_at=datetime.now(UTC)
+    )
+
+
+async def test_while_traffic_moves_the_wave_is_told(applied):
+    await serving(applied)
+    await applied.publish("b")
+    with applied.rooms.store.begin() as unit:
+        change = unit.changes("ranker", limit=1)[0]
+        unit.update_change(change.id, state=ChangeState.RUNNING, reason=Reason.PROGRESSING)
+        unit.save_transition(walked(change.id))
+        unit.advance_transition("t2", state=TransitionState.RUNNING)
+    answer, steps = await explained(applied)
+    assert (answer["reason"], answer["message"]) == (
+        "Progressing",
+        "wave 1 of 2: brings 25% of the traffic where it goes, then it holds 30 s",
+    )
+    with applied.rooms.store.begin() as unit:
+        unit.advance_transition("t2", waves_done=1, state=TransitionState.RUNNING)
+    answer, steps = await explained(applied)
+    assert (steps["step"]["subject"], steps["step"]["state"]) == ("move traffic", "wave 2 of 2")
+    assert steps["step"]["message"] == "brings 100% of the traffic where it goes"
+    with applied.rooms.store.begin() as unit:
+        unit.advance_transition("t2", waves_done=2, state=TransitionState.DONE)
+    answer, steps = await explained(applied)
+    assert ("step" in steps, answer["message"]) == (False, "the change is running")
 
 
 async def test_one_lost_replica_is_missing_capacity_but_the_model_is_ready(applied):

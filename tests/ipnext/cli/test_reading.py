@@ -1,11 +1,14 @@
 """Tables of what is read, from plain values."""
 
 import io
+from datetime import UTC, datetime
 
 from rich.console import Console
 
-from ipnext.cli.reading import parts_table
+from ipnext.cli.reading import parts_table, waves_table
 from ipnext.model.manifest import parse_manifest
+from ipnext.model.resource import TransitionView
+from ipnext.model.rollout import Transition, TransitionState
 
 
 def test_parts_are_told_with_their_engines_and_adapters_with_the_name_that_clients_ask_for():
@@ -22,4 +25,33 @@ def test_parts_are_told_with_their_engines_and_adapters_with_the_name_that_clien
         ["part", "engine", "asked", "as"],
         ["llm", "vllm", "-"],
         ["style", "adapter", "on", "llm", "chat:style"],
+    ]
+
+
+def test_the_waves_of_a_rollout_are_told_with_the_one_that_is_under_way():
+    def state(generation):
+        return {"traffic": ({"model": "m", "from": "eu", "to": "eu", "generation": generation, "fraction": 1},)}
+
+    half = {"model": "m", "from": "eu", "shares": tuple({"to": "eu", "generation": g, "fraction": 0.5} for g in (1, 2))}
+    waves = ({"gate": "canary", "route": (half,), "hold_seconds": 8}, {}, {"gate": "final"})
+    transition = Transition.model_validate({"from": state(1), "to": state(2), "waves": waves})
+    view = TransitionView(
+        id="t",
+        model="m",
+        change_id="c",
+        generation=2,
+        transition=transition,
+        state=TransitionState.RUNNING,
+        waves_done=1,
+        message="",
+        created_at=datetime.now(UTC),
+    )
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(waves_table(view))
+
+    lines = [line.split() for line in console.export_text().splitlines() if line.split()]
+    assert lines[-3:] == [
+        ["1", "canary", "50%", "8", "s", "done"],
+        ["2", "step", "50%", "0", "s", "under", "way"],
+        ["3", "final", "50%", "0", "s", "to", "come"],
     ]
