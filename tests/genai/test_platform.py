@@ -157,6 +157,40 @@ def test_a_published_checkpoint_answers_the_openai_client(first, client):
         client.completions.create(model="nobody", prompt="x")
 
 
+def test_a_batch_of_conversations_is_answered_by_one_generation_each_as_it_is_alone(first, client):
+    given = [[{"role": "user", "content": text}] for text in ("hello", "once upon a time", "the fox")]
+    asked = {"model": "chat", "max_tokens": 8, "temperature": 0}
+    batch = httpx.post(f"{client.base_url}chat/completions/batch", json={**asked, "messages": given}, timeout=120)
+    assert batch.status_code == 200, batch.text
+    assert (batch.headers["x-ipnext-generation"], batch.headers["x-ipnext-snapshots"]) == ("1", "llm=1")
+    told = batch.json()
+    alone = [client.chat.completions.create(**asked, messages=one).choices[0].message.content for one in given]
+    assert [choice["index"] for choice in told["choices"]] == [0, 1, 2]
+    assert [choice["message"]["content"] for choice in told["choices"]] == alone
+    assert (told["model"], told["object"]) == ("chat", "chat.completion")
+    assert told["usage"]["completion_tokens"] == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "no list of conversations"}]}, None),
+        ({"messages": []}, None),
+        ({"n": 2}, "n"),
+        ({"stream": True}, "stream"),
+    ],
+)
+def test_a_bad_batch_is_refused_in_openais_form_by_whoever_sees_it(first, client, change, param):
+    body = {"model": "chat", "max_tokens": 2, "messages": [[{"role": "user", "content": "x"}]], **change}
+    answer = httpx.post(f"{client.base_url}chat/completions/batch", json=body, timeout=120)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["message"]
+    assert error["type"]
+    assert error["code"] == 400
+    assert param is None or error["param"] == param
+
+
 def test_how_far_the_engine_is_was_explained_while_it_started(first, platform):
     loading = [message for message in first if "llm snapshot 1: vLLM loads the model, " in message]
     assert any("; last output: (" in message or "; last output: INFO" in message for message in loading), first
