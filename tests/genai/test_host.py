@@ -6,6 +6,7 @@ import threading
 import httpx
 import pytest
 
+from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from tests.genai.hosts import complete, mock_command, stream, until
 from tests.processes import gone
 
@@ -75,6 +76,19 @@ def test_an_engine_that_loads_its_model_says_so_with_the_last_line_of_its_log(ya
     (first,) = host.state().starts
     assert until(lambda: [one for one in host.state().starts if one.seconds > first.seconds + 0.2])
     assert host.state().loading
+
+
+def test_the_log_of_an_engine_is_put_aside_while_it_runs_and_goes_on(yard, shelf, tmp_path):
+    more = tmp_path / "more"
+    script = f"echo before; while [ ! -e {more} ]; do sleep 0.05; done; echo after; sleep 1000"
+    host = yard.start("host", IPNEXT_VLLM_COMMAND=f"sh -c '{script}'")
+    host.hold(shelf.hold(1))
+    until(lambda: starts(host) == [("llm", 1, "loading", "before")])
+    (file,) = (host.root / "logs").glob("*.engine-*.log")
+    LogKeeping(file.parent, LogLimits(keep_seconds=1e9, keep_bytes=1, file_bytes=1, look_seconds=1)).look()
+    more.touch()
+    until(lambda: file.read_text() == "after\n")
+    assert not file.with_name(f"{file.name}.1").exists(), "it is beyond what all may have together"
 
 
 def test_an_engine_whose_first_answer_is_slow_says_that_it_is_asked_and_then_no_more(yard, shelf):
