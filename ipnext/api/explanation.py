@@ -188,7 +188,7 @@ def _unfailed(
     held = conditions.get(ConditionType.PROGRESSING)
     if held is not None and held.status == "False" and (under_way or not is_ready):
         return held.reason, held.message
-    if trouble is not None and not is_ready:
+    if trouble is not None and (not is_ready or (under_way and trouble.told)):
         return trouble.reason, trouble.message
     if change is not None and under_way:
         started = change.state is ChangeState.RUNNING

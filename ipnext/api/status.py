@@ -42,6 +42,8 @@ class Trouble:
     host: str | None = None
     log: str | None = None
     """The file with the host's output."""
+    told: str = ""
+    """What the host itself says of it."""
 
 
 def model_view(facts: ModelFacts, states: States) -> ModelView:
@@ -189,6 +191,7 @@ def _shortage(deployment: Deployment, states: States, generation: int) -> Troubl
         _part_of(mine, host, key.part),
         host,
         _log_of(mine, host),
+        message,
     )
 
 
@@ -206,6 +209,7 @@ def _no_replica(facts: ModelFacts, region: str, part: str, replicas: Iterable[Re
         _part_of(mine, host, part),
         host,
         _log_of(mine, host),
+        message,
     )
 
 
@@ -232,8 +236,9 @@ def cause_of(replicas: Iterable[Replica]) -> tuple[Reason, str, str | None]:
     for replica in replicas:
         if replica.phase is ReplicaPhase.FAILED or replica.restarts >= CRASH_LOOP_RESTARTS:
             return Reason.CRASH_LOOP, replica.message or f"restarted {replica.restarts} times", replica.id
-    slowest = next((r for r in replicas if r.coming), replicas[0] if replicas else None)
-    return Reason.PROGRESSING, slowest.going_over if slowest else "", slowest.id if slowest else None
+    slowest = next((r for r in replicas if r.coming), None) or next((r for r in replicas if r.starts), None)
+    slowest = slowest or next(iter(replicas), None)
+    return Reason.PROGRESSING, slowest.doing if slowest else "", slowest.id if slowest else None
 
 
 def _worst(troubles: Iterable[Trouble]) -> Trouble | None:

@@ -63,10 +63,10 @@ class Known:
 
 
 def headline(log: ReplicaLog) -> str:
-    """Such as: us-east chat.llm.cpu.0, engine 1a2b3c4d, former start, replica ended."""
+    """Such as: us-east chat.llm.cpu.0, engine 1a2b3c4d, put aside, replica ended."""
     words = [f"{log.region} {log.replica}"]
     words += [f"engine {log.engine}"] if log.engine else []
-    words += ["former start"] if log.former else []
+    words += ["put aside"] if log.former else []
     words += ["replica ended"] if log.ended else []
     return ", ".join(words)
 

@@ -28,6 +28,7 @@ from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.wanted_state import WantedState, longest_drain
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS
 from ipnext.model.fleet import FleetManifest
@@ -205,9 +206,12 @@ class Platform:
         self._family.start(*map(self._worker, more))
 
     def tend(self, stop: threading.Event) -> None:
-        """Restart what crashes until told to stop."""
+        """Restart what crashes, and look after the logs, until told to stop."""
+        logs = LogKeeping(self._places.state / "logs", LogLimits.of(AgentSettings()))
         while not stop.wait(0.1):
             self._family.tend()
+            if logs.due:
+                logs.look()
 
     def stop(self) -> None:
         """End everything in order: workers, API, agents with their data planes, Temporal.

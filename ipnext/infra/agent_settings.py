@@ -60,6 +60,14 @@ class AgentSettings(BaseSettings):
     """Pause before a host is asked again to load what failed for want of a dependency, such as the artifact store."""
     cache_keep_seconds: float = Field(default=600.0, ge=0)
     """How long a fetched snapshot that no deployment names stays on disk, for a change of mind."""
+    log_keep_seconds: float = Field(default=7 * 86_400.0, gt=0)
+    """How long the log of a process that has ended stays: a fault is looked at after a weekend, not after a month."""
+    log_keep_bytes: int = Field(default=512 * 2**20, gt=0)
+    """Of all logs of the region together. Beyond it those of processes that have ended go, the oldest first."""
+    log_limit_bytes: int = Field(default=16 * 2**20, gt=0)
+    """A process that runs has its log put aside, in place of the one that was put aside before, when it is longer."""
+    log_look_seconds: float = Field(default=30.0, gt=0)
+    """Time between two looks at the logs; by so much that is written meanwhile they may be longer."""
 
     backoff_first_seconds: float = Field(default=0.1, gt=0)
     """Pause before the first restart of a process that ended; doubles with each further one."""

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ipnext.infra.log_keeping import FORMER
 from ipnext.model.logs import LogQuery, ReplicaLog
 
 MOST_BYTES: Final = 2**20
@@ -52,9 +53,10 @@ def _log(found: _Found, query: LogQuery, *, region: str, running: Collection[str
             start = _start(size, known)
             file.seek(start)
             content = file.read(min(MOST_BYTES, max(0, size - start)))
+        missed = b"" if known is None or known <= size else _missed(path, known)
     except FileNotFoundError:
         return None
-    text = content.decode(errors="replace")
+    text = (missed + content).decode(errors="replace")
     return ReplicaLog(
         region=region,
         replica=words["replica"],
@@ -67,6 +69,16 @@ def _log(found: _Found, query: LogQuery, *, region: str, running: Collection[str
         text=text if known is not None else _last_lines(text, query.tail),
         end=start + len(content),
     )
+
+
+def _missed(path: Path, known: int) -> bytes:
+    """What had come behind what is known when the file was put aside, and began anew."""
+    try:
+        with path.with_name(path.name + FORMER).open("rb") as file:
+            file.seek(known)
+            return file.read(MOST_BYTES)
+    except FileNotFoundError:
+        return b""
 
 
 def _start(size: int, known: int | None) -> int:

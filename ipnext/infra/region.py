@@ -13,6 +13,7 @@ from ipnext.infra.control import Control
 from ipnext.infra.envoy import Gateway
 from ipnext.infra.envoy_process import EnvoyProcess
 from ipnext.infra.holds import assigned, host_holds, replica_sets
+from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.logs import read_logs
 from ipnext.infra.peers import PeersFile
 from ipnext.infra.replicas import Around, HostReplica
@@ -41,6 +42,7 @@ class Region:
         self._served: dict[str, tuple[ServedGeneration, ...]] = {m: t.served for m, t in self._routes.items()}
         self._route_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._cache = SnapshotCache(site.cache, keep_seconds=site.settings.cache_keep_seconds)
+        self._logs = LogKeeping(site.logs, LogLimits.of(site.settings))
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -227,7 +229,7 @@ class Region:
             self._publish_gateway()
 
     async def _look_around(self) -> None:
-        """Now and then: follow the peers file, repeat what a full disk prevented, sweep the cache."""
+        """Now and then: follow the peers file, repeat what a full disk prevented, sweep the cache and the logs."""
         while True:
             await asyncio.sleep(self._site.settings.idle_poll_seconds)
             if self._peers.refresh():
@@ -238,6 +240,8 @@ class Region:
             wanted = {held.digest for wanted in self._wanted.deployments.values() for held in wanted.holds}
             if swept := self._cache.sweep(wanted):
                 await asyncio.to_thread(remove, swept)
+            if self._logs.due:
+                await asyncio.to_thread(self._logs.look)
 
     def _check_region(self, field: str, value: str) -> None:
         if value != self._site.region:

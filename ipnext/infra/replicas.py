@@ -153,6 +153,7 @@ class HostReplica:
             message=self._refusal or self._child.message,
             coming=self._goal,
             swaps=self._state.swaps if self._state else (),
+            starts=self._state.starts if self._state else (),
             log=str(self._site.log_file(self.name)),
         )
 

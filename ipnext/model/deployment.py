@@ -13,6 +13,7 @@ from ipnext.model.registry import PartGraph, SyncPolicy, TensorSpec
 from ipnext.model.routing import RoutingPolicy
 from ipnext.model.signing import SignerPolicy
 from ipnext.model.sketch import PredictionSketch
+from ipnext.model.starting import EngineStart
 from ipnext.model.value import Name, Value
 
 SERVING_ENGINES: Final = frozenset({"vllm"})
@@ -174,6 +175,8 @@ class Replica(Value):
     """Generations that it goes over to, in the place of those that it has, and is not ready for yet."""
     swaps: tuple[EngineSwap, ...] = ()
     """How its engines last went over."""
+    starts: tuple[EngineStart, ...] = ()
+    """How far its engines are that do not answer yet."""
     log: str | None = None
     """The file with its output, on the machine of the region's agent; logs of its engines lie beside it."""
 
@@ -183,12 +186,18 @@ class Replica(Value):
         return f"goes over to generation {', '.join(map(str, self.coming))}" if self.coming else ""
 
     @property
+    def doing(self) -> str:
+        """On what way it is, for people; empty where it stays and all that it has answers."""
+        going = [self.going_over] if self.going_over else []
+        return "; ".join([*going, *(start.text for start in self.starts)])
+
+    @property
     def note(self) -> str:
         """All that a person should know of it now."""
         failures = [failure.message for failure in self.failures]
         told = [self.message] if self.message and not failures else []
-        going = [self.going_over] if self.going_over else []
-        return "; ".join([*failures, *told, *going, *(swap.text for swap in self.swaps)])
+        doing = [self.doing] if self.doing else []
+        return "; ".join([*failures, *told, *doing, *(swap.text for swap in self.swaps)])
 
 
 class SnapshotFacts(Value):
@@ -379,6 +388,8 @@ class HostState(Value):
     """Digests of what is `coming` and has been fetched and checked."""
     swaps: tuple[EngineSwap, ...] = ()
     """The last swap of each engine."""
+    starts: tuple[EngineStart, ...] = ()
+    """Engines that do not answer yet, those that only have to be fetched included."""
     memory: HostMemoryState | None = None
 
 

@@ -16,6 +16,7 @@ import structlog
 from ipnext.errors import IPnextError, LoadFailed, Unavailable
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.engine_settings import VllmSettings
+from ipnext.model.starting import StartStage
 from serving.genai.commands import engine_command, engine_environment
 from serving.genai.probe import EngineProbe
 from serving.genai.process import KeptProcess, ending, keep_former, log_tail, tree_bytes
@@ -92,12 +93,14 @@ class Engine:
         self.resident_bytes = 0
         """Memory in RAM of all its processes, as last measured."""
         self.url = ""
+        self.start_stage: StartStage | None = None
+        """What its process does on its way to ready; None before and after."""
         self.before_ready: Callable[[], Awaitable[None]] | None = None
         """Called once each of its processes has answered and before that is ready; Unavailable or LoadFailed ends the process."""
         self._probes = probes
         self._pace = pace or Pace()
         self._process: KeptProcess | None = None
-        self._ready_at = self._answered_at = 0.0
+        self._ready_at = self._answered_at = self._stage_at = 0.0
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -105,6 +108,11 @@ class Engine:
     def pid(self) -> int | None:
         """Process id of its keeper while it runs."""
         return self._process.pid if self._process else None
+
+    @property
+    def stage_seconds(self) -> float:
+        """For how long it has been in `start_stage`."""
+        return time.monotonic() - self._stage_at
 
     def start(self) -> None:
         """Begin to keep it running."""
@@ -196,7 +204,7 @@ class Engine:
             return await self._over(process, ended, watch)
         finally:
             self.ready, self._process, self.in_flight, self.url = False, None, 0, ""
-            self.resident_bytes = 0
+            self.resident_bytes, self.start_stage = 0, None
             for task in tasks:
                 task.cancel()
 
@@ -212,9 +220,12 @@ class Engine:
         settings = self.spec.settings
         try:
             async with asyncio.timeout(settings.start_seconds):
+                self._enter("loading")
                 await self._healthy()
+                self._enter("canary")
                 await self._probe.canary(pooling=settings.runner == "pooling", seconds=settings.start_seconds)
                 if self.before_ready is not None:
+                    self._enter("adapters")
                     await self.before_ready()
         except TimeoutError:
             return f"was not ready within startSeconds, {settings.start_seconds:g} s"
@@ -233,6 +244,9 @@ class Engine:
                 self._answered_at = time.monotonic()
         return f"did not answer for {silent:.0f} s"
 
+    def _enter(self, stage: StartStage) -> None:
+        self.start_stage, self._stage_at = stage, time.monotonic()
+
     async def _healthy(self) -> None:
         """Return once `/health` answers 200."""
         while True:
@@ -247,7 +261,7 @@ class Engine:
 
     def _become_ready(self) -> None:
         self._ready_at = self._answered_at = time.monotonic()
-        self.message = None
+        self.message = self.start_stage = None
         self.ready = not self.retiring
         structlog.get_logger().info("engine is ready", engine=self.spec.log_file.stem, url=self.url)
 

@@ -4,8 +4,10 @@ A snapshot is `loaded` as soon as its engine is being kept running. It answers o
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -21,12 +23,14 @@ from ipnext.model.deployment import (
 )
 from ipnext.model.engine_settings import VllmSettings, vllm_settings
 from ipnext.model.footprint import needed_bytes, weight_bytes
+from ipnext.model.starting import EngineStart, StartStage
 from serving.arrival import Fetched, fetch_held
 from serving.fetching import Fetcher
 from serving.genai.adapters import Adapters
 from serving.genai.attempts import load_with_retries
 from serving.genai.commands import with_adapters
 from serving.genai.engine import Engine, EngineSpec, Pace, Probes
+from serving.genai.process import last_line
 from serving.genai.shared_storage import SharedStorage
 from serving.genai.swap_steps import Swaps
 from serving.generations import HeldSnapshots, check_holds
@@ -34,6 +38,18 @@ from serving.memory import resident_bytes
 
 Check = Callable[[Fetched, VllmSettings], None]
 """LoadFailed where a checkpoint is not what it says, or its settings do not fit it."""
+
+
+class _Arrival:
+    """A snapshot that has no engine yet."""
+
+    def __init__(self, hold: HostedSnapshot) -> None:
+        self.hold = hold
+        self.enter("fetching")
+
+    def enter(self, stage: StartStage) -> None:
+        """What is being done with it from now on."""
+        self.stage, self.since = stage, time.monotonic()
 
 
 class Engines:
@@ -66,6 +82,7 @@ class Engines:
         self._weights: dict[str, int] = {}
         self._retiring: dict[asyncio.Task[None], Engine] = {}
         self._loads: set[asyncio.Task[None]] = set()
+        self._arriving: list[_Arrival] = []
         self._fetching = ThreadPoolExecutor(1, thread_name_prefix="fetching")
         self._swaps = Swaps(session, self.held, arrive=self._arrive, start=self._load)
 
@@ -90,7 +107,7 @@ class Engines:
             self._retiring[task] = engine
             task.add_done_callback(self._retiring.pop)
         for hold in changes.load:
-            self._begin(load_with_retries(self.held, hold, self._start), hold)
+            self._begin(self._load(hold), hold)
         for hold in self._adapters.want([hold for hold in holds if hold.adapter_of is not None]):
             self._begin(load_with_retries(self._adapters.held, hold, self._fetch_adapter), hold)
         self._adapters.follow(self.held.values)
@@ -140,6 +157,11 @@ class Engines:
         """How the last swaps went."""
         return self._swaps.told
 
+    @property
+    def starts(self) -> tuple[EngineStart, ...]:
+        """How far those are that do not answer yet."""
+        return (*self._arrivals(), *self._starting())
+
     async def in_flight(self) -> int:
         """Requests that all engines work on now, those that are being drained included."""
         return sum(await asyncio.gather(*(engine.sample() for engine in self._all)))
@@ -180,12 +202,36 @@ class Engines:
                     message=f"engine of snapshot {hold.snapshot} of {hold.model}.{hold.part}: {engine.message}",
                 )
 
-    async def _load(self, hold: HostedSnapshot) -> None:
-        await load_with_retries(self.held, hold, self._start)
+    def _arrivals(self) -> Iterator[EngineStart]:
+        for one in self._arriving:
+            if self.held.wants(one.hold):
+                seconds = time.monotonic() - one.since
+                yield EngineStart(part=one.hold.part, snapshot=one.hold.snapshot, stage=one.stage, seconds=seconds)
 
-    async def _start(self, hold: HostedSnapshot) -> None:
+    def _starting(self) -> Iterator[EngineStart]:
+        for hold, engine in self.held.values:
+            if engine.start_stage is not None:
+                yield EngineStart(
+                    part=hold.part,
+                    snapshot=hold.snapshot,
+                    stage=engine.start_stage,
+                    seconds=engine.stage_seconds,
+                    output=last_line(engine.spec.log_file) or None,
+                )
+
+    async def _load(self, hold: HostedSnapshot) -> None:
+        arrival = _Arrival(hold)
+        self._arriving.append(arrival)
+        try:
+            await load_with_retries(self.held, hold, partial(self._start, arrival))
+        finally:
+            self._arriving.remove(arrival)
+
+    async def _start(self, arrival: _Arrival, hold: HostedSnapshot) -> None:
         settings = _settings(hold)
+        arrival.enter("fetching")
         fetched = await self._arrive(hold)
+        arrival.enter("waiting")
         needed = needed_bytes(fetched.manifest) + settings.kv_cache_bytes
         await self._room(needed, f"snapshot {hold.snapshot} of {hold.model}.{hold.part}")
         if not self.held.wants(hold):

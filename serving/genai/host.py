@@ -87,6 +87,7 @@ class GenerativeHost:
             draining=self.draining,
             fetched=engines.fetched,
             swaps=engines.swaps,
+            starts=engines.starts,
             memory=HostMemoryState(
                 used_bytes=engines.used_bytes, budget_bytes=engines.budget_bytes, snapshots=engines.snapshots
             ),

@@ -17,6 +17,8 @@ from serving.genai import keeper
 TAIL_LINES: Final = 4
 _TAIL_BYTES: Final = 2**17
 _LINE_LETTERS: Final = 300
+_LINE_BYTES: Final = 2**12
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _COMPLAINT: Final = re.compile(r"\bERROR\b|[a-z]Error\b|[eE]rror:|[eE]xception:")
 
 
@@ -105,6 +107,18 @@ def log_tail(log_file: Path) -> str:
     last = range(max(0, len(lines) - TAIL_LINES), len(lines))
     complaints = [number for number in range(last.start) if _COMPLAINT.search(lines[number])][-TAIL_LINES:]
     return " | ".join(lines[number][:_LINE_LETTERS] for number in (*complaints, *last))
+
+
+def last_line(log_file: Path) -> str:
+    """What a program said last, without the colours that it may give to a terminal."""
+    try:
+        with log_file.open("rb") as file:
+            file.seek(max(0, log_file.stat().st_size - _LINE_BYTES))
+            text = _COLOUR.sub("", file.read().decode(errors="replace"))
+    except FileNotFoundError:
+        return ""
+    lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
+    return next(filter(None, lines), "")[:_LINE_LETTERS]
 
 
 def ending(status: int) -> str:

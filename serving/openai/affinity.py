@@ -5,7 +5,7 @@ hash covers all text before it. Both tables are bounded, and what was used least
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,13 +44,19 @@ def prompt_of(body: Mapping[str, Any]) -> str:
         pieces.append(str(body["tools"]))
     messages = body.get("messages")
     if isinstance(messages, list):
-        told = (message for message in messages if isinstance(message, Mapping))
+        told = (message for message in _flat(messages) if isinstance(message, Mapping))
         pieces += (f"{message.get('role')}\0{message.get('content')}\0" for message in told)
     else:
         given = body.get("prompt", body.get("input"))
         if isinstance(given, str | list):
             pieces.append(given if isinstance(given, str) else str(given[: MAX_BLOCKS * BLOCK_CHARACTERS]))
     return "".join(pieces)
+
+
+def _flat(messages: Sequence[object]) -> Iterator[object]:
+    """The messages of one conversation, or of several one behind the other: the first one's beginning is that of all."""
+    for message in messages:
+        yield from message if isinstance(message, list) else (message,)
 
 
 def blocks_of(model: str, text: str) -> tuple[int, ...]:

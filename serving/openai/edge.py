@@ -14,6 +14,7 @@ from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, Streamed, seconds_left
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.affinity import Wish, blocks_of, prompt_of
+from serving.openai.batch import BATCH_PATH, check_batch
 from serving.openai.before import Before
 from serving.openai.choosing import choose, may_wait, wait
 from serving.openai.disaggregated import Prefill, Prompt
@@ -37,7 +38,7 @@ ATTEMPTS: Final = 2
 PATHS: Final = frozenset(
     {
         *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
-        "/v1/messages/count_tokens",
+        *(BATCH_PATH, "/v1/messages/count_tokens"),
         *("/v1/score", "/v1/rerank", "/score", "/rerank", "/classify", "/pooling", "/tokenize", "/detokenize"),
     }
 )
@@ -116,6 +117,8 @@ class OpenAIEdge:
             name = _model_of(body, self._follower.routes)
             model = generative(self._follower.routes, name)
             exchange.model = model.model
+            if path == BATCH_PATH:
+                check_batch(body)
             route = await self._begun(request, model, exchange)
             alias = alias_of(route, name)
             body = body if alias is None else alias.renamed(body)

@@ -101,6 +101,7 @@ class Engine:
         app.router.add_get("/metrics", self.metrics)
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.completions)
+        app.router.add_post("/v1/chat/completions/batch", self.completions)
         app.router.add_post("/v1/embeddings", self.embeddings)
         app.router.add_post("/tokenize", self.tokenize)
         if os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1":
@@ -281,7 +282,8 @@ class Engine:
         choice = {"index": 0, "finish_reason": "length", "logprobs": None}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         kind = "chat.completion" if chat else "text_completion"
-        return web.json_response(head | {"object": kind, "choices": [choice], "usage": usage})
+        choices = [choice | {"index": place} for place in range(conversations(body))]
+        return web.json_response(head | {"object": kind, "choices": choices, "usage": usage})
 
     def word(self, head):
         return self.name if head["model"] == self.model else head["model"]
@@ -314,10 +316,17 @@ def name_of(directory):
     return hashlib.sha256((Path(directory) / "model.safetensors").read_bytes()).hexdigest()[:6]
 
 
+def conversations(body):
+    """How many a request has: more than one at vLLM's path for a batch alone."""
+    messages = body.get("messages") or [{}]
+    return len(messages) if isinstance(messages[0], list) else 1
+
+
 def prompt_words(body):
     """Words of the prompt, which stand for its tokens."""
     if "messages" in body:
-        texts = [message.get("content") or "" for message in body["messages"]]
+        flat = (m for given in body["messages"] for m in (given if isinstance(given, list) else [given]))
+        texts = [message.get("content") or "" for message in flat]
         return " ".join(t if isinstance(t, str) else json.dumps(t) for t in texts).split()
     prompt = body.get("prompt", "")
     return [str(token) for token in prompt] if isinstance(prompt, list) else prompt.split()

@@ -79,3 +79,7 @@ def test_errors_have_openais_form(client):
     assert caught.value.body["code"] == "model_not_found"
     with pytest.raises(openai.NotFoundError, match="model vectors does not answer /v1/chat/completions"):
         client.chat.completions.create(model="vectors", messages=[{"role": "user", "content": "hello"}])
+    batch = {"model": "vectors", "messages": [[{"role": "user", "content": "hello"}]]}
+    answer = httpx.post(f"{client.base_url}chat/completions/batch", json=batch, timeout=120)
+    assert answer.status_code == 404
+    assert "model vectors does not answer /v1/chat/completions/batch" in answer.json()["error"]["message"]

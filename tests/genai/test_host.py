@@ -6,6 +6,7 @@ import threading
 import httpx
 import pytest
 
+from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from tests.genai.hosts import complete, mock_command, stream, until
 from tests.processes import gone
 
@@ -61,6 +62,68 @@ def test_an_engine_that_is_not_up_in_time_is_ended_and_told(yard, shelf):
     host.hold(shelf.hold(1, settings={"startSeconds": 1}))
     (failure,) = host.failed()
     assert "was not ready within startSeconds, 1 s" in failure.message
+
+
+def starts(host):
+    return [(one.part, one.snapshot, one.stage, one.output) for one in host.state().starts]
+
+
+def test_an_engine_that_loads_its_model_says_so_with_the_last_line_of_its_log(yard, shelf):
+    said = r"printf '\033[32mINFO\033[0m Loading weights\n\n'"
+    host = yard.start("host", IPNEXT_VLLM_COMMAND=f'sh -c "{said}; sleep 1000"')
+    host.hold(shelf.hold(1))
+    until(lambda: starts(host) == [("llm", 1, "loading", "INFO Loading weights")])
+    (first,) = host.state().starts
+    assert until(lambda: [one for one in host.state().starts if one.seconds > first.seconds + 0.2])
+    assert host.state().loading
+
+
+def test_the_log_of_an_engine_is_put_aside_while_it_runs_and_goes_on(yard, shelf, tmp_path):
+    more = tmp_path / "more"
+    script = f"echo before; while [ ! -e {more} ]; do sleep 0.05; done; echo after; sleep 1000"
+    host = yard.start("host", IPNEXT_VLLM_COMMAND=f"sh -c '{script}'")
+    host.hold(shelf.hold(1))
+    until(lambda: starts(host) == [("llm", 1, "loading", "before")])
+    (file,) = (host.root / "logs").glob("*.engine-*.log")
+    LogKeeping(file.parent, LogLimits(keep_seconds=1e9, keep_bytes=1, file_bytes=1, look_seconds=1)).look()
+    more.touch()
+    until(lambda: file.read_text() == "after\n")
+    assert not file.with_name(f"{file.name}.1").exists(), "it is beyond what all may have together"
+
+
+def test_an_engine_whose_first_answer_is_slow_says_that_it_is_asked_and_then_no_more(yard, shelf):
+    host = yard.start("host", IPNEXT_VLLM_COMMAND=mock_command(ttft_ms=3000))
+    host.hold(shelf.hold(1))
+    seen = set()
+
+    def note():
+        seen.update(stage for _, _, stage, _ in starts(host))
+        return host.state().ready
+
+    until(note)
+    assert {"loading", "canary"} <= seen
+    assert host.state().starts == ()
+
+
+def test_an_engine_that_waits_for_the_memory_of_one_that_leaves_says_so(yard, shelf):
+    host = yard.start("host", "--memory-bytes", str(3000 * MEGA), IPNEXT_VLLM_COMMAND=mock_command(itl_ms=100))
+    host.hold(shelf.hold(1))
+    (ready,) = host.ready().ready
+    running, _ = in_thread(lambda: list(stream(ready.url, tokens=60)))
+    until(lambda: "running{" in (text := httpx.get(f"{ready.url}/metrics").text) and " 1" in text)
+    host.hold(shelf.hold(2), drain_seconds=60)
+    until(lambda: starts(host) == [("llm", 2, "waiting", None)])
+    running.join(60)
+    assert host.ready().ready[0].snapshot == 2
+
+
+def test_an_engine_that_died_and_is_started_again_says_how_far_it_is_too(yard, shelf, tmp_path):
+    marker = tmp_path / "died"
+    script = f"if [ -e {marker} ]; then echo again; sleep 1000; fi; touch {marker}; exit 3"
+    host = yard.start("host", IPNEXT_VLLM_COMMAND=f"sh -c '{script}'")
+    host.hold(shelf.hold(1))
+    until(lambda: starts(host) == [("llm", 1, "loading", "again")])
+    assert "ended with status 3" in host.state().failures[0].message
 
 
 def test_the_last_lines_of_a_failed_start_are_in_the_message(yard, shelf):

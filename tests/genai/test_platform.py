@@ -13,6 +13,7 @@ import pytest
 from ipnext.errors import InvalidInput
 from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_vllm_adapter
+from tests.genai.hosts import until
 from tests.processes import gone
 
 pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
@@ -127,11 +128,16 @@ def checkpoints(llamas):
 
 @pytest.fixture(scope="module")
 def first(platform, checkpoints):
-    """Generation 1 serves."""
-    change = platform.client.publish("chat", {"llm": checkpoints[1]})
-    done = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
-    assert done.state == "done", done
-    return done
+    """Generation 1 serves; what was explained on its way there is in `told`."""
+    change, told = platform.client.publish("chat", {"llm": checkpoints[1]}), set()
+
+    def done():
+        told.add(platform.client.explain("chat").message)
+        return (now := platform.client.change(change.id)).state.final and now
+
+    ended = until(done, seconds=START_SECONDS)
+    assert ended.state == "done", ended
+    return told
 
 
 @pytest.fixture
@@ -149,6 +155,46 @@ def test_a_published_checkpoint_answers_the_openai_client(first, client):
     assert answer.parse().usage.completion_tokens > 0
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="nobody", prompt="x")
+
+
+def test_a_batch_of_conversations_is_answered_by_one_generation_each_as_it_is_alone(first, client):
+    given = [[{"role": "user", "content": text}] for text in ("hello", "once upon a time", "the fox")]
+    asked = {"model": "chat", "max_tokens": 8, "temperature": 0}
+    batch = httpx.post(f"{client.base_url}chat/completions/batch", json={**asked, "messages": given}, timeout=120)
+    assert batch.status_code == 200, batch.text
+    assert (batch.headers["x-ipnext-generation"], batch.headers["x-ipnext-snapshots"]) == ("1", "llm=1")
+    told = batch.json()
+    alone = [client.chat.completions.create(**asked, messages=one).choices[0].message.content for one in given]
+    assert [choice["index"] for choice in told["choices"]] == [0, 1, 2]
+    assert [choice["message"]["content"] for choice in told["choices"]] == alone
+    assert (told["model"], told["object"]) == ("chat", "chat.completion")
+    assert told["usage"]["completion_tokens"] == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "no list of conversations"}]}, None),
+        ({"messages": []}, None),
+        ({"n": 2}, "n"),
+        ({"stream": True}, "stream"),
+    ],
+)
+def test_a_bad_batch_is_refused_in_openais_form_by_whoever_sees_it(first, client, change, param):
+    body = {"model": "chat", "max_tokens": 2, "messages": [[{"role": "user", "content": "x"}]], **change}
+    answer = httpx.post(f"{client.base_url}chat/completions/batch", json=body, timeout=120)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["message"]
+    assert error["type"]
+    assert error["code"] == 400
+    assert param is None or error["param"] == param
+
+
+def test_how_far_the_engine_is_was_explained_while_it_started(first, platform):
+    loading = [message for message in first if "llm snapshot 1: vLLM loads the model, " in message]
+    assert any("; last output: (" in message or "; last output: INFO" in message for message in loading), first
+    assert [replica.starts for replica in platform.client.model("chat").status.replicas] == [()]
 
 
 def test_a_rollout_and_a_rollback_break_no_stream_and_mix_none(first, platform, checkpoints):

@@ -236,13 +236,26 @@ function swapText(swap) {
   return `could not swap ${step}, started anew: ${swap.message}`;
 }
 
+const stages = {
+  fetching: "is fetched and checked",
+  waiting: "waits for the memory of engines that leave",
+  loading: "vLLM loads the model",
+  canary: "vLLM answers its first request",
+  adapters: "vLLM loads its adapters",
+};
+
+function startText(start) {
+  const last = start.output ? `; last output: ${start.output}` : "";
+  return `${start.part} snapshot ${start.snapshot}: ${stages[start.stage]}, ${start.seconds.toFixed(0)} s${last}`;
+}
+
 function replicaRow(replica) {
   const failure = replica.failures.map((f) => `${f.code}: ${f.message}`).join("; ");
   const coming = replica.coming.length ? `goes over to generation ${replica.coming.join(", ")}` : "";
-  const notes = [failure, replica.message, replica.restarts ? `${replica.restarts} restarts` : "", coming, ...replica.swaps.map(swapText)].filter(Boolean);
+  const notes = [failure, replica.message, replica.restarts ? `${replica.restarts} restarts` : "", coming, ...replica.starts.map(startText), ...replica.swaps.map(swapText)].filter(Boolean);
   if (replica.log && (replica.failures.length || replica.restarts)) notes.push(`log ${replica.log}`);
   const note = notes.map((text) => el("div", {}, text));
-  const kind = replica.failures.length ? "bad" : replica.coming.length ? "busy" : replica.phase === "running" ? "good" : kindOf(replica.phase);
+  const kind = replica.failures.length ? "bad" : replica.coming.length || replica.starts.length ? "busy" : replica.phase === "running" ? "good" : kindOf(replica.phase);
   const ready = replica.ready.length ? replica.ready.map((g) => [chip(g), `${g} `]).flat() : "none";
   return el(
     "tr", { "data-replica": replica.id },

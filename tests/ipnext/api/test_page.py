@@ -9,6 +9,7 @@ from ipnext.model.deployment import DeploymentKey, EngineSwap, GenerationTraffic
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.sketch import latency_bucket
+from ipnext.model.starting import EngineStart
 from ipnext.model.status import Reason
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -138,6 +139,16 @@ def test_a_replica_that_goes_over_says_whereto_and_how_it_went(page, seeded):
     line = page.locator("[data-region=eu] [data-replica]", has_text="goes over to generation 3").first
     line.wait_for()
     assert "could not swap dense from snapshot 1 to 2, started anew: other shapes" in line.inner_text()
+    assert line.locator(".badge.busy").count() == 1
+
+
+def test_a_replica_whose_engine_starts_says_how_far_it_is(page, seeded):
+    start = EngineStart(part="dense", snapshot=2, stage="loading", seconds=34.4, output="Loading weights")
+    change = {"starts": (start, start.model_copy(update={"stage": "canary", "seconds": 1.0, "output": None}))}
+    reported(seeded, lambda state: {"replicas": tuple(r.model_copy(update=change) for r in state.replicas)})
+    line = page.locator("[data-region=eu] [data-replica]", has_text=start.text).first
+    line.wait_for()
+    assert change["starts"][1].text in line.inner_text()
     assert line.locator(".badge.busy").count() == 1
 
 

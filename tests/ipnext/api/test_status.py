@@ -18,6 +18,7 @@ from ipnext.model.deployment import (
 )
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.starting import EngineStart
 from ipnext.model.status import Reason
 from ipnext.store.records import TransitionRecord
 
@@ -220,6 +221,57 @@ def test_a_replica_that_goes_over_is_said_to_where_none_answers():
     starting = Replica(id="b", key=KEY, phase=ReplicaPhase.STARTING)
     assert cause_of([starting, going]) == (Reason.PROGRESSING, "goes over to generation 2", "a")
     assert cause_of([starting]) == (Reason.PROGRESSING, "", "b")
+
+
+LOADING = EngineStart(part="dense", snapshot=2, stage="loading", seconds=34.0, output="INFO Loading weights")
+LOADING_TEXT = "dense snapshot 2: vLLM loads the model, 34 s; last output: INFO Loading weights"
+
+
+def starting(world, *ready):
+    """Let the replicas of part dense report an engine that loads, and be ready for these generations."""
+    infrastructure = world.rooms.infrastructure
+    observe = infrastructure.observe
+
+    def reported(region, models=None):
+        state = observe(region, models)
+        change = {"starts": (LOADING,), "ready": ready}
+        replicas = (r.model_copy(update=change) if r.key.part == "dense" else r for r in state.replicas)
+        return state.model_copy(update={"replicas": tuple(replicas)})
+
+    infrastructure.observe = reported
+
+
+def test_a_replica_whose_engine_starts_speaks_for_those_that_say_nothing():
+    quiet, loading = (Replica(id=i, key=KEY, phase=ReplicaPhase.RUNNING) for i in "ab")
+    loading = loading.model_copy(update={"starts": (LOADING,)})
+    assert cause_of([quiet, loading]) == (Reason.PROGRESSING, LOADING_TEXT, "b")
+
+
+async def test_how_far_the_engines_of_a_first_generation_are_is_explained(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    starting(applied)
+    answer, steps = await explained(applied)
+    assert (answer["ready"], answer["reason"]) == (False, "Progressing")
+    assert answer["message"].endswith(LOADING_TEXT)
+    assert steps["host"]["subject"].startswith("ranker.dense.cpu")
+    told = {r["key"]["part"]: [one["stage"] for one in r["starts"]] for r in (await status_of(applied))["replicas"]}
+    assert told == {"dense": ["loading"], "sparse": []}
+
+
+async def test_how_far_the_engines_of_what_comes_are_is_explained_while_the_former_generation_serves(applied):
+    await serving(applied)
+    await applied.publish("b")
+    with applied.rooms.store.begin() as unit:
+        unit.update_model("ranker", target_generation=2)
+        for deployment in unit.deployments("ranker"):
+            holds = tuple(held.model_copy(update={"generations": (1, 2)}) for held in deployment.holds)
+            unit.put_deployment(deployment.model_copy(update={"holds": holds}))
+    starting(applied, 1)
+    answer, steps = await explained(applied)
+    assert (answer["ready"], answer["reason"]) == (True, "Progressing")
+    assert answer["message"].endswith(LOADING_TEXT)
+    assert steps["part"]["subject"] == "dense"
 
 
 def test_every_reason_has_an_advice():

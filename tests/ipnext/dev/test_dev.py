@@ -13,7 +13,7 @@ import pytest
 
 from ipnext.dev import children
 from ipnext.dev.children import STEADY_SECONDS, Child, Family
-from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, ending_seconds, locked, read_fleet, run
+from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, Places, Platform, ending_seconds, locked, read_fleet, run
 from ipnext.dev.ports import PortInUse, choose
 from ipnext.errors import Conflict, InvalidInput, Unavailable
 from ipnext.infra.wanted_state import WantedState
@@ -243,3 +243,18 @@ def test_a_fleet_file_that_holds_no_fleet_is_refused_by_name(tmp_path: Path) -> 
     empty.write_text((Path(__file__).parents[3] / "examples/two-towers/model.yaml").read_text())
     with pytest.raises(InvalidInput, match="must hold one manifest of kind Fleet, it holds 0"):
         read_fleet(empty)
+
+
+def test_the_logs_of_the_platform_are_looked_after_while_it_is_tended(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "worker-7.log"
+    log.parent.mkdir()
+    log.write_text("long ago")
+    os.utime(log, (0, 0))
+    platform = Platform(Places(tmp_path), None, (), free_ports=True, workers=1)
+    stop = threading.Event()
+    tending = threading.Thread(target=platform.tend, args=(stop,), daemon=True)
+    tending.start()
+    until(lambda: not log.exists())
+    stop.set()
+    tending.join(10)
+    assert not tending.is_alive()

@@ -1,6 +1,7 @@
 """What a replica says of itself to people."""
 
 from ipnext.model.deployment import DeploymentKey, EngineSwap, LoadFailure, Replica, ReplicaPhase
+from ipnext.model.starting import EngineStart
 
 KEY = DeploymentKey(model="chat", part="llm", region="us", hardware="gpu")
 
@@ -29,3 +30,12 @@ def test_a_swap_is_told_from_its_beginning_to_its_end():
     assert replica(swaps=(swap("swapped", seconds=0.44),)).note == "swapped llm from snapshot 1 to 2 in 0.4 s"
     anew = swap("started_anew", seconds=3.0, message="other shapes")
     assert replica(swaps=(anew,)).note == "could not swap llm from snapshot 1 to 2, started anew: other shapes"
+
+
+def test_an_engine_that_starts_is_told_with_how_long_and_what_it_said_last():
+    loading = EngineStart(part="llm", snapshot=2, stage="loading", seconds=34.4, output="INFO Loading weights")
+    fetching = EngineStart(part="llm", snapshot=3, stage="fetching", seconds=2.0)
+    told = "llm snapshot 2: vLLM loads the model, 34 s; last output: INFO Loading weights"
+    assert replica(starts=(loading,)).note == told
+    assert replica(starts=(loading, fetching)).note == f"{told}; llm snapshot 3: is fetched and checked, 2 s"
+    assert replica(message="ended by SIGKILL", starts=(loading,)).note == f"ended by SIGKILL; {told}"

@@ -144,7 +144,7 @@ async def test_a_body_that_does_not_fit_is_refused_before_anything_is_asked(
 
 async def test_other_paths_and_protocols_are_refused_by_name(edge, client, ranker_host, embedder, llm):
     edge.table(routed(1, embedder=[embedder], ranker=[ranker_host], llm=[llm]))
-    for path in ("/v1/embeddings", "/v1/responses", "/tokenize"):
+    for path in ("/v1/embeddings", "/v1/responses", "/tokenize", "/v1/chat/completions/batch"):
         answer = await client.post(edge.url + path, json={"model": MODEL, "input": "a"})
         assert answer.status_code == 400
         assert "answers at /v1/chat/completions and /v1/completions only" in answer.json()["error"]["message"]
