@@ -92,9 +92,8 @@ class Gateways:
     def _one_by_one(self, then: Mapping[str, Shares], held: Iterable[Deployment]) -> Sequence[tuple[str, Shares]]:
         """Shares that gateways are told, in their order."""
         now = {region: table.shares for region, table in self._tables.items() if region not in self._facts.lost}
-        demand = {item.region: item.amount for item in self._facts.manifest.spec.demand}
         parts = {number: generation.parts for number, generation in self._facts.generations.items()}
-        return followed(now, then, held, demand=demand, parts=parts).tables
+        return followed(now, then, held, demand=self._facts.demand, parts=parts).tables
 
     def _knows(self, share: RouteShare) -> bool:
         """Whether the router that a share goes to has been told of its generation before."""

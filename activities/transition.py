@@ -18,6 +18,7 @@ from activities.causes import note_first, worst_region
 from activities.drained import Drained, same
 from activities.gate_windows import counted_since, former_generation, opened, traffic_of
 from activities.gates import Asked, errors_only, judge
+from activities.pacing import hurried
 from activities.problems import units_in_use
 from activities.pulse import still_ours
 from activities.regions import (
@@ -49,6 +50,7 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.cause import GATE, STEPS, Cause, Place
 from ipnext.model.deployment import Deployment, RegionState, RouteShare
 from ipnext.model.lifecycle import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
+from ipnext.model.plan import RegionDemand
 from ipnext.model.registry import GenerationState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.status import ConditionType, Reason
@@ -162,18 +164,22 @@ class TransitionActivities:
 
         No gateway moves on while another one that has to can't be reached: its users would come on top of those who stay.
         A rollback and a way back don't wait for it.
+        Not done where a region was lost on the way, and users would come to the new generation faster than the rollout says.
         Unavailable while replicas that were ready for it are so no more: they may have ended since, as during a pause.
         """
         with self._store.read() as repository:
             facts, state = _reach(repository, wave, "routed")
             transition = repository.transition(wave.transition_id).transition
-            gate = repository.model(wave.model).manifest.spec.rollout.gate
+            rollout = repository.model(wave.model).manifest.spec.rollout
             there = _reach(repository, wave, "released")[1] if wave.back else None
             urgent = wave.back or repository.change(wave.transition_id).kind is ChangeKind.ROLLBACK
         deployments = _within(there, tuple(facts.deployments.values()))
         if wave.back and facts.lost:
             deployments = self._and_what_answers(facts, _counted_on(wave, transition, state), deployments)
         shares = wanted_shares(facts, state, deployments)
+        if not urgent and (result := hurried(facts, transition, wave.index, shares, rollout)) is not None:
+            self._note(wave, ConditionType.ROUTES_READY, result)
+            return result
         regions = {*shares, *(region for _, region, _ in state.slots)} - facts.lost
         states, silent = observe(self._infrastructure, regions, [wave.model])
         if not urgent:
@@ -185,10 +191,10 @@ class TransitionActivities:
         gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
         gateways.follow(shares, deployments, waiting=stay, keeping=keeping)
         hold = 0.0 if wave.back else transition.waves[wave.index].hold_seconds
-        former = former_generation(transition, wave.model, wave.generation) if gate.compares else None
+        former = former_generation(transition, wave.model, wave.generation) if rollout.gate.compares else None
         new = traffic_of(wave.model, wave.generation, states.values())
         old = traffic_of(wave.model, former, states.values()) if former else ()
-        baseline, window = opened(former, new, old, sketched=gate.judges_drift)
+        baseline, window = opened(former, new, old, sketched=rollout.gate.judges_drift)
         result = WaveResult(ok=True, hold_seconds=hold, baseline=baseline, window=window)
         self._note(wave, ConditionType.ROUTES_READY, result)
         return result
@@ -264,11 +270,13 @@ class TransitionActivities:
             msg = f"no plan is in force that places {stage.model!r}; publish or apply it so that one is made"
             raise NotFound(msg)
         deployments, tables = repository.deployments(stage.model), repository.routes(stage.model)
-        demanding = {item.region for item in repository.model(stage.model).manifest.spec.demand}
+        demand = repository.model(stage.model).manifest.spec.demand
+        demanding = {item.region for item in demand}
         lost = Drained.of(repository.drains()).lost
         origin = running_state(stage.model, deployments, tables, demanding=demanding, lost=lost)
         to = planned_state(stage.model, stage.generation, placed.state)
-        transition = planned_waves(repository, stage, origin, to, in_use)
+        planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
+        transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})
         record = TransitionRecord(
             id=stage.change_id,
             model=stage.model,
@@ -336,7 +344,9 @@ class TransitionActivities:
 def _reach(repository: Repository, wave: WaveInput, phase: Phase) -> tuple[Facts, ModelState]:
     transition = repository.transition(wave.transition_id).transition
     find = (state_undone if wave.by_waves else state_back) if wave.back else state_at
-    return read_facts(repository, wave.model, wave.generation), find(transition, wave.model, wave.index, phase)
+    planned = {item.region: item.qps for item in transition.demand}
+    facts = replace(read_facts(repository, wave.model, wave.generation), planned_demand=planned)
+    return facts, find(transition, wave.model, wave.index, phase)
 
 
 def _brought_up(transition: Transition, wave: WaveInput) -> ModelState:

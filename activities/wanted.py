@@ -49,11 +49,18 @@ class Facts:
     """Regions that are gone: nothing is sent there, and nothing waits for them."""
     rtt_ms: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """By users' region and serving region; read only where a region is lost."""
+    planned_demand: Mapping[str, float] = field(default_factory=dict)
+    """By users' region, in the model's unit: what the waves of the run at hand were planned for, where there is one."""
 
     @property
     def model(self) -> str:
         """The model's name."""
         return self.manifest.name
+
+    @property
+    def demand(self) -> Mapping[str, float]:
+        """By users' region, in the model's unit. The waves of a run hold what they were planned for, whatever was asked for since."""
+        return self.planned_demand or {item.region: item.amount for item in self.manifest.spec.demand}
 
 
 def read_facts(repository: Repository, model: str, target: int) -> Facts:

@@ -65,6 +65,8 @@ class TransitionWorkflow(Steered):
             return stop
         self._show(f"{place}: moving traffic")
         shifted = await perform(self._limited(policies.SHIFT_TRAFFIC), wave, f"{place}: move traffic")
+        if not shifted.ok:
+            return shifted
         wave = wave.model_copy(update={"baseline": shifted.baseline, "window": shifted.window})
         result = await self._watched(wave, shifted.hold_seconds)
         if result.ok and self._needs_approval():

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ipnext.model.plan import Row
+from ipnext.model.plan import RegionDemand, Row
 from ipnext.model.value import Value
 
 Refresh = Literal["in_place", "replace", "swap"]
@@ -111,6 +111,8 @@ class Transition(Value):
     swaps: tuple[Swap, ...] = ()
     """With `refresh: swap`: what goes over. A wave that swaps has the counts of both generations in `scale_up`."""
     refused: str | None = None
+    demand: tuple[RegionDemand, ...] = ()
+    """Of a transition of one model: what the waves were planned for; its owner may ask for another demand meanwhile."""
     refresh: Refresh = "in_place"
     """Whether one process holds several generations, or each snapshot has processes of its own, which go over where they can."""
 

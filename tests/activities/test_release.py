@@ -102,10 +102,9 @@ def released(monkeypatch):
         stored = {key(region): deployed(region, 1, 2, replicas=3) for region in ("eu", "us")}
         stored[key("de")] = deployed("de", 2)
         tables = {"us": table("us", "eu", 2), "eu": table("eu", "de", 2)}
-        spec = SimpleNamespace(demand=[SimpleNamespace(region=region, amount=1.0) for region in tables])
         facts = SimpleNamespace(
             model=M,
-            manifest=SimpleNamespace(spec=spec),
+            demand=dict.fromkeys(tables, 1.0),
             generations={number: SimpleNamespace(parts=("p",)) for number in (1, 2)},
             deployments=stored,
             tables=tables,

@@ -46,10 +46,9 @@ class Regions:
 
 def facts_of(tables: dict[str, RouteTable], *, lost: Collection[str] = (), demand: float = 10.0) -> SimpleNamespace:
     """A model of one part `p`, with so many requests/s of users of each region."""
-    wished = [SimpleNamespace(region=region, amount=demand) for region in tables]
     return SimpleNamespace(
         model=M,
-        manifest=SimpleNamespace(spec=SimpleNamespace(demand=wished)),
+        demand=dict.fromkeys(tables, demand),
         tables=tables,
         lost=frozenset(lost),
         generations={number: SimpleNamespace(parts=("p",)) for number in (1, 2)},

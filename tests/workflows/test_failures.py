@@ -4,8 +4,10 @@ import threading
 
 import pytest
 
+from activities import routing
 from activities.transition import TransitionActivities
 from ipnext.errors import Unavailable
+from ipnext.model.deployment import RouteShare
 from ipnext.model.lifecycle import ChangeKind, ChangeState, WaveInput
 from ipnext.model.registry import GenerationState
 from ipnext.model.rollout import TransitionState
@@ -194,3 +196,55 @@ async def test_traffic_waits_for_replicas_that_ended_after_they_were_ready(house
             for region in DEMAND:
                 sent = moment.sent_qps(model, region, 2, DEMAND)
                 assert moment.ready_qps(model, part, region, 2) >= sent
+
+
+async def test_a_run_whose_users_were_sent_back_around_a_lost_region_brings_no_more_of_them_at_once_than_it_may(
+    house, model, serves_one, carried_out, monkeypatch
+):
+    """As if a region had held all of the canary, and were lost and came back before the second wave."""
+    note, sent_back = TransitionActivities._note, []
+
+    def around(self, wave, condition, result):
+        if condition is ConditionType.CAPACITY_READY and wave.index == 1 and not (wave.back or sent_back):
+            with house.store.begin(model) as repository:
+                for table in repository.routes(model):
+                    shares = (RouteShare(to=table.region, generation=1, fraction=1.0),)
+                    back = table.model_copy(update={"shares": shares, "revision": table.revision + 1})
+                    house.infrastructure.route(back)
+                    sent_back.append(repository.put_route(back))
+        note(self, wave, condition, result)
+
+    monkeypatch.setattr(TransitionActivities, "_note", around)
+    change = await carried_out(house.publish(model, 2))
+
+    assert sent_back
+    assert (change.state, change.reason) == (ChangeState.ROLLED_BACK, Reason.REGION_UNREACHABLE)
+    assert "60% of those of us-east would come to the new generation at once, and 50% may" in change.message
+    assert house.shares(model) == OLD
+    routes = [moment.routes for moment in house.infrastructure.calls("route")]
+    shares = [share for found in routes for (name, _), t in found.items() if name == model for share in t.shares]
+    assert max(share.fraction for share in shares if share.generation == 2) == pytest.approx(0.1)
+
+
+async def test_gateways_follow_by_the_demand_that_the_waves_were_planned_for(
+    house, model, serves_one, carried_out, monkeypatch
+):
+    """Its owner asks for less before traffic moves: the users of now are still there."""
+    followed, note, asked = routing.followed, TransitionActivities._note, []
+
+    def less(self, wave, condition, result):
+        if condition is ConditionType.CAPACITY_READY and wave.index == 0:
+            house.apply(model, demand=[{"region": "us-east", "qps": 35}], rollout={"canary": 0.1, "maxStep": 0.5})
+        note(self, wave, condition, result)
+
+    def remembered(*tables, demand, parts):
+        asked.append(dict(demand))
+        return followed(*tables, demand=demand, parts=parts)
+
+    monkeypatch.setattr(TransitionActivities, "_note", less)
+    monkeypatch.setattr(routing, "followed", remembered)
+    change = await carried_out(house.publish(model, 2))
+
+    assert change.state is ChangeState.DONE, change.message
+    assert asked
+    assert [demand for demand in asked if demand != DEMAND] == []

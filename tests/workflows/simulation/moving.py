@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from activities import gates, regions, rerouting, swapping, undoing, wanted, waves
+from activities import gates, pacing, regions, rerouting, swapping, undoing, wanted, waves
 from activities.following import Following, followed
 from ipnext.errors import Unavailable
 from ipnext.model.comparison import Pair
@@ -173,6 +173,8 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     shares = wanted_shares(world, wave.model, state, deployments)
     regions_seen = {*shares, *(region for _, region, _ in state.slots)}
     waits = waiting(world, wave, shares, regions_seen) if wave.back else frozenset()
+    if (hurried := _hurried(world, wave, shares)) is not None:
+        return hurried
     if not (wave.back or world.journal.by_id[wave.moving.id].kind is ChangeKind.ROLLBACK):
         _check_reached(world, record, shares)
     keeping = not_gone_back(world, wave, state)
@@ -190,6 +192,21 @@ def _what_answers(
     states, _ = world.infra.observe(wave.model, {d.key.region for d in more})
     facts = SimpleNamespace(model=wave.model, generations=record.generations)
     return tuple(d for d in more if cast("Any", undoing.answers_at_all)(facts, d, states))
+
+
+def _hurried(world: Any, wave: Wave, shares: Mapping[str, tuple[RouteShare, ...]]) -> WaveResult | None:
+    """By the real function: a run goes no faster for a region that was lost on the way."""
+    record = world.journal.records[wave.model]
+    if wave.back or world.journal.by_id[wave.moving.id].kind is ChangeKind.ROLLBACK:
+        return None
+    facts, rollout = (
+        SimpleNamespace(model=wave.model, tables=record.tables, lost=world.out.lost),
+        record.manifest.spec.rollout,
+    )
+    found: WaveResult | None = cast("Any", pacing.hurried)(facts, wave.moving.transition, wave.index, shares, rollout)
+    if found is not None:
+        world.faults.count("goes back, not to hurry")
+    return found
 
 
 def _check_reached(world: Any, record: Any, shares: Mapping[str, tuple[RouteShare, ...]]) -> None:
@@ -353,7 +370,7 @@ def _one_by_one(
 ) -> Following:
     """By the real function: shares that gateways are told, in their order."""
     now = {region: table.shares for region, table in record.tables.items() if region not in lost}
-    demand = {item.region: item.amount for item in record.manifest.spec.demand}
+    demand = {item.region: item.qps for item in record.transitions[-1].transition.demand}
     parts = {number: generation.parts for number, generation in record.generations.items()}
     return followed(now, then, cast("Any", held), demand=demand, parts=parts)
 

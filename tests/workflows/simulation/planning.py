@@ -5,6 +5,7 @@ from typing import Any
 from activities import admitting, carried, drained, problems, waves
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.lifecycle import ChangeKind
+from ipnext.model.plan import RegionDemand
 from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
 
 from .journal import Change, Moving
@@ -27,7 +28,8 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
         lost=world.out.lost,
     )
     to = waves.planned_state(change.model, generation, record.placement)
-    found = _planned(world, change, origin, to)
+    demand = tuple(RegionDemand(region=item.region, qps=item.amount) for item in record.manifest.spec.demand)
+    found = _planned(world, change, origin, to).model_copy(update={"demand": demand})
     state = TransitionState.REFUSED if found.refused else TransitionState.PLANNED
     moving = Moving(change.id, change.model, generation, found, state)
     record.transitions.append(moving)

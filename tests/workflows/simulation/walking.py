@@ -105,7 +105,7 @@ def _wave(way: Way, index: int) -> Step:
     if stop is not None:
         return stop
     shifted = yield Command("shift_traffic", index)
-    result = yield from _watched(way, index, shifted)
+    result = (yield from _watched(way, index, shifted)) if shifted.ok else shifted
     if result.ok and index < len(way.asks) and way.asks[index] and not way.promoted():
         result = yield from _approval(way, index, shifted)
     if not result.ok:
