@@ -11,7 +11,7 @@ from activities.routing import Gateways
 from activities.wanted import Facts
 from activities.waves import ModelState, state_at, swaps
 from ipnext.errors import Unavailable
-from ipnext.model.deployment import Deployment, RegionState
+from ipnext.model.deployment import Deployment, RegionState, RouteTable
 from ipnext.model.going_over import obstacle
 from ipnext.model.manifest import ModelSpec
 from ipnext.model.registry import Generation, SnapshotManifest
@@ -43,6 +43,18 @@ class Announcement:
             except Unavailable:
                 return
             self.made = True
+
+
+def leave_what_is_sent(tables: Iterable[RouteTable], told: Iterable[Deployment]) -> bool:
+    """Whether users are sent to a generation in a region whose processes are told to hold others: they go over, whatever a wave says.
+
+    So it is where a way back could not tell a region: what is written down is not what it holds.
+    """
+    swapped = [found for found in told if found.swap]
+    regions = {found.key.region for found in swapped}
+    held = {(found.key.region, generation) for found in swapped for generation in found.generations}
+    sent = {(share.to, share.generation) for table in tables for share in table.shares if share.fraction > 0}
+    return any(region in regions for region, _ in sent - held)
 
 
 def while_swapped(transition: Transition, model: str, index: int) -> frozenset[tuple[str, int]]:

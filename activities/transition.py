@@ -29,7 +29,7 @@ from activities.regions import (
 )
 from activities.releasing import Left, Releasing, known, left_over, stray
 from activities.routing import Gateways
-from activities.swapping import Announcement, not_gone_back, while_swapped
+from activities.swapping import Announcement, leave_what_is_sent, not_gone_back, while_swapped
 from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, unfreed, waiting
 from activities.waiting import Deadline, beat
 from activities.wanted import Facts, read_facts, shrinking_first, spared, wanted_deployments, wanted_shares
@@ -150,7 +150,8 @@ class TransitionActivities:
         told = shrinking_first((found for found in wanted if found.key.region not in facts.lost), running)
         if not wave.back:
             capacity.until_drained(told)
-        announce = self._announcement(facts, wanted) if swaps(transition, wave.model, wave.index) else None
+        goes_over = swaps(transition, wave.model, wave.index) or leave_what_is_sent(facts.tables.values(), told)
+        announce = self._announcement(facts, wanted) if goes_over else None
         result = capacity.until_ready(wave, needed.outside(facts.lost | full), told, announce=announce)
         if result.ok and full:
             message = f"{', '.join(sorted(full))} could not let go of what came later, so there is no room for what was before"

@@ -230,17 +230,21 @@ def running_state(
     in `demanding`) are left out, for they follow the others; what they send to has its replicas until they do. Shares of
     what no replica set holds any more, as a step that was given up half way leaves them, count for those that are held; so
     do shares of `lost` regions, which answer nobody: the first wave that moves a user away from there has to carry all of them.
+    Where processes go over, what is sent there and not held counts for what is held: a region that could not be told to go back
+    answers on, and nobody is to take its users for nobody's.
     """
-    deployments, tables = tuple(deployments), tuple(tables)
+    deployments = tuple(deployments)
     held = {(d.key.region, g) for d in deployments for g in d.generations if d.replicas_of(g)}
-    sending = [table for table in tables if table.region in demanding or table.region not in lost]
-    answering = {g for table in sending for to, g in _sent(table.shares) if (to, g) in held}
+    over = _going_over(deployments)
+    shares = {table.region: _as_held(table.shares, held, over) for table in tables}
+    sending = [found for region, found in shares.items() if region in demanding or region not in lost]
+    answering = {g for found in sending for to, g in _sent(found) if (to, g) in held}
     held = {(region, generation) for region, generation in held if region not in lost}
     traffic = tuple(
-        GenerationShare.trusted(model, table.region, s.to, s.generation, s.fraction)
-        for table in tables
-        if table.region in demanding
-        for s in answered(table.shares, held)
+        GenerationShare.trusted(model, region, s.to, s.generation, s.fraction)
+        for region, found in shares.items()
+        if region in demanding
+        for s in answered(found, held)
     )
     replicas = tuple(
         GenerationReplicas.trusted(model, d.key.part, generation, d.key.region, d.key.hardware, count)
@@ -249,6 +253,32 @@ def running_state(
         if generation in answering and (count := d.replicas_of(generation))
     )
     return FleetState(replicas=replicas, traffic=traffic)
+
+
+def _going_over(deployments: Iterable[Deployment]) -> Mapping[str, int]:
+    """Region whose processes go over -> the generation that most of them are to hold."""
+    counts: dict[str, dict[int, int]] = {}
+    for found in deployments:
+        for generation in found.generations if found.swap else ():
+            at = counts.setdefault(found.key.region, {})
+            at[generation] = at.get(generation, 0) + found.replicas_of(generation)
+    return {
+        region: max(at, key=lambda number: (at[number], number)) for region, at in counts.items() if any(at.values())
+    }
+
+
+def _as_held(
+    shares: tuple[RouteShare, ...], held: Collection[tuple[str, int]], over: Mapping[str, int]
+) -> tuple[RouteShare, ...]:
+    """Shares with what is not held where processes go over in the name of what they go over to."""
+    if all((to, generation) in held or to not in over for to, generation in _sent(shares)):
+        return shares
+    sums: dict[tuple[str, int], float] = {}
+    for share in shares:
+        known = (share.to, share.generation) in held
+        place = share.to, share.generation if known else over.get(share.to, share.generation)
+        sums[place] = sums.get(place, 0.0) + share.fraction
+    return tuple(route_share(to, generation, min(1.0, fraction)) for (to, generation), fraction in sums.items())
 
 
 def _sent(shares: Iterable[RouteShare]) -> Iterable[tuple[str, int]]:

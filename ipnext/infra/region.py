@@ -250,5 +250,9 @@ class Region:
 
 
 def _by_worth(replicas: Iterable[HostReplica]) -> list[HostReplica]:
-    """Those that answer for nothing last, then the youngest: these are let go first."""
-    return sorted(replicas, key=lambda replica: (not replica.ready, replica.number))
+    """Those that answer for nothing last, before them those that are to go over, each from the oldest to the youngest.
+
+    The last are let go first. Told the same again, those go over that were to; told to go back, they stay where they are, and nobody
+    goes over in their stead.
+    """
+    return sorted(replicas, key=lambda replica: (not replica.ready, not replica.stays, replica.number))

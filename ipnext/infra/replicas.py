@@ -165,8 +165,13 @@ class HostReplica:
 
     @property
     def digests(self) -> frozenset[str]:
-        """Snapshots that it is meant to hold, by what they can answer for."""
-        return frozenset(held.content for held in (self._over.next or self._wanted).holds)
+        """Snapshots that it holds or loads, by what they can answer for: not yet those that it is to go over to."""
+        return frozenset(held.content for held in self._wanted.holds)
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is meant to hold what it holds, and not to go over to anything."""
+        return self._over.next is None
 
     @property
     def fetching(self) -> bool:

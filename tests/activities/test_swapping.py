@@ -6,7 +6,7 @@ import pytest
 
 from activities import routing
 from activities.admitting import price_of
-from activities.swapping import Announcement, not_gone_back, started_anew, while_swapped
+from activities.swapping import Announcement, leave_what_is_sent, not_gone_back, started_anew, while_swapped
 from activities.undoing import none_more, unfreed
 from activities.waves import brought_up, fits_at_once, peak, state_at, state_undone, swaps
 from ipnext.errors import InvalidInput
@@ -174,6 +174,17 @@ def test_a_swap_back_needs_no_room_but_what_runs_and_may_be_sent_what_goes_back(
     assert unfreed(state, [deployed({1: 1, 2: 1})], [sending(2)], [SLOT], meanwhile=meanwhile) == frozenset()
     assert unfreed(state, [deployed({1: 1, 2: 2})], [], [SLOT], meanwhile=meanwhile) == {"us"}, "one is still too many"
     assert unfreed(state, [deployed({1: 1, 2: 1})], [sending(3)], [SLOT], meanwhile=meanwhile) == {"us"}
+
+
+def test_processes_leave_what_users_are_sent_to_where_it_is_not_what_they_are_told():
+    """As where a way back could not tell a region: it is written down to hold what it never went back to."""
+    elsewhere = sending(2).model_copy(update={"shares": (RouteShare(to="eu", generation=2, fraction=1.0),)})
+    nobody = sending(2).model_copy(update={"shares": (RouteShare(to="us", generation=2, fraction=0.0),)})
+
+    assert leave_what_is_sent([sending(2)], [deployed({1: 2})])
+    assert not leave_what_is_sent([sending(2)], [deployed({1: 1, 2: 1})])
+    assert not leave_what_is_sent([elsewhere, nobody], [deployed({1: 2})])
+    assert not leave_what_is_sent([sending(2)], [deployed({1: 2}).model_copy(update={"swap": False})])
 
 
 def test_a_wave_that_swaps_nothing_is_undone_as_ever(transition):

@@ -191,6 +191,35 @@ def test_traffic_to_what_no_replica_set_holds_any_more_counts_for_what_is_held(f
     assert {row.generation for row in origin.replicas} == {2}
 
 
+def test_where_processes_go_over_what_a_region_could_not_be_told_is_what_its_users_start_from(facts):
+    """Written down is the generation to go back to; its users are still sent to the one that it never left."""
+    loaded = with_deployments(facts, ModelState(counts={**both(2, 2), **both(1, 1, "eu-west")}, apart=True))
+    tables = [
+        RouteTable(
+            model=M,
+            region=region,
+            revision=1,
+            shares=(
+                RouteShare(to="us-east", generation=3, fraction=0.6),
+                RouteShare(to="eu-west", generation=1, fraction=0.4),
+            ),
+            served=(),
+        )
+        for region in ("us-east", "eu-west")
+    ]
+
+    def begins(*, swap: bool, lost=()) -> tuple[set[tuple[str, str, int, float]], set[tuple[str, int]]]:
+        held = [found.model_copy(update={"swap": swap}) for found in loaded.deployments.values()]
+        origin = running_state(M, held, tables, demanding={"us-east"}, lost=lost)
+        traffic = {(found.origin, found.to, found.generation, found.fraction) for found in origin.traffic}
+        return traffic, {(row.region, row.generation) for row in origin.replicas}
+
+    both_held = {("us-east", 2), ("eu-west", 1)}
+    assert begins(swap=True) == ({("us-east", "us-east", 2, 0.6), ("us-east", "eu-west", 1, 0.4)}, both_held)
+    assert begins(swap=False) == ({("us-east", "eu-west", 1, 1.0)}, {("eu-west", 1)})
+    assert begins(swap=True, lost={"us-east"}) == ({("us-east", "eu-west", 1, 1.0)}, both_held)
+
+
 def test_what_a_region_without_demand_sends_to_keeps_its_replicas_and_counts_as_no_traffic(facts):
     loaded = with_deployments(facts, ModelState(counts={**both(2, 2, "eu-west"), **both(3, 1)}))
     shares = {"us-east": ("us-east", 3), "eu-west": ("eu-west", 2)}

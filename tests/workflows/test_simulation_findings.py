@@ -49,6 +49,9 @@ MENDED_SWAPS = {
     "routers forget the generation that processes are about to go back from, the only one that has an engine": 441,
     "routers forget it though the processes could not be told to go back": 1500,
     "routers forget it though the processes hang and have not gone back": 3963,
+    "a process that still fetches goes on, and the one that has gone over goes back in its stead": 91271,
+    "a publish after a way back that could not be told takes the users of what is not written down for nobody's": 27938,
+    "a process that crashed on its way is no longer excused as its region dies": 74730,
 }
 """The same of histories in which they do."""
 

@@ -2,9 +2,13 @@
 
 import pytest
 
+from activities import transition
+from activities.transition import TransitionActivities
 from ipnext.artifacts.checkpoint_import import import_checkpoint
 from ipnext.artifacts.upload import ingest_directory
+from ipnext.model.deployment import DeploymentKey
 from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.status import ConditionType
 from tests.fleets import two_regions
 from tests.genai.checkpoints import write_llama
 
@@ -56,6 +60,15 @@ def owned(house, model):
             ]:
                 found.append(dict(deployment.own))
     return found
+
+
+def told(house, model):
+    """Of us-east at each moment since: shares by generation, the generations of its processes, and those that its router knows."""
+    key = DeploymentKey(model=model, part="dense", region="us-east", hardware="cpu")
+    for moment in house.infrastructure.history[house.seen :]:
+        table = moment.routes[model, "us-east"]
+        shares = {share.generation: share.fraction for share in table.shares if share.to == "us-east"}
+        yield shares, set(moment.deployments[key].own), {served.generation for served in table.served}
 
 
 def check_units(house, model):
@@ -122,6 +135,42 @@ async def test_a_snapshot_that_does_not_load_is_swapped_back_wave_by_wave(house,
     assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
     check_units(house, model)
     assert owned(house, model)[-1] == {1: 4}
+
+
+async def test_what_a_region_that_could_not_be_told_to_go_back_answers_is_what_the_next_publish_starts_from(
+    house, model, begun, carried_out, monkeypatch
+):
+    """Generation 1 is written down and 2 answers: its users neither move at once, nor are they sent to what the router knows nothing of."""
+    await begun(canary=0.5, deadlineSeconds=2)
+    note = TransitionActivities._note
+
+    def cutting(self, wave, condition, result):
+        note(self, wave, condition, result)
+        if condition is ConditionType.ROUTES_READY and house.shares(model)["us-east"] == {2: 1.0}:
+            house.infrastructure.cut("us-east")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransitionActivities, "_note", cutting)
+        assert (await carried_out(published(house, model, 2))).state is ChangeState.ROLLED_BACK
+    assert (owned(house, model)[-1], house.shares(model)["us-east"]) == ({2: 4}, {2: 1.0})
+    house.seen = len(house.infrastructure.history)
+    house.infrastructure.mend("us-east")
+    monkeypatch.setattr(transition, "swaps", lambda *_: False)  # as where the next plan swaps nothing there
+
+    change = await carried_out(published(house, model, 3))
+
+    assert change.state is ChangeState.DONE, change.message
+    assert owned(house, model) == [{2: 4}, {1: 2, 3: 2}, {3: 4}]
+    sent = [shares for shares, _, _ in told(house, model)]
+    assert [shares for shares, former in zip(sent, [{}, *sent], strict=False) if shares != former] == [
+        {2: 1.0},
+        {1: 0.5, 3: 0.5},
+        {3: 1.0},
+    ]
+    left = [known for shares, held, known in told(house, model) if shares == {2: 1.0} and 2 not in held]
+    assert left
+    assert all(known == {1, 2, 3} for known in left)
+    assert house.shares(model)["us-east"] == {3: 1.0}
 
 
 async def test_a_gate_that_fails_in_the_middle_goes_back_through_every_wave(house, model, begun, carried_out):

@@ -66,6 +66,29 @@ def test_what_is_wanted_back_before_the_next_one_is_at_hand_never_leaves(shared_
     assert [(r.id, r.pid, r.ready) for r in shared_agent.replicas(model.key())] == [(before.id, before.pid, (1,))]
 
 
+def test_a_replica_that_has_not_left_stays_and_none_that_has_gone_over_leaves_in_its_stead(shared_agent, serving, poll):
+    """A wave is undone while its replica still fetches: the one of the wave before answers on for the next generation."""
+    model = serving(3)
+    shared_agent.infra.apply(swapping(model, {1: 2, 2: 1}))
+    shared_agent.await_ready(model.key(), 2)
+    before = {r.id: r.ready for r in shared_agent.replicas(model.key())}
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 2}, fetch_seconds=0.5))
+    shared_agent.infra.apply(swapping(model, {1: 2, 2: 1}, fetch_seconds=0.5))
+    ended = time.monotonic() + 1.0
+    while time.monotonic() < ended:
+        assert answering(shared_agent, model) == [1, 1, 2]
+        time.sleep(0.05)
+    assert {r.id: r.ready for r in shared_agent.replicas(model.key())} == before
+
+
+def test_who_was_to_go_over_does_where_the_same_is_told_again(shared_agent, serving, poll):
+    model = serving(2)
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=0.5))
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=0.5))
+    shared_agent.await_ready(model.key(), 2)
+    assert [(r.id[-1], r.ready) for r in shared_agent.replicas(model.key())] == [("0", (1,)), ("1", (2,))]
+
+
 def test_a_next_snapshot_that_cannot_be_had_is_told_while_the_former_one_answers_on(shared_agent, serving, poll):
     model = serving(1)
     shared_agent.infra.apply(swapping(model, {2: 1}, digests="bad"))

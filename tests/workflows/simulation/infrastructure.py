@@ -60,7 +60,7 @@ class Host:
     """One process: each generation it holds is ready from some time on, or never. It may go over from one to another."""
 
     __slots__ = (
-        "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "log", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
+        "due", "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "log", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
         "takes", "world",
     )  # fmt: skip
     phase = ReplicaPhase.RUNNING
@@ -75,6 +75,8 @@ class Host:
         self.failing: dict[int, float] = {}
         self.leaves: dict[int, float] = {}
         """Generation -> until when it answers for it, while it goes over to another one."""
+        self.due: dict[int, float] = {}
+        """Generation -> from when on it would answer for it, had no fault come on its way there."""
         self.interrupted: set[int] = set()
         """Generations that it was going over to when it was lost for long."""
         self.restarts, self.message, self.log = 0, "", None
@@ -100,7 +102,8 @@ class Host:
 
     def able(self, generation: int, now: float) -> bool:
         """Whether it answers for a generation, or would if a fault had not taken it away for a while."""
-        there = self.ready_at.get(generation, NEVER) <= now or self.lost.get(generation, -1.0) > now
+        missed = self.lost.get(generation, -1.0) > now >= self.due.get(generation, -1.0)
+        there = self.ready_at.get(generation, NEVER) <= now or missed
         return there and now < self.leaves.get(generation, NEVER)
 
     def start(self, generation: int) -> None:
@@ -124,16 +127,17 @@ class Host:
     def recover(self, until: float) -> None:
         """All that it has ever loaded is there again by `until`."""
         for generation, at in self.ready_at.items():
-            if at == NEVER and generation in self.lost:
+            if generation in self.interrupted:
+                seconds, _ = self.world.load_of(self.key.model, generation)
+                self.lost[generation] = self.ready_at[generation] = until + seconds
+            elif at == NEVER and generation in self.lost:
                 self.lost[generation] = self.ready_at[generation] = until
-            elif generation in self.interrupted:
-                self.ready_at[generation] = until + self.world.load_of(self.key.model, generation)[0]
         self.interrupted.clear()
         self._changed()
 
     def go_over(self, generation: int) -> None:
         """Fetch a generation while the former one answers, then answer for neither until it is loaded. Back, where it was on its way from it."""
-        now, former = self.world.clock.now, self.only
+        now, former = self.world.clock.now, self.former if self.still_answers else self.only
         self.only = generation
         if self.ready_at.get(generation, NEVER) <= now < self.leaves.get(generation, NEVER):
             self._keep(generation)
@@ -170,7 +174,7 @@ class Host:
 
     def _keep(self, *generations: int) -> None:
         """Forget all others; these are kept for good."""
-        for held in (self.ready_at, self.lost, self.failing):
+        for held in (self.ready_at, self.lost, self.failing, self.due):
             for generation in held.keys() - set(generations):
                 del held[generation]
         self.leaves.clear()
@@ -186,10 +190,13 @@ class Host:
         """Its process has ended on its way, and begins anew with what it was to hold."""
         generation, failing = self.only, dict(self.failing)
         at = self.ready_at[generation]
+        due = min(at, self.due.get(generation, at))
         self._keep()
         self.failing |= failing
         self.over_to = generation
         self.ready_at[generation] = NEVER if at == NEVER else until + self.world.load_of(self.key.model, generation)[0]
+        if at < NEVER:
+            self.due[generation], self.lost[generation] = due, self.ready_at[generation]
         if until == NEVER and at < NEVER:
             self.interrupted.add(generation)
 
@@ -252,7 +259,7 @@ class Region:
                 able = [generation for generation in host.ready_at if host.able(generation, now)]
                 for generation in (*able, None) if able else ():
                     found[key.part, generation] = found.get((key.part, generation), 0.0) + qps
-                for at in (*host.ready_at.values(), *host.lost.values(), *host.leaves.values()):
+                for at in (*host.ready_at.values(), *host.lost.values(), *host.leaves.values(), *host.due.values()):
                     if now < at < until:
                         until = at
         return Able(until, found)
@@ -319,7 +326,8 @@ class Infrastructure:
 
     def _swapped(self, hosts: Iterable[Host], wanted: Deployment) -> list[Host]:
         """By the real choice: who stays, who goes over, and who is new; the others end."""
-        staying = [(h, frozenset({h.only})) for h in sorted(hosts, key=lambda h: (not h.ready, h.number))]
+        by_worth = sorted(hosts, key=lambda h: (not h.ready, h.still_answers, h.number))
+        staying = [(h, frozenset({h.former if h.still_answers else h.only})) for h in by_worth]
         sets = [Own(count, frozenset({generation})) for generation, count in sorted(wanted.own.items())]
         members, _ = assigned(cast("Any", sets), cast("Any", staying), swap=True)
         kept: list[Host] = []

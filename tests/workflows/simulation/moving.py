@@ -80,7 +80,10 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         (d for d in wanted_sets if d.key.region not in lost), running
     )
     pending = told
-    announced = not waves.swaps(wave.moving.transition, wave.model, wave.index)
+    announced = not (
+        waves.swaps(wave.moving.transition, wave.model, wave.index)
+        or cast("Any", swapping.leave_what_is_sent)(record.tables.values(), told)
+    )
     while True:
         if not announced:
             announced = yield from _announced(world, wave.model, attempt)
