@@ -10,7 +10,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +44,13 @@ from serving.walking import Walker
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 SWITCH_SECONDS: Final = 0.0005
 """How long a thread that loads may keep the interpreter while a request waits for it; Python's own 5 ms are two requests."""
+
+LATE_IMPORTS: Final = (
+    "serving.engines.torch_ranker",
+    *("torch.export._trace", "torch.export._unlift", "torch._functorch.aot_autograd"),
+    *("torch.fx.experimental.validator", "networkx", "sympy.combinatorics", "sympy.tensor.tensor"),
+)
+"""What a host comes to import with its first torch snapshot. torch may move what begins with an underscore."""
 
 
 class Host:
@@ -172,6 +181,13 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     loader.close()
     queue.close()
     fetching.close()
+
+
+def preload() -> None:
+    """Import what a torch snapshot will need, so that a fork of this process need not."""
+    for name in LATE_IMPORTS:
+        with suppress(ImportError):
+            import_module(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -25,6 +25,7 @@ from ipnext.infra.peers import PeersFile
 from ipnext.infra.ports import LOOPBACK, PortBook
 from ipnext.infra.region import Region
 from ipnext.infra.site import Site
+from ipnext.infra.template import Template
 
 GATEWAY_PORT_NAME = "gateway"
 
@@ -63,15 +64,27 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled)
     async with aiohttp.ClientSession(trust_env=False) as session:
-        region = Region(_site(arguments, settings, session), PeersFile(arguments.peers))
+        site = _site(arguments, settings, session)
+        template = Template(
+            _forked(settings), log_file=site.log_file("template"), environment=site.environment(), settings=settings
+        )
+        region = Region(replace(site, spawn=template.spawn), PeersFile(arguments.peers))
         runner = web.AppRunner(agent_app(region, region_name=arguments.region), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, LOOPBACK, arguments.port, shutdown_timeout=1.0).start()
         region.start()
+        template.start()
         structlog.get_logger().info("agent runs", region=arguments.region, port=arguments.port)
         await ended.wait()
         await runner.cleanup()
         await region.stop(hurry)
+        await template.stop(settings.grace_seconds)
+
+
+def _forked(settings: AgentSettings) -> list[str]:
+    """Those modules of the template that a command of this agent runs."""
+    commands = (settings.host_command, settings.router_command)
+    return [module for module in settings.template if any(part[:3] == ("{python}", "-m", module) for part in commands)]
 
 
 def _site(arguments: AgentArguments, settings: AgentSettings, session: aiohttp.ClientSession) -> Site:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.tether import tether
+from ipnext.infra.spawning import Running, Spawn, fresh
 
 LOG_LIMIT_BYTES = 16 * 2**20
 """A longer log is put aside at the next start; one former log is kept."""
@@ -27,7 +26,7 @@ class ChildProcess:
     `on_change` is called, in the event loop, right after each start and each end. The child dies with this process.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two by keyword
         self,
         name: str,
         command: Callable[[], Sequence[str]],
@@ -36,6 +35,7 @@ class ChildProcess:
         environment: Mapping[str, str],
         settings: AgentSettings,
         on_change: Callable[[], None],
+        spawn: Spawn = fresh,
     ) -> None:
         self.name = name
         self.restarts = 0
@@ -48,7 +48,8 @@ class ChildProcess:
         self._environment = environment
         self._settings = settings
         self._on_change = on_change
-        self._process: asyncio.subprocess.Process | None = None
+        self._spawn_process = spawn
+        self._process: Running | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending = asyncio.Event()
 
@@ -122,20 +123,12 @@ class ChildProcess:
         self.message = f"{_ending(status)}; last output: {log_tail(self._log_file) or 'none'}"
         self._on_change()
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> Running:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         if self._log_file.exists() and self._log_file.stat().st_size > LOG_LIMIT_BYTES:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))
         with self._log_file.open("ab") as log:
-            return await asyncio.create_subprocess_exec(
-                *self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=dict(self._environment),
-                start_new_session=True,
-                preexec_fn=tether(),
-            )
+            return await self._spawn_process(self._command(), self._environment, log)
 
 
 def log_tail(path: Path) -> str:

@@ -95,6 +95,7 @@ class HostReplica:
             environment=site.environment(),
             settings=site.settings,
             on_change=self._process_changed,
+            spawn=site.spawn,
         )
 
     @property

@@ -33,6 +33,7 @@ class RouterInstance:
             environment=site.environment(),
             settings=site.settings,
             on_change=self._changed,
+            spawn=site.spawn,
         )
 
     @property

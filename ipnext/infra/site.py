@@ -10,6 +10,7 @@ import aiohttp
 
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.ports import LOOPBACK, PortBook
+from ipnext.infra.spawning import Spawn, fresh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Site:
     settings: AgentSettings
     ports: PortBook
     session: aiohttp.ClientSession
+    spawn: Spawn = fresh
+    """Starts hosts and the router."""
 
     @property
     def cache(self) -> Path:

@@ -1,0 +1,103 @@
+"""A process that another one forked for this one: its parent ended, so the kernel gave it to this process, a subreaper."""
+
+import asyncio
+import ctypes
+import errno
+import os
+import signal
+import sys
+from contextlib import suppress
+
+PR_SET_CHILD_SUBREAPER = 36
+UNKNOWN_STATUS = 255
+"""Told, as asyncio does, where somebody else has waited for the process."""
+
+
+class ForkedProcess:
+    """A child of this process that it did not start itself. Make it in the event loop; OSError where it is gone already."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)
+        self._loop = asyncio.get_running_loop()
+        self._status = self._loop.create_future()
+        self._loop.add_reader(self._descriptor, self._ended)
+
+    async def wait(self) -> int:
+        """Its status once it has ended; below zero the signal that ended it."""
+        status: int = await asyncio.shield(self._status)
+        return status
+
+    def _ended(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        status = _reaped(self._descriptor)
+        os.close(self._descriptor)
+        self._status.set_result(status)
+
+
+class Orphans:
+    """Waits for the children that came here because their own parent ended, so that none stays a zombie.
+
+    What this process started itself has somebody who waits for it at once. Whatever is still there at the next look has nobody.
+    """
+
+    def __init__(self) -> None:
+        self._seen: int | None = None
+
+    def look(self) -> bool:
+        """Reap what the last look saw too; whether there is more to do. Looks must not follow each other at once."""
+        first = _first_ended()
+        if first is not None and first == self._seen:
+            with suppress(ChildProcessError):
+                os.waitpid(first, os.WNOHANG)
+            first = _first_ended()
+        self._seen = first
+        return first is not None
+
+
+def become_subreaper() -> bool:
+    """Have the kernel give this process the orphans below it. False where it cannot, or where they cannot be watched."""
+    if sys.platform != "linux" or not _pidfds_work():
+        return False
+    return bool(ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+
+
+def end_group(pid: int) -> None:
+    """SIGKILL for a process that leads its group and for all that is in it."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it may not have made its group yet
+        os.kill(pid, signal.SIGKILL)
+
+
+def _pidfds_work() -> bool:
+    try:
+        descriptor = os.pidfd_open(os.getpid())
+    except OSError:
+        return False
+    try:
+        os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG)
+    except OSError as error:
+        return error.errno == errno.ECHILD  # of oneself; an older kernel says that it does not know what is asked
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _reaped(descriptor: int) -> int:
+    try:
+        result = os.waitid(os.P_PIDFD, descriptor, os.WEXITED)
+    except ChildProcessError:
+        return UNKNOWN_STATUS
+    if result is None:
+        return UNKNOWN_STATUS
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
+def _first_ended() -> int | None:
+    """A child that has ended and was not waited for."""
+    try:
+        result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return result.si_pid if result is not None else None

@@ -1,0 +1,192 @@
+"""Starts hosts and the router as forks of one process that has imported everything; afresh where that is not to be had.
+
+A torch host takes seconds of processor to import what it needs, whatever it then loads. Nothing waits for the template: one
+that is not ready, has ended, or gives no answer costs the time of a fresh interpreter.
+"""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from signal import SIGKILL
+from typing import IO, NamedTuple
+
+import structlog
+
+from ipnext.errors import Unavailable
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.child_process import ChildProcess
+from ipnext.infra.forked import ForkedProcess, Orphans, become_subreaper, end_group
+from ipnext.infra.spawning import Running, fresh
+
+MESSAGE_BYTES = 2**16
+FORK_SECONDS = 2.0
+"""Longest wait for a fork, which takes some milliseconds."""
+LOOK_SECONDS = 0.5
+"""Between looks for orphans; a look is one call to the kernel."""
+LOOK_AGAIN_SECONDS = 0.05
+"""The same while there are some. What this process started itself is waited for much sooner."""
+
+
+class Ask(NamedTuple):
+    """A command that the template knows, as it takes it."""
+
+    module: str
+    arguments: list[str]
+    command: str
+
+
+class Template:
+    """A `Spawn` for commands `python -m MODULE ...` of its modules, in the environment that it was made for itself.
+
+    All methods belong to one event loop, in the main thread.
+    """
+
+    def __init__(
+        self, modules: Sequence[str], *, log_file: Path, environment: Mapping[str, str], settings: AgentSettings
+    ) -> None:
+        self._modules = tuple(modules)
+        self._environment = dict(environment)
+        self._child = ChildProcess(
+            "template",
+            lambda: [sys.executable, "-m", "ipnext.infra.template_process", *self._modules],
+            log_file=log_file,
+            environment=environment,
+            settings=settings,
+            on_change=self._changed,
+            spawn=self._spawn_template,
+        )
+        self._socket: socket.socket | None = None
+        self._asked: dict[int, asyncio.Future[int]] = {}
+        self._number = 0
+        self._orphans = Orphans()
+        self._reaping: asyncio.Task[None] | None = None
+        self.ready = False
+        """Whether it can be asked now."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the template while it runs."""
+        return self._child.pid
+
+    def start(self) -> None:
+        """Begin to keep it running, where there is something for it to do and the system can do it."""
+        if self._modules and become_subreaper():
+            self._child.start()
+            self._reaping = asyncio.create_task(self._reap(), name="reap orphans")
+
+    async def stop(self, grace_seconds: float) -> None:
+        """End it. What was forked from it goes on."""
+        await self._child.stop(grace_seconds)
+        if self._reaping:
+            self._reaping.cancel()
+
+    async def spawn(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
+        """A fork where this can be one, a fresh process where not. OSError where there is no such program."""
+        ask = self._ask(command)
+        # libraries read some variables when they are loaded, so another environment needs another interpreter
+        if ask is not None and self.ready and dict(environment) == self._environment:
+            try:
+                return ForkedProcess(await self._fork(ask, log))
+            except (Unavailable, OSError) as error:
+                structlog.get_logger().warning("not forked, started afresh", module=ask.module, reason=str(error))
+        return await fresh(command, environment, log)
+
+    def _ask(self, command: Sequence[str]) -> Ask | None:
+        match list(command):
+            case [sys.executable, "-m", module, *arguments] if module in self._modules:
+                return Ask(module, arguments, " ".join(command))
+        return None
+
+    async def _fork(self, ask: Ask, log: IO[bytes]) -> int:
+        """The id of a new process. Unavailable or OSError: there is none, and none will come."""
+        if self._socket is None:
+            msg = "the template has ended"
+            raise Unavailable(msg)
+        self._number += 1
+        number = self._number
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        message = json.dumps({"id": number, **ask._asdict()}).encode()
+        socket.send_fds(self._socket, [message], [log.fileno()])
+        self._asked[number] = answer
+        try:
+            async with asyncio.timeout(FORK_SECONDS):
+                return await answer
+        except TimeoutError:
+            if answer.done() and not answer.cancelled():  # it came in the same moment
+                return answer.result()
+            self._child.signal(SIGKILL)  # a fork that comes yet ends by itself or by `_told`
+            msg = f"the template gave no answer within {FORK_SECONDS} s"
+            raise Unavailable(msg) from None
+        finally:
+            self._asked.pop(number, None)
+
+    async def _spawn_template(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
+        self._close()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            try:
+                process = await fresh(command, environment, log, stdin=theirs.fileno())
+            except BaseException:
+                ours.close()
+                raise
+        self._socket = ours
+        asyncio.get_running_loop().add_reader(ours, self._read)
+        return process
+
+    def _changed(self) -> None:
+        """It has just started or ended."""
+        if self._child.pid is None:
+            self._read()
+            self._close()
+
+    def _read(self) -> None:
+        """Take what it has told; close where that was all."""
+        while self._socket is not None:
+            try:
+                message = self._socket.recv(MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if message:
+                self._told(json.loads(message))
+            else:
+                self._close()
+
+    def _told(self, told: Mapping[str, object]) -> None:
+        match told:
+            case {"ready": _}:
+                self.ready = True
+            case {"id": int(number), "pid": int(pid)}:
+                answer = self._asked.pop(number, None)
+                if answer is not None and not answer.done():
+                    answer.set_result(pid)
+                else:
+                    end_group(pid)  # too late: another one was started in its place
+            case {"id": int(number), "refused": reason}:
+                self._give_up(number, f"the template refuses: {reason}")
+
+    def _close(self) -> None:
+        self.ready = False
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+        for number in tuple(self._asked):
+            self._give_up(number, "the template has ended")
+
+    def _give_up(self, number: int, reason: str) -> None:
+        answer = self._asked.pop(number, None)
+        if answer is not None and not answer.done():
+            answer.set_exception(Unavailable(reason))
+
+    async def _reap(self) -> None:
+        while True:
+            with suppress(OSError):
+                more = self._orphans.look()
+            await asyncio.sleep(LOOK_AGAIN_SECONDS if more else LOOK_SECONDS)

@@ -1,0 +1,128 @@
+"""The template process: has imported some programs, runs none, and forks one when it is asked to.
+
+An agent starts it: `python -m ipnext.infra.template_process MODULE...`. Standard input is a Unix socket of whole messages. A
+message asks for one process: `{"id", "command", "arguments", "module"}` and the descriptor of its log. The answer is
+`{"id", "pid"}`, or `{"id", "refused"}` with a reason; the first message of all is `{"ready": true}`.
+
+A module that can be asked for has `main(arguments)`. Its `preload()`, where it has one, imports what it would import later on.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from setproctitle import setproctitle
+
+from ipnext.infra.tether import PR_SET_PDEATHSIG
+
+MESSAGE_BYTES = 2**16
+GO = b"1"
+Program = Callable[[], object]
+
+
+def main() -> Program | None:
+    """Answer until the agent is gone. In a process that was forked: the program that it is to run, once it may."""
+    modules, agent = sys.argv[1:], os.getppid()
+    with _control() as control:
+        for name in modules:
+            module = import_module(name)
+            getattr(module, "preload", lambda: None)()
+        gc.collect()
+        gc.freeze()  # a collection in a fork neither walks nor writes to what all share
+        control.send(json.dumps({"ready": True}).encode())
+        while True:
+            message, descriptors, *_ = socket.recv_fds(control, MESSAGE_BYTES, 1)
+            if not message:
+                return None
+            asked, [log] = json.loads(message), descriptors
+            if reason := _refusal(asked["module"], modules):
+                control.send(json.dumps({"id": asked["id"], "refused": reason}).encode())
+            elif _forked(control, asked["id"]):
+                control.detach()
+                _settle(agent, log, asked["command"])
+                sys.argv[1:] = asked["arguments"]
+                return partial(import_module(asked["module"]).main, asked["arguments"])
+            os.close(log)
+
+
+def _control() -> socket.socket:
+    """The socket that is standard input, which becomes empty."""
+    control = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return control
+
+
+def _refusal(module: str, modules: Sequence[str]) -> str | None:
+    if module not in modules:
+        return f"{module} is not imported"
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are all that is wanted
+    if threads > 1:  # only the one that forks would go on, and what others hold stays locked for ever
+        return f"{threads} threads run"
+    return None
+
+
+def _forked(control: socket.socket, number: int) -> bool:
+    """Fork a process that belongs to the agent, and tell its id. True in that process, once it may go on.
+
+    It is a grandchild whose parent ends, so the kernel gives it to the agent. It goes on only after the agent was told its id:
+    ends this process before, it ends too, and the agent may start another one in its place.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    told, tell = os.pipe()
+    gate, opened = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        child = os.fork()
+        if child:
+            os.write(tell, str(child).encode())
+            os._exit(0)
+        for descriptor in (told, tell, opened):
+            os.close(descriptor)
+        os.setsid()
+        if os.read(gate, 1) != GO:
+            os._exit(1)
+        return True
+    for descriptor in (tell, gate):
+        os.close(descriptor)
+    os.waitpid(middle, 0)  # from now on the agent is the parent
+    pid = int(os.read(told, 32))
+    control.send(json.dumps({"id": number, "pid": pid}).encode())
+    with suppress(BrokenPipeError):  # it was killed at once: the agent sees it
+        os.write(opened, GO)
+    for descriptor in (told, opened):
+        os.close(descriptor)
+    return False
+
+
+def _settle(agent: int, log: int, command: str) -> None:
+    """Become a process like one that was started afresh: tied to the agent, its own output, name and random state."""
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != agent:
+        os._exit(1)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.closerange(3, _above_all())
+    setproctitle(command)
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()  # Python's own is seeded anew by each fork
+
+
+def _above_all() -> int:
+    return max(int(name) for name in os.listdir("/proc/self/fd")) + 1  # noqa: PTH208 - names are all that is wanted
+
+
+if __name__ == "__main__":
+    program = main()
+    sys.exit(program() if program else 0)  # type: ignore[arg-type]
