@@ -19,8 +19,8 @@ from ipnext.model.lifecycle import (
     StageInput,
     SupersededInput,
 )
+from ipnext.model.manifest import ModelSpec
 from ipnext.model.registry import Generation, GenerationState, Snapshot
-from ipnext.model.split import SplitPolicy
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
@@ -68,7 +68,7 @@ class MetadataActivities:
         """Every part's snapshot lies in the artifact store, and its manifest there is the published one."""
         with self._store.read() as repository:
             generation = repository.generation(stage.model, stage.generation)
-            split = repository.model(stage.model).manifest.spec.split
+            spec = repository.model(stage.model).manifest.spec
             placed = repository.placement(stage.model)
             parts = sorted({**generation.snapshots, **generation.answering}.items())
             snapshots = [repository.snapshot(stage.model, part, number) for part, number in parts]
@@ -81,9 +81,9 @@ class MetadataActivities:
         size = sum(snapshot.manifest.size_bytes for snapshot in snapshots)
         summary = ", ".join(f"{snapshot.part} {snapshot.number}" for snapshot in snapshots)
         self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
-        cuts = generation.serving_at is None and (split is not None or generation.layout is not None)
+        cuts = generation.serving_at is None and (spec.split is not None or generation.layout is not None)
         places = placed is None or {part.part for part in placed.wishes.parts} != set(generation.parts)
-        note = "" if cuts or stage.kind is not ChangeKind.APPLY else _untaken(generation, split)
+        note = "" if cuts or stage.kind is not ChangeKind.APPLY else untaken(generation, spec)
         return Resolved(parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts, places=places, note=note)
 
     @activity.defn(name="mark_superseded", no_thread_cancel_exception=True)
@@ -122,10 +122,15 @@ class MetadataActivities:
             repository.add_event(stage.model, ConditionType.RESOLVED.value, text, detail=detail)
 
 
-def _untaken(generation: Generation, split: SplitPolicy | None) -> str:
-    """A new manifest may ask for other parts than what serves is cut into."""
-    now, wanted = generation.layout.cut if generation.layout else None, split.cut if split else None
-    return "" if now == wanted else "the changed spec.split is followed from the next publish on"
+def untaken(generation: Generation, spec: ModelSpec) -> str:
+    """What of a new manifest waits for a generation of its own: other cuts than those of what serves, and an adapter less."""
+    now, wanted = generation.layout.cut if generation.layout else None, spec.split.cut if spec.split else None
+    told = [] if now == wanted else ["the changed spec.split is followed from the next publish on"]
+    if gone := sorted(set(generation.adapters) - set(spec.adapters)):
+        told.append(
+            f"generation {generation.number} keeps its adapter {', '.join(gone)}: it leaves with the next publish"
+        )
+    return "; ".join(told)
 
 
 def _generation_of(repository: Repository, change: Change, record: ModelRecord) -> int | None:

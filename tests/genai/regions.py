@@ -39,9 +39,9 @@ class Bed:
         generating = tuple(one.model_copy(update={"engines": {"llm": "vllm"}}) for one in table.served)
         self.agent.infra.route(table.model_copy(update={"served": generating}))
 
-    def begun(self, tokens):
+    def begun(self, tokens, **asked):
         """A stream that has begun."""
-        return Stream(self.url, tokens)
+        return Stream(self.url, tokens, **asked)
 
 
 @contextmanager
@@ -60,15 +60,15 @@ def region(shelf, directory, *, engine=None, **told):
 class Stream:
     """Read by a thread of its own, from its first piece on."""
 
-    def __init__(self, url, tokens):
+    def __init__(self, url, tokens, **asked):
         self.pieces, self.error = [], None
-        self._thread = threading.Thread(target=self._read, args=(url, tokens), daemon=True)
+        self._thread = threading.Thread(target=self._read, args=(url, tokens, asked), daemon=True)
         self._thread.start()
         until(lambda: self.pieces or self.error)
 
-    def _read(self, url, tokens):
+    def _read(self, url, tokens, asked):
         try:
-            self.pieces.extend(stream(url, tokens=tokens))
+            self.pieces.extend(stream(url, tokens=tokens, **asked))
         except httpx.HTTPError as error:
             self.error = error
 

@@ -1,6 +1,7 @@
 """A generative model on the whole platform: published, answered through Envoy, rolled over under streams, rolled back."""
 
 import json
+import re
 import signal
 import threading
 import time
@@ -8,13 +9,14 @@ from collections import Counter
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from ipnext.errors import InvalidInput
 from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_vllm_adapter
 from tests.genai.hosts import until
-from tests.processes import gone
+from tests.processes import command_line, gone
 
 pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -73,6 +75,11 @@ class Talk:
         self._over.set()
         for thread in self._threads:
             thread.join()
+
+    def go_on(self):
+        """Returns when two more answers have come for each client."""
+        seen = len(self.whole)
+        eventually(lambda: len(self.whole) > seen + 2 * STREAMS or self.broken, 120)
 
     def _run(self, number):
         with httpx.Client(trust_env=False, timeout=120) as client:
@@ -250,6 +257,7 @@ def test_an_engine_that_is_killed_comes_back_and_leaves_nothing(first, platform,
 
 
 STYLED = MANIFEST.replace("name: chat", "name: styled").replace("dtype: bfloat16", "dtype: float32")
+PLAIN = STYLED
 STYLED = STYLED.replace("  demand:", "    - {name: style, engine: vllm, adapterOf: llm}\n  demand:")
 """In float32 an answer hangs on no other that is computed beside it."""
 
@@ -268,6 +276,7 @@ def styled(platform, checkpoints, tmp_path_factory):
 def finished(platform, change):
     done = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
     assert done.state == "done", done
+    return done
 
 
 def server_pids(platform):
@@ -309,6 +318,50 @@ def test_another_adapter_comes_into_the_engine_that_runs_under_streams_and_goes_
     assert len(three | {said(client, "styled", "2", "once")}) == 3, "base, first and second adapter say the same"
 
 
+def engine_names(platform):
+    """The adapters in the one engine of the model, by their names there."""
+    (pid,) = server_pids(platform)
+    port = re.search(r"--port (\d+)", command_line(psutil.Process(pid))).group(1)
+    cards = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).json()["data"]
+    return {card["id"] for card in cards if card["id"] != "styled"}
+
+
+PROMPTS = [f"prompt {number}" for number in range(STREAMS)]
+
+
+def test_an_adapter_is_unloaded_under_streams_and_no_text_of_any_generation_changes(
+    platform, styled, client, tmp_path_factory
+):
+    """What each says alone before, under streams while it is handed over and unloaded, and alone afterwards."""
+    root, url = tmp_path_factory.mktemp("later"), platform.endpoints["gateways"][REGION]
+    first = platform.client.model("styled").status.serving_generation
+    pid = server_pids(platform)
+    base, style = (
+        {prompt: said(client, model, str(first), prompt) for prompt in PROMPTS} for model in ("styled", "styled:style")
+    )
+    there = engine_names(platform)
+    with Talk(url, "styled", "styled:style") as talk:
+        for seed in (3, 4):  # one former generation stays warm
+            adapter = write_vllm_adapter(root / f"style-{seed}", seed=seed)
+            finished(platform, platform.client.publish("styled", {"style": adapter}))
+            talk.go_on()
+        eventually(lambda: not engine_names(platform) & there, 120)
+
+    assert talk.broken == []
+    last = platform.client.model("styled").status.serving_generation
+    assert {int(generation) for _, generation, _ in talk.said} >= {first, last - 1, last}
+    for (model, generation, prompt), texts in talk.said.items():
+        if model == "styled":
+            assert texts == {base[prompt]}, (generation, prompt)
+        elif int(generation) == first:
+            assert texts == {style[prompt]}, prompt
+        else:
+            assert texts == {said(client, model, generation, prompt)}, prompt
+    assert {prompt: said(client, "styled", str(last), prompt) for prompt in PROMPTS} == base
+    assert len(engine_names(platform)) == 2
+    assert server_pids(platform) == pid
+
+
 def test_an_unknown_adapter_is_refused_with_the_known_ones(platform, styled, client):
     with pytest.raises(openai.NotFoundError, match="Adapters: styled:style"):
         client.completions.create(model="styled:tone", prompt="x")
@@ -322,3 +375,25 @@ def test_an_adapter_of_another_form_is_refused_before_an_engine_sees_it(platform
     done = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
     assert (done.state, done.reason) == ("refused", "SchemaMismatch")
     assert "rank 64 is more than maxLoraRank of its base; allowed: up to 16" in done.message
+
+
+def test_an_adapter_part_that_is_taken_away_breaks_no_stream_and_changes_no_text(platform, styled, client, checkpoints):
+    """The last test of the model: it has no adapter afterwards, and another engine."""
+    url, former = platform.endpoints["gateways"][REGION], server_pids(platform)
+    first = str(platform.client.model("styled").status.serving_generation)
+    base = {prompt: said(client, "styled", first, prompt) for prompt in PROMPTS}
+    with Talk(url, "styled") as talk:
+        (applied,) = platform.client.apply(PLAIN)
+        assert "keeps its adapter style" in finished(platform, applied.change).message
+        assert said(client, "styled:style", first, PROMPTS[0]) not in base.values()
+        finished(platform, platform.client.publish("styled", {"llm": checkpoints[1]}))
+        talk.go_on()
+
+    assert talk.broken == []
+    assert len({generation for _, generation, _ in talk.said}) == 2
+    assert {prompt: texts for (_, _, prompt), texts in talk.said.items() if texts != {base[prompt]}} == {}
+    with pytest.raises(openai.NotFoundError, match="Adapters: none"):
+        client.completions.create(model="styled:style", prompt="x")
+    (after,) = {generation for _, generation, _ in talk.said} - {first}
+    assert {prompt: said(client, "styled", after, prompt) for prompt in PROMPTS} == base
+    eventually(lambda: not server_pids(platform) & former, 120)
