@@ -7,7 +7,7 @@ import pytest
 
 import planner.line
 import planner.transition
-from activities import admitting, gates, problems, regions, waves
+from activities import admitting, gates, problems, regions, undoing, waves
 from ipnext.model.lifecycle import ChangeKind
 from tests.workflows.simulation import carrying, losing, moving, performing, staging, walking, world
 from tests.workflows.simulation.infrastructure import Deployment, Infrastructure, Region
@@ -265,3 +265,14 @@ def test_a_rule_broken_on_purpose_is_caught(mutate, monkeypatch):
 
     assert found is not None, f"{SEEDS} histories did not see it"
     assert found.violated in MUTANTS[mutate], found.told
+
+
+@pytest.mark.parametrize("seed", [3083, 6174])
+def test_a_way_back_that_drops_users_whom_the_new_generation_still_answers_is_caught(seed, monkeypatch):
+    """Where a lost region alone held the former one: so rare that the histories in which it happens are named."""
+    assert history(seed).violated is None
+    monkeypatch.setattr(undoing, "answers_at_all", lambda *_: False)
+
+    found = history(seed)
+
+    assert found.violated == "I5 dropped", found.told

@@ -3,10 +3,12 @@
 import json
 import time
 import zlib
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from ipnext.infra.region import _by_worth
 from ipnext.infra.router_table import Terms, routed_models
 
 
@@ -87,6 +89,14 @@ def test_who_was_to_go_over_does_where_the_same_is_told_again(shared_agent, serv
     shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=0.5))
     shared_agent.await_ready(model.key(), 2)
     assert [(r.id[-1], r.ready) for r in shared_agent.replicas(model.key())] == [("0", (1,)), ("1", (2,))]
+
+
+def test_those_that_are_to_go_over_are_worth_less_than_those_that_stay_and_more_than_those_that_answer_nothing():
+    """So the same ones go, told the same again, though others of the former snapshot are younger."""
+    kinds = [("silent", (), True), ("leaving soon", (1,), False), ("young", (1,), True), ("youngest", (1,), True)]
+    found = [SimpleNamespace(name=k, ready=r, stays=s, number=number) for number, (k, r, s) in enumerate(kinds)]
+
+    assert [replica.name for replica in _by_worth(found)] == ["young", "youngest", "leaving soon", "silent"]
 
 
 def test_a_next_snapshot_that_cannot_be_had_is_told_while_the_former_one_answers_on(shared_agent, serving, poll):
