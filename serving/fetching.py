@@ -11,11 +11,14 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Protocol
+
+from setproctitle import setproctitle
 
 from ipnext.artifacts.opening import open_store
 from ipnext.errors import IPnextError, LoadFailed, Unavailable
@@ -38,12 +41,16 @@ class FetchingProcess:
         endpoint = ["--s3-endpoint-url", s3_endpoint_url] if s3_endpoint_url else []
         self._command = [sys.executable, "-m", "serving.fetching", "--artifacts", artifacts, *endpoint]
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | _Forked | None = None
 
     def start(self) -> None:
         """Start the process, so that the first fetch need not wait for it."""
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603  # our own command
+
+    def fork(self) -> None:
+        """As `start`, in a few milliseconds. Only before this process has other threads, sockets or a loop of its own."""
+        self._process = _Forked(self._command)
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """As the store's own; Unavailable where the process ended meanwhile, and the next fetch starts another."""
@@ -82,6 +89,39 @@ class FetchingProcess:
         if not answer:
             self.close()
         return answer
+
+
+class _Forked:
+    """What FetchingProcess needs of subprocess.Popen: this module's `main` in a fork, which has imported it already."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        asked, ask = os.pipe()
+        answered, answer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.dup2(asked, 0)
+            os.dup2(answer, 1)
+            os.closerange(3, max(asked, ask, answered, answer) + 1)
+            setproctitle(" ".join(command))
+            try:
+                main(command[3:])
+            except BaseException:  # noqa: BLE001  # the process edge: nothing above is this process's
+                traceback.print_exc()
+            os._exit(1)
+        os.close(asked)
+        os.close(answer)
+        self.stdin: IO[str] = os.fdopen(ask, "w")
+        self.stdout: IO[str] = os.fdopen(answered)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Return once it has ended."""
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
 
 
 def _kinds() -> dict[str, type[IPnextError]]:

@@ -163,10 +163,8 @@ def _positive(text: str) -> int:
     return number
 
 
-async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
+async def _main(arguments: argparse.Namespace, listener: socket.socket, fetching: FetchingProcess) -> None:
     held: HeldSnapshots[Served] = HeldSnapshots()
-    fetching = FetchingProcess(arguments.artifacts, s3_endpoint_url=arguments.s3_endpoint_url)
-    fetching.start()
     memory = HostMemory(arguments.memory_bytes, counted=shared_bytes)
     loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
     queue = InferenceQueue(threads=arguments.threads, waiting=arguments.queue)
@@ -196,8 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log_as_json()
     sys.setswitchinterval(SWITCH_SECONDS)
     keep_freed()
+    fetching = FetchingProcess(parsed.artifacts, s3_endpoint_url=parsed.s3_endpoint_url)
+    fetching.fork()  # before there are threads
     listener = listen(parsed.port)
-    run(partial(_main, parsed, listener))
+    run(partial(_main, parsed, listener, fetching))
     os._exit(0)  # a forward pass or a download that hangs in its thread must not keep the process
 
 

@@ -162,6 +162,7 @@ class Template:
         match told:
             case {"ready": _}:
                 self.ready = True
+                structlog.get_logger().info("template ready", modules=self._modules)
             case {"id": int(number), "pid": int(pid)}:
                 answer = self._asked.pop(number, None)
                 if answer is not None and not answer.done():

@@ -53,9 +53,36 @@ def test_it_steps_back_behind_requests(fetching, published, tmp_path):
     assert psutil.Process(fetching._process.pid).nice() > psutil.Process().nice()
 
 
-def test_it_ends_with_whoever_started_it(published, toolbox):
+FORKING = """
+import sys
+from pathlib import Path
+from serving.fetching import FetchingProcess
+fetching = FetchingProcess(sys.argv[1])
+fetching.fork()
+first = fetching._process.pid
+print(fetching.fetch(sys.argv[2], Path(sys.argv[3])).name)
+fetching._process.kill()
+try:
+    fetching.fetch(sys.argv[2], Path(sys.argv[3]))
+except Exception as error:
+    print(type(error).__name__)
+print(fetching.fetch(sys.argv[2], Path(sys.argv[3])).name)
+print(fetching._process.pid != first)
+fetching.close()
+"""
+
+
+def test_one_that_is_forked_fetches_and_is_replaced_too(published, tmp_path):
+    source = published.sources["dense", 1]
+    command = [sys.executable, "-c", FORKING, published.store.uri, source.uri, str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout.split() == [source.manifest.digest, "Unavailable", source.manifest.digest, "True"]
+
+
+@pytest.mark.parametrize("how", ["start", "fork"])
+def test_it_ends_with_whoever_started_it(published, toolbox, how):
     code = (
-        "import sys, time; from serving.fetching import FetchingProcess; f = FetchingProcess(sys.argv[1]); f.start();"
+        f"import sys, time; from serving.fetching import FetchingProcess; f = FetchingProcess(sys.argv[1]); f.{how}();"
         "print(f._process.pid, flush=True); time.sleep(60)"
     )
     host = subprocess.Popen([sys.executable, "-c", code, published.store.uri], stdout=subprocess.PIPE, text=True)

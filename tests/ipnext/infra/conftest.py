@@ -241,6 +241,11 @@ def builder():
 
 
 @pytest.fixture(scope="session")
+def running_agent():
+    return RunningAgent
+
+
+@pytest.fixture(scope="session")
 def load():
     return Load
 

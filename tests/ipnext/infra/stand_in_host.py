@@ -100,12 +100,12 @@ class Host:
             self.in_flight -= 1
 
 
-async def main():
+async def serve(given):
     parser = argparse.ArgumentParser()
     for name in ("--port", "--region", "--id", "--artifacts", "--cache"):
         parser.add_argument(name, required=True)
     parser.add_argument("--memory-bytes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     host = Host(arguments.id)
     app = web.Application()
     app.router.add_put("/control/holds", host.put_holds)
@@ -124,4 +124,9 @@ async def main():
     await runner.cleanup()
 
 
-asyncio.run(main())
+def main(arguments=None):
+    asyncio.run(serve(arguments))
+
+
+if __name__ == "__main__":
+    main()

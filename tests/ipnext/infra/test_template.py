@@ -1,0 +1,229 @@
+"""Hosts that are forked from the agent's template live and end as those that are started afresh, and survive it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.processes import command_line, gone, runs
+
+HERE = str(Path(__file__).parent)
+FORKABLE = {
+    "PYTHONPATH": HERE,
+    "IPNEXT_AGENT_TEMPLATE": '["forkable_host"]',
+    "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
+        [
+            *("{python}", "-m", "forkable_host", "--port", "{port}", "--region", "{region}", "--id", "{id}"),
+            *("--artifacts", "{artifacts}", "--cache", "{cache}"),
+        ]
+    ),
+}
+
+
+class Forking:
+    """An agent with a template, and what its hosts told of themselves."""
+
+    def __init__(self, agent, builder, poll):
+        self.agent, self.builder, self.poll = agent, builder, poll
+
+    def start(self, templates=1):
+        self.agent.start()
+        self.template_ready(templates)
+        return self
+
+    def template_ready(self, templates):
+        """Once the agent has said so for the so-manieth time."""
+        log = self.agent.state / "agent.log"
+        self.poll(lambda: log.read_text().count("template ready") >= templates, "the template is ready", log.read_text)
+
+    @property
+    def template(self):
+        return self.agent.child("template_process")
+
+    def apply(self, model, replicas=1):
+        self.agent.infra.apply(self.builder(model).deployment({1: (1,)}, replicas=replicas))
+
+    def run(self, model, replicas=1):
+        """Hosts of a model, ready."""
+        self.apply(model, replicas)
+        self.agent.await_ready(self.builder(model).key(), 1, replicas)
+        return self.replicas(model)
+
+    def replicas(self, model):
+        return self.agent.replicas(self.builder(model).key())
+
+    def told(self, model, number=0):
+        """What each process of a replica has told, the first one first."""
+        log = self.agent.state / "logs" / f"{model}.dense.cpu.{number}.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [json.loads(line) for line in lines if line.startswith('{"forked"')]
+
+    def message(self, model, word):
+        """The message of a replica that has a word in it."""
+        found = lambda: [r.message for r in self.replicas(model) if word in (r.message or "")]  # noqa: E731
+        return self.poll(found, f"{model} ends", lambda: self.replicas(model))[0]
+
+
+@pytest.fixture
+def forking(new_agent, builder, poll):
+    return lambda **more: Forking(new_agent(environment=FORKABLE | more), builder, poll)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, builder, poll, running_agent):
+    """For tests that leave agent and template running."""
+    agent = running_agent("eu", tmp_path_factory.mktemp("forking"), environment=FORKABLE)
+    try:
+        yield Forking(agent, builder, poll).start()
+    finally:
+        agent.close()
+
+
+def test_a_forked_host_is_as_one_that_was_started(shared):
+    first, second = shared.run("plain", replicas=2)
+    told = [shared.told("plain", number)[0] for number in (0, 1)]
+    log = str(shared.agent.state / "logs" / "plain.dense.cpu.0.log")
+    assert [one["forked"] for one in told] == [True, True]
+    assert {one["pid"] for one in told} == {first.pid, second.pid}
+    assert {one["parent"] for one in told} == {shared.agent.process.pid}
+    assert told[0]["leads"]
+    assert told[0]["ending"]
+    assert told[0]["threads"] == 1
+    assert told[0]["open"] == sorted(["/dev/null", log])
+    assert told[0]["omp"] == "1"
+    words = psutil.Process(told[0]["pid"]).cmdline()
+    assert words == [sys.executable, "-m", "forkable_host", *told[0]["arguments"]]
+    assert told[0]["random"] != told[1]["random"]
+    assert told[0]["numpy"] != told[1]["numpy"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("ends-0", "ended with status 0"), ("ends-3", "ended with status 3"), ("raises", "ended with status 1")],
+)
+def test_it_is_told_how_a_forked_host_ended(shared, model, message):
+    shared.apply(model)
+    assert message in shared.message(model, "ended")
+    assert all(one["forked"] for one in shared.told(model))
+
+
+def test_the_last_words_of_a_forked_host_are_told(shared):
+    shared.apply("raises")
+    assert "ValueError: wrong on purpose" in shared.message("raises", "wrong")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_forked_host_that_is_ended_by_a_signal_comes_back_forked(shared, poll, number):
+    model = f"signalled-{number.value}"
+    [victim] = shared.run(model)
+    os.kill(victim.pid, number)
+    poll(lambda: [r for r in shared.replicas(model) if r.restarts == 1 and r.pid], "it is started again")
+    shared.agent.await_ready(shared.builder(model).key(), 1)
+    [again] = shared.replicas(model)
+    assert ("ended by SIGKILL" if number == signal.SIGKILL else "ended with status 0") in again.message
+    assert [one["forked"] for one in shared.told(model)] == [True, True]
+
+
+def test_what_a_killed_host_leaves_behind_ends_and_is_no_zombie(shared, poll):
+    [victim] = shared.run("parent")
+    family = psutil.Process(victim.pid).children(recursive=True)
+    stray = next(process for process in family if os.getsid(process.pid) == process.pid)
+    assert len(family) == 2
+    os.kill(victim.pid, signal.SIGKILL)
+    poll(lambda: [r for r in shared.replicas("parent") if r.restarts == 1], "the crash is seen")
+    stray.kill()  # it left the group, so it outlives the host, as always
+    poll(lambda: not any(process.is_running() for process in family), "nothing is left, no zombie either")
+
+
+def test_hosts_outlive_the_template_and_another_one_takes_its_place(forking, poll):
+    run = forking().start()
+    [first] = run.run("first")
+    former = run.template
+    former.kill()
+    [second] = run.run("second")
+    run.template_ready(2)
+    [third] = run.run("third")
+    assert run.template.pid != former.pid
+    assert run.replicas("first") == [first]
+    assert runs(psutil.Process(second.pid))
+    assert [run.told(name)[-1]["forked"] for name in ("first", "third")] == [True, True]
+    assert third.restarts == 0
+    poll(lambda: not former.is_running(), "the template that was killed is no zombie")
+
+
+def test_a_template_that_hangs_costs_no_host_and_makes_no_second_one(forking, poll):
+    run = forking().start()
+    hanging = run.template
+    hanging.send_signal(signal.SIGSTOP)
+    [replica] = run.run("late")
+    assert [one["forked"] for one in run.told("late")] == [False]
+    run.template_ready(2)
+    poll(lambda: not hanging.is_running(), "it is gone")
+    there = [p for p in run.agent.children() if "late.dense.cpu.0" in command_line(p) and runs(p)]
+    assert [process.pid for process in there] == [replica.pid]
+
+
+def test_a_template_with_threads_forks_nothing(forking):
+    run = forking(FORKABLE_THREAD="1").start()
+    run.run("careful")
+    assert [one["forked"] for one in run.told("careful")] == [False]
+    assert "2 threads run" in (run.agent.state / "agent.log").read_text()
+
+
+def test_a_template_that_cannot_import_costs_no_host(forking, poll):
+    run = forking(FORKABLE_BROKEN="1")
+    run.agent.start()
+    log = run.agent.state / "logs" / "template.log"
+    poll(lambda: log.exists() and "broken on purpose" in log.read_text(), "the template ends")
+    run.run("stubborn")
+    assert [one["forked"] for one in run.told("stubborn")] == [False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_agent_takes_forked_hosts_and_template_along(forking, poll, number):
+    run = forking().start()
+    run.run("last", replicas=2)
+    children = run.agent.children()
+    assert len(children) == 5, [command_line(p) for p in children]  # two hosts, router, Envoy, template
+    run.agent.process.send_signal(number)
+    run.agent.process.wait(15)
+    poll(lambda: gone(children), "all are gone", lambda: [command_line(p) for p in children if runs(p)])
+    with suppress(psutil.NoSuchProcess):
+        assert not [p for p in psutil.process_iter() if str(run.agent.state) in command_line(p)]
+
+
+OTHER_ENVIRONMENT = """
+import asyncio, os, sys
+from pathlib import Path
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.template import Template
+
+async def main(place):
+    environment = dict(os.environ)
+    template = Template(["forkable_host"], log_file=place / "template.log", environment=environment, settings=AgentSettings())
+    template.start()
+    while not template.ready:
+        await asyncio.sleep(0.01)
+    for name, more in (("same", {}), ("other", {"OMP_NUM_THREADS": "7"})):
+        with (place / name).open("ab") as log:
+            command = [sys.executable, "-m", "forkable_host", "--id", "ends-0.dense"]
+            process = await template.spawn(command, environment | more, log)
+        assert await process.wait() == 0
+    await template.stop(5)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def test_another_environment_needs_another_interpreter(tmp_path):
+    environment = os.environ | {"PYTHONPATH": HERE, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", OTHER_ENVIRONMENT, str(tmp_path)], env=environment, timeout=60, check=True)
+    same, other = (json.loads((tmp_path / name).read_text()) for name in ("same", "other"))
+    assert (same["forked"], same["omp"]) == (True, "1")
+    assert (other["forked"], other["omp"]) == (False, "7")
