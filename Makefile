@@ -74,8 +74,8 @@ format: $(READY) ## let ruff format the code
 	$(BIN)/ruff check --fix .
 
 test: $(READY) ## all tests, in three processes, then those of real vLLM in two, where it is installed (ARGS: further pytest arguments)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile -m 'not nemesis and not genai' $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m genai tests/genai tests/serving/openai $(ARGS) || [ $$? = 5 ]
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --durations 40 -m 'not nemesis and not genai' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 20 -m genai tests/genai tests/serving/openai $(ARGS) || [ $$? = 5 ]
 
 e2e: $(READY) ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)
