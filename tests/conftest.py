@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 from ipnext.store.session import Store
@@ -23,6 +24,9 @@ LONG_FIRST = (
     *("nemesis/test_nemesis.py", "e2e", "workflows", "infra", "serving", "test_distribution.py"),
 )
 
+
+settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 LASTING = pytest.StashKey[Lasting]()
 

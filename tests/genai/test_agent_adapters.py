@@ -99,7 +99,7 @@ def test_a_stream_that_goes_on_beyond_the_drain_keeps_the_adapter_that_is_unload
 
 
 def test_an_adapter_part_that_is_taken_away_leaves_with_its_engine_once_its_streams_have_ended(styled, shelf):
-    running = styled.bed.begun(LONG, model="chat:style")
+    running = styled.bed.begun(4 * LONG, model="chat:style")
     (former,) = styled.bed.agent.replicas(styled.bed.key)
     plain = held(shelf, 2, 2)
     styled.bed.deploy(
@@ -111,7 +111,7 @@ def test_an_adapter_part_that_is_taken_away_leaves_with_its_engine_once_its_stre
     there = []
     while not running.over:
         there.append(styled.loaded)
-    assert (running.ended(), words(running)) == (LONG, {shelf.name(FIRST)})
+    assert (running.ended(), words(running)) == (4 * LONG, {shelf.name(FIRST)})
     assert len(there) > 20
     assert [names for names in there if shelf.name(FIRST) not in names] == []
     until(lambda: former.pid not in [replica.pid for replica in styled.bed.agent.replicas(styled.bed.key)])

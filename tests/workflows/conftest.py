@@ -29,7 +29,7 @@ from ipnext.temporal import connect, submit_change
 from tests.workflows.drains import Drains
 from workflows.worker import Engine, engine_of, lifecycle_activities, planner_activities, worker_of
 
-ENDED_WITHIN_SECONDS = 45.0
+ENDED_WITHIN_SECONDS = 90.0
 POLL_SECONDS = 0.05
 """Each look at the store costs the processor that the workers need."""
 

@@ -1,7 +1,9 @@
 """A region's drain in tests: asking for it, waiting for its states, and where models are meanwhile."""
 
 import contextlib
+import time
 
+from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.service import RPCError
 
 from ipnext import names
@@ -9,6 +11,7 @@ from ipnext.temporal import tell_drain
 
 DEMAND = {"us-east": 350.0, "eu-west": 180.0}
 EUROPE = "eu-west"
+SHOWN_WITHIN_SECONDS = 30
 
 
 class Drains:
@@ -31,6 +34,18 @@ class Drains:
     async def reaches(self, *states, region=EUROPE):
         """Wait until a region's drain is in one of some states."""
         return await self._until(lambda: found if (found := drain_of(self._house, region)).state in states else None)
+
+    async def shows(self, word, region=EUROPE):
+        """Wait until the workflow's page has a word: it hears what was written down with its next task."""
+        handle, deadline = (
+            self._client.get_workflow_handle(names.drain_workflow_id(region)),
+            time.monotonic() + SHOWN_WITHIN_SECONDS,
+        )
+        while True:
+            shown = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+            if word in shown.current_details:
+                return
+            assert time.monotonic() < deadline, shown.current_details
 
     async def end(self):
         """All tests share one server: none may leave a drain or a replan behind."""

@@ -1,7 +1,5 @@
 """Regions go and come back: planned without a request lost, a disaster at once."""
 
-from temporalio.api.sdk.v1 import WorkflowMetadata
-
 from activities.drains import DrainActivities
 from activities.returning import Returning
 from ipnext import names
@@ -28,8 +26,7 @@ async def test_a_planned_drain_moves_every_model_away_and_no_capacity_floor_brea
     with house.store.read() as repository:
         assert repository.replan(drain.replan_id).trigger == "drain"
     handle = client.get_workflow_handle(names.drain_workflow_id(EUROPE))
-    shown = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
-    assert "drained" in shown.current_details
+    await drains.shows("drained")
     assert (await handle.query(names.DRAIN_PROGRESS, result_type=DrainSeen)).state is DrainState.DRAINED
 
 

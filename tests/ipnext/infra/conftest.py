@@ -156,14 +156,15 @@ class RunningAgent:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def child(self, word):
-        """The child whose command line has this word, once it runs."""
+        """The child whose command line has this word, once it runs. The template names what it can become, and runs none of it."""
         return until(lambda: next(iter(self._with(word)), None), f"a child with {word}")
 
     def _with(self, word):
         found = []
         for child in self.children():
             with suppress(psutil.NoSuchProcess):
-                if any(word in part for part in child.cmdline()):
+                words = child.cmdline()
+                if "ipnext.infra.template_process" not in words and any(word in part for part in words):
                     found.append(child)
         return found
 
