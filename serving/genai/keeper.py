@@ -71,9 +71,7 @@ def _guard() -> None:
     group = os.getpgrp()
     seen, held = os.pipe()
     if os.fork() == 0:
-        if (
-            os.fork() == 0
-        ):  # its parent ends at once: it belongs to init or the agent, so no walk over the host's tree finds it
+        if os.fork() == 0:  # its parent ends at once: no walk over the host's tree finds it
             os.setsid()
             os.dup2(seen, 3)
             nothing = os.open(os.devnull, os.O_RDWR)
