@@ -22,6 +22,7 @@ from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, Rou
 from ipnext.model.registry import GraphNode, PartGraph
 
 HERE = Path(__file__).parent
+TEMPLATE = "ipnext.infra.template_process"
 DEADLINE_SECONDS = 30.0
 STAND_INS = {
     "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
@@ -164,7 +165,9 @@ class RunningAgent:
         for child in self.children():
             with suppress(psutil.NoSuchProcess):
                 words = child.cmdline()
-                if "ipnext.infra.template_process" not in words and any(word in part for part in words):
+                if TEMPLATE in words and word not in TEMPLATE:
+                    continue
+                if any(word in part for part in words):
                     found.append(child)
         return found
 
