@@ -23,7 +23,7 @@ from ipnext.model.registry import GraphNode, PartGraph
 
 HERE = Path(__file__).parent
 TEMPLATE = "ipnext.infra.template_process"
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 STAND_INS = {
     "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
         [

@@ -139,6 +139,7 @@ def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new
         router.wait(10)
     assert clients.answers.pop((200, "1")) > 20
     assert clients.answers.total() <= 3 * CLIENTS, clients.bad[:3]
+    assert ask(agent).status_code == 200, "the next router is there"
     with load(agent, "scaled", body=BODY) as clients:
         router = agent.child("serving.router")
         router.terminate()
