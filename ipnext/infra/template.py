@@ -188,6 +188,7 @@ class Template:
 
     async def _reap(self) -> None:
         while True:
+            more = False
             with suppress(OSError):
                 more = self._orphans.look()
             await asyncio.sleep(LOOK_AGAIN_SECONDS if more else LOOK_SECONDS)

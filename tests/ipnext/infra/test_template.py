@@ -1,5 +1,6 @@
 """Hosts that are forked from the agent's template live and end as those that are started afresh, and survive it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.template import Template
 from tests.processes import command_line, gone, runs
 
 HERE = str(Path(__file__).parent)
@@ -227,3 +230,23 @@ def test_another_environment_needs_another_interpreter(tmp_path):
     same, other = (json.loads((tmp_path / name).read_text()) for name in ("same", "other"))
     assert (same["forked"], same["omp"]) == (True, "1")
     assert (other["forked"], other["omp"]) == (False, "7")
+
+
+async def test_a_look_for_orphans_that_fails_is_not_the_last(tmp_path):
+    template, again = Template([], log_file=tmp_path / "log", environment={}, settings=AgentSettings()), asyncio.Event()
+
+    class Failing:
+        looks = 0
+
+        def look(self):
+            self.looks += 1
+            if self.looks == 1:
+                raise OSError
+            again.set()
+            return False
+
+    template._orphans = Failing()
+    reaping = asyncio.create_task(template._reap())
+    async with asyncio.timeout(30):
+        await again.wait()
+    reaping.cancel()
