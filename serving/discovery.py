@@ -1,5 +1,6 @@
 """What a client may ask of the router besides inference: what is served, how often it was asked, what there is not."""
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
 from serving.tallies import CONTENT_TYPE
 
+FOLLOWED_SECONDS: Final = 3.0
+"""An agent asks for the state every half second."""
 _LIFECYCLE: Final = "models come and go by `ipnext publish`, `rollback` and `delete`"
 _BINARY: Final = "send tensors as binary data"
 _UNSUPPORTED: Final[Mapping[str, str]] = {
@@ -58,6 +61,12 @@ class Discovery:
         self._metrics = metrics
         self._engines = engines
         self._draining = draining
+        self._asked_at = -FOLLOWED_SECONDS
+
+    @property
+    def followed(self) -> bool:
+        """Whether an agent asks for the state: it did a moment ago."""
+        return time.monotonic() - self._asked_at < FOLLOWED_SECONDS
 
     def answer(self, request: Request, steps: list[str]) -> Response | Awaitable[Response]:
         """Route a request whose path has these steps. NotFound, or InvalidInput for what V2 has and this router has not."""
@@ -87,14 +96,18 @@ class Discovery:
                 ready = follower.found and not self._draining()
                 return json_response({"ready": ready}, 200 if ready else 503)
             case "control/state":
-                return json_response(self._state())
+                self._asked_at = time.monotonic()
+                return self.state()
             case "metrics":
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
         raise not_found(request)
 
-    def _state(self) -> RouterState:
+    def state(self) -> Response:
+        """What `GET /control/state` answers."""
         revision, traffic = self._follower.routes.revision, self._metrics.traffic
-        return RouterState(revision=revision, traffic=traffic, engines=self._engines(), draining=self._draining())
+        return json_response(
+            RouterState(revision=revision, traffic=traffic, engines=self._engines(), draining=self._draining())
+        )
 
     async def _about_model(self, request: Request, model: str, pin: str | None, rest: list[str]) -> Response:
         routes = self._follower.routes.model(model)

@@ -8,6 +8,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,8 +56,10 @@ from serving.walking import ATTEMPTS
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 DRAIN_POLL_SECONDS: Final = 0.02
-REPLACED_SECONDS: Final = 2
+REPLACED_SECONDS: Final = 1
 """The next router is there by then, as a rule; a gateway tries some times more."""
+HANDOVER_SECONDS: Final = 10.0
+"""An agent that follows this router has started the next one by then, or will not."""
 _FOREVER: Final = 1e9
 
 T = TypeVar("T")
@@ -101,6 +104,7 @@ class Router:
         """Those that serve by themselves; whoever follows the table tells which there are."""
         self.draining = False
         """Whether it is about to end."""
+        self._let_go = asyncio.Event()
         self._discovery = Discovery(
             follower,
             hosts,
@@ -121,6 +125,8 @@ class Router:
     def handle(self, request: Request) -> Response | Awaitable[Answer]:
         """Route one request."""
         steps = request.path.strip("/").split("/")
+        if request.method == "POST" and steps == ["control", "drain"]:
+            return self._drain()
         if self.draining and request.method == "POST":
             return self._turned_away(steps[0])
         match request.method, steps:
@@ -133,11 +139,24 @@ class Router:
         return self._discovery.answer(request, steps)
 
     async def drained(self) -> None:
-        """Take nothing new. Returns once nothing is under way, or once every model with requests under way has had its drain."""
+        """Take nothing new. Returns once nothing is under way, or once every model with requests under way has had its drain.
+
+        An agent that follows this router is waited for first: it says when requests go to the next one. Until then they
+        are turned away, which costs them a moment; a port that nobody listens at could cost them their answer.
+        """
         self.draining = True
+        if self._discovery.followed:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._let_go.wait(), HANDOVER_SECONDS)
         began, limits = time.monotonic(), {name: m.drain_seconds for name, m in self._follower.routes.models.items()}
         while any(time.monotonic() - began < limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way):  # noqa: ASYNC110  # asked once, at the end
             await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    def _drain(self) -> Response:
+        """The agent says that nothing is sent here any more."""
+        self.draining = True
+        self._let_go.set()
+        return self._discovery.state()
 
     def _turned_away(self, root: str) -> Response:
         """Nothing of the request was looked at: the gateway asks the next router."""

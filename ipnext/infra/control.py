@@ -31,7 +31,7 @@ class Control:
         await self.call("PUT", f"{url}/control/holds", holds.model_dump_json())
 
     async def drain(self, url: str) -> None:
-        """Tell a host to take no new requests."""
+        """Tell a host or a router that it gets no new requests."""
         await self.call("POST", f"{url}/control/drain")
 
     async def call(self, method: str, url: str, body: str | None = None) -> bytes:

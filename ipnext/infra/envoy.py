@@ -26,6 +26,8 @@ STREAM_IDLE_SECONDS = 660.0
 """An OpenAI request in which nothing comes or goes for so long is ended, if nothing else is said."""
 NAMED_LIMIT = 20
 """Error texts name so many known models or generations: Envoy limits a direct answer to 4 KiB."""
+CONNECT_RETRIES = 8
+"""Where nobody listens: some three seconds in all, mostly, in which a router that was killed is back."""
 MANY = 1_000_000
 """Above any number of requests that reach one gateway: the router does the limiting."""
 UPSTREAM_IDLE_SECONDS = 2
@@ -214,7 +216,7 @@ def _action(gateway: Gateway, cluster: str | None) -> Json:
     retry = {
         "retry_on": "connect-failure,refused-stream,retriable-headers",
         "retriable_headers": [{"name": REFUSED_HEADER, "present_match": True}],
-        "num_retries": 5,
+        "num_retries": CONNECT_RETRIES,
         "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
         "rate_limited_retry_back_off": {
             "reset_headers": [{"name": REFUSED_HEADER, "format": "SECONDS"}],

@@ -34,7 +34,7 @@ class Region:
         self._peers = peers
         self._wanted = WantedState(site.directory / "wanted")
         control = Control(site.session, probe_seconds=site.settings.probe_seconds)
-        self._router = RouterProcess(site, control, on_change=self._router_changed)
+        self._router = RouterProcess(site, control, on_change=self._router_changed, moved=self._router_moved)
         self._envoy = EnvoyProcess(site, control)
         self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
         self._lives: set[asyncio.Task[None]] = set()
@@ -227,6 +227,10 @@ class Region:
         """It may have come up on another port."""
         with suppress(OSError):  # repeated soon
             self._publish_gateway()
+
+    async def _router_moved(self) -> None:
+        """Return once Envoy points to where the router is now."""
+        await self._envoy.confirmed(self._publish_gateway())
 
     async def _look_around(self) -> None:
         """Now and then: follow the peers file, repeat what a full disk prevented, sweep the cache and the logs."""

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ipnext.errors import Unavailable
@@ -54,6 +55,12 @@ class RouterInstance:
         if pid == self.child.pid:
             self.state = state
             self._answered_at = time.monotonic()
+
+    async def let_go(self) -> None:
+        """Say that nothing is sent to it any more: it may end. One that gives no answer has nothing to finish."""
+        if self.child.pid is not None:
+            with suppress(Unavailable):
+                await self._control.drain(f"http://{LOOPBACK}:{self.port}")
 
     def _not_answered(self) -> None:
         settings = self._site.settings

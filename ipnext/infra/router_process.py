@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -23,19 +24,25 @@ CONFIRM_POLL_SECONDS = 0.02
 class RouterProcess:
     """Writes the router's table and follows its state.
 
-    A router that says that it is about to end (somebody sent it SIGTERM) finishes what it has beside the next one.
+    A router that says that it is about to end (somebody sent it SIGTERM) turns requests away until Envoy points to the next
+    one, and finishes what it has beside it.
     """
 
-    def __init__(self, site: Site, control: Control, *, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, site: Site, control: Control, *, on_change: Callable[[], None], moved: Callable[[], Awaitable[None]]
+    ) -> None:
+        """`on_change`: the router may be elsewhere. `moved`: returns once Envoy points to it; Unavailable where it takes too long."""
         self._site = site
         self._control = control
         self._file = site.directory / "router.json"
         self._table = _read(self._file, site.region)
         self._pulse = Pulse()
         self._on_change = on_change
+        self._moved = moved
         self._now = self._asked = self._next()
         self._leaving: dict[asyncio.Task[None], RouterInstance] = {}
         self._task: asyncio.Task[None] | None = None
+        self._handover: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
@@ -65,8 +72,10 @@ class RouterProcess:
 
     async def stop(self) -> None:
         """End the process."""
-        if self._task:
-            self._task.cancel()
+        for task in (self._task, self._handover):
+            if task:
+                task.cancel()
+        await asyncio.gather(*(one.let_go() for one in self._all))
         await asyncio.gather(*(one.child.stop(self._site.settings.grace_seconds) for one in self._all))
 
     def publish(self, models: tuple[RoutedModel, ...]) -> int:
@@ -143,6 +152,15 @@ class RouterProcess:
         if self._asked is not self._now and self._now.state is not None:
             self._asked = self._now
             self._on_change()
+            self._handover = asyncio.create_task(self._hand_over(), name="let a router go")
+
+    async def _hand_over(self) -> None:
+        """Routers that are about to end may go once requests go to the next one, those too that were just on their way."""
+        leaving = tuple(self._leaving.values())
+        with suppress(Unavailable, OSError):
+            await self._moved()
+        await asyncio.sleep(self._site.settings.settle_seconds)
+        await asyncio.gather(*(one.let_go() for one in leaving))
 
     def _replace(self) -> None:
         """Start another one on another port. The one there is ends once it has finished what it has."""

@@ -70,6 +70,17 @@ CLIENTS = 3
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}]}
 
 
+def serving_agent(new_agent, publish, store, *, replicas=1, **settings):
+    """A real agent that answers as generation 1."""
+    agent = new_agent(artifacts=store.uri, real=True, **settings).start()
+    for part in ("first", "second"):
+        agent.infra.apply(deployment(part, publish(part, 1, 2), replicas=replicas))
+    for part in ("first", "second"):
+        agent.await_ready(deployment(part).key, 1, replicas=replicas)
+    agent.infra.route(table(1, 1, served=[1]))
+    return agent
+
+
 def ask(agent, **headers):
     return agent.client.post(f"{agent.gateway}/v2/models/scaled/infer", json=BODY, headers=headers)
 
@@ -119,13 +130,8 @@ def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publi
 
 
 def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new_agent, publish, store, load):
-    """A host costs no request; the router costs those that it has, and Envoy waits for it with the others. One that is told to end costs none."""
-    agent = new_agent(artifacts=store.uri, real=True).start()
-    for part in ("first", "second"):
-        agent.infra.apply(deployment(part, publish(part, 1, 2), replicas=2))
-    for part in ("first", "second"):
-        agent.await_ready(deployment(part).key, 1, replicas=2)
-    agent.infra.route(table(1, 1, served=[1]))
+    """A host costs no request; the router costs those that it has, and Envoy waits for it with the others."""
+    agent = serving_agent(new_agent, publish, store, replicas=2)
     with load(agent, "scaled", body=BODY) as clients:
         for part in ("first", "second"):
             victim = agent.replicas(deployment(part).key)[0]
@@ -139,7 +145,14 @@ def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new
         router.wait(10)
     assert clients.answers.pop((200, "1")) > 20
     assert clients.answers.total() <= 3 * CLIENTS, clients.bad[:3]
-    assert ask(agent).status_code == 200, "the next router is there"
+    assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0], "the next router is there"
+
+
+@pytest.mark.parametrize("template", [pytest.param(None, id="forked"), pytest.param("[]", id="started slowly")])
+def test_a_router_that_is_told_to_end_under_load_costs_no_request(new_agent, publish, store, load, template):
+    """It turns requests away, which Envoy brings to the next one, until they go there by themselves."""
+    environment = {} if template is None else {"IPNEXT_AGENT_TEMPLATE": template}
+    agent = serving_agent(new_agent, publish, store, environment=environment)
     with load(agent, "scaled", body=BODY) as clients:
         router = agent.child("serving.router")
         router.terminate()

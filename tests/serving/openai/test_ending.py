@@ -84,11 +84,11 @@ async def test_what_comes_meanwhile_is_told_to_ask_another_router(router, client
     ready = await client.get(f"{url}/v2/health/ready")
     assert (ready.status_code, ready.json()) == (503, {"ready": False})
     refused = await client.post(url + CHAT, json=ask(2))
-    assert (refused.status_code, refused.headers["x-ipnext-refused"]) == (503, "2")
+    assert (refused.status_code, refused.headers["x-ipnext-refused"]) == (503, "1")
     assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
     assert refused.json()["error"]["type"] == "ServiceUnavailableError"
     other = await client.post(f"{url}/v2/models/llm/infer", json={"inputs": []})
-    assert (other.status_code, other.headers["x-ipnext-refused"]) == (503, "2")
+    assert (other.status_code, other.headers["x-ipnext-refused"]) == (503, "1")
     assert "takes nothing new" in other.json()["error"]
     [count] = (await state(client, url))["traffic"]
     assert (count["in_flight"], count["requests"]) == (1, 0), "what it refused unread counts for nobody"
@@ -121,4 +121,19 @@ async def test_a_second_signal_ends_it_at_once(router, client):
 async def test_without_a_request_under_way_it_ends_at_once(router):
     _, process = router
     process.send_signal(signal.SIGTERM)
+    assert await ended(process) == 0
+
+
+async def test_one_that_an_agent_follows_stays_and_turns_away_until_the_agent_lets_it_go(router, client):
+    url, process = router
+    await state(client, url)  # as an agent asks all the time
+    process.send_signal(signal.SIGTERM)
+    await draining(client, url)
+    for _ in range(3):
+        await asyncio.sleep(0.2)
+        answer = await client.post(url + CHAT, json=ask(3))
+        assert answer.status_code == 503
+        assert int(answer.headers["x-ipnext-refused"]) >= 1
+    assert process.poll() is None
+    assert (await client.post(f"{url}/control/drain")).json()["draining"]
     assert await ended(process) == 0
