@@ -9,6 +9,8 @@ from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflow
 from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 with workflow.unsafe.imports_passed_through():
+    from ipnext import names
+    from ipnext.model.lifecycle import ChangeState, LifecycleResult
     from ipnext.model.status import Reason, reason_of
 
 A = TypeVar("A")
@@ -44,6 +46,17 @@ def last_words(error: ActivityError) -> str | None:
     elif error.retry_state is not RetryState.TIMEOUT:
         return None
     return said.message if isinstance(said, ApplicationError) else None
+
+
+def stopped(generation: int | None, why: str | None, *, moving: bool) -> LifecycleResult:
+    """How a change ends whose run was told to end, before its traffic moved or once it was `moving`. `why`: None where nobody said."""
+    why = why or "it was cancelled"
+    if why.startswith(names.ABORTED):
+        state = ChangeState.ROLLED_BACK if moving else ChangeState.REFUSED
+        return LifecycleResult(state=state, generation=generation, reason=Reason.ABORTED, message=why)
+    state = ChangeState.ROLLED_BACK if moving else ChangeState.SUPERSEDED
+    reason = Reason.ROLLED_BACK if moving else Reason.SUPERSEDED
+    return LifecycleResult(state=state, generation=generation, reason=reason, message=f"stopped: {why}")
 
 
 async def to_the_end(work: Coroutine[Any, Any, A]) -> A:

@@ -41,8 +41,8 @@ class Held:
         self._serving = input.serving_generation
         self._running: QueuedChange | None = None
         self._child: Child | None = None
-        self._aborted: tuple[str, str] | None = None
-        """The change whose run was aborted last, and by whom and why: a run that had not begun can't record it."""
+        self._stopped: tuple[str, str] | None = None
+        """The change whose run was told to end last, and why: a run that had not begun can't record it."""
         self._held = input.held
         self._turned = input.turned
         """How many runs in a row gave way to a newer one."""
@@ -80,8 +80,7 @@ class Held:
         if running is None or child is None:
             msg = f"nothing of {self._model} runs: there is nothing to abort"
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
-        self._aborted = running.id, f"{names.ABORTED}{asked.text}"
-        child.cancel(self._aborted[1])
+        self._stop(running, child, f"{names.ABORTED}{asked.text}")
         return self._answer(ControlAction.ABORT, f"{running.kind} {running.id} is aborted {asked.text}")
 
     @abort_run.validator
@@ -134,7 +133,11 @@ class Held:
 
     def _stop_running_for(self, change: QueuedChange) -> None:
         if self._child is not None and self._running is not None and stops(change, self._running):
-            self._child.cancel(f"{change.kind} {change.id} was asked")
+            self._stop(self._running, self._child, f"{change.kind} {change.id} was asked")
+
+    def _stop(self, running: QueuedChange, child: Child, why: str) -> None:
+        self._stopped = running.id, why
+        child.cancel(why)
 
     def _show(self) -> None:
         """The state for the Web UI."""

@@ -40,7 +40,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from ipnext.model.status import Reason
     from workflows import policies
-    from workflows.failing import explained, last_words, to_the_end
+    from workflows.failing import explained, last_words, stopped, to_the_end
     from workflows.freezing import Thaw
     from workflows.ordering import URGENT
     from workflows.policies import perform
@@ -340,13 +340,7 @@ class LifecycleWorkflow:
         return LifecycleResult(state=state, generation=generation, reason=reason, message=message)
 
     def _stopped(self, begun: ChangeBegun) -> LifecycleResult:
-        why = workflow.cancellation_reason() or "it was cancelled"
-        if why.startswith(names.ABORTED):
-            state = ChangeState.ROLLED_BACK if self._moving else ChangeState.REFUSED
-            return LifecycleResult(state=state, generation=begun.generation, reason=Reason.ABORTED, message=why)
-        state = ChangeState.ROLLED_BACK if self._moving else ChangeState.SUPERSEDED
-        reason = Reason.ROLLED_BACK if self._moving else Reason.SUPERSEDED
-        return LifecycleResult(state=state, generation=begun.generation, reason=reason, message=f"stopped: {why}")
+        return stopped(begun.generation, workflow.cancellation_reason(), moving=self._moving)
 
     def _progress(self) -> ProgressInput:
         change = self._input.change

@@ -34,7 +34,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from ipnext.model.status import Reason
     from workflows import policies
-    from workflows.failing import explained
+    from workflows.failing import explained, stopped
     from workflows.held import ROLLS_OUT, Held, of_generation
     from workflows.ordering import URGENT, Superseded, enqueue
     from workflows.policies import perform
@@ -160,15 +160,15 @@ class ModelWorkflow(Held):
             return await self._record_failure(change, error)
 
     async def _record_failure(self, change: QueuedChange, error: BaseException) -> LifecycleResult:
-        """A run that could not record its own end (a bug, a terminated run): the entity does it."""
-        reason, message = Reason.INTERNAL_ERROR, "the run was cancelled before it began"
+        """A run that could not record its own end (a bug, terminated, told to end before it began): the entity does it."""
         if isinstance(error, ChildWorkflowError) and not is_cancelled_exception(error):
             reason, message = explained(error)
-        elif self._aborted is not None and self._aborted[0] == change.id:
-            reason, message = Reason.ABORTED, self._aborted[1]
-        result = LifecycleResult(
-            state=ChangeState.ROLLED_BACK, generation=change.generation, reason=reason, message=message
-        )
+            result = LifecycleResult(
+                state=ChangeState.ROLLED_BACK, generation=change.generation, reason=reason, message=message
+            )
+        else:
+            meant, why = self._stopped or (None, None)
+            result = stopped(change.generation, why if meant == change.id else None, moving=False)
         record = RecordInput(
             model=self._model,
             change_id=change.id,

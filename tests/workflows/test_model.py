@@ -1,14 +1,32 @@
 """The entity: order of changes, newest wins, rollback during a rollout, survival of what its children do."""
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
+from temporalio import activity, workflow
 from temporalio.client import WorkflowUpdateFailedError
+from temporalio.worker import Worker
 
 from ipnext import names
 from ipnext.errors import InvalidInput
-from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityState
+from ipnext.model.controls import ControlAnswer, ControlAsked
+from ipnext.model.lifecycle import (
+    ChangeAccepted,
+    ChangeKind,
+    ChangeState,
+    Done,
+    LifecycleInput,
+    LifecycleResult,
+    ModelEntityInput,
+    ModelEntityState,
+    QueuedChange,
+    RecordInput,
+)
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import Reason
 from ipnext.temporal import submit_change
+from workflows.model import ModelWorkflow
 
 pytestmark = pytest.mark.usefixtures("workers")
 
@@ -96,3 +114,64 @@ async def test_a_change_that_can_never_run_is_refused_at_the_door(house, model, 
         await submit_change(client, change)
 
     assert isinstance(caught.value.__cause__, WorkflowUpdateFailedError)
+
+
+@workflow.defn(name=names.LIFECYCLE_WORKFLOW)
+class EndsUnheard:
+    """A run that is told to end before its first step: nothing of ours runs in it."""
+
+    @workflow.run
+    async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002
+        await workflow.wait_condition(lambda: False)
+        raise AssertionError(input)
+
+
+@pytest.fixture
+async def ends_unheard(client, model):
+    """A submission to an entity whose runs end so, and what the entity writes down of them."""
+    recorded, queue = asyncio.Queue(), f"{model}-queue"
+
+    @activity.defn(name="finish_change")
+    async def finish_change(record: RecordInput) -> Done:
+        await recorded.put(record)
+        return Done()
+
+    async def submit(change):
+        await entity.execute_update(names.SUBMIT_CHANGE, change, result_type=ChangeAccepted)
+
+    async def abort(asked):
+        while True:  # until the entity knows of the run that it began
+            try:
+                return await entity.execute_update(names.ABORT_RUN, asked, result_type=ControlAnswer)
+            except WorkflowUpdateFailedError:
+                await asyncio.sleep(0.05)
+
+    workflows = [ModelWorkflow, EndsUnheard]
+    async with Worker(client, task_queue=queue, workflows=workflows, activities=[finish_change]):
+        entity = await client.start_workflow(
+            names.MODEL_WORKFLOW, ModelEntityInput(model=model), id=f"{model}-unheard", task_queue=queue
+        )
+        yield SimpleNamespace(submit=submit, abort=abort, recorded=recorded)
+        await entity.terminate()
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"), [(ChangeState.REFUSED, Reason.ABORTED), (ChangeState.SUPERSEDED, Reason.SUPERSEDED)]
+)
+async def test_a_run_that_is_told_to_end_before_it_has_begun_ends_for_the_reason_it_was_told(
+    ends_unheard, state, reason
+):
+    one, back = (
+        QueuedChange(id="one", kind=ChangeKind.PUBLISH, sequence=1, generation=1),
+        QueuedChange(id="back", kind=ChangeKind.ROLLBACK, sequence=2, generation=1),
+    )
+    await ends_unheard.submit(one)
+    if reason is Reason.ABORTED:
+        await ends_unheard.abort(ControlAsked(by="ann", reason="too early"))
+    else:
+        await ends_unheard.submit(back)
+
+    record = await asyncio.wait_for(ends_unheard.recorded.get(), 30)
+
+    assert (record.change_id, record.result.state, record.result.reason) == ("one", state, reason)
+    assert ("ann" if reason is Reason.ABORTED else "rollback back") in record.result.message
