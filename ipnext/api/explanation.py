@@ -25,7 +25,7 @@ from ipnext.api.status import (
     serving_troubles,
 )
 from ipnext.model.cause import STEPS, Cause, cause_in
-from ipnext.model.lifecycle import Change, ChangeState, ValidationReport
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, ValidationReport
 from ipnext.model.resource import Explanation, ExplanationStep
 from ipnext.model.status import Condition, ConditionType, Reason
 from ipnext.store.records import TransitionRecord
@@ -72,6 +72,12 @@ ADVICE: Mapping[Reason, str] = {
 }
 """What a person does about each reason. docs/reference/reasons.md carries the same sentences."""
 
+ADVICE_FOR_MOVES: Mapping[Reason, str] = {
+    Reason.ABORTED: "A person stopped the move; the model serves where it did. `ipnext replan`, or the drain asked for again, plans anew.",
+    Reason.ROLLED_BACK: "The move went back; the model serves where it did. See `ipnext events MODEL` for why; the next replan tries again.",
+}
+"""The same where a plan wanted the model elsewhere: nothing is to be published."""
+
 
 def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Explanation:
     """Explain a model by what the store tells of its newest change."""
@@ -112,7 +118,9 @@ def explain(
     if change is not None and not message:
         message = next((f"{wave.state}: {wave.message}" for wave in waves), f"the change is {change.state.value}")
     refused = report if failed and change is not None and change.state is ChangeState.REFUSED else None
-    advice = ADVICE[reason].replace("MODEL", facts.record.name)
+    moves = change is not None and change.kind is ChangeKind.MOVE
+    advice = (ADVICE_FOR_MOVES.get(reason) if moves else None) or ADVICE[reason]
+    advice = advice.replace("MODEL", facts.record.name)
     chain = [
         deployment_step(facts, ready),
         *change_steps(change),

@@ -8,7 +8,7 @@ import pytest
 from ipnext import errors
 from ipnext.api.app import create_app
 from ipnext.api.errors import HTTP_CODES
-from ipnext.api.explanation import ADVICE
+from ipnext.api.explanation import ADVICE, ADVICE_FOR_MOVES
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.cli.app import MODULES
@@ -64,6 +64,7 @@ def test_every_reason_has_a_heading_with_its_advice():
     assert headings("reasons.md", 2) == [reason.value for reason in Reason]
     for reason in Reason:
         assert ADVICE[reason] in text_of("reasons.md")
+        assert ADVICE_FOR_MOVES.get(reason, "") in text_of("reasons.md")
     for condition in ConditionType:
         assert f"`{condition.value}`" in text_of("reasons.md")
 

@@ -16,7 +16,7 @@ from ipnext.model.deployment import (
     RouteTable,
     ServedGeneration,
 )
-from ipnext.model.lifecycle import ChangeState
+from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.starting import EngineStart
 from ipnext.model.status import Reason
@@ -103,6 +103,18 @@ async def test_while_traffic_moves_the_wave_is_told(applied):
         unit.advance_transition("t2", waves_done=2, state=TransitionState.DONE)
     answer, steps = await explained(applied)
     assert ("step" in steps, answer["message"]) == (False, "the change is running")
+
+
+async def test_a_move_that_a_person_stopped_asks_for_no_publish(applied):
+    await serving(applied)
+    applied.rooms.adopt_plan()
+    with applied.rooms.store.begin() as unit:
+        move = unit.add_change("ranker", ChangeKind.MOVE, change_id="away", plan_id="plan-1")
+        unit.update_change(move.id, state=ChangeState.ROLLED_BACK, reason=Reason.ABORTED, message="aborted by ann")
+    answer, _ = await explained(applied)
+    assert (answer["reason"], answer["ready"]) == ("Aborted", True)
+    assert "ipnext replan" in answer["advice"]
+    assert "ublish" not in answer["advice"]
 
 
 async def test_one_lost_replica_is_missing_capacity_but_the_model_is_ready(applied):
