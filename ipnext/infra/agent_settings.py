@@ -68,7 +68,7 @@ class AgentSettings(BaseSettings):
     log_keep_bytes: int = Field(default=512 * 2**20, gt=0)
     """Of all logs of the region together. Beyond it those of processes that have ended go, the oldest first."""
     log_limit_bytes: int = Field(default=16 * 2**20, gt=0)
-    """A process that runs has its log put aside, in place of the one that was put aside before, when it is longer."""
+    """A longer log is put aside, in place of the one that was put aside before: while its process runs, and at a start."""
     log_look_seconds: float = Field(default=30.0, gt=0)
     """Time between two looks at the logs; by so much that is written meanwhile they may be longer."""
 

@@ -14,8 +14,6 @@ import structlog
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.spawning import Running, Spawn, fresh
 
-LOG_LIMIT_BYTES = 16 * 2**20
-"""A longer log is put aside at the next start; one former log is kept."""
 TAIL_LINES = 5
 TAIL_BYTES = 4096
 
@@ -125,7 +123,7 @@ class ChildProcess:
 
     async def _spawn(self) -> Running:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        if self._log_file.exists() and self._log_file.stat().st_size > LOG_LIMIT_BYTES:
+        if self._log_file.exists() and self._log_file.stat().st_size > self._settings.log_limit_bytes:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))
         with self._log_file.open("ab") as log:
             return await self._spawn_process(self._command(), self._environment, log)

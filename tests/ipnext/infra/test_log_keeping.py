@@ -1,5 +1,6 @@
 """Logs are kept for a while, and never grow without end; those that a process writes stay, and go on."""
 
+import asyncio
 import errno
 import os
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from ipnext.infra import log_keeping
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.log_keeping import LogKeeping, LogLimits, put_aside
 from ipnext.infra.logs import read_logs
 from ipnext.model.logs import LogQuery
@@ -221,3 +224,22 @@ def test_an_agent_looks_after_the_logs_of_its_region(new_agent, builder, poll):
     poll(lambda: own.stat().st_size < 500, "the log of a replica that runs is cut")
     assert "much" in (logs / f"{own.name}.1").read_text()
     assert agent.replicas(model.key())[0].pid == replica.pid
+
+
+async def test_a_log_beyond_the_limit_is_put_aside_at_a_start_too(tmp_path):
+    log = tmp_path / "host.log"
+    log.write_text("much\n" * 200)
+    child = ChildProcess(
+        "host",
+        lambda: [sys.executable, "-c", "import time; print('hello', flush=True); time.sleep(60)"],
+        log_file=log,
+        environment=os.environ,
+        settings=AgentSettings(log_limit_bytes=500),
+        on_change=lambda: None,
+    )
+    child.start()
+    async with asyncio.timeout(30):
+        while not log.exists() or log.read_text() != "hello\n":  # noqa: ASYNC110 - another process writes
+            await asyncio.sleep(0.02)
+    await child.stop(5)
+    assert "much" in (tmp_path / "host.log.1").read_text()
