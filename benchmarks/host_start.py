@@ -1,11 +1,11 @@
-"""What it takes to start a torch host: forked from an agent's template, beside a fresh interpreter.
+"""What it takes to start a torch host: forked by the agent's fork server, beside a fresh interpreter.
 
     python benchmarks/host_start.py          (--rounds 7 --hosts 4 --json out.json --docs docs/benchmarks.md)
 
 This process stands in for the agent. In turns a host is started both ways, told to hold a small snapshot, and ended; the
 baseline is the fresh interpreter of the same round. `answers` is from the start to the first answer of its HTTP server,
-`serves` to the snapshot being ready. Processor time is the host's and that of what it starts, up to `serves`; the template's own part of a
-fork is in it. Memory is the proportional set size of `--hosts` hosts with the snapshot, and of the template.
+`serves` to the snapshot being ready. Processor time is the host's and that of what it starts, up to `serves`; the fork server's own part of a
+fork is in it. Memory is the proportional set size of `--hosts` hosts with the snapshot, and of the fork server.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import Unavailable
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.control import Control
+from ipnext.infra.fork_server import ForkServer
 from ipnext.infra.ports import LOOPBACK, PortBook
 from ipnext.infra.spawning import Running, Spawn, fresh
-from ipnext.infra.template import Template
 from ipnext.model.deployment import HostedSnapshot, HostHolds
 from serving.export import export_model
 
@@ -121,32 +121,35 @@ def pss(pids: Sequence[int]) -> float:
 async def measure(arguments: argparse.Namespace, place: Path) -> dict[str, object]:
     """All rounds, then the memory of several hosts."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    template = Template(
-        AgentSettings().template, log_file=place / "template.log", environment=environment, settings=AgentSettings()
+    server = ForkServer(
+        AgentSettings().fork_server,
+        log_file=place / "fork-server.log",
+        environment=environment,
+        settings=AgentSettings(),
     )
-    template.start()
+    server.start()
     began = time.perf_counter()
-    while not template.ready:  # noqa: ASYNC110 - it tells nobody else
+    while not server.ready:  # noqa: ASYNC110 - it tells nobody else
         await asyncio.sleep(POLL_SECONDS)
-    own = psutil.Process(template.pid)
-    template_ready = {"wall": time.perf_counter() - began, "cpu": spent(own)}
+    own = psutil.Process(server.pid)
+    server_ready = {"wall": time.perf_counter() - began, "cpu": spent(own)}
     async with aiohttp.ClientSession(trust_env=False) as session:
         bench = Bench(place, Control(session, probe_seconds=5), environment)
         found: dict[str, list[Figures]] = {"forked": [], "fresh": []}
         memory = {}
         for number in range(arguments.rounds):
-            for way, spawn in (("forked", template.spawn), ("fresh", fresh)):
+            for way, spawn in (("forked", server.spawn), ("fresh", fresh)):
                 before = spent(own)
                 process, figures = await bench.start(spawn, f"{way}{number}")
                 found[way].append({**figures, "cpu": figures["cpu"] + spent(own) - before})
                 await end(process)
         alone = pss([own.pid])
-        for way, spawn in (("forked", template.spawn), ("fresh", fresh)):
+        for way, spawn in (("forked", server.spawn), ("fresh", fresh)):
             hosts = [(await bench.start(spawn, f"{way}-m{n}"))[0] for n in range(arguments.hosts)]
             memory[way] = pss([h.pid for h in hosts] + ([own.pid] if way == "forked" else []))
             for host in hosts:
                 await end(host)
-    await template.stop(5)
+    await server.stop(5)
     medians = {way: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for way, rows in found.items()}
     ratios = {
         k: statistics.median(a[k] / b[k] for a, b in zip(found["forked"], found["fresh"], strict=True))
@@ -156,11 +159,11 @@ async def measure(arguments: argparse.Namespace, place: Path) -> dict[str, objec
     return {
         "rounds": arguments.rounds,
         "hosts": arguments.hosts,
-        "template": template_ready,
+        "fork_server": server_ready,
         "median": medians,
         "least": least,
         "ratio": ratios,
-        "pss_bytes": {**memory, "template_alone": alone},
+        "pss_bytes": {**memory, "server_alone": alone},
         "each": found,
     }
 
@@ -202,7 +205,7 @@ def main() -> None:
     for line in rows(found):
         table.add_row(*line)
     Console().print(table)
-    Console().print({key: found[key] for key in ("template", "pss_bytes")})
+    Console().print({key: found[key] for key in ("fork_server", "pss_bytes")})
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1))
     if arguments.docs:

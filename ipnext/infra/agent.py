@@ -21,11 +21,11 @@ from aiohttp import web
 from ipnext.errors import Conflict, IPnextError
 from ipnext.infra.agent_app import agent_app
 from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.fork_server import ForkServer
 from ipnext.infra.peers import PeersFile
 from ipnext.infra.ports import LOOPBACK, PortBook
 from ipnext.infra.region import Region
 from ipnext.infra.site import Site
-from ipnext.infra.template import Template
 
 GATEWAY_PORT_NAME = "gateway"
 
@@ -65,26 +65,28 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, signalled)
     async with aiohttp.ClientSession(trust_env=False) as session:
         site = _site(arguments, settings, session)
-        template = Template(
-            _forked(settings), log_file=site.log_file("template"), environment=site.environment(), settings=settings
+        server = ForkServer(
+            _forked(settings), log_file=site.log_file("fork-server"), environment=site.environment(), settings=settings
         )
-        region = Region(replace(site, spawn=template.spawn), PeersFile(arguments.peers))
+        region = Region(replace(site, spawn=server.spawn), PeersFile(arguments.peers))
         runner = web.AppRunner(agent_app(region, region_name=arguments.region), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, LOOPBACK, arguments.port, shutdown_timeout=1.0).start()
         region.start()
-        template.start()
+        server.start()
         structlog.get_logger().info("agent runs", region=arguments.region, port=arguments.port)
         await ended.wait()
         await runner.cleanup()
         await region.stop(hurry)
-        await template.stop(settings.grace_seconds)
+        await server.stop(settings.grace_seconds)
 
 
 def _forked(settings: AgentSettings) -> list[str]:
-    """Those modules of the template that a command of this agent runs."""
+    """Those modules of the fork server that a command of this agent runs."""
     commands = (settings.host_command, settings.router_command)
-    return [module for module in settings.template if any(part[:3] == ("{python}", "-m", module) for part in commands)]
+    return [
+        module for module in settings.fork_server if any(part[:3] == ("{python}", "-m", module) for part in commands)
+    ]
 
 
 def _site(arguments: AgentArguments, settings: AgentSettings, session: aiohttp.ClientSession) -> Site:

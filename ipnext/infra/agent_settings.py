@@ -25,7 +25,7 @@ class AgentSettings(BaseSettings):
     """The same for a part of engine `vllm`."""
     router_command: tuple[str, ...] = ROUTER_COMMAND
     """Starts the router. Fields: python, port, region, table."""
-    template: tuple[str, ...] = ("serving.host", "serving.router")
+    fork_server: tuple[str, ...] = ("serving.host", "serving.router")
     """Modules that one process of the agent imports once, so that `python -m MODULE` is a fork of it, which takes a fraction of
     the time. Only the commands above that begin so are forked; with none of them here there is no such process."""
     s3_endpoint_url: str | None = Field(

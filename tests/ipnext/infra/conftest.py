@@ -22,7 +22,7 @@ from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, Rou
 from ipnext.model.registry import GraphNode, PartGraph
 
 HERE = Path(__file__).parent
-TEMPLATE = "ipnext.infra.template_process"
+FORK_SERVER = "ipnext.infra.fork_server_process"
 DEADLINE_SECONDS = 60.0
 STAND_INS = {
     "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
@@ -157,7 +157,7 @@ class RunningAgent:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def child(self, word):
-        """The child whose command line has this word, once it runs. The template names what it can become, and runs none of it."""
+        """The child whose command line has this word, once it runs. The fork server names what it can become, and runs none of it."""
         return until(lambda: next(iter(self._with(word)), None), f"a child with {word}")
 
     def _with(self, word):
@@ -165,7 +165,7 @@ class RunningAgent:
         for child in self.children():
             with suppress(psutil.NoSuchProcess):
                 words = child.cmdline()
-                if TEMPLATE in words and word not in TEMPLATE:
+                if FORK_SERVER in words and word not in FORK_SERVER:
                     continue
                 if any(word in part for part in words):
                     found.append(child)

@@ -1,4 +1,4 @@
-"""Hosts that are forked from the agent's template live and end as those that are started afresh, and survive it."""
+"""Hosts that are forked from the agent's fork server live and end as those that are started afresh, and survive it."""
 
 import asyncio
 import json
@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.template import Template
+from ipnext.infra.fork_server import ForkServer
 from tests.processes import command_line, gone, runs
 
 HERE = str(Path(__file__).parent)
 FORKABLE = {
     "PYTHONPATH": HERE,
-    "IPNEXT_AGENT_TEMPLATE": '["forkable_host"]',
+    "IPNEXT_AGENT_FORK_SERVER": '["forkable_host"]',
     "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
         [
             *("{python}", "-m", "forkable_host", "--port", "{port}", "--region", "{region}", "--id", "{id}"),
@@ -30,24 +30,26 @@ FORKABLE = {
 
 
 class Forking:
-    """An agent with a template, and what its hosts told of themselves."""
+    """An agent with a fork server, and what its hosts told of themselves."""
 
     def __init__(self, agent, builder, poll):
         self.agent, self.builder, self.poll = agent, builder, poll
 
-    def start(self, templates=1):
+    def start(self, servers=1):
         self.agent.start()
-        self.template_ready(templates)
+        self.server_ready(servers)
         return self
 
-    def template_ready(self, templates):
+    def server_ready(self, servers):
         """Once the agent has said so for the so-manieth time."""
         log = self.agent.state / "agent.log"
-        self.poll(lambda: log.read_text().count("template ready") >= templates, "the template is ready", log.read_text)
+        self.poll(
+            lambda: log.read_text().count("fork server ready") >= servers, "the fork server is ready", log.read_text
+        )
 
     @property
-    def template(self):
-        return self.agent.child("template_process")
+    def server(self):
+        return self.agent.child("fork_server_process")
 
     def apply(self, model, replicas=1):
         self.agent.infra.apply(self.builder(model).deployment({1: (1,)}, replicas=replicas))
@@ -80,7 +82,7 @@ def forking(new_agent, builder, poll):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, builder, poll, running_agent):
-    """For tests that leave agent and template running."""
+    """For tests that leave agent and fork server running."""
     agent = running_agent("eu", tmp_path_factory.mktemp("forking"), environment=FORKABLE)
     try:
         yield Forking(agent, builder, poll).start()
@@ -144,56 +146,56 @@ def test_what_a_killed_host_leaves_behind_ends_and_is_no_zombie(shared, poll):
     poll(lambda: not any(process.is_running() for process in family), "nothing is left, no zombie either")
 
 
-def test_hosts_outlive_the_template_and_another_one_takes_its_place(forking, poll):
+def test_hosts_outlive_the_fork_server_and_another_one_takes_its_place(forking, poll):
     run = forking().start()
     [first] = run.run("first")
-    former = run.template
+    former = run.server
     former.kill()
     [second] = run.run("second")
-    run.template_ready(2)
+    run.server_ready(2)
     [third] = run.run("third")
-    assert run.template.pid != former.pid
+    assert run.server.pid != former.pid
     assert run.replicas("first") == [first]
     assert runs(psutil.Process(second.pid))
     assert [run.told(name)[-1]["forked"] for name in ("first", "third")] == [True, True]
     assert third.restarts == 0
-    poll(lambda: not former.is_running(), "the template that was killed is no zombie")
+    poll(lambda: not former.is_running(), "the fork server that was killed is no zombie")
 
 
-def test_a_template_that_hangs_costs_no_host_and_makes_no_second_one(forking, poll):
+def test_a_fork_server_that_hangs_costs_no_host_and_makes_no_second_one(forking, poll):
     run = forking().start()
-    hanging = run.template
+    hanging = run.server
     hanging.send_signal(signal.SIGSTOP)
     [replica] = run.run("late")
     assert [one["forked"] for one in run.told("late")] == [False]
-    run.template_ready(2)
+    run.server_ready(2)
     poll(lambda: not hanging.is_running(), "it is gone")
     there = [p for p in run.agent.children() if "late.dense.cpu.0" in command_line(p) and runs(p)]
     assert [process.pid for process in there] == [replica.pid]
 
 
-def test_a_template_with_threads_forks_nothing(forking):
+def test_a_fork_server_with_threads_forks_nothing(forking):
     run = forking(FORKABLE_THREAD="1").start()
     run.run("careful")
     assert [one["forked"] for one in run.told("careful")] == [False]
     assert "2 threads run" in (run.agent.state / "agent.log").read_text()
 
 
-def test_a_template_that_cannot_import_costs_no_host(forking, poll):
+def test_a_fork_server_that_cannot_import_costs_no_host(forking, poll):
     run = forking(FORKABLE_BROKEN="1")
     run.agent.start()
-    log = run.agent.state / "logs" / "template.log"
-    poll(lambda: log.exists() and "broken on purpose" in log.read_text(), "the template ends")
+    log = run.agent.state / "logs" / "fork-server.log"
+    poll(lambda: log.exists() and "broken on purpose" in log.read_text(), "the fork server ends")
     run.run("stubborn")
     assert [one["forked"] for one in run.told("stubborn")] == [False]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_agent_takes_forked_hosts_and_template_along(forking, poll, number):
+def test_an_agent_takes_forked_hosts_and_fork_server_along(forking, poll, number):
     run = forking().start()
     run.run("last", replicas=2)
     children = run.agent.children()
-    assert len(children) == 5, [command_line(p) for p in children]  # two hosts, router, Envoy, template
+    assert len(children) == 5, [command_line(p) for p in children]  # two hosts, router, Envoy, fork server
     run.agent.process.send_signal(number)
     run.agent.process.wait(15)
     poll(lambda: gone(children), "all are gone", lambda: [command_line(p) for p in children if runs(p)])
@@ -205,20 +207,20 @@ OTHER_ENVIRONMENT = """
 import asyncio, os, sys
 from pathlib import Path
 from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.template import Template
+from ipnext.infra.fork_server import ForkServer
 
 async def main(place):
     environment = dict(os.environ)
-    template = Template(["forkable_host"], log_file=place / "template.log", environment=environment, settings=AgentSettings())
-    template.start()
-    while not template.ready:
+    server = ForkServer(["forkable_host"], log_file=place / "fork-server.log", environment=environment, settings=AgentSettings())
+    server.start()
+    while not server.ready:
         await asyncio.sleep(0.01)
     for name, more in (("same", {}), ("other", {"OMP_NUM_THREADS": "7"})):
         with (place / name).open("ab") as log:
             command = [sys.executable, "-m", "forkable_host", "--id", "ends-0.dense"]
-            process = await template.spawn(command, environment | more, log)
+            process = await server.spawn(command, environment | more, log)
         assert await process.wait() == 0
-    await template.stop(5)
+    await server.stop(5)
 
 asyncio.run(main(Path(sys.argv[1])))
 """
@@ -233,7 +235,7 @@ def test_another_environment_needs_another_interpreter(tmp_path):
 
 
 async def test_a_look_for_orphans_that_fails_is_not_the_last(tmp_path):
-    template, again = Template([], log_file=tmp_path / "log", environment={}, settings=AgentSettings()), asyncio.Event()
+    server, again = ForkServer([], log_file=tmp_path / "log", environment={}, settings=AgentSettings()), asyncio.Event()
 
     class Failing:
         looks = 0
@@ -245,8 +247,8 @@ async def test_a_look_for_orphans_that_fails_is_not_the_last(tmp_path):
             again.set()
             return False
 
-    template._orphans = Failing()
-    reaping = asyncio.create_task(template._reap())
+    server._orphans = Failing()
+    reaping = asyncio.create_task(server._reap())
     async with asyncio.timeout(30):
         await again.wait()
     reaping.cancel()

@@ -1,6 +1,6 @@
-"""The template process: has imported some programs, runs none, and forks one when it is asked to.
+"""The fork server process: has imported some programs, runs none, and forks one when it is asked to.
 
-An agent starts it: `python -m ipnext.infra.template_process MODULE...`. Standard input is a Unix socket of whole messages. A
+An agent starts it: `python -m ipnext.infra.fork_server_process MODULE...`. Standard input is a Unix socket of whole messages. A
 message asks for one process: `{"id", "command", "arguments", "module"}` and the descriptor of its log. The answer is
 `{"id", "pid"}`, or `{"id", "refused"}` with a reason; the first message of all is `{"ready": true}`.
 

@@ -1,6 +1,6 @@
 """Starts hosts and the router as forks of one process that has imported everything; afresh where that is not to be had.
 
-A torch host takes seconds of processor to import what it needs, whatever it then loads. Nothing waits for the template: one
+A torch host takes seconds of processor to import what it needs, whatever it then loads. Nothing waits for the fork server: one
 that is not ready, has ended, or gives no answer costs the time of a fresh interpreter.
 """
 
@@ -32,14 +32,14 @@ LOOK_AGAIN_SECONDS = 0.05
 
 
 class Ask(NamedTuple):
-    """A command that the template knows, as it takes it."""
+    """A command that the fork server knows, as it takes it."""
 
     module: str
     arguments: list[str]
     command: str
 
 
-class Template:
+class ForkServer:
     """A `Spawn` for commands `python -m MODULE ...` of its modules, in the environment that it was made for itself.
 
     All methods belong to one event loop, in the main thread.
@@ -51,13 +51,13 @@ class Template:
         self._modules = tuple(modules)
         self._environment = dict(environment)
         self._child = ChildProcess(
-            "template",
-            lambda: [sys.executable, "-m", "ipnext.infra.template_process", *self._modules],
+            "fork-server",
+            lambda: [sys.executable, "-m", "ipnext.infra.fork_server_process", *self._modules],
             log_file=log_file,
             environment=environment,
             settings=settings,
             on_change=self._changed,
-            spawn=self._spawn_template,
+            spawn=self._spawn_server,
         )
         self._socket: socket.socket | None = None
         self._asked: dict[int, asyncio.Future[int]] = {}
@@ -69,7 +69,7 @@ class Template:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the template while it runs."""
+        """Process id of the fork server while it runs."""
         return self._child.pid
 
     def start(self) -> None:
@@ -104,7 +104,7 @@ class Template:
     async def _fork(self, ask: Ask, log: IO[bytes]) -> int:
         """The id of a new process. Unavailable or OSError: there is none, and none will come."""
         if self._socket is None:
-            msg = "the template has ended"
+            msg = "the fork server has ended"
             raise Unavailable(msg)
         self._number += 1
         number = self._number
@@ -119,12 +119,12 @@ class Template:
             if answer.done() and not answer.cancelled():  # it came in the same moment
                 return answer.result()
             self._child.signal(SIGKILL)  # a fork that comes yet ends by itself or by `_told`
-            msg = f"the template gave no answer within {FORK_SECONDS} s"
+            msg = f"the fork server gave no answer within {FORK_SECONDS} s"
             raise Unavailable(msg) from None
         finally:
             self._asked.pop(number, None)
 
-    async def _spawn_template(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
+    async def _spawn_server(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
         self._close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -162,7 +162,7 @@ class Template:
         match told:
             case {"ready": _}:
                 self.ready = True
-                structlog.get_logger().info("template ready", modules=self._modules)
+                structlog.get_logger().info("fork server ready", modules=self._modules)
             case {"id": int(number), "pid": int(pid)}:
                 answer = self._asked.pop(number, None)
                 if answer is not None and not answer.done():
@@ -170,7 +170,7 @@ class Template:
                 else:
                     end_group(pid)  # too late: another one was started in its place
             case {"id": int(number), "refused": reason}:
-                self._give_up(number, f"the template refuses: {reason}")
+                self._give_up(number, f"the fork server refuses: {reason}")
 
     def _close(self) -> None:
         self.ready = False
@@ -179,7 +179,7 @@ class Template:
             self._socket.close()
             self._socket = None
         for number in tuple(self._asked):
-            self._give_up(number, "the template has ended")
+            self._give_up(number, "the fork server has ended")
 
     def _give_up(self, number: int, reason: str) -> None:
         answer = self._asked.pop(number, None)
