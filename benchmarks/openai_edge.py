@@ -81,6 +81,9 @@ def ways(edges: Edges, direct: str) -> Iterator[Way]:
             print(f"{name}: not measured: {error}", file=sys.stderr)
             continue
         yield Way(name, _url(server), (server,))
+        if name == "vllm-router":
+            plain = edges.plain_envoy(server.port)
+            yield Way("Envoy and vllm-router", _url(plain), (plain, server))
 
 
 def _url(server: ServerProcess) -> str:

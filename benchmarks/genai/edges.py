@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx
 
@@ -119,6 +119,13 @@ class Edges:
         flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "error")
         return self._run([str(envoy_binary()), "--config-path", path, *flags], port, "/v2/health/ready")
 
+    def plain_envoy(self, port_behind: int) -> ServerProcess:
+        """Envoy with one route, to a server of this port, and nothing else configured: the gateway that a peer brings none of."""
+        port = free_port()
+        path = self._file("plain", envoy.as_json(_plain_gateway(port, port_behind)))
+        flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "error")
+        return self._run([str(envoy_binary()), "--config-path", path, *flags], port, "/health")
+
     def vllm_router(self, engines: Sequence[str], *, policy: str) -> ServerProcess:
         """vllm-router (Rust) before these engines. FileNotFoundError where it is not installed."""
         port = free_port()
@@ -167,6 +174,32 @@ class Edges:
         return server.wait(
             lambda: httpx.get(f"http://{LOOPBACK}:{port}{ready}", trust_env=False).is_success, seconds=seconds
         )
+
+
+def _plain_gateway(port: int, port_behind: int) -> dict[str, Any]:
+    kinds = "type.googleapis.com/envoy.extensions.filters"
+    router = {"@type": f"{kinds}.http.router.v3.Router", "suppress_envoy_headers": True}
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "behind", "timeout": "60s"}}
+    connections = {
+        "@type": f"{kinds}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "plain",
+        "generate_request_id": False,
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": router}],
+    }
+    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": connections}]
+    listener = {"name": "plain", "address": _address(port), "filter_chains": [{"filters": filters}]}
+    endpoint = {"endpoint": {"address": _address(port_behind)}}
+    cluster = {
+        "name": "behind",
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": "behind", "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+def _address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": LOOPBACK, "port_value": port}}
 
 
 def _served(policy: RoutingPolicy) -> ServedGeneration:
