@@ -73,6 +73,8 @@ class Discovery:
         match request.method, steps:
             case "POST", ["v2", "repository", "index"]:
                 return repository_index(request, self._follower.routes)
+            case "POST", ["control", "drain"]:
+                return self._state()
             case "GET", ["v2", "models", *below, "stats"] if len(below) in (0, 1, 3):
                 return self._statistics(below)
         refuse_extension(steps)
@@ -97,13 +99,13 @@ class Discovery:
                 return json_response({"ready": ready}, 200 if ready else 503)
             case "control/state":
                 self._asked_at = time.monotonic()
-                return self.state()
+                return self._state()
             case "metrics":
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
         raise not_found(request)
 
-    def state(self) -> Response:
-        """What `GET /control/state` answers."""
+    def _state(self) -> Response:
+        """What `GET /control/state` answers, and `POST /control/drain`."""
         revision, traffic = self._follower.routes.revision, self._metrics.traffic
         return json_response(
             RouterState(revision=revision, traffic=traffic, engines=self._engines(), draining=self._draining())

@@ -8,7 +8,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import structlog
 
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, Unavailable
 from ipnext.model.deployment import DRAIN_SECONDS
-from ipnext.names import GENERATION_HEADER, REFUSED_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import DEFAULT_MAX_IN_FLIGHT, Admission
 from serving.answer_forms import NotFinite
 from serving.balancing import EndpointLoads
@@ -26,13 +25,13 @@ from serving.compression import packed, unpacked
 from serving.discovery import Discovery
 from serving.frames import Frame
 from serving.graph import Tensors, run_graph
+from serving.handover import Handover
 from serving.host_call import Attempt, TryElsewhere
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, error_response, seconds_left
 from serving.http_limits import MAX_BODY_BYTES
 from serving.openai.edge import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
 from serving.openai.engines import Engines
-from serving.openai.errors import openai_error
 from serving.predictions import SAMPLE_SECONDS, sketches_of
 from serving.protocol import (
     HEADER_LENGTH,
@@ -55,11 +54,6 @@ from serving.tensors import all_finite
 from serving.walking import ATTEMPTS
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
-DRAIN_POLL_SECONDS: Final = 0.02
-REPLACED_SECONDS: Final = 1
-"""The next router is there by then, as a rule; a gateway tries some times more."""
-HANDOVER_SECONDS: Final = 10.0
-"""An agent that follows this router has started the next one by then, or will not."""
 _FOREVER: Final = 1e9
 
 T = TypeVar("T")
@@ -102,16 +96,14 @@ class Router:
         self._admission = Admission(self._limits.max_in_flight)
         self.engines = Engines()
         """Those that serve by themselves; whoever follows the table tells which there are."""
-        self.draining = False
-        """Whether it is about to end."""
-        self._let_go = asyncio.Event()
         self._discovery = Discovery(
             follower,
             hosts,
             metrics,
             engines=lambda: self.engines.loads.under_way,
-            draining=lambda: self.draining,
+            draining=lambda: self._ending.draining,
         )
+        self._ending = Handover(region=region, followed=lambda: self._discovery.followed)
         self._openai = OpenAIEdge(
             follower,
             self.engines,
@@ -125,45 +117,23 @@ class Router:
     def handle(self, request: Request) -> Response | Awaitable[Answer]:
         """Route one request."""
         steps = request.path.strip("/").split("/")
-        if request.method == "POST" and steps == ["control", "drain"]:
-            return self._drain()
-        if self.draining and request.method == "POST":
-            return self._turned_away(steps[0])
+        if self._ending.draining and request.method == "POST" and steps[0] != "control":
+            return self._ending.hand_on(steps[0])
         match request.method, steps:
             case "POST", ["v2", "models", model, "infer"]:
                 return self._counted(request, model, request.header(GENERATION_HEADER))
             case "POST", ["v2", "models", model, "versions", version, "infer"]:
                 return self._counted(request, model, version)
+            case "POST", ["control", "drain"]:
+                self._ending.let_go()
         if steps[0] in ROOTS:
             return self._openai.answer(request)
         return self._discovery.answer(request, steps)
 
     async def drained(self) -> None:
-        """Take nothing new. Returns once nothing is under way, or once every model with requests under way has had its drain.
-
-        An agent that follows this router is waited for first: it says when requests go to the next one. Until then they
-        are turned away, which costs them a moment; a port that nobody listens at could cost them their answer.
-        """
-        self.draining = True
-        if self._discovery.followed:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._let_go.wait(), HANDOVER_SECONDS)
-        began, limits = time.monotonic(), {name: m.drain_seconds for name, m in self._follower.routes.models.items()}
-        while any(time.monotonic() - began < limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way):  # noqa: ASYNC110  # asked once, at the end
-            await asyncio.sleep(DRAIN_POLL_SECONDS)
-
-    def _drain(self) -> Response:
-        """The agent says that nothing is sent here any more."""
-        self.draining = True
-        self._let_go.set()
-        return self._discovery.state()
-
-    def _turned_away(self, root: str) -> Response:
-        """Nothing of the request was looked at: the gateway asks the next router."""
-        error = Unavailable("this router is about to end and takes nothing new; try again")
-        response = openai_error(error) if root in ROOTS else error_response(error)
-        headers = {**response.headers, REFUSED_HEADER: str(REPLACED_SECONDS), REGION_HEADER: self._region}
-        return Response(response.status, response.body, headers)
+        """As of `Handover.finished`."""
+        limits = {name: model.drain_seconds for name, model in self._follower.routes.models.items()}
+        await self._ending.finished(lambda: (limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way))
 
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()

@@ -24,7 +24,7 @@ CONFIRM_POLL_SECONDS = 0.02
 class RouterProcess:
     """Writes the router's table and follows its state.
 
-    A router that says that it is about to end (somebody sent it SIGTERM) turns requests away until Envoy points to the next
+    A router that says that it is about to end (somebody sent it SIGTERM) holds what comes until Envoy points to the next
     one, and finishes what it has beside it.
     """
 
@@ -155,11 +155,10 @@ class RouterProcess:
             self._handover = asyncio.create_task(self._hand_over(), name="let a router go")
 
     async def _hand_over(self) -> None:
-        """Routers that are about to end may go once requests go to the next one, those too that were just on their way."""
+        """Routers that are about to end may go once requests go to the next one."""
         leaving = tuple(self._leaving.values())
         with suppress(Unavailable, OSError):
             await self._moved()
-        await asyncio.sleep(self._site.settings.settle_seconds)
         await asyncio.gather(*(one.let_go() for one in leaving))
 
     def _replace(self) -> None:

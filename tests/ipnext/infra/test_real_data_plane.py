@@ -148,7 +148,7 @@ def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new
     assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0], "the next router is there"
 
 
-@pytest.mark.parametrize("fork-server", [pytest.param(None, id="forked"), pytest.param("[]", id="started slowly")])
+@pytest.mark.parametrize("fork_server", [pytest.param(None, id="forked"), pytest.param("[]", id="started slowly")])
 def test_a_router_that_is_told_to_end_under_load_costs_no_request(new_agent, publish, store, load, fork_server):
     """It turns requests away, which Envoy brings to the next one, until they go there by themselves."""
     environment = {} if fork_server is None else {"IPNEXT_AGENT_FORK_SERVER": fork_server}
