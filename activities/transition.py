@@ -21,30 +21,15 @@ from activities.gates import Asked, errors_only, judge
 from activities.pacing import hurried
 from activities.problems import units_in_use
 from activities.pulse import still_ours
-from activities.regions import (
-    Failure,
-    first_failure,
-    missing_replicas,
-    observe,
-)
+from activities.reaching import Reaching
+from activities.regions import Failure, first_failure, missing_replicas, observe
 from activities.releasing import Left, Releasing, known, left_over, stray
 from activities.routing import Gateways
-from activities.swapping import Announcement, leave_what_is_sent, not_gone_back, while_swapped
-from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, unfreed, waiting
+from activities.swapping import Announcement, leave_what_is_sent, not_gone_back
+from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, waiting
 from activities.waiting import Deadline, beat
-from activities.wanted import Facts, read_facts, shrinking_first, spared, wanted_deployments, wanted_shares
-from activities.waves import (
-    ModelState,
-    Phase,
-    brought_up,
-    peak,
-    planned_state,
-    running_state,
-    state_at,
-    state_back,
-    state_undone,
-    swaps,
-)
+from activities.wanted import Facts, shrinking_first, spared, wanted_deployments, wanted_shares
+from activities.waves import ModelState, planned_state, running_state
 from ipnext.errors import NotFound, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.cause import GATE, STEPS, Cause, Place
@@ -52,7 +37,7 @@ from ipnext.model.deployment import Deployment, RegionState, RouteShare
 from ipnext.model.lifecycle import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
 from ipnext.model.plan import RegionDemand
 from ipnext.model.registry import GenerationState
-from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.rollout import TransitionState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.placements import Units
 from ipnext.store.records import TransitionRecord
@@ -131,18 +116,15 @@ class TransitionActivities:
             if not wave.back:
                 repository.advance_transition(wave.transition_id, state=TransitionState.RUNNING)
             still_ours()
-            facts, state = _reach(repository, wave, "scaled_up")
-            stuck = _stuck(facts, state, repository.transition(wave.transition_id), wave)
-            if stuck is not None:
+            reaching = Reaching.read(repository, wave, "scaled_up")
+            if (stuck := reaching.stuck) is not None:
                 return stuck
-            full = _unfreed(facts, state, repository.transition(wave.transition_id), wave)
-            wanted = [found for found in wanted_deployments(facts, state) if found.key.region not in full]
+            facts, full = reaching.facts, reaching.unfreed
+            wanted = [found for found in wanted_deployments(facts, reaching.state) if found.key.region not in full]
             for deployment in wanted:
                 repository.put_deployment(deployment)
-            transition = repository.transition(wave.transition_id).transition
-            needed = _reach(repository, wave, "released")[1] if wave.back else _brought_up(transition, wave)
         if not wave.back and wave.index == 0:
-            strays = stray(facts, transition)
+            strays = stray(facts, reaching.transition)
             releasing = self._releasing(facts)
             for deployment in strays if strays and self._known_routes(facts) else ():
                 releasing.release(deployment, keep=False)
@@ -150,9 +132,10 @@ class TransitionActivities:
         told = shrinking_first((found for found in wanted if found.key.region not in facts.lost), running)
         if not wave.back:
             capacity.until_drained(told)
-        goes_over = swaps(transition, wave.model, wave.index) or leave_what_is_sent(facts.tables.values(), told)
+        goes_over = reaching.goes_over or leave_what_is_sent(facts.tables.values(), told)
         announce = self._announcement(facts, wanted) if goes_over else None
-        result = capacity.until_ready(wave, needed.outside(facts.lost | full), told, announce=announce)
+        needed = reaching.needed.outside(facts.lost | full)
+        result = capacity.until_ready(wave, needed, told, announce=announce)
         if result.ok and full:
             message = f"{', '.join(sorted(full))} could not let go of what came later, so there is no room for what was before"
             result = WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message)
@@ -169,14 +152,13 @@ class TransitionActivities:
         Unavailable while replicas that were ready for it are so no more: they may have ended since, as during a pause.
         """
         with self._store.read() as repository:
-            facts, state = _reach(repository, wave, "routed")
-            transition = repository.transition(wave.transition_id).transition
+            reaching = Reaching.read(repository, wave, "routed")
             rollout = repository.model(wave.model).manifest.spec.rollout
-            there = _reach(repository, wave, "released")[1] if wave.back else None
             urgent = wave.back or repository.change(wave.transition_id).kind is ChangeKind.ROLLBACK
-        deployments = _within(there, tuple(facts.deployments.values()))
+        facts, state, transition = reaching.facts, reaching.state, reaching.transition
+        deployments = _within(reaching.released if wave.back else None, tuple(facts.deployments.values()))
         if wave.back and facts.lost:
-            deployments = self._and_what_answers(facts, _counted_on(wave, transition, state), deployments)
+            deployments = self._and_what_answers(facts, reaching.counted_on, deployments)
         shares = wanted_shares(facts, state, deployments)
         if not urgent and (result := hurried(facts, transition, wave.index, shares, rollout)) is not None:
             self._note(wave, ConditionType.ROUTES_READY, result)
@@ -208,9 +190,9 @@ class TransitionActivities:
         too few and may still come.
         """
         with self._store.read() as repository:
-            facts, state = _reach(repository, wave, "routed")
-            asked = _asked(repository, wave, state)
-        regions = {region for _, region, _ in state.slots} - facts.lost
+            reaching = Reaching.read(repository, wave, "routed")
+            asked = _asked(repository, wave, reaching.state)
+        regions = {region for _, region, _ in reaching.state.slots} - reaching.facts.lost
         states, silent = observe(self._infrastructure, regions, [wave.model])
         if silent:
             msg = f"region {silent[0]!r} can't be reached, so the gate knows too little"
@@ -238,10 +220,9 @@ class TransitionActivities:
         the rollout's `keepWarm` says. Writes down how far the transition is.
         """
         with self._store.read() as repository:
-            facts, state = _reach(repository, wave, "released")
-            record = repository.transition(wave.transition_id)
-        last = _is_last(wave, record)
-        wanted = whole = spared(facts, _counted_on(wave, record.transition, state), wanted_deployments(facts, state))
+            reaching = Reaching.read(repository, wave, "released")
+        facts, state, record, last = reaching.facts, reaching.state, reaching.record, reaching.is_last
+        wanted = whole = spared(facts, reaching.counted_on, wanted_deployments(facts, state))
         if wave.back and wave.by_waves:
             wanted = none_more(wanted, facts.deployments)
         gone = [d for d in left_over(facts, wanted) if last or known(record.transition, wave.model, d)]
@@ -251,12 +232,12 @@ class TransitionActivities:
         kept = wanted if last else (*wanted, *(d for d in left_over(facts, wanted) if d not in gone))
         needed = held_for_lack(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
         releasing = self._releasing(facts)
-        left = Left(releasing.waiting(shares, wanted), needed, self._keeping(wave, facts, state, record))
+        left = Left(releasing.waiting(shares, wanted), needed, self._keeping(reaching))
         unreachable = releasing.shrink(shares, kept, wanted, gone, left=left)
         if unreachable is not None:
             raise unreachable
-        self._write_progress(wave, record, facts, last=last)
-        stays = not_as_before(facts, _origin(record.transition, wave.model), shares) if wave.back and last else ""
+        self._write_progress(reaching)
+        stays = not_as_before(facts, reaching.origin, shares) if wave.back and last else ""
         return WaveResult(ok=not stays, reason=Reason.REGION_UNREACHABLE if stays else Reason.SUCCEEDED, message=stays)
 
     def _known_routes(self, facts: Facts) -> bool:
@@ -303,19 +284,21 @@ class TransitionActivities:
     def _announcement(self, facts: Facts, wanted: Sequence[Deployment]) -> Announcement:
         return Announcement(Gateways(self._store, self._infrastructure, facts, beat=beat), facts, wanted)
 
-    def _keeping(self, wave: WaveInput, facts: Facts, state: ModelState, record: TransitionRecord) -> Collection[str]:
+    def _keeping(self, reaching: Reaching) -> Collection[str]:
         """Regions whose routers forget nothing: on a way back from a swap, those whose processes have not gone back."""
-        if not (wave.back and record.transition.refresh == "swap"):
+        model, state = reaching.wave.model, reaching.state
+        if not (reaching.wave.back and reaching.transition.refresh == "swap"):
             return ()
-        regions = {region for _, region, _ in state.slots} - facts.lost
-        states, _ = observe(self._infrastructure, regions, [wave.model])
-        return not_gone_back(wave.model, state, states)
+        regions = {region for _, region, _ in state.slots} - reaching.facts.lost
+        states, _ = observe(self._infrastructure, regions, [model])
+        return not_gone_back(model, state, states)
 
-    def _write_progress(self, wave: WaveInput, record: TransitionRecord, facts: Facts, *, last: bool) -> None:
+    def _write_progress(self, reaching: Reaching) -> None:
         """Unavailable where a region was lost, or came back, meanwhile: it has to be told what this transition led to."""
+        wave, record, last = reaching.wave, reaching.record, reaching.is_last
         with self._store.begin(wave.model) as repository:
             still_ours()
-            same(repository, facts.lost)
+            same(repository, reaching.facts.lost)
             if wave.back:
                 if not last:
                     return
@@ -340,65 +323,6 @@ class TransitionActivities:
         with self._store.begin(wave.model) as repository:
             message = f"generation {wave.generation}, wave {wave.index + 1}: {result.message}"
             repository.add_event(wave.model, result.reason.value, message, detail=_cause(wave, result, GATE).detail)
-
-
-def _reach(repository: Repository, wave: WaveInput, phase: Phase) -> tuple[Facts, ModelState]:
-    transition = repository.transition(wave.transition_id).transition
-    find = (state_undone if wave.by_waves else state_back) if wave.back else state_at
-    planned = {item.region: item.qps for item in transition.demand}
-    facts = replace(read_facts(repository, wave.model, wave.generation), planned_demand=planned)
-    return facts, find(transition, wave.model, wave.index, phase)
-
-
-def _brought_up(transition: Transition, wave: WaveInput) -> ModelState:
-    return brought_up(transition, wave.model, wave.index, wave.generation)
-
-
-def _unfreed(facts: Facts, state: ModelState, record: TransitionRecord, wave: WaveInput) -> frozenset[str]:
-    """On a way back wave by wave: regions that could not be undone so far, and stay as they are."""
-    if not (wave.back and wave.by_waves):
-        return frozenset()
-    slots = peak(record.transition, wave.model)
-    meanwhile = while_swapped(record.transition, wave.model, wave.index)
-    found = unfreed(state, facts.deployments.values(), facts.tables.values(), slots.keys(), meanwhile=meanwhile)
-    return found - facts.lost
-
-
-def _stuck(facts: Facts, state: ModelState, record: TransitionRecord, wave: WaveInput) -> WaveResult | None:
-    """A run on its way to a lost region goes no further, but back, where the wave counts on what it has to spare."""
-    lost = facts.lost & _counted_on(wave, record.transition, state)
-    if wave.back or not lost:
-        return None
-    slots = peak(record.transition, wave.model)
-    kept = unfreed(state, facts.deployments.values(), (), slots.keys()) - facts.lost
-    if not kept:
-        return None
-    message = f"on its way to {min(lost)}, which is lost; {', '.join(sorted(kept))} keeps what answers there"
-    return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=Place(region=min(lost)))
-
-
-def _is_last(wave: WaveInput, record: TransitionRecord) -> bool:
-    """Whether nothing follows: the last wave, all of a way back in one step, the first wave undone."""
-    if wave.back:
-        return wave.index == 0 or not wave.by_waves
-    return wave.index + 1 == len(record.transition.waves)
-
-
-def _counted_on(wave: WaveInput, transition: Transition, state: ModelState) -> frozenset[str]:
-    """Regions that a run goes to, and those that it goes by way of at this moment; none that it only leaves."""
-    return _end(wave, transition).regions | (state.regions - _origin(transition, wave.model).regions)
-
-
-def _end(wave: WaveInput, transition: Transition) -> ModelState:
-    """The state that a run is on its way to."""
-    if wave.back:
-        return _origin(transition, wave.model)
-    return state_at(transition, wave.model, len(transition.waves) - 1, "released")
-
-
-def _origin(transition: Transition, model: str) -> ModelState:
-    """Where a way back leads to."""
-    return state_undone(transition, model, 0, "released")
 
 
 def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:

@@ -10,8 +10,9 @@ from temporalio.testing import ActivityEnvironment
 
 from activities import routing
 from activities.capacity import Capacity
+from activities.reaching import Reaching
 from activities.releasing import Left, Releasing, stray
-from activities.transition import _check_reached, _stuck, _within
+from activities.transition import _check_reached, _within
 from activities.waiting import Deadline
 from activities.wanted import shrinking_first, spared
 from activities.waves import ModelState
@@ -278,11 +279,11 @@ def test_a_run_on_its_way_to_a_lost_region_goes_back_where_a_wave_counts_on_what
     record = SimpleNamespace(transition=transition(end="de"))
     wave = WaveInput(transition_id="t", model=M, generation=1, index=1, deadline_seconds=9)
 
-    found = _stuck(facts, ModelState({(("p", "de", "cpu"), 1): 1}), record, wave)
+    found = Reaching(wave, record, facts, ModelState({(("p", "de", "cpu"), 1): 1})).stuck
 
     assert (found is not None) is stuck
     assert found is None or not found.ok
-    assert _stuck(facts, ModelState(), record, wave.model_copy(update={"back": True})) is None
+    assert Reaching(wave.model_copy(update={"back": True}), record, facts, ModelState()).stuck is None
 
 
 def test_what_shrinks_is_told_before_what_grows():

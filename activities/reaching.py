@@ -1,0 +1,109 @@
+"""A wave of a stored transition as an activity finds it: the state it is to reach, what it counts on, and what stands against it."""
+
+from dataclasses import dataclass, replace
+
+from activities.swapping import while_swapped
+from activities.undoing import unfreed
+from activities.wanted import Facts, read_facts
+from activities.waves import ModelState, Phase, brought_up, peak, state_at, state_back, state_undone, swaps
+from ipnext.model.cause import Place
+from ipnext.model.lifecycle import WaveInput, WaveResult
+from ipnext.model.rollout import Transition
+from ipnext.model.status import Reason
+from ipnext.store.records import TransitionRecord
+from ipnext.store.repository import Repository
+
+
+@dataclass(frozen=True)
+class Reaching:
+    """A wave on its way forth or back, at one of its phases."""
+
+    wave: WaveInput
+    record: TransitionRecord
+    facts: Facts
+    state: ModelState
+    """What the phase leads to."""
+
+    @classmethod
+    def read(cls, repository: Repository, wave: WaveInput, phase: Phase) -> "Reaching":
+        """NotFound for a transition that is not stored."""
+        record = repository.transition(wave.transition_id)
+        planned = {item.region: item.qps for item in record.transition.demand}
+        facts = replace(read_facts(repository, wave.model, wave.generation), planned_demand=planned)
+        return cls(wave, record, facts, _state(record.transition, wave, phase))
+
+    @property
+    def transition(self) -> Transition:
+        """As it was planned."""
+        return self.record.transition
+
+    @property
+    def released(self) -> ModelState:
+        """What the wave, forth or back, leaves."""
+        return _state(self.transition, self.wave, "released")
+
+    @property
+    def origin(self) -> ModelState:
+        """Where a way back leads to."""
+        return state_undone(self.transition, self.wave.model, 0, "released")
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing follows: the last wave, all of a way back in one step, the first wave undone."""
+        if self.wave.back:
+            return self.wave.index == 0 or not self.wave.by_waves
+        return self.wave.index + 1 == len(self.transition.waves)
+
+    @property
+    def goes_over(self) -> bool:
+        """Whether processes of the wave change what they hold."""
+        return swaps(self.transition, self.wave.model, self.wave.index)
+
+    @property
+    def needed(self) -> ModelState:
+        """Which replicas the wave waits for, forth: those of its target too that stand already; back: what it leaves."""
+        if self.wave.back:
+            return self.released
+        return brought_up(self.transition, self.wave.model, self.wave.index, self.wave.generation)
+
+    @property
+    def counted_on(self) -> frozenset[str]:
+        """Regions that the run goes to, and those that it goes by way of at this moment; none that it only leaves."""
+        return self._end.regions | (self.state.regions - self.origin.regions)
+
+    @property
+    def unfreed(self) -> frozenset[str]:
+        """On a way back wave by wave: regions that could not be undone so far, and stay as they are."""
+        if not (self.wave.back and self.wave.by_waves):
+            return frozenset()
+        facts, slots = self.facts, peak(self.transition, self.wave.model)
+        meanwhile = while_swapped(self.transition, self.wave.model, self.wave.index)
+        deployments, tables = facts.deployments.values(), facts.tables.values()
+        return unfreed(self.state, deployments, tables, slots.keys(), meanwhile=meanwhile) - facts.lost
+
+    @property
+    def stuck(self) -> WaveResult | None:
+        """A run on its way to a lost region goes no further, but back, where the wave counts on what it has to spare."""
+        facts = self.facts
+        lost = facts.lost & self.counted_on
+        if self.wave.back or not lost:
+            return None
+        slots = peak(self.transition, self.wave.model)
+        kept = unfreed(self.state, facts.deployments.values(), (), slots.keys()) - facts.lost
+        if not kept:
+            return None
+        message = f"on its way to {min(lost)}, which is lost; {', '.join(sorted(kept))} keeps what answers there"
+        place = Place(region=min(lost))
+        return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=place)
+
+    @property
+    def _end(self) -> ModelState:
+        """The state that the run is on its way to."""
+        if self.wave.back:
+            return self.origin
+        return state_at(self.transition, self.wave.model, len(self.transition.waves) - 1, "released")
+
+
+def _state(transition: Transition, wave: WaveInput, phase: Phase) -> ModelState:
+    find = (state_undone if wave.by_waves else state_back) if wave.back else state_at
+    return find(transition, wave.model, wave.index, phase)
