@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 
+from tests.genai.serving_benchmark import benchmarked
 from tests.genai.tiny_models import tiny_bert
 from tests.processes import command_line
 
@@ -34,8 +35,12 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def platform(vllm, vllm_platform, tmp_path_factory):
-    checkpoint = tiny_bert(vllm, tmp_path_factory.mktemp("bert") / "bert", seed=1)
+def checkpoint(vllm, tmp_path_factory):
+    return tiny_bert(vllm, tmp_path_factory.mktemp("bert") / "bert", seed=1)
+
+
+@pytest.fixture(scope="module")
+def platform(vllm_platform, checkpoint):
     client = vllm_platform.client
     client.apply(MANIFEST)
     done = client.wait_change(client.publish("vectors", {"encoder": checkpoint}).id, timeout_seconds=START_SECONDS)
@@ -67,6 +72,12 @@ def test_vectors_are_those_of_the_engine_asked_directly(platform, client):
     assert {len(vector) for vector in vectors} == {64}
     floats = client.embeddings.create(model="vectors", input=TEXTS, encoding_format="float")
     assert [item.embedding for item in floats.data] == vectors
+
+
+def test_vllms_own_serving_benchmark_is_answered(platform, vllm, checkpoint, tmp_path):
+    asked = {"backend": "openai-embeddings", "endpoint": "/v1/embeddings", "model": "vectors", "tokenizer": checkpoint}
+    told = benchmarked(vllm, platform.endpoints["gateways"][REGION], **asked, folder=tmp_path, requests=6)
+    assert (told["completed"], set(told["errors"])) == (6, {""})
 
 
 def test_errors_have_openais_form(client):

@@ -17,6 +17,7 @@ from ipnext.errors import InvalidInput
 from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_vllm_adapter
 from tests.genai.hosts import until
+from tests.genai.serving_benchmark import benchmarked
 from tests.processes import command_line, gone
 
 pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
@@ -197,6 +198,19 @@ def test_a_bad_batch_is_refused_in_openais_form_by_whoever_sees_it(first, client
     assert error["type"]
     assert error["code"] == 400
     assert param is None or error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("backend", "endpoint"), [("openai-chat", "/v1/chat/completions"), ("openai", "/v1/completions")]
+)
+def test_vllms_own_serving_benchmark_is_answered(first, platform, vllm, checkpoints, tmp_path, backend, endpoint):
+    asked = {"backend": backend, "endpoint": endpoint, "model": "chat", "tokenizer": checkpoints[1]}
+    url = platform.endpoints["gateways"][REGION]
+    told = benchmarked(vllm, url, **asked, folder=tmp_path, requests=6, output_tokens=8)
+    assert (told["completed"], told["failed"], set(told["errors"])) == (6, 0, {""})
+    assert told["output_lens"] == [8] * 6, "usage comes with the stream"
+    assert all(0 < first < whole for first, whole in zip(told["ttfts"], told["latencies"], strict=True))
+    assert min(len(gaps) for gaps in told["itls"]) >= 7, "token by token"
 
 
 def test_how_far_the_engine_is_was_explained_while_it_started(first, platform):
