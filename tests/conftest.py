@@ -1,7 +1,9 @@
-"""For all tests: the long ones begin first, and files that share a platform run in one process; one database to copy."""
+"""For all tests: the long ones begin first, and files that share a platform run in one process; one database to copy; vLLM where it is installed."""
 
 import functools
+import os
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
+from ipnext.errors import LoadFailed
 from ipnext.store.session import Store
+from serving.genai.interpreter import vllm_python
+from tests.genai.tiny_models import tiny_llama
 from tests.lasting import Lasting
 
 ON_ONE_PLATFORM = (
@@ -29,6 +34,7 @@ settings.register_profile("untimed", settings.default, deadline=None, suppress_h
 settings.load_profile("untimed")
 
 LASTING = pytest.StashKey[Lasting]()
+NEEDS_VLLM = "needs vLLM: make setup-genai"
 
 
 class PlatformScheduling(LoadFileScheduling):
@@ -91,3 +97,23 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.migrate()
     store.close()
     return file
+
+
+@pytest.fixture(scope="session")
+def vllm():
+    """The interpreter that has vLLM."""
+    try:
+        python = vllm_python(os.environ)
+    except LoadFailed:
+        pytest.skip(NEEDS_VLLM)
+    look = [python, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"]
+    if subprocess.run(look, check=False).returncode:
+        pytest.skip(NEEDS_VLLM)
+    return python
+
+
+@pytest.fixture(scope="session")
+def llamas(tmp_path_factory, vllm):
+    """Seed -> the directory of a tiny random Llama that vLLM serves."""
+    root = tmp_path_factory.mktemp("llamas")
+    return {seed: tiny_llama(vllm, root / f"llama-{seed}", seed=seed) for seed in (1, 2)}

@@ -1,18 +1,10 @@
-"""Checkpoints in a store, hosts that end with their test, and vLLM where it is installed."""
-
-import os
-import subprocess
+"""Checkpoints in a store, hosts that end with their test, platforms."""
 
 import pytest
 
-from ipnext.errors import LoadFailed
-from serving.genai.interpreter import vllm_python
 from tests.genai.checkpoints import adapter_tensors, write_adapter, write_bert, write_llama, write_vllm_adapter
 from tests.genai.hosts import Shelf, Yard
 from tests.genai.platforms import platform_with
-from tests.genai.tiny_models import tiny_llama
-
-NEEDS_VLLM = "needs vLLM: make setup-genai"
 
 
 @pytest.fixture(scope="session")
@@ -34,26 +26,6 @@ def yard(tmp_path, shelf):
     yard = Yard(tmp_path, shelf.store)
     yield yard
     yard.close()
-
-
-@pytest.fixture(scope="session")
-def vllm():
-    """The interpreter that has vLLM."""
-    try:
-        python = vllm_python(os.environ)
-    except LoadFailed:
-        pytest.skip(NEEDS_VLLM)
-    look = [python, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"]
-    if subprocess.run(look, check=False).returncode:
-        pytest.skip(NEEDS_VLLM)
-    return python
-
-
-@pytest.fixture(scope="session")
-def llamas(tmp_path_factory, vllm):
-    """Seed -> the directory of a tiny random Llama that vLLM serves."""
-    root = tmp_path_factory.mktemp("llamas")
-    return {seed: tiny_llama(vllm, root / f"llama-{seed}", seed=seed) for seed in (1, 2)}
 
 
 @pytest.fixture(scope="module")

@@ -1,34 +1,45 @@
-"""The unmodified `openai` client against a router, before the mock engine and, where one is named, before a real vLLM.
-
-IPNEXT_TEST_VLLM is the base URL of a vLLM that serves a model as `llm`; without it that half is skipped.
-"""
+"""The unmodified `openai` client against a router, before the mock engine and before a real vLLM with a tiny random Llama."""
 
 import asyncio
 import json
-import os
 import time
 
 import openai
 import pytest
+
+from tests.genai.hosts import Shelf, Yard
 
 from .conftest import router_process
 
 MESSAGES = [{"role": "user", "content": "say something"}]
 
 
-@pytest.fixture(params=["mock", "vllm"])
-def any_engine(request, engine):
-    if request.param == "mock":
-        return engine
-    url = os.environ.get("IPNEXT_TEST_VLLM")
-    if url is None:
-        pytest.skip("needs a running vLLM: IPNEXT_TEST_VLLM=http://127.0.0.1:PORT")
-    return url
+VLLM = pytest.param("vllm", marks=[pytest.mark.genai, pytest.mark.timeout(1500)])
+START_SECONDS = 900
+"""A busy machine; on a quiet one half a minute."""
+SETTINGS = {"maxModelLen": 2048, "maxNumSeqs": 16, "kvCacheGib": 0.1, "enforceEager": True, "dtype": "bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def real_engine(vllm, llamas, tmp_path_factory):
+    """The URL of an engine that a host started."""
+    shelf = Shelf(tmp_path_factory.mktemp("real"))
+    shelf.publish(1, llamas[1])
+    yard = Yard(shelf.root, shelf.store)
+    host = yard.start("real", IPNEXT_VLLM_PYTHON=vllm)
+    host.hold(shelf.hold(1, model="llm", settings=SETTINGS | {"startSeconds": START_SECONDS}))
+    yield host.ready(seconds=START_SECONDS).ready[0].url
+    yard.close()
+
+
+@pytest.fixture(params=["mock", VLLM])
+def real(request):
+    return request.param
 
 
 @pytest.fixture
-async def real(any_engine):
-    return "vllm" if any_engine == os.environ.get("IPNEXT_TEST_VLLM") else "mock"
+def any_engine(request, real):
+    return request.getfixturevalue("real_engine" if real == "vllm" else "engine")
 
 
 @pytest.fixture
@@ -91,16 +102,15 @@ async def test_many_at_once(asking):
     assert await asyncio.gather(*(one(number) for number in range(8))) == ["length"] * 8
 
 
-async def test_embeddings(asking, real):
-    if real == "vllm":
-        pytest.skip("the tiny model generates; vLLM embeds with --runner pooling")
+@pytest.mark.parametrize("real", ["mock"], indirect=True)
+async def test_embeddings(asking):
+    """Of real ones: tests/genai/test_embeddings.py."""
     answer = await asking.embeddings.create(model="llm", input=["a", "bc"], encoding_format="float")
     assert len(answer.data) == 2
 
 
-async def test_structured_output_and_other_fields_of_vllm_pass(asking, real):
-    if real == "mock":
-        pytest.skip("the mock engine knows no structure")
+@pytest.mark.parametrize("real", [VLLM], indirect=True)
+async def test_structured_output_and_other_fields_of_vllm_pass(asking):
     schema = {
         "type": "object",
         "properties": {"n": {"type": "boolean"}},
