@@ -42,7 +42,7 @@ class RouterProcess:
         self._now = self._asked = self._next()
         self._leaving: dict[asyncio.Task[None], RouterInstance] = {}
         self._task: asyncio.Task[None] | None = None
-        self._handover: asyncio.Task[None] | None = None
+        self._handovers: set[asyncio.Task[None]] = set()
 
     @property
     def port(self) -> int:
@@ -72,9 +72,10 @@ class RouterProcess:
 
     async def stop(self) -> None:
         """End the process."""
-        for task in (self._task, self._handover):
-            if task:
-                task.cancel()
+        if self._task:
+            self._task.cancel()
+        for task in self._handovers:
+            task.cancel()
         await asyncio.gather(*(one.let_go() for one in self._all))
         await asyncio.gather(*(one.child.stop(self._site.settings.grace_seconds) for one in self._all))
 
@@ -152,7 +153,9 @@ class RouterProcess:
         if self._asked is not self._now and self._now.state is not None:
             self._asked = self._now
             self._on_change()
-            self._handover = asyncio.create_task(self._hand_over(), name="let a router go")
+            task = asyncio.create_task(self._hand_over(), name="let a router go")
+            self._handovers.add(task)
+            task.add_done_callback(self._handovers.discard)
 
     async def _hand_over(self) -> None:
         """Routers that are about to end may go once requests go to the next one."""
