@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 
 import httpx
 
-from ipnext.model.deployment import Deployment, HeldSnapshot
+from ipnext.model.deployment import Deployment, HeldSnapshot, RouterTable
 from tests.genai.hosts import mock_command, stream, until
 from tests.ipnext.infra.conftest import Builder, RunningAgent
 
@@ -38,6 +38,14 @@ class Bed:
         table = self.model.table(1, shares, served=served)
         generating = tuple(one.model_copy(update={"engines": {"llm": "vllm"}}) for one in table.served)
         self.agent.infra.route(table.model_copy(update={"served": generating}))
+
+    @property
+    def offered(self):
+        """Whether the router may send a request to an engine: by the table that it was told, or by one of before."""
+        told = RouterTable.model_validate_json((self.agent.state / "router.json").read_bytes())
+        words = self.agent.child("serving.router").cmdline()
+        state = httpx.get(f"http://127.0.0.1:{words[words.index('--port') + 1]}/control/state", timeout=20).json()
+        return state["revision"] < told.revision or any(one.generations for m in told.models for one in m.endpoints)
 
     def begun(self, tokens, **asked):
         """A stream that has begun."""

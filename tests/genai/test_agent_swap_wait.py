@@ -34,7 +34,7 @@ def beds(shelf, tmp_path):
 def goes_over(bed):
     """The engine is on its way to generation 2; returns once the router offers it no more."""
     bed.deploy({2: 1}, own={2: 1})
-    until(lambda: not [one for one in bed.agent.replicas(bed.key) if one.ready])
+    until(lambda: not bed.offered)
 
 
 def test_a_request_waits_for_the_streams_of_before_and_is_answered_by_what_comes(beds):

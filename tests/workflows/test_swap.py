@@ -2,7 +2,7 @@
 
 import pytest
 
-from activities import transition
+from activities import reaching
 from activities.transition import TransitionActivities
 from ipnext.artifacts.checkpoint_import import import_checkpoint
 from ipnext.artifacts.upload import ingest_directory
@@ -155,7 +155,7 @@ async def test_what_a_region_that_could_not_be_told_to_go_back_answers_is_what_t
     assert (owned(house, model)[-1], house.shares(model)["us-east"]) == ({2: 4}, {2: 1.0})
     house.seen = len(house.infrastructure.history)
     house.infrastructure.mend("us-east")
-    monkeypatch.setattr(transition, "swaps", lambda *_: False)  # as where the next plan swaps nothing there
+    monkeypatch.setattr(reaching, "swaps", lambda *_: False)  # as where the next plan swaps nothing there
 
     change = await carried_out(published(house, model, 3))
 
