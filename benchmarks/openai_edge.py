@@ -14,7 +14,7 @@ import itertools
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from ipnext.model.engine_settings import VllmSettings  # noqa: E402
 PROMPT = "tell me of the sea " * 20
 TOKENS = 64
 CONCURRENCY = (1, 4, 16)
+FEWEST = 12
+"""Streams of so many clients in one round, at least."""
 SETTINGS = VllmSettings(max_model_len=1024, kv_cache_gib=0.5, max_num_seqs=16)
 """Of a real engine."""
 
@@ -100,10 +102,10 @@ def measured(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
             for way in quick:
                 way.measure("whole", clients=1, requests=asked.requests, stream=False, tokens=1)
                 way.measure("stream", clients=1, requests=asked.requests, stream=True, tokens=4)
-            for way, clients in itertools.product(paced, CONCURRENCY):
-                requests = max(clients, asked.requests * clients // 32)
+            for way, clients in itertools.product(paced, asked.clients):
+                requests = max(clients, FEWEST, asked.requests * clients // 32)
                 way.measure(f"paced {clients}", clients=clients, requests=requests, stream=True, tokens=TOKENS)
-    rows = [_streamed(way, paced[0]) for way in paced]
+    rows = [_streamed(way, paced[0], asked.clients) for way in paced]
     for row, way in zip(rows, quick, strict=False):
         row.update(_added(way, quick[0]))
     return rows
@@ -118,10 +120,10 @@ def _added(way: Way, direct: Way) -> dict[str, Any]:
     return row | {"cpu whole": way.figure("whole", "cpu"), "cpu stream": way.figure("stream", "cpu")}
 
 
-def _streamed(way: Way, direct: Way) -> dict[str, Any]:
+def _streamed(way: Way, direct: Way, concurrency: Sequence[int]) -> dict[str, Any]:
     """Streams of so many clients, over the engine asked directly."""
     row: dict[str, Any] = {"way": way.name}
-    for clients in CONCURRENCY:
+    for clients in concurrency:
         kind = f"paced {clients}"
         row[f"tokens {clients}"] = way.figure(kind, "tokens") / direct.figure(kind, "tokens")
         row[f"ttft {clients}"] = way.figure(kind, "first") / direct.figure(kind, "first")
@@ -138,11 +140,16 @@ ADDED: Mapping[str, tuple[str, str]] = {
     "first added": ("added", "{:+.2f}"),
     "cpu stream": ("CPU ms", "{:.2f}"),
 }
-STREAMED: Mapping[str, tuple[str, str]] = {
-    **{f"tokens {n}": (f"tokens/s, {n} clients", "{:.3f}x") for n in CONCURRENCY},
-    **{f"ttft {n}": (f"TTFT, {n} clients", "{:.3f}x") for n in CONCURRENCY},
-    "cpu 16": ("CPU ms a stream of 64, 16 clients", "{:.2f}"),
-}
+
+
+def columns(concurrency: Sequence[int]) -> dict[str, tuple[str, str]]:
+    """Those of streams."""
+    most = max(concurrency)
+    return {
+        **{f"tokens {n}": (f"tokens/s, {n} clients", "{:.3f}x") for n in concurrency},
+        **{f"ttft {n}": (f"TTFT, {n} clients", "{:.3f}x") for n in concurrency},
+        f"cpu {most}": (f"CPU ms a stream of {TOKENS}, {most} clients", "{:.2f}"),
+    }
 
 
 def main() -> None:
@@ -154,6 +161,12 @@ def main() -> None:
     add("--vllm", type=Path, metavar="CHECKPOINT", help="a real engine of this directory instead of mocks")
     add("--rounds", type=int, default=5)
     add("--requests", type=int, default=400, help="of each way in each round")
+    add(
+        "--clients",
+        type=lambda text: [int(n) for n in text.split(",")],
+        default=CONCURRENCY,
+        help="of streams, at once",
+    )
     add("--docs", action="store_true", help="rewrite the measured block of docs/genai-benchmarks.md")
     asked = parser.parse_args()
     for name in asked.peers:
@@ -162,7 +175,7 @@ def main() -> None:
         except (RuntimeError, KeyError) as error:
             print(f"not installed: {error}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="ipn-") as work:
-        text = table(measured(asked, Path(work)), {**WAY, **({} if asked.vllm else ADDED), **STREAMED})
+        text = table(measured(asked, Path(work)), {**WAY, **({} if asked.vllm else ADDED), **columns(asked.clients)})
     print(text)
     if asked.docs:
         rewrite("edge-real" if asked.vllm else "edge", text)
