@@ -75,7 +75,7 @@ GENERATION_HEADER: Final = "x-ipnext-generation"
 CHOSEN_HEADER: Final = "x-ipnext-chosen-by"
 """Set by a gateway on a request whose generation it chose by weight: no client asked for just this one."""
 REFUSED_HEADER: Final = "x-ipnext-refused"
-"""Of a router that is about to end, with a request that it has not looked at: the seconds after which a gateway sends it again, or `now`.
+"""Of a router that is about to end, with a request that it has not looked at: the seconds after which a gateway sends it again.
 
 Clients never see it.
 """

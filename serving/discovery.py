@@ -1,6 +1,5 @@
 """What a client may ask of the router besides inference: what is served, how often it was asked, what there is not."""
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.deployment import RouterState
 from ipnext.names import GENERATION_HEADER
 from serving.generation_counts import GenerationCounts
+from serving.handover import Handover
 from serving.host_call import TryElsewhere
 from serving.host_client import HostClient
 from serving.http import Request, Response, json_response, not_found
@@ -19,8 +19,6 @@ from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
 from serving.tallies import CONTENT_TYPE
 
-FOLLOWED_SECONDS: Final = 3.0
-"""An agent asks for the state every half second."""
 _LIFECYCLE: Final = "models come and go by `ipnext publish`, `rollback` and `delete`"
 _BINARY: Final = "send tensors as binary data"
 _UNSUPPORTED: Final[Mapping[str, str]] = {
@@ -54,19 +52,13 @@ class Discovery:
         metrics: RouterMetrics,
         *,
         engines: Callable[[], Mapping[str, int]] = dict,
-        draining: Callable[[], bool] = lambda: False,
+        ending: Handover,
     ) -> None:
         self._follower = follower
         self._hosts = hosts
         self._metrics = metrics
         self._engines = engines
-        self._draining = draining
-        self._asked_at = -FOLLOWED_SECONDS
-
-    @property
-    def followed(self) -> bool:
-        """Whether an agent asks for the state: it did a moment ago."""
-        return time.monotonic() - self._asked_at < FOLLOWED_SECONDS
+        self._ending = ending
 
     def answer(self, request: Request, steps: list[str]) -> Response | Awaitable[Response]:
         """Route a request whose path has these steps. NotFound, or InvalidInput for what V2 has and this router has not."""
@@ -74,6 +66,7 @@ class Discovery:
             case "POST", ["v2", "repository", "index"]:
                 return repository_index(request, self._follower.routes)
             case "POST", ["control", "drain"]:
+                self._ending.let_go()
                 return self._state()
             case "GET", ["v2", "models", *below, "stats"] if len(below) in (0, 1, 3):
                 return self._statistics(below)
@@ -95,10 +88,10 @@ class Discovery:
             case "v2/health/live" | "healthz":
                 return json_response({"live": True})
             case "v2/health/ready":
-                ready = follower.found and not self._draining()
+                ready = follower.found and not self._ending.closed
                 return json_response({"ready": ready}, 200 if ready else 503)
             case "control/state":
-                self._asked_at = time.monotonic()
+                self._ending.asked()
                 return self._state()
             case "metrics":
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
@@ -108,7 +101,7 @@ class Discovery:
         """What `GET /control/state` answers, and `POST /control/drain`."""
         revision, traffic = self._follower.routes.revision, self._metrics.traffic
         return json_response(
-            RouterState(revision=revision, traffic=traffic, engines=self._engines(), draining=self._draining())
+            RouterState(revision=revision, traffic=traffic, engines=self._engines(), draining=self._ending.draining)
         )
 
     async def _about_model(self, request: Request, model: str, pin: str | None, rest: list[str]) -> Response:

@@ -96,14 +96,14 @@ class Router:
         self._admission = Admission(self._limits.max_in_flight)
         self.engines = Engines()
         """Those that serve by themselves; whoever follows the table tells which there are."""
+        self._ending = Handover(region=region)
         self._discovery = Discovery(
             follower,
             hosts,
             metrics,
             engines=lambda: self.engines.loads.under_way,
-            draining=lambda: self._ending.draining,
+            ending=self._ending,
         )
-        self._ending = Handover(region=region, followed=lambda: self._discovery.followed)
         self._openai = OpenAIEdge(
             follower,
             self.engines,
@@ -117,15 +117,13 @@ class Router:
     def handle(self, request: Request) -> Response | Awaitable[Answer]:
         """Route one request."""
         steps = request.path.strip("/").split("/")
-        if self._ending.draining and request.method == "POST" and steps[0] != "control":
-            return self._ending.hand_on(steps[0])
+        if self._ending.closed and request.method == "POST" and steps[0] != "control":
+            return self._ending.refusal(steps[0])
         match request.method, steps:
             case "POST", ["v2", "models", model, "infer"]:
                 return self._counted(request, model, request.header(GENERATION_HEADER))
             case "POST", ["v2", "models", model, "versions", version, "infer"]:
                 return self._counted(request, model, version)
-            case "POST", ["control", "drain"]:
-                self._ending.let_go()
         if steps[0] in ROOTS:
             return self._openai.answer(request)
         return self._discovery.answer(request, steps)

@@ -211,7 +211,7 @@ def _to_router(gateway: Gateway) -> Json:
 def _action(gateway: Gateway, cluster: str | None) -> Json:
     """Send on. Tried again only where nothing of the request was looked at, so nothing is computed twice.
 
-    A router that is about to end says so, and when to come back: by then there is another one.
+    A router that takes nothing new says so, and when to come back: by then there is another one.
     """
     retry = {
         "retry_on": "connect-failure,refused-stream,retriable-headers",

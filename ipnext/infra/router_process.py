@@ -24,7 +24,7 @@ CONFIRM_POLL_SECONDS = 0.02
 class RouterProcess:
     """Writes the router's table and follows its state.
 
-    A router that says that it is about to end (somebody sent it SIGTERM) holds what comes until Envoy points to the next
+    A router that says that it is about to end (somebody sent it SIGTERM) answers until Envoy points to the next
     one, and finishes what it has beside it.
     """
 

@@ -124,16 +124,16 @@ async def test_without_a_request_under_way_it_ends_at_once(router):
     assert await ended(process) == 0
 
 
-async def test_one_that_an_agent_follows_holds_what_comes_until_the_agent_lets_it_go(router, client):
+async def test_one_that_an_agent_follows_answers_until_the_agent_lets_it_go(router, client):
     url, process = router
     await state(client, url)  # as an agent asks all the time
     process.send_signal(signal.SIGTERM)
     await draining(client, url)
-    held = [asyncio.create_task(client.post(url + path, json=ask(3))) for path in (CHAT, "/v2/models/llm/infer")]
-    await asyncio.sleep(0.5)
-    assert process.poll() is None
-    assert not any(one.done() for one in held)
+    for _ in range(3):
+        await asyncio.sleep(0.2)
+        assert (await client.post(url + CHAT, json=ask(3))).status_code == 200
+    assert (await client.get(f"{url}/v2/health/ready")).status_code == 200
     assert (await client.post(f"{url}/control/drain")).json()["draining"]
-    for answer in [*await asyncio.gather(*held), await client.post(url + CHAT, json=ask(3))]:
-        assert (answer.status_code, answer.headers["x-ipnext-refused"]) == (503, "now")
+    late = await client.post(url + CHAT, json=ask(3))
+    assert late.status_code == 200, "what was just on its way is answered"
     assert await ended(process) == 0
