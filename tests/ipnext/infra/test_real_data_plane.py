@@ -150,7 +150,7 @@ def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new
 
 @pytest.mark.parametrize("fork_server", [pytest.param(None, id="forked"), pytest.param("[]", id="started slowly")])
 def test_a_router_that_is_told_to_end_under_load_costs_no_request(new_agent, publish, store, load, fork_server):
-    """It turns requests away, which Envoy brings to the next one, until they go there by themselves."""
+    """It answers until they go to the next one; and where the agent ends there is none to wait for."""
     environment = {} if fork_server is None else {"IPNEXT_AGENT_FORK_SERVER": fork_server}
     agent = serving_agent(new_agent, publish, store, environment=environment)
     with load(agent, "scaled", body=BODY) as clients:
@@ -159,3 +159,7 @@ def test_a_router_that_is_told_to_end_under_load_costs_no_request(new_agent, pub
         router.wait(30)
     assert set(clients.answers) == {(200, "1")}, clients.bad[:3]
     assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0]
+    agent.end()
+    assert "killed after its grace time" not in (agent.state / "agent.log").read_text(), (
+        "no router waits for a next one"
+    )
