@@ -41,7 +41,7 @@ class Held:
         self._serving = input.serving_generation
         self._running: QueuedChange | None = None
         self._child: Child | None = None
-        self._stopped: tuple[str, str] | None = None
+        self._told_to_end: tuple[str, str] | None = None
         """The change whose run was told to end last, and why: a run that had not begun can't record it."""
         self._held = input.held
         self._turned = input.turned
@@ -136,7 +136,7 @@ class Held:
             self._stop(self._running, self._child, f"{change.kind} {change.id} was asked")
 
     def _stop(self, running: QueuedChange, child: Child, why: str) -> None:
-        self._stopped = running.id, why
+        self._told_to_end = running.id, why
         child.cancel(why)
 
     def _show(self) -> None:

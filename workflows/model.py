@@ -167,7 +167,7 @@ class ModelWorkflow(Held):
                 state=ChangeState.ROLLED_BACK, generation=change.generation, reason=reason, message=message
             )
         else:
-            meant, why = self._stopped or (None, None)
+            meant, why = self._told_to_end or (None, None)
             result = stopped(change.generation, why if meant == change.id else None, moving=False)
         record = RecordInput(
             model=self._model,

@@ -10,7 +10,8 @@ from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command, stream
 from tests.genai.platforms import platform_with
-from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS, STREAMS, Talk
+from tests.genai.talking import STREAMS, Talk
+from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 

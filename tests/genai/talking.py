@@ -1,0 +1,89 @@
+"""Clients of a generative model on the whole platform, that stream one answer after the other, and what they were answered."""
+
+import json
+import threading
+import time
+
+import httpx
+
+from tests.e2e.conftest import eventually
+
+STREAMS, TOKENS = 8, 48
+PAUSE_SECONDS = 0.2
+"""Between two streams of a client: the engine that starts needs processors too."""
+
+
+def greedy(prompt):
+    """What is asked for, so that one engine says the same again and again."""
+    return {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
+
+
+class Talk:
+    """Clients that stream one answer after the other, and what each of them got. The models are asked in turn."""
+
+    def __init__(self, url, *models):
+        self._url = url
+        self._models = models or ("chat",)
+        self.seen = set()
+        """(model, its name in each event, generation, snapshots) of whole answers."""
+        self.said = {}
+        """(model, generation, prompt) -> the different texts of whole answers."""
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(STREAMS)]
+        self.whole, self.broken, self.gaps = [], [], []
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        eventually(lambda: len(self.whole) + len(self.broken) > STREAMS, 120)
+        return self
+
+    def __exit__(self, *_):
+        seen = len(self.whole)
+        eventually(lambda: len(self.whole) > seen + STREAMS or self.broken, 120)
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def go_on(self):
+        """Returns when two more answers have come for each client."""
+        seen = len(self.whole)
+        eventually(lambda: len(self.whole) > seen + 2 * STREAMS or self.broken, 120)
+
+    def _run(self, number):
+        with httpx.Client(trust_env=False, timeout=120) as client:
+            while not self._over.is_set():
+                try:
+                    self._stream(client, number)
+                except httpx.HTTPError as error:
+                    self.broken.append(repr(error))
+                self._over.wait(PAUSE_SECONDS)
+
+    def _stream(self, client, number):
+        model = self._models[number % len(self._models)]
+        body = {"model": model, **greedy(f"prompt {number}"), "ignore_eos": True}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        words, names, usage, end, last = [], set(), None, None, time.monotonic()
+        with client.stream("POST", f"{self._url}/v1/completions", json=body) as answer:
+            generation = answer.headers.get("x-ipnext-generation")
+            if answer.status_code != 200:
+                self.broken.append(f"{answer.status_code}: {answer.read()[:200]!r}")
+                return
+            for line in answer.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                self.gaps.append(time.monotonic() - last)
+                last = time.monotonic()
+                if line == "data: [DONE]":
+                    end = "done"
+                    break
+                event = json.loads(line[6:])
+                words += [choice["text"] for choice in event["choices"]]
+                names.add(event["model"])
+                usage = event.get("usage") or usage
+        if end is None or usage is None or usage["completion_tokens"] != TOKENS:
+            self.broken.append(f"ended early: {usage}")
+            return
+        self.whole.append((number, generation, "".join(words)))
+        self.said.setdefault((model, generation, body["prompt"]), set()).add("".join(words))
+        self.seen.add((model, *names, generation, answer.headers.get("x-ipnext-snapshots")))
