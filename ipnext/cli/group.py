@@ -65,7 +65,7 @@ class PluginGroup(TyperGroup):
             status = run()
         except _USAGE_ERROR as error:
             path = error.ctx.command_path if error.ctx is not None else "ipnext"
-            text = " ".join(error.format_message().removesuffix(".").split())
+            text = " ".join(error.format_message().removesuffix(".").split()).replace(": Value error, ", ": ")
             typer.echo(f"error: {text}; see `{path} -h`", err=True)
             status = EXIT_BAD_INPUT
         except typer.Abort:
