@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from serving.genai.probe import requests_in
-from tests.genai.hosts import MODEL, complete, stream, until
+from tests.genai.hosts import MODEL, complete, stream
+from tests.waiting import until
 
 
 class Alike:
@@ -98,7 +99,7 @@ class Alike:
             return None
 
         until(seen_running).close()
-        until(lambda: running() == 0, seconds=10)
+        until(lambda: running() == 0)
 
     def test_an_adapter_is_a_model_of_its_own_name_from_its_load_to_its_unload(self, url, adapter):
         assert complete(url, model="style@1").status_code == 404

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ipnext.infra.tether import tether
 from ipnext.model.adapter import engine_name
 from ipnext.model.deployment import HostedSnapshot, HostHolds, HostState
 from tests.processes import command_line
+from tests.waiting import until
 
 MODEL = "chat"
 MOCK = Path(__file__).parent / "mock_engine.py"
@@ -29,15 +29,6 @@ def mock_command(**options):
     """IPNEXT_VLLM_COMMAND for the mock engine."""
     more = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
     return f"{{python}} {MOCK} --port {{port}} --model {{model}}{more}"
-
-
-def until(condition, *, seconds=60.0):
-    """The first truthy value of `condition`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the awaited condition did not come"
-        time.sleep(0.05)
-    return value
 
 
 @dataclass

@@ -6,8 +6,9 @@ from contextlib import contextmanager, suppress
 import httpx
 
 from ipnext.model.deployment import Deployment, HeldSnapshot, RouterTable
-from tests.genai.hosts import mock_command, stream, until
+from tests.genai.hosts import mock_command, stream
 from tests.ipnext.infra.conftest import Builder, RunningAgent
+from tests.waiting import until
 
 ITL_MS = 20
 LONG, ENDLESS = 250, 5000

@@ -3,9 +3,8 @@
 import httpx
 import pytest
 
-from tests.genai.hosts import complete, mock_command, until
-
-pytestmark = pytest.mark.timeout(300)
+from tests.genai.hosts import complete, mock_command
+from tests.waiting import until
 
 MOCK = {"IPNEXT_VLLM_COMMAND": mock_command()}
 

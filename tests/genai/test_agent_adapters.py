@@ -5,10 +5,8 @@ import pytest
 
 from ipnext.model.adapter import ServedAdapter
 from ipnext.model.deployment import HeldSnapshot
-from tests.genai.hosts import until
 from tests.genai.regions import LONG, region
-
-pytestmark = pytest.mark.timeout(300)
+from tests.waiting import until
 
 FIRST, SECOND = 11, 12
 """Adapters of generations 1 and 2, on snapshot 1."""

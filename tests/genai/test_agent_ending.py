@@ -6,11 +6,10 @@ import signal
 import httpx
 import pytest
 
-from tests.genai.hosts import complete, until
+from tests.genai.hosts import complete
 from tests.genai.regions import ENDLESS, LONG, region
 from tests.processes import gone
-
-pytestmark = pytest.mark.timeout(300)
+from tests.waiting import until
 
 
 @pytest.fixture

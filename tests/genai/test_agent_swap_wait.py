@@ -5,10 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.genai.hosts import complete, until
+from tests.genai.hosts import complete
 from tests.genai.regions import ENDLESS, LONG, region
-
-pytestmark = pytest.mark.timeout(300)
+from tests.waiting import until
 
 
 @pytest.fixture

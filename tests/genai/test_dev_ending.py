@@ -5,13 +5,14 @@ import signal
 
 import pytest
 
-from tests.e2e.conftest import Running, eventually
+from tests.e2e.conftest import Running
 from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command
 from tests.genai.regions import ENDLESS, Stream
 from tests.processes import gone
+from tests.waiting import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 MANIFEST = """
 apiVersion: ipnext/v1
@@ -43,8 +44,8 @@ def test_an_agent_that_hangs_is_killed_after_its_models_drain_and_leaves_nothing
         agent = running.child("ipnext.infra.agent", "--region us-east")
         os.kill(agent.pid, signal.SIGSTOP)
         assert running.stop(signal.SIGINT) == 0
-        eventually(lambda: gone(family), 30)
+        until(lambda: gone(family))
         assert "process killed after its grace" in running.log.read_text()
-        eventually(lambda: stream.over, 10)
+        until(lambda: stream.over)
     finally:
         running.stop(signal.SIGKILL)

@@ -7,10 +7,9 @@ import httpx
 import pytest
 
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
-from tests.genai.hosts import complete, mock_command, stream, until
+from tests.genai.hosts import complete, mock_command, stream
 from tests.processes import gone
-
-pytestmark = pytest.mark.timeout(300)
+from tests.waiting import until
 
 MOCK = {"IPNEXT_VLLM_COMMAND": mock_command()}
 MEGA = 10**6
@@ -206,7 +205,7 @@ def test_a_drain_limit_ends_what_goes_on_for_too_long(yard, shelf):
     answer = stream(url, tokens=1000)
     next(answer)
     host.hold(drain_seconds=0.5)
-    until(lambda: gone(engines), seconds=20)
+    until(lambda: gone(engines))
 
 
 def test_the_directory_where_two_parts_meet_is_there_while_either_has_an_engine(yard, shelf):
@@ -337,7 +336,7 @@ def test_nothing_is_left_of_a_host_that_is_killed(host, shelf):
     assert len(host.engines()) >= 2
     host.process.send_signal(signal.SIGKILL)
     host.process.wait()
-    until(lambda: gone(family), seconds=20)
+    until(lambda: gone(family))
 
 
 def test_bad_holds_are_refused_and_what_was_held_stays(host, shelf):

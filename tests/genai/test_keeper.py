@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from serving.genai import keeper
-from tests.genai.hosts import until
 from tests.processes import gone
+from tests.waiting import until
 
 FAMILY = """
 import subprocess, sys, time

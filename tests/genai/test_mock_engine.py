@@ -10,7 +10,8 @@ import pytest
 from ipnext.infra.ports import free_port
 from tests.genai.alike import Alike
 from tests.genai.checkpoints import write_adapter
-from tests.genai.hosts import MOCK, MODEL, until
+from tests.genai.hosts import MOCK, MODEL
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command
 from tests.genai.platforms import platform_with
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 REGION = "us-east"
 

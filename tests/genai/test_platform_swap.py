@@ -6,12 +6,12 @@ from collections import Counter
 import httpx
 import pytest
 
-from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command, stream
 from tests.genai.platforms import platform_with
 from tests.genai.talking import STREAMS, Talk
 from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS
+from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -88,7 +88,7 @@ def check(talk, generations):
 def more(talk):
     """Some further streams."""
     seen = len(talk.whole)
-    eventually(lambda: len(talk.whole) > seen + 2 * STREAMS or talk.broken, 120)
+    until(lambda: len(talk.whole) > seen + 2 * STREAMS or talk.broken)
 
 
 def test_one_engine_goes_over_and_back_and_its_clients_wait_for_it(first, record_property):

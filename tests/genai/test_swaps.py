@@ -8,9 +8,8 @@ import pytest
 
 from ipnext.model.deployment import HostHolds
 from tests.genai.checkpoints import llama_tensors, write_llama
-from tests.genai.hosts import complete, mock_command, stream, until
-
-pytestmark = pytest.mark.timeout(300)
+from tests.genai.hosts import complete, mock_command, stream
+from tests.waiting import until
 
 
 def environment(**options):

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -298,13 +298,6 @@ class World:
         parts = {part: {"digest": await self.upload(f"{part}{salt}".encode())} for part in ("sparse", "dense")}
         body = {"parts": parts} | ({"changeId": change_id} if change_id else {})
         return await self.http.post(f"/v1/models/{model}/publish", json=body)
-
-    async def eventually(self, question: Callable[[], bool], *, seconds: float = 5.0) -> None:
-        """Let the outbox work until the answer is yes."""
-        deadline = time.monotonic() + seconds
-        while not question():
-            assert time.monotonic() < deadline, "it never became true"
-            await asyncio.sleep(0.01)
 
 
 @dataclass

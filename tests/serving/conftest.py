@@ -1,6 +1,5 @@
 """Real snapshots of a two-part model, and real host and router processes that end with the test."""
 
-import asyncio
 import ctypes
 import os
 import shutil
@@ -8,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -39,6 +38,7 @@ from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource, SyncPoli
 from serving.export import export_model
 from serving.protocol import InferRequest, InferResponse, decode_response, encode_request, parse_header_length
 from serving.tensors import Tensor
+from tests.waiting import until
 
 MODEL = "click"
 REGION = "north"
@@ -159,22 +159,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     for module in modules.values():
         module.requires_grad_(requires_grad=False)
     return Published(store, sources, modules)
-
-
-def until(condition: Callable[[], object], *, seconds: float = 60.0) -> Any:
-    """The first truthy value of `condition`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the awaited condition did not come"
-        time.sleep(0.01)
-    return value
-
-
-async def eventually(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
-    """Return once `condition` is truthy; the event loop goes on meanwhile."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is awaited has no event
-            await asyncio.sleep(0.002)
 
 
 def _die_with_parent() -> None:
@@ -412,8 +396,6 @@ class Toolbox:
     example = staticmethod(example)
     as_tensors = staticmethod(as_tensors)
     decode = staticmethod(decode)
-    until = staticmethod(until)
-    eventually = staticmethod(eventually)
     served = staticmethod(served)
     table_of = staticmethod(table_of)
     machine = Machine

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from tests.serving.load import NO_CONNECTION, Load
+from tests.waiting import until
 
 CLIENTS = 4
 PARTS = ("sparse", "dense")
@@ -20,7 +21,7 @@ class Fleet:
         self.hosts = [machine.start_host(name, wait=False) for name in ("a", "b")]
         self.router = machine.start_router("router")
         for host in self.hosts:
-            toolbox.until(host.answers)
+            until(host.answers)
             self.hold(host)
         self.revision = 0
         self.route()
@@ -37,7 +38,7 @@ class Fleet:
         """As after a start: both hosts run, and the router knows nothing of what happened to them."""
         for host in self.hosts:
             host.process.send_signal(signal.SIGCONT)
-            self.toolbox.until(host.answers)
+            until(host.answers)
             assert len(host.state().ready) == len(PARTS)
         self.revision += 1
         self.router.follow(self.toolbox.table_of(self.revision, [], 1))
@@ -47,7 +48,7 @@ class Fleet:
         """Wait until a host works under the load; one without requests needs no processor time."""
         process = psutil.Process(host.process.pid)
         before = process.cpu_times().user
-        self.toolbox.until(lambda: process.cpu_times().user > before + 0.2)
+        until(lambda: process.cpu_times().user > before + 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_a_stopped_host_holds_up_only_the_requests_it_has_and_is_found_again_whe
         load.more(40)
         victim.process.send_signal(signal.SIGSTOP)
         stopped_at = time.monotonic()
-        toolbox.until(lambda: time.monotonic() - stopped_at > 5)
+        until(lambda: time.monotonic() - stopped_at > 5)
         during = load.since(stopped_at)
         victim.process.send_signal(signal.SIGCONT)
         fleet.takes_part(victim)
@@ -102,7 +103,7 @@ def test_a_stopped_host_costs_requests_of_short_deadlines_a_few_errors_and_no_mo
         load.more(40)
         victim.process.send_signal(signal.SIGSTOP)
         stopped_at = time.monotonic()
-        toolbox.until(lambda: time.monotonic() - stopped_at > 5)
+        until(lambda: time.monotonic() - stopped_at > 5)
         during = load.statuses(since=stopped_at)
         victim.process.send_signal(signal.SIGCONT)
     assert set(during) <= {200, 504}

@@ -11,6 +11,7 @@ import pytest
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Unavailable
 from serving.fetching import FetchingProcess
 from tests.processes import runs
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_one_that_is_forked_fetches_and_is_replaced_too(published, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["start", "fork"])
-def test_it_ends_with_whoever_started_it(published, toolbox, how):
+def test_it_ends_with_whoever_started_it(published, how):
     code = (
         f"import sys, time; from serving.fetching import FetchingProcess; f = FetchingProcess(sys.argv[1]); f.{how}();"
         "print(f._process.pid, flush=True); time.sleep(60)"
@@ -90,4 +91,4 @@ def test_it_ends_with_whoever_started_it(published, toolbox, how):
     os.kill(host.pid, signal.SIGKILL)
     host.wait()
     host.stdout.close()
-    toolbox.until(lambda: not runs(child))
+    until(lambda: not runs(child))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ipnext.model.deployment import HeldGeneration
+from tests.waiting import until
 
 LONG = np.full((150, 256), 0.01, np.float32)
 SHORT = LONG[:1]
@@ -63,10 +64,10 @@ def ids(toolbox):
     return {"ids": toolbox.example(4)["ids"]}
 
 
-def run_long(host, toolbox) -> Background:
+def run_long(host) -> Background:
     """A request that runs for a while; returns once the host has begun it."""
     work = Background(lambda: host.infer_part("heavy", 1, {"x": LONG}))
-    toolbox.until(lambda: host.state().in_flight)
+    until(lambda: host.state().in_flight)
     return work
 
 
@@ -146,12 +147,12 @@ def test_an_unknown_path_and_a_bad_control_body_are_refused(host):
     assert "holds.0" in response.json()["error"]
 
 
-def test_a_deadline_ends_a_running_request_with_504(host, toolbox):
+def test_a_deadline_ends_a_running_request_with_504(host):
     began = time.monotonic()
     response = host.infer_part("heavy", 1, {"x": LONG}, **{"x-ipnext-deadline-ms": "100"})
     assert response.status_code == 504
     assert time.monotonic() - began < 5
-    toolbox.until(lambda: host.infer_part("heavy", 1, {"x": SHORT}).status_code == 200)
+    until(lambda: host.infer_part("heavy", 1, {"x": SHORT}).status_code == 200)
 
 
 def test_a_full_queue_answers_503_with_retry_after(host, toolbox):
@@ -169,7 +170,7 @@ def test_a_client_that_leaves_takes_its_waiting_request_with_it(host, toolbox):
     running = run_long(host, toolbox)
     with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=0.2) as client:
         host.__class__(host.process, host.url, client).infer_part("sparse", 1, {"ids": np.zeros((1, 3), np.int64)})
-    toolbox.until(lambda: host.state().in_flight <= 1)
+    until(lambda: host.state().in_flight <= 1)
     assert running.result().status_code == 200
 
 

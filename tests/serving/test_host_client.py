@@ -19,6 +19,7 @@ from serving.http import error_response, not_found
 from serving.http_server import http_factory
 from serving.router_table import compile_routes
 from serving.tensors import Tensor
+from tests.waiting import eventually
 
 X = {"x": Tensor("FP32", np.zeros((1, 1), np.float32))}
 
@@ -161,7 +162,7 @@ async def client():
     made.close()
 
 
-async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client, toolbox):
+async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client):
     async with running(Host(), Host()) as hosts:
         first, second = hosts
         one = route(hosts, (2,), (2,))
@@ -177,7 +178,7 @@ async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client
         assert lost == 1, "the others pass it over"
         seen = len(second.asked)
         await first.start(first.port)
-        await toolbox.eventually(lambda: first.open)
+        await eventually(lambda: first.open)
         assert len(second.asked) == seen
         asked = len(first.asked)
         for _ in range(4):
@@ -185,17 +186,17 @@ async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client
         assert len(first.asked) > asked
 
 
-async def test_a_call_leaves_before_its_answer_is_awaited_and_the_host_is_told_when_nobody_will(client, toolbox):
+async def test_a_call_leaves_before_its_answer_is_awaited_and_the_host_is_told_when_nobody_will(client):
     async with running(Host(seconds=0.2)) as [host]:
         one = route([host], (2,))
         await client.infer(one, "p", X, client.attempt())
         begun, given_up = (client.begin(one, "p", X, client.attempt()) for _ in range(2))
-        await toolbox.eventually(lambda: len(host.asked) == 3)
+        await eventually(lambda: len(host.asked) == 3)
         given_up.give_up()
         assert (await begun.answered()).tensors()["y"].data == [[2.0]]
-        await toolbox.eventually(lambda: host.cancelled == 1)
+        await eventually(lambda: host.cancelled == 1)
         client.forget(frozenset())
-        await toolbox.eventually(lambda: not host.open)
+        await eventually(lambda: not host.open)
 
 
 async def test_a_lost_host_that_left_the_table_is_sought_no_more(client):

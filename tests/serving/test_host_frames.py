@@ -25,6 +25,7 @@ from serving.protocol import InferRequest, decode_response, encode_request
 from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 from serving.walking import Walker
+from tests.waiting import eventually
 
 
 class Halving:
@@ -151,12 +152,12 @@ async def test_the_signature_is_told(host):
     assert Signature.model_validate(answer.header["signature"]) == Halving.signature
 
 
-async def test_a_cancelled_call_that_waits_is_never_run(host, toolbox):
+async def test_a_cancelled_call_that_waits_is_never_run(host):
     host.part.gate.clear()
     first = asyncio.create_task(host.connection.call(infer(2)))
-    await toolbox.eventually(lambda: host.queue.pending == 1)
+    await eventually(lambda: host.queue.pending == 1)
     second = asyncio.create_task(host.connection.call(infer(4)))
-    await toolbox.eventually(lambda: host.queue.pending == 2)
+    await eventually(lambda: host.queue.pending == 2)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
@@ -164,29 +165,29 @@ async def test_a_cancelled_call_that_waits_is_never_run(host, toolbox):
     assert answered.header["status"] == 409
     host.part.gate.set()
     assert (await first).header["status"] == 200
-    await toolbox.eventually(lambda: host.queue.pending == 0)
+    await eventually(lambda: host.queue.pending == 0)
     assert host.part.passes == [2]
 
 
-async def test_a_lost_connection_gives_up_what_waits_and_tells_the_callers(host, toolbox):
+async def test_a_lost_connection_gives_up_what_waits_and_tells_the_callers(host):
     host.part.gate.clear()
     calls = [asyncio.create_task(host.connection.call(infer(n))) for n in (2, 4)]
-    await toolbox.eventually(lambda: host.queue.pending == 2)
+    await eventually(lambda: host.queue.pending == 2)
     host.connection.close()
     for call in calls:
         with pytest.raises(ConnectionLost):
             await call
     host.part.gate.set()
-    await toolbox.eventually(lambda: host.queue.pending == 0 and host.parts.in_flight == 0)
+    await eventually(lambda: host.queue.pending == 0 and host.parts.in_flight == 0)
     assert host.part.passes == [2]
     with pytest.raises(ConnectionLost):
         await host.connection.call(infer(8))
 
 
-async def test_a_full_queue_refuses_with_503(host, toolbox):
+async def test_a_full_queue_refuses_with_503(host):
     host.part.gate.clear()
     calls = [asyncio.create_task(host.connection.call(infer(n))) for n in range(5)]
-    await toolbox.eventually(lambda: host.queue.pending == 5)
+    await eventually(lambda: host.queue.pending == 5)
     assert (await host.connection.call(infer(9))).header["status"] == 503
     host.part.gate.set()
     assert {(await call).header["status"] for call in calls} == {200}

@@ -9,6 +9,7 @@ from serving import http_limits
 from serving.http import Response
 from serving.http_limits import HttpLimits
 from serving.http_server import http_factory
+from tests.waiting import eventually
 
 LIMITS = HttpLimits(
     body_bytes=100_000,
@@ -152,11 +153,11 @@ async def test_a_refusal_arrives_though_the_client_goes_on_sending(server):
         assert (await answer(reader))[0] == 413
 
 
-async def test_a_refused_client_that_stays_is_cut_off(server, toolbox):
+async def test_a_refused_client_that_stays_is_cut_off(server):
     async with server.connect() as (reader, writer):
         writer.write(b"nonsense\r\n\r\n")
         assert (await answer(reader))[0] == 400
-        await toolbox.eventually(lambda: not server.connections)
+        await eventually(lambda: not server.connections)
 
 
 async def test_what_is_longer_than_its_content_length_is_another_request_and_a_bad_one(server):
@@ -167,12 +168,12 @@ async def test_what_is_longer_than_its_content_length_is_another_request_and_a_b
         await ends(reader)
 
 
-async def test_a_client_that_takes_none_of_its_answer_is_cut_off(server, toolbox):
+async def test_a_client_that_takes_none_of_its_answer_is_cut_off(server):
     async with server.connect() as (_, writer):
         for _ in range(8):
             writer.write(b"GET /x HTTP/1.1\r\nx-size: 4000000\r\n\r\n")
-        await toolbox.eventually(lambda: len(server.connections) == 1)
-        await toolbox.eventually(lambda: not server.connections)
+        await eventually(lambda: len(server.connections) == 1)
+        await eventually(lambda: not server.connections)
     assert len(server.requests) < 8, "nothing more is computed for a client that takes nothing"
 
 
@@ -185,9 +186,9 @@ async def test_a_client_that_takes_its_answers_slowly_gets_them_all(server):
             assert len((await answer(reader))[1]) == 4_000_000
 
 
-async def test_requests_that_wait_take_bounded_memory(server, toolbox):
+async def test_requests_that_wait_take_bounded_memory(server):
     async with server.connect() as (reader, writer):
-        await toolbox.eventually(lambda: server.connections)
+        await eventually(lambda: server.connections)
         [connection] = server.connections
         connection.pause_writing()
         piece = b"POST /x HTTP/1.1\r\ncontent-length: 90000\r\n\r\n" + bytes(90_000)
@@ -201,19 +202,19 @@ async def test_requests_that_wait_take_bounded_memory(server, toolbox):
         await sending
 
 
-async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_again(server, toolbox):
+async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_again(server):
     server.connections.held_bytes = before = LIMITS.held_bytes - 200_000
     half = b"POST /x HTTP/1.1\r\ncontent-length: 80000\r\n\r\n" + bytes(79_999)
     async with server.connect() as (reader, writer), server.connect() as (_, other):
         for one in (writer, other):
             one.write(half)
-        await toolbox.eventually(lambda: server.connections.held_bytes == before + 2 * 79_999)
+        await eventually(lambda: server.connections.held_bytes == before + 2 * 79_999)
         async with server.connect() as (refused, third):
             third.write(half)
             status, body = await answer(refused)
             assert (status, b"are under way; try again" in body) == (503, True)
         other.close()
-        await toolbox.eventually(lambda: server.connections.held_bytes == before + 79_999)
+        await eventually(lambda: server.connections.held_bytes == before + 79_999)
         writer.write(b"x")
         assert (await answer(reader))[0] == 200
         assert server.connections.held_bytes == before
@@ -225,7 +226,7 @@ async def _send(writer, piece, count):
         await writer.drain()
 
 
-async def test_the_round_ends_with_the_last_connection(server, toolbox):
+async def test_the_round_ends_with_the_last_connection(server):
     async with server.connect():
-        await toolbox.eventually(lambda: server.connections._round is not None)
-    await toolbox.eventually(lambda: server.connections._round is None)
+        await eventually(lambda: server.connections._round is not None)
+    await eventually(lambda: server.connections._round is None)

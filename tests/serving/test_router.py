@@ -6,6 +6,7 @@ import pytest
 
 from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph
+from tests.waiting import until
 
 CLICK = "/v2/models/click"
 HEAVY = PartGraph(
@@ -142,7 +143,7 @@ def test_a_table_renamed_into_place_is_in_use_within_50_ms_and_a_bad_one_is_not(
         waits.append(toolbox.clock() - began)
     assert min(waits) < 0.05
     fleet.router.table.write_text("not json")
-    toolbox.until(lambda: b"cannot be read" in (fleet.machine.root / "router.log").read_bytes())
+    until(lambda: b"cannot be read" in (fleet.machine.root / "router.log").read_bytes())
     assert fleet.router.state().revision == fleet.revision
     assert fleet.router.get(f"{CLICK}/ready").status_code == 200
 

@@ -19,6 +19,7 @@ from serving.router import Router
 from serving.router_metrics import RouterMetrics
 from serving.router_table import TableFollower
 from serving.tensors import Tensor
+from tests.waiting import eventually
 
 
 class FakeHost:
@@ -150,23 +151,23 @@ async def test_other_refusals_are_passed_on_without_a_second_try(ask, status, ex
     assert len(sparse.generations) == 1
 
 
-async def test_the_deadline_cancels_the_hosts_work(ask, toolbox):
+async def test_the_deadline_cancels_the_hosts_work(ask):
     async with running(FakeHost("sparse", delay=30)) as sparse, running(FakeHost("dense")) as dense:
         began = time.monotonic()
         status, _, _ = await ask(sparse, dense, x_ipnext_deadline_ms="50")
         assert status == 504
         assert time.monotonic() - began < 5
-        await toolbox.eventually(lambda: sparse.cancelled)
+        await eventually(lambda: sparse.cancelled)
 
 
-async def test_a_client_that_leaves_cancels_the_hosts_work(ask, toolbox):
+async def test_a_client_that_leaves_cancels_the_hosts_work(ask):
     async with running(FakeHost("sparse", delay=30)) as sparse, running(FakeHost("dense")) as dense:
         work = asyncio.create_task(ask(sparse, dense))
-        await toolbox.eventually(lambda: sparse.generations)
+        await eventually(lambda: sparse.generations)
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
-        await toolbox.eventually(lambda: sparse.cancelled)
+        await eventually(lambda: sparse.cancelled)
 
 
 async def test_non_finite_answers_are_counted_given_in_binary_and_refused_in_json(ask):

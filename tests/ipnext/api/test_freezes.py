@@ -10,6 +10,7 @@ from ipnext.api.outbox import Outbox
 from ipnext.model.freeze import BindingFreeze, Frozen
 from ipnext.model.lifecycle import Change, ChangeState
 from ipnext.model.status import ConditionType, Reason
+from tests.waiting import eventually
 
 ANN = {"X-IPnext-User": "ann"}
 
@@ -129,7 +130,7 @@ async def test_runs_that_wait_are_told_of_every_write_and_those_that_go_on_are_n
         1,
     ):
         assert (await write()).is_success
-        await applied.eventually(lambda number=number: told == [waiting] * number)
+        await eventually(lambda number=number: told == [waiting] * number)
 
 
 class Listening(MemoryLifecycle):

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from ipnext.dev.ports import PortInUse, choose
 from ipnext.errors import Conflict, InvalidInput, Unavailable
 from ipnext.infra.wanted_state import WantedState
 from ipnext.model.deployment import Deployment, DeploymentKey
+from tests.waiting import until
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -27,13 +27,6 @@ STUBBORN = (
 def child(directory: Path, program: str, *, grace: float = 5.0, unhurried: bool = False) -> Child:
     command, log = [sys.executable, "-c", program], directory / "child.log"
     return Child("child", command, environment={}, log=log, grace_seconds=grace, unhurried=unhurried)
-
-
-def until(holds: object, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_ports_are_remembered_and_a_taken_one_is_named(tmp_path: Path) -> None:

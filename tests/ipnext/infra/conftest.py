@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -20,10 +19,10 @@ from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.ports import PortBook
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph
+from tests.waiting import until
 
 HERE = Path(__file__).parent
 FORK_SERVER = "ipnext.infra.fork_server_process"
-DEADLINE_SECONDS = 60.0
 STAND_INS = {
     "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
         [
@@ -108,8 +107,8 @@ class RunningAgent:
             command += ["--peers", str(self.peers)]
         with (self.state / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        until(self.reachable, f"agent {self.region} answers")
-        until(lambda: self.get("/v2/health/live") == 200, f"gateway of {self.region} answers")
+        until(self.reachable, why=lambda: f"agent {self.region} answers")
+        until(lambda: self.get("/v2/health/live") == 200, why=lambda: f"gateway of {self.region} answers")
         return self
 
     def reachable(self):
@@ -140,8 +139,7 @@ class RunningAgent:
     def await_ready(self, key, generation, replicas=1):
         until(
             lambda: sum(generation in replica.ready for replica in self.replicas(key)) == replicas,
-            f"{replicas} replicas of {key} ready for generation {generation}",
-            lambda: self.replicas(key),
+            why=lambda: f"{replicas} replicas of {key} ready for generation {generation}: {self.replicas(key)}",
         )
 
     def serve(self, builder, holds, shares, *, replicas=1, revision=1):
@@ -158,7 +156,7 @@ class RunningAgent:
 
     def child(self, word):
         """The child whose command line has this word, once it runs. The fork server names what it can become, and runs none of it."""
-        return until(lambda: next(iter(self._with(word)), None), f"a child with {word}")
+        return until(lambda: next(iter(self._with(word)), None), why=lambda: f"a child with {word}")
 
     def _with(self, word):
         found = []
@@ -200,12 +198,12 @@ class Load:
     def __enter__(self):
         for thread in self._threads:
             thread.start()
-        until(lambda: self.answers.total() > 20, "the load runs", lambda: self.answers)
+        until(lambda: self.answers.total() > 20, why=lambda: f"the load runs: {self.answers}")
         return self
 
     def __exit__(self, *_):
         seen = self.answers.total()
-        until(lambda: self.answers.total() > seen + 20, "the load goes on", lambda: self.answers)
+        until(lambda: self.answers.total() > seen + 20, why=lambda: f"the load goes on: {self.answers}")
         self._ended.set()
         for thread in self._threads:
             thread.join()
@@ -222,21 +220,6 @@ class Load:
                 self.answers[answer.status_code, answer.headers.get("x-ipnext-generation")] += 1
                 if answer.status_code != 200:
                     self.bad.append(answer.text)
-
-
-def until(true, what, detail=lambda: None):
-    """The first truthy value of `true()`, or a failure that names what did not happen."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        if value := true():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"did not happen within {DEADLINE_SECONDS} s: {what}; last: {detail()}")
-
-
-@pytest.fixture(scope="session")
-def poll():
-    return until
 
 
 @pytest.fixture(scope="session")

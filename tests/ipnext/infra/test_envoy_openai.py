@@ -19,7 +19,7 @@ from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.envoy_process import envoy_binary
 from ipnext.infra.ports import PortBook
 from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable
-from tests.ipnext.infra.conftest import until
+from tests.waiting import until
 
 MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
 CHAT = "/v1/chat/completions"
@@ -87,9 +87,9 @@ class Site:
                 *("--disable-hot-restart", "--concurrency", "1", "--log-level", "error"),
             ]
         )
-        until(lambda: answers(f"{self.url}/v2/health/ready"), f"gateway of {self.region} answers")
+        until(lambda: answers(f"{self.url}/v2/health/ready"), why=lambda: f"gateway of {self.region} answers")
         for url in endpoints.values():
-            until(lambda url=url: answers(f"{url}/health"), "the engine answers")
+            until(lambda url=url: answers(f"{url}/health"), why=lambda: "the engine answers")
         return self
 
     def engine(self, name, model):
@@ -316,7 +316,7 @@ def test_a_client_that_leaves_ends_the_engines_work(eu, client):
     headers = {"x-ipnext-generation": "1"}
     with client.stream("POST", CHAT, json=ask(stream=True, max_tokens=5000), headers=headers) as answer:
         next(answer.iter_raw())
-    until(lambda: aborted() == before + 1, "the engine has stopped")
+    until(lambda: aborted() == before + 1, why=lambda: "the engine has stopped")
 
 
 def test_requests_of_v2_are_not_held_until_they_are_whole(eu):

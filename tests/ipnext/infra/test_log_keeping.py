@@ -15,6 +15,7 @@ from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.log_keeping import LogKeeping, LogLimits, put_aside
 from ipnext.infra.logs import read_logs
 from ipnext.model.logs import LogQuery
+from tests.waiting import until
 
 NAME = "chat.llm.cpu.0.log"
 NOW = 1_000_000.0
@@ -207,7 +208,7 @@ def test_a_directory_is_looked_at_now_and_then(tmp_path):
     assert keeping.due
 
 
-def test_an_agent_looks_after_the_logs_of_its_region(new_agent, builder, poll):
+def test_an_agent_looks_after_the_logs_of_its_region(new_agent, builder):
     agent = new_agent(
         environment={"IPNEXT_AGENT_LOG_LIMIT_BYTES": "500", "IPNEXT_AGENT_LOG_LOOK_SECONDS": "0.1"}
     ).start()
@@ -220,8 +221,8 @@ def test_an_agent_looks_after_the_logs_of_its_region(new_agent, builder, poll):
     with own.open("ab") as log:  # as if its process had
         log.write(b"much\n" * 200)
     os.utime(own, (0, 0))
-    poll(lambda: not (logs / "talking.main.cpu.7.log").exists(), "the log of a replica that is gone goes")
-    poll(lambda: own.stat().st_size < 500, "the log of a replica that runs is cut")
+    until(lambda: not (logs / "talking.main.cpu.7.log").exists(), why=lambda: "the log of a replica that is gone goes")
+    until(lambda: own.stat().st_size < 500, why=lambda: "the log of a replica that runs is cut")
     assert "much" in (logs / f"{own.name}.1").read_text()
     assert agent.replicas(model.key())[0].pid == replica.pid
 

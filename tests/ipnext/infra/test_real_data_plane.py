@@ -12,6 +12,7 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph
 from serving.export import export_model
+from tests.waiting import until
 
 GRAPH = PartGraph(
     nodes=(
@@ -112,7 +113,7 @@ def test_a_second_generation_takes_over_from_the_first(new_agent, publish, store
     assert traffic == {1: 2, 2: 1}
 
 
-def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publish, store, poll, tmp_path):
+def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publish, store, tmp_path):
     held = publish("first", 1, 2)
     for blob in (tmp_path / "artifacts" / "blobs").rglob("*"):
         if blob.is_file():
@@ -123,7 +124,7 @@ def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publi
     agent = new_agent(artifacts=store.uri, real=True).start()
     agent.infra.apply(deployment("first", held))
     key = deployment("first").key
-    poll(lambda: [r for r in agent.replicas(key) if r.failures], "a failure", lambda: agent.replicas(key))
+    until(lambda: [r for r in agent.replicas(key) if r.failures], why=lambda: f"a failure: {agent.replicas(key)}")
     replica = agent.replicas(key)[0]
     assert replica.failures[0].code == "ArtifactDigestMismatch"
     assert replica.ready == ()

@@ -13,6 +13,7 @@ from serving import protocol
 from serving.protocol import InferRequest, decode_response, encode_request, parse_header_length
 from serving.router import RouterLimits
 from serving.tensors import Tensor
+from tests.waiting import until
 
 LENGTH = "inference-header-content-length"
 
@@ -163,7 +164,7 @@ def test_a_body_beyond_the_limit_is_413_before_it_is_read(ask):
     refused(ask(bytes(9 * 2**20)), 413, "at most 8388608 bytes")
 
 
-def test_one_model_that_has_all_it_may_leaves_the_others_alone(new_edge, toolbox):
+def test_one_model_that_has_all_it_may_leaves_the_others_alone(new_edge):
     edge = new_edge(limits=RouterLimits(max_in_flight=2))
     edge.add("slow", new_edge.echo("FP32", gate=edge.gate))
     edge.add("chain", new_edge.echo("FP32", gate=edge.gate), new_edge.echo("FP32"))
@@ -176,7 +177,7 @@ def test_one_model_that_has_all_it_may_leaves_the_others_alone(new_edge, toolbox
         ]
         for thread in asking:
             thread.start()
-        toolbox.until(lambda: edge.queue.pending == 2)
+        until(lambda: edge.queue.pending == 2)
         response = httpx.post(url, content=body_of())
         refused(response, 503, "model slow has 2 requests under way, the limit is 2 (--max-in-flight)")
         assert response.headers["retry-after"] == "1"
@@ -191,14 +192,14 @@ def test_one_model_that_has_all_it_may_leaves_the_others_alone(new_edge, toolbox
         assert httpx.post(url, content=body_of()).status_code == 200
 
 
-def test_a_full_queue_of_the_host_is_503_with_retry_after(new_edge, toolbox):
+def test_a_full_queue_of_the_host_is_503_with_retry_after(new_edge):
     edge = new_edge(waiting=0)
     [part] = edge.add("slow", new_edge.echo("FP32", gate=edge.gate))
     with edge.running():
         url = f"{edge.url}/v2/models/slow/infer"
         first = threading.Thread(target=lambda: httpx.post(url, content=body_of(), timeout=20))
         first.start()
-        toolbox.until(lambda: part.seen)
+        until(lambda: part.seen)
         response = httpx.post(url, content=body_of())
         refused(response, 503, "the queue is full with 1 requests")
         assert response.headers["retry-after"] == "1"
@@ -207,20 +208,20 @@ def test_a_full_queue_of_the_host_is_503_with_retry_after(new_edge, toolbox):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_client_that_leaves_takes_its_work_out_of_the_hosts_queue(new_edge, toolbox, parts):
+def test_a_client_that_leaves_takes_its_work_out_of_the_hosts_queue(new_edge, parts):
     edge = new_edge()
     chain = edge.add("slow", *[new_edge.echo("FP32", gate=edge.gate) for _ in range(parts)])
     with edge.running():
         url = f"{edge.url}/v2/models/slow/infer"
         first = threading.Thread(target=lambda: httpx.post(url, content=body_of(1), timeout=20))
         first.start()
-        toolbox.until(lambda: chain[0].seen)
+        until(lambda: chain[0].seen)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url, content=body_of(7), timeout=httpx.Timeout(5, read=0.2))
-        toolbox.until(lambda: [job.future.cancelled() for job in edge.queue._waiting] == [True])
+        until(lambda: [job.future.cancelled() for job in edge.queue._waiting] == [True])
         edge.gate.set()
         first.join(20)
-        toolbox.until(lambda: edge.queue.pending == 0)
+        until(lambda: edge.queue.pending == 0)
     assert [array.shape[0] for array in chain[0].seen] == [1], "the request of seven rows never ran"
     counts = edge.metrics.generations["slow", 1]
     assert {status: one.seconds.count for status, one in counts.answers.items()} == {200: 1, 499: 1}

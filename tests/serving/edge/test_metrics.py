@@ -12,6 +12,7 @@ from serving.router import RouterLimits
 from serving.router_metrics import RouterMetrics
 from serving.tallies import Histogram
 from serving.tensors import Tensor
+from tests.waiting import until
 
 
 def samples(url):
@@ -84,16 +85,16 @@ def test_the_host_counts_answers_by_part_snapshot_generation_and_status(running)
     assert value(found, "ipnext_part_requests_in_flight") == 0
 
 
-def test_requests_answered_together_count_as_one_pass(running, toolbox):
+def test_requests_answered_together_count_as_one_pass(running):
     [slow] = [served for hold, served in running.held.values if hold.model == "slow"]
     for rows in (2, 4, 8):
         slow.costs.note(rows, 0.006)  # too long for the event loop, short enough to be joined
     post_all = [threading.Thread(target=post, args=(running, "slow", 2)) for _ in range(5)]
     post_all[0].start()
-    toolbox.until(lambda: value(samples(running.host_url), "ipnext_part_requests_in_flight", model="slow") == 1)
+    until(lambda: value(samples(running.host_url), "ipnext_part_requests_in_flight", model="slow") == 1)
     for thread in post_all[1:]:
         thread.start()
-    toolbox.until(lambda: value(samples(running.host_url), "ipnext_part_requests_in_flight", model="slow") == 5)
+    until(lambda: value(samples(running.host_url), "ipnext_part_requests_in_flight", model="slow") == 5)
     assert value(samples(running.url), "ipnext_requests_in_flight", model="slow") == 5
     running.gate.set()
     for thread in post_all:
@@ -106,15 +107,15 @@ def test_requests_answered_together_count_as_one_pass(running, toolbox):
     assert value(found, "ipnext_part_queue_seconds_sum", model="slow") > 0
 
 
-def test_non_finite_answers_cancelled_and_refused_requests_are_counted(running, toolbox):
+def test_non_finite_answers_cancelled_and_refused_requests_are_counted(running):
     post(running, "nan")
     url = f"{running.url}/v2/models/slow/infer"
     encoded = encode_request(InferRequest({"x": Tensor("FP32", np.zeros((1, 2), np.float32))}))
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(url, content=encoded.body, headers=encoded.headers, timeout=httpx.Timeout(5, read=0.1))
-    toolbox.until(lambda: value(samples(running.url), "ipnext_requests_total", model="slow", code="499") == 1)
+    until(lambda: value(samples(running.url), "ipnext_requests_total", model="slow", code="499") == 1)
     running.gate.set()
-    toolbox.until(lambda: value(samples(running.host_url), "ipnext_part_requests_total", model="slow", code="499") == 1)
+    until(lambda: value(samples(running.host_url), "ipnext_part_requests_total", model="slow", code="499") == 1)
     post_wrong = {"x-ipnext-generation": "7"}
     httpx.post(
         f"{running.host_url}/parts/one/p0/infer", content=encoded.body, headers={**encoded.headers, **post_wrong}

@@ -221,13 +221,6 @@ async def client():
         yield client
 
 
-async def eventually(condition, what, *, seconds=10):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.01)
-
-
 class RawEngine:
     """An engine that answers each request as `script` says: an async function of (method, path, body, writer)."""
 

@@ -8,8 +8,9 @@ import pytest
 
 from ipnext.model.deployment import RoutedModel
 from serving.router import RouterLimits
+from tests.waiting import eventually
 
-from .conftest import endpoint, eventually, raw_engine, running_edge, served
+from .conftest import endpoint, raw_engine, running_edge, served
 
 CHAT = "/v1/chat/completions"
 
@@ -51,7 +52,7 @@ async def test_a_stream_comes_event_by_event_and_ends_with_done(edge, engine, cl
     assert [json.loads(event)["choices"][0]["delta"]["content"].strip() for event in told[:-1]] == [
         f"word-{number}" for number in range(8)
     ]
-    await eventually(lambda: edge.in_flight() == 0, "the request counts as ended")
+    await eventually(lambda: edge.in_flight() == 0, why=lambda: "the request counts as ended")
     counts = edge.counts()
     assert counts.answers[200].seconds.count == 1
     assert counts.streams.pieces >= 9
@@ -67,7 +68,7 @@ async def test_a_stream_counts_as_under_way_until_its_last_byte(edge, engine, cl
         async for _ in answer.aiter_raw():
             assert edge.in_flight() == 1
             break
-    await eventually(lambda: edge.in_flight() == 0, "the client has left")
+    await eventually(lambda: edge.in_flight() == 0, why=lambda: "the client has left")
 
 
 async def test_many_requests_share_a_connection_one_after_the_other(edge, engine, client):
@@ -157,8 +158,8 @@ async def test_a_client_that_leaves_ends_the_engines_work(edge, client):
         async with client.stream("POST", edge.url + CHAT, json=ask(stream=True)) as answer:
             async for _ in answer.aiter_raw():
                 break
-        await eventually(lambda: engine.left == 1, "the engine's connection has ended")
-    await eventually(lambda: edge.in_flight() == 0, "the request counts as ended")
+        await eventually(lambda: engine.left == 1, why=lambda: "the engine's connection has ended")
+    await eventually(lambda: edge.in_flight() == 0, why=lambda: "the request counts as ended")
     assert edge.counts().answers[499].seconds.count == 1
 
 
@@ -174,8 +175,8 @@ async def test_a_client_that_leaves_before_the_first_byte_ends_it_too(edge, clie
         asking = asyncio.create_task(client.post(edge.url + CHAT, json=ask()))
         await asked.wait()
         asking.cancel()
-        await eventually(lambda: engine.left == 1, "the engine's connection has ended")
-    await eventually(lambda: 499 in edge.counts().answers, "it counts as cancelled")
+        await eventually(lambda: engine.left == 1, why=lambda: "the engine's connection has ended")
+    await eventually(lambda: 499 in edge.counts().answers, why=lambda: "it counts as cancelled")
     assert edge.in_flight() == 0
 
 
@@ -254,7 +255,7 @@ async def test_a_deadline_ends_a_request_that_has_no_first_byte(edge, client):
     async with raw_engine(script) as engine:
         edge.serve(engine.url)
         answer = await client.post(edge.url + CHAT, json=ask(), headers={"x-ipnext-deadline-ms": "200"})
-        await eventually(lambda: engine.left == 1, "the engine's connection has ended")
+        await eventually(lambda: engine.left == 1, why=lambda: "the engine's connection has ended")
     assert answer.status_code == 504
     assert answer.json()["error"]["type"] == "TimeoutError"
     assert edge.counts().answers[504].seconds.count == 1
@@ -279,7 +280,7 @@ async def test_an_engine_that_falls_silent_in_a_stream_breaks_it(tmp_path, clien
         edge.serve(engine.url)
         with pytest.raises(httpx.RemoteProtocolError):
             await client.post(edge.url + CHAT, json=ask(stream=True))
-        await eventually(lambda: engine.left == 1, "the engine's connection has ended")
+        await eventually(lambda: engine.left == 1, why=lambda: "the engine's connection has ended")
         assert edge.counts().streams.broken == 1
 
 
@@ -312,7 +313,7 @@ async def test_a_slow_client_slows_the_engine_down_and_gets_all(edge):
         await reader.readuntil(b"\r\n\r\n")
         assert len(await reader.readexactly(total)) == total
         writer.close()
-    await eventually(lambda: edge.in_flight() == 0, "the request counts as ended")
+    await eventually(lambda: edge.in_flight() == 0, why=lambda: "the request counts as ended")
     assert edge.counts().answers[200].bytes_out == total
 
 
@@ -332,7 +333,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(edge):
             f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)
-        await eventually(lambda: edge.counts().answers.get(499), "it is cut off", seconds=15)
-        await eventually(lambda: engine.left == 1, "the engine's connection has ended")
+        await eventually(lambda: edge.counts().answers.get(499), why=lambda: "it is cut off")
+        await eventually(lambda: engine.left == 1, why=lambda: "the engine's connection has ended")
         writer.transport.abort()
         await asyncio.sleep(0.01)

@@ -6,7 +6,9 @@ import signal
 import httpx
 import pytest
 
-from .conftest import eventually, mock_engine, started_router
+from tests.waiting import eventually
+
+from .conftest import mock_engine, started_router
 
 CHAT = "/v1/chat/completions"
 SLOW_MS = 20
@@ -50,7 +52,7 @@ async def stopped(client, router, tokens):
 
 
 async def ended(process):
-    await eventually(lambda: process.poll() is not None, "the router ends", seconds=20)
+    await eventually(lambda: process.poll() is not None, why=lambda: "the router ends")
     return process.returncode
 
 
