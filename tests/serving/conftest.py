@@ -35,10 +35,11 @@ from ipnext.model.deployment import (
     SnapshotFacts,
 )
 from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource, SyncPolicy
+from serving import host_connection
 from serving.export import export_model
 from serving.protocol import InferRequest, InferResponse, decode_response, encode_request, parse_header_length
 from serving.tensors import Tensor
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 MODEL = "click"
 REGION = "north"
@@ -161,6 +162,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     return Published(store, sources, modules)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patient_connections() -> Iterator[None]:
+    """A host in this process is not absent because the machine stands still while a connection is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_connection, "CONNECT_SECONDS", 60.0)
+        yield
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -185,7 +194,7 @@ class Server:
 
     def end(self) -> int:
         self.process.terminate()
-        return self.process.wait(15)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def infer(self, path: str, arrays: Mapping[str, np.ndarray], **headers: str) -> httpx.Response:
         encoded = encode_request(InferRequest(as_tensors(arrays), binary_output=True))
@@ -241,7 +250,7 @@ class Machine:
         self.root = root
         self.store_uri = store_uri
         self._stack = ExitStack()
-        self._client = self._stack.enter_context(httpx.Client(timeout=20))
+        self._client = self._stack.enter_context(httpx.Client(timeout=60))
         self._started: list[Server] = []
 
     def start_host(self, name: str, *extra: str, wait: bool = True) -> HostServer:
@@ -277,7 +286,7 @@ class Machine:
 
     def restart(self, server: Server) -> None:
         """Start a server that was killed again, on its port, as an agent would."""
-        server.process.wait(10)
+        server.process.wait(PATIENCE_SECONDS)
         server.process = self._spawn(server.process.args, "restarted")
         until(server.answers)
 

@@ -25,7 +25,7 @@ from serving.protocol import InferRequest, decode_response, encode_request
 from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 from serving.walking import Walker
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 class Halving:
@@ -44,7 +44,7 @@ class Halving:
         self.passes = []
 
     def infer(self, inputs):
-        assert self.gate.wait(20)
+        assert self.gate.wait(PATIENCE_SECONDS)
         [first, *_] = inputs["x"].tolist()
         self.passes.append(first)
         if first == 13:
@@ -84,7 +84,7 @@ async def host():
 
 
 def infer(number, **header):
-    about = {"op": "infer", "model": "m", "part": "p", "generation": 7, "deadline_ms": 5000, **header}
+    about = {"op": "infer", "model": "m", "part": "p", "generation": 7, "deadline_ms": 60_000, **header}
     return Pieces(tensor_frame, about, {"x": Tensor("FP32", np.array([number], np.float32))})
 
 
@@ -98,7 +98,7 @@ async def test_a_call_is_answered_with_its_tensors_and_the_snapshot_that_made_th
 async def test_calls_wait_for_each_other_in_the_part_but_not_on_the_connection(host):
     host.part.gate.clear()
     slow = asyncio.create_task(host.connection.call(infer(2)))
-    refused = await asyncio.wait_for(host.connection.call(infer(2, generation=8)), 5)
+    refused = await asyncio.wait_for(host.connection.call(infer(2, generation=8)), PATIENCE_SECONDS)
     assert (refused.header["status"], refused.header["code"]) == (409, "GenerationNotHeld")
     host.part.gate.set()
     assert (await slow).tensors()["y"].data.tolist() == [1]
@@ -129,7 +129,7 @@ async def test_what_the_part_refuses_or_breaks_on_is_told_without_its_insides(ho
 
 
 async def test_tensors_that_do_not_fit_the_signature_are_refused_by_name(host):
-    about = {"op": "infer", "model": "m", "part": "p", "generation": 7, "deadline_ms": 5000}
+    about = {"op": "infer", "model": "m", "part": "p", "generation": 7, "deadline_ms": 60_000}
     wrong = {"x": Tensor("INT64", np.array([1]))}
     answer = await host.connection.call(Pieces(tensor_frame, about, wrong))
     assert answer.header["status"] == 400
@@ -138,7 +138,7 @@ async def test_tensors_that_do_not_fit_the_signature_are_refused_by_name(host):
 
 async def test_a_v2_body_is_answered_with_a_v2_body(host):
     encoded = encode_request(InferRequest({"x": Tensor("FP32", np.array([8], np.float32))}, id="a", binary_output=True))
-    about = {"op": "v2", "model": "m", "part": "p", "generation": 7, "deadline_ms": 5000}
+    about = {"op": "v2", "model": "m", "part": "p", "generation": 7, "deadline_ms": 60_000}
     about |= {"header_length": encoded.header_length, "outputs": []}
     answer = await host.connection.call(Pieces(bytes_frame, about, encoded.body))
     response = decode_response(answer.body.data, answer.header["header_length"])
@@ -195,7 +195,9 @@ async def test_a_full_queue_refuses_with_503(host):
 
 async def test_the_deadline_of_a_call_ends_it(host):
     host.part.gate.clear()
-    assert (await asyncio.wait_for(host.connection.call(infer(2, deadline_ms=30)), 5)).header["status"] == 504
+    assert (await asyncio.wait_for(host.connection.call(infer(2, deadline_ms=30)), PATIENCE_SECONDS)).header[
+        "status"
+    ] == 504
 
 
 async def test_what_listens_but_speaks_no_frames_is_no_host():

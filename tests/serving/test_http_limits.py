@@ -2,14 +2,15 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
-from serving import http_limits
+from serving import http_limits, http_server
 from serving.http import Response
 from serving.http_limits import HttpLimits
 from serving.http_server import http_factory
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 LIMITS = HttpLimits(
     body_bytes=100_000,
@@ -56,13 +57,13 @@ async def server():
 
 
 async def answer(reader):
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS)).decode()
     length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
     return int(head.split()[1]), await reader.readexactly(length)
 
 
 async def ends(reader):
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_SECONDS) == b""
 
 
 @pytest.mark.parametrize(
@@ -172,28 +173,39 @@ async def test_a_client_that_takes_none_of_its_answer_is_cut_off(server):
     async with server.connect() as (_, writer):
         for _ in range(8):
             writer.write(b"GET /x HTTP/1.1\r\nx-size: 4000000\r\n\r\n")
-        await eventually(lambda: len(server.connections) == 1)
+        await eventually(lambda: server.requests)
         await eventually(lambda: not server.connections)
     assert len(server.requests) < 8, "nothing more is computed for a client that takes nothing"
 
 
-async def test_a_client_that_takes_its_answers_slowly_gets_them_all(server):
+@pytest.fixture
+def clock(monkeypatch):
+    """What limits are measured by, in place of the time: it goes on as the test says."""
+    clock = SimpleNamespace(now=1.0, monotonic=lambda: clock.now)
+    for module in (http_limits, http_server):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+async def test_a_client_that_takes_its_answers_slowly_gets_them_all(server, clock):
     async with server.connect() as (reader, writer):
         for _ in range(3):
-            writer.write(b"GET /x HTTP/1.1\r\nx-size: 4000000\r\n\r\n")
+            writer.write(b"GET /x HTTP/1.1\r\nx-size: 16000000\r\n\r\n")
         for _ in range(3):
-            await asyncio.sleep(LIMITS.write_seconds / 2)
-            assert len((await answer(reader))[1]) == 4_000_000
+            await eventually(lambda: [one for one in server.connections if one._choked])
+            clock.now += 0.9 * LIMITS.write_seconds
+            await asyncio.sleep(3 * http_limits.SWEEP_SECONDS)
+            assert len((await answer(reader))[1]) == 16_000_000
 
 
-async def test_requests_that_wait_take_bounded_memory(server):
+async def test_requests_that_wait_take_bounded_memory(server, clock):
     async with server.connect() as (reader, writer):
         await eventually(lambda: server.connections)
         [connection] = server.connections
         connection.pause_writing()
         piece = b"POST /x HTTP/1.1\r\ncontent-length: 90000\r\n\r\n" + bytes(90_000)
         sending = asyncio.create_task(_send(writer, piece, 200))
-        await asyncio.sleep(0.1)
+        await eventually(lambda: connection._paused)
         waiting = sum(len(request.content) for request, _ in connection._waiting)
         assert waiting < 2 * 2**20
         connection.resume_writing()

@@ -9,7 +9,7 @@ from ipnext.errors import InvalidInput
 from serving import http_server
 from serving.http import Response, not_found
 from serving.http_server import http_factory
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 class Answers:
@@ -80,7 +80,7 @@ async def connect(answers):
 
 async def answer(reader):
     """Status, headers and body of the next answer."""
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode().split("\r\n")
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS)).decode().split("\r\n")
     headers = dict(line.split(": ", 1) for line in head[1:] if line)
     return int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
 
@@ -200,7 +200,9 @@ async def test_a_client_that_asks_first_is_told_to_go_on(connect):
     async with connect() as (reader, writer):
         whole = post("/echo", b"abc", "expect: 100-continue")
         writer.write(whole[:-3])
-        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert (
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        )
         writer.write(b"abc")
         assert (await answer(reader))[2] == b"abc"
 

@@ -26,7 +26,7 @@ from serving.router_table import TableFollower
 from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 from serving.walking import Walker
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 GRAPH = PartGraph(
     nodes=(
@@ -61,7 +61,7 @@ class Scaling:
         self.begun = 0
 
     def infer(self, inputs):
-        assert self.gate.wait(20)
+        assert self.gate.wait(PATIENCE_SECONDS)
         self.done.append(sorted(inputs))
         return {"y": np.float32(10) * sum(inputs.values())}
 

@@ -240,9 +240,9 @@ async def test_a_prefill_engine_that_is_silent_has_half_of_the_deadline(edge, cl
     async with engines(silent, WRITES) as (prefill, decode):
         edge.table(pair([prefill.url], [decode.url]))
         began = time.monotonic()
-        answer = await client.post(edge.url + COMPLETIONS, json=ask(), headers={"x-ipnext-deadline-ms": "600"})
-        assert answer.status_code == 200
-        assert 0.25 < time.monotonic() - began < 0.6
+        answer = await client.post(edge.url + COMPLETIONS, json=ask(), headers={"x-ipnext-deadline-ms": "6000"})
+        assert answer.status_code == 200, "the other half is left"
+        assert time.monotonic() - began > 2.9
         await eventually(lambda: prefill.left == 1, why=lambda: "the prefill engine is told")
     assert edge.counts().prefills == {"failed": 1}
 
@@ -254,17 +254,16 @@ async def test_a_deadline_holds_over_both(edge, client):
 
     async with engines(slow, silent) as (prefill, decode):
         edge.table(pair([prefill.url], [decode.url]))
-        began = time.monotonic()
-        answer = await client.post(edge.url + COMPLETIONS, json=ask(), headers={"x-ipnext-deadline-ms": "500"})
+        answer = await client.post(edge.url + COMPLETIONS, json=ask(), headers={"x-ipnext-deadline-ms": "3000"})
         assert answer.status_code == 504
-        assert time.monotonic() - began < 1.5
+        assert "within the deadline of 3000 ms" in answer.json()["error"]["message"], "not what an engine may be silent"
         assert decode.requests
 
 
 async def test_a_client_that_leaves_while_its_prompt_is_read_ends_that(edge):
     async with engines(silent, WRITES) as (prefill, decode):
         edge.table(pair([prefill.url], [decode.url]))
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             asking = asyncio.create_task(client.post(edge.url + COMPLETIONS, json=ask()))
             await eventually(lambda: prefill.requests, why=lambda: "the prompt is being read")
             assert edge.in_flight() == 1

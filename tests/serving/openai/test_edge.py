@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from ipnext.model.deployment import RoutedModel
+from serving.http_limits import HttpLimits
 from serving.router import RouterLimits
 from tests.waiting import eventually
 
@@ -254,19 +255,25 @@ async def test_a_deadline_ends_a_request_that_has_no_first_byte(edge, client):
 
     async with raw_engine(script) as engine:
         edge.serve(engine.url)
-        answer = await client.post(edge.url + CHAT, json=ask(), headers={"x-ipnext-deadline-ms": "200"})
+        answer = await client.post(edge.url + CHAT, json=ask(), headers={"x-ipnext-deadline-ms": "1500"})
         await eventually(lambda: engine.left == 1, why=lambda: "the engine's connection has ended")
     assert answer.status_code == 504
     assert answer.json()["error"]["type"] == "TimeoutError"
     assert edge.counts().answers[504].seconds.count == 1
 
 
-async def test_a_deadline_does_not_end_a_stream_that_has_begun(edge, engine, client):
-    edge.serve(engine)
-    headers = {"x-ipnext-deadline-ms": "150"}
-    answer = await client.post(edge.url + CHAT, json=ask(stream=True, max_tokens=150), headers=headers)
-    assert events(answer.text)[-1] == "[DONE]"
-    assert answer.elapsed.total_seconds() > 0.2
+async def test_a_deadline_does_not_end_a_stream_that_has_begun(edge, client):
+    async def script(_, __, ___, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
+        await asyncio.sleep(2.0)
+        writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+    async with raw_engine(script) as engine:
+        edge.serve(engine.url)
+        headers = {"x-ipnext-deadline-ms": "1500"}
+        answer = await client.post(edge.url + CHAT, json=ask(stream=True), headers=headers)
+    assert events(answer.text) == ["1", "[DONE]"]
+    assert answer.elapsed.total_seconds() > 1.5
 
 
 async def test_an_engine_that_falls_silent_in_a_stream_breaks_it(tmp_path, client):
@@ -274,7 +281,7 @@ async def test_an_engine_that_falls_silent_in_a_stream_breaks_it(tmp_path, clien
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
 
     async with (
-        running_edge(tmp_path / "t.json", RouterLimits(silent_seconds=0.2)) as edge,
+        running_edge(tmp_path / "t.json", RouterLimits(silent_seconds=2.0)) as edge,
         raw_engine(script) as engine,
     ):
         edge.serve(engine.url)
@@ -305,6 +312,7 @@ async def test_a_slow_client_slows_the_engine_down_and_gets_all(edge):
             f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)
+        await eventually(lambda: sent, why=lambda: "the engine begins")
         seen = -1
         while seen != sent:
             seen = sent
@@ -317,14 +325,15 @@ async def test_a_slow_client_slows_the_engine_down_and_gets_all(edge):
     assert edge.counts().answers[200].bytes_out == total
 
 
-async def test_a_client_that_takes_nothing_is_cut_off(edge):
+async def test_a_client_that_takes_nothing_is_cut_off(tmp_path):
     async def script(_, __, ___, writer):
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
         while True:
             writer.write(b"10000\r\n" + b"x" * 2**16 + b"\r\n")
             await writer.drain()
 
-    async with raw_engine(script) as engine:
+    limits = HttpLimits(write_seconds=2.0)
+    async with running_edge(tmp_path / "t.json", http_limits=limits) as edge, raw_engine(script) as engine:
         edge.serve(engine.url)
         host, port = edge.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=2**16)

@@ -115,7 +115,7 @@ class Reading:
 
 async def test_a_stream_on_an_engine_that_left_the_table_is_cut_after_the_drain_and_seen_to_be(edge, engine, client):
     edge.table(table(engine, drain_seconds=0.3))
-    running = await Reading(client, edge, 2000).begun()
+    running = await Reading(client, edge, 20_000).begun()
     edge.table(table(drain_seconds=60.0))
     with pytest.raises(httpx.RemoteProtocolError):
         await running.ended()
@@ -143,7 +143,7 @@ async def test_a_request_that_waits_for_its_first_piece_is_answered_by_another_e
     edge, engine, client
 ):
     async def silent(*_):
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
     async with raw_engine(silent) as other:
         edge.table(table(other.url, drain_seconds=0.2))
