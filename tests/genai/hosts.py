@@ -19,7 +19,7 @@ from ipnext.infra.tether import tether
 from ipnext.model.adapter import engine_name
 from ipnext.model.deployment import HostedSnapshot, HostHolds, HostState
 from tests.processes import command_line
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 MODEL = "chat"
 MOCK = Path(__file__).parent / "mock_engine.py"
@@ -71,13 +71,13 @@ class Host:
     name: str
 
     def state(self):
-        return HostState.model_validate_json(httpx.get(f"{self.url}/control/state", timeout=20).content)
+        return HostState.model_validate_json(httpx.get(f"{self.url}/control/state", timeout=60).content)
 
     def hold(self, *holds, **drains):
         body = HostHolds(holds=holds, **drains).model_dump_json()
-        return httpx.put(f"{self.url}/control/holds", content=body, timeout=20)
+        return httpx.put(f"{self.url}/control/holds", content=body, timeout=60)
 
-    def ready(self, *, seconds=60.0):
+    def ready(self, *, seconds=PATIENCE_SECONDS):
         """The state once something is ready and nothing loads."""
         return until(lambda: (s := self.state()).ready and not s.loading and s, seconds=seconds)
 
@@ -98,7 +98,7 @@ class Host:
 
     def end(self):
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE_SECONDS)
 
 
 class Yard:
@@ -137,7 +137,7 @@ class Yard:
 def answers(host):
     assert host.process.poll() is None, "the host ended before it served"
     try:
-        return httpx.get(f"{host.url}/healthz", timeout=20).status_code == 200
+        return httpx.get(f"{host.url}/healthz", timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -57,7 +57,7 @@ class Styled:
 
     @property
     def loaded(self):
-        cards = httpx.get(f"{self.engine}/v1/models").json()["data"]
+        cards = httpx.get(f"{self.engine}/v1/models", timeout=60).json()["data"]
         return {card["id"] for card in cards} - {"chat"}
 
 

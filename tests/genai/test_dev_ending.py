@@ -10,7 +10,7 @@ from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command
 from tests.genai.regions import ENDLESS, Stream
 from tests.processes import gone
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.e2e
 
@@ -27,7 +27,7 @@ spec:
       settings: {graceSeconds: 0.5}
   demand: [{region: us-east, qps: 50}]
   latencyToleranceMs: 60
-  rollout: {canary: 1, maxStep: 1, drainSeconds: 1, deadlineSeconds: 120}
+  rollout: {canary: 1, maxStep: 1, drainSeconds: 1, deadlineSeconds: 180}
 """
 
 
@@ -38,7 +38,7 @@ def test_an_agent_that_hangs_is_killed_after_its_models_drain_and_leaves_nothing
     try:
         running.client.apply(MANIFEST)
         change = running.client.publish("chat", {"llm": write_llama(tmp_path / "hf", seed=1)})
-        assert running.client.wait_change(change.id, timeout_seconds=120).state == "done"
+        assert running.client.wait_change(change.id, timeout_seconds=PATIENCE_SECONDS).state == "done"
         stream = Stream(running.endpoints["gateways"]["us-east"], ENDLESS)
         family = running.family()
         agent = running.child("ipnext.infra.agent", "--region us-east")

@@ -34,7 +34,7 @@ def adapter(tmp_path_factory):
 
 def up(url):
     try:
-        return httpx.get(f"{url}/health").status_code == 200
+        return httpx.get(f"{url}/health", timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -55,13 +55,15 @@ def test_a_tiny_llama_answers_through_the_url_of_its_generation(host, url):
     assert first["usage"]["completion_tokens"] == 8
     assert first["choices"][0]["text"] == again["choices"][0]["text"] != ""
     message = {"role": "user", "content": "hello"}
-    chat = httpx.post(f"{url}/v1/chat/completions", json={"model": "chat", "messages": [message], "max_tokens": 4})
+    chat = httpx.post(
+        f"{url}/v1/chat/completions", json={"model": "chat", "messages": [message], "max_tokens": 4}, timeout=60
+    )
     assert chat.status_code == 200, chat.text
     assert "chat: " not in host.log()
 
 
 def test_the_engine_has_the_settings_of_its_part(url):
-    card, _ = httpx.get(f"{url}/v1/models").json()["data"]
+    card, _ = httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
     assert (card["id"], card["max_model_len"]) == ("chat", 512)
     refused = complete(url, max_tokens=1000)
     assert refused.status_code == 400, refused.text

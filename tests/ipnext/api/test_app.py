@@ -180,8 +180,9 @@ async def test_a_changed_fleet_is_handed_on_once_its_time_has_come(rooms):
         document = rooms.fleet_document()
         document["spec"]["supply"][0]["unitCost"] = 2
         (await http.put("/v1/fleet", json=document)).raise_for_status()
+        await eventually(lambda: rooms.lifecycle.replans_woken)
         for _ in range(1000):
-            await asyncio.sleep(0.01 if not rooms.lifecycle.replans_woken else 0)
+            await asyncio.sleep(0)
         assert rooms.lifecycle.replans_woken == 1
 
 

@@ -10,7 +10,7 @@ from ipnext.api.outbox import Outbox
 from ipnext.model.freeze import BindingFreeze, Frozen
 from ipnext.model.lifecycle import Change, ChangeState
 from ipnext.model.status import ConditionType, Reason
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 ANN = {"X-IPnext-User": "ann"}
 
@@ -152,7 +152,7 @@ async def test_runs_are_told_once_the_engine_is_back_and_after_a_restart(rooms):
     engine = Listening()
     engine.down = True
     outbox = Outbox(rooms.store, engine, interval_seconds=0.01, max_backoff_seconds=0.02)
-    async with asyncio.timeout(10), outbox.running():
+    async with asyncio.timeout(PATIENCE_SECONDS), outbox.running():
         await engine.asked.wait()
         assert engine.told_of_freezes == []
         engine.asked.clear()

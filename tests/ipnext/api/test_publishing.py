@@ -1,7 +1,5 @@
 """Publish and roll back; an acknowledged change is never lost."""
 
-import asyncio
-
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.status import Reason
 from tests.waiting import eventually
@@ -119,10 +117,7 @@ async def test_a_change_left_by_a_crash_is_submitted_at_the_next_start(rooms):
     rooms.publish_directly("ranker", "a")
     app = rooms.app()
     async with app.router.lifespan_context(app):
-        for _ in range(200):
-            if rooms.lifecycle.submitted:
-                break
-            await asyncio.sleep(0.01)
+        await eventually(lambda: rooms.lifecycle.submitted)
     assert [c.id for c in rooms.lifecycle.submitted] == ["ranker-a"]
 
 

@@ -19,7 +19,7 @@ from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.ports import PortBook
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 HERE = Path(__file__).parent
 FORK_SERVER = "ipnext.infra.fork_server_process"
@@ -35,10 +35,19 @@ STAND_INS = {
     ),
     "IPNEXT_AGENT_IDLE_POLL_SECONDS": "0.2",
     "IPNEXT_AGENT_POLL_SECONDS": "0.03",
-    "IPNEXT_AGENT_PROBE_SECONDS": "0.5",
-    "IPNEXT_AGENT_UNANSWERED_SECONDS": "0.5",
     "IPNEXT_AGENT_SETTLE_SECONDS": "0.1",
 }
+
+
+PATIENT = {f"IPNEXT_AGENT_{name}_SECONDS": "60" for name in ("UNANSWERED", "GATEWAY_HUNG", "CONFIRM")}
+"""A process that gets no processor for a while is not taken for one that hangs."""
+
+
+class PatientInfrastructure(LocalProcessInfrastructure):
+    """Nor is an agent."""
+
+    def _call(self, *asked, **_):
+        return super()._call(*asked, seconds=PATIENCE_SECONDS)
 
 
 class Builder:
@@ -95,9 +104,9 @@ class RunningAgent:
         self.port = PortBook(directory / f"{region}-test-ports.json").port("agent")
         self.peers = peers
         self.artifacts = artifacts
-        self.environment = os.environ | ({} if real else STAND_INS) | (environment or {})
-        self.infra = LocalProcessInfrastructure({region: f"http://127.0.0.1:{self.port}"})
-        self.client = httpx.Client(trust_env=False, timeout=20)
+        self.environment = os.environ | PATIENT | ({} if real else STAND_INS) | (environment or {})
+        self.infra = PatientInfrastructure({region: f"http://127.0.0.1:{self.port}"}, timeout_seconds=PATIENCE_SECONDS)
+        self.client = httpx.Client(trust_env=False, timeout=60)
         self.process = None
 
     def start(self):
@@ -127,11 +136,10 @@ class RunningAgent:
             return self.client.get(self.gateway + path).status_code
         return None
 
-    def infer(self, model, *, generation=None, version=None, sleep=0):
+    def infer(self, model, *, generation=None, version=None, until=None):
         headers = {"x-ipnext-generation": str(generation)} if generation is not None else {}
         path = f"/v2/models/{model}" + (f"/versions/{version}" if version is not None else "") + "/infer"
-        body = {"sleep": sleep}
-        return self.client.post(self.gateway + path, json=body, headers=headers)
+        return self.client.post(self.gateway + path, json={"until": until and str(until)}, headers=headers)
 
     def replicas(self, key):
         return [replica for replica in self.infra.observe(self.region).replicas if replica.key == key]
@@ -172,11 +180,11 @@ class RunningAgent:
     def end(self):
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(15)
+            self.process.wait(PATIENCE_SECONDS)
 
     def kill(self):
         self.process.kill()
-        self.process.wait(5)
+        self.process.wait(PATIENCE_SECONDS)
 
     def close(self):
         self.end()
@@ -209,7 +217,7 @@ class Load:
             thread.join()
 
     def _ask(self):
-        with httpx.Client(trust_env=False, timeout=20) as client:
+        with httpx.Client(trust_env=False, timeout=60) as client:
             while not self._ended.is_set():
                 try:
                     answer = client.post(self.url, json=self.body)

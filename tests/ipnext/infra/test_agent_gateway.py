@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -144,20 +145,22 @@ def test_a_rollout_under_load_has_no_error(shared_agent, builder, load):
     assert {generation for _, generation in clients.answers} == {"1", "2"}
 
 
-def test_a_host_is_told_what_is_left_of_the_drain_with_what_it_unloads(shared_agent, builder):
-    model = builder("draining")
+def test_a_host_is_told_what_is_left_of_the_drain_with_what_it_unloads(shared_agent, builder, tmp_path):
+    model, gate = builder("draining"), tmp_path / "gate"
     shared_agent.serve(model, {1: (1,), 2: (2,)}, {1: 1.0})
     with ThreadPoolExecutor(1) as asking:
-        slow = asking.submit(shared_agent.infer, "draining", sleep=1.5)
+        slow = asking.submit(shared_agent.infer, "draining", until=gate)
         until(lambda: under_way(shared_agent, "draining"), why=lambda: "it is under way")
         shared_agent.infra.route(model.table(2, {2: 1.0}))
-        told = model.deployment({2: (2,)}).model_copy(update={"drain_seconds": 30.0})
+        told = model.deployment({2: (2,)}).model_copy(update={"drain_seconds": 300.0})
         shared_agent.infra.apply(told)
+        time.sleep(2.0)
+        gate.touch()
         log = shared_agent.state / "logs" / f"{model.key().model}.dense.cpu.0.log"
         until(lambda: "unloads 1" in log.read_text(), why=lambda: "the host unloads what is no longer wanted")
         assert slow.result().status_code == 200
     (left,) = re.findall(r"unloads 1, drain (\S+) s", log.read_text())
-    assert 20 < float(left) < 29.5
+    assert 100 < float(left) < 299.5
 
 
 def under_way(agent, model):

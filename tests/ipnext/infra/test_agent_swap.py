@@ -30,6 +30,12 @@ def answering(agent, model):
 
 
 @pytest.fixture
+def gate(tmp_path):
+    """A file that is not there yet."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
 def serving(shared_agent, builder, request):
     """Starts replicas of generation 1 of a model of the test's own; the router may answer with generation 2 too."""
 
@@ -43,25 +49,27 @@ def serving(shared_agent, builder, request):
     return start
 
 
-def test_the_former_snapshot_answers_until_the_next_one_is_at_hand(shared_agent, serving):
+def test_the_former_snapshot_answers_until_the_next_one_is_at_hand(shared_agent, serving, gate):
     """As the way back does: what is wanted is told again before it has come to that."""
-    model = serving(1, fetch_seconds=1.0)
-    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_seconds=1.0))
+    model = serving(1, fetch_until=str(gate))
+    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_until=str(gate)))
     ended = time.monotonic() + 0.7
     while time.monotonic() < ended:
         assert answering(shared_agent, model) == [1]
         time.sleep(0.05)
     assert shared_agent.infer(model.model, generation=1).status_code == 200
-    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_seconds=1.0))
+    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_until=str(gate)))
+    gate.touch()
     shared_agent.await_ready(model.key(), 2)
     assert answering(shared_agent, model) == [2]
 
 
-def test_what_is_wanted_back_before_the_next_one_is_at_hand_never_leaves(shared_agent, serving):
-    model = serving(1, fetch_seconds=0.5)
+def test_what_is_wanted_back_before_the_next_one_is_at_hand_never_leaves(shared_agent, serving, gate):
+    model = serving(1, fetch_until=str(gate))
     (before,) = shared_agent.replicas(model.key())
-    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_seconds=0.5))
-    shared_agent.infra.apply(swapping(model, {1: 1}, fetch_seconds=0.5))
+    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_until=str(gate)))
+    shared_agent.infra.apply(swapping(model, {1: 1}, fetch_until=str(gate)))
+    gate.touch()
     ended = time.monotonic() + 1.0
     while time.monotonic() < ended:
         assert answering(shared_agent, model) == [1]
@@ -69,14 +77,15 @@ def test_what_is_wanted_back_before_the_next_one_is_at_hand_never_leaves(shared_
     assert [(r.id, r.pid, r.ready) for r in shared_agent.replicas(model.key())] == [(before.id, before.pid, (1,))]
 
 
-def test_a_replica_that_has_not_left_stays_and_none_that_has_gone_over_leaves_in_its_stead(shared_agent, serving):
+def test_a_replica_that_has_not_left_stays_and_none_that_has_gone_over_leaves_in_its_stead(shared_agent, serving, gate):
     """A wave is undone while its replica still fetches: the one of the wave before answers on for the next generation."""
     model = serving(3)
     shared_agent.infra.apply(swapping(model, {1: 2, 2: 1}))
     shared_agent.await_ready(model.key(), 2)
     before = {r.id: r.ready for r in shared_agent.replicas(model.key())}
-    shared_agent.infra.apply(swapping(model, {1: 1, 2: 2}, fetch_seconds=0.5))
-    shared_agent.infra.apply(swapping(model, {1: 2, 2: 1}, fetch_seconds=0.5))
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 2}, fetch_until=str(gate)))
+    shared_agent.infra.apply(swapping(model, {1: 2, 2: 1}, fetch_until=str(gate)))
+    gate.touch()
     ended = time.monotonic() + 1.0
     while time.monotonic() < ended:
         assert answering(shared_agent, model) == [1, 1, 2]
@@ -84,10 +93,11 @@ def test_a_replica_that_has_not_left_stays_and_none_that_has_gone_over_leaves_in
     assert {r.id: r.ready for r in shared_agent.replicas(model.key())} == before
 
 
-def test_who_was_to_go_over_does_where_the_same_is_told_again(shared_agent, serving):
+def test_who_was_to_go_over_does_where_the_same_is_told_again(shared_agent, serving, gate):
     model = serving(2)
-    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=0.5))
-    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=0.5))
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_until=str(gate)))
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_until=str(gate)))
+    gate.touch()
     shared_agent.await_ready(model.key(), 2)
     assert [(r.id[-1], r.ready) for r in shared_agent.replicas(model.key())] == [("0", (1,)), ("1", (2,))]
 
@@ -109,24 +119,27 @@ def test_a_next_snapshot_that_cannot_be_had_is_told_while_the_former_one_answers
     assert replica.ready == (1,)
 
 
-def test_the_table_says_what_is_coming_from_when_the_replica_leaves_until_it_is_ready(shared_agent, serving):
-    model = serving(1, load_seconds=1.0)
+def test_the_table_says_what_is_coming_from_when_the_replica_leaves_until_it_is_ready(shared_agent, serving, gate):
+    gate.touch()
+    model = serving(1, load_until=str(gate))
+    gate.unlink()
     assert (table_of(shared_agent, model)["swap"], table_of(shared_agent, model)["coming"]) == (True, [])
-    shared_agent.infra.apply(swapping(model, {2: 1}, load_seconds=1.0))
+    shared_agent.infra.apply(swapping(model, {2: 1}, load_until=str(gate)))
     until(lambda: answering(shared_agent, model) == [], why=lambda: "it leaves")
     assert table_of(shared_agent, model)["coming"] == [2]
     (replica,) = shared_agent.replicas(model.key())
     assert (replica.coming, replica.going_over) == ((2,), "goes over to generation 2")
     assert replica.log.endswith(f"/logs/{replica.id}.log")
+    gate.touch()
     until(lambda: answering(shared_agent, model) == [2], why=lambda: "it is ready")
     assert table_of(shared_agent, model)["coming"] == []
     assert shared_agent.replicas(model.key())[0].coming == ()
 
 
 def test_a_replica_that_crashes_on_its_way_comes_up_with_what_is_wanted_of_it(shared_agent, serving):
-    model = serving(2, fetch_seconds=30.0)
+    model = serving(2, fetch_seconds=600.0)
     before = {r.id: r.pid for r in shared_agent.replicas(model.key())}
-    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=30.0))
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=600.0))
     victim = shared_agent.child(f"{model.key().model}.{model.key().part}.cpu.1")
     victim.kill()
     shared_agent.await_ready(model.key(), 2)
@@ -139,9 +152,9 @@ def test_a_replica_that_crashes_on_its_way_comes_up_with_what_is_wanted_of_it(sh
 
 def test_an_agent_that_starts_anew_in_the_middle_has_what_is_wanted(new_agent, builder):
     agent, model = new_agent().start(), builder("again")
-    agent.infra.apply(swapping(model, {1: 2}, fetch_seconds=30.0))
+    agent.infra.apply(swapping(model, {1: 2}, fetch_seconds=600.0))
     agent.await_ready(model.key(), 1, 2)
-    agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=30.0))
+    agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=600.0))
     agent.kill()
     agent.start()
     agent.await_ready(model.key(), 1)
@@ -183,20 +196,20 @@ def test_a_host_is_told_only_after_the_router_has_let_its_engine_go(shared_agent
 
 
 def host_state(url):
-    return httpx.get(f"{url}/control/state", trust_env=False).json()
+    return httpx.get(f"{url}/control/state", trust_env=False, timeout=60).json()
 
 
 def test_no_part_leaves_before_all_that_go_over_have_at_hand_what_comes(shared_agent, serving):
     """One that went over alone would leave no generation whole. One that is wanted back keeps no other waiting."""
     model = serving(1)
-    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=30.0))
+    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=600.0))
     shared_agent.await_ready(model.key("head"), 1)
-    shared_agent.infra.apply(swapping(model, {2: 1}, part="head", fetch_seconds=30.0))
+    shared_agent.infra.apply(swapping(model, {2: 1}, part="head", fetch_seconds=600.0))
     shared_agent.infra.apply(swapping(model, {2: 1}))
     ended = time.monotonic() + 1.0
     while time.monotonic() < ended:
         assert answering(shared_agent, model) == [1, 1]
         time.sleep(0.05)
-    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=30.0))
+    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=600.0))
     shared_agent.await_ready(model.key(), 2)
     assert answering(shared_agent, model) == [1, 2]

@@ -15,7 +15,7 @@ import pytest
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.fork_server import ForkServer
 from tests.processes import command_line, gone, runs
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 HERE = str(Path(__file__).parent)
 FORKABLE = {
@@ -199,7 +199,7 @@ def test_an_agent_takes_forked_hosts_and_fork_server_along(forking, number):
     children = run.agent.children()
     assert len(children) == 5, [command_line(p) for p in children]  # two hosts, router, Envoy, fork server
     run.agent.process.send_signal(number)
-    run.agent.process.wait(15)
+    run.agent.process.wait(PATIENCE_SECONDS)
     until(lambda: gone(children), why=lambda: f"all are gone: {[command_line(p) for p in children if runs(p)]}")
     with suppress(psutil.NoSuchProcess):
         assert not [p for p in psutil.process_iter() if str(run.agent.state) in command_line(p)]
@@ -230,7 +230,9 @@ asyncio.run(main(Path(sys.argv[1])))
 
 def test_another_environment_needs_another_interpreter(tmp_path):
     environment = os.environ | {"PYTHONPATH": HERE, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", OTHER_ENVIRONMENT, str(tmp_path)], env=environment, timeout=60, check=True)
+    subprocess.run(
+        [sys.executable, "-c", OTHER_ENVIRONMENT, str(tmp_path)], env=environment, timeout=PATIENCE_SECONDS, check=True
+    )
     same, other = (json.loads((tmp_path / name).read_text()) for name in ("same", "other"))
     assert (same["forked"], same["omp"]) == (True, "1")
     assert (other["forked"], other["omp"]) == (False, "7")
@@ -251,6 +253,6 @@ async def test_a_look_for_orphans_that_fails_is_not_the_last(tmp_path):
 
     server._orphans = Failing()
     reaping = asyncio.create_task(server._reap())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await again.wait()
     reaping.cancel()

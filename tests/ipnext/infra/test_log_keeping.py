@@ -1,6 +1,5 @@
 """Logs are kept for a while, and never grow without end; those that a process writes stay, and go on."""
 
-import asyncio
 import errno
 import os
 import subprocess
@@ -15,7 +14,7 @@ from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.log_keeping import LogKeeping, LogLimits, put_aside
 from ipnext.infra.logs import read_logs
 from ipnext.model.logs import LogQuery
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 NAME = "chat.llm.cpu.0.log"
 NOW = 1_000_000.0
@@ -239,8 +238,6 @@ async def test_a_log_beyond_the_limit_is_put_aside_at_a_start_too(tmp_path):
         on_change=lambda: None,
     )
     child.start()
-    async with asyncio.timeout(30):
-        while not log.exists() or log.read_text() != "hello\n":  # noqa: ASYNC110 - another process writes
-            await asyncio.sleep(0.02)
+    await eventually(lambda: log.exists() and log.read_text() == "hello\n")
     await child.stop(5)
     assert "much" in (tmp_path / "host.log.1").read_text()

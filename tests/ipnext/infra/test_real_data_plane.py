@@ -12,7 +12,7 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph
 from serving.export import export_model
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 GRAPH = PartGraph(
     nodes=(
@@ -143,7 +143,7 @@ def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new
     with load(agent, "scaled", body=BODY) as clients:
         router = agent.child("serving.router")
         router.kill()
-        router.wait(10)
+        router.wait(PATIENCE_SECONDS)
     assert clients.answers.pop((200, "1")) > 20
     assert clients.answers.total() <= 3 * CLIENTS, clients.bad[:3]
     assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0], "the next router is there"
@@ -157,7 +157,7 @@ def test_a_router_that_is_told_to_end_under_load_costs_no_request(new_agent, pub
     with load(agent, "scaled", body=BODY) as clients:
         router = agent.child("serving.router")
         router.terminate()
-        router.wait(30)
+        router.wait(PATIENCE_SECONDS)
     assert set(clients.answers) == {(200, "1")}, clients.bad[:3]
     assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0]
     agent.end()

@@ -36,7 +36,7 @@ def ask(request, edge, walking_edge):
     def post(content, **headers):
         url = f"{asked.url}/v2/models/{model}/infer"
         return httpx.post(
-            url, content=content, headers={name.replace("_", "-"): text for name, text in headers.items()}
+            url, content=content, headers={name.replace("_", "-"): text for name, text in headers.items()}, timeout=60
         )
 
     return post
@@ -142,13 +142,17 @@ def test_json_beyond_its_limit_is_413_and_binary_data_is_not(new_edge):
     with edge.running():
         url = f"{edge.url}/v2/models/echo/infer"
         refused(
-            httpx.post(url, content=body_of(500)), 413, "the limit is 1000 (--max-json-bytes); send tensors as binary"
+            httpx.post(url, content=body_of(500), timeout=60),
+            413,
+            "the limit is 1000 (--max-json-bytes); send tensors as binary",
         )
         packed = gzip.compress(body_of(500))
-        refused(httpx.post(url, content=packed, headers={"content-encoding": "gzip"}), 413, "--max-json-bytes")
-        assert httpx.post(url, content=body_of(5)).status_code == 200
+        refused(
+            httpx.post(url, content=packed, headers={"content-encoding": "gzip"}, timeout=60), 413, "--max-json-bytes"
+        )
+        assert httpx.post(url, content=body_of(5), timeout=60).status_code == 200
         encoded = binary_of(5000)
-        assert httpx.post(url, content=encoded.body, headers=encoded.headers).status_code == 200
+        assert httpx.post(url, content=encoded.body, headers=encoded.headers, timeout=60).status_code == 200
 
 
 def test_a_json_answer_of_too_many_elements_is_refused_and_binary_data_is_not(ask, monkeypatch):
@@ -178,18 +182,18 @@ def test_one_model_that_has_all_it_may_leaves_the_others_alone(new_edge):
         for thread in asking:
             thread.start()
         until(lambda: edge.queue.pending == 2)
-        response = httpx.post(url, content=body_of())
+        response = httpx.post(url, content=body_of(), timeout=60)
         refused(response, 503, "model slow has 2 requests under way, the limit is 2 (--max-in-flight)")
         assert response.headers["retry-after"] == "1"
         late = httpx.post(
-            f"{edge.url}/v2/models/chain/infer", content=body_of(), headers={"x-ipnext-deadline-ms": "50"}
+            f"{edge.url}/v2/models/chain/infer", content=body_of(), headers={"x-ipnext-deadline-ms": "50"}, timeout=60
         )
         assert late.status_code == 504, "let in, though its host is busy"
         edge.gate.set()
         for thread in asking:
             thread.join(PATIENCE_SECONDS)
         assert [answer.status_code for answer in answers] == [200, 200]
-        assert httpx.post(url, content=body_of()).status_code == 200
+        assert httpx.post(url, content=body_of(), timeout=60).status_code == 200
 
 
 def test_a_full_queue_of_the_host_is_503_with_retry_after(new_edge):
@@ -200,7 +204,7 @@ def test_a_full_queue_of_the_host_is_503_with_retry_after(new_edge):
         first = threading.Thread(target=lambda: httpx.post(url, content=body_of(), timeout=60))
         first.start()
         until(lambda: part.seen)
-        response = httpx.post(url, content=body_of())
+        response = httpx.post(url, content=body_of(), timeout=60)
         refused(response, 503, "the queue is full with 1 requests")
         assert response.headers["retry-after"] == "1"
         edge.gate.set()

@@ -17,7 +17,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 def samples(url):
     """Every sample of a process: {(name, labels): value}."""
-    response = httpx.get(f"{url}/metrics")
+    response = httpx.get(f"{url}/metrics", timeout=60)
     assert response.headers["content-type"] == "text/plain; version=0.0.4"
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -117,7 +117,10 @@ def test_non_finite_answers_cancelled_and_refused_requests_are_counted(running):
     until(lambda: value(samples(running.host_url), "ipnext_part_requests_total", model="slow", code="499") == 1)
     post_wrong = {"x-ipnext-generation": "7"}
     httpx.post(
-        f"{running.host_url}/parts/one/p0/infer", content=encoded.body, headers={**encoded.headers, **post_wrong}
+        f"{running.host_url}/parts/one/p0/infer",
+        content=encoded.body,
+        headers={**encoded.headers, **post_wrong},
+        timeout=60,
     )
     found = samples(running.host_url)
     assert value(found, "ipnext_part_non_finite_answers_total", model="nan") == 1

@@ -29,7 +29,7 @@ def engine(tmp_path_factory):
     with mock_engine(name="word") as url:
         for name in ("style@1", "style@2"):
             body = {"lora_name": name, "lora_path": str(directory)}
-            assert httpx.post(f"{url}/v1/load_lora_adapter", json=body).status_code == 200
+            assert httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=60).status_code == 200
         yield url
 
 
