@@ -75,7 +75,7 @@ def test_an_agent_that_is_told_twice_ends_at_once(bed):
 
 
 def test_how_far_an_engine_is_that_starts_comes_to_the_region_and_ends_with_its_answer(shelf, tmp_path):
-    with region(shelf, tmp_path, engine={"ttft_ms": 3000}) as bed:
+    with region(shelf, tmp_path, engine={"ttft_ms": 8000}) as bed:
         bed.deploy({1: 1})
         until(
             lambda: any("vLLM answers its first request, " in replica.note for replica in bed.agent.replicas(bed.key))

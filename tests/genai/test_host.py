@@ -91,7 +91,7 @@ def test_the_log_of_an_engine_is_put_aside_while_it_runs_and_goes_on(yard, shelf
 
 
 def test_an_engine_whose_first_answer_is_slow_says_that_it_is_asked_and_then_no_more(yard, shelf):
-    host = yard.start("host", IPNEXT_VLLM_COMMAND=mock_command(ttft_ms=3000))
+    host = yard.start("host", IPNEXT_VLLM_COMMAND=mock_command(ttft_ms=6000))
     host.hold(shelf.hold(1))
     seen = set()
 
@@ -187,7 +187,7 @@ def test_a_dropped_snapshot_is_ended_only_when_its_last_stream_has(yard, shelf):
     host.hold(shelf.hold(1, settings={"graceSeconds": 0.3}))  # so short that a stream would be cut
     url = host.ready().ready[0].url
     engines = host.engines()
-    thread, pieces = in_thread(lambda: list(stream(url, tokens=60)))
+    thread, pieces = in_thread(lambda: list(stream(url, tokens=120)))
     until(
         lambda: 'num_requests_running{engine="0",model_name="chat"} 1' in httpx.get(f"{url}/metrics", timeout=60).text
     )
@@ -195,7 +195,7 @@ def test_a_dropped_snapshot_is_ended_only_when_its_last_stream_has(yard, shelf):
     assert not host.state().ready
     assert not gone(engines)
     thread.join()
-    assert len(pieces[0]) == 60
+    assert len(pieces[0]) == 120
     until(lambda: gone(engines))
 
 
@@ -231,7 +231,7 @@ def test_a_drained_host_counts_what_its_engines_work_on(yard, shelf):
     host = yard.start("host", IPNEXT_VLLM_COMMAND=mock_command(itl_ms=50))
     host.hold(shelf.hold(1))
     url = host.ready().ready[0].url
-    thread, _ = in_thread(lambda: list(stream(url, tokens=40)))
+    thread, _ = in_thread(lambda: list(stream(url, tokens=120)))
     until(
         lambda: 'num_requests_running{engine="0",model_name="chat"} 1' in httpx.get(f"{url}/metrics", timeout=60).text
     )
@@ -311,10 +311,10 @@ def read(url, tokens):
 
 
 def test_a_host_that_is_told_to_end_finishes_its_streams_and_says_that_it_drains(streaming):
-    host, running, pieces, family = streaming(60)
+    host, running, pieces, family = streaming(120)
     assert until(lambda: (s := host.state()).draining and s).in_flight == 1
     running.join()
-    assert pieces == [60]
+    assert pieces == [120]
     assert host.process.wait(PATIENCE_SECONDS) == 0
     assert gone(family)
 

@@ -93,8 +93,8 @@ def test_what_is_coming_and_cannot_be_served_is_told_while_the_former_snapshot_a
 def test_an_engine_that_goes_over_is_not_ready_and_finishes_what_it_has_with_the_old_weights(start, shelf):
     host = start(itl_ms=20)
     ready = host.state().ready[0]
-    whole = "".join(piece for piece, _ in stream(ready.url, tokens=60))
-    begun = stream(ready.url, tokens=60)
+    whole = "".join(piece for piece, _ in stream(ready.url, tokens=200))
+    begun = stream(ready.url, tokens=200)
     first = next(begun)[0]
     rest = []
     reading = threading.Thread(target=lambda: rest.extend(piece for piece, _ in begun))
@@ -128,7 +128,7 @@ def test_what_an_engine_reads_as_it_starts_has_to_be_the_same(start, shelf, tmp_
 
 
 def test_a_request_that_comes_meanwhile_waits_at_the_engine(start, shelf):
-    host = start(reload_ms=600)
+    host = start(reload_ms=3000)
     ready = host.state().ready[0]
     before = text(host)[1]
     host.hold(shelf.hold(2, swap=True))

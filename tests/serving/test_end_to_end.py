@@ -13,7 +13,7 @@ import torch
 from ipnext.model.deployment import PartEndpoint
 from serving.graph import plan_graph, run_graph
 from serving.protocol import decode_response, parse_header_length
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 INFER = "/v2/models/click/infer"
 
@@ -59,7 +59,7 @@ class Load:
     def __exit__(self, *error):
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE_SECONDS)
 
     def _send(self, number):
         pins = itertools.cycle(self.pins[number % len(self.pins) :] + self.pins[: number % len(self.pins)])
@@ -159,7 +159,7 @@ def test_a_host_that_drains_or_lacks_the_generation_costs_no_request(fleet, mach
         until(lambda: len(load.answers) >= 160)
     assert set(load.statuses()) == {200}
     assert not [answer for answer in load.answers if mixed(answer)]
-    assert late.process.wait(10) == 0
+    assert late.process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_with_all_hosts_of_a_part_gone_the_answer_is_503(fleet, toolbox):

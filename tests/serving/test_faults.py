@@ -68,6 +68,17 @@ def mixed(load):
     return [answer for answer in load.answers if answer.mixed or answer.apart or answer.proof != answer.used]
 
 
+def overtaken(answer, answers):
+    """Whether many that began after it were answered before it: it was held up, and not the machine as a whole."""
+    end = answer.began + answer.seconds
+    return sum(answer.began < other.began and other.began + other.seconds < end for other in answers) > 2 * CLIENTS
+
+
+def answered_without(load, stopped_at):
+    """Whether the other host has answered long and often enough since then."""
+    return time.monotonic() - stopped_at > 5 and load.statuses(since=stopped_at)[200] > 100
+
+
 def test_a_killed_host_fails_no_request_and_is_found_again_when_it_is_back(fleet, toolbox):
     victim, _ = fleet.hosts
     with Load(fleet.router, toolbox.example(2), clients=CLIENTS) as load:
@@ -87,14 +98,13 @@ def test_a_stopped_host_holds_up_only_the_requests_it_has_and_is_found_again_whe
         load.more(40)
         victim.process.send_signal(signal.SIGSTOP)
         stopped_at = time.monotonic()
-        until(lambda: time.monotonic() - stopped_at > 5)
+        until(lambda: answered_without(load, stopped_at), why=lambda: load.statuses(since=stopped_at))
         during = load.since(stopped_at)
         victim.process.send_signal(signal.SIGCONT)
         fleet.takes_part(victim)
     assert set(load.statuses()) == {200}
     assert mixed(load) == []
-    assert len(during) > 100, "the other host answers meanwhile"
-    assert sum(answer.seconds > 1.0 for answer in during) <= 2 * CLIENTS
+    assert sum(answer.seconds > 1.0 and overtaken(answer, during) for answer in during) <= 2 * CLIENTS
 
 
 def test_a_stopped_host_costs_requests_of_short_deadlines_a_few_errors_and_no_more(fleet, toolbox):
@@ -103,12 +113,11 @@ def test_a_stopped_host_costs_requests_of_short_deadlines_a_few_errors_and_no_mo
         load.more(40)
         victim.process.send_signal(signal.SIGSTOP)
         stopped_at = time.monotonic()
-        until(lambda: time.monotonic() - stopped_at > 5)
-        during = load.statuses(since=stopped_at)
+        until(lambda: answered_without(load, stopped_at), why=lambda: load.statuses(since=stopped_at))
+        during = load.since(stopped_at)
         victim.process.send_signal(signal.SIGCONT)
-    assert set(during) <= {200, 504}
-    assert during[504] <= 4 * CLIENTS
-    assert during[200] > 100
+    assert {answer.status for answer in during} <= {200, 504}
+    assert sum(answer.status == 504 and overtaken(answer, during) for answer in during) <= 4 * CLIENTS
     assert mixed(load) == []
 
 

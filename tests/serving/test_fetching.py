@@ -11,7 +11,7 @@ import pytest
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Unavailable
 from serving.fetching import FetchingProcess
 from tests.processes import runs
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ fetching.close()
 def test_one_that_is_forked_fetches_and_is_replaced_too(published, tmp_path):
     source = published.sources["dense", 1]
     command = [sys.executable, "-c", FORKING, published.store.uri, source.uri, str(tmp_path)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
     assert answer.stdout.split() == [source.manifest.digest, "Unavailable", source.manifest.digest, "True"]
 
 

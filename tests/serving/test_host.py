@@ -158,7 +158,7 @@ def test_a_deadline_ends_a_running_request_with_504(host):
     until(lambda: host.infer_part("heavy", 1, {"x": SHORT}).status_code == 200)
 
 
-def test_a_full_queue_answers_503_with_retry_after(host, toolbox):
+def test_a_full_queue_answers_503_with_retry_after(host):
     running = run_long(host)
     waiting = [Background(lambda: host.infer_part("heavy", 1, {"x": SHORT})) for _ in range(4)]
     responses = [work.result() for work in waiting]
@@ -169,7 +169,7 @@ def test_a_full_queue_answers_503_with_retry_after(host, toolbox):
     assert running.result().status_code == 200
 
 
-def test_a_client_that_leaves_takes_its_waiting_request_with_it(host, toolbox):
+def test_a_client_that_leaves_takes_its_waiting_request_with_it(host):
     running = run_long(host)
     with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=0.2) as client:
         host.__class__(host.process, host.url, client).infer_part("sparse", 1, {"ids": np.zeros((1, 3), np.int64)})
@@ -177,7 +177,7 @@ def test_a_client_that_leaves_takes_its_waiting_request_with_it(host, toolbox):
     assert running.result().status_code == 200
 
 
-def test_unloading_waits_for_the_requests_that_use_the_snapshot(host, here, toolbox):
+def test_unloading_waits_for_the_requests_that_use_the_snapshot(host, here):
     running = run_long(host)
     host.hold(here("sparse", 1))
     assert {one.part for one in host.state().ready} == {"sparse"}
@@ -207,7 +207,7 @@ def test_what_cannot_be_loaded_is_told_and_the_rest_serves(host, here, ids):
     assert ready(host.state()) == held((1, 1))
 
 
-def test_a_drained_host_takes_nothing_new_and_sigterm_lets_it_finish_and_exit_0(machine, published, toolbox):
+def test_a_drained_host_takes_nothing_new_and_sigterm_lets_it_finish_and_exit_0(machine, published):
     host = machine.start_host("own")
     host.hold(published.hold("heavy", 1))
     assert not host.settle().failures

@@ -10,7 +10,7 @@ from ipnext.model.deployment import HostedSnapshot
 from serving.deltas.changes import Rows
 from serving.deltas.export import export_delta
 from serving.export import export_model
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 OTHER = "other"
 TABLE_BYTES = 1_000_000 * 16 * 4
@@ -142,4 +142,4 @@ def looked_up(batch):
 
 def test_a_budget_that_is_no_number_of_bytes_is_refused_at_once(machine):
     host = machine.start_host("bad", "--memory-bytes", "0", wait=False)
-    assert host.process.wait(60) == 2
+    assert host.process.wait(PATIENCE_SECONDS) == 2

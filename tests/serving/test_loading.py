@@ -180,19 +180,19 @@ async def failure_of(loader, policy, store):
     return held.failures[0] if held.failures else None
 
 
-async def test_a_signed_snapshot_is_loaded(loader, toolbox, keys):
+async def test_a_signed_snapshot_is_loaded(loader, keys):
     private, policy = keys
     assert await failure_of(loader, policy, SignedStore(SIGNED, signed(SIGNED.digest, private).content)) is None
 
 
-async def test_a_host_loads_nothing_without_the_signature_that_is_asked_for(loader, toolbox, keys):
+async def test_a_host_loads_nothing_without_the_signature_that_is_asked_for(loader, keys):
     private, policy = keys
     for signature in (None, signed(MANIFEST.digest, private).content, b"garbage"):
         failure = await failure_of(loader, policy, SignedStore(SIGNED, signature))
         assert failure.code == "SignatureInvalid"
 
 
-async def test_a_file_that_changed_in_the_cache_is_not_loaded_where_a_signature_is_asked_for(loader, toolbox, keys):
+async def test_a_file_that_changed_in_the_cache_is_not_loaded_where_a_signature_is_asked_for(loader, keys):
     private, policy = keys
     store = SignedStore(SIGNED, signed(SIGNED.digest, private).content, content=b"weightz")
     assert (await failure_of(loader, policy, store)).code == "ArtifactDigestMismatch"

@@ -181,7 +181,7 @@ def hold(number):
 @pytest.fixture
 async def limited(tmp_path, monkeypatch):
     """A loader whose budget has room for one snapshot; and what its engine did."""
-    monkeypatch.setattr("serving.loading._RETRY_SECONDS", (0.01,) * 300)
+    monkeypatch.setattr("serving.loading._RETRY_SECONDS", (0.01,) * 100_000)
     log, settled = [], []
     held = HeldSnapshots()
     memory = HostMemory(1000 * MEGA, resident=lambda: 200 * MEGA)

@@ -11,10 +11,12 @@ import yaml
 from typer.testing import CliRunner
 
 from ipnext.cli import app
+from ipnext.client import Client
 from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.moving import MoveTrouble, ReplanProgress
 from ipnext.model.status import Reason
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -187,8 +189,7 @@ def _end_when_queued(live, end):
     """Play the workflow: end the newest change once the API has handed it on."""
 
     def play():
-        while not live.rooms.lifecycle.submitted:
-            threading.Event().wait(0.01)
+        until(lambda: live.rooms.lifecycle.submitted)
         end()
 
     thread = threading.Thread(target=play)
@@ -260,9 +261,8 @@ def _end_replan(live, **told):
     known = recorded()
 
     def play():
-        while (found := recorded()) == known:
-            threading.Event().wait(0.01)
-        live.rooms.finish_replan(found[0], **told)
+        until(lambda: recorded() != known)
+        live.rooms.finish_replan(recorded()[0], **told)
 
     thread = threading.Thread(target=play)
     thread.start()

@@ -14,7 +14,7 @@ from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.log_keeping import LogKeeping, LogLimits, put_aside
 from ipnext.infra.logs import read_logs
 from ipnext.model.logs import LogQuery
-from tests.waiting import eventually, until
+from tests.waiting import PATIENCE_SECONDS, eventually, until
 
 NAME = "chat.llm.cpu.0.log"
 NOW = 1_000_000.0
@@ -60,7 +60,7 @@ class Writer:
         if self.process.returncode is not None:
             return
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(PATIENCE_SECONDS)
         self.seen.close()
 
 
