@@ -74,9 +74,14 @@ def overtaken(answer, answers):
     return sum(answer.began < other.began and other.began + other.seconds < end for other in answers) > 2 * CLIENTS
 
 
+def costs_few(bad, during, most):
+    """Whether a stopped host held up no more than so many: among all answers few also where all clients waited for it together."""
+    return sum(overtaken(answer, during) for answer in bad) <= most and 4 * len(bad) < len(during)
+
+
 def answered_without(load, stopped_at):
     """Whether the other host has answered long and often enough since then."""
-    return time.monotonic() - stopped_at > 5 and load.statuses(since=stopped_at)[200] > 100
+    return time.monotonic() - stopped_at > 5 and load.statuses(since=stopped_at)[200] > 200
 
 
 def test_a_killed_host_fails_no_request_and_is_found_again_when_it_is_back(fleet, toolbox):
@@ -104,7 +109,7 @@ def test_a_stopped_host_holds_up_only_the_requests_it_has_and_is_found_again_whe
         fleet.takes_part(victim)
     assert set(load.statuses()) == {200}
     assert mixed(load) == []
-    assert sum(answer.seconds > 1.0 and overtaken(answer, during) for answer in during) <= 2 * CLIENTS
+    assert costs_few([answer for answer in during if answer.seconds > 1.0], during, 2 * CLIENTS)
 
 
 def test_a_stopped_host_costs_requests_of_short_deadlines_a_few_errors_and_no_more(fleet, toolbox):
@@ -117,7 +122,7 @@ def test_a_stopped_host_costs_requests_of_short_deadlines_a_few_errors_and_no_mo
         during = load.since(stopped_at)
         victim.process.send_signal(signal.SIGCONT)
     assert {answer.status for answer in during} <= {200, 504}
-    assert sum(answer.status == 504 and overtaken(answer, during) for answer in during) <= 4 * CLIENTS
+    assert costs_few([answer for answer in during if answer.status == 504], during, 4 * CLIENTS)
     assert mixed(load) == []
 
 
