@@ -185,6 +185,10 @@ class Edge:
     def counts(self, generation=1, model="llm"):
         return self.metrics.generations.get((model, generation)) or GenerationCounts()
 
+    def has_requests(self):
+        """Those that wait for an engine too."""
+        return bool(self.router._admission.under_way)
+
     def in_flight(self):
         return sum(one.in_flight for one in self.metrics.traffic)
 

@@ -67,7 +67,7 @@ async def test_a_generation_that_has_an_engine_keeps_its_requests(edge, engine, 
 async def test_a_request_waits_for_the_engine_that_goes_over(edge, engine, client, headers):
     edge.table(table(coming=(2,)))
     asked = asyncio.create_task(post(client, edge, headers))
-    await eventually(lambda: edge.in_flight() == 1)
+    await eventually(edge.has_requests)
     await asyncio.sleep(0.3)
     assert not asked.done()
     edge.table(table(coming=(2,)))
@@ -81,7 +81,7 @@ async def test_a_request_waits_for_the_engine_that_goes_over(edge, engine, clien
 async def test_a_client_that_asked_for_a_generation_does_not_wait(edge, client):
     edge.table(table(coming=(2,)))
     waiting = asyncio.create_task(post(client, edge, WEIGHED))
-    await eventually(lambda: edge.in_flight() == 1)
+    await eventually(edge.has_requests)
     answer = await post(client, edge, PINNED)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert not waiting.done(), "one that came before it and may wait still does"
@@ -96,7 +96,7 @@ async def test_without_an_engine_that_goes_over_nobody_waits(edge, client):
 async def test_a_wait_ends_when_the_engine_that_went_over_is_gone(edge, client):
     edge.table(table(coming=(2,)))
     asked = asyncio.create_task(post(client, edge, WEIGHED))
-    await eventually(lambda: edge.in_flight() == 1)
+    await eventually(edge.has_requests)
     edge.table(table())
     assert (await asked).status_code == 503
 
@@ -104,11 +104,11 @@ async def test_a_wait_ends_when_the_engine_that_went_over_is_gone(edge, client):
 async def test_a_wait_takes_at_most_half_of_a_deadline(edge, client):
     edge.table(table(coming=(2,)))
     began = time.monotonic()
-    answer = await post(client, edge, {**WEIGHED, "x-ipnext-deadline-ms": "1000"})
+    answer = await post(client, edge, {**WEIGHED, "x-ipnext-deadline-ms": "4000"})
     assert answer.status_code == 503
     told = re.search(r"none was ready within (\S+) s \(half of its deadline\)", answer.json()["error"]["message"])
-    assert 0.4 < float(told[1]) <= 0.5
-    assert time.monotonic() - began > 0.4
+    assert 1.0 < float(told[1]) <= 2.0
+    assert time.monotonic() - began > 1.0
 
 
 async def test_a_wait_without_a_deadline_is_as_long_as_the_model_says(edge, engine, client):
@@ -134,11 +134,11 @@ async def test_who_waits_counts_as_under_way_and_is_let_go_of_with_its_client(tm
         edge.table(table(coming=(2,)))
         async with httpx.AsyncClient(timeout=60) as client:
             waiting = asyncio.create_task(post(client, edge, WEIGHED))
-            await eventually(lambda: edge.in_flight() == 1)
+            await eventually(edge.has_requests)
             assert (await post(client, edge, WEIGHED)).status_code == 429
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-        await eventually(lambda: edge.in_flight() == 0, why=lambda: "the router sees that the client has left")
+        await eventually(lambda: not edge.has_requests(), why=lambda: "the router sees that the client has left")
         async with httpx.AsyncClient(timeout=60) as client:
             edge.table(table(endpoint(engine, 2)))
             assert (await post(client, edge, WEIGHED)).status_code == 200

@@ -72,6 +72,12 @@ async def state(client, url):
     return (await client.get(f"{url}/control/state")).json()
 
 
+async def closed(client, url):
+    """Returns once it takes nothing new. Its state is not asked for: that is what an agent does that follows it."""
+    while (await client.get(f"{url}/v2/health/ready")).status_code == 200:
+        await asyncio.sleep(0.01)
+
+
 async def draining(client, url):
     while not (await state(client, url))["draining"]:  # noqa: ASYNC110 - another process is asked
         await asyncio.sleep(0.01)
@@ -80,7 +86,7 @@ async def draining(client, url):
 async def test_a_stream_that_had_begun_arrives_whole_and_the_process_ends_after_it(router, engine, client):
     url, process = router
     stream = await stopped(client, router)
-    await draining(client, url)
+    await closed(client, url)
     assert not stream.done()
     assert process.poll() is None
     engine.may_end.set()
@@ -91,7 +97,7 @@ async def test_a_stream_that_had_begun_arrives_whole_and_the_process_ends_after_
 async def test_what_comes_meanwhile_is_told_to_ask_another_router(router, engine, client):
     url, process = router
     stream = await stopped(client, router)
-    await draining(client, url)
+    await closed(client, url)
     ready = await client.get(f"{url}/v2/health/ready")
     assert (ready.status_code, ready.json()) == (503, {"ready": False})
     refused = await client.post(url + CHAT, json=ask(SHORT))
@@ -124,7 +130,7 @@ async def test_a_stream_that_goes_on_beyond_the_drain_is_cut_and_seen_to_be(rout
 async def test_a_second_signal_ends_it_at_once(router, client):
     url, process = router
     stream = await stopped(client, router)
-    await draining(client, url)
+    await closed(client, url)
     process.send_signal(signal.SIGTERM)
     await cut(stream)
     assert await ended(process) == 0
