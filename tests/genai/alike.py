@@ -8,14 +8,17 @@ import httpx
 import pytest
 
 from serving.genai.probe import requests_in
-from tests.genai.hosts import MODEL, complete, stream, until
+from tests.genai.hosts import MODEL, complete, stream
+from tests.waiting import until
 
 
 class Alike:
     """A class of tests over `url`, the base URL of an engine, and `adapter`, the directory of one that it can take."""
 
     def test_the_model_is_listed_under_its_name(self, url):
-        cards = [card for card in httpx.get(f"{url}/v1/models").json()["data"] if card.get("parent") is None]
+        cards = [
+            card for card in httpx.get(f"{url}/v1/models", timeout=60).json()["data"] if card.get("parent") is None
+        ]
         assert [(card["id"], card["object"]) for card in cards] == [(MODEL, "model")]
         assert cards[0]["max_model_len"] > 0
 
@@ -72,7 +75,7 @@ class Alike:
         assert httpx.post(f"{url}/v1/completions", content=b"{", timeout=60).status_code == 400
 
     def test_what_scaling_and_draining_look_at_has_the_same_names(self, url):
-        text = httpx.get(f"{url}/metrics").text
+        text = httpx.get(f"{url}/metrics", timeout=60).text
         for name in ("running", "waiting"):
             assert f'vllm:num_requests_{name}{{engine="0",model_name="{MODEL}"}}' in text
         for name in ("kv_cache_usage_perc", "prefix_cache_queries_total", "prefix_cache_hits_total"):
@@ -87,7 +90,7 @@ class Alike:
 
     def test_a_client_that_leaves_ends_its_request(self, url):
         def running():
-            return requests_in(httpx.get(f"{url}/metrics").text)
+            return requests_in(httpx.get(f"{url}/metrics", timeout=60).text)
 
         def seen_running():  # a stream may end before it is looked at; then the next is
             pieces = stream(url, tokens=400)
@@ -98,13 +101,13 @@ class Alike:
             return None
 
         until(seen_running).close()
-        until(lambda: running() == 0, seconds=10)
+        until(lambda: running() == 0)
 
     def test_an_adapter_is_a_model_of_its_own_name_from_its_load_to_its_unload(self, url, adapter):
         assert complete(url, model="style@1").status_code == 404
         loaded = told(url, "load", lora_name="style@1", lora_path=str(adapter))
         assert (loaded.status_code, "style@1" in loaded.text) == (200, True)
-        cards = {card["id"]: card for card in httpx.get(f"{url}/v1/models").json()["data"]}
+        cards = {card["id"]: card for card in httpx.get(f"{url}/v1/models", timeout=60).json()["data"]}
         assert (cards["style@1"]["parent"], cards["style@1"]["root"]) == (MODEL, str(adapter))
         answer = complete(url, model="style@1", max_tokens=5, ignore_eos=True).json()
         assert (answer["model"], answer["usage"]["completion_tokens"]) == ("style@1", 5)
@@ -139,19 +142,19 @@ class Alike:
         with ThreadPoolExecutor(3) as threads:
             rest = threads.submit(lambda: list(begun))
             assert httpx.post(f"{url}/pause?mode=wait", timeout=60).json() == {"status": "paused"}
-            assert [reason for _, reason in rest.result(10) if reason] == ["length"]
-            assert httpx.get(f"{url}/is_paused").json() == {"is_paused": True}
+            assert [reason for _, reason in rest.result(60) if reason] == ["length"]
+            assert httpx.get(f"{url}/is_paused", timeout=60).json() == {"is_paused": True}
             held = threads.submit(lambda: complete(url))
             time.sleep(0.5)
             assert not held.done()
             assert httpx.post(f"{url}/resume", timeout=60).json() == {"status": "resumed"}
             assert held.result(60).status_code == 200
-        assert httpx.get(f"{url}/is_paused").json() == {"is_paused": False}
+        assert httpx.get(f"{url}/is_paused", timeout=60).json() == {"is_paused": False}
 
     def test_weights_have_a_version_that_is_told(self, url):
         told = httpx.post(f"{url}/update_weight_version", json={"new_version": "a1"}, timeout=60).json()
         assert told == {"success": True, "new_version": "a1"}
-        assert httpx.get(f"{url}/weight_info").json() == {"weight_version": "a1"}
+        assert httpx.get(f"{url}/weight_info", timeout=60).json() == {"weight_version": "a1"}
 
     def test_cached_prefixes_can_be_forgotten(self, url):
         assert httpx.post(f"{url}/reset_prefix_cache", timeout=60).json() == {"success": True}

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ipnext.infra.tether import tether
 from ipnext.model.adapter import engine_name
 from ipnext.model.deployment import HostedSnapshot, HostHolds, HostState
 from tests.processes import command_line
+from tests.waiting import PATIENCE_SECONDS, until
 
 MODEL = "chat"
 MOCK = Path(__file__).parent / "mock_engine.py"
@@ -29,15 +29,6 @@ def mock_command(**options):
     """IPNEXT_VLLM_COMMAND for the mock engine."""
     more = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
     return f"{{python}} {MOCK} --port {{port}} --model {{model}}{more}"
-
-
-def until(condition, *, seconds=60.0):
-    """The first truthy value of `condition`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the awaited condition did not come"
-        time.sleep(0.05)
-    return value
 
 
 @dataclass
@@ -80,13 +71,13 @@ class Host:
     name: str
 
     def state(self):
-        return HostState.model_validate_json(httpx.get(f"{self.url}/control/state", timeout=20).content)
+        return HostState.model_validate_json(httpx.get(f"{self.url}/control/state", timeout=60).content)
 
     def hold(self, *holds, **drains):
         body = HostHolds(holds=holds, **drains).model_dump_json()
-        return httpx.put(f"{self.url}/control/holds", content=body, timeout=20)
+        return httpx.put(f"{self.url}/control/holds", content=body, timeout=60)
 
-    def ready(self, *, seconds=60.0):
+    def ready(self, *, seconds=PATIENCE_SECONDS):
         """The state once something is ready and nothing loads."""
         return until(lambda: (s := self.state()).ready and not s.loading and s, seconds=seconds)
 
@@ -107,7 +98,7 @@ class Host:
 
     def end(self):
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE_SECONDS)
 
 
 class Yard:
@@ -146,7 +137,7 @@ class Yard:
 def answers(host):
     assert host.process.poll() is None, "the host ended before it served"
     try:
-        return httpx.get(f"{host.url}/healthz", timeout=20).status_code == 200
+        return httpx.get(f"{host.url}/healthz", timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 

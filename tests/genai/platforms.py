@@ -2,8 +2,9 @@
 
 from contextlib import contextmanager
 
-from tests.e2e.conftest import Running, eventually
+from tests.e2e.conftest import Running
 from tests.processes import gone
+from tests.waiting import until
 
 
 @contextmanager
@@ -15,4 +16,4 @@ def platform_with(state, **environment):
     finally:
         family = running.family()
         running.stop()
-        eventually(lambda: gone(family), 60)
+        until(lambda: gone(family))

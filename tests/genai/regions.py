@@ -6,8 +6,9 @@ from contextlib import contextmanager, suppress
 import httpx
 
 from ipnext.model.deployment import Deployment, HeldSnapshot, RouterTable
-from tests.genai.hosts import mock_command, stream, until
+from tests.genai.hosts import mock_command, stream
 from tests.ipnext.infra.conftest import Builder, RunningAgent
+from tests.waiting import PATIENCE_SECONDS, until
 
 ITL_MS = 20
 LONG, ENDLESS = 250, 5000
@@ -44,7 +45,7 @@ class Bed:
         """Whether the router may send a request to an engine: by the table that it was told, or by one of before."""
         told = RouterTable.model_validate_json((self.agent.state / "router.json").read_bytes())
         words = self.agent.child("serving.router").cmdline()
-        state = httpx.get(f"http://127.0.0.1:{words[words.index('--port') + 1]}/control/state", timeout=20).json()
+        state = httpx.get(f"http://127.0.0.1:{words[words.index('--port') + 1]}/control/state", timeout=60).json()
         return state["revision"] < told.revision or any(one.generations for m in told.models for one in m.endpoints)
 
     def begun(self, tokens, **asked):
@@ -86,5 +87,5 @@ class Stream:
 
     def ended(self):
         """How many pieces came; the error where it broke."""
-        self._thread.join(120)
+        self._thread.join(PATIENCE_SECONDS)
         return self.error or len(self.pieces)

@@ -6,7 +6,7 @@ import time
 
 import httpx
 
-from tests.e2e.conftest import eventually
+from tests.waiting import until
 
 STREAMS, TOKENS = 8, 48
 PAUSE_SECONDS = 0.2
@@ -35,12 +35,12 @@ class Talk:
     def __enter__(self):
         for thread in self._threads:
             thread.start()
-        eventually(lambda: len(self.whole) + len(self.broken) > STREAMS, 120)
+        until(lambda: len(self.whole) + len(self.broken) > STREAMS)
         return self
 
     def __exit__(self, *_):
         seen = len(self.whole)
-        eventually(lambda: len(self.whole) > seen + STREAMS or self.broken, 120)
+        until(lambda: len(self.whole) > seen + STREAMS or self.broken)
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -48,7 +48,7 @@ class Talk:
     def go_on(self):
         """Returns when two more answers have come for each client."""
         seen = len(self.whole)
-        eventually(lambda: len(self.whole) > seen + 2 * STREAMS or self.broken, 120)
+        until(lambda: len(self.whole) > seen + 2 * STREAMS or self.broken)
 
     def _run(self, number):
         with httpx.Client(trust_env=False, timeout=120) as client:

@@ -3,9 +3,8 @@
 import httpx
 import pytest
 
-from tests.genai.hosts import complete, mock_command, until
-
-pytestmark = pytest.mark.timeout(300)
+from tests.genai.hosts import complete, mock_command
+from tests.waiting import until
 
 MOCK = {"IPNEXT_VLLM_COMMAND": mock_command()}
 
@@ -110,7 +109,7 @@ def test_a_model_without_adapters_has_no_route_that_loads_any(host, shelf):
     host.hold(shelf.hold(1))
     url = ready(host, ("llm", 1)).ready[0].url
     body = {"lora_name": "a", "lora_path": str(shelf.root / "hf-11")}
-    assert httpx.post(f"{url}/v1/load_lora_adapter", json=body).status_code == 404
+    assert httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=60).status_code == 404
 
 
 def test_one_generation_has_one_snapshot_of_an_adapter(host, shelf):

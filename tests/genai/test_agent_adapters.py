@@ -5,10 +5,8 @@ import pytest
 
 from ipnext.model.adapter import ServedAdapter
 from ipnext.model.deployment import HeldSnapshot
-from tests.genai.hosts import until
 from tests.genai.regions import LONG, region
-
-pytestmark = pytest.mark.timeout(300)
+from tests.waiting import until
 
 FIRST, SECOND = 11, 12
 """Adapters of generations 1 and 2, on snapshot 1."""
@@ -59,7 +57,7 @@ class Styled:
 
     @property
     def loaded(self):
-        cards = httpx.get(f"{self.engine}/v1/models").json()["data"]
+        cards = httpx.get(f"{self.engine}/v1/models", timeout=60).json()["data"]
         return {card["id"] for card in cards} - {"chat"}
 
 
@@ -74,7 +72,7 @@ def words(running):
 
 
 def test_an_adapter_that_is_replaced_is_unloaded_only_when_its_last_stream_has_ended(styled, shelf):
-    running = styled.bed.begun(LONG, model="chat:style")
+    running = styled.bed.begun(2 * LONG, model="chat:style")
     assert styled.loaded == {shelf.name(FIRST), shelf.name(SECOND)}
     styled.route(2)
     styled.hold(2)
@@ -83,19 +81,19 @@ def test_an_adapter_that_is_replaced_is_unloaded_only_when_its_last_stream_has_e
     there = []
     while not running.over:
         there.append(styled.loaded)
-    assert (running.ended(), words(running)) == (LONG, {shelf.name(FIRST)})
+    assert (running.ended(), words(running)) == (2 * LONG, {shelf.name(FIRST)})
     assert len(there) > 20
     assert [names for names in there[:-5] if shelf.name(FIRST) not in names] == []
     until(lambda: styled.loaded == {shelf.name(SECOND)})
 
 
 def test_a_stream_that_goes_on_beyond_the_drain_keeps_the_adapter_that_is_unloaded(styled, shelf):
-    running = styled.bed.begun(LONG, model="chat:style")
+    running = styled.bed.begun(2 * LONG, model="chat:style")
     styled.route(2)
     styled.hold(2, drain_seconds=0.5)
     until(lambda: styled.loaded == {shelf.name(SECOND)})
     assert not running.over
-    assert (running.ended(), words(running)) == (LONG, {shelf.name(FIRST)})
+    assert (running.ended(), words(running)) == (2 * LONG, {shelf.name(FIRST)})
 
 
 def test_an_adapter_part_that_is_taken_away_leaves_with_its_engine_once_its_streams_have_ended(styled, shelf):

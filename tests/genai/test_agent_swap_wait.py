@@ -5,10 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.genai.hosts import complete, until
+from tests.genai.hosts import complete
 from tests.genai.regions import ENDLESS, LONG, region
-
-pytestmark = pytest.mark.timeout(300)
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -74,5 +73,5 @@ def test_a_stream_that_goes_on_beyond_the_drain_is_cut_and_the_engine_goes_over(
     answer = complete(bed.url)
     assert (answer.status_code, answer.headers["x-ipnext-generation"]) == (200, "2")
     [replica] = bed.agent.replicas(bed.key)
-    [swap] = httpx.get(f"{replica.url}/control/state").json()["swaps"]
+    [swap] = httpx.get(f"{replica.url}/control/state", timeout=60).json()["swaps"]
     assert (swap["state"], swap["snapshot"]) == ("swapped", 2), swap

@@ -9,9 +9,10 @@ import pytest
 from ipnext.model.deployment import PartEndpoint, RoutedModel, ServedGeneration
 from ipnext.model.disaggregated import handoff_graph
 from ipnext.model.kv_transfer import Handoff
-from tests.genai.hosts import MODEL, Yard, complete, until
+from tests.genai.hosts import MODEL, Yard, complete
 from tests.processes import gone
 from tests.serving.openai.conftest import running_edge
+from tests.waiting import until
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]
 
@@ -89,7 +90,7 @@ async def text_of(edge, prompt, **more):
 
 
 def counted(url, name):
-    text = httpx.get(f"{url}/metrics").text
+    text = httpx.get(f"{url}/metrics", timeout=60).text
     return sum(float(value) for value in re.findall(rf"^vllm:{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE))
 
 

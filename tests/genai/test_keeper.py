@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from serving.genai import keeper
-from tests.genai.hosts import until
 from tests.processes import gone
+from tests.waiting import PATIENCE_SECONDS, until
 
 FAMILY = """
 import subprocess, sys, time
@@ -46,14 +46,14 @@ def family():
 def test_all_ends_when_the_other_end_of_its_input_closes(family):
     process, processes = family
     process.stdin.close()
-    process.wait(20)
+    process.wait(PATIENCE_SECONDS)
     until(lambda: gone(processes))
 
 
 def test_all_ends_when_the_command_dies(family):
     process, processes = family
     psutil.Process(process.pid).children()[0].kill()
-    assert process.wait(20) == -signal.SIGKILL
+    assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
     until(lambda: gone(processes))
 
 
@@ -69,7 +69,7 @@ def test_sigterm_goes_to_the_command_and_its_status_comes_back():
     process = kept("sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done")
     assert process.stdout.readline() == b"up\n"
     process.terminate()
-    assert process.wait(20) == 7
+    assert process.wait(PATIENCE_SECONDS) == 7
     process.stdin.close()
     process.stdout.close()
 
@@ -77,6 +77,6 @@ def test_sigterm_goes_to_the_command_and_its_status_comes_back():
 def test_a_program_that_is_not_there_is_told():
     process = kept("/no/such/program", stderr=subprocess.STDOUT)
     assert b"/no/such/program cannot be run" in process.stdout.readline()
-    assert process.wait(20) == 127
+    assert process.wait(PATIENCE_SECONDS) == 127
     process.stdin.close()
     process.stdout.close()

@@ -10,7 +10,8 @@ import pytest
 from ipnext.infra.ports import free_port
 from tests.genai.alike import Alike
 from tests.genai.checkpoints import write_adapter
-from tests.genai.hosts import MOCK, MODEL, until
+from tests.genai.hosts import MOCK, MODEL
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def adapter(tmp_path_factory):
 
 def up(url):
     try:
-        return httpx.get(f"{url}/health").status_code == 200
+        return httpx.get(f"{url}/health", timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -6,8 +6,9 @@ import pytest
 from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command
 from tests.genai.platforms import platform_with
+from tests.waiting import PATIENCE_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 REGION = "us-east"
 
@@ -28,7 +29,7 @@ spec:
       settings: {kvTransfer: {connector: nixl, role: decode}}
   demand: [{region: us-east, qps: 20}]
   latencyToleranceMs: 500
-  rollout: {canary: 1, maxStep: 1, deadlineSeconds: 60}
+  rollout: {canary: 1, maxStep: 1, deadlineSeconds: 180}
 """
 
 
@@ -42,13 +43,13 @@ def platform(tmp_path_factory):
 
 def published(platform, **parts):
     change = platform.client.publish("chat", parts)
-    return platform.client.wait_change(change.id, timeout_seconds=120)
+    return platform.client.wait_change(change.id, timeout_seconds=PATIENCE_SECONDS)
 
 
 def answered(platform, prompt):
     url = platform.endpoints["gateways"][REGION]
     body = {"model": "chat", "prompt": prompt, "max_tokens": 4}
-    return httpx.post(f"{url}/v1/completions", json=body, timeout=30, trust_env=False)
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=60, trust_env=False)
 
 
 def test_one_checkpoint_is_published_for_both_and_one_hands_over_to_the_other(platform, tmp_path):

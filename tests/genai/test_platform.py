@@ -12,12 +12,11 @@ import psutil
 import pytest
 
 from ipnext.errors import InvalidInput
-from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_vllm_adapter
-from tests.genai.hosts import until
 from tests.genai.serving_benchmark import benchmarked
 from tests.genai.talking import STREAMS, Talk, greedy
 from tests.processes import command_line, gone
+from tests.waiting import until
 
 pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -145,7 +144,7 @@ def test_a_rollout_and_a_rollback_break_no_stream_and_mix_none(first, platform, 
         done = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
         assert done.state == "done", done
         middle = len(talk.whole)
-        eventually(lambda: len(talk.whole) > middle + 2 * STREAMS or talk.broken, 120)
+        until(lambda: len(talk.whole) > middle + 2 * STREAMS or talk.broken)
         change = platform.client.rollback("chat")
         back = platform.client.wait_change(change.id, timeout_seconds=START_SECONDS)
         assert back.state == "done", back
@@ -184,12 +183,12 @@ def keepers_and_servers(platform):
 
 @pytest.mark.parametrize("which", ["keeper", "server"])
 def test_an_engine_that_is_killed_comes_back_and_leaves_nothing(first, platform, client, which):
-    eventually(lambda: len(keepers_and_servers(platform)) == 2, 120)  # what the rollback left has ended
+    until(lambda: len(keepers_and_servers(platform)) == 2)  # what the rollback left has ended
     found = keepers_and_servers(platform)
     victim = next(p for p in found if ("keeper.py" in " ".join(p.cmdline())) == (which == "keeper"))
     beneath = [victim, *victim.children(recursive=True)]
     victim.send_signal(signal.SIGKILL)
-    eventually(lambda: gone(beneath), 60)
+    until(lambda: gone(beneath))
 
     def answers():
         try:
@@ -197,7 +196,7 @@ def test_an_engine_that_is_killed_comes_back_and_leaves_nothing(first, platform,
         except openai.APIError:
             return False
 
-    eventually(answers, START_SECONDS)
+    until(answers, seconds=START_SECONDS)
 
 
 STYLED = MANIFEST.replace("name: chat", "name: styled").replace("dtype: bfloat16", "dtype: float32")
@@ -246,7 +245,7 @@ def test_another_adapter_comes_into_the_engine_that_runs_under_streams_and_goes_
     with Talk(url, "styled", "styled:style") as talk:
         finished(platform, platform.client.publish("styled", {"style": styled[2]}))
         middle = len(talk.whole)
-        eventually(lambda: len(talk.whole) > middle + 2 * STREAMS or talk.broken, 120)
+        until(lambda: len(talk.whole) > middle + 2 * STREAMS or talk.broken)
         finished(platform, platform.client.rollback("styled"))
 
     assert talk.broken == []
@@ -289,7 +288,7 @@ def test_an_adapter_is_unloaded_under_streams_and_no_text_of_any_generation_chan
             adapter = write_vllm_adapter(root / f"style-{seed}", seed=seed)
             finished(platform, platform.client.publish("styled", {"style": adapter}))
             talk.go_on()
-        eventually(lambda: not engine_names(platform) & there, 120)
+        until(lambda: not engine_names(platform) & there)
 
     assert talk.broken == []
     last = platform.client.model("styled").status.serving_generation
@@ -340,4 +339,4 @@ def test_an_adapter_part_that_is_taken_away_breaks_no_stream_and_changes_no_text
         client.completions.create(model="styled:style", prompt="x")
     (after,) = {generation for _, generation, _ in talk.said} - {first}
     assert {prompt: said(client, "styled", after, prompt) for prompt in PROMPTS} == base
-    eventually(lambda: not server_pids(platform) & former, 120)
+    until(lambda: not server_pids(platform) & former)

@@ -6,12 +6,12 @@ from collections import Counter
 import httpx
 import pytest
 
-from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_llama
 from tests.genai.hosts import mock_command, stream
 from tests.genai.platforms import platform_with
 from tests.genai.talking import STREAMS, Talk
 from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS
+from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -88,7 +88,7 @@ def check(talk, generations):
 def more(talk):
     """Some further streams."""
     seen = len(talk.whole)
-    eventually(lambda: len(talk.whole) > seen + 2 * STREAMS or talk.broken, 120)
+    until(lambda: len(talk.whole) > seen + 2 * STREAMS or talk.broken)
 
 
 def test_one_engine_goes_over_and_back_and_its_clients_wait_for_it(first, record_property):
@@ -116,7 +116,7 @@ def test_a_host_is_not_told_before_the_last_stream_of_the_former_generation_has_
     for text, _ in begun:
         pieces.append(text)
         if len(pieces) % 20 == 0:
-            told = httpx.get(f"http://127.0.0.1:{host}/control/state", trust_env=False).json()
+            told = httpx.get(f"http://127.0.0.1:{host}/control/state", trust_env=False, timeout=60).json()
             if (
                 told["swaps"] and told["swaps"][-1]["state"] == "swapping"
             ):  # what is left was on its way to the client then
@@ -128,7 +128,7 @@ def test_a_host_is_not_told_before_the_last_stream_of_the_former_generation_has_
 
 def under_way(router):
     """Streams of generation 1 that have not come from their engine to their end, by the router's own count."""
-    text = httpx.get(f"http://127.0.0.1:{router}/metrics", trust_env=False).text
+    text = httpx.get(f"http://127.0.0.1:{router}/metrics", trust_env=False, timeout=60).text
     found = re.findall(r'^ipnext_requests_in_flight\{generation="1",model="going-over".*\} (\S+)$', text, re.MULTILINE)
     assert len(found) == 1, text
     return float(found[0])

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from serving.genai.shared_storage import SharedStorage
+from tests.waiting import PATIENCE_SECONDS
 
 KILLED = """
 import os, pathlib, signal, sys
@@ -45,7 +46,7 @@ def test_one_that_takes_it_twice_is_one_user(directory):
 
 
 def test_what_a_killed_process_left_is_gone_for_the_next(directory):
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(directory)], check=False, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(directory)], check=False, timeout=PATIENCE_SECONDS)
     assert killed.returncode < 0
     assert (directory / "left").exists()
     storage = SharedStorage(directory)

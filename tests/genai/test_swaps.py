@@ -8,9 +8,8 @@ import pytest
 
 from ipnext.model.deployment import HostHolds
 from tests.genai.checkpoints import llama_tensors, write_llama
-from tests.genai.hosts import complete, mock_command, stream, until
-
-pytestmark = pytest.mark.timeout(300)
+from tests.genai.hosts import complete, mock_command, stream
+from tests.waiting import until
 
 
 def environment(**options):
@@ -44,7 +43,7 @@ def pid(host):
 
 def prepare(host, hold, *coming):
     body = HostHolds(holds=(hold,), coming=coming).model_dump_json()
-    assert httpx.put(f"{host.url}/control/holds", content=body, timeout=20).status_code == 202
+    assert httpx.put(f"{host.url}/control/holds", content=body, timeout=60).status_code == 202
 
 
 def swapped(host):
@@ -60,8 +59,8 @@ def test_an_engine_goes_over_in_its_process_and_back(start, shelf):
     assert (first[0], second[0]) == (1, 2)
     assert first[1] != second[1]
     assert (pid(host), host.state().ready[0].url) == (engine, url)
-    assert httpx.get(f"{url}/weight_info").json() == {"weight_version": shelf.published[2].manifest.digest}
-    assert httpx.get(f"{url}/is_paused").json() == {"is_paused": False}
+    assert httpx.get(f"{url}/weight_info", timeout=60).json() == {"weight_version": shelf.published[2].manifest.digest}
+    assert httpx.get(f"{url}/is_paused", timeout=60).json() == {"is_paused": False}
     host.hold(shelf.hold(1, swap=True))
     until(lambda: swapped(host) == [(2, 1, "swapped")])
     assert (text(host), pid(host)) == (first, engine)
@@ -94,8 +93,8 @@ def test_what_is_coming_and_cannot_be_served_is_told_while_the_former_snapshot_a
 def test_an_engine_that_goes_over_is_not_ready_and_finishes_what_it_has_with_the_old_weights(start, shelf):
     host = start(itl_ms=20)
     ready = host.state().ready[0]
-    whole = "".join(piece for piece, _ in stream(ready.url, tokens=60))
-    begun = stream(ready.url, tokens=60)
+    whole = "".join(piece for piece, _ in stream(ready.url, tokens=200))
+    begun = stream(ready.url, tokens=200)
     first = next(begun)[0]
     rest = []
     reading = threading.Thread(target=lambda: rest.extend(piece for piece, _ in begun))
@@ -129,11 +128,11 @@ def test_what_an_engine_reads_as_it_starts_has_to_be_the_same(start, shelf, tmp_
 
 
 def test_a_request_that_comes_meanwhile_waits_at_the_engine(start, shelf):
-    host = start(reload_ms=600)
+    host = start(reload_ms=3000)
     ready = host.state().ready[0]
     before = text(host)[1]
     host.hold(shelf.hold(2, swap=True))
-    until(lambda: httpx.get(f"{ready.url}/is_paused").json()["is_paused"])
+    until(lambda: httpx.get(f"{ready.url}/is_paused", timeout=60).json()["is_paused"])
     answer = complete(ready.url)
     assert answer.status_code == 200
     assert answer.json()["choices"][0]["text"] != before
@@ -168,7 +167,7 @@ def test_an_engine_that_dies_while_it_goes_over_is_started_with_the_snapshot(sta
     (engine,) = [p for p in host.engines() if p.ppid() != host.process.pid]
     url = host.state().ready[0].url
     host.hold(shelf.hold(2, swap=True))
-    until(lambda: httpx.get(f"{url}/is_paused").json()["is_paused"])
+    until(lambda: httpx.get(f"{url}/is_paused", timeout=60).json()["is_paused"])
     engine.kill()
     assert text(host)[0] == 2
     assert swapped(host) == [(1, 2, "started_anew")]
@@ -191,12 +190,12 @@ def test_weights_of_another_form_get_an_engine_of_their_own(start, shelf):
 def test_without_the_routes_that_change_weights_an_engine_is_started_anew(start, shelf):
     """One that was started before its deployment said swap; and those routes are closed until then."""
     host = start(swap=False)
-    assert httpx.post(f"{host.state().ready[0].url}/resume").status_code == 404
+    assert httpx.post(f"{host.state().ready[0].url}/resume", timeout=60).status_code == 404
     host.hold(shelf.hold(2, swap=True))
     (swap,) = until(lambda: [s for s in host.state().swaps if s.state == "started_anew"])
     assert "started without the routes" in swap.message
     assert text(host)[0] == 2
-    assert httpx.post(f"{host.state().ready[0].url}/resume").status_code == 200
+    assert httpx.post(f"{host.state().ready[0].url}/resume", timeout=60).status_code == 200
 
 
 def test_other_settings_get_an_engine_of_their_own(start, shelf):

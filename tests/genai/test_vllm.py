@@ -18,8 +18,9 @@ from serving.arrival import Fetched
 from serving.genai.swapping import load_adapter, swap_weights, unload_adapter
 from tests.genai.alike import Alike
 from tests.genai.checkpoints import write_vllm_adapter
-from tests.genai.hosts import Yard, complete, stream, until
+from tests.genai.hosts import Yard, complete, stream
 from tests.processes import gone
+from tests.waiting import until
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1500)]
 
@@ -54,13 +55,15 @@ def test_a_tiny_llama_answers_through_the_url_of_its_generation(host, url):
     assert first["usage"]["completion_tokens"] == 8
     assert first["choices"][0]["text"] == again["choices"][0]["text"] != ""
     message = {"role": "user", "content": "hello"}
-    chat = httpx.post(f"{url}/v1/chat/completions", json={"model": "chat", "messages": [message], "max_tokens": 4})
+    chat = httpx.post(
+        f"{url}/v1/chat/completions", json={"model": "chat", "messages": [message], "max_tokens": 4}, timeout=60
+    )
     assert chat.status_code == 200, chat.text
     assert "chat: " not in host.log()
 
 
 def test_the_engine_has_the_settings_of_its_part(url):
-    card, _ = httpx.get(f"{url}/v1/models").json()["data"]
+    card, _ = httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
     assert (card["id"], card["max_model_len"]) == ("chat", 512)
     refused = complete(url, max_tokens=1000)
     assert refused.status_code == 400, refused.text
@@ -155,7 +158,7 @@ async def test_an_adapter_is_loaded_changed_and_unloaded_while_the_model_serves(
 def test_the_model_and_its_adapters_answer_together_as_each_does_alone(host, url, tiny):
     held = tiny.hold(1, 1, 2, settings=SETTINGS, adapters=1)
     host.hold(held, tiny.adapter(11, 1), tiny.adapter(12, 2))
-    until(lambda: ("style", 2) in {(h.part, h.generation) for h in host.state().ready}, seconds=120)
+    until(lambda: ("style", 2) in {(h.part, h.generation) for h in host.state().ready})
 
     def text(name):
         return complete(url, model=name, max_tokens=24, ignore_eos=True).json()["choices"][0]["text"]
@@ -173,7 +176,7 @@ def test_a_generation_brings_its_adapter_into_the_engine_that_runs(host, url, ti
     base, first = (complete(url, model=model).json()["choices"][0]["text"] for model in ("chat", tiny.name(11)))
     held = tiny.hold(1, 1, 2, settings=SETTINGS, adapters=1)
     host.hold(held, tiny.adapter(11, 1), tiny.adapter(12, 2))
-    until(lambda: {(h.part, h.generation) for h in host.state().ready} >= {("llm", 2), ("style", 2)}, seconds=120)
+    until(lambda: {(h.part, h.generation) for h in host.state().ready} >= {("llm", 2), ("style", 2)})
     second = complete(url, model=tiny.name(12)).json()["choices"][0]["text"]
     assert len({base, first, second}) == 3
     whole = "".join(text for text, _ in stream(url, tokens=200, model=tiny.name(12)))
@@ -189,7 +192,7 @@ def test_a_generation_brings_its_adapter_into_the_engine_that_runs(host, url, ti
 def test_an_engine_core_that_is_killed_takes_its_generations_along_until_it_is_back(host, url, tiny):
     core = next(process for process in host.family() if "EngineCore" in " ".join(process.cmdline()))
     core.kill()
-    failure = until(lambda: host.state().failures, seconds=120)[0]
+    failure = until(lambda: host.state().failures)[0]
     assert not host.state().ready
     assert re.search(r"ended with status|is dead", failure.message), failure.message
     assert "EngineCore" in failure.message or "Engine" in failure.message

@@ -5,8 +5,7 @@ import contextlib
 import hashlib
 import shutil
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +53,7 @@ from ipnext.settings import PlatformSettings
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import PlanEntry, PlanRecord, SolveUse
 from ipnext.store.session import Store
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def fleet_document() -> dict[str, Any]:
@@ -299,13 +299,6 @@ class World:
         body = {"parts": parts} | ({"changeId": change_id} if change_id else {})
         return await self.http.post(f"/v1/models/{model}/publish", json=body)
 
-    async def eventually(self, question: Callable[[], bool], *, seconds: float = 5.0) -> None:
-        """Let the outbox work until the answer is yes."""
-        deadline = time.monotonic() + seconds
-        while not question():
-            assert time.monotonic() < deadline, "it never became true"
-            await asyncio.sleep(0.01)
-
 
 @dataclass
 class Live:
@@ -370,16 +363,16 @@ class Switchboard:
     def start(self) -> None:
         """Returns once the server listens."""
         self._thread.start()
-        deadline = time.monotonic() + 20
-        while not self._server.started:
-            assert self._thread.is_alive(), "the server ended"
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
+        until(self._started, why=lambda: "the server did not start")
+
+    def _started(self) -> bool:
+        assert self._thread.is_alive(), "the server ended"
+        return self._server.started
 
     def stop(self) -> None:
         """Returns once the server has ended."""
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive()
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
@@ -388,10 +381,10 @@ class Switchboard:
     def answering(self, app: FastAPI) -> Iterator[str]:
         """The URL, while `app` answers behind it with its background work running."""
         context = app.router.lifespan_context(app)
-        asyncio.run_coroutine_threadsafe(context.__aenter__(), self.loop).result(20)
+        asyncio.run_coroutine_threadsafe(context.__aenter__(), self.loop).result(PATIENCE_SECONDS)
         self._app = app
         yield f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
-        asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), self.loop).result(20)
+        asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), self.loop).result(PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.status import Reason
 from tests.genai.checkpoints import write_llama
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -124,10 +125,10 @@ def test_waiting_for_a_change_sees_every_state_and_its_end(applied, live, snapsh
         if update.state is ChangeState.QUEUED:
             live.rooms.serve(1)
 
-    done = applied.wait_change(change.id, 20, on_update=on_update)
+    done = applied.wait_change(change.id, PATIENCE_SECONDS, on_update=on_update)
     assert (done.state, seen[-1]) == (ChangeState.DONE, ChangeState.DONE)
     assert done.run_url is not None
-    assert applied.wait_ready("ranker", 20).status.serving_generation == 1
+    assert applied.wait_ready("ranker", PATIENCE_SECONDS).status.serving_generation == 1
     assert applied.explain("ranker").ready
     assert applied.events("ranker")[0].kind == "generation_serving"
     assert applied.generations("ranker")[0].number == 1
@@ -147,7 +148,7 @@ def test_a_replan_is_followed_to_its_result(applied, live):
     assert not applied.replan_status(replan.id).state.final
     live.rooms.adopt_plan()
     live.rooms.finish_replan(replan.id, moves=4)
-    result = applied.wait_replan(replan.id, 20)
+    result = applied.wait_replan(replan.id, PATIENCE_SECONDS)
     assert (result.adopted, result.plan_id) == (True, "plan-1")
     assert applied.plan_diff("plan-1").moves == result.moves == 4
     assert applied.plans(fleet_only=True)[0].in_force
@@ -162,7 +163,7 @@ def test_a_replan_that_fails_is_told_with_its_reason(applied, live):
         replan.id, state=ReplanState.FAILED, reason=Reason.PLANNER_FAILED, message="the planner was killed"
     )
     with pytest.raises(errors.Unavailable, match="PlannerFailed: the planner was killed"):
-        applied.wait_replan(replan.id, 20)
+        applied.wait_replan(replan.id, PATIENCE_SECONDS)
 
 
 def test_waiting_for_a_replan_too_long_says_where_it_stands(applied):

@@ -1,14 +1,12 @@
 """Real snapshots of a two-part model, and real host and router processes that end with the test."""
 
-import asyncio
 import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -36,9 +34,11 @@ from ipnext.model.deployment import (
     SnapshotFacts,
 )
 from ipnext.model.registry import GraphNode, PartGraph, SnapshotSource, SyncPolicy
+from serving import host_connection
 from serving.export import export_model
 from serving.protocol import InferRequest, InferResponse, decode_response, encode_request, parse_header_length
 from serving.tensors import Tensor
+from tests.waiting import PATIENCE_SECONDS, until
 
 MODEL = "click"
 REGION = "north"
@@ -76,11 +76,11 @@ class Dense(nn.Module):
 
 
 class Heavy(nn.Module):
-    """Takes a second or two for a hundred rows, a moment for one."""
+    """Takes some seconds for a hundred rows, a moment for one."""
 
     def forward(self, x):
         square = x[:, :, None] * x[:, None, :]
-        for _ in range(10):
+        for _ in range(30):
             square = torch.tanh(square @ square)
         return square.sum((1, 2))
 
@@ -161,20 +161,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     return Published(store, sources, modules)
 
 
-def until(condition: Callable[[], object], *, seconds: float = 60.0) -> Any:
-    """The first truthy value of `condition`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the awaited condition did not come"
-        time.sleep(0.01)
-    return value
-
-
-async def eventually(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
-    """Return once `condition` is truthy; the event loop goes on meanwhile."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is awaited has no event
-            await asyncio.sleep(0.002)
+@pytest.fixture(scope="session", autouse=True)
+def _patient_connections() -> Iterator[None]:
+    """A host in this process is not absent because the machine stands still while a connection is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_connection, "CONNECT_SECONDS", 60.0)
+        yield
 
 
 def _die_with_parent() -> None:
@@ -201,7 +193,7 @@ class Server:
 
     def end(self) -> int:
         self.process.terminate()
-        return self.process.wait(15)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def infer(self, path: str, arrays: Mapping[str, np.ndarray], **headers: str) -> httpx.Response:
         encoded = encode_request(InferRequest(as_tensors(arrays), binary_output=True))
@@ -257,7 +249,7 @@ class Machine:
         self.root = root
         self.store_uri = store_uri
         self._stack = ExitStack()
-        self._client = self._stack.enter_context(httpx.Client(timeout=20))
+        self._client = self._stack.enter_context(httpx.Client(timeout=60))
         self._started: list[Server] = []
 
     def start_host(self, name: str, *extra: str, wait: bool = True) -> HostServer:
@@ -293,7 +285,7 @@ class Machine:
 
     def restart(self, server: Server) -> None:
         """Start a server that was killed again, on its port, as an agent would."""
-        server.process.wait(10)
+        server.process.wait(PATIENCE_SECONDS)
         server.process = self._spawn(server.process.args, "restarted")
         until(server.answers)
 
@@ -412,13 +404,10 @@ class Toolbox:
     example = staticmethod(example)
     as_tensors = staticmethod(as_tensors)
     decode = staticmethod(decode)
-    until = staticmethod(until)
-    eventually = staticmethod(eventually)
     served = staticmethod(served)
     table_of = staticmethod(table_of)
     machine = Machine
     write_table = staticmethod(write_table)
-    clock = staticmethod(time.monotonic)
     graph = GRAPH
 
 

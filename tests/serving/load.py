@@ -11,6 +11,7 @@ from typing import Any, Self
 import httpx
 
 from serving.protocol import decode_response, parse_header_length
+from tests.waiting import PATIENCE_SECONDS, until
 
 INFER = "/v2/models/click/infer"
 NO_CONNECTION = 0
@@ -63,7 +64,7 @@ class Load:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE_SECONDS)
 
     def statuses(self, *, since: float = 0.0) -> Counter[int]:
         """How many answers of each status there are to requests that began after `since`."""
@@ -73,12 +74,10 @@ class Load:
         """The answers to requests that began after a time of time.monotonic."""
         return [answer for answer in self.answers if answer.began > began]
 
-    def more(self, count: int, *, seconds: float = 60.0, good: Callable[[Answer], bool] = lambda _: True) -> None:
+    def more(self, count: int, *, good: Callable[[Answer], bool] = lambda _: True) -> None:
         """Wait until so many more `good` answers came."""
         now, start = time.monotonic(), len(self.answers)
-        while sum(map(good, self.answers[start:])) < count:
-            assert time.monotonic() < now + seconds, f"only {self.statuses(since=now)} in {seconds:g} s"
-            time.sleep(0.01)
+        until(lambda: sum(map(good, self.answers[start:])) >= count, why=lambda: f"only {self.statuses(since=now)}")
 
     def _send(self, number: int) -> None:
         for turn in itertools.count(number):

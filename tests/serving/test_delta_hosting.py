@@ -24,6 +24,7 @@ from serving.export import export_model
 from serving.generations import HeldSnapshots
 from serving.loading import Loader
 from serving.served import Served
+from tests.waiting import eventually
 
 ROWS = 5000
 IDS = np.concatenate([np.arange(0, 40), [ROWS - 1]])[:, None]
@@ -195,19 +196,19 @@ def ready(loader):
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1)])
-async def test_deltas_held_together_with_their_parents_load_one_full_snapshot(loader, toolbox, order):
+async def test_deltas_held_together_with_their_parents_load_one_full_snapshot(loader, order):
     loader.hold(*order)
-    await toolbox.eventually(lambda: ready(loader) == {1, 2, 3})
+    await eventually(lambda: ready(loader) == {1, 2, 3})
     assert len(loader.engine.loaded) == 1
 
 
-async def test_a_parent_is_closed_once_nobody_wants_it_though_its_delta_lives(loader, toolbox):
+async def test_a_parent_is_closed_once_nobody_wants_it_though_its_delta_lives(loader):
     loader.hold(1)
-    await toolbox.eventually(lambda: ready(loader) == {1})
+    await eventually(lambda: ready(loader) == {1})
     loader.hold(1, 2)
-    await toolbox.eventually(lambda: ready(loader) == {1, 2})
+    await eventually(lambda: ready(loader) == {1, 2})
     loader.hold(2)
-    await toolbox.eventually(lambda: loader.engine.loaded[0]._program is None)
+    await eventually(lambda: loader.engine.loaded[0]._program is None)
     with loader_lease(loader, 2) as part:
         part.infer({"ids": IDS})
 

@@ -13,6 +13,7 @@ import torch
 from ipnext.model.deployment import PartEndpoint
 from serving.graph import plan_graph, run_graph
 from serving.protocol import decode_response, parse_header_length
+from tests.waiting import PATIENCE_SECONDS, until
 
 INFER = "/v2/models/click/infer"
 
@@ -58,7 +59,7 @@ class Load:
     def __exit__(self, *error):
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE_SECONDS)
 
     def _send(self, number):
         pins = itertools.cycle(self.pins[number % len(self.pins) :] + self.pins[: number % len(self.pins)])
@@ -92,7 +93,7 @@ def test_a_request_through_two_parts_has_the_bits_of_the_unsplit_model(fleet, to
 def test_a_generation_flip_under_load_fails_nothing_and_mixes_nothing(fleet, toolbox):
     with Load(fleet.router, toolbox.example(2), pins=(None, "1", "2")) as load:
         for seen in range(40, 280, 40):
-            toolbox.until(lambda seen=seen: len(load.answers) >= seen)
+            until(lambda seen=seen: len(load.answers) >= seen)
             fleet.serve(1, 2) if seen % 80 else fleet.serve(2, 1)
     assert set(load.statuses()) == {200}
     assert not [answer for answer in load.answers if mixed(answer)]
@@ -103,10 +104,10 @@ def test_unpinned_requests_move_to_the_new_generation_and_none_fails(fleet, tool
     with Load(fleet.router, toolbox.example(2)) as load:
         for generations in ((1, 2), (1,), (1, 2), (2,)):
             seen = len(load.answers)
-            toolbox.until(lambda seen=seen: len(load.answers) >= seen + 40)
+            until(lambda seen=seen: len(load.answers) >= seen + 40)
             fleet.serve(*generations)
         seen = len(load.answers)
-        toolbox.until(lambda: len(load.answers) >= seen + 20)
+        until(lambda: len(load.answers) >= seen + 20)
     assert set(load.statuses()) == {200}
     assert not [answer for answer in load.answers if mixed(answer)]
     assert {answer.generation for answer in load.answers} == {"1", "2"}
@@ -137,9 +138,9 @@ def test_a_host_killed_under_load_fails_no_request(fleet, machine, published, to
     victim.settle()
     fleet.serve(1, 2, extra=[PartEndpoint(part="sparse", url=victim.url, generations=(1, 2))])
     with Load(fleet.router, toolbox.example(2), clients=4) as load:
-        toolbox.until(lambda: len(load.answers) >= 40)
+        until(lambda: len(load.answers) >= 40)
         victim.process.kill()
-        toolbox.until(lambda: len(load.answers) >= 200)
+        until(lambda: len(load.answers) >= 200)
     assert set(load.statuses()) == {200}
     assert not [answer for answer in load.answers if mixed(answer)]
 
@@ -151,14 +152,14 @@ def test_a_host_that_drains_or_lacks_the_generation_costs_no_request(fleet, mach
     late.settle()
     fleet.serve(1, 2, extra=[PartEndpoint(part="sparse", url=late.url, generations=(1, 2))])
     with Load(fleet.router, toolbox.example(2), clients=4) as load:
-        toolbox.until(lambda: len(load.answers) >= 40)
+        until(lambda: len(load.answers) >= 40)
         late.hold(published.hold("sparse", 1))
-        toolbox.until(lambda: len(load.answers) >= 80)
+        until(lambda: len(load.answers) >= 80)
         late.process.terminate()
-        toolbox.until(lambda: len(load.answers) >= 160)
+        until(lambda: len(load.answers) >= 160)
     assert set(load.statuses()) == {200}
     assert not [answer for answer in load.answers if mixed(answer)]
-    assert late.process.wait(10) == 0
+    assert late.process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_with_all_hosts_of_a_part_gone_the_answer_is_503(fleet, toolbox):

@@ -11,6 +11,7 @@ import pytest
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Unavailable
 from serving.fetching import FetchingProcess
 from tests.processes import runs
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 @pytest.fixture
@@ -75,12 +76,12 @@ fetching.close()
 def test_one_that_is_forked_fetches_and_is_replaced_too(published, tmp_path):
     source = published.sources["dense", 1]
     command = [sys.executable, "-c", FORKING, published.store.uri, source.uri, str(tmp_path)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
     assert answer.stdout.split() == [source.manifest.digest, "Unavailable", source.manifest.digest, "True"]
 
 
 @pytest.mark.parametrize("how", ["start", "fork"])
-def test_it_ends_with_whoever_started_it(published, toolbox, how):
+def test_it_ends_with_whoever_started_it(published, how):
     code = (
         f"import sys, time; from serving.fetching import FetchingProcess; f = FetchingProcess(sys.argv[1]); f.{how}();"
         "print(f._process.pid, flush=True); time.sleep(60)"
@@ -90,4 +91,4 @@ def test_it_ends_with_whoever_started_it(published, toolbox, how):
     os.kill(host.pid, signal.SIGKILL)
     host.wait()
     host.stdout.close()
-    toolbox.until(lambda: not runs(child))
+    until(lambda: not runs(child))

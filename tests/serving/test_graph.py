@@ -9,6 +9,7 @@ from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.registry import GraphNode, PartGraph
 from serving.graph import plan_graph, run_graph
 from serving.tensors import Tensor
+from tests.waiting import PATIENCE_SECONDS
 
 
 def node(name, part=None, **inputs):
@@ -52,7 +53,7 @@ async def test_independent_nodes_run_at_once():
 
     async def call(part, inputs):
         if part != "join":
-            await asyncio.wait_for(both.wait(), 5)
+            await asyncio.wait_for(both.wait(), PATIENCE_SECONDS)
         return await add(part, inputs)
 
     await run_graph(plan_graph(DIAMOND), REQUEST, call)

@@ -1,7 +1,6 @@
 """A host process: loads in the background, answers for its generations only, drains and ends in order."""
 
 import threading
-import time
 
 import httpx
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from ipnext.model.deployment import HeldGeneration
+from tests.waiting import PATIENCE_SECONDS, until
 
 LONG = np.full((150, 256), 0.01, np.float32)
 SHORT = LONG[:1]
@@ -34,7 +34,7 @@ class Background:
         self.response = call()
 
     def result(self) -> httpx.Response:
-        self._thread.join(30)
+        self._thread.join(PATIENCE_SECONDS)
         assert self.response is not None
         return self.response
 
@@ -63,10 +63,10 @@ def ids(toolbox):
     return {"ids": toolbox.example(4)["ids"]}
 
 
-def run_long(host, toolbox) -> Background:
+def run_long(host) -> Background:
     """A request that runs for a while; returns once the host has begun it."""
     work = Background(lambda: host.infer_part("heavy", 1, {"x": LONG}))
-    toolbox.until(lambda: host.state().in_flight)
+    until(lambda: host.state().in_flight)
     return work
 
 
@@ -146,16 +146,20 @@ def test_an_unknown_path_and_a_bad_control_body_are_refused(host):
     assert "holds.0" in response.json()["error"]
 
 
-def test_a_deadline_ends_a_running_request_with_504(host, toolbox):
-    began = time.monotonic()
-    response = host.infer_part("heavy", 1, {"x": LONG}, **{"x-ipnext-deadline-ms": "100"})
-    assert response.status_code == 504
-    assert time.monotonic() - began < 5
-    toolbox.until(lambda: host.infer_part("heavy", 1, {"x": SHORT}).status_code == 200)
+def test_a_deadline_ends_a_running_request_with_504(host):
+    def was_told_while_the_pass_ran():  # a busy machine may look only after it; then the next one is looked at
+        response = host.infer_part("heavy", 1, {"x": LONG}, **{"x-ipnext-deadline-ms": "100"})
+        assert response.status_code == 504
+        running = host.state().in_flight
+        until(lambda: not host.state().in_flight)
+        return running
+
+    until(was_told_while_the_pass_ran)
+    until(lambda: host.infer_part("heavy", 1, {"x": SHORT}).status_code == 200)
 
 
-def test_a_full_queue_answers_503_with_retry_after(host, toolbox):
-    running = run_long(host, toolbox)
+def test_a_full_queue_answers_503_with_retry_after(host):
+    running = run_long(host)
     waiting = [Background(lambda: host.infer_part("heavy", 1, {"x": SHORT})) for _ in range(4)]
     responses = [work.result() for work in waiting]
     full = [response for response in responses if response.status_code == 503]
@@ -165,16 +169,16 @@ def test_a_full_queue_answers_503_with_retry_after(host, toolbox):
     assert running.result().status_code == 200
 
 
-def test_a_client_that_leaves_takes_its_waiting_request_with_it(host, toolbox):
-    running = run_long(host, toolbox)
+def test_a_client_that_leaves_takes_its_waiting_request_with_it(host):
+    running = run_long(host)
     with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=0.2) as client:
         host.__class__(host.process, host.url, client).infer_part("sparse", 1, {"ids": np.zeros((1, 3), np.int64)})
-    toolbox.until(lambda: host.state().in_flight <= 1)
+    until(lambda: host.state().in_flight <= 1)
     assert running.result().status_code == 200
 
 
-def test_unloading_waits_for_the_requests_that_use_the_snapshot(host, here, toolbox):
-    running = run_long(host, toolbox)
+def test_unloading_waits_for_the_requests_that_use_the_snapshot(host, here):
+    running = run_long(host)
     host.hold(here("sparse", 1))
     assert {one.part for one in host.state().ready} == {"sparse"}
     assert host.infer_part("heavy", 1, {"x": SHORT}).status_code == 409
@@ -203,18 +207,16 @@ def test_what_cannot_be_loaded_is_told_and_the_rest_serves(host, here, ids):
     assert ready(host.state()) == held((1, 1))
 
 
-def test_a_drained_host_takes_nothing_new_and_sigterm_lets_it_finish_and_exit_0(machine, published, toolbox):
+def test_a_drained_host_takes_nothing_new_and_sigterm_lets_it_finish_and_exit_0(machine, published):
     host = machine.start_host("own")
     host.hold(published.hold("heavy", 1))
     assert not host.settle().failures
-    running = run_long(host, toolbox)
+    running = run_long(host)
     assert host.client.post(host.url + "/control/drain").json()["draining"] is True
     refused = host.infer_part("heavy", 1, {"x": SHORT})
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert host.get("/healthz").status_code == 200
     assert running.response is None, "the request must still run, or the test shows nothing"
-    began = time.monotonic()
     host.process.terminate()
     assert running.result().status_code == 200
-    assert host.process.wait(10) == 0
-    assert time.monotonic() - began < 10
+    assert host.process.wait(PATIENCE_SECONDS) == 0

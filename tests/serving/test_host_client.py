@@ -19,12 +19,13 @@ from serving.http import error_response, not_found
 from serving.http_server import http_factory
 from serving.router_table import compile_routes
 from serving.tensors import Tensor
+from tests.waiting import eventually
 
 X = {"x": Tensor("FP32", np.zeros((1, 1), np.float32))}
 
 
 class Host:
-    """Answers each call with the number of its generation, as snapshot and as data, after `seconds`."""
+    """Answers each call with the number of its generation, as snapshot and as data, after `seconds`, or once `let_go`."""
 
     def __init__(self, seconds=0.0, *, silent=False, status=200):
         self.seconds, self.silent, self.status = seconds, silent, status
@@ -32,6 +33,7 @@ class Host:
         self.asked = []
         self.open = set()
         self.url = ""
+        self.kept = None
         self._server = None
 
     def take_over(self, transport, rest):
@@ -51,7 +53,19 @@ class Host:
             protocol.send(bytes_frame({"id": header["id"], "status": 200}))
             return
         self.asked.append(header["generation"])
+        if self.kept is not None:
+            self.kept.append((protocol, header))
+            return
         asyncio.get_running_loop().call_later(self.seconds, self.answer, protocol, header)
+
+    def keep(self):
+        """Answer no call from now on before `let_go`."""
+        self.kept = []
+
+    def let_go(self):
+        kept, self.kept = self.kept, None
+        for protocol, header in kept:
+            self.answer(protocol, header)
 
     def answer(self, protocol, header):
         answer = {"id": header["id"], "status": self.status, "error": "told so", "snapshot": header["generation"]}
@@ -85,7 +99,6 @@ async def running(*hosts):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(host_connection, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(host_connection, "CONNECT_SECONDS", 0.3)
     monkeypatch.setattr(balancing, "FIRST_SECONDS", 0.05)
 
 
@@ -94,12 +107,14 @@ def call():
 
 
 async def test_a_host_that_works_long_on_a_call_gives_signs_of_life_and_is_waited_for():
-    async with running(Host(seconds=0.6)) as [host]:
+    async with running(Host()) as [host]:
+        host.keep()
         connection = await connect(host.url)
-        answer = await connection.call(call())
+        asked = asyncio.create_task(connection.call(call()))
+        await eventually(lambda: host.pings > 2 * host_connection.SILENT_LOOKS)
+        host.let_go()
+        assert (await asked).header["status"] == 200
         connection.close()
-    assert answer.header["status"] == 200
-    assert host.pings > 4
 
 
 async def test_a_host_that_gives_no_sign_of_life_is_given_up_with_all_its_calls():
@@ -128,10 +143,11 @@ async def test_a_connection_without_calls_is_left_in_peace():
     async with running(Host()) as [host]:
         connection = await connect(host.url)
         await connection.call(call())
-        host.silent = True
+        await eventually(lambda: connection._watch is None)
+        host.silent, pings = True, host.pings
         await asyncio.sleep(0.4)  # what must not happen has no event
         assert connection.open
-        assert host.pings == 0
+        assert host.pings == pings
         connection.close()
 
 
@@ -156,12 +172,12 @@ FACTS = {"p": {"created_at": "2026-01-01T00:00:00Z", "signature": "s"}}
 async def client():
     loop = asyncio.get_running_loop()
     made = HostClient(EndpointLoads(loop.time), loop.time)
-    made.attempt = lambda seconds=5.0: Attempt(loop.time() + seconds)
+    made.attempt = lambda seconds=60.0: Attempt(loop.time() + seconds)
     yield made
     made.close()
 
 
-async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client, toolbox):
+async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client):
     async with running(Host(), Host()) as hosts:
         first, second = hosts
         one = route(hosts, (2,), (2,))
@@ -177,7 +193,7 @@ async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client
         assert lost == 1, "the others pass it over"
         seen = len(second.asked)
         await first.start(first.port)
-        await toolbox.eventually(lambda: first.open)
+        await eventually(lambda: first.open)
         assert len(second.asked) == seen
         asked = len(first.asked)
         for _ in range(4):
@@ -185,17 +201,19 @@ async def test_a_lost_host_is_found_again_without_a_request_that_tries_it(client
         assert len(first.asked) > asked
 
 
-async def test_a_call_leaves_before_its_answer_is_awaited_and_the_host_is_told_when_nobody_will(client, toolbox):
-    async with running(Host(seconds=0.2)) as [host]:
+async def test_a_call_leaves_before_its_answer_is_awaited_and_the_host_is_told_when_nobody_will(client):
+    async with running(Host()) as [host]:
         one = route([host], (2,))
         await client.infer(one, "p", X, client.attempt())
+        host.keep()
         begun, given_up = (client.begin(one, "p", X, client.attempt()) for _ in range(2))
-        await toolbox.eventually(lambda: len(host.asked) == 3)
+        await eventually(lambda: len(host.asked) == 3)
         given_up.give_up()
+        await eventually(lambda: host.cancelled == 1)
+        host.let_go()
         assert (await begun.answered()).tensors()["y"].data == [[2.0]]
-        await toolbox.eventually(lambda: host.cancelled == 1)
         client.forget(frozenset())
-        await toolbox.eventually(lambda: not host.open)
+        await eventually(lambda: not host.open)
 
 
 async def test_a_lost_host_that_left_the_table_is_sought_no_more(client):
@@ -212,7 +230,8 @@ async def test_a_lost_host_that_left_the_table_is_sought_no_more(client):
         await hosts[1].start(hosts[1].port)
 
 
-async def test_a_host_whose_answers_fail_one_after_another_is_passed_over(client):
+async def test_a_host_whose_answers_fail_one_after_another_is_passed_over(client, monkeypatch):
+    monkeypatch.setattr(balancing, "FIRST_SECONDS", 60.0)
     async with running(Host(), Host(status=500)) as hosts:
         one = route(hosts, (2,), (2,))
         failed = 0
@@ -224,26 +243,24 @@ async def test_a_host_whose_answers_fail_one_after_another_is_passed_over(client
         assert failed == balancing.STRIKES
 
 
-async def test_a_host_that_lets_deadlines_pass_is_passed_over(client):
-    async with running(Host(), Host(seconds=5)) as hosts:
+async def test_a_host_that_lets_deadlines_pass_is_passed_over(client, monkeypatch):
+    monkeypatch.setattr(balancing, "FIRST_SECONDS", 60.0)
+    async with running(Host(), Host(seconds=600)) as hosts:
         one = route(hosts, (2,), (2,))
-        late = 0
         for _ in range(20):
-            try:
-                async with asyncio.timeout(0.05):
-                    await client.infer(one, "p", X, client.attempt(0.05))
-            except TimeoutError:
-                late += 1
-        assert late == balancing.STRIKES
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await client.infer(one, "p", X, client.attempt(0.5))
+        assert len(hosts[1].asked) == balancing.STRIKES
 
 
 async def test_a_client_that_leaves_before_its_deadline_is_no_strike(client):
-    async with running(Host(seconds=5)) as hosts:
+    async with running(Host(seconds=600)) as hosts:
         one = route(hosts, (2,))
         for _ in range(2 * balancing.STRIKES):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.03):
-                    await client.infer(one, "p", X, client.attempt(30))
+                    await client.infer(one, "p", X, client.attempt(600))
         assert client._loads._hosts[hosts[0].url].strikes == 0
 
 

@@ -25,6 +25,7 @@ from serving.protocol import InferRequest, decode_response, encode_request
 from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 from serving.walking import Walker
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 class Halving:
@@ -43,7 +44,7 @@ class Halving:
         self.passes = []
 
     def infer(self, inputs):
-        assert self.gate.wait(20)
+        assert self.gate.wait(PATIENCE_SECONDS)
         [first, *_] = inputs["x"].tolist()
         self.passes.append(first)
         if first == 13:
@@ -83,7 +84,7 @@ async def host():
 
 
 def infer(number, **header):
-    about = {"op": "infer", "model": "m", "part": "p", "generation": 7, "deadline_ms": 5000, **header}
+    about = {"op": "infer", "model": "m", "part": "p", "generation": 7, "deadline_ms": 60_000, **header}
     return Pieces(tensor_frame, about, {"x": Tensor("FP32", np.array([number], np.float32))})
 
 
@@ -97,7 +98,7 @@ async def test_a_call_is_answered_with_its_tensors_and_the_snapshot_that_made_th
 async def test_calls_wait_for_each_other_in_the_part_but_not_on_the_connection(host):
     host.part.gate.clear()
     slow = asyncio.create_task(host.connection.call(infer(2)))
-    refused = await asyncio.wait_for(host.connection.call(infer(2, generation=8)), 5)
+    refused = await asyncio.wait_for(host.connection.call(infer(2, generation=8)), PATIENCE_SECONDS)
     assert (refused.header["status"], refused.header["code"]) == (409, "GenerationNotHeld")
     host.part.gate.set()
     assert (await slow).tensors()["y"].data.tolist() == [1]
@@ -128,7 +129,7 @@ async def test_what_the_part_refuses_or_breaks_on_is_told_without_its_insides(ho
 
 
 async def test_tensors_that_do_not_fit_the_signature_are_refused_by_name(host):
-    about = {"op": "infer", "model": "m", "part": "p", "generation": 7, "deadline_ms": 5000}
+    about = {"op": "infer", "model": "m", "part": "p", "generation": 7, "deadline_ms": 60_000}
     wrong = {"x": Tensor("INT64", np.array([1]))}
     answer = await host.connection.call(Pieces(tensor_frame, about, wrong))
     assert answer.header["status"] == 400
@@ -137,7 +138,7 @@ async def test_tensors_that_do_not_fit_the_signature_are_refused_by_name(host):
 
 async def test_a_v2_body_is_answered_with_a_v2_body(host):
     encoded = encode_request(InferRequest({"x": Tensor("FP32", np.array([8], np.float32))}, id="a", binary_output=True))
-    about = {"op": "v2", "model": "m", "part": "p", "generation": 7, "deadline_ms": 5000}
+    about = {"op": "v2", "model": "m", "part": "p", "generation": 7, "deadline_ms": 60_000}
     about |= {"header_length": encoded.header_length, "outputs": []}
     answer = await host.connection.call(Pieces(bytes_frame, about, encoded.body))
     response = decode_response(answer.body.data, answer.header["header_length"])
@@ -151,12 +152,12 @@ async def test_the_signature_is_told(host):
     assert Signature.model_validate(answer.header["signature"]) == Halving.signature
 
 
-async def test_a_cancelled_call_that_waits_is_never_run(host, toolbox):
+async def test_a_cancelled_call_that_waits_is_never_run(host):
     host.part.gate.clear()
     first = asyncio.create_task(host.connection.call(infer(2)))
-    await toolbox.eventually(lambda: host.queue.pending == 1)
+    await eventually(lambda: host.queue.pending == 1)
     second = asyncio.create_task(host.connection.call(infer(4)))
-    await toolbox.eventually(lambda: host.queue.pending == 2)
+    await eventually(lambda: host.queue.pending == 2)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
@@ -164,29 +165,29 @@ async def test_a_cancelled_call_that_waits_is_never_run(host, toolbox):
     assert answered.header["status"] == 409
     host.part.gate.set()
     assert (await first).header["status"] == 200
-    await toolbox.eventually(lambda: host.queue.pending == 0)
+    await eventually(lambda: host.queue.pending == 0)
     assert host.part.passes == [2]
 
 
-async def test_a_lost_connection_gives_up_what_waits_and_tells_the_callers(host, toolbox):
+async def test_a_lost_connection_gives_up_what_waits_and_tells_the_callers(host):
     host.part.gate.clear()
     calls = [asyncio.create_task(host.connection.call(infer(n))) for n in (2, 4)]
-    await toolbox.eventually(lambda: host.queue.pending == 2)
+    await eventually(lambda: host.queue.pending == 2)
     host.connection.close()
     for call in calls:
         with pytest.raises(ConnectionLost):
             await call
     host.part.gate.set()
-    await toolbox.eventually(lambda: host.queue.pending == 0 and host.parts.in_flight == 0)
+    await eventually(lambda: host.queue.pending == 0 and host.parts.in_flight == 0)
     assert host.part.passes == [2]
     with pytest.raises(ConnectionLost):
         await host.connection.call(infer(8))
 
 
-async def test_a_full_queue_refuses_with_503(host, toolbox):
+async def test_a_full_queue_refuses_with_503(host):
     host.part.gate.clear()
     calls = [asyncio.create_task(host.connection.call(infer(n))) for n in range(5)]
-    await toolbox.eventually(lambda: host.queue.pending == 5)
+    await eventually(lambda: host.queue.pending == 5)
     assert (await host.connection.call(infer(9))).header["status"] == 503
     host.part.gate.set()
     assert {(await call).header["status"] for call in calls} == {200}
@@ -194,7 +195,8 @@ async def test_a_full_queue_refuses_with_503(host, toolbox):
 
 async def test_the_deadline_of_a_call_ends_it(host):
     host.part.gate.clear()
-    assert (await asyncio.wait_for(host.connection.call(infer(2, deadline_ms=30)), 5)).header["status"] == 504
+    answer = await asyncio.wait_for(host.connection.call(infer(2, deadline_ms=30)), PATIENCE_SECONDS)
+    assert answer.header["status"] == 504
 
 
 async def test_what_listens_but_speaks_no_frames_is_no_host():

@@ -10,6 +10,7 @@ from ipnext.model.deployment import HostedSnapshot
 from serving.deltas.changes import Rows
 from serving.deltas.export import export_delta
 from serving.export import export_model
+from tests.waiting import PATIENCE_SECONDS, until
 
 OTHER = "other"
 TABLE_BYTES = 1_000_000 * 16 * 4
@@ -84,12 +85,12 @@ def test_two_models_of_two_parts_live_in_one_host_and_one_leaves_alone(machine, 
     assert (mine.tolist(), theirs.tolist()) == ([1] * 3, [2] * 3)
 
     host.hold(*click)
-    toolbox.until(lambda: len(host.state().memory.snapshots) == 2)
+    until(lambda: len(host.state().memory.snapshots) == 2)
     assert host.infer(f"/parts/{OTHER}/sparse/infer", request, **headers).status_code == 409
     assert host.infer_part("sparse", 1, request).status_code == 200
 
 
-def test_the_memory_of_an_unloaded_snapshot_goes_back_to_the_system(machine, wide, published, toolbox):
+def test_the_memory_of_an_unloaded_snapshot_goes_back_to_the_system(machine, wide, published):
     host = machine.start_host("unloading")
     host.hold(published.hold("dense", 1))
     host.settle()
@@ -100,7 +101,7 @@ def test_the_memory_of_an_unloaded_snapshot_goes_back_to_the_system(machine, wid
     assert {s.model: s.size_bytes for s in state.memory.snapshots}["wide"] == TABLE_BYTES
     assert state.memory.used_bytes >= 0.9 * TABLE_BYTES
     host.hold(published.hold("dense", 1))
-    toolbox.until(lambda: resident(host) - before < 0.2 * TABLE_BYTES)
+    until(lambda: resident(host) - before < 0.2 * TABLE_BYTES)
 
 
 def test_memory_that_a_delta_shares_with_its_parent_is_told_once(machine, wide, changed):
@@ -141,4 +142,4 @@ def looked_up(batch):
 
 def test_a_budget_that_is_no_number_of_bytes_is_refused_at_once(machine):
     host = machine.start_host("bad", "--memory-bytes", "0", wait=False)
-    assert host.process.wait(60) == 2
+    assert host.process.wait(PATIENCE_SECONDS) == 2

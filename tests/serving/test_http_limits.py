@@ -2,13 +2,15 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
-from serving import http_limits
+from serving import http_limits, http_server
 from serving.http import Response
 from serving.http_limits import HttpLimits
 from serving.http_server import http_factory
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 LIMITS = HttpLimits(
     body_bytes=100_000,
@@ -55,13 +57,13 @@ async def server():
 
 
 async def answer(reader):
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS)).decode()
     length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
     return int(head.split()[1]), await reader.readexactly(length)
 
 
 async def ends(reader):
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_SECONDS) == b""
 
 
 @pytest.mark.parametrize(
@@ -152,11 +154,11 @@ async def test_a_refusal_arrives_though_the_client_goes_on_sending(server):
         assert (await answer(reader))[0] == 413
 
 
-async def test_a_refused_client_that_stays_is_cut_off(server, toolbox):
+async def test_a_refused_client_that_stays_is_cut_off(server):
     async with server.connect() as (reader, writer):
         writer.write(b"nonsense\r\n\r\n")
         assert (await answer(reader))[0] == 400
-        await toolbox.eventually(lambda: not server.connections)
+        await eventually(lambda: not server.connections)
 
 
 async def test_what_is_longer_than_its_content_length_is_another_request_and_a_bad_one(server):
@@ -167,32 +169,43 @@ async def test_what_is_longer_than_its_content_length_is_another_request_and_a_b
         await ends(reader)
 
 
-async def test_a_client_that_takes_none_of_its_answer_is_cut_off(server, toolbox):
+async def test_a_client_that_takes_none_of_its_answer_is_cut_off(server):
     async with server.connect() as (_, writer):
         for _ in range(8):
             writer.write(b"GET /x HTTP/1.1\r\nx-size: 4000000\r\n\r\n")
-        await toolbox.eventually(lambda: len(server.connections) == 1)
-        await toolbox.eventually(lambda: not server.connections)
+        await eventually(lambda: server.requests)
+        await eventually(lambda: not server.connections)
     assert len(server.requests) < 8, "nothing more is computed for a client that takes nothing"
 
 
-async def test_a_client_that_takes_its_answers_slowly_gets_them_all(server):
-    async with server.connect() as (reader, writer):
-        for _ in range(3):
-            writer.write(b"GET /x HTTP/1.1\r\nx-size: 4000000\r\n\r\n")
-        for _ in range(3):
-            await asyncio.sleep(LIMITS.write_seconds / 2)
-            assert len((await answer(reader))[1]) == 4_000_000
+@pytest.fixture
+def clock(monkeypatch):
+    """What limits are measured by, in place of the time: it goes on as the test says."""
+    clock = SimpleNamespace(now=1.0, monotonic=lambda: clock.now)
+    for module in (http_limits, http_server):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
-async def test_requests_that_wait_take_bounded_memory(server, toolbox):
+async def test_a_client_that_takes_its_answers_slowly_gets_them_all(server, clock):
     async with server.connect() as (reader, writer):
-        await toolbox.eventually(lambda: server.connections)
+        for _ in range(3):
+            writer.write(b"GET /x HTTP/1.1\r\nx-size: 16000000\r\n\r\n")
+        for _ in range(3):
+            await eventually(lambda: [one for one in server.connections if one._choked])
+            clock.now += 0.9 * LIMITS.write_seconds
+            await asyncio.sleep(3 * http_limits.SWEEP_SECONDS)
+            assert len((await answer(reader))[1]) == 16_000_000
+
+
+async def test_requests_that_wait_take_bounded_memory(server, clock):
+    async with server.connect() as (reader, writer):
+        await eventually(lambda: server.connections)
         [connection] = server.connections
         connection.pause_writing()
         piece = b"POST /x HTTP/1.1\r\ncontent-length: 90000\r\n\r\n" + bytes(90_000)
         sending = asyncio.create_task(_send(writer, piece, 200))
-        await asyncio.sleep(0.1)
+        await eventually(lambda: connection._paused)
         waiting = sum(len(request.content) for request, _ in connection._waiting)
         assert waiting < 2 * 2**20
         connection.resume_writing()
@@ -201,19 +214,19 @@ async def test_requests_that_wait_take_bounded_memory(server, toolbox):
         await sending
 
 
-async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_again(server, toolbox):
+async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_again(server):
     server.connections.held_bytes = before = LIMITS.held_bytes - 200_000
     half = b"POST /x HTTP/1.1\r\ncontent-length: 80000\r\n\r\n" + bytes(79_999)
     async with server.connect() as (reader, writer), server.connect() as (_, other):
         for one in (writer, other):
             one.write(half)
-        await toolbox.eventually(lambda: server.connections.held_bytes == before + 2 * 79_999)
+        await eventually(lambda: server.connections.held_bytes == before + 2 * 79_999)
         async with server.connect() as (refused, third):
             third.write(half)
             status, body = await answer(refused)
             assert (status, b"are under way; try again" in body) == (503, True)
         other.close()
-        await toolbox.eventually(lambda: server.connections.held_bytes == before + 79_999)
+        await eventually(lambda: server.connections.held_bytes == before + 79_999)
         writer.write(b"x")
         assert (await answer(reader))[0] == 200
         assert server.connections.held_bytes == before
@@ -225,7 +238,7 @@ async def _send(writer, piece, count):
         await writer.drain()
 
 
-async def test_the_round_ends_with_the_last_connection(server, toolbox):
+async def test_the_round_ends_with_the_last_connection(server):
     async with server.connect():
-        await toolbox.eventually(lambda: server.connections._round is not None)
-    await toolbox.eventually(lambda: server.connections._round is None)
+        await eventually(lambda: server.connections._round is not None)
+    await eventually(lambda: server.connections._round is None)

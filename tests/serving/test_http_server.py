@@ -9,6 +9,7 @@ from ipnext.errors import InvalidInput
 from serving import http_server
 from serving.http import Response, not_found
 from serving.http_server import http_factory
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 class Answers:
@@ -79,7 +80,7 @@ async def connect(answers):
 
 async def answer(reader):
     """Status, headers and body of the next answer."""
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode().split("\r\n")
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS)).decode().split("\r\n")
     headers = dict(line.split(": ", 1) for line in head[1:] if line)
     return int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
 
@@ -116,20 +117,20 @@ async def test_chunks_make_one_body_that_can_be_written_to(connect, answers):
     answers.requests[0].content[0] = 1
 
 
-async def test_answers_leave_in_the_order_of_their_requests(connect, answers, toolbox):
+async def test_answers_leave_in_the_order_of_their_requests(connect, answers):
     async with connect() as (reader, writer):
         writer.write(post("/wait/1") + post("/echo", b"2") + post("/echo", b"3"))
-        await toolbox.eventually(lambda: answers.gates)
+        await eventually(lambda: answers.gates)
         assert len(answers.requests) == 1, "the next begins when the former has its answer"
         answers.gates["/wait/1"].set()
         assert [(await answer(reader))[2] for _ in range(3)] == [b"/wait/1", b"2", b"3"]
 
 
-async def test_more_requests_than_may_wait_are_answered_all_the_same(connect, answers, toolbox):
+async def test_more_requests_than_may_wait_are_answered_all_the_same(connect, answers):
     count = 3 * http_server.MAX_PIPELINED
     async with connect() as (reader, writer):
         writer.write(post("/wait/1"))
-        await toolbox.eventually(lambda: answers.gates)
+        await eventually(lambda: answers.gates)
         for number in range(count):
             writer.write(post("/echo", str(number).encode()))
         answers.gates["/wait/1"].set()
@@ -137,15 +138,15 @@ async def test_more_requests_than_may_wait_are_answered_all_the_same(connect, an
         assert [int((await answer(reader))[2]) for _ in range(count)] == list(range(count))
 
 
-async def test_a_client_that_leaves_cancels_what_runs_for_it(connect, answers, toolbox):
+async def test_a_client_that_leaves_cancels_what_runs_for_it(connect, answers):
     async with connect() as (_, writer):
         writer.write(post("/wait/1") + post("/echo"))
-        await toolbox.eventually(lambda: answers.gates)
-    await toolbox.eventually(lambda: answers.cancelled == ["/wait/1"])
+        await eventually(lambda: answers.gates)
+    await eventually(lambda: answers.cancelled == ["/wait/1"])
     assert len(answers.requests) == 1
 
 
-async def test_errors_are_answered_and_the_connection_goes_on(connect, answers, toolbox):
+async def test_errors_are_answered_and_the_connection_goes_on(connect, answers):
     async with connect() as (reader, writer):
         writer.write(post("/refuse"))
         status, headers, body = await answer(reader)
@@ -159,7 +160,7 @@ async def test_errors_are_answered_and_the_connection_goes_on(connect, answers, 
         assert status == 500
         assert b"secret" not in body
         writer.write(post("/wait/broken"))
-        await toolbox.eventually(lambda: answers.gates)
+        await eventually(lambda: answers.gates)
         answers.gates["/wait/broken"].set()
         assert (await answer(reader))[0] == 400
         writer.write(post("/nowhere"))
@@ -185,10 +186,10 @@ async def test_what_is_no_request_is_refused_and_the_connection_ends(connect, an
     assert not answers.requests
 
 
-async def test_a_refusal_waits_for_the_answers_before_it(connect, answers, toolbox):
+async def test_a_refusal_waits_for_the_answers_before_it(connect, answers):
     async with connect() as (reader, writer):
         writer.write(post("/wait/1") + b"nonsense\r\n\r\n" + post("/echo"))
-        await toolbox.eventually(lambda: answers.gates)
+        await eventually(lambda: answers.gates)
         answers.gates["/wait/1"].set()
         assert [(await answer(reader))[0] for _ in range(2)] == [200, 400]
         assert await reader.read() == b""
@@ -199,7 +200,8 @@ async def test_a_client_that_asks_first_is_told_to_go_on(connect):
     async with connect() as (reader, writer):
         whole = post("/echo", b"abc", "expect: 100-continue")
         writer.write(whole[:-3])
-        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        told = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS)
+        assert told == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"abc")
         assert (await answer(reader))[2] == b"abc"
 

@@ -15,6 +15,7 @@ from serving import loading
 from serving.engines.base import find_engine
 from serving.generations import HeldSnapshots
 from serving.loading import Loader
+from tests.waiting import eventually
 
 SIGNATURE = Signature(inputs=(), outputs=())
 MANIFEST = SnapshotManifest(engine="fake", signature=SIGNATURE, files=())
@@ -90,22 +91,22 @@ async def loader(tmp_path):
         made.close()
 
 
-async def test_a_snapshot_is_ready_once_loaded_and_warm(loader, toolbox):
+async def test_a_snapshot_is_ready_once_loaded_and_warm(loader):
     engine = FakeEngine()
     made, held = loader(engine=engine)
     made.hold([hold()])
     assert len(held.loading) == 1
-    await toolbox.eventually(lambda: held.ready)
+    await eventually(lambda: held.ready)
     assert engine.parts[0].warmed
 
 
-async def test_a_dropped_snapshot_is_closed(loader, toolbox):
+async def test_a_dropped_snapshot_is_closed(loader):
     engine = FakeEngine()
     made, held = loader(engine=engine)
     made.hold([hold()])
-    await toolbox.eventually(lambda: held.ready)
+    await eventually(lambda: held.ready)
     made.hold([])
-    await toolbox.eventually(engine.parts[0].closed.is_set)
+    await eventually(engine.parts[0].closed.is_set)
 
 
 @pytest.mark.parametrize(
@@ -118,26 +119,26 @@ async def test_a_dropped_snapshot_is_closed(loader, toolbox):
         (FakeStore(), FakeEngine(MemoryError()), hold(), "LoadFailed"),
     ],
 )
-async def test_a_load_that_fails_is_told_with_its_code(loader, toolbox, store, engine, wanted, code):
+async def test_a_load_that_fails_is_told_with_its_code(loader, store, engine, wanted, code):
     made, held = loader(store, engine)
     made.hold([wanted])
-    await toolbox.eventually(lambda: held.failures)
+    await eventually(lambda: held.failures)
     assert [failure.code for failure in held.failures] == [code]
     assert not held.ready
 
 
-async def test_a_store_that_is_down_for_a_moment_is_asked_again(loader, monkeypatch, toolbox):
+async def test_a_store_that_is_down_for_a_moment_is_asked_again(loader, monkeypatch):
     monkeypatch.setattr(loading, "_RETRY_SECONDS", (0.001, 0.001))
     made, held = loader(FakeStore(errors=[Unavailable("down"), Unavailable("down")]))
     made.hold([hold()])
-    await toolbox.eventually(lambda: held.ready)
+    await eventually(lambda: held.ready)
 
 
-async def test_a_store_that_stays_down_is_a_failure(loader, monkeypatch, toolbox):
+async def test_a_store_that_stays_down_is_a_failure(loader, monkeypatch):
     monkeypatch.setattr(loading, "_RETRY_SECONDS", (0.001,))
     made, held = loader(FakeStore(errors=[Unavailable("down")] * 2))
     made.hold([hold()])
-    await toolbox.eventually(lambda: held.failures)
+    await eventually(lambda: held.failures)
     assert held.failures[0].code == "Unavailable"
 
 
@@ -172,28 +173,26 @@ WEIGHTS = ArtifactFile(path="weights", sha256=hashlib.sha256(b"weights").hexdige
 SIGNED = SnapshotManifest(engine="fake", signature=SIGNATURE, files=(WEIGHTS,))
 
 
-async def failure_of(loader, toolbox, policy, store):
+async def failure_of(loader, policy, store):
     made, held = loader(store=store)
     made.hold([hold(SIGNED.digest).model_copy(update={"signers": policy})])
-    await toolbox.eventually(lambda: held.ready or held.failures)
+    await eventually(lambda: held.ready or held.failures)
     return held.failures[0] if held.failures else None
 
 
-async def test_a_signed_snapshot_is_loaded(loader, toolbox, keys):
+async def test_a_signed_snapshot_is_loaded(loader, keys):
     private, policy = keys
-    assert (
-        await failure_of(loader, toolbox, policy, SignedStore(SIGNED, signed(SIGNED.digest, private).content)) is None
-    )
+    assert await failure_of(loader, policy, SignedStore(SIGNED, signed(SIGNED.digest, private).content)) is None
 
 
-async def test_a_host_loads_nothing_without_the_signature_that_is_asked_for(loader, toolbox, keys):
+async def test_a_host_loads_nothing_without_the_signature_that_is_asked_for(loader, keys):
     private, policy = keys
     for signature in (None, signed(MANIFEST.digest, private).content, b"garbage"):
-        failure = await failure_of(loader, toolbox, policy, SignedStore(SIGNED, signature))
+        failure = await failure_of(loader, policy, SignedStore(SIGNED, signature))
         assert failure.code == "SignatureInvalid"
 
 
-async def test_a_file_that_changed_in_the_cache_is_not_loaded_where_a_signature_is_asked_for(loader, toolbox, keys):
+async def test_a_file_that_changed_in_the_cache_is_not_loaded_where_a_signature_is_asked_for(loader, keys):
     private, policy = keys
     store = SignedStore(SIGNED, signed(SIGNED.digest, private).content, content=b"weightz")
-    assert (await failure_of(loader, toolbox, policy, store)).code == "ArtifactDigestMismatch"
+    assert (await failure_of(loader, policy, store)).code == "ArtifactDigestMismatch"

@@ -15,6 +15,7 @@ from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest
 from serving.generations import HeldSnapshots
 from serving.loading import Loader
 from serving.memory import HostMemory, resident_bytes, shared_bytes
+from tests.waiting import eventually
 
 MEGA = 10**6
 
@@ -180,7 +181,7 @@ def hold(number):
 @pytest.fixture
 async def limited(tmp_path, monkeypatch):
     """A loader whose budget has room for one snapshot; and what its engine did."""
-    monkeypatch.setattr("serving.loading._RETRY_SECONDS", (0.01,) * 300)
+    monkeypatch.setattr("serving.loading._RETRY_SECONDS", (0.01,) * 100_000)
     log, settled = [], []
     held = HeldSnapshots()
     memory = HostMemory(1000 * MEGA, resident=lambda: 200 * MEGA)
@@ -190,32 +191,32 @@ async def limited(tmp_path, monkeypatch):
     loader.close()
 
 
-async def test_a_snapshot_beyond_the_budget_waits_for_room_while_the_former_one_answers(limited, toolbox):
+async def test_a_snapshot_beyond_the_budget_waits_for_room_while_the_former_one_answers(limited):
     loader, held, log, settled = limited
     loader.hold([hold(1)])
-    await toolbox.eventually(lambda: held.ready)
+    await eventually(lambda: held.ready)
     loader.hold([hold(1), hold(2)])
-    await toolbox.eventually(lambda: len(held.loading) == 1)
+    await eventually(lambda: len(held.loading) == 1)
     assert [h.generation for h in held.ready] == [1]
     assert held.lease("m", "p", 1).snapshot == 1
     assert log == ["load s1", "warm"]
     assert settled == [1]
 
 
-async def test_it_loads_once_the_former_one_is_gone(limited, toolbox):
+async def test_it_loads_once_the_former_one_is_gone(limited):
     loader, held, log, _ = limited
     loader.hold([hold(1)])
-    await toolbox.eventually(lambda: held.ready)
+    await eventually(lambda: held.ready)
     loader.hold([hold(2)])
-    await toolbox.eventually(lambda: [h.generation for h in held.ready] == [2])
+    await eventually(lambda: [h.generation for h in held.ready] == [2])
     assert log == ["load s1", "warm", "close", "load s2", "warm"]
 
 
-async def test_a_snapshot_that_finds_no_room_fails_with_the_figures(limited, toolbox, monkeypatch):
+async def test_a_snapshot_that_finds_no_room_fails_with_the_figures(limited, monkeypatch):
     monkeypatch.setattr("serving.loading._RETRY_SECONDS", (0.001,))
     loader, held, _, _ = limited
     loader.hold([hold(1), hold(2)])
-    await toolbox.eventually(lambda: held.failures)
+    await eventually(lambda: held.failures)
     (failure,) = held.failures
     assert (failure.snapshot, failure.code) == (2, "MemoryExceeded")
     assert "600.0 MB of the host's 1,000.0 MB are in use" in failure.message

@@ -60,7 +60,7 @@ async def server(served):
     queue.close()
 
 
-def ask(server, *numbers, name="x", seconds=5.0):
+def ask(server, *numbers, name="x", seconds=60.0):
     encoded = encode_request(InferRequest({name: Tensor("FP32", np.array(numbers, np.float32))}))
     return server.infer_v2(
         server.lease("m", "p", 1),

@@ -19,6 +19,7 @@ from serving.router import Router
 from serving.router_metrics import RouterMetrics
 from serving.router_table import TableFollower
 from serving.tensors import Tensor
+from tests.waiting import eventually
 
 
 class FakeHost:
@@ -111,11 +112,11 @@ def request_of(headers, *, binary):
 
 async def test_all_calls_of_a_request_name_one_generation_and_the_time_left(ask):
     async with running(FakeHost("sparse", delay=0.05)) as sparse, running(FakeHost("dense")) as dense:
-        status, headers, _ = await ask(sparse, dense, x_ipnext_deadline_ms="2000")
+        status, headers, _ = await ask(sparse, dense, x_ipnext_deadline_ms="60000")
     assert status == 200
     assert headers["x-ipnext-snapshots"] == "dense=4,sparse=4"
     assert sparse.generations == dense.generations == [4]
-    assert dense.deadlines[0] <= sparse.deadlines[0] - 40 <= 2000
+    assert dense.deadlines[0] <= sparse.deadlines[0] - 40 <= 60_000
 
 
 @pytest.mark.parametrize("status", [409, 503])
@@ -150,23 +151,21 @@ async def test_other_refusals_are_passed_on_without_a_second_try(ask, status, ex
     assert len(sparse.generations) == 1
 
 
-async def test_the_deadline_cancels_the_hosts_work(ask, toolbox):
-    async with running(FakeHost("sparse", delay=30)) as sparse, running(FakeHost("dense")) as dense:
-        began = time.monotonic()
+async def test_the_deadline_cancels_the_hosts_work(ask):
+    async with running(FakeHost("sparse", delay=600)) as sparse, running(FakeHost("dense")) as dense:
         status, _, _ = await ask(sparse, dense, x_ipnext_deadline_ms="50")
         assert status == 504
-        assert time.monotonic() - began < 5
-        await toolbox.eventually(lambda: sparse.cancelled)
+        await eventually(lambda: sparse.cancelled)
 
 
-async def test_a_client_that_leaves_cancels_the_hosts_work(ask, toolbox):
-    async with running(FakeHost("sparse", delay=30)) as sparse, running(FakeHost("dense")) as dense:
+async def test_a_client_that_leaves_cancels_the_hosts_work(ask):
+    async with running(FakeHost("sparse", delay=600)) as sparse, running(FakeHost("dense")) as dense:
         work = asyncio.create_task(ask(sparse, dense))
-        await toolbox.eventually(lambda: sparse.generations)
+        await eventually(lambda: sparse.generations)
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
-        await toolbox.eventually(lambda: sparse.cancelled)
+        await eventually(lambda: sparse.cancelled)
 
 
 async def test_non_finite_answers_are_counted_given_in_binary_and_refused_in_json(ask):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.serving.load import Load
+from tests.waiting import until
 
 CLIENTS = 8
 PARTS = ("sparse", "dense")
@@ -25,7 +26,7 @@ class Pair:
         self.hosts = [machine.start_host(name, wait=False) for name in ("a", "b")]
         self.router = machine.start_router("router")
         for host in self.hosts:
-            toolbox.until(host.answers)
+            until(host.answers)
             host.hold(*(published.hold(part, 1) for part in PARTS))
             assert not host.settle().failures
         self.router.follow(toolbox.table_of(1, self.hosts, 1))
@@ -78,11 +79,11 @@ def test_a_slow_host_gets_few_requests_and_comes_back_when_it_is_fast_again(pair
     slow, _ = pair.hosts
     with Load(pair.router, toolbox.example(2), clients=CLIENTS) as load:
         load.more(200)
-        assert pair.share_of_first(load, 400) > 0.3
+        until(lambda: pair.share_of_first(load, 400) > 0.3)
         before = pair.left_out()
         with slowed(slow):
-            toolbox.until(lambda: pair.left_out() > before)
+            until(lambda: pair.left_out() > before)
             share = pair.share_of_first(load, 1000)
-        toolbox.until(lambda: pair.share_of_first(load, 200) > 0.3)
+        until(lambda: pair.share_of_first(load, 200) > 0.3)
     assert set(load.statuses()) == {200}
     assert share < 0.1

@@ -10,6 +10,7 @@ from serving.engines.torch_ranker import TorchEngine
 from serving.export import export_model
 from serving.splitting.policy import parse_policy
 from serving.splitting.split import split_snapshot
+from tests.waiting import until
 
 POLICY = {
     "parts": [
@@ -53,7 +54,7 @@ def test_a_split_model_is_served_across_hosts_with_equal_bits(tmp_path, publishe
     sources = {name: ingest_directory(published.store, tmp_path / "split" / name) for name in names}
     homes = {name: hosts[place % 2] for place, name in enumerate(names)}
     for host in hosts:
-        toolbox.until(host.answers)
+        until(host.answers)
         host.hold(*(hold(name, sources[name]) for name in names if homes[name] is host))
     for host in hosts:
         assert not host.settle().failures

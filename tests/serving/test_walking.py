@@ -26,6 +26,7 @@ from serving.router_table import TableFollower
 from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 from serving.walking import Walker
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 GRAPH = PartGraph(
     nodes=(
@@ -60,7 +61,7 @@ class Scaling:
         self.begun = 0
 
     def infer(self, inputs):
-        assert self.gate.wait(20)
+        assert self.gate.wait(PATIENCE_SECONDS)
         self.done.append(sorted(inputs))
         return {"y": np.float32(10) * sum(inputs.values())}
 
@@ -176,13 +177,13 @@ async def test_the_answer_is_the_graphs_and_names_the_snapshot_of_each_part(flee
     assert headers["x-ipnext-snapshots"] == "left=4,right=4,sum=4"
 
 
-async def test_the_last_part_begins_before_the_others_have_answered(fleet, router, toolbox):
+async def test_the_last_part_begins_before_the_others_have_answered(fleet, router):
     for part in ("left", "right", "sum"):
         await fleet.host(part, gateless=part == "sum")
     fleet.hosts["left"].gate.clear()
     async with router() as edge:
         asked = asyncio.create_task(ask(edge))
-        await toolbox.eventually(lambda: fleet.hosts["sum"].begun)
+        await eventually(lambda: fleet.hosts["sum"].begun)
         assert not fleet.hosts["left"].done
         fleet.hosts["left"].gate.set()
         status, answer, _ = await asked
@@ -242,7 +243,7 @@ async def test_another_snapshot_never_gets_into_an_answer(fleet, router, liar):
             assert (await ask(edge))[0] == 200
 
 
-async def test_the_deadline_ends_what_the_other_parts_do(fleet, router, toolbox):
+async def test_the_deadline_ends_what_the_other_parts_do(fleet, router):
     parts = [await fleet.host(part, gateless=part == "sum") for part in ("left", "right", "sum")]
     fleet.hosts["left"].gate.clear()
     async with router() as edge:
@@ -250,30 +251,30 @@ async def test_the_deadline_ends_what_the_other_parts_do(fleet, router, toolbox)
         assert status == 504
         assert "60 ms" in text or "deadline" in text
         fleet.hosts["left"].gate.set()
-        await toolbox.eventually(lambda: not any(host.in_flight for host in parts))
+        await eventually(lambda: not any(host.in_flight for host in parts))
     assert not fleet.hosts["sum"].done
 
 
-async def test_a_client_that_leaves_ends_the_walk(fleet, router, toolbox):
+async def test_a_client_that_leaves_ends_the_walk(fleet, router):
     parts = [await fleet.host(part, gateless=part == "sum") for part in ("left", "right", "sum")]
     fleet.hosts["left"].gate.clear()
     async with router() as edge:
         asked = asyncio.create_task(ask(edge))
-        await toolbox.eventually(lambda: fleet.hosts["sum"].begun)
+        await eventually(lambda: fleet.hosts["sum"].begun)
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
         fleet.hosts["left"].gate.set()
-        await toolbox.eventually(lambda: not any(host.in_flight for host in parts))
+        await eventually(lambda: not any(host.in_flight for host in parts))
     assert not fleet.hosts["sum"].done
 
 
-async def test_a_draining_host_finishes_its_walks_and_takes_no_more(fleet, router, toolbox):
+async def test_a_draining_host_finishes_its_walks_and_takes_no_more(fleet, router):
     *_, last = [await fleet.host(part, gateless=part == "sum") for part in ("left", "right", "sum")]
     fleet.hosts["left"].gate.clear()
     async with router() as edge:
         asked = asyncio.create_task(ask(edge))
-        await toolbox.eventually(lambda: fleet.hosts["sum"].begun)
+        await eventually(lambda: fleet.hosts["sum"].begun)
         last.draining = True
         assert (await ask(edge))[0] == 503
         fleet.hosts["left"].gate.set()

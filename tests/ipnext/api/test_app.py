@@ -17,6 +17,7 @@ from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.resource import PlanView
 from ipnext.model.status import Reason
 from ipnext.store.session import Store
+from tests.waiting import eventually
 
 
 async def test_an_unknown_path_and_a_wrong_method_have_an_error_body(world):
@@ -127,7 +128,7 @@ async def test_a_replan_is_recorded_handed_on_and_followed(applied):
     assert again.json()["id"] == "r1"
     other = await applied.http.post("/v1/replans", json={"replanId": "r1"})
     assert (other.status_code, other.json()["code"]) == (409, "Conflict")
-    await applied.eventually(lambda: applied.rooms.lifecycle.replans_woken > 0)
+    await eventually(lambda: applied.rooms.lifecycle.replans_woken > 0)
     applied.rooms.finish_replan("r1", state=ReplanState.DRY_RUN, message="told")
     done = (await applied.http.get("/v1/replans/r1")).json()
     assert (done["state"], done["plan_id"], done["message"]) == ("dry_run", "plan-1", "told")
@@ -146,7 +147,7 @@ async def test_a_replan_while_the_engine_is_down_is_recorded_and_handed_on_later
         with applied.rooms.store.read() as unit:
             return unit.replan("r1").state is ReplanState.QUEUED
 
-    await applied.eventually(queued, seconds=20)
+    await eventually(queued)
 
 
 def _fleet(world, units):
@@ -179,8 +180,9 @@ async def test_a_changed_fleet_is_handed_on_once_its_time_has_come(rooms):
         document = rooms.fleet_document()
         document["spec"]["supply"][0]["unitCost"] = 2
         (await http.put("/v1/fleet", json=document)).raise_for_status()
+        await eventually(lambda: rooms.lifecycle.replans_woken)
         for _ in range(1000):
-            await asyncio.sleep(0.01 if not rooms.lifecycle.replans_woken else 0)
+            await asyncio.sleep(0)
         assert rooms.lifecycle.replans_woken == 1
 
 
@@ -225,7 +227,7 @@ async def test_a_change_that_the_engine_can_never_take_ends_refused(applied, mon
             change = unit.change(change_id)
         return (change.state, change.reason) == (ChangeState.REFUSED, Reason.INTERNAL_ERROR)
 
-    await applied.eventually(refused)
+    await eventually(refused)
 
 
 async def test_one_model_whose_submission_hangs_holds_up_no_other(applied, monkeypatch):
@@ -240,7 +242,7 @@ async def test_one_model_whose_submission_hangs_holds_up_no_other(applied, monke
     (await applied.http.put("/v1/models/other", json=applied.rooms.model_document("other"))).raise_for_status()
     await applied.publish("a")
     await applied.publish("b", model="other")
-    await applied.eventually(lambda: [c.model for c in lifecycle.submitted] == ["other"])
+    await eventually(lambda: [c.model for c in lifecycle.submitted] == ["other"])
 
 
 async def test_metrics_tell_changes_models_plan_and_supply(applied):

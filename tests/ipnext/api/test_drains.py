@@ -1,18 +1,9 @@
 """Drains at the API's door: recorded, told to the engine, shown; and what is refused."""
 
-import asyncio
-import time
-
 import pytest
 
 from ipnext.model.drain import DrainState
-
-
-async def until(holds):
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.02)
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -27,7 +18,7 @@ async def test_a_drain_is_recorded_told_and_shown(fleet):
     answer = await fleet.http.post("/v1/regions/eu/drain", json={"reason": "racks"})
     assert (answer.status_code, answer.json()["state"]) == (202, "recorded")
     assert answer.json()["run_url"].endswith("/workflows/drain%2Feu")
-    await until(lambda: fleet.rooms.lifecycle.drains_told == ["eu"])
+    await eventually(lambda: fleet.rooms.lifecycle.drains_told == ["eu"])
     shown = {region["region"]: region["drain"] for region in (await fleet.http.get("/v1/regions")).json()}
     assert (shown["eu"]["reason"], shown["us"]) == ("racks", None)
     assert (await fleet.http.get("/v1/regions/eu/drain")).json()["id"] == "drain-eu-1"
@@ -37,7 +28,7 @@ async def test_an_engine_that_is_down_is_told_once_it_is_back(fleet):
     fleet.rooms.lifecycle.down = True
     assert (await fleet.http.post("/v1/regions/eu/drain", json={"disaster": True})).status_code == 202
     fleet.rooms.lifecycle.down = False
-    await until(lambda: fleet.rooms.lifecycle.drains_told == ["eu"])
+    await eventually(lambda: fleet.rooms.lifecycle.drains_told == ["eu"])
 
 
 async def test_the_last_region_with_supply_can_not_be_drained_and_an_unknown_one_is_named(fleet):

@@ -10,6 +10,7 @@ from ipnext.api.outbox import Outbox
 from ipnext.model.freeze import BindingFreeze, Frozen
 from ipnext.model.lifecycle import Change, ChangeState
 from ipnext.model.status import ConditionType, Reason
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 ANN = {"X-IPnext-User": "ann"}
 
@@ -129,7 +130,7 @@ async def test_runs_that_wait_are_told_of_every_write_and_those_that_go_on_are_n
         1,
     ):
         assert (await write()).is_success
-        await applied.eventually(lambda number=number: told == [waiting] * number)
+        await eventually(lambda number=number: told == [waiting] * number)
 
 
 class Listening(MemoryLifecycle):
@@ -151,7 +152,7 @@ async def test_runs_are_told_once_the_engine_is_back_and_after_a_restart(rooms):
     engine = Listening()
     engine.down = True
     outbox = Outbox(rooms.store, engine, interval_seconds=0.01, max_backoff_seconds=0.02)
-    async with asyncio.timeout(10), outbox.running():
+    async with asyncio.timeout(PATIENCE_SECONDS), outbox.running():
         await engine.asked.wait()
         assert engine.told_of_freezes == []
         engine.asked.clear()

@@ -4,6 +4,7 @@ import json
 
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.status import Reason
+from tests.waiting import eventually
 
 
 async def test_an_applied_model_is_read_back_with_status(applied):
@@ -117,7 +118,7 @@ async def test_a_changed_manifest_of_a_model_that_serves_is_a_change_and_a_retry
     assert first["change"]["kind"] == "apply"
     again = (await applied.http.put("/v1/models/ranker", json=document)).json()
     assert (again["changed"], again["change"]["id"]) == (False, first["change"]["id"])
-    await applied.eventually(lambda: any(c.kind is ChangeKind.APPLY for c in rooms.lifecycle.submitted))
+    await eventually(lambda: any(c.kind is ChangeKind.APPLY for c in rooms.lifecycle.submitted))
 
 
 async def test_a_manifest_changed_before_anything_serves_waits_for_the_publish(applied):

@@ -11,6 +11,7 @@ from ipnext.model.manifest import parse_manifest
 from ipnext.model.sketch import latency_bucket
 from ipnext.model.starting import EngineStart
 from ipnext.model.status import Reason
+from tests.waiting import PATIENCE_SECONDS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
@@ -25,6 +26,12 @@ ARGUMENTS = (
 )
 
 pytestmark = pytest.mark.browser
+
+
+def patient(context):
+    """Waits for what comes in the page as long as other tests do."""
+    context.set_default_timeout(1000 * PATIENCE_SECONDS)
+    return context
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,7 @@ def seeded(live):
 
 @pytest.fixture
 def page(browser, seeded):
-    context = browser.new_context(viewport={"width": 1360, "height": 1500})
+    context = patient(browser.new_context(viewport={"width": 1360, "height": 1500}))
     page = context.new_page()
     complaints = []
     page.on(
@@ -204,7 +211,7 @@ HIDDEN = (
 
 
 def test_on_a_telephone_why_something_was_refused_is_in_sight(browser, seeded):
-    context = browser.new_context(viewport={"width": 390, "height": 900})
+    context = patient(browser.new_context(viewport={"width": 390, "height": 900}))
     page = context.new_page()
     page.goto(seeded.url, wait_until="domcontentloaded")
     why = page.locator("[data-change] td.wide", has_text="FP16 is not FP32")
@@ -224,7 +231,7 @@ def test_long_names_and_parts_of_a_cut_model_push_nothing_out_of_sight(browser, 
     rooms.publish_directly(LONG, "a")
     rooms.lay_out(1, model=LONG)
     rooms.serve(1, model=LONG)
-    context = browser.new_context(viewport={"width": width, "height": 1500})
+    context = patient(browser.new_context(viewport={"width": width, "height": 1500}))
     page = context.new_page()
     page.goto(live.url, wait_until="domcontentloaded")
     tower = page.wait_for_selector("[data-part=tower]")
@@ -241,14 +248,14 @@ def test_long_names_and_parts_of_a_cut_model_push_nothing_out_of_sight(browser, 
 
 def test_the_page_follows_a_change_without_a_reload(page, seeded):
     seeded.rooms.publish_directly("ranker", "d")
-    page.wait_for_selector("[data-change='ranker-d']", timeout=10_000)
+    page.wait_for_selector("[data-change='ranker-d']")
     seeded.rooms.serve(4)
-    page.wait_for_selector("[data-model=ranker] [data-serving='4']", timeout=10_000)
+    page.wait_for_selector("[data-model=ranker] [data-serving='4']")
     key = DeploymentKey(model="ranker", part="dense", region="eu", hardware="cpu")
     seeded.rooms.infrastructure.stall(key)
     seeded.rooms.infrastructure.crash(key)
     seeded.rooms.infrastructure.cut("us")
-    page.wait_for_selector("[data-region=us] .badge.bad", timeout=10_000)
+    page.wait_for_selector("[data-region=us] .badge.bad")
     assert "3 of 4 replicas ready" in page.locator("[data-model=ranker]").inner_text()
 
 
@@ -272,12 +279,12 @@ def test_the_api_reference_is_readable_without_any_other_host(page, seeded):
 
 
 def test_a_server_that_goes_away_is_said_in_words(browser, seeded):
-    context = browser.new_context()
+    context = patient(browser.new_context())
     page = context.new_page()
     page.goto(seeded.url, wait_until="domcontentloaded")
     page.wait_for_selector("[data-state=live]")
     context.set_offline(True)
-    page.wait_for_selector("[data-state=lost]", timeout=10_000)
+    page.wait_for_selector("[data-state=lost]")
     context.set_offline(False)
-    page.wait_for_selector("[data-state=live]", timeout=10_000)
+    page.wait_for_selector("[data-state=live]")
     context.close()

@@ -2,28 +2,26 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
+from contextlib import suppress
 
 import pytest
 
 from ipnext.client import Client
 from ipnext.errors import Unavailable
+from ipnext.infra.ports import free_port
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest import ModelManifest
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def environment(directory, **extra):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     return os.environ | {
         "IPNEXT_DATABASE_URL": f"sqlite:///{directory}/ipnext.db",
         "IPNEXT_ARTIFACTS_URI": f"file://{directory}/artifacts",
         "IPNEXT_AGENTS": '{"eu": "http://127.0.0.1:1"}',
-        "IPNEXT_API_PORT": str(port),
+        "IPNEXT_API_PORT": str(free_port()),
         "TEMPORAL_ADDRESS": "127.0.0.1:1",
         **extra,
     }
@@ -35,14 +33,13 @@ def process(tmp_path):
     with (tmp_path / "api.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "ipnext.api"], env=env, stdout=log, stderr=log)
     client = Client(f"http://127.0.0.1:{env['IPNEXT_API_PORT']}")
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client.readiness()
-            break
-        except Unavailable:
-            assert process.poll() is None, (tmp_path / "api.log").read_text()
-            assert time.monotonic() < deadline
+
+    def answers():
+        assert process.poll() is None, (tmp_path / "api.log").read_text()
+        with suppress(Unavailable):
+            return client.readiness()
+
+    until(answers)
     yield process, client
     client.close()
     if process.poll() is None:
@@ -63,7 +60,7 @@ def test_it_takes_changes_without_temporal_and_ends_with_status_0(process, rooms
     assert (ready.ready, ready.temporal, ready.unsubmitted_changes) == (True, "down", 1)
     assert [region.reachable for region in client.regions()] == [False, False]
     running.send_signal(signal.SIGTERM)
-    assert running.wait(20) == 0
+    assert running.wait(PATIENCE_SECONDS) == 0
 
 
 @pytest.mark.parametrize(
@@ -73,7 +70,12 @@ def test_it_takes_changes_without_temporal_and_ends_with_status_0(process, rooms
 def test_a_bad_setting_is_said_at_the_start(tmp_path, setting, value, named):
     env = environment(tmp_path, **{setting: value})
     ran = subprocess.run(
-        [sys.executable, "-m", "ipnext.api"], env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "ipnext.api"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     assert ran.returncode == 2
     assert ran.stderr.startswith("error: ")

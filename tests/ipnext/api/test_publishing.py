@@ -1,9 +1,8 @@
 """Publish and roll back; an acknowledged change is never lost."""
 
-import asyncio
-
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.status import Reason
+from tests.waiting import eventually
 
 
 async def test_a_publish_is_recorded_and_handed_on(applied):
@@ -11,13 +10,13 @@ async def test_a_publish_is_recorded_and_handed_on(applied):
     assert answer.status_code == 202
     change = answer.json()
     assert (change["kind"], change["generation"], change["model"]) == ("publish", 1, "ranker")
-    await applied.eventually(lambda: [c.id for c in applied.rooms.lifecycle.submitted] == [change["id"]])
+    await eventually(lambda: [c.id for c in applied.rooms.lifecycle.submitted] == [change["id"]])
 
     def queued():
         with applied.rooms.store.read() as unit:
             return unit.change(change["id"]).state is ChangeState.QUEUED
 
-    await applied.eventually(queued)
+    await eventually(queued)
 
 
 async def test_the_same_change_id_twice_is_one_change(applied):
@@ -110,7 +109,7 @@ async def test_a_change_acknowledged_while_temporal_is_down_is_submitted_later(a
     assert (ready["ready"], ready["temporal"], ready["unsubmitted_changes"]) == (True, "down", 2)
     assert lifecycle.submitted == []
     lifecycle.down = False
-    await applied.eventually(lambda: [c.generation for c in lifecycle.submitted] == [1, 2], seconds=15)
+    await eventually(lambda: [c.generation for c in lifecycle.submitted] == [1, 2])
 
 
 async def test_a_change_left_by_a_crash_is_submitted_at_the_next_start(rooms):
@@ -118,10 +117,7 @@ async def test_a_change_left_by_a_crash_is_submitted_at_the_next_start(rooms):
     rooms.publish_directly("ranker", "a")
     app = rooms.app()
     async with app.router.lifespan_context(app):
-        for _ in range(200):
-            if rooms.lifecycle.submitted:
-                break
-            await asyncio.sleep(0.01)
+        await eventually(lambda: rooms.lifecycle.submitted)
     assert [c.id for c in rooms.lifecycle.submitted] == ["ranker-a"]
 
 

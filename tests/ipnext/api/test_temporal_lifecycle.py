@@ -26,6 +26,7 @@ from ipnext.model.lifecycle import (
     ReplanResult,
 )
 from ipnext.temporal import connect
+from tests.waiting import PATIENCE_SECONDS
 
 CHANGE = Change(id="c", model="ranker", kind=ChangeKind.PUBLISH, sequence=1, generation=1, created_at=datetime.now(UTC))
 UI = "http://127.0.0.1:8233"
@@ -132,7 +133,7 @@ async def test_a_real_engine_takes_a_change_once_and_is_woken_for_one_replan(rea
     await real.wake_replan()
     await real.wake_replan()
     client = await connect()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         result = await client.get_workflow_handle(names.REPLAN_ID, result_type=ReplanResult).result()
     assert result.moves == 2, "both signals reached the one run"
 
@@ -148,6 +149,6 @@ async def test_a_run_is_told_of_changed_freezes_and_one_that_is_not_there_is_no_
     run_id = names.lifecycle_workflow_id(CHANGE.model, CHANGE.id)
     run = await client.start_workflow(names.LIFECYCLE_WORKFLOW, id=run_id, task_queue=names.LIFECYCLE_QUEUE)
     await real.tell_freeze_changed(CHANGE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert await run.result() is None
     await real.tell_freeze_changed(CHANGE)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +22,7 @@ from ipnext.artifacts.s3_client import s3_client
 from ipnext.artifacts.s3_store import S3ArtifactStore
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, Signature, SnapshotManifest, TensorSpec
 from ipnext.model.value import canonical_json
+from tests.waiting import PATIENCE_SECONDS, until
 
 KEY, SECRET, BUCKET = "test-key", "test-secret", "snapshots-bucket"
 PR_SET_PDEATHSIG = 1
@@ -56,8 +56,9 @@ def _command(directory: Path) -> tuple[list[str], str]:
 
 def _wait_for_put(client, process: subprocess.Popen, log: Path) -> None:
     """Ready when a PUT succeeds; an open port is not enough."""
-    deadline = time.monotonic() + 60
-    while True:
+
+    def puts() -> bool:
+        assert process.poll() is None, log.read_text()[-2000:]
         try:
             client.create_bucket(Bucket=BUCKET)
         except client.exceptions.BucketAlreadyOwnedByYou:
@@ -67,11 +68,10 @@ def _wait_for_put(client, process: subprocess.Popen, log: Path) -> None:
         try:
             client.put_object(Bucket=BUCKET, Key="ready", Body=b"ready")
         except (BotoCoreError, ClientError):
-            assert process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.05)
-        else:
-            return
+            return False
+        return True
+
+    until(puts, why=lambda: log.read_text()[-2000:], every_seconds=0.05)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def s3_server(tmp_path_factory) -> Iterator[SimpleNamespace]:
         finally:
             client.close()
             process.kill()
-            process.wait(10)
+            process.wait(PATIENCE_SECONDS)
 
 
 class _FileStore:

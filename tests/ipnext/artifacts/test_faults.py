@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from ipnext.artifacts.s3_client import answering, s3_client
 from ipnext.artifacts.s3_store import S3ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Unavailable
+from tests.waiting import PATIENCE_SECONDS, until
 
 CONTENT = hashlib.sha256(b"content").digest() * 100_000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -55,15 +55,16 @@ open_store(sys.argv[1]).fetch(sys.argv[2], Path(sys.argv[3]))
 
 def kill_once_it_writes(program: str, arguments: list[str], directory: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.DEVNULL)
+
+    def writes() -> bool:
+        assert process.poll() is None
+        return any(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
     try:
-        deadline = time.monotonic() + 30
-        while not any(path.stat().st_size for path in directory.rglob("*") if path.is_file()):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.01)
+        until(writes)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(PATIENCE_SECONDS)
 
 
 def test_a_writer_killed_in_the_middle_leaves_only_scratch_that_can_be_removed(tmp_path):
@@ -95,7 +96,11 @@ def test_a_full_disk_is_unavailable_and_leaves_nothing(tmp_path):
         "except Unavailable as error:\n    print(error.message)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path.as_uri()], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, tmp_path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=True,
     )
     assert "too large" in done.stdout
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
@@ -113,12 +118,12 @@ class Proxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(PATIENCE_SECONDS)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_SECONDS)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

@@ -11,10 +11,12 @@ import yaml
 from typer.testing import CliRunner
 
 from ipnext.cli import app
+from ipnext.client import Client
 from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.moving import MoveTrouble, ReplanProgress
 from ipnext.model.status import Reason
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -187,8 +189,7 @@ def _end_when_queued(live, end):
     """Play the workflow: end the newest change once the API has handed it on."""
 
     def play():
-        while not live.rooms.lifecycle.submitted:
-            threading.Event().wait(0.01)
+        until(lambda: live.rooms.lifecycle.submitted)
         end()
 
     thread = threading.Thread(target=play)
@@ -198,7 +199,7 @@ def _end_when_queued(live, end):
 
 def test_publish_with_wait_ends_with_the_change(applied, live, parts):
     thread = _end_when_queued(live, lambda: live.rooms.serve(1))
-    result = applied("publish", "ranker", *parts, "--wait", "--timeout", "20")
+    result = applied("publish", "ranker", *parts, "--wait", "--timeout", "180")
     thread.join()
     assert "publish of ranker (generation 1): done" in result.stderr
     assert "done" in result.stdout
@@ -206,7 +207,7 @@ def test_publish_with_wait_ends_with_the_change(applied, live, parts):
 
 def test_a_refused_publish_with_wait_is_exit_1_with_the_reason(applied, live, parts):
     thread = _end_when_queued(live, lambda: live.rooms.refuse(1, Reason.SCHEMA_MISMATCH, "edge x"))
-    result = applied("publish", "ranker", *parts, "--wait", "--timeout", "20", "-o", "json", status=1)
+    result = applied("publish", "ranker", *parts, "--wait", "--timeout", "180", "-o", "json", status=1)
     thread.join()
     assert json.loads(result.stdout)["state"] == ChangeState.REFUSED.value
     assert "error: publish of ranker (generation 1): refused, SchemaMismatch: edge x" in result.stderr
@@ -260,9 +261,8 @@ def _end_replan(live, **told):
     known = recorded()
 
     def play():
-        while (found := recorded()) == known:
-            threading.Event().wait(0.01)
-        live.rooms.finish_replan(found[0], **told)
+        until(lambda: recorded() != known)
+        live.rooms.finish_replan(recorded()[0], **told)
 
     thread = threading.Thread(target=play)
     thread.start()
@@ -273,7 +273,7 @@ def test_a_replan_is_asked_for_and_followed(serving, live):
     asked = serving("replan")
     assert "is recorded; follow it with `ipnext get replans`" in asked.stderr
     thread = _end_replan(live, moves=3, models=("ranker",), message="saves 3 $/h")
-    result = serving("replan", "--wait", "--timeout", "20")
+    result = serving("replan", "--wait", "--timeout", "180")
     thread.join()
     line = result.stdout.splitlines()[1].split()
     assert (line[1:6], line[-3:]) == (["manual", "adopted", "plan-1", "3", "ranker"], ["saves", "3", "$/h"])
@@ -281,7 +281,7 @@ def test_a_replan_is_asked_for_and_followed(serving, live):
 
 def test_a_dry_run_is_waited_for_and_shows_what_would_change(serving, live):
     thread = _end_replan(live, state=ReplanState.DRY_RUN, message="dry run: saves 3 $/h")
-    result = serving("replan", "--dry-run", "--max-moves", "2", "--timeout", "20")
+    result = serving("replan", "--dry-run", "--max-moves", "2", "--timeout", "180")
     thread.join()
     assert "dry run: saves 3 $/h" in result.stdout
     assert "4 replicas started; 0 -> 4 $/h" in result.stdout
@@ -291,7 +291,7 @@ def test_a_dry_run_is_waited_for_and_shows_what_would_change(serving, live):
 
 def test_a_replan_that_fails_is_exit_1_with_the_reason(serving, live):
     thread = _end_replan(live, state=ReplanState.FAILED, reason=Reason.PLANNER_FAILED, message="it was killed")
-    result = serving("replan", "--wait", "--timeout", "20", status=1)
+    result = serving("replan", "--wait", "--timeout", "180", status=1)
     thread.join()
     assert result.stderr.splitlines()[-1] == "error: the replan failed: PlannerFailed: it was killed"
 
@@ -366,17 +366,25 @@ def test_a_region_is_drained_listed_and_asked_back(serving, live):
     assert "is not drained" in serving("undrain", "us", status=2).stderr
 
 
-def test_a_drain_that_is_refused_ends_with_its_reason(serving, live):
+def test_a_drain_that_is_refused_ends_with_its_reason(serving, live, monkeypatch):
+    looked = Client.drain_status
+    found = []
+
+    def refused_after_a_look(client, region):
+        found.append(looked(client, region))
+        if len(found) == 1:
+            refuse()
+        return found[-1]
+
     def refuse():
         with live.rooms.store.begin() as unit:
             message = "ranker: 10 requests/s of eu (latency)"
             unit.update_drain("drain-eu-1", state=DrainState.REFUSED, cause=Reason.NO_CAPACITY, message=message)
 
     serving("drain", "eu")
-    refusing = threading.Timer(0.5, refuse)
-    refusing.start()
-    told = serving("drain", "eu", "--wait", "--timeout", "30", status=1).stderr
-    refusing.join()
+    monkeypatch.setattr(Client, "drain_status", refused_after_a_look)
+    told = serving("drain", "eu", "--wait", "--timeout", "180", status=1).stderr
+    assert found[0].state is not DrainState.REFUSED
     assert "is refused: NoCapacity: ranker: 10 requests/s of eu (latency)" in told
 
 

@@ -15,6 +15,7 @@ from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.registry import Signature, SnapshotManifest, SnapshotSource
+from tests.waiting import PATIENCE_SECONDS
 
 MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
 QUICK = ("--seconds", "0", "--prompt-tokens", "16", "--output-tokens", "4", "--concurrency", "1,2")
@@ -34,9 +35,9 @@ def mock_url(switchboard):
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner
 
-    runner = asyncio.run_coroutine_threadsafe(start(), switchboard.loop).result(20)
+    runner = asyncio.run_coroutine_threadsafe(start(), switchboard.loop).result(PATIENCE_SECONDS)
     yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), switchboard.loop).result(20)
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), switchboard.loop).result(PATIENCE_SECONDS)
 
 
 def model(**part):

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,22 +17,16 @@ from ipnext.dev.ports import PortInUse, choose
 from ipnext.errors import Conflict, InvalidInput, Unavailable
 from ipnext.infra.wanted_state import WantedState
 from ipnext.model.deployment import Deployment, DeploymentKey
+from tests.waiting import PATIENCE_SECONDS, until
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 )
 
 
-def child(directory: Path, program: str, *, grace: float = 5.0, unhurried: bool = False) -> Child:
+def child(directory: Path, program: str, *, grace: float = 60.0, unhurried: bool = False) -> Child:
     command, log = [sys.executable, "-c", program], directory / "child.log"
     return Child("child", command, environment={}, log=log, grace_seconds=grace, unhurried=unhurried)
-
-
-def until(holds: object, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_ports_are_remembered_and_a_taken_one_is_named(tmp_path: Path) -> None:
@@ -149,7 +142,7 @@ def test_processes_that_finish_what_they_have_are_asked_once_and_together_and_en
     until(lambda: pair[0].last_lines(9).count("asked") == 2)
     assert [process.ended() for process in pair] == [None, None]
     family.hurry()
-    stopping.join(10)
+    stopping.join(PATIENCE_SECONDS)
     assert [process.ended() for process in pair] == [0, 0]
 
 
@@ -191,7 +184,7 @@ def test_a_process_that_ignores_two_sigterms_is_killed_soon(tmp_path: Path, monk
     stopping.start()
     until(lambda: stubborn.killed_after is not None)
     family.hurry()
-    stopping.join(10)
+    stopping.join(PATIENCE_SECONDS)
     assert stubborn.ended() == -signal.SIGKILL
 
 
@@ -223,8 +216,10 @@ def test_an_agent_may_take_as_long_as_the_longest_drain_of_what_it_runs_and_its_
 
 def test_what_does_not_come_up_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
     family = Family()
-    family.start(child(tmp_path, "raise SystemExit('no database')"))
+    failing = child(tmp_path, "raise SystemExit('no database')")
+    family.start(failing)
     try:
+        until(lambda: "no database" in failing.last_lines())
         with pytest.raises(Unavailable, match=r"the thing was not ready(.|\n)*no database"):
             family.wait_until(lambda: False, what="the thing", limit_seconds=1.0)
     finally:
@@ -256,5 +251,5 @@ def test_the_logs_of_the_platform_are_looked_after_while_it_is_tended(tmp_path: 
     tending.start()
     until(lambda: not log.exists())
     stop.set()
-    tending.join(10)
+    tending.join(PATIENCE_SECONDS)
     assert not tending.is_alive()

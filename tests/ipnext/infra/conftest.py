@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -20,10 +19,10 @@ from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.ports import PortBook
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph
+from tests.waiting import PATIENCE_SECONDS, until
 
 HERE = Path(__file__).parent
 FORK_SERVER = "ipnext.infra.fork_server_process"
-DEADLINE_SECONDS = 60.0
 STAND_INS = {
     "IPNEXT_AGENT_HOST_COMMAND": json.dumps(
         [
@@ -36,10 +35,19 @@ STAND_INS = {
     ),
     "IPNEXT_AGENT_IDLE_POLL_SECONDS": "0.2",
     "IPNEXT_AGENT_POLL_SECONDS": "0.03",
-    "IPNEXT_AGENT_PROBE_SECONDS": "0.5",
-    "IPNEXT_AGENT_UNANSWERED_SECONDS": "0.5",
     "IPNEXT_AGENT_SETTLE_SECONDS": "0.1",
 }
+
+
+PATIENT = {f"IPNEXT_AGENT_{name}_SECONDS": "60" for name in ("UNANSWERED", "GATEWAY_HUNG", "CONFIRM")}
+"""A process that gets no processor for a while is not taken for one that hangs."""
+
+
+class PatientInfrastructure(LocalProcessInfrastructure):
+    """Nor is an agent."""
+
+    def _call(self, *asked, **_):
+        return super()._call(*asked, seconds=PATIENCE_SECONDS)
 
 
 class Builder:
@@ -96,9 +104,9 @@ class RunningAgent:
         self.port = PortBook(directory / f"{region}-test-ports.json").port("agent")
         self.peers = peers
         self.artifacts = artifacts
-        self.environment = os.environ | ({} if real else STAND_INS) | (environment or {})
-        self.infra = LocalProcessInfrastructure({region: f"http://127.0.0.1:{self.port}"})
-        self.client = httpx.Client(trust_env=False, timeout=20)
+        self.environment = os.environ | PATIENT | ({} if real else STAND_INS) | (environment or {})
+        self.infra = PatientInfrastructure({region: f"http://127.0.0.1:{self.port}"}, timeout_seconds=PATIENCE_SECONDS)
+        self.client = httpx.Client(trust_env=False, timeout=60)
         self.process = None
 
     def start(self):
@@ -108,8 +116,8 @@ class RunningAgent:
             command += ["--peers", str(self.peers)]
         with (self.state / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        until(self.reachable, f"agent {self.region} answers")
-        until(lambda: self.get("/v2/health/live") == 200, f"gateway of {self.region} answers")
+        until(self.reachable, why=lambda: f"agent {self.region} answers")
+        until(lambda: self.get("/v2/health/live") == 200, why=lambda: f"gateway of {self.region} answers")
         return self
 
     def reachable(self):
@@ -128,11 +136,10 @@ class RunningAgent:
             return self.client.get(self.gateway + path).status_code
         return None
 
-    def infer(self, model, *, generation=None, version=None, sleep=0):
+    def infer(self, model, *, generation=None, version=None, until=None):
         headers = {"x-ipnext-generation": str(generation)} if generation is not None else {}
         path = f"/v2/models/{model}" + (f"/versions/{version}" if version is not None else "") + "/infer"
-        body = {"sleep": sleep}
-        return self.client.post(self.gateway + path, json=body, headers=headers)
+        return self.client.post(self.gateway + path, json={"until": until and str(until)}, headers=headers)
 
     def replicas(self, key):
         return [replica for replica in self.infra.observe(self.region).replicas if replica.key == key]
@@ -140,8 +147,7 @@ class RunningAgent:
     def await_ready(self, key, generation, replicas=1):
         until(
             lambda: sum(generation in replica.ready for replica in self.replicas(key)) == replicas,
-            f"{replicas} replicas of {key} ready for generation {generation}",
-            lambda: self.replicas(key),
+            why=lambda: f"{replicas} replicas of {key} ready for generation {generation}: {self.replicas(key)}",
         )
 
     def serve(self, builder, holds, shares, *, replicas=1, revision=1):
@@ -158,7 +164,7 @@ class RunningAgent:
 
     def child(self, word):
         """The child whose command line has this word, once it runs. The fork server names what it can become, and runs none of it."""
-        return until(lambda: next(iter(self._with(word)), None), f"a child with {word}")
+        return until(lambda: next(iter(self._with(word)), None), why=lambda: f"a child with {word}")
 
     def _with(self, word):
         found = []
@@ -174,11 +180,11 @@ class RunningAgent:
     def end(self):
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(15)
+            self.process.wait(PATIENCE_SECONDS)
 
     def kill(self):
         self.process.kill()
-        self.process.wait(5)
+        self.process.wait(PATIENCE_SECONDS)
 
     def close(self):
         self.end()
@@ -200,18 +206,18 @@ class Load:
     def __enter__(self):
         for thread in self._threads:
             thread.start()
-        until(lambda: self.answers.total() > 20, "the load runs", lambda: self.answers)
+        until(lambda: self.answers.total() > 20, why=lambda: f"the load runs: {self.answers}")
         return self
 
     def __exit__(self, *_):
         seen = self.answers.total()
-        until(lambda: self.answers.total() > seen + 20, "the load goes on", lambda: self.answers)
+        until(lambda: self.answers.total() > seen + 20, why=lambda: f"the load goes on: {self.answers}")
         self._ended.set()
         for thread in self._threads:
             thread.join()
 
     def _ask(self):
-        with httpx.Client(trust_env=False, timeout=20) as client:
+        with httpx.Client(trust_env=False, timeout=60) as client:
             while not self._ended.is_set():
                 try:
                     answer = client.post(self.url, json=self.body)
@@ -222,21 +228,6 @@ class Load:
                 self.answers[answer.status_code, answer.headers.get("x-ipnext-generation")] += 1
                 if answer.status_code != 200:
                     self.bad.append(answer.text)
-
-
-def until(true, what, detail=lambda: None):
-    """The first truthy value of `true()`, or a failure that names what did not happen."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        if value := true():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"did not happen within {DEADLINE_SECONDS} s: {what}; last: {detail()}")
-
-
-@pytest.fixture(scope="session")
-def poll():
-    return until
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,29 @@
 """A host without torch: speaks the control contract, answers with who it is.
 
-A digest that starts with "bad" fails to load; the settings `load_seconds` and `fetch_seconds` make loading, and having at hand
-what is coming, slow; a request's `sleep` makes the answer slow.
+A digest that starts with "bad" fails to load. Loading takes as long as the settings `load_seconds` and `load_until` say, having at
+hand what is coming as long as `fetch_seconds` and `fetch_until`; an answer comes not before the request's `until`. Each `until` is
+a file that a test makes.
 """
 
 import argparse
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 from aiohttp import web
+
+
+async def there(file):
+    """Returns once the file is there; at once where none is named."""
+    while file and not Path(file).exists():  # noqa: ASYNC110, ASYNC240 (a stand-in)
+        await asyncio.sleep(0.01)
+
+
+async def passed(settings, what):
+    """Returns once `what` has taken as long as the settings say."""
+    await asyncio.sleep(settings.get(f"{what}_seconds", 0))
+    await there(settings.get(f"{what}_until"))
 
 
 class Host:
@@ -29,9 +43,7 @@ class Host:
         self.holds, self.coming = told["holds"], told["coming"]
         for held in self.coming:
             if self.key(held) not in self.fetches:
-                self.fetches[self.key(held)] = asyncio.create_task(
-                    asyncio.sleep(held["settings"].get("fetch_seconds", 0))
-                )
+                self.fetches[self.key(held)] = asyncio.create_task(passed(held["settings"], "fetch"))
         wanted = {self.key(held) for held in self.holds}
         for key in set(self.loaded) - wanted:
             print(f"unloads {key[2]}, drain {told['drain_seconds']:.2f} s", flush=True)  # noqa: T201 (a test reads the log)
@@ -48,7 +60,7 @@ class Host:
         return held["model"], held["part"], held["snapshot"]
 
     async def load(self, held):
-        await asyncio.sleep(held["settings"].get("load_seconds", 0))
+        await passed(held["settings"], "load")
         if held["digest"].startswith("bad"):
             self.failures[self.key(held)] = "broken on purpose"
         else:
@@ -94,7 +106,7 @@ class Host:
     async def answer(self, request, held):
         self.in_flight += 1
         try:
-            await asyncio.sleep((await request.json()).get("sleep", 0))
+            await there((await request.json()).get("until"))
             return web.json_response({"host": self.name, "pid": os.getpid(), "snapshot": held["snapshot"]})
         finally:
             self.in_flight -= 1

@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 
 FOLLOW_SECONDS = 0.02
-ASK_LIMIT = aiohttp.ClientTimeout(total=5)
+ASK_LIMIT = aiohttp.ClientTimeout(total=60)
 
 
 class Router:

@@ -10,6 +10,7 @@ import pytest
 
 from ipnext.infra.region import _by_worth
 from ipnext.infra.router_table import Terms, routed_models
+from tests.waiting import until
 
 
 def swapping(model, own, *, digests="d", **settings):
@@ -29,6 +30,12 @@ def answering(agent, model):
 
 
 @pytest.fixture
+def gate(tmp_path):
+    """A file that is not there yet."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
 def serving(shared_agent, builder, request):
     """Starts replicas of generation 1 of a model of the test's own; the router may answer with generation 2 too."""
 
@@ -42,25 +49,27 @@ def serving(shared_agent, builder, request):
     return start
 
 
-def test_the_former_snapshot_answers_until_the_next_one_is_at_hand(shared_agent, serving, poll):
+def test_the_former_snapshot_answers_until_the_next_one_is_at_hand(shared_agent, serving, gate):
     """As the way back does: what is wanted is told again before it has come to that."""
-    model = serving(1, fetch_seconds=1.0)
-    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_seconds=1.0))
+    model = serving(1, fetch_until=str(gate))
+    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_until=str(gate)))
     ended = time.monotonic() + 0.7
     while time.monotonic() < ended:
         assert answering(shared_agent, model) == [1]
         time.sleep(0.05)
     assert shared_agent.infer(model.model, generation=1).status_code == 200
-    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_seconds=1.0))
+    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_until=str(gate)))
+    gate.touch()
     shared_agent.await_ready(model.key(), 2)
     assert answering(shared_agent, model) == [2]
 
 
-def test_what_is_wanted_back_before_the_next_one_is_at_hand_never_leaves(shared_agent, serving, poll):
-    model = serving(1, fetch_seconds=0.5)
+def test_what_is_wanted_back_before_the_next_one_is_at_hand_never_leaves(shared_agent, serving, gate):
+    model = serving(1, fetch_until=str(gate))
     (before,) = shared_agent.replicas(model.key())
-    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_seconds=0.5))
-    shared_agent.infra.apply(swapping(model, {1: 1}, fetch_seconds=0.5))
+    shared_agent.infra.apply(swapping(model, {2: 1}, fetch_until=str(gate)))
+    shared_agent.infra.apply(swapping(model, {1: 1}, fetch_until=str(gate)))
+    gate.touch()
     ended = time.monotonic() + 1.0
     while time.monotonic() < ended:
         assert answering(shared_agent, model) == [1]
@@ -68,14 +77,15 @@ def test_what_is_wanted_back_before_the_next_one_is_at_hand_never_leaves(shared_
     assert [(r.id, r.pid, r.ready) for r in shared_agent.replicas(model.key())] == [(before.id, before.pid, (1,))]
 
 
-def test_a_replica_that_has_not_left_stays_and_none_that_has_gone_over_leaves_in_its_stead(shared_agent, serving, poll):
+def test_a_replica_that_has_not_left_stays_and_none_that_has_gone_over_leaves_in_its_stead(shared_agent, serving, gate):
     """A wave is undone while its replica still fetches: the one of the wave before answers on for the next generation."""
     model = serving(3)
     shared_agent.infra.apply(swapping(model, {1: 2, 2: 1}))
     shared_agent.await_ready(model.key(), 2)
     before = {r.id: r.ready for r in shared_agent.replicas(model.key())}
-    shared_agent.infra.apply(swapping(model, {1: 1, 2: 2}, fetch_seconds=0.5))
-    shared_agent.infra.apply(swapping(model, {1: 2, 2: 1}, fetch_seconds=0.5))
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 2}, fetch_until=str(gate)))
+    shared_agent.infra.apply(swapping(model, {1: 2, 2: 1}, fetch_until=str(gate)))
+    gate.touch()
     ended = time.monotonic() + 1.0
     while time.monotonic() < ended:
         assert answering(shared_agent, model) == [1, 1, 2]
@@ -83,10 +93,11 @@ def test_a_replica_that_has_not_left_stays_and_none_that_has_gone_over_leaves_in
     assert {r.id: r.ready for r in shared_agent.replicas(model.key())} == before
 
 
-def test_who_was_to_go_over_does_where_the_same_is_told_again(shared_agent, serving, poll):
+def test_who_was_to_go_over_does_where_the_same_is_told_again(shared_agent, serving, gate):
     model = serving(2)
-    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=0.5))
-    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=0.5))
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_until=str(gate)))
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_until=str(gate)))
+    gate.touch()
     shared_agent.await_ready(model.key(), 2)
     assert [(r.id[-1], r.ready) for r in shared_agent.replicas(model.key())] == [("0", (1,)), ("1", (2,))]
 
@@ -99,33 +110,36 @@ def test_those_that_are_to_go_over_are_worth_less_than_those_that_stay_and_more_
     assert [replica.name for replica in _by_worth(found)] == ["young", "youngest", "leaving soon", "silent"]
 
 
-def test_a_next_snapshot_that_cannot_be_had_is_told_while_the_former_one_answers_on(shared_agent, serving, poll):
+def test_a_next_snapshot_that_cannot_be_had_is_told_while_the_former_one_answers_on(shared_agent, serving):
     model = serving(1)
     shared_agent.infra.apply(swapping(model, {2: 1}, digests="bad"))
-    poll(lambda: [r for r in shared_agent.replicas(model.key()) if r.failures], "a failure is told")
+    until(lambda: [r for r in shared_agent.replicas(model.key()) if r.failures], why=lambda: "a failure is told")
     (replica,) = shared_agent.replicas(model.key())
     assert [(f.generations, f.message) for f in replica.failures] == [((2,), "cannot be had")]
     assert replica.ready == (1,)
 
 
-def test_the_table_says_what_is_coming_from_when_the_replica_leaves_until_it_is_ready(shared_agent, serving, poll):
-    model = serving(1, load_seconds=1.0)
+def test_the_table_says_what_is_coming_from_when_the_replica_leaves_until_it_is_ready(shared_agent, serving, gate):
+    gate.touch()
+    model = serving(1, load_until=str(gate))
+    gate.unlink()
     assert (table_of(shared_agent, model)["swap"], table_of(shared_agent, model)["coming"]) == (True, [])
-    shared_agent.infra.apply(swapping(model, {2: 1}, load_seconds=1.0))
-    poll(lambda: answering(shared_agent, model) == [], "it leaves")
+    shared_agent.infra.apply(swapping(model, {2: 1}, load_until=str(gate)))
+    until(lambda: answering(shared_agent, model) == [], why=lambda: "it leaves")
     assert table_of(shared_agent, model)["coming"] == [2]
     (replica,) = shared_agent.replicas(model.key())
     assert (replica.coming, replica.going_over) == ((2,), "goes over to generation 2")
     assert replica.log.endswith(f"/logs/{replica.id}.log")
-    poll(lambda: answering(shared_agent, model) == [2], "it is ready")
+    gate.touch()
+    until(lambda: answering(shared_agent, model) == [2], why=lambda: "it is ready")
     assert table_of(shared_agent, model)["coming"] == []
     assert shared_agent.replicas(model.key())[0].coming == ()
 
 
-def test_a_replica_that_crashes_on_its_way_comes_up_with_what_is_wanted_of_it(shared_agent, serving, poll):
-    model = serving(2, fetch_seconds=30.0)
+def test_a_replica_that_crashes_on_its_way_comes_up_with_what_is_wanted_of_it(shared_agent, serving):
+    model = serving(2, fetch_seconds=600.0)
     before = {r.id: r.pid for r in shared_agent.replicas(model.key())}
-    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=30.0))
+    shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=600.0))
     victim = shared_agent.child(f"{model.key().model}.{model.key().part}.cpu.1")
     victim.kill()
     shared_agent.await_ready(model.key(), 2)
@@ -136,18 +150,18 @@ def test_a_replica_that_crashes_on_its_way_comes_up_with_what_is_wanted_of_it(sh
     ]
 
 
-def test_an_agent_that_starts_anew_in_the_middle_has_what_is_wanted(new_agent, builder, poll):
+def test_an_agent_that_starts_anew_in_the_middle_has_what_is_wanted(new_agent, builder):
     agent, model = new_agent().start(), builder("again")
-    agent.infra.apply(swapping(model, {1: 2}, fetch_seconds=30.0))
+    agent.infra.apply(swapping(model, {1: 2}, fetch_seconds=600.0))
     agent.await_ready(model.key(), 1, 2)
-    agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=30.0))
+    agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=600.0))
     agent.kill()
     agent.start()
     agent.await_ready(model.key(), 1)
     agent.await_ready(model.key(), 2)
 
 
-def test_under_load_no_request_fails_while_replicas_go_over_one_by_one(shared_agent, serving, load, poll):
+def test_under_load_no_request_fails_while_replicas_go_over_one_by_one(shared_agent, serving, load):
     model = serving(2, load_seconds=0.3)
     with load(shared_agent, model.model) as clients:
         shared_agent.infra.apply(swapping(model, {1: 1, 2: 1}, load_seconds=0.3))
@@ -165,14 +179,14 @@ def test_the_table_names_what_comes_to_the_models_that_it_serves_alone(builder):
     assert [(one.coming, one.swap) for one in (m, n)] == [((2, 3), True), ((), False)]
 
 
-def test_a_host_is_told_only_after_the_router_has_let_its_engine_go(shared_agent, serving, poll):
+def test_a_host_is_told_only_after_the_router_has_let_its_engine_go(shared_agent, serving):
     """A router that hangs does not follow: nothing is taken away from it."""
     model = serving(1)
     router = shared_agent.child("stand_in_router")
     router.suspend()
     try:
         shared_agent.infra.apply(swapping(model, {2: 1}))
-        poll(lambda: answering(shared_agent, model) == [], "the table is without it")
+        until(lambda: answering(shared_agent, model) == [], why=lambda: "the table is without it")
         time.sleep(0.5)
         assert [r.ready for r in shared_agent.replicas(model.key())] == [()]
         assert host_state(shared_agent.replicas(model.key())[0].url)["ready"][0]["generation"] == 1
@@ -182,20 +196,20 @@ def test_a_host_is_told_only_after_the_router_has_let_its_engine_go(shared_agent
 
 
 def host_state(url):
-    return httpx.get(f"{url}/control/state", trust_env=False).json()
+    return httpx.get(f"{url}/control/state", trust_env=False, timeout=60).json()
 
 
-def test_no_part_leaves_before_all_that_go_over_have_at_hand_what_comes(shared_agent, serving, poll):
+def test_no_part_leaves_before_all_that_go_over_have_at_hand_what_comes(shared_agent, serving):
     """One that went over alone would leave no generation whole. One that is wanted back keeps no other waiting."""
     model = serving(1)
-    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=30.0))
+    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=600.0))
     shared_agent.await_ready(model.key("head"), 1)
-    shared_agent.infra.apply(swapping(model, {2: 1}, part="head", fetch_seconds=30.0))
+    shared_agent.infra.apply(swapping(model, {2: 1}, part="head", fetch_seconds=600.0))
     shared_agent.infra.apply(swapping(model, {2: 1}))
     ended = time.monotonic() + 1.0
     while time.monotonic() < ended:
         assert answering(shared_agent, model) == [1, 1]
         time.sleep(0.05)
-    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=30.0))
+    shared_agent.infra.apply(swapping(model, {1: 1}, part="head", fetch_seconds=600.0))
     shared_agent.await_ready(model.key(), 2)
     assert answering(shared_agent, model) == [1, 2]

@@ -19,7 +19,7 @@ from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.envoy_process import envoy_binary
 from ipnext.infra.ports import PortBook
 from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable
-from tests.ipnext.infra.conftest import until
+from tests.waiting import until
 
 MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
 CHAT = "/v1/chat/completions"
@@ -37,7 +37,7 @@ class Site:
         self.url = f"http://127.0.0.1:{self.ports['gateway']}"
         self.router_url = f"http://127.0.0.1:{self.ports['router']}"
 
-    def start(self, models, tables, *, peers=None, idle_seconds=5.0):
+    def start(self, models, tables, *, peers=None, idle_seconds=60.0):
         endpoints = {number: f"http://127.0.0.1:{self.ports[f'g{number}']}" for number in (1, 2)}
         routed = tuple(
             RoutedModel(
@@ -87,9 +87,9 @@ class Site:
                 *("--disable-hot-restart", "--concurrency", "1", "--log-level", "error"),
             ]
         )
-        until(lambda: answers(f"{self.url}/v2/health/ready"), f"gateway of {self.region} answers")
+        until(lambda: answers(f"{self.url}/v2/health/ready"), why=lambda: f"gateway of {self.region} answers")
         for url in endpoints.values():
-            until(lambda url=url: answers(f"{url}/health"), "the engine answers")
+            until(lambda url=url: answers(f"{url}/health"), why=lambda: "the engine answers")
         return self
 
     def engine(self, name, model):
@@ -106,7 +106,7 @@ class Site:
 
 def answers(url):
     try:
-        return httpx.get(url).status_code == 200
+        return httpx.get(url, timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -160,7 +160,7 @@ def hasty(tmp_path_factory, builder):
 
 @pytest.fixture
 def client(eu):
-    with httpx.Client(base_url=eu.url, timeout=30) as client:
+    with httpx.Client(base_url=eu.url, timeout=60) as client:
         yield client
 
 
@@ -264,7 +264,7 @@ def test_a_body_without_a_model_is_told_which_there_are(client):
 
 def test_a_request_that_stops_in_its_middle_is_told_the_limit(hasty):
     head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{{"
-    with socket.create_connection(("127.0.0.1", hasty.ports["gateway"]), timeout=10) as line:
+    with socket.create_connection(("127.0.0.1", hasty.ports["gateway"]), timeout=60) as line:
         line.sendall(head.encode())
         answer = http.client.HTTPResponse(line)
         answer.begin()
@@ -275,17 +275,17 @@ def test_a_request_that_stops_in_its_middle_is_told_the_limit(hasty):
 def test_an_engine_that_is_silent_for_too_long_is_told_so(hasty):
     hasty.engines["g1"].send_signal(signal.SIGSTOP)
     try:
-        answer = httpx.post(hasty.url + CHAT, json=ask(), timeout=30)
+        answer = httpx.post(hasty.url + CHAT, json=ask(), timeout=60)
     finally:
         hasty.engines["g1"].send_signal(signal.SIGCONT)
     assert "for 0.5 s, and no answer has begun" in error(answer, 504, "TimeoutError")
 
 
 def test_without_a_router_the_client_is_to_come_back(tmp_path, builder):
-    with one_site(tmp_path, builder, idle_seconds=20.0) as site:
+    with one_site(tmp_path, builder) as site:
         site.router.kill()
         site.router.wait()
-        answer = httpx.post(site.url + CHAT, json=ask(), timeout=30)
+        answer = httpx.post(site.url + CHAT, json=ask(), timeout=60)
     assert "gets no answer from its router" in error(answer, 503, "ServiceUnavailableError")
     assert answer.headers["retry-after"] == "1"
 
@@ -299,7 +299,7 @@ def test_a_stream_may_take_longer_than_an_answer_of_v2(client):
 
 
 def test_pieces_come_through_as_the_engine_sends_them(client):
-    with client.stream("POST", CHAT, json=ask(stream=True, max_tokens=300)) as answer:
+    with client.stream("POST", CHAT, json=ask(stream=True, max_tokens=1500)) as answer:
         seen = [time.monotonic() for _ in answer.iter_raw()]
     assert len(seen) > 30
     assert seen[-1] - seen[0] > 0.3
@@ -309,20 +309,20 @@ def test_a_client_that_leaves_ends_the_engines_work(eu, client):
     engine = f"http://127.0.0.1:{eu.ports['g1']}/metrics"
 
     def aborted():
-        lines = httpx.get(engine).text.splitlines()
+        lines = httpx.get(engine, timeout=60).text.splitlines()
         return float(next(line for line in lines if line.startswith("mock:aborted_total")).rpartition(" ")[2])
 
     before = aborted()
     headers = {"x-ipnext-generation": "1"}
     with client.stream("POST", CHAT, json=ask(stream=True, max_tokens=5000), headers=headers) as answer:
         next(answer.iter_raw())
-    until(lambda: aborted() == before + 1, "the engine has stopped")
+    until(lambda: aborted() == before + 1, why=lambda: "the engine has stopped")
 
 
 def test_requests_of_v2_are_not_held_until_they_are_whole(eu):
     """The filter that reads bodies is off for them: the router refuses one from its head, before the body has begun."""
     head = "POST /v2/models/ranker/infer HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", eu.ports["gateway"]), timeout=10) as line:
+    with socket.create_connection(("127.0.0.1", eu.ports["gateway"]), timeout=60) as line:
         line.sendall(f"{head}content-length: {2**30}\r\n\r\n".encode())
         answer = line.recv(4096).decode()
     assert answer.startswith("HTTP/1.1 413 ")

@@ -15,6 +15,7 @@ import pytest
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.fork_server import ForkServer
 from tests.processes import command_line, gone, runs
+from tests.waiting import PATIENCE_SECONDS, until
 
 HERE = str(Path(__file__).parent)
 FORKABLE = {
@@ -32,8 +33,8 @@ FORKABLE = {
 class Forking:
     """An agent with a fork server, and what its hosts told of themselves."""
 
-    def __init__(self, agent, builder, poll):
-        self.agent, self.builder, self.poll = agent, builder, poll
+    def __init__(self, agent, builder):
+        self.agent, self.builder = agent, builder
 
     def start(self, servers=1):
         self.agent.start()
@@ -43,8 +44,9 @@ class Forking:
     def server_ready(self, servers):
         """Once the agent has said so for the so-manieth time."""
         log = self.agent.state / "agent.log"
-        self.poll(
-            lambda: log.read_text().count("fork server ready") >= servers, "the fork server is ready", log.read_text
+        until(
+            lambda: log.read_text().count("fork server ready") >= servers,
+            why=lambda: f"the fork server is ready: {log.read_text()}",
         )
 
     @property
@@ -72,20 +74,20 @@ class Forking:
     def message(self, model, word):
         """The message of a replica that has a word in it."""
         found = lambda: [r.message for r in self.replicas(model) if word in (r.message or "")]  # noqa: E731
-        return self.poll(found, f"{model} ends", lambda: self.replicas(model))[0]
+        return until(found, why=lambda: f"{model} ends: {self.replicas(model)}")[0]
 
 
 @pytest.fixture
-def forking(new_agent, builder, poll):
-    return lambda **more: Forking(new_agent(environment=FORKABLE | more), builder, poll)
+def forking(new_agent, builder):
+    return lambda **more: Forking(new_agent(environment=FORKABLE | more), builder)
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory, builder, poll, running_agent):
+def shared(tmp_path_factory, builder, running_agent):
     """For tests that leave agent and fork server running."""
     agent = running_agent("eu", tmp_path_factory.mktemp("forking"), environment=FORKABLE)
     try:
-        yield Forking(agent, builder, poll).start()
+        yield Forking(agent, builder).start()
     finally:
         agent.close()
 
@@ -124,29 +126,29 @@ def test_the_last_words_of_a_forked_host_are_told(shared):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_forked_host_that_is_ended_by_a_signal_comes_back_forked(shared, poll, number):
+def test_a_forked_host_that_is_ended_by_a_signal_comes_back_forked(shared, number):
     model = f"signalled-{number.value}"
     [victim] = shared.run(model)
     os.kill(victim.pid, number)
-    poll(lambda: [r for r in shared.replicas(model) if r.restarts == 1 and r.pid], "it is started again")
+    until(lambda: [r for r in shared.replicas(model) if r.restarts == 1 and r.pid], why=lambda: "it is started again")
     shared.agent.await_ready(shared.builder(model).key(), 1)
     [again] = shared.replicas(model)
     assert ("ended by SIGKILL" if number == signal.SIGKILL else "ended with status 0") in again.message
     assert [one["forked"] for one in shared.told(model)] == [True, True]
 
 
-def test_what_a_killed_host_leaves_behind_ends_and_is_no_zombie(shared, poll):
+def test_what_a_killed_host_leaves_behind_ends_and_is_no_zombie(shared):
     [victim] = shared.run("parent")
     family = psutil.Process(victim.pid).children(recursive=True)
     stray = next(process for process in family if os.getsid(process.pid) == process.pid)
     assert len(family) == 2
     os.kill(victim.pid, signal.SIGKILL)
-    poll(lambda: [r for r in shared.replicas("parent") if r.restarts == 1], "the crash is seen")
+    until(lambda: [r for r in shared.replicas("parent") if r.restarts == 1], why=lambda: "the crash is seen")
     stray.kill()  # it left the group, so it outlives the host, as always
-    poll(lambda: not any(process.is_running() for process in family), "nothing is left, no zombie either")
+    until(lambda: not any(process.is_running() for process in family), why=lambda: "nothing is left, no zombie either")
 
 
-def test_hosts_outlive_the_fork_server_and_another_one_takes_its_place(forking, poll):
+def test_hosts_outlive_the_fork_server_and_another_one_takes_its_place(forking):
     run = forking().start()
     [first] = run.run("first")
     former = run.server
@@ -159,17 +161,17 @@ def test_hosts_outlive_the_fork_server_and_another_one_takes_its_place(forking, 
     assert runs(psutil.Process(second.pid))
     assert [run.told(name)[-1]["forked"] for name in ("first", "third")] == [True, True]
     assert third.restarts == 0
-    poll(lambda: not former.is_running(), "the fork server that was killed is no zombie")
+    until(lambda: not former.is_running(), why=lambda: "the fork server that was killed is no zombie")
 
 
-def test_a_fork_server_that_hangs_costs_no_host_and_makes_no_second_one(forking, poll):
+def test_a_fork_server_that_hangs_costs_no_host_and_makes_no_second_one(forking):
     run = forking().start()
     hanging = run.server
     hanging.send_signal(signal.SIGSTOP)
     [replica] = run.run("late")
     assert [one["forked"] for one in run.told("late")] == [False]
     run.server_ready(2)
-    poll(lambda: not hanging.is_running(), "it is gone")
+    until(lambda: not hanging.is_running(), why=lambda: "it is gone")
     there = [p for p in run.agent.children() if "late.dense.cpu.0" in command_line(p) and runs(p)]
     assert [process.pid for process in there] == [replica.pid]
 
@@ -181,24 +183,24 @@ def test_a_fork_server_with_threads_forks_nothing(forking):
     assert "2 threads run" in (run.agent.state / "agent.log").read_text()
 
 
-def test_a_fork_server_that_cannot_import_costs_no_host(forking, poll):
+def test_a_fork_server_that_cannot_import_costs_no_host(forking):
     run = forking(FORKABLE_BROKEN="1")
     run.agent.start()
     log = run.agent.state / "logs" / "fork-server.log"
-    poll(lambda: log.exists() and "broken on purpose" in log.read_text(), "the fork server ends")
+    until(lambda: log.exists() and "broken on purpose" in log.read_text(), why=lambda: "the fork server ends")
     run.run("stubborn")
     assert [one["forked"] for one in run.told("stubborn")] == [False]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_agent_takes_forked_hosts_and_fork_server_along(forking, poll, number):
+def test_an_agent_takes_forked_hosts_and_fork_server_along(forking, number):
     run = forking().start()
     run.run("last", replicas=2)
     children = run.agent.children()
     assert len(children) == 5, [command_line(p) for p in children]  # two hosts, router, Envoy, fork server
     run.agent.process.send_signal(number)
-    run.agent.process.wait(15)
-    poll(lambda: gone(children), "all are gone", lambda: [command_line(p) for p in children if runs(p)])
+    run.agent.process.wait(PATIENCE_SECONDS)
+    until(lambda: gone(children), why=lambda: f"all are gone: {[command_line(p) for p in children if runs(p)]}")
     with suppress(psutil.NoSuchProcess):
         assert not [p for p in psutil.process_iter() if str(run.agent.state) in command_line(p)]
 
@@ -228,7 +230,9 @@ asyncio.run(main(Path(sys.argv[1])))
 
 def test_another_environment_needs_another_interpreter(tmp_path):
     environment = os.environ | {"PYTHONPATH": HERE, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", OTHER_ENVIRONMENT, str(tmp_path)], env=environment, timeout=60, check=True)
+    subprocess.run(
+        [sys.executable, "-c", OTHER_ENVIRONMENT, str(tmp_path)], env=environment, timeout=PATIENCE_SECONDS, check=True
+    )
     same, other = (json.loads((tmp_path / name).read_text()) for name in ("same", "other"))
     assert (same["forked"], same["omp"]) == (True, "1")
     assert (other["forked"], other["omp"]) == (False, "7")
@@ -249,6 +253,6 @@ async def test_a_look_for_orphans_that_fails_is_not_the_last(tmp_path):
 
     server._orphans = Failing()
     reaping = asyncio.create_task(server._reap())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await again.wait()
     reaping.cancel()

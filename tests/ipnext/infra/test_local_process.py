@@ -7,6 +7,7 @@ import pytest
 
 from ipnext import errors
 from ipnext.infra.local_process import LocalProcessInfrastructure
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def answering():
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 if delay:
-                    delay.wait(10)
+                    delay.wait(PATIENCE_SECONDS)
                 self.send_response(status)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -30,7 +31,8 @@ def answering():
         server = HTTPServer(("127.0.0.1", 0), Handler)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        infra = LocalProcessInfrastructure({"eu": f"http://127.0.0.1:{server.server_port}/"}, timeout_seconds=0.3)
+        agents, seconds = {"eu": f"http://127.0.0.1:{server.server_port}/"}, 0.3 if delay else 60.0
+        infra = LocalProcessInfrastructure(agents, timeout_seconds=seconds)
         opened.append((server, thread, infra))
         return infra
 

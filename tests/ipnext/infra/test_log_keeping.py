@@ -1,6 +1,5 @@
 """Logs are kept for a while, and never grow without end; those that a process writes stay, and go on."""
 
-import asyncio
 import errno
 import os
 import subprocess
@@ -15,6 +14,7 @@ from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.log_keeping import LogKeeping, LogLimits, put_aside
 from ipnext.infra.logs import read_logs
 from ipnext.model.logs import LogQuery
+from tests.waiting import PATIENCE_SECONDS, eventually, until
 
 NAME = "chat.llm.cpu.0.log"
 NOW = 1_000_000.0
@@ -60,7 +60,7 @@ class Writer:
         if self.process.returncode is not None:
             return
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(PATIENCE_SECONDS)
         self.seen.close()
 
 
@@ -207,7 +207,7 @@ def test_a_directory_is_looked_at_now_and_then(tmp_path):
     assert keeping.due
 
 
-def test_an_agent_looks_after_the_logs_of_its_region(new_agent, builder, poll):
+def test_an_agent_looks_after_the_logs_of_its_region(new_agent, builder):
     agent = new_agent(
         environment={"IPNEXT_AGENT_LOG_LIMIT_BYTES": "500", "IPNEXT_AGENT_LOG_LOOK_SECONDS": "0.1"}
     ).start()
@@ -220,8 +220,8 @@ def test_an_agent_looks_after_the_logs_of_its_region(new_agent, builder, poll):
     with own.open("ab") as log:  # as if its process had
         log.write(b"much\n" * 200)
     os.utime(own, (0, 0))
-    poll(lambda: not (logs / "talking.main.cpu.7.log").exists(), "the log of a replica that is gone goes")
-    poll(lambda: own.stat().st_size < 500, "the log of a replica that runs is cut")
+    until(lambda: not (logs / "talking.main.cpu.7.log").exists(), why=lambda: "the log of a replica that is gone goes")
+    until(lambda: own.stat().st_size < 500, why=lambda: "the log of a replica that runs is cut")
     assert "much" in (logs / f"{own.name}.1").read_text()
     assert agent.replicas(model.key())[0].pid == replica.pid
 
@@ -238,8 +238,6 @@ async def test_a_log_beyond_the_limit_is_put_aside_at_a_start_too(tmp_path):
         on_change=lambda: None,
     )
     child.start()
-    async with asyncio.timeout(30):
-        while not log.exists() or log.read_text() != "hello\n":  # noqa: ASYNC110 - another process writes
-            await asyncio.sleep(0.02)
+    await eventually(lambda: log.exists() and log.read_text() == "hello\n")
     await child.stop(5)
     assert "much" in (tmp_path / "host.log.1").read_text()

@@ -7,6 +7,7 @@ import pytest
 from ipnext.infra import logs
 from ipnext.infra.logs import read_logs
 from ipnext.model.logs import LogQuery
+from tests.waiting import until
 
 RUNS = "chat.llm.cpu.0"
 
@@ -92,13 +93,13 @@ def test_an_answer_has_a_bound_and_the_next_goes_on_behind_it(directory, monkeyp
     assert (log.text, log.end) == ("host", 4)
 
 
-def test_a_real_agent_tells_the_logs_of_a_replica_that_runs_and_of_one_that_ended(shared_agent, builder, poll):
+def test_a_real_agent_tells_the_logs_of_a_replica_that_runs_and_of_one_that_ended(shared_agent, builder):
     model = builder("logged")
     shared_agent.serve(model, {1: (1,)}, {1: 1.0}, replicas=2)
     query = LogQuery(model="logged")
     assert [(log.region, log.ended) for log in shared_agent.infra.logs("eu", query)] == [("eu", False)] * 2
     shared_agent.infra.apply(model.deployment({1: (1,)}, replicas=1))
-    poll(lambda: len(shared_agent.replicas(model.key())) == 1, "one replica is left")
+    until(lambda: len(shared_agent.replicas(model.key())) == 1, why=lambda: "one replica is left")
     assert sorted(log.ended for log in shared_agent.infra.logs("eu", query)) == [False, True]
     (log,) = shared_agent.infra.logs("eu", LogQuery(model="logged", replica=1))
     assert log.file == str(shared_agent.state / "logs" / "logged.dense.cpu.1.log")

@@ -8,6 +8,7 @@ from ipnext.errors import InvalidInput, NotFound, StaleWrite, Unavailable
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.deployment import ReplicaPhase
+from tests.waiting import until
 
 
 @pytest.fixture(params=["memory", "local_process"])
@@ -32,10 +33,10 @@ def replicas(infra):
 
 
 @pytest.fixture
-def ready(poll, replicas):
+def ready(replicas):
     def ready(key, generation, count=1):
         held = lambda: [r for r in replicas(key) if generation in r.ready]  # noqa: E731
-        poll(lambda: len(held()) == count, f"{count} ready for {generation}", lambda: replicas(key))
+        until(lambda: len(held()) == count, why=lambda: f"{count} ready for {generation}: {replicas(key)}")
         return held()
 
     return ready
@@ -104,13 +105,13 @@ def test_a_dropped_snapshot_leaves(infra, model, ready):
     assert ready(model.key(), 2)[0].ready == (2,)
 
 
-def test_more_replicas_join_and_surplus_ones_end(infra, model, ready, replicas, poll):
+def test_more_replicas_join_and_surplus_ones_end(infra, model, ready, replicas):
     infra.apply(model.deployment({1: (1,)}, replicas=1))
     first = ready(model.key(), 1)[0]
     infra.apply(model.deployment({1: (1,)}, replicas=3))
     ready(model.key(), 1, 3)
     infra.apply(model.deployment({1: (1,)}, replicas=1))
-    poll(lambda: len(replicas(model.key())) == 1, "the surplus ends")
+    until(lambda: len(replicas(model.key())) == 1, why=lambda: "the surplus ends")
     assert replicas(model.key())[0].id == first.id
 
 
@@ -120,7 +121,7 @@ def apart(deployment, own):
 
 
 def test_a_generation_with_processes_of_its_own_comes_up_in_new_ones_and_the_former_ones_end(
-    infra, model, ready, replicas, poll
+    infra, model, ready, replicas
 ):
     infra.apply(model.deployment({1: (1,)}, replicas=2))
     before = {replica.id for replica in ready(model.key(), 1, 2)}
@@ -135,7 +136,7 @@ def test_a_generation_with_processes_of_its_own_comes_up_in_new_ones_and_the_for
     ready(model.key(), 2, 2)
     ready(model.key(), 1, 1)
     infra.apply(apart(model.deployment({2: (2,)}), {2: 2}))
-    poll(lambda: len(replicas(model.key())) == 2, "the former ones end", lambda: replicas(model.key()))
+    until(lambda: len(replicas(model.key())) == 2, why=lambda: f"the former ones end: {replicas(model.key())}")
     after = ready(model.key(), 2, 2)
     assert first.id in {replica.id for replica in after}
     assert {replica.ready for replica in after} == {(2,)}
@@ -166,7 +167,7 @@ def test_processes_of_one_generation_take_the_next_one_in_place_when_told_so(inf
     assert [(r.id, r.ready) for r in after] == [(before[0].id, (1, 2))]
 
 
-def test_a_snapshot_that_cannot_be_loaded_is_reported_and_the_others_stay_ready(infra, model, ready, replicas, poll):
+def test_a_snapshot_that_cannot_be_loaded_is_reported_and_the_others_stay_ready(infra, model, ready, replicas):
     if isinstance(infra, MemoryInfrastructure):
         infra.fail_load("bad2")
     good = model.deployment({1: (1,)})
@@ -174,7 +175,7 @@ def test_a_snapshot_that_cannot_be_loaded_is_reported_and_the_others_stay_ready(
     ready(model.key(), 1)
     broken = model.deployment({2: (2,)}, digest="bad").holds
     infra.apply(good.model_copy(update={"holds": (*good.holds, *broken)}))
-    poll(lambda: [r for r in replicas(model.key()) if r.failures], "a failure is reported")
+    until(lambda: [r for r in replicas(model.key()) if r.failures], why=lambda: "a failure is reported")
     replica = replicas(model.key())[0]
     assert [(f.snapshot, f.generations, f.code) for f in replica.failures] == [(2, (2,), "LoadFailed")]
     assert replica.ready == (1,)
@@ -214,11 +215,11 @@ def test_a_share_to_a_generation_that_is_not_served_is_refused(infra, model):
         infra.route(model.table(1, {1: 1.0}, served=[2]))
 
 
-def test_a_deleted_deployment_ends(infra, model, ready, replicas, poll):
+def test_a_deleted_deployment_ends(infra, model, ready, replicas):
     infra.apply(model.deployment({1: (1,)}))
     ready(model.key(), 1)
     infra.delete(model.key())
-    poll(lambda: not replicas(model.key()), "it ends")
+    until(lambda: not replicas(model.key()), why=lambda: "it ends")
 
 
 def test_deleting_and_unrouting_what_is_not_there_changes_nothing(infra, model):

@@ -4,6 +4,7 @@ import multiprocessing
 import socket
 
 from ipnext.infra.ports import PortBook, is_free, release, reserve
+from tests.waiting import PATIENCE_SECONDS
 
 
 def test_a_name_keeps_its_port_over_a_restart(tmp_path):
@@ -54,7 +55,7 @@ def test_a_port_picked_by_another_process_is_not_picked_again_though_nobody_list
     other = context.Process(target=reserve_and_wait, args=(port, told, held))
     other.start()
     try:
-        assert told.get(timeout=30)
+        assert told.get(timeout=PATIENCE_SECONDS)
         assert is_free(port)
         assert book.port("api") != port
     finally:

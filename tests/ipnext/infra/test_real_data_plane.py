@@ -12,6 +12,7 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph
 from serving.export import export_model
+from tests.waiting import PATIENCE_SECONDS, until
 
 GRAPH = PartGraph(
     nodes=(
@@ -112,7 +113,7 @@ def test_a_second_generation_takes_over_from_the_first(new_agent, publish, store
     assert traffic == {1: 2, 2: 1}
 
 
-def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publish, store, poll, tmp_path):
+def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publish, store, tmp_path):
     held = publish("first", 1, 2)
     for blob in (tmp_path / "artifacts" / "blobs").rglob("*"):
         if blob.is_file():
@@ -123,7 +124,7 @@ def test_a_snapshot_whose_bytes_changed_is_reported_by_its_code(new_agent, publi
     agent = new_agent(artifacts=store.uri, real=True).start()
     agent.infra.apply(deployment("first", held))
     key = deployment("first").key
-    poll(lambda: [r for r in agent.replicas(key) if r.failures], "a failure", lambda: agent.replicas(key))
+    until(lambda: [r for r in agent.replicas(key) if r.failures], why=lambda: f"a failure: {agent.replicas(key)}")
     replica = agent.replicas(key)[0]
     assert replica.failures[0].code == "ArtifactDigestMismatch"
     assert replica.ready == ()
@@ -142,7 +143,7 @@ def test_hosts_and_router_that_are_killed_under_load_come_back_by_themselves(new
     with load(agent, "scaled", body=BODY) as clients:
         router = agent.child("serving.router")
         router.kill()
-        router.wait(10)
+        router.wait(PATIENCE_SECONDS)
     assert clients.answers.pop((200, "1")) > 20
     assert clients.answers.total() <= 3 * CLIENTS, clients.bad[:3]
     assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0], "the next router is there"
@@ -156,7 +157,7 @@ def test_a_router_that_is_told_to_end_under_load_costs_no_request(new_agent, pub
     with load(agent, "scaled", body=BODY) as clients:
         router = agent.child("serving.router")
         router.terminate()
-        router.wait(30)
+        router.wait(PATIENCE_SECONDS)
     assert set(clients.answers) == {(200, "1")}, clients.bad[:3]
     assert ask(agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0]
     agent.end()

@@ -6,6 +6,7 @@ import sys
 import psutil
 
 from tests.processes import runs
+from tests.waiting import until
 
 PARENT = """
 import subprocess, sys, time
@@ -16,9 +17,9 @@ time.sleep(60)
 """
 
 
-def test_a_killed_parent_takes_its_child_along(poll):
+def test_a_killed_parent_takes_its_child_along():
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
         assert child.is_running()
         parent.kill()
-        poll(lambda: not runs(child), "the child ends")
+        until(lambda: not runs(child), why=lambda: "the child ends")

@@ -1,12 +1,11 @@
 """The measurement finds what the mock engine was told. Steps end by counts; latencies only have lower bounds here."""
 
-import asyncio
-
 import pytest
 
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.profiling.engine import Engine, random_prompt
 from ipnext.profiling.measuring import Load, measure
+from tests.waiting import eventually
 
 QUICK = {"seconds": 0.0, "prompt_tokens": 40, "output_tokens": 5}
 
@@ -49,9 +48,7 @@ async def test_more_readers_than_the_engine_serves_wait_for_their_first_token(st
 async def test_nothing_runs_on_in_the_engine_once_it_is_measured(start):
     mock = await start(itl_ms=20.0)
     await profiled(mock, concurrency=(4,), output_tokens=200)
-    async with asyncio.timeout(10):
-        while mock.running or mock.waiting:  # noqa: ASYNC110 - it is asked, it tells nothing by itself
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not mock.running and not mock.waiting)
     assert mock.aborted > 0
 
 

@@ -20,6 +20,7 @@ from ipnext.store.migrating import alembic_config
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.session import Store
 from ipnext.store.tables import METADATA
+from tests.waiting import PATIENCE_SECONDS
 
 MIGRATES = "import sys; from ipnext.store.session import Store; store = Store.open(sys.argv[1]); store.migrate()"
 
@@ -39,7 +40,7 @@ def test_many_threads_and_processes_may_migrate_at_once(empty_url, make):
     stores = [Store.open(empty_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(Store.migrate, stores))
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(PATIENCE_SECONDS) for process in processes] == [0, 0]
     with stores[0].begin() as repository:
         repository.put_model(make.manifest(), expected_version=None)
     for store in stores:

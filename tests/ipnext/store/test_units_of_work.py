@@ -14,6 +14,7 @@ from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite, Unavaila
 from ipnext.store import engines
 from ipnext.store.faults import translated
 from ipnext.store.session import Store
+from tests.waiting import PATIENCE_SECONDS, until
 
 BEGINS_AND_HANGS = """
 import sys, time
@@ -121,7 +122,7 @@ def run_all(count: int, work) -> list[object]:
     together = threading.Barrier(count)
 
     def one(number: int) -> object:
-        together.wait(20)
+        together.wait(PATIENCE_SECONDS)
         try:
             return work(number)
         except Exception as error:  # noqa: BLE001 - what happened is what the test looks at
@@ -178,7 +179,9 @@ def test_several_processes_and_threads_publish_and_none_is_lost(applied, url, pu
         worker.stdin.flush()
     ours = run_all(4, lambda thread: [publish(f"t{thread}-{n}", dense=f"{thread}-{n}", sparse="s") for n in range(4)])
     acknowledged = [change.generation for changes in ours for change in changes]
-    acknowledged += [int(line) for worker in workers for line in worker.communicate(timeout=60)[0].split()]
+    acknowledged += [
+        int(line) for worker in workers for line in worker.communicate(timeout=PATIENCE_SECONDS)[0].split()
+    ]
     assert [worker.returncode for worker in workers] == [0, 0]
     assert sorted(acknowledged) == list(range(1, 33))
     with applied.read() as repository:
@@ -241,10 +244,12 @@ def test_a_connection_that_the_server_ends_is_unavailable_and_the_next_unit_work
         pid = repository._session.connection().scalar(text("SELECT pg_backend_pid()"))
         with applied.read() as other:
             other._session.connection().execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            repository.update_model("ctr", serving_generation=int(time.monotonic()))
-            time.sleep(0.01)
+
+        def never() -> bool:
+            repository.update_model("ctr", serving_generation=time.time_ns() % 1000)
+            return False
+
+        until(never)
     with applied.begin() as repository:
         assert repository.model("ctr").serving_generation is None
 

@@ -1,6 +1,7 @@
 """A whole edge in this process: a real router and a real host on loopback ports, over parts that answer what they are sent."""
 
 import asyncio
+import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from serving.router_table import TableFollower
 from serving.served import BatchLimits, Served
 from serving.tensors import DTYPES
 from serving.walking import Walker
+from tests.waiting import PATIENCE_SECONDS
 
 REGION = "north"
 LIMITS = HttpLimits(body_bytes=8 * 2**20, read_seconds=4.0, write_seconds=4.0, linger_seconds=0.5)
@@ -53,7 +55,7 @@ class Echo:
     def infer(self, inputs):
         self.seen.append(inputs["x"])
         if self.gate is not None:
-            assert self.gate.wait(30)
+            assert self.gate.wait(PATIENCE_SECONDS)
         if self.answer is not None:
             return {"y": np.full_like(inputs["x"], self.answer)}
         return {{"x": "y", "z": "w"}[name]: array for name, array in inputs.items()}
@@ -117,7 +119,16 @@ class Edge:
         return f"http://{self.address}"
 
     def get(self, path):
-        return httpx.get(self.url + path)
+        return httpx.get(self.url + path, timeout=60)
+
+    @contextmanager
+    def asking(self, model, content, headers=None):
+        """A client that has sent a request, and leaves without its answer."""
+        lines = [f"POST /v2/models/{model}/infer HTTP/1.1", "host: h", f"content-length: {len(content)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        with socket.create_connection(("127.0.0.1", self.port)) as line:
+            line.sendall("\r\n".join([*lines, "", ""]).encode() + bytes(content))
+            yield
 
     @contextmanager
     def running(self):
@@ -125,7 +136,7 @@ class Edge:
         self.failure = None
         thread = threading.Thread(target=self._run, args=(started,))
         thread.start()
-        assert started.wait(20)
+        assert started.wait(PATIENCE_SECONDS)
         if self.failure is not None:
             raise self.failure
         try:
@@ -133,7 +144,7 @@ class Edge:
         finally:
             self.gate.set()
             self.loop.call_soon_threadsafe(self.stop.set)
-            thread.join(20)
+            thread.join(PATIENCE_SECONDS)
 
     def _run(self, started):
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

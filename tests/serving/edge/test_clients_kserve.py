@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_SECONDS
+
 PYTHON = os.environ.get("IPNEXT_KSERVE_PYTHON")
 pytestmark = pytest.mark.skipif(
     PYTHON is None, reason="needs the package kserve in an environment of its own: `make clients`"
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 def found(edge):
     script = Path(__file__).with_name("kserve_client.py")
     done = subprocess.run(
-        [str(PYTHON), str(script), edge.url], capture_output=True, text=True, timeout=100, check=False
+        [str(PYTHON), str(script), edge.url], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from serving.tensors import DTYPES, bf16_to_float32, float32_to_bf16
+from tests.waiting import eventually
 
 triton = pytest.importorskip(
     "tritonclient.http", reason="needs the package tritonclient[http]; `make setup` installs it"
@@ -266,7 +267,7 @@ async def test_the_asyncio_client_gets_the_same_answers(edge):
             await client.get_model_metadata("absent")
 
 
-async def test_a_cancelled_request_that_waits_never_runs(new_edge, toolbox):
+async def test_a_cancelled_request_that_waits_never_runs(new_edge):
     edge = new_edge()
     [part] = edge.add("slow", new_edge.echo("FP32", gate=edge.gate))
     with edge.running():
@@ -275,14 +276,14 @@ async def test_a_cancelled_request_that_waits_never_runs(new_edge, toolbox):
                 tensor(aio, "FP32", binary=True, rows=np.full((1, 2), number, np.float32))[0] for number in (1, 2)
             )
             running = asyncio.create_task(client.infer("slow", [first]))
-            await toolbox.eventually(lambda: part.seen)
+            await eventually(lambda: part.seen)
             waiting = asyncio.create_task(client.infer("slow", [second]))
-            await toolbox.eventually(lambda: edge.queue.pending == 2)
+            await eventually(lambda: edge.queue.pending == 2)
             waiting.cancel()
-            await toolbox.eventually(lambda: [job.future.cancelled() for job in edge.queue._waiting] == [True])
+            await eventually(lambda: [job.future.cancelled() for job in edge.queue._waiting] == [True])
             edge.gate.set()
             assert (await running).as_numpy("y")[0, 0] == 1
-            await toolbox.eventually(lambda: edge.queue.pending == 0)
+            await eventually(lambda: edge.queue.pending == 0)
         assert [array[0, 0] for array in part.seen] == [1]
         answers = edge.metrics.generations["slow", 1].answers
         assert {status: one.seconds.count for status, one in answers.items()} == {200: 1, 499: 1}

@@ -13,6 +13,7 @@ from serving import protocol
 from serving.protocol import InferRequest, decode_response, encode_request, parse_header_length
 from serving.router import RouterLimits
 from serving.tensors import Tensor
+from tests.waiting import PATIENCE_SECONDS, until
 
 LENGTH = "inference-header-content-length"
 
@@ -35,7 +36,7 @@ def ask(request, edge, walking_edge):
     def post(content, **headers):
         url = f"{asked.url}/v2/models/{model}/infer"
         return httpx.post(
-            url, content=content, headers={name.replace("_", "-"): text for name, text in headers.items()}
+            url, content=content, headers={name.replace("_", "-"): text for name, text in headers.items()}, timeout=60
         )
 
     return post
@@ -141,13 +142,17 @@ def test_json_beyond_its_limit_is_413_and_binary_data_is_not(new_edge):
     with edge.running():
         url = f"{edge.url}/v2/models/echo/infer"
         refused(
-            httpx.post(url, content=body_of(500)), 413, "the limit is 1000 (--max-json-bytes); send tensors as binary"
+            httpx.post(url, content=body_of(500), timeout=60),
+            413,
+            "the limit is 1000 (--max-json-bytes); send tensors as binary",
         )
         packed = gzip.compress(body_of(500))
-        refused(httpx.post(url, content=packed, headers={"content-encoding": "gzip"}), 413, "--max-json-bytes")
-        assert httpx.post(url, content=body_of(5)).status_code == 200
+        refused(
+            httpx.post(url, content=packed, headers={"content-encoding": "gzip"}, timeout=60), 413, "--max-json-bytes"
+        )
+        assert httpx.post(url, content=body_of(5), timeout=60).status_code == 200
         encoded = binary_of(5000)
-        assert httpx.post(url, content=encoded.body, headers=encoded.headers).status_code == 200
+        assert httpx.post(url, content=encoded.body, headers=encoded.headers, timeout=60).status_code == 200
 
 
 def test_a_json_answer_of_too_many_elements_is_refused_and_binary_data_is_not(ask, monkeypatch):
@@ -163,7 +168,7 @@ def test_a_body_beyond_the_limit_is_413_before_it_is_read(ask):
     refused(ask(bytes(9 * 2**20)), 413, "at most 8388608 bytes")
 
 
-def test_one_model_that_has_all_it_may_leaves_the_others_alone(new_edge, toolbox):
+def test_one_model_that_has_all_it_may_leaves_the_others_alone(new_edge):
     edge = new_edge(limits=RouterLimits(max_in_flight=2))
     edge.add("slow", new_edge.echo("FP32", gate=edge.gate))
     edge.add("chain", new_edge.echo("FP32", gate=edge.gate), new_edge.echo("FP32"))
@@ -171,56 +176,56 @@ def test_one_model_that_has_all_it_may_leaves_the_others_alone(new_edge, toolbox
         url = f"{edge.url}/v2/models/slow/infer"
         answers = []
         asking = [
-            threading.Thread(target=lambda: answers.append(httpx.post(url, content=body_of(), timeout=20)))
+            threading.Thread(target=lambda: answers.append(httpx.post(url, content=body_of(), timeout=60)))
             for _ in range(2)
         ]
         for thread in asking:
             thread.start()
-        toolbox.until(lambda: edge.queue.pending == 2)
-        response = httpx.post(url, content=body_of())
+        until(lambda: edge.queue.pending == 2)
+        response = httpx.post(url, content=body_of(), timeout=60)
         refused(response, 503, "model slow has 2 requests under way, the limit is 2 (--max-in-flight)")
         assert response.headers["retry-after"] == "1"
         late = httpx.post(
-            f"{edge.url}/v2/models/chain/infer", content=body_of(), headers={"x-ipnext-deadline-ms": "50"}
+            f"{edge.url}/v2/models/chain/infer", content=body_of(), headers={"x-ipnext-deadline-ms": "50"}, timeout=60
         )
         assert late.status_code == 504, "let in, though its host is busy"
         edge.gate.set()
         for thread in asking:
-            thread.join(20)
+            thread.join(PATIENCE_SECONDS)
         assert [answer.status_code for answer in answers] == [200, 200]
-        assert httpx.post(url, content=body_of()).status_code == 200
+        assert httpx.post(url, content=body_of(), timeout=60).status_code == 200
 
 
-def test_a_full_queue_of_the_host_is_503_with_retry_after(new_edge, toolbox):
+def test_a_full_queue_of_the_host_is_503_with_retry_after(new_edge):
     edge = new_edge(waiting=0)
     [part] = edge.add("slow", new_edge.echo("FP32", gate=edge.gate))
     with edge.running():
         url = f"{edge.url}/v2/models/slow/infer"
-        first = threading.Thread(target=lambda: httpx.post(url, content=body_of(), timeout=20))
+        first = threading.Thread(target=lambda: httpx.post(url, content=body_of(), timeout=60))
         first.start()
-        toolbox.until(lambda: part.seen)
-        response = httpx.post(url, content=body_of())
+        until(lambda: part.seen)
+        response = httpx.post(url, content=body_of(), timeout=60)
         refused(response, 503, "the queue is full with 1 requests")
         assert response.headers["retry-after"] == "1"
         edge.gate.set()
-        first.join(20)
+        first.join(PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_client_that_leaves_takes_its_work_out_of_the_hosts_queue(new_edge, toolbox, parts):
+def test_a_client_that_leaves_takes_its_work_out_of_the_hosts_queue(new_edge, parts):
     edge = new_edge()
     chain = edge.add("slow", *[new_edge.echo("FP32", gate=edge.gate) for _ in range(parts)])
     with edge.running():
         url = f"{edge.url}/v2/models/slow/infer"
-        first = threading.Thread(target=lambda: httpx.post(url, content=body_of(1), timeout=20))
+        first = threading.Thread(target=lambda: httpx.post(url, content=body_of(1), timeout=60))
         first.start()
-        toolbox.until(lambda: chain[0].seen)
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url, content=body_of(7), timeout=httpx.Timeout(5, read=0.2))
-        toolbox.until(lambda: [job.future.cancelled() for job in edge.queue._waiting] == [True])
+        until(lambda: chain[0].seen)
+        with edge.asking("slow", body_of(7)):
+            until(lambda: edge.queue.pending == 2)
+        until(lambda: [job.future.cancelled() for job in edge.queue._waiting] == [True])
         edge.gate.set()
-        first.join(20)
-        toolbox.until(lambda: edge.queue.pending == 0)
+        first.join(PATIENCE_SECONDS)
+        until(lambda: edge.queue.pending == 0)
     assert [array.shape[0] for array in chain[0].seen] == [1], "the request of seven rows never ran"
     counts = edge.metrics.generations["slow", 1]
     assert {status: one.seconds.count for status, one in counts.answers.items()} == {200: 1, 499: 1}

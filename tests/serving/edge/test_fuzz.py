@@ -21,6 +21,7 @@ from serving.protocol import InferRequest, encode_request
 from serving.served import BatchLimits, Served
 from serving.tensors import Tensor
 from serving.walking import Walker
+from tests.waiting import eventually
 
 X = Tensor("FP32", np.array([[1, 2]], np.float32))
 BINARY = encode_request(InferRequest({"x": X}, binary_output=True))
@@ -73,7 +74,7 @@ class Answers:
 
 def talk(edge, data):
     """All that the router answers, and a good request behind it; the router ends the connection, or the good one does."""
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as connection:
         connection.sendall(data + b"\r\n\r\nGET /v2/health/live HTTP/1.1\r\nconnection: close\r\n\r\n")
         received = bytearray()
         while piece := connection.recv(65536):
@@ -94,7 +95,7 @@ def test_after_all_that_the_router_serves(edge):
     assert edge.get("/v2/models/chain-fp32/ready").json()["ready"] is True
 
 
-CALL = {"id": 1, "model": "m", "part": "p", "generation": 1, "deadline_ms": 1000}
+CALL = {"id": 1, "model": "m", "part": "p", "generation": 1, "deadline_ms": 60_000}
 V2 = {**CALL, "op": "v2", "outputs": ["y"], "header_length": BINARY.header_length}
 
 
@@ -173,10 +174,7 @@ def ask(new_edge):
             if not wire.ended:
                 wire.protocol._feed(data[start : start + size])
             await asyncio.sleep(0)
-        for _ in range(200):
-            if not queue.pending:
-                break
-            await asyncio.sleep(0.001)
+        await eventually(lambda: not queue.pending, every_seconds=0.001)
         wire.protocol.connection_lost(None)
         queue.close()
         assert queue.pending == 0

@@ -44,7 +44,7 @@ def ask(edge, model, *values, generation=1, binary=True, more=None, **headers):
     tensors = {"x": Tensor("FP32", rows), **(more or {})}
     encoded = encode_request(InferRequest(tensors, binary_output=binary), binary=binary)
     headers = {**encoded.headers, "x-ipnext-generation": str(generation), **headers}
-    return httpx.post(f"{edge.url}/v2/models/{model}/infer", content=encoded.body, headers=headers, timeout=20)
+    return httpx.post(f"{edge.url}/v2/models/{model}/infer", content=encoded.body, headers=headers, timeout=60)
 
 
 def traffic(edge, model, generation=1):
@@ -102,16 +102,16 @@ def test_a_slow_answer_is_in_its_bucket(running):
     assert ask(running, "slow", 1.0).status_code == 200
     [(bucket, count)] = traffic(running, "slow").latency.items()
     assert (count, latency_bucket(0.05) <= bucket) == (1, True)
-    assert LATENCY_SECONDS[bucket] < 10
+    assert LATENCY_SECONDS[bucket] < 60
 
 
 def test_all_of_it_is_in_the_state_and_in_the_metrics(running):
     ask(running, "one", 2.0, 4.0)
-    state = httpx.get(f"{running.url}/control/state").json()
+    state = httpx.get(f"{running.url}/control/state", timeout=60).json()
     [told] = [t for t in state["traffic"] if t["model"] == "one"]
     assert told["predictions"]["y"]["values"] == 4
     assert list(told["latency"].values()) == [1]
-    families = text_string_to_metric_families(httpx.get(f"{running.url}/metrics").text)
+    families = text_string_to_metric_families(httpx.get(f"{running.url}/metrics", timeout=60).text)
     found = {s.name: s for f in families for s in f.samples if s.labels.get("model") == "one"}
     assert found["ipnext_request_latency_seconds_count"].value == 1
     assert found["ipnext_sampled_answers_total"].labels["output"] == "y"

@@ -12,11 +12,12 @@ from serving.router import RouterLimits
 from serving.router_metrics import RouterMetrics
 from serving.tallies import Histogram
 from serving.tensors import Tensor
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def samples(url):
     """Every sample of a process: {(name, labels): value}."""
-    response = httpx.get(f"{url}/metrics")
+    response = httpx.get(f"{url}/metrics", timeout=60)
     assert response.headers["content-type"] == "text/plain; version=0.0.4"
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -33,7 +34,7 @@ def value(found, name, **labels):
 def post(edge, model, rows=1, **headers):
     encoded = encode_request(InferRequest({"x": Tensor("FP32", np.zeros((rows, 2), np.float32))}, binary_output=True))
     url = f"{edge.url}/v2/models/{model}/infer"
-    response = httpx.post(url, content=encoded.body, headers={**encoded.headers, **headers}, timeout=20)
+    response = httpx.post(url, content=encoded.body, headers={**encoded.headers, **headers}, timeout=60)
     return response, len(encoded.body)
 
 
@@ -60,7 +61,7 @@ def test_the_router_counts_answers_by_model_generation_and_status(running):
     assert value(found, "ipnext_requests_total", model="unknown", generation="none", code="404") == 1
     assert value(found, "ipnext_request_duration_seconds_count", model="two", code="200") == 1
     assert value(found, "ipnext_request_duration_seconds_bucket", model="two", code="200", le="+Inf") == 1
-    assert 0 < value(found, "ipnext_request_duration_seconds_sum", model="two", code="200") < 10
+    assert 0 < value(found, "ipnext_request_duration_seconds_sum", model="two", code="200") < 60
     assert value(found, "ipnext_request_bytes_total", code="200") == sum(size for _, size in sizes)
     assert value(found, "ipnext_answer_bytes_total", code="200") == sum(len(answer.content) for answer, _ in sizes)
     assert value(found, "ipnext_generation_snapshot", model="two", part="p1", snapshot="1") == 1
@@ -84,20 +85,20 @@ def test_the_host_counts_answers_by_part_snapshot_generation_and_status(running)
     assert value(found, "ipnext_part_requests_in_flight") == 0
 
 
-def test_requests_answered_together_count_as_one_pass(running, toolbox):
+def test_requests_answered_together_count_as_one_pass(running):
     [slow] = [served for hold, served in running.held.values if hold.model == "slow"]
     for rows in (2, 4, 8):
         slow.costs.note(rows, 0.006)  # too long for the event loop, short enough to be joined
     post_all = [threading.Thread(target=post, args=(running, "slow", 2)) for _ in range(5)]
     post_all[0].start()
-    toolbox.until(lambda: value(samples(running.host_url), "ipnext_part_requests_in_flight", model="slow") == 1)
+    until(lambda: value(samples(running.host_url), "ipnext_part_requests_in_flight", model="slow") == 1)
     for thread in post_all[1:]:
         thread.start()
-    toolbox.until(lambda: value(samples(running.host_url), "ipnext_part_requests_in_flight", model="slow") == 5)
+    until(lambda: value(samples(running.host_url), "ipnext_part_requests_in_flight", model="slow") == 5)
     assert value(samples(running.url), "ipnext_requests_in_flight", model="slow") == 5
     running.gate.set()
     for thread in post_all:
-        thread.join(20)
+        thread.join(PATIENCE_SECONDS)
     found = samples(running.host_url)
     assert value(found, "ipnext_part_pass_requests_count", model="slow") == 2
     assert value(found, "ipnext_part_pass_requests_sum", model="slow") == 5
@@ -106,18 +107,20 @@ def test_requests_answered_together_count_as_one_pass(running, toolbox):
     assert value(found, "ipnext_part_queue_seconds_sum", model="slow") > 0
 
 
-def test_non_finite_answers_cancelled_and_refused_requests_are_counted(running, toolbox):
+def test_non_finite_answers_cancelled_and_refused_requests_are_counted(running):
     post(running, "nan")
-    url = f"{running.url}/v2/models/slow/infer"
     encoded = encode_request(InferRequest({"x": Tensor("FP32", np.zeros((1, 2), np.float32))}))
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(url, content=encoded.body, headers=encoded.headers, timeout=httpx.Timeout(5, read=0.1))
-    toolbox.until(lambda: value(samples(running.url), "ipnext_requests_total", model="slow", code="499") == 1)
+    with running.asking("slow", encoded.body, encoded.headers):
+        until(lambda: value(samples(running.host_url), "ipnext_part_requests_in_flight", model="slow") == 1)
+    until(lambda: value(samples(running.url), "ipnext_requests_total", model="slow", code="499") == 1)
     running.gate.set()
-    toolbox.until(lambda: value(samples(running.host_url), "ipnext_part_requests_total", model="slow", code="499") == 1)
+    until(lambda: value(samples(running.host_url), "ipnext_part_requests_total", model="slow", code="499") == 1)
     post_wrong = {"x-ipnext-generation": "7"}
     httpx.post(
-        f"{running.host_url}/parts/one/p0/infer", content=encoded.body, headers={**encoded.headers, **post_wrong}
+        f"{running.host_url}/parts/one/p0/infer",
+        content=encoded.body,
+        headers={**encoded.headers, **post_wrong},
+        timeout=60,
     )
     found = samples(running.host_url)
     assert value(found, "ipnext_part_non_finite_answers_total", model="nan") == 1

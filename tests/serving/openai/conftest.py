@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,11 +34,14 @@ from serving.router import Router, RouterLimits
 from serving.router_metrics import RouterMetrics
 from serving.router_table import TableFollower
 from tests.mixed_ranker import Ranker, export_ranker
+from tests.waiting import until
 
 from .mixed import MODEL
 
 MOCK = Path(__file__).parents[2] / "genai" / "mock_engine.py"
 REGION = "north"
+SILENT_SECONDS = 60.0
+"""So long may an engine of these tests be silent: tests of shorter limits see which of them it was."""
 GRAPH = PartGraph(
     nodes=(GraphNode(name="llm", part="llm", inputs={"prompt": "request.prompt"}),), outputs={"text": "llm.text"}
 )
@@ -84,16 +87,14 @@ def mock_engine(model="llm", **options):
         process.wait()
 
 
-def await_ready(url, process, *, path="/health", seconds=60):
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        assert process.poll() is None, "the engine ended"
-        try:
-            if httpx.get(url + path).status_code == 200:
-                return url
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise AssertionError(f"{url} is not ready")
+def await_ready(url, process, *, path="/health"):
+    def answers():
+        assert process.poll() is None, "the process ended"
+        with suppress(httpx.TransportError):
+            return httpx.get(url + path, timeout=60).status_code == 200
+
+    until(answers, why=lambda: f"{url} is not ready", every_seconds=0.05)
+    return url
 
 
 @contextmanager
@@ -184,6 +185,10 @@ class Edge:
     def counts(self, generation=1, model="llm"):
         return self.metrics.generations.get((model, generation)) or GenerationCounts()
 
+    def has_requests(self):
+        """Those that wait for an engine too."""
+        return bool(self.router._admission.under_way)
+
     def in_flight(self):
         return sum(one.in_flight for one in self.metrics.traffic)
 
@@ -209,23 +214,16 @@ async def running_edge(path, limits=None, http_limits=None):
 async def edge(tmp_path):
     async with running_edge(
         tmp_path / "router.json",
-        RouterLimits(max_in_flight=8, silent_seconds=5.0),
-        HttpLimits(write_seconds=3.0),
+        RouterLimits(max_in_flight=8, silent_seconds=SILENT_SECONDS),
+        HttpLimits(write_seconds=60.0),
     ) as edge:
         yield edge
 
 
 @pytest.fixture
 async def client():
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         yield client
-
-
-async def eventually(condition, what, *, seconds=10):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.01)
 
 
 class RawEngine:

@@ -10,8 +10,9 @@ import pytest
 from ipnext.model.deployment import RoutedModel
 from serving.openai.adapters import Alias
 from tests.genai.checkpoints import write_adapter
+from tests.waiting import eventually
 
-from .conftest import endpoint, eventually, mock_engine, raw_engine, served
+from .conftest import endpoint, mock_engine, raw_engine, served
 
 COMPLETIONS = "/v1/completions"
 FIRST, SECOND = {"style": ("style@1", 1)}, {"style": ("style@2", 2)}
@@ -28,7 +29,7 @@ def engine(tmp_path_factory):
     with mock_engine(name="word") as url:
         for name in ("style@1", "style@2"):
             body = {"lora_name": name, "lora_path": str(directory)}
-            assert httpx.post(f"{url}/v1/load_lora_adapter", json=body).status_code == 200
+            assert httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=60).status_code == 200
         yield url
 
 
@@ -142,8 +143,8 @@ async def test_a_client_that_leaves_an_adapters_stream_ends_it(edge, client):
         async with client.stream("POST", edge.url + COMPLETIONS, json=ask(stream=True)) as answer:
             async for _ in answer.aiter_raw():
                 break
-        await eventually(lambda: engine.left == 1, "the engine's connection has ended")
-    await eventually(lambda: edge.in_flight() == 0, "the request counts as ended")
+        await eventually(lambda: engine.left == 1, why=lambda: "the engine's connection has ended")
+    await eventually(lambda: edge.in_flight() == 0, why=lambda: "the request counts as ended")
 
 
 async def test_an_unknown_adapter_is_refused_with_the_known_ones(edge, both, client):
@@ -235,7 +236,7 @@ async def test_a_request_on_its_way_to_the_engine_holds_its_generation_in_the_an
         edge.table(RoutedModel(model="llm", served=generations, endpoints=(endpoint(engine.url, 1, 2),)))
         headers = {"x-ipnext-generation": "1"}
         asking = asyncio.create_task(client.post(edge.url + COMPLETIONS, json=ask(), headers=headers))
-        await eventually(lambda: engine.requests, "the engine has it, and has said nothing yet")
+        await eventually(lambda: engine.requests, why=lambda: "the engine has it, and has said nothing yet")
         edge.table(RoutedModel(model="llm", served=generations, endpoints=(endpoint(engine.url, 2),)))
         assert await told() == (2, 1)
         answered.set()

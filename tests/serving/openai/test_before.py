@@ -13,8 +13,9 @@ import pytest
 
 from ipnext.model.deployment import RoutedModel
 from ipnext.model.registry import GraphNode, PartGraph, SyncPolicy, TensorSpec
+from tests.waiting import eventually
 
-from .conftest import endpoint, eventually, mock_engine, raw_engine
+from .conftest import endpoint, mock_engine, raw_engine
 from .mixed import (
     CHAT,
     COMPLETIONS,
@@ -198,7 +199,7 @@ async def test_where_no_embedding_engine_answers_it_is_503(edge, client, ranker_
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
     assert "no host or engine answers; part 'embedder': " in answer.json()["error"]["message"]
-    await eventually(lambda: edge.in_flight() == 0, "nothing is left under way")
+    await eventually(lambda: edge.in_flight() == 0, why=lambda: "nothing is left under way")
 
 
 async def test_a_host_that_is_dead_is_asked_no_more_but_another_is(edge, client, ranker_host, llm):
@@ -314,11 +315,11 @@ async def test_a_client_that_leaves_ends_the_steps_before(edge, client, ranker_h
     async with raw(hanging) as (embedder, llm):
         edge.table(routed(1, embedder=[embedder.url], ranker=[ranker_host], llm=[llm.url]))
         asking = asyncio.create_task(client.post(edge.url + COMPLETIONS, json=completion()))
-        await eventually(lambda: len(embedder.requests) == 2, "both nodes are under way")
+        await eventually(lambda: len(embedder.requests) == 2, why=lambda: "both nodes are under way")
         assert edge.in_flight() == 1
         asking.cancel()
-        await eventually(lambda: edge.in_flight() == 0, "the request has ended")
-        await eventually(lambda: embedder.left == 2, "the engine's connections have ended")
+        await eventually(lambda: edge.in_flight() == 0, why=lambda: "the request has ended")
+        await eventually(lambda: embedder.left == 2, why=lambda: "the engine's connections have ended")
         assert llm.requests == []
     assert edge.counts(1, MODEL).answers[499].seconds.count == 1
 
@@ -326,11 +327,11 @@ async def test_a_client_that_leaves_ends_the_steps_before(edge, client, ranker_h
 async def test_the_deadline_is_for_the_steps_before_too(edge, client, ranker_host):
     async with raw(hanging) as (embedder, llm):
         edge.table(routed(1, embedder=[embedder.url], ranker=[ranker_host], llm=[llm.url]))
-        headers = {"x-ipnext-deadline-ms": "200"}
+        headers = {"x-ipnext-deadline-ms": "1500"}
         answer = await client.post(edge.url + COMPLETIONS, json=completion(), headers=headers)
         assert answer.status_code == 504
-        assert "no answer has begun within the deadline of 200 ms" in answer.json()["error"]["message"]
-        await eventually(lambda: embedder.left == 2, "the engine's connections have ended")
+        assert "no answer has begun within the deadline of 1500 ms" in answer.json()["error"]["message"]
+        await eventually(lambda: embedder.left == 2, why=lambda: "the engine's connections have ended")
 
 
 async def test_a_model_of_one_part_may_have_a_prompt_too(edge, client, llm):
@@ -365,7 +366,7 @@ async def test_an_engine_that_went_over_while_the_prompt_was_made_is_not_asked(e
         begun, gone = (routed(1, **parts, llm=engines).model_copy(update={"swap": True}) for engines in ([llm.url], []))
         edge.table(begun)
         asking = asyncio.create_task(client.post(edge.url + COMPLETIONS, json=completion()))
-        await eventually(lambda: embedder.requests, "the prompt is being made")
+        await eventually(lambda: embedder.requests, why=lambda: "the prompt is being made")
         edge.table(gone if served_on else begun.model_copy(update={"served": ()}))
         made.set()
         assert (await asking).status_code == 503

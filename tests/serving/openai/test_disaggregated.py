@@ -11,8 +11,9 @@ import pytest
 from ipnext.model.deployment import PartEndpoint, RoutedModel, ServedGeneration
 from ipnext.model.disaggregated import handoff_graph
 from ipnext.model.kv_transfer import Handoff
+from tests.waiting import eventually
 
-from .conftest import eventually, mock_engine, raw_engine
+from .conftest import mock_engine, raw_engine
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -239,10 +240,10 @@ async def test_a_prefill_engine_that_is_silent_has_half_of_the_deadline(edge, cl
     async with engines(silent, WRITES) as (prefill, decode):
         edge.table(pair([prefill.url], [decode.url]))
         began = time.monotonic()
-        answer = await client.post(edge.url + COMPLETIONS, json=ask(), headers={"x-ipnext-deadline-ms": "600"})
-        assert answer.status_code == 200
-        assert 0.25 < time.monotonic() - began < 0.6
-        await eventually(lambda: prefill.left == 1, "the prefill engine is told")
+        answer = await client.post(edge.url + COMPLETIONS, json=ask(), headers={"x-ipnext-deadline-ms": "6000"})
+        assert answer.status_code == 200, "the other half is left"
+        assert time.monotonic() - began > 2.9
+        await eventually(lambda: prefill.left == 1, why=lambda: "the prefill engine is told")
     assert edge.counts().prefills == {"failed": 1}
 
 
@@ -253,23 +254,22 @@ async def test_a_deadline_holds_over_both(edge, client):
 
     async with engines(slow, silent) as (prefill, decode):
         edge.table(pair([prefill.url], [decode.url]))
-        began = time.monotonic()
-        answer = await client.post(edge.url + COMPLETIONS, json=ask(), headers={"x-ipnext-deadline-ms": "500"})
+        answer = await client.post(edge.url + COMPLETIONS, json=ask(), headers={"x-ipnext-deadline-ms": "3000"})
         assert answer.status_code == 504
-        assert time.monotonic() - began < 1.5
+        assert "within the deadline of 3000 ms" in answer.json()["error"]["message"], "not what an engine may be silent"
         assert decode.requests
 
 
 async def test_a_client_that_leaves_while_its_prompt_is_read_ends_that(edge):
     async with engines(silent, WRITES) as (prefill, decode):
         edge.table(pair([prefill.url], [decode.url]))
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             asking = asyncio.create_task(client.post(edge.url + COMPLETIONS, json=ask()))
-            await eventually(lambda: prefill.requests, "the prompt is being read")
+            await eventually(lambda: prefill.requests, why=lambda: "the prompt is being read")
             assert edge.in_flight() == 1
             asking.cancel()
-        await eventually(lambda: prefill.left == 1, "the prefill engine is told")
-        await eventually(lambda: edge.in_flight() == 0, "the request counts as ended")
+        await eventually(lambda: prefill.left == 1, why=lambda: "the prefill engine is told")
+        await eventually(lambda: edge.in_flight() == 0, why=lambda: "the request counts as ended")
         assert decode.requests == []
     assert edge.counts().answers[499].seconds.count == 1
 
@@ -306,7 +306,9 @@ async def test_prompts_that_begin_alike_are_read_by_one_engine_and_answered_wher
         tasks = []
         for post in posts:
             tasks.append(asyncio.create_task(post))
-            await eventually(lambda: sum(len(e.requests) for e in decode) == len(tasks), "it is being answered")
+            await eventually(
+                lambda: sum(len(e.requests) for e in decode) == len(tasks), why=lambda: "it is being answered"
+            )
         assert sorted(len(engine.requests) for engine in (one, other)) == [0, 2]
         assert [len(engine.requests) for engine in decode] == [1, 1]
         reading.set()

@@ -7,8 +7,9 @@ import httpx
 import pytest
 
 from ipnext.model.deployment import RoutedModel
+from tests.waiting import eventually
 
-from .conftest import endpoint, eventually, mock_engine, raw_engine, served
+from .conftest import endpoint, mock_engine, raw_engine, served
 
 CHAT = "/v1/chat/completions"
 
@@ -20,7 +21,7 @@ def ask(text, **more):
 async def test_engines_of_the_table_tell_their_load(edge, engine):
     edge.serve(engine)
     loads = edge.router.engines.loads
-    await eventually(lambda: loads._of(engine).reported_at > 0, "it was asked")
+    await eventually(lambda: loads._of(engine).reported_at > 0, why=lambda: "it was asked")
     edge.serve()
     assert not edge.router.engines._polls
 
@@ -77,11 +78,11 @@ async def test_a_connection_to_an_engine_that_left_the_table_ends_with_its_answe
     async with raw_engine(script) as engine:
         edge.serve(engine.url)
         asking = asyncio.create_task(client.post(edge.url + CHAT, json=ask("hello")))
-        await eventually(lambda: engine.requests, "it is under way")
+        await eventually(lambda: engine.requests, why=lambda: "it is under way")
         edge.serve()
         answered.set()
         assert (await asking).status_code == 200
-        await eventually(lambda: engine.left >= 1, "the connection has ended")
+        await eventually(lambda: engine.left >= 1, why=lambda: "the connection has ended")
 
 
 def table(*urls, drain_seconds):
@@ -114,7 +115,7 @@ class Reading:
 
 async def test_a_stream_on_an_engine_that_left_the_table_is_cut_after_the_drain_and_seen_to_be(edge, engine, client):
     edge.table(table(engine, drain_seconds=0.3))
-    running = await Reading(client, edge, 2000).begun()
+    running = await Reading(client, edge, 20_000).begun()
     edge.table(table(drain_seconds=60.0))
     with pytest.raises(httpx.RemoteProtocolError):
         await running.ended()
@@ -142,11 +143,11 @@ async def test_a_request_that_waits_for_its_first_piece_is_answered_by_another_e
     edge, engine, client
 ):
     async def silent(*_):
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
     async with raw_engine(silent) as other:
         edge.table(table(other.url, drain_seconds=0.2))
         asking = asyncio.create_task(client.post(edge.url + CHAT, json=ask("hello")))
-        await eventually(lambda: other.requests, "it is under way")
+        await eventually(lambda: other.requests, why=lambda: "it is under way")
         edge.table(table(engine, drain_seconds=0.2))
         assert (await asking).status_code == 200

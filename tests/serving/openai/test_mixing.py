@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import pytest
 
 from ipnext.model.registry import SyncPolicy
+from tests.waiting import eventually
 
-from .conftest import eventually, mock_engine
+from .conftest import mock_engine
 from .mixed import COMPLETIONS, MODEL, PARTS, completion, routed
 
 CLIENTS = 4
@@ -74,7 +75,7 @@ class Load:
 
     async def more(self, count=12):
         start = len(self.answers)
-        await eventually(lambda: len(self.answers) >= start + count, "more answers", seconds=30)
+        await eventually(lambda: len(self.answers) >= start + count, why=lambda: "more answers")
 
 
 async def rolled_out(edge, client, fleet, sync):
@@ -111,7 +112,7 @@ async def rolled_out(edge, client, fleet, sync):
         for one in clients:
             one.cancel()
         ended = await asyncio.gather(*clients, return_exceptions=True)
-        await eventually(lambda: edge.in_flight() == 0, "what was under way has ended")
+        await eventually(lambda: edge.in_flight() == 0, why=lambda: "what was under way has ended")
     assert [one for one in ended if not isinstance(one, asyncio.CancelledError)] == []
     good = [answer for answer in load.answers if answer.status == 200]
     assert [answer for answer in good if answer.proof != answer.used] == [], "headers and text agree"
