@@ -44,4 +44,4 @@ async def eventually(
 
 
 def _late(seconds: float, why: Callable[[], object]) -> str:
-    return f"it did not happen within {seconds:g} s {why()}"
+    return f"it did not happen within {seconds:g} s: {why()}"

@@ -13,12 +13,12 @@ from ipnext.model.status import ConditionType, Reason
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 ANN = {"X-IPnext-User": "ann"}
+NOW = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
 
 
 def document(name: str = "sale", *, reason: str = "the shop is full", **scope: list[str]) -> dict[str, object]:
-    """A freeze of the present hour."""
-    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
-    window = {"start": now.isoformat(), "duration": "PT1H"}
+    """A freeze of today, the same whenever it is made."""
+    window = {"start": NOW.isoformat(), "duration": "PT24H"}
     spec = {"reason": reason, "windows": [window], "scope": scope}
     return {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": name}, "spec": spec}
 
@@ -180,7 +180,7 @@ async def test_the_page_is_told_what_is_frozen(applied):
     (after,) = (await applied.http.get("/v1/overview")).json()["models"]
     assert before["frozen"] is None
     until = datetime.fromisoformat(after["frozen"]["until"])
-    assert timedelta(0) < until - datetime.now(UTC) <= timedelta(hours=1)
+    assert timedelta(0) < until - datetime.now(UTC) <= timedelta(hours=24)
 
 
 def test_what_is_frozen_is_told_in_words():
