@@ -163,10 +163,12 @@ def lost_behind_a_hold(house, model, workers, *, carried_out, submit, drains, cl
         house.apply(scene.near, demand=[{"region": EUROPE, "qps": 80}], latencyToleranceMs=10)
         await carried_out(house.publish(scene.slow, 1))
         await carried_out(house.publish(scene.near, 1))
-        house.apply(scene.slow, rollout={"canary": 0.5, "maxStep": 0.5, "holdSeconds": 1000, "deadlineSeconds": 1200})
+        pace = {"canary": 0.5, "maxStep": 0.5, "deadlineSeconds": 1200}
+        house.apply(scene.slow, rollout={**pace, "holdSeconds": 1000})
         publish = house.publish(scene.slow, 2)
         await submit(publish)
         await until(lambda: any(2 in found for found in house.shares(scene.slow).values()))
+        house.apply(scene.slow, rollout=pace)
         house.apply_fleet(two_regions(east_cost=2.0))
         house.ask_replan("before")
         await wake_replan(client)
