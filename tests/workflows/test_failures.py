@@ -57,7 +57,7 @@ async def test_answers_that_are_not_finite_fail_the_gate(house, model, serves_on
 @pytest.fixture
 async def gated(house, model, carried_out):
     """Generation 1 serves, and what comes after it must answer as fast and much the same."""
-    gate = {"maxLatencyRatio": 2, "maxLatencyMs": {"p99": 100}, "maxDrift": 0.25, "waitSeconds": 30, "onTooFew": "fail"}
+    gate = {"maxLatencyRatio": 2, "maxLatencyMs": {"p99": 100}, "maxDrift": 0.25, "waitSeconds": 60, "onTooFew": "fail"}
     house.apply(model, rollout={"canary": 0.1, "maxStep": 0.5, "gate": gate})
     await carried_out(house.publish(model, 1))
 
