@@ -44,7 +44,7 @@ spec:
     deadlineSeconds: 180
     gate:
       maxNonFiniteRate: 0.01
-      maxLatencyMs: {p50: 300}
+      maxLatencyMs: {p50: 150}
       maxDrift: 0.25
       minRequests: 60
       waitSeconds: 160
@@ -168,7 +168,7 @@ def scorer(platform: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     ("top", "words"),
     [
         ({"shift": 2.0}, ("drift of output 'score'", "of generation 1), allowed 0.25")),
-        ({"work": 160}, ("p50 ", "allowed 300 ms")),
+        ({"work": 80}, ("p50 ", "allowed 150 ms")),
         ({"limit": 0.5}, ("non-finite answers of", "allowed 1.0%")),
     ],
     ids=["shifted predictions", "slow answers", "NaN answers"],
