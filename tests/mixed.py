@@ -55,7 +55,7 @@ _MANIFEST = {
         "graph": GRAPH,
         "demand": [{"region": "us-east", "qps": 20}],
         "latencyToleranceMs": 500,
-        "rollout": {"canary": 0.5, "maxStep": 0.5, "deadlineSeconds": 120},
+        "rollout": {"canary": 0.5, "maxStep": 0.5, "deadlineSeconds": 180},
     },
 }
 

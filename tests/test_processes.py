@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-import time
 
 import psutil
 
 from tests.processes import gone, runs
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def started():
@@ -19,8 +19,7 @@ def test_one_that_runs_runs_until_it_ends_and_a_zombie_does_not():
         assert runs(process)
         assert not gone([process])
         child.kill()
-        while runs(process):  # the time limit of a test ends this
-            time.sleep(0.01)
+        until(lambda: not runs(process))
     assert gone([process])
 
 
@@ -28,6 +27,6 @@ def test_one_that_ends_between_the_two_looks_has_ended(monkeypatch):
     with started() as child:
         process = psutil.Process(child.pid)
         child.kill()
-        child.wait(10)
+        child.wait(PATIENCE_SECONDS)
         monkeypatch.setattr(process, "is_running", lambda: True)
         assert not runs(process)

@@ -166,9 +166,9 @@ def test_a_peer_whose_environment_is_missing_is_a_row(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("program", "seconds", "memory_gb", "status"),
     [
-        ("import sys; sys.exit('it broke')", 30, 8, "failed"),
-        ("import time; time.sleep(60)", 0.5, 8, "time"),
-        ("x = bytearray(300_000_000); import time; time.sleep(60)", 30, 0.1, "memory"),
+        ("import sys; sys.exit('it broke')", 180, 8, "failed"),
+        ("import time; time.sleep(600)", 0.5, 8, "time"),
+        ("x = bytearray(300_000_000); import time; time.sleep(600)", 180, 0.1, "memory"),
     ],
 )
 def test_what_happens_to_a_peer_is_a_status(tmp_path: Path, monkeypatch, program, seconds, memory_gb, status):
@@ -182,7 +182,7 @@ def test_what_happens_to_a_peer_is_a_status(tmp_path: Path, monkeypatch, program
 
 def test_a_measured_row_is_judged_by_the_checker():
     problem = generate(models=3, regions=3, hardware=2, supply_use=0.8)
-    row = measure(INSTANCE, problem, "greedy", seconds=60, memory_gb=8)
+    row = measure(INSTANCE, problem, "greedy", seconds=180, memory_gb=8)
     assert (row.status, row.valid, row.broken) == ("done", True, ())
     assert row.objective == pytest.approx(solve_greedily(problem).plan("greedy").objective)
     assert row.peak_mb > 50

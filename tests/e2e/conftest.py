@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,8 +22,7 @@ from serving.export import export_model
 from tests.genai.hosts import mock_command
 from tests.lasting import Lasting
 from tests.processes import command_line
-
-START_SECONDS = 90
+from tests.waiting import PATIENCE_SECONDS, until
 
 MANIFEST = """
 apiVersion: ipnext/v1
@@ -41,7 +39,7 @@ spec:
     outputs: {sum: second.sum, marks: second.marks}
   demand: [{region: us-east, qps: 50}, {region: eu-west, qps: 50}]
   latencyToleranceMs: 120
-  rollout: {canary: 0.5, maxStep: 0.5, deadlineSeconds: 60}
+  rollout: {canary: 0.5, maxStep: 0.5, deadlineSeconds: 180}
 """
 
 
@@ -89,7 +87,7 @@ class Running:
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "IPNEXT_REPLAN_DELAY_SECONDS": "1", **self._environment},
             )
-        eventually(self._ready, START_SECONDS, lambda: self.log.read_text()[-3000:])
+        until(self._ready, why=lambda: self.log.read_text()[-3000:])
         self.endpoints = json.loads((self.state / "endpoints.json").read_text())
         return self
 
@@ -120,7 +118,7 @@ class Running:
     def answers(self) -> bool:
         """Whether the API answers and reaches everything it needs."""
         try:
-            return httpx.get(self.endpoints["api"] + "/readyz", timeout=2, trust_env=False).status_code == 200
+            return httpx.get(self.endpoints["api"] + "/readyz", timeout=60, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -130,21 +128,14 @@ class Running:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def ask(self, region: str, x: float = 1.0, generation: int | None = None) -> httpx.Response:
         """One prediction of the model `pair`."""
         headers = {"x-ipnext-generation": str(generation)} if generation else {}
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]}
         url = f"{self.endpoints['gateways'][region]}/v2/models/pair/infer"
-        return httpx.post(url, json=body, headers=headers, timeout=15, trust_env=False)
-
-
-def eventually(holds: Callable[[], object], seconds: float, why: Callable[[], str] = lambda: "") -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s\n{why()}"
-        time.sleep(0.05)
+        return httpx.post(url, json=body, headers=headers, timeout=60, trust_env=False)
 
 
 def snapshots(directory: Path, mark: float) -> Mapping[str, Path]:
@@ -172,7 +163,7 @@ def running_pair(root: Path) -> Iterator[Running]:
         client = running.client
         client.apply(MANIFEST)
         change = client.publish("pair", snapshots(root / "first", 1.0))
-        done = client.wait_change(change.id, timeout_seconds=60)
+        done = client.wait_change(change.id, timeout_seconds=PATIENCE_SECONDS)
         assert done.state == "done", done
         yield running
     finally:

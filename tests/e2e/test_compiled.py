@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
 from serving.engines.base import find_engine
 from serving.export import export_model
+from tests.waiting import PATIENCE_SECONDS, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.e2e
 
 WIDTH = 8
 TOLERANCE = 1e-5
@@ -34,7 +34,7 @@ spec:
     - {name: dense, hardware: [{kind: cpu, units: 1, qps: 60}], settings: SETTINGS}
   demand: [{region: us-east, qps: 50}, {region: eu-west, qps: 50}]
   latencyToleranceMs: 120
-  rollout: {canary: 0.5, maxStep: 0.5, deadlineSeconds: 60}
+  rollout: {canary: 0.5, maxStep: 0.5, deadlineSeconds: 180}
 """
 ASKED = np.random.default_rng(0).standard_normal((5, WIDTH)).astype(np.float32)
 
@@ -93,7 +93,7 @@ def small(platform: Any, snapshots: Snapshots) -> Iterator[Any]:
     done = publish(platform, snapshots.compiled("one"))
     assert done.state == "done", done.message
     yield platform
-    platform.client.wait_change(platform.client.delete("small").id, timeout_seconds=90)
+    platform.client.wait_change(platform.client.delete("small").id, timeout_seconds=PATIENCE_SECONDS)
 
 
 def command(*words: str, api: str = "http://127.0.0.1") -> subprocess.CompletedProcess[str]:
@@ -105,13 +105,13 @@ def command(*words: str, api: str = "http://127.0.0.1") -> subprocess.CompletedP
 
 def publish(platform: Any, directory: Path) -> Any:
     change = platform.client.publish("small", {"dense": directory})
-    return platform.client.wait_change(change.id, timeout_seconds=90)
+    return platform.client.wait_change(change.id, timeout_seconds=PATIENCE_SECONDS)
 
 
 def ask(platform: Any, region: str) -> httpx.Response:
     tensor = {"name": "x", "shape": list(ASKED.shape), "datatype": "FP32", "data": ASKED.ravel().tolist()}
     url = f"{platform.endpoints['gateways'][region]}/v2/models/small/infer"
-    return httpx.post(url, json={"inputs": [tensor]}, timeout=15, trust_env=False)
+    return httpx.post(url, json={"inputs": [tensor]}, timeout=60, trust_env=False)
 
 
 def check(platform: Any, expected: np.ndarray, *, snapshot: int | None = None) -> None:
@@ -134,13 +134,6 @@ def runs_library(host: psutil.Process) -> bool:
     return any(Path(mapped.path).name == LIBRARY_FILE for mapped in host.memory_maps())
 
 
-def eventually(holds: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
 def flip_a_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -159,7 +152,7 @@ def test_a_library_runs_where_the_manifest_asks_for_it_and_its_source_serves_bes
     check(small, snapshots.expected("two"), snapshot=2)
 
     back = small.client.rollback("small", generation=1)
-    assert small.client.wait_change(back.id, timeout_seconds=90).state == "done"
+    assert small.client.wait_change(back.id, timeout_seconds=PATIENCE_SECONDS).state == "done"
     check(small, snapshots.expected("one"), snapshot=1)
 
 
@@ -185,7 +178,7 @@ def test_a_library_is_refused_where_the_manifest_does_not_ask_for_it(platform: A
     platform.client.apply(MANIFEST.replace("SETTINGS", "{compile: true}"))
     done = publish(platform, snapshots.compiled("one"))
     assert done.state == "done", f"the same bytes, now asked for: {done.message}"
-    platform.client.wait_change(platform.client.delete("small").id, timeout_seconds=90)
+    platform.client.wait_change(platform.client.delete("small").id, timeout_seconds=PATIENCE_SECONDS)
 
 
 def test_a_tampered_library_is_refused_before_and_after_it_is_stored(
@@ -220,8 +213,8 @@ def test_a_library_that_was_tampered_with_in_a_hosts_cache_is_fetched_anew(small
         flip_a_byte(path)
     for host in hosts(small):
         host.kill()
-    eventually(lambda: hosts(small) and {host.pid for host in hosts(small)}.isdisjoint(before), 30)
-    eventually(lambda: all(ask(small, region).status_code == 200 for region in small.endpoints["gateways"]), 60)
+    until(lambda: hosts(small) and {host.pid for host in hosts(small)}.isdisjoint(before))
+    until(lambda: all(ask(small, region).status_code == 200 for region in small.endpoints["gateways"]))
     check(small, snapshots.expected("one"))
     assert [runs_library(host) for host in hosts(small)] == [True, True]
     assert {path.read_bytes() for path in cached} == {(snapshots.compiled("one") / LIBRARY_FILE).read_bytes()}

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -11,22 +11,11 @@ import httpx
 import pytest
 
 from ipnext.model.drain import DrainState
+from tests.waiting import PATIENCE_SECONDS, until
 
-
-def eventually(holds: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 EUROPE, AMERICA = "eu-west", "us-east"
-WAIT_SECONDS = 120
-
-SOON_SECONDS = 30
-"""Far more than it takes: the machine may be busy."""
 
 
 class Load:
@@ -88,8 +77,8 @@ def on_both_sides(platform: Any, manifest: str) -> None:
     small = tuple(item.model_copy(update={"units": 2}) for item in fleet.supply)
     client.put_fleet(fleet.model_copy(update={"supply": small}))
     client.apply(manifest.replace("{region: us-east, qps: 50}", "{region: us-east, qps: 150}"))
-    eventually(lambda: destinations(platform) == {AMERICA, EUROPE}, WAIT_SECONDS)
-    eventually(lambda: all(replan.state.final for replan in client.replans()), WAIT_SECONDS)
+    until(lambda: destinations(platform) == {AMERICA, EUROPE})
+    until(lambda: all(replan.state.final for replan in client.replans()))
 
 
 def destinations(platform: Any) -> set[str]:
@@ -117,9 +106,9 @@ def test_a_planned_drain_loses_no_request_at_any_gateway(platform: Any) -> None:
     with loads(platform, leaving, staying) as (left, stays):
         asked = client.drain(leaving, reason="new racks")
         assert asked.state in {DrainState.RECORDED, DrainState.CHECKING, DrainState.DRAINING}
-        drained = client.wait_drain(leaving, WAIT_SECONDS)
+        drained = client.wait_drain(leaving, PATIENCE_SECONDS)
         before = left.answers, stays.answers
-        eventually(lambda: left.answers > before[0] + 20 and stays.answers > before[1] + 20, WAIT_SECONDS)
+        until(lambda: left.answers > before[0] + 20 and stays.answers > before[1] + 20)
 
     assert drained.state is DrainState.DRAINED
     assert regions_of(platform) == {staying}
@@ -129,28 +118,28 @@ def test_a_planned_drain_loses_no_request_at_any_gateway(platform: Any) -> None:
     assert (shown.drain.state, shown.drain.reason, shown.drain.models_left) == (DrainState.DRAINED, "new racks", 0)
 
     client.undrain(leaving)
-    assert client.wait_drain(leaving, WAIT_SECONDS).state is DrainState.RETURNED
+    assert client.wait_drain(leaving, PATIENCE_SECONDS).state is DrainState.RETURNED
     assert all(region.drain is None for region in client.regions())
 
 
 def test_a_lost_region_is_answered_by_the_others_and_comes_back(platform: Any, pair_manifest: str) -> None:
+    """Its users are sent elsewhere, and answered, while nothing of it answers: its agent stands still all the time."""
     client = platform.client
     on_both_sides(platform, pair_manifest)
     with loads(platform, AMERICA) as (load,):
         with lost(platform, EUROPE):
-            began = time.monotonic()
             client.drain(EUROPE, disaster=True, reason="flood")
-            routed = client.wait_routed(EUROPE, WAIT_SECONDS)
+            routed = client.wait_routed(EUROPE, PATIENCE_SECONDS)
             done = time.monotonic()
-            eventually(lambda: load.answers > 100, WAIT_SECONDS)
+            before = load.answers
+            until(lambda: load.answers > before + 100)
             client.undrain(EUROPE, reason="dry again")
-        client.wait_drain(EUROPE, WAIT_SECONDS)
-        eventually(lambda: platform.ask(EUROPE).status_code == 200, WAIT_SECONDS)
-        eventually(lambda: EUROPE in destinations(platform), WAIT_SECONDS)
+        client.wait_drain(EUROPE, PATIENCE_SECONDS)
+        until(lambda: platform.ask(EUROPE).status_code == 200)
+        until(lambda: EUROPE in destinations(platform))
 
     assert routed.disaster
     assert load.failed_since(done) == [], [(round(at - done, 1), what) for at, what in load.failures][
         :: max(1, len(load.failures) // 20)
     ]
-    assert done - began < SOON_SECONDS
     assert EUROPE in regions_of(platform)

@@ -18,8 +18,9 @@ from ipnext.names import DEADLINE_HEADER
 from serving.export import export_model
 from serving.protocol import InferRequest, encode_request
 from serving.tensors import Tensor as Given
+from tests.waiting import PATIENCE_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 MANIFEST = """
 apiVersion: ipnext/v1
@@ -40,19 +41,19 @@ spec:
     canary: 0.4
     maxStep: 0.6
     holdSeconds: 1
-    deadlineSeconds: 150
+    deadlineSeconds: 180
     gate:
       maxNonFiniteRate: 0.01
       maxLatencyMs: {p50: 150}
       maxDrift: 0.25
       minRequests: 60
-      waitSeconds: 110
+      waitSeconds: 160
       onTooFew: fail
 """
 
 
-PATIENCE_SECONDS = 60
-PATIENT = {DEADLINE_HEADER: str(PATIENCE_SECONDS * 1000)}
+ANSWER_SECONDS = 60
+PATIENT = {DEADLINE_HEADER: str(ANSWER_SECONDS * 1000)}
 """A generation that is slow on purpose is to be slow on a busy machine, too, and not to fail."""
 
 
@@ -106,7 +107,7 @@ class Scorer:
     def publish(self, what: str, **top: Any) -> Any:
         export_model(Top(**top).eval(), {"x": torch.zeros(2, 4)}, self.root / what)
         change = self.client.publish(self.name, {"base": self.root / "base", "top": self.root / what})
-        return self.client.wait_change(change.id, timeout_seconds=200)
+        return self.client.wait_change(change.id, timeout_seconds=2 * PATIENCE_SECONDS)  # each wave waits for answers
 
     @contextmanager
     def load(self) -> Iterator[Asking]:
@@ -128,7 +129,7 @@ class Scorer:
 
     def _ask(self, url: str, seed: int, asking: Asking, stop: threading.Event) -> None:
         random = np.random.default_rng(seed)
-        with httpx.Client(timeout=PATIENCE_SECONDS + 5, trust_env=False) as client:
+        with httpx.Client(timeout=ANSWER_SECONDS + 5, trust_env=False) as client:
             while not stop.wait(0.01):
                 x = random.standard_normal((1, 4)).astype(np.float32)
                 encoded = encode_request(InferRequest({"x": Given("FP32", x)}, binary_output=True))
@@ -160,7 +161,7 @@ def scorer(platform: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         done = scorer.publish("first")
     assert done.state == "done", done.message
     yield scorer
-    scorer.client.wait_change(scorer.client.delete(scorer.name).id, timeout_seconds=60)
+    scorer.client.wait_change(scorer.client.delete(scorer.name).id, timeout_seconds=PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from ipnext.errors import InvalidInput
-from tests.e2e.conftest import eventually
 from tests.genai.checkpoints import write_bert, write_llama
 from tests.mixed import manifest
 from tests.mixed_ranker import Ranker, export_ranker
+from tests.waiting import PATIENCE_SECONDS, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 REGION = "us-east"
 CLIENTS = 4
@@ -77,7 +77,7 @@ class Load:
 
     def more(self):
         seen = len(self.whole)
-        eventually(lambda: len(self.whole) > seen + 2 * CLIENTS or self.broken, 60, lambda: str(self.broken))
+        until(lambda: len(self.whole) > seen + 2 * CLIENTS or self.broken, why=lambda: str(self.broken))
 
     def _run(self):
         with openai.OpenAI(base_url=f"{self._url}/v1", api_key="none", timeout=60, max_retries=0) as client:
@@ -139,7 +139,7 @@ def test_another_prompt_takes_effect_by_an_apply_and_starts_nothing_anew(platfor
     assert platform.client.wait_change(applied.change.id, timeout_seconds=CHANGE_SECONDS).state == "done"
     body = {"model": "answers", "prompt": "which?", "max_tokens": 1, "echo": True, "inputs": {"documents": DOCUMENTS}}
     url = platform.endpoints["gateways"][REGION]
-    answer = httpx.post(f"{url}/v1/completions", json=body, trust_env=False, timeout=30)
+    answer = httpx.post(f"{url}/v1/completions", json=body, trust_env=False, timeout=60)
     assert "[1] the longest of all" in answer.text
     assert "[2]" not in answer.text
     assert {p.pid for p in platform.found("mock_engine.py", "--model")} <= engines  # some may still be ending
@@ -148,7 +148,7 @@ def test_another_prompt_takes_effect_by_an_apply_and_starts_nothing_anew(platfor
 def test_what_does_not_fit_the_graph_is_refused_before_any_traffic(platform, tmp_path):
     ranker = export_ranker(Ranker(3), tmp_path / "ranker", size=5)
     change = platform.client.publish("answers", {"ranker": ranker})
-    done = platform.client.wait_change(change.id, timeout_seconds=60)
+    done = platform.client.wait_change(change.id, timeout_seconds=PATIENCE_SECONDS)
     assert done.state == "refused"
     assert "embed.embedding -> rank.documents: gives FP32[-1, 4], but FP32[-1, 5] is taken" in done.message
 

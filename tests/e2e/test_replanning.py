@@ -8,10 +8,9 @@ import pytest
 
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle import ReplanState
+from tests.waiting import PATIENCE_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
-
-WAIT_SECONDS = 120
+pytestmark = pytest.mark.e2e
 
 
 def regions_of(platform: Any) -> set[str]:
@@ -26,7 +25,7 @@ def test_a_region_that_loses_its_supply_is_left_without_being_asked(platform: An
     client.put_fleet(fleet.model_copy(update={"supply": lost}))
     replan = client.replans(limit=1)[0]
     assert replan.trigger == "supply"
-    ended = client.wait_replan(replan.id, WAIT_SECONDS)
+    ended = client.wait_replan(replan.id, PATIENCE_SECONDS)
 
     assert (ended.state, ended.models) == (ReplanState.ADOPTED, ("pair",))
     assert regions_of(platform) == set(fleet.regions) - {leaving}
@@ -37,7 +36,7 @@ def test_a_region_that_loses_its_supply_is_left_without_being_asked(platform: An
     assert summary.peak_memory_bytes > 0
 
     client.put_fleet(fleet)
-    client.wait_replan(client.replans(limit=1)[0].id, WAIT_SECONDS)
+    client.wait_replan(client.replans(limit=1)[0].id, PATIENCE_SECONDS)
 
 
 def test_a_planner_that_is_killed_again_and_again_is_explained_and_leaves_the_plan_in_force(platform: Any) -> None:
@@ -57,7 +56,7 @@ def test_a_planner_that_is_killed_again_and_again_is_explained_and_leaves_the_pl
     killer.start()
     try:
         with pytest.raises(Unavailable, match="PlannerFailed: the planner was killed"):
-            client.replan(wait=True, timeout_seconds=WAIT_SECONDS)
+            client.replan(wait=True, timeout_seconds=PATIENCE_SECONDS)
     finally:
         over.set()
         killer.join()
@@ -67,4 +66,4 @@ def test_a_planner_that_is_killed_again_and_again_is_explained_and_leaves_the_pl
     assert newest.message.endswith("the plan in force stays")
     assert [plan.id for plan in client.plans() if plan.in_force] == before
     assert platform.found("activities.solving") == []
-    assert client.replan(wait=True, timeout_seconds=WAIT_SECONDS).state in {ReplanState.KEPT, ReplanState.ADOPTED}
+    assert client.replan(wait=True, timeout_seconds=PATIENCE_SECONDS).state in {ReplanState.KEPT, ReplanState.ADOPTED}

@@ -20,8 +20,9 @@ import yaml
 from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from serving.engines.base import find_engine
 from serving.export import export_model
+from tests.waiting import PATIENCE_SECONDS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.e2e
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "split-ranker"
 MANIFEST = (EXAMPLE / "model.yaml").read_text()
@@ -35,7 +36,7 @@ SECOND = {"cross", "dense-s0", "dense-s2"}
 def platform(bare: Any) -> Iterator[Any]:
     """Without the model again afterwards."""
     yield bare
-    bare.client.wait_change(bare.client.delete("split-ranker").id, timeout_seconds=90)
+    bare.client.wait_change(bare.client.delete("split-ranker").id, timeout_seconds=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +79,13 @@ def cut_otherwise(**split: Any) -> str:
 def apply(platform: Any, manifest: str) -> None:
     for applied in platform.client.apply(manifest):
         if applied.change is not None:
-            done = platform.client.wait_change(applied.change.id, timeout_seconds=90)
+            done = platform.client.wait_change(applied.change.id, timeout_seconds=PATIENCE_SECONDS)
             assert done.state == "done", done.message
 
 
 def publish(platform: Any, whole: Path) -> Any:
     change = platform.client.publish("split-ranker", {"whole": whole})
-    return platform.client.wait_change(change.id, timeout_seconds=120)
+    return platform.client.wait_change(change.id, timeout_seconds=PATIENCE_SECONDS)
 
 
 def run_example(platform: Any) -> None:
@@ -97,7 +98,7 @@ def run_example(platform: Any) -> None:
 
 def ask(platform: Any, region: str) -> httpx.Response:
     url = f"{platform.endpoints['gateways'][region]}/v2/models/split-ranker/infer"
-    return httpx.post(url, json=REQUEST, timeout=15, trust_env=False)
+    return httpx.post(url, json=REQUEST, timeout=60, trust_env=False)
 
 
 def proof(answer: httpx.Response) -> Mapping[str, str]:
@@ -172,7 +173,7 @@ def test_each_generation_is_served_in_the_parts_that_it_was_cut_into(
         assert (done.state, done.generation) == ("done", 2), done.message
         check(platform, expected, generation=2, segments=SECOND)
         back = platform.client.rollback("split-ranker", generation=1)
-        done = platform.client.wait_change(back.id, timeout_seconds=90)
+        done = platform.client.wait_change(back.id, timeout_seconds=PATIENCE_SECONDS)
         assert done.state == "done", done.message
     assert wrong == []
     check(platform, expected, generation=1, segments=FIRST)

@@ -14,7 +14,7 @@ LONGEST_CUT_SECONDS = 6.0
 SHORT_SECONDS = 2.0
 REACH_SECONDS = 15.0
 """How long a worker may take to come to the place where it is to kill itself: somebody has to ask for something meanwhile."""
-PATIENCE_SECONDS = 240.0
+ROUND_SECONDS = 240.0
 """How long it may take to come to any of the places that are left of a round of all."""
 
 STAGES = (

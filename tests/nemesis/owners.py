@@ -23,10 +23,10 @@ from tests.nemesis.models import (
     freeze,
     manifest,
 )
+from tests.waiting import PATIENCE_SECONDS
 
 REASON = "nemesis"
 LOOK_SECONDS = 0.3
-RETURN_SECONDS = 90.0
 OUT_SECONDS = 6.0
 """How long a region that is drained stays out."""
 
@@ -120,7 +120,7 @@ class CapacityEngineer:
             return
         self._drained(region, draw.choice((0.5, 25.0, 45.0)))
         self._asking.ask("undrain", "capacity", lambda: self._client.undrain(region, reason=REASON), region=region)
-        deadline = time.monotonic() + RETURN_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             seen = self._seen(region)
             if seen is not None and seen.state.over:

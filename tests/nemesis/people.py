@@ -9,7 +9,7 @@ from tests.nemesis.changes import Changes
 from tests.nemesis.models import APPROVED
 from tests.nemesis.owners import CapacityEngineer, ModelOwner
 
-LAST_WORDS_SECONDS = 150.0
+LAST_WORDS_SECONDS = 240.0
 """What was begun is ended: a freeze is lifted, a region brought back."""
 
 

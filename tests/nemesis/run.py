@@ -17,12 +17,11 @@ from tests.nemesis.load import Load
 from tests.nemesis.models import BASE_DEMAND, DIPS, JUDGED, PARTS, REPLICA_QPS, UNITS, Forge, fleet
 from tests.nemesis.people import People
 from tests.nemesis.spans import Span, pauses
-from tests.nemesis.stack import Stack, until
+from tests.nemesis.stack import Stack
 from tests.nemesis.striking import Nemesis
 from tests.nemesis.watching import Watch
+from tests.waiting import PATIENCE_SECONDS, until
 
-SETTLE_SECONDS = 150.0
-"""After the last fault: until every change has ended."""
 REST_SECONDS = 2.0
 """How long users are watched once nothing changes any more."""
 PAUSE_SECONDS = 0.5
@@ -111,18 +110,18 @@ def _live(arguments: Arguments, recorder: Recorder, stack: Stack, watch: Watch, 
             return load.whole_since(at) and watch.whole_since(at)
 
         begun = time.monotonic()
-        until(lambda: whole_since(begun), 60)
+        until(lambda: whole_since(begun))
         changes.judged = True
         if JUDGED in arguments.models:
             client.apply(changes.manifest(JUDGED))
-            until(lambda: _rest(client), 60)
+            until(lambda: _rest(client))
         nemesis = Nemesis(recorder, stack, whole_since)
         with people:
             _strike_all(arguments, nemesis, tell)
         tell("waiting until every change has ended")
         _settled(client, changes)
         calm = time.monotonic()
-        until(lambda: whole_since(calm), 60)
+        until(lambda: whole_since(calm))
         recorder.note("quiet")
         time.sleep(REST_SECONDS)
     tell("reading what the store and Temporal say")
@@ -153,9 +152,9 @@ def _settled(client: Client, changes: Changes) -> None:
     for model, parts in changes.parts.items():
         changes.publish("settler", model, parts)
     with _patiently():
-        until(lambda: _rest(client), SETTLE_SECONDS)
-        until(lambda: all(replan.state.final for replan in client.replans(limit=100)), SETTLE_SECONDS)
-        until(lambda: _rest(client), SETTLE_SECONDS)
+        until(lambda: _rest(client))
+        until(lambda: all(replan.state.final for replan in client.replans(limit=100)))
+        until(lambda: _rest(client))
 
 
 def _rest(client: Client) -> bool:
@@ -175,7 +174,7 @@ def _patiently() -> Iterator[None]:
 
 def _workflows(stack: Stack, looked_at: Sequence[Span]) -> list[dict[str, object]]:
     """Once no run but the entities' is open, or after a while as it is: visibility lags behind."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         found = asyncio.run(temporal_dump(stack.endpoints["temporal_address"], looked_at))
         running = [run for run in found if run["status"] == "RUNNING" and run["type"] != "model"]

@@ -9,8 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ import psutil
 from ipnext.dev import children
 from ipnext.infra.tether import tether
 from tests.processes import command_line
+from tests.waiting import PATIENCE_SECONDS, until
 
-START_SECONDS = 120
 ROOT = Path(__file__).parents[2]
 ROLES: Mapping[str, tuple[str, ...]] = {
     "worker": ("workflows.worker",),
@@ -73,14 +72,14 @@ class Stack:
                 },
             )
         ready = self.state / "endpoints.json"
-        until(lambda: self._alive() and ready.exists(), START_SECONDS, lambda: self.log.read_text()[-3000:])
+        until(lambda: self._alive() and ready.exists(), why=lambda: self.log.read_text()[-3000:])
         self.endpoints = json.loads(ready.read_text())
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(90)
+        return self._process.wait(PATIENCE_SECONDS)
 
     def arm(self, place: str) -> None:
         """Let the worker kill itself the next time it comes to a place."""
@@ -145,14 +144,6 @@ class Stack:
         assert self._process is not None
         assert self._process.poll() is None, self.log.read_text()[-3000:]
         return True
-
-
-def until(holds: Callable[[], object], seconds: float, why: Callable[[], str] = lambda: "") -> None:
-    """Wait until it holds; AssertionError after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s\n{why()}"
-        time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import psutil
 
-from tests.nemesis.faults import PATIENCE_SECONDS, Fault
+from tests.nemesis.faults import ROUND_SECONDS, Fault
 from tests.nemesis.history import Recorder
 from tests.nemesis.network import Partition
 from tests.nemesis.stack import EVERY_ONE, Stack
+from tests.waiting import PATIENCE_SECONDS
 
-HEAL_SECONDS = 90.0
-APPEAR_SECONDS = 10.0
+APPEAR_SECONDS = 30.0
 """How long a process to strike is waited for."""
 
 
@@ -54,7 +54,7 @@ class Nemesis:
         workers = self._stack.found("worker")
         for place in places:
             self._stack.arm(place)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + ROUND_SECONDS
         while not any(map(self._stack.struck, places)) and time.monotonic() < deadline:
             time.sleep(0.01)
         if any(map(self._stack.struck, places)):
@@ -83,7 +83,7 @@ class Nemesis:
         self._begin(fault, number, pids=[victim.pid for victim in victims])
         for victim in victims:
             victim.kill()
-        psutil.wait_procs(victims, timeout=10)
+        psutil.wait_procs(victims, timeout=PATIENCE_SECONDS)
         return True
 
     def _stop(self, fault: Fault, number: int) -> bool:
@@ -144,7 +144,7 @@ class Nemesis:
             time.sleep(0.01)
 
     def _healed(self, number: int, since: float) -> bool:
-        deadline = since + HEAL_SECONDS
+        deadline = since + PATIENCE_SECONDS
         while not (self._whole_since(since) and self._stack.control_ready()):
             if time.monotonic() > deadline:
                 return False

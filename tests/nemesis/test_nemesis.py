@@ -22,7 +22,6 @@ def nemesis(directory: Path, *arguments: str) -> Story:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(480)
 def test_every_promise_holds_under_some_faults(tmp_path: Path) -> None:
     """One fault of each kind, over two models. The seed has an engineer who drains no region so soon."""
     story = nemesis(
@@ -34,7 +33,6 @@ def test_every_promise_holds_under_some_faults(tmp_path: Path) -> None:
 
 
 @pytest.mark.nemesis
-@pytest.mark.timeout(500)
 @pytest.mark.parametrize("seed", [7, 11])
 def test_every_promise_holds_under_a_minute_of_faults(tmp_path: Path, seed: int) -> None:
     story = nemesis(tmp_path, "--seconds", "60", "--seed", str(seed))

@@ -8,10 +8,10 @@ from temporalio.service import RPCError
 
 from ipnext import names
 from ipnext.temporal import tell_drain
+from tests.waiting import PATIENCE_SECONDS
 
 DEMAND = {"us-east": 350.0, "eu-west": 180.0}
 EUROPE = "eu-west"
-SHOWN_WITHIN_SECONDS = 30
 
 
 class Drains:
@@ -39,7 +39,7 @@ class Drains:
         """Wait until the workflow's page has a word: it hears what was written down with its next task."""
         handle, deadline = (
             self._client.get_workflow_handle(names.drain_workflow_id(region)),
-            time.monotonic() + SHOWN_WITHIN_SECONDS,
+            time.monotonic() + PATIENCE_SECONDS,
         )
         while True:
             shown = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)

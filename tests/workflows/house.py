@@ -51,7 +51,7 @@ def manifest(name: str, **spec: object) -> dict[str, object]:
         "graph": GRAPH,
         "demand": [{"region": "us-east", "qps": 350}, {"region": "eu-west", "qps": 180}],
         "latencyToleranceMs": 100,
-        "rollout": {"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 20},
+        "rollout": {"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 180},
         **spec,
     }
     return {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": name}, "spec": whole}

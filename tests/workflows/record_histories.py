@@ -35,7 +35,7 @@ HISTORIES = Path(__file__).parent / "histories"
 MODEL = "ranker"
 CUT_MODEL = "cut-ranker"
 FROZEN_MODEL = "frozen-ranker"
-ROLLOUT = {"canary": 0.5, "maxStep": 0.5, "holdSeconds": 0.1, "deadlineSeconds": 20}
+ROLLOUT = {"canary": 0.5, "maxStep": 0.5, "holdSeconds": 0.1, "deadlineSeconds": 180}
 SCRUBBED = {"identity": "worker", "stackTrace": "", "binaryChecksum": "", "buildId": ""}
 
 

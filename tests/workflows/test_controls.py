@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from temporalio.api.sdk.v1 import WorkflowMetadata
 
 from ipnext import names
 from ipnext.errors import Conflict
@@ -10,14 +11,17 @@ from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.temporal import control
+from tests.waiting import PATIENCE_SECONDS
 from workflows import policies
 
 pytestmark = pytest.mark.usefixtures("workers")
 
+DETAILS = "__temporal_workflow_metadata"
 ANNA = ControlAsked(by="anna", reason="looks odd")
 EVERYWHERE_1 = {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
 EVERYWHERE_2 = {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
 EVERYWHERE_3 = {"us-east": {3: 1.0}, "eu-west": {3: 1.0}}
+PACE = {"canary": 0.1, "maxStep": 1.0, "deadlineSeconds": 180}
 CANARY_2 = {"us-east": {1: 0.9, 2: 0.1}, "eu-west": {1: 0.9, 2: 0.1}}
 
 
@@ -34,10 +38,9 @@ def rolled_out(house, model, client, carried_out):
     """Generation 1 serves, and nothing runs; the manifest's rollout is as given."""
 
     async def prepare(**rollout):
-        given = {"canary": 0.1, "maxStep": 1.0, "deadlineSeconds": 30}
-        house.apply(model, rollout=given)
+        house.apply(model, rollout=PACE)
         assert (await carried_out(house.publish(model, 1))).state is ChangeState.DONE
-        house.apply(model, rollout={**given, **rollout})
+        house.apply(model, rollout={**PACE, **rollout})
         await idle(client.get_workflow_handle(names.model_workflow_id(model)))
 
     return prepare
@@ -45,9 +48,22 @@ def rolled_out(house, model, client, carried_out):
 
 async def idle(entity):
     """Until an entity runs nothing."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (await entity.query(names.MODEL_STATE, result_type=ModelEntityState)).running:  # noqa: ASYNC110 - it is asked, it tells nothing by itself
             await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def stopped_at(client):
+    """Wait until the page of a change's transition has some words."""
+
+    async def stopped(words, change):
+        run = client.get_workflow_handle(names.transition_workflow_id(change.id))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while words not in (await run.query(DETAILS, result_type=WorkflowMetadata)).current_details:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.02)
+
+    return stopped
 
 
 def held_back(house, model):
@@ -83,9 +99,9 @@ async def test_a_canary_waits_for_an_approval_and_then_goes_on(house, model, rol
     assert held_back(house, model) is None
 
 
-async def test_a_wave_that_nobody_approves_in_time_goes_back(house, model, rolled_out, asks, ended):
+async def test_a_wave_that_nobody_approves_in_time_goes_back(house, model, rolled_out, carried_out):
     await rolled_out(approval="canary", manualDeadlineSeconds=0.5)
-    change = await ended(await asks())
+    change = await carried_out(house.publish(model, 2))
 
     assert (change.state, change.reason) == (ChangeState.ROLLED_BACK, Reason.DEADLINE_EXCEEDED)
     assert "nobody approved wave 1 of 2 within 0.5 s" in change.message
@@ -94,7 +110,7 @@ async def test_a_wave_that_nobody_approves_in_time_goes_back(house, model, rolle
 
 
 async def test_a_bad_canary_goes_back_while_it_waits_for_an_approval(house, model, rolled_out, asks, ended):
-    await rolled_out(approval="canary", manualDeadlineSeconds=40)
+    await rolled_out(approval="canary", manualDeadlineSeconds=600)
     change = await asks()
     house.infrastructure.answer_with(model, 2, errors=1.0)
 
@@ -151,15 +167,18 @@ async def test_a_promoted_run_still_keeps_its_gates(house, model, rolled_out, su
 
 
 async def test_a_paused_run_stops_at_its_next_step_and_goes_on_when_resumed(
-    house, model, rolled_out, submit, until, say, ended
+    house, model, rolled_out, submit, until, say, stopped_at, ended
 ):
-    await rolled_out(holdSeconds=0.5)
+    """What ends its hold is a promotion: the pause comes before, however late it is."""
+    await rolled_out(holdSeconds=600)
     change = house.publish(model, 2)
     await submit(change)
     await until(lambda: house.shares(model) == CANARY_2)
 
     await say(ControlAction.PAUSE)
-    await asyncio.sleep(1.0)
+    await say(ControlAction.PROMOTE, change=change)
+    await stopped_at("wave 2 of 2: paused by anna", change)
+    await asyncio.sleep(0.5)
     while_paused = house.shares(model)
     reason = held_back(house, model)
     await say(ControlAction.RESUME)
@@ -171,11 +190,12 @@ async def test_a_paused_run_stops_at_its_next_step_and_goes_on_when_resumed(
 
 
 async def test_a_pause_that_lasts_too_long_ends_the_run(house, model, rolled_out, submit, until, say, ended):
-    await rolled_out(holdSeconds=0.5, manualDeadlineSeconds=1)
+    await rolled_out(holdSeconds=600, manualDeadlineSeconds=1)
     change = house.publish(model, 2)
     await submit(change)
     await until(lambda: house.shares(model) == CANARY_2)
     await say(ControlAction.PAUSE)
+    await say(ControlAction.PROMOTE, change=change)
 
     end = await ended(change)
 
@@ -206,7 +226,7 @@ async def test_a_paused_model_takes_publishes_and_begins_the_newest_when_resumed
 
 
 async def test_a_rollback_passes_a_pause_and_leaves_it(house, model, rolled_out, submit, until, say, ended):
-    await rolled_out(holdSeconds=0.5)
+    await rolled_out(holdSeconds=600)
     change = house.publish(model, 2)
     await submit(change)
     await until(lambda: house.shares(model) == CANARY_2)
@@ -224,7 +244,7 @@ async def test_a_rollback_passes_a_pause_and_leaves_it(house, model, rolled_out,
 async def test_a_rollback_runs_before_what_waits_longer(house, model, rolled_out, submit, say, ended):
     await rolled_out()
     await say(ControlAction.PAUSE)
-    house.apply(model, rollout={"canary": 1.0, "deadlineSeconds": 30})
+    house.apply(model, rollout={"canary": 1.0, "deadlineSeconds": 180})
     waiting = house.ask(model, ChangeKind.APPLY, f"{model}-apply")
     back = house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1)
     for change in (waiting, back):
@@ -316,30 +336,35 @@ async def test_a_publish_that_waits_for_a_person_is_not_given_up_for_a_newer_app
 
 @pytest.mark.parametrize(("on_newer", "state"), [("turn", ChangeState.ROLLED_BACK), ("finish", ChangeState.DONE)])
 async def test_a_rollout_turns_to_a_newer_publish_where_the_manifest_says_so(
-    house, model, rolled_out, submit, until, ended, on_newer, state
+    house, model, rolled_out, submit, until, say, ended, on_newer, state
 ):
-    await rolled_out(holdSeconds=2, onNewer=on_newer)
+    await rolled_out(holdSeconds=600, onNewer=on_newer)
     second = house.publish(model, 2)
     await submit(second)
     await until(lambda: house.shares(model) == CANARY_2)
+    house.apply(model, rollout=PACE)
     third = house.publish(model, 3)
     await submit(third)
+    if on_newer == "finish":
+        await say(ControlAction.PROMOTE, change=second)
 
     assert (await ended(second)).state is state
     assert (await ended(third)).state is ChangeState.DONE
     assert house.shares(model) == EVERYWHERE_3
 
 
-async def test_a_model_that_always_turns_finishes_something(house, model, rolled_out, submit, ended):
-    await rolled_out(holdSeconds=1, onNewer="turn")
+async def test_a_model_that_always_turns_finishes_something(house, model, rolled_out, submit, until, say, ended):
+    """Each run holds when the next publish comes; the last of them holds on though one has come."""
+    await rolled_out(holdSeconds=600, onNewer="turn")
     changes = []
-    while ChangeState.DONE not in {house.change(change.id).state for change in changes}:
-        assert len(changes) < 60, "none was finished"
-        changes.append(house.publish(model, len(changes) + 2))
+    for generation in range(2, policies.MOST_TURNS + 3):
+        changes.append(house.publish(model, generation))
         await submit(changes[-1])
-        await asyncio.sleep(0.4)
-    last = await ended(changes[-1])
+        await until(lambda new=generation: all(new in found for found in house.shares(model).values()))
+    house.apply(model, rollout=PACE)
+    changes.append(house.publish(model, policies.MOST_TURNS + 3))
+    await submit(changes[-1])
+    await say(ControlAction.PROMOTE, change=changes[-2])
 
-    gave_way = [c.id for c in map(house.change, (c.id for c in changes)) if c.state is ChangeState.ROLLED_BACK]
-    assert last.state is ChangeState.DONE
-    assert len(gave_way) >= policies.MOST_TURNS
+    ends = [(await ended(change)).state for change in changes]
+    assert ends == [*[ChangeState.ROLLED_BACK] * policies.MOST_TURNS, ChangeState.DONE, ChangeState.DONE]

@@ -37,7 +37,7 @@ async def test_a_transition_under_way_sends_nothing_back_to_a_lost_region_and_do
 ):
     """Users in the region that is left were answered in the lost one, too: there was no room for all of them."""
     house.apply_fleet(kit.FLEET.replace("us-east, hardware: cpu, units: 40", "us-east, hardware: cpu, units: 4"))
-    house.apply(model, rollout={"canary": 0.1, "maxStep": 0.2, "holdSeconds": 0.5, "deadlineSeconds": 20})
+    house.apply(model, rollout={"canary": 0.1, "maxStep": 0.2, "holdSeconds": 0.5, "deadlineSeconds": 180})
     await carried_out(house.publish(model, 1))
     assert EUROPE in {share.to for share in house.infrastructure.table(model, "us-east").shares}
     change = house.publish(model, 2)
@@ -155,18 +155,20 @@ class Scene:
 
 @pytest.fixture
 def lost_behind_a_hold(house, model, workers, *, carried_out, submit, drains, client, until):
-    """Lose Europe while the publish of generation 2 holds for some seconds; the other model was there only."""
+    """Lose Europe while the publish of generation 2 holds, until it is told; the other model was there only."""
     scene = Scene(house, model)
 
-    async def play(hold):
+    async def play():
         house.apply(scene.slow)
         house.apply(scene.near, demand=[{"region": EUROPE, "qps": 80}], latencyToleranceMs=10)
         await carried_out(house.publish(scene.slow, 1))
         await carried_out(house.publish(scene.near, 1))
-        house.apply(scene.slow, rollout={"canary": 0.5, "maxStep": 0.5, "holdSeconds": hold, "deadlineSeconds": 1200})
+        pace = {"canary": 0.5, "maxStep": 0.5, "deadlineSeconds": 1200}
+        house.apply(scene.slow, rollout={**pace, "holdSeconds": 1000})
         publish = house.publish(scene.slow, 2)
         await submit(publish)
         await until(lambda: any(2 in found for found in house.shares(scene.slow).values()))
+        house.apply(scene.slow, rollout=pace)
         house.apply_fleet(two_regions(east_cost=2.0))
         house.ask_replan("before")
         await wake_replan(client)
@@ -182,7 +184,7 @@ def lost_behind_a_hold(house, model, workers, *, carried_out, submit, drains, cl
 async def test_the_repair_of_a_disaster_waits_for_no_move_that_is_under_way(
     house, lost_behind_a_hold, client, until, ended
 ):
-    scene, publish = await lost_behind_a_hold(1000)
+    scene, publish = await lost_behind_a_hold()
 
     await until(lambda: regions(house, scene.near) == {"us-east"})
     await until(lambda: stored_destinations(house, scene.near) == {"us-east"})
@@ -194,9 +196,12 @@ async def test_the_repair_of_a_disaster_waits_for_no_move_that_is_under_way(
 
 
 async def test_a_move_by_a_plan_from_before_a_loss_goes_nowhere_and_the_repair_places_the_model(
-    house, kit, lost_behind_a_hold, *, drains, ended, until
+    house, kit, lost_behind_a_hold, *, client, drains, ended, until
 ):
-    scene, publish = await lost_behind_a_hold(3)
+    scene, publish = await lost_behind_a_hold()
+    await until(lambda: stored_destinations(house, scene.slow) == {"us-east"})
+    seen = ControlAsked(by="anna", reason="seen")
+    await control(client, scene.slow, ControlAction.PROMOTE, seen, change_id=publish.id)
 
     assert (await ended(publish)).state is ChangeState.DONE
     await drains.reaches(DrainState.DRAINED)

@@ -22,7 +22,7 @@ OLD = {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
 @pytest.fixture
 async def serves_one(house, model, carried_out):
     """Generation 1 serves."""
-    house.apply(model, rollout={"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 1.5})
+    house.apply(model)
     await carried_out(house.publish(model, 1))
 
 
@@ -57,7 +57,7 @@ async def test_answers_that_are_not_finite_fail_the_gate(house, model, serves_on
 @pytest.fixture
 async def gated(house, model, carried_out):
     """Generation 1 serves, and what comes after it must answer as fast and much the same."""
-    gate = {"maxLatencyRatio": 2, "maxLatencyMs": {"p99": 100}, "maxDrift": 0.25, "waitSeconds": 30, "onTooFew": "fail"}
+    gate = {"maxLatencyRatio": 2, "maxLatencyMs": {"p99": 100}, "maxDrift": 0.25, "waitSeconds": 60, "onTooFew": "fail"}
     house.apply(model, rollout={"canary": 0.1, "maxStep": 0.5, "gate": gate})
     await carried_out(house.publish(model, 1))
 
@@ -131,8 +131,8 @@ async def test_a_snapshot_that_no_host_can_load_ends_the_wait_at_once(house, kit
     assert house.shares(model) == OLD
 
 
-async def test_replicas_that_never_get_ready_end_at_the_deadline(house, model, carried_out):
-    house.apply(model, rollout={"deadlineSeconds": 1})
+async def test_replicas_that_never_get_ready_end_at_the_deadline(house, model, carried_out, quick_waits):
+    house.apply(model, rollout={"deadlineSeconds": 60})
     house.infrastructure.stall()
 
     change = await carried_out(house.publish(model, 1))
@@ -145,6 +145,7 @@ async def test_replicas_that_never_get_ready_end_at_the_deadline(house, model, c
 
 
 async def test_a_region_that_stays_away_is_named(house, model, serves_one, carried_out):
+    house.apply(model, rollout={"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 1.5})
     house.infrastructure.cut("eu-west")
 
     change = await carried_out(house.publish(model, 2))
@@ -155,7 +156,7 @@ async def test_a_region_that_stays_away_is_named(house, model, serves_one, carri
 
 
 async def test_a_region_that_comes_back_in_time_delays_only(house, model, carried_out, until, submit, ended):
-    house.apply(model, rollout={"deadlineSeconds": 60})
+    house.apply(model, rollout={"deadlineSeconds": 180})
     await carried_out(house.publish(model, 1))
     house.infrastructure.cut("eu-west")
     change = house.publish(model, 2)
@@ -170,7 +171,7 @@ async def test_a_region_that_comes_back_in_time_delays_only(house, model, carrie
 
 async def test_traffic_waits_for_replicas_that_ended_after_they_were_ready(house, model, carried_out, monkeypatch):
     """As in a pause between a wave's capacity and its traffic."""
-    house.apply(model, rollout={"refresh": "replace", "deadlineSeconds": 20})
+    house.apply(model, rollout={"refresh": "replace", "deadlineSeconds": 180})
     await carried_out(house.publish(model, 1))
     note, crashed = TransitionActivities._note, []
 

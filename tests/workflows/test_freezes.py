@@ -22,6 +22,8 @@ from workflows import policies
 from workflows.freezing import pause_before
 
 LONG = 3600.0
+SHORT = 15.0
+"""Its end is waited for, and a busy machine is to come to it before."""
 
 
 def freeze_manifest(
@@ -80,8 +82,8 @@ def ice(house, client, model, submit, until) -> Ice:
 
 
 async def test_a_publish_in_a_freeze_waits_with_its_reason_and_goes_on_by_itself(ice, house, workers, ended):
-    ice.freeze(4)
     change = house.publish(ice.model, 1)
+    ice.freeze(SHORT)
 
     waiting = await ice.frozen(change)
 
@@ -117,8 +119,8 @@ async def test_a_freeze_that_is_lifted_early_lets_go_at_once(ice, house, workers
 
 
 async def test_a_freeze_that_is_added_to_one_that_ends_makes_the_wait_longer(ice, house, workers, ended):
-    ice.freeze(3)
     change = house.publish(ice.model, 1)
+    ice.freeze(SHORT)
     first = await ice.frozen(change)
     ice.freeze(name="stocktaking")
 
@@ -278,8 +280,8 @@ async def test_a_retirement_waits_only_where_a_freeze_says_so(ice, house, worker
 
 
 async def test_a_worker_that_is_gone_while_a_change_is_frozen_loses_nothing(ice, house, serving, ended):
-    ice.freeze(4)
     change = house.publish(ice.model, 1)
+    ice.freeze(SHORT)
     async with serving():
         await ice.frozen(change)
 

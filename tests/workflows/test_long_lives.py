@@ -13,6 +13,7 @@ from ipnext.devfile import read_devfile, server_command, server_options, tempora
 from ipnext.infra.tether import tether
 from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleInput, LifecycleResult, QueuedChange
 from ipnext.temporal import connect, submit_change
+from tests.waiting import PATIENCE_SECONDS
 from workflows.worker import Engine, lifecycle_activities, planner_activities, worker_of
 
 SKIPPING = ["--dynamic-config-value", "frontend.WorkflowTimeSkippingEnabled=true"]
@@ -35,6 +36,7 @@ def workers(house, client):
 
 
 async def test_a_canary_is_held_for_hours_and_then_goes_on(house, model):
+    """The server skips the time: two hours would be longer than a test may take."""
     options = [*server_options(read_devfile().temporal, with_database=False), *SKIPPING]
     environment = await WorkflowEnvironment.start_time_skipping_v2(
         dev_server_existing_path=str(temporal_binary()),
@@ -46,7 +48,6 @@ async def test_a_canary_is_held_for_hours_and_then_goes_on(house, model):
     async with environment:
         lifecycle, planner = workers(house, environment.client)
         async with lifecycle, planner:
-            started = time.monotonic()
             queued = QueuedChange(id=change.id, kind=change.kind, sequence=1, generation=1)
             result = await environment.client.execute_workflow(
                 names.LIFECYCLE_WORKFLOW,
@@ -57,7 +58,6 @@ async def test_a_canary_is_held_for_hours_and_then_goes_on(house, model):
             )
 
     assert result.state is ChangeState.DONE
-    assert time.monotonic() - started < 60
     with house.store.read() as repository:
         (transition,) = repository.transitions(model)
     assert sum(wave.hold_seconds for wave in transition.transition.waves) >= 7200
@@ -72,7 +72,7 @@ def impatient_server(tmp_path, free_port):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
     yield f"127.0.0.1:{server.port}"
     process.terminate()
-    process.wait(20)
+    process.wait(PATIENCE_SECONDS)
 
 
 async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_seen(

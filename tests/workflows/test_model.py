@@ -26,6 +26,7 @@ from ipnext.model.lifecycle import (
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import Reason
 from ipnext.temporal import submit_change
+from tests.waiting import PATIENCE_SECONDS
 from workflows.model import ModelWorkflow
 
 pytestmark = pytest.mark.usefixtures("workers")
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("workers")
 @pytest.fixture
 async def held_up(house, model, submit, until):
     """A publish of generation 1 that waits for its replicas until it is released."""
-    house.apply(model, rollout={"deadlineSeconds": 120})
+    house.apply(model, rollout={"deadlineSeconds": 180})
     house.infrastructure.stall()
     change = house.publish(model, 1)
     await submit(change)
@@ -72,7 +73,7 @@ async def test_what_waits_can_be_asked_for(house, model, client, held_up, submit
 
 
 async def test_a_rollback_stops_the_rollout_that_runs(house, model, carried_out, submit, ended, until):
-    house.apply(model, rollout={"deadlineSeconds": 120})
+    house.apply(model, rollout={"deadlineSeconds": 180})
     await carried_out(house.publish(model, 1))
     await carried_out(house.publish(model, 2))
     house.infrastructure.stall()
@@ -171,7 +172,7 @@ async def test_a_run_that_is_told_to_end_before_it_has_begun_ends_for_the_reason
     else:
         await ends_unheard.submit(back)
 
-    record = await asyncio.wait_for(ends_unheard.recorded.get(), 30)
+    record = await asyncio.wait_for(ends_unheard.recorded.get(), PATIENCE_SECONDS)
 
     assert (record.change_id, record.result.state, record.result.reason) == ("one", state, reason)
     assert ("ann" if reason is Reason.ABORTED else "rollback back") in record.result.message

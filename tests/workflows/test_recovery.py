@@ -43,7 +43,7 @@ def doubled(activities, names: set[str]):
 
 
 async def test_every_activity_may_be_done_twice(house, kit, model, client, carried_out, no_engine):
-    house.apply(model, rollout={"canary": 1, "maxStep": 1, "deadlineSeconds": 20})
+    house.apply(model, rollout={"canary": 1, "maxStep": 1, "deadlineSeconds": 180})
     devfile, done = read_devfile(), set()
     ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, no_engine)
     theirs = planner_activities(house.store, ThreadSolver())
@@ -124,7 +124,7 @@ EVERY = tuple(f"{stage}:{point}" for stage in STAGES for point in ("before", "af
     "faults",
     [
         pytest.param(SOME, id="some"),
-        pytest.param(EVERY, id="every", marks=[pytest.mark.nemesis, pytest.mark.timeout(580)]),
+        pytest.param(EVERY, id="every", marks=pytest.mark.nemesis),
     ],
 )
 async def test_a_worker_killed_at_any_point_is_replaced_and_the_run_ends_right(
@@ -156,7 +156,7 @@ REPLAN_STAGES = ("replan_fleet", "move_models", "finish_replan")
         pytest.param(
             tuple(f"{stage}:{point}" for stage in REPLAN_STAGES for point in ("before", "after")),
             id="every",
-            marks=[pytest.mark.nemesis, pytest.mark.timeout(300)],
+            marks=pytest.mark.nemesis,
         ),
     ],
 )
@@ -198,10 +198,8 @@ def points(stages):
     [
         pytest.param(False, ("check_drain:after",), id="planned"),
         pytest.param(True, ("route_around:after",), id="lost"),
-        pytest.param(
-            False, points(DRAIN_STAGES), id="planned-every", marks=[pytest.mark.nemesis, pytest.mark.timeout(300)]
-        ),
-        pytest.param(True, points(LOST_STAGES), id="lost-every", marks=[pytest.mark.nemesis, pytest.mark.timeout(300)]),
+        pytest.param(False, points(DRAIN_STAGES), id="planned-every", marks=pytest.mark.nemesis),
+        pytest.param(True, points(LOST_STAGES), id="lost-every", marks=pytest.mark.nemesis),
     ],
 )
 async def test_a_worker_killed_at_any_point_of_a_drain_is_replaced_and_the_region_is_left(

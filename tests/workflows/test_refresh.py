@@ -12,7 +12,7 @@ DEMAND = {"us-east": 350.0, "eu-west": 180.0}
 
 
 def rollout(refresh):
-    return {"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 20, "refresh": refresh}
+    return {"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 180, "refresh": refresh}
 
 
 def parts(memory_bytes):

@@ -358,23 +358,30 @@ async def test_a_plan_that_came_too_late_for_what_was_placed_meanwhile_is_made_a
 
 
 async def test_a_replan_that_waits_stops_further_moves_and_the_next_plan_brings_them_about(
-    house, model, client, two_models, until, monkeypatch
+    house, model, client, serving, carried_out, until
 ):
-    monkeypatch.setattr("workflows.policies.RUNNING_MOVES", 1)
-    house.apply_fleet(WITHOUT_EUROPE)
-    house.ask_replan("r1")
-    await wake_replan(client)
-    await until(lambda: house.replan("r1").state is ReplanState.MOVING)
-    house.ask_replan("r2", "supply")
-    await wake_replan(client)
-    first, second = [
-        await until(lambda name=name: found if (found := house.replan(name)).state.final else None)
-        for name in ("r1", "r2")
-    ]
+    found = (model, f"{model}-b")
+    async with serving(policy=PlanningPolicy(window=1)):
+        for name in found:
+            house.apply(name)
+            await carried_out(house.publish(name, 1))
+        house.apply_fleet(WITHOUT_EUROPE)
+        house.infrastructure.stall()
+        house.ask_replan("r1")
+        await wake_replan(client)
+        await until(lambda: ChangeKind.MOVE in {c.kind for name in found for c in changes_of(house, name)})
+        house.ask_replan("r2", "supply")
+        await wake_replan(client)
+        house.infrastructure.release()
+        first, second = [
+            await until(lambda name=name: found if (found := house.replan(name)).state.final else None)
+            for name in ("r1", "r2")
+        ]
 
     assert first.state is ReplanState.ADOPTED
+    assert "1 models move by what it finds" in first.message
     assert second.plan_id != first.plan_id
-    for name in two_models:
+    for name in found:
         assert regions(house, name) == {"us-east"}, (first.message, second.message)
 
 

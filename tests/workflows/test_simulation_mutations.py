@@ -256,7 +256,6 @@ MUTANTS = {
 }
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_a_rule_broken_on_purpose_is_caught(mutate, monkeypatch):
     mutate(monkeypatch)

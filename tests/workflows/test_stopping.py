@@ -12,6 +12,7 @@ from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.model.lifecycle import ChangeKind, ChangeState
+from tests.waiting import PATIENCE_SECONDS
 from workflows.worker import lifecycle_activities, planner_activities, worker_of
 
 
@@ -25,7 +26,7 @@ def held_back(activities, held, is_meant, begun, go):
             answer = method(stage)
             if is_meant(stage):
                 begun.set()
-                go.wait(30)
+                go.wait(PATIENCE_SECONDS)
             return answer
 
         wanted = next(kind for key, kind in hints.items() if key != "return")
@@ -58,7 +59,7 @@ async def test_a_rollback_while_waves_are_planned_or_traffic_moves_is_heard_befo
 ):
     """The hold would be longer than this test may take."""
     begun, go, devfile = threading.Event(), threading.Event(), read_devfile()
-    house.apply(model, rollout={"canary": 1, "maxStep": 1, "deadlineSeconds": 20})
+    house.apply(model, rollout={"canary": 1, "maxStep": 1, "deadlineSeconds": 180})
     ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, no_engine)
     held = held_back(ours, *when(model), begun, go)
     async with (
@@ -69,10 +70,10 @@ async def test_a_rollback_while_waves_are_planned_or_traffic_moves_is_heard_befo
             change = house.publish(model, number)
             await submit(change)
             await ended(change)
-        house.apply(model, rollout={"canary": 0.5, "maxStep": 0.5, "deadlineSeconds": 20, "holdSeconds": 3600})
+        house.apply(model, rollout={"canary": 0.5, "maxStep": 0.5, "deadlineSeconds": 180, "holdSeconds": 3600})
         third = house.publish(model, 3, change_id=f"{model}-3")
         await submit(third)
-        assert await asyncio.to_thread(begun.wait, 30)
+        assert await asyncio.to_thread(begun.wait, PATIENCE_SECONDS)
         back = house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1)
         await submit(back)
         while not await asked_to_stop(client, names.lifecycle_workflow_id(model, third.id)):  # noqa: ASYNC110 - the server tells

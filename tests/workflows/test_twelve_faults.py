@@ -19,8 +19,8 @@ from ipnext.model.status import Reason
 
 pytestmark = pytest.mark.usefixtures("workers")
 
-QUICK = {"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 1.5}
-PATIENT = {**QUICK, "deadlineSeconds": 60}
+QUICK = {"canary": 0.1, "maxStep": 0.5, "deadlineSeconds": 4}
+PATIENT = {**QUICK, "deadlineSeconds": 180}
 HOST = "dense.cpu.0"
 
 
@@ -80,7 +80,8 @@ async def failed_canary(at: Any) -> Any:
 
 
 async def unreachable_region(at: Any) -> Any:
-    await at.carried_out(at.publish(rollout=QUICK))
+    await at.carried_out(at.publish(rollout=PATIENT))
+    at.house.apply(at.model, rollout=QUICK)
     at.house.infrastructure.cut("eu-west")
     return at.house.publish(at.model, 2)
 

@@ -48,8 +48,10 @@ def held(moment, model, region, generation):
 
 @pytest.mark.parametrize("region", REGIONS)
 @pytest.mark.parametrize("part", PARTS)
-async def test_no_weight_anywhere_while_one_part_of_one_region_is_not_loaded(house, model, carried_out, part, region):
-    house.apply(model, rollout={"canary": 1.0, "maxStep": 1.0, "deadlineSeconds": 2})
+async def test_no_weight_anywhere_while_one_part_of_one_region_is_not_loaded(
+    house, model, carried_out, quick_waits, part, region
+):
+    house.apply(model, rollout={"canary": 1.0, "maxStep": 1.0, "deadlineSeconds": 120})
     await carried_out(house.publish(model, 1))
     house.infrastructure.stall(key(model, part, region))
 
@@ -67,7 +69,7 @@ async def test_no_weight_anywhere_while_one_part_of_one_region_is_not_loaded(hou
 async def test_weight_goes_only_where_all_parts_are_loaded_and_what_is_unloaded_has_no_weight_left(
     house, model, carried_out, rollout
 ):
-    house.apply(model, rollout={**rollout, "keepWarm": 0, "deadlineSeconds": 20})
+    house.apply(model, rollout={**rollout, "keepWarm": 0, "deadlineSeconds": 180})
     await carried_out(house.publish(model, 1))
     await carried_out(house.publish(model, 2))
 

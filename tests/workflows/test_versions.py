@@ -12,8 +12,10 @@ import pytest
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.infra.tether import tether
+from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle import ChangeState
-from ipnext.temporal import connect
+from ipnext.temporal import connect, control
+from tests.waiting import PATIENCE_SECONDS
 
 PROGRAM = Path(__file__).parent / "killable_worker.py"
 
@@ -26,7 +28,7 @@ def server(tmp_path, free_port):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
     yield f"127.0.0.1:{free_port}"
     process.terminate()
-    process.wait(20)
+    process.wait(PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -69,20 +71,23 @@ async def test_a_transition_ends_on_its_build_while_the_entity_goes_over_to_the_
     house, model, client, worker, submit, until, ended
 ):
     worker("a")
-    house.apply(model, rollout={"canary": 1.0, "holdSeconds": 6, "deadlineSeconds": 30})
+    house.apply(model, rollout={"canary": 1.0, "holdSeconds": 1000})
     first, second = house.publish(model, 1), house.publish(model, 2)
     await submit(first)
     await until(lambda: house.shares(model))
 
     worker("b")
     await until(lambda: b"ready b" in (house.root / "workers.log").read_bytes())
+    house.apply(model, rollout={"canary": 1.0})
     await submit(second)
+    assert not house.change(first.id).state.final
+    await control(client, model, ControlAction.PROMOTE, ControlAsked(by="anna"), change_id=first.id)
 
     assert (await ended(first)).state is ChangeState.DONE
     assert (await ended(second)).state is ChangeState.DONE
     builds = [await build_of(client, names.transition_workflow_id(change.id)) for change in (first, second)]
     assert builds == ["a", "b"]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while await build_of(client, names.model_workflow_id(model)) != "b":  # noqa: ASYNC110 - it is asked, it tells nothing by itself
             await asyncio.sleep(0.1)
     assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}

@@ -1,6 +1,5 @@
 """The worker's composition: what it registers, what shadows it, fault points, heartbeats, the schedule."""
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from ipnext.devfile import ReplanSchedule, read_devfile
 from ipnext.errors import Conflict, InvalidInput, Unavailable
 from ipnext.settings import PlatformSettings
 from ipnext.temporal import connect, ensure_schedule, reachable, ui_link
+from tests.waiting import PATIENCE_SECONDS, eventually
 from workflows import policies
 from workflows.faults import Fault, fault_of
 from workflows.neighbours import check_neighbours
@@ -129,11 +129,10 @@ async def test_the_worker_process_waits_for_its_server_and_ends_on_sigterm(tmp_p
         command = [sys.executable, "-m", "workflows.worker"]
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)  # noqa: ASYNC220 - starts at once
     try:
-        while not (tmp_path / "ready").exists():
-            assert process.poll() is None, log.read_text()
-            await asyncio.sleep(0.1)
+        await eventually(lambda: (tmp_path / "ready").exists() or process.poll() is not None, why=log.read_text)
+        assert process.poll() is None, log.read_text()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
         assert not (tmp_path / "ready").exists()
     finally:
         process.kill()
