@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ipnext.model.deployment import HeldGeneration
+from ipnext.names import DEADLINE_HEADER
 from tests.waiting import PATIENCE_SECONDS, until
 
 LONG = np.full((150, 256), 0.01, np.float32)
@@ -64,8 +65,9 @@ def ids(toolbox):
 
 
 def run_long(host) -> Background:
-    """A request that runs for a while; returns once the host has begun it."""
-    work = Background(lambda: host.infer_part("heavy", 1, {"x": LONG}))
+    """A request that runs for a while, and as long as it may; returns once the host has begun it."""
+    patient = {DEADLINE_HEADER: str(int(PATIENCE_SECONDS * 1000))}
+    work = Background(lambda: host.infer_part("heavy", 1, {"x": LONG}, **patient))
     until(lambda: host.state().in_flight)
     return work
 
@@ -134,7 +136,7 @@ def test_wrong_tensors_are_refused_by_name(host, arrays, words):
 
 @pytest.mark.parametrize("deadline", ["0", "-1", "x", "1.5", "9999999999"])
 def test_a_deadline_that_is_no_time_is_refused(host, ids, deadline):
-    response = host.infer_part("sparse", 1, ids, **{"x-ipnext-deadline-ms": deadline})
+    response = host.infer_part("sparse", 1, ids, **{DEADLINE_HEADER: deadline})
     assert response.status_code == 400
     assert "x-ipnext-deadline-ms" in response.json()["error"]
 
@@ -148,7 +150,7 @@ def test_an_unknown_path_and_a_bad_control_body_are_refused(host):
 
 def test_a_deadline_ends_a_running_request_with_504(host):
     def was_told_while_the_pass_ran():  # a busy machine may look only after it; then the next one is looked at
-        response = host.infer_part("heavy", 1, {"x": LONG}, **{"x-ipnext-deadline-ms": "100"})
+        response = host.infer_part("heavy", 1, {"x": LONG}, **{DEADLINE_HEADER: "100"})
         assert response.status_code == 504
         running = host.state().in_flight
         until(lambda: not host.state().in_flight)
