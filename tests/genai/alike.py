@@ -37,7 +37,7 @@ class Alike:
         assert answer["choices"][0]["message"]["role"] == "assistant"
 
     def test_a_stream_comes_in_pieces_and_says_why_it_ends(self, url):
-        pieces = list(stream(url, tokens=6))
+        pieces = list(stream(url, tokens=60))
         assert len(pieces) >= 2
         assert [reason for _, reason in pieces if reason] == ["length"]
 
