@@ -1,0 +1,27 @@
+"""Wrong words on the command line: one line that names the option, the value and what is allowed, and status 2."""
+
+import pytest
+from typer.testing import CliRunner
+
+from ipnext.cli import app
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("get", "plan"),
+            "'plan' is not one of 'models', 'plans', 'replans', 'regions', 'fleet', 'freezes', 'audit'; see `ipnext get -h`",
+        ),
+        (("get", "models", "--output", "xml"), "'xml' is not one of 'table', 'json', 'yaml'; see `ipnext get -h`"),
+        (("publish", "m"), "Missing option '--part'; see `ipnext publish -h`"),
+        (("rollback", "m", "--generation", "9"), "No such option: --generation; see `ipnext rollback -h`"),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_line(words, told):
+    result = CliRunner().invoke(app, words, prog_name="ipnext")
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert result.output.startswith("error: ")
+    assert result.output.endswith(f"{told}\n")
+    assert "Value error" not in result.output
