@@ -318,7 +318,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
 
     def changed(routes: Routes) -> None:
         hosts.forget(routes.urls)
-        router.engines.keep(routes.engine_urls)
+        router.engines.keep(routes.engine_urls, chosen_among=routes.engine_choices)
 
     follower = TableFollower(arguments.table, region=arguments.region, on_change=changed)
     metrics = RouterMetrics(

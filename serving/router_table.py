@@ -1,10 +1,9 @@
 """What a router follows: the table file made ready for requests, and the task that picks up a new one."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import structlog
 from pydantic import ValidationError
@@ -14,10 +13,9 @@ from ipnext.model.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS, RoutedM
 from ipnext.model.kv_transfer import Handoff
 from ipnext.model.registry import TensorSpec
 from ipnext.model.routing import RoutingPolicy
+from serving.directory_changes import changes
 from serving.graph import GraphPlan, before_last, plan_graph
-from serving.synchrony import Tiers, Version, offers
-
-POLL_SECONDS: Final = 0.02
+from serving.synchrony import Offer, Tiers, Version, offers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,8 +88,17 @@ class ModelRoutes:
     @property
     def engine_urls(self) -> frozenset[str]:
         """Its engines that serve by themselves."""
-        found = (route.offers[part] for route in self.generations.values() for part in route.engines)
-        return frozenset(offer.url for tiers in found for tier in tiers for offer in tier)
+        return frozenset(offer.url for tier in self._engine_tiers() for offer in tier)
+
+    @property
+    def engine_choices(self) -> frozenset[str]:
+        """Those of them that a request may have a choice between."""
+        return frozenset(offer.url for tier in self._engine_tiers() if len(tier) > 1 for offer in tier)
+
+    def _engine_tiers(self) -> Iterator[Sequence[Offer]]:
+        for route in self.generations.values():
+            for part in route.engines:
+                yield from route.offers[part]
 
     def choose(self, pin: str | None) -> GenerationRoute:
         """The pinned generation, else the newest that has hosts for all parts with the snapshots that its policy wishes.
@@ -143,6 +150,11 @@ class Routes:
     def engine_urls(self) -> Mapping[str, float]:
         """All engines that serve by themselves -> how long what they have under way may go on once they are here no more."""
         return {url: model.drain_seconds for model in self.models.values() for url in model.engine_urls}
+
+    @property
+    def engine_choices(self) -> frozenset[str]:
+        """All engines whose load decides which one of them answers a request."""
+        return frozenset(url for model in self.models.values() for url in model.engine_choices)
 
     def model(self, name: str) -> ModelRoutes:
         """The routes of a model; NotFound where it is unknown here."""
@@ -232,10 +244,9 @@ class TableFollower:
         self._next: asyncio.Future[None] | None = None
 
     async def follow(self) -> None:
-        """Look for a new file for ever."""
-        while True:
+        """Take each new file over as it comes, for ever."""
+        async for _ in changes(self._path.parent):
             self.look()
-            await asyncio.sleep(POLL_SECONDS)
 
     async def changed(self) -> None:
         """Return once another table is in use."""

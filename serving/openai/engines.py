@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -22,7 +22,7 @@ _NAMES: Final = {
 
 
 class Engines:
-    """All engines of the table. While there are any, each is asked for its metrics twice a second."""
+    """All engines of the table. Those that a request has a choice between are asked for their metrics twice a second."""
 
     def __init__(self, loads: EngineLoads | None = None) -> None:
         self.loads = loads or EngineLoads(time.monotonic)
@@ -41,19 +41,22 @@ class Engines:
             pool = self._pools[url] = EnginePool(url)
         return await pool.ask(method, path, headers, body)
 
-    def keep(self, urls: Mapping[str, float]) -> None:
-        """These are the engines now: follow them, and forget the others, which have nothing new from here on.
+    def keep(self, urls: Mapping[str, float], *, chosen_among: Collection[str]) -> None:
+        """These are the engines now. The others are forgotten, and have nothing new from here on.
 
         `urls`: URL -> how long its answers may go on once it is here no more, in seconds. What is left then is cut.
+        `chosen_among`: those whose load decides something. A page of vLLM's metrics costs its server 10 ms of processor time.
         """
         loop = asyncio.get_running_loop()
-        for url in self._polls.keys() - urls.keys():
+        for url in self._polls.keys() - set(chosen_among):
             self._polls.pop(url).cancel()
+        for url in chosen_among:
+            if url not in self._polls:
+                self._polls[url] = loop.create_task(self._follow(url))
+        for url in self._drains.keys() - urls.keys():
             self._last[url] = loop.call_later(self._drains[url], self._cut, url)
-        for url in urls.keys() - self._polls.keys():
-            self._polls[url] = loop.create_task(self._follow(url))
-            if url in self._last:
-                self._last.pop(url).cancel()
+        for url in self._last.keys() & urls.keys():
+            self._last.pop(url).cancel()
         for url, pool in tuple(self._pools.items()):
             pool.left = url not in urls
             if pool.left:
@@ -65,7 +68,7 @@ class Engines:
 
     def close(self) -> None:
         """Follow none."""
-        self.keep({})
+        self.keep({}, chosen_among=())
         for last in self._last.values():
             last.cancel()
 

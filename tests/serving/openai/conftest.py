@@ -167,7 +167,7 @@ class Edge:
         self.url = ""
 
     def changed(self, routes):
-        self.router.engines.keep(routes.engine_urls)
+        self.router.engines.keep(routes.engine_urls, chosen_among=routes.engine_choices)
 
     def table(self, *models):
         self.revision += 1

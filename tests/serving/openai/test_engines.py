@@ -18,11 +18,24 @@ def ask(text, **more):
     return {"model": "llm", "messages": [{"role": "user", "content": text}], "max_tokens": 2, **more}
 
 
-async def test_engines_of_the_table_tell_their_load(edge, engine):
-    edge.serve(engine)
+async def reported(edge, *engines):
     loads = edge.router.engines.loads
-    await eventually(lambda: loads._of(engine).reported_at > 0, why=lambda: "it was asked")
+    await eventually(lambda: all(loads._of(url).reported_at > 0 for url in engines), why=lambda: "they were asked")
+
+
+async def test_engines_that_a_request_may_choose_between_tell_their_load(edge, engine, other_engine):
+    edge.serve(engine, other_engine)
+    await reported(edge, engine, other_engine)
     edge.serve()
+    assert not edge.router.engines._polls
+
+
+async def test_an_engine_without_another_one_is_left_alone(edge, engine, other_engine):
+    edge.serve(engine)
+    assert not edge.router.engines._polls
+    edge.serve(engine, other_engine)
+    await reported(edge, engine, other_engine)
+    edge.serve(other_engine)
     assert not edge.router.engines._polls
 
 
