@@ -5,7 +5,7 @@
     python benchmarks/openai_edge.py --vllm CHECKPOINT
 
 Every way to the engine is asked in turns, round after round, by the same client. `direct` is the engine itself: the ratio
-of a figure is to it. With --vllm a real server of that checkpoint is asked, for streams only.
+of a figure is to it, round by round, and then the median. With --vllm a real server of that checkpoint is asked, for streams only.
 docs/genai-benchmarks.md says what is measured.
 """
 
@@ -14,7 +14,7 @@ import itertools
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from ipnext.model.engine_settings import VllmSettings  # noqa: E402
 PROMPT = "tell me of the sea " * 20
 TOKENS = 64
 CONCURRENCY = (1, 4, 16)
-FEWEST = 12
-"""Streams of so many clients in one round, at least."""
+FEWEST = 2
+"""Streams of one client in one round, at least. A machine's own pace drifts: many short rounds say more than a few long ones."""
 SETTINGS = VllmSettings(max_model_len=1024, kv_cache_gib=0.5, max_num_seqs=16)
 """Of a real engine."""
 
@@ -42,28 +42,35 @@ class Way:
 
     def __init__(self, name: str, url: str, between: tuple[ServerProcess, ...] = ()) -> None:
         self.name, self.url, self._between = name, url, between
-        self.loops: dict[str, Loop] = {}
+        self.loops: dict[str, list[Loop]] = {}
+        """Kind -> what each round saw."""
         self.cpu: dict[str, float] = {}
 
     def measure(self, kind: str, *, clients: int, requests: int, stream: bool, tokens: int) -> None:
         """Run one loop and add to what was seen of its kind."""
         bodies = itertools.repeat(request(PROMPT, tokens=tokens, stream=stream))
+        first = request(PROMPT, tokens=1, stream=stream)
         before = self._spent()
-        loop = run_loop(self.url, bodies, clients=clients, requests=requests, tokens=tokens)
+        loop = run_loop(self.url, bodies, clients=clients, requests=requests, tokens=tokens, before=first)
         self.cpu[kind] = self.cpu.get(kind, 0.0) + self._spent() - before
-        self.loops.setdefault(kind, Loop()).add(loop)
+        self.loops.setdefault(kind, []).append(loop)
 
     def _spent(self) -> float:
         return sum(server.cpu_seconds() for server in self._between)
 
     def figure(self, kind: str, of: str) -> float:
-        """Milliseconds of a request (p50), tokens a second, or the proxy's CPU milliseconds for each request."""
-        loop = self.loops[kind]
-        if of == "tokens":
-            return loop.tokens / loop.seconds
+        """Milliseconds of a request (p50), or the proxy's CPU milliseconds for each request."""
+        loop = Loop()
+        for one in self.loops[kind]:
+            loop.add(one)
         if of == "cpu":
             return self.cpu[kind] / len(loop.whole) * 1e3
         return statistics.median(loop.first if of == "first" else loop.whole) * 1e3
+
+    def over(self, direct: "Way", kind: str, figure: Callable[[Loop], float]) -> float:
+        """A figure of a round over that of the engine asked directly in the same round: the median of the rounds."""
+        rounds = zip(self.loops[kind], direct.loops[kind], strict=True)
+        return statistics.median(figure(own) / figure(its) for own, its in rounds)
 
 
 def ways(edges: Edges, direct: str) -> Iterator[Way]:
@@ -98,17 +105,23 @@ def measured(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         quick = [] if asked.vllm else list(ways(edges, _url(edges.mock(ttft_ms=0, itl_ms=0))))
         engine = edges.vllm(asked.vllm, SETTINGS) if asked.vllm else edges.mock(ttft_ms=5, itl_ms=5)
         paced = list(ways(edges, _url(engine)))
-        for _ in range(asked.rounds):
-            for way in quick:
+        for number in range(asked.rounds):
+            for way in _from(quick, number):
                 way.measure("whole", clients=1, requests=asked.requests, stream=False, tokens=1)
                 way.measure("stream", clients=1, requests=asked.requests, stream=True, tokens=4)
-            for way, clients in itertools.product(paced, asked.clients):
+            for clients, way in itertools.product(asked.clients, _from(paced, number)):
                 requests = max(clients, FEWEST, asked.requests * clients // 32)
                 way.measure(f"paced {clients}", clients=clients, requests=requests, stream=True, tokens=TOKENS)
     rows = [_streamed(way, paced[0], asked.clients) for way in paced]
     for row, way in zip(rows, quick, strict=False):
         row.update(_added(way, quick[0]))
     return rows
+
+
+def _from(ways: Sequence[Way], number: int) -> Sequence[Way]:
+    """The same in turns, another one first: what comes after which is no part of the figures."""
+    first = number % len(ways) if ways else 0
+    return [*ways[first:], *ways[:first]]
 
 
 def _added(way: Way, direct: Way) -> dict[str, Any]:
@@ -125,10 +138,18 @@ def _streamed(way: Way, direct: Way, concurrency: Sequence[int]) -> dict[str, An
     row: dict[str, Any] = {"way": way.name}
     for clients in concurrency:
         kind = f"paced {clients}"
-        row[f"tokens {clients}"] = way.figure(kind, "tokens") / direct.figure(kind, "tokens")
-        row[f"ttft {clients}"] = way.figure(kind, "first") / direct.figure(kind, "first")
+        row[f"tokens {clients}"] = way.over(direct, kind, _pace)
+        row[f"ttft {clients}"] = way.over(direct, kind, _first)
         row[f"cpu {clients}"] = way.figure(kind, "cpu")
     return row
+
+
+def _pace(loop: Loop) -> float:
+    return loop.tokens / loop.seconds
+
+
+def _first(loop: Loop) -> float:
+    return statistics.median(loop.first)
 
 
 WAY: Mapping[str, tuple[str, str]] = {"way": ("way to the engine", "{}")}

@@ -1,12 +1,18 @@
 """How many requests of one model a router takes on at once: what comes beyond is refused at the door, not queued."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Final
 
 from ipnext.errors import Unavailable
+from serving.counted import Counted
 
 DEFAULT_MAX_IN_FLIGHT: Final = 1024
+
+
+@dataclass(slots=True)
+class _Model:
+    in_flight: int = 0
 
 
 class Admission:
@@ -14,28 +20,22 @@ class Admission:
 
     def __init__(self, limit: int = DEFAULT_MAX_IN_FLIGHT) -> None:
         self._limit = limit
-        self._in_flight: dict[str, int] = {}
+        self._models: dict[str, _Model] = {}
 
     @property
     def under_way(self) -> Collection[str]:
         """Models that have requests under way."""
-        return self._in_flight.keys()
+        return [name for name, model in self._models.items() if model.in_flight]
 
-    @contextmanager
-    def admitted(self, model: str) -> Iterator[None]:
-        """Count a request while it lasts. Unavailable when the model has as many as it may."""
-        count = self._in_flight.get(model, 0)
-        if count >= self._limit:
+    def admitted(self, model: str) -> Counted:
+        """Count a request while it lasts: entered at once. Unavailable when the model has as many as it may."""
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = _Model()
+        if found.in_flight >= self._limit:
             msg = (
-                f"model {model} has {count} requests under way, the limit is {self._limit} (--max-in-flight); try again"
+                f"model {model} has {found.in_flight} requests under way, the limit is {self._limit} (--max-in-flight); "
+                "try again"
             )
             raise Unavailable(msg)
-        self._in_flight[model] = count + 1
-        try:
-            yield
-        finally:
-            left = self._in_flight[model] - 1
-            if left:
-                self._in_flight[model] = left
-            else:
-                del self._in_flight[model]
+        return Counted(found)

@@ -44,7 +44,6 @@ from serving.protocol import (
     encode_response,
     parse_header_length,
     proof_parameters,
-    snapshots_text,
 )
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
@@ -263,11 +262,10 @@ class Router:
     def _proof(self, route: GenerationRoute | None, used: Mapping[str, int]) -> Mapping[str, str]:
         if route is None:
             return {REGION_HEADER: self._region}
-        snapshots = {**route.snapshots, **used}
         return {
             REGION_HEADER: self._region,
             GENERATION_HEADER: str(route.generation),
-            SNAPSHOTS_HEADER: snapshots_text(snapshots),
+            SNAPSHOTS_HEADER: route.snapshots_text(used),
         }
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ipnext.model.deployment import GenerationTraffic
+from serving.counted import Counted
 from serving.generation_counts import GenerationCounts
 from serving.predictions import SAMPLE_SECONDS, Sketches
 from serving.router_table import GenerationRoute
@@ -36,15 +36,9 @@ class RouterMetrics(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
-    @contextmanager
-    def in_flight(self, model: str, generation: int) -> Iterator[None]:
+    def in_flight(self, model: str, generation: int) -> Counted:
         """Count a request while it lasts."""
-        counts = self._of(model, generation)
-        counts.in_flight += 1
-        try:
-            yield
-        finally:
-            counts.in_flight -= 1
+        return Counted(self._of(model, generation))
 
     def note_answer(
         self, model: str, generation: int | None, *, status: int, seconds: float, sizes: tuple[int, int] = (0, 0)

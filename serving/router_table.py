@@ -1,7 +1,7 @@
 """What a router follows: the table file made ready for requests, and the task that picks up a new one."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from ipnext.model.registry import TensorSpec
 from ipnext.model.routing import RoutingPolicy
 from serving.directory_changes import changes
 from serving.graph import GraphPlan, before_last, plan_graph
-from serving.synchrony import Offer, Tiers, Version, offers
+from serving.protocol import snapshots_text
+from serving.synchrony import Tiers, Version, offers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +51,18 @@ class GenerationRoute:
     """Adapter part -> its name in the generator's engines."""
     engines: frozenset[str] = frozenset()
     """Parts whose engines serve by themselves, the generator among them."""
+    choices: frozenset[str] = frozenset()
+    """Those of these parts that have several engines of which one is picked."""
+    proof: str = ""
+    """The snapshots as headers name them."""
     before: GraphPlan | None = None
     """The nodes before the generator, where its prompt is made of what they give; None: the request goes to it as it came."""
+
+    def snapshots_text(self, used: Mapping[str, int]) -> str:
+        """What answered, as headers name it: the generation's own snapshots, but for `used` (part -> snapshot)."""
+        if all(self.snapshots.get(part) == number for part, number in used.items()):
+            return self.proof
+        return snapshots_text({**self.snapshots, **used})
 
     @property
     def locked(self) -> bool:
@@ -88,17 +99,14 @@ class ModelRoutes:
     @property
     def engine_urls(self) -> frozenset[str]:
         """Its engines that serve by themselves."""
-        return frozenset(offer.url for tier in self._engine_tiers() for offer in tier)
+        found = (route.offers[part] for route in self.generations.values() for part in route.engines)
+        return frozenset(offer.url for tiers in found for tier in tiers for offer in tier)
 
     @property
     def engine_choices(self) -> frozenset[str]:
         """Those of them that a request may have a choice between."""
-        return frozenset(offer.url for tier in self._engine_tiers() if len(tier) > 1 for offer in tier)
-
-    def _engine_tiers(self) -> Iterator[Sequence[Offer]]:
-        for route in self.generations.values():
-            for part in route.engines:
-                yield from route.offers[part]
+        found = (route.offers[part] for route in self.generations.values() for part in route.choices)
+        return frozenset(offer.url for tiers in found for tier in tiers if len(tier) > 1 for offer in tier)
 
     def choose(self, pin: str | None) -> GenerationRoute:
         """The pinned generation, else the newest that has hosts for all parts with the snapshots that its policy wishes.
@@ -124,9 +132,11 @@ class ModelRoutes:
         if not self.generations:
             msg = f"model {self.model} serves no generation yet; try again"
             raise Unavailable(msg)
-        routes = list(self.generations.values())[::-1]
-        whole = (route for route in routes if route.whole)
-        return next(whole, next((route for route in routes if not route.missing), routes[0]))
+        routes = tuple(self.generations.values())
+        if routes[-1].whole:
+            return routes[-1]
+        whole = (route for route in reversed(routes) if route.whole)
+        return next(whole, next((route for route in reversed(routes) if not route.missing), routes[-1]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,6 +196,7 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
     generator = handoff.decode if handoff else last
     # The engine that answers can do without the one that reads its prompts.
     needed = {part: tiers for part, tiers in found.items() if handoff is None or part != handoff.prefill}
+    engines = plan.parts & served.engines.keys()
     return GenerationRoute(
         model=model.model,
         generation=served.generation,
@@ -202,7 +213,9 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
         handoff=handoff,
         prefill_routing=served.routing.get(handoff.prefill, "prefix") if handoff else None,
         adapters={part: adapter.name for part, adapter in served.adapters.items() if adapter.base == generator},
-        engines=plan.parts & served.engines.keys(),
+        engines=engines,
+        choices=frozenset(part for part in engines if any(len(tier) > 1 for tier in found[part])),
+        proof=snapshots_text(served.snapshots),
         before=before_last(plan) if plan.nodes[-1].prompt is not None else None,
     )
 

@@ -39,8 +39,13 @@ def request(text: str, *, tokens: int, stream: bool) -> bytes:
     return orjson.dumps(body)
 
 
-async def closed_loop(url: str, bodies: Iterator[bytes], *, clients: int, requests: int, tokens: int) -> Loop:
-    """`clients` ask one request after the other until `requests` are answered. RuntimeError for an answer but 200."""
+async def closed_loop(
+    url: str, bodies: Iterator[bytes], *, clients: int, requests: int, tokens: int, before: bytes | None = None
+) -> Loop:
+    """`clients` ask one request after the other until `requests` are answered. RuntimeError for an answer but 200.
+
+    `before`: a request that each asks before anything counts, so that all connections are made.
+    """
     loop, pool = Loop(), EnginePool(url)
     left = iter(range(requests))
 
@@ -57,6 +62,8 @@ async def closed_loop(url: str, bodies: Iterator[bytes], *, clients: int, reques
             loop.whole.append(time.perf_counter() - began)
             loop.tokens += tokens
 
+    if before is not None:
+        await asyncio.gather(*(_asked(pool, before) for _ in range(clients)))
     began = time.perf_counter()
     await asyncio.gather(*(ask() for _ in range(clients)))
     loop.seconds = time.perf_counter() - began
@@ -64,8 +71,14 @@ async def closed_loop(url: str, bodies: Iterator[bytes], *, clients: int, reques
     return loop
 
 
-def run_loop(url: str, bodies: Iterator[bytes], *, clients: int, requests: int, tokens: int) -> Loop:
+async def _asked(pool: EnginePool, body: bytes) -> None:
+    await (await pool.ask("POST", CHAT, {"content-type": "application/json"}, body)).rest()
+
+
+def run_loop(
+    url: str, bodies: Iterator[bytes], *, clients: int, requests: int, tokens: int, before: bytes | None = None
+) -> Loop:
     """The same for a caller without an event loop."""
     import uvloop  # noqa: PLC0415 - of the extra that serves
 
-    return uvloop.run(closed_loop(url, bodies, clients=clients, requests=requests, tokens=tokens))
+    return uvloop.run(closed_loop(url, bodies, clients=clients, requests=requests, tokens=tokens, before=before))

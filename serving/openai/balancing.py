@@ -7,10 +7,10 @@ longest known beginning of the prompt.
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final
 
 from ipnext.model.routing import RoutingPolicy
+from serving.counted import Counted
 from serving.openai.affinity import Affinity, Wish
 
 STALE_SECONDS: Final = 3.0
@@ -52,23 +52,6 @@ class _Engine:
     out_until: float = float("-inf")
 
 
-class _Call:
-    """Counts a request to an engine while it lasts."""
-
-    __slots__ = ("_engine",)
-
-    def __init__(self, engine: _Engine) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> None:
-        self._engine.in_flight += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._engine.in_flight -= 1
-
-
 class EngineLoads:
     """What one router knows of the engines it asks."""
 
@@ -94,9 +77,9 @@ class EngineLoads:
             self._affinity.note(wish, chosen, homes=able)
         return chosen
 
-    def calling(self, url: str) -> _Call:
-        """Count a request while it lasts (a context manager)."""
-        return _Call(self._of(url))
+    def calling(self, url: str) -> Counted:
+        """Count a request while it lasts."""
+        return Counted(self._of(url))
 
     def note_lost(self, url: str) -> None:
         """It could not be reached, or refused as one that is about to end."""

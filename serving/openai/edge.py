@@ -23,7 +23,6 @@ from serving.openai.engines import Engines
 from serving.openai.errors import Full, WrongType, openai_error
 from serving.openai.exchange import Exchange
 from serving.openai.model_cards import generative, generative_names, model_card, model_list
-from serving.protocol import snapshots_text
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, ModelRoutes, Routes, TableFollower
 from serving.synchrony import Offer
@@ -190,7 +189,7 @@ class OpenAIEdge:
             prepared = await self._before.run(asked.route, path, asked.body, seconds)
             asked.exchange.used = prepared.used
             asked.body, asked.content = prepared.body, orjson.dumps(prepared.body)
-        if "prefix" in {asked.route.routing, asked.route.prefill_routing}:
+        if asked.route.choices and "prefix" in {asked.route.routing, asked.route.prefill_routing}:
             asked.wish = _wish(request, asked.body)
         if asked.route.handoff is not None:
             prompt = Prompt(path, _passed(request), asked.content, asked.body, asked.wish)
@@ -271,13 +270,13 @@ class OpenAIEdge:
         route = exchange.route
         if route is None:
             return {REGION_HEADER: self._region}
-        snapshots = {**route.snapshots, **exchange.used}
+        used = {**exchange.used}
         if exchange.snapshot is not None and route.generator is not None:
-            snapshots[route.generator] = exchange.snapshot
+            used[route.generator] = exchange.snapshot
         return {
             REGION_HEADER: self._region,
             GENERATION_HEADER: str(route.generation),
-            SNAPSHOTS_HEADER: snapshots_text(snapshots),
+            SNAPSHOTS_HEADER: route.snapshots_text(used),
         }
 
 

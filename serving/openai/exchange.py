@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
 from serving.openai.engine_answer import End, EngineAnswer
@@ -22,7 +22,7 @@ class Exchange:
         self._metrics = metrics
         self._size = size
         self._began = time.perf_counter()
-        self._held = ExitStack()
+        self._held: tuple[AbstractContextManager[Any], ...] = ()
         self._call: AbstractContextManager[Any] | None = None
         self._ended = False
         self.model: str | None = None
@@ -35,8 +35,9 @@ class Exchange:
     def begin(self, route: GenerationRoute, admitted: AbstractContextManager[Any]) -> None:
         """A generation is chosen. `admitted` is entered already and ends with the request."""
         self.route = route
-        self._held.push(admitted)
-        self._held.enter_context(self._metrics.in_flight(route.model, route.generation))
+        counted = self._metrics.in_flight(route.model, route.generation)
+        counted.__enter__()
+        self._held = (admitted, counted)
 
     def ask(self, snapshot: int, call: AbstractContextManager[Any]) -> None:
         """An engine is asked, as one more or instead of the former one."""
@@ -70,7 +71,8 @@ class Exchange:
             return
         self._ended = True
         self._let_call_go()
-        self._held.close()
+        for held in self._held:
+            held.__exit__(None, None, None)
         self._metrics.note_answer(
             self.model or "unknown",
             self.route.generation if self.route is not None else None,

@@ -6,7 +6,6 @@ import pytest
 
 from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph
-from serving.router_table import POLL_SECONDS
 from tests.waiting import until
 
 CLICK = "/v2/models/click"
@@ -135,8 +134,7 @@ def test_a_fresh_router_is_live_and_not_ready_until_its_table_comes(session_mach
     assert router.end() == 0
 
 
-def test_a_table_renamed_into_place_is_in_use_soon_and_a_bad_one_is_not(fleet):
-    assert POLL_SECONDS <= 0.02, "it is looked for so often"
+def test_a_table_renamed_into_place_is_in_use_and_a_bad_one_is_not(fleet):
     fleet.serve(1, 2)
     assert fleet.router.state().revision == fleet.revision
     fleet.router.table.write_text("not json")
