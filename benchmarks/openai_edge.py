@@ -31,6 +31,8 @@ from ipnext.model.engine_settings import VllmSettings  # noqa: E402
 PROMPT = "tell me of the sea " * 20
 TOKENS = 64
 CONCURRENCY = (1, 4, 16)
+BUSY = 16
+"""Clients at once of whole answers that take no time: what a hop costs where it never sleeps."""
 FEWEST = 2
 """Streams of one client in one round, at least. A machine's own pace drifts: many short rounds say more than a few long ones."""
 SETTINGS = VllmSettings(max_model_len=1024, kv_cache_gib=0.5, max_num_seqs=16)
@@ -109,6 +111,7 @@ def measured(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
             for way in _from(quick, number):
                 way.measure("whole", clients=1, requests=asked.requests, stream=False, tokens=1)
                 way.measure("stream", clients=1, requests=asked.requests, stream=True, tokens=4)
+                way.measure("busy", clients=BUSY, requests=asked.requests, stream=False, tokens=1)
             for clients, way in itertools.product(asked.clients, _from(paced, number)):
                 requests = max(clients, FEWEST, asked.requests * clients // 32)
                 way.measure(f"paced {clients}", clients=clients, requests=requests, stream=True, tokens=TOKENS)
@@ -130,7 +133,7 @@ def _added(way: Way, direct: Way) -> dict[str, Any]:
     for name, kind, of in (("whole", "whole", "whole"), ("first", "stream", "first")):
         row[name] = way.figure(kind, of)
         row[f"{name} added"] = row[name] - direct.figure(kind, of)
-    return row | {"cpu whole": way.figure("whole", "cpu"), "cpu stream": way.figure("stream", "cpu")}
+    return row | {f"cpu {kind}": way.figure(kind, "cpu") for kind in ("whole", "stream", "busy")}
 
 
 def _streamed(way: Way, direct: Way, concurrency: Sequence[int]) -> dict[str, Any]:
@@ -160,6 +163,7 @@ ADDED: Mapping[str, tuple[str, str]] = {
     "first": ("stream's first piece, ms", "{:.2f}"),
     "first added": ("added", "{:+.2f}"),
     "cpu stream": ("CPU ms", "{:.2f}"),
+    "cpu busy": (f"{BUSY} clients, whole answers, CPU ms", "{:.2f}"),
 }
 
 
