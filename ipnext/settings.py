@@ -32,6 +32,12 @@ class DevSettings(BaseSettings):
 
     dev_workers: int = Field(default=2, ge=1, le=16)
     """Worker processes. With two the death of one is answered by the other, without the wait for a new one to start."""
+    dev_database_url: str | None = None
+    """The record: postgresql+psycopg://USER@HOST/DATABASE of a server that runs already; None: SQLite in the state directory."""
+    dev_artifacts_uri: str | None = None
+    """The artifact store: s3://BUCKET/PREFIX of a bucket that exists; None: a directory in the state directory."""
+    s3_endpoint_url: str | None = None
+    """For an S3 server other than AWS; credentials come from boto3's own chain."""
 
 
 def client_settings(**given: Any) -> ClientSettings:

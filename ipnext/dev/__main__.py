@@ -6,6 +6,10 @@ from pathlib import Path
 
 from ipnext.dev.platform import run
 from ipnext.errors import IPnextError
+from ipnext.settings import dev_settings
+
+SETTINGS = {"workers": "dev_workers", "database_url": "dev_database_url", "artifacts": "dev_artifacts_uri"}
+"""Option -> the setting that it gives."""
 
 
 def main() -> int:
@@ -16,9 +20,14 @@ def main() -> int:
     parser.add_argument("--fleet", type=Path, help="a manifest of kind Fleet; default: two regions")
     parser.add_argument("--free-ports", action="store_true", help="take free ports in place of taken ones")
     parser.add_argument("--workers", type=int, help="worker processes; default: IPNEXT_DEV_WORKERS, else two")
-    given = parser.parse_args()
+    parser.add_argument("--database-url", help="a PostgreSQL for the record; default: SQLite in the state")
+    parser.add_argument(
+        "--artifacts", help="a bucket for artifacts, s3://BUCKET/PREFIX; default: a directory in the state"
+    )
+    given = vars(parser.parse_args())
+    named = {name: given.pop(option) for option, name in SETTINGS.items()}
     try:
-        return run(**vars(given))
+        return run(dev_settings(**named), **given)
     except IPnextError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - an entry point
         return error.exit_status

@@ -21,26 +21,22 @@ from typing import Any
 import httpx
 import structlog
 
-from ipnext.artifacts.opening import open_store
 from ipnext.dev.children import Child, Family
 from ipnext.dev.ports import choose
+from ipnext.dev.stores import Stores, prepare
 from ipnext.devfile import read_devfile, server_command, temporal_binary
-from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.errors import Conflict
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.wanted_state import WantedState, longest_drain
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS
-from ipnext.model.fleet import FleetManifest
-from ipnext.model.manifest import parse_manifests
-from ipnext.settings import dev_settings
-from ipnext.store.session import Store
+from ipnext.settings import DevSettings
 
 HOST = "127.0.0.1"
 START_LIMIT_SECONDS = 90.0
 BEYOND_DRAINS_SECONDS = 10.0
 """What an agent's end takes at most beside drains and the grace times of Envoy and of the hosts: answers that it waits for."""
-EMBEDDED_FLEET = Path(__file__).with_name("fleet.yaml")
 
 
 @dataclass(frozen=True)
@@ -48,16 +44,6 @@ class Places:
     """Where things lie below the state directory."""
 
     state: Path
-
-    @property
-    def database_url(self) -> str:
-        """The record."""
-        return f"sqlite:///{self.state / 'ipnext.db'}"
-
-    @property
-    def artifacts_uri(self) -> str:
-        """The artifact store."""
-        return f"file://{self.state / 'artifacts'}"
 
     @property
     def endpoints(self) -> Path:
@@ -99,49 +85,22 @@ def locked(state: Path) -> Iterator[None]:
         yield
 
 
-def prepare_record(places: Places, fleet: Path | None) -> tuple[str, ...]:
-    """Migrate the record and put a fleet into it: the given one, else the embedded one at the first start.
-
-    Returns the regions. InvalidInput where the file is no fleet.
-    """
-    open_store(places.artifacts_uri)
-    store = Store.open(places.database_url)
-    try:
-        store.migrate()
-        with store.begin() as repository:
-            try:
-                known = repository.fleet().spec
-            except NotFound:
-                known = None
-            if fleet is not None or known is None:
-                known = repository.put_fleet(read_fleet(fleet or EMBEDDED_FLEET).spec, expected_version=None).spec
-            return known.regions
-    finally:
-        store.close()
-
-
-def read_fleet(path: Path) -> FleetManifest:
-    """The fleet of a manifest file. Raises InvalidInput that names the file."""
-    try:
-        text = path.read_text()
-    except OSError as error:
-        msg = f"--fleet: {path}: {error.strerror}"
-        raise InvalidInput(msg, field="fleet", value=str(path)) from error
-    fleets = [m for m in parse_manifests(text) if isinstance(m, FleetManifest)]
-    if len(fleets) != 1:
-        msg = f"--fleet: {path} must hold one manifest of kind Fleet, it holds {len(fleets)}"
-        raise InvalidInput(msg, field="fleet", value=str(path))
-    return fleets[0]
-
-
 class Platform:
     """All processes of one state directory."""
 
     def __init__(
-        self, places: Places, config_path: Path | None, regions: tuple[str, ...], *, free_ports: bool, workers: int
+        self,
+        places: Places,
+        config_path: Path | None,
+        regions: tuple[str, ...],
+        *,
+        stores: Stores,
+        free_ports: bool,
+        workers: int,
     ) -> None:
         config = read_devfile(config_path)
         self._places = places
+        self._stores = stores
         self._config = config
         self._config_path = config_path.resolve() if config_path else None
         self._regions = regions
@@ -190,7 +149,7 @@ class Platform:
         for left in self._places.state.glob("worker*.ready"):
             left.unlink()
         first, *more = self._workers
-        log.info("starting Temporal and the agents", regions=list(self._regions))
+        log.info("starting Temporal and the agents", regions=list(self._regions), **self._stores.named)
         self._family.start(self._temporal(), *(self._agent(region) for region in self._regions))
         self._family.wait_until(self._temporal_listens, what="Temporal", limit_seconds=START_LIMIT_SECONDS)
         log.info("starting API and worker")
@@ -232,8 +191,8 @@ class Platform:
         agents = {region: self._url(f"agent {region}") for region in self._regions}
         devfile = {"IPNEXT_DEVFILE": str(self._config_path)} if self._config_path else {}
         return devfile | {
-            "IPNEXT_DATABASE_URL": self._places.database_url,
-            "IPNEXT_ARTIFACTS_URI": self._places.artifacts_uri,
+            "IPNEXT_DATABASE_URL": self._stores.database_url,
+            "IPNEXT_ARTIFACTS_URI": self._stores.artifacts_uri,
             "IPNEXT_ARTIFACT_ROOTS": os.environ.get(
                 "IPNEXT_ARTIFACT_ROOTS", json.dumps([str(self._places.state / "incoming")])
             ),
@@ -268,7 +227,7 @@ class Platform:
             "ipnext.infra.agent",
             *("--region", region, "--state", str(directory), "--port", str(self._ports[f"agent {region}"])),
             *("--gateway-port", str(self._ports[f"gateway {region}"])),
-            *("--artifacts", self._places.artifacts_uri, "--peers", str(self._places.peers)),
+            *("--artifacts", self._stores.artifacts_uri, "--peers", str(self._places.peers)),
         )
         agent.unhurried = True
         self._agents[region] = agent
@@ -301,20 +260,20 @@ def _answers(url: str) -> bool:
 
 
 def run(
+    settings: DevSettings,
     *,
     state: Path,
     config: Path | None = None,
     fleet: Path | None = None,
     free_ports: bool = False,
-    workers: int | None = None,
 ) -> int:
     """Start the platform in `state` and keep it until SIGINT or SIGTERM; a second one ends it at once. Returns the exit status.
 
-    `workers` are the worker processes; None: IPNEXT_DEV_WORKERS, else two. Raises Conflict (the directory or a port is in
-    use), InvalidInput (config, fleet, workers) and Unavailable (a process does not come up).
+    Raises Conflict (the directory or a port is in use, or the directory belongs to other stores), InvalidInput (config, fleet,
+    stores) and Unavailable (a process does not come up, a store does not answer).
     """
-    count = dev_settings(dev_workers=workers).dev_workers
     state = state.resolve()
+    stores = Stores.of(state, settings)
     stop = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -326,8 +285,8 @@ def run(
 
     with locked(state):
         places = Places(state)
-        regions = prepare_record(places, fleet)
-        platform = Platform(places, config, regions, free_ports=free_ports, workers=count)
+        regions = prepare(state, stores, fleet)
+        platform = Platform(places, config, regions, stores=stores, free_ports=free_ports, workers=settings.dev_workers)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         try:

