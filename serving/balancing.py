@@ -8,9 +8,9 @@ then on trial: one call at a time, until it has answered as the others do. Each 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from types import TracebackType
 from typing import Final, Literal
 
+from serving.counted import Counted
 from serving.synchrony import Offer, Tiers
 
 FIRST_SECONDS: Final = 1.0
@@ -60,23 +60,6 @@ class _Host:
         self.seconds, self.answers, self.strikes = 0.0, 0, 0
 
 
-class _Call:
-    """Counts a call of a host while it lasts."""
-
-    __slots__ = ("_host",)
-
-    def __init__(self, host: _Host) -> None:
-        self._host = host
-
-    def __enter__(self) -> None:
-        self._host.in_flight += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._host.in_flight -= 1
-
-
 class EndpointLoads:
     """Calls in flight and what became of earlier ones, for each host, as one router sees them. No I/O.
 
@@ -106,9 +89,9 @@ class EndpointLoads:
                 return self._chosen(untried)
         return self._chosen(tiers)
 
-    def calling(self, url: str) -> _Call:
+    def calling(self, url: str) -> Counted:
         """Count a call while it lasts (a context manager)."""
-        return _Call(self._of(url))
+        return Counted(self._of(url))
 
     def busy(self, url: str) -> bool:
         """Whether a call to the host is under way."""
