@@ -61,9 +61,15 @@ async def test_the_first_item_comes_at_once_and_then_none_while_nothing_changes(
 
 def written(path, content):
     path.write_bytes(content)
+    return path
 
 
-@pytest.mark.parametrize("put", [replace_file, written])
+def renamed(path, content):
+    """From elsewhere, so that the rename alone can be noticed."""
+    written(path.parent.with_name("elsewhere"), content).rename(path)
+
+
+@pytest.mark.parametrize("put", [replace_file, written, renamed])
 async def test_each_file_that_is_put_into_it_is_told(tmp_path, put):
     async with followed(tmp_path) as found:
         for number in range(3):
