@@ -52,9 +52,16 @@ class Way:
         """Run one loop and add to what was seen of its kind."""
         bodies = itertools.repeat(request(PROMPT, tokens=tokens, stream=stream))
         first = request(PROMPT, tokens=1, stream=stream)
-        before = self._spent()
-        loop = run_loop(self.url, bodies, clients=clients, requests=requests, tokens=tokens, before=first)
-        self.cpu[kind] = self.cpu.get(kind, 0.0) + self._spent() - before
+        spent = 0.0
+
+        def begin() -> None:
+            nonlocal spent
+            spent = self._spent()
+
+        loop = run_loop(
+            self.url, bodies, clients=clients, requests=requests, tokens=tokens, before=first, on_begin=begin
+        )
+        self.cpu[kind] = self.cpu.get(kind, 0.0) + self._spent() - spent
         self.loops.setdefault(kind, []).append(loop)
 
     def _spent(self) -> float:

@@ -13,7 +13,7 @@ from ipnext.model.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS, RoutedM
 from ipnext.model.kv_transfer import Handoff
 from ipnext.model.registry import TensorSpec
 from ipnext.model.routing import RoutingPolicy
-from serving.directory_changes import changes
+from serving.directory_notices import notices
 from serving.graph import GraphPlan, before_last, plan_graph
 from serving.protocol import snapshots_text
 from serving.synchrony import Tiers, Version, offers
@@ -258,7 +258,7 @@ class TableFollower:
 
     async def follow(self) -> None:
         """Take each new file over as it comes, for ever."""
-        async for _ in changes(self._path.parent):
+        async for _ in notices(self._path.parent):
             self.look()
 
     async def changed(self) -> None:

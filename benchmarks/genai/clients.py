@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -39,12 +39,23 @@ def request(text: str, *, tokens: int, stream: bool) -> bytes:
     return orjson.dumps(body)
 
 
-async def closed_loop(
-    url: str, bodies: Iterator[bytes], *, clients: int, requests: int, tokens: int, before: bytes | None = None
+def _nothing() -> None:
+    pass
+
+
+async def closed_loop(  # noqa: PLR0913 - all but two by keyword
+    url: str,
+    bodies: Iterator[bytes],
+    *,
+    clients: int,
+    requests: int,
+    tokens: int,
+    before: bytes | None = None,
+    on_begin: Callable[[], None] = _nothing,
 ) -> Loop:
     """`clients` ask one request after the other until `requests` are answered. RuntimeError for an answer but 200.
 
-    `before`: a request that each asks before anything counts, so that all connections are made.
+    `before`: a request that each asks before anything counts, so that all connections are made; `on_begin` is called after that.
     """
     loop, pool = Loop(), EnginePool(url)
     left = iter(range(requests))
@@ -64,6 +75,7 @@ async def closed_loop(
 
     if before is not None:
         await asyncio.gather(*(_asked(pool, before) for _ in range(clients)))
+    on_begin()
     began = time.perf_counter()
     await asyncio.gather(*(ask() for _ in range(clients)))
     loop.seconds = time.perf_counter() - began
@@ -75,10 +87,18 @@ async def _asked(pool: EnginePool, body: bytes) -> None:
     await (await pool.ask("POST", CHAT, {"content-type": "application/json"}, body)).rest()
 
 
-def run_loop(
-    url: str, bodies: Iterator[bytes], *, clients: int, requests: int, tokens: int, before: bytes | None = None
+def run_loop(  # noqa: PLR0913 - all but two by keyword
+    url: str,
+    bodies: Iterator[bytes],
+    *,
+    clients: int,
+    requests: int,
+    tokens: int,
+    before: bytes | None = None,
+    on_begin: Callable[[], None] = _nothing,
 ) -> Loop:
     """The same for a caller without an event loop."""
     import uvloop  # noqa: PLC0415 - of the extra that serves
 
-    return uvloop.run(closed_loop(url, bodies, clients=clients, requests=requests, tokens=tokens, before=before))
+    loop = closed_loop(url, bodies, clients=clients, requests=requests, tokens=tokens, before=before, on_begin=on_begin)
+    return uvloop.run(loop)

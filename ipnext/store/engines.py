@@ -26,7 +26,7 @@ def parse(url: str) -> URL:
     """The URL of a database that we know how to drive. InvalidInput names the allowed forms."""
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: of a port that is no number
         msg = f"database url: not of a known form; allowed: {', '.join(ALLOWED)}"
         raise InvalidInput(msg, field="database_url", allowed=ALLOWED) from error
     if parsed.drivername in {"postgres", "postgresql"}:

@@ -221,7 +221,16 @@ def test_a_database_without_tables_says_what_to_do(empty_url):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "nonsense", "sqlite://", "sqlite:///:memory:", "mysql://u:secret@h/d", "oracle://"]
+    "url",
+    [
+        "",
+        "nonsense",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "mysql://u:secret@h/d",
+        "oracle://",
+        "postgresql://u:secret@h:x/d",
+    ],
 )
 def test_another_database_is_refused_and_no_password_is_shown(url):
     with pytest.raises(InvalidInput, match="sqlite:///FILE") as caught:

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from ipnext.infra.atomic_file import replace_file
-from serving import directory_changes
-from serving.directory_changes import changes
+from serving import directory_notices
+from serving.directory_notices import notices
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 QUIET_SECONDS = 0.3
@@ -16,7 +16,7 @@ QUIET_SECONDS = 0.3
 @pytest.fixture(autouse=True)
 def seldom(monkeypatch):
     """Only a notice can bring what a test waits for."""
-    monkeypatch.setattr(directory_changes, "LOOK_SECONDS", 10 * PATIENCE_SECONDS)
+    monkeypatch.setattr(directory_notices, "LOOK_SECONDS", 10 * PATIENCE_SECONDS)
 
 
 class Followed:
@@ -26,7 +26,7 @@ class Followed:
         self.items = 0
 
     async def follow(self, directory):
-        async for _ in changes(directory):
+        async for _ in notices(directory):
             self.items += 1
 
     async def more_than(self, items):
@@ -52,7 +52,7 @@ async def followed(directory):
         await task
 
 
-async def test_the_first_item_comes_at_once_and_then_none_while_nothing_changes(tmp_path):
+async def test_the_first_item_comes_at_once_and_then_none_while_nothing_notices(tmp_path):
     async with followed(tmp_path) as found:
         await found.more_than(0)
         await asyncio.sleep(QUIET_SECONDS)
@@ -79,7 +79,7 @@ async def test_each_file_that_is_put_into_it_is_told(tmp_path, put):
 
 
 async def test_a_change_while_nobody_waits_is_not_missed(tmp_path):
-    following = changes(tmp_path)
+    following = notices(tmp_path)
     await anext(following)
     written(tmp_path / "one", b"")
     await asyncio.sleep(QUIET_SECONDS)
@@ -104,12 +104,12 @@ async def test_without_notices_it_is_polled(tmp_path, monkeypatch):
     def none_left():
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(directory_changes, "Inotify", none_left)
+    monkeypatch.setattr(directory_notices, "Inotify", none_left)
     async with followed(tmp_path) as found:
         await found.more_than(5)
 
 
 async def test_one_that_gives_no_notices_is_looked_at_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(directory_changes, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(directory_notices, "LOOK_SECONDS", 0.05)
     async with followed(tmp_path) as found:
         await found.more_than(5)

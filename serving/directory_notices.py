@@ -15,10 +15,10 @@ POLL_SECONDS: Final = 0.02
 """How often where there are no notices: the directory is missing, or the user's inotify instances are used up."""
 
 
-async def changes(directory: Path) -> AsyncIterator[None]:
+async def notices(directory: Path) -> AsyncIterator[None]:
     """One item at once, then one for each file that was written or renamed in it, and one every LOOK_SECONDS. Without end."""
     try:
-        notices = Inotify()
+        kernel = Inotify()
     except OSError as error:
         structlog.get_logger().warning(
             "polled, the kernel gives no notices", directory=str(directory), reason=str(error)
@@ -26,19 +26,19 @@ async def changes(directory: Path) -> AsyncIterator[None]:
         while True:
             yield
             await asyncio.sleep(POLL_SECONDS)
-    with notices:
+    with kernel:
         watched = False
         while True:
-            watched = watched or _watch(notices, directory)
+            watched = watched or _watch(kernel, directory)
             yield
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS if watched else POLL_SECONDS):
-                    watched = Mask.IGNORED not in (await notices.get()).mask  # the directory itself is gone
+                    watched = Mask.IGNORED not in (await kernel.get()).mask  # the directory itself is gone
 
 
-def _watch(notices: Inotify, directory: Path) -> bool:
+def _watch(kernel: Inotify, directory: Path) -> bool:
     try:
-        notices.add_watch(directory, Mask.MOVED_TO | Mask.CLOSE_WRITE)
+        kernel.add_watch(directory, Mask.MOVED_TO | Mask.CLOSE_WRITE)
     except OSError:
         return False
     return True
