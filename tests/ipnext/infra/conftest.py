@@ -159,6 +159,15 @@ class RunningAgent:
                 self.await_ready(builder.key(part), generation, replicas)
         self.infra.route(builder.table(revision, shares))
 
+    def await_followed(self):
+        """Returns once the stand-in router has read the table as it is now: before that it sends where the former one says."""
+        command = self.child("stand_in_router").cmdline()
+        state = f"http://127.0.0.1:{command[command.index('--port') + 1]}/control/state"
+        wanted = json.loads((self.state / "router.json").read_text())["revision"]
+        until(
+            lambda: self.client.get(state).json()["revision"] >= wanted, why=lambda: f"the router follows table {wanted}"
+        )
+
     def children(self):
         return psutil.Process(self.process.pid).children(recursive=True)
 

@@ -65,13 +65,15 @@ def test_a_host_that_never_starts_is_tried_again_and_again_with_its_reason(new_a
 
 
 def test_a_hanging_host_leaves_routing_and_returns_when_it_goes_on(new_agent, builder):
-    agent, model = new_agent(environment={"IPNEXT_AGENT_UNANSWERED_SECONDS": "3"}).start(), builder("hanging")
+    pace = {"IPNEXT_AGENT_UNANSWERED_SECONDS": "3", "IPNEXT_AGENT_HUNG_SECONDS": str(PATIENCE_SECONDS)}
+    agent, model = new_agent(environment=pace).start(), builder("hanging")
     agent.serve(model, {1: (1,)}, {1: 1.0}, replicas=2)
     victim = agent.replicas(model.key())[0]
     os.kill(victim.pid, signal.SIGSTOP)
     try:
         until(lambda: victim.url not in (agent.state / "router.json").read_text(), why=lambda: "it leaves the table")
         agent.await_ready(model.key(), 1, replicas=1)
+        agent.await_followed()
         assert {agent.infer("hanging").json()["parts"]["dense"]["pid"] for _ in range(6)}.isdisjoint({victim.pid})
     finally:
         os.kill(victim.pid, signal.SIGCONT)
