@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TypeAlias
 from urllib.parse import quote
 
-from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, SetWorkerDeploymentCurrentVersionRequest
 from temporalio.client import (
     Client,
     Schedule,
@@ -47,6 +47,7 @@ from ipnext.model.lifecycle import (
     ScheduledReplan,
 )
 from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
+from ipnext.model.workflow_namespace import WorkflowNamespace
 
 Connection: TypeAlias = Client
 """What `connect` gives; for callers that may not import temporalio."""
@@ -73,6 +74,15 @@ async def connect(*, address: str | None = None, namespace: str | None = None, l
         config["namespace"] = namespace
     async with _reaching(target):
         return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
+
+
+async def namespace_of(client: Client) -> WorkflowNamespace:
+    """The namespace that a client speaks to. Unavailable, also where the server does not know it."""
+    address = client.service_client.config.target_host
+    async with _reaching(f"the namespace {client.namespace} at {address}"):
+        asked = DescribeNamespaceRequest(namespace=client.namespace)
+        found = await client.workflow_service.describe_namespace(asked)
+    return WorkflowNamespace(id=found.namespace_info.id, name=client.namespace, address=address)
 
 
 async def submit_change(client: Client, change: Change) -> ChangeAccepted:

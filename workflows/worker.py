@@ -51,9 +51,10 @@ from ipnext.errors import IPnextError, Unavailable
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change
+from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
-from ipnext.temporal import connect, ensure_schedule, make_current, submit_change, wake_replan
+from ipnext.temporal import connect, ensure_schedule, make_current, namespace_of, submit_change, wake_replan
 from workflows.drain import DrainWorkflow
 from workflows.faults import Faults, fault_of
 from workflows.lifecycle import LifecycleWorkflow
@@ -235,12 +236,16 @@ def _announced(file: Path | None) -> Iterator[None]:
 
 
 async def _prepared(store: Store, devfile: DevFile, stopped: asyncio.Event) -> Client | None:
-    """Database migrated, Temporal reached, schedule in place. None where it was stopped before."""
+    """Database migrated, Temporal reached, the record its own, schedule in place. None where it was stopped before.
+
+    Conflict where the record belongs to another namespace, or to a later version of IPnext.
+    """
     log = structlog.get_logger()
     while not stopped.is_set():
         try:
             await asyncio.to_thread(store.migrate)
             client = await connect()
+            await asyncio.to_thread(_belong, store, await namespace_of(client))
             await ensure_schedule(client, devfile.schedules.replan)
         except Unavailable as error:
             log.warning("worker_waits", error=error.message)
@@ -250,17 +255,22 @@ async def _prepared(store: Store, devfile: DevFile, stopped: asyncio.Event) -> C
     return None
 
 
+def _belong(store: Store, namespace: WorkflowNamespace) -> None:
+    with store.begin() as repository:
+        repository.belong_to(namespace)
+
+
 def main() -> int:
-    """The process. Exit status 0 after a signal, 1 where it can't start."""
+    """The process. Exit status 0 after a signal, that of the error where it can't start."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         check_neighbours()
         settings = PlatformSettings()
         devfile = read_devfile(settings.devfile)
+        asyncio.run(_until_signalled(settings, devfile))
     except IPnextError as error:
         structlog.get_logger().error("worker_can_not_start", code=error.code, error=error.message)
         return error.exit_status
-    asyncio.run(_until_signalled(settings, devfile))
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from ipnext.errors import Unavailable
+from ipnext.errors import EXIT_BAD_INPUT, Conflict, Unavailable
 from ipnext.infra.tether import tether
 
 FIRST_BACKOFF_SECONDS = 0.2
@@ -129,13 +129,20 @@ class Family:
             child.restart_when_due(now)
 
     def wait_until(self, ready: Callable[[], bool], *, what: str, limit_seconds: float) -> None:
-        """Poll until ready, restarting what ends meanwhile. Raises Unavailable with the ends of the logs."""
+        """Poll until ready, restarting what ends meanwhile.
+
+        Raises Unavailable with the ends of the logs; Conflict where one ends by saying that what it was given can't be.
+        """
         deadline = time.monotonic() + limit_seconds
         while not ready():
             if time.monotonic() > deadline:
                 ends = "\n".join(f"--- {c.name}: {c.log}\n{c.last_lines()}" for c in self.children)
                 msg = f"{what} was not ready within {limit_seconds:.0f} s\n{ends}"
                 raise Unavailable(msg)
+            for child in self.children:
+                if child.ended() == EXIT_BAD_INPUT:
+                    msg = f"{child.name} can't start: {child.last_lines(1)}"
+                    raise Conflict(msg)
             self.tend()
             time.sleep(0.05)
 

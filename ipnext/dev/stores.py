@@ -46,19 +46,28 @@ def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
     """Migrate the record and put a fleet into it: the given one, else the embedded one at the first start. Returns the regions.
 
     Conflict where the state directory was begun on other stores, or at another path: its agents and runs, and the record itself, name
-    what lies there. Unavailable where a server does not answer; InvalidInput where the file is no fleet, or a URL of another form.
+    what lies there; and for a new one where the record is another platform's. Unavailable where a server does not answer; InvalidInput where the file is no fleet, or a URL of another form.
     """
     known_stores = state / "stores.json"
     with _given_by("--database-url (IPNEXT_DEV_DATABASE_URL)"):
         store = Store.open(stores.database_url)
     with _given_by("--artifacts (IPNEXT_DEV_ARTIFACTS_URI)"):
         artifacts = open_store(stores.artifacts_uri, endpoint_url=stores.endpoint_url)
-    _check_same(known_stores, stores.named, began=(state / "ipnext.db").exists())
+    began_below = (state / "ipnext.db").exists()
+    begun = began_below or known_stores.exists()
+    _check_same(known_stores, stores.named, began=began_below)
     with suppress(ArtifactMissing):
         artifacts.open_blob(_NO_BLOB).close()  # a bucket that is not there, or refuses us, is told now
     try:
         store.migrate()
         with store.begin() as repository:
+            if not begun and (other := repository.belongs_to()):
+                msg = (
+                    f"--database-url (IPNEXT_DEV_DATABASE_URL): the record {store.name} belongs to another platform, whose Temporal "
+                    f"was reached at {other.address}, and {state} is new. Allowed: the state directory that it was begun with, or a "
+                    "database of its own for each platform; if that platform is gone for good, see docs/store.md"
+                )
+                raise Conflict(msg)
             try:
                 known = repository.fleet().spec
             except NotFound:

@@ -1,5 +1,6 @@
 """The one repository: all queries, noun by noun. A unit of work gives it out and ends it."""
 
+from ipnext.store.belonging import Belonging
 from ipnext.store.deployments import Deployments
 from ipnext.store.drains import Drains
 from ipnext.store.freezes import Freezes
@@ -12,7 +13,9 @@ from ipnext.store.replans import Replans
 from ipnext.store.transitions import Transitions
 
 
-class Repository(Models, Profiles, Publishing, Plans, Replans, Transitions, Deployments, Freezes, Drains, Journal):
+class Repository(
+    Models, Profiles, Publishing, Plans, Replans, Transitions, Deployments, Freezes, Drains, Journal, Belonging
+):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
 
     Valid inside `with store.begin() as repository:` only.

@@ -63,6 +63,18 @@ class FleetRow(Row, table=True):
     updated_at: datetime = _time()
 
 
+class WorkflowNamespaceRow(Row, table=True):
+    """The Temporal namespace that runs the changes of this record (id 1)."""
+
+    __tablename__ = "workflow_namespace"
+
+    id: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    namespace_id: str = _text()
+    name: str = _text()
+    address: str = _text()
+    created_at: datetime = _time()
+
+
 class ModelRow(Row, table=True):
     """A model as applied."""
 

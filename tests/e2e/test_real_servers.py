@@ -121,3 +121,16 @@ def test_a_store_that_cannot_be_used_is_named_before_anything_begins(
     assert reason in said
     assert "secret" not in said
     assert not (tmp_path / "state" / "stores.json").exists()
+
+
+def test_a_second_platform_on_the_same_database_is_refused_and_changes_nothing(
+    platform: Any, servers: SimpleNamespace, tmp_path: Path
+) -> None:
+    before, second = platform.client.fleet(), tmp_path / "second"
+    assert "belongs to another platform" in refused(second, *servers.options, endpoint=servers.s3.url)
+    # one that began before the first had served is told by its worker
+    (second / "stores.json").write_bytes((servers.state / "stores.json").read_bytes())
+    said = refused(second, *servers.options, endpoint=servers.s3.url)
+    assert "worker-1 can't start" in said
+    assert "belongs to another platform" in said
+    assert platform.client.fleet() == before

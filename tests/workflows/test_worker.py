@@ -1,9 +1,11 @@
 """The worker's composition: what it registers, what shadows it, fault points, heartbeats, the schedule."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 from temporalio import activity
@@ -11,9 +13,11 @@ from temporalio import activity
 from activities.solving import ProcessSolver, ThreadSolver
 from ipnext import names
 from ipnext.devfile import ReplanSchedule, read_devfile
-from ipnext.errors import Conflict, InvalidInput, Unavailable
+from ipnext.errors import EXIT_BAD_INPUT, Conflict, InvalidInput, Unavailable
+from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.settings import PlatformSettings
-from ipnext.temporal import connect, ensure_schedule, reachable, ui_link
+from ipnext.store.session import Store
+from ipnext.temporal import connect, ensure_schedule, namespace_of, reachable, ui_link
 from tests.waiting import PATIENCE_SECONDS, eventually
 from workflows import policies
 from workflows.faults import Fault, fault_of
@@ -116,18 +120,22 @@ def test_a_link_names_the_run_with_its_slashes_kept_apart():
     assert link == "http://127.0.0.1:8233/namespaces/default/workflows/lifecycle%2Franker%2Fc1/run"
 
 
-async def test_the_worker_process_waits_for_its_server_and_ends_on_sigterm(tmp_path, temporal_address):
+def start_worker(directory, temporal_address):
+    """A worker process on the record of a directory, its log beside it."""
     environment = {
         **os.environ,
-        "IPNEXT_DATABASE_URL": f"sqlite:///{tmp_path}/ipnext.db",
-        "IPNEXT_ARTIFACTS_URI": f"file://{tmp_path}/artifacts",
-        "IPNEXT_WORKER_READY_FILE": str(tmp_path / "ready"),
+        "IPNEXT_DATABASE_URL": f"sqlite:///{directory}/ipnext.db",
+        "IPNEXT_ARTIFACTS_URI": f"file://{directory}/artifacts",
+        "IPNEXT_WORKER_READY_FILE": str(directory / "ready"),
         "TEMPORAL_ADDRESS": temporal_address,
     }
+    with (directory / "log").open("wb") as out:
+        return subprocess.Popen([sys.executable, "-m", "workflows.worker"], env=environment, stdout=out, stderr=out)
+
+
+async def test_the_worker_process_waits_for_its_server_and_ends_on_sigterm(tmp_path, temporal_address):
     log = tmp_path / "log"
-    with log.open("wb") as out:
-        command = [sys.executable, "-m", "workflows.worker"]
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)  # noqa: ASYNC220 - starts at once
+    process = start_worker(tmp_path, temporal_address)
     try:
         await eventually(lambda: (tmp_path / "ready").exists() or process.poll() is not None, why=log.read_text)
         assert process.poll() is None, log.read_text()
@@ -138,3 +146,27 @@ async def test_the_worker_process_waits_for_its_server_and_ends_on_sigterm(tmp_p
         process.kill()
     client = await connect(address=temporal_address)
     await client.get_schedule_handle(names.REPLAN_SCHEDULE).delete()
+    with closing(Store.open(f"sqlite:///{tmp_path}/ipnext.db")) as store, store.read() as repository:
+        assert repository.belongs_to() == await namespace_of(client)
+
+
+@pytest.mark.parametrize("spoiled", ["another platform's", "a later version's"])
+async def test_a_worker_refuses_a_record_that_is_not_its_own(tmp_path, temporal_address, spoiled):
+    with closing(Store.open(f"sqlite:///{tmp_path}/ipnext.db")) as store:
+        store.migrate()
+        with store.begin() as repository:
+            if spoiled == "another platform's":
+                repository.belong_to(WorkflowNamespace(id="another", name="theirs", address="there:7233"))
+                expected = "belongs to another platform: the Temporal namespace theirs (another), at there:7233"
+            else:
+                repository.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+                expected = "was migrated by a later version of IPnext"
+    process = start_worker(tmp_path, temporal_address)
+    try:
+        assert await asyncio.to_thread(process.wait, PATIENCE_SECONDS) == EXIT_BAD_INPUT
+    finally:
+        process.kill()
+    told = (tmp_path / "log").read_text()
+    assert expected in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "ready").exists()

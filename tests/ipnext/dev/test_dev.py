@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from ipnext.dev import children
 from ipnext.dev.children import STEADY_SECONDS, Child, Family
 from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, Places, Platform, ending_seconds, locked, run
 from ipnext.dev.ports import PortInUse, choose
-from ipnext.dev.stores import Stores, prepare, read_fleet
+from ipnext.dev.stores import EMBEDDED_FLEET, Stores, prepare, read_fleet
 from ipnext.errors import Conflict, InvalidInput, Unavailable
 from ipnext.infra.wanted_state import WantedState
 from ipnext.model.deployment import Deployment, DeploymentKey
+from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.settings import dev_settings
+from ipnext.store.session import Store
 from tests.waiting import PATIENCE_SECONDS, until
 
 STUBBORN = (
@@ -228,6 +231,16 @@ def test_what_does_not_come_up_is_named_with_the_end_of_its_log(tmp_path: Path) 
         family.stop()
 
 
+def test_a_process_that_says_that_it_can_not_start_is_not_waited_for(tmp_path: Path) -> None:
+    family = Family()
+    family.start(child(tmp_path, "print('that record is not yours', flush=True); raise SystemExit(2)"))
+    try:
+        with pytest.raises(Conflict, match="can't start: that record is not yours"):
+            family.wait_until(lambda: False, what="the thing", limit_seconds=PATIENCE_SECONDS)
+    finally:
+        family.stop()
+
+
 def test_a_state_directory_has_one_holder_who_is_named(tmp_path: Path) -> None:
     with locked(tmp_path / "state"), pytest.raises(Conflict, match=str(os.getpid())), locked(tmp_path / "state"):
         pass
@@ -280,3 +293,25 @@ def test_a_state_directory_keeps_to_the_stores_that_it_was_begun_on(tmp_path: Pa
     moved = state.rename(tmp_path / "moved")  # the record names snapshots by their place
     with pytest.raises(Conflict, match="begun with its record in"):
         prepare(moved, Stores.of(moved, dev_settings()), None)
+
+
+def test_a_new_state_directory_takes_no_record_that_another_platform_has(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    for state in (first, second, third):
+        state.mkdir()
+    stores = Stores(f"sqlite:///{tmp_path}/shared.db", f"file://{tmp_path}/artifacts")
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(EMBEDDED_FLEET.read_text().replace("us-east", "us-west"))
+    prepare(first, stores, None)
+    prepare(second, stores, None)  # nobody has served it yet
+    with closing(Store.open(stores.database_url)) as store:
+        with store.begin() as repository:
+            repository.belong_to(WorkflowNamespace(id="7f", name="default", address="there:7233"))
+        with pytest.raises(
+            Conflict, match=r"--database-url .*shared\.db belongs to another platform.*there:7233.*third is new"
+        ):
+            prepare(third, stores, fleet)
+        with store.read() as repository:
+            assert repository.fleet().spec.regions == ("us-east", "eu-west")
+    assert not (third / "stores.json").exists()
+    assert prepare(first, stores, None) == ("us-east", "eu-west")

@@ -165,7 +165,8 @@ class RunningAgent:
         state = f"http://127.0.0.1:{command[command.index('--port') + 1]}/control/state"
         wanted = json.loads((self.state / "router.json").read_text())["revision"]
         until(
-            lambda: self.client.get(state).json()["revision"] >= wanted, why=lambda: f"the router follows table {wanted}"
+            lambda: self.client.get(state).json()["revision"] >= wanted,
+            why=lambda: f"the router follows table {wanted}",
         )
 
     def children(self):
