@@ -141,7 +141,7 @@ class Family:
                 raise Unavailable(msg)
             for child in self.children:
                 if child.ended() == EXIT_BAD_INPUT:
-                    msg = f"{child.name} can't start: {child.last_lines(1)}"
+                    msg = f"{child.name} can't start; the end of {child.log}:\n{child.last_lines()}"
                     raise Conflict(msg)
             self.tend()
             time.sleep(0.05)
