@@ -18,13 +18,14 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Can it answer")
 async def readyz(rooms: Rooms, response: Response) -> Readiness:
-    """200 where the store answers, else 503. Temporal may be down: changes are recorded and submitted later."""
+    """200 where the store answers and is this platform's, else 503. Temporal may be down: changes are recorded and submitted later."""
     unsubmitted = await run_in_threadpool(_unsubmitted, rooms)
-    ready = unsubmitted is not None
+    answers = unsubmitted is not None
+    ready = answers and not rooms.outbox.foreign
     response.status_code = 200 if ready else 503
     return Readiness(
         ready=ready,
-        store="ok" if ready else "down",
+        store="down" if not answers else "ok" if ready else "foreign",
         temporal="ok" if await rooms.lifecycle.reachable() else "down",
         unsubmitted_changes=unsubmitted,
     )

@@ -12,10 +12,14 @@ from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle import Change, ChangeAccepted, Replan
 from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
 from ipnext.model.resource import ChangeView, ReplanView
+from ipnext.model.workflow_namespace import WorkflowNamespace
 
 
 class Lifecycle(Protocol):
     """Hands changes to the workflow engine. Raises Unavailable where it can't be reached."""
+
+    async def namespace(self) -> WorkflowNamespace:
+        """Where it runs changes."""
 
     async def submit(self, change: Change) -> ChangeAccepted:
         """Give a recorded change to its model's entity. The same change twice is one change."""
@@ -57,6 +61,11 @@ class MemoryLifecycle:
         self.drains_told: list[str] = []
         self.steered: list[tuple[MoverAction, str]] = []
         self._ui_url = ui_url
+
+    async def namespace(self) -> WorkflowNamespace:
+        """Always the same one."""
+        self._answer()
+        return WorkflowNamespace(id="memory", name=names.NAMESPACE, address="memory")
 
     async def submit(self, change: Change) -> ChangeAccepted:
         """Remember the change once."""

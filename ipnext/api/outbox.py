@@ -4,7 +4,8 @@ An endpoint records a change in one unit of work and wakes the outbox; this loop
 RECORDED until the engine has taken it, so a crash at any point only means that it is submitted again, which is one
 change there too. Models are independent of each other; the changes of one model go in their order. Replans are one
 more such line, drains another: the engine is told that some are recorded, and takes them from the store itself. Runs
-that wait for a freeze are told here that freezes have changed.
+that wait for a freeze are told here that freezes have changed. Nothing is submitted where the record belongs to another
+platform (`ipnext.store.belonging`).
 """
 
 import asyncio
@@ -15,10 +16,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import structlog
 
 from ipnext.api.lifecycle import Lifecycle
-from ipnext.errors import IPnextError
+from ipnext.errors import Conflict, IPnextError
 from ipnext.model.drain import Drain
 from ipnext.model.lifecycle import Change, ChangeState, Replan
 from ipnext.model.status import Reason
+from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.store.session import Store
 
 FREEZES = "/"
@@ -49,6 +51,9 @@ class Outbox:
         self._max_backoff = max_backoff_seconds
         self._submit_timeout = submit_timeout_seconds
         self._in_flight: dict[str, asyncio.Task[bool]] = {}
+        self.foreign = False
+        """Whether the record is another platform's, so that nothing is submitted."""
+        self._ours = False
         self._woken = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._freezes_changed = True  # this process may have died before it told the runs that wait
@@ -79,8 +84,14 @@ class Outbox:
         self.wake()
 
     async def submit_pending(self) -> bool:
-        """Submit what is recorded, waiting no longer than `interval_seconds`. False where anything failed."""
+        """Submit what is recorded, waiting no longer than `interval_seconds`. False where anything failed.
+
+        The first time the engine is asked which one it is, for at most `submit_timeout_seconds`.
+        """
         pending, replans, drains = await asyncio.to_thread(self._pending)
+        any_due = pending or replans or drains or self._freezes_changed
+        if any_due and not self._ours and not await self._belongs():
+            return False
         for model, changes in pending.items():
             if model not in self._in_flight:
                 self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
@@ -110,6 +121,27 @@ class Outbox:
                 structlog.get_logger().exception("outbox_failed")
                 submitted = False
             delay = self._interval if submitted else min(max(delay, self._interval) * 2, self._max_backoff)
+
+    async def _belongs(self) -> bool:
+        """Whether the record is this engine's, now that it is asked."""
+        log = structlog.get_logger()
+        try:
+            async with asyncio.timeout(self._submit_timeout):
+                namespace = await self._lifecycle.namespace()
+            await asyncio.to_thread(self._belong, namespace)
+        except Conflict as error:
+            self.foreign = True
+            log.error("nothing_is_submitted", code=error.code, error=error.message)  # noqa: TRY400 - no fault of the code
+            return False
+        except (TimeoutError, IPnextError) as error:
+            log.warning("nothing_submitted_yet", error=str(error) or "timed out")
+            return False
+        self.foreign, self._ours = False, True
+        return True
+
+    def _belong(self, namespace: WorkflowNamespace) -> None:
+        with self._store.begin() as unit:
+            unit.belong_to(namespace)
 
     async def _submit_in_order(self, changes: Sequence[Change]) -> bool:
         for change in changes:

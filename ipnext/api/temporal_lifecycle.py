@@ -6,6 +6,7 @@ from ipnext import names, temporal
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle import Change, ChangeAccepted
 from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
+from ipnext.model.workflow_namespace import WorkflowNamespace
 
 
 class TemporalLifecycle:
@@ -15,6 +16,10 @@ class TemporalLifecycle:
         self._ui_url = ui_url
         self._client: temporal.Connection | None = None
         self._connecting = asyncio.Lock()
+
+    async def namespace(self) -> WorkflowNamespace:
+        """See the port."""
+        return await temporal.namespace_of(await self._connected())
 
     async def submit(self, change: Change) -> ChangeAccepted:
         """See the port."""

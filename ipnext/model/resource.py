@@ -311,6 +311,7 @@ class Readiness(Value):
     """Answer of `/readyz`. Temporal may be down: reads and publishes are answered all the same."""
 
     ready: bool
-    store: Literal["ok", "down"]
+    store: Literal["ok", "down", "foreign"]
+    """foreign: it belongs to another platform, so nothing of it is submitted here."""
     temporal: Literal["ok", "down"]
     unsubmitted_changes: int | None = None

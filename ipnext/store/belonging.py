@@ -34,6 +34,6 @@ class Belonging(Unit):
             raise Conflict(msg)
 
     def belongs_to(self) -> WorkflowNamespace | None:
-        """The namespace that has the record; None before a worker has served it."""
+        """The namespace that has the record; None before anything has served it."""
         row = self._session.get(WorkflowNamespaceRow, _ONLY)
         return None if row is None else WorkflowNamespace(id=row.namespace_id, name=row.name, address=row.address)

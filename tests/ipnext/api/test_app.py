@@ -16,6 +16,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.resource import PlanView
 from ipnext.model.status import Reason
+from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.store.session import Store
 from tests.waiting import eventually
 
@@ -53,6 +54,23 @@ async def test_a_database_that_is_not_usable_is_unavailable_and_not_ready(rooms)
         assert (ready.status_code, ready.json()["store"]) == (503, "down")
         assert (await http.get("/healthz")).status_code == 200
     unmigrated.close()
+
+
+async def test_an_api_on_the_record_of_another_platform_answers_and_is_not_ready(rooms):
+    with rooms.store.begin() as repository:
+        repository.belong_to(WorkflowNamespace(id="another", name="default", address="there:7233"))
+        repository.add_drain("eu")
+    app = rooms.app()
+    async with (
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://api") as http,
+        app.router.lifespan_context(app),
+    ):
+        await eventually(lambda: app.state.platform.outbox.foreign)
+        ready = await http.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json() == {"ready": False, "store": "foreign", "temporal": "ok", "unsubmitted_changes": 0}
+        assert (await http.get("/v1/models")).status_code == 200
+    assert rooms.lifecycle.drains_told == []
 
 
 async def test_the_fleet_is_read_written_and_guarded(world):

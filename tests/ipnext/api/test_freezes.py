@@ -10,6 +10,7 @@ from ipnext.api.outbox import Outbox
 from ipnext.model.freeze import BindingFreeze, Frozen
 from ipnext.model.lifecycle import Change, ChangeState
 from ipnext.model.status import ConditionType, Reason
+from ipnext.model.workflow_namespace import WorkflowNamespace
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 ANN = {"X-IPnext-User": "ann"}
@@ -139,6 +140,10 @@ class Listening(MemoryLifecycle):
     def __init__(self) -> None:
         super().__init__()
         self.asked = asyncio.Event()
+
+    async def namespace(self) -> WorkflowNamespace:
+        """Known from before it went down."""
+        return await MemoryLifecycle().namespace()
 
     async def tell_freeze_changed(self, change: Change) -> None:
         self.asked.set()

@@ -1,12 +1,15 @@
-"""The outbox ends when it is told to, whenever that is."""
+"""The outbox ends when it is told to, whenever that is; and it submits only what is its own."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.api.outbox import Outbox
+from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.store.session import Store
 from tests.waiting import PATIENCE_SECONDS
 
@@ -25,3 +28,39 @@ async def test_it_ends_even_where_a_wake_and_the_end_come_together(tmp_path: Pat
                     await asyncio.sleep(0)
     finally:
         store.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """With one recorded drain, which an outbox has to tell the engine of."""
+    with closing(Store.open(f"sqlite:///{tmp_path / 'record.db'}")) as opened:
+        opened.migrate()
+        with opened.begin() as repository:
+            repository.add_drain("eu")
+        yield opened
+
+
+async def test_it_submits_nothing_of_a_record_that_another_platform_has(store: Store) -> None:
+    with store.begin() as repository:
+        repository.belong_to(WorkflowNamespace(id="another", name="default", address="there:7233"))
+    lifecycle = MemoryLifecycle()
+    outbox = Outbox(store, lifecycle)
+    for _ in range(2):
+        assert not await outbox.submit_pending()
+        assert outbox.foreign
+    assert lifecycle.drains_told == []
+    with store.read() as repository:
+        assert repository.untold_drains(), "it waits for the platform that has the record"
+
+
+async def test_it_takes_a_record_that_nobody_has_and_asks_again_while_the_engine_is_down(store: Store) -> None:
+    lifecycle = MemoryLifecycle()
+    outbox = Outbox(store, lifecycle)
+    lifecycle.down = True
+    assert not await outbox.submit_pending()
+    assert not outbox.foreign
+    lifecycle.down = False
+    assert await outbox.submit_pending()
+    assert lifecycle.drains_told == ["eu"]
+    with store.read() as repository:
+        assert repository.belongs_to() == await lifecycle.namespace()

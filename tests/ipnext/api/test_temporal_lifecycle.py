@@ -50,6 +50,8 @@ async def test_an_engine_that_is_down_is_unavailable_and_not_reachable(unreachab
     with pytest.raises(Unavailable):
         await unreachable.submit(CHANGE)
     with pytest.raises(Unavailable):
+        await unreachable.namespace()
+    with pytest.raises(Unavailable):
         await unreachable.wake_replan()
     with pytest.raises(Unavailable):
         await unreachable.tell_freeze_changed(CHANGE)
@@ -127,6 +129,9 @@ async def real(monkeypatch):
 
 async def test_a_real_engine_takes_a_change_once_and_is_woken_for_one_replan(real):
     assert await real.reachable()
+    namespace = await real.namespace()
+    assert (namespace.name, len(namespace.id)) == ("default", 36)
+    assert await real.namespace() == namespace
     first, second = await real.submit(CHANGE), await real.submit(CHANGE)
     assert first == second
     assert first.change_id == "c"
