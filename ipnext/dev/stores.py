@@ -46,7 +46,8 @@ def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
     """Migrate the record and put a fleet into it: the given one, else the embedded one at the first start. Returns the regions.
 
     Conflict where the state directory was begun on other stores, or at another path: its agents and runs, and the record itself, name
-    what lies there; and for a new one where the record is another platform's. Unavailable where a server does not answer; InvalidInput where the file is no fleet, or a URL of another form.
+    what lies there; and for a new one where the record is another platform's. Unavailable where a server does not answer; InvalidInput where
+    the file is no fleet, or a URL of another form.
     """
     known_stores = state / "stores.json"
     with _given_by("--database-url (IPNEXT_DEV_DATABASE_URL)"):
