@@ -43,7 +43,7 @@ def _nothing() -> None:
     pass
 
 
-async def closed_loop(  # noqa: PLR0913 - all but two by keyword
+def run_loop(  # noqa: PLR0913 - all but two by keyword
     url: str,
     bodies: Iterator[bytes],
     *,
@@ -57,10 +57,11 @@ async def closed_loop(  # noqa: PLR0913 - all but two by keyword
 
     `before`: a request that each asks before anything counts, so that all connections are made; `on_begin` is called after that.
     """
-    loop, pool = Loop(), EnginePool(url)
-    left = iter(range(requests))
+    import uvloop  # noqa: PLC0415 - of the extra that serves
 
-    async def ask() -> None:
+    loop, left = Loop(), iter(range(requests))
+
+    async def ask(pool: EnginePool) -> None:
         for _ in left:
             began = time.perf_counter()
             answer = await pool.ask("POST", CHAT, {"content-type": "application/json"}, next(bodies))
@@ -73,32 +74,19 @@ async def closed_loop(  # noqa: PLR0913 - all but two by keyword
             loop.whole.append(time.perf_counter() - began)
             loop.tokens += tokens
 
-    if before is not None:
-        await asyncio.gather(*(_asked(pool, before) for _ in range(clients)))
-    on_begin()
-    began = time.perf_counter()
-    await asyncio.gather(*(ask() for _ in range(clients)))
-    loop.seconds = time.perf_counter() - began
-    pool.close()
+    async def run() -> None:
+        pool = EnginePool(url)
+        if before is not None:
+            await asyncio.gather(*(_asked(pool, before) for _ in range(clients)))
+        on_begin()
+        began = time.perf_counter()
+        await asyncio.gather(*(ask(pool) for _ in range(clients)))
+        loop.seconds = time.perf_counter() - began
+        pool.close()
+
+    uvloop.run(run())
     return loop
 
 
 async def _asked(pool: EnginePool, body: bytes) -> None:
     await (await pool.ask("POST", CHAT, {"content-type": "application/json"}, body)).rest()
-
-
-def run_loop(  # noqa: PLR0913 - all but two by keyword
-    url: str,
-    bodies: Iterator[bytes],
-    *,
-    clients: int,
-    requests: int,
-    tokens: int,
-    before: bytes | None = None,
-    on_begin: Callable[[], None] = _nothing,
-) -> Loop:
-    """The same for a caller without an event loop."""
-    import uvloop  # noqa: PLC0415 - of the extra that serves
-
-    loop = closed_loop(url, bodies, clients=clients, requests=requests, tokens=tokens, before=before, on_begin=on_begin)
-    return uvloop.run(loop)

@@ -52,7 +52,7 @@ async def followed(directory):
         await task
 
 
-async def test_the_first_item_comes_at_once_and_then_none_while_nothing_notices(tmp_path):
+async def test_the_first_item_comes_at_once_and_then_none_while_nothing_changes(tmp_path):
     async with followed(tmp_path) as found:
         await found.more_than(0)
         await asyncio.sleep(QUIET_SECONDS)

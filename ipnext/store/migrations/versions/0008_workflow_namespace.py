@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """The next worker that serves the record writes down whose it is."""
+    """The next worker or API that serves the record writes down whose it is."""
     op.create_table(
         "workflow_namespace",
         sa.Column("id", columns.WholeNumber(), autoincrement=False, nullable=False),
@@ -25,5 +25,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Any worker may serve the record again."""
+    """Anyone may serve the record again."""
     op.drop_table("workflow_namespace")
