@@ -1,6 +1,6 @@
 """The end of a change: what serves, what the conditions say, what the plan says; and taking a model out of service."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
 from ipnext.model.registry import Generation, GenerationState
 from ipnext.model.status import ConditionType, Reason
+from ipnext.model.unserved import binding_reason, unserved_message, unserved_regions
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -123,10 +124,16 @@ class Readiness:
     message: str
 
 
-def readiness(record: ModelRecord, wanted: Generation | None, changes: Sequence[Change]) -> Readiness:
+def readiness(
+    record: ModelRecord,
+    wanted: Generation | None,
+    changes: Sequence[Change],
+    unserved: Mapping[str, Sequence[str]] | None = None,
+) -> Readiness:
     """`Ready` is true only while the newest wanted state serves: the target generation, and the newest manifest.
 
     `wanted` is the target generation, `changes` are the model's, newest first. Moves don't count: they bring no other state.
+    `unserved`: users' region that nothing serves -> the rules of the plan that leave it so.
     """
     serving = f"generation {record.serving_generation} serves" if record.serving_generation else "nothing serves"
     if record.retired or wanted is None:
@@ -142,6 +149,8 @@ def readiness(record: ModelRecord, wanted: Generation | None, changes: Sequence[
         return Readiness("False", reason, f"generation {wanted.number} does not serve{told}; {serving}")
     if record.observed_generation < record.generation:
         return _old_manifest(record, own[0] if own else None)
+    for region, rules in (unserved or {}).items():
+        return Readiness("False", binding_reason(rules), f"{unserved_message(region, rules)}; {serving}")
     return Readiness("True", Reason.SERVING, serving)
 
 
@@ -195,7 +204,8 @@ def _cool_down(repository: Repository, model: str) -> None:
 
 def _write_ready(repository: Repository, record: ModelRecord) -> None:
     wanted = repository.generation(record.name, record.target_generation) if record.target_generation else None
-    ready = readiness(record, wanted, repository.changes(record.name))
+    unserved = unserved_regions(record.manifest, repository.routes(record.name))
+    ready = readiness(record, wanted, repository.changes(record.name), unserved)
     repository.set_condition(record.name, ConditionType.READY, ready.status, ready.reason, ready.message)
 
 

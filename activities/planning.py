@@ -24,6 +24,7 @@ from ipnext.model.lifecycle import Planned, ReplanComputed, ReplanInput, StageIn
 from ipnext.model.plan import CurrentState, Owner, Plan, Problem
 from ipnext.model.status import ConditionType, Reason
 from ipnext.model.throughput import Unit, amount
+from ipnext.model.unserved import binding_reason
 from ipnext.model.value import digest_of
 from ipnext.names import replan_plan_id
 from ipnext.store.placements import PreparedPlan
@@ -109,8 +110,8 @@ class PlanningActivities:
         if not plan.replicas:
             most = max(plan.unmet, key=lambda unmet: unmet.qps, default=None)
             place = Place(region=most.region if most else None)
-            message = _with_figures(unplaced_message(plan, problem, unit), figures)
-            return _infeasible(_binding_reason(rules), message, place)
+            message = _with_figures(unplaced_message(plan), figures)
+            return _infeasible(binding_reason(rules), message, place)
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
         record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
         prepared = PreparedPlan.of(record)
@@ -184,29 +185,14 @@ def _infeasible(reason: Reason, message: str, place: Place) -> Planned:
     return Planned(plan_id="", feasible=False, moves=0, cost_per_hour=0.0, reason=reason, message=message, place=place)
 
 
-def _binding_reason(rules: Sequence[str]) -> Reason:
-    """Money where only money is short; supply where any is; else it is the owner's rules that leave no place."""
-    if rules and all(rule.startswith("budget") for rule in rules):
-        return Reason.OVER_BUDGET
-    short = not rules or any(rule.startswith("supply") for rule in rules)
-    return Reason.NO_CAPACITY if short else Reason.PLANNER_INFEASIBLE
-
-
 def _with_figures(message: str, figures: str) -> str:
     return f"{message}; {figures}" if figures else message
 
 
-def unplaced_message(plan: Plan, problem: Problem, unit: Unit) -> str:
-    """Why a plan of one model, the first of `problem`, has no replica, in words."""
+def unplaced_message(plan: Plan) -> str:
+    """Why a plan of one model has no replica, in words."""
     rules = dict.fromkeys(rule for unmet in plan.unmet for rule in unmet.rules)
-    if set(rules) != {"unmet_cost"}:
-        return f"nothing can be placed: {'; '.join(rules)}"
-    priority, missed = problem.models[0].priority, sum(unmet.qps for unmet in plan.unmet)
-    lost = problem.objective.unmet_cost * priority * missed
-    return (
-        f"no replica is worth its cost: to leave {amount(missed, unit)} unserved counts as {lost:g} an hour "
-        f"(unmet_cost {problem.objective.unmet_cost:g} x priority {priority:g}), replicas for it cost more; raise spec.priority"
-    )
+    return f"nothing can be placed: {'; '.join(rules)}"
 
 
 def _unmet_message(plan: Plan, unit: Unit) -> str:

@@ -36,6 +36,8 @@ class Gateways:
         self._beat = beat
         self._tables: dict[str, RouteTable] = dict(facts.tables)
         self._followed: dict[str, int] = {}
+        self._refusing: frozenset[str] = frozenset()
+        """Regions with demand whose users nothing serves, by the shares to follow."""
 
     def follow(
         self,
@@ -55,6 +57,7 @@ class Gateways:
         to send to is not ready; Unavailable names one.
         """
         states, silent = observe(self._infrastructure, shares.keys() - self._facts.lost, [self._facts.model])
+        self._refusing = frozenset(r for r, found in shares.items() if not found and r in self._facts.unmet_rules)
         self._followed = {name: state.routes.get(self._facts.model, 0) for name, state in states.items()}
         held = tuple(deployments)
         served = {region: served_generations(self._facts, region, held) for region in states}
@@ -72,6 +75,7 @@ class Gateways:
         for region in sorted((shares.keys() & self._facts.lost).difference(waiting)):
             known = [(share.to, share.generation) for share in shares[region] if self._knows(share)]
             self._write(region, answered(shares[region], known), served_generations(self._facts, region, held))
+        silent = tuple(region for region in silent if region in self._tables or region not in self._refusing)
         if silent:
             msg = f"region {silent[0]!r} can't be reached, so its gateway does not follow yet"
             raise RegionUnreachable(msg)
@@ -109,10 +113,10 @@ class Gateways:
         """The table with this content in force. A new revision is above the stored and the followed one."""
         stored, followed = self._tables.get(region), self._followed[region]
         known = stored.revision if stored else 0
-        if followed == known and (self._shares_now(region), self._served_now(region)) == (shares, served):
-            return
         revision = max(followed, known) + 1
-        table = RouteTable(model=self._facts.model, region=region, revision=revision, shares=shares, served=served)
+        table = self._table(region, revision, shares, served)
+        if followed == known and self._says(stored, table):
+            return
         self._beat(f"region {region} is told its routes")
         still_ours()
         unchanged(self._store, self._facts.lost)
@@ -125,12 +129,24 @@ class Gateways:
 
     def _write(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:
         """The table that a lost region gets once it is back."""
-        if (self._shares_now(region), self._served_now(region)) == (shares, served):
+        stored = self._tables.get(region)
+        table = self._table(region, stored.revision + 1 if stored else 1, shares, served)
+        if self._says(stored, table):
             return
-        revision = self._tables[region].revision + 1 if region in self._tables else 1
-        table = RouteTable(model=self._facts.model, region=region, revision=revision, shares=shares, served=served)
         with self._store.begin(self._facts.model) as repository:
             self._tables[region] = repository.put_route(table)
+
+    def _table(self, region: str, revision: int, shares: Shares, served: tuple[ServedGeneration, ...]) -> RouteTable:
+        rules = () if shares else self._facts.unmet_rules.get(region, ())
+        return RouteTable(
+            model=self._facts.model, region=region, revision=revision, shares=shares, served=served, unmet_rules=rules
+        )
+
+    def _says(self, stored: RouteTable | None, table: RouteTable) -> bool:
+        """Whether the stored table says the same. An empty one is needed only where users are to be refused."""
+        if stored is None:
+            return not table.shares and not table.served and table.region not in self._refusing
+        return stored == table.model_copy(update={"revision": stored.revision})
 
     def _follow(self, table: RouteTable) -> None:
         """RouteFailed where the region answers and its gateway does not follow."""

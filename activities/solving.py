@@ -27,7 +27,7 @@ from ipnext.store.records import SolveUse
 
 PR_SET_PDEATHSIG = 1
 
-PLANNER = "planner.solve"
+PLANNER = "planner.last_resort"
 """Imported where it is first needed: it takes a second, and a worker that is restarted shall serve at once."""
 
 POLL_SECONDS = 0.1

@@ -361,7 +361,7 @@ def _within(state: ModelState | None, deployments: tuple[Deployment, ...]) -> tu
 
 
 def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:
-    """RegionUnreachable where a gateway that has to move does not answer."""
+    """RegionUnreachable where a gateway that has to move does not answer. One that is only to refuse its users may be away."""
     for region in silent:
         table = facts.tables.get(region)
         if region in shares and tuple(shares[region]) != (table.shares if table else ()):

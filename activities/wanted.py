@@ -51,6 +51,8 @@ class Facts:
     """By users' region and serving region; read only where a region is lost."""
     planned_demand: Mapping[str, float] = field(default_factory=dict)
     """By users' region, in the model's unit: what the waves of the run at hand were planned for, where there is one."""
+    unmet_rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
 
     @property
     def model(self) -> str:
@@ -76,7 +78,14 @@ def read_facts(repository: Repository, model: str, target: int) -> Facts:
         tables={table.region: table for table in repository.routes(model)},
         lost=lost,
         rtt_ms=_round_trips(repository) if lost else {},
+        unmet_rules=_unmet_rules(repository, record.manifest),
     )
+
+
+def _unmet_rules(repository: Repository, manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
+    placed, regions = repository.placement(manifest.name), set(repository.region_names())
+    rules = {unmet.region: unmet.rules for unmet in placed.unmet} if placed else {}
+    return {item.region: rules.get(item.region, ()) for item in manifest.spec.demand if item.region in regions}
 
 
 def _round_trips(repository: Repository) -> dict[tuple[str, str], float]:
@@ -195,11 +204,11 @@ def wanted_shares(
     """The shares of every region that has demand, hosts the model or had a table before.
 
     A region that hosts the model without demand of its own answers its users itself. What would go to a lost region goes
-    to those that are left.
+    to those that are left. A region with demand that no region serves has no shares: its gateway refuses its users.
     """
     deployments = tuple(deployments)
     hosting = {deployment.key.region for deployment in deployments if deployment.replicas}
-    regions = hosting | state.shares.keys() | facts.tables.keys()
+    regions = hosting | state.shares.keys() | facts.tables.keys() | facts.unmet_rules.keys()
     main = _main_generation(state)
     shares = {region: state.shares.get(region, ()) for region in sorted(regions)}
     demanding = {item.region for item in facts.manifest.spec.demand}

@@ -19,6 +19,7 @@ from planner.explain import explain, unmet_of
 from planner.extraction import Holding, routed, trimmed
 from planner.formulation import Formulation
 from planner.index import Index
+from planner.leftover import holding_of as held_by
 from planner.problem import validate
 from planner.residual import kept_of, only, residual
 from planner.solution import Violation, check, rules_of
@@ -71,6 +72,17 @@ def place(problem: Problem, models: Collection[str], *, method: Method = "auto")
     if method == "auto" and _columns(rest) > PLACE_COLUMNS:
         method = "fleet"  # a publish must not wait for a proof
     return _plan(problem, rest, holding, kept, method)
+
+
+def restated(problem: Problem, plan: Plan, *, kept: Collection[str] = ()) -> Plan:
+    """Return a plan whose replicas or traffic were edited, with figures and unserved demand computed afresh.
+
+    `bound` and the solver's line stay; models of `kept` were not planned. The rows are not checked.
+    """
+    ended = "time_limit" if plan.status == "time_limit" else "feasible"
+    found = _Found(held_by(plan), plan.bound, ended, plan.solver.iterations, "reference", plan.bound_covers)
+    told = _assembled(problem, found.holding, found, kept)
+    return told.model_copy(update={"solver": plan.solver, "bound_covers": plan.bound_covers})
 
 
 def _refuse_broken(problem: Problem, kept: Collection[str], holding: Holding) -> None:

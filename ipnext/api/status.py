@@ -22,6 +22,7 @@ from ipnext.model.deployment import (
 from ipnext.model.lifecycle import DeploymentStatus
 from ipnext.model.resource import ModelView
 from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of
+from ipnext.model.unserved import binding_reason, unserved_message, unserved_regions
 
 States = Mapping[str, RegionState | None]
 """Region -> what it reports; None where it did not answer."""
@@ -129,9 +130,14 @@ def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tup
 
 
 def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
-    """Routes that lead to a region where a part of their generation has no ready replica, or that can't be seen."""
+    """Users' regions that nothing serves; routes to a region where a part has no ready replica, or that can't be seen."""
     replicas = replicas_of(facts.record.name, states)
-    troubles: list[Trouble] = []
+    serves = facts.record.serving_generation is not None
+    unserved = unserved_regions(facts.record.manifest, facts.routes) if serves else {}
+    troubles = [
+        Trouble("False", binding_reason(rules), unserved_message(region, rules), region)
+        for region, rules in unserved.items()
+    ]
     for region, generation, parts in _routed(facts):
         if states.get(region) is None:
             troubles.append(_no_answer(region))

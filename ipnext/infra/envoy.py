@@ -177,13 +177,20 @@ def _pins(gateway: Gateway, table: RouteTable) -> dict[int, _Pin]:
 def _weighted(gateway: Gateway, table: RouteTable, match: Json, *headers: Json) -> Json:
     shares = _usable(gateway, table)
     if not shares:
-        message = f"model {table.model} has no capacity in region {gateway.region} at the moment; try again"
+        message = _no_capacity(gateway.region, table)
         return _refusal(match, 503, message, headers={"retry-after": str(envoy_openai.RETRY_AFTER_SECONDS)})
     counts = weights([share.fraction for share in shares], WEIGHT_TOTAL)
     entries = [_entry(gateway, share, weight, *headers) for share, weight in zip(shares, counts, strict=True)]
     action = _action(gateway, None)
     action["route"]["weighted_clusters"] = {"clusters": entries}
     return _route(match, action)
+
+
+def _no_capacity(region: str, table: RouteTable) -> str:
+    """Why users of `region` are refused: what the plan says, else that it is so at the moment."""
+    if table.shares or not table.unmet_rules:
+        return f"model {table.model} has no capacity in region {region} at the moment; try again"
+    return f"model {table.model} serves no users of region {region}: {_some(table.unmet_rules)}"
 
 
 def _usable(gateway: Gateway, table: RouteTable) -> list[RouteShare]:

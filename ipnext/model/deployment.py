@@ -252,6 +252,8 @@ class RouteTable(Value):
     revision: int = Field(ge=1)
     shares: tuple[RouteShare, ...]
     served: tuple[ServedGeneration, ...]
+    unmet_rules: tuple[str, ...] = ()
+    """Rules of the plan that leave the region's users without a region to serve them; read only if `shares` is empty."""
 
 
 class GenerationTraffic(Value):

@@ -26,6 +26,11 @@ class Models(Unit):
             raise NotFound(msg)
         return _fleet(row)
 
+    def region_names(self) -> tuple[str, ...]:
+        """Regions of the fleet in its order; none before the first fleet is applied."""
+        row = self._session.get(FleetRow, THE_FLEET)
+        return () if row is None else tuple(_fleet(row).spec.regions)
+
     def put_fleet(self, spec: FleetSpec, *, expected_version: int | None) -> FleetRecord:
         """Create or replace the fleet; an equal one stays as it is.
 

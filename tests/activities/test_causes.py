@@ -6,7 +6,6 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.causes import first_lacking, note_first, worst_region
-from activities.planning import _binding_reason
 from activities.regions import first_failure
 from activities.routing import Gateways
 from activities.waiting import beat
@@ -16,6 +15,7 @@ from ipnext.errors import RouteFailed, Unavailable
 from ipnext.model.cause import Cause, Place, cause_in
 from ipnext.model.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
 from ipnext.model.status import Reason
+from ipnext.model.unserved import binding_reason
 
 SLOT = ("dense", "us-east", "cpu")
 
@@ -86,7 +86,7 @@ def test_the_first_cause_of_a_change_stays_and_a_region_that_is_named_is_its_pla
     ],
 )
 def test_the_rules_that_bind_have_one_reason(rules, reason):
-    assert _binding_reason(rules) is reason
+    assert binding_reason(rules) is reason
 
 
 def gateways(house):

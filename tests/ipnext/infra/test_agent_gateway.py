@@ -105,6 +105,15 @@ def test_a_model_without_shares_asks_to_come_back(shared_agent, builder):
     assert "no capacity" in answer.json()["error"]
 
 
+def test_users_whom_the_plan_serves_nowhere_are_told_the_rules(shared_agent, builder):
+    table = builder("refused").table(1, {})
+    shared_agent.infra.route(table.model_copy(update={"unmet_rules": ("supply here/cpu",)}))
+    answer = shared_agent.infer("refused")
+    assert answer.status_code == 503
+    assert "serves no users of region" in answer.json()["error"]
+    assert "supply here/cpu" in answer.json()["error"]
+
+
 def test_an_unrouted_model_is_unknown_at_once(shared_agent, builder):
     model = builder("leaving")
     shared_agent.serve(model, {1: (1,)}, {1: 1.0})

@@ -1,0 +1,28 @@
+"""User regions that a manifest names and no region serves: a model with one is never `Ready`. Pure functions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ipnext.model.deployment import RouteTable
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.status import Reason
+
+
+def unserved_regions(manifest: ModelManifest, tables: Iterable[RouteTable]) -> Mapping[str, tuple[str, ...]]:
+    """Users' region -> the rules of the plan that leave it unserved, in the order of the manifest."""
+    known = {table.region: table for table in tables}
+    sent = {region for region, table in known.items() if any(share.fraction > 0 for share in table.shares)}
+    missing = [item.region for item in manifest.spec.demand if item.region not in sent]
+    return {region: known[region].unmet_rules if region in known else () for region in missing}
+
+
+def binding_reason(rules: Sequence[str]) -> Reason:
+    """OverBudget if only budgets bind, NoCapacity if supply does or no rule is known, else PlannerInfeasible."""
+    if rules and all(rule.startswith("budget") for rule in rules):
+        return Reason.OVER_BUDGET
+    short = not rules or any(rule.startswith("supply") for rule in rules)
+    return Reason.NO_CAPACITY if short else Reason.PLANNER_INFEASIBLE
+
+
+def unserved_message(region: str, rules: Sequence[str]) -> str:
+    """One region's users, and what stands in the way, in words."""
+    return f"no region serves users of {region}" + (f": {', '.join(rules)}" if rules else "")

@@ -1,0 +1,44 @@
+"""Users' regions that nothing serves: never by mistake, never behind a `Ready`, and refused with the reason."""
+
+import pytest
+
+from ipnext.model.lifecycle import ChangeState
+from ipnext.model.status import ConditionType, Reason
+from tests.fleets import two_regions
+
+pytestmark = pytest.mark.usefixtures("workers")
+
+SMALL = [{"region": "us-east", "qps": 100}, {"region": "eu-west", "qps": 0.09}]
+"""Less in eu-west than a replica is worth by price."""
+
+
+def ready_of(house, model):
+    return house.condition(model, ConditionType.READY)
+
+
+async def test_a_small_region_out_of_the_others_latency_is_served_from_its_own_supply(house, model, carried_out):
+    house.apply_fleet(two_regions(10, 10))
+    house.apply(model, demand=SMALL, latencyToleranceMs=50)
+
+    change = await carried_out(house.publish(model, 1))
+
+    assert change.state is ChangeState.DONE, change
+    assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
+    assert ready_of(house, model).status == "True"
+
+
+async def test_a_region_without_supply_is_not_ready_and_its_gateway_knows_why(house, model, carried_out):
+    house.apply_fleet(two_regions(10, 0))
+    house.apply(model, demand=SMALL, latencyToleranceMs=50)
+
+    change = await carried_out(house.publish(model, 1))
+
+    assert change.state is ChangeState.DONE, change
+    ready = ready_of(house, model)
+    assert (ready.status, ready.reason) == ("False", Reason.NO_CAPACITY)
+    assert "no region serves users of eu-west: latency eu-west, supply eu-west/cpu;" in ready.message
+    with house.store.read() as repository:
+        tables = {table.region: table for table in repository.routes(model)}
+    assert tables["eu-west"].shares == ()
+    assert "supply eu-west/cpu" in tables["eu-west"].unmet_rules
+    assert house.infrastructure.table(model, "eu-west") == tables["eu-west"]
