@@ -31,6 +31,9 @@ from ipnext.store.placements import Units
 from ipnext.store.repository import Repository
 from planner.transition import StepPolicy, admit
 
+AT_ONCE = frozenset({ChangeKind.ROLLBACK, ChangeKind.REPAIR})
+"""Kinds that go in one step: the generation has served before, and users wait for it."""
+
 
 def planned_waves(
     repository: Repository, stage: StageInput, origin: FleetState, to: FleetState, in_use: Units
@@ -63,7 +66,7 @@ def planned_waves(
         if _admitted(wished, later, (origin, to), policy)[1].feasible:
             msg = f"waiting for supply that another model is about to free: {transition.refused}"
             raise Unavailable(msg)
-        if rollout.when_short == "wait" and admission.surge and stage.kind is not ChangeKind.ROLLBACK:
+        if rollout.when_short == "wait" and admission.surge and stage.kind not in AT_ONCE:
             msg = f"waiting for supply: {transition.refused}"
             raise Unavailable(msg)
     if not transition.waves and not transition.refused:
@@ -82,7 +85,7 @@ def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> 
     if not placed or (kind is ChangeKind.ROLLBACK and regions.difference(lost)):
         return None
     why = f"{min(placed)!r} was lost, and the plan in force places the model there"
-    if kind is ChangeKind.MOVE:
+    if kind in {ChangeKind.MOVE, ChangeKind.REPAIR}:
         return f"{why}; the next replan makes a plan without it"
     msg = f"waiting for a plan without {min(placed)!r}: {why}"
     raise Unavailable(msg)
@@ -98,10 +101,10 @@ def _left_of(model: ModelProblem, to: FleetState, fleet: FleetSpec, drained: Dra
 def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> StepPolicy:
     """The planner's view of a rollout.
 
-    A rollback goes in one step and holds nothing: its generation has served before, and someone waits for it.
+    A rollback and a repair go in one step without a bake time: their generation has served before.
     """
     short = {"when_short": rollout.when_short, "max_dip": rollout.max_dip, "refresh": refresh}
-    if kind is ChangeKind.ROLLBACK:
+    if kind in AT_ONCE:
         return StepPolicy.model_validate({"canary": 1.0, "max_step": 1.0, "hold_seconds": 0.0, **short})
     pace = {"canary": rollout.canary, "max_step": rollout.max_step, "hold_seconds": rollout.hold_seconds}
     return StepPolicy.model_validate({**pace, **short})

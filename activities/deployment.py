@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities.adoption import settle
 from activities.drained import Drained
+from activities.drift import record_repair
 from activities.holding import end_hold
 from activities.pulse import still_ours
 from activities.waiting import beat
@@ -20,6 +21,9 @@ from ipnext.model.unserved import binding_reason, unserved_message, unserved_reg
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
+
+BRINGS_NOTHING_NEW = frozenset({ChangeKind.MOVE, ChangeKind.REPAIR})
+"""Kinds that bring neither another generation nor another manifest."""
 
 _ENDED = {
     ChangeState.REFUSED: GenerationState.REFUSED,
@@ -53,7 +57,7 @@ class DeploymentActivities:
                 _write_success(repository, change, record)
             else:
                 _write_failure(repository, change, record)
-            if record.result.state is not ChangeState.DONE or change.kind is ChangeKind.RETIRE:
+            if _follows_what_runs(change.kind, record.result.state):
                 settle(repository, record.model, change_id=record.change_id)
             result = record.result
             repository.update_change(
@@ -63,6 +67,7 @@ class DeploymentActivities:
             _write_ready(repository, repository.model(record.model))
             text = f"{change.kind} {result.state}" + (f": {result.message}" if result.message else "")
             repository.add_event(record.model, _event_kind(result.state), text, run_id=record.run_id)
+            record_repair(repository, record.model)
         return Done(note=result.message)
 
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
@@ -115,6 +120,11 @@ class DeploymentActivities:
         return True
 
 
+def _follows_what_runs(kind: ChangeKind, ended: ChangeState) -> bool:
+    """Whether the plan in force is to follow what runs: not after a repair that failed, as what runs is what is wrong."""
+    return kind is ChangeKind.RETIRE or (ended is not ChangeState.DONE and kind is not ChangeKind.REPAIR)
+
+
 @dataclass(frozen=True)
 class Readiness:
     """What the condition `Ready` says."""
@@ -139,7 +149,7 @@ def readiness(
     if record.retired or wanted is None:
         why = "the model is retired" if record.retired else "no snapshots are published"
         return Readiness("False", Reason.NOT_PUBLISHED, why)
-    own = [change for change in changes if change.kind is not ChangeKind.MOVE]
+    own = [change for change in changes if change.kind not in BRINGS_NOTHING_NEW]
     waiting = [change for change in own if change.state in {ChangeState.RECORDED, ChangeState.QUEUED}]
     if waiting:
         return Readiness("False", Reason.PENDING, f"{waiting[0].kind} {waiting[0].id} waits; {serving}")
@@ -174,7 +184,7 @@ def _write_success(repository: Repository, change: Change, record: RecordInput) 
         return
     repository.set_generation_state(model, record.generation, GenerationState.SERVING)
     repository.update_model(model, serving_generation=record.generation)
-    if change.kind is not ChangeKind.MOVE:
+    if change.kind not in BRINGS_NOTHING_NEW:
         repository.update_model(model, observed_generation=record.revision)
     _cool_down(repository, model)
 

@@ -138,7 +138,7 @@ def _generation_of(repository: Repository, change: Change, record: ModelRecord) 
     if change.kind is ChangeKind.APPLY:
         newest = record.serving_generation or record.target_generation
         return newest or next((g.number for g in repository.generations(record.name)), None)
-    if change.kind in {ChangeKind.MOVE, ChangeKind.RETIRE}:
+    if change.kind in {ChangeKind.MOVE, ChangeKind.RETIRE, ChangeKind.REPAIR}:
         return record.serving_generation
     if change.generation is None:
         msg = f"change {change.id}: a {change.kind} names its generation"

@@ -12,7 +12,7 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.admitting import not_swapped, planned_waves, price_of, way_back
+from activities.admitting import AT_ONCE, not_swapped, planned_waves, price_of, way_back
 from activities.capacity import Capacity
 from activities.causes import note_first, worst_region
 from activities.drained import Drained, same
@@ -44,8 +44,8 @@ from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
-_UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE})
-"""Kinds of changes that bring no new generation: nobody has to approve them."""
+_UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE, ChangeKind.REPAIR})
+"""Kinds of changes that bring no new generation: they need no approval."""
 
 
 _ASKED_BACK = frozenset({Reason.SUPERSEDED, Reason.ROLLED_BACK, Reason.ABORTED})
@@ -154,7 +154,7 @@ class TransitionActivities:
         with self._store.read() as repository:
             reaching = Reaching.read(repository, wave, "routed")
             rollout = repository.model(wave.model).manifest.spec.rollout
-            urgent = wave.back or repository.change(wave.transition_id).kind is ChangeKind.ROLLBACK
+            urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
         facts, state, transition = reaching.facts, reaching.state, reaching.transition
         deployments = _within(reaching.released if wave.back else None, tuple(facts.deployments.values()))
         if wave.back and facts.lost:
@@ -329,7 +329,7 @@ def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
     """What the gate of a wave is asked now. Of a rollback only errors: its generation has served before."""
     rollout = repository.model(wave.model).manifest.spec.rollout
     record, window = repository.transition(wave.transition_id), wave.window
-    if window is None or repository.change(record.change_id).kind is ChangeKind.ROLLBACK:
+    if window is None or repository.change(record.change_id).kind in AT_ONCE:
         return errors_only(rollout.max_error_rate, rollout.gate, early=wave.early)
     answering = {share.generation for shares in state.shares.values() for share in shares}
     return Asked(

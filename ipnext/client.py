@@ -48,6 +48,7 @@ from ipnext.model.resource import (
     PublishRequest,
     Readiness,
     RegionView,
+    RepairRequest,
     ReplanRequest,
     ReplanView,
     RollbackRequest,
@@ -206,6 +207,11 @@ class Client:
         """Go back to a generation that has served; without one, to the newest other."""
         request = RollbackRequest(change_id=change_id or uuid4().hex, generation=generation)
         return self._call("POST", f"/v1/models/{model}/rollback", ChangeView, body=request)
+
+    def repair(self, model: str, *, change_id: str | None = None) -> ChangeView:
+        """Bring users and replicas that were left on another generation back to the one that serves."""
+        request = RepairRequest(change_id=change_id or uuid4().hex)
+        return self._call("POST", f"/v1/models/{model}/repair", ChangeView, body=request)
 
     def pause(self, model: str, *, reason: str = "") -> ControlAnswer:
         """Pause a model's changes: what runs stops at its next step; rollbacks and retirements pass."""

@@ -27,6 +27,7 @@ REPLAN_WORKFLOW: Final = "replan"
 SCHEDULED_REPLAN_WORKFLOW: Final = "scheduled_replan"
 RETIRE_WORKFLOW: Final = "retire"
 DRAIN_WORKFLOW: Final = "drain"
+RECONCILE_WORKFLOW: Final = "reconcile"
 
 # updates, signals and queries of the model entity
 SUBMIT_CHANGE: Final = "submit_change"
@@ -64,6 +65,7 @@ DRAIN_CHANGED: Final = "drain_changed"
 DRAIN_PROGRESS: Final = "drain_progress"
 
 REPLAN_SCHEDULE: Final = "replan"
+RECONCILE_SCHEDULE: Final = "reconcile"
 
 # search attributes
 MODEL_ATTRIBUTE: Final = "IPnextModel"

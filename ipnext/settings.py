@@ -92,6 +92,10 @@ class PlatformSettings(BaseSettings):
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
 
+    reconcile_every_seconds: float = Field(default=15.0, ge=1, le=3600)
+    """Between two passes that compare every region with the store and look for models to repair. It counts for a run of workflow
+    `reconcile` that begins: terminate the one that runs and delete the Temporal schedule `reconcile` to change it."""
+
     # planning
 
     move_cost: float = Field(default=0.05, ge=0)

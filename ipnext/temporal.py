@@ -5,6 +5,7 @@ TEMPORAL_* say where the server is.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -47,6 +48,7 @@ from ipnext.model.lifecycle import (
     ScheduledReplan,
 )
 from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
+from ipnext.model.reconciliation import ReconcileInput
 from ipnext.model.workflow_namespace import WorkflowNamespace
 
 Connection: TypeAlias = Client
@@ -56,6 +58,9 @@ DEFAULT_ADDRESS = "127.0.0.1:7233"
 
 SUBMIT_SECONDS = 10.0
 """Longest wait until an entity takes a change: without a worker it never does, and the caller submits again later."""
+
+RECONCILER_LOOK = timedelta(minutes=1)
+"""How soon a reconciler that was terminated is started again."""
 
 _MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 
@@ -225,6 +230,28 @@ async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> None:
                     )
                 )
             )
+
+
+async def ensure_reconciler(client: Client, *, every_seconds: float) -> None:
+    """Create the schedule that keeps workflow `reconcile` running, unless there is one. Unavailable.
+
+    The workflow runs for ever; the schedule only starts it again if it was terminated.
+    """
+    schedule = Schedule(
+        action=ScheduleActionStartWorkflow(
+            names.RECONCILE_WORKFLOW,
+            ReconcileInput(every_seconds=every_seconds),
+            id=names.RECONCILE_WORKFLOW,
+            task_queue=names.LIFECYCLE_QUEUE,
+            task_timeout=names.TASK_TIMEOUT,
+            static_summary="compares every region with the store, repairs models that drifted",
+        ),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=RECONCILER_LOOK)]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=RECONCILER_LOOK),
+    )
+    async with _reaching("the reconciler's schedule"):
+        with contextlib.suppress(ScheduleAlreadyRunningError):
+            await client.create_schedule(names.RECONCILE_SCHEDULE, schedule, trigger_immediately=True)
 
 
 async def make_current(client: Client, build_id: str) -> None:

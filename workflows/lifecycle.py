@@ -42,7 +42,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.failing import explained, last_words, stopped, to_the_end
     from workflows.freezing import Thaw
-    from workflows.ordering import URGENT
+    from workflows.ordering import PASSES_PAUSE
     from workflows.policies import perform
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
@@ -179,6 +179,7 @@ class LifecycleWorkflow:
             ChangeKind.APPLY: (metadata, validation, optimization, freeze, planning, transition),
             ChangeKind.MOVE: (freeze, transition),
             ChangeKind.RETIRE: (freeze, ("withdrawal", self._withdraw)),
+            ChangeKind.REPAIR: (transition,),
         }[kind]
 
     def _applies(self, stage: str) -> bool:
@@ -260,7 +261,7 @@ class LifecycleWorkflow:
 
         A freeze that began meanwhile holds it as well.
         """
-        while self._held is not None and self._input.change.kind not in URGENT:
+        while self._held is not None and self._input.change.kind not in PASSES_PAUSE:
             self._enter("paused", begun.generation)
             await workflow.wait_condition(lambda: self._held is None or self._newer is not None)
             if self._newer is not None:
@@ -284,7 +285,7 @@ class LifecycleWorkflow:
 
     async def _walk(self, stage: StageInput, planned: TransitionPlanned) -> TransitionResult:
         """The transition goes its way back where this run is terminated by hand; it never stops half way."""
-        held = None if self._input.change.kind in URGENT else self._held
+        held = None if self._input.change.kind in PASSES_PAUSE else self._held
         start = workflow.start_child_workflow(
             names.TRANSITION_WORKFLOW,
             TransitionInput(

@@ -13,6 +13,7 @@ _OVERTAKES = {
     ChangeKind.APPLY: frozenset({ChangeKind.APPLY}),
     ChangeKind.MOVE: frozenset({ChangeKind.MOVE}),
     ChangeKind.RETIRE: frozenset(ChangeKind) - {ChangeKind.RETIRE},
+    ChangeKind.REPAIR: frozenset({ChangeKind.REPAIR}),
 }
 """Kind -> the kinds of older waiting changes that it makes pointless.
 
@@ -21,7 +22,10 @@ A publish plans by the newest manifest, so a waiting apply is part of it; a move
 
 
 URGENT = frozenset({ChangeKind.ROLLBACK, ChangeKind.RETIRE})
-"""Kinds that no pause holds, and that end what runs."""
+"""Kinds that no pause blocks, and that end the running change."""
+
+PASSES_PAUSE = URGENT | {ChangeKind.REPAIR}
+"""Kinds that no pause blocks. A repair ends nothing that runs."""
 
 
 class Superseded(NamedTuple):
@@ -48,17 +52,17 @@ def enqueue(
 
 
 def next_of(queue: tuple[QueuedChange, ...], *, held: bool) -> QueuedChange | None:
-    """Which waiting change runs next: a rollback before all others; none but rollbacks and retirements while paused."""
+    """Which waiting change runs next: a rollback before all others; none but rollbacks, retirements and repairs while paused."""
     rollback = next((change for change in queue if change.kind is ChangeKind.ROLLBACK), None)
     if rollback is not None:
         return rollback
-    return next((change for change in queue if not held or change.kind is ChangeKind.RETIRE), None)
+    return next((change for change in queue if not held or change.kind in PASSES_PAUSE), None)
 
 
 def stops(new: QueuedChange, running: QueuedChange) -> bool:
     """Whether a new change ends the running one early: a rollback or a retirement does not wait for a newer rollout."""
     urgent = new.kind in URGENT and new.sequence > running.sequence
-    return urgent and running.kind in {ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE}
+    return urgent and running.kind in {ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.MOVE, ChangeKind.REPAIR}
 
 
 def overtakes(later: QueuedChange, earlier: QueuedChange) -> bool:

@@ -18,6 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.drain import DrainSeen
     from ipnext.model.freeze import FreezeAnswer
     from ipnext.model.moving import MoveTurnResult
+    from ipnext.model.reconciliation import RegionReconciled, RepairsRecorded
     from ipnext.model.value import Value
 
 A = TypeVar("A", bound=Value)
@@ -112,6 +113,9 @@ DRAIN_LOOKS_SOON = 120
 
 DRAIN_LOOK_LATER = timedelta(seconds=15)
 
+RECONCILE_PATIENCE = timedelta(minutes=5)
+"""All attempts at one step of a pass: the next pass looks again."""
+
 DEADLINE_GRACE = timedelta(seconds=30)
 """An activity keeps its deadline itself and says what was missing; only a hanging one runs into this."""
 
@@ -203,6 +207,8 @@ MOVE_MODELS = Step("move_models", MoveTurnResult, timedelta(minutes=2))
 LOOK_AT_DRAIN = Step("look_at_drain", DrainSeen, timedelta(minutes=1))
 CHECK_DRAIN = Step("check_drain", DrainSeen, REPLAN_LIMIT, queue=names.PLANNER_QUEUE)
 ROUTE_AROUND = Step("route_around", DrainSeen, timedelta(minutes=2), retry=WAVE_RETRY)
+RECORD_REPAIRS = Step("record_repairs", RepairsRecorded, timedelta(minutes=2), total=RECONCILE_PATIENCE)
+RECONCILE_REGION = Step("reconcile_region", RegionReconciled, timedelta(minutes=2), total=RECONCILE_PATIENCE)
 RETURN_REGION = Step("return_region", DrainSeen, timedelta(minutes=10), retry=WAVE_RETRY)
 
 STEPS: tuple[Step[Any], ...] = (
@@ -232,6 +238,8 @@ STEPS: tuple[Step[Any], ...] = (
     CHECK_DRAIN,
     ROUTE_AROUND,
     RETURN_REGION,
+    RECORD_REPAIRS,
+    RECONCILE_REGION,
 )
 
 

@@ -39,6 +39,7 @@ from activities.moves import MoveActivities, Submit
 from activities.optimization import OptimizationActivities
 from activities.planning import PlanningActivities
 from activities.planning_policy import PlanningPolicy
+from activities.reconciliation import ReconciliationActivities
 from activities.replans import ReplanActivities, Wake
 from activities.solving import PLANNER, ProcessSolver, Solver, ThreadSolver
 from activities.transition import TransitionActivities
@@ -54,13 +55,22 @@ from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
-from ipnext.temporal import connect, ensure_schedule, make_current, namespace_of, submit_change, wake_replan
+from ipnext.temporal import (
+    connect,
+    ensure_reconciler,
+    ensure_schedule,
+    make_current,
+    namespace_of,
+    submit_change,
+    wake_replan,
+)
 from workflows.drain import DrainWorkflow
 from workflows.faults import Faults, fault_of
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
 from workflows.neighbours import check_neighbours
 from workflows.policies import BUILD_ID
+from workflows.reconcile import ReconcileWorkflow
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
 from workflows.transition import TransitionWorkflow
 
@@ -71,6 +81,7 @@ WORKFLOWS: Sequence[type] = (
     ReplanWorkflow,
     ScheduledReplanWorkflow,
     DrainWorkflow,
+    ReconcileWorkflow,
 )
 
 STICKY_SECONDS = 1.0
@@ -119,6 +130,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *MoverActivities(store, engine.submit).all(),
         *ReplanActivities(store, engine.wake).all(),
         *DrainActivities(store, infrastructure, engine.wake).all(),
+        *ReconciliationActivities(store, infrastructure).all(),
     )
 
 
@@ -190,7 +202,7 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
         store = resources.enter_context(closing(Store.open(settings.database_url)))
         infrastructure = resources.enter_context(LocalProcessInfrastructure(settings.agents))
         artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
-        client = await _prepared(store, devfile, stopped)
+        client = await _prepared(store, settings, devfile, stopped)
         if client is None:
             return
         engine = engine_of(client, asyncio.get_running_loop())
@@ -235,7 +247,9 @@ def _announced(file: Path | None) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-async def _prepared(store: Store, devfile: DevFile, stopped: asyncio.Event) -> Client | None:
+async def _prepared(
+    store: Store, settings: PlatformSettings, devfile: DevFile, stopped: asyncio.Event
+) -> Client | None:
     """Database migrated, Temporal reached, the record its own, schedule in place. None where it was stopped before.
 
     Conflict where the record belongs to another namespace, or to a later version of IPnext.
@@ -247,6 +261,7 @@ async def _prepared(store: Store, devfile: DevFile, stopped: asyncio.Event) -> C
             client = await connect()
             await asyncio.to_thread(_belong, store, await namespace_of(client))
             await ensure_schedule(client, devfile.schedules.replan)
+            await ensure_reconciler(client, every_seconds=settings.reconcile_every_seconds)
         except Unavailable as error:
             log.warning("worker_waits", error=error.message)
             await asyncio.sleep(CONNECT_PAUSE_SECONDS)

@@ -24,6 +24,7 @@ from ipnext.api import (
     profiles,
     publishing,
     regions,
+    repairs,
 )
 from ipnext.api.errors import install_error_handlers
 from ipnext.api.lifecycle import Lifecycle
@@ -100,6 +101,7 @@ def create_app(
     nouns = (
         models,
         publishing,
+        repairs,
         controls,
         history,
         logs,

@@ -1,4 +1,4 @@
-"""Commands that ask for a change: apply, publish, rollback, replan, delete; and wait."""
+"""Commands that ask for a change: apply, publish, rollback, repair, replan, delete; and wait."""
 
 import sys
 from collections.abc import Sequence
@@ -87,6 +87,18 @@ def rollback(
     """Go back to a former generation."""
     client = client_of(context)
     _finish(client, client.rollback(model, generation=to), wait=wait, timeout=timeout, output=output)
+
+
+def repair(
+    context: typer.Context,
+    model: ModelName,
+    wait: Wait = False,
+    timeout: Timeout = 600.0,
+    output: Output = Form.TABLE,
+) -> None:
+    """Bring users and replicas that were left on another generation back to the one that serves."""
+    client = client_of(context)
+    _finish(client, client.repair(model), wait=wait, timeout=timeout, output=output)
 
 
 def delete(
@@ -211,6 +223,7 @@ COMMANDS = (
     Command("apply", "Apply manifests of kind Model, Fleet and Freeze.", apply),
     Command("publish", "Publish new snapshots.", publish),
     Command("rollback", "Go back to a former generation.", rollback),
+    Command("repair", "Bring the serving generation about again.", repair),
     Command("replan", "Plan the whole fleet again.", replan),
     Command("wait", "Wait until a model is ready, or a change has ended.", wait),
     Command("delete", "Retire a model.", delete),

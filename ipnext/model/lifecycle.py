@@ -31,6 +31,8 @@ class ChangeKind(StrEnum):
     """A new fleet plan: the generation stays, the placement changes."""
     RETIRE = "retire"
     """Take the model out of serving and free its capacity."""
+    REPAIR = "repair"
+    """Bring users and replicas that another generation was left with back to the one that serves; the platform records it."""
 
 
 class ChangeState(StrEnum):

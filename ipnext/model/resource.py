@@ -122,6 +122,12 @@ class RollbackRequest(Written):
     generation: int | None = Field(default=None, ge=1, lt=2**31)
 
 
+class RepairRequest(Written):
+    """Body of a repair."""
+
+    change_id: ChangeId | None = None
+
+
 class ReplanRequest(Written):
     """Body of a replan. `dryRun`: the plan is computed and stored, nothing is adopted, nothing moves."""
 

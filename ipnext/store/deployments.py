@@ -1,5 +1,7 @@
 """What the infrastructure is told: deployments and route tables."""
 
+from collections.abc import Mapping
+
 from sqlmodel import delete, select
 
 from ipnext.errors import StaleWrite
@@ -36,6 +38,24 @@ class Deployments(Unit):
             query = query.where(DeploymentRow.model == model)
         found = [Deployment.model_validate_json(text) for text in self._session.exec(query)]
         return tuple(sorted(found, key=lambda deployment: _identity(deployment.key)))
+
+    def deployment(self, key: DeploymentKey) -> Deployment | None:
+        """The wanted state of one replica set, if there is one."""
+        row = self._session.get(DeploymentRow, _identity(key))
+        return None if row is None else Deployment.model_validate_json(row.deployment)
+
+    def deployment_documents(self, region: str) -> Mapping[DeploymentKey, str]:
+        """The replica sets of a region as JSON: who knows a document already need not parse it."""
+        query = select(DeploymentRow).where(DeploymentRow.region == region)
+        return {
+            DeploymentKey(model=row.model, part=row.part, region=row.region, hardware=row.hardware): row.deployment
+            for row in self._session.exec(query)
+        }
+
+    def route_revisions(self, region: str) -> Mapping[str, int]:
+        """Model -> revision of its table in a region."""
+        query = select(RouteRow.model, RouteRow.revision).where(RouteRow.region == region)
+        return dict(self._session.exec(query).all())
 
     def put_route(self, table: RouteTable) -> RouteTable:
         """Replace the route table of a model in a region. Returns the one that holds. NotFound for an unknown model.

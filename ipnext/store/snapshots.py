@@ -1,6 +1,6 @@
 """Snapshots, generations and their validation reports."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sqlmodel import col, func, select
 
@@ -40,6 +40,15 @@ class Snapshots(Unit):
         self._model_row(model)
         query = select(GenerationRow).where(GenerationRow.model == model).order_by(col(GenerationRow.number).desc())
         return tuple(_generation(row) for row in self._session.exec(query))
+
+    def have_served(self, model: str, numbers: Collection[int]) -> frozenset[int]:
+        """Those of the generations that serve or have served."""
+        query = select(GenerationRow.number).where(
+            GenerationRow.model == model,
+            col(GenerationRow.number).in_(sorted(numbers)),
+            col(GenerationRow.serving_at).is_not(None),
+        )
+        return frozenset(self._session.exec(query))
 
     def cut_generations(self) -> Mapping[str, tuple[Generation, ...]]:
         """Model -> those of its generations that serve or shall serve and are cut; models without one are left out."""

@@ -1,5 +1,6 @@
 """Transitions and how far they are."""
 
+import json
 from typing import Any
 
 from sqlmodel import col, select
@@ -8,7 +9,7 @@ from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.store.records import TransitionRecord
-from ipnext.store.tables import ChangeRow, TransitionRow
+from ipnext.store.tables import ChangeRow, ModelRow, RouteRow, TransitionRow
 from ipnext.store.unit import Unit, document, rows
 
 UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
@@ -51,6 +52,24 @@ class Transitions(Unit):
         query = query.where(col(ChangeRow.state).in_(NOT_FINAL)).order_by(col(TransitionRow.ordinal).desc())
         row = self._session.exec(query.limit(1)).first()
         return serving if row is None else row.generation
+
+    def settled_models(self) -> frozenset[str]:
+        """All models without an open change, retired ones included."""
+        open_changes = select(ChangeRow.model).where(col(ChangeRow.state).in_(NOT_FINAL))
+        return frozenset(self._session.exec(select(ModelRow.name).where(col(ModelRow.name).not_in(open_changes))))
+
+    def models_astray(self) -> tuple[str, ...]:
+        """Models without an open change that a route table sends to a generation which does not serve, by name."""
+        settled = self.settled_models()
+        query = select(ModelRow.name, ModelRow.serving_generation, RouteRow.route_table)
+        query = query.join(RouteRow, col(RouteRow.model) == col(ModelRow.name))
+        query = query.where(col(ModelRow.serving_generation).is_not(None))
+        found = (
+            name
+            for name, serving, text in self._session.exec(query)
+            if name in settled and any(number != serving for number in _sent_to(text))
+        )
+        return tuple(sorted(set(found)))
 
     def transitions_under_way(self, *, but: str) -> tuple[TransitionRecord, ...]:
         """Of every model but one the newest transition that may still add replicas, by model."""
@@ -116,3 +135,9 @@ def _transition(row: TransitionRow) -> TransitionRecord:
         message=row.message,
         created_at=row.created_at,
     )
+
+
+def _sent_to(route_table: str) -> frozenset[int]:
+    """Generations that a stored table sends users to."""
+    shares = json.loads(route_table)["shares"]
+    return frozenset(share["generation"] for share in shares if share["fraction"] > 0)

@@ -173,3 +173,18 @@ async def test_a_change_id_of_another_kind_is_a_conflict(applied):
     await applied.publish("a", change_id="one")
     answer = await applied.http.post("/v1/models/ranker/rollback", json={"changeId": "one"})
     assert (answer.status_code, answer.json()["code"]) == (409, "Conflict")
+
+
+async def test_a_repair_is_recorded_once_while_it_is_open(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    first = await applied.http.post("/v1/models/ranker/repair", json={"changeId": "mend"})
+    again = await applied.http.post("/v1/models/ranker/repair", json={})
+    assert (first.status_code, first.json()["kind"], first.json()["id"]) == (202, "repair", "mend")
+    assert (again.status_code, again.json()["id"]) == (202, "mend")
+
+
+async def test_a_model_that_serves_nothing_has_nothing_to_repair(applied):
+    answer = await applied.http.post("/v1/models/ranker/repair", json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "Conflict")
+    assert "serves no generation yet" in answer.json()["message"]

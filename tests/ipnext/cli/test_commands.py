@@ -248,6 +248,7 @@ def test_rollback_and_delete(serving, live):
     live.rooms.serve(2)
     assert json.loads(serving("rollback", "ranker", "-o", "json").stdout)["generation"] == 1
     assert json.loads(serving("rollback", "ranker", "--to", "1", "-o", "json").stdout)["generation"] == 1
+    assert json.loads(serving("repair", "ranker", "-o", "json").stdout)["kind"] == "repair"
     assert "retire" in serving("delete", "ranker").stdout
 
 

@@ -1,0 +1,32 @@
+"""Repairs: users and replicas that were left on another generation go back to the one that serves."""
+
+from uuid import uuid4
+
+from fastapi import APIRouter
+
+from ipnext.api.lifecycle import change_view
+from ipnext.api.platform import ModelName, Rooms
+from ipnext.errors import Conflict
+from ipnext.model.lifecycle import ChangeKind
+from ipnext.model.resource import ChangeView, RepairRequest
+
+router = APIRouter(prefix="/v1/models", tags=["publishing"])
+
+
+@router.post("/{name}/repair", status_code=202, summary="Bring the serving generation about again")
+def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> ChangeView:
+    """Tell every region what the serving generation needs, and move users who get another one. Past pauses and freezes.
+
+    The platform records repairs by itself; asked while one is open, it is the same change. 409 if nothing serves.
+    """
+    with rooms.store.begin(name) as unit:
+        record = unit.model(name)
+        if record.retired or record.serving_generation is None:
+            why = "is retired" if record.retired else "serves no generation yet"
+            msg = f"model {name!r} {why}: there is nothing to repair; publish it, or apply its manifest again"
+            raise Conflict(msg)
+        recent = unit.changes(name)
+        waiting = next((c for c in recent if c.kind is ChangeKind.REPAIR and not c.state.final), None)
+        change = waiting or unit.add_change(name, ChangeKind.REPAIR, change_id=request.change_id or uuid4().hex)
+    rooms.outbox.wake()
+    return change_view(change, rooms.lifecycle)

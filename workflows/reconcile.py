@@ -1,0 +1,74 @@
+"""Workflow `reconcile`: compares every region with the store, again and again, and has models repaired that drifted.
+
+One runs for the platform. A schedule starts it again within a minute if it was terminated. Each pass is level-triggered: it looks
+at what is, so that nothing which an earlier run missed has to be remembered.
+"""
+
+import asyncio
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext import names
+    from ipnext.model.lifecycle import Done
+    from ipnext.model.reconciliation import ReconcileInput, RegionAsked, RegionReconciled, RepairsRecorded
+    from workflows import policies
+    from workflows.failing import explained
+    from workflows.policies import perform
+
+PASSES = 200
+"""Passes of one run; then it continues as new."""
+
+
+@workflow.defn(
+    name=names.RECONCILE_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ENTITY
+)
+class ReconcileWorkflow:
+    """The platform's reconciler."""
+
+    @workflow.run
+    async def run(self, input: ReconcileInput) -> None:  # noqa: A002 - Temporal passes it by place
+        """Pass after pass for ever, `every_seconds` apart."""
+        for _ in range(PASSES):
+            await self._pass()
+            await workflow.sleep(timedelta(seconds=input.every_seconds), summary="until the next pass")
+            if workflow.info().is_continue_as_new_suggested():
+                break
+        workflow.continue_as_new(input)
+
+    async def _pass(self) -> None:
+        """One pass. What could not be compared now is compared in the next one."""
+        try:
+            recorded = await perform(policies.RECORD_REPAIRS, Done(), "which models drifted?")
+        except ActivityError as error:
+            workflow.logger.warning("repairs could not be recorded: %s", explained(error).message)
+            return
+        found = await asyncio.gather(*(self._compared(region) for region in recorded.regions))
+        workflow.set_current_details(_details(recorded, found))
+
+    async def _compared(self, region: str) -> RegionReconciled:
+        try:
+            return await perform(policies.RECONCILE_REGION, RegionAsked(region=region), f"compare {region}")
+        except ActivityError as error:
+            workflow.logger.warning("%s could not be compared: %s", region, explained(error).message)
+            return RegionReconciled(region=region, reachable=False)
+
+
+def _details(recorded: RepairsRecorded, found: list[RegionReconciled]) -> str:
+    """The last pass in the Web UI."""
+    rows = "\n".join(f"| {seen.region} | {_state(seen)} |" for seen in found)
+    named = f" ({', '.join(recorded.models)})" if recorded.models else ""
+    return f"{recorded.repairs} repairs recorded{named}\n\n| region | |\n|---|---|\n{rows}"
+
+
+def _state(seen: RegionReconciled) -> str:
+    if not seen.reachable:
+        return "does not answer"
+    if seen.skipped:
+        return seen.skipped
+    if seen.in_sync:
+        return "in sync"
+    told = f"{seen.applied} replica sets, {seen.routed} route tables told again"
+    return f"{told}; {seen.deleted} replica sets, {seen.unrouted} routes removed"
