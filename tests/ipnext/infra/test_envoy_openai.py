@@ -177,6 +177,7 @@ def error(answer, status, kind):
     return found["message"]
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_the_model_in_the_body_is_answered_by_weight_each_stream_by_one_generation(client):
     counts = Counter()
     for number in range(120):
@@ -262,6 +263,7 @@ def test_a_body_without_a_model_is_told_which_there_are(client):
     assert error(answer, 400, "BadRequestError") == "model is required: the name of a model. Served: llm, empty"
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_request_that_stops_in_its_middle_is_told_the_limit(hasty):
     head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{{"
     with socket.create_connection(("127.0.0.1", hasty.ports["gateway"]), timeout=60) as line:
@@ -281,6 +283,7 @@ def test_an_engine_that_is_silent_for_too_long_is_told_so(hasty):
     assert "for 0.5 s, and no answer has begun" in error(answer, 504, "TimeoutError")
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_without_a_router_the_client_is_to_come_back(tmp_path, builder):
     with one_site(tmp_path, builder) as site:
         site.router.kill()

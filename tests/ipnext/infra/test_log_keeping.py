@@ -65,7 +65,7 @@ class Writer:
 
 
 @pytest.fixture
-def writer(tmp_path):
+def writer(tmp_path, subprocesses):
     writer = Writer(tmp_path / NAME)
     yield writer
     writer.end()
