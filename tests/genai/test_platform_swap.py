@@ -53,7 +53,7 @@ def mock_platform(tmp_path_factory, platforms):
 
 
 @pytest.fixture(scope="module", params=["mock", pytest.param("vllm", marks=pytest.mark.genai)])
-def bed(request, tmp_path_factory):
+def bed(request, tmp_path_factory, platforms):
     running = request.getfixturevalue(f"{request.param}_platform")
     if request.param == "vllm":
         return Bed(running, ENGINE, request.getfixturevalue("llamas"))

@@ -139,7 +139,7 @@ def sites(tmp_path_factory, builder):
 
 
 @pytest.fixture(scope="module")
-def eu(tmp_path_factory, builder):
+def eu(tmp_path_factory, builder, subprocesses):
     with sites(tmp_path_factory, builder) as (eu, _):
         yield eu
 
@@ -152,7 +152,7 @@ def one_site(directory, builder, **more):
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory, builder):
+def hasty(tmp_path_factory, builder, subprocesses):
     """A region whose gateway waits half a second for something to come or go."""
     with one_site(tmp_path_factory.mktemp("hasty"), builder, idle_seconds=0.5) as site:
         yield site
@@ -177,7 +177,6 @@ def error(answer, status, kind):
     return found["message"]
 
 
-@pytest.mark.usefixtures("subprocesses")
 def test_the_model_in_the_body_is_answered_by_weight_each_stream_by_one_generation(client):
     counts = Counter()
     for number in range(120):
@@ -263,7 +262,6 @@ def test_a_body_without_a_model_is_told_which_there_are(client):
     assert error(answer, 400, "BadRequestError") == "model is required: the name of a model. Served: llm, empty"
 
 
-@pytest.mark.usefixtures("subprocesses")
 def test_a_request_that_stops_in_its_middle_is_told_the_limit(hasty):
     head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{{"
     with socket.create_connection(("127.0.0.1", hasty.ports["gateway"]), timeout=60) as line:
