@@ -20,10 +20,10 @@ GENAI := $(VENV)-genai
 # vLLM's wheel names one build of torch for a CPU, which few indexes have; any build of that release runs it on a CPU.
 TORCH := 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'
 
-.PHONY: help setup setup-genai demo demo-genai dev check format test e2e clients fuzz bench docs build clean constraints histories
+.PHONY: help setup setup-genai demo demo-genai dev check format test test-integration test-e2e test-genai test-all e2e clients fuzz bench docs build clean constraints histories
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-12s %s\n' "$$verb" "$$text"; done
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | while IFS=$$'\t' read -r verb text; do printf '  make %-16s %s\n' "$$verb" "$$text"; done
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "IPnext needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.11 (or newer)." >&2; exit 2; }
@@ -73,9 +73,26 @@ format: $(READY) ## let ruff format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(READY) ## all tests, in three processes, then those of real vLLM in two, where it is installed (ARGS: further pytest arguments)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --durations 40 -m 'not nemesis and not genai' $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 20 -m genai tests/genai tests/serving/openai $(ARGS) || [ $$? = 5 ]
+# Whole files in each process, the long ones first: tests/conftest.py.
+BY_FILE = OMP_NUM_THREADS=1 $(BIN)/pytest -n $1 --dist loadfile --durations 20 -m '$2' $(ARGS) $(MAY_SELECT_NONE)
+# pytest ends with status 5 if it selects no test: no failure if ARGS may have narrowed the selection.
+MAY_SELECT_NONE = $(if $(strip $(ARGS)),|| [ $$? = 5 ])
+
+test: $(READY) ## the tests that start no process and no server: minutes (ARGS, here and below: further pytest arguments)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations 20 -m pure --hypothesis-profile fast $(ARGS) $(MAY_SELECT_NONE)
+
+test-integration: $(READY) ## the tests on Temporal, Envoy, PostgreSQL, S3, agents and hosts
+	$(call BY_FILE,3,integration)
+
+test-e2e: $(READY) ## the tests that drive a whole platform, or a browser
+	$(call BY_FILE,3,e2e)
+
+test-genai: $(READY) ## the tests on real vLLM; those without it are skipped (make setup-genai)
+	$(call BY_FILE,2,genai)
+
+test-all: $(READY) ## all tests but the nemesis, in full: pure, integration and e2e in three processes, then genai in two
+	$(call BY_FILE,3,not nemesis and not genai)
+	$(call BY_FILE,2,genai)
 
 e2e: $(READY) ## the tests that drive the whole platform, and kill -9 at every boundary of a run (minutes)
 	$(BIN)/pytest -m 'e2e or nemesis' $(ARGS)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 from ipnext.errors import LoadFailed
@@ -16,6 +15,8 @@ from ipnext.store.session import Store
 from serving.genai.interpreter import vllm_python
 from tests.genai.tiny_models import tiny_llama
 from tests.lasting import Lasting
+
+pytest_plugins = ["tests.tiers"]
 
 ON_ONE_PLATFORM = (
     ("e2e/test_platform.py", "e2e/test_faults.py", "e2e/test_replanning.py", "e2e/test_drain.py"),
@@ -28,10 +29,6 @@ LONG_FIRST = (
     *(file for files in ON_ONE_PLATFORM for file in files),
     *("nemesis/test_nemesis.py", "e2e", "workflows", "infra", "serving", "test_distribution.py"),
 )
-
-
-settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 LASTING = pytest.StashKey[Lasting]()
 NEEDS_VLLM = "needs vLLM: make setup-genai"
@@ -100,7 +97,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm():
+def vllm(subprocesses):
     """The interpreter that has vLLM."""
     try:
         python = vllm_python(os.environ)

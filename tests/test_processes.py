@@ -4,9 +4,12 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from tests.processes import gone, runs
 from tests.waiting import PATIENCE_SECONDS, until
+
+pytestmark = pytest.mark.usefixtures("subprocesses")
 
 
 def started():

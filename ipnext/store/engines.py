@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from ipnext.errors import InvalidInput
 
@@ -49,6 +50,16 @@ def reading(engine: Engine) -> Engine:
     if engine.dialect.name == "sqlite":
         return engine.execution_options(**{_BEGIN: "BEGIN"})
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def close(engine: Engine) -> None:
+    """Close all connections, those in use as soon as they come back: `dispose` alone leaves these open in a pool without a user."""
+    event.listen(engine, "checkin", _end)
+    engine.dispose()
+
+
+def _end(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.invalidate()
 
 
 def take_turn(connection: Connection, model: str | None) -> None:

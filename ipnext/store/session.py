@@ -62,8 +62,8 @@ class Store:
             yield Repository(session, scope=None, writable=False)
 
     def close(self) -> None:
-        """End all connections. Units that are still open lose theirs when they end."""
-        self._engine.dispose()
+        """End all connections; that of a unit that is still open ends with the unit."""
+        engines.close(self._engine)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:

@@ -17,6 +17,8 @@ from ipnext.model.status import Reason
 from serving.export import export_model
 from tests.processes import gone
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
 
 class Ranker(nn.Module):
     """ids [B] -> score [B]."""

@@ -25,6 +25,8 @@ from ipnext.model.plan import (
 from ipnext.model.status import Reason
 from tests.waiting import PATIENCE_SECONDS, until
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
 
 @pytest.fixture
 def problem() -> Problem:

@@ -171,6 +171,7 @@ def test_a_peer_whose_environment_is_missing_is_a_row(monkeypatch: pytest.Monkey
         ("x = bytearray(300_000_000); import time; time.sleep(600)", 180, 0.1, "memory"),
     ],
 )
+@pytest.mark.usefixtures("subprocesses")
 def test_what_happens_to_a_peer_is_a_status(tmp_path: Path, monkeypatch, program, seconds, memory_gb, status):
     import sys  # noqa: PLC0415
 
@@ -180,6 +181,7 @@ def test_what_happens_to_a_peer_is_a_status(tmp_path: Path, monkeypatch, program
     assert found["note"]
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_measured_row_is_judged_by_the_checker():
     problem = generate(models=3, regions=3, hardware=2, supply_use=0.8)
     row = measure(INSTANCE, problem, "greedy", seconds=180, memory_gb=8)

@@ -82,6 +82,7 @@ def echo(tmp_path):
         yield server.wait(lambda: answers(port))
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_closed_loop_keeps_its_clients_busy_and_the_server_ends_with_its_block(echo):
     before = echo.cpu_seconds()
     flow = closed_loop(echo.port, [request_bytes("/", b"x" * 10, {})] * 3, clients=4, seconds=2)
@@ -93,6 +94,7 @@ def test_a_closed_loop_keeps_its_clients_busy_and_the_server_ends_with_its_block
         Connection(echo.port)
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_an_answer_that_is_no_200_is_no_figure(echo):
     with Connection(echo.port) as connection, pytest.raises(ConnectionError, match="400"):
         connection.exchange(b"nonsense\r\n\r\n")
@@ -100,6 +102,7 @@ def test_an_answer_that_is_no_200_is_no_figure(echo):
         closed_loop(echo.port, [b"nonsense\r\n\r\n"], clients=1, seconds=0.5)
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_process_that_does_not_serve_is_told_with_its_last_line(tmp_path):
     command = [sys.executable, "-c", "import sys; sys.exit('it broke')"]
     server = ServerProcess(command, port=1, log=tmp_path / "log", environment={}, folder=tmp_path)
@@ -107,6 +110,7 @@ def test_a_process_that_does_not_serve_is_told_with_its_last_line(tmp_path):
         server.wait(lambda: False)
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_our_answers_have_the_bits_of_the_eager_forward_and_wrong_ones_are_refused(tmp_path):
     reference = Reference(50)
     manifest = reference.export(tmp_path / WHOLE)

@@ -182,19 +182,19 @@ def running_bare(root: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory, lasting: Lasting) -> Running:
+def platform(tmp_path_factory: pytest.TempPathFactory, lasting: Lasting, platforms: None) -> Running:
     """With the model `pair`, as the file before left it: at first, generation 1 serves with mark 1."""
     return lasting.get("pair", lambda: running_pair(tmp_path_factory.mktemp("pair")))
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory, lasting: Lasting) -> Running:
+def bare(tmp_path_factory: pytest.TempPathFactory, lasting: Lasting, platforms: None) -> Running:
     """For models of many names: whoever publishes one deletes it."""
     return lasting.get("bare", lambda: running_bare(tmp_path_factory.mktemp("bare")))
 
 
 @pytest.fixture
-def new_platform(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+def new_platform(tmp_path: Path, platforms: None) -> Iterator[Callable[..., Running]]:
     """Starts platforms that end with the test."""
     started: list[Running] = []
 

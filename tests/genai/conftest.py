@@ -22,14 +22,14 @@ def shelf(tmp_path_factory):
 
 
 @pytest.fixture
-def yard(tmp_path, shelf):
+def yard(tmp_path, shelf, subprocesses):
     yard = Yard(tmp_path, shelf.store)
     yield yard
     yard.close()
 
 
 @pytest.fixture(scope="module")
-def vllm_platform(tmp_path_factory, vllm, lasting):
+def vllm_platform(tmp_path_factory, vllm, lasting, platforms):
     """A platform whose hosts run vLLM, for models of many names: whoever publishes one deletes it."""
     root = tmp_path_factory.mktemp("vllm-platform")
     return lasting.get("vllm", lambda: platform_with(root, IPNEXT_VLLM_PYTHON=vllm))

@@ -8,6 +8,8 @@ from ipnext.model.deployment import HeldSnapshot
 from tests.genai.regions import LONG, region
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
 FIRST, SECOND = 11, 12
 """Adapters of generations 1 and 2, on snapshot 1."""
 

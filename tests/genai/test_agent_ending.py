@@ -11,6 +11,8 @@ from tests.genai.regions import ENDLESS, LONG, region
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
 
 @pytest.fixture
 def bed(shelf, tmp_path):

@@ -9,6 +9,8 @@ from tests.genai.hosts import complete
 from tests.genai.regions import ENDLESS, LONG, region
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
 
 @pytest.fixture
 def beds(shelf, tmp_path):

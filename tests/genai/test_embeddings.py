@@ -10,7 +10,7 @@ from tests.genai.serving_benchmark import benchmarked
 from tests.genai.tiny_models import tiny_bert
 from tests.processes import command_line
 
-pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]
 
 REGION = "us-east"
 START_SECONDS = 900

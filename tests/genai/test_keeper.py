@@ -12,6 +12,8 @@ from serving.genai import keeper
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
 FAMILY = """
 import subprocess, sys, time
 for apart in (False, True):

@@ -8,7 +8,7 @@ import yaml
 from tests.mixed import manifest
 from tests.mixed_ranker import DotRanker, export_ranker
 
-pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]
 
 REGION = "us-east"
 START_SECONDS = 900

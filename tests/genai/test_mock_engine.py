@@ -15,7 +15,7 @@ from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
-def url():
+def url(subprocesses):
     port = free_port()
     command = [sys.executable, str(MOCK), "--port", str(port), "--model", MODEL, "--itl-ms", "20"]
     switches = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}

@@ -34,7 +34,7 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory):
+def platform(tmp_path_factory, platforms):
     command = mock_command(connector="nixl")
     with platform_with(tmp_path_factory.mktemp("platform"), IPNEXT_VLLM_COMMAND=command) as running:
         running.client.apply(MANIFEST)

@@ -18,7 +18,7 @@ from tests.genai.talking import STREAMS, Talk, greedy
 from tests.processes import command_line, gone
 from tests.waiting import until
 
-pytestmark = [pytest.mark.genai, pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]
 
 REGION = "us-east"
 START_SECONDS = 900

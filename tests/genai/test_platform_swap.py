@@ -13,7 +13,7 @@ from tests.genai.talking import STREAMS, Talk
 from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS
 from tests.waiting import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 MODEL = "going-over"
 SWAP = MANIFEST.replace("name: chat", f"name: {MODEL}")
@@ -46,14 +46,14 @@ class Bed:
 
 
 @pytest.fixture(scope="module")
-def mock_platform(tmp_path_factory):
+def mock_platform(tmp_path_factory, platforms):
     command = mock_command(weights="{directory}", itl_ms=10, reload_ms=300)
     with platform_with(tmp_path_factory.mktemp("mock-platform"), IPNEXT_VLLM_COMMAND=command) as running:
         yield running
 
 
 @pytest.fixture(scope="module", params=["mock", pytest.param("vllm", marks=pytest.mark.genai)])
-def bed(request, tmp_path_factory):
+def bed(request, tmp_path_factory, platforms):
     running = request.getfixturevalue(f"{request.param}_platform")
     if request.param == "vllm":
         return Bed(running, ENGINE, request.getfixturevalue("llamas"))

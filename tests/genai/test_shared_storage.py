@@ -45,6 +45,7 @@ def test_one_that_takes_it_twice_is_one_user(directory):
     assert not directory.exists()
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_what_a_killed_process_left_is_gone_for_the_next(directory):
     killed = subprocess.run([sys.executable, "-c", KILLED, str(directory)], check=False, timeout=PATIENCE_SECONDS)
     assert killed.returncode < 0

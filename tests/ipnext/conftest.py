@@ -388,7 +388,7 @@ class Switchboard:
 
 
 @pytest.fixture(scope="session")
-def switchboard() -> Iterator[Switchboard]:
+def switchboard(listeners) -> Iterator[Switchboard]:
     board = Switchboard()
     board.start()
     yield board

@@ -299,7 +299,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, published: Published) -> Iterator[Machine]:
+def machine(tmp_path: Path, published: Published, subprocesses: None) -> Iterator[Machine]:
     """Processes of one test."""
     machine = Machine(tmp_path, published.store.uri)
     yield machine
@@ -342,7 +342,9 @@ def served(number: int, sync: SyncPolicy | None = None) -> ServedGeneration:
 
 
 @pytest.fixture(scope="session")
-def session_machine(tmp_path_factory: pytest.TempPathFactory, published: Published) -> Iterator[Machine]:
+def session_machine(
+    tmp_path_factory: pytest.TempPathFactory, published: Published, subprocesses: None
+) -> Iterator[Machine]:
     machine = Machine(tmp_path_factory.mktemp("session"), published.store.uri)
     yield machine
     machine.close()
@@ -363,7 +365,9 @@ def damaged_store(tmp_path_factory: pytest.TempPathFactory, published: Published
 
 
 @pytest.fixture(scope="session")
-def lone_host(tmp_path_factory: pytest.TempPathFactory, published: Published, damaged_store: str) -> Any:
+def lone_host(
+    tmp_path_factory: pytest.TempPathFactory, published: Published, damaged_store: str, subprocesses: None
+) -> Any:
     """A host outside the fleet, with one inference thread and a queue of one, over the damaged store."""
     machine = Machine(tmp_path_factory.mktemp("lone"), damaged_store)
     yield machine.start_host("lone", "--queue", "1")

@@ -53,7 +53,7 @@ def request(batch, seed=0):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, subprocesses):
     """The sources `one` and `two`, of one program and different weights, and `one` compiled."""
     root = tmp_path_factory.mktemp("compile")
     for seed, name in ((1, "one"), (2, "two")):

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -12,6 +13,8 @@ from ipnext.model.registry import SnapshotManifest
 from serving.engines.torch_compiled import CompiledProgram, read_compiled
 from serving.engines.torch_ranker import TorchEngine
 from serving.export import export_model
+
+pytestmark = pytest.mark.usefixtures("subprocesses")
 
 
 class Scaled(nn.Module):

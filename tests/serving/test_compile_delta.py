@@ -47,7 +47,7 @@ def answer(ranker):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, subprocesses):
     """`one` compiled, `two` a delta of it, `three` a delta of `two`; and what the module answers after each."""
     root, ranker = tmp_path_factory.mktemp("compile-delta"), Ranker().eval()
     export_model(ranker, {"ids": torch.zeros(2, dtype=torch.int64)}, root / "source")

@@ -17,6 +17,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "deltas.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_the_example_writes_what_the_page_says(tmp_path):
     code = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=False)

@@ -143,6 +143,7 @@ print(manifest.digest)
 """
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_the_same_module_and_weights_give_the_same_digest_in_another_process(exported, tmp_path):
     """The other process has another hash seed and an example of another batch size."""
     digest = subprocess.run(

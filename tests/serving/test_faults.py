@@ -52,7 +52,7 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def own_fleet(tmp_path_factory, published, toolbox):
+def own_fleet(tmp_path_factory, published, toolbox, subprocesses):
     machine = toolbox.machine(tmp_path_factory.mktemp("faults"), published.store.uri)
     yield Fleet(machine, published, toolbox)
     machine.close()

@@ -15,7 +15,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 
 @pytest.fixture
-def fetching(published):
+def fetching(published, subprocesses):
     process = FetchingProcess(published.store.uri)
     yield process
     process.close()

@@ -21,6 +21,8 @@ from serving.router_table import compile_routes
 from serving.tensors import Tensor
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("listeners")
+
 X = {"x": Tensor("FP32", np.zeros((1, 1), np.float32))}
 
 

@@ -60,7 +60,7 @@ class Halving:
 
 
 @pytest.fixture
-async def host():
+async def host(listeners):
     part = Halving()
     held = HeldSnapshots()
     hold = HostedSnapshot(

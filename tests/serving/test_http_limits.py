@@ -29,7 +29,7 @@ def _rounds_follow_fast(monkeypatch):
 
 
 @pytest.fixture
-async def server():
+async def server(listeners):
     """Answers with the body it got, or with `x-size` bytes; `connect` gives a reader and a writer."""
 
     class Server:

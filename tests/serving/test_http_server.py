@@ -54,7 +54,7 @@ def answers():
 
 
 @pytest.fixture
-async def connect(answers):
+async def connect(answers, listeners):
     taken = []
 
     def upgrade(transport, rest):

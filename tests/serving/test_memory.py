@@ -113,6 +113,7 @@ def test_resident_memory_grows_with_what_is_taken():
     del taken
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_settled_objects_are_no_longer_walked():
     code = "import gc; from serving.memory import settle; x = [[] for _ in range(10**5)]; settle()"
     walked = f"{code}; print(len(gc.get_objects()) < 10**5, gc.get_freeze_count() > 10**5)"
@@ -241,6 +242,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the options")
+@pytest.mark.usefixtures("subprocesses")
 def test_what_a_pass_frees_serves_the_next_without_new_pages():
     def faults(*arguments):
         command = [sys.executable, "-c", PASSES, *arguments]

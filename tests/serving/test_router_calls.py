@@ -81,7 +81,7 @@ async def running(host: FakeHost):
 
 
 @pytest.fixture
-async def ask(tmp_path, toolbox):
+async def ask(tmp_path, toolbox, listeners):
     """Ask a router over fake hosts one request."""
     metrics = RouterMetrics(region="north")
 

@@ -21,6 +21,7 @@ def block(language):
     return re.search(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)[1]
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_the_example_prints_what_the_page_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "policy.yaml").write_text(block("yaml"))

@@ -129,7 +129,7 @@ class FakeFleet:
 
 
 @pytest.fixture
-async def fleet():
+async def fleet(listeners):
     async with AsyncExitStack() as stack:
         yield FakeFleet(stack)
 

@@ -98,7 +98,7 @@ def no_engine() -> Engine:
 
 
 @pytest.fixture(scope="session")
-def temporal_address(tmp_path_factory) -> Iterator[str]:
+def temporal_address(tmp_path_factory, subprocesses) -> Iterator[str]:
     """A server started by the same command as `ipnext dev` starts it, with its database in a file."""
     server = read_devfile().temporal.model_copy(update={"port": free_port()})
     state = tmp_path_factory.mktemp("temporal")

@@ -75,6 +75,7 @@ def impatient_server(tmp_path, free_port):
     process.wait(PATIENCE_SECONDS)
 
 
+@pytest.mark.usefixtures("subprocesses")
 async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_seen(
     house, model, impatient_server, until, until_up
 ):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ipnext.model.lifecycle import WaveResult
+from tests.tiers import scaled
 from tests.workflows.simulation.__main__ import main
 from tests.workflows.simulation.infrastructure import Region
 from tests.workflows.simulation.invariants import Invariants
@@ -19,7 +20,7 @@ from tests.workflows.simulation.world import history
 
 HISTORIES = Path(__file__).parent / "histories"
 EVERY_DAY = 1500
-"""Histories of each `make test`."""
+"""Histories of each `make test-all`; `make test` runs a tenth."""
 ALL = 100_000
 FAULTS = (
     "a way back by waves", "approved", "bad answers", "dips", "goes over", "host crashed", "host crashed while it goes over",
@@ -36,10 +37,21 @@ def told(broken) -> str:
     return "\n".join(f"--seed {found.seed}: {found.violated}: {found.told}" for found in broken[:5])
 
 
-def test_every_history_holds_every_invariant():
-    total, broken = all_of(range(EVERY_DAY), 1)
+@pytest.fixture(scope="module")
+def daily():
+    return all_of(range(scaled(EVERY_DAY)), 1)
+
+
+def test_every_history_holds_every_invariant(daily):
+    _, broken = daily
 
     assert not broken, told(broken)
+
+
+@pytest.mark.deep
+def test_the_histories_have_every_fault_and_every_mind(daily):
+    total, _ = daily
+
     assert [kind for kind in FAULTS if not total[f"fault: {kind}"]] == []
     assert [kind for kind in MINDS if not total[f"mind: {kind}"]] == []
 
@@ -53,7 +65,7 @@ def test_a_hundred_thousand_histories_hold_every_invariant():
 
 
 def test_workers_that_stood_still_and_wake_up_late_break_nothing():
-    found = [history(seed, stalls=True) for seed in range(200)]
+    found = [history(seed, stalls=True) for seed in range(scaled(200))]
 
     assert [outcome for outcome in found if outcome.violated] == []
     assert sum(outcome.counted["fault: stalled worker"] for outcome in found)
@@ -61,7 +73,7 @@ def test_workers_that_stood_still_and_wake_up_late_break_nothing():
 
 def test_what_is_remembered_of_looks_and_hosts_changes_no_history(monkeypatch):
     """Looked at anew after every step, and hosts counted one by one, the same is found and counted."""
-    seeds = range(60)
+    seeds = range(scaled(60))
     quick = [history(seed, tracing=True) for seed in seeds]
     anew = []
     monkeypatch.setattr(Region, "able", lambda region, model, now: region.counted(model, now).qps)
@@ -71,6 +83,7 @@ def test_what_is_remembered_of_looks_and_hosts_changes_no_history(monkeypatch):
     assert len(anew) == sum(found.looks for found in quick) > 0
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_seed_gives_the_same_history_in_any_process():
     script = (
         "from tests.workflows.simulation.world import history\n"

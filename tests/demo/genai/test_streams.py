@@ -75,7 +75,7 @@ async def gateway(aiohttp_server_of):
 
 
 @pytest.fixture
-async def aiohttp_server_of():
+async def aiohttp_server_of(listeners):
     """Starts a server that streams pieces, each after what it waits for; it says generation 7."""
     runners = []
 

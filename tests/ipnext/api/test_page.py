@@ -35,7 +35,7 @@ def patient(context):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(platforms):
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip(f"no browser on the PATH (looked for {', '.join(BROWSERS)}); install chromium to run this test")

@@ -15,6 +15,8 @@ from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest import ModelManifest
 from tests.waiting import PATIENCE_SECONDS, until
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
 
 def environment(directory, **extra):
     return os.environ | {

@@ -14,7 +14,7 @@ from tests.real_servers import S3Server, running_s3
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory) -> Iterator[S3Server]:
+def s3_server(tmp_path_factory, subprocesses) -> Iterator[S3Server]:
     """A real S3 server with one bucket, and a client of ours."""
     with running_s3(tmp_path_factory.mktemp("seaweed")) as server:
         yield server

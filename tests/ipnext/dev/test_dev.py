@@ -34,6 +34,7 @@ def child(directory: Path, program: str, *, grace: float = 60.0, unhurried: bool
     return Child("child", command, environment={}, log=log, grace_seconds=grace, unhurried=unhurried)
 
 
+@pytest.mark.usefixtures("listeners")
 def test_ports_are_remembered_and_a_taken_one_is_named(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -50,6 +51,7 @@ def test_ports_are_remembered_and_a_taken_one_is_named(tmp_path: Path) -> None:
         assert choose(wanted, remembered=tmp_path / "ports.json", free_ports=True)["api"] != port
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_two_platforms_that_start_together_take_different_ports(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -78,6 +80,7 @@ def test_two_platforms_that_start_together_take_different_ports(tmp_path: Path) 
             platform.communicate("")
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:
     family = Family()
     running = child(tmp_path, "import time; time.sleep(600)")
@@ -92,6 +95,7 @@ def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:
     assert running.ended() is not None
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_process_that_ends_is_started_again_at_once_and_later_where_it_keeps_ending_soon(tmp_path: Path) -> None:
     dying = child(tmp_path, "raise SystemExit(1)")
     dying.start()
@@ -108,6 +112,7 @@ def test_a_process_that_ends_is_started_again_at_once_and_later_where_it_keeps_e
     dying.stop()
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_processes_of_one_command_end_side_by_side(tmp_path: Path) -> None:
     """Each ends only once both were asked: one after the other would have to be killed."""
     program = (
@@ -128,6 +133,7 @@ def test_processes_of_one_command_end_side_by_side(tmp_path: Path) -> None:
     assert [process.ended() for process in pair] == [0, 0]
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_processes_that_finish_what_they_have_are_asked_once_and_together_and_end_at_once_when_hurried(
     tmp_path: Path,
 ) -> None:
@@ -161,6 +167,7 @@ def test_a_number_of_workers_that_makes_no_sense_is_refused_by_name(
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
     stubborn = child(tmp_path, STUBBORN, grace=0.2)
     stubborn.start()
@@ -169,6 +176,7 @@ def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path
     assert stubborn.ended() == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_the_grace_of_processes_that_end_side_by_side_passes_for_all_at_once(tmp_path: Path) -> None:
     family, pair = Family(), [child(tmp_path, f"{STUBBORN}  # {name}", grace=0.2, unhurried=True) for name in "ab"]
     family.start(*pair)
@@ -180,6 +188,7 @@ def test_the_grace_of_processes_that_end_side_by_side_passes_for_all_at_once(tmp
     assert [process.ended() for process in pair] == [-signal.SIGKILL, -signal.SIGKILL]
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_process_that_ignores_two_sigterms_is_killed_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "HURRIED_SECONDS", 0.1)
     family, stubborn = Family(), child(tmp_path, STUBBORN, grace=600, unhurried=True)
@@ -219,6 +228,7 @@ def test_an_agent_may_take_as_long_as_the_longest_drain_of_what_it_runs_and_its_
     assert ending_seconds(tmp_path) == limit
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_what_does_not_come_up_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
     family = Family()
     failing = child(tmp_path, "raise SystemExit('no database')")
@@ -231,6 +241,7 @@ def test_what_does_not_come_up_is_named_with_the_end_of_its_log(tmp_path: Path) 
         family.stop()
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_process_that_says_that_it_can_not_start_is_not_waited_for(tmp_path: Path) -> None:
     family = Family()
     family.start(child(tmp_path, "print('that record is not yours', flush=True); raise SystemExit(2)"))

@@ -246,7 +246,7 @@ def builder():
 
 
 @pytest.fixture(scope="session")
-def running_agent():
+def running_agent(subprocesses):
     return RunningAgent
 
 
@@ -256,7 +256,7 @@ def load():
 
 
 @pytest.fixture(scope="session")
-def session_agent(tmp_path_factory):
+def session_agent(tmp_path_factory, subprocesses):
     """One agent for all tests that leave it running; each test takes a model of its own."""
     agent = RunningAgent("eu", tmp_path_factory.mktemp("shared"))
     try:
@@ -275,7 +275,7 @@ def shared_agent(session_agent):
 
 
 @pytest.fixture
-def new_agent(tmp_path):
+def new_agent(tmp_path, subprocesses):
     """Makes agents that end with the test."""
     made = []
 

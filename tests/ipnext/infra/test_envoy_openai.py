@@ -139,7 +139,7 @@ def sites(tmp_path_factory, builder):
 
 
 @pytest.fixture(scope="module")
-def eu(tmp_path_factory, builder):
+def eu(tmp_path_factory, builder, subprocesses):
     with sites(tmp_path_factory, builder) as (eu, _):
         yield eu
 
@@ -152,7 +152,7 @@ def one_site(directory, builder, **more):
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory, builder):
+def hasty(tmp_path_factory, builder, subprocesses):
     """A region whose gateway waits half a second for something to come or go."""
     with one_site(tmp_path_factory.mktemp("hasty"), builder, idle_seconds=0.5) as site:
         yield site
@@ -281,6 +281,7 @@ def test_an_engine_that_is_silent_for_too_long_is_told_so(hasty):
     assert "for 0.5 s, and no answer has begun" in error(answer, 504, "TimeoutError")
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_without_a_router_the_client_is_to_come_back(tmp_path, builder):
     with one_site(tmp_path, builder) as site:
         site.router.kill()

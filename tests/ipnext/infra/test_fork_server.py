@@ -228,6 +228,7 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_another_environment_needs_another_interpreter(tmp_path):
     environment = os.environ | {"PYTHONPATH": HERE, "OMP_NUM_THREADS": "1"}
     subprocess.run(

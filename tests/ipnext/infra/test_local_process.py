@@ -11,7 +11,7 @@ from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
-def answering():
+def answering(listeners):
     """A server that gives one answer to everything; an infrastructure that speaks to it."""
     opened = []
 

@@ -65,7 +65,7 @@ class Writer:
 
 
 @pytest.fixture
-def writer(tmp_path):
+def writer(tmp_path, subprocesses):
     writer = Writer(tmp_path / NAME)
     yield writer
     writer.end()
@@ -115,6 +115,7 @@ def test_the_log_of_a_process_that_runs_stays_however_old_and_goes_once_it_has_e
     assert names(tmp_path) == set()
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_log_that_a_process_opens_just_then_comes_back(tmp_path, keeping, monkeypatch):
     leave(tmp_path, NAME, age=101)
     told = iter([frozenset(), log_keeping.written_files])

@@ -10,8 +10,10 @@ from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.deployment import ReplicaPhase
 from tests.waiting import until
 
+PROCESSES = pytest.param("local_process", marks=pytest.mark.integration)
 
-@pytest.fixture(params=["memory", "local_process"])
+
+@pytest.fixture(params=["memory", PROCESSES])
 def infra(request):
     if request.param == "memory":
         return MemoryInfrastructure(["eu"])

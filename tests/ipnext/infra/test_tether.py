@@ -4,9 +4,12 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from tests.processes import runs
 from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("subprocesses")
 
 PARENT = """
 import subprocess, sys, time

@@ -22,7 +22,7 @@ def mock_module():
 
 
 @pytest.fixture
-async def start() -> AsyncIterator:
+async def start(listeners) -> AsyncIterator:
     """Start mock engines: `start(ttft_ms=5)` gives the engine, with its `url`."""
     runners = []
 

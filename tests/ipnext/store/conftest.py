@@ -18,7 +18,7 @@ TEMPLATE = "migrated_template"
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
+def postgres_server(subprocesses) -> Iterator[PostgresServer]:
     """A real PostgreSQL with one migrated database to copy from."""
     with running_postgres() as postgres:
         postgres.run(f"CREATE DATABASE {TEMPLATE}")

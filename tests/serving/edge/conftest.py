@@ -228,21 +228,21 @@ def stocked(edge):
 
 
 @pytest.fixture(scope="session")
-def edge(tmp_path_factory):
+def edge(tmp_path_factory, listeners):
     """Shared by the tests that change nothing. The host that answers last walks the graphs."""
     with stocked(Edge(tmp_path_factory.mktemp("edge"), SMALL)).running() as shared:
         yield shared
 
 
 @pytest.fixture(scope="session")
-def walking_edge(tmp_path_factory):
+def walking_edge(tmp_path_factory, listeners):
     """The same, where the router walks the graphs."""
     with stocked(Edge(tmp_path_factory.mktemp("walking-edge"), SMALL, hosts_walk=False)).running() as shared:
         yield shared
 
 
 @pytest.fixture
-def new_edge(tmp_path):
+def new_edge(tmp_path, listeners):
     """Makes an edge of the test's own: `new_edge(limits=...)`, then `add` and `running`."""
 
     def make(**settings):

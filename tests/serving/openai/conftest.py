@@ -123,19 +123,19 @@ def started_router(directory, *engines, drain_seconds=10.0, **flags):
 
 
 @pytest.fixture(scope="session")
-def engine():
+def engine(subprocesses):
     with mock_engine(name="word") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def other_engine():
+def other_engine(subprocesses):
     with mock_engine(name="other") as url:
         yield url
 
 
 @pytest.fixture(scope="package")
-def ranker_hosts(tmp_path_factory, toolbox):
+def ranker_hosts(tmp_path_factory, toolbox, subprocesses):
     """Two hosts, each with the rankers of tests.mixed 1 and 2, each of these for the generation of its number."""
     root = tmp_path_factory.mktemp("rankers")
     store = FileArtifactStore(root / "store")
@@ -211,7 +211,7 @@ async def running_edge(path, limits=None, http_limits=None):
 
 
 @pytest.fixture
-async def edge(tmp_path):
+async def edge(tmp_path, listeners):
     async with running_edge(
         tmp_path / "router.json",
         RouterLimits(max_in_flight=8, silent_seconds=SILENT_SECONDS),

@@ -15,6 +15,7 @@ from .conftest import router_process
 MESSAGES = [{"role": "user", "content": "say something"}]
 
 
+MOCK = pytest.param("mock", marks=pytest.mark.integration)
 VLLM = pytest.param("vllm", marks=[pytest.mark.genai, pytest.mark.timeout(1500)])
 START_SECONDS = 900
 """A busy machine; on a quiet one half a minute."""
@@ -33,7 +34,7 @@ def real_engine(vllm, llamas, tmp_path_factory):
     yard.close()
 
 
-@pytest.fixture(params=["mock", VLLM])
+@pytest.fixture(params=[MOCK, VLLM])
 def real(request):
     return request.param
 
@@ -103,7 +104,7 @@ async def test_many_at_once(asking):
     assert await asyncio.gather(*(one(number) for number in range(8))) == ["length"] * 8
 
 
-@pytest.mark.parametrize("real", ["mock"], indirect=True)
+@pytest.mark.parametrize("real", [MOCK], indirect=True)
 async def test_embeddings(asking):
     """Of real ones: tests/genai/test_embeddings.py."""
     answer = await asking.embeddings.create(model="llm", input=["a", "bc"], encoding_format="float")

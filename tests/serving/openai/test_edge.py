@@ -13,6 +13,8 @@ from tests.waiting import eventually
 
 from .conftest import endpoint, raw_engine, running_edge, served
 
+pytestmark = pytest.mark.usefixtures("listeners")
+
 CHAT = "/v1/chat/completions"
 
 

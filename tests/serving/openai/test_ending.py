@@ -18,7 +18,7 @@ WHOLE = "data: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
 
 
 @pytest.fixture
-async def engine():
+async def engine(listeners):
     """Its long streams end once `may_end` is set."""
     may_end = asyncio.Event()
 
@@ -34,7 +34,7 @@ async def engine():
 
 
 @pytest.fixture
-async def router(engine, tmp_path, request):
+async def router(engine, tmp_path, request, subprocesses):
     with started_router(tmp_path, engine.url, drain_seconds=getattr(request, "param", 600.0)) as started:
         yield started
 

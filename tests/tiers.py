@@ -1,0 +1,195 @@
+"""Tiers of the tests and the guard of the pure ones: a pytest plugin that tests/conftest.py loads.
+
+The tier of a test follows from the fixtures that it uses: see `RULES`. A test (or fixture) that starts processes or listens on
+a port by itself requests the fixture `subprocesses` or `listeners`.
+"""
+
+import multiprocessing.util
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+EXAMPLES = 10
+"""Most examples of a property in the profile `fast`."""
+FAST, FULL = "fast", "ci"
+"""Profiles: of `make test`, and of `make test-all` and every other run."""
+settings.register_profile(FULL, settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(FAST, settings.get_profile(FULL), max_examples=EXAMPLES)
+settings.load_profile(FULL)
+
+STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
+"""Audit events of the start of a process; asyncio's subprocesses are of the first."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What puts a test into a tier: one of these markers or of these fixtures."""
+
+    markers: frozenset[str]
+    fixtures: frozenset[str] = frozenset()
+
+
+PURE = "pure"
+RULES = {
+    "nemesis": Rule(frozenset({"nemesis"})),
+    "genai": Rule(frozenset({"genai"}), frozenset({"vllm"})),
+    "e2e": Rule(frozenset({"e2e", "browser"}), frozenset({"platforms"})),
+    "integration": Rule(frozenset({"integration", "postgres", "s3"}), frozenset({"subprocesses", "listeners"})),
+}
+"""By tier, the first that applies; a test without any is pure."""
+TIERS = (*RULES, PURE)
+IMPLIED = {"postgres_server": "postgres", "s3_server": "s3"}
+"""Markers of fixtures, so that `-m postgres` selects every test that uses the server."""
+
+COLLECTED = pytest.StashKey[dict[str, frozenset[str]]]()
+"""Node id -> markers of every test that was collected, before `-m` deselects."""
+
+
+class NotPureError(RuntimeError):
+    """A pure test started a process or took a port."""
+
+
+class Guard:
+    """Refuses processes and ports while a pure test runs, with its fixtures; records them, since code may catch the error."""
+
+    def __init__(self) -> None:
+        self.installed = False
+        self.test: str | None = None
+        self.refused: list[str] = []
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """A hook for `sys.addaudithook`."""
+        if self.test is None:
+            return
+        if event in STARTS:
+            self.refuse(f"starts a process ({event}: {arguments[:2]})", "subprocesses")
+        elif event == "socket.bind" and arguments[0].family in {socket.AF_INET, socket.AF_INET6}:
+            self.refuse(f"takes a port ({event}: {arguments[1]})", "listeners")
+
+    def refuse(self, act: str, fixture: str) -> None:
+        """NotPureError, which names the test and what to do."""
+        told = (
+            f"{self.test} is in the tier `{PURE}` but {act}. Request the fixture `{fixture}` in the test or in the "
+            f'fixture that does so (or pytest.mark.usefixtures("{fixture}")): the test is then in the tier `integration`.'
+        )
+        self.refused.append(told)
+        raise NotPureError(told)
+
+
+GUARD = Guard()
+"""One in a process: an audit hook stays."""
+
+
+def tier_of(markers: Iterable[str], fixtures: Iterable[str]) -> str:
+    """The tier of a test with these markers and fixtures, those that its fixtures use included."""
+    marked, used = frozenset(markers), frozenset(fixtures)
+    return next((tier for tier, rule in RULES.items() if rule.markers & marked or rule.fixtures & used), PURE)
+
+
+def scaled(count: int) -> int:
+    """`count` in the profile `ci`, a tenth of it in the profile `fast`."""
+    return count // 10 if settings.get_current_profile_name() == FAST else count
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install the guard."""
+    if GUARD.installed:
+        return
+    GUARD.installed = True
+    sys.addaudithook(GUARD.audit)
+    multiprocessing.util.spawnv_passfds = _audited(multiprocessing.util.spawnv_passfds)
+
+
+def _audited(spawn: Any) -> Any:
+    """With an audit event: the start methods `spawn` and `forkserver` of multiprocessing raise none by themselves."""
+
+    def audited(path: Any, args: Any, passfds: Any) -> Any:
+        sys.audit("os.posix_spawn", path, args, {})
+        return spawn(path, args, passfds)
+
+    return audited
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test by its tier, before `-m` selects. UsageError for a test that is marked as of two tiers."""
+    for item in items:
+        _mark(item)
+    config.stash[COLLECTED] = {item.nodeid: frozenset(_markers(item)) for item in items}
+    if settings.get_current_profile_name() == FAST:
+        _shorten(config, items)
+
+
+def _markers(item: pytest.Item) -> Iterator[str]:
+    return (marker.name for marker in item.iter_markers())
+
+
+def _mark(item: pytest.Item) -> None:
+    fixtures = getattr(item, "fixturenames", ())
+    for name in IMPLIED.keys() & set(fixtures):
+        item.add_marker(IMPLIED[name])
+    tier = tier_of(_markers(item), fixtures)
+    item.add_marker(tier)
+    if others := set(TIERS) & set(_markers(item)) - {tier}:
+        msg = (
+            f"{item.nodeid}: in the tier {tier} by its fixtures or markers, but marked {', '.join(sorted(others))} too"
+        )
+        raise pytest.UsageError(msg)
+
+
+def _shorten(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For the profile `fast`: few examples of each property, and no test that is marked `deep`."""
+    deep = [item for item in items if item.get_closest_marker("deep")]
+    config.hook.pytest_deselected(items=deep)
+    items[:] = [item for item in items if item not in set(deep)]
+    for item in items:
+        function, cls = getattr(item, "function", None), getattr(item, "cls", None)
+        if found := getattr(function, "_hypothesis_internal_use_settings", None):
+            function._hypothesis_internal_use_settings = _fewer(found)  # hypothesis has no public way
+        if isinstance(found := getattr(cls, "settings", None), settings):  # a state machine
+            cls.settings = _fewer(found)
+
+
+def _fewer(found: settings) -> settings:
+    return settings(found, max_examples=min(found.max_examples, EXAMPLES))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Guard a pure test, with the fixtures that are set up for it."""
+    GUARD.refused.clear()
+    GUARD.test = item.nodeid if item.get_closest_marker(PURE) else None
+    try:
+        return (yield)
+    finally:
+        GUARD.test = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    """Fail a test that caught the guard's error."""
+    report = yield
+    if GUARD.refused and report.passed:
+        report.outcome, report.longrepr = "failed", GUARD.refused[0]
+        GUARD.refused.clear()
+    return report
+
+
+@pytest.fixture(scope="session")
+def subprocesses() -> None:
+    """Requested by tests and fixtures that start processes."""
+
+
+@pytest.fixture(scope="session")
+def listeners() -> None:
+    """Requested by tests and fixtures that listen on a port of the loopback."""
+
+
+@pytest.fixture(scope="session")
+def platforms() -> None:
+    """Requested by tests and fixtures that start a whole platform."""
