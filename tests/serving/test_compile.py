@@ -82,7 +82,7 @@ def manifest_of(directory):
 
 
 def load(directory, **settings):
-    part = TorchEngine().load(directory, manifest_of(directory), settings)
+    part = TorchEngine(native_libraries=True).load(directory, manifest_of(directory), settings)
     part.warm_up()
     return part
 
