@@ -50,15 +50,16 @@ def record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = N
             if name not in value:
                 msg = f"the field {name!r} is missing"
                 raise UnsafeProgram(msg)
-        for name, item in value.items():
-            if name not in known:
-                msg = f"the field {shown(name)} is unknown; allowed: {', '.join(known)}"
-                raise UnsafeProgram(msg)
-            try:
-                known[name](item)
-            except UnsafeProgram as problem:
-                problem.within(f".{name}")
-                raise
+        for name in value.keys() - known.keys():
+            msg = f"the field {shown(name)} is unknown; allowed: {', '.join(known)}"
+            raise UnsafeProgram(msg)
+        for name, item in known.items():
+            if name in value:
+                try:
+                    item(value[name])
+                except UnsafeProgram as problem:
+                    problem.within(f".{name}")
+                    raise
 
     return check
 

@@ -181,8 +181,9 @@ def _given(value: Any) -> None:
     allowed = sorted(STRINGS.get(name, ()))
     if text not in allowed:
         words = ", ".join(allowed) or "none for this parameter"
-        msg = f"the text {shown(text)} is not allowed for {name!r}; allowed: {words}"
-        raise UnsafeProgram(msg)
+        problem = UnsafeProgram(f"the text {shown(text)} is not allowed for {name!r}; allowed: {words}")
+        problem.within(".arg.as_string")
+        raise problem
 
 
 _NODE_FIELDS: Final = record(
