@@ -19,7 +19,8 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own pytrees
-            return exported.run_decompositions({})
+            found: ExportedProgram = exported.run_decompositions({})
     except (RuntimeError, ValueError, AssertionError) as error:
         msg = f"the module writes in place in a way that cannot be taken apart: {error}"
         raise UnsupportedModel(msg) from error
+    return found

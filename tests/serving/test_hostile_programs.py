@@ -234,4 +234,4 @@ def test_no_command_reads_a_hostile_program(directory, tmp_path, command):
 def test_the_client_uploads_no_hostile_program(directory, tmp_path):
     edit(directory, hostile.writes_file(tmp_path / "made"))
     with pytest.raises(InvalidInput, match=r"torch\.ops\.aten\.from_file\.default"):
-        checked_snapshot(DirectorySource(directory))
+        checked_snapshot(DirectorySource(directory, roots=(tmp_path,)))
