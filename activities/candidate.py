@@ -35,6 +35,8 @@ class Candidate:
     beat: Callable[[str], None]
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
     """(part, digest) -> every snapshot of the model."""
+    native_libraries: bool = False
+    """Whether the operator of the platform lets snapshots bring native code."""
 
     @property
     def graph(self) -> PartGraph:

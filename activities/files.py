@@ -70,8 +70,8 @@ def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
 def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
     """Only formats that hold data, and content that is of its format.
 
-    The one exception is a compiled library, of a part whose settings ask for it: only the manifest's owner lets native
-    code run, never the snapshot alone.
+    The one exception is a compiled library, if both the operator of the platform and the settings of the part let native
+    code run: neither a snapshot nor a manifest does that alone.
     """
     for part, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
@@ -111,6 +111,11 @@ def _library_fault(candidate: Candidate, part: str, file: ArtifactFile) -> str:
     asked = [spec.settings.get(COMPILE_SETTING) for spec in candidate.manifest.spec.parts if spec.name == part]
     if not any(given is True or isinstance(given, Mapping) for given in asked):
         return f"is native code; hosts run it only where settings.{COMPILE_SETTING} of part {part!r} asks for it"
+    if not candidate.native_libraries:
+        return (
+            "is native code, which this platform runs of no snapshot; publish the source snapshot, or let the operator set "
+            "IPNEXT_NATIVE_LIBRARIES=true for workers and agents"
+        )
     with candidate.open(file.sha256) as stream:
         return "" if stream.read(len(NATIVE_MAGIC)) == NATIVE_MAGIC else "is no native library under the name of one"
 

@@ -10,6 +10,7 @@ from activities.candidate import Candidate, FunctionValidator, Validator, failed
 from activities.checkpoints import CHECKPOINT, check_checkpoints
 from activities.deltas import DELTAS, check_deltas
 from activities.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_paths
+from activities.programs import PROGRAM, check_programs
 from activities.signatures import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
 from activities.signing import SIGNATURE, check_signatures
 from activities.tensors import FINITE, check_finite
@@ -25,6 +26,7 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(PATHS, check_paths, required=True),
     FunctionValidator(FORMATS, check_formats, required=True),
     FunctionValidator(DIGESTS, check_digests, required=True),
+    FunctionValidator(PROGRAM, check_programs, required=True),
     FunctionValidator(SIGNATURE, check_signatures, required=True),
     FunctionValidator(ENGINES, check_engines, required=True),
     FunctionValidator(DELTAS, check_deltas, required=True),
@@ -39,11 +41,22 @@ BUILT_IN: Sequence[Validator] = (
 
 
 class ValidationActivities:
-    """Needs the store and the artifact store. `validators` run after the built-in ones."""
+    """Needs the store and the artifact store. `validators` run after the built-in ones.
 
-    def __init__(self, store: Store, artifacts: ArtifactStore, *, validators: Sequence[Validator] = ()) -> None:
+    `native_libraries` is the operator's word that snapshots may bring native code (see `check_formats`).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        artifacts: ArtifactStore,
+        *,
+        validators: Sequence[Validator] = (),
+        native_libraries: bool = False,
+    ) -> None:
         self._store = store
         self._artifacts = artifacts
+        self._native_libraries = native_libraries
         self._validators = (*BUILT_IN, *validators)
 
     def all(self) -> Sequence[Callable[..., Any]]:
@@ -74,6 +87,7 @@ class ValidationActivities:
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             artifacts=self._artifacts,
             beat=beat,
+            native_libraries=self._native_libraries,
             published={(s.part, s.digest): s for s in reversed(repository.snapshots(stage.model))},
         )
 

@@ -7,6 +7,8 @@ from ipnext.artifacts.checked import chunks_of
 from ipnext.artifacts.checkpoint_import import describe_checkpoint
 from ipnext.artifacts.checkpoints import is_checkpoint
 from ipnext.artifacts.layout import read_manifest
+from ipnext.artifacts.program_forms import UnsafeProgram
+from ipnext.artifacts.programs import parse_program, program_file
 from ipnext.artifacts.sources import Source
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
@@ -22,7 +24,7 @@ def published_manifest(source: Source, directory: Path) -> SnapshotManifest:
 def checked_snapshot(source: Source) -> SnapshotManifest:
     """The manifest of a snapshot directory whose files are all there, of the stated size and SHA-256.
 
-    Raises InvalidInput (no snapshot.json), ArtifactMissing, ArtifactDigestMismatch.
+    Raises InvalidInput (no snapshot.json, or a program that hosts would not load), ArtifactMissing, ArtifactDigestMismatch.
     """
     try:
         stream = source.open(SNAPSHOT_FILE)
@@ -33,7 +35,20 @@ def checked_snapshot(source: Source) -> SnapshotManifest:
         manifest = read_manifest(stream.read(), f"{SNAPSHOT_FILE} in {source.uri}")
     for file in manifest.files:
         _check(source, file)
+    program = program_file(manifest)
+    if program is not None:
+        _check_program(source, program)
     return manifest
+
+
+def _check_program(source: Source, file: ArtifactFile) -> None:
+    with source.open(file.path) as stream:
+        content = stream.read(file.size_bytes)
+    try:
+        parse_program(content)
+    except UnsafeProgram as problem:
+        msg = f"file {file.path!r} in {source.uri}: {problem}; export the model again"
+        raise InvalidInput(msg, field="parts", value=source.uri) from problem
 
 
 def _check(source: Source, file: ArtifactFile) -> None:

@@ -60,7 +60,17 @@ def _read(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
         raise InvalidInput(msg, field=name, value=first["input"]) from error
 
 
-class PlatformSettings(BaseSettings):
+class NativeCodeSettings(BaseSettings):
+    """Whether snapshots may bring native code: the operator's word, of workers, agents and hosts."""
+
+    model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
+
+    native_libraries: bool = False
+    """Lets `library.so` of a compiled snapshot pass validation and run on hosts, for parts whose settings have `compile`.
+    Whoever may publish such a part then runs code on its hosts. Set for workers and agents alike."""
+
+
+class PlatformSettings(NativeCodeSettings):
     """What API and worker need. Going from one machine to many is a change of these, never of code."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)

@@ -18,6 +18,7 @@ from ipnext import __version__
 from ipnext.errors import InvalidInput, UnsupportedModel
 from ipnext.model.registry import SNAPSHOT_FILE, Datatype, Signature, SnapshotManifest, TensorSpec
 from ipnext.model.value import canonical_json
+from serving.engines.torch_functional import functional
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, write_program
 from serving.engines.torch_ranker import ENGINE
 from serving.export_checks import check_answers, named_outputs, quiet_tracer, unsupported
@@ -63,7 +64,7 @@ def export_model(
     target = checked_directory(Path(directory))
     with _evaluation_mode(module), torch.no_grad():
         outputs = _output_names(module, examples)
-        exported = _export(module, examples)
+        exported = _functional(_export(module, examples), module)
         with half_written(target) as draft:
             _write(exported, outputs, draft, module)
             check_answers(module, draft, examples)
@@ -156,6 +157,14 @@ def _export(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> Exported
         except Exception as error:  # noqa: BLE001  # the tracer runs the user's code and raises anything
             failures.append(error)
     raise unsupported(module, *failures) from failures[0]
+
+
+def _functional(exported: ExportedProgram, module: nn.Module) -> ExportedProgram:
+    try:
+        with quiet_tracer():
+            return functional(exported)
+    except UnsupportedModel as error:
+        raise unsupported(module, error) from error
 
 
 def _write(exported: ExportedProgram, outputs: tuple[str, ...], draft: Path, module: nn.Module) -> None:

@@ -116,11 +116,12 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     validators: Sequence[Validator] = (),
     pause: Callable[[float], None] = time.sleep,
     cutter: Cutter = cut_in_process,
+    native_libraries: bool = False,
 ) -> Activities:
     """The activities of the lifecycle queue. `pause` stands in for sleeping between two looks at what runs."""
     return (
         *MetadataActivities(store, artifacts).all(),
-        *ValidationActivities(store, artifacts, validators=validators).all(),
+        *ValidationActivities(store, artifacts, validators=validators, native_libraries=native_libraries).all(),
         *OptimizationActivities(store, artifacts, cutter=cutter).all(),
         *FreezeActivities(store).all(),
         *TransitionActivities(store, infrastructure, pause=pause).all(),
@@ -206,7 +207,14 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
         if client is None:
             return
         engine = engine_of(client, asyncio.get_running_loop())
-        ours = lifecycle_activities(store, artifacts, infrastructure, engine, validators=discovered())
+        ours = lifecycle_activities(
+            store,
+            artifacts,
+            infrastructure,
+            engine,
+            validators=discovered(),
+            native_libraries=settings.native_libraries,
+        )
         lifecycle, planner = devfile.group(names.LIFECYCLE_QUEUE), devfile.group(names.PLANNER_QUEUE)
         async with AsyncExitStack() as workers:
             await workers.enter_async_context(worker_of(client, lifecycle, ours, interceptors=interceptors))

@@ -24,6 +24,12 @@ ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
 WEIGHTS_SUFFIX: Final = ".safetensors"
 PICKLED_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LARGEST_CONFIG_BYTES: Final = 64 << 20
+CODE_FIELD: Final = "auto_map"
+CODE_FILES: Final = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json"),
+    *("preprocessor_config.json", "image_processor_config.json", "video_preprocessor_config.json"),
+)
+"""Files in which transformers looks for CODE_FIELD: classes that the checkpoint, or another repository, brings as Python."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -98,6 +104,7 @@ def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
     if adapter is None and CONFIG_FILE not in files.sizes:
         msg = f"{CONFIG_FILE}: missing; a checkpoint is a directory as transformers' save_pretrained writes it"
         raise _fault(msg)
+    _check_no_code(files)
     weights, told = _weight_files(files, adapter=adapter is not None)
     tensors: dict[str, TensorPlace] = {}
     for file in weights:
@@ -117,6 +124,16 @@ def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
         return ReadCheckpoint(_adapter_facts(adapter, tensors), CheckpointConfig(), tensors, weights, adapter)
     config = _config(files, CONFIG_FILE, CheckpointConfig)
     return ReadCheckpoint(_facts(config, tensors), config, tensors, weights)
+
+
+def _check_no_code(files: CheckpointFiles) -> None:
+    for name in CODE_FILES:
+        if name in files.sizes and CODE_FIELD in _json(files, name):
+            msg = (
+                f"{name}: {CODE_FIELD} names Python classes that the checkpoint would bring, and hosts run no code of a "
+                "snapshot; remove the field if vLLM knows the model, else it can't be served"
+            )
+            raise _fault(msg)
 
 
 def _weight_files(files: CheckpointFiles, *, adapter: bool) -> tuple[tuple[str, ...], Mapping[str, str]]:

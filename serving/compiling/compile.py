@@ -19,10 +19,11 @@ from serving.compiling.levels import level_for, needed_flags
 from serving.compiling.library import Recipe, built_library, compiler_version, default_cache, torch_version
 from serving.compiling.measuring import measured
 from serving.compiling.report import CompileReport, is_within
-from serving.engines.base import LoadedPart, find_engine
+from serving.engines.base import LoadedPart
 from serving.engines.cpu_flags import machine_flags
 from serving.engines.torch_compiled import CALLS_FILE, COMPILED_FILE, Compiled, Difference
 from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE
+from serving.engines.torch_ranker import TorchEngine
 from serving.snapshot_directory import artifact_file, checked_directory, write_last
 from serving.splitting.comparison import Drawn
 from serving.splitting.drawing import Drawing, Examples, Request
@@ -120,7 +121,7 @@ def _write_about(draft: Path, recipe: Recipe, tolerance: float, found: tuple[Dif
 def _differences(
     directory: Path, draft: Path, source: SnapshotManifest, examples: Path | None
 ) -> tuple[Difference, ...]:
-    engine = find_engine(source.engine)
+    engine = TorchEngine(native_libraries=True)  # the library was made by this process
     eager = engine.load(directory, source, {})
     whole = source.model_copy(update={"files": _files(draft)})
     compiled = engine.load(draft, whole, {COMPILE_SETTING: True})

@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
 def compile_program(snapshot: Path, out: Path, level: str) -> None:
     """Write `library.so`, and `library.json` where the library calls operators by name, into `out`."""
     document = _with_weights_as_state(read_document(snapshot / PROGRAM_FILE))
-    exported = rebuild(document["program"], _blank(snapshot, document))
+    exported = rebuild(document, _blank(snapshot, document))
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
     examples = {name: _example(values[name]) for name in document["inputs"]}
     if level in LEVELS:

@@ -1,15 +1,15 @@
 """An exported torch program on disk without any pickle: `program.json` and `weights.safetensors`.
 
-`torch.export.save` writes weights and example inputs by pickle. Here the graph goes as torch's own JSON schema and
-every tensor as safetensors, so reading a snapshot runs no code that it brought along: the graph may only call ATen
-and plain arithmetic, and its shape expressions are checked before sympy parses them.
+`torch.export.save` writes weights and example inputs by pickle. Here the graph is written in torch's own JSON schema and
+every tensor as safetensors. torch reads the graph only after ipnext.artifacts.program_schema has found nothing in it but
+listed operators and plain data; expressions and tree specifications are built here and never evaluated from text.
 Written by serving.export, read by the torch engine.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,80 +21,44 @@ from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
+from ipnext.artifacts import programs
+from ipnext.artifacts.program_forms import UnsafeProgram
+from ipnext.artifacts.program_schema import ASSERTION, FORMAT, check_document
 from ipnext.errors import LoadFailed, UnsupportedModel
 from ipnext.model.value import canonical_json
 from serving.deltas.weights import Weights, read_weights
 from serving.engines.blueprint import Blueprint, Blueprints, TorchProgram, Weight, laid_out
 from serving.engines.tensor_file import write_tensors
+from serving.engines.torch_expressions import build_expression
 
-PROGRAM_FILE: Final = "program.json"
+PROGRAM_FILE: Final = programs.PROGRAM_FILE
 WEIGHTS_FILE: Final = "weights.safetensors"
-FORMAT: Final = "ipnext/torch-program/v1"
 
-_TARGET = re.compile(r"torch\.ops\.(aten|prims)\.\w+\.\w+|torch\.(sym_\w+|_sym_\w+)|_operator\.\w+|math\.\w+")
 _ADDRESS = re.compile(r"^\d{6,}(@\d+)?(?=,)")
-_EXPRESSION_WORD = re.compile(r"'[suz]\w*'|[A-Za-z_]\w*")
-_EXPRESSION_REST = re.compile(r"[\s\d.,+\-*/()=<>!&|~]*")
-_EXPRESSION_NAMES: Final = frozenset(
-    [
-        "Symbol",
-        "Integer",
-        "Rational",
-        "Float",
-        "Add",
-        "Mul",
-        "Pow",
-        "Mod",
-        "PythonMod",
-        "ModularIndexing",
-        "FloorDiv",
-        "CleanDiv",
-        "CeilDiv",
-        "CeilToInt",
-        "FloorToInt",
-        "TruncToInt",
-        "TruncToFloat",
-        "RoundToInt",
-        "ToFloat",
-        "IntTrueDiv",
-        "FloatTrueDiv",
-        "PowByNatural",
-        "FloatPow",
-        "Max",
-        "Min",
-        "GreaterThan",
-        "LessThan",
-        "StrictGreaterThan",
-        "StrictLessThan",
-        "Equality",
-        "Unequality",
-        "Eq",
-        "Ne",
-        "Lt",
-        "Le",
-        "Gt",
-        "Ge",
-        "And",
-        "Or",
-        "Not",
-        "Where",
-        "Identity",
-        "LShift",
-        "RShift",
-        "oo",
-        "int_oo",
-        "evaluate",
-        "positive",
-        "integer",
-        "nonnegative",
-        "real",
-        "True",
-        "False",
-    ]
+_UNREADABLE: Final = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, SyntaxError, TypeError),
+    ValueError,
 )
-_UNREADABLE: Final = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _MODULE_STACK: Final = "nn_module_stack"
-_FREE_TEXT: Final = frozenset({"stack_trace", "from_node"})
+_ASSERT: Final = "torch.ops.aten._assert_scalar.default"
+_KNOWN: Final[Mapping[str, frozenset[str]]] = {
+    "program": frozenset(
+        {
+            *("graph_module", "guards_code", "opset_version", "range_constraints", "schema_version"),
+            *("torch_version", "verifiers"),
+        }
+    ),
+    "module": frozenset({"graph", "metadata", "module_call_graph", "signature", "treespec_namedtuple_fields"}),
+    "graph": frozenset(
+        {
+            *("custom_obj_values", "inputs", "is_single_tensor_return", "nodes", "outputs", "tensor_values"),
+            *("sym_bool_values", "sym_float_values", "sym_int_values"),
+        }
+    ),
+    "node": frozenset({"inputs", "is_hop_single_tensor_return", "metadata", "name", "outputs", "target"}),
+}
+"""Fields of torch's schema. A later torch may have others: they are left out while they are empty, else refused."""
+_LEAF: Final[Mapping[str, Any]] = {"type": None, "context": None, "children_spec": []}
 
 
 def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: Path) -> None:
@@ -108,9 +72,11 @@ def write_program(exported: ExportedProgram, outputs: Sequence[str], directory: 
         "tensors": places,
         "program": graph_document(exported),
     }
-    for problem in _unsafe(document["program"]):
-        msg = f"the module uses {problem}, which a snapshot cannot carry safely; use ATen operations only"
-        raise UnsupportedModel(msg, value=problem)
+    try:
+        check_document(document)
+    except UnsafeProgram as problem:
+        msg = f"a snapshot cannot carry the program safely ({problem}); use deterministic ATen operations only"
+        raise UnsupportedModel(msg) from problem
     write_tensors(stored, directory / WEIGHTS_FILE)
     (directory / PROGRAM_FILE).write_text(canonical_json(document))
 
@@ -128,7 +94,7 @@ def read_program(directory: Path, blueprints: Blueprints | None = None) -> Torch
             return blueprint.bound(_weights(directory / WEIGHTS_FILE, blueprint.places))
         document = read_document(directory / PROGRAM_FILE)
         weights = _weights(directory / WEIGHTS_FILE, document["tensors"])
-        blueprint = _blueprint(rebuild(document["program"], laid_out(weights, document["tensors"])), document)
+        blueprint = _blueprint(rebuild(document, laid_out(weights, document["tensors"])), document)
         known.keep(digest, blueprint)
         return blueprint.bound(weights)
     except (*_UNREADABLE, SafetensorError, serde.SerializeError, SpecViolationError) as error:
@@ -177,21 +143,34 @@ def graph_document(exported: ExportedProgram) -> dict[str, Any]:
     except serde.SerializeError as error:
         msg = f"the module has no serialised form: {error}"
         raise UnsupportedModel(msg) from error
-    document = json.loads(serde._to_json_bytes(program))  # noqa: SLF001  # torch's own JSON form has no public name
-    document["guards_code"] = []
-    return dict(_without_origin(document))
+    return _plain_document(json.loads(serde._to_json_bytes(program)))  # noqa: SLF001  # torch's JSON form has no public name
 
 
-def _without_origin(value: Any) -> Any:
-    """The document without what tells where it was exported: stack traces, and the Python modules of classes."""
-    if isinstance(value, dict):
-        kept = {key: _without_origin(item) for key, item in value.items() if key not in _FREE_TEXT}
-        if isinstance(kept.get(_MODULE_STACK), str):
-            kept[_MODULE_STACK] = _bare_classes(kept[_MODULE_STACK])
-        return kept
-    if isinstance(value, list):
-        return [_without_origin(item) for item in value]
-    return value
+def _plain_document(program: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what tells where it was exported (stack traces, Python modules of classes) and what reading makes anew."""
+    document = _known("program", program)
+    module = document["graph_module"] = _known("module", program["graph_module"])
+    graph = module["graph"] = _known("graph", module["graph"])
+    graph["nodes"] = [_plain_node(node) for node in graph["nodes"]]
+    module["module_call_graph"], document["guards_code"] = [], []
+    return document
+
+
+def _known(kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key in _KNOWN[kind] or item}
+
+
+def _plain_node(value: Mapping[str, Any]) -> dict[str, Any]:
+    node = _known("node", value)
+    stack = value["metadata"].get(_MODULE_STACK)
+    node["metadata"] = {} if stack is None else {_MODULE_STACK: _bare_classes(stack)}
+    if node["target"] == _ASSERT:
+        node["inputs"] = [_without_message(item) for item in node["inputs"]]
+    return node
+
+
+def _without_message(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**item, "arg": {"as_string": ASSERTION}} if "as_string" in item["arg"] else item
 
 
 def _bare_classes(stack: str) -> str:
@@ -204,59 +183,16 @@ def _bare_classes(stack: str) -> str:
     return ";".join(f"{place},{name.rpartition('.')[2]}" for place, name in plain)
 
 
-def _unsafe(document: Any) -> Iterator[str]:
-    """What a program would call or evaluate beyond the allowed; empty for a program of write_program."""
-    for key, value in _walk(document):
-        if key == "target" and isinstance(value, str) and not _is_allowed_target(value):
-            yield value
-        elif key == "expr_str" and not (isinstance(value, str) and _is_plain_expression(value)):
-            yield f"the expression {value!r}"
-        elif key == "guards_code" and value:
-            yield "guard code"
-        elif key == "as_operator":
-            yield f"the operator argument {value!r}"
-
-
-def _walk(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield key, item
-            yield from _walk(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _walk(item)
-
-
-def _is_allowed_target(target: str) -> bool:
-    return _TARGET.fullmatch(target) is not None
-
-
-def _is_plain_expression(text: str) -> bool:
-    words = {word for word in _EXPRESSION_WORD.findall(text) if not word.startswith("'")}
-    known = all(word in _EXPRESSION_NAMES or re.fullmatch(r"[suz]\d+", word) for word in words)
-    return known and _EXPRESSION_REST.fullmatch(_EXPRESSION_WORD.sub("", text)) is not None
-
-
 def read_document(path: Path) -> dict[str, Any]:
     """The content of `program.json`. LoadFailed where it is no such document, or calls what a snapshot may not."""
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return programs.parse_program(path.read_bytes())
+    except OSError as error:
         msg = f"{path.name} cannot be read: {error}"
         raise LoadFailed(msg) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        msg = f"{path.name} is not of format {FORMAT}; export the model again"
-        raise LoadFailed(msg)
-    problem = next(_unsafe(document["program"]), None)
-    if problem is not None:
-        msg = f"{PROGRAM_FILE} calls {problem}, which a snapshot may not; export the model again"
-        raise LoadFailed(msg)
-    return document
-
-
-def read_tensors(path: Path, places: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """All tensors of a program document by their names there, laid out in memory as they were exported."""
-    return laid_out(_weights(path, places), places)
+    except UnsafeProgram as problem:
+        msg = f"{PROGRAM_FILE} holds something which a snapshot may not: {problem}; export the model again"
+        raise LoadFailed(msg) from problem
 
 
 def _weights(path: Path, places: Mapping[str, Any]) -> Weights:
@@ -264,12 +200,16 @@ def _weights(path: Path, places: Mapping[str, Any]) -> Weights:
 
 
 def rebuild(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
-    """A checked program document with its weights as torch's own object; nodes have no metadata."""
-    plain = _without_metadata(document)
+    """A document with its weights as torch's own object; nodes have no metadata. UnsafeProgram as `parse_program`.
+
+    The only place where torch reads a document, which is therefore checked here whatever was checked before.
+    """
+    check_document(document)
+    plain = _readable(document)
     program = serde._dict_to_dataclass(schema.ExportedProgram, plain)  # type: ignore[no-untyped-call]  # noqa: SLF001
     state = {name.removeprefix("state:"): t for name, t in tensors.items() if name.startswith("state:")}
     constants = {name.removeprefix("constant:"): t for name, t in tensors.items() if name.startswith("constant:")}
-    for name in _parameter_names(document):
+    for name in _parameter_names(document["program"]):
         state[name] = torch.nn.Parameter(state[name], requires_grad=False)
     return serde.ExportedProgramDeserializer().deserialize(program, state, constants, None)
 
@@ -279,13 +219,38 @@ def _parameter_names(document: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(spec["parameter"]["parameter_name"] for spec in specs if "parameter" in spec)
 
 
-def _without_metadata(value: Any) -> Any:
-    """The document with empty node metadata: running needs none of it, and reading it would resolve names."""
+def _readable(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What torch is given: no metadata, expressions as sympy objects, and a call signature that is made here."""
+    program = _with_expressions(document["program"])
+    module = program["graph_module"]
+    module["graph"]["nodes"] = [{**node, "metadata": {}} for node in module["graph"]["nodes"]]
+    module["module_call_graph"] = [{"fqn": "", "signature": _call(document["inputs"], len(document["outputs"]))}]
+    return dict(program)
+
+
+def _with_expressions(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: {} if key == "metadata" else _without_metadata(item) for key, item in value.items()}
+        return {
+            key: build_expression(item) if key == "expr_str" else _with_expressions(item) for key, item in value.items()
+        }
     if isinstance(value, list):
-        return [_without_metadata(item) for item in value]
+        return [_with_expressions(item) for item in value]
     return value
+
+
+def _call(inputs: Sequence[str], outputs: int) -> dict[str, Any]:
+    """All inputs by name; the outputs as a tuple, since their names are the user's and torch needs none."""
+    empty = {"type": "builtins.tuple", "context": "null", "children_spec": []}
+    named = {"type": "builtins.dict", "context": json.dumps(inputs), "children_spec": [_LEAF] * len(inputs)}
+    arguments = {"type": "builtins.tuple", "context": "null", "children_spec": [empty, named]}
+    answer = {"type": "builtins.tuple", "context": "null", "children_spec": [_LEAF] * outputs}
+    return {
+        "forward_arg_names": list(inputs),
+        "in_spec": json.dumps([1, arguments]),
+        "inputs": [],
+        "out_spec": json.dumps([1, answer]),
+        "outputs": [],
+    }
 
 
 def _blueprint(exported: ExportedProgram, document: Mapping[str, Any]) -> Blueprint:

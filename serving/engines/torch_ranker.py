@@ -12,6 +12,7 @@ from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from ipnext.model.delta import DeltaDocument
 from ipnext.model.registry import Signature, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
+from ipnext.settings import NativeCodeSettings
 from serving.deltas.snapshot import Delta
 from serving.engines.blueprint import Blueprints, TorchProgram
 from serving.engines.residence import make_resident
@@ -184,20 +185,25 @@ class StagedTorch:
 class TorchEngine:
     """Loads snapshots of engine `torch`. Snapshots of one program share its graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, native_libraries: bool | None = None) -> None:
+        """`native_libraries`: whether libraries of snapshots may run; None: as the operator has set it for this process."""
         self._blueprints = Blueprints()
+        self._native = NativeCodeSettings().native_libraries if native_libraries is None else native_libraries
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> TorchPart:
         """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process.
 
-        With setting `compile` the library of a snapshot that has one runs in place of the program.
+        With setting `compile` the library of a snapshot that has one runs in place of the program, if the operator of the
+        host lets libraries run; else the program runs.
         """
         threads = settings.get("threads", 1)
         if type(threads) is not int or threads < 1:
             msg = f"settings.threads must be a whole number >= 1, got {threads!r}"
             raise LoadFailed(msg)
         torch.set_num_threads(threads)
-        compiled = wants_compiled(settings) and any(file.path == LIBRARY_FILE for file in manifest.files)
+        compiled = (
+            wants_compiled(settings) and self._native and any(file.path == LIBRARY_FILE for file in manifest.files)
+        )
         program = read_compiled(directory) if compiled else read_program(directory, self._blueprints)
         given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
         if (set(program.inputs), list(program.outputs)) != given:

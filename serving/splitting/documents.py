@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from ipnext.model.registry import Signature
 from serving.splitting.carving import Cut, CutProgram
@@ -12,8 +12,6 @@ from serving.splitting.packing import takes_any_strides
 from serving.splitting.program import Operation
 from serving.splitting.sizes import dimension
 from serving.splitting.tensor_specs import tensor_specs
-
-_LEAF: Final[Mapping[str, Any]] = {"type": None, "context": None, "children_spec": []}
 
 
 class SegmentDocument:
@@ -149,12 +147,11 @@ class SegmentDocument:
             "tensor_values": self._tensors,
             "sym_int_values": self._sizes,
         }
-        user_inputs = arguments[len(specs) - sum("user_input" in s for s in specs) :]
         module = {
             **whole["graph_module"],
             "graph": graph,
             "signature": {"input_specs": specs, "output_specs": [{"user_output": {"arg": item}} for item in given]},
-            "module_call_graph": [{"fqn": "", "signature": _call(user_inputs, list(outputs))}],
+            "module_call_graph": [],
         }
         used = json.dumps([self._tensors, self._sizes])
         ranges = {symbol: limits for symbol, limits in whole["range_constraints"].items() if f"'{symbol}'" in used}
@@ -175,18 +172,3 @@ def _arg_name(spec: Mapping[str, Any]) -> str | None:
     form = next(iter(spec.values()))
     name = form.get("arg", {}).get("name")
     return None if name is None else str(name)
-
-
-def _call(inputs: list[str], outputs: list[str]) -> dict[str, Any]:
-    def mapping(names: list[str]) -> dict[str, Any]:
-        return {"type": "builtins.dict", "context": json.dumps(names), "children_spec": [_LEAF] * len(names)}
-
-    empty = {"type": "builtins.tuple", "context": "null", "children_spec": []}
-    arguments = {"type": "builtins.tuple", "context": "null", "children_spec": [empty, mapping(inputs)]}
-    return {
-        "forward_arg_names": inputs,
-        "in_spec": json.dumps([1, arguments]),
-        "inputs": [],
-        "out_spec": json.dumps([1, mapping(outputs)]),
-        "outputs": [],
-    }

@@ -3,18 +3,17 @@
 import json
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ipnext.errors import InvalidInput, IPnextError
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.split import SplitPolicy
 from serving.engines.base import LoadedPart
-from serving.engines.torch_functional import functional_document
-from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document, read_tensors
+from serving.engines.torch_program import PROGRAM_FILE, WEIGHTS_FILE, read_document
 from serving.engines.torch_ranker import ENGINE
 from serving.snapshot_directory import checked_directory, checked_manifest, write_last
 from serving.splitting.comparison import Drawn, SplitModel, compare, load
@@ -23,7 +22,6 @@ from serving.splitting.planning import plan_split
 from serving.splitting.program import Program
 from serving.splitting.ranges import ranges_of
 from serving.splitting.report import SplitReport
-from serving.splitting.views import writes_in_place
 from serving.splitting.writing import write_segment
 
 GRAPH_FILE: Final = "graph.json"
@@ -98,15 +96,8 @@ def read_manifest(directory: Path) -> SnapshotManifest:
 
 
 def read_split_program(directory: Path) -> Program:
-    """The program of a snapshot, without writes in place."""
-    document: Mapping[str, Any] = read_document(directory / PROGRAM_FILE)
-    key_bytes = _key_bytes(directory / WEIGHTS_FILE)
-    program = Program(document, key_bytes)
-    if not any(writes_in_place(operation) for operation in program.operations):
-        return program
-    return Program(
-        functional_document(document, read_tensors(directory / WEIGHTS_FILE, document["tensors"])), key_bytes
-    )
+    """The program of a snapshot."""
+    return Program(read_document(directory / PROGRAM_FILE), _key_bytes(directory / WEIGHTS_FILE))
 
 
 def _key_bytes(path: Path) -> dict[str, int]:

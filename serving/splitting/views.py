@@ -6,13 +6,12 @@ from serving.splitting.program import Operation
 
 _VIEWS: Final = frozenset(
     [
-        "alias", "as_strided", "broadcast_to", "chunk", "detach", "detach_", "diagonal", "dropout", "expand", "expand_as",
+        "alias", "as_strided", "broadcast_to", "chunk", "detach", "diagonal", "dropout", "expand", "expand_as",
         "flatten", "movedim", "narrow", "permute", "real", "reshape", "select", "slice", "split", "split_with_sizes",
         "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "transpose", "unbind", "unflatten", "unfold", "unsafe_chunk",
         "unsafe_split", "unsqueeze", "view", "view_as",
     ]
 )  # fmt: skip
-_NOT_WRITES: Final = frozenset(["detach_", "requires_grad_", "resolve_neg_", "resolve_conj_"])
 
 
 def operator_name(operation: Operation) -> str:
@@ -24,10 +23,3 @@ def operator_name(operation: Operation) -> str:
 def gives_view(operation: Operation) -> bool:
     """Whether the result may share its input's memory."""
     return operator_name(operation) in _VIEWS
-
-
-def writes_in_place(operation: Operation) -> bool:
-    """Whether it changes an input: ATen says so by a `_` at the end, or by an argument `out`."""
-    name = operator_name(operation)
-    plain = name.endswith("_") and not name.endswith("__") and name not in _NOT_WRITES
-    return plain or any(item["name"] == "out" for item in operation.raw["inputs"])

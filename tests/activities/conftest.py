@@ -41,7 +41,9 @@ def house(kit, tmp_path, migrated):
 def candidate(house, kit):
     """Build a candidate generation; `parts` replace sources, `spec` replaces fields of the manifest."""
 
-    def build(*, serving: dict | None = None, spec: dict | None = None, **parts) -> Candidate:
+    def build(
+        *, serving: dict | None = None, spec: dict | None = None, native_libraries: bool = False, **parts
+    ) -> Candidate:
         manifest = parse_manifest(kit.manifest("ranker", **(spec or {})))
         sources = {
             "sparse": house.source(kit.SPARSE, kit.weights(1)),
@@ -56,6 +58,7 @@ def candidate(house, kit):
             serving_graph=manifest.spec.graph if serving else None,
             artifacts=house.artifacts,
             beat=lambda _: None,
+            native_libraries=native_libraries,
         )
 
     return build

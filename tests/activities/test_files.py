@@ -35,13 +35,21 @@ def asking(kit, **settings):
 
 @pytest.mark.parametrize("settings", [{"compile": True}, {"compile": {"tolerance": 1e-5}}, {"compile": {}}])
 def test_a_compiled_library_passes_where_the_manifest_asks_for_it(candidate, house, kit, settings):
-    found = candidate(dense=with_library(house, kit), spec=asking(kit, **settings))
+    found = candidate(dense=with_library(house, kit), spec=asking(kit, **settings), native_libraries=True)
     assert refused(check_formats(found)) == []
+
+
+def test_a_compiled_library_is_refused_unless_the_operator_lets_libraries_run(candidate, house, kit):
+    found = candidate(dense=with_library(house, kit), spec=asking(kit, compile=True))
+    (result,) = refused(check_formats(found))
+    assert result.reason is Reason.UNSAFE_FORMAT
+    assert "IPNEXT_NATIVE_LIBRARIES=true" in result.message
 
 
 @pytest.mark.parametrize("settings", [{}, {"compile": False}, {"threads": 2}])
 def test_a_compiled_library_is_refused_where_the_manifest_does_not_ask_for_it(candidate, house, kit, settings):
-    (found,) = refused(check_formats(candidate(dense=with_library(house, kit), spec=asking(kit, **settings))))
+    given = candidate(dense=with_library(house, kit), spec=asking(kit, **settings), native_libraries=True)
+    (found,) = refused(check_formats(given))
     assert found.reason is Reason.UNSAFE_FORMAT
     assert found.message == "is native code; hosts run it only where settings.compile of part 'dense' asks for it"
 
@@ -52,8 +60,9 @@ def test_asking_for_a_library_lets_no_other_code_pass(candidate, house, kit):
     under = house.source(kit.DENSE, kit.weights(2), more={"library.SO": b"\x7fELF"})
     sparse = house.source(kit.SPARSE, kit.weights(1), more={"library.so": b"\x7fELF"})
     for sources in ({"dense": other}, {"dense": under}, {"sparse": sparse}):
-        assert len(refused(check_formats(candidate(**sources, spec=asked)))) == 1, sources
-    (found,) = refused(check_formats(candidate(dense=with_library(house, kit, b"\x80\x04"), spec=asked)))
+        assert len(refused(check_formats(candidate(**sources, spec=asked, native_libraries=True)))) == 1, sources
+    pickled = candidate(dense=with_library(house, kit, b"\x80\x04"), spec=asked, native_libraries=True)
+    (found,) = refused(check_formats(pickled))
     assert found.message == "is no native library under the name of one"
 
 

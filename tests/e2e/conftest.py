@@ -172,9 +172,9 @@ def running_pair(root: Path) -> Iterator[Running]:
 
 @contextmanager
 def running_bare(root: Path) -> Iterator[Running]:
-    """A platform without models, whose generative engines are mocks."""
+    """A platform without models, whose generative engines are mocks and whose operator lets libraries run."""
     command = mock_command(name="llm", checkpoint="{directory}", itl_ms=10)
-    running = Running(root / "platform", IPNEXT_VLLM_COMMAND=command).start()
+    running = Running(root / "platform", IPNEXT_VLLM_COMMAND=command, IPNEXT_NATIVE_LIBRARIES="true").start()
     try:
         yield running
     finally:

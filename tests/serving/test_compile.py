@@ -82,7 +82,7 @@ def manifest_of(directory):
 
 
 def load(directory, **settings):
-    part = TorchEngine().load(directory, manifest_of(directory), settings)
+    part = TorchEngine(native_libraries=True).load(directory, manifest_of(directory), settings)
     part.warm_up()
     return part
 
@@ -123,6 +123,18 @@ def test_without_the_setting_the_program_runs_and_no_native_code(place, monkeypa
     given = request(5)
     expected, got = load(place / "one").infer(given), load(place / "compiled", compile=False).infer(given)
     assert all(np.array_equal(expected[name], got[name]) for name in expected)
+
+
+@pytest.mark.parametrize("set_to", [None, "false"])
+def test_unless_the_operator_lets_libraries_run_the_program_does(place, monkeypatch, set_to):
+    monkeypatch.delenv("IPNEXT_NATIVE_LIBRARIES", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("IPNEXT_NATIVE_LIBRARIES", set_to)
+    part = TorchEngine().load(place / "compiled", manifest_of(place / "compiled"), {"compile": True})
+    assert not isinstance(part._program, CompiledProgram)
+    monkeypatch.setenv("IPNEXT_NATIVE_LIBRARIES", "true")
+    part = TorchEngine().load(place / "compiled", manifest_of(place / "compiled"), {"compile": True})
+    assert isinstance(part._program, CompiledProgram)
 
 
 def test_the_same_program_with_other_weights_is_not_compiled_again(place, tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def place(tmp_path_factory, subprocesses):
 
 def load(directory, settings=SETTINGS):
     manifest = SnapshotManifest.model_validate_json((directory / "snapshot.json").read_bytes())
-    part = TorchEngine().load(directory, manifest, settings)
+    part = TorchEngine(native_libraries=True).load(directory, manifest, settings)
     part.warm_up()
     return part
 
@@ -92,11 +92,13 @@ def test_its_digests_are_counted_where_the_parent_is_loaded_for_its_sake(place):
     root, expected = place
     manifest = SnapshotManifest.model_validate_json((root / "one" / "snapshot.json").read_bytes())
     chain = Chain(manifest.digest, Fetched(root / "one", manifest), (root / "two", root / "three"))
-    part = chain.load(TorchEngine(), SETTINGS, {})
+    part = chain.load(TorchEngine(native_libraries=True), SETTINGS, {})
     part.warm_up()
     assert near(part, expected["three"])
     with pytest.raises(LoadFailed, match="before the delta it must be"):
-        Chain(manifest.digest, Fetched(root / "one", manifest), (root / "three",)).load(TorchEngine(), SETTINGS, {})
+        Chain(manifest.digest, Fetched(root / "one", manifest), (root / "three",)).load(
+            TorchEngine(native_libraries=True), SETTINGS, {}
+        )
 
 
 def test_without_the_setting_the_program_takes_the_delta(place):

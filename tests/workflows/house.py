@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from activities.cutting import Beat
 from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.program_schema import FORMAT
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.lifecycle import Change, ChangeKind, Replan
@@ -57,6 +58,23 @@ def manifest(name: str, **spec: object) -> dict[str, object]:
     return {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": name}, "spec": whole}
 
 
+def _program() -> bytes:
+    """A program of no operations."""
+    lists: dict = {name: [] for name in ("inputs", "outputs", "nodes")}
+    values: dict = {name: {} for name in ("tensor_values", "sym_int_values", "sym_bool_values")}
+    module = {
+        "graph": {**lists, **values},
+        "signature": {"input_specs": [], "output_specs": []},
+        "module_call_graph": [],
+    }
+    version = {"major": 8, "minor": 20}
+    program = {"graph_module": module, "opset_version": {}, "range_constraints": {}, "schema_version": version}
+    return json.dumps({"format": FORMAT, "inputs": [], "outputs": [], "tensors": {}, "program": program}).encode()
+
+
+PROGRAM = _program()
+
+
 def weights(seed: int, *, value: float | None = None) -> dict[str, np.ndarray]:
     """Two small tensors; with `value` the second one holds it."""
     drawn = np.random.default_rng(seed).standard_normal((4, 8)).astype(np.float32)
@@ -76,7 +94,7 @@ def write_snapshot(
     parent: str | None = None,
 ) -> Path:
     """A snapshot directory as the export writes it, without torch."""
-    files = {"weights.safetensors": save(dict(tensors)), "program.json": b'{"graph": []}', **(more or {})}
+    files = {"weights.safetensors": save(dict(tensors)), "program.json": PROGRAM, **(more or {})}
     directory.mkdir(parents=True)
     for path, content in files.items():
         (directory / path).write_bytes(content)

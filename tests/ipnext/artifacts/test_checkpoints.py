@@ -95,6 +95,15 @@ def test_pickled_weights_are_refused(tmp_path):
         describe_checkpoint(directory)
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
+def test_a_checkpoint_that_would_bring_python_classes_is_refused(tmp_path, file):
+    directory = write_llama(tmp_path / "hf")
+    before = json.loads((directory / file).read_bytes()) if (directory / file).exists() else {}
+    (directory / file).write_text(json.dumps({**before, "auto_map": {"AutoModel": "modeling.Model"}}))
+    with pytest.raises(InvalidInput, match=rf"{file}: auto_map names Python classes"):
+        describe_checkpoint(directory)
+
+
 def changed(name, shape):
     return llama_tensors() | {name: np.zeros(shape, np.float32)}
 

@@ -1,0 +1,40 @@
+"""Reads `program.json` of a snapshot of the torch engine, without torch.
+
+Every reader of a program uses it: `ipnext publish` before it uploads, the check `program` of a publish, the hosts, and the commands
+`ipnext split`, `compile` and `delta`, which the platform runs too.
+"""
+
+import json
+from typing import Any, Final
+
+from ipnext.artifacts.program_forms import UnsafeProgram
+from ipnext.artifacts.program_schema import FORMAT, check_document
+from ipnext.model.registry import ArtifactFile, SnapshotManifest
+
+PROGRAM_FILE: Final = "program.json"
+ENGINE: Final = "torch"
+"""The engine whose snapshots have a program."""
+
+
+def program_file(manifest: SnapshotManifest) -> ArtifactFile | None:
+    """The program of a full snapshot of the torch engine; None for a delta, which has its parent's, and other engines."""
+    if manifest.engine != ENGINE:
+        return None
+    return next((file for file in manifest.files if file.path == PROGRAM_FILE), None)
+
+
+def parse_program(content: bytes) -> dict[str, Any]:
+    """The document that these bytes hold.
+
+    Raises UnsafeProgram if it is not JSON, of another format, or holds anything that the exporter does not write.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        msg = f"is not JSON: {error}"
+        raise UnsafeProgram(msg) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        msg = f"is not of format {FORMAT}"
+        raise UnsafeProgram(msg)
+    check_document(document)
+    return document

@@ -1,0 +1,87 @@
+"""The list of allowed operators against torch's own schemas."""
+
+import math
+import operator
+
+import pytest
+import torch
+from torch._export.serde.serialize import _SYM_OPS  # what torch's reader takes as arithmetic on sizes
+
+from ipnext.artifacts.program_operators import ALLOWED, ATEN, SIZES
+from ipnext.artifacts.program_schema import STRINGS
+
+OPAQUE = ("Generator", "Storage", "Stream", "QScheme", "__torch__", "Dimname", "Any", "Layout[]")
+NO_TENSORS = {"_assert_scalar.default", "_assert_tensor_metadata.default"}
+NO_TENSORS |= {"sym_constrain_range.default", "sym_constrain_range_for_size.default"}
+SIZES_OF_TENSORS = {"sym_size.int", "sym_stride.int", "sym_numel.default"}
+NUMBERS = {"item.default", "_local_scalar_dense.default"}
+RANDOM_IN_TRAINING = {
+    *("dropout.default", "alpha_dropout.default", "feature_dropout.default", "feature_alpha_dropout.default"),
+    *("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input", "scaled_dot_product_attention.default"),
+}
+"""They draw random numbers if they are called as in training, or with a probability of dropping."""
+CORE_LEFT_OUT = {
+    # memory that nothing was written to may hold what another request left there
+    *("empty.memory_format", "empty_strided.default"),
+    # random numbers
+    *("native_dropout.default", "rand.default", "randn.default", "randperm.default"),
+    # gradients
+    *("_adaptive_avg_pool2d_backward.default", "avg_pool2d_backward.default", "convolution_backward.default"),
+    *("embedding_dense_backward.default", "max_pool2d_with_indices_backward.default"),
+    *("native_group_norm_backward.default", "native_layer_norm_backward.default"),
+    # inner forms of others, which check less of their arguments
+    *("_embedding_bag.default", "_fft_c2r.default", "_fft_r2c.default", "_pdist_forward.default"),
+    *("_native_batch_norm_legit.no_stats", "sym_is_contiguous.default", "sym_storage_offset.default"),
+}
+
+
+def overload(name):
+    operation, _, form = name.partition(".")
+    return getattr(getattr(torch.ops.aten, operation), form)
+
+
+@pytest.mark.parametrize("name", sorted(ATEN))
+def test_each_operator_exists_is_functional_and_takes_plain_data(name):
+    schema = overload(name)._schema
+    assert not schema.is_mutable
+    for argument in schema.arguments:
+        kind = str(argument.type)
+        assert not any(word in kind for word in OPAQUE), argument
+        assert "str" not in kind or argument.name in {*STRINGS, "equation"}, argument
+    kinds = {str(result.type) for result in schema.returns}
+    allowed = {"int"} if name in SIZES_OF_TENSORS else {"number"} if name in NUMBERS else {"Tensor", "List[Tensor]"}
+    assert kinds <= allowed
+    assert bool(kinds) == (name not in NO_TENSORS)
+
+
+def test_random_operators_are_only_those_of_training():
+    seeded = {name for name in ATEN if torch.Tag.nondeterministic_seeded in overload(name).tags}
+    assert seeded <= RANDOM_IN_TRAINING
+
+
+@pytest.mark.parametrize("word", ["from_file", "empty", "rand", "backward", "storage", "quantize", "sparse", "nested"])
+def test_no_operator_of_these_families_is_listed(word):
+    assert not [name for name in ATEN if word in name.partition(".")[0]]
+
+
+def test_the_functional_operators_of_core_aten_are_listed():
+    core = set()
+    for name in torch._C._dispatch_get_all_op_names():
+        space, _, rest = name.partition("::")
+        operation, _, form = rest.partition(".")
+        if space == "aten" and hasattr(getattr(torch.ops.aten, operation), form or "default"):
+            found = overload(f"{operation}.{form or 'default'}")
+            if torch.Tag.core in found.tags and not found._schema.is_mutable:
+                core.add(f"{operation}.{form or 'default'}")
+    assert len(core) > 150
+    assert core - ATEN == CORE_LEFT_OUT
+
+
+def test_arithmetic_on_sizes_is_what_torch_takes_but_for_powers_and_shifts():
+    homes = {"_operator": operator, "math": math, "torch": torch}
+    listed = {getattr(homes[name.partition(".")[0]], name.partition(".")[2]) for name in SIZES}
+    assert listed == _SYM_OPS - {operator.pow, operator.lshift, operator.rshift}
+
+
+def test_all_of_them_are_allowed():
+    assert {f"torch.ops.aten.{name}" for name in ATEN} | SIZES == ALLOWED
