@@ -39,11 +39,13 @@ with workflow.unsafe.imports_passed_through():
         TransitionResult,
     )
     from ipnext.model.status import Reason
+    from ipnext.model.takeover import ChangeEnded, TakeOver
     from workflows import policies
-    from workflows.failing import explained, last_words, stopped, to_the_end
+    from workflows.failing import Explained, explained, last_words, stopped, to_the_end
     from workflows.freezing import Thaw
     from workflows.ordering import URGENT
     from workflows.policies import perform
+    from workflows.takeover import settled
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -81,6 +83,7 @@ class LifecycleWorkflow:
         self._newer: NewerWaits | None = None
         self._patience: float | None = None
         self._child: Walk | None = None
+        self._reports = False
         self._thaw = Thaw(lambda: self._newer is not None)
 
     @workflow.run
@@ -99,6 +102,7 @@ class LifecycleWorkflow:
         await to_the_end(perform(policies.FINISH_CHANGE, self._record(begun, result), f"record: {result.state}"))
         self._enter(result.state.value, begun.generation)
         await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
+        await to_the_end(self._report())
         return result
 
     @workflow.signal(name=names.FREEZE_CHANGED)
@@ -117,6 +121,21 @@ class LifecycleWorkflow:
         """A newer publish or apply of the model is queued behind this run."""
         self._newer = newer
         await self._pass_on(names.NEWER_WAITS, newer)
+
+    @workflow.signal(name=names.REPORT_END)
+    def report_end(self) -> None:
+        """An entity that did not start this run follows it."""
+        self._reports = True
+
+    async def _report(self) -> None:
+        """Tell the entity of the end, if it asked for that."""
+        if not self._reports:
+            return
+        entity = workflow.get_external_workflow_handle(names.model_workflow_id(self._input.model))
+        try:
+            await entity.signal(names.CHANGE_ENDED, ChangeEnded(change_id=self._input.change.id))
+        except FailureError:
+            workflow.logger.info("the entity has gone")
 
     async def _pass_on(self, signal: str, argument: Hold | NewerWaits) -> None:
         """To the transition, where it walks."""
@@ -300,6 +319,7 @@ class LifecycleWorkflow:
                 gates=planned.gates,
                 back=planned.back,
                 held=held,
+                fence=planned.fence,
             ),
             result_type=TransitionResult,
             id=names.transition_workflow_id(planned.transition_id),
@@ -312,7 +332,21 @@ class LifecycleWorkflow:
         self._child = child = await to_the_end(start)
         if workflow.cancellation_reason() is not None:
             child.cancel()
-        return await self._followed(held)
+        try:
+            return await self._followed(held)
+        except ChildWorkflowError as error:
+            if is_cancelled_exception(error):
+                raise
+            return await to_the_end(self._reverted(explained(error)))
+
+    async def _reverted(self, why: Explained) -> TransitionResult:
+        """The transition's run was terminated, or failed by a bug: what it moved goes back."""
+        asked = TakeOver(model=self._input.model, change=self._input.change, reason=why.reason, message=why.message)
+        taken = await settled(asked)
+        if taken.done:
+            return TransitionResult(done=True, waves_done=0, message=why.message)
+        message = f"{why.message}; {taken.undone}" if taken.undone else why.message
+        return TransitionResult(done=False, waves_done=0, reason=why.reason, message=message, undone=taken.undone)
 
     async def _followed(self, held: ControlAsked | None) -> TransitionResult:
         """Tell the transition what was heard while it started, and wait for its end."""

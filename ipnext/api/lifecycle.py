@@ -29,6 +29,9 @@ class Lifecycle(Protocol):
     ) -> ControlAnswer:
         """Say something to a model's changes; `change_id` is the one that runs. Conflict where it does not fit what runs."""
 
+    async def entity_runs(self, model: str) -> bool:
+        """Whether the entity of a model runs, so that it knows of every change that was submitted."""
+
     async def wake_replan(self) -> None:
         """Tell the engine that a replan is recorded. Twice is as good as once."""
 
@@ -60,6 +63,8 @@ class MemoryLifecycle:
         self.told_of_freezes: list[str] = []
         self.drains_told: list[str] = []
         self.steered: list[tuple[MoverAction, str]] = []
+        self.entities_gone: set[str] = set()
+        """Models whose entity was terminated; the next submission starts it again."""
         self._ui_url = ui_url
 
     async def namespace(self) -> WorkflowNamespace:
@@ -70,8 +75,9 @@ class MemoryLifecycle:
     async def submit(self, change: Change) -> ChangeAccepted:
         """Remember the change once."""
         self._answer()
-        if all(known.id != change.id for known in self.submitted):
+        if change.model in self.entities_gone or all(known.id != change.id for known in self.submitted):
             self.submitted.append(change)
+        self.entities_gone.discard(change.model)
         workflow_id = names.lifecycle_workflow_id(change.model, change.id)
         return ChangeAccepted(change_id=change.id, position=0, lifecycle_workflow_id=workflow_id)
 
@@ -88,6 +94,11 @@ class MemoryLifecycle:
         self.controls.append((model, action, asked))
         message = f"{action.value}d {asked.text}"
         return ControlAnswer(model=model, action=action, change_id=change_id, message=message)
+
+    async def entity_runs(self, model: str) -> bool:
+        """True for a model of which anything was submitted, unless its entity has gone."""
+        self._answer()
+        return model not in self.entities_gone and any(known.model == model for known in self.submitted)
 
     async def wake_replan(self) -> None:
         """Count it."""

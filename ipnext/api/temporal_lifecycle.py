@@ -31,6 +31,10 @@ class TemporalLifecycle:
         """See the port."""
         return await temporal.control(await self._connected(), model, action, asked, change_id=change_id)
 
+    async def entity_runs(self, model: str) -> bool:
+        """See the port."""
+        return await temporal.is_open(await self._connected(), names.model_workflow_id(model))
+
     async def wake_replan(self) -> None:
         """See the port."""
         await temporal.wake_replan(await self._connected())
