@@ -162,6 +162,21 @@ def _entity(model: str) -> WithStartWorkflowOperation[object, object]:
     )
 
 
+async def begin_entity(client: Client, model: str) -> None:
+    """Start the entity of a model unless it runs; it reads from the store what is open. Unavailable."""
+    async with _reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
+        await client.start_workflow(
+            names.MODEL_WORKFLOW,
+            ModelEntityInput(model=model),
+            id=names.model_workflow_id(model),
+            task_queue=names.LIFECYCLE_QUEUE,
+            task_timeout=names.TASK_TIMEOUT,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            search_attributes=TypedSearchAttributes([SearchAttributePair(_MODEL, model)]),
+            static_summary=f"orders the changes of {model}",
+        )
+
+
 async def is_open(client: Client, workflow_id: str) -> bool:
     """Whether a run of the workflow is open now, by the server's own state. False for one that never was. Unavailable."""
     async with _reaching(f"workflow {workflow_id}"), asyncio.timeout(SUBMIT_SECONDS):

@@ -32,6 +32,9 @@ class Lifecycle(Protocol):
     async def entity_runs(self, model: str) -> bool:
         """Whether the entity of a model runs, so that it knows of every change that was submitted."""
 
+    async def begin_entity(self, model: str) -> None:
+        """Start the entity of a model unless it runs; it takes up what the store has of the model."""
+
     async def wake_replan(self) -> None:
         """Tell the engine that a replan is recorded. Twice is as good as once."""
 
@@ -63,8 +66,10 @@ class MemoryLifecycle:
         self.told_of_freezes: list[str] = []
         self.drains_told: list[str] = []
         self.steered: list[tuple[MoverAction, str]] = []
-        self.entities_gone: set[str] = set()
-        """Models whose entity was terminated; the next submission starts it again."""
+        self.entities: set[str] = set()
+        """Models whose entity runs; take one out as if it were terminated."""
+        self.entities_begun: list[str] = []
+        """Those that were begun without a submission."""
         self._ui_url = ui_url
 
     async def namespace(self) -> WorkflowNamespace:
@@ -75,9 +80,9 @@ class MemoryLifecycle:
     async def submit(self, change: Change) -> ChangeAccepted:
         """Remember the change once."""
         self._answer()
-        if change.model in self.entities_gone or all(known.id != change.id for known in self.submitted):
+        if all(known.id != change.id for known in self.submitted):
             self.submitted.append(change)
-        self.entities_gone.discard(change.model)
+        self.entities.add(change.model)
         workflow_id = names.lifecycle_workflow_id(change.model, change.id)
         return ChangeAccepted(change_id=change.id, position=0, lifecycle_workflow_id=workflow_id)
 
@@ -96,9 +101,15 @@ class MemoryLifecycle:
         return ControlAnswer(model=model, action=action, change_id=change_id, message=message)
 
     async def entity_runs(self, model: str) -> bool:
-        """True for a model of which anything was submitted, unless its entity has gone."""
+        """True once anything of a model was submitted."""
         self._answer()
-        return model not in self.entities_gone and any(known.model == model for known in self.submitted)
+        return model in self.entities
+
+    async def begin_entity(self, model: str) -> None:
+        """Remember it."""
+        self._answer()
+        self.entities.add(model)
+        self.entities_begun.append(model)
 
     async def wake_replan(self) -> None:
         """Count it."""

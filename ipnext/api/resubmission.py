@@ -1,8 +1,8 @@
-"""Resubmission: changes that were acknowledged and whose entity does not run any more are submitted again, by the same ids.
+"""Resubmission: changes that were acknowledged and whose entity does not run any more get an entity again.
 
 Level-triggered beside the outbox, which submits what no entity has taken yet. One query finds the models with a change that
 has been open for a while; only their entities are looked up. An entity that begins takes up all that the store has of its
-model, so that one change of each model is enough.
+model, by the ids that it has. A submission would not do: the engine answers an update of a known id for a run that has gone.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Resubmission:
             await asyncio.gather(task, return_exceptions=True)
 
     async def look(self) -> Sequence[Change]:
-        """Submit again what has no entity; the changes that were submitted. Nothing of a record of another platform."""
+        """Begin the entities that are missing; the first open change of each. Nothing of a record of another platform."""
         changes = await asyncio.to_thread(self._long_open)
         if not changes or not await self._belongs():
             return ()
@@ -82,7 +82,7 @@ class Resubmission:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     if await self._lifecycle.entity_runs(change.model):
                         return False
-                    await self._lifecycle.submit(change)
+                    await self._lifecycle.begin_entity(change.model)
             except (TimeoutError, IPnextError) as error:
                 log.warning("change_not_submitted_again_yet", error=str(error) or "timed out")
                 return False

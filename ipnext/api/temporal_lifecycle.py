@@ -35,6 +35,10 @@ class TemporalLifecycle:
         """See the port."""
         return await temporal.is_open(await self._connected(), names.model_workflow_id(model))
 
+    async def begin_entity(self, model: str) -> None:
+        """See the port."""
+        await temporal.begin_entity(await self._connected(), model)
+
     async def wake_replan(self) -> None:
         """See the port."""
         await temporal.wake_replan(await self._connected())

@@ -14,7 +14,7 @@ from ipnext.errors import Conflict, FenceLost, Unavailable
 from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityState, WaveInput
 from ipnext.model.rollout import TransitionState
-from ipnext.model.status import Reason
+from ipnext.model.status import ConditionType, Reason
 from ipnext.store.repository import Repository
 from ipnext.store.transitions import Transitions
 from ipnext.temporal import control
@@ -90,7 +90,8 @@ async def canary(house, model, carried_out, queued, until):
     await carried_out(house.publish(model, 1))
     house.apply(model, rollout=HELD)
     second = await queued(house.publish(model, 2))
-    await until(lambda: house.shares(model)["us-east"].get(2) == 0.1 and house.shares(model)["eu-west"].get(2) == 0.1)
+    routed = "generation 2, wave 1"
+    await until(lambda: house.condition(model, ConditionType.ROUTES_READY).message == routed)
     return second, await queued(house.publish(model, 3))
 
 
@@ -258,9 +259,10 @@ async def test_a_pause_outlives_the_entity_that_was_asked_for_it(
 
     second = await queued(house.publish(model, 2))
     entity = client.get_workflow_handle(names.model_workflow_id(model))
-    state = await entity.query(names.MODEL_STATE, result_type=ModelEntityState)
-    assert (state.running, [change.id for change in state.queue]) == (None, [second.id])
+    while (state := await entity.query(names.MODEL_STATE, result_type=ModelEntityState)).held is None:
+        await asyncio.sleep(0.05)
     assert state.held == ControlAsked(by="ann", reason="odd")
+    assert (state.running, [change.id for change in state.queue]) == (None, [second.id])
     await terminate("entity")
 
     await control(client, model, ControlAction.RESUME, ControlAsked(by="ann"))
