@@ -261,9 +261,8 @@ class TransitionActivities:
         deployments, tables = repository.deployments(stage.model), repository.routes(stage.model)
         model = repository.model(stage.model)
         demand = model.manifest.spec.demand
-        demanding = {item.region for item in demand}
         lost = Drained.of(repository.drains()).lost
-        origin = running_state(stage.model, deployments, tables, demanding=demanding, lost=lost)
+        origin = running_state(stage.model, deployments, tables, demanding={item.region for item in demand}, lost=lost)
         to = planned_state(stage.model, stage.generation, placed.state)
         planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
         transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})

@@ -18,12 +18,12 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributeUpdate, WorkflowIDReusePolicy
-from temporalio.exceptions import ActivityError, ChildWorkflowError, FailureError, is_cancelled_exception
+from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
+from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.controls import ControlAsked, Hold, NewerWaits
+    from ipnext.model.controls import Hold, NewerWaits
     from ipnext.model.freeze import Frozen
     from ipnext.model.lifecycle import (
         ChangeBegun,
@@ -34,18 +34,15 @@ with workflow.unsafe.imports_passed_through():
         ProgressInput,
         RecordInput,
         StageInput,
-        TransitionInput,
         TransitionPlanned,
-        TransitionResult,
     )
     from ipnext.model.status import Reason
-    from ipnext.model.takeover import ChangeEnded, TakeOver
     from workflows import policies
-    from workflows.failing import Explained, explained, last_words, stopped, to_the_end
+    from workflows.failing import explained, last_words, stopped, to_the_end
     from workflows.freezing import Thaw
     from workflows.ordering import URGENT
     from workflows.policies import perform
-    from workflows.takeover import settled
+    from workflows.walked import Walked
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -60,30 +57,24 @@ FROZEN_AFTER_A_PAUSE = "frozen-after-a-pause"
 Stage = Callable[[StageInput], Awaitable[LifecycleResult | None]]
 """Carries a stage out. None: go on with the next one; a result ends the run."""
 
-Walk = workflow.ChildWorkflowHandle[TransitionInput, TransitionResult]
-
 
 @workflow.defn(
     name=names.LIFECYCLE_WORKFLOW,
     failure_exception_types=policies.BUGS,
     versioning_behavior=policies.ONE_RUN,
 )
-class LifecycleWorkflow:
+class LifecycleWorkflow(Walked):
     """One change of one model."""
 
     @workflow.init
     def __init__(self, input: LifecycleInput) -> None:  # noqa: A002 - Temporal passes it by place
-        self._input = input
+        super().__init__(input)
         self._plan_id = input.change.plan_id
         self._note = ""
         self._cuts = False
         self._places = False
         self._moving = False
-        self._held = input.held
-        self._newer: NewerWaits | None = None
         self._patience: float | None = None
-        self._child: Walk | None = None
-        self._reports = False
         self._thaw = Thaw(lambda: self._newer is not None)
 
     @workflow.run
@@ -126,25 +117,6 @@ class LifecycleWorkflow:
     def report_end(self) -> None:
         """An entity that did not start this run follows it."""
         self._reports = True
-
-    async def _report(self) -> None:
-        """Tell the entity of the end, if it asked for that."""
-        if not self._reports:
-            return
-        entity = workflow.get_external_workflow_handle(names.model_workflow_id(self._input.model))
-        try:
-            await entity.signal(names.CHANGE_ENDED, ChangeEnded(change_id=self._input.change.id))
-        except FailureError:
-            workflow.logger.info("the entity has gone")
-
-    async def _pass_on(self, signal: str, argument: Hold | NewerWaits) -> None:
-        """To the transition, where it walks."""
-        if self._child is None or self._child.done():
-            return
-        try:
-            await self._child.signal(signal, argument)
-        except FailureError:
-            workflow.logger.info("the transition ended before it heard of %s", signal)
 
     async def _begin(self) -> ChangeBegun | LifecycleResult:
         """What the run works on, or why it can't begin (a rollback to what never served)."""
@@ -300,67 +272,6 @@ class LifecycleWorkflow:
     def _tell(self, message: str) -> None:
         """Add to what the end of the run tells."""
         self._note = "; ".join(text for text in (self._note, message) if text)
-
-    async def _walk(self, stage: StageInput, planned: TransitionPlanned) -> TransitionResult:
-        """The transition goes its way back where this run is terminated by hand; it never stops half way."""
-        held = None if self._input.change.kind in URGENT else self._held
-        start = workflow.start_child_workflow(
-            names.TRANSITION_WORKFLOW,
-            TransitionInput(
-                transition_id=planned.transition_id,
-                model=stage.model,
-                generation=stage.generation,
-                waves=planned.waves,
-                deadline_seconds=planned.deadline_seconds,
-                change_id=stage.change_id,
-                approval=planned.approval,
-                manual_deadline_seconds=planned.manual_deadline_seconds,
-                on_newer=planned.on_newer,
-                gates=planned.gates,
-                back=planned.back,
-                held=held,
-                fence=planned.fence,
-            ),
-            result_type=TransitionResult,
-            id=names.transition_workflow_id(planned.transition_id),
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            task_timeout=names.TASK_TIMEOUT,
-            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-            static_summary=f"{stage.model}: {planned.waves} waves to generation {stage.generation}",
-        )
-        # A stop while the child starts must not leave it behind: the run ends when its transition has.
-        self._child = child = await to_the_end(start)
-        if workflow.cancellation_reason() is not None:
-            child.cancel()
-        try:
-            return await self._followed(held)
-        except ChildWorkflowError as error:
-            if is_cancelled_exception(error):
-                raise
-            return await to_the_end(self._reverted(explained(error)))
-
-    async def _reverted(self, why: Explained) -> TransitionResult:
-        """The transition's run was terminated, or failed by a bug: what it moved goes back."""
-        asked = TakeOver(model=self._input.model, change=self._input.change, reason=why.reason, message=why.message)
-        taken = await settled(asked)
-        if taken.done:
-            return TransitionResult(done=True, waves_done=0, message=why.message)
-        message = f"{why.message}; {taken.undone}" if taken.undone else why.message
-        return TransitionResult(done=False, waves_done=0, reason=why.reason, message=message, undone=taken.undone)
-
-    async def _followed(self, held: ControlAsked | None) -> TransitionResult:
-        """Tell the transition what was heard while it started, and wait for its end."""
-        child = self._child
-        if child is None:
-            msg = "the transition was not started"
-            raise ValueError(msg)
-        if self._held != held:
-            await self._pass_on(
-                names.HOLD_CHANGES, Hold(held=self._held is not None, asked=self._held or ControlAsked())
-            )
-        if self._newer is not None:
-            await self._pass_on(names.NEWER_WAITS, self._newer)
-        return await child
 
     async def _withdraw(self, stage: StageInput) -> LifecycleResult | None:
         """Ends only when all is gone: a region that can't be reached is asked again until it can."""

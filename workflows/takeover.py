@@ -20,25 +20,26 @@ async def settled(asked: TakeOver) -> TakenOver:
     """Wait until no run moves the model for the change any more, and all that it moved is back, as far as it can be.
 
     The transition's own run is awaited if there is one. If it has gone, another one is started that only reverts; if that
-    goes too, another one, `policies.MOST_REVERTS` times at most.
+    goes too, another one, `policies.MOST_REVERTS` times at most. One that comes to its end is the last one.
     """
-    wait, reverts, undone = policies.TAKEOVER_LOOK_SOON, 0, ""
+    wait, reverts = policies.TAKEOVER_LOOK_SOON, 0
     while True:
         taken = await perform(policies.TAKE_OVER, asked, f"see whether anything moves for {asked.change.id}")
         if taken.waits:
-            await workflow.sleep(wait, summary=f"the transition of {asked.change.id} goes back")
+            await workflow.sleep(wait, summary=f"the transition of {asked.change.id} reverts")
             wait = min(2 * wait, policies.TAKEOVER_LOOK)
             continue
-        if taken.transition is None or reverts == policies.MOST_REVERTS:
-            return taken.model_copy(update={"transition": None, "undone": undone if taken.transition else ""})
+        if taken.transition is None:
+            return taken
+        if reverts == policies.MOST_REVERTS:
+            return _left(taken, f"{reverts} runs that revert it were ended from outside")
         reverts += 1
-        undone = await _reverted(taken.transition)
-        if not undone:
-            return taken.model_copy(update={"transition": None})
+        if (result := await _reverted(taken.transition)) is not None:
+            return _left(taken, result.undone)
 
 
-async def _reverted(transition: TransitionInput) -> str:
-    """What is not reverted, in words; empty if all is."""
+async def _reverted(transition: TransitionInput) -> TransitionResult | None:
+    """What a run that reverts came to; None if it was ended from outside, or another one runs."""
     try:
         result: TransitionResult = await workflow.execute_child_workflow(
             names.TRANSITION_WORKFLOW,
@@ -51,9 +52,14 @@ async def _reverted(transition: TransitionInput) -> str:
             static_summary=f"{transition.model}: reverts generation {transition.generation}",
         )
     except WorkflowAlreadyStartedError:
-        return "another run reverts it"
+        return None
     except ChildWorkflowError as error:
         if is_cancelled_exception(error):
             raise
-        return f"not all of the way back is done: {explained(error).message}"
-    return result.undone
+        workflow.logger.warning("the revert of %s failed: %s", transition.transition_id, explained(error).message)
+        return None
+    return result
+
+
+def _left(taken: TakenOver, undone: str) -> TakenOver:
+    return taken.model_copy(update={"transition": None, "undone": undone})

@@ -6,13 +6,14 @@ import threading
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities.deployment import DeploymentActivities
 from activities.transition import TransitionActivities
 from ipnext import names
 from ipnext.api.resubmission import Resubmission
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.errors import Conflict, FenceLost, Unavailable
 from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityState, WaveInput
+from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityState, StageInput, WaveInput
 from ipnext.model.rollout import TransitionState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.repository import Repository
@@ -259,7 +260,7 @@ async def test_a_pause_outlives_the_entity_that_was_asked_for_it(
 
     second = await queued(house.publish(model, 2))
     entity = client.get_workflow_handle(names.model_workflow_id(model))
-    while (state := await entity.query(names.MODEL_STATE, result_type=ModelEntityState)).held is None:
+    while (state := await entity.query(names.MODEL_STATE, result_type=ModelEntityState)).held is None:  # noqa: ASYNC110 - the entity is asked, it tells nothing
         await asyncio.sleep(0.05)
     assert state.held == ControlAsked(by="ann", reason="odd")
     assert (state.running, [change.id for change in state.queue]) == (None, [second.id])
@@ -301,5 +302,22 @@ async def test_an_activity_of_a_run_that_lost_its_transition_changes_nothing(hou
     assert len(house.infrastructure.history) == before
     with house.store.begin(model) as repository:
         repository._transition_row(second.id).fence = 0
+    assert (await promote(second)).state is ChangeState.DONE
+    assert (await promote(third)).state is ChangeState.DONE
+
+
+async def test_no_other_change_begins_to_move_while_a_transition_is_open(house, model, canary, promote):
+    second, third = canary
+    stage = StageInput(model=model, change_id=third.id, kind=ChangeKind.PUBLISH, generation=3)
+    moving, retiring = (
+        TransitionActivities(house.store, house.infrastructure),
+        DeploymentActivities(house.store, house.infrastructure),
+    )
+    for begin in (moving.plan_transition, retiring.withdraw_model):
+        with pytest.raises(Unavailable, match=f"'{second.id}' still moves"):
+            begin(stage)
+    with house.store.read() as repository:
+        assert repository.find_transition(third.id) is None
+    assert house.shares(model)["us-east"] == {1: 0.9, 2: 0.1}
     assert (await promote(second)).state is ChangeState.DONE
     assert (await promote(third)).state is ChangeState.DONE
