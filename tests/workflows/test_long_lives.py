@@ -117,6 +117,7 @@ async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_s
     async with lifecycle, planner:
         first = house.publish(model, 1)
         await submit_change(client, first)
+        await until(lambda: house.change(first.id).state is not ChangeState.RECORDED)
         run = (await handle.describe()).run_id
         changes = [
             house.publish(model, 2),
