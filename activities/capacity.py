@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from activities.causes import first_lacking
-from activities.pulse import still_ours
+from activities.fencing import still_ours
 from activities.regions import Failure, first_failure, missing_replicas, observe
 from activities.swapping import Announcement
 from activities.waiting import Deadline

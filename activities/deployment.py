@@ -9,8 +9,8 @@ from temporalio import activity
 from activities.adoption import settle
 from activities.drained import Drained
 from activities.drift import record_repair
-from activities.holding import end_hold
-from activities.pulse import still_ours
+from activities.fencing import fenced, still_ours
+from activities.holding import end_hold, end_pause
 from activities.waiting import beat
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
@@ -47,7 +47,8 @@ class DeploymentActivities:
     def finish_change(self, record: RecordInput) -> Done:
         """Write down how a change ended: generation, model, conditions, plan and change in one unit of work.
 
-        The plan in force follows what really runs where the change did not come through. A change that is final stays.
+        The plan in force follows what really runs if the change did not come through. A change that is final stays.
+        The change's transition is closed with it, so that the next one may begin: no run of it may be under way any more.
         """
         with self._store.begin() as repository:
             change = repository.change(record.change_id)
@@ -60,6 +61,7 @@ class DeploymentActivities:
             if _follows_what_runs(change.kind, record.result.state):
                 settle(repository, record.model, change_id=record.change_id)
             result = record.result
+            repository.close_transition(change.id, done=result.state is ChangeState.DONE, message=result.message)
             repository.update_change(
                 change.id, state=result.state, reason=result.reason, message=result.message, run_id=record.run_id
             )
@@ -73,6 +75,12 @@ class DeploymentActivities:
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
     def withdraw_model(self, stage: StageInput) -> Done:
         """Take a model out of every gateway. Unavailable where one can't be reached: the others are done by then."""
+        with self._store.read() as repository:
+            repository.check_only_mover(stage.model, stage.change_id)
+        with fenced(self._store, stage.change_id):
+            return self._withdraw(stage)
+
+    def _withdraw(self, stage: StageInput) -> Done:
         regions, lost = self._regions(stage.model), self._lost()
         silent = [
             region
@@ -81,12 +89,17 @@ class DeploymentActivities:
         ]
         _raise_silent(silent)
         with self._store.begin(stage.model) as repository:
+            still_ours(repository)
             repository.delete_routes(stage.model)
         return Done(note=f"out of {len(regions)} gateways")
 
     @activity.defn(name="release_model", no_thread_cancel_exception=True)
     def release_model(self, stage: StageInput) -> Done:
         """Drain and end every replica set of a model. Unavailable where a region can't be reached."""
+        with fenced(self._store, stage.change_id):
+            return self._release(stage)
+
+    def _release(self, stage: StageInput) -> Done:
         with self._store.read() as repository:
             deployments = repository.deployments(stage.model)
         silent, lost = [], self._lost()
@@ -97,7 +110,7 @@ class DeploymentActivities:
                 silent.append(deployment.key.region)
                 continue
             with self._store.begin(stage.model) as repository:
-                still_ours()
+                still_ours(repository)
                 repository.delete_deployment(deployment.key)
         _raise_silent(silent)
         return Done(note=f"{len(deployments)} replica sets ended")
@@ -179,12 +192,13 @@ def _write_success(repository: Repository, change: Change, record: RecordInput) 
             if generation.state in {GenerationState.SERVING, GenerationState.WARM}:
                 repository.set_generation_state(model, generation.number, GenerationState.RETIRED)
         repository.update_model(model, serving_generation=None, target_generation=None, retired=True)
+        end_pause(repository, model)
         return
     if record.generation is None:
         return
     repository.set_generation_state(model, record.generation, GenerationState.SERVING)
     repository.update_model(model, serving_generation=record.generation)
-    if change.kind not in BRINGS_NOTHING_NEW:
+    if change.kind not in BRINGS_NOTHING_NEW and record.revision:
         repository.update_model(model, observed_generation=record.revision)
     _cool_down(repository, model)
 

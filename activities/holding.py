@@ -31,6 +31,10 @@ class HoldingActivities:
                 now = _held_by(repository, note.model)
             except NotFound:
                 return Done(note="no such model")
+            if note.held and note.pause is not None:
+                repository.put_pause(note.model, note.pause)
+            elif note.reason is Reason.PAUSED:
+                repository.delete_pause(note.model)
             if note.held:
                 repository.set_condition(note.model, ConditionType.PROGRESSING, "False", note.reason, note.message)
             elif now is note.reason:
@@ -43,6 +47,13 @@ class HoldingActivities:
 def end_hold(repository: Repository, model: str) -> None:
     """A change has ended: what held it back holds no more. A pause stays: it is the model's, not the change's."""
     if _held_by(repository, model) not in {None, Reason.PAUSED}:
+        _end(repository, model)
+
+
+def end_pause(repository: Repository, model: str) -> None:
+    """A retired model is paused no more."""
+    repository.delete_pause(model)
+    if _held_by(repository, model) is Reason.PAUSED:
         _end(repository, model)
 
 

@@ -88,21 +88,21 @@ class MetadataActivities:
 
     @activity.defn(name="mark_superseded", no_thread_cancel_exception=True)
     def mark_superseded(self, superseded: SupersededInput) -> Done:
-        """Write down that changes will not run because a newer one made them pointless."""
+        """Write down that changes will not run because newer ones made them pointless."""
         with self._store.begin(superseded.model) as repository:
-            for change_id in superseded.change_ids:
-                change = repository.change(change_id)
+            for found in superseded.superseded:
+                change = repository.change(found.change_id)
                 if change.state.final:
                     continue
-                message = f"change {superseded.by} is newer"
+                message = f"change {found.by} is newer"
                 state = ChangeState.SUPERSEDED
-                repository.update_change(change_id, state=state, reason=Reason.SUPERSEDED, message=message)
+                repository.update_change(change.id, state=state, reason=Reason.SUPERSEDED, message=message)
                 if change.kind is ChangeKind.PUBLISH and change.generation is not None:
                     repository.set_generation_state(
                         superseded.model, change.generation, GenerationState.SUPERSEDED, message=message
                     )
-                repository.add_event(superseded.model, "Superseded", f"{change.kind} {change_id}: {message}")
-        return Done(note=f"{len(superseded.change_ids)} superseded by {superseded.by}")
+                repository.add_event(superseded.model, "Superseded", f"{change.kind} {change.id}: {message}")
+        return Done(note=f"{len(superseded.superseded)} superseded")
 
     def _check_stored(self, snapshot: Snapshot) -> None:
         stored = self._artifacts.manifest(snapshot.uri)

@@ -116,6 +116,7 @@ class PlanningActivities:
         record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
         prepared = PreparedPlan.of(record)
         with self._store.begin() as repository:
+            repository.check_fence(stage.change_id)
             repository.adopt_plan(prepared, expected=base)
         message = _with_figures(_unmet_message(plan, unit), figures)
         return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=message)

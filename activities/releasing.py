@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from activities.drained import Drained, unchanged
-from activities.pulse import still_ours
+from activities.fencing import still_ours
 from activities.regions import observe
 from activities.routing import Gateways
 from activities.undoing import waiting
@@ -91,7 +91,7 @@ class Releasing:
         except Unavailable as error:
             return error
         with self._store.begin(model) as repository:
-            still_ours()
+            still_ours(repository)
             if region in lost and region not in Drained.of(repository.drains()).lost:
                 return Unavailable(f"region {region!r} is back, and still holds what was to go")
             if keep:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from activities.drained import unchanged
+from activities.fencing import still_ours
 from activities.following import followed
-from activities.pulse import still_ours
 from activities.regions import observe
 from activities.wanted import Facts, served_generations
 from activities.waves import answered
@@ -123,7 +123,7 @@ class Gateways:
         self._follow(table)
         self._beat(f"region {region} follows its routes")  # an attempt whose time is over changes nothing any more
         with self._store.begin(self._facts.model) as repository:
-            still_ours()
+            still_ours(repository)
             repository.put_route(table)
         self._tables[region], self._followed[region] = table, revision
 
@@ -134,6 +134,7 @@ class Gateways:
         if self._says(stored, table):
             return
         with self._store.begin(self._facts.model) as repository:
+            still_ours(repository)
             self._tables[region] = repository.put_route(table)
 
     def _table(self, region: str, revision: int, shares: Shares, served: tuple[ServedGeneration, ...]) -> RouteTable:

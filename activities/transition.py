@@ -16,11 +16,11 @@ from activities.admitting import AT_ONCE, not_swapped, planned_waves, price_of, 
 from activities.capacity import Capacity
 from activities.causes import note_first, worst_region
 from activities.drained import Drained, same
+from activities.fencing import of_a_wave, still_ours
 from activities.gate_windows import counted_since, former_generation, opened, traffic_of
 from activities.gates import Asked, errors_only, judge
 from activities.pacing import hurried
 from activities.problems import units_in_use
-from activities.pulse import still_ours
 from activities.reaching import Reaching
 from activities.regions import Failure, first_failure, missing_replicas, observe
 from activities.releasing import Left, Releasing, known, left_over, stray
@@ -76,11 +76,13 @@ class TransitionActivities:
     def plan_transition(self, stage: StageInput) -> TransitionPlanned:
         """Plan the waves from what runs to the plan's placement, once for each change. The change's id names them.
 
-        Refused where no safe sequence exists. Unavailable while only another model's transition holds the supply that
+        Refused where no safe sequence exists. Unavailable while another change moves the model, while only another model's transition holds the supply that
         the waves need, or while the owner wants it to wait for supply: trying again later helps.
         """
         with self._store.begin() as repository:
-            known = _find(repository, stage.change_id)
+            known = repository.find_transition(stage.change_id)
+            repository.check_fence(stage.change_id, known.fence if known else 0)
+            repository.check_only_mover(stage.model, stage.change_id)
             in_use = units_in_use(repository, but=stage.model)
             record = known or self._planned(repository, stage, in_use)
             rollout = repository.model(stage.model).manifest.spec.rollout
@@ -93,7 +95,8 @@ class TransitionActivities:
         return TransitionPlanned(
             transition_id=record.id,
             waves=len(record.transition.waves),
-            refused=record.transition.refused,
+            refused=record.transition.refused or _ended_before(record),
+            fence=record.fence,
             deadline_seconds=rollout.deadline_seconds,
             approval="none" if stage.kind in _UNASKED else rollout.approval,
             manual_deadline_seconds=rollout.manual_deadline_seconds,
@@ -104,6 +107,7 @@ class TransitionActivities:
         )
 
     @activity.defn(name="ensure_capacity", no_thread_cancel_exception=True)
+    @of_a_wave
     def ensure_capacity(self, wave: WaveInput) -> WaveResult:
         """Add the wave's replicas and wait until they and the target generation's others are ready, at most `deadline_seconds`.
 
@@ -111,11 +115,11 @@ class TransitionActivities:
         """
         capacity = Capacity(self._infrastructure, Deadline(wave.deadline_seconds, pause=self._pause))
         with self._store.begin(wave.model) as repository:
+            still_ours(repository)
             if wave.back and wave.reason not in _ASKED_BACK:
                 _note_cause(repository, wave)
             if not wave.back:
                 repository.advance_transition(wave.transition_id, state=TransitionState.RUNNING)
-            still_ours()
             reaching = Reaching.read(repository, wave, "scaled_up")
             if (stuck := reaching.stuck) is not None:
                 return stuck
@@ -143,6 +147,7 @@ class TransitionActivities:
         return result
 
     @activity.defn(name="shift_traffic", no_thread_cancel_exception=True)
+    @of_a_wave
     def shift_traffic(self, wave: WaveInput) -> WaveResult:
         """Send the traffic by the wave's shares; on the way back, by the origin's. Returns once all gateways follow.
 
@@ -183,6 +188,7 @@ class TransitionActivities:
         return result
 
     @activity.defn(name="check_gate", no_thread_cancel_exception=True)
+    @of_a_wave
     def check_gate(self, wave: WaveInput) -> WaveResult:
         """Whether the target generation answers well enough since the wave's traffic moved, and still stands.
 
@@ -213,6 +219,7 @@ class TransitionActivities:
         return result
 
     @activity.defn(name="release_capacity", no_thread_cancel_exception=True)
+    @of_a_wave
     def release_capacity(self, wave: WaveInput) -> WaveResult:
         """Take away what the wave no longer needs: out of the routers first, then the replicas and snapshots.
 
@@ -252,10 +259,10 @@ class TransitionActivities:
             msg = f"no plan is in force that places {stage.model!r}; publish or apply it so that one is made"
             raise NotFound(msg)
         deployments, tables = repository.deployments(stage.model), repository.routes(stage.model)
-        demand = repository.model(stage.model).manifest.spec.demand
-        demanding = {item.region for item in demand}
+        model = repository.model(stage.model)
+        demand = model.manifest.spec.demand
         lost = Drained.of(repository.drains()).lost
-        origin = running_state(stage.model, deployments, tables, demanding=demanding, lost=lost)
+        origin = running_state(stage.model, deployments, tables, demanding={item.region for item in demand}, lost=lost)
         to = planned_state(stage.model, stage.generation, placed.state)
         planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
         transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})
@@ -267,6 +274,7 @@ class TransitionActivities:
             transition=transition,
             state=TransitionState.REFUSED if transition.refused else TransitionState.PLANNED,
             created_at=datetime.now(UTC),
+            revision=model.generation,
         )
         return repository.save_transition(record)
 
@@ -297,7 +305,7 @@ class TransitionActivities:
         """Unavailable where a region was lost, or came back, meanwhile: it has to be told what this transition led to."""
         wave, record, last = reaching.wave, reaching.record, reaching.is_last
         with self._store.begin(wave.model) as repository:
-            still_ours()
+            still_ours(repository)
             same(repository, reaching.facts.lost)
             if wave.back:
                 if not last:
@@ -314,6 +322,7 @@ class TransitionActivities:
         reason = result.reason
         message = f"generation {wave.generation}, {where}" + (f": {result.message}" if result.message else "")
         with self._store.begin(wave.model) as repository:
+            still_ours(repository)
             repository.set_condition(wave.model, condition, "True" if result.ok else "False", reason, message)
             cause = None if result.ok or wave.back else _cause(wave, result, STEPS[condition])
             repository.add_event(wave.model, condition.value, message, detail=cause.detail if cause else None)
@@ -341,11 +350,9 @@ def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
     )
 
 
-def _find(repository: Repository, transition_id: str) -> TransitionRecord | None:
-    try:
-        return repository.transition(transition_id)
-    except NotFound:
-        return None
+def _ended_before(record: TransitionRecord) -> str | None:
+    """Why a transition that was reverted is not walked again: it began at a state that may be gone."""
+    return "its transition was reverted before" if record.state is TransitionState.ROLLED_BACK else None
 
 
 def _mark_rolling_out(repository: Repository, stage: StageInput) -> None:

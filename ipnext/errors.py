@@ -10,6 +10,7 @@ IPnextError
 ├── Conflict                409
 │   ├── StaleWrite          409  the expected version is not the current one
 │   └── DuplicateSnapshot   409  the same bytes are published already
+├── FenceLost               409  a run that is no longer the one that moves its model
 ├── ArtifactError           422
 │   ├── ArtifactMissing     422
 │   ├── ArtifactDigestMismatch  422
@@ -121,6 +122,14 @@ class DuplicateSnapshot(Conflict):
     """The same bytes are already a snapshot of this part."""
 
     code = "DuplicateSnapshot"
+
+
+class FenceLost(IPnextError):
+    """A run writes although its change has ended, or another run has taken its transition over. Trying again is no use."""
+
+    code = "FenceLost"
+    http_status = 409
+    exit_status = EXIT_BAD_INPUT
 
 
 class ArtifactError(IPnextError):

@@ -37,6 +37,10 @@ PAUSE_CHANGES: Final = "pause_changes"
 RESUME_CHANGES: Final = "resume_changes"
 ABORT_RUN: Final = "abort_run"
 
+# between an entity and a run that it did not start: the entity asks, the run answers at its end
+REPORT_END: Final = "report_end"
+CHANGE_ENDED: Final = "change_ended"
+
 # updates of a transition, and signals from the entity by way of the lifecycle run
 APPROVE_WAVE: Final = "approve_wave"
 PROMOTE_RUN: Final = "promote_run"

@@ -25,6 +25,7 @@ from temporalio.client import (
     ScheduleState,
     ScheduleUpdate,
     WithStartWorkflowOperation,
+    WorkflowExecutionStatus,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
@@ -61,6 +62,11 @@ SUBMIT_SECONDS = 10.0
 
 RECONCILER_LOOK = timedelta(minutes=1)
 """How soon a reconciler that was terminated is started again."""
+_CLOSED = frozenset(WorkflowExecutionStatus) - {
+    WorkflowExecutionStatus.RUNNING,
+    WorkflowExecutionStatus.CONTINUED_AS_NEW,
+}
+"""Any other status, also one that this client does not know, is that of a run that may go on."""
 
 _MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 
@@ -115,6 +121,10 @@ _UPDATES = {
 }
 
 
+_OF_THE_MODEL = frozenset({ControlAction.PAUSE, ControlAction.RESUME})
+"""A pause outlives the entity that was asked for it, so these start the entity if it does not run."""
+
+
 async def control(
     client: Client, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
 ) -> ControlAnswer:
@@ -123,9 +133,9 @@ async def control(
     Conflict where it does not fit what runs; Unavailable where no server or no worker answers in time.
     """
     async with _reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
-        if action is ControlAction.PAUSE:
+        if action in _OF_THE_MODEL:
             answer: ControlAnswer = await client.execute_update_with_start_workflow(
-                names.PAUSE_CHANGES, asked, start_workflow_operation=_entity(model), result_type=ControlAnswer
+                _UPDATES[action], asked, start_workflow_operation=_entity(model), result_type=ControlAnswer
             )
             return answer
         of_a_run = action in {ControlAction.APPROVE, ControlAction.PROMOTE} and change_id is not None
@@ -154,6 +164,33 @@ def _entity(model: str) -> WithStartWorkflowOperation[object, object]:
         search_attributes=TypedSearchAttributes([SearchAttributePair(_MODEL, model)]),
         static_summary=f"orders the changes of {model}",
     )
+
+
+async def begin_entity(client: Client, model: str) -> None:
+    """Start the entity of a model unless it runs; it reads from the store what is open. Unavailable."""
+    async with _reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
+        await client.start_workflow(
+            names.MODEL_WORKFLOW,
+            ModelEntityInput(model=model),
+            id=names.model_workflow_id(model),
+            task_queue=names.LIFECYCLE_QUEUE,
+            task_timeout=names.TASK_TIMEOUT,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            search_attributes=TypedSearchAttributes([SearchAttributePair(_MODEL, model)]),
+            static_summary=f"orders the changes of {model}",
+        )
+
+
+async def is_open(client: Client, workflow_id: str) -> bool:
+    """Whether a run of the workflow is open now, by the server's own state. False for one that never was. Unavailable."""
+    async with _reaching(f"workflow {workflow_id}"), asyncio.timeout(SUBMIT_SECONDS):
+        try:
+            found = await client.get_workflow_handle(workflow_id).describe()
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return False
+    return found.status not in _CLOSED
 
 
 async def wake_replan(client: Client) -> None:

@@ -10,10 +10,13 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
+    from ipnext.errors import FenceLost
     from ipnext.model.lifecycle import ChangeState, LifecycleResult
     from ipnext.model.status import Reason, reason_of
 
 A = TypeVar("A")
+
+FENCE_LOST = FenceLost.code
 
 
 class Explained(NamedTuple):
@@ -36,6 +39,12 @@ def explained(error: ActivityError | ChildWorkflowError) -> Explained:
     code = cause.type if isinstance(cause, ApplicationError) else None
     message = cause.message if isinstance(cause, ApplicationError) else str(cause)
     return Explained(reason_of(code), message)
+
+
+def fence_lost(error: ActivityError) -> ApplicationError | None:
+    """The failure of an activity whose run is no longer the one that moves its model; None for any other."""
+    cause = error.cause
+    return cause if isinstance(cause, ApplicationError) and cause.type == FENCE_LOST else None
 
 
 def last_words(error: ActivityError) -> str | None:

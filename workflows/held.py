@@ -4,6 +4,9 @@ Pause and resume concern the model's whole line of changes, an abort the change 
 changes by signals.
 """
 
+import asyncio
+from typing import Any
+
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
@@ -15,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from workflows import policies
     from workflows.failing import explained
-    from workflows.ordering import URGENT, next_of, overtakes, stops
+    from workflows.ordering import PASSES_PAUSE, URGENT, next_of, overtakes, stops
     from workflows.policies import perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -24,12 +27,6 @@ Child = workflow.ChildWorkflowHandle[LifecycleInput, LifecycleResult]
 
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 """Kinds that a run of these kinds may give way to."""
-
-NEWER_IS_TOLD = "newer-is-told"
-"""Runs of before this change were not told of newer ones."""
-
-PUBLISH_IS_KEPT = "publish-is-kept"
-"""Runs of before this change let a publish give way to a newer apply, which does not bring its generation."""
 
 
 class Held:
@@ -41,34 +38,54 @@ class Held:
         self._serving = input.serving_generation
         self._running: QueuedChange | None = None
         self._child: Child | None = None
-        self._told_to_end: tuple[str, str] | None = None
+        """The run, if this run of the entity started it."""
+        self._follows = False
+        """The run was started by an entity of before."""
+        self._told_to_end = input.told_to_end
         """The change whose run was told to end last, and why: a run that had not begun can't record it."""
         self._held = input.held
         self._turned = input.turned
         """How many runs in a row gave way to a newer one."""
         self._untold: QueuedChange | None = None
-        """The newest change that the running one does not know of."""
+        """A newer change that the running one is to be told of."""
+        self._told_newer = input.told_newer
+        """The running one was told that a newer one waits: once is enough."""
+        self._rebuilt = input.rebuilt
+        self._heard_of_hold = False
+        """A pause or a resumption came before the store was read."""
+        self._asked = 0
+        """Updates to this run of the entity."""
+        self._shown = ""
+        self._stopping: asyncio.Task[None] | None = None
 
     @workflow.update(name=names.PAUSE_CHANGES)
     async def pause_changes(self, asked: ControlAsked) -> ControlAnswer:
         """Begin nothing further; what runs stops at its next step. Paused again, the newer reason counts."""
-        self._held = asked
+        self._asked += 1
+        self._held, self._heard_of_hold = asked, True
         self._show()
         await self._signal_running(names.HOLD_CHANGES, Hold(held=True, asked=asked))
-        await self._note(held=True, message=f"paused {asked.text}")
+        await self._note(f"paused {asked.text}", asked)
         return self._answer(ControlAction.PAUSE, f"paused {asked.text}")
 
     @workflow.update(name=names.RESUME_CHANGES)
     async def resume_changes(self, asked: ControlAsked) -> ControlAnswer:
-        """Go on."""
+        """Go on. An entity that has just begun reads first whether the model is paused."""
+        self._asked += 1
+        await workflow.wait_condition(lambda: self._rebuilt)
+        self._check_held()
         self._held = None
         self._show()
         await self._signal_running(names.HOLD_CHANGES, Hold(held=False, asked=asked))
-        await self._note(held=False, message=f"resumed {asked.text}")
+        await self._note(f"resumed {asked.text}", None)
         return self._answer(ControlAction.RESUME, f"resumed {asked.text}")
 
     @resume_changes.validator
     def _check_resume(self, asked: ControlAsked) -> None:  # noqa: ARG002 - the update's signature
+        if self._rebuilt:
+            self._check_held()
+
+    def _check_held(self) -> None:
         if self._held is None:
             msg = f"{self._model} is not paused"
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
@@ -76,11 +93,12 @@ class Held:
     @workflow.update(name=names.ABORT_RUN)
     def abort_run(self, asked: ControlAsked) -> ControlAnswer:
         """Stop the running change: what it moved goes back."""
-        running, child = self._running, self._child
-        if running is None or child is None:
+        self._asked += 1
+        running = self._running
+        if running is None or not self._reachable:
             msg = f"nothing of {self._model} runs: there is nothing to abort"
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
-        self._stop(running, child, f"{names.ABORTED}{asked.text}")
+        self._stop(running, f"{names.ABORTED}{asked.text}")
         return self._answer(ControlAction.ABORT, f"{running.kind} {running.id} is aborted {asked.text}")
 
     @abort_run.validator
@@ -99,8 +117,14 @@ class Held:
         change_id = self._running.id if self._running else None
         return ControlAnswer(model=self._model, action=action, change_id=change_id, message=message)
 
-    async def _note(self, *, held: bool, message: str) -> None:
-        note = HoldNote(model=self._model, held=held, reason=Reason.PAUSED, message=message, event=message)
+    @property
+    def _reachable(self) -> bool:
+        """Whether there is a run to signal and to stop."""
+        return self._running is not None and (self._child is not None or self._follows)
+
+    async def _note(self, message: str, pause: ControlAsked | None) -> None:
+        held, reason = pause is not None, Reason.PAUSED
+        note = HoldNote(model=self._model, held=held, reason=reason, message=message, event=message, pause=pause)
         try:
             await perform(policies.NOTE_HOLD, note, f"record: {message}")
         except ActivityError as error:
@@ -109,35 +133,48 @@ class Held:
     def _tell_running_of(self, change: QueuedChange) -> None:
         """Remember that the run is to hear of a newer change that it may give way to: one that makes it pointless."""
         running = self._running
-        if running is None or self._child is None or not {running.kind, change.kind} <= ROLLS_OUT:
+        if running is None or not self._reachable or self._told_newer or not {running.kind, change.kind} <= ROLLS_OUT:
             return
-        if change.sequence < running.sequence:
-            return
-        if overtakes(change, running) or not workflow.patched(PUBLISH_IS_KEPT):
+        if change.sequence > running.sequence and overtakes(change, running):
             self._untold = change
 
     async def _tell_newer(self) -> None:
         newer, self._untold = self._untold, None
-        if newer is not None and workflow.patched(NEWER_IS_TOLD):
+        if newer is not None:
+            self._told_newer = True
             told = NewerWaits(change_id=newer.id, may_turn=self._turned < policies.MOST_TURNS)
             await self._signal_running(names.NEWER_WAITS, told)
 
     async def _signal_running(self, signal: str, argument: Hold | NewerWaits) -> None:
-        """To the run, where there is one that may be held or give way."""
-        if self._child is None or self._running is None or self._running.kind in URGENT:
+        """To the run, if there is one that may be held or give way."""
+        running = self._running
+        if running is None or not self._reachable or running.kind in PASSES_PAUSE:
             return
         try:
-            await self._child.signal(signal, argument)
+            await (self._child or self._run_of(running)).signal(signal, argument)
         except FailureError:
             workflow.logger.info("the run ended before it heard of %s", signal)
 
     def _stop_running_for(self, change: QueuedChange) -> None:
-        if self._child is not None and self._running is not None and stops(change, self._running):
-            self._stop(self._running, self._child, f"{change.kind} {change.id} was asked")
+        running = self._running
+        if running is not None and self._reachable and stops(change, running):
+            self._stop(running, f"{change.kind} {change.id} was asked")
 
-    def _stop(self, running: QueuedChange, child: Child, why: str) -> None:
+    def _stop(self, running: QueuedChange, why: str) -> None:
         self._told_to_end = running.id, why
-        child.cancel(why)
+        if self._child is not None:
+            self._child.cancel(why)
+        else:
+            self._stopping = asyncio.create_task(self._stop_followed(running, why))
+
+    async def _stop_followed(self, running: QueuedChange, why: str) -> None:
+        try:
+            await self._run_of(running).cancel(reason=why)
+        except FailureError:
+            workflow.logger.info("the run of %s ended before it could be stopped", running.id)
+
+    def _run_of(self, change: QueuedChange) -> workflow.ExternalWorkflowHandle[Any]:
+        return workflow.get_external_workflow_handle(names.lifecycle_workflow_id(self._model, change.id))
 
     def _show(self) -> None:
         """The state for the Web UI."""
@@ -152,7 +189,10 @@ class Held:
             f"**{self._model}**: {doing}" + (f"\n\nWaiting:{waiting}" if waiting else "") + serving
         )
         idle = "paused" if self._held else "idle"
-        workflow.upsert_search_attributes([STAGE.value_set(running.kind.value if running else idle)])
+        shown = running.kind.value if running else idle
+        if shown != self._shown:
+            self._shown = shown
+            workflow.upsert_search_attributes([STAGE.value_set(shown)])
 
 
 def of_generation(generation: int | None) -> str:

@@ -18,12 +18,12 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributeUpdate, WorkflowIDReusePolicy
-from temporalio.exceptions import ActivityError, ChildWorkflowError, FailureError, is_cancelled_exception
+from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
+from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.controls import ControlAsked, Hold, NewerWaits
+    from ipnext.model.controls import Hold, NewerWaits
     from ipnext.model.freeze import Frozen
     from ipnext.model.lifecycle import (
         ChangeBegun,
@@ -34,9 +34,7 @@ with workflow.unsafe.imports_passed_through():
         ProgressInput,
         RecordInput,
         StageInput,
-        TransitionInput,
         TransitionPlanned,
-        TransitionResult,
     )
     from ipnext.model.status import Reason
     from workflows import policies
@@ -44,6 +42,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.freezing import Thaw
     from workflows.ordering import PASSES_PAUSE
     from workflows.policies import perform
+    from workflows.walked import Walked
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -58,29 +57,24 @@ FROZEN_AFTER_A_PAUSE = "frozen-after-a-pause"
 Stage = Callable[[StageInput], Awaitable[LifecycleResult | None]]
 """Carries a stage out. None: go on with the next one; a result ends the run."""
 
-Walk = workflow.ChildWorkflowHandle[TransitionInput, TransitionResult]
-
 
 @workflow.defn(
     name=names.LIFECYCLE_WORKFLOW,
     failure_exception_types=policies.BUGS,
     versioning_behavior=policies.ONE_RUN,
 )
-class LifecycleWorkflow:
+class LifecycleWorkflow(Walked):
     """One change of one model."""
 
     @workflow.init
     def __init__(self, input: LifecycleInput) -> None:  # noqa: A002 - Temporal passes it by place
-        self._input = input
+        super().__init__(input)
         self._plan_id = input.change.plan_id
         self._note = ""
         self._cuts = False
         self._places = False
         self._moving = False
-        self._held = input.held
-        self._newer: NewerWaits | None = None
         self._patience: float | None = None
-        self._child: Walk | None = None
         self._thaw = Thaw(lambda: self._newer is not None)
 
     @workflow.run
@@ -99,6 +93,7 @@ class LifecycleWorkflow:
         await to_the_end(perform(policies.FINISH_CHANGE, self._record(begun, result), f"record: {result.state}"))
         self._enter(result.state.value, begun.generation)
         await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
+        await to_the_end(self._report())
         return result
 
     @workflow.signal(name=names.FREEZE_CHANGED)
@@ -118,14 +113,10 @@ class LifecycleWorkflow:
         self._newer = newer
         await self._pass_on(names.NEWER_WAITS, newer)
 
-    async def _pass_on(self, signal: str, argument: Hold | NewerWaits) -> None:
-        """To the transition, where it walks."""
-        if self._child is None or self._child.done():
-            return
-        try:
-            await self._child.signal(signal, argument)
-        except FailureError:
-            workflow.logger.info("the transition ended before it heard of %s", signal)
+    @workflow.signal(name=names.REPORT_END)
+    def report_end(self) -> None:
+        """An entity that did not start this run follows it."""
+        self._reports = True
 
     async def _begin(self) -> ChangeBegun | LifecycleResult:
         """What the run works on, or why it can't begin (a rollback to what never served)."""
@@ -282,52 +273,6 @@ class LifecycleWorkflow:
     def _tell(self, message: str) -> None:
         """Add to what the end of the run tells."""
         self._note = "; ".join(text for text in (self._note, message) if text)
-
-    async def _walk(self, stage: StageInput, planned: TransitionPlanned) -> TransitionResult:
-        """The transition goes its way back where this run is terminated by hand; it never stops half way."""
-        held = None if self._input.change.kind in PASSES_PAUSE else self._held
-        start = workflow.start_child_workflow(
-            names.TRANSITION_WORKFLOW,
-            TransitionInput(
-                transition_id=planned.transition_id,
-                model=stage.model,
-                generation=stage.generation,
-                waves=planned.waves,
-                deadline_seconds=planned.deadline_seconds,
-                change_id=stage.change_id,
-                approval=planned.approval,
-                manual_deadline_seconds=planned.manual_deadline_seconds,
-                on_newer=planned.on_newer,
-                gates=planned.gates,
-                back=planned.back,
-                held=held,
-            ),
-            result_type=TransitionResult,
-            id=names.transition_workflow_id(planned.transition_id),
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            task_timeout=names.TASK_TIMEOUT,
-            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-            static_summary=f"{stage.model}: {planned.waves} waves to generation {stage.generation}",
-        )
-        # A stop while the child starts must not leave it behind: the run ends when its transition has.
-        self._child = child = await to_the_end(start)
-        if workflow.cancellation_reason() is not None:
-            child.cancel()
-        return await self._followed(held)
-
-    async def _followed(self, held: ControlAsked | None) -> TransitionResult:
-        """Tell the transition what was heard while it started, and wait for its end."""
-        child = self._child
-        if child is None:
-            msg = "the transition was not started"
-            raise ValueError(msg)
-        if self._held != held:
-            await self._pass_on(
-                names.HOLD_CHANGES, Hold(held=self._held is not None, asked=self._held or ControlAsked())
-            )
-        if self._newer is not None:
-            await self._pass_on(names.NEWER_WAITS, self._newer)
-        return await child
 
     async def _withdraw(self, stage: StageInput) -> LifecycleResult | None:
         """Ends only when all is gone: a region that can't be reached is asked again until it can."""

@@ -1,11 +1,15 @@
 """Workflow `model`: the one long-lived entity of a model. It orders the model's changes and carries them out one by one.
 
 A waiting change that a newer one makes pointless is superseded (workflows/ordering.py says when). The entity survives
-whatever its children do: a failed one is recorded and the next one runs. It can be paused: what runs stops at its next
-step, nothing further begins, and rollbacks and retirements pass.
+whatever its children do: a failed one is recorded, once all that it moved is back, and the next one runs. It can be paused: what
+runs stops at its next step, nothing further begins, and rollbacks and retirements pass.
+
+The store is the truth. An entity that begins (the first one, or after one that was terminated) reads from it what was asked
+before, and awaits the runs that exist. One whose history has grown long continues as new, also while a run is under way.
 """
 
 import asyncio
+from contextlib import suppress
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey, WorkflowIDReusePolicy
@@ -13,6 +17,7 @@ from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
     ChildWorkflowError,
+    FailureError,
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
 )
@@ -30,20 +35,26 @@ with workflow.unsafe.imports_passed_through():
         ModelEntityState,
         QueuedChange,
         RecordInput,
+        SupersededChange,
         SupersededInput,
     )
     from ipnext.model.status import Reason
+    from ipnext.model.takeover import ChangeAsked, ChangeEnded, ModelAsked, TakeOver
     from workflows import policies
-    from workflows.failing import explained, stopped
+    from workflows.failing import Explained, explained, stopped
     from workflows.held import ROLLS_OUT, Held, of_generation
-    from workflows.ordering import URGENT, Superseded, enqueue
+    from workflows.ordering import PASSES_PAUSE, Superseded, enqueue
     from workflows.policies import perform
+    from workflows.takeover import settled
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 
 REMEMBERED = 500
 """Ids of handled changes that are remembered, so that one submitted again is not run again."""
+
+GONE = Explained(Reason.INTERNAL_ERROR, "its run was ended from outside")
+"""Why a change failed whose run the entity did not start itself, and which has gone without a word."""
 
 
 @workflow.defn(name=names.MODEL_WORKFLOW, versioning_behavior=policies.ENTITY)
@@ -54,33 +65,35 @@ class ModelWorkflow(Held):
     def __init__(self, input: ModelEntityInput) -> None:  # noqa: A002 - Temporal passes it by place
         super().__init__(input)
         self._recent = input.recent
-        self._superseded: tuple[Superseded, ...] = ()
+        self._begun = input.begun
+        """Changes whose run has begun before: they are awaited, or settled, before anything else begins."""
+        self._superseded = input.superseded
+        self._marking = asyncio.Lock()
+        self._marker: asyncio.Task[None] | None = None
+        self._marks = 0
         self._handled = 0
-        self._retired = False
+        self._retired = input.retired
+        self._reported = ""
+        """The change that said last that it has ended."""
 
     @workflow.run
     async def run(self, input: ModelEntityInput) -> None:  # noqa: A002
-        """Carry out changes for ever; continue as new, with the queue, when the history has grown long."""
+        """Carry out changes for ever; continue as new, with all that is under way, when the history has grown long."""
         workflow.upsert_search_attributes([MODEL.value_set(input.model)])
         self._show()
-        while not self._retired or self._queue or self._superseded:
-            await workflow.wait_condition(lambda: bool(self._superseded) or self._next() is not None)
-            await self._record_superseded()
-            if (change := self._next()) is not None:
-                await self._carry_out_next(change)
-            if workflow.info().is_continue_as_new_suggested():
-                await workflow.wait_condition(workflow.all_handlers_finished)
-                workflow.continue_as_new(self._carried(), task_timeout=names.TASK_TIMEOUT)
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        if not self._rebuilt:
+            await self._rebuild()
+        while self._open:
+            await self._work()
+            await workflow.wait_condition(workflow.all_handlers_finished)
 
     @workflow.update(name=names.SUBMIT_CHANGE)
     def submit_change(self, change: QueuedChange) -> ChangeAccepted:
         """Queue a change. The same id again answers the same and queues nothing."""
-        known = change.id in self._recent or (self._running is not None and self._running.id == change.id)
+        self._asked += 1
+        known = change.id in self._recent or any(change.id == other.id for other in self._at_work)
         if not known and all(waiting.id != change.id for waiting in self._queue):
-            self._recent = (*self._recent, change.id)[-REMEMBERED:]
-            self._queue, gone = enqueue(self._queue, change)
-            self._superseded += gone
+            self._enqueue(change)
             self._retired = False
             self._stop_running_for(change)
             self._tell_running_of(change)
@@ -103,6 +116,11 @@ class ModelWorkflow(Held):
             msg = f"change {change.id}: a move names its plan"
             raise ApplicationError(msg, type="InvalidInput", non_retryable=True)
 
+    @workflow.signal(name=names.CHANGE_ENDED)
+    def change_ended(self, ended: ChangeEnded) -> None:
+        """A run that was begun by an entity of before has ended."""
+        self._reported = ended.change_id
+
     @workflow.query(name=names.MODEL_STATE)
     def model_state(self) -> ModelEntityState:
         """What runs and what waits."""
@@ -110,28 +128,100 @@ class ModelWorkflow(Held):
             model=self._model, running=self._running, queue=self._queue, handled=self._handled, held=self._held
         )
 
+    @property
+    def _open(self) -> bool:
+        return not self._retired or bool(self._queue or self._superseded or self._begun)
+
+    @property
+    def _long(self) -> bool:
+        """Whether this run of the entity is to continue as new."""
+        info = workflow.info()
+        events = info.get_current_history_length()
+        full = self._asked >= policies.MOST_UPDATES or events >= policies.MOST_EVENTS
+        return full or info.is_continue_as_new_suggested()
+
+    @property
+    def _at_work(self) -> tuple[QueuedChange, ...]:
+        """The running change, and those that have begun and are looked at after it."""
+        running = () if self._running is None else (self._running,)
+        return (*running, *(change for change in self._begun if change not in running))
+
+    async def _rebuild(self) -> None:
+        """Read from the store what was asked before this entity began. What is submitted meanwhile is in the queue."""
+        found = await perform(
+            policies.OPEN_CHANGES, ModelAsked(model=self._model), f"read what is open of {self._model}"
+        )
+        self._begun = tuple(item.change for item in found.changes if item.begun)
+        begun = {change.id for change in self._begun}
+        self._queue = tuple(change for change in self._queue if change.id not in begun)
+        self._superseded = tuple(item for item in self._superseded if item.change_id not in begun)
+        for item in found.changes:
+            if not item.begun and item.change.id not in self._recent:
+                self._enqueue(item.change)
+        if not self._heard_of_hold:
+            self._held = found.held
+        self._serving = found.serving_generation
+        self._rebuilt = True
+        self._show()
+
+    def _enqueue(self, change: QueuedChange) -> None:
+        self._recent = (*self._recent, change.id)[-REMEMBERED:]
+        self._queue, gone = enqueue(self._queue, change)
+        self._superseded += tuple(map(_pair, gone))
+
+    async def _work(self) -> None:
+        """Carry out what waits, until nothing is left of a model that is retired."""
+        while self._open:
+            await workflow.wait_condition(
+                lambda: bool(self._superseded or self._begun) or self._next() is not None or self._long
+            )
+            await self._record_superseded()
+            if (change := self._begun[0] if self._begun else self._next()) is not None:
+                await self._carry_out_next(change)
+            if self._long:
+                await self._renew()
+
+    async def _renew(self) -> None:
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        workflow.continue_as_new(self._carried(), task_timeout=names.TASK_TIMEOUT)
+
     async def _carry_out_next(self, change: QueuedChange) -> None:
         self._queue = tuple(waiting for waiting in self._queue if waiting.id != change.id)
+        begun = change in self._begun
+        self._begun = (change, *(other for other in self._begun if other != change))
         self._running = change
         self._show()
-        run = asyncio.create_task(self._carry_out(change))
+        run = asyncio.create_task(self._carry_out(change, begun=begun))
         while not run.done():
-            await workflow.wait_condition(lambda: run.done() or bool(self._superseded) or self._untold is not None)
-            await self._record_superseded()
+            await workflow.wait_condition(
+                lambda: run.done() or self._marks_wanted or self._untold is not None or self._long
+            )
+            if self._long and not run.done():
+                await self._renew()
+            if self._marks_wanted:
+                self._marker = asyncio.create_task(self._mark())
             await self._tell_newer()
         result = await run
+        self._ended(change, result)
+        await self._record_superseded()
+
+    def _ended(self, change: QueuedChange, result: LifecycleResult) -> None:
         gave_way = change.kind in ROLLS_OUT and result.reason is Reason.SUPERSEDED
         self._turned = self._turned + 1 if gave_way else 0
         self._running, self._child, self._untold = None, None, None
+        self._follows, self._told_newer = False, False
+        self._begun = tuple(other for other in self._begun if other.id != change.id)
         self._handled += 1
         if result.state is ChangeState.DONE:
             self._serving = result.generation or self._serving
             self._retired = change.kind is ChangeKind.RETIRE
         self._show()
 
-    async def _carry_out(self, change: QueuedChange) -> LifecycleResult:
-        """Run the change's lifecycle to its end. Whatever it does, the entity goes on."""
-        held = None if change.kind in URGENT else self._held
+    async def _carry_out(self, change: QueuedChange, *, begun: bool) -> LifecycleResult:
+        """Run the change's lifecycle to its end, or follow the run that exists. Whatever it does, the entity goes on."""
+        if begun and (result := await self._followed(change)) is not None:
+            return result
+        held = None if change.kind in PASSES_PAUSE else self._held
         try:
             self._child = await workflow.start_child_workflow(
                 names.LIFECYCLE_WORKFLOW,
@@ -143,39 +233,87 @@ class ModelWorkflow(Held):
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
             )
-            for waiting in self._queue:
-                self._stop_running_for(waiting)
-                self._tell_running_of(waiting)
-            if self._held != held and change.kind not in URGENT:
-                asked = self._held or ControlAsked()
-                await self._signal_running(names.HOLD_CHANGES, Hold(held=self._held is not None, asked=asked))
+            await self._tell_all(change, told=held)
             return await self._child
         except WorkflowAlreadyStartedError:
-            return LifecycleResult(state=ChangeState.SUPERSEDED, message="a run of this change exists already")
+            return await self._followed(change) or await self._record_failure(change, GONE)
         except ChildWorkflowError as error:
-            return await self._record_failure(change, error)
-        except asyncio.CancelledError as error:
+            why = None if is_cancelled_exception(error) else explained(error)
+            return await self._record_failure(change, why)
+        except asyncio.CancelledError:
             if workflow.cancellation_reason() is not None:
                 raise
-            return await self._record_failure(change, error)
+            return await self._record_failure(change, None)
 
-    async def _record_failure(self, change: QueuedChange, error: BaseException) -> LifecycleResult:
-        """A run that could not record its own end (a bug, terminated, told to end before it began): the entity does it."""
-        if isinstance(error, ChildWorkflowError) and not is_cancelled_exception(error):
-            reason, message = explained(error)
-            result = LifecycleResult(
-                state=ChangeState.ROLLED_BACK, generation=change.generation, reason=reason, message=message
-            )
+    async def _tell_all(self, change: QueuedChange, *, told: ControlAsked | None) -> None:
+        """What the run has not heard: changes that stop it or that it gives way to, and a pause other than it was `told`."""
+        for waiting in self._queue:
+            self._stop_running_for(waiting)
+            self._tell_running_of(waiting)
+        if self._held != told and change.kind not in PASSES_PAUSE:
+            asked = self._held or ControlAsked()
+            await self._signal_running(names.HOLD_CHANGES, Hold(held=self._held is not None, asked=asked))
+
+    async def _followed(self, change: QueuedChange) -> LifecycleResult | None:
+        """Wait for the end of a run that an entity of before started. None if the change has never begun."""
+        looks = 0
+        while True:
+            asked = ChangeAsked(model=self._model, change_id=change.id)
+            seen = await perform(policies.LOOK_AT_CHANGE, asked, f"see how {change.id} stands")
+            if seen.state.final:
+                generation = seen.generation or change.generation
+                return LifecycleResult(
+                    state=seen.state, generation=generation, reason=seen.reason, message=seen.message
+                )
+            if not seen.runs:
+                return await self._record_failure(change, GONE) if seen.state is ChangeState.RUNNING else None
+            if not self._follows:
+                await self._begin_to_follow(change)
+            soon = looks < policies.FOLLOWED_LOOKS_SOON
+            looks += 1
+            with suppress(asyncio.TimeoutError):
+                await workflow.wait_condition(
+                    lambda: self._reported == change.id,
+                    timeout=policies.FOLLOWED_LOOK_SOON if soon else policies.FOLLOWED_LOOK,
+                    timeout_summary=f"{change.id} runs",
+                )
+            self._reported = ""
+
+    async def _begin_to_follow(self, change: QueuedChange) -> None:
+        self._follows = True
+        with suppress(FailureError):  # it has ended: the next look says so
+            await self._run_of(change).signal(names.REPORT_END)
+        if self._told_to_end is None or self._told_to_end[0] != change.id:
+            await self._tell_all(change, told=None)
+
+    async def _record_failure(self, change: QueuedChange, why: Explained | None) -> LifecycleResult:
+        """A run that could not record its own end (a bug, terminated, told to end before it began): the entity does it.
+
+        What it moved is back by then. `why` is None for a run that was told to end.
+        """
+        meant, told = self._told_to_end or (None, None)
+        told = told if meant == change.id else None
+        reason, message = why or Explained(Reason.SUPERSEDED, told or "it was cancelled")
+        asked = TakeOver(model=self._model, change=change, reason=reason, message=message)
+        taken = await settled(asked)
+        generation = taken.generation or change.generation
+        if taken.done:
+            message = f"{message}, after its traffic had moved"
+            result = LifecycleResult(state=ChangeState.DONE, generation=generation, message=message)
+        elif why is None:
+            result = stopped(generation, told, moving=taken.moved)
         else:
-            meant, why = self._told_to_end or (None, None)
-            result = stopped(change.generation, why if meant == change.id else None, moving=False)
+            state = ChangeState.ROLLED_BACK if taken.moved else ChangeState.REFUSED
+            message = f"{message}; {taken.undone}" if taken.undone else message
+            result = LifecycleResult(state=state, generation=generation, reason=reason, message=message)
         record = RecordInput(
             model=self._model,
             change_id=change.id,
             kind=change.kind,
-            generation=change.generation,
+            generation=generation,
             result=result,
             run_id=self._child.first_execution_run_id or "" if self._child else "",
+            revision=taken.revision,
         )
         try:
             await perform(policies.FINISH_CHANGE, record, f"record the failure of {change.id}")
@@ -183,14 +321,30 @@ class ModelWorkflow(Held):
             workflow.logger.error("change %s failed and could not be recorded: %s", change.id, explained(again).message)
         return result
 
+    @property
+    def _marks_wanted(self) -> bool:
+        return bool(self._superseded) and (self._marker is None or self._marker.done())
+
+    async def _mark(self) -> None:
+        """Mark what is superseded: at once as a rule, once a minute if that is very often."""
+        if self._marks >= policies.MARKS_SOON:
+            await workflow.sleep(policies.MARK_EVERY, summary="collect what is superseded")
+        await self._record_superseded()
+
     async def _record_superseded(self) -> None:
-        while self._superseded:
-            (change, by), self._superseded = self._superseded[0], self._superseded[1:]
-            record = SupersededInput(model=self._model, change_ids=(change.id,), by=by.id)
+        """All in one activity. What can't be marked is logged: the store says then that it waits."""
+        async with self._marking:
+            found = self._superseded
+            if not found:
+                return
+            self._marks += 1
+            record = SupersededInput(model=self._model, superseded=found)
+            newest = found[-1]
             try:
-                await perform(policies.MARK_SUPERSEDED, record, f"{change.kind} {change.id} is superseded by {by.id}")
+                await perform(policies.MARK_SUPERSEDED, record, f"{len(found)} superseded, {newest.change_id} last")
             except ActivityError as error:
-                workflow.logger.error("%s could not be marked superseded: %s", change.id, explained(error).message)
+                workflow.logger.error("%d could not be marked superseded: %s", len(found), explained(error).message)
+            self._superseded = self._superseded[len(found) :]
 
     def _carried(self) -> ModelEntityInput:
         return ModelEntityInput(
@@ -200,4 +354,14 @@ class ModelWorkflow(Held):
             serving_generation=self._serving,
             held=self._held,
             turned=self._turned,
+            rebuilt=True,
+            begun=self._begun,
+            superseded=self._superseded,
+            told_newer=self._told_newer,
+            told_to_end=self._told_to_end,
+            retired=self._retired,
         )
+
+
+def _pair(found: Superseded) -> SupersededChange:
+    return SupersededChange(change_id=found.change.id, by=found.by.id)

@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.freeze import FreezeAnswer
     from ipnext.model.moving import MoveTurnResult
     from ipnext.model.reconciliation import RegionReconciled, RepairsRecorded
+    from ipnext.model.takeover import ChangeSeen, OpenChanges, TakenOver
     from ipnext.model.value import Value
 
 A = TypeVar("A", bound=Value)
@@ -101,6 +102,32 @@ RUNNING_MOVES_PATIENCE = timedelta(minutes=10)
 
 SUPPLY_PATIENCE = timedelta(minutes=10)
 """How long a transition may wait for supply that another one frees, before it is refused."""
+
+MOST_REVERTS = 3
+"""Runs that are started one after the other to revert a transition whose own run has gone."""
+
+TAKEOVER_LOOK_SOON = timedelta(seconds=1)
+"""Until a transition that goes back by itself is looked at again; then twice as long, and so on."""
+
+TAKEOVER_LOOK = timedelta(seconds=15)
+
+FOLLOWED_LOOK_SOON = timedelta(seconds=15)
+"""Between two looks at a run that the entity did not start itself. It says when it ends: this is for one that can't."""
+
+FOLLOWED_LOOKS_SOON = 20
+
+FOLLOWED_LOOK = timedelta(minutes=5)
+
+MARKS_SOON = 20
+"""So often an entity marks changes as superseded as soon as they are, in one run of it; then once a minute."""
+
+MARK_EVERY = timedelta(minutes=1)
+
+MOST_EVENTS = 10_000
+"""Of one run of an entity; then it continues as new. The server ends a run with 51,200."""
+
+MOST_UPDATES = 1_000
+"""The same. The server refuses more than 2,000 to one run."""
 
 MOVE_LIMIT = timedelta(hours=24)
 """One model's move with all its holds, behind what its entity has queued before."""
@@ -188,6 +215,9 @@ CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), retry=WAV
 RELEASE_CAPACITY = Step("release_capacity", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY)
 NOTE_HOLD = Step("note_hold", wire.Done, RECORD_LIMIT, total=timedelta(minutes=2))
 FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT)
+OPEN_CHANGES = Step("open_changes", OpenChanges, RECORD_LIMIT)
+LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, RECORD_LIMIT)
+TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1))
 MARK_SUPERSEDED = Step("mark_superseded", wire.Done, RECORD_LIMIT)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY)
 RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY)
@@ -225,6 +255,9 @@ STEPS: tuple[Step[Any], ...] = (
     RELEASE_CAPACITY,
     NOTE_HOLD,
     FINISH_CHANGE,
+    OPEN_CHANGES,
+    LOOK_AT_CHANGE,
+    TAKE_OVER,
     MARK_SUPERSEDED,
     WITHDRAW_MODEL,
     RELEASE_MODEL,

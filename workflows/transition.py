@@ -13,9 +13,9 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.lifecycle import TransitionInput, TransitionResult, WaveInput, WaveResult
+    from ipnext.model.lifecycle import Revert, TransitionInput, TransitionResult, WaveInput, WaveResult
     from workflows import policies
-    from workflows.failing import explained, to_the_end
+    from workflows.failing import explained, fence_lost, to_the_end
     from workflows.policies import perform
     from workflows.steered import Steered, seconds_since
 
@@ -39,6 +39,8 @@ class TransitionWorkflow(Steered):
     @workflow.run
     async def run(self, input: TransitionInput) -> TransitionResult:  # noqa: A002
         """Walk all waves, or some and then back. Cancelling it is a way to ask for the way back."""
+        if input.revert is not None:
+            return await self._revert(input.revert)
         for index in range(input.waves):
             self._index = index
             wave = await self._outcome(self._walk(index))
@@ -50,6 +52,14 @@ class TransitionWorkflow(Steered):
         self._show("done: all traffic is where it shall be")
         await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
         return TransitionResult(done=True, waves_done=input.waves, message=self._unreleased())
+
+    async def _revert(self, revert: Revert) -> TransitionResult:
+        """Walk back only: the run that walked before has gone."""
+        self._index, self._back = revert.index, True
+        failed = WaveResult(ok=False, reason=revert.reason, message=revert.message)
+        result = await to_the_end(self._walk_back(failed))
+        await to_the_end(workflow.wait_condition(workflow.all_handlers_finished))
+        return result
 
     async def _walk(self, index: int) -> WaveResult:
         wave, place = self._wave(index), self._place
@@ -156,6 +166,8 @@ class TransitionWorkflow(Steered):
                 result = await perform(self._limited(step), wave, f"way back: {what}")
                 left += [] if result.ok else [f"{what}: {result.message}"]
             except ActivityError as error:
+                if (lost := fence_lost(error)) is not None:
+                    raise lost from error
                 left.append(f"{what}: {explained(error).message}")
         return left
 
@@ -166,6 +178,7 @@ class TransitionWorkflow(Steered):
             generation=self._input.generation,
             index=index,
             deadline_seconds=self._input.deadline_seconds,
+            fence=self._input.fence,
         )
 
     def _limited(self, step: policies.Step[WaveResult]) -> policies.Step[WaveResult]:

@@ -42,6 +42,7 @@ from activities.planning_policy import PlanningPolicy
 from activities.reconciliation import ReconciliationActivities
 from activities.replans import ReplanActivities, Wake
 from activities.solving import PLANNER, ProcessSolver, Solver, ThreadSolver
+from activities.takeover import IsOpen, TakeoverActivities
 from activities.transition import TransitionActivities
 from activities.validation import ValidationActivities
 from ipnext import names
@@ -59,6 +60,7 @@ from ipnext.temporal import (
     connect,
     ensure_reconciler,
     ensure_schedule,
+    is_open,
     make_current,
     namespace_of,
     submit_change,
@@ -105,6 +107,7 @@ class Engine:
 
     submit: Submit
     wake: Wake
+    is_open: IsOpen
 
 
 def lifecycle_activities(  # noqa: PLR0913 - a composition root
@@ -127,6 +130,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *TransitionActivities(store, infrastructure, pause=pause).all(),
         *DeploymentActivities(store, infrastructure).all(),
         *HoldingActivities(store).all(),
+        *TakeoverActivities(store, engine.is_open).all(),
         *MoveActivities(store, engine.submit, pause=pause).all(),
         *MoverActivities(store, engine.submit).all(),
         *ReplanActivities(store, engine.wake).all(),
@@ -191,7 +195,10 @@ def engine_of(client: Client, loop: asyncio.AbstractEventLoop) -> Engine:
     def wake() -> None:
         asyncio.run_coroutine_threadsafe(wake_replan(client), loop).result()
 
-    return Engine(submit=submit, wake=wake)
+    def open_now(workflow_id: str) -> bool:
+        return asyncio.run_coroutine_threadsafe(is_open(client, workflow_id), loop).result()
+
+    return Engine(submit=submit, wake=wake, is_open=open_now)
 
 
 async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.Event) -> None:

@@ -31,6 +31,7 @@ from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
 from ipnext.api.platform import Platform
+from ipnext.api.resubmission import Resubmission
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.resource import ErrorBody
@@ -78,12 +79,12 @@ def create_app(
     observer: RegionObserver | None = None,
 ) -> FastAPI:
     """The API over the given rooms. It owns none of them: the caller closes them after the application has ended."""
-    outbox = Outbox(store, lifecycle)
+    outbox, resubmission = Outbox(store, lifecycle), Resubmission(store, lifecycle)
     observer = observer or RegionObserver(infrastructure)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with outbox.running():
+        async with outbox.running(), resubmission.running():
             yield
         observer.close()
 

@@ -29,6 +29,12 @@ class Lifecycle(Protocol):
     ) -> ControlAnswer:
         """Say something to a model's changes; `change_id` is the one that runs. Conflict where it does not fit what runs."""
 
+    async def entity_runs(self, model: str) -> bool:
+        """Whether the entity of a model runs, so that it knows of every change that was submitted."""
+
+    async def begin_entity(self, model: str) -> None:
+        """Start the entity of a model unless it runs; it takes up what the store has of the model."""
+
     async def wake_replan(self) -> None:
         """Tell the engine that a replan is recorded. Twice is as good as once."""
 
@@ -60,6 +66,10 @@ class MemoryLifecycle:
         self.told_of_freezes: list[str] = []
         self.drains_told: list[str] = []
         self.steered: list[tuple[MoverAction, str]] = []
+        self.entities: set[str] = set()
+        """Models whose entity runs; take one out as if it were terminated."""
+        self.entities_begun: list[str] = []
+        """Those that were begun without a submission."""
         self._ui_url = ui_url
 
     async def namespace(self) -> WorkflowNamespace:
@@ -72,6 +82,7 @@ class MemoryLifecycle:
         self._answer()
         if all(known.id != change.id for known in self.submitted):
             self.submitted.append(change)
+        self.entities.add(change.model)
         workflow_id = names.lifecycle_workflow_id(change.model, change.id)
         return ChangeAccepted(change_id=change.id, position=0, lifecycle_workflow_id=workflow_id)
 
@@ -88,6 +99,17 @@ class MemoryLifecycle:
         self.controls.append((model, action, asked))
         message = f"{action.value}d {asked.text}"
         return ControlAnswer(model=model, action=action, change_id=change_id, message=message)
+
+    async def entity_runs(self, model: str) -> bool:
+        """True once anything of a model was submitted."""
+        self._answer()
+        return model in self.entities
+
+    async def begin_entity(self, model: str) -> None:
+        """Remember it."""
+        self._answer()
+        self.entities.add(model)
+        self.entities_begun.append(model)
 
     async def wake_replan(self) -> None:
         """Count it."""

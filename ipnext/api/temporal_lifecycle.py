@@ -31,6 +31,14 @@ class TemporalLifecycle:
         """See the port."""
         return await temporal.control(await self._connected(), model, action, asked, change_id=change_id)
 
+    async def entity_runs(self, model: str) -> bool:
+        """See the port."""
+        return await temporal.is_open(await self._connected(), names.model_workflow_id(model))
+
+    async def begin_entity(self, model: str) -> None:
+        """See the port."""
+        await temporal.begin_entity(await self._connected(), model)
+
     async def wake_replan(self) -> None:
         """See the port."""
         await temporal.wake_replan(await self._connected())

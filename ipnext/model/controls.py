@@ -79,3 +79,5 @@ class HoldNote(Value):
     message: str = ""
     event: str = ""
     """What happened, for the model's events; none is written where it is empty."""
+    pause: ControlAsked | None = None
+    """Who paused the model, for a pause: it is kept until it is resumed."""

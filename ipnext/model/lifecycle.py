@@ -85,6 +85,17 @@ class ModelEntityInput(Value):
     """Who paused the model's changes, and why."""
     turned: int = 0
     """How many runs in a row gave way to a newer change."""
+    rebuilt: bool = False
+    """False for an entity that begins: it reads from the store first what was asked before."""
+    begun: tuple["QueuedChange", ...] = ()
+    """Changes that have begun and may not have ended: the run of the first one is awaited."""
+    superseded: tuple["SupersededChange", ...] = ()
+    """What is still to be marked as superseded."""
+    told_newer: bool = False
+    """The run of the first of `begun` was told that a newer change waits."""
+    told_to_end: tuple[str, str] | None = None
+    """The change whose run was told to end last, and why."""
+    retired: bool = False
 
 
 class QueuedChange(Value):
@@ -238,6 +249,16 @@ class TransitionPlanned(Value):
     """What the waves take beyond both states, or miss against the traffic, in words."""
     back: Literal["at_once", "by_waves"] = "at_once"
     """How the way back goes: in one step, or wave by wave where the supply does not hold all of it at once."""
+    fence: int = 0
+    """The fencing token: the run that walks the waves writes only as long as the store has no other."""
+
+
+class Revert(Value):
+    """Of a transition whose run has gone: where it is to begin its way back, and why."""
+
+    index: int
+    reason: Reason
+    message: str
 
 
 class TransitionInput(Value):
@@ -257,6 +278,9 @@ class TransitionInput(Value):
     back: Literal["at_once", "by_waves"] = "at_once"
     held: ControlAsked | None = None
     """The model is paused as the transition begins."""
+    fence: int = 0
+    revert: Revert | None = None
+    """Only walk back, from here: the run that walked before was ended from outside."""
 
 
 class WaveInput(Value):
@@ -268,6 +292,8 @@ class WaveInput(Value):
     index: int
     deadline_seconds: float
     """How long the activity may wait for the infrastructure."""
+    fence: int = 0
+    """The fencing token of the run."""
     back: bool = False
     """True on the way back to where the transition began; `index` is the wave that failed."""
     by_waves: bool = False
@@ -337,12 +363,18 @@ class ProgressInput(Value):
     generation: int | None = None
 
 
+class SupersededChange(Value):
+    """A change and the newer one that made it pointless."""
+
+    change_id: str
+    by: str
+
+
 class SupersededInput(Value):
-    """Changes that a newer one made pointless."""
+    """Changes that newer ones made pointless."""
 
     model: Name
-    change_ids: tuple[str, ...]
-    by: str
+    superseded: tuple[SupersededChange, ...]
 
 
 class Done(Value):

@@ -1,6 +1,7 @@
 """Changes: what is asked of a model, in order. One that is recorded is acknowledged and never lost."""
 
 from collections.abc import Collection, Sequence
+from datetime import timedelta
 
 from sqlmodel import col, func, select
 
@@ -15,6 +16,7 @@ LONGEST_ID = 200
 """Characters of a change's id."""
 
 _ORDER: Sequence[ChangeState] = (ChangeState.RECORDED, ChangeState.QUEUED, ChangeState.RUNNING)
+_TAKEN = (ChangeState.QUEUED.value, ChangeState.RUNNING.value)
 
 
 class Changes(Snapshots):
@@ -79,6 +81,20 @@ class Changes(Snapshots):
         """Every change that no workflow has taken yet, in the order of recording."""
         query = select(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value).order_by(col(ChangeRow.ordinal))
         return tuple(_change(row) for row in self._session.exec(query))
+
+    def open_changes(self, model: str) -> tuple[Change, ...]:
+        """A model's changes that the engine has taken and that have not ended, by sequence."""
+        query = select(ChangeRow).where(ChangeRow.model == model, col(ChangeRow.state).in_(_TAKEN))
+        return tuple(_change(row) for row in self._session.exec(query.order_by(col(ChangeRow.sequence))))
+
+    def long_open_changes(self, *, seconds: float) -> tuple[Change, ...]:
+        """Of each model the first change that the engine has taken and that was recorded longer ago than this and has not ended."""
+        query = select(ChangeRow).where(col(ChangeRow.state).in_(_TAKEN))
+        query = query.where(ChangeRow.created_at <= self._now() - timedelta(seconds=seconds))
+        first: dict[str, ChangeRow] = {}
+        for row in self._session.exec(query.order_by(col(ChangeRow.sequence))):
+            first.setdefault(row.model, row)
+        return tuple(_change(first[model]) for model in sorted(first))
 
     def update_change(
         self,

@@ -173,6 +173,15 @@ class TransitionRecord(Value):
     waves_done: int = 0
     message: str = ""
     created_at: datetime
+    fence: int = 0
+    """The fencing token: rises each time another run takes the transition over. Only runs that hold it may write."""
+    revision: int = 0
+    """Revision of the manifest that the waves were planned with."""
+
+    @property
+    def is_open(self) -> bool:
+        """True while it may still move traffic or replicas."""
+        return self.state in {TransitionState.PLANNED, TransitionState.RUNNING}
 
 
 class Event(Value):

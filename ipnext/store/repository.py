@@ -6,6 +6,7 @@ from ipnext.store.drains import Drains
 from ipnext.store.freezes import Freezes
 from ipnext.store.journal import Journal
 from ipnext.store.models import Models
+from ipnext.store.pauses import Pauses
 from ipnext.store.plans import Plans
 from ipnext.store.profiles import Profiles
 from ipnext.store.publishing import Publishing
@@ -14,7 +15,7 @@ from ipnext.store.transitions import Transitions
 
 
 class Repository(
-    Models, Profiles, Publishing, Plans, Replans, Transitions, Deployments, Freezes, Drains, Journal, Belonging
+    Models, Profiles, Publishing, Plans, Replans, Transitions, Deployments, Freezes, Drains, Pauses, Journal, Belonging
 ):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
 

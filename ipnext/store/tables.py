@@ -299,6 +299,7 @@ class TransitionRow(Row, table=True):
         UniqueConstraint("id"),
         Index("ix_transitions_model", "model", "ordinal"),
         Index("ix_transitions_change", "change_id"),
+        Index("ix_transitions_state", "state"),
     )
 
     ordinal: int | None = _ordinal()
@@ -310,6 +311,19 @@ class TransitionRow(Row, table=True):
     state: str = _text()
     waves_done: int = _number()
     message: str = _text()
+    created_at: datetime = _time()
+    fence: int = _number(default=0, sa_column_kwargs={"server_default": "0"})
+    revision: int = _number(default=0, sa_column_kwargs={"server_default": "0"})
+
+
+class PauseRow(Row, table=True):
+    """Who paused a model's changes, and why."""
+
+    __tablename__ = "pauses"
+    __table_args__ = (_of_model(),)
+
+    model: str = _text(primary_key=True)
+    asked: str = _text()
     created_at: datetime = _time()
 
 

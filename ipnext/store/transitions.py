@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlmodel import col, select
 
-from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.lifecycle import ChangeState
+from ipnext.errors import FenceLost, InvalidInput, NotFound, Unavailable
+from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.store.records import TransitionRecord
 from ipnext.store.tables import ChangeRow, ModelRow, RouteRow, TransitionRow
@@ -79,6 +79,71 @@ class Transitions(Unit):
         newest = {row.model: row for row in self._session.exec(query)}
         return tuple(_transition(newest[model]) for model in sorted(newest))
 
+    def find_transition(self, transition_id: str) -> TransitionRecord | None:
+        """One transition; None if there is none of that id."""
+        row = self._find_transition(transition_id)
+        return None if row is None else _transition(row)
+
+    def check_only_mover(self, model: str, change_id: str) -> None:
+        """Let a change begin to move a model only if no other change is moving it.
+
+        Raises:
+            Unavailable: a transition of another change is open, or another retirement runs. It ends later.
+        """
+        query = select(TransitionRow.change_id).where(
+            TransitionRow.model == model, TransitionRow.change_id != change_id
+        )
+        moving = self._session.exec(query.where(col(TransitionRow.state).in_(UNDER_WAY))).first()
+        if moving is None:
+            retiring = select(ChangeRow.id).where(ChangeRow.model == model, ChangeRow.id != change_id)
+            retiring = retiring.where(ChangeRow.kind == ChangeKind.RETIRE.value)
+            moving = self._session.exec(retiring.where(ChangeRow.state == ChangeState.RUNNING.value)).first()
+        if moving is not None:
+            msg = f"change {moving!r} still moves model {model!r}; change {change_id!r} begins to move when that has ended"
+            raise Unavailable(msg)
+
+    def check_fence(self, change_id: str, fence: int = 0) -> None:
+        """Let a run write only while it is the one that moves its model.
+
+        Raises:
+            FenceLost: the change has ended, or another run has taken its transition over.
+        """
+        state = self._session.exec(select(ChangeRow.state).where(ChangeRow.id == change_id)).first()
+        query = select(TransitionRow.fence).where(TransitionRow.id == change_id)
+        current = self._session.exec(query).first()
+        if state is not None and ChangeState(state).final:
+            msg = f"change {change_id!r} has ended as {state}; a run of it writes nothing more"
+            raise FenceLost(msg)
+        if current is not None and current != fence:
+            msg = f"transition {change_id!r} was taken over (token {current}); the run with token {fence} writes nothing more"
+            raise FenceLost(msg)
+
+    def take_over_transition(self, transition_id: str, *, fence: int) -> TransitionRecord:
+        """Raise the fencing token from `fence`, so that runs with that token write nothing more.
+
+        Raises:
+            NotFound: no such transition.
+            Unavailable: the token is another one by now: look again.
+        """
+        row = self._transition_row(transition_id)
+        self._writing(row.model)
+        if row.fence != fence:
+            msg = f"transition {transition_id!r} has token {row.fence}, not {fence}: another run took it over meanwhile"
+            raise Unavailable(msg)
+        row.fence = fence + 1
+        self._add(row)
+        return _transition(row)
+
+    def close_transition(self, transition_id: str, *, done: bool, message: str = "") -> None:
+        """End a transition that is open; one that has ended, or that there is not, stays as it is."""
+        row = self._find_transition(transition_id)
+        if row is None or row.state not in UNDER_WAY:
+            return
+        self._writing(row.model)
+        row.state = (TransitionState.DONE if done else TransitionState.ROLLED_BACK).value
+        row.message = message
+        self._add(row)
+
     def advance_transition(
         self,
         transition_id: str,
@@ -120,6 +185,8 @@ def _transition_columns(record: TransitionRecord) -> dict[str, Any]:
         "state": record.state.value,
         "waves_done": record.waves_done,
         "message": record.message,
+        "fence": record.fence,
+        "revision": record.revision,
     }
 
 
@@ -134,6 +201,8 @@ def _transition(row: TransitionRow) -> TransitionRecord:
         waves_done=row.waves_done,
         message=row.message,
         created_at=row.created_at,
+        fence=row.fence,
+        revision=row.revision,
     )
 
 

@@ -1,9 +1,13 @@
 """What lasts longer than a test may: hours of holding a canary, and entities with long histories."""
 
+import asyncio
+import contextlib
 import subprocess
 import time
+from datetime import timedelta
 
 import pytest
+from temporalio.client import WorkflowExecutionStatus
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
@@ -11,21 +15,31 @@ from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, server_options, temporal_binary
 from ipnext.infra.tether import tether
+from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleInput, LifecycleResult, QueuedChange
-from ipnext.temporal import connect, submit_change
+from ipnext.model.status import ConditionType
+from ipnext.temporal import connect, control, submit_change
 from tests.waiting import PATIENCE_SECONDS
-from workflows.worker import Engine, lifecycle_activities, planner_activities, worker_of
+from workflows import policies
+from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
+
+ROUTED = ConditionType.ROUTES_READY
+
+SCALE = 15
+PUBLISHES = 72 * 60 // SCALE
+"""Of 72 hours with one a minute."""
 
 SKIPPING = ["--dynamic-config-value", "frontend.WorkflowTimeSkippingEnabled=true"]
 
 
 def workers(house, client):
     devfile = read_devfile()
+    engine = engine_of(client, asyncio.get_running_loop())
     ours = lifecycle_activities(
         house.store,
         house.artifacts,
         house.infrastructure,
-        Engine(submit=lambda _: None, wake=lambda: None),
+        engine,
         pause=lambda _: time.sleep(0.01),
     )
     theirs = planner_activities(house.store, ThreadSolver())
@@ -66,7 +80,24 @@ async def test_a_canary_is_held_for_hours_and_then_goes_on(house, model):
 @pytest.fixture
 def impatient_server(tmp_path, free_port):
     """A server that suggests continue-as-new after 30 events."""
-    config = {"limit.historyCount.suggestContinueAsNew": 30}
+    with server_with(tmp_path, free_port, {"limit.historyCount.suggestContinueAsNew": 30}) as address:
+        yield address
+
+
+@pytest.fixture
+def strict_server(tmp_path, free_port):
+    """A server with a fifteenth of its limits: so many publishes count as fifteen times as many."""
+    limits = {
+        "limit.historyCount.error": 51_200 // SCALE,
+        "limit.historyCount.suggestContinueAsNew": 4_096 // SCALE,
+        "history.maxTotalUpdates": 2_000 // SCALE,
+    }
+    with server_with(tmp_path, free_port, limits) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def server_with(tmp_path, free_port, config):
     server = read_devfile().temporal.model_copy(update={"port": free_port, "dynamic_config": config})
     command = server_command(server, binary=temporal_binary(), state=tmp_path, with_ui=False)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
@@ -87,6 +118,7 @@ async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_s
     async with lifecycle, planner:
         first = house.publish(model, 1)
         await submit_change(client, first)
+        await until(lambda: house.change(first.id).state is not ChangeState.RECORDED)
         run = (await handle.describe()).run_id
         changes = [
             house.publish(model, 2),
@@ -103,3 +135,48 @@ async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_s
     with house.store.read() as repository:
         begun = [event for event in repository.events(model) if event.kind == "Started"]
     assert len(begun) == 1 + len(changes)
+
+
+async def test_an_entity_meets_no_limit_while_publishes_come_behind_a_rollout_that_waits_for_days(
+    house, model, strict_server, until, until_up, monkeypatch
+):
+    """One a minute: what is done once a minute, or every five, is done as often for each publish here."""
+    monkeypatch.setattr(policies, "MARK_EVERY", timedelta(seconds=0.1))
+    monkeypatch.setattr(policies, "FOLLOWED_LOOK_SOON", timedelta(seconds=0.5))
+    monkeypatch.setattr(policies, "FOLLOWED_LOOK", timedelta(seconds=0.5))
+    await until_up(strict_server)
+    client = await connect(address=strict_server)
+    house.apply(model)
+    entity = client.get_workflow_handle(names.model_workflow_id(model))
+    lifecycle, planner = workers(house, client)
+    async with lifecycle, planner:
+        first = house.publish(model, 1)
+        await submit_change(client, first)
+        await until(lambda: house.change(first.id).state.final)
+        house.apply(model, rollout={"canary": 0.1, "maxStep": 0.9, "holdSeconds": 72 * 3600})
+        waiting = house.publish(model, 2)
+        await submit_change(client, waiting)
+        await until(lambda: house.shares(model)["us-east"].get(2) == 0.1)
+        runs, changes = [], []
+        for number in range(PUBLISHES):
+            changes.append(house.publish(model, 3 + number))
+            await submit_change(client, changes[-1])
+            if number % 20 == 0:
+                runs.append((await entity.describe()).run_id)
+        await until(lambda: all(house.change(change.id).state is ChangeState.SUPERSEDED for change in changes[:-1]))
+        for run in (names.lifecycle_workflow_id(model, waiting.id), names.transition_workflow_id(waiting.id)):
+            assert (await client.get_workflow_handle(run).describe()).history_length < 150
+        for change in (waiting, changes[-1]):
+            await until(lambda change=change: house.change(change.id).state is ChangeState.RUNNING)
+            await until(
+                lambda change=change: (
+                    house.condition(model, ROUTED).message == f"generation {change.generation}, wave 1"
+                )
+            )
+            await control(client, model, ControlAction.PROMOTE, ControlAsked(), change_id=change.id)
+            await until(lambda change=change: house.change(change.id).state is ChangeState.DONE)
+        ended = [(await client.get_workflow_handle(entity.id, run_id=run).describe()).status for run in runs]
+
+    assert len(set(runs)) > 2
+    assert set(ended) <= {WorkflowExecutionStatus.CONTINUED_AS_NEW, WorkflowExecutionStatus.RUNNING}
+    assert house.shares(model)["us-east"] == {changes[-1].generation: 1.0}

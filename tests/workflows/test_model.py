@@ -25,6 +25,7 @@ from ipnext.model.lifecycle import (
 )
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import Reason
+from ipnext.model.takeover import ModelAsked, OpenChanges, TakenOver, TakeOver
 from ipnext.temporal import submit_change
 from tests.waiting import PATIENCE_SECONDS
 from workflows.model import ModelWorkflow
@@ -137,6 +138,14 @@ async def ends_unheard(client, model):
         await recorded.put(record)
         return Done()
 
+    @activity.defn(name="open_changes")
+    async def open_changes(_: ModelAsked) -> OpenChanges:
+        return OpenChanges()
+
+    @activity.defn(name="take_over")
+    async def take_over(_: TakeOver) -> TakenOver:
+        return TakenOver()
+
     async def submit(change):
         await entity.execute_update(names.SUBMIT_CHANGE, change, result_type=ChangeAccepted)
 
@@ -148,7 +157,8 @@ async def ends_unheard(client, model):
                 await asyncio.sleep(0.05)
 
     workflows = [ModelWorkflow, EndsUnheard]
-    async with Worker(client, task_queue=queue, workflows=workflows, activities=[finish_change]):
+    activities = [finish_change, open_changes, take_over]
+    async with Worker(client, task_queue=queue, workflows=workflows, activities=activities):
         entity = await client.start_workflow(
             names.MODEL_WORKFLOW, ModelEntityInput(model=model), id=f"{model}-unheard", task_queue=queue
         )

@@ -39,7 +39,7 @@ ORDER = {
     "drain-back": ["look_at_drain", "return_region"],
     "drain-lost": ["look_at_drain", "route_around", *["timer", "look_at_drain"] * 2],
     "scheduled-replan": ["ask_replan"],
-    "model": ["child lifecycle"] * 7,
+    "model": ["open_changes", *["child lifecycle"] * 9],
 }
 
 

@@ -1,0 +1,32 @@
+"""Pauses: who paused a model's changes, and why. A pause lasts until it is resumed, whatever happens to the workflow."""
+
+from ipnext.model.controls import ControlAsked
+from ipnext.store.tables import PauseRow
+from ipnext.store.unit import Unit, document
+
+
+class Pauses(Unit):
+    """One pause a model at most."""
+
+    def pause(self, model: str) -> ControlAsked | None:
+        """Who paused the model's changes; None if they are not paused."""
+        row = self._session.get(PauseRow, model)
+        return None if row is None else ControlAsked.model_validate_json(row.asked)
+
+    def put_pause(self, model: str, asked: ControlAsked) -> None:
+        """Pause a model, or replace the reason of its pause. NotFound."""
+        self._writing_model(model)
+        row = self._session.get(PauseRow, model)
+        if row is None:
+            row = PauseRow(model=model, asked=document(asked), created_at=self._now())
+        else:
+            row.asked = document(asked)
+        self._add(row)
+
+    def delete_pause(self, model: str) -> None:
+        """End a model's pause, if there is one."""
+        self._writing(model)
+        row = self._session.get(PauseRow, model)
+        if row is not None:
+            self._session.delete(row)
+            self._session.flush()

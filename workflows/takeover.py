@@ -1,0 +1,65 @@
+"""What is done about a change whose run has gone: its transition is reverted under the same workflow id, or awaited.
+
+Called by the lifecycle whose transition has gone, and by the entity whose lifecycle has.
+"""
+
+from temporalio import workflow
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import ChildWorkflowError, WorkflowAlreadyStartedError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext import names
+    from ipnext.model.lifecycle import TransitionInput, TransitionResult
+    from ipnext.model.takeover import TakenOver, TakeOver
+    from workflows import policies
+    from workflows.failing import explained
+    from workflows.policies import perform
+
+
+async def settled(asked: TakeOver) -> TakenOver:
+    """Wait until no run moves the model for the change any more, and all that it moved is back, as far as it can be.
+
+    The transition's own run is awaited if there is one. If it has gone, another one is started that only reverts; if that
+    goes too, another one, `policies.MOST_REVERTS` times at most. One that comes to its end is the last one.
+    """
+    wait, reverts = policies.TAKEOVER_LOOK_SOON, 0
+    while True:
+        taken = await perform(policies.TAKE_OVER, asked, f"see whether anything moves for {asked.change.id}")
+        if taken.waits:
+            await workflow.sleep(wait, summary=f"the transition of {asked.change.id} reverts")
+            wait = min(2 * wait, policies.TAKEOVER_LOOK)
+            continue
+        if taken.transition is None:
+            return taken
+        if reverts == policies.MOST_REVERTS:
+            return _left(taken, f"{reverts} runs that revert it were ended from outside")
+        reverts += 1
+        if (result := await _reverted(taken.transition)) is not None:
+            return _left(taken, result.undone)
+
+
+async def _reverted(transition: TransitionInput) -> TransitionResult | None:
+    """What a run that reverts came to; None if it was ended from outside, or another one runs."""
+    try:
+        result: TransitionResult = await workflow.execute_child_workflow(
+            names.TRANSITION_WORKFLOW,
+            transition,
+            result_type=TransitionResult,
+            id=names.transition_workflow_id(transition.transition_id),
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            task_timeout=names.TASK_TIMEOUT,
+            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            static_summary=f"{transition.model}: reverts generation {transition.generation}",
+        )
+    except WorkflowAlreadyStartedError:
+        return None
+    except ChildWorkflowError as error:
+        if is_cancelled_exception(error):
+            raise
+        workflow.logger.warning("the revert of %s failed: %s", transition.transition_id, explained(error).message)
+        return None
+    return result
+
+
+def _left(taken: TakenOver, undone: str) -> TakenOver:
+    return taken.model_copy(update={"transition": None, "undone": undone})

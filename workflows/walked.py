@@ -1,0 +1,111 @@
+"""The transition of a change, as its lifecycle run sees it: started, steered, awaited, and reverted if its run is gone.
+
+`workflows.lifecycle` is the run itself; `workflows.transition` walks the waves.
+"""
+
+from temporalio import workflow
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import ChildWorkflowError, FailureError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext import names
+    from ipnext.model.controls import ControlAsked, Hold, NewerWaits
+    from ipnext.model.lifecycle import LifecycleInput, StageInput, TransitionInput, TransitionPlanned, TransitionResult
+    from ipnext.model.takeover import ChangeEnded, TakeOver
+    from workflows.failing import Explained, explained, to_the_end
+    from workflows.ordering import PASSES_PAUSE
+    from workflows.takeover import settled
+
+Walk = workflow.ChildWorkflowHandle[TransitionInput, TransitionResult]
+
+
+class Walked:
+    """The part of workflow `lifecycle` that has a transition as its child."""
+
+    def __init__(self, input: LifecycleInput) -> None:  # noqa: A002 - as the workflow names it
+        self._input = input
+        self._held = input.held
+        self._newer: NewerWaits | None = None
+        self._child: Walk | None = None
+        self._reports = False
+        """An entity that did not start this run follows it."""
+
+    async def _report(self) -> None:
+        """Tell the entity of the end, if it asked for that."""
+        if not self._reports:
+            return
+        entity = workflow.get_external_workflow_handle(names.model_workflow_id(self._input.model))
+        try:
+            await entity.signal(names.CHANGE_ENDED, ChangeEnded(change_id=self._input.change.id))
+        except FailureError:
+            workflow.logger.info("the entity has gone")
+
+    async def _pass_on(self, signal: str, argument: Hold | NewerWaits) -> None:
+        """To the transition, where it walks."""
+        if self._child is None or self._child.done():
+            return
+        try:
+            await self._child.signal(signal, argument)
+        except FailureError:
+            workflow.logger.info("the transition ended before it heard of %s", signal)
+
+    async def _walk(self, stage: StageInput, planned: TransitionPlanned) -> TransitionResult:
+        """The transition goes its way back where this run is terminated by hand; it never stops half way."""
+        held = None if self._input.change.kind in PASSES_PAUSE else self._held
+        start = workflow.start_child_workflow(
+            names.TRANSITION_WORKFLOW,
+            TransitionInput(
+                transition_id=planned.transition_id,
+                model=stage.model,
+                generation=stage.generation,
+                waves=planned.waves,
+                deadline_seconds=planned.deadline_seconds,
+                change_id=stage.change_id,
+                approval=planned.approval,
+                manual_deadline_seconds=planned.manual_deadline_seconds,
+                on_newer=planned.on_newer,
+                gates=planned.gates,
+                back=planned.back,
+                held=held,
+                fence=planned.fence,
+            ),
+            result_type=TransitionResult,
+            id=names.transition_workflow_id(planned.transition_id),
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            task_timeout=names.TASK_TIMEOUT,
+            parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+            static_summary=f"{stage.model}: {planned.waves} waves to generation {stage.generation}",
+        )
+        # A stop while the child starts must not leave it behind: the run ends when its transition has.
+        self._child = child = await to_the_end(start)
+        if workflow.cancellation_reason() is not None:
+            child.cancel()
+        try:
+            return await self._followed(held)
+        except ChildWorkflowError as error:
+            if is_cancelled_exception(error):
+                raise
+            return await to_the_end(self._reverted(explained(error)))
+
+    async def _reverted(self, why: Explained) -> TransitionResult:
+        """The transition's run was terminated, or failed by a bug: what it moved goes back."""
+        asked = TakeOver(model=self._input.model, change=self._input.change, reason=why.reason, message=why.message)
+        taken = await settled(asked)
+        if taken.done:
+            return TransitionResult(done=True, waves_done=0, message=why.message)
+        message = f"{why.message}; {taken.undone}" if taken.undone else why.message
+        return TransitionResult(done=False, waves_done=0, reason=why.reason, message=message, undone=taken.undone)
+
+    async def _followed(self, held: ControlAsked | None) -> TransitionResult:
+        """Tell the transition what was heard while it started, and wait for its end."""
+        child = self._child
+        if child is None:
+            msg = "the transition was not started"
+            raise ValueError(msg)
+        if self._held != held:
+            await self._pass_on(
+                names.HOLD_CHANGES, Hold(held=self._held is not None, asked=self._held or ControlAsked())
+            )
+        if self._newer is not None:
+            await self._pass_on(names.NEWER_WAITS, self._newer)
+        return await child
