@@ -5,7 +5,7 @@ TEMPORAL_* say where the server is.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TypeAlias
@@ -35,7 +35,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ipnext import names
 from ipnext.devfile import ReplanSchedule
-from ipnext.errors import Conflict, InvalidInput, IPnextError, Unavailable
+from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, Unavailable
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.drain import DrainInput
 from ipnext.model.lifecycle import (
@@ -88,7 +88,8 @@ async def namespace_of(client: Client) -> WorkflowNamespace:
 async def submit_change(client: Client, change: Change) -> ChangeAccepted:
     """Give a recorded change to its model's entity, which is started where it does not run. The same change twice is one.
 
-    Unavailable where no server or no worker answers in time: submit again later. InvalidInput where it can never run.
+    InvalidInput or Conflict if the entity's validator refuses the change for good; EngineRefused and Unavailable otherwise:
+    submit it again later.
     """
     queued = QueuedChange(
         id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
@@ -278,30 +279,52 @@ def _schedule(wanted: ReplanSchedule) -> Schedule:
     )
 
 
+_ABSENT = frozenset(
+    {
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.RESOURCE_EXHAUSTED,
+        RPCStatusCode.ABORTED,
+    }
+)
+"""Statuses of a server that is away, busy or restarting; every other one is a refusal."""
+
+_FINAL: Mapping[str, type[IPnextError]] = {kind.code: kind for kind in (InvalidInput, Conflict)}
+"""Types of the errors that our own update validators raise: only they say that a call can never succeed."""
+
+
 @asynccontextmanager
 async def _reaching(what: str) -> AsyncIterator[None]:
-    """Temporal's errors as ours. A refused update keeps its own code."""
+    """Translate Temporal's errors.
+
+    Raises:
+        InvalidInput, Conflict: our own update validator refused the call. It can never succeed.
+        EngineRefused: Temporal answers and refuses, or the update failed in a worker. Worth an alarm; try again.
+        Unavailable: the server or a worker did not answer. Try again.
+    """
     try:
         yield
     except WorkflowUpdateFailedError as error:
-        raise _refused(error) from error
+        raise _refused(what, error) from error
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
         msg = f"{what} did not answer in time; is a worker running? Try again"
         raise Unavailable(msg) from error
     except RPCError as error:
-        if error.status is RPCStatusCode.INVALID_ARGUMENT:
-            msg = f"{what}: Temporal refuses this: {error.message}"
-            raise InvalidInput(msg) from error
-        msg = f"{what} can't be reached: {error.message}"
-        raise Unavailable(msg) from error
+        if error.status in _ABSENT:
+            msg = f"{what} can't be reached: {error.message}"
+            raise Unavailable(msg) from error
+        msg = f"{what}: Temporal refuses the call ({error.status.name}): {error.message}"
+        raise EngineRefused(msg) from error
     except RuntimeError as error:
         msg = f"{what} can't be reached: {error}"
         raise Unavailable(msg) from error
 
 
-def _refused(error: WorkflowUpdateFailedError) -> IPnextError:
+def _refused(what: str, error: WorkflowUpdateFailedError) -> IPnextError:
+    """The error behind a failed update: final only if our own validator raised it."""
     cause = error.cause
-    text = cause.message if isinstance(cause, ApplicationError) else str(cause)
-    if isinstance(cause, ApplicationError) and cause.type == Conflict.code:
-        return Conflict(text)
-    return InvalidInput(text)
+    if isinstance(cause, ApplicationError):
+        final = _FINAL.get(cause.type or "")
+        return EngineRefused(f"{what}: the update failed: {cause.message}") if final is None else final(cause.message)
+    return EngineRefused(f"{what}: the update failed: {cause or error}")

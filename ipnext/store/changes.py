@@ -80,6 +80,11 @@ class Changes(Snapshots):
         query = select(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value).order_by(col(ChangeRow.ordinal))
         return tuple(_change(row) for row in self._session.exec(query))
 
+    def count_unsubmitted(self) -> int:
+        """How many changes no workflow has taken yet."""
+        query = select(func.count()).select_from(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value)
+        return self._session.exec(query).one()
+
     def update_change(
         self,
         change_id: str,
