@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import httpx
 import stamina
-from pydantic import TypeAdapter
 
 from ipnext.artifacts.checked import chunks_of
 from ipnext.artifacts.sources import DirectorySource, Source, signature_of
@@ -56,6 +55,7 @@ from ipnext.model.resource import (
 )
 from ipnext.model.signing import SignatureEnvelope
 from ipnext.model.value import Value, Written
+from ipnext.model.wire import decode
 from ipnext.names import USER_HEADER
 from ipnext.settings import client_settings
 
@@ -539,7 +539,7 @@ class Client:
             answer = self._retry(Unavailable, self._send, method, path, **options)
         else:
             answer = self._send(method, path, **options)
-        return TypeAdapter(kind).validate_json(answer)
+        return decode(kind, answer)
 
     def _send(self, method: str, path: str, **options: Any) -> bytes:
         try:

@@ -28,7 +28,6 @@ from temporalio.client import (
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
@@ -48,6 +47,7 @@ from ipnext.model.lifecycle import (
 )
 from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
 from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.payloads import DATA_CONVERTER
 
 Connection: TypeAlias = Client
 """What `connect` gives; for callers that may not import temporalio."""
@@ -73,7 +73,7 @@ async def connect(*, address: str | None = None, namespace: str | None = None, l
     if namespace is not None:
         config["namespace"] = namespace
     async with _reaching(target):
-        return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
+        return await Client.connect(**config, data_converter=DATA_CONVERTER, lazy=lazy)
 
 
 async def namespace_of(client: Client) -> WorkflowNamespace:

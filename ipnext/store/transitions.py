@@ -7,6 +7,7 @@ from sqlmodel import col, select
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.wire import decode
 from ipnext.store.records import TransitionRecord
 from ipnext.store.tables import ChangeRow, TransitionRow
 from ipnext.store.unit import Unit, document, rows
@@ -110,7 +111,7 @@ def _transition(row: TransitionRow) -> TransitionRecord:
         model=row.model,
         change_id=row.change_id,
         generation=row.generation,
-        transition=Transition.model_validate_json(row.transition),
+        transition=decode(Transition, row.transition),
         state=TransitionState(row.state),
         waves_done=row.waves_done,
         message=row.message,

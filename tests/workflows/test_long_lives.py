@@ -4,7 +4,6 @@ import subprocess
 import time
 
 import pytest
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from activities.solving import ThreadSolver
@@ -12,6 +11,7 @@ from ipnext import names
 from ipnext.devfile import read_devfile, server_command, server_options, temporal_binary
 from ipnext.infra.tether import tether
 from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleInput, LifecycleResult, QueuedChange
+from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect, submit_change
 from tests.waiting import PATIENCE_SECONDS
 from workflows.worker import Engine, lifecycle_activities, planner_activities, worker_of
@@ -41,7 +41,7 @@ async def test_a_canary_is_held_for_hours_and_then_goes_on(house, model):
     environment = await WorkflowEnvironment.start_time_skipping_v2(
         dev_server_existing_path=str(temporal_binary()),
         dev_server_extra_args=options,
-        data_converter=pydantic_data_converter,
+        data_converter=DATA_CONVERTER,
     )
     house.apply(model, rollout={"canary": 0.1, "maxStep": 1, "holdSeconds": 7200})
     change = house.publish(model, 1)
