@@ -3,6 +3,7 @@
 Callers start workflows by these names and never import workflow code.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -69,6 +70,13 @@ REPLAN_SCHEDULE: Final = "replan"
 MODEL_ATTRIBUTE: Final = "IPnextModel"
 STAGE_ATTRIBUTE: Final = "IPnextStage"
 GENERATION_ATTRIBUTE: Final = "IPnextGeneration"
+
+SEARCH_ATTRIBUTES: Final[Mapping[str, str]] = {
+    MODEL_ATTRIBUTE: "Keyword",
+    STAGE_ATTRIBUTE: "Keyword",
+    GENERATION_ATTRIBUTE: "Int",
+}
+"""Every search attribute that workflows set, with its type: `ipnext platform setup` registers them."""
 
 # HTTP headers on the data path
 GENERATION_HEADER: Final = "x-ipnext-generation"

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TypeAlias
 from urllib.parse import quote
 
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, SetWorkerDeploymentCurrentVersionRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import (
     Client,
     Schedule,
@@ -34,7 +34,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ipnext import names
 from ipnext.devfile import ReplanSchedule
-from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, Unavailable
+from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.drain import DrainInput
 from ipnext.model.lifecycle import (
@@ -72,14 +72,14 @@ async def connect(*, address: str | None = None, namespace: str | None = None, l
     config["target_host"] = target
     if namespace is not None:
         config["namespace"] = namespace
-    async with _reaching(target):
+    async with reaching(target):
         return await Client.connect(**config, data_converter=DATA_CONVERTER, lazy=lazy)
 
 
 async def namespace_of(client: Client) -> WorkflowNamespace:
     """The namespace that a client speaks to. Unavailable, also where the server does not know it."""
     address = client.service_client.config.target_host
-    async with _reaching(f"the namespace {client.namespace} at {address}"):
+    async with reaching(f"the namespace {client.namespace} at {address}"):
         asked = DescribeNamespaceRequest(namespace=client.namespace)
         found = await client.workflow_service.describe_namespace(asked)
     return WorkflowNamespace(id=found.namespace_info.id, name=client.namespace, address=address)
@@ -95,7 +95,7 @@ async def submit_change(client: Client, change: Change) -> ChangeAccepted:
         id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
     )
     start = _entity(change.model)
-    async with _reaching(f"the entity of {change.model}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"the entity of {change.model}"), asyncio.timeout(SUBMIT_SECONDS):
         accepted: ChangeAccepted = await client.execute_update_with_start_workflow(
             names.SUBMIT_CHANGE, queued, start_workflow_operation=start, id=change.id, result_type=ChangeAccepted
         )
@@ -118,7 +118,7 @@ async def control(
 
     Conflict where it does not fit what runs; Unavailable where no server or no worker answers in time.
     """
-    async with _reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
         if action is ControlAction.PAUSE:
             answer: ControlAnswer = await client.execute_update_with_start_workflow(
                 names.PAUSE_CHANGES, asked, start_workflow_operation=_entity(model), result_type=ControlAnswer
@@ -154,7 +154,7 @@ def _entity(model: str) -> WithStartWorkflowOperation[object, object]:
 
 async def wake_replan(client: Client) -> None:
     """Tell the replan workflow that a replan is recorded; it is started where it does not run. Unavailable."""
-    async with _reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
             names.REPLAN_WORKFLOW,
             ReplanInput(),
@@ -169,7 +169,7 @@ async def wake_replan(client: Client) -> None:
 async def tell_freeze_changed(client: Client, change: Change) -> None:
     """Tell the run of a change that freezes have changed; one that has ended has nothing to ask. Unavailable."""
     run = client.get_workflow_handle(names.lifecycle_workflow_id(change.model, change.id))
-    async with _reaching(f"the run of {change.id}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"the run of {change.id}"), asyncio.timeout(SUBMIT_SECONDS):
         try:
             await run.signal(names.FREEZE_CHANGED)
         except RPCError as error:
@@ -182,7 +182,7 @@ async def steer_replan(client: Client, action: MoverAction, asked: MoverAsked) -
     update = {"pause": names.PAUSE_REPLAN, "resume": names.RESUME_REPLAN, "cancel": names.CANCEL_REPLAN}[action]
     handle = client.get_workflow_handle(names.REPLAN_ID)
     try:
-        async with _reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
+        async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
             try:
                 progress: ReplanProgress = await handle.execute_update(update, asked, result_type=ReplanProgress)
             except RPCError as error:
@@ -197,7 +197,7 @@ async def steer_replan(client: Client, action: MoverAction, asked: MoverAsked) -
 
 async def tell_drain(client: Client, region: str) -> None:
     """Tell a region's drain that something is asked of it; it is started where it does not run. Unavailable."""
-    async with _reaching(f"the drain of {region}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"the drain of {region}"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
             names.DRAIN_WORKFLOW,
             DrainInput(region=region),
@@ -209,13 +209,21 @@ async def tell_drain(client: Client, region: str) -> None:
         )
 
 
-async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> None:
-    """Create the replan schedule, or bring it to what is wanted. A pause by hand stays. Unavailable."""
-    schedule = _schedule(wanted)
-    async with _reaching("the replan schedule"):
+async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> bool:
+    """Create the replan schedule if there is none; False if there is one. What an operator changed stays. Unavailable."""
+    async with reaching("the replan schedule"):
         try:
-            await client.create_schedule(names.REPLAN_SCHEDULE, schedule)
+            await client.create_schedule(names.REPLAN_SCHEDULE, _schedule(wanted))
         except ScheduleAlreadyRunningError:
+            return False
+    return True
+
+
+async def reset_schedule(client: Client, wanted: ReplanSchedule) -> None:
+    """Bring the replan schedule back to the settings, whatever an operator changed but a pause. NotFound, Unavailable."""
+    schedule = _schedule(wanted)
+    async with reaching("the replan schedule"):
+        try:
             await client.get_schedule_handle(names.REPLAN_SCHEDULE).update(
                 lambda found: ScheduleUpdate(
                     Schedule(
@@ -226,23 +234,23 @@ async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> None:
                     )
                 )
             )
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            msg = f"schedule {names.REPLAN_SCHEDULE!r} does not exist; `ipnext platform setup` creates it"
+            raise NotFound(msg) from error
 
 
-async def make_current(client: Client, build_id: str) -> None:
-    """Make a build of the workers the current one: new runs begin on it, and entities go over to it.
-
-    Runs that are pinned to another build end there, as long as its workers run. Unavailable, also while the server has not
-    seen a worker of this build: ask again.
-    """
-    asked = SetWorkerDeploymentCurrentVersionRequest(
-        namespace=client.namespace,
-        deployment_name=names.WORKER_DEPLOYMENT,
-        build_id=build_id,
-        identity=client.identity,
-        ignore_missing_task_queues=True,
-    )
-    async with _reaching(f"build {build_id}"):
-        await client.workflow_service.set_worker_deployment_current_version(asked)
+async def schedule_hours(client: Client) -> tuple[float, ...] | None:
+    """The intervals of the replan schedule, in hours (none if it is by calendar); None if it does not exist. Unavailable."""
+    async with reaching("the replan schedule"):
+        try:
+            found = await client.get_schedule_handle(names.REPLAN_SCHEDULE).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+    return tuple(each.every.total_seconds() / 3600 for each in found.schedule.spec.intervals)
 
 
 async def reachable(client: Client) -> bool:
@@ -295,7 +303,7 @@ _FINAL: Mapping[str, type[IPnextError]] = {kind.code: kind for kind in (InvalidI
 
 
 @asynccontextmanager
-async def _reaching(what: str) -> AsyncIterator[None]:
+async def reaching(what: str) -> AsyncIterator[None]:
     """Translate Temporal's errors.
 
     Raises:

@@ -7,6 +7,7 @@ from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle import Change, ChangeAccepted
 from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
 from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.platform.setup import warn_of_missing
 
 
 class TemporalLifecycle:
@@ -16,10 +17,16 @@ class TemporalLifecycle:
         self._ui_url = ui_url
         self._client: temporal.Connection | None = None
         self._connecting = asyncio.Lock()
+        self._warned = False
 
     async def namespace(self) -> WorkflowNamespace:
         """See the port."""
-        return await temporal.namespace_of(await self._connected())
+        client = await self._connected()
+        found = await temporal.namespace_of(client)
+        if not self._warned:
+            await warn_of_missing(client)
+            self._warned = True
+        return found
 
     async def submit(self, change: Change) -> ChangeAccepted:
         """See the port."""

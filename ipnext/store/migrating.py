@@ -41,6 +41,11 @@ class SchemaRange:
     """The newest revision that this build knows."""
 
     @property
+    def behind(self) -> bool:
+        """Whether this build would migrate the database."""
+        return self.version < self.own
+
+    @property
     def compatible(self) -> bool:
         """Whether this build may use the database. Revisions are numbers of four digits, so their order is that of the text."""
         return self.min_reader <= self.own

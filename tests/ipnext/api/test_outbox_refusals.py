@@ -20,7 +20,7 @@ from ipnext.model.manifest import ModelManifest
 from ipnext.model.registry import ArtifactFile, GenerationState, Signature, SnapshotManifest, SnapshotSource, TensorSpec
 from ipnext.model.status import ConditionType
 from ipnext.store.session import Store
-from ipnext.temporal import _reaching
+from ipnext.temporal import reaching
 from tests.waiting import eventually
 
 SPEC = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
@@ -255,7 +255,7 @@ FINAL = {
 async def test_only_our_own_validator_makes_an_error_final(case: str) -> None:
     raised, expected = FINAL[case]
     with pytest.raises(IPnextError) as found:
-        async with _reaching("the entity of ctr"):
+        async with reaching("the entity of ctr"):
             raise raised
     assert type(found.value) is expected
     assert found.value.retryable is (expected not in {InvalidInput, Conflict})
