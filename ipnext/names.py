@@ -92,6 +92,7 @@ REGION_HEADER: Final = "x-ipnext-region"
 DEADLINE_HEADER: Final = "x-ipnext-deadline-ms"
 
 # HTTP headers of the API
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 USER_HEADER: Final = "x-ipnext-user"
 """Who asks, for the audit: as the caller says, not proved."""
 

@@ -112,23 +112,33 @@ _UPDATES = {
 
 
 async def control(
-    client: Client, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+    client: Client,
+    model: str,
+    action: ControlAction,
+    asked: ControlAsked,
+    *,
+    change_id: str | None = None,
+    update_id: str | None = None,
 ) -> ControlAnswer:
     """Say something to a model's entity, or to the transition of the change that runs, and wait until it has heard it.
 
-    Conflict where it does not fit what runs; Unavailable where no server or no worker answers in time.
+    The same `update_id` again gets the first one's answer. Conflict where it does not fit what runs; Unavailable where no server or no worker answers in time.
     """
     async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
         if action is ControlAction.PAUSE:
             answer: ControlAnswer = await client.execute_update_with_start_workflow(
-                names.PAUSE_CHANGES, asked, start_workflow_operation=_entity(model), result_type=ControlAnswer
+                names.PAUSE_CHANGES,
+                asked,
+                start_workflow_operation=_entity(model),
+                id=update_id,
+                result_type=ControlAnswer,
             )
             return answer
         of_a_run = action in {ControlAction.APPROVE, ControlAction.PROMOTE} and change_id is not None
         target = names.transition_workflow_id(change_id or "") if of_a_run else names.model_workflow_id(model)
         try:
             heard: ControlAnswer = await client.get_workflow_handle(target).execute_update(
-                _UPDATES[action], asked, result_type=ControlAnswer
+                _UPDATES[action], asked, id=update_id, result_type=ControlAnswer
             )
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:

@@ -33,10 +33,17 @@ class TemporalLifecycle:
         return await temporal.submit_change(await self._connected(), change)
 
     async def control(
-        self, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+        self,
+        model: str,
+        action: ControlAction,
+        asked: ControlAsked,
+        *,
+        change_id: str | None = None,
+        update_id: str | None = None,
     ) -> ControlAnswer:
         """See the port."""
-        return await temporal.control(await self._connected(), model, action, asked, change_id=change_id)
+        client = await self._connected()
+        return await temporal.control(client, model, action, asked, change_id=change_id, update_id=update_id)
 
     async def wake_replan(self) -> None:
         """See the port."""
