@@ -40,6 +40,14 @@ def test_every_step_that_a_workflow_may_take_is_registered_on_its_queue(house, n
     assert named == registered
 
 
+def test_every_step_has_a_total_time_or_a_reason_for_none():
+    for step in policies.STEPS:
+        assert (step.total is None) == bool(step.unbounded), step.name
+        assert step.total is None or step.total >= step.one_attempt, step.name
+    bounded = [step for step in policies.STEPS if step.unbounded == policies.BY_THE_WAVE]
+    assert all(step.within(60).total is not None for step in bounded)
+
+
 def test_our_packages_lie_beside_the_core():
     check_neighbours()
 
