@@ -1,8 +1,7 @@
 """The end of a change: what serves, what the conditions say, what the plan says; and taking a model out of service."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from temporalio import activity
 
@@ -10,26 +9,12 @@ from activities.adoption import settle
 from activities.drained import Drained
 from activities.drift import record_repair
 from activities.fencing import fenced, still_ours
-from activities.holding import end_hold, end_pause
 from activities.waiting import beat
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
-from ipnext.model.registry import Generation, GenerationState
-from ipnext.model.status import ConditionType, Reason
-from ipnext.model.unserved import binding_reason, unserved_message, unserved_regions
-from ipnext.store.records import ModelRecord
-from ipnext.store.repository import Repository
+from ipnext.model.lifecycle import ChangeKind, ChangeState, Done, RecordInput, StageInput
+from ipnext.store.ending import end_change
 from ipnext.store.session import Store
-
-BRINGS_NOTHING_NEW = frozenset({ChangeKind.MOVE, ChangeKind.REPAIR})
-"""Kinds that bring neither another generation nor another manifest."""
-
-_ENDED = {
-    ChangeState.REFUSED: GenerationState.REFUSED,
-    ChangeState.ROLLED_BACK: GenerationState.FAILED,
-    ChangeState.SUPERSEDED: GenerationState.SUPERSEDED,
-}
 
 
 class DeploymentActivities:
@@ -54,23 +39,11 @@ class DeploymentActivities:
             change = repository.change(record.change_id)
             if change.state.final:
                 return Done(note=f"was {change.state} already")
-            if record.result.state is ChangeState.DONE:
-                _write_success(repository, change, record)
-            else:
-                _write_failure(repository, change, record)
+            end_change(repository, record)
             if _follows_what_runs(change.kind, record.result.state):
                 settle(repository, record.model, change_id=record.change_id)
-            result = record.result
-            repository.close_transition(change.id, done=result.state is ChangeState.DONE, message=result.message)
-            repository.update_change(
-                change.id, state=result.state, reason=result.reason, message=result.message, run_id=record.run_id
-            )
-            end_hold(repository, record.model)
-            _write_ready(repository, repository.model(record.model))
-            text = f"{change.kind} {result.state}" + (f": {result.message}" if result.message else "")
-            repository.add_event(record.model, _event_kind(result.state), text, run_id=record.run_id)
             record_repair(repository, record.model)
-        return Done(note=result.message)
+        return Done(note=record.result.message)
 
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
     def withdraw_model(self, stage: StageInput) -> Done:
@@ -136,105 +109,6 @@ class DeploymentActivities:
 def _follows_what_runs(kind: ChangeKind, ended: ChangeState) -> bool:
     """Whether the plan in force is to follow what runs: not after a repair that failed, as what runs is what is wrong."""
     return kind is ChangeKind.RETIRE or (ended is not ChangeState.DONE and kind is not ChangeKind.REPAIR)
-
-
-@dataclass(frozen=True)
-class Readiness:
-    """What the condition `Ready` says."""
-
-    status: Literal["True", "False"]
-    reason: Reason
-    message: str
-
-
-def readiness(
-    record: ModelRecord,
-    wanted: Generation | None,
-    changes: Sequence[Change],
-    unserved: Mapping[str, Sequence[str]] | None = None,
-) -> Readiness:
-    """`Ready` is true only while the newest wanted state serves: the target generation, and the newest manifest.
-
-    `wanted` is the target generation, `changes` are the model's, newest first. Moves don't count: they bring no other state.
-    `unserved`: users' region that nothing serves -> the rules of the plan that leave it so.
-    """
-    serving = f"generation {record.serving_generation} serves" if record.serving_generation else "nothing serves"
-    if record.retired or wanted is None:
-        why = "the model is retired" if record.retired else "no snapshots are published"
-        return Readiness("False", Reason.NOT_PUBLISHED, why)
-    own = [change for change in changes if change.kind not in BRINGS_NOTHING_NEW]
-    waiting = [change for change in own if change.state in {ChangeState.RECORDED, ChangeState.QUEUED}]
-    if waiting:
-        return Readiness("False", Reason.PENDING, f"{waiting[0].kind} {waiting[0].id} waits; {serving}")
-    if record.serving_generation != wanted.number:
-        reason = Reason(wanted.reason) if wanted.reason in set(Reason) else Reason.PROGRESSING
-        told = f": {wanted.message}" if wanted.message else ""
-        return Readiness("False", reason, f"generation {wanted.number} does not serve{told}; {serving}")
-    if record.observed_generation < record.generation:
-        return _old_manifest(record, own[0] if own else None)
-    for region, rules in (unserved or {}).items():
-        return Readiness("False", binding_reason(rules), f"{unserved_message(region, rules)}; {serving}")
-    return Readiness("True", Reason.SERVING, serving)
-
-
-def _old_manifest(record: ModelRecord, last: Change | None) -> Readiness:
-    """The wanted generation serves, but by an older manifest; `last` may say why."""
-    reached = f"revision {record.observed_generation} of the manifest serves, {record.generation} is wanted"
-    if last is None or last.reason is None or last.state is ChangeState.DONE:
-        return Readiness("False", Reason.PENDING, reached)
-    return Readiness("False", last.reason, f"{reached}: {last.message}")
-
-
-def _write_success(repository: Repository, change: Change, record: RecordInput) -> None:
-    model = record.model
-    if change.kind is ChangeKind.RETIRE:
-        for generation in repository.generations(model):
-            if generation.state in {GenerationState.SERVING, GenerationState.WARM}:
-                repository.set_generation_state(model, generation.number, GenerationState.RETIRED)
-        repository.update_model(model, serving_generation=None, target_generation=None, retired=True)
-        end_pause(repository, model)
-        return
-    if record.generation is None:
-        return
-    repository.set_generation_state(model, record.generation, GenerationState.SERVING)
-    repository.update_model(model, serving_generation=record.generation)
-    if change.kind not in BRINGS_NOTHING_NEW and record.revision:
-        repository.update_model(model, observed_generation=record.revision)
-    _cool_down(repository, model)
-
-
-def _write_failure(repository: Repository, change: Change, record: RecordInput) -> None:
-    model, number, result = record.model, record.generation, record.result
-    if number is None:
-        return
-    generation = repository.generation(model, number)
-    if repository.model(model).serving_generation == number:
-        return
-    state = _ENDED.get(result.state, GenerationState.FAILED)
-    if generation.serving_at is not None:
-        held = any(number in deployment.generations for deployment in repository.deployments(model))
-        state = GenerationState.WARM if held else GenerationState.RETIRED
-    if change.kind in {ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.APPLY}:
-        repository.set_generation_state(model, number, state, reason=result.reason, message=result.message)
-
-
-def _cool_down(repository: Repository, model: str) -> None:
-    """Former generations that no replica holds any more are not warm."""
-    held = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
-    for generation in repository.generations(model):
-        if generation.state is GenerationState.WARM and generation.number not in held:
-            repository.set_generation_state(model, generation.number, GenerationState.RETIRED)
-
-
-def _write_ready(repository: Repository, record: ModelRecord) -> None:
-    wanted = repository.generation(record.name, record.target_generation) if record.target_generation else None
-    unserved = unserved_regions(record.manifest, repository.routes(record.name))
-    ready = readiness(record, wanted, repository.changes(record.name), unserved)
-    repository.set_condition(record.name, ConditionType.READY, ready.status, ready.reason, ready.message)
-
-
-def _event_kind(state: ChangeState) -> str:
-    return "".join(word.capitalize() for word in state.value.split("_"))
 
 
 def _raise_silent(regions: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import httpx
 import stamina
-from pydantic import TypeAdapter
 
 from ipnext.artifacts.checked import chunks_of
 from ipnext.artifacts.sources import DirectorySource, Source, signature_of
@@ -57,7 +56,8 @@ from ipnext.model.resource import (
 )
 from ipnext.model.signing import SignatureEnvelope
 from ipnext.model.value import Value, Written
-from ipnext.names import USER_HEADER
+from ipnext.model.wire import decode
+from ipnext.names import IDEMPOTENCY_HEADER, USER_HEADER
 from ipnext.settings import client_settings
 
 T = TypeVar("T")
@@ -234,9 +234,8 @@ class Client:
         return self._control(model, ControlAction.ABORT, reason)
 
     def _control(self, model: str, action: ControlAction, reason: str) -> ControlAnswer:
-        return self._call(
-            "POST", f"/v1/models/{model}/{action.value}", ControlAnswer, body=ControlRequest(reason=reason)
-        )
+        body, path = ControlRequest(reason=reason), f"/v1/models/{model}/{action.value}"
+        return self._call("POST", path, ControlAnswer, body=body, key=uuid4().hex)
 
     def change(self, change_id: str) -> ChangeView:
         """One change."""
@@ -528,7 +527,7 @@ class Client:
     def _put(self, path: str, body: Value | Written, kind: type[T], *, params: Mapping[str, Any]) -> T:
         return self._call("PUT", path, kind, body=body, params=params)
 
-    def _call(
+    def _call(  # noqa: PLR0913 - the options of one call
         self,
         method: str,
         path: str,
@@ -537,15 +536,18 @@ class Client:
         body: Value | Written | None = None,
         params: Mapping[str, Any] | None = None,
         repeatable: bool = True,
+        key: str | None = None,
     ) -> T:
         content = None if body is None else body.model_dump_json(by_alias=True, exclude_none=True).encode()
         headers = {} if content is None else {"content-type": "application/json"}
+        if key is not None:
+            headers[IDEMPOTENCY_HEADER] = key
         options = {"content": content, "headers": headers, "params": params}
         if repeatable:
             answer = self._retry(Unavailable, self._send, method, path, **options)
         else:
             answer = self._send(method, path, **options)
-        return TypeAdapter(kind).validate_json(answer)
+        return decode(kind, answer)
 
     def _send(self, method: str, path: str, **options: Any) -> bytes:
         try:

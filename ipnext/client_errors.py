@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from ipnext.errors import DeadlineExceeded, Infeasible, InvalidInput, IPnextError, Unavailable
 from ipnext.model.resource import ErrorBody
+from ipnext.model.wire import decode
 
 
 def no_answer(url: str, error: httpx.TransportError) -> IPnextError:
@@ -20,7 +21,7 @@ def no_answer(url: str, error: httpx.TransportError) -> IPnextError:
 def error_of(answer: httpx.Response, url: str) -> IPnextError:
     """The error that an answer carries. One that is not ours names the URL."""
     try:
-        body = ErrorBody.model_validate_json(answer.content)
+        body = decode(ErrorBody, answer.content)
     except ValidationError:
         msg = f"{url} answered {answer.status_code} without an IPnext error; is it an IPnext API?"
         return Unavailable(msg) if answer.status_code in {502, 503, 504} else IPnextError(msg)

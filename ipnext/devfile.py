@@ -1,6 +1,6 @@
 """temporal-dev.yaml: ports, the Temporal server's start, task queues and schedules of the embedded platform.
 
-Read by `ipnext dev`, the worker and the tests alike. Unknown fields are refused with their path and what is allowed.
+Read by `ipnext dev`, which hands its workers what they need by their settings, and by the tests. Unknown fields are refused with their path and what is allowed.
 """
 
 import json
@@ -87,6 +87,22 @@ class DevFile(Value):
     schedules: Schedules
     api: ApiPort = ApiPort()
     gateways: GatewayPorts = GatewayPorts()
+
+    def worker_settings(self) -> Mapping[str, str]:
+        """What a worker reads of this file, as the settings of its environment. Raises NotFound."""
+        lifecycle, planner, replan = (
+            self.group(names.LIFECYCLE_QUEUE),
+            self.group(names.PLANNER_QUEUE),
+            self.schedules.replan,
+        )
+        return {
+            "IPNEXT_LIFECYCLE_ACTIVITY_SLOTS": str(lifecycle.activity_slots),
+            "IPNEXT_LIFECYCLE_WORKFLOW_SLOTS": str(lifecycle.workflow_slots),
+            "IPNEXT_PLANNER_ACTIVITY_SLOTS": str(planner.activity_slots),
+            "IPNEXT_PLANNER_EXECUTOR": planner.executor,
+            "IPNEXT_REPLAN_EVERY_HOURS": str(replan.every_hours),
+            "IPNEXT_REPLAN_JITTER_MINUTES": str(replan.jitter_minutes),
+        }
 
     def group(self, queue: str) -> TaskQueueGroup:
         """The group that serves a task queue. Raises NotFound."""

@@ -21,7 +21,8 @@ IPnextError
 ├── GenerationNotHeld       409  a host does not hold the asked generation
 ├── Unavailable             503  a dependency is down or full; try again
 │   ├── RegionUnreachable   503  the infrastructure of a region does not answer
-│   └── RouteFailed         503  a gateway did not take its routes
+│   ├── RouteFailed         503  a gateway did not take its routes
+│   └── EngineRefused       503  Temporal refuses a call, for a reason that is not the change's own
 └── DeadlineExceeded        504
 """
 
@@ -215,6 +216,12 @@ class RouteFailed(Unavailable):
     """A region answers, and its gateway did not come to follow its routes."""
 
     code = "RouteFailed"
+
+
+class EngineRefused(Unavailable):
+    """Temporal, or a worker of another build, refuses a call for a reason that an operator can remove. Nothing is lost."""
+
+    code = "EngineRefused"
 
 
 class DeadlineExceeded(IPnextError):

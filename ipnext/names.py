@@ -3,6 +3,7 @@
 Callers start workflows by these names and never import workflow code.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -76,6 +77,13 @@ MODEL_ATTRIBUTE: Final = "IPnextModel"
 STAGE_ATTRIBUTE: Final = "IPnextStage"
 GENERATION_ATTRIBUTE: Final = "IPnextGeneration"
 
+SEARCH_ATTRIBUTES: Final[Mapping[str, str]] = {
+    MODEL_ATTRIBUTE: "Keyword",
+    STAGE_ATTRIBUTE: "Keyword",
+    GENERATION_ATTRIBUTE: "Int",
+}
+"""Every search attribute that workflows set, with its type: `ipnext platform setup` registers them."""
+
 # HTTP headers on the data path
 GENERATION_HEADER: Final = "x-ipnext-generation"
 CHOSEN_HEADER: Final = "x-ipnext-chosen-by"
@@ -90,6 +98,7 @@ REGION_HEADER: Final = "x-ipnext-region"
 DEADLINE_HEADER: Final = "x-ipnext-deadline-ms"
 
 # HTTP headers of the API
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 USER_HEADER: Final = "x-ipnext-user"
 """Who asks, for the audit: as the caller says, not proved."""
 

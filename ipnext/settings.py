@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, HttpUrl, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -89,14 +89,25 @@ class PlatformSettings(NativeCodeSettings):
     """Region -> URL of its agent (the embedded infrastructure)."""
     temporal_ui_url: str = "http://127.0.0.1:8233"
     """Base of the links to runs."""
-    devfile: Path | None = None
-    """Another temporal-dev.yaml than the one found (task queues and schedules)."""
+    lifecycle_activity_slots: int = Field(default=64, ge=1)
+    """Activities of the lifecycle queue at once in one worker; each takes a thread. Waiting for replicas holds a slot."""
+    lifecycle_workflow_slots: int = Field(default=64, ge=1)
+    """Workflow tasks at once in one worker."""
+    planner_activity_slots: int = Field(default=2, ge=1)
+    """Plans at once in one worker."""
+    planner_executor: Literal["process", "threads"] = "process"
+    """`process`: each solve of the fleet is a process of its own, which is ended at its limit."""
+    replan_every_hours: float = Field(default=1.0, gt=0)
+    """Interval of the replan schedule as it is created; an existing schedule stays as it is (`ipnext platform setup`)."""
+    replan_jitter_minutes: float = Field(default=5.0, ge=0)
+    """The same for its jitter."""
     worker_ready_file: Path | None = None
     """Written by the worker once it serves its queues: for whoever started it."""
     worker_build_id: str | None = None
     """Of the worker's code, where runs are to end on the build that they began on; None: any worker takes any run."""
-    worker_makes_current: bool = True
-    """Whether a worker with a build id makes its build the current one as it starts; else an operator does, in Temporal."""
+    worker_makes_current: bool = False
+    """Whether a worker with a build id makes its build the current one as it starts, even if another one is; if not, only the
+    first worker of a deployment does, and later builds are promoted by `ipnext platform promote`."""
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8700, ge=0, le=65535)
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
@@ -138,3 +149,8 @@ class PlatformSettings(NativeCodeSettings):
     """Most memory of the planner's process; None: what the machine has."""
     kept_plans: int = Field(default=50, ge=1)
     """Plans of the whole fleet that are kept with their documents. Of older ones only adopted ones keep their line."""
+
+
+def platform_settings(**given: Any) -> PlatformSettings:
+    """As `client_settings`."""
+    return _read(PlatformSettings, given)

@@ -6,13 +6,13 @@ TEMPORAL_* say where the server is.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TypeAlias
 from urllib.parse import quote
 
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, SetWorkerDeploymentCurrentVersionRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import (
     Client,
     Schedule,
@@ -30,14 +30,13 @@ from temporalio.client import (
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from ipnext import names
 from ipnext.devfile import ReplanSchedule
-from ipnext.errors import Conflict, InvalidInput, IPnextError, Unavailable
+from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.drain import DrainInput
 from ipnext.model.lifecycle import (
@@ -51,6 +50,7 @@ from ipnext.model.lifecycle import (
 from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
 from ipnext.model.reconciliation import ReconcileInput
 from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.payloads import DATA_CONVERTER
 
 Connection: TypeAlias = Client
 """What `connect` gives; for callers that may not import temporalio."""
@@ -83,14 +83,14 @@ async def connect(*, address: str | None = None, namespace: str | None = None, l
     config["target_host"] = target
     if namespace is not None:
         config["namespace"] = namespace
-    async with _reaching(target):
-        return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
+    async with reaching(target):
+        return await Client.connect(**config, data_converter=DATA_CONVERTER, lazy=lazy)
 
 
 async def namespace_of(client: Client) -> WorkflowNamespace:
     """The namespace that a client speaks to. Unavailable, also where the server does not know it."""
     address = client.service_client.config.target_host
-    async with _reaching(f"the namespace {client.namespace} at {address}"):
+    async with reaching(f"the namespace {client.namespace} at {address}"):
         asked = DescribeNamespaceRequest(namespace=client.namespace)
         found = await client.workflow_service.describe_namespace(asked)
     return WorkflowNamespace(id=found.namespace_info.id, name=client.namespace, address=address)
@@ -99,13 +99,14 @@ async def namespace_of(client: Client) -> WorkflowNamespace:
 async def submit_change(client: Client, change: Change) -> ChangeAccepted:
     """Give a recorded change to its model's entity, which is started where it does not run. The same change twice is one.
 
-    Unavailable where no server or no worker answers in time: submit again later. InvalidInput where it can never run.
+    InvalidInput or Conflict if the entity's validator refuses the change for good; EngineRefused and Unavailable otherwise:
+    submit it again later.
     """
     queued = QueuedChange(
         id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
     )
     start = _entity(change.model)
-    async with _reaching(f"the entity of {change.model}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"the entity of {change.model}"), asyncio.timeout(SUBMIT_SECONDS):
         accepted: ChangeAccepted = await client.execute_update_with_start_workflow(
             names.SUBMIT_CHANGE, queued, start_workflow_operation=start, id=change.id, result_type=ChangeAccepted
         )
@@ -126,23 +127,33 @@ _OF_THE_MODEL = frozenset({ControlAction.PAUSE, ControlAction.RESUME})
 
 
 async def control(
-    client: Client, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+    client: Client,
+    model: str,
+    action: ControlAction,
+    asked: ControlAsked,
+    *,
+    change_id: str | None = None,
+    update_id: str | None = None,
 ) -> ControlAnswer:
     """Say something to a model's entity, or to the transition of the change that runs, and wait until it has heard it.
 
-    Conflict where it does not fit what runs; Unavailable where no server or no worker answers in time.
+    The same `update_id` again gets the first one's answer. Conflict where it does not fit what runs; Unavailable where no server or no worker answers in time.
     """
-    async with _reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
         if action in _OF_THE_MODEL:
             answer: ControlAnswer = await client.execute_update_with_start_workflow(
-                _UPDATES[action], asked, start_workflow_operation=_entity(model), result_type=ControlAnswer
+                _UPDATES[action],
+                asked,
+                start_workflow_operation=_entity(model),
+                id=update_id,
+                result_type=ControlAnswer,
             )
             return answer
         of_a_run = action in {ControlAction.APPROVE, ControlAction.PROMOTE} and change_id is not None
         target = names.transition_workflow_id(change_id or "") if of_a_run else names.model_workflow_id(model)
         try:
             heard: ControlAnswer = await client.get_workflow_handle(target).execute_update(
-                _UPDATES[action], asked, result_type=ControlAnswer
+                _UPDATES[action], asked, id=update_id, result_type=ControlAnswer
             )
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
@@ -168,7 +179,7 @@ def _entity(model: str) -> WithStartWorkflowOperation[object, object]:
 
 async def begin_entity(client: Client, model: str) -> None:
     """Start the entity of a model unless it runs; it reads from the store what is open. Unavailable."""
-    async with _reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
             names.MODEL_WORKFLOW,
             ModelEntityInput(model=model),
@@ -183,7 +194,7 @@ async def begin_entity(client: Client, model: str) -> None:
 
 async def is_open(client: Client, workflow_id: str) -> bool:
     """Whether a run of the workflow is open now, by the server's own state. False for one that never was. Unavailable."""
-    async with _reaching(f"workflow {workflow_id}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"workflow {workflow_id}"), asyncio.timeout(SUBMIT_SECONDS):
         try:
             found = await client.get_workflow_handle(workflow_id).describe()
         except RPCError as error:
@@ -195,7 +206,7 @@ async def is_open(client: Client, workflow_id: str) -> bool:
 
 async def wake_replan(client: Client) -> None:
     """Tell the replan workflow that a replan is recorded; it is started where it does not run. Unavailable."""
-    async with _reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
             names.REPLAN_WORKFLOW,
             ReplanInput(),
@@ -210,7 +221,7 @@ async def wake_replan(client: Client) -> None:
 async def tell_freeze_changed(client: Client, change: Change) -> None:
     """Tell the run of a change that freezes have changed; one that has ended has nothing to ask. Unavailable."""
     run = client.get_workflow_handle(names.lifecycle_workflow_id(change.model, change.id))
-    async with _reaching(f"the run of {change.id}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"the run of {change.id}"), asyncio.timeout(SUBMIT_SECONDS):
         try:
             await run.signal(names.FREEZE_CHANGED)
         except RPCError as error:
@@ -223,7 +234,7 @@ async def steer_replan(client: Client, action: MoverAction, asked: MoverAsked) -
     update = {"pause": names.PAUSE_REPLAN, "resume": names.RESUME_REPLAN, "cancel": names.CANCEL_REPLAN}[action]
     handle = client.get_workflow_handle(names.REPLAN_ID)
     try:
-        async with _reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
+        async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
             try:
                 progress: ReplanProgress = await handle.execute_update(update, asked, result_type=ReplanProgress)
             except RPCError as error:
@@ -238,7 +249,7 @@ async def steer_replan(client: Client, action: MoverAction, asked: MoverAsked) -
 
 async def tell_drain(client: Client, region: str) -> None:
     """Tell a region's drain that something is asked of it; it is started where it does not run. Unavailable."""
-    async with _reaching(f"the drain of {region}"), asyncio.timeout(SUBMIT_SECONDS):
+    async with reaching(f"the drain of {region}"), asyncio.timeout(SUBMIT_SECONDS):
         await client.start_workflow(
             names.DRAIN_WORKFLOW,
             DrainInput(region=region),
@@ -250,13 +261,21 @@ async def tell_drain(client: Client, region: str) -> None:
         )
 
 
-async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> None:
-    """Create the replan schedule, or bring it to what is wanted. A pause by hand stays. Unavailable."""
-    schedule = _schedule(wanted)
-    async with _reaching("the replan schedule"):
+async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> bool:
+    """Create the replan schedule if there is none; False if there is one. What an operator changed stays. Unavailable."""
+    async with reaching("the replan schedule"):
         try:
-            await client.create_schedule(names.REPLAN_SCHEDULE, schedule)
+            await client.create_schedule(names.REPLAN_SCHEDULE, _schedule(wanted))
         except ScheduleAlreadyRunningError:
+            return False
+    return True
+
+
+async def reset_schedule(client: Client, wanted: ReplanSchedule) -> None:
+    """Bring the replan schedule back to the settings, whatever an operator changed but a pause. NotFound, Unavailable."""
+    schedule = _schedule(wanted)
+    async with reaching("the replan schedule"):
+        try:
             await client.get_schedule_handle(names.REPLAN_SCHEDULE).update(
                 lambda found: ScheduleUpdate(
                     Schedule(
@@ -267,6 +286,11 @@ async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> None:
                     )
                 )
             )
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            msg = f"schedule {names.REPLAN_SCHEDULE!r} does not exist; `ipnext platform setup` creates it"
+            raise NotFound(msg) from error
 
 
 async def ensure_reconciler(client: Client, *, every_seconds: float) -> None:
@@ -286,26 +310,21 @@ async def ensure_reconciler(client: Client, *, every_seconds: float) -> None:
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=RECONCILER_LOOK)]),
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=RECONCILER_LOOK),
     )
-    async with _reaching("the reconciler's schedule"):
+    async with reaching("the reconciler's schedule"):
         with contextlib.suppress(ScheduleAlreadyRunningError):
             await client.create_schedule(names.RECONCILE_SCHEDULE, schedule, trigger_immediately=True)
 
 
-async def make_current(client: Client, build_id: str) -> None:
-    """Make a build of the workers the current one: new runs begin on it, and entities go over to it.
-
-    Runs that are pinned to another build end there, as long as its workers run. Unavailable, also while the server has not
-    seen a worker of this build: ask again.
-    """
-    asked = SetWorkerDeploymentCurrentVersionRequest(
-        namespace=client.namespace,
-        deployment_name=names.WORKER_DEPLOYMENT,
-        build_id=build_id,
-        identity=client.identity,
-        ignore_missing_task_queues=True,
-    )
-    async with _reaching(f"build {build_id}"):
-        await client.workflow_service.set_worker_deployment_current_version(asked)
+async def schedule_hours(client: Client) -> tuple[float, ...] | None:
+    """The intervals of the replan schedule, in hours (none if it is by calendar); None if it does not exist. Unavailable."""
+    async with reaching("the replan schedule"):
+        try:
+            found = await client.get_schedule_handle(names.REPLAN_SCHEDULE).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+    return tuple(each.every.total_seconds() / 3600 for each in found.schedule.spec.intervals)
 
 
 async def reachable(client: Client) -> bool:
@@ -342,30 +361,52 @@ def _schedule(wanted: ReplanSchedule) -> Schedule:
     )
 
 
+_ABSENT = frozenset(
+    {
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.RESOURCE_EXHAUSTED,
+        RPCStatusCode.ABORTED,
+    }
+)
+"""Statuses of a server that is away, busy or restarting; every other one is a refusal."""
+
+_FINAL: Mapping[str, type[IPnextError]] = {kind.code: kind for kind in (InvalidInput, Conflict)}
+"""Types of the errors that our own update validators raise: only they say that a call can never succeed."""
+
+
 @asynccontextmanager
-async def _reaching(what: str) -> AsyncIterator[None]:
-    """Temporal's errors as ours. A refused update keeps its own code."""
+async def reaching(what: str) -> AsyncIterator[None]:
+    """Translate Temporal's errors.
+
+    Raises:
+        InvalidInput, Conflict: our own update validator refused the call. It can never succeed.
+        EngineRefused: Temporal answers and refuses, or the update failed in a worker. Worth an alarm; try again.
+        Unavailable: the server or a worker did not answer. Try again.
+    """
     try:
         yield
     except WorkflowUpdateFailedError as error:
-        raise _refused(error) from error
+        raise _refused(what, error) from error
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
         msg = f"{what} did not answer in time; is a worker running? Try again"
         raise Unavailable(msg) from error
     except RPCError as error:
-        if error.status is RPCStatusCode.INVALID_ARGUMENT:
-            msg = f"{what}: Temporal refuses this: {error.message}"
-            raise InvalidInput(msg) from error
-        msg = f"{what} can't be reached: {error.message}"
-        raise Unavailable(msg) from error
+        if error.status in _ABSENT:
+            msg = f"{what} can't be reached: {error.message}"
+            raise Unavailable(msg) from error
+        msg = f"{what}: Temporal refuses the call ({error.status.name}): {error.message}"
+        raise EngineRefused(msg) from error
     except RuntimeError as error:
         msg = f"{what} can't be reached: {error}"
         raise Unavailable(msg) from error
 
 
-def _refused(error: WorkflowUpdateFailedError) -> IPnextError:
+def _refused(what: str, error: WorkflowUpdateFailedError) -> IPnextError:
+    """The error behind a failed update: final only if our own validator raised it."""
     cause = error.cause
-    text = cause.message if isinstance(cause, ApplicationError) else str(cause)
-    if isinstance(cause, ApplicationError) and cause.type == Conflict.code:
-        return Conflict(text)
-    return InvalidInput(text)
+    if isinstance(cause, ApplicationError):
+        final = _FINAL.get(cause.type or "")
+        return EngineRefused(f"{what}: the update failed: {cause.message}") if final is None else final(cause.message)
+    return EngineRefused(f"{what}: the update failed: {cause or error}")

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ipnext.errors import InvalidInput, IPnextError, NotFound, Unavailable
+from ipnext.model.wire import decode
 from ipnext.names import DEADLINE_HEADER
 
 M = TypeVar("M", bound=BaseModel)
@@ -111,7 +112,7 @@ def not_found(request: Request) -> NotFound:
 def parse_model(kind: type[M], body: bytes | bytearray) -> M:
     """A value from a JSON body; InvalidInput with pydantic's first complaint."""
     try:
-        return kind.model_validate_json(bytes(body))
+        return decode(kind, bytes(body))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"]) or "body"

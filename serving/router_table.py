@@ -13,6 +13,7 @@ from ipnext.model.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS, RoutedM
 from ipnext.model.kv_transfer import Handoff
 from ipnext.model.registry import TensorSpec
 from ipnext.model.routing import RoutingPolicy
+from ipnext.model.wire import decode
 from serving.directory_notices import notices
 from serving.graph import GraphPlan, before_last, plan_graph
 from serving.protocol import snapshots_text
@@ -281,7 +282,7 @@ class TableFollower:
     def _take_over(self) -> None:
         log = structlog.get_logger()
         try:
-            table = RouterTable.model_validate_json(self._path.read_bytes())
+            table = decode(RouterTable, self._path.read_bytes())
         except (OSError, ValidationError) as error:
             log.warning("the table cannot be read, the former one stays", reason=str(error)[:500])
             return

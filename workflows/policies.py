@@ -78,6 +78,10 @@ RECORD_LIMIT = timedelta(seconds=20)
 HEARTBEAT_LIMIT = timedelta(seconds=2)
 """A worker that dies is noticed so soon: every activity beats twice a second (activities/alive.py)."""
 
+STEP_PATIENCE = timedelta(hours=24)
+"""All attempts at a step that changes nothing or can be undone: then the run ends, in words. It outlasts an outage of the database or
+of a region for a day, and ends what would be tried for ever (a lasting Conflict)."""
+
 BUSY_HEARTBEAT_LIMIT = timedelta(seconds=6)
 """For work that keeps the processor for itself, so that beats may come late."""
 
@@ -169,7 +173,7 @@ MOVER_LOOK = timedelta(seconds=1)
 class Step(Generic[A]):
     """One activity: its name, what it answers, how long it may take and how it is tried again.
 
-    `total` bounds all attempts together; none: until it succeeds or is refused.
+    `total` bounds all attempts together. Without one `unbounded` states why: the caller bounds it, or giving up is worse.
     """
 
     name: str
@@ -179,6 +183,7 @@ class Step(Generic[A]):
     total: timedelta | None = None
     heartbeat: timedelta = HEARTBEAT_LIMIT
     queue: str | None = None
+    unbounded: str = ""
     keeps_deadline: bool = False
     """The activity ends itself at its deadline and says what was missing."""
 
@@ -190,15 +195,32 @@ class Step(Generic[A]):
         return replace(self, total=limit, one_attempt=min(limit, self.one_attempt))
 
 
-BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT)
-RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2))
-VALIDATE_GENERATION = Step(
-    "validate_generation", wire.ValidationReport, VALIDATION_LIMIT, heartbeat=BUSY_HEARTBEAT_LIMIT
+BY_THE_WAVE = "each call is bounded by the wave's deadline"
+KEEPS_THE_RECORD = "an end that is never written leaves the record untrue: a late one is better"
+LEVEL_TRIGGERED = (
+    "a loop that looks at the store and does one thing: giving up would leave a region or a replan half moved"
 )
-OPTIMIZE_GENERATION = Step("optimize_generation", wire.Optimized, OPTIMIZATION_LIMIT, heartbeat=BUSY_HEARTBEAT_LIMIT)
-FREEZE_OF = Step("freeze_of", FreezeAnswer, RECORD_LIMIT)
+
+BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT, total=STEP_PATIENCE)
+RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2), total=STEP_PATIENCE)
+VALIDATE_GENERATION = Step(
+    "validate_generation",
+    wire.ValidationReport,
+    VALIDATION_LIMIT,
+    heartbeat=BUSY_HEARTBEAT_LIMIT,
+    total=STEP_PATIENCE,
+)
+OPTIMIZE_GENERATION = Step(
+    "optimize_generation", wire.Optimized, OPTIMIZATION_LIMIT, heartbeat=BUSY_HEARTBEAT_LIMIT, total=STEP_PATIENCE
+)
+FREEZE_OF = Step("freeze_of", FreezeAnswer, RECORD_LIMIT, total=STEP_PATIENCE)
 PLACE_MODEL = Step(
-    "place_model", wire.Planned, PLACEMENT_LIMIT, queue=names.PLANNER_QUEUE, heartbeat=BUSY_HEARTBEAT_LIMIT
+    "place_model",
+    wire.Planned,
+    PLACEMENT_LIMIT,
+    queue=names.PLANNER_QUEUE,
+    heartbeat=BUSY_HEARTBEAT_LIMIT,
+    total=STEP_PATIENCE,
 )
 PLAN_TRANSITION = Step(
     "plan_transition", wire.TransitionPlanned, timedelta(minutes=1), retry=SUPPLY_RETRY, total=SUPPLY_PATIENCE
@@ -209,18 +231,21 @@ ENSURE_CAPACITY = Step(
     timedelta(hours=1),
     retry=WAVE_RETRY,
     keeps_deadline=True,
+    unbounded=BY_THE_WAVE,
 )
-SHIFT_TRAFFIC = Step("shift_traffic", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY)
-CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), retry=WAVE_RETRY)
-RELEASE_CAPACITY = Step("release_capacity", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY)
+SHIFT_TRAFFIC = Step("shift_traffic", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY, unbounded=BY_THE_WAVE)
+CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), retry=WAVE_RETRY, unbounded=BY_THE_WAVE)
+RELEASE_CAPACITY = Step(
+    "release_capacity", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY, unbounded=BY_THE_WAVE
+)
 NOTE_HOLD = Step("note_hold", wire.Done, RECORD_LIMIT, total=timedelta(minutes=2))
-FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT)
-OPEN_CHANGES = Step("open_changes", OpenChanges, RECORD_LIMIT)
-LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, RECORD_LIMIT)
-TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1))
-MARK_SUPERSEDED = Step("mark_superseded", wire.Done, RECORD_LIMIT)
-WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY)
-RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY)
+FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
+OPEN_CHANGES = Step("open_changes", OpenChanges, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
+LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, RECORD_LIMIT, unbounded=LEVEL_TRIGGERED)
+TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD)
+MARK_SUPERSEDED = Step("mark_superseded", wire.Done, RECORD_LIMIT, total=STEP_PATIENCE)
+WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
+RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, total=STEP_PATIENCE)
 REPLAN_FLEET = Step(
     "replan_fleet",
     wire.ReplanComputed,
@@ -229,17 +254,17 @@ REPLAN_FLEET = Step(
     queue=names.PLANNER_QUEUE,
     heartbeat=BUSY_HEARTBEAT_LIMIT,
 )
-ASK_REPLAN = Step("ask_replan", wire.Done, RECORD_LIMIT)
-WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, RECORD_LIMIT)
-FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, RECORD_LIMIT)
-MOVE_MODEL = Step("move_model", wire.Moved, MOVE_LIMIT)
-MOVE_MODELS = Step("move_models", MoveTurnResult, timedelta(minutes=2))
-LOOK_AT_DRAIN = Step("look_at_drain", DrainSeen, timedelta(minutes=1))
-CHECK_DRAIN = Step("check_drain", DrainSeen, REPLAN_LIMIT, queue=names.PLANNER_QUEUE)
-ROUTE_AROUND = Step("route_around", DrainSeen, timedelta(minutes=2), retry=WAVE_RETRY)
+ASK_REPLAN = Step("ask_replan", wire.Done, RECORD_LIMIT, total=STEP_PATIENCE)
+WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
+FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
+MOVE_MODEL = Step("move_model", wire.Moved, MOVE_LIMIT, total=STEP_PATIENCE)
+MOVE_MODELS = Step("move_models", MoveTurnResult, timedelta(minutes=2), unbounded=LEVEL_TRIGGERED)
+LOOK_AT_DRAIN = Step("look_at_drain", DrainSeen, timedelta(minutes=1), unbounded=LEVEL_TRIGGERED)
+CHECK_DRAIN = Step("check_drain", DrainSeen, REPLAN_LIMIT, queue=names.PLANNER_QUEUE, unbounded=LEVEL_TRIGGERED)
+ROUTE_AROUND = Step("route_around", DrainSeen, timedelta(minutes=2), retry=WAVE_RETRY, unbounded=LEVEL_TRIGGERED)
 RECORD_REPAIRS = Step("record_repairs", RepairsRecorded, timedelta(minutes=2), total=RECONCILE_PATIENCE)
 RECONCILE_REGION = Step("reconcile_region", RegionReconciled, timedelta(minutes=2), total=RECONCILE_PATIENCE)
-RETURN_REGION = Step("return_region", DrainSeen, timedelta(minutes=10), retry=WAVE_RETRY)
+RETURN_REGION = Step("return_region", DrainSeen, timedelta(minutes=10), retry=WAVE_RETRY, unbounded=LEVEL_TRIGGERED)
 
 STEPS: tuple[Step[Any], ...] = (
     BEGIN_CHANGE,

@@ -1,6 +1,6 @@
 """Composition root of the worker process: `python -m workflows.worker`.
 
-Reads settings and temporal-dev.yaml, opens store, artifacts and infrastructure, and serves both task queues until
+Reads settings, opens store, artifacts and infrastructure, and serves both task queues until
 SIGTERM or SIGINT; then it finishes what it can in a few seconds and ends. Killed at any point, another one goes on.
 """
 
@@ -48,12 +48,14 @@ from activities.validation import ValidationActivities
 from ipnext import names
 from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.devfile import DevFile, TaskQueueGroup, read_devfile
-from ipnext.errors import IPnextError, Unavailable
+from ipnext.devfile import TaskQueueGroup
+from ipnext.errors import Conflict, IPnextError, NotFound, Unavailable
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.platform.builds import make_first_current, promote
+from ipnext.platform.setup import replan_schedule, warn_of_missing
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 from ipnext.temporal import (
@@ -61,7 +63,6 @@ from ipnext.temporal import (
     ensure_reconciler,
     ensure_schedule,
     is_open,
-    make_current,
     namespace_of,
     submit_change,
     wake_replan,
@@ -144,6 +145,19 @@ def planner_activities(store: Store, solver: Solver, policy: PlanningPolicy | No
     return (*PlanningActivities(store, solver, policy).all(), *DrainCheckActivities(store, solver, policy).all())
 
 
+def queue_groups(settings: PlatformSettings) -> tuple[TaskQueueGroup, TaskQueueGroup]:
+    """The groups of the lifecycle and of the planner queue."""
+    lifecycle = TaskQueueGroup(
+        queue=names.LIFECYCLE_QUEUE,
+        activity_slots=settings.lifecycle_activity_slots,
+        workflow_slots=settings.lifecycle_workflow_slots,
+    )
+    planner = TaskQueueGroup(
+        queue=names.PLANNER_QUEUE, executor=settings.planner_executor, activity_slots=settings.planner_activity_slots
+    )
+    return lifecycle, planner
+
+
 def solver_of(group: TaskQueueGroup, settings: PlatformSettings) -> Solver:
     """How a queue's group solves for the whole fleet."""
     if group.executor == "threads":
@@ -201,7 +215,7 @@ def engine_of(client: Client, loop: asyncio.AbstractEventLoop) -> Engine:
     return Engine(submit=submit, wake=wake, is_open=open_now)
 
 
-async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.Event) -> None:
+async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
     """Serve both queues until `stopped`. Waits for Temporal and the database as long as it takes."""
     log = structlog.get_logger()
     fault = fault_of(os.environ)
@@ -210,7 +224,7 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
         store = resources.enter_context(closing(Store.open(settings.database_url)))
         infrastructure = resources.enter_context(LocalProcessInfrastructure(settings.agents))
         artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
-        client = await _prepared(store, settings, devfile, stopped)
+        client = await _prepared(store, settings, stopped)
         if client is None:
             return
         engine = engine_of(client, asyncio.get_running_loop())
@@ -222,7 +236,7 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
             validators=discovered(),
             native_libraries=settings.native_libraries,
         )
-        lifecycle, planner = devfile.group(names.LIFECYCLE_QUEUE), devfile.group(names.PLANNER_QUEUE)
+        lifecycle, planner = queue_groups(settings)
         async with AsyncExitStack() as workers:
             await workers.enter_async_context(worker_of(client, lifecycle, ours, interceptors=interceptors))
             theirs = planner_activities(store, solver_of(planner, settings), PlanningPolicy.of(settings))
@@ -237,16 +251,23 @@ async def serve(settings: PlatformSettings, devfile: DevFile, stopped: asyncio.E
 
 
 async def _made_current(client: Client, settings: PlatformSettings, stopped: asyncio.Event) -> None:
-    """Make this build the current one, as soon as the server has seen its pollers."""
-    if BUILD_ID is None or not settings.worker_makes_current:
+    """Make this build the current one if none is, or if the settings say so, once the server has seen its pollers."""
+    if BUILD_ID is None:
         return
+    log = structlog.get_logger()
     while not stopped.is_set():
         try:
-            await make_current(client, BUILD_ID)
-        except Unavailable as error:
-            structlog.get_logger().info("worker_waits", error=error.message)
+            if settings.worker_makes_current:
+                await promote(client, BUILD_ID)
+                return
+            current = await make_first_current(client, BUILD_ID)
+        except (Conflict, NotFound, Unavailable) as error:
+            log.info("worker_waits", error=error.message)
             await asyncio.sleep(CONNECT_PAUSE_SECONDS)
         else:
+            if current != BUILD_ID:
+                hint = f"ipnext platform promote {BUILD_ID}"
+                log.info("another_build_is_current", current=current, build=BUILD_ID, hint=hint)
             return
 
 
@@ -262,9 +283,7 @@ def _announced(file: Path | None) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-async def _prepared(
-    store: Store, settings: PlatformSettings, devfile: DevFile, stopped: asyncio.Event
-) -> Client | None:
+async def _prepared(store: Store, settings: PlatformSettings, stopped: asyncio.Event) -> Client | None:
     """Database migrated, Temporal reached, the record its own, schedule in place. None where it was stopped before.
 
     Conflict where the record belongs to another namespace, or to a later version of IPnext.
@@ -275,7 +294,8 @@ async def _prepared(
             await asyncio.to_thread(store.migrate)
             client = await connect()
             await asyncio.to_thread(_belong, store, await namespace_of(client))
-            await ensure_schedule(client, devfile.schedules.replan)
+            await warn_of_missing(client)
+            await ensure_schedule(client, replan_schedule(settings))
             await ensure_reconciler(client, every_seconds=settings.reconcile_every_seconds)
         except Unavailable as error:
             log.warning("worker_waits", error=error.message)
@@ -296,20 +316,19 @@ def main() -> int:
     try:
         check_neighbours()
         settings = PlatformSettings()
-        devfile = read_devfile(settings.devfile)
-        asyncio.run(_until_signalled(settings, devfile))
+        asyncio.run(_until_signalled(settings))
     except IPnextError as error:
         structlog.get_logger().error("worker_can_not_start", code=error.code, error=error.message)
         return error.exit_status
     return 0
 
 
-async def _until_signalled(settings: PlatformSettings, devfile: DevFile) -> None:
+async def _until_signalled(settings: PlatformSettings) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    await serve(settings, devfile, stopped)
+    await serve(settings, stopped)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import asyncio
 
 from fastapi import APIRouter
 
-from ipnext.api.platform import ModelName, Platform, Rooms, User
+from ipnext.api.platform import IdempotencyKey, ModelName, Platform, Rooms, User
 from ipnext.errors import Conflict
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
 from ipnext.model.lifecycle import ChangeState
@@ -16,54 +16,72 @@ _OF_A_RUN = frozenset({ControlAction.APPROVE, ControlAction.PROMOTE})
 
 
 @router.post("/{name}/pause", summary="Pause a model's changes")
-async def pause(name: ModelName, request: ControlRequest, rooms: Rooms, user: User) -> ControlAnswer:
+async def pause(
+    name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
+) -> ControlAnswer:
     """The run that is under way stops at its next step, and no further change begins. Rollbacks and retirements pass."""
-    return await _said(rooms, name, ControlAction.PAUSE, ControlAsked(by=user, reason=request.reason))
+    return await _said(rooms, name, ControlAction.PAUSE, ControlAsked(by=user, reason=request.reason), key)
 
 
 @router.post("/{name}/resume", summary="Resume a model's changes")
-async def resume(name: ModelName, request: ControlRequest, rooms: Rooms, user: User) -> ControlAnswer:
+async def resume(
+    name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
+) -> ControlAnswer:
     """Go on where it was paused. 409 where nothing is paused."""
-    return await _said(rooms, name, ControlAction.RESUME, ControlAsked(by=user, reason=request.reason))
+    return await _said(rooms, name, ControlAction.RESUME, ControlAsked(by=user, reason=request.reason), key)
 
 
 @router.post("/{name}/approve", summary="Approve a wave")
-async def approve(name: ModelName, request: ControlRequest, rooms: Rooms, user: User) -> ControlAnswer:
+async def approve(
+    name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
+) -> ControlAnswer:
     """Let the wave go on that waits for an approval (`rollout.approval`). 409 where none waits."""
-    return await _said(rooms, name, ControlAction.APPROVE, ControlAsked(by=user, reason=request.reason))
+    return await _said(rooms, name, ControlAction.APPROVE, ControlAsked(by=user, reason=request.reason), key)
 
 
 @router.post("/{name}/promote", summary="Promote a run")
-async def promote(name: ModelName, request: ControlRequest, rooms: Rooms, user: User) -> ControlAnswer:
+async def promote(
+    name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
+) -> ControlAnswer:
     """Wait for no hold and no approval any more; gates and capacity are kept. 409 where no run moves traffic."""
-    return await _said(rooms, name, ControlAction.PROMOTE, ControlAsked(by=user, reason=request.reason))
+    return await _said(rooms, name, ControlAction.PROMOTE, ControlAsked(by=user, reason=request.reason), key)
 
 
 @router.post("/{name}/abort", summary="Abort a run")
-async def abort(name: ModelName, request: ControlRequest, rooms: Rooms, user: User) -> ControlAnswer:
+async def abort(
+    name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
+) -> ControlAnswer:
     """Stop the run that is under way; what it moved goes back. 409 where none runs, or it is a rollback or retirement."""
-    return await _said(rooms, name, ControlAction.ABORT, ControlAsked(by=user, reason=request.reason))
+    return await _said(rooms, name, ControlAction.ABORT, ControlAsked(by=user, reason=request.reason), key)
 
 
 _NOTED_BY_THE_MODEL = frozenset({ControlAction.PAUSE, ControlAction.RESUME})
 """Its entity writes the event, beside the condition."""
 
 
-async def _said(rooms: Platform, model: str, action: ControlAction, asked: ControlAsked) -> ControlAnswer:
+async def _said(rooms: Platform, model: str, action: ControlAction, asked: ControlAsked, key: str) -> ControlAnswer:
     change_id = await asyncio.to_thread(_running, rooms, model)
     if change_id is None and action in _OF_A_RUN:
         msg = f"no change of {model!r} runs: there is nothing to {action.value}"
         raise Conflict(msg)
-    answer = await rooms.lifecycle.control(model, action, asked, change_id=change_id)
+    update_id = f"{action.value}/{key}" if key else None
+    answer = await rooms.lifecycle.control(model, action, asked, change_id=change_id, update_id=update_id)
     if action not in _NOTED_BY_THE_MODEL:
-        await asyncio.to_thread(_note, rooms, model, answer.message)
+        await asyncio.to_thread(_note, rooms, model, answer.message, key)
     return answer
 
 
-def _note(rooms: Platform, model: str, message: str) -> None:
-    """An event: who said it, and why."""
+NOTES_LOOKED_AT = 50
+"""Newest events of a model among which the note of a repeated request is looked for."""
+
+
+def _note(rooms: Platform, model: str, message: str, key: str) -> None:
+    """An event: who said it, and why; one for all requests of one key."""
     with rooms.store.begin(model) as unit:
-        unit.add_event(model, "Control", message)
+        detail = {"idempotencyKey": key} if key else None
+        known = unit.events(model, limit=NOTES_LOOKED_AT) if key else ()
+        if all(event.detail != detail for event in known):
+            unit.add_event(model, "Control", message, detail=detail)
 
 
 def _running(rooms: Platform, model: str) -> str | None:

@@ -25,9 +25,18 @@ class Lifecycle(Protocol):
         """Give a recorded change to its model's entity. The same change twice is one change."""
 
     async def control(
-        self, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+        self,
+        model: str,
+        action: ControlAction,
+        asked: ControlAsked,
+        *,
+        change_id: str | None = None,
+        update_id: str | None = None,
     ) -> ControlAnswer:
-        """Say something to a model's changes; `change_id` is the one that runs. Conflict where it does not fit what runs."""
+        """Say something to a model's changes; `change_id` is the one that runs. The same `update_id` again is not said again.
+
+        Conflict if it does not fit what runs.
+        """
 
     async def entity_runs(self, model: str) -> bool:
         """Whether the entity of a model runs, so that it knows of every change that was submitted."""
@@ -71,6 +80,7 @@ class MemoryLifecycle:
         self.entities_begun: list[str] = []
         """Those that were begun without a submission."""
         self._ui_url = ui_url
+        self._answered: dict[str | None, ControlAnswer] = {}
 
     async def namespace(self) -> WorkflowNamespace:
         """Always the same one."""
@@ -87,10 +97,18 @@ class MemoryLifecycle:
         return ChangeAccepted(change_id=change.id, position=0, lifecycle_workflow_id=workflow_id)
 
     async def control(
-        self, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+        self,
+        model: str,
+        action: ControlAction,
+        asked: ControlAsked,
+        *,
+        change_id: str | None = None,
+        update_id: str | None = None,
     ) -> ControlAnswer:
         """Remember it, and who paused what; nothing runs here, so that nothing can be approved, promoted or aborted."""
         self._answer()
+        if update_id in self._answered:
+            return self._answered[update_id]
         if action is ControlAction.PAUSE:
             self.held[model] = asked
         elif action is not ControlAction.RESUME or self.held.pop(model, None) is None:
@@ -98,7 +116,10 @@ class MemoryLifecycle:
             raise Conflict(msg)
         self.controls.append((model, action, asked))
         message = f"{action.value}d {asked.text}"
-        return ControlAnswer(model=model, action=action, change_id=change_id, message=message)
+        answer = ControlAnswer(model=model, action=action, change_id=change_id, message=message)
+        if update_id is not None:
+            self._answered[update_id] = answer
+        return answer
 
     async def entity_runs(self, model: str) -> bool:
         """True once anything of a model was submitted."""

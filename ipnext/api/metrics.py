@@ -10,7 +10,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ipnext.api.facts import ModelFacts, all_facts
-from ipnext.api.metric_families import gauge
+from ipnext.api.metric_families import counter, gauge
+from ipnext.api.outbox import Outbox
 from ipnext.api.plan_metrics import plan_metrics, replan_metrics
 from ipnext.api.platform import Rooms
 from ipnext.api.regions import fleet_or_none, region_views
@@ -27,11 +28,12 @@ def metrics(rooms: Rooms) -> Response:
     with rooms.store.read() as unit:
         facts = all_facts(unit)
         fleet, deployments = fleet_or_none(unit), unit.deployments()
-        unsubmitted = len(unit.unsubmitted_changes())
+        unsubmitted = unit.count_unsubmitted()
         planning = [*plan_metrics(unit, fleet), *replan_metrics(unit)]
     states = rooms.observer.states()
     families = [
         *_change_metrics([c for each in facts for c in each.changes], unsubmitted),
+        *_outbox_metrics(rooms.outbox),
         *_model_metrics(facts, states),
         *planning,
         *_region_metrics(region_views(fleet, deployments, states)),
@@ -67,6 +69,19 @@ def _change_metrics(changes: Sequence[Change], unsubmitted: int) -> Iterator[Met
         "From the record of the newest finished change of a kind to its end.",
         ["model", "kind", "state"],
         newest.items(),
+    )
+
+
+def _outbox_metrics(outbox: Outbox) -> Iterator[Metric]:
+    """Of this process: each replica of the API submits."""
+    yield gauge(
+        "outbox_stuck_changes", "Changes that Temporal refuses or does not take.", [], [([], len(outbox.stuck))]
+    )
+    yield counter(
+        "outbox_refused_total",
+        "Submissions that Temporal refused and that are tried again.",
+        [],
+        [([], outbox.refusals)],
     )
 
 

@@ -6,6 +6,9 @@ change there too. Models are independent of each other; the changes of one model
 more such line, drains another: the engine is told that some are recorded, and takes them from the store itself. Runs
 that wait for a freeze are told here that freezes have changed. Nothing is submitted where the record belongs to another
 platform (`ipnext.store.belonging`).
+
+Only our own entity's validator ends a change here (InvalidInput, Conflict). Whatever else Temporal or a worker answers, the
+change stays RECORDED and is tried again, less and less often, and an alarm is raised: a log event, `stuck`, the change's message.
 """
 
 import asyncio
@@ -15,12 +18,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import structlog
 
+from ipnext.api.attempts import Attempt, Attempts
 from ipnext.api.lifecycle import Lifecycle
-from ipnext.errors import Conflict, IPnextError
+from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.model.drain import Drain
 from ipnext.model.lifecycle import Change, ChangeState, Replan
-from ipnext.model.status import Reason
 from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.store.ending import refuse_change
 from ipnext.store.session import Store
 
 FREEZES = "/"
@@ -31,6 +35,10 @@ REPLANS = ""
 
 DRAINS = " "
 """The line of the drains; no model has this name either."""
+
+
+MOST_AT_ONCE = 32
+"""Submissions under way at a time: after an outage of Temporal thousands of models may be due together."""
 
 
 class Outbox:
@@ -51,6 +59,8 @@ class Outbox:
         self._max_backoff = max_backoff_seconds
         self._submit_timeout = submit_timeout_seconds
         self._in_flight: dict[str, asyncio.Task[bool]] = {}
+        self._attempts = Attempts(first_seconds=interval_seconds, most_seconds=max_backoff_seconds)
+        self._room = asyncio.Semaphore(MOST_AT_ONCE)
         self.foreign = False
         """Whether the record is another platform's, so that nothing is submitted."""
         self._ours = False
@@ -78,6 +88,16 @@ class Outbox:
         if loop is not None:
             loop.call_soon_threadsafe(self._woken.set)
 
+    @property
+    def stuck(self) -> Sequence[Attempt]:
+        """Changes that are recorded and not taken, for a reason that an operator should look at."""
+        return self._attempts.stuck()
+
+    @property
+    def refusals(self) -> int:
+        """Submissions that Temporal refused since this process began, although the change may be good."""
+        return self._attempts.refused
+
     def freezes_changed(self) -> None:
         """Tell every run that waits for a freeze to ask again, until the engine has heard it. From any thread."""
         self._freezes_changed = True
@@ -92,8 +112,9 @@ class Outbox:
         any_due = pending or replans or drains or self._freezes_changed
         if any_due and not self._ours and not await self._belongs():
             return False
+        self._attempts.keep(pending.keys())
         for model, changes in pending.items():
-            if model not in self._in_flight:
+            if model not in self._in_flight and self._attempts.due(model):
                 self._in_flight[model] = asyncio.create_task(self._submit_in_order(changes))
         if replans and REPLANS not in self._in_flight:
             self._in_flight[REPLANS] = asyncio.create_task(self._wake_replan(replans))
@@ -144,22 +165,36 @@ class Outbox:
             unit.belong_to(namespace)
 
     async def _submit_in_order(self, changes: Sequence[Change]) -> bool:
+        """Submit a model's changes one by one. False at the first that is not taken: the later ones wait behind it."""
         for change in changes:
-            log = structlog.get_logger().bind(model=change.model, change_id=change.id, kind=change.kind)
             try:
-                async with asyncio.timeout(self._submit_timeout):
+                async with self._room, asyncio.timeout(self._submit_timeout):
                     await self._lifecycle.submit(change)
                 await asyncio.to_thread(self._mark_queued, change)
-            except TimeoutError:
-                log.warning("change_not_submitted_yet", error="timed out")
-                return False
-            except IPnextError as error:
-                if error.retryable:
-                    log.warning("change_not_submitted_yet", code=error.code, error=error.message)
-                    return False
-                log.exception("change_refused", code=error.code)
+            except (InvalidInput, Conflict) as error:
+                structlog.get_logger().exception("change_refused", **_named(change), code=error.code)
                 await asyncio.to_thread(self._mark_refused, change, error.message)
+            except IPnextError as error:
+                return await self._not_taken(change, error)
+            except TimeoutError:
+                return await self._not_taken(change, None)
+            self._attempts.done(change.model)
         return True
+
+    async def _not_taken(self, change: Change, error: IPnextError | None) -> bool:
+        """Raise the alarm for a change that stays recorded. Always False."""
+        attempt = self._attempts.failed(change.model, change.id, error)
+        log = structlog.get_logger().bind(**_named(change), tries=attempt.tries, error=attempt.error)
+        if attempt.refused:
+            log.error("change_stuck", hint="ipnext platform check")
+        else:
+            log.warning("change_stuck" if attempt.stuck else "change_not_submitted_yet")
+        if self._attempts.worth_writing(change.model):
+            try:
+                await asyncio.to_thread(self._mark_stuck, change, attempt.message)
+            except IPnextError as failure:
+                log.warning("alarm_not_written", code=failure.code)
+        return False
 
     async def _wake_replan(self, replans: Sequence[Replan]) -> bool:
         ids = [replan.id for replan in replans]
@@ -225,9 +260,17 @@ class Outbox:
 
     def _mark_queued(self, change: Change) -> None:
         with self._store.begin(change.model) as unit:
-            unit.update_change(change.id, state=ChangeState.QUEUED)
+            unit.update_change(change.id, state=ChangeState.QUEUED, message="")
+
+    def _mark_stuck(self, change: Change, message: str) -> None:
+        with self._store.begin(change.model) as unit:
+            unit.update_change(change.id, state=ChangeState.RECORDED, message=message)
 
     def _mark_refused(self, change: Change, message: str) -> None:
-        """The engine will never take it: an end that a person can read, instead of a change that waits for ever."""
+        """The entity will never take it: an end that a person can read, instead of a change that waits for ever."""
         with self._store.begin(change.model) as unit:
-            unit.update_change(change.id, state=ChangeState.REFUSED, reason=Reason.INTERNAL_ERROR, message=message)
+            refuse_change(unit, change, message)
+
+
+def _named(change: Change) -> Mapping[str, str]:
+    return {"model": change.model, "change_id": change.id, "kind": change.kind.value}

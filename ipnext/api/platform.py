@@ -60,3 +60,14 @@ def user_of(
 
 
 User = Annotated[str, Depends(user_of)]
+
+
+IdempotencyKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        max_length=200,
+        description="Makes a repeated request one request: what was said with this key is not said again.",
+    ),
+]
+"""Empty where the caller gives none."""

@@ -7,6 +7,7 @@ from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle import Change, ChangeAccepted
 from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
 from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.platform.setup import warn_of_missing
 
 
 class TemporalLifecycle:
@@ -16,20 +17,33 @@ class TemporalLifecycle:
         self._ui_url = ui_url
         self._client: temporal.Connection | None = None
         self._connecting = asyncio.Lock()
+        self._warned = False
 
     async def namespace(self) -> WorkflowNamespace:
         """See the port."""
-        return await temporal.namespace_of(await self._connected())
+        client = await self._connected()
+        found = await temporal.namespace_of(client)
+        if not self._warned:
+            await warn_of_missing(client)
+            self._warned = True
+        return found
 
     async def submit(self, change: Change) -> ChangeAccepted:
         """See the port."""
         return await temporal.submit_change(await self._connected(), change)
 
     async def control(
-        self, model: str, action: ControlAction, asked: ControlAsked, *, change_id: str | None = None
+        self,
+        model: str,
+        action: ControlAction,
+        asked: ControlAsked,
+        *,
+        change_id: str | None = None,
+        update_id: str | None = None,
     ) -> ControlAnswer:
         """See the port."""
-        return await temporal.control(await self._connected(), model, action, asked, change_id=change_id)
+        client = await self._connected()
+        return await temporal.control(client, model, action, asked, change_id=change_id, update_id=update_id)
 
     async def entity_runs(self, model: str) -> bool:
         """See the port."""

@@ -14,6 +14,7 @@ from ipnext.cli import (
     freezing,
     importing,
     logs,
+    platform,
     predicting,
     profiling,
     reading,
@@ -40,6 +41,10 @@ MODULES = (changing, controlling, freezing, draining, reading, logs, predicting,
 for module in MODULES:
     for command in module.COMMANDS:
         app.command(command.name, help=command.help)(command.function)
+GROUPS = (platform,)
+"""Modules whose commands share a first word: `GROUP` holds them."""
+for group in GROUPS:
+    app.add_typer(group.GROUP)
 
 
 @app.callback()

@@ -102,7 +102,6 @@ class Platform:
         self._places = places
         self._stores = stores
         self._config = config
-        self._config_path = config_path.resolve() if config_path else None
         self._regions = regions
         self._workers = tuple(f"worker-{number}" for number in range(1, workers + 1))
         self._family = Family()
@@ -189,8 +188,8 @@ class Platform:
 
     def _environment(self) -> Mapping[str, str]:
         agents = {region: self._url(f"agent {region}") for region in self._regions}
-        devfile = {"IPNEXT_DEVFILE": str(self._config_path)} if self._config_path else {}
-        return devfile | {
+        settings = {name: os.environ.get(name, value) for name, value in self._config.worker_settings().items()}
+        return settings | {
             "IPNEXT_DATABASE_URL": self._stores.database_url,
             "IPNEXT_ARTIFACTS_URI": self._stores.artifacts_uri,
             "IPNEXT_ARTIFACT_ROOTS": os.environ.get(

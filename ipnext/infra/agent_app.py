@@ -13,6 +13,7 @@ from ipnext.infra.region import Region
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.logs import LogQuery
 from ipnext.model.value import Value
+from ipnext.model.wire import decode
 
 MAX_BODY_BYTES = 16 * 2**20
 """A route table of a thousand generations is far smaller."""
@@ -107,7 +108,7 @@ def _error_response(error: IPnextError) -> web.Response:
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:
     try:
-        return kind.model_validate_json(await request.read())
+        return decode(kind, await request.read())
     except ValidationError as error:
         raise _refused(error) from error
 

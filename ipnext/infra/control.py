@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import HostHolds, HostState, RouterState
+from ipnext.model.wire import decode
 
 State = TypeVar("State", HostState, RouterState)
 
@@ -51,7 +52,7 @@ class Control:
 
 def _parsed(kind: type[State], content: bytes) -> State:
     try:
-        return kind.model_validate_json(content)
+        return decode(kind, content)
     except ValidationError as error:
         msg = f"not a {kind.__name__}: {error}"
         raise Unavailable(msg) from error

@@ -5,15 +5,15 @@ from typing import Self
 from urllib.parse import urlencode
 
 import httpx
-from pydantic import TypeAdapter
 
 from ipnext.errors import NotFound, RegionUnreachable
 from ipnext.infra.error_body import error_from
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
 from ipnext.model.value import Value
+from ipnext.model.wire import decode
 
-LOGS = TypeAdapter(tuple[ReplicaLog, ...])
+LOGS = tuple[ReplicaLog, ...]
 
 JSON = {"content-type": "application/json"}
 
@@ -53,9 +53,9 @@ class LocalProcessInfrastructure:
     def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
         """See the port."""
         if models is None or len(models) > MOST_NAMED:
-            return RegionState.model_validate_json(self._call("GET", region, "/state")).only(models)
+            return decode(RegionState, self._call("GET", region, "/state")).only(models)
         query = urlencode([("model", model) for model in models or ("",)])
-        return RegionState.model_validate_json(self._call("GET", region, f"/state?{query}"))
+        return decode(RegionState, self._call("GET", region, f"/state?{query}"))
 
     def delete(self, key: DeploymentKey) -> None:
         """See the port."""
@@ -67,7 +67,7 @@ class LocalProcessInfrastructure:
 
     def logs(self, region: str, query: LogQuery) -> tuple[ReplicaLog, ...]:
         """See the port. POST, since what is known of many logs is too long for a line."""
-        return LOGS.validate_json(self._call("POST", region, "/logs", query))
+        return decode(LOGS, self._call("POST", region, "/logs", query))
 
     def close(self) -> None:
         """Close all connections."""

@@ -17,6 +17,7 @@ from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_instance import RouterInstance
 from ipnext.infra.site import Site
 from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterTable
+from ipnext.model.wire import decode
 
 CONFIRM_POLL_SECONDS = 0.02
 
@@ -210,6 +211,6 @@ def _traffic(one: RouterInstance) -> tuple[GenerationTraffic, ...]:
 def _read(path: Path, region: str) -> RouterTable:
     """The table that the file holds; an empty one where there is none. Its revision never goes back."""
     try:
-        return RouterTable.model_validate_json(path.read_bytes())
+        return decode(RouterTable, path.read_bytes())
     except (FileNotFoundError, ValueError):
         return RouterTable(revision=1, region=region)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ipnext.infra.atomic_file import remove_file, replace_file
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.value import Value
+from ipnext.model.wire import decode
 
 Kept = TypeVar("Kept", bound=Value)
 
@@ -78,7 +79,7 @@ def _read_all(directory: Path, kind: type[Kept]) -> list[Kept]:
     found = []
     for path in sorted(directory.glob("[!.]*.json")):
         try:
-            found.append(kind.model_validate_json(path.read_bytes()))
+            found.append(decode(kind, path.read_bytes()))
         except ValidationError as error:
             path.replace(path.with_suffix(".refused"))
             structlog.get_logger().error("wanted state refused", file=str(path), reason=str(error))

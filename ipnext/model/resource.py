@@ -321,3 +321,7 @@ class Readiness(Value):
     """foreign: it belongs to another platform, so nothing of it is submitted here."""
     temporal: Literal["ok", "down"]
     unsubmitted_changes: int | None = None
+    stuck_changes: int = 0
+    """Of those: tried in vain in a way that an operator should look at. `ipnext platform check` says what is missing."""
+    stuck: str = ""
+    """The change that is stuck for longest, and the error."""

@@ -96,6 +96,11 @@ class Changes(Snapshots):
             first.setdefault(row.model, row)
         return tuple(_change(first[model]) for model in sorted(first))
 
+    def count_unsubmitted(self) -> int:
+        """How many changes no workflow has taken yet."""
+        query = select(func.count()).select_from(ChangeRow).where(ChangeRow.state == ChangeState.RECORDED.value)
+        return self._session.exec(query).one()
+
     def update_change(
         self,
         change_id: str,

@@ -6,6 +6,7 @@ from sqlmodel import delete, select
 
 from ipnext.errors import StaleWrite
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
+from ipnext.model.wire import decode
 from ipnext.store.tables import DeploymentRow, RouteRow
 from ipnext.store.unit import Unit, document
 
@@ -36,7 +37,7 @@ class Deployments(Unit):
         query = select(DeploymentRow.deployment)
         if model is not None:
             query = query.where(DeploymentRow.model == model)
-        found = [Deployment.model_validate_json(text) for text in self._session.exec(query)]
+        found = [decode(Deployment, text) for text in self._session.exec(query)]
         return tuple(sorted(found, key=lambda deployment: _identity(deployment.key)))
 
     def deployment(self, key: DeploymentKey) -> Deployment | None:
@@ -65,7 +66,7 @@ class Deployments(Unit):
         self._writing_model(table.model)
         row = self._session.get(RouteRow, (table.model, table.region))
         if row is not None and table.revision <= row.revision:
-            stored = RouteTable.model_validate_json(row.route_table)
+            stored = decode(RouteTable, row.route_table)
             if (stored.shares, stored.served) == (table.shares, table.served):
                 return stored
             msg = (
@@ -82,14 +83,14 @@ class Deployments(Unit):
     def route(self, model: str, region: str) -> RouteTable | None:
         """The route table of a model in a region, if there is one."""
         row = self._session.get(RouteRow, (model, region))
-        return None if row is None else RouteTable.model_validate_json(row.route_table)
+        return None if row is None else decode(RouteTable, row.route_table)
 
     def routes(self, model: str | None = None) -> tuple[RouteTable, ...]:
         """The route tables of a model, or of all, by model and region."""
         query = select(RouteRow.route_table)
         if model is not None:
             query = query.where(RouteRow.model == model)
-        found = [RouteTable.model_validate_json(text) for text in self._session.exec(query)]
+        found = [decode(RouteTable, text) for text in self._session.exec(query)]
         return tuple(sorted(found, key=lambda table: (table.model, table.region)))
 
     def delete_routes(self, model: str) -> None:

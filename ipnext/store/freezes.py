@@ -10,6 +10,7 @@ from ipnext.model.audit import AuditAction, AuditEntry, Override
 from ipnext.model.freeze import FreezeManifest, Frozen
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.status import Reason
+from ipnext.model.wire import decode
 from ipnext.store.changes import Changes, _change
 from ipnext.store.records import FreezeRecord
 from ipnext.store.tables import AuditRow, ChangeRow, FreezeOverrideRow, FreezeRow
@@ -135,7 +136,7 @@ def _check_version(name: str, row: FreezeRow | None, expected: int | None) -> No
 
 
 def _freeze(row: FreezeRow) -> FreezeRecord:
-    manifest = FreezeManifest.model_validate_json(row.manifest)
+    manifest = decode(FreezeManifest, row.manifest)
     return FreezeRecord(manifest=manifest, version=row.version, created_at=row.created_at, updated_at=row.updated_at)
 
 

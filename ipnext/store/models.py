@@ -8,6 +8,7 @@ from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.throughput import TOKENS
+from ipnext.model.wire import decode
 from ipnext.store.records import FleetRecord, ModelRecord
 from ipnext.store.tables import FleetRow, ModelRow
 from ipnext.store.unit import Unit, document, known
@@ -60,7 +61,7 @@ class Models(Unit):
         if row is None:
             row = self._new_model(manifest)
         elif row.retired or row.manifest != document(manifest):
-            changed = document(ModelManifest.model_validate_json(row.manifest).spec) != document(manifest.spec)
+            changed = document(decode(ModelManifest, row.manifest).spec) != document(manifest.spec)
             row.manifest = document(manifest)
             row.generation += 1 if changed else 0
             row.retired = False
@@ -93,7 +94,7 @@ class Models(Unit):
     def models_in_tokens(self) -> frozenset[str]:
         """Models whose demand is in tokens a second."""
         query = select(ModelRow.name, ModelRow.manifest).where(col(ModelRow.manifest).contains('"tokensPerSecond":'))
-        found = ((name, ModelManifest.model_validate_json(text)) for name, text in self._session.exec(query))
+        found = ((name, decode(ModelManifest, text)) for name, text in self._session.exec(query))
         return frozenset(name for name, manifest in found if manifest.spec.unit == TOKENS)
 
     def update_model(
@@ -137,12 +138,12 @@ def _check_version(subject: str, current: int, expected: int | None) -> None:
 
 
 def _fleet(row: FleetRow) -> FleetRecord:
-    return FleetRecord(spec=FleetSpec.model_validate_json(row.spec), version=row.version, updated_at=row.updated_at)
+    return FleetRecord(spec=decode(FleetSpec, row.spec), version=row.version, updated_at=row.updated_at)
 
 
 def _model(row: ModelRow) -> ModelRecord:
     return ModelRecord(
-        manifest=ModelManifest.model_validate_json(row.manifest),
+        manifest=decode(ModelManifest, row.manifest),
         generation=row.generation,
         observed_generation=row.observed_generation,
         version=row.version,

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, Table, func, insert, select, text
 
 from ipnext.errors import Conflict
 from ipnext.store.session import Store
-from ipnext.store.tables import METADATA
+from ipnext.store.tables import METADATA, SchemaCompatRow
 
 BATCH_ROWS = 500
 
@@ -21,9 +21,10 @@ def move(origin: Store, to: Store, *, old_artifacts: str = "", new_artifacts: st
     copied = 0
     with origin.read() as source, to.begin() as target:
         reading, writing = source.connection(), target.connection()
-        for table in METADATA.sorted_tables:
+        tables = [table for table in METADATA.sorted_tables if table.name != SchemaCompatRow.__tablename__]
+        for table in tables:
             _check_empty(writing, table)
-        for table in METADATA.sorted_tables:
+        for table in tables:
             for batch in reading.execution_options(yield_per=BATCH_ROWS).execute(select(table)).mappings().partitions():
                 rows = [_renamed(dict(row), old_artifacts, new_artifacts) for row in batch]
                 writing.execute(insert(table), rows)

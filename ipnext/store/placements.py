@@ -15,6 +15,7 @@ from sqlmodel import col, func, select
 
 from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare, Unmet
 from ipnext.model.value import canonical_json
+from ipnext.model.wire import decode, decode_plain
 from ipnext.store.records import Placement, PlanDocuments, PlanRecord
 from ipnext.store.tables import METADATA, DeploymentRow, PlacedReplicasRow, PlacementRow
 from ipnext.store.unit import Unit, batches, document, plain
@@ -49,7 +50,7 @@ class Placements(Unit):
     def unmet(self) -> tuple[Unmet, ...]:
         """Demand that the plan in force leaves unserved, by model."""
         query = select(PlacementRow.unmet).where(PlacementRow.unmet_qps > 0).order_by(PlacementRow.model)
-        return tuple(Unmet.model_validate(item) for text in self._session.exec(query) for item in plain(text))
+        return tuple(decode_plain(Unmet, item) for text in self._session.exec(query) for item in plain(text))
 
     def units_entitled(self, *, but: str) -> Units:
         """Units that all models but one may hold by the plan in force, or by what runs where it does not know them."""
@@ -251,10 +252,10 @@ def _placement(row: Any) -> Placement:
     return Placement(
         model=row.model,
         plan_id=row.plan_id,
-        wishes=ModelProblem.model_validate_json(row.wishes),
-        replicas=tuple(ReplicaCount.model_validate(item) for item in plain(row.replicas)),
-        traffic=tuple(TrafficShare.model_validate(item) for item in plain(row.traffic)),
-        unmet=tuple(Unmet.model_validate(item) for item in plain(row.unmet)),
+        wishes=decode(ModelProblem, row.wishes),
+        replicas=tuple(decode_plain(ReplicaCount, item) for item in plain(row.replicas)),
+        traffic=tuple(decode_plain(TrafficShare, item) for item in plain(row.traffic)),
+        unmet=tuple(decode_plain(Unmet, item) for item in plain(row.unmet)),
         cost_per_hour=row.cost_per_hour,
     )
 

@@ -10,6 +10,7 @@ from sqlmodel import col, select
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.plan import Plan, PlanDiff, Problem
 from ipnext.model.status import Reason
+from ipnext.model.wire import decode
 from ipnext.store.placements import Placements, PreparedPlan
 from ipnext.store.records import PlanDocuments, PlanEntry, PlanOutcome, PlanRecord, SolveUse
 from ipnext.store.tables import PlanInForceRow, PlanRow
@@ -50,9 +51,9 @@ class Plans(Placements):
             message=row.message,
             based_on=row.based_on,
             input_digest=row.input_digest,
-            problem=Problem.model_validate_json(found.problem),
-            plan=Plan.model_validate_json(found.plan),
-            diff=PlanDiff.model_validate_json(found.diff),
+            problem=decode(Problem, found.problem),
+            plan=decode(Plan, found.plan),
+            diff=decode(PlanDiff, found.diff),
             use=_use(row),
             created_at=row.created_at,
         )
@@ -74,7 +75,7 @@ class Plans(Placements):
         if found is None:
             self.plan_entry(plan_id)
             raise _let_go(plan_id)
-        return PlanDiff.model_validate_json(found)
+        return decode(PlanDiff, found)
 
     def plans(self, *, limit: int = 20, fleet_only: bool = False) -> tuple[PlanEntry, ...]:
         """The lines of plans, newest first."""

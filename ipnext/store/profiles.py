@@ -7,6 +7,7 @@ from ipnext.model.manifest import ModelManifest
 from ipnext.model.measured import Profiles as Measured
 from ipnext.model.measured import measured, wants_profiles
 from ipnext.model.profile import Profile, StoredProfile, architecture_of
+from ipnext.model.wire import decode
 from ipnext.store.snapshots import Snapshots
 from ipnext.store.tables import ProfileRow
 from ipnext.store.unit import document
@@ -79,4 +80,4 @@ def _newest_first(model: str) -> SelectOfScalar[ProfileRow]:
 
 
 def _profile(row: ProfileRow) -> StoredProfile:
-    return StoredProfile.model_validate_json(row.profile)
+    return decode(StoredProfile, row.profile)

@@ -9,6 +9,7 @@ from ipnext.errors import Conflict, DuplicateSnapshot, InvalidInput
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.registry import GenerationState, Layout, SnapshotSource
+from ipnext.model.wire import decode
 from ipnext.store.changes import Changes, _change
 from ipnext.store.tables import ChangeRow, GenerationRow, ModelRow, SnapshotRow
 from ipnext.store.unit import plain
@@ -37,7 +38,7 @@ class Publishing(Changes):
         if recorded is not None:
             self._check_same_content(recorded, parts)
             return _change(recorded)
-        spec = ModelManifest.model_validate_json(row.manifest).spec
+        spec = decode(ModelManifest, row.manifest).spec
         wanted = [part.name for part in spec.parts]
         newest = self._newest_snapshots(model)
         _check_publishable(row, parts, wanted, newest)
@@ -82,7 +83,7 @@ class Publishing(Changes):
         newest = self._session.get(GenerationRow, (model, self._last_generation(model)))
         if newest is None or GenerationState(newest.state) in _OVER:
             return False
-        return cut == (None if newest.layout is None else Layout.model_validate_json(newest.layout).cut)
+        return cut == (None if newest.layout is None else decode(Layout, newest.layout).cut)
 
     def _check_parents(self, model: str, parts: Mapping[str, SnapshotSource]) -> None:
         """A delta stands on a snapshot of its own part, whichever. InvalidInput."""

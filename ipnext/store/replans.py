@@ -10,6 +10,7 @@ from ipnext.model.lifecycle import Replan, ReplanState, ReplanTrigger
 from ipnext.model.moving import ReplanProgress
 from ipnext.model.status import Reason
 from ipnext.model.value import canonical_json
+from ipnext.model.wire import decode
 from ipnext.store.tables import ReplanRow
 from ipnext.store.unit import Unit, document, plain, rows
 
@@ -191,7 +192,7 @@ def _options(row: ReplanRow) -> tuple[bool, int | None]:
 
 def _replan(row: ReplanRow) -> Replan:
     found = row.model_dump(exclude={"ordinal", "models", "state", "reason", "progress"})
-    progress = None if row.progress is None else ReplanProgress.model_validate_json(row.progress)
+    progress = None if row.progress is None else decode(ReplanProgress, row.progress)
     return Replan(
         **found,
         state=ReplanState(row.state),

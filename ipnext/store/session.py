@@ -11,7 +11,7 @@ from sqlmodel import Session
 from ipnext.errors import Unavailable
 from ipnext.store import engines
 from ipnext.store.faults import translated
-from ipnext.store.migrating import upgrade
+from ipnext.store.migrating import SchemaRange, schema_range, upgrade
 from ipnext.store.repository import Repository
 
 
@@ -42,6 +42,11 @@ class Store:
         """Create the tables or bring them to this version. Any number of processes may do so at once."""
         with translated(self.name):
             upgrade(self._engine)
+
+    def schema_range(self) -> SchemaRange | None:
+        """Version of the tables and the builds that can use them; None before the first migration. Writes nothing."""
+        with translated(self.name):
+            return schema_range(self._engine)
 
     @contextmanager
     def begin(self, model: str | None = None) -> Iterator[Repository]:

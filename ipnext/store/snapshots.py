@@ -7,6 +7,7 @@ from sqlmodel import col, func, select
 from ipnext.errors import Conflict, NotFound
 from ipnext.model.lifecycle import ValidationReport
 from ipnext.model.registry import Generation, GenerationState, Layout, Snapshot, SnapshotManifest, SnapshotSource
+from ipnext.model.wire import decode
 from ipnext.store.tables import GenerationRow, ModelRow, ReportRow, SnapshotRow
 from ipnext.store.unit import Unit, document, known, plain
 
@@ -120,7 +121,7 @@ class Snapshots(Unit):
     def report(self, model: str, generation: int) -> ValidationReport | None:
         """The report of a generation, none before its validation."""
         row = self._session.get(ReportRow, (model, generation))
-        return None if row is None else ValidationReport.model_validate_json(row.report)
+        return None if row is None else decode(ValidationReport, row.report)
 
     def _generation_row(self, model: str, number: int) -> GenerationRow:
         row = self._session.get(GenerationRow, (model, number))
@@ -191,7 +192,7 @@ def _generation(row: GenerationRow) -> Generation:
         model=row.model,
         number=row.number,
         snapshots=plain(row.snapshots),
-        layout=None if row.layout is None else Layout.model_validate_json(row.layout),
+        layout=None if row.layout is None else decode(Layout, row.layout),
         adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),
         reason=row.reason,

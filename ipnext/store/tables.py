@@ -75,6 +75,16 @@ class WorkflowNamespaceRow(Row, table=True):
     created_at: datetime = _time()
 
 
+class SchemaCompatRow(Row, table=True):
+    """The version of the tables, and the oldest version whose builds can use them (id 1). Written by migrations only."""
+
+    __tablename__ = "schema_compat"
+
+    id: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    version: str = _text()
+    min_reader: str = _text()
+
+
 class ModelRow(Row, table=True):
     """A model as applied."""
 

@@ -8,6 +8,7 @@ from sqlmodel import col, select
 from ipnext.errors import FenceLost, InvalidInput, NotFound, Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
+from ipnext.model.wire import decode
 from ipnext.store.records import TransitionRecord
 from ipnext.store.tables import ChangeRow, ModelRow, RouteRow, TransitionRow
 from ipnext.store.unit import Unit, document, rows
@@ -196,7 +197,7 @@ def _transition(row: TransitionRow) -> TransitionRecord:
         model=row.model,
         change_id=row.change_id,
         generation=row.generation,
-        transition=Transition.model_validate_json(row.transition),
+        transition=decode(Transition, row.transition),
         state=TransitionState(row.state),
         waves_done=row.waves_done,
         message=row.message,

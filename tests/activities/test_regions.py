@@ -2,11 +2,11 @@
 
 import pytest
 
-from activities.deployment import readiness
 from activities.regions import first_failure, missing_replicas
 from activities.waves import ModelState
 from ipnext.model.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
 from ipnext.model.status import Reason
+from ipnext.store.ending import readiness
 
 KEY = DeploymentKey(model="ranker", part="dense", region="us-east", hardware="cpu")
 STATE = ModelState(counts={(("dense", "us-east", "cpu"), 2): 2})

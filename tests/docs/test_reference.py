@@ -11,7 +11,7 @@ from ipnext.api.errors import HTTP_CODES
 from ipnext.api.explanation import ADVICE, ADVICE_FOR_MOVES
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.artifacts.file_store import FileArtifactStore
-from ipnext.cli.app import MODULES
+from ipnext.cli.app import GROUPS, MODULES
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.status import ConditionType, Reason
 from ipnext.settings import PlatformSettings
@@ -43,6 +43,7 @@ def test_every_endpoint_has_a_heading_and_no_heading_is_made_up(schema):
 
 def test_every_command_has_a_heading_and_no_heading_is_made_up():
     commands = {f"ipnext {c.name}" for module in MODULES for c in module.COMMANDS}
+    commands |= {f"ipnext {module.GROUP.info.name} {c.name}" for module in GROUPS for c in module.COMMANDS}
     assert sorted(headings("cli.md", 2)) == sorted({*commands, "Plug-ins"})
 
 
@@ -55,8 +56,10 @@ def test_every_option_of_a_command_is_an_option_of_its_code():
     sections = re.split(r"^## ", text_of("cli.md"), flags=re.MULTILINE)
     for section in sections:
         name = section.split("\n", 1)[0].removeprefix("ipnext ")
-        if name in group.commands:
-            real = {option for parameter in group.commands[name].params for option in parameter.opts}
+        first, _, second = name.partition(" ")
+        if first in group.commands:
+            command = group.commands[first].commands[second] if second else group.commands[first]
+            real = {option for parameter in command.params for option in parameter.opts}
             assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section)) <= real, name
 
 

@@ -14,9 +14,10 @@ from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.devfile import read_devfile
-from ipnext.errors import Unavailable
+from ipnext.errors import Conflict, NotFound, Unavailable
+from ipnext.platform.builds import promote
 from ipnext.store.session import Store
-from ipnext.temporal import connect, make_current
+from ipnext.temporal import connect
 from workflows.faults import Faults, fault_of
 from workflows.policies import BUILD_ID
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
@@ -46,8 +47,8 @@ async def main(root: Path, socket: str, address: str) -> None:
             await workers.enter_async_context(worker)
         while BUILD_ID:
             try:
-                await make_current(client, BUILD_ID)
-            except Unavailable:
+                await promote(client, BUILD_ID)
+            except (NotFound, Conflict, Unavailable):
                 await asyncio.sleep(0.1)
             else:
                 print(f"ready {BUILD_ID}", flush=True)  # noqa: T201 - the test reads it

@@ -8,6 +8,7 @@ import yaml
 from ipnext import names
 from ipnext.devfile import find_devfile, read_devfile, server_command, server_options, temporal_binary
 from ipnext.errors import InvalidInput, NotFound
+from ipnext.settings import PlatformSettings
 
 
 def changed(tmp_path: Path, **sections: object) -> Path:
@@ -23,8 +24,7 @@ def test_the_file_serves_both_queues_and_registers_every_search_attribute():
 
     assert devfile.group(names.LIFECYCLE_QUEUE).workflow_slots > 0
     assert devfile.group(names.PLANNER_QUEUE).executor == "process"
-    attributes = {names.MODEL_ATTRIBUTE, names.STAGE_ATTRIBUTE, names.GENERATION_ATTRIBUTE}
-    assert set(devfile.temporal.search_attributes) == attributes
+    assert devfile.temporal.search_attributes == names.SEARCH_ATTRIBUTES
     assert devfile.temporal.pragmas["journal_mode"] == "WAL"
 
 
@@ -67,3 +67,12 @@ def test_the_server_listens_on_the_loopback_only_and_keeps_its_database(tmp_path
     assert f"--db-filename {tmp_path}/temporal.db --sqlite-pragma journal_mode=WAL" in command
     assert "--search-attribute IPnextGeneration=Int" in command
     assert "--sqlite-pragma" not in server_options(server, with_database=False)
+
+
+def test_what_a_worker_needs_of_the_file_is_handed_to_it_as_settings(tmp_path, monkeypatch):
+    schedules = {"replan": {"every_hours": 3, "jitter_minutes": 7}}
+    for name, value in read_devfile(changed(tmp_path, schedules=schedules)).worker_settings().items():
+        monkeypatch.setenv(name, value)
+    settings = PlatformSettings()
+    assert (settings.replan_every_hours, settings.replan_jitter_minutes) == (3, 7)
+    assert settings.lifecycle_workflow_slots == read_devfile().group(names.LIFECYCLE_QUEUE).workflow_slots

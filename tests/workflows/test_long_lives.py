@@ -8,7 +8,6 @@ from datetime import timedelta
 
 import pytest
 from temporalio.client import WorkflowExecutionStatus
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from activities.solving import ThreadSolver
@@ -18,6 +17,7 @@ from ipnext.infra.tether import tether
 from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleInput, LifecycleResult, QueuedChange
 from ipnext.model.status import ConditionType
+from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect, control, submit_change
 from tests.waiting import PATIENCE_SECONDS
 from workflows import policies
@@ -55,7 +55,7 @@ async def test_a_canary_is_held_for_hours_and_then_goes_on(house, model):
     environment = await WorkflowEnvironment.start_time_skipping_v2(
         dev_server_existing_path=str(temporal_binary()),
         dev_server_extra_args=options,
-        data_converter=pydantic_data_converter,
+        data_converter=DATA_CONVERTER,
     )
     house.apply(model, rollout={"canary": 0.1, "maxStep": 1, "holdSeconds": 7200})
     change = house.publish(model, 1)

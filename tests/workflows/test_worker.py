@@ -12,17 +12,17 @@ from temporalio import activity
 
 from activities.solving import ProcessSolver, ThreadSolver
 from ipnext import names
-from ipnext.devfile import ReplanSchedule, read_devfile
+from ipnext.devfile import read_devfile
 from ipnext.errors import EXIT_BAD_INPUT, Conflict, InvalidInput, Unavailable
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
-from ipnext.temporal import connect, ensure_schedule, namespace_of, reachable, ui_link
+from ipnext.temporal import connect, namespace_of, reachable, ui_link
 from tests.waiting import PATIENCE_SECONDS, eventually
 from workflows import policies
 from workflows.faults import Fault, fault_of
 from workflows.neighbours import check_neighbours
-from workflows.worker import lifecycle_activities, planner_activities, solver_of
+from workflows.worker import lifecycle_activities, planner_activities, queue_groups, solver_of
 
 
 def test_every_step_that_a_workflow_may_take_is_registered_on_its_queue(house, no_engine):
@@ -38,6 +38,14 @@ def test_every_step_that_a_workflow_may_take_is_registered_on_its_queue(house, n
         named[step.queue or names.LIFECYCLE_QUEUE].add(step.name)
 
     assert named == registered
+
+
+def test_every_step_has_a_total_time_or_a_reason_for_none():
+    for step in policies.STEPS:
+        assert (step.total is None) == bool(step.unbounded), step.name
+        assert step.total is None or step.total >= step.one_attempt, step.name
+    bounded = [step for step in policies.STEPS if step.unbounded == policies.BY_THE_WAVE]
+    assert all(step.within(60).total is not None for step in bounded)
 
 
 def test_our_packages_lie_beside_the_core():
@@ -94,18 +102,9 @@ def test_the_group_chooses_the_solver():
     group = read_devfile().group(names.PLANNER_QUEUE)
 
     settings = PlatformSettings()
+    assert queue_groups(settings)[1] == group, "what temporal-dev.yaml says is the default"
     assert isinstance(solver_of(group, settings), ProcessSolver)
     assert isinstance(solver_of(group.model_copy(update={"executor": "threads"}), settings), ThreadSolver)
-
-
-async def test_the_schedule_is_created_once_and_brought_to_what_is_wanted(client):
-    await ensure_schedule(client, ReplanSchedule(every_hours=1, paused=True))
-    await ensure_schedule(client, ReplanSchedule(every_hours=6))
-
-    found = (await client.get_schedule_handle(names.REPLAN_SCHEDULE).describe()).schedule
-    assert found.spec.intervals[0].every.total_seconds() == 6 * 3600
-    assert found.state.paused, "a pause by hand stays"
-    await client.get_schedule_handle(names.REPLAN_SCHEDULE).delete()
 
 
 async def test_a_server_that_is_not_there_is_unavailable(kit):

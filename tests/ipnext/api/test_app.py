@@ -68,7 +68,8 @@ async def test_an_api_on_the_record_of_another_platform_answers_and_is_not_ready
         await eventually(lambda: app.state.platform.outbox.foreign)
         ready = await http.get("/readyz")
         assert ready.status_code == 503
-        assert ready.json() == {"ready": False, "store": "foreign", "temporal": "ok", "unsubmitted_changes": 0}
+        expected = {"ready": False, "store": "foreign", "temporal": "ok", "unsubmitted_changes": 0}
+        assert ready.json() == {**expected, "stuck_changes": 0, "stuck": ""}
         assert (await http.get("/v1/models")).status_code == 200
     assert rooms.lifecycle.drains_told == []
 

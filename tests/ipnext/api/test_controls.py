@@ -1,6 +1,10 @@
 """Controls at the door: who is heard, what is refused, what an engine that is down answers."""
 
+import httpx
 import pytest
+
+from ipnext.api.controls import _note
+from ipnext.client import Client
 
 
 async def test_a_pause_is_told_to_the_engine_with_who_and_why(applied):
@@ -40,3 +44,43 @@ async def test_a_body_that_is_none_of_ours_names_its_field(applied):
 
     assert (answer.status_code, answer.json()["code"]) == (400, "InvalidInput")
     assert answer.json()["field"] == "reason"
+
+
+async def test_a_repeated_request_of_one_key_is_said_once(applied):
+    for _ in range(2):
+        answer = await applied.http.post("/v1/models/ranker/pause", json={}, headers={"Idempotency-Key": "p"})
+        assert answer.status_code == 200
+    said = []
+    for _ in range(2):
+        answer = await applied.http.post("/v1/models/ranker/resume", json={}, headers={"Idempotency-Key": "p"})
+        said.append((answer.status_code, answer.json()["message"]))
+
+    assert said == [(200, "resumed by unknown")] * 2
+    assert [action for _, action, _ in applied.rooms.lifecycle.controls] == ["pause", "resume"]
+    without = await applied.http.post("/v1/models/ranker/resume", json={})
+    assert without.status_code == 409, "another request finds nothing paused"
+
+
+def test_the_note_of_a_repeated_request_is_written_once(applied):
+    for key in ("a", "a", "b", "", ""):
+        _note(applied.rooms, "ranker", "said", key)
+    with applied.rooms.store.read() as unit:
+        assert len([e for e in unit.events("ranker") if e.kind == "Control"]) == 4
+
+
+async def test_the_client_gives_each_request_a_key_and_repeats_it_with_the_request():
+    seen = []
+
+    def answer(request):
+        seen.append(request.headers["Idempotency-Key"])
+        if len(seen) == 1:
+            return httpx.Response(503, json={"code": "Unavailable", "message": "again"})
+        return httpx.Response(200, json={"model": "ranker", "action": "pause", "message": "paused"})
+
+    client = Client("http://api", transport=httpx.MockTransport(answer))
+    client.pause("ranker")
+    client.pause("ranker")
+    client.close()
+
+    assert seen[0] == seen[1]
+    assert seen[1] != seen[2]

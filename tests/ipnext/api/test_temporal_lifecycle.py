@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import pytest
 from temporalio import workflow
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
@@ -25,6 +24,7 @@ from ipnext.model.lifecycle import (
     ReplanInput,
     ReplanResult,
 )
+from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect
 from tests.waiting import PATIENCE_SECONDS
 
@@ -115,7 +115,7 @@ async def real(monkeypatch):
     async with await WorkflowEnvironment.start_local(
         dev_server_existing_path=str(temporal_binary()),
         dev_server_extra_args=["--search-attribute", f"{attribute}=Keyword"],
-        data_converter=pydantic_data_converter,
+        data_converter=DATA_CONVERTER,
     ) as environment:
         monkeypatch.setenv("TEMPORAL_ADDRESS", environment.client.service_client.config.target_host)
         async with Worker(

@@ -1,9 +1,11 @@
 """Migrations on both engines: they make exactly the tables of the code, whoever runs them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
@@ -14,7 +16,7 @@ from sqlalchemy import Boolean, bindparam, inspect, text
 
 from ipnext.errors import Conflict
 from ipnext.model.value import canonical_json
-from ipnext.store import engines
+from ipnext.store import engines, migrating
 from ipnext.store.columns import UtcDateTime
 from ipnext.store.migrating import alembic_config
 from ipnext.store.placements import PreparedPlan
@@ -169,11 +171,81 @@ def test_the_way_back_keeps_the_plans_that_can_be_read(old_store):
     old_store.migrate()
 
 
-def test_a_database_of_a_later_version_is_not_touched(store):
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "9001", "{head}", None, None
+{states}
+
+def upgrade():
+    op.add_column("models", sa.Column("added_later", sa.String(), nullable=True))
+
+def downgrade():
+    op.drop_column("models", "added_later")
+"""
+
+
+@pytest.fixture
+def next_build(tmp_path, monkeypatch):
+    """Migrate by a build whose scripts have one more revision; `states` is what that revision says of readers."""
+
+    def migrate(url, states=""):
+        scripts = tmp_path / "migrations"
+        shutil.copytree(migrating.SCRIPTS, scripts)
+        head = migrating._head(migrating._scripts())
+        (scripts / "versions" / "9001_next.py").write_text(NEXT.format(head=head, states=states))
+        with monkeypatch.context() as patch, closing(Store.open(url)) as newer:
+            patch.setattr(migrating, "SCRIPTS", scripts)
+            newer.migrate()
+        return head
+
+    return migrate
+
+
+def test_a_build_starts_and_works_on_a_schema_that_a_newer_build_has_extended(applied, url, next_build, make):
+    head = next_build(url)
+
+    applied.migrate()
+
+    with applied.begin() as repository:
+        repository.put_model(make.manifest("another"), expected_version=None)
+        repository.publish("ctr", {"dense": make.source("a"), "sparse": make.source("b")}, change_id="c1")
+    with applied.read() as repository:
+        assert repository.model("another").name == "another"
+    found = migrating.schema_range(applied._engine)
+    assert (found.version, found.own, found.compatible) == ("9001", head, True)
+    assert found.min_reader <= head
+
+
+def test_a_build_refuses_a_schema_whose_range_begins_beyond_it_and_touches_nothing(applied, url, next_build):
+    head = next_build(url, states='min_reader = "9001"')
+
+    expected = f"to schema 9001, which builds of schema 9001 or newer can use; this build knows {head}"
+    with pytest.raises(Conflict, match=expected):
+        applied.migrate()
+
+    assert not migrating.schema_range(applied._engine).compatible
+    with applied._engine.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9001"
+
+
+def test_a_newer_schema_that_states_no_range_is_refused(store):
     with store._engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(Conflict, match=r"later version of IPnext.*9999"):
+    with pytest.raises(Conflict, match=r"later version of IPnext to schema 9999"):
         store.migrate()
+
+
+def test_the_range_is_the_newest_one_that_a_migration_states(store):
+    found = migrating.schema_range(store._engine)
+    assert found.version == found.own
+    stated = [
+        script.module.min_reader
+        for script in migrating._scripts().walk_revisions()
+        if hasattr(script.module, "min_reader")
+    ]
+    assert found.min_reader == stated[0]
 
 
 def test_sqlite_keeps_a_write_ahead_log_and_every_commit(tmp_path):

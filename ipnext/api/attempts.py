@@ -1,0 +1,108 @@
+"""Attempts to submit changes that were not taken yet: when each line is due again, and which changes raise an alarm.
+
+Used by the outbox only, from its event loop.
+"""
+
+import time
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ipnext.errors import EngineRefused, IPnextError
+
+STUCK_AFTER = 3
+"""Attempts after which a change that is not taken is stuck; one that Temporal refuses is stuck from the first."""
+
+LONGEST_ERROR = 500
+"""Characters of an error that are written on a change."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A change that could not be submitted."""
+
+    change_id: str
+    tries: int
+    since: datetime
+    error: str
+    refused: bool
+    """Temporal answered and refused, so that waiting alone may not help."""
+
+    @property
+    def stuck(self) -> bool:
+        """Whether an operator should look at it."""
+        return self.refused or self.tries >= STUCK_AFTER
+
+    @property
+    def message(self) -> str:
+        """`not submitted yet: ..., tried 4 times since 2026-01-01 10:00 UTC`."""
+        times = "once" if self.tries == 1 else f"{self.tries} times"
+        return (
+            f"not submitted yet: {self.error[:LONGEST_ERROR]}, tried {times} since {self.since:%Y-%m-%d %H:%M:%S} UTC"
+        )
+
+
+class Attempts:
+    """One line a model: only the first change of a line is ever tried, so a line has at most one failed attempt."""
+
+    def __init__(
+        self, *, first_seconds: float, most_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._first = first_seconds
+        self._most = most_seconds
+        self._clock = clock
+        self._failed: dict[str, Attempt] = {}
+        self._due: dict[str, float] = {}
+        self._written: dict[str, tuple[str, str]] = {}
+        self.refused = 0
+        """Submissions that Temporal refused although the change may be good, since this process began."""
+
+    def due(self, line: str) -> bool:
+        """Whether a line may be tried now."""
+        return self._due.get(line, 0.0) <= self._clock()
+
+    def failed(self, line: str, change_id: str, error: IPnextError | None) -> Attempt:
+        """Record a failed attempt (`error` None: it timed out); the line is due again after a wait that doubles."""
+        before = self._failed.get(line)
+        tries = before.tries + 1 if before is not None and before.change_id == change_id else 1
+        refused = isinstance(error, EngineRefused)
+        self.refused += refused
+        attempt = Attempt(
+            change_id=change_id,
+            tries=tries,
+            since=before.since if before is not None and tries > 1 else datetime.now(UTC),
+            error="timed out" if error is None else error.message,
+            refused=refused,
+        )
+        self._failed[line] = attempt
+        self._due[line] = self._clock() + min(self._first * 2 ** min(tries - 1, 16), self._most)
+        return attempt
+
+    def worth_writing(self, line: str) -> bool:
+        """Whether the store should say it: the error is another one, or the tries reached a power of two.
+
+        An outage of hours is then some ten writes a change.
+        """
+        attempt = self._failed[line]
+        doubled = attempt.tries & (attempt.tries - 1) == 0
+        told = self._written.get(line) == (attempt.change_id, attempt.error)
+        if not attempt.stuck or (told and not doubled):
+            return False
+        self._written[line] = (attempt.change_id, attempt.error)
+        return True
+
+    def done(self, line: str) -> None:
+        """Forget a line whose change was taken or refused for good."""
+        self._failed.pop(line, None)
+        self._due.pop(line, None)
+        self._written.pop(line, None)
+
+    def keep(self, lines: AbstractSet[str]) -> None:
+        """Forget every line that has nothing to submit any more, because another process submitted it."""
+        for gone in self._failed.keys() - lines:
+            self.done(gone)
+
+    def stuck(self) -> tuple[Attempt, ...]:
+        """Changes that an operator should look at, those waiting longest first."""
+        return tuple(sorted((a for a in self._failed.values() if a.stuck), key=lambda a: a.since))

@@ -1,0 +1,33 @@
+"""How values travel in Temporal: JSON by pydantic, read with tolerance for fields of newer builds.
+
+Used by every client, worker and replayer of the platform (`ipnext.temporal.connect`).
+"""
+
+from typing import Any
+
+from temporalio.api.common.v1 import Payload
+from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
+from temporalio.converter import CompositePayloadConverter, DataConverter, DefaultPayloadConverter
+
+from ipnext.model.wire import decode
+
+
+class TolerantJson(PydanticJSONPlainPayloadConverter):
+    """Pydantic's JSON, whose readers ignore unknown fields at every depth."""
+
+    def from_payload(self, payload: Payload, type_hint: type | None = None) -> Any:
+        """See the base class."""
+        return decode(Any if type_hint is None else type_hint, payload.data)
+
+
+class TolerantPayloads(CompositePayloadConverter):
+    """The SDK's converters, with TolerantJson in place of plain JSON."""
+
+    def __init__(self) -> None:
+        json = TolerantJson()
+        defaults = DefaultPayloadConverter.default_encoding_payload_converters
+        super().__init__(*(json if each.encoding == json.encoding else each for each in defaults))
+
+
+DATA_CONVERTER = DataConverter(payload_converter_class=TolerantPayloads)
+"""The data converter of the platform."""

@@ -1,0 +1,172 @@
+"""Builds of the workers: which one is current, which one ramps, and what still runs on the others.
+
+A build is a version of the Worker Deployment `ipnext`. Every change of the routing carries the conflict token of what was read, so
+that two operators, or an operator and a worker that starts, never overwrite each other.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+
+from temporalio.api.enums.v1 import VersionDrainageStatus
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkerDeploymentRequest,
+    DescribeWorkerDeploymentResponse,
+    SetWorkerDeploymentCurrentVersionRequest,
+    SetWorkerDeploymentRampingVersionRequest,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from ipnext import names
+from ipnext.errors import Conflict, NotFound, Unavailable
+from ipnext.model.value import Value
+from ipnext.temporal import Connection, reaching
+
+WHAT = f"the worker deployment {names.WORKER_DEPLOYMENT}"
+
+_DRAINAGE: dict[int, Literal["draining", "drained"]] = {
+    VersionDrainageStatus.VERSION_DRAINAGE_STATUS_DRAINING: "draining",
+    VersionDrainageStatus.VERSION_DRAINAGE_STATUS_DRAINED: "drained",
+}
+
+
+class Build(Value):
+    """One build of the workers, as Temporal routes runs to it."""
+
+    build_id: str
+    state: Literal["current", "ramping", "draining", "drained", "inactive"]
+    """draining: pinned runs are open on it, so its workers have to stay; inactive: no run has ever been routed to it."""
+    ramp_percent: float = 0.0
+    """Share of new runs that begin on it while it ramps."""
+    open_runs: int = 0
+    """Runs that are open on it, pinned ones and those that will go over."""
+
+
+async def builds(client: Connection) -> tuple[Build, ...]:
+    """All builds, the newest first; none if no worker with a build id ever ran. Raises Unavailable, EngineRefused."""
+    found = await _described(client)
+    if found is None:
+        return ()
+    info, routing = found.worker_deployment_info, found.worker_deployment_info.routing_config
+    listed = []
+    for summary in sorted(info.version_summaries, key=lambda s: s.create_time.seconds, reverse=True):
+        build_id = summary.deployment_version.build_id
+        ramping = build_id == routing.ramping_deployment_version.build_id
+        listed.append(
+            Build(
+                build_id=build_id,
+                state="current"
+                if build_id == routing.current_deployment_version.build_id
+                else "ramping"
+                if ramping
+                else _DRAINAGE.get(summary.drainage_status, "inactive"),
+                ramp_percent=routing.ramping_version_percentage if ramping else 0.0,
+                open_runs=await _open_runs(client, build_id),
+            )
+        )
+    return tuple(listed)
+
+
+async def promote(client: Connection, build_id: str, *, ramp_percent: float | None = None) -> None:
+    """Make a build current, or let it take `ramp_percent` of the new runs. Its workers have to run already.
+
+    Raises:
+        NotFound: no worker of this build has polled yet; the message names the builds that have.
+        Conflict: somebody else changed the routing meanwhile; look again.
+        Unavailable, EngineRefused: Temporal does not answer, or refuses.
+    """
+    found = await _described(client)
+    known = (
+        [] if found is None else [s.deployment_version.build_id for s in found.worker_deployment_info.version_summaries]
+    )
+    if found is None or build_id not in known:
+        msg = f"build: no worker of build {build_id!r} has polled; known: {', '.join(sorted(known)) or 'none'}"
+        raise NotFound(msg)
+    if ramp_percent is None:
+        await _set_current(client, build_id, token=found.conflict_token)
+    else:
+        await _set_ramping(client, build_id, percent=ramp_percent, token=found.conflict_token)
+
+
+async def make_first_current(client: Connection, build_id: str) -> str:
+    """Make a build current if none is, and return the current build. Another one that is current is never replaced.
+
+    Raises Unavailable, also while the server has not seen a worker of this build: ask again.
+    """
+    found = await _described(client)
+    if found is None:
+        msg = f"{WHAT}: the server has not seen a worker of build {build_id} yet"
+        raise _not_yet(msg)
+    current = found.worker_deployment_info.routing_config.current_deployment_version.build_id
+    if current:
+        return current
+    try:
+        await _set_current(client, build_id, token=found.conflict_token)
+    except (Conflict, NotFound) as error:  # another worker was first, or this one is not seen yet: look again
+        raise _not_yet(error.message) from error
+    return build_id
+
+
+def _not_yet(message: str) -> Unavailable:
+    return Unavailable(f"{message}; try again")
+
+
+async def _described(client: Connection) -> DescribeWorkerDeploymentResponse | None:
+    asked = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=names.WORKER_DEPLOYMENT)
+    async with reaching(WHAT):
+        try:
+            return await client.workflow_service.describe_worker_deployment(asked)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+
+async def _set_current(client: Connection, build_id: str, *, token: bytes) -> None:
+    asked = SetWorkerDeploymentCurrentVersionRequest(
+        namespace=client.namespace,
+        deployment_name=names.WORKER_DEPLOYMENT,
+        build_id=build_id,
+        conflict_token=token,
+        identity=client.identity,
+        ignore_missing_task_queues=True,
+    )
+    async with reaching(WHAT), _changing(build_id):
+        await client.workflow_service.set_worker_deployment_current_version(asked)
+
+
+async def _set_ramping(client: Connection, build_id: str, *, percent: float, token: bytes) -> None:
+    asked = SetWorkerDeploymentRampingVersionRequest(
+        namespace=client.namespace,
+        deployment_name=names.WORKER_DEPLOYMENT,
+        build_id=build_id,
+        percentage=percent,
+        conflict_token=token,
+        identity=client.identity,
+        ignore_missing_task_queues=True,
+    )
+    async with reaching(WHAT), _changing(build_id):
+        await client.workflow_service.set_worker_deployment_ramping_version(asked)
+
+
+@asynccontextmanager
+async def _changing(build_id: str) -> AsyncIterator[None]:
+    """A token that is out of date as Conflict, a build that the server does not know as NotFound."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status in {RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.ABORTED}:
+            msg = f"{WHAT} was not changed to build {build_id}: {error.message}"
+            raise Conflict(msg) from error
+        if error.status is RPCStatusCode.NOT_FOUND:
+            msg = f"build: {build_id!r} is not known to Temporal: {error.message}"
+            raise NotFound(msg) from error
+        raise
+
+
+async def _open_runs(client: Connection, build_id: str) -> int:
+    """From visibility, which may be some seconds late."""
+    version = f"{names.WORKER_DEPLOYMENT}:{build_id}".replace("'", "''")
+    async with reaching("the visibility of runs"):
+        query = f"TemporalWorkerDeploymentVersion = '{version}' AND ExecutionStatus = 'Running'"
+        return (await client.count_workflows(query)).count

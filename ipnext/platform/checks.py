@@ -1,0 +1,211 @@
+"""What a platform needs, item by item: is it there, and what to do if it is not. Reads only."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+
+from ipnext import names
+from ipnext.artifacts.opening import open_store
+from ipnext.errors import IPnextError
+from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.model.value import Value
+from ipnext.platform.builds import builds
+from ipnext.platform.namespace import attributes_of, retention_of
+from ipnext.settings import PlatformSettings
+from ipnext.store.session import Store
+from ipnext.temporal import Connection, connect, namespace_of, reaching, schedule_hours
+
+SETUP = "run `ipnext platform setup`"
+POLLED_WITHIN = timedelta(minutes=2)
+"""A worker that waits for work asks at least once a minute."""
+AGENT_SECONDS = 3.0
+
+
+class Item(Value):
+    """One line of the answer."""
+
+    item: str
+    state: Literal["ok", "missing", "wrong"]
+    """wrong: it is there and not as it should be, or it does not answer."""
+    detail: str = ""
+    todo: str = ""
+    """What an operator does about it."""
+
+
+async def check(settings: PlatformSettings) -> tuple[Item, ...]:
+    """Look at everything. Never raises for what does not answer: that is an item."""
+    local = [
+        *await asyncio.to_thread(_database, settings),
+        await asyncio.to_thread(_artifacts, settings),
+        *await asyncio.to_thread(_agents, settings),
+    ]
+    try:
+        client = await connect()
+    except IPnextError as error:
+        todo = "start Temporal, or correct TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and the TLS settings of temporal.toml"
+        return (Item(item="temporal", state="wrong", detail=error.message, todo=todo), *local)
+    at = client.service_client.config.target_host
+    found = [Item(item="temporal", state="ok", detail=at), *await _guarded("namespace", _namespace, client)]
+    if found[-1].state != "missing":
+        for item, look in (
+            ("search attributes", _attributes),
+            ("schedule", _schedule_of(settings)),
+            ("task queues", _queues),
+            ("current build", _current),
+            ("database owner", _owner_of(settings)),
+        ):
+            found += await _guarded(item, look, client)
+    return (*found, *local)
+
+
+Look = Callable[[Connection], Awaitable[Sequence[Item]]]
+
+
+async def _guarded(item: str, look: Look, client: Connection) -> Sequence[Item]:
+    try:
+        return await look(client)
+    except IPnextError as error:
+        return (
+            Item(item=item, state="wrong", detail=error.message, todo="look at Temporal's own log, then check again"),
+        )
+
+
+async def _namespace(client: Connection) -> Sequence[Item]:
+    retention = await retention_of(client)
+    if retention is None:
+        return (Item(item="namespace", state="missing", detail=client.namespace, todo=SETUP),)
+    days = retention.total_seconds() / 86_400
+    return (Item(item="namespace", state="ok", detail=f"{client.namespace}, keeps ended runs for {days:g} days"),)
+
+
+async def _attributes(client: Connection) -> Sequence[Item]:
+    found = await attributes_of(client)
+    return [_attribute(name, kind, name in found.missing, found.wrong.get(name)) for name, kind in _wanted()]
+
+
+def _wanted() -> Iterable[tuple[str, str]]:
+    return names.SEARCH_ATTRIBUTES.items()
+
+
+def _attribute(name: str, kind: str, missing: bool, wrong: str | None) -> Item:
+    item = f"search attribute {name}"
+    if missing:
+        return Item(item=item, state="missing", detail=kind, todo=SETUP)
+    if wrong is not None:
+        todo = "remove it with `temporal operator search-attribute remove`, then " + SETUP
+        return Item(item=item, state="wrong", detail=f"{wrong} in place of {kind}", todo=todo)
+    return Item(item=item, state="ok", detail=kind)
+
+
+def _schedule_of(settings: PlatformSettings) -> Look:
+    async def look(client: Connection) -> Sequence[Item]:
+        hours, item = await schedule_hours(client), f"schedule {names.REPLAN_SCHEDULE}"
+        if hours is None:
+            return (Item(item=item, state="missing", todo=SETUP),)
+        told = " and ".join(f"every {each:g} h" for each in hours) or "by calendar"
+        differs = hours != (settings.replan_every_hours,)
+        note = f", changed by hand: IPNEXT_REPLAN_EVERY_HOURS is {settings.replan_every_hours:g}" if differs else ""
+        return (Item(item=item, state="ok", detail=told + note),)
+
+    return look
+
+
+async def _queues(client: Connection) -> Sequence[Item]:
+    work, activities = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
+    wanted = (
+        (names.LIFECYCLE_QUEUE, "workflows", work),
+        (names.LIFECYCLE_QUEUE, "activities", activities),
+        (names.PLANNER_QUEUE, "activities", activities),
+    )
+    return [await _queue(client, queue, what, kind) for queue, what, kind in wanted]
+
+
+async def _queue(client: Connection, queue: str, what: str, kind: TaskQueueType.ValueType) -> Item:
+    asked = DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind)
+    async with reaching(f"the task queue {queue}"):
+        found = await client.workflow_service.describe_task_queue(asked)
+    since = datetime.now(UTC) - POLLED_WITHIN
+    alive = [p for p in found.pollers if p.last_access_time.ToDatetime(UTC) > since]
+    item = f"task queue {queue}, {what}"
+    if not alive:
+        return Item(
+            item=item, state="missing", detail="no worker asks for work", todo="start `python -m workflows.worker`"
+        )
+    return Item(item=item, state="ok", detail=f"{len({p.identity for p in alive})} workers")
+
+
+async def _current(client: Connection) -> Sequence[Item]:
+    found = await builds(client)
+    if not found:
+        return (Item(item="current build", state="ok", detail="workers run without build ids"),)
+    current = [build.build_id for build in found if build.state == "current"]
+    if current:
+        return (Item(item="current build", state="ok", detail=current[0]),)
+    known = ", ".join(build.build_id for build in found)
+    todo = "run `ipnext platform promote BUILD`"
+    return (Item(item="current build", state="missing", detail=f"none of {known}", todo=todo),)
+
+
+def _owner_of(settings: PlatformSettings) -> Look:
+    async def look(client: Connection) -> Sequence[Item]:
+        return (await asyncio.to_thread(_owner, settings, (await namespace_of(client)).id),)
+
+    return look
+
+
+def _owner(settings: PlatformSettings, namespace_id: str) -> Item:
+    with closing(Store.open(settings.database_url)) as store, store.read() as unit:
+        owner = unit.belongs_to()
+    if owner is None or owner.id == namespace_id:
+        return Item(item="database owner", state="ok", detail="this namespace" if owner else "not claimed yet")
+    todo = "correct IPNEXT_DATABASE_URL or TEMPORAL_NAMESPACE; docs/store.md, One platform, one database"
+    return Item(item="database owner", state="wrong", detail=f"namespace {owner.name} at {owner.address}", todo=todo)
+
+
+def _database(settings: PlatformSettings) -> Sequence[Item]:
+    try:
+        with closing(Store.open(settings.database_url)) as store:
+            found, name = store.schema_range(), store.name
+    except IPnextError as error:
+        return (Item(item="database", state="wrong", detail=error.message, todo="correct IPNEXT_DATABASE_URL"),)
+    there = Item(item="database", state="ok", detail=name)
+    if found is None or found.behind:
+        state: Literal["missing", "wrong"] = "missing" if found is None else "wrong"
+        detail = "no tables" if found is None else f"{found.version}, this build knows {found.own}"
+        return (there, Item(item="database schema", state=state, detail=detail, todo=SETUP))
+    detail = f"{found.version}, for builds of {found.min_reader} or newer; this build knows {found.own}"
+    if found.compatible:
+        return (there, Item(item="database schema", state="ok", detail=detail))
+    return (there, Item(item="database schema", state="wrong", detail=detail, todo="run a newer build"))
+
+
+def _artifacts(settings: PlatformSettings) -> Item:
+    try:
+        open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url).missing(["0" * 64])
+    except (IPnextError, OSError) as error:
+        todo = "correct IPNEXT_ARTIFACTS_URI, IPNEXT_S3_ENDPOINT_URL or the credentials"
+        return Item(item="artifact store", state="wrong", detail=str(error), todo=todo)
+    return Item(item="artifact store", state="ok", detail=settings.artifacts_uri)
+
+
+def _agents(settings: PlatformSettings) -> Sequence[Item]:
+    if not settings.agents:
+        todo = "set IPNEXT_AGENTS: region -> URL of its agent, as JSON"
+        return (Item(item="agents", state="missing", detail="no region has an agent", todo=todo),)
+    with LocalProcessInfrastructure(settings.agents, timeout_seconds=AGENT_SECONDS) as infrastructure:
+        return [_agent(infrastructure, region, url) for region, url in sorted(settings.agents.items())]
+
+
+def _agent(infrastructure: LocalProcessInfrastructure, region: str, url: str) -> Item:
+    try:
+        infrastructure.observe(region, ())
+    except IPnextError as error:
+        todo = f"start the agent of {region}, or correct IPNEXT_AGENTS"
+        return Item(item=f"agent {region}", state="wrong", detail=error.message, todo=todo)
+    return Item(item=f"agent {region}", state="ok", detail=url)

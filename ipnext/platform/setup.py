@@ -1,0 +1,107 @@
+"""Making what a platform needs: only what is absent, so that nothing that an operator changed is overwritten."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import timedelta
+
+import structlog
+
+from ipnext import names
+from ipnext.devfile import ReplanSchedule
+from ipnext.errors import EngineRefused, Unavailable
+from ipnext.platform.namespace import (
+    DEFAULT_RETENTION,
+    Attributes,
+    attributes_of,
+    create_namespace,
+    register_attributes,
+    retention_of,
+)
+from ipnext.settings import PlatformSettings
+from ipnext.store.session import Store
+from ipnext.temporal import Connection, connect, ensure_schedule, reset_schedule
+
+APPEAR_SECONDS = 60.0
+"""How long a new namespace or search attribute may take to be known to every server of a cluster: its cache's age."""
+
+LOOK_SECONDS = 0.5
+
+
+async def setup(
+    settings: PlatformSettings, *, retention: timedelta = DEFAULT_RETENTION, with_reset: bool = False
+) -> Sequence[str]:
+    """Create namespace, search attributes, schedule and tables where they are absent; return what was done, in words.
+
+    `with_reset`: bring an existing schedule back to the settings. Raises Conflict (a schema beyond this build),
+    EngineRefused, NotFound and Unavailable.
+    """
+    client = await connect()
+    done: list[str] = []
+    if await retention_of(client) is None:
+        await create_namespace(client, retention=retention)
+        done.append(f"namespace {client.namespace} created")
+    missing = (await _known(client)).missing
+    if missing:
+        await register_attributes(client, missing)
+        done += [f"search attribute {name} ({kind}) registered" for name, kind in missing.items()]
+        await _until_registered(client)
+    await asyncio.to_thread(_migrate, settings)
+    done.append("database migrated")
+    wanted = replan_schedule(settings)
+    if await ensure_schedule(client, wanted):
+        done.append(f"schedule {names.REPLAN_SCHEDULE} created: every {wanted.every_hours:g} h")
+    elif with_reset:
+        await reset_schedule(client, wanted)
+        done.append(f"schedule {names.REPLAN_SCHEDULE} reset: every {wanted.every_hours:g} h")
+    return done
+
+
+def replan_schedule(settings: PlatformSettings) -> ReplanSchedule:
+    """The schedule of the settings."""
+    return ReplanSchedule(every_hours=settings.replan_every_hours, jitter_minutes=settings.replan_jitter_minutes)
+
+
+async def warn_of_missing(client: Connection) -> None:
+    """Log which search attributes the namespace lacks. Nothing is refused: changes wait until they are registered."""
+    log = structlog.get_logger()
+    try:
+        found = await attributes_of(client)
+    except EngineRefused as error:
+        log.info("search_attributes_not_checked", error=error.message)
+        return
+    if found.missing or found.wrong:
+        log.error(
+            "search_attributes_missing",
+            namespace=client.namespace,
+            missing=sorted(found.missing),
+            wrong=dict(found.wrong),
+            hint="run `ipnext platform setup`; changes are recorded and submitted once they are registered",
+        )
+
+
+async def _known(client: Connection) -> Attributes:
+    """The attributes; a namespace that was just created may be unknown for some seconds. EngineRefused, Unavailable."""
+    deadline = time.monotonic() + APPEAR_SECONDS
+    while True:
+        try:
+            return await attributes_of(client)
+        except (EngineRefused, Unavailable):
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _until_registered(client: Connection) -> None:
+    deadline = time.monotonic() + APPEAR_SECONDS
+    while missing := (await attributes_of(client)).missing:
+        if time.monotonic() > deadline:
+            msg = f"{client.namespace} does not show its new search attributes after {APPEAR_SECONDS:g} s: {', '.join(missing)}"
+            raise Unavailable(msg)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _migrate(settings: PlatformSettings) -> None:
+    with closing(Store.open(settings.database_url)) as store:
+        store.migrate()

@@ -1,0 +1,197 @@
+"""The end of a change as one write: generation, model, conditions, change and event.
+
+Called by the activity that finishes a change, and by the outbox for a change that the workflow engine refused.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, LifecycleResult, RecordInput
+from ipnext.model.registry import Generation, GenerationState
+from ipnext.model.status import ConditionType, Reason
+from ipnext.model.unserved import binding_reason, unserved_message, unserved_regions
+from ipnext.store.records import ModelRecord
+from ipnext.store.repository import Repository
+
+BRINGS_NOTHING_NEW = frozenset({ChangeKind.MOVE, ChangeKind.REPAIR})
+"""Kinds that bring neither another generation nor another manifest."""
+
+_ENDED = {
+    ChangeState.REFUSED: GenerationState.REFUSED,
+    ChangeState.ROLLED_BACK: GenerationState.FAILED,
+    ChangeState.SUPERSEDED: GenerationState.SUPERSEDED,
+}
+
+
+def end_change(repository: Repository, record: RecordInput) -> None:
+    """Write the end of a change that is not final yet. The plan in force is the caller's to settle.
+
+    Raises NotFound for an unknown change, model or generation.
+    """
+    change, result = repository.change(record.change_id), record.result
+    if result.state is ChangeState.DONE:
+        _write_success(repository, change, record)
+    else:
+        _write_failure(repository, change, record)
+    repository.close_transition(change.id, done=result.state is ChangeState.DONE, message=result.message)
+    repository.update_change(
+        change.id, state=result.state, reason=result.reason, message=result.message, run_id=record.run_id or None
+    )
+    end_hold(repository, record.model)
+    _write_ready(repository, repository.model(record.model))
+    text = f"{change.kind} {result.state}" + (f": {result.message}" if result.message else "")
+    repository.add_event(record.model, _event_kind(result.state), text, run_id=record.run_id or None)
+
+
+def refuse_change(repository: Repository, change: Change, message: str) -> bool:
+    """End a change that never began as REFUSED. False, and nothing is written, if it has begun or ended.
+
+    A refused publish leaves its generation REFUSED, so that the same bytes can be published again.
+    """
+    if repository.change(change.id).state is not ChangeState.RECORDED:
+        return False
+    if change.kind is ChangeKind.PUBLISH:
+        repository.update_model(change.model, target_generation=change.generation)
+    result = LifecycleResult(
+        state=ChangeState.REFUSED, generation=change.generation, reason=Reason.INTERNAL_ERROR, message=message
+    )
+    end_change(
+        repository,
+        RecordInput(
+            model=change.model,
+            change_id=change.id,
+            kind=change.kind,
+            generation=change.generation,
+            result=result,
+            run_id="",
+            plan_id=change.plan_id,
+        ),
+    )
+    return True
+
+
+def end_hold(repository: Repository, model: str) -> None:
+    """A change has ended: what held it back holds no more. A pause stays: it is the model's, not the change's."""
+    held = held_by(repository, model)
+    if held not in {None, Reason.PAUSED}:
+        release_hold(repository, model)
+
+
+def end_pause(repository: Repository, model: str) -> None:
+    """A retired model is paused no more."""
+    repository.delete_pause(model)
+    if held_by(repository, model) is Reason.PAUSED:
+        release_hold(repository, model)
+
+
+def held_by(repository: Repository, model: str) -> Reason | None:
+    """The reason that holds now. NotFound for a model that was never applied."""
+    held = (
+        c.reason for c in repository.conditions(model) if c.type is ConditionType.PROGRESSING and c.status == "False"
+    )
+    return next(held, None)
+
+
+def release_hold(repository: Repository, model: str) -> None:
+    """Write that nothing holds the model's changes."""
+    repository.set_condition(model, ConditionType.PROGRESSING, "True", Reason.SUCCEEDED)
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What the condition `Ready` says."""
+
+    status: Literal["True", "False"]
+    reason: Reason
+    message: str
+
+
+def readiness(
+    record: ModelRecord,
+    wanted: Generation | None,
+    changes: Sequence[Change],
+    unserved: Mapping[str, Sequence[str]] | None = None,
+) -> Readiness:
+    """`Ready` is true only while the newest wanted state serves: the target generation, and the newest manifest.
+
+    `wanted` is the target generation, `changes` are the model's, newest first. Moves and repairs don't count: they bring no
+    other state. `unserved`: users' region that nothing serves -> the rules of the plan that leave it so.
+    """
+    serving = f"generation {record.serving_generation} serves" if record.serving_generation else "nothing serves"
+    if record.retired or wanted is None:
+        why = "the model is retired" if record.retired else "no snapshots are published"
+        return Readiness("False", Reason.NOT_PUBLISHED, why)
+    own = [change for change in changes if change.kind not in BRINGS_NOTHING_NEW]
+    waiting = [change for change in own if change.state in {ChangeState.RECORDED, ChangeState.QUEUED}]
+    if waiting:
+        return Readiness("False", Reason.PENDING, f"{waiting[0].kind} {waiting[0].id} waits; {serving}")
+    if record.serving_generation != wanted.number:
+        reason = Reason(wanted.reason) if wanted.reason in set(Reason) else Reason.PROGRESSING
+        told = f": {wanted.message}" if wanted.message else ""
+        return Readiness("False", reason, f"generation {wanted.number} does not serve{told}; {serving}")
+    if record.observed_generation < record.generation:
+        return _old_manifest(record, own[0] if own else None)
+    for region, rules in (unserved or {}).items():
+        return Readiness("False", binding_reason(rules), f"{unserved_message(region, rules)}; {serving}")
+    return Readiness("True", Reason.SERVING, serving)
+
+
+def _old_manifest(record: ModelRecord, last: Change | None) -> Readiness:
+    """The wanted generation serves, but by an older manifest; `last` may say why."""
+    reached = f"revision {record.observed_generation} of the manifest serves, {record.generation} is wanted"
+    if last is None or last.reason is None or last.state is ChangeState.DONE:
+        return Readiness("False", Reason.PENDING, reached)
+    return Readiness("False", last.reason, f"{reached}: {last.message}")
+
+
+def _write_success(repository: Repository, change: Change, record: RecordInput) -> None:
+    model = record.model
+    if change.kind is ChangeKind.RETIRE:
+        for generation in repository.generations(model):
+            if generation.state in {GenerationState.SERVING, GenerationState.WARM}:
+                repository.set_generation_state(model, generation.number, GenerationState.RETIRED)
+        repository.update_model(model, serving_generation=None, target_generation=None, retired=True)
+        end_pause(repository, model)
+        return
+    if record.generation is None:
+        return
+    repository.set_generation_state(model, record.generation, GenerationState.SERVING)
+    repository.update_model(model, serving_generation=record.generation)
+    if change.kind not in BRINGS_NOTHING_NEW and record.revision:
+        repository.update_model(model, observed_generation=record.revision)
+    _cool_down(repository, model)
+
+
+def _write_failure(repository: Repository, change: Change, record: RecordInput) -> None:
+    model, number, result = record.model, record.generation, record.result
+    if number is None:
+        return
+    generation = repository.generation(model, number)
+    if repository.model(model).serving_generation == number:
+        return
+    state = _ENDED.get(result.state, GenerationState.FAILED)
+    if generation.serving_at is not None:
+        held = any(number in deployment.generations for deployment in repository.deployments(model))
+        state = GenerationState.WARM if held else GenerationState.RETIRED
+    if change.kind in {ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.APPLY}:
+        repository.set_generation_state(model, number, state, reason=result.reason, message=result.message)
+
+
+def _cool_down(repository: Repository, model: str) -> None:
+    """Former generations that no replica holds any more are not warm."""
+    held = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
+    for generation in repository.generations(model):
+        if generation.state is GenerationState.WARM and generation.number not in held:
+            repository.set_generation_state(model, generation.number, GenerationState.RETIRED)
+
+
+def _write_ready(repository: Repository, record: ModelRecord) -> None:
+    wanted = repository.generation(record.name, record.target_generation) if record.target_generation else None
+    unserved = unserved_regions(record.manifest, repository.routes(record.name))
+    ready = readiness(record, wanted, repository.changes(record.name), unserved)
+    repository.set_condition(record.name, ConditionType.READY, ready.status, ready.reason, ready.message)
+
+
+def _event_kind(state: ChangeState) -> str:
+    return "".join(word.capitalize() for word in state.value.split("_"))

@@ -1,0 +1,259 @@
+"""`ipnext platform` on a bare Temporal: nothing that was acknowledged is lost before it, and nothing is overwritten by it."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from temporalio import workflow
+from temporalio.client import ScheduleIntervalSpec, ScheduleUpdate
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
+
+from activities.solving import ThreadSolver
+from ipnext import names
+from ipnext.api.outbox import Outbox
+from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.devfile import TemporalServer, read_devfile, server_command, temporal_binary
+from ipnext.errors import Conflict, EngineRefused, NotFound, Unavailable
+from ipnext.infra.tether import tether
+from ipnext.model.lifecycle import ChangeState
+from ipnext.platform import builds as versions
+from ipnext.platform.checks import check
+from ipnext.platform.namespace import attributes_of, create_namespace, retention_of
+from ipnext.platform.setup import setup
+from ipnext.settings import PlatformSettings
+from ipnext.temporal import connect, ensure_schedule, reachable, reset_schedule, schedule_hours
+from tests.waiting import PATIENCE_SECONDS, eventually, until
+from workflows.worker import engine_of, lifecycle_activities, planner_activities, queue_groups, worker_of
+
+NAMESPACE = "bare"
+
+
+@pytest.fixture
+def bare(tmp_path, free_port, monkeypatch):
+    """A Temporal that knows nothing of IPnext: no namespace of ours, no search attribute, no schedule."""
+    server = TemporalServer(port=free_port)
+    command = server_command(server, binary=temporal_binary(), state=tmp_path, with_ui=False)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
+    monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{free_port}")
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", NAMESPACE)
+
+    until(lambda: asyncio.run(reached()))
+    yield f"127.0.0.1:{free_port}"
+    process.terminate()
+    process.wait(PATIENCE_SECONDS)
+
+
+async def reached() -> bool:
+    try:
+        return await reachable(await connect())
+    except Unavailable:
+        return False
+
+
+@pytest.fixture
+def settings(house):
+    return PlatformSettings(
+        database_url=f"sqlite:///{house.root}/ipnext.db", artifacts_uri=f"file://{house.root}/artifacts"
+    )
+
+
+@pytest.fixture
+def workers(house, settings):
+    @asynccontextmanager
+    async def serve():
+        client = await connect()
+        engine = engine_of(client, asyncio.get_running_loop())
+        ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine, cutter=house.cutter)
+        lifecycle, planner = queue_groups(settings)
+        theirs = planner_activities(house.store, ThreadSolver())
+        async with worker_of(client, lifecycle, ours), worker_of(client, planner, theirs):
+            yield
+
+    return serve
+
+
+def states_of(items):
+    return {item.item: item.state for item in items}
+
+
+async def test_a_publish_on_a_bare_temporal_waits_until_the_set_up_and_is_then_carried_out(
+    bare, house, settings, workers, model
+):
+    await setup_namespace_only()
+    house.apply(model)
+    change = house.publish(model, 1)
+    outbox = Outbox(house.store, TemporalLifecycle(ui_url="http://127.0.0.1"))
+    async with outbox.running():
+        await eventually(lambda: "IPnextModel" in house.change(change.id).message)
+        assert house.change(change.id).state is ChangeState.RECORDED
+        assert [attempt.change_id for attempt in outbox.stuck] == [change.id]
+
+        await setup(settings)
+        async with workers():
+            await eventually(lambda: house.change(change.id).state.final)
+    assert house.change(change.id).state is ChangeState.DONE
+    assert outbox.stuck == ()
+
+
+async def setup_namespace_only():
+    client = await connect()
+    await create_namespace(client)
+    await again_until(lambda: attributes_of(client), EngineRefused, Unavailable)
+
+
+async def test_check_names_what_is_missing_and_setup_makes_it_once(bare, settings, workers):
+    before = states_of(await check(settings))
+    assert before["namespace"] == "missing"
+
+    done = await setup(settings, retention=timedelta(days=3))
+    assert f"namespace {NAMESPACE} created" in done
+    again = await setup(settings)
+    assert again == ["database migrated"], "nothing is made twice"
+
+    client = await connect()
+    assert await retention_of(client) == timedelta(days=3)
+    assert (await attributes_of(client)).missing == {}
+    after = {item.item: item for item in await check(settings)}
+    assert {name for name, item in after.items() if item.state != "ok"} == {
+        "agents",
+        f"task queue {names.LIFECYCLE_QUEUE}, workflows",
+        f"task queue {names.LIFECYCLE_QUEUE}, activities",
+        f"task queue {names.PLANNER_QUEUE}, activities",
+    }
+    assert all(item.todo for item in after.values() if item.state != "ok")
+    async with workers():
+
+        async def complete():
+            if states_of(await check(settings)) | {"agents": "ok"} != dict.fromkeys(after, "ok"):
+                raise NotFound("")
+
+        await again_until(complete, NotFound)
+
+
+async def test_the_command_line_prints_each_item_and_fails_while_one_is_missing(bare, settings, tmp_path):
+    environment = {
+        **os.environ,
+        "IPNEXT_DATABASE_URL": settings.database_url,
+        "IPNEXT_ARTIFACTS_URI": settings.artifacts_uri,
+    }
+
+    async def run(*words):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ipnext.cli", "platform", *words),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+    status, out, err = await run("check", "--json")
+    assert status == 1, err
+    assert {"item": "namespace", "state": "missing", "detail": NAMESPACE, "todo": "run `ipnext platform setup`"} in (
+        json.loads(out)
+    )
+    status, _, err = await run("setup")
+    assert status == 0, err
+    assert "search attribute IPnextModel (Keyword) registered" in err
+    status, out, err = await run("check")
+    assert "search attribute IPnextModel" in out
+    assert status == 1, "no agents, no workers"
+    status, out, err = await run("promote", "nothing")
+    assert (status, out) == (2, "")
+    assert "no worker of build 'nothing' has polled; known: none" in err
+
+
+async def test_a_schedule_that_an_operator_changed_stays_until_it_is_reset(client):
+    wanted = read_devfile().schedules.replan.model_copy(update={"every_hours": 2})
+    assert await ensure_schedule(client, wanted)
+    handle = client.get_schedule_handle(names.REPLAN_SCHEDULE)
+    try:
+
+        def by_hand(found):
+            schedule = found.description.schedule
+            schedule.spec.intervals = [ScheduleIntervalSpec(every=timedelta(hours=6))]
+            schedule.state.paused = True
+            return ScheduleUpdate(schedule)
+
+        await handle.update(by_hand)
+        assert not await ensure_schedule(client, wanted)
+        assert await schedule_hours(client) == (6,)
+
+        await reset_schedule(client, wanted)
+        assert await schedule_hours(client) == (2,)
+        assert (await handle.describe()).schedule.state.paused, "a pause by hand stays"
+    finally:
+        await handle.delete()
+    assert await schedule_hours(client) is None
+    with pytest.raises(NotFound, match="platform setup"):
+        await reset_schedule(client, wanted)
+
+
+@workflow.defn(name="a_run", versioning_behavior=VersioningBehavior.PINNED)
+class ARun:
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: False)
+
+
+def worker_of_build(client, build):
+    version = WorkerDeploymentVersion(deployment_name=names.WORKER_DEPLOYMENT, build_id=build)
+    return Worker(
+        client,
+        task_queue=names.LIFECYCLE_QUEUE,
+        workflows=[ARun],
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        deployment_config=WorkerDeploymentConfig(version=version, use_worker_versioning=True),
+    )
+
+
+async def again_until(call, *kinds):
+    """The first answer of a call; the server sees a new worker some moments after it has begun."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                return await call()
+            except kinds:
+                await asyncio.sleep(0.1)
+
+
+async def test_the_first_build_is_current_by_itself_and_the_next_one_by_a_command(bare, settings):
+    await setup(settings)
+    client = await connect()
+    async with worker_of_build(client, "1"):
+        assert await again_until(lambda: versions.make_first_current(client, "1"), Unavailable) == "1"
+        run = await client.start_workflow("a_run", id="pinned", task_queue=names.LIFECYCLE_QUEUE)
+
+        async with worker_of_build(client, "2"):
+
+            async def both():
+                found = await versions.builds(client)
+                if {b.build_id: b.open_runs for b in found} != {"1": 1, "2": 0}:
+                    raise NotFound("")
+                return found
+
+            await again_until(both, NotFound)
+            assert await versions.make_first_current(client, "2") == "1", "another one is never replaced"
+
+            await again_until(lambda: versions.promote(client, "2", ramp_percent=10), NotFound, Conflict)
+            ramping = {b.build_id: (b.state, b.ramp_percent) for b in await versions.builds(client)}
+            assert ramping == {"1": ("current", 0), "2": ("ramping", 10)}
+
+            await versions.promote(client, "2")
+            states = {b.build_id: b.state for b in await versions.builds(client)}
+            assert states["2"] == "current"
+            assert states["1"] in {"draining", "inactive"}
+
+            stale = await versions._described(client)
+            await again_until(lambda: versions.promote(client, "1"), Conflict)
+            with pytest.raises(Conflict):
+                await versions._set_current(client, "2", token=stale.conflict_token)
+            with pytest.raises(NotFound, match="known: 1, 2"):
+                await versions.promote(client, "3")
+        await run.terminate()
