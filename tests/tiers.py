@@ -176,7 +176,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
     report = yield
     if GUARD.refused and report.passed:
         report.outcome, report.longrepr = "failed", GUARD.refused[0]
-        GUARD.refused.clear()
+    GUARD.refused.clear()
     return report
 
 

@@ -32,7 +32,7 @@ CHANGE = Change(id="c", model="ranker", kind=ChangeKind.PUBLISH, sequence=1, gen
 UI = "http://127.0.0.1:8233"
 
 
-@pytest.fixture(params=["memory", "temporal"])
+@pytest.fixture(params=["memory", pytest.param("temporal", marks=pytest.mark.integration)])
 def unreachable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lifecycle:
     if request.param == "memory":
         fake = MemoryLifecycle(ui_url=UI)

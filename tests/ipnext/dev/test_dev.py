@@ -266,6 +266,7 @@ def test_a_fleet_file_that_holds_no_fleet_is_refused_by_name(tmp_path: Path) -> 
         read_fleet(empty)
 
 
+@pytest.mark.usefixtures("listeners")
 def test_the_logs_of_the_platform_are_looked_after_while_it_is_tended(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "worker-7.log"
     log.parent.mkdir()

@@ -227,6 +227,7 @@ def test_an_agent_looks_after_the_logs_of_its_region(new_agent, builder):
     assert agent.replicas(model.key())[0].pid == replica.pid
 
 
+@pytest.mark.usefixtures("subprocesses")
 async def test_a_log_beyond_the_limit_is_put_aside_at_a_start_too(tmp_path):
     log = tmp_path / "host.log"
     log.write_text("much\n" * 200)

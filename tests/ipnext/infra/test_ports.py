@@ -8,6 +8,8 @@ import pytest
 from ipnext.infra.ports import PortBook, is_free, release, reserve
 from tests.waiting import PATIENCE_SECONDS
 
+pytestmark = pytest.mark.usefixtures("listeners", "subprocesses")
+
 
 def test_a_name_keeps_its_port_over_a_restart(tmp_path):
     port = PortBook(tmp_path / "ports.json").port("router")
@@ -19,7 +21,6 @@ def test_names_have_ports_of_their_own(tmp_path):
     assert len({book.port(f"host-{n}") for n in range(20)}) == 20
 
 
-@pytest.mark.usefixtures("listeners")
 def test_a_port_that_somebody_took_is_replaced(tmp_path):
     book = PortBook(tmp_path / "ports.json")
     port = book.port("router")
@@ -49,7 +50,6 @@ def reserve_and_wait(port, told, held):
     held.wait()
 
 
-@pytest.mark.usefixtures("subprocesses")
 def test_a_port_picked_by_another_process_is_not_picked_again_though_nobody_listens_yet(tmp_path):
     book = PortBook(tmp_path / "ports.json")
     port = book.port("api")

@@ -37,6 +37,7 @@ def test_every_table_is_named_by_the_code(store):
     assert set(inspect(store._engine).get_table_names()) == {*METADATA.tables, "alembic_version"}
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_many_threads_and_processes_may_migrate_at_once(empty_url, make):
     processes = [subprocess.Popen([sys.executable, "-c", MIGRATES, empty_url]) for _ in range(2)]
     stores = [Store.open(empty_url) for _ in range(4)]

@@ -37,6 +37,7 @@ def test_an_exception_takes_back_everything(applied, make):
         assert repository.model("ctr").serving_generation is None
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_writer_that_is_killed_leaves_nothing_and_blocks_nobody(applied, url):
     process = subprocess.Popen([sys.executable, "-c", BEGINS_AND_HANGS, url], stdout=subprocess.PIPE)
     with process:
@@ -162,6 +163,7 @@ store.close()
 """
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_several_processes_and_threads_publish_and_none_is_lost(applied, url, publish):
     workers = [
         subprocess.Popen(
