@@ -1,6 +1,5 @@
 """Random changes of real programs: the answers are the same, or the load is refused, and no other file or module is touched."""
 
-import copy
 import json
 import shutil
 import sys
@@ -14,11 +13,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ipnext.errors import IPnextError
+from ipnext.errors import IPnextError, LoadFailed
 from ipnext.model.registry import SnapshotManifest
+from serving.engines.torch_program import read_program
 from serving.engines.torch_ranker import TorchEngine
 from serving.export import export_model
-from tests.serving.hostile import PROGRAM, rewrite
+from tests.serving.hostile import PROGRAM, renames, rewrite
 
 MODULE = "ipnext_hostile_module"
 """It does not exist; a hostile value asks for it."""
@@ -142,7 +142,7 @@ def places(value, path=()):
 
 
 def changed(document, path, kind, value, field):
-    document = copy.deepcopy(document)
+    document = json.loads(json.dumps(document))
     place = document
     for step in path[:-1]:
         place = place[step]
@@ -160,7 +160,7 @@ def changed(document, path, kind, value, field):
     return document
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     where=st.floats(0, 1, exclude_max=True),
     kind=st.sampled_from(["replace", "replace", "replace", "add", "rename", "remove"]),
@@ -190,6 +190,50 @@ def test_a_mutated_program_answers_as_before_or_is_refused(
     if got is not None:
         assert got.keys() == expected.keys()
         assert all(np.array_equal(got[name], expected[name]) for name in expected)
+
+
+def each_place(document):
+    """One path of each kind: numbers of lists and names of values aside."""
+    kinds = {}
+    for path in places(document):
+        if path:
+            kind = tuple("*" if isinstance(step, int) or step in NAMED_BY_USERS else step for step in path)
+            kinds.setdefault(kind, path)
+    return kinds.values()
+
+
+NAMED_BY_USERS = {"ids", "x", "s0"}
+
+
+def test_no_place_of_a_program_takes_a_hostile_value(source, expected, watch, tmp_path):
+    """A sixth of the values at each kind of place, in turns, and each text as the name of an input."""
+    directory = tmp_path / "mutated"
+    shutil.copytree(source, directory)
+    document = json.loads((source / PROGRAM).read_bytes())
+    texts = [value for value in HOSTILE if isinstance(value, str)]
+    cases = [
+        (path, value, changed(document, path, "replace", value, ""))
+        for number, path in enumerate(each_place(document))
+        for value in (SPECIFICATION, *HOSTILE[number % 6 :: 6])
+    ]
+    for text in texts:
+        renamed = json.loads(json.dumps(document))
+        renames("x", text)(renamed)
+        cases.append((("the name of an input",), text, renamed))
+    assert len(cases) > 500
+    for path, value, mutated in cases:
+        (directory / PROGRAM).write_text(json.dumps(mutated))
+        with watch.over(directory):
+            try:
+                program = read_program(directory)
+            except LoadFailed:
+                program = None
+        assert watch.faults == [], (path, value)
+        if program is not None and set(program.inputs) == REQUEST.keys():
+            with torch.inference_mode():
+                got = program.run([torch.from_numpy(REQUEST[name].copy()) for name in program.inputs])
+            assert all(np.array_equal(a, b) for a, b in zip(got, expected.values(), strict=True)), (path, value)
+    assert MODULE not in sys.modules
 
 
 def test_the_watch_sees_what_a_program_could_do(watch, tmp_path):
