@@ -18,7 +18,13 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributeUpdate, WorkflowIDReusePolicy
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    SearchAttributeUpdate,
+    TypedSearchAttributes,
+    WorkflowIDReusePolicy,
+)
 from temporalio.exceptions import ActivityError, ChildWorkflowError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -48,6 +54,9 @@ with workflow.unsafe.imports_passed_through():
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 GENERATION = SearchAttributeKey.for_int(names.GENERATION_ATTRIBUTE)
+OWNER = SearchAttributeKey.for_keyword(names.OWNER_ATTRIBUTE)
+REGIONS = SearchAttributeKey.for_keyword_list(names.REGIONS_ATTRIBUTE)
+KIND = SearchAttributeKey.for_keyword(names.KIND_ATTRIBUTE)
 
 STOPPED_WHILE_PLANNED = "stopped-while-planned"
 """Patch: a run that was stopped while its waves were planned does not walk them."""
@@ -80,11 +89,13 @@ class LifecycleWorkflow:
         self._held = input.held
         self._newer: NewerWaits | None = None
         self._patience: float | None = None
+        self._lasting: TypedSearchAttributes | None = None
+        self._told_lasting = False
         self._child: Walk | None = None
         self._thaw = Thaw(lambda: self._newer is not None)
 
     @workflow.run
-    async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002, ARG002
+    async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002
         """Carry the change out; its result says how it ended. Cancelling it ends it in order."""
         self._enter("begin", None)
         begun = await self._begin()
@@ -94,6 +105,7 @@ class LifecycleWorkflow:
             result, begun = begun, ChangeBegun()
         else:
             self._patience = begun.supply_patience_seconds
+            self._lasting = _lasting(input, begun)
             result = await self._outcome(begun)
         self._enter("deployment", begun.generation)
         await to_the_end(perform(policies.FINISH_CHANGE, self._record(begun, result), f"record: {result.state}"))
@@ -306,6 +318,7 @@ class LifecycleWorkflow:
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             task_timeout=names.TASK_TIMEOUT,
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+            search_attributes=self._lasting,
             static_summary=f"{stage.model}: {planned.waves} waves to generation {stage.generation}",
         )
         # A stop while the child starts must not leave it behind: the run ends when its transition has.
@@ -387,9 +400,25 @@ class LifecycleWorkflow:
         updates: list[SearchAttributeUpdate[Any]] = [MODEL.value_set(self._input.model), STAGE.value_set(stage)]
         if generation is not None:
             updates.append(GENERATION.value_set(generation))
+        if self._lasting is not None and not self._told_lasting:
+            self._told_lasting = True
+            updates += [pair.key.value_set(pair.value) for pair in self._lasting]
         workflow.upsert_search_attributes(updates)
         change = self._input.change
         subject = f" of generation {generation}" if generation is not None else ""
         workflow.set_current_details(
             f"**{self._input.model}**: {change.kind}{subject}: {stage}\n\nChange `{change.id}`"
         )
+
+
+def _lasting(input: LifecycleInput, begun: ChangeBegun) -> TypedSearchAttributes:  # noqa: A002 - its name in the workflow
+    """Search attributes that stay as they are for the whole run, and its transition's."""
+    pairs: list[SearchAttributePair[Any]] = [
+        SearchAttributePair(MODEL, input.model),
+        SearchAttributePair(KIND, input.change.kind.value),
+    ]
+    if begun.owner:
+        pairs.append(SearchAttributePair(OWNER, begun.owner))
+    if begun.regions:
+        pairs.append(SearchAttributePair(REGIONS, begun.regions))
+    return TypedSearchAttributes(pairs)
