@@ -60,8 +60,14 @@ class MetadataActivities:
             generation = _generation_of(repository, change, record)
             repository.update_change(change.id, state=ChangeState.RUNNING, run_id=progress.run_id)
             _write_beginning(repository, change, record, generation, progress.run_id)
-        patience = record.manifest.spec.rollout.wait_seconds
-        return ChangeBegun(generation=generation, revision=record.generation, supply_patience_seconds=patience)
+        manifest = record.manifest
+        return ChangeBegun(
+            generation=generation,
+            revision=record.generation,
+            supply_patience_seconds=manifest.spec.rollout.wait_seconds,
+            owner=manifest.metadata.owner or "",
+            regions=tuple(sorted({item.region for item in manifest.spec.demand})),
+        )
 
     @activity.defn(name="resolve_snapshots", no_thread_cancel_exception=True)
     def resolve_snapshots(self, stage: StageInput) -> Resolved:

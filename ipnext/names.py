@@ -76,11 +76,17 @@ RECONCILE_SCHEDULE: Final = "reconcile"
 MODEL_ATTRIBUTE: Final = "IPnextModel"
 STAGE_ATTRIBUTE: Final = "IPnextStage"
 GENERATION_ATTRIBUTE: Final = "IPnextGeneration"
+OWNER_ATTRIBUTE: Final = "IPnextOwner"
+REGIONS_ATTRIBUTE: Final = "IPnextRegions"
+KIND_ATTRIBUTE: Final = "IPnextKind"
 
 SEARCH_ATTRIBUTES: Final[Mapping[str, str]] = {
     MODEL_ATTRIBUTE: "Keyword",
     STAGE_ATTRIBUTE: "Keyword",
     GENERATION_ATTRIBUTE: "Int",
+    OWNER_ATTRIBUTE: "Keyword",
+    REGIONS_ATTRIBUTE: "KeywordList",
+    KIND_ATTRIBUTE: "Keyword",
 }
 """Every search attribute that workflows set, with its type: `ipnext platform setup` registers them."""
 

@@ -102,7 +102,10 @@ class PlatformSettings(NativeCodeSettings):
     replan_jitter_minutes: float = Field(default=5.0, ge=0)
     """The same for its jitter."""
     worker_ready_file: Path | None = None
-    """Written by the worker once it serves its queues: for whoever started it."""
+    """Touched every few seconds while the worker serves its queues and Temporal answers, absent otherwise: for a readiness probe."""
+    worker_metrics_address: str | None = None
+    """HOST:PORT where a worker gives out Temporal's own metrics for Prometheus (slots, latencies, sticky cache); None: nowhere.
+    There is no authentication: a loopback or a private address."""
     worker_build_id: str | None = None
     """Of the worker's code, where runs are to end on the build that they began on; None: any worker takes any run."""
     worker_makes_current: bool = False

@@ -32,6 +32,7 @@ from temporalio.client import (
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from ipnext import names
@@ -73,7 +74,18 @@ _MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 _OVERLAP = {"skip": ScheduleOverlapPolicy.SKIP, "buffer_one": ScheduleOverlapPolicy.BUFFER_ONE}
 
 
-async def connect(*, address: str | None = None, namespace: str | None = None, lazy: bool = False) -> Client:
+def metrics_runtime(address: str) -> Runtime:
+    """The SDK's runtime with its metrics for Prometheus at HOST:PORT; one for each process. InvalidInput if it can't listen there."""
+    try:
+        return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=address)))
+    except (RuntimeError, ValueError) as error:
+        msg = f"worker_metrics_address: {address} can't be listened on: {error}; allowed: HOST:PORT of a free port"
+        raise InvalidInput(msg, field="worker_metrics_address", value=address) from error
+
+
+async def connect(
+    *, address: str | None = None, namespace: str | None = None, lazy: bool = False, runtime: Runtime | None = None
+) -> Client:
     """A client for the server of temporal.toml and TEMPORAL_*, or of `address`. Unavailable where it can't be reached.
 
     A `lazy` client connects with its first call, so that an API starts before the server does.
@@ -84,7 +96,7 @@ async def connect(*, address: str | None = None, namespace: str | None = None, l
     if namespace is not None:
         config["namespace"] = namespace
     async with reaching(target):
-        return await Client.connect(**config, data_converter=DATA_CONVERTER, lazy=lazy)
+        return await Client.connect(**config, data_converter=DATA_CONVERTER, lazy=lazy, runtime=runtime)
 
 
 async def namespace_of(client: Client) -> WorkflowNamespace:
@@ -401,6 +413,9 @@ async def reaching(what: str) -> AsyncIterator[None]:
     except RuntimeError as error:
         msg = f"{what} can't be reached: {error}"
         raise Unavailable(msg) from error
+    except ValueError as error:
+        msg = f"{what}: the answer of another build can't be read: {error}"
+        raise EngineRefused(msg) from error
 
 
 def _refused(what: str, error: WorkflowUpdateFailedError) -> IPnextError:

@@ -18,7 +18,12 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    SearchAttributeUpdate,
+    TypedSearchAttributes,
+)
 from temporalio.exceptions import ActivityError, ChildWorkflowError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -47,6 +52,9 @@ with workflow.unsafe.imports_passed_through():
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
 GENERATION = SearchAttributeKey.for_int(names.GENERATION_ATTRIBUTE)
+OWNER = SearchAttributeKey.for_keyword(names.OWNER_ATTRIBUTE)
+REGIONS = SearchAttributeKey.for_keyword_list(names.REGIONS_ATTRIBUTE)
+KIND = SearchAttributeKey.for_keyword(names.KIND_ATTRIBUTE)
 
 STOPPED_WHILE_PLANNED = "stopped-while-planned"
 """Patch: a run that was stopped while its waves were planned does not walk them."""
@@ -75,10 +83,11 @@ class LifecycleWorkflow(Walked):
         self._places = False
         self._moving = False
         self._patience: float | None = None
+        self._told_lasting = False
         self._thaw = Thaw(lambda: self._newer is not None)
 
     @workflow.run
-    async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002, ARG002
+    async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002
         """Carry the change out; its result says how it ended. Cancelling it ends it in order."""
         self._enter("begin", None)
         begun = await self._begin()
@@ -88,6 +97,7 @@ class LifecycleWorkflow(Walked):
             result, begun = begun, ChangeBegun()
         else:
             self._patience = begun.supply_patience_seconds
+            self._lasting = _lasting(input, begun)
             result = await self._outcome(begun)
         self._enter("deployment", begun.generation)
         await to_the_end(perform(policies.FINISH_CHANGE, self._record(begun, result), f"record: {result.state}"))
@@ -333,9 +343,25 @@ class LifecycleWorkflow(Walked):
         updates: list[SearchAttributeUpdate[Any]] = [MODEL.value_set(self._input.model), STAGE.value_set(stage)]
         if generation is not None:
             updates.append(GENERATION.value_set(generation))
+        if self._lasting is not None and not self._told_lasting:
+            self._told_lasting = True
+            updates += [pair.key.value_set(pair.value) for pair in self._lasting]
         workflow.upsert_search_attributes(updates)
         change = self._input.change
         subject = f" of generation {generation}" if generation is not None else ""
         workflow.set_current_details(
             f"**{self._input.model}**: {change.kind}{subject}: {stage}\n\nChange `{change.id}`"
         )
+
+
+def _lasting(input: LifecycleInput, begun: ChangeBegun) -> TypedSearchAttributes:  # noqa: A002 - its name in the workflow
+    """Search attributes that stay as they are for the whole run, and its transition's."""
+    pairs: list[SearchAttributePair[Any]] = [
+        SearchAttributePair(MODEL, input.model),
+        SearchAttributePair(KIND, input.change.kind.value),
+    ]
+    if begun.owner:
+        pairs.append(SearchAttributePair(OWNER, begun.owner))
+    if begun.regions:
+        pairs.append(SearchAttributePair(REGIONS, begun.regions))
+    return TypedSearchAttributes(pairs)

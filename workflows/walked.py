@@ -4,7 +4,7 @@
 """
 
 from temporalio import workflow
-from temporalio.common import WorkflowIDReusePolicy
+from temporalio.common import TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.exceptions import ChildWorkflowError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -27,6 +27,8 @@ class Walked:
         self._held = input.held
         self._newer: NewerWaits | None = None
         self._child: Walk | None = None
+        self._lasting: TypedSearchAttributes | None = None
+        """Search attributes that stay as they are while the change runs."""
         self._reports = False
         """An entity that did not start this run follows it."""
 
@@ -74,6 +76,7 @@ class Walked:
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             task_timeout=names.TASK_TIMEOUT,
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+            search_attributes=self._lasting,
             static_summary=f"{stage.model}: {planned.waves} waves to generation {stage.generation}",
         )
         # A stop while the child starts must not leave it behind: the run ends when its transition has.

@@ -5,6 +5,7 @@ SIGTERM or SIGINT; then it finishes what it can in a few seconds and ends. Kille
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -63,7 +64,9 @@ from ipnext.temporal import (
     ensure_reconciler,
     ensure_schedule,
     is_open,
+    metrics_runtime,
     namespace_of,
+    reachable,
     submit_change,
     wake_replan,
 )
@@ -95,6 +98,9 @@ HEARTBEAT_EVERY_SECONDS = 0.5
 
 SHUTDOWN_SECONDS = 8.0
 """What runs may go on for so long after SIGTERM; then it is cancelled and another worker takes it up."""
+
+READY_EVERY_SECONDS = 5.0
+"""Between two looks at whether Temporal answers, and two touches of the ready file: a probe allows for three of them."""
 
 CONNECT_PAUSE_SECONDS = 1.0
 """Between two tries to reach Temporal at the start."""
@@ -245,7 +251,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
                 await _made_current(client, settings, stopped)
                 warming = asyncio.create_task(asyncio.to_thread(import_module, PLANNER))
                 log.info("worker_ready", queues=[lifecycle.queue, planner.queue], database=store.name)
-                await stopped.wait()
+                await _kept_ready(client, settings.worker_ready_file, stopped)
             await warming
             log.info("worker_stops")
 
@@ -273,7 +279,7 @@ async def _made_current(client: Client, settings: PlatformSettings, stopped: asy
 
 @contextmanager
 def _announced(file: Path | None) -> Iterator[None]:
-    """The file lies there while the worker serves."""
+    """The file exists while the worker serves; `_kept_ready` keeps it fresh."""
     if file is not None:
         file.write_text(f"{os.getpid()}\n", encoding="utf-8")
     try:
@@ -283,16 +289,36 @@ def _announced(file: Path | None) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
+async def _kept_ready(client: Client, file: Path | None, stopped: asyncio.Event) -> None:
+    """Keep the ready file fresh until `stopped`; it is absent while Temporal does not answer, so that no work can come."""
+    while not stopped.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_EVERY_SECONDS):
+                await stopped.wait()
+        if file is None or stopped.is_set():
+            continue
+        await asyncio.to_thread(_mark_ready, file, ready=await reachable(client))
+
+
+def _mark_ready(file: Path, *, ready: bool) -> None:
+    if ready:
+        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
+    else:
+        file.unlink(missing_ok=True)
+
+
 async def _prepared(store: Store, settings: PlatformSettings, stopped: asyncio.Event) -> Client | None:
     """Database migrated, Temporal reached, the record its own, schedule in place. None where it was stopped before.
 
     Conflict where the record belongs to another namespace, or to a later version of IPnext.
     """
     log = structlog.get_logger()
+    address = settings.worker_metrics_address
+    runtime = None if address is None else metrics_runtime(address)
     while not stopped.is_set():
         try:
             await asyncio.to_thread(store.migrate)
-            client = await connect()
+            client = await connect(runtime=runtime)
             await asyncio.to_thread(_belong, store, await namespace_of(client))
             await warn_of_missing(client)
             await ensure_schedule(client, replan_schedule(settings))

@@ -113,6 +113,7 @@ class Platform:
         }
         wanted |= {f"gateway {region}": config.gateways.first_port + i for i, region in enumerate(regions)}
         wanted |= {f"agent {region}": None for region in regions}
+        wanted |= {f"metrics {worker}": None for worker in self._workers}
         self._ports = choose(wanted, remembered=places.state / "ports.json", free_ports=free_ports)
 
     def _url(self, name: str) -> str:
@@ -133,6 +134,7 @@ class Platform:
             "temporal_ui": self._url("temporal_ui"),
             "temporal_address": f"{HOST}:{self._ports['temporal']}",
             "gateways": self.gateways,
+            "worker_metrics": {name: self._url(f"metrics {name}") + "/metrics" for name in self._workers},
             "pid": os.getpid(),
         }
 
@@ -210,7 +212,12 @@ class Platform:
 
     def _worker(self, name: str) -> Child:
         child = self._program(name, "workflows.worker")
-        child.environment = {**child.environment, "IPNEXT_WORKER_READY_FILE": str(self._places.ready(name))}
+        metrics = f"{HOST}:{self._ports[f'metrics {name}']}"
+        child.environment = {
+            **child.environment,
+            "IPNEXT_WORKER_READY_FILE": str(self._places.ready(name)),
+            "IPNEXT_WORKER_METRICS_ADDRESS": metrics,
+        }
         return child
 
     def _temporal(self) -> Child:

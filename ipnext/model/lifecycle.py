@@ -155,6 +155,10 @@ class ChangeBegun(Value):
     """Revision of the manifest that the run works with."""
     supply_patience_seconds: float | None = None
     """How long the run may wait for supply (the manifest's rollout); None: the platform's patience."""
+    owner: str = ""
+    """Of the manifest, for those who search for runs."""
+    regions: tuple[Name, ...] = ()
+    """Regions whose users the model serves, for the same."""
     final: ChangeState | None = None
     """Set where an earlier run has ended this change already: nothing is left to do."""
 

@@ -118,4 +118,9 @@ async def test_publishes_go_through_while_builds_are_mixed(house, kit, model, st
 
     assert ends == [[ChangeState.DONE] * 3] * MODELS, logs()
     assert {frozenset(house.shares(name)["us-east"].items()) for name in names} == {frozenset({(1, 1.0)})}
+    for name in names:
+        assert client.model(name).status.serving_generation == 1
+        assert [change.state for change in client.changes(name)] == [ChangeState.DONE] * 3
     assert client.readiness().stuck_changes == 0
+    assert "change_stuck" not in logs()
+    assert "outbox_failed" not in logs()

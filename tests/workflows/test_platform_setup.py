@@ -257,3 +257,19 @@ async def test_the_first_build_is_current_by_itself_and_the_next_one_by_a_comman
             with pytest.raises(NotFound, match="known: 1, 2"):
                 await versions.promote(client, "3")
         await run.terminate()
+
+
+async def test_runs_are_found_by_owner_region_and_kind(bare, house, settings, workers, model):
+    await setup(settings)
+    house.apply(model)
+    change = house.publish(model, 1)
+    outbox = Outbox(house.store, TemporalLifecycle(ui_url="http://127.0.0.1"))
+    async with outbox.running(), workers():
+        await eventually(lambda: house.change(change.id).state.final)
+    assert house.change(change.id).state is ChangeState.DONE
+    client = await connect()
+    for workflow_id in (names.lifecycle_workflow_id(model, change.id), names.transition_workflow_id(change.id)):
+        found = (await client.get_workflow_handle(workflow_id).describe()).search_attributes
+        assert found[names.KIND_ATTRIBUTE] == ["publish"]
+        assert found[names.REGIONS_ATTRIBUTE] == ["eu-west", "us-east"]
+        assert found[names.MODEL_ATTRIBUTE] == [model]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import closing
 
+import httpx
 import pytest
 from temporalio import activity
 
@@ -119,7 +120,7 @@ def test_a_link_names_the_run_with_its_slashes_kept_apart():
     assert link == "http://127.0.0.1:8233/namespaces/default/workflows/lifecycle%2Franker%2Fc1/run"
 
 
-def start_worker(directory, temporal_address):
+def start_worker(directory, temporal_address, **more):
     """A worker process on the record of a directory, its log beside it."""
     environment = {
         **os.environ,
@@ -127,17 +128,24 @@ def start_worker(directory, temporal_address):
         "IPNEXT_ARTIFACTS_URI": f"file://{directory}/artifacts",
         "IPNEXT_WORKER_READY_FILE": str(directory / "ready"),
         "TEMPORAL_ADDRESS": temporal_address,
+        **more,
     }
     with (directory / "log").open("wb") as out:
         return subprocess.Popen([sys.executable, "-m", "workflows.worker"], env=environment, stdout=out, stderr=out)
 
 
-async def test_the_worker_process_waits_for_its_server_and_ends_on_sigterm(tmp_path, temporal_address):
+async def test_the_worker_process_waits_for_its_server_and_ends_on_sigterm(tmp_path, temporal_address, free_port):
     log = tmp_path / "log"
-    process = start_worker(tmp_path, temporal_address)
+    metrics = f"127.0.0.1:{free_port}"
+    process = start_worker(tmp_path, temporal_address, IPNEXT_WORKER_METRICS_ADDRESS=metrics)
     try:
         await eventually(lambda: (tmp_path / "ready").exists() or process.poll() is not None, why=log.read_text)
         assert process.poll() is None, log.read_text()
+        async with httpx.AsyncClient(trust_env=False) as http:
+            exported = await http.get(f"http://{metrics}/metrics")
+        assert "temporal_worker_task_slots_available" in exported.text
+        (tmp_path / "ready").unlink()
+        await eventually((tmp_path / "ready").exists, why=lambda: "it is kept fresh")
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 0
         assert not (tmp_path / "ready").exists()

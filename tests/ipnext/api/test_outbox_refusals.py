@@ -247,6 +247,7 @@ FINAL = {
     "unknown": (rpc(RPCStatusCode.UNKNOWN), EngineRefused),
     "away": (rpc(RPCStatusCode.UNAVAILABLE), Unavailable),
     "busy": (rpc(RPCStatusCode.RESOURCE_EXHAUSTED), Unavailable),
+    "answer of another build": (ValueError("1 validation error for ChangeAccepted"), EngineRefused),
     "slow": (TimeoutError(), Unavailable),
 }
 
