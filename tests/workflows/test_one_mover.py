@@ -179,6 +179,9 @@ async def test_a_publish_that_comes_while_a_retired_entity_ends_is_carried_out(
     retire = house.ask(model, ChangeKind.RETIRE, f"{model}-retire")
     await submit(retire)
     assert (await ended(retire)).state is ChangeState.DONE
+    entity = client.get_workflow_handle(names.model_workflow_id(model))
+    while (await entity.query(names.MODEL_STATE, result_type=ModelEntityState)).running is not None:  # noqa: ASYNC110 - it is asked
+        await asyncio.sleep(0.05)
     house.apply(model)
     again = house.ask(model, ChangeKind.ROLLBACK, f"{model}-again", generation=1)
     await submit(again)
