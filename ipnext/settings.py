@@ -91,6 +91,10 @@ class PlatformSettings(BaseSettings):
     api_port: int = Field(default=8700, ge=0, le=65535)
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
+    engine_arguments_allow: tuple[str, ...] = ()
+    """Arguments of vLLM that manifests may give beyond the built-in list. Hosts refuse what their agent does not allow too."""
+    engine_environment_allow: tuple[str, ...] = ()
+    """The same for environment variables of vLLM's engines."""
 
     # planning
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ipnext.errors import Conflict, InvalidInput
+from ipnext.model.engine_allowances import EngineAllowances
+from ipnext.model.engine_settings import vllm_settings
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.resource import FieldChange
@@ -23,6 +25,18 @@ def check_storable(manifest: Written) -> None:
     if "\\u0000" in text:
         msg = "the manifest holds a NUL character; take it out"
         raise InvalidInput(msg)
+
+
+def check_runs_no_code(manifest: ModelManifest, allowances: EngineAllowances) -> None:
+    """Refuse arguments and variables of vLLM that are neither on the allow lists nor allowed here. Raises InvalidInput."""
+    for i, part in enumerate(manifest.spec.parts):
+        if part.engine != "vllm":
+            continue
+        try:
+            allowances.check(vllm_settings(part.settings))
+        except ValueError as error:
+            msg = f"spec.parts.{i}.{error}"
+            raise InvalidInput(msg, field=f"spec.parts.{i}.settings", value=part.settings) from error
 
 
 def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:

@@ -32,6 +32,11 @@ class AgentSettings(BaseSettings):
         default=None, validation_alias=AliasChoices("IPNEXT_AGENT_S3_ENDPOINT_URL", "IPNEXT_S3_ENDPOINT_URL")
     )
     """Passed on to hosts, for an S3 server other than AWS."""
+    engine_arguments_allow: tuple[str, ...] = ()
+    """Arguments of vLLM that manifests may give beyond the built-in list, such as `--speculative-config`. Who may write a manifest
+    may then run code on the hosts of this region, if an argument loads any."""
+    engine_environment_allow: tuple[str, ...] = ()
+    """The same for environment variables of its engines."""
     threads: int = Field(default=1, ge=1)
     """Compute threads of a host: replicas scale a part, and threads of neighbours would fight for the same cores."""
 

@@ -54,6 +54,9 @@ class Site:
         endpoint = self.settings.s3_endpoint_url
         more = ["--s3-endpoint-url", endpoint] if endpoint else []
         more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
+        if engine == "vllm":
+            more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
+            more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
         command = self.settings.vllm_host_command if engine == "vllm" else self.settings.host_command
         return [*self._filled(command, port, **fields), *more]
 

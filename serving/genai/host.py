@@ -17,6 +17,7 @@ import aiohttp
 import structlog
 
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS, HostHolds, HostMemoryState, HostState
+from ipnext.model.engine_allowances import EngineAllowances
 from serving.fetching import FetchingProcess
 from serving.genai.adapters import Adapters
 from serving.genai.engines import Engines
@@ -106,6 +107,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--transfer", type=Path, default=None, help="directory where prefill and decode meet; else beside the cache"
     )
+    parser.add_argument(
+        "--allow-argument", action="append", default=[], metavar="NAME", help="of vLLM, for manifests; may load code"
+    )
+    parser.add_argument(
+        "--allow-environment", action="append", default=[], metavar="NAME", help="a variable, as --allow-argument"
+    )
     return parser.parse_args(arguments)
 
 
@@ -123,6 +130,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
             session=session,
             budget_bytes=arguments.memory_bytes,
             transfer=arguments.transfer,
+            allowances=EngineAllowances(tuple(arguments.allow_argument), tuple(arguments.allow_environment)),
         )
         host = GenerativeHost(engines, region=arguments.region)
         structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
