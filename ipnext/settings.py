@@ -89,6 +89,10 @@ class PlatformSettings(BaseSettings):
     """Whether a worker with a build id makes its build the current one as it starts; else an operator does, in Temporal."""
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8700, ge=0, le=65535)
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, beside loopback addresses and localhost, that requests may give as `Host`; without a port."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins, beside the API's own, whose pages may ask: `https://ui.example.com`."""
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
     engine_arguments_allow: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import ipnext
+from ipnext.allowed_hosts import AllowedHosts
 from ipnext.api import (
     artifacts,
     controls,
@@ -30,6 +31,7 @@ from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
 from ipnext.api.platform import Platform
+from ipnext.api.sources import SourceCheck
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.resource import ErrorBody
@@ -97,6 +99,7 @@ def create_app(
     )
     app.state.platform = Platform(store, artifacts_store, infrastructure, lifecycle, outbox, observer, settings)
     install_error_handlers(app)
+    app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))
     nouns = (
         models,
         publishing,

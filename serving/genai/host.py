@@ -25,7 +25,7 @@ from serving.genai.metrics import EngineMetrics
 from serving.genai.probe import EngineProbe
 from serving.genai.verification import verify
 from serving.http import Request, Response, json_response, not_found, parse_model
-from serving.server import listen, log_as_json, run, serve
+from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
 from serving.tallies import CONTENT_TYPE
 
 NOTICE_SECONDS: Final = 1.0
@@ -113,6 +113,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-environment", action="append", default=[], metavar="NAME", help="a variable, as --allow-argument"
     )
+    add_allowed_hosts(parser)
     return parser.parse_args(arguments)
 
 
@@ -134,7 +135,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
         )
         host = GenerativeHost(engines, region=arguments.region)
         structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
-        await serve(host.handle, listener, before_exit=host.ended)
+        await serve(host.handle, listener, allowed=allowed_hosts(arguments), before_exit=host.ended)
     fetching.close()
 
 

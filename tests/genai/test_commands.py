@@ -179,7 +179,7 @@ def test_two_hosts_of_eight_devices_share_one_engine():
 
 @pytest.mark.parametrize("settings", [{"extraArgs": ["--trust-remote-cod"]}, {"environment": {"LD_PRELOAD": "x"}}])
 def test_what_a_host_refuses_is_not_rendered(settings):
-    with pytest.raises(InvalidInput, match="part llm: settings.* is not allowed in a manifest"):
+    with pytest.raises(InvalidInput, match=r"part llm: settings.* is not allowed in a manifest"):
         render(parse_manifest(manifest(**settings)), "llm")
     opened = EngineAllowances(("--trust-remote-cod",), ("LD_PRELOAD",))
     (host,) = render(parse_manifest(manifest(**settings)), "llm", allowances=opened).hosts
