@@ -25,6 +25,7 @@ from ipnext.api import (
     profiles,
     publishing,
     regions,
+    validators,
 )
 from ipnext.api.errors import install_error_handlers
 from ipnext.api.lifecycle import Lifecycle
@@ -35,6 +36,7 @@ from ipnext.api.sources import SourceCheck
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.resource import ErrorBody
+from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 
@@ -97,7 +99,9 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.platform = Platform(store, artifacts_store, infrastructure, lifecycle, outbox, observer, settings)
+    app.state.platform = Platform(
+        store, artifacts_store, infrastructure, lifecycle, outbox, observer, settings, Plugins()
+    )
     install_error_handlers(app)
     app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))
     nouns = (
@@ -114,6 +118,7 @@ def create_app(
         regions,
         drains,
         overview,
+        validators,
     )
     for noun in nouns:
         app.include_router(noun.router, responses=dict(_ERRORS))

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter
 
-from ipnext.api.admission import check_against_fleet, check_runs_no_code, check_storable, field_changes
+from ipnext.api.admission import check_against_fleet, check_plugins, check_runs_no_code, check_storable, field_changes
 from ipnext.api.answers import answers_of
 from ipnext.api.explanation import explanation_of
 from ipnext.api.facts import all_facts, model_facts
@@ -64,6 +64,7 @@ def apply_model(
         raise InvalidInput(msg, field="metadata.name", value=manifest.name, allowed=(name,))
     check_storable(manifest)
     check_runs_no_code(manifest, _allowances(rooms.settings))
+    check_plugins(manifest, rooms.plugins)
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))
         before = _find(unit, name)

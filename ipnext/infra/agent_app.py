@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from pydantic import ValidationError
 
 from ipnext.allowed_hosts import AllowedHosts
@@ -19,7 +20,6 @@ MAX_BODY_BYTES = 16 * 2**20
 """A route table of a thousand generations is far smaller."""
 
 Body = TypeVar("Body", bound=Value)
-Middleware = Callable[[web.Request, "Handler"], Awaitable[web.StreamResponse]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
