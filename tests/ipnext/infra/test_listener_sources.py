@@ -195,3 +195,8 @@ def test_the_gateways_admin_endpoint_is_a_socket_of_this_user_alone(agent):
     transport = httpx.HTTPTransport(uds=admin)
     with httpx.Client(transport=transport) as client:
         assert client.get("http://localhost/ready", timeout=60).status_code == 200
+
+
+def test_a_gateway_refuses_by_itself_what_never_reaches_its_router(ports):
+    assert ask(ports["gateway"], "/nothing")[0] == 404
+    assert ask(ports["gateway"], "/nothing", host="evil.example")[0] == 421
