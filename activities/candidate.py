@@ -3,16 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import BinaryIO, Protocol
 
-from ipnext import names
+import structlog
+
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.model.lifecycle import CheckResult
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.part_tensors import graph_of_one
 from ipnext.model.registry import PartGraph, Snapshot
 from ipnext.model.status import Reason
+from ipnext.plugins import Plugins
 
 CHUNK_BYTES = 4 << 20
 
@@ -82,8 +83,13 @@ class FunctionValidator:
 
 
 def discovered() -> tuple[Validator, ...]:
-    """Validators that other distributions bring: entry points of the group, each a Validator."""
-    return tuple(point.load() for point in sorted(entry_points(group=names.VALIDATOR_GROUP), key=lambda p: p.name))
+    """Load the validators that other distributions bring. One that is broken, or has a taken name, is logged and left out."""
+    found = Plugins().validators
+    for one in found:
+        if one.value is None:
+            view = one.view
+            structlog.get_logger().error("validator refused", name=view.name, source=view.source, reason=view.reason)
+    return tuple(one.value for one in found if one.value is not None)
 
 
 def passed(check: str, subject: str, message: str = "") -> CheckResult:

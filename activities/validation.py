@@ -37,7 +37,7 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(FINITE, check_finite),
     FunctionValidator(INTERFACE, check_interface),
 )
-"""In this order; the first refusal ends the report, so that nothing is parsed that was not read and found safe before."""
+"""In this order (as `ipnext.model.plugins.BUILT_IN_VALIDATORS` tells it); the first refusal ends the report, so that nothing is parsed that was not read and found safe before."""
 
 
 class ValidationActivities:

@@ -89,7 +89,7 @@ class OwnHttp:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
 
         async def call(body: bytes) -> int:
-            writer.write(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            writer.write(b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
             head = await reader.readuntil(b"\r\n\r\n")
             size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             return len(await reader.readexactly(size))

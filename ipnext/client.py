@@ -30,6 +30,7 @@ from ipnext.model.logs import DEFAULT_LINES, LogsView, ReplicaLog
 from ipnext.model.manifest import Manifest, ModelManifest, parse_manifests
 from ipnext.model.moving import MoverAction, ReplanProgress, SteerRequest
 from ipnext.model.plan import PlanDiff
+from ipnext.model.plugins import ValidatorView
 from ipnext.model.profile import Profile, ProfileView
 from ipnext.model.registry import ArtifactFile, Generation, Snapshot, SnapshotManifest
 from ipnext.model.resource import (
@@ -433,6 +434,10 @@ class Client:
     def regions(self) -> tuple[RegionView, ...]:
         """Regions with supply, replicas and traffic."""
         return self._get("/v1/regions", tuple[RegionView, ...])
+
+    def validators(self) -> tuple[ValidatorView, ...]:
+        """The built-in validators and plug-ins, refused ones included."""
+        return self._get("/v1/validators", tuple[ValidatorView, ...])
 
     def drain(self, region: str, *, disaster: bool = False, force: bool = False, reason: str = "") -> DrainView:
         """Take a region out of service; `disaster`: it is gone. Conflict where no other region would be left.

@@ -5,7 +5,9 @@ IPnextError
 │   ├── PathNotAllowed      403  a file outside the allowed roots
 │   ├── UnsupportedModel    422  a module that cannot be exported
 │   ├── TooLarge            413  a body beyond the server's limit
-│   └── TooSlow             408  a request that does not come whole in time
+│   ├── TooSlow             408  a request that does not come whole in time
+│   ├── MisdirectedRequest  421  a `Host` that a listener does not serve
+│   └── ForeignOrigin       403  a page of another origin asks
 ├── NotFound                404
 ├── Conflict                409
 │   ├── StaleWrite          409  the expected version is not the current one
@@ -95,6 +97,20 @@ class TooSlow(InvalidInput):
 
     code = "TooSlow"
     http_status = 408
+
+
+class MisdirectedRequest(InvalidInput):
+    """A request whose `Host` is neither a loopback address nor a configured name."""
+
+    code = "MisdirectedRequest"
+    http_status = 421
+
+
+class ForeignOrigin(InvalidInput):
+    """A request that a page of another origin makes in a browser."""
+
+    code = "ForeignOrigin"
+    http_status = 403
 
 
 class NotFound(IPnextError):

@@ -113,8 +113,16 @@ class PlatformSettings(NativeCodeSettings):
     first worker of a deployment does, and later builds are promoted by `ipnext platform promote`."""
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8700, ge=0, le=65535)
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, beside loopback addresses and localhost, that requests may give as `Host`; without a port."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins, beside the API's own, whose pages may ask: `https://ui.example.com`."""
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
+    engine_arguments_allow: tuple[str, ...] = ()
+    """Arguments of vLLM that manifests may give beyond the built-in list. Hosts refuse what their agent does not allow too."""
+    engine_environment_allow: tuple[str, ...] = ()
+    """The same for environment variables of vLLM's engines."""
 
     reconcile_every_seconds: float = Field(default=15.0, ge=1, le=3600)
     """Between two passes that compare every region with the store and look for models to repair. It counts for a run of workflow

@@ -37,7 +37,7 @@ from serving.memory import HostMemory, keep_freed, settle, shared_bytes
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
 from serving.served import Served
-from serving.server import listen, log_as_json, run, serve
+from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
 from serving.tallies import CONTENT_TYPE
 from serving.walking import Walker
 
@@ -152,6 +152,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="requests that run at once (default 1)")
     parser.add_argument("--queue", type=int, default=256, help="requests that may wait (default 256)")
+    add_allowed_hosts(parser)
     return parser.parse_args(arguments)
 
 
@@ -174,7 +175,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, fetching
     others = HostClient(EndpointLoads(time.monotonic), time.monotonic)
     walker = Walker(parts, others)
     upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker).take_over(transport, rest)}
-    await serve(host.handle, listener, upgrades=upgrades, before_exit=parts.drained)
+    await serve(host.handle, listener, upgrades=upgrades, allowed=allowed_hosts(arguments), before_exit=parts.drained)
     others.close()
     loader.close()
     queue.close()

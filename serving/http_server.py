@@ -14,6 +14,7 @@ from typing import Any, Final
 import httptools
 import structlog
 
+from ipnext.allowed_hosts import AllowedHosts
 from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow, Unavailable
 from serving.http import Answer, Flow, Handler, Request, Response, Streamed, error_response
 from serving.http_limits import HttpLimits, OpenConnections
@@ -35,12 +36,18 @@ class HttpProtocol(asyncio.Protocol):
     """One connection. `open_connections` holds it while it is open; `upgrades` are protocols by the name that asks for them."""
 
     def __init__(
-        self, handler: Handler, open_connections: OpenConnections, upgrades: Mapping[str, Upgrade], limits: HttpLimits
+        self,
+        handler: Handler,
+        open_connections: OpenConnections,
+        upgrades: Mapping[str, Upgrade],
+        limits: HttpLimits,
+        allowed: AllowedHosts,
     ) -> None:
         self._handler = handler
         self._open = open_connections
         self._upgrades = upgrades
         self._limits = limits
+        self._allowed = allowed
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[Request | IPnextError, bool]] = deque()
@@ -123,11 +130,15 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        key = name.decode("latin-1").lower()
+        if key == "host":
+            self._hosts += 1
+        self._headers[key] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """The body follows."""
         self._head_bytes = -1
+        self._check_source()
         length = self._headers.get("content-length", "0")
         if length.isdigit() and int(length[:18]) > self._limits.body_bytes:
             raise _too_large(self._limits, f"{length[:18]} bytes")
@@ -208,7 +219,20 @@ class HttpProtocol(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._body = bytearray()
         self._head_bytes = 0
+        self._hosts = 0
         self._reading = False
+
+    def _check_source(self) -> None:
+        """Refuse what is asked of another host, or by a page of another origin. HTTP/1.0 may leave its host out."""
+        if self._hosts != 1:
+            if not self._hosts and self._parser.get_http_version() == "1.0":
+                return
+            msg = f"Host: a request has exactly one, got {self._hosts}"
+            raise InvalidInput(msg, field="Host")
+        headers = self._headers
+        self._allowed.check_host(headers["host"])
+        if "origin" in headers or "sec-fetch-site" in headers:
+            self._allowed.check_source(self._parser.get_method().decode("latin-1"), headers["host"], headers)
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -370,10 +394,14 @@ def _whole(response: Response, *, keep: bool) -> bytes:
 
 
 def http_factory(
-    handler: Handler, upgrades: Mapping[str, Upgrade] | None = None, limits: HttpLimits | None = None
+    handler: Handler,
+    upgrades: Mapping[str, Upgrade] | None = None,
+    limits: HttpLimits | None = None,
+    allowed: AllowedHosts | None = None,
 ) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
     """What makes the connections of one server, and the set that holds the open ones."""
     connections = OpenConnections()
     known: Mapping[str, Any] = upgrades or {}
-    allowed = limits or HttpLimits()
-    return lambda: HttpProtocol(handler, connections, known, allowed), connections
+    limited = limits or HttpLimits()
+    answered = allowed or AllowedHosts()
+    return lambda: HttpProtocol(handler, connections, known, limited, answered), connections

@@ -47,7 +47,7 @@ from serving.protocol import (
 )
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
-from serving.server import listen, log_as_json, run, serve
+from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
 from serving.tallies import CANCELLED
 from serving.tensors import all_finite
 from serving.walking import ATTEMPTS
@@ -296,6 +296,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=SAMPLE_SECONDS,
         help=f"at least so long between two answers of a generation that are sampled for drift (default {SAMPLE_SECONDS}; inf: none)",
     )
+    add_allowed_hosts(parser)
     return parser.parse_args(arguments)
 
 
@@ -334,7 +335,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     follower.look()
     following = asyncio.create_task(follower.follow())
     structlog.get_logger().info("router listens", port=listener.getsockname()[1])
-    await serve(router.handle, listener, before_exit=router.drained)
+    await serve(router.handle, listener, allowed=allowed_hosts(arguments), before_exit=router.drained)
     following.cancel()
     hosts.close()
     router.engines.close()

@@ -1,5 +1,6 @@
 """Runs one handler on a loopback port until SIGTERM or SIGINT. Used by host and router."""
 
+import argparse
 import asyncio
 import logging
 import signal
@@ -12,6 +13,7 @@ from typing import Final
 import structlog
 import uvloop
 
+from ipnext.allowed_hosts import AllowedHosts
 from serving.http import Handler
 from serving.http_server import Upgrade, http_factory
 
@@ -27,11 +29,25 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
+def add_allowed_hosts(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `allowed_hosts`."""
+    more = "name that requests may give as Host, beside loopback addresses and localhost; may be repeated"
+    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=more)
+    pages = "origin whose pages may ask: https://ui.example.com; may be repeated"
+    parser.add_argument("--allowed-origin", action="append", default=[], metavar="ORIGIN", help=pages)
+
+
+def allowed_hosts(arguments: argparse.Namespace) -> AllowedHosts:
+    """Names and origins of the command line. InvalidInput."""
+    return AllowedHosts(tuple(arguments.allowed_host), tuple(arguments.allowed_origin))
+
+
 async def serve(
     handler: Handler,
     listener: socket.socket,
     *,
     upgrades: Mapping[str, Upgrade] | None = None,
+    allowed: AllowedHosts | None = None,
     before_exit: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Serve until a signal comes, await `before_exit` (still answering), then finish what runs, close and return.
@@ -47,7 +63,7 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    factory, connections = http_factory(handler, upgrades)
+    factory, connections = http_factory(handler, upgrades, allowed=allowed)
     server = await loop.create_server(factory, sock=listener, backlog=2048)
     await asked.wait()
     connections.closing = True

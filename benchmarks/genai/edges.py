@@ -110,7 +110,7 @@ class Edges:
         port = free_port()
         config = envoy.bootstrap(
             port,
-            free_port(),
+            str(self._work / "admin.sock"),
             region=REGION,
             routes_file=self._file("routes", envoy.as_json(envoy.discovery(1, envoy.routes(gateway)))),
             clusters_file=self._file("clusters", envoy.as_json(envoy.discovery(1, envoy.clusters(gateway)))),

@@ -107,7 +107,13 @@ class OwnServers:
         port, config = free_port(), self._folder / f"{name}-bootstrap.json"
         config.write_bytes(
             envoy.as_json(
-                envoy.bootstrap(port, free_port(), region=REGION, routes_file=str(routes), clusters_file=str(clusters))
+                envoy.bootstrap(
+                    port,
+                    str(self._folder / f"{name}-admin.sock"),
+                    region=REGION,
+                    routes_file=str(routes),
+                    clusters_file=str(clusters),
+                )
             )
         )
         flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")

@@ -4,10 +4,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ipnext.errors import Conflict, InvalidInput
+from ipnext.model.engine_allowances import EngineAllowances
+from ipnext.model.engine_settings import vllm_settings
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.resource import FieldChange
 from ipnext.model.value import Written, canonical_json
+from ipnext.plugins import Plugins
 
 _ABSENT = object()
 
@@ -23,6 +26,43 @@ def check_storable(manifest: Written) -> None:
     if "\\u0000" in text:
         msg = "the manifest holds a NUL character; take it out"
         raise InvalidInput(msg)
+
+
+def check_runs_no_code(manifest: ModelManifest, allowances: EngineAllowances) -> None:
+    """Refuse arguments and variables of vLLM that are neither on the allow lists nor allowed here. Raises InvalidInput."""
+    for i, part in enumerate(manifest.spec.parts):
+        if part.engine != "vllm":
+            continue
+        try:
+            allowances.check(vllm_settings(part.settings))
+        except ValueError as error:
+            msg = f"spec.parts.{i}.{error}"
+            raise InvalidInput(msg, field=f"spec.parts.{i}.settings", value=part.settings) from error
+
+
+def check_plugins(manifest: ModelManifest, plugins: Plugins) -> None:
+    """Refuse engines that are not registered, and validators to skip that are unknown or required. Raises InvalidInput."""
+    for i, part in enumerate(manifest.spec.parts):
+        if part.engine not in plugins.engines:
+            field, known = f"spec.parts.{i}.engine", plugins.engines
+            msg = f"{field}: {part.engine!r} is not registered; allowed: {', '.join(known)}"
+            raise InvalidInput(msg, field=field, value=part.engine, allowed=known)
+    skip = manifest.spec.validation.skip
+    if not skip:
+        return
+    skippable = tuple(view.name for view in plugins.validator_views if view.skippable)
+    for name in skip:
+        if name not in skippable:
+            field = "spec.validation.skip"
+            msg = f"{field}: {name!r} {_no_skip(name, plugins)}; allowed: {', '.join(skippable)}"
+            raise InvalidInput(msg, field=field, value=name, allowed=skippable)
+
+
+def _no_skip(name: str, plugins: Plugins) -> str:
+    found = [view for view in plugins.validator_views if view.name == name]
+    if not found:
+        return "is no validator"
+    return "always runs" if found[0].required else f"was refused ({found[0].reason})"
 
 
 def check_against_fleet(manifest: ModelManifest, fleet: FleetSpec) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import ipnext
+from ipnext.allowed_hosts import AllowedHosts
 from ipnext.api import (
     artifacts,
     controls,
@@ -25,6 +26,7 @@ from ipnext.api import (
     publishing,
     regions,
     repairs,
+    validators,
 )
 from ipnext.api.errors import install_error_handlers
 from ipnext.api.lifecycle import Lifecycle
@@ -32,9 +34,11 @@ from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
 from ipnext.api.platform import Platform
 from ipnext.api.resubmission import Resubmission
+from ipnext.api.sources import SourceCheck
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.resource import ErrorBody
+from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 
@@ -97,8 +101,11 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.platform = Platform(store, artifacts_store, infrastructure, lifecycle, outbox, observer, settings)
+    app.state.platform = Platform(
+        store, artifacts_store, infrastructure, lifecycle, outbox, observer, settings, Plugins()
+    )
     install_error_handlers(app)
+    app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))
     nouns = (
         models,
         publishing,
@@ -114,6 +121,7 @@ def create_app(
         regions,
         drains,
         overview,
+        validators,
     )
     for noun in nouns:
         app.include_router(noun.router, responses=dict(_ERRORS))

@@ -43,37 +43,38 @@ def error_body(error: IPnextError) -> ErrorBody:
     return body
 
 
-def _answer(body: ErrorBody, status: int, headers: Mapping[str, str] | None = None) -> Response:
+def answer(body: ErrorBody, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Make the answer that has an `ErrorBody`."""
     text = json.dumps(body.model_dump(exclude_none=True))
     return Response(text, status_code=status, headers=headers, media_type="application/json")
 
 
 async def _tree(_: Request, error: Exception) -> Response:
     assert isinstance(error, IPnextError)  # noqa: S101 - Starlette chooses the handler by this type
-    return _answer(error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status == 503 else None)
+    return answer(error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status == 503 else None)
 
 
 async def _request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
     refused = _refused(request, error)
-    return _answer(error_body(refused), refused.http_status)
+    return answer(error_body(refused), refused.http_status)
 
 
 async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
     message = f"{request.method} {_text(request.url.path)}: {str(error.detail).lower()}; /docs lists the endpoints"
     code = HTTP_CODES.get(error.status_code, InvalidInput.code)
-    return _answer(ErrorBody(code=code, message=message), error.status_code, error.headers)
+    return answer(ErrorBody(code=code, message=message), error.status_code, error.headers)
 
 
 async def _gone(_: Request, __: Exception) -> Response:
-    return _answer(ErrorBody(code=InvalidInput.code, message="the client left before its body was complete"), 400)
+    return answer(ErrorBody(code=InvalidInput.code, message="the client left before its body was complete"), 400)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     """The edge of the process: the server logs the traceback, the client gets the type only."""
     message = f"{request.method} {request.url.path} failed inside the server ({type(error).__name__}); see its log"
-    return _answer(ErrorBody(code=IPnextError.code, message=message), 500)
+    return answer(ErrorBody(code=IPnextError.code, message=message), 500)
 
 
 def _refused(request: Request, error: RequestValidationError) -> InvalidInput:

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter
 
-from ipnext.api.admission import check_against_fleet, check_storable, field_changes
+from ipnext.api.admission import check_against_fleet, check_plugins, check_runs_no_code, check_storable, field_changes
 from ipnext.api.answers import answers_of
 from ipnext.api.explanation import explanation_of
 from ipnext.api.facts import all_facts, model_facts
@@ -12,11 +12,13 @@ from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
 from ipnext.api.status import model_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
+from ipnext.model.engine_allowances import EngineAllowances
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.measured import check_measured, throughputs
 from ipnext.model.resource import ChangeView, Explanation, ModelApplied, ModelView
+from ipnext.settings import PlatformSettings
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
@@ -61,6 +63,8 @@ def apply_model(
         msg = f"metadata.name: the path says {name!r}, the manifest {manifest.name!r}; make them agree"
         raise InvalidInput(msg, field="metadata.name", value=manifest.name, allowed=(name,))
     check_storable(manifest)
+    check_runs_no_code(manifest, _allowances(rooms.settings))
+    check_plugins(manifest, rooms.plugins)
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))
         before = _find(unit, name)
@@ -95,6 +99,10 @@ def explain_model(name: ModelName, rooms: Rooms) -> Explanation:
     states = rooms.observer.states()
     with rooms.store.read() as unit:
         return explanation_of(unit, model_facts(unit, name), states)
+
+
+def _allowances(settings: PlatformSettings) -> EngineAllowances:
+    return EngineAllowances(settings.engine_arguments_allow, settings.engine_environment_allow)
 
 
 def _fleet(unit: Repository) -> FleetSpec:

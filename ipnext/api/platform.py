@@ -13,6 +13,7 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.resource import ChangeId
 from ipnext.model.value import Name
+from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 
@@ -28,6 +29,7 @@ class Platform:
     outbox: Outbox
     observer: RegionObserver
     settings: PlatformSettings
+    plugins: Plugins
 
 
 def platform_of(request: Request) -> Platform:

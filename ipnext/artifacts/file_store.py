@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from ipnext.artifacts import layout
 from ipnext.artifacts.checked import checked
@@ -14,6 +14,9 @@ from ipnext.artifacts.files import refusing_full_disk, write_whole
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.signing import SignatureEnvelope
+
+BLOB_MODE: Final = 0o640
+"""Anybody may upload a blob: no other user reads it, nobody runs it. The group reads it, for hosts of another user."""
 
 
 class FileArtifactStore:
@@ -34,7 +37,8 @@ class FileArtifactStore:
 
     def put_blob(self, sha256: str, chunks: Iterator[bytes]) -> None:
         """Store a blob whole or not at all; one that is here already is replaced, which mends a damaged one."""
-        write_whole(self._blob(sha256), checked(chunks, sha256=sha256, subject=f"blob {sha256}"), scratch=self._scratch)
+        content = checked(chunks, sha256=sha256, subject=f"blob {sha256}")
+        write_whole(self._blob(sha256), content, scratch=self._scratch, mode=BLOB_MODE)
 
     def open_blob(self, sha256: str) -> BinaryIO:
         """A stream of the blob; the caller closes it. ArtifactMissing."""

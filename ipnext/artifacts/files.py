@@ -10,14 +10,17 @@ from pathlib import Path
 from ipnext.errors import Unavailable
 
 
-def write_whole(target: Path, chunks: Iterable[bytes], *, scratch: Path) -> None:
-    """Write a file in `scratch` (same file system) and rename it to `target`; an exception leaves nothing behind."""
+def write_whole(target: Path, chunks: Iterable[bytes], *, scratch: Path, mode: int = 0o666) -> None:
+    """Write a file in `scratch` (same file system) and rename it to `target`; an exception leaves nothing behind.
+
+    `mode`: its rights, less those that the process's umask takes away.
+    """
     with refusing_full_disk(target):
         scratch.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
     temporary = scratch / uuid.uuid4().hex
     try:
-        write_synced(temporary, chunks)
+        write_synced(temporary, chunks, mode=mode)
         with refusing_full_disk(target):
             temporary.replace(target)
             sync_directory(target.parent)
@@ -25,13 +28,14 @@ def write_whole(target: Path, chunks: Iterable[bytes], *, scratch: Path) -> None
         temporary.unlink(missing_ok=True)
 
 
-def write_synced(path: Path, chunks: Iterable[bytes]) -> None:
+def write_synced(path: Path, chunks: Iterable[bytes], *, mode: int = 0o666) -> None:
     """Write a new file and have it on the disk. Unavailable where the disk does not take it.
 
     What `chunks` itself raises passes as it is: its fault is not the disk's.
     """
     with refusing_full_disk(path):
-        file = path.open("xb", buffering=0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        file = os.fdopen(os.open(path, flags, mode), "wb", buffering=0)
     with file:
         for chunk in chunks:
             with refusing_full_disk(path):

@@ -15,6 +15,7 @@ from ipnext.cli.output import Form, Output, age, number, plain, rows, write
 from ipnext.cli.planning import plan_tables, plans_table, replan_tables, replans_table
 from ipnext.cli.profiles import profile_tables
 from ipnext.cli.session import client_of
+from ipnext.cli.validating import validators_table
 from ipnext.client import Client
 from ipnext.errors import InvalidInput
 from ipnext.model.adapter import client_name
@@ -48,6 +49,7 @@ class Kind(StrEnum):
     FLEET = "fleet"
     FREEZES = "freezes"
     AUDIT = "audit"
+    VALIDATORS = "validators"
 
 
 def get(
@@ -55,7 +57,7 @@ def get(
     kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)],
     output: Output = Form.TABLE,
 ) -> None:
-    """List models, plans, replans, regions, the fleet, freezes or the audit."""
+    """List models, plans, replans, regions, the fleet, freezes, the audit or validators."""
     client = client_of(context)
     if kind is Kind.MODELS:
         models = client.models()
@@ -75,6 +77,9 @@ def get(
     elif kind is Kind.AUDIT:
         entries = client.audit()
         write(entries, output, lambda: audit_table(entries))
+    elif kind is Kind.VALIDATORS:
+        validators = client.validators()
+        write(validators, output, lambda: validators_table(validators))
     else:
         fleet = client.fleet()
         write(fleet, output, lambda: fleet_tables(fleet))

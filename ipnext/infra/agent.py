@@ -69,7 +69,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
             _forked(settings), log_file=site.log_file("fork-server"), environment=site.environment(), settings=settings
         )
         region = Region(replace(site, spawn=server.spawn), PeersFile(arguments.peers))
-        runner = web.AppRunner(agent_app(region, region_name=arguments.region), access_log=None)
+        runner = web.AppRunner(agent_app(region, region_name=arguments.region, allowed=site.allowed), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, LOOPBACK, arguments.port, shutdown_timeout=1.0).start()
         region.start()

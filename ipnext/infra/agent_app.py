@@ -5,8 +5,10 @@ from typing import TypeVar
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from pydantic import ValidationError
 
+from ipnext.allowed_hosts import AllowedHosts
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.infra.error_body import error_body
 from ipnext.infra.region import Region
@@ -22,10 +24,12 @@ Body = TypeVar("Body", bound=Value)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def agent_app(region: Region, *, region_name: str) -> web.Application:
+def agent_app(region: Region, *, region_name: str, allowed: AllowedHosts | None = None) -> web.Application:
     """The application; the region must be started by the caller."""
     surface = AgentSurface(region, region_name)
-    app = web.Application(middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(
+        middlewares=[errors_as_json, of_good_source(allowed or AllowedHosts())], client_max_size=MAX_BODY_BYTES
+    )
     app.router.add_get("/healthz", surface.healthz)
     app.router.add_get("/state", surface.state)
     app.router.add_post("/logs", surface.logs)
@@ -100,6 +104,23 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except Exception:  # noqa: BLE001 (the edge of the process: logged, told to the caller, the agent goes on)
         structlog.get_logger().exception("request failed", method=request.method, path=request.path)
         return _error_response(IPnextError("the agent failed on this request; see its log"))
+
+
+def of_good_source(allowed: AllowedHosts) -> Middleware:
+    """Make the middleware that refuses requests to other hosts and of pages of other origins."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        hosts = request.headers.getall("Host", [])
+        if len(hosts) != 1:
+            msg = f"Host: a request has exactly one, got {len(hosts)}"
+            raise InvalidInput(msg, field="Host")
+        allowed.check_host(hosts[0])
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        allowed.check_source(request.method, hosts[0], headers)
+        return await handler(request)
+
+    return check
 
 
 def _error_response(error: IPnextError) -> web.Response:

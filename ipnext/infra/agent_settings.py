@@ -32,6 +32,19 @@ class AgentSettings(BaseSettings):
         default=None, validation_alias=AliasChoices("IPNEXT_AGENT_S3_ENDPOINT_URL", "IPNEXT_S3_ENDPOINT_URL")
     )
     """Passed on to hosts, for an S3 server other than AWS."""
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), validation_alias=AliasChoices("IPNEXT_AGENT_ALLOWED_HOSTS", "IPNEXT_ALLOWED_HOSTS")
+    )
+    """Names, beside loopback addresses and localhost, that requests to agent, gateway, router and hosts may give as `Host`."""
+    allowed_origins: tuple[str, ...] = Field(
+        default=(), validation_alias=AliasChoices("IPNEXT_AGENT_ALLOWED_ORIGINS", "IPNEXT_ALLOWED_ORIGINS")
+    )
+    """Origins whose pages may ask them: `https://ui.example.com`."""
+    engine_arguments_allow: tuple[str, ...] = ()
+    """Arguments of vLLM that manifests may give beyond the built-in list, such as `--speculative-config`. Who may write a manifest
+    may then run code on the hosts of this region, if an argument loads any."""
+    engine_environment_allow: tuple[str, ...] = ()
+    """The same for environment variables of its engines."""
     threads: int = Field(default=1, ge=1)
     """Compute threads of a host: replicas scale a part, and threads of neighbours would fight for the same cores."""
 

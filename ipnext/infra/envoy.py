@@ -5,11 +5,12 @@ Envoy is the one place where a version is chosen: by weight, written into a head
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+from ipnext.allowed_hosts import LOOPBACK_AUTHORITY, AllowedHosts
 from ipnext.infra import envoy_openai
 from ipnext.infra.envoy_openai import type_url as _type
 from ipnext.infra.ports import LOOPBACK
@@ -34,6 +35,10 @@ UPSTREAM_IDLE_SECONDS = 2
 """Below the keep-alive time of any server behind: Envoy never sends into a connection that just closes."""
 _NO_SUCH_PATH = "no such path; served: /v2/... (Open Inference Protocol V2), /v1/... (OpenAI's API, see GET /v1/models)"
 
+_NO_SUCH_HOST = "this Host is not served here; allowed: loopback addresses, localhost, names of IPNEXT_ALLOWED_HOSTS"
+_FOREIGN = "a page of another origin asks; allowed: origins of IPNEXT_ALLOWED_ORIGINS"
+ADMIN_MODE = 0o600
+
 Json = dict[str, Any]
 
 
@@ -49,11 +54,12 @@ class Gateway:
     """Model -> its route table."""
     request_seconds: float
     stream_idle_seconds: float = STREAM_IDLE_SECONDS
+    allowed: AllowedHosts = field(default_factory=AllowedHosts)
 
 
 def bootstrap(
     gateway_port: int,
-    admin_port: int,
+    admin_socket: str,
     *,
     region: str,
     routes_file: str,
@@ -62,12 +68,12 @@ def bootstrap(
 ) -> Json:
     """The static part: admin endpoint, listener, and where the dynamic parts lie.
 
-    `stream_idle_seconds` is that of the `Gateway`: what a client is told whose request took longer.
+    `admin_socket`: path of the Unix socket that only this user may open: no page in a browser reaches it. `stream_idle_seconds` is that of the `Gateway`: what a client is told whose request took longer.
     """
     mappers = envoy_openai.error_mappers(region, idle_seconds=stream_idle_seconds)
     return {
         "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
-        "admin": {"address": _address(LOOPBACK, admin_port)},
+        "admin": {"address": {"pipe": {"path": admin_socket, "mode": ADMIN_MODE}}},
         "dynamic_resources": {"cds_config": _watched(clusters_file)},
         "static_resources": {"listeners": [_listener(gateway_port, routes_file, mappers)]},
     }
@@ -87,7 +93,7 @@ def clusters(gateway: Gateway) -> list[Json]:
 def routes(gateway: Gateway) -> list[Json]:
     """The route configuration; a single resource."""
     known = sorted(gateway.tables)
-    rules: list[Json] = []
+    rules = _refused_sources(gateway.allowed)
     for model in known:
         rules += _model_routes(gateway, gateway.tables[model])
     rules += [
@@ -106,6 +112,26 @@ def routes(gateway: Gateway) -> list[Json]:
             "response_headers_to_remove": [REFUSED_HEADER],
         }
     ]
+
+
+def _refused_sources(allowed: AllowedHosts) -> list[Json]:
+    """Refuse other hosts than ours, and pages in a browser: a gateway has none of its own. Before all other rules."""
+    origin = {"name": "origin", "present_match": True}
+    foreign = [origin, *(_unless("origin", {"exact": one}) for one in allowed.origins)]
+    other = [_unless(":authority", {"safe_regex": {"regex": LOOPBACK_AUTHORITY}})]
+    for name in allowed.names:
+        other += [_unless(":authority", {"exact": name}), _unless(":authority", {"prefix": f"{name}:"})]
+    cross = {"name": "sec-fetch-site", "string_match": {"exact": "cross-site", "ignore_case": True}}
+    return [
+        _refusal({"prefix": "/", "headers": other}, 421, _NO_SUCH_HOST),
+        _refusal({"prefix": "/", "headers": foreign}, 403, _FOREIGN),
+        _refusal({"prefix": "/", "headers": [cross, {**origin, "invert_match": True}]}, 403, _FOREIGN),
+    ]
+
+
+def _unless(header: str, match: Json) -> Json:
+    case = {} if "safe_regex" in match else {"ignore_case": True}
+    return {"name": header, "invert_match": True, "string_match": {**match, **case}}
 
 
 def _model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:

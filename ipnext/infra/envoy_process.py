@@ -17,8 +17,7 @@ from ipnext.errors import Unavailable
 from ipnext.infra import envoy
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.child_process import ChildProcess
-from ipnext.infra.control import Control
-from ipnext.infra.ports import LOOPBACK
+from ipnext.infra.envoy_admin import AdminSocket
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.site import Site
 
@@ -31,9 +30,8 @@ ACTIVE_REQUESTS = f"http.{envoy.STAT_PREFIX}.downstream_rq_active"
 class EnvoyProcess:
     """Writes Envoy's files and follows which versions of them are in force."""
 
-    def __init__(self, site: Site, control: Control) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self._control = control
         self._binary = envoy_binary()
         directory = site.directory / "envoy"
         self._bootstrap_file = directory / "bootstrap.json"
@@ -44,7 +42,7 @@ class EnvoyProcess:
         self._revisions: dict[int, Mapping[str, int]] = {}
         self._followed = 0
         self._answered_at = 0.0
-        self._admin_port = 0
+        self._admin = AdminSocket(directory, probe_seconds=site.settings.probe_seconds)
         self._pulse = Pulse()
         self._child = ChildProcess(
             "envoy",
@@ -102,12 +100,13 @@ class EnvoyProcess:
     async def stop(self, drain_seconds: float, hurry: asyncio.Event) -> None:
         """Take no new connections, finish requests for so long or until `hurry` is set, then end."""
         with suppress(Unavailable):  # an Envoy that is down has nothing to finish
-            await self._admin("POST", "healthcheck/fail")
-            await self._admin("POST", "drain_listeners")
+            await self._admin.call("POST", "healthcheck/fail")
+            await self._admin.call("POST", "drain_listeners")
             await self._finished(drain_seconds, hurry)
         await self._child.stop(self._site.settings.grace_seconds)
         if self._task:
             self._task.cancel()
+        await self._admin.close()
 
     async def _finished(self, drain_seconds: float, hurry: asyncio.Event) -> None:
         deadline = time.monotonic() + drain_seconds
@@ -117,10 +116,10 @@ class EnvoyProcess:
             await asyncio.sleep(CONFIRM_POLL_SECONDS)
 
     def _command(self) -> Sequence[str]:
-        self._admin_port = self._site.ports.port("envoy-admin")
+        self._admin.make_place()
         config = envoy.bootstrap(
             self._site.gateway_port,
-            self._admin_port,
+            str(self._admin.path),
             region=self._site.region,
             routes_file=str(self._routes_file),
             clusters_file=str(self._clusters_file),
@@ -162,12 +161,9 @@ class EnvoyProcess:
 
     async def _stats(self, names: Sequence[str]) -> Mapping[str, str]:
         pattern = "|".join(re.escape(name) for name in names)
-        text = (await self._admin("GET", f"stats?filter=^({pattern})$")).decode()
+        text = (await self._admin.call("GET", f"stats?filter=^({pattern})$")).decode()
         pairs = (line.partition(": ") for line in text.splitlines())
         return {name: value.strip('"') for name, _, value in pairs}
-
-    async def _admin(self, method: str, path: str) -> bytes:
-        return await self._control.call(method, f"http://{LOOPBACK}:{self._admin_port}/{path}")
 
     def _file(self, resources: list[envoy.Json]) -> bytes:
         return envoy.as_json(envoy.discovery(self._version, resources))

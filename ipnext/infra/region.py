@@ -35,7 +35,7 @@ class Region:
         self._wanted = WantedState(site.directory / "wanted")
         control = Control(site.session, probe_seconds=site.settings.probe_seconds)
         self._router = RouterProcess(site, control, on_change=self._router_changed, moved=self._router_moved)
-        self._envoy = EnvoyProcess(site, control)
+        self._envoy = EnvoyProcess(site)
         self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
         self._lives: set[asyncio.Task[None]] = set()
         self._routes: dict[str, RouteTable] = dict(self._wanted.routes)
@@ -220,6 +220,7 @@ class Region:
             tables=dict(self._routes),
             request_seconds=self._site.settings.request_seconds,
             stream_idle_seconds=self._site.settings.stream_idle_seconds,
+            allowed=self._site.allowed,
         )
         return self._envoy.publish(gateway)
 

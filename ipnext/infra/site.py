@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
+from ipnext.allowed_hosts import AllowedHosts
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.ports import LOOPBACK, PortBook
 from ipnext.infra.spawning import Spawn, fresh
@@ -52,14 +53,27 @@ class Site:
         """The command line of a host process for an engine. `memory_bytes` is the most that it may take, if there is a limit."""
         fields = {"id": name, "artifacts": self.artifacts, "cache": str(self.cache)}
         endpoint = self.settings.s3_endpoint_url
-        more = ["--s3-endpoint-url", endpoint] if endpoint else []
+        more = [*self._names(), *(["--s3-endpoint-url", endpoint] if endpoint else [])]
         more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
+        if engine == "vllm":
+            more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
+            more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
         command = self.settings.vllm_host_command if engine == "vllm" else self.settings.host_command
         return [*self._filled(command, port, **fields), *more]
 
     def router_command(self, table: Path, port: int) -> Sequence[str]:
         """The command line of the router process."""
-        return self._filled(self.settings.router_command, port, table=str(table))
+        return [*self._filled(self.settings.router_command, port, table=str(table)), *self._names()]
+
+    @property
+    def allowed(self) -> AllowedHosts:
+        """Names and origins that all listeners of the region answer to."""
+        return AllowedHosts(self.settings.allowed_hosts, self.settings.allowed_origins)
+
+    def _names(self) -> Sequence[str]:
+        """The same as arguments of host and router."""
+        names = (f"--allowed-host={name}" for name in self.settings.allowed_hosts)
+        return [*names, *(f"--allowed-origin={origin}" for origin in self.settings.allowed_origins)]
 
     def environment(self) -> Mapping[str, str]:
         """The environment of child processes: this one's, with the thread count of hosts."""

@@ -17,9 +17,10 @@ OWN_ARGUMENTS: Final = (
     *("--max-num-seqs", "--max-num-batched-tokens", "--enforce-eager", "--gpu-memory-utilization", "--runner"),
     *("--enable-prefix-caching", "--no-enable-prefix-caching", "--shutdown-timeout", "--enable-server-load-tracking"),
     *("--enable-lora", "--no-enable-lora", "--max-lora-rank", "--max-loras", "--max-cpu-loras", "--lora-modules"),
-    *("--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless", "--trust-remote-code"),
+    *("--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless", "--device-memory-utilization"),
+    "--disable-uvicorn-access-log",
 )
-"""Arguments of vLLM that IPnext gives itself, or that may not be given: `extraArgs` must not name them."""
+"""Arguments of vLLM that IPnext gives itself: `extraArgs` must not name them, whatever an operator allows."""
 
 _OF_THE_ROLLOUT: Final = ("drainSeconds", "drain_seconds")
 
@@ -56,9 +57,9 @@ class VllmSettings(Written):
     routing: RoutingSettings | None = None
     """How the router picks one of the part's engines; nothing of vLLM's own, and the host is not told."""
     extra_args: tuple[str, ...] = ()
-    """Further arguments of vLLM, as on its command line."""
+    """Further arguments of vLLM, as on its command line. Which ones: `ipnext.model.engine_allowances`."""
     environment: Mapping[str, str] = Field(default_factory=dict)
-    """Further variables of its environment."""
+    """Further variables of its environment. Which ones: `ipnext.model.engine_allowances`."""
     start_seconds: float = Field(default=600.0, gt=0)
     """Longest time from its start to a good first answer."""
     grace_seconds: float = Field(default=10.0, gt=0)

@@ -23,7 +23,7 @@ from ipnext.model.registry import REQUEST, PartGraph, SyncPolicy, source_node
 from ipnext.model.signing import SignerPolicy
 from ipnext.model.split import SplitPolicy, options_of
 from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Rated, Unit
-from ipnext.model.value import Name, Value, Written
+from ipnext.model.value import EngineName, Name, Value, Written
 
 API_VERSION = "ipnext/v1"
 
@@ -32,7 +32,8 @@ class PartSpec(Written):
     """One part of a model: hosted apart, or an adapter (LoRA) in the processes of another one."""
 
     name: Name
-    engine: Literal["torch", "vllm"] = "torch"
+    engine: EngineName = "torch"
+    """`torch`, `vllm`, or an entry point of the group `ipnext.engines`; an apply refuses one that is not registered."""
     adapter_of: Name | None = None
     """The part whose engines load this one beside their model. It has no hardware, demand or settings of its own."""
     hardware: tuple[HardwareOption, ...] = ()
@@ -64,7 +65,7 @@ class PartSpec(Written):
     def _settings_are_known(self) -> Self:
         if self.engine == "vllm":
             vllm_settings(self.settings)
-        else:
+        elif self.engine == "torch":
             torch_settings(self.settings)
         return self
 

@@ -9,6 +9,7 @@ import typer
 
 from ipnext.cli.output import Form, Output, write
 from ipnext.errors import InvalidInput
+from ipnext.model.engine_allowances import EngineAllowances
 from ipnext.model.manifest import ModelManifest, parse_manifests
 from serving.genai.rendering import Rendering, render
 
@@ -23,11 +24,18 @@ def render_command(
     *,
     part: Annotated[str | None, typer.Option(help="The part; needed where several run on vLLM.")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Hosts that one replica spreads over.")] = 1,
+    allow_argument: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="An argument that the hosts allow beyond the list.")
+    ] = None,
+    allow_environment: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A variable that the hosts allow beyond the list.")
+    ] = None,
     output: Output = Form.TABLE,
 ) -> None:
     """Print the commands and the environment of each host of one replica; nothing is run."""
     manifest = _manifest(file)
-    rendering = render(manifest, part or _only_part(manifest), nodes=nodes)
+    allowances = EngineAllowances(tuple(allow_argument or ()), tuple(allow_environment or ()))
+    rendering = render(manifest, part or _only_part(manifest), nodes=nodes, allowances=allowances)
     write(rendering, output, lambda: _lines(rendering))
 
 

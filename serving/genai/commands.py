@@ -13,7 +13,7 @@ from typing import Final
 from ipnext.errors import LoadFailed
 from ipnext.model.engine_settings import GIB, VllmSettings
 from serving.genai.interpreter import COMMAND_VARIABLE, vllm_python
-from serving.genai.kv_transfer import SIDE_CHANNEL_PORT, transfer_arguments, transfer_environment
+from serving.genai.kv_transfer import SIDE_CHANNEL_HOST, SIDE_CHANNEL_PORT, transfer_arguments, transfer_environment
 
 ADAPTED_GENERATIONS: Final = 4
 """Generations whose adapters an engine has room for: what serves, what stays warm, what comes, and one between."""
@@ -68,11 +68,12 @@ def server_arguments(
     host: str = "127.0.0.1",
     storage: Path | None = None,
 ) -> Sequence[str]:
-    """Arguments of a process that answers requests."""
+    """Arguments of a process that answers requests. IPnext's own come after those of the manifest: vLLM takes the last one."""
     address = ("--host", host, "--port", str(port))
     drain = ("--shutdown-timeout", str(max(1, round(settings.grace_seconds))))
     own = ("--disable-uvicorn-access-log", "--enable-server-load-tracking")
-    return ("--model", str(directory), "--served-model-name", model, *address, *drain, *own, *_of(settings, storage))
+    named = ("--model", str(directory), "--served-model-name", model)
+    return (*settings.extra_args, *named, *address, *drain, *own, *_of(settings, storage))
 
 
 def node_command(model: str, directory: Path, port: int, settings: VllmSettings, node: Node) -> Sequence[str]:
@@ -83,25 +84,28 @@ def node_command(model: str, directory: Path, port: int, settings: VllmSettings,
     )
     if node.rank == 0:
         return ("python", *SERVER, *server_arguments(model, directory, port, settings, host="0.0.0.0"), *place)  # noqa: S104 - rendered for hosts that reach each other
-    return ("python", *HEADLESS, "--model", str(directory), "--headless", *_of(settings, None), *place)
+    own = ("--model", str(directory), "--headless", *_of(settings, None), *place)
+    return ("python", *HEADLESS, *settings.extra_args, *own)
 
 
 def engine_environment(
     settings: VllmSettings, environment: Mapping[str, str], *, side_port: int = SIDE_CHANNEL_PORT, swap: bool = False
 ) -> Mapping[str, str]:
-    """The parent's, with its OMP_NUM_THREADS; where that is set vLLM binds no thread to a core. The part's own comes last.
+    """The parent's, with its OMP_NUM_THREADS; if that is set vLLM binds no thread to a core. The part's own comes behind, ours last.
 
-    `side_port`: where other engines ask this one for keys and values. With `swap` vLLM's routes that change weights are open,
-    which call anything: its port is on loopback only.
+    `side_port`: the port on which other engines ask this one for keys and values; its address is the parent's
+    VLLM_NIXL_SIDE_CHANNEL_HOST, else loopback. With `swap` vLLM's routes that change weights are open, which call anything: its
+    port is on loopback only.
     """
     threads = environment.get("OMP_NUM_THREADS")
+    address = environment.get(SIDE_CHANNEL_HOST, "127.0.0.1")
     return {
         **environment,
-        **own_environment(),
         **({"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if threads is not None else {}),
         **({} if has_gpu() else {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}),
-        **transfer_environment(settings, host="127.0.0.1", port=side_port),
         **settings.environment,
+        **own_environment(),
+        **transfer_environment(settings, host=address, port=side_port),
         **({"VLLM_SERVER_DEV_MODE": "1"} if swap else {}),
     }
 
@@ -162,4 +166,3 @@ def _of(settings: VllmSettings, storage: Path | None) -> Iterator[str]:
     if settings.enable_prefix_caching is not None:
         yield "--enable-prefix-caching" if settings.enable_prefix_caching else "--no-enable-prefix-caching"
     yield from transfer_arguments(settings, storage)
-    yield from settings.extra_args

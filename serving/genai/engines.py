@@ -21,6 +21,7 @@ from ipnext.model.deployment import (
     HostFailure,
     SnapshotMemory,
 )
+from ipnext.model.engine_allowances import NO_ALLOWANCES, EngineAllowances
 from ipnext.model.engine_settings import VllmSettings, vllm_settings
 from ipnext.model.footprint import needed_bytes, weight_bytes
 from ipnext.model.starting import EngineStart, StartStage
@@ -68,6 +69,7 @@ class Engines:
         budget_bytes: int | None = None,
         pace: Pace | None = None,
         transfer: Path | None = None,
+        allowances: EngineAllowances = NO_ALLOWANCES,
     ) -> None:
         self.held: HeldSnapshots[Engine] = HeldSnapshots()
         self.budget_bytes = budget_bytes
@@ -79,6 +81,7 @@ class Engines:
         self._adapters = adapters
         self._pace = pace
         self._transfer = transfer or cache.parent / "transfer"
+        self._allowances = allowances
         self._weights: dict[str, int] = {}
         self._retiring: dict[asyncio.Task[None], Engine] = {}
         self._loads: set[asyncio.Task[None]] = set()
@@ -228,7 +231,7 @@ class Engines:
             self._arriving.remove(arrival)
 
     async def _start(self, arrival: _Arrival, hold: HostedSnapshot) -> None:
-        settings = _settings(hold)
+        settings = _settings(hold, self._allowances)
         arrival.enter("fetching")
         fetched = await self._arrive(hold)
         arrival.enter("waiting")
@@ -266,7 +269,7 @@ class Engines:
 
     async def _arrive(self, hold: HostedSnapshot) -> Fetched:
         loop = asyncio.get_running_loop()
-        fetched = await loop.run_in_executor(self._fetching, self._arrived, hold, _settings(hold))
+        fetched = await loop.run_in_executor(self._fetching, self._arrived, hold, _settings(hold, self._allowances))
         self._weights[hold.digest] = weight_bytes(fetched.manifest)
         return fetched
 
@@ -304,9 +307,11 @@ class Engines:
         return self._cache.parent / "logs" / next(candidate for candidate in names if candidate not in taken)
 
 
-def _settings(hold: HostedSnapshot) -> VllmSettings:
+def _settings(hold: HostedSnapshot, allowances: EngineAllowances) -> VllmSettings:
     try:
-        return with_adapters(vllm_settings(hold.settings), hold.adapters)
+        settings = vllm_settings(hold.settings)
+        allowances.check(settings)
+        return with_adapters(settings, hold.adapters)
     except ValueError as error:
         raise LoadFailed(str(error)) from error
 

@@ -17,6 +17,7 @@ import aiohttp
 import structlog
 
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS, HostHolds, HostMemoryState, HostState
+from ipnext.model.engine_allowances import EngineAllowances
 from serving.fetching import FetchingProcess
 from serving.genai.adapters import Adapters
 from serving.genai.engines import Engines
@@ -24,7 +25,7 @@ from serving.genai.metrics import EngineMetrics
 from serving.genai.probe import EngineProbe
 from serving.genai.verification import verify
 from serving.http import Request, Response, json_response, not_found, parse_model
-from serving.server import listen, log_as_json, run, serve
+from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
 from serving.tallies import CONTENT_TYPE
 
 NOTICE_SECONDS: Final = 1.0
@@ -106,6 +107,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--transfer", type=Path, default=None, help="directory where prefill and decode meet; else beside the cache"
     )
+    parser.add_argument(
+        "--allow-argument", action="append", default=[], metavar="NAME", help="of vLLM, for manifests; may load code"
+    )
+    parser.add_argument(
+        "--allow-environment", action="append", default=[], metavar="NAME", help="a variable, as --allow-argument"
+    )
+    add_allowed_hosts(parser)
     return parser.parse_args(arguments)
 
 
@@ -123,10 +131,11 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
             session=session,
             budget_bytes=arguments.memory_bytes,
             transfer=arguments.transfer,
+            allowances=EngineAllowances(tuple(arguments.allow_argument), tuple(arguments.allow_environment)),
         )
         host = GenerativeHost(engines, region=arguments.region)
         structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
-        await serve(host.handle, listener, before_exit=host.ended)
+        await serve(host.handle, listener, allowed=allowed_hosts(arguments), before_exit=host.ended)
     fetching.close()
 
 

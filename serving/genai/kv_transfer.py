@@ -14,6 +14,8 @@ from ipnext.model.kv_transfer import KvConnector, KvRole
 _CONNECTORS: Final[Mapping[KvConnector, str]] = {"example": "ExampleConnector", "nixl": "NixlConnector"}
 _ROLES: Final[Mapping[KvRole, str]] = {"prefill": "kv_producer", "decode": "kv_consumer"}
 
+SIDE_CHANNEL_HOST: Final = "VLLM_NIXL_SIDE_CHANNEL_HOST"
+"""Environment variable: the address on which an engine hands over. Set where the host runs, never by a manifest."""
 SIDE_CHANNEL_PORT: Final = 5600
 """vLLM's default: free on a host that runs one engine."""
 
@@ -40,4 +42,4 @@ def transfer_environment(settings: VllmSettings, *, host: str, port: int) -> Map
     """Where others reach an engine that hands over from device to device: an address of this host, a port of its own."""
     if settings.kv_transfer is None or settings.kv_transfer.connector != "nixl":
         return {}
-    return {"VLLM_NIXL_SIDE_CHANNEL_HOST": host, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}
+    return {SIDE_CHANNEL_HOST: host, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}

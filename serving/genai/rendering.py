@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ipnext.errors import InvalidInput
-from ipnext.model.engine_settings import vllm_settings
+from ipnext.model.engine_allowances import NO_ALLOWANCES, EngineAllowances
+from ipnext.model.engine_settings import VllmSettings, vllm_settings
 from ipnext.model.manifest import ModelManifest, PartSpec
 from ipnext.model.value import Value
 from serving.genai.commands import SERVER, Node, node_command, own_environment, server_arguments, with_adapters
@@ -37,11 +38,16 @@ class Rendering(Value):
     note: str = NOT_RUN
 
 
-def render(manifest: ModelManifest, part: str, *, nodes: int = 1) -> Rendering:
-    """The commands of one replica on `nodes` hosts with the same number of devices each. InvalidInput where that can't be."""
+def render(
+    manifest: ModelManifest, part: str, *, nodes: int = 1, allowances: EngineAllowances = NO_ALLOWANCES
+) -> Rendering:
+    """Render the commands of one replica on `nodes` hosts with the same number of devices each.
+
+    `allowances`: those of the hosts. InvalidInput if the hosts would refuse the settings, or can't share a replica so.
+    """
     spec = _vllm_part(manifest, part)
     beside = [name for name, base in manifest.spec.adapters.items() if base == part]
-    settings = with_adapters(vllm_settings(spec.settings), len(beside))
+    settings = with_adapters(_allowed(spec, allowances), len(beside))
     if nodes < 1 or settings.devices % nodes:
         msg = (
             f"nodes: {nodes} does not divide the {settings.devices} devices of a replica "
@@ -56,7 +62,7 @@ def render(manifest: ModelManifest, part: str, *, nodes: int = 1) -> Rendering:
         )
         raise InvalidInput(msg, field="nodes", value=nodes)
     side_channel = transfer_environment(settings, host="ADDRESS_OF_THIS_HOST", port=SIDE_CHANNEL_PORT)
-    environment = {**own_environment(), **side_channel, **settings.environment}
+    environment = {**settings.environment, **own_environment(), **side_channel}
     environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(each)))
     if nodes == 1:
         arguments = server_arguments(manifest.name, Path(PLACE), PORT, settings, storage=Path(TRANSFER))
@@ -72,6 +78,16 @@ def render(manifest: ModelManifest, part: str, *, nodes: int = 1) -> Rendering:
         for rank, command in enumerate(commands)
     )
     return Rendering(model=manifest.name, part=part, devices=settings.devices, hosts=hosts)
+
+
+def _allowed(spec: PartSpec, allowances: EngineAllowances) -> VllmSettings:
+    settings = vllm_settings(spec.settings)
+    try:
+        allowances.check(settings)
+    except ValueError as error:
+        msg = f"part {spec.name}: {error}"
+        raise InvalidInput(msg, field="settings") from error
+    return settings
 
 
 def _vllm_part(manifest: ModelManifest, part: str) -> PartSpec:

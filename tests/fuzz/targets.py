@@ -135,7 +135,7 @@ _BOTH = {"x": _X, "w": Tensor("BYTES", _WORDS)}
 _BINARY = encode_request(InferRequest(_BOTH, (RequestedOutput("x", binary=True),), "id"))
 _JSON = encode_request(InferRequest(_BOTH), binary=False).body
 _FRAME = b"".join(bytes(piece) for piece in tensor_frame({"id": 1, "op": "infer"}, _BOTH))
-_POST = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n%s\r\n%s"
+_POST = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n%s\r\n%s"
 
 SEEDS = {
     codec: [(_BINARY.header_length or 0).to_bytes(2, "little") + _BINARY.body, b"\0\0" + _JSON],
@@ -149,7 +149,7 @@ SEEDS = {
         b"\x07"
         + _POST
         % (len(_BINARY.body), b"inference-header-content-length: %d\r\n" % (_BINARY.header_length or 0), _BINARY.body),
-        b"\x30POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"\x30POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     ],
 }
 TARGETS = {target.__name__: target for target in SEEDS}

@@ -9,11 +9,12 @@ import yaml
 from typer.testing import CliRunner
 
 from ipnext.errors import InvalidInput, LoadFailed
+from ipnext.model.engine_allowances import EngineAllowances
 from ipnext.model.engine_settings import VllmSettings
 from ipnext.model.manifest import parse_manifest
 from serving.genai import commands, interpreter
 from serving.genai.command import app as render_app
-from serving.genai.commands import engine_command, engine_environment
+from serving.genai.commands import engine_command, engine_environment, server_arguments
 from serving.genai.interpreter import MISSING, vllm_python
 from serving.genai.rendering import render
 
@@ -92,9 +93,19 @@ def test_prefill_and_decode_from_device_to_device_have_an_address_each():
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
         "VLLM_NIXL_SIDE_CHANNEL_PORT": "6001",
     }
-    own = VllmSettings(**transfer("nixl", "prefill", environment={"VLLM_NIXL_SIDE_CHANNEL_HOST": "10.0.0.7"}))
-    assert engine_environment(own, {})["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "10.0.0.7"
+    own = VllmSettings(**transfer("nixl", "prefill", environment={"VLLM_NIXL_SIDE_CHANNEL_HOST": "10.0.0.8"}))
+    found = engine_environment(own, {"VLLM_NIXL_SIDE_CHANNEL_HOST": "10.0.0.7"})
+    assert found["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "10.0.0.7"
     assert not [name for name in engine_environment(VllmSettings(), {}) if "SIDE_CHANNEL" in name]
+
+
+def test_our_own_arguments_and_variables_have_the_last_word():
+    settings = VllmSettings().model_copy(update={"extra_args": ("--port", "1", "--host", "0.0.0.0", "--model", "x")})
+    words = list(server_arguments("chat", SNAPSHOT, 21_000, settings))
+    last = {name: words[len(words) - words[::-1].index(name)] for name in ("--port", "--host", "--model")}
+    assert last == {"--port": "21000", "--host": "127.0.0.1", "--model": "/cache/abc"}
+    given = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "VLLM_NO_USAGE_STATS": "0"}
+    assert not given.items() & engine_environment(VllmSettings(environment=given), {}).items()
 
 
 def test_what_is_left_out_is_vllms_own_choice():
@@ -164,6 +175,15 @@ def test_two_hosts_of_eight_devices_share_one_engine():
     assert "--headless" not in first.command
     assert "--served-model-name" in first.command
     assert rendering.note.startswith("not run here")
+
+
+@pytest.mark.parametrize("settings", [{"extraArgs": ["--trust-remote-cod"]}, {"environment": {"LD_PRELOAD": "x"}}])
+def test_what_a_host_refuses_is_not_rendered(settings):
+    with pytest.raises(InvalidInput, match=r"part llm: settings.* is not allowed in a manifest"):
+        render(parse_manifest(manifest(**settings)), "llm")
+    opened = EngineAllowances(("--trust-remote-cod",), ("LD_PRELOAD",))
+    (host,) = render(parse_manifest(manifest(**settings)), "llm", allowances=opened).hosts
+    assert "--trust-remote-cod" in host.command or host.environment["LD_PRELOAD"] == "x"
 
 
 def pair(connector):

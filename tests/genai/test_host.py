@@ -56,6 +56,26 @@ def test_a_canary_that_is_refused_never_becomes_ready(yard, shelf):
     assert not host.state().ready
 
 
+REFUSED = [{"environment": {"LD_PRELOAD": "/tmp/blob"}}, {"extraArgs": ["--trust-remote-cod"]}]
+
+
+@pytest.mark.parametrize("settings", REFUSED)
+def test_a_host_starts_no_engine_with_settings_that_may_load_code(yard, shelf, settings):
+    host = yard.start("host", **MOCK)
+    host.hold(shelf.hold(1, settings=settings))
+    (failure,) = host.failed()
+    assert failure.code == "LoadFailed"
+    assert "is not allowed in a manifest" in failure.message
+    assert not host.engines()
+
+
+def test_who_runs_a_host_may_allow_a_variable(yard, shelf):
+    host = yard.start("host", "--allow-environment=GREETING", **MOCK)
+    host.hold(shelf.hold(1, settings={"environment": {"GREETING": "hello"}}))
+    host.ready()
+    assert [one for one in host.engines() if one.environ().get("GREETING") == "hello"]
+
+
 def test_an_engine_that_is_not_up_in_time_is_ended_and_told(yard, shelf):
     host = yard.start("host", IPNEXT_VLLM_COMMAND="sleep 1000")
     host.hold(shelf.hold(1, settings={"startSeconds": 1}))

@@ -28,6 +28,8 @@ START_SECONDS = 900
 """A busy machine; on a quiet one half a minute."""
 SETTINGS = {"maxModelLen": 512, "maxNumSeqs": 16, "kvCacheGib": 0.1, "enforceEager": True, "dtype": "float32"}
 SETTINGS |= {"startSeconds": START_SECONDS, "maxLoraRank": 8, "environment": {"VLLM_SERVER_DEV_MODE": "1"}}
+OPEN = ("--allow-environment", "VLLM_SERVER_DEV_MODE")
+"""As an operator allows it: these tests swap weights themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def place(tmp_path_factory, tiny, vllm):
 
 @pytest.fixture(scope="module")
 def host(place, tiny, vllm):
-    host = place.start("real", IPNEXT_VLLM_PYTHON=vllm)
+    host = place.start("real", *OPEN, IPNEXT_VLLM_PYTHON=vllm)
     host.hold(tiny.hold(1, settings=SETTINGS, adapters=1), tiny.adapter(11, 1))
     host.ready(seconds=START_SECONDS)
     return host
@@ -214,7 +216,7 @@ def test_a_stream_is_finished_before_an_engine_that_is_no_longer_wanted_ends(hos
 
 
 def test_no_process_of_vllm_outlives_a_host_that_is_killed(place, tiny, vllm):
-    host = place.start("killed", IPNEXT_VLLM_PYTHON=vllm)
+    host = place.start("killed", *OPEN, IPNEXT_VLLM_PYTHON=vllm)
     host.hold(tiny.hold(2, settings=SETTINGS))
     core = until(lambda: [p for p in host.family() if is_core(p)], seconds=START_SECONDS)
     family = host.family()

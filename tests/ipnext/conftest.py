@@ -331,7 +331,7 @@ async def world(rooms: Rooms) -> AsyncIterator[World]:
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://api") as http,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
     ):
         yield World(http, rooms)
 

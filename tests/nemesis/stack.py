@@ -123,7 +123,7 @@ class Stack:
         book = json.loads((self.state / "regions" / region / "ports.json").read_text())
         if link == "router":
             return [book["router"]]
-        return [port for name, port in book.items() if name not in {"router", "gateway", "envoy-admin"}]
+        return [port for name, port in book.items() if name not in {"router", "gateway"}]
 
     def control_ready(self) -> bool:
         """Whether API and Temporal answer and every worker lives and serves its queues."""

@@ -70,10 +70,10 @@ async def ends(reader):
     "sent",
     [
         b"POST /x HT",
-        b"POST /x HTTP/1.1\r\nx-slow: ",
-        b"POST /x HTTP/1.1\r\ncontent-length: 8\r\n\r\n",
-        b"POST /x HTTP/1.1\r\ncontent-length: 8\r\n\r\n1234567",
-        b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n4\r\n1234\r\n",
+        b"POST /x HTTP/1.1\r\nhost: localhost\r\nx-slow: ",
+        b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8\r\n\r\n1234567",
+        b"POST /x HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n4\r\n1234\r\n",
     ],
     ids=["line", "header", "no body", "body too short", "chunks"],
 )
@@ -88,7 +88,7 @@ async def test_a_request_that_does_not_come_whole_is_408_and_the_connection_ends
 
 async def test_a_client_that_trickles_gets_time_for_what_it_has_sent_and_no_more(server):
     async with server.connect() as (reader, writer):
-        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 50000\r\n\r\n")
+        writer.write(b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50000\r\n\r\n")
 
         async def trickle():
             while True:
@@ -102,7 +102,7 @@ async def test_a_client_that_trickles_gets_time_for_what_it_has_sent_and_no_more
 
 async def test_a_large_body_that_keeps_coming_is_given_longer(server):
     async with server.connect() as (reader, writer):
-        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 50001\r\n\r\n" + bytes(50_000))
+        writer.write(b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50001\r\n\r\n" + bytes(50_000))
         await asyncio.sleep(3 * LIMITS.read_seconds)
         writer.write(b"x")
         status, body = await answer(reader)
@@ -112,14 +112,14 @@ async def test_a_large_body_that_keeps_coming_is_given_longer(server):
 async def test_an_idle_connection_stays(server):
     async with server.connect() as (reader, writer):
         for _ in range(2):
-            writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 1\r\n\r\nx")
+            writer.write(b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx")
             assert await answer(reader) == (200, b"x")
             await asyncio.sleep(3 * LIMITS.read_seconds)
 
 
 async def test_a_slow_request_behind_a_good_one_spoils_only_itself(server):
     async with server.connect() as (reader, writer):
-        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 1\r\n\r\nxPOST /x HT")
+        writer.write(b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nxPOST /x HT")
         assert await answer(reader) == (200, b"x")
         assert (await answer(reader))[0] == 408
 
@@ -127,10 +127,16 @@ async def test_a_slow_request_behind_a_good_one_spoils_only_itself(server):
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        (b"POST /x HTTP/1.1\r\ncontent-length: 100001\r\n\r\n", b"at most 100000 bytes, got 100001 bytes"),
-        (b"POST /x HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n", b""),
-        (b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n20000\r\n" + bytes(0x20000), b"at most 100000 bytes"),
-        (b"POST /x HTTP/1.1\r\nx: " + b"a" * 5000, b"headers are larger than 4096 bytes"),
+        (
+            b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100001\r\n\r\n",
+            b"at most 100000 bytes, got 100001 bytes",
+        ),
+        (b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999999999999999\r\n\r\n", b""),
+        (
+            b"POST /x HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n20000\r\n" + bytes(0x20000),
+            b"at most 100000 bytes",
+        ),
+        (b"POST /x HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 5000, b"headers are larger than 4096 bytes"),
         (b"POST /" + b"a" * 5000, b"headers are larger than 4096 bytes"),
     ],
     ids=["declared", "absurd", "chunked", "headers", "target"],
@@ -147,7 +153,7 @@ async def test_what_is_too_large_is_refused_as_soon_as_it_is_known(server, sent,
 
 async def test_a_refusal_arrives_though_the_client_goes_on_sending(server):
     async with server.connect() as (reader, writer):
-        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 90000000\r\n\r\n")
+        writer.write(b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 90000000\r\n\r\n")
         for _ in range(20):
             writer.write(bytes(100_000))
             await asyncio.sleep(0)
@@ -163,7 +169,7 @@ async def test_a_refused_client_that_stays_is_cut_off(server):
 
 async def test_what_is_longer_than_its_content_length_is_another_request_and_a_bad_one(server):
     async with server.connect() as (reader, writer):
-        writer.write(b"POST /x HTTP/1.1\r\ncontent-length: 2\r\n\r\nabcdef\r\n\r\n")
+        writer.write(b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\nabcdef\r\n\r\n")
         assert await answer(reader) == (200, b"ab")
         assert (await answer(reader))[0] == 400
         await ends(reader)
@@ -172,7 +178,7 @@ async def test_what_is_longer_than_its_content_length_is_another_request_and_a_b
 async def test_a_client_that_takes_none_of_its_answer_is_cut_off(server):
     async with server.connect() as (_, writer):
         for _ in range(8):
-            writer.write(b"GET /x HTTP/1.1\r\nx-size: 4000000\r\n\r\n")
+            writer.write(b"GET /x HTTP/1.1\r\nhost: localhost\r\nx-size: 4000000\r\n\r\n")
         await eventually(lambda: server.requests)
         await eventually(lambda: not server.connections)
     assert len(server.requests) < 8, "nothing more is computed for a client that takes nothing"
@@ -190,7 +196,7 @@ def clock(monkeypatch):
 async def test_a_client_that_takes_its_answers_slowly_gets_them_all(server, clock):
     async with server.connect() as (reader, writer):
         for _ in range(3):
-            writer.write(b"GET /x HTTP/1.1\r\nx-size: 16000000\r\n\r\n")
+            writer.write(b"GET /x HTTP/1.1\r\nhost: localhost\r\nx-size: 16000000\r\n\r\n")
         for _ in range(3):
             await eventually(lambda: [one for one in server.connections if one._choked])
             clock.now += 0.9 * LIMITS.write_seconds
@@ -203,7 +209,7 @@ async def test_requests_that_wait_take_bounded_memory(server, clock):
         await eventually(lambda: server.connections)
         [connection] = server.connections
         connection.pause_writing()
-        piece = b"POST /x HTTP/1.1\r\ncontent-length: 90000\r\n\r\n" + bytes(90_000)
+        piece = b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 90000\r\n\r\n" + bytes(90_000)
         sending = asyncio.create_task(_send(writer, piece, 200))
         await eventually(lambda: connection._paused)
         waiting = sum(len(request.content) for request, _ in connection._waiting)
@@ -216,7 +222,7 @@ async def test_requests_that_wait_take_bounded_memory(server, clock):
 
 async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_again(server):
     server.connections.held_bytes = before = LIMITS.held_bytes - 200_000
-    half = b"POST /x HTTP/1.1\r\ncontent-length: 80000\r\n\r\n" + bytes(79_999)
+    half = b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 80000\r\n\r\n" + bytes(79_999)
     async with server.connect() as (reader, writer), server.connect() as (_, other):
         for one in (writer, other):
             one.write(half)

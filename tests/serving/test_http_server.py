@@ -87,7 +87,7 @@ async def answer(reader):
 
 def post(path, body=b"", *lines):
     head = "".join(
-        f"{line}\r\n" for line in (f"POST {path} HTTP/1.1", "host: h", f"content-length: {len(body)}", *lines)
+        f"{line}\r\n" for line in (f"POST {path} HTTP/1.1", "host: localhost", f"content-length: {len(body)}", *lines)
     )
     return head.encode() + b"\r\n" + body
 
@@ -112,7 +112,9 @@ async def test_pieces_of_any_size_make_the_same_request(connect, answers):
 
 async def test_chunks_make_one_body_that_can_be_written_to(connect, answers):
     async with connect() as (reader, writer):
-        writer.write(b"POST /echo HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+        writer.write(
+            b"POST /echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        )
         assert (await answer(reader))[2] == b"abcde"
     answers.requests[0].content[0] = 1
 
@@ -171,9 +173,15 @@ async def test_errors_are_answered_and_the_connection_goes_on(connect, answers):
     ("sent", "reason"),
     [
         (b"\x00\x01\x02 nonsense\r\n\r\n", b"no HTTP/1.1 request"),
-        (b"POST /echo HTTP/1.1\r\ncontent-length: -3\r\n\r\n", b"no HTTP/1.1 request"),
-        (b"POST /echo HTTP/1.1\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc", b"no HTTP/1.1 request"),
-        (b"POST /echo HTTP/1.1\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\nabc", b"no HTTP/1.1 request"),
+        (b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: -3\r\n\r\n", b"no HTTP/1.1 request"),
+        (
+            b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc",
+            b"no HTTP/1.1 request",
+        ),
+        (
+            b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\nabc",
+            b"no HTTP/1.1 request",
+        ),
     ],
 )
 async def test_what_is_no_request_is_refused_and_the_connection_ends(connect, answers, sent, reason):
@@ -208,7 +216,7 @@ async def test_a_client_that_asks_first_is_told_to_go_on(connect):
 
 async def test_close_and_head_are_honoured(connect):
     async with connect() as (reader, writer):
-        writer.write(b"HEAD /echo HTTP/1.1\r\n\r\n" + post("/echo", b"x", "connection: close"))
+        writer.write(b"HEAD /echo HTTP/1.1\r\nhost: localhost\r\n\r\n" + post("/echo", b"x", "connection: close"))
         assert b"content-length: 0" in await reader.readuntil(b"\r\n\r\n")
         _, headers, body = await answer(reader)
         assert (headers["connection"], body) == ("close", b"x")
@@ -217,11 +225,11 @@ async def test_close_and_head_are_honoured(connect):
 
 async def test_a_connection_may_change_over_to_a_protocol_that_is_known(connect, answers):
     async with connect() as (reader, writer):
-        writer.write(b"GET /x HTTP/1.1\r\nconnection: upgrade\r\nupgrade: frames\r\n\r\nREST")
+        writer.write(b"GET /x HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: frames\r\n\r\nREST")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         assert await reader.read() == b"hello"
     assert connect.taken == [b"REST"]
     assert not answers.requests
     async with connect() as (reader, writer):
-        writer.write(b"GET /echo HTTP/1.1\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n")
+        writer.write(b"GET /echo HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n")
         assert (await answer(reader))[0] == 200

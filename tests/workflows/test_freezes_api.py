@@ -24,7 +24,7 @@ async def http(house, temporal_address, monkeypatch) -> AsyncIterator[httpx.Asyn
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://api") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         yield client
 

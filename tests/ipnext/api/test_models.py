@@ -2,6 +2,9 @@
 
 import json
 
+import httpx
+import pytest
+
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.status import Reason
 from tests.waiting import eventually
@@ -155,3 +158,37 @@ async def test_values_that_no_store_can_keep_are_refused(applied):
         headers = {"content-type": "application/json"}
         answer = await applied.http.put("/v1/models/ranker", content=json.dumps(document), headers=headers)
         assert answer.status_code == 400
+
+
+def vllm_document(rooms, **settings):
+    document = rooms.model_document("chat")
+    document["spec"] |= {"task": "generation", "parts": [document["spec"]["parts"][0]]}
+    del document["spec"]["graph"]
+    document["spec"]["parts"][0] |= {"engine": "vllm", "settings": settings}
+    return document
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"environment": {"LD_PRELOAD": "/blobs/x"}}, "spec.parts.0.settings.environment.LD_PRELOAD: 'LD_PRELOAD'"),
+        ({"extraArgs": ["--trust-remote-cod"]}, "spec.parts.0.settings.extraArgs: '--trust-remote-cod'"),
+    ],
+)
+async def test_a_manifest_whose_engine_might_load_code_is_refused(applied, settings, told):
+    answer = await applied.http.put("/v1/models/chat", json=vllm_document(applied.rooms, **settings))
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["message"].startswith(f"{told} is not allowed in a manifest")
+    assert (await applied.http.get("/v1/models/chat")).status_code == 404
+
+
+async def test_the_platforms_own_setting_allows_more(rooms):
+    update = {"engine_environment_allow": ("LD_PRELOAD",), "engine_arguments_allow": ("--speculative-config",)}
+    rooms.settings = rooms.settings.model_copy(update=update)
+    app = rooms.app()
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        (await http.put("/v1/fleet", json=rooms.fleet_document())).raise_for_status()
+        settings = {"environment": {"LD_PRELOAD": "x"}, "extraArgs": ["--speculative-config", "{}"]}
+        answer = await http.put("/v1/models/chat", json=vllm_document(rooms, **settings))
+    assert answer.status_code == 200, answer.text

@@ -31,6 +31,13 @@ def contents(directory: Path) -> dict[str, bytes]:
     return found
 
 
+def test_a_blob_of_a_directory_is_not_for_other_users_and_not_to_be_run(tmp_path):
+    store = open_store(f"file://{tmp_path}/artifacts")
+    digest = put(store, b"\x7fELF")
+    (blob,) = [path for path in tmp_path.rglob(f"*{digest[4:]}*") if path.is_file()]
+    assert blob.stat().st_mode & 0o137 == 0
+
+
 def test_a_blob_comes_back_as_it_was_put(store):
     content = b"some weights"
     assert store.missing([sha(content)]) == {sha(content)}

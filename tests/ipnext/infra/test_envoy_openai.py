@@ -33,7 +33,7 @@ class Site:
         directory.mkdir(exist_ok=True)
         self.engines = {}
         book = PortBook(directory / "ports.json")
-        self.ports = {name: book.port(name) for name in ("gateway", "admin", "router", "g1", "g2")}
+        self.ports = {name: book.port(name) for name in ("gateway", "router", "g1", "g2")}
         self.url = f"http://127.0.0.1:{self.ports['gateway']}"
         self.router_url = f"http://127.0.0.1:{self.ports['router']}"
 
@@ -66,7 +66,7 @@ class Site:
         replace_file(files["clusters"], envoy.as_json(envoy.discovery(1, envoy.clusters(gateway))))
         config = envoy.bootstrap(
             self.ports["gateway"],
-            self.ports["admin"],
+            str(self.directory / "admin.sock"),
             region=self.region,
             routes_file=str(files["routes"]),
             clusters_file=str(files["clusters"]),
@@ -263,7 +263,7 @@ def test_a_body_without_a_model_is_told_which_there_are(client):
 
 
 def test_a_request_that_stops_in_its_middle_is_told_the_limit(hasty):
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{{"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{{"
     with socket.create_connection(("127.0.0.1", hasty.ports["gateway"]), timeout=60) as line:
         line.sendall(head.encode())
         answer = http.client.HTTPResponse(line)
@@ -322,7 +322,7 @@ def test_a_client_that_leaves_ends_the_engines_work(eu, client):
 
 def test_requests_of_v2_are_not_held_until_they_are_whole(eu):
     """The filter that reads bodies is off for them: the router refuses one from its head, before the body has begun."""
-    head = "POST /v2/models/ranker/infer HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n"
+    head = "POST /v2/models/ranker/infer HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", eu.ports["gateway"]), timeout=60) as line:
         line.sendall(f"{head}content-length: {2**30}\r\n\r\n".encode())
         answer = line.recv(4096).decode()
@@ -342,5 +342,5 @@ def test_the_configuration_leaves_v2_alone(builder):
     v2 = [rule for rule in rules if "safe_regex" not in rule["match"]]
     assert not any("typed_per_filter_config" in rule or "request_body_buffer_limit" in rule for rule in v2)
     assert not any('"m"' in json.dumps(rule["match"]) for rule in rules if rule not in v2)
-    filters = json.dumps(envoy.bootstrap(1, 2, region="eu", routes_file="r", clusters_file="c"))
+    filters = json.dumps(envoy.bootstrap(1, "admin.sock", region="eu", routes_file="r", clusters_file="c"))
     assert '"disabled": true' in filters

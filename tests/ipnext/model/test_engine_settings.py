@@ -19,7 +19,6 @@ EXAMPLE = {"connector": "example", "role": "prefill"}
         ({"extraArgs": "--port=1"}, r"settings.extraArgs: Input should be a list \(got '--port=1'\)"),
         ({"extraArgs": ["--port=1"]}, r"settings.extraArgs: '--port' is IPnext's own"),
         ({"extraArgs": ["--served_model_name", "x"]}, r"'--served-model-name' is IPnext's own"),
-        ({"extraArgs": ["--trust-remote-code"]}, r"'--trust-remote-code' is IPnext's own"),
         ({"environment": {"A": 1}}, r"settings.environment.A"),
         ({"drainSeconds": 5}, r"settings.drainSeconds: is said once for the whole model; write rollout.drainSeconds"),
         ({"kvTransfer": {"connector": "nixl"}}, r"settings.kvTransfer.role: Field required"),

@@ -124,7 +124,7 @@ class Edge:
     @contextmanager
     def asking(self, model, content, headers=None):
         """A client that has sent a request, and leaves without its answer."""
-        lines = [f"POST /v2/models/{model}/infer HTTP/1.1", "host: h", f"content-length: {len(content)}"]
+        lines = [f"POST /v2/models/{model}/infer HTTP/1.1", "host: localhost", f"content-length: {len(content)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         with socket.create_connection(("127.0.0.1", self.port)) as line:
             line.sendall("\r\n".join([*lines, "", ""]).encode() + bytes(content))

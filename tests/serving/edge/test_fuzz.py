@@ -30,7 +30,7 @@ PACKED = gzip.compress(JSON)
 
 
 def post(path, body, *lines):
-    head = [f"POST {path} HTTP/1.1", "host: h", f"content-length: {len(body)}", *lines]
+    head = [f"POST {path} HTTP/1.1", "host: localhost", f"content-length: {len(body)}", *lines]
     return "".join(f"{line}\r\n" for line in head).encode() + b"\r\n" + body
 
 
@@ -40,8 +40,8 @@ SEEDS = [
     post("/v2/models/chain-fp32/infer", BINARY.body, f"inference-header-content-length: {BINARY.header_length}"),
     post("/v2/models/echo-fp32/versions/1/infer", PACKED, "content-encoding: gzip"),
     post("/v2/repository/index", b'{"ready": true}'),
-    b"GET /v2/models/chain-fp32 HTTP/1.1\r\n\r\n",
-    b"GET /v2/models/chain-fp32/stats HTTP/1.1\r\nx-ipnext-generation: 1\r\n\r\n",
+    b"GET /v2/models/chain-fp32 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    b"GET /v2/models/chain-fp32/stats HTTP/1.1\r\nhost: localhost\r\nx-ipnext-generation: 1\r\n\r\n",
 ]
 
 
@@ -75,7 +75,9 @@ class Answers:
 def talk(edge, data):
     """All that the router answers, and a good request behind it; the router ends the connection, or the good one does."""
     with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as connection:
-        connection.sendall(data + b"\r\n\r\nGET /v2/health/live HTTP/1.1\r\nconnection: close\r\n\r\n")
+        connection.sendall(
+            data + b"\r\n\r\nGET /v2/health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        )
         received = bytearray()
         while piece := connection.recv(65536):
             received += piece

@@ -1,0 +1,36 @@
+"""Refuses requests to other hosts and of pages of other origins, before anything else looks at them."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ipnext.allowed_hosts import AllowedHosts
+from ipnext.api.errors import answer, error_body
+from ipnext.errors import InvalidInput, IPnextError
+
+
+class SourceCheck:
+    """ASGI middleware of the API."""
+
+    def __init__(self, app: ASGIApp, allowed: AllowedHosts) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 400, 403 or 421, or pass the request on."""
+        if scope["type"] in {"http", "websocket"}:
+            try:
+                self._check(scope)
+            except IPnextError as error:
+                await answer(error_body(error), error.http_status)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        pairs = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        hosts = [value for name, value in pairs if name == "host"]
+        if not hosts and scope.get("http_version") == "1.0":
+            return
+        if len(hosts) != 1:
+            msg = f"Host: a request has exactly one, got {len(hosts)}"
+            raise InvalidInput(msg, field="Host")
+        self._allowed.check_host(hosts[0])
+        self._allowed.check_source(scope.get("method", "GET"), hosts[0], dict(pairs))

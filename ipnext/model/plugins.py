@@ -1,0 +1,38 @@
+"""Validators and engines by name: those that come with IPnext, and what is told of plug-ins."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal
+
+from ipnext.model.value import Value
+
+BUILT_IN_ENGINES: Final = ("torch", "vllm")
+
+BUILT_IN_VALIDATORS: Final[Mapping[str, bool]] = MappingProxyType(
+    {
+        **dict.fromkeys(("safe-paths", "safe-formats", "digests", "signature", "engines", "deltas"), True),
+        **dict.fromkeys(("checkpoint", "adapter"), True),
+        **dict.fromkeys(("adapter-base", "graph-edges", "finite-weights", "interface"), False),
+    }
+)
+"""Validator -> whether it is required: a manifest can't skip it."""
+
+BUILT_IN: Final = "built-in"
+
+
+class ValidatorView(Value):
+    """A validator, or a plug-in that was refused as one."""
+
+    name: str
+    source: str
+    """`built-in`, or the distribution that brings it, with its version and entry point."""
+    required: bool = False
+    """Whether it always runs: a manifest can't skip it."""
+    state: Literal["active", "refused"] = "active"
+    reason: str | None = None
+    """Why it was refused."""
+
+    @property
+    def skippable(self) -> bool:
+        """Whether a manifest may name it in `validation.skip`."""
+        return self.state == "active" and not self.required
