@@ -79,12 +79,43 @@ class Room:
         source = ingest_directory(open_store(store), place / "double")
         self._held = HeldSnapshot(snapshot=1, digest=source.manifest.digest, uri=source.uri, generations=(1,))
         port = free_port()
-        command = [sys.executable, "-m", "ipnext.infra.agent", "--region", "here", "--state", str(place / "state")]
-        command += ["--port", str(port), "--gateway-port", "0", "--artifacts", store]
-        settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-        with (place / "agent.log").open("wb") as log:
-            self.process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
+        self._place = place
+        self._command = [
+            sys.executable,
+            "-m",
+            "ipnext.infra.agent",
+            "--region",
+            "here",
+            "--state",
+            str(place / "state"),
+        ]
+        self._command += ["--port", str(port), "--gateway-port", "0", "--artifacts", store]
+        self._command += ["--owner", str(os.getpid())]
+        self._settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        self.process = self.start()
         self.infra = LocalProcessInfrastructure({"here": f"http://{LOOPBACK}:{port}"})
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start an agent."""
+        with (self._place / "agent.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command,
+                env=self._settings,
+                stdout=log,
+                stderr=log,
+                preexec_fn=tether(),  # noqa: PLW1509 - no other thread forks here
+            )
+        return self.process
+
+    def supervisor(self) -> psutil.Process:
+        """The parent of the region's processes."""
+        pid, _ = json.loads((self._place / "state" / "supervisor.json").read_text())
+        return psutil.Process(pid)
+
+    def pids(self) -> set[int]:
+        """The region's processes but its agent."""
+        supervisor = self.supervisor()
+        return {supervisor.pid, *(process.pid for process in supervisor.children())}
 
     def serve(self) -> None:
         """Bring the model up and route to it."""
@@ -115,7 +146,7 @@ class Room:
 
     def router(self) -> psutil.Process:
         """The router's process."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
+        children = self.supervisor().children(recursive=True)
         return next(p for p in children if "serving.router" in p.cmdline()[:3])
 
     def close(self) -> None:
@@ -181,7 +212,7 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, dict[str, S
 
 def ended_router(room: Room) -> bool:
     """Whether there is none, or two."""
-    children = psutil.Process(room.process.pid).children(recursive=True)
+    children = room.supervisor().children(recursive=True)
     routers = 0
     for child in children:
         with suppress(psutil.NoSuchProcess):

@@ -115,6 +115,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._body: Memory | None = None
         self._body_view = memoryview(b"")
         self._body_filled = 0
+        self._broken = False
+        """Whether the other side does not speak frames: nothing that it sends is read any more."""
 
     @property
     def open(self) -> bool:
@@ -128,7 +130,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
         transport.set_protocol(self)
         if rest:
             self._feed(rest)
-        transport.resume_reading()
+        if not self._broken:
+            transport.resume_reading()
 
     def send(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Write the pieces of a frame; nothing where the connection has ended."""
@@ -157,12 +160,16 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
         """Where the next bytes go: straight into a body that has begun, else into the scratch memory."""
+        if self._broken:
+            return self._view
         if self._body is not None:
             return self._body_view[self._body_filled :]
         return self._view[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have come."""
+        if self._broken:
+            return
         if self._body is not None:
             self._body_filled += nbytes
             self._finish_body()
@@ -173,9 +180,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def _feed(self, data: bytes) -> None:
         for piece in _pieces(data, _SCRATCH_BYTES // 2):
             left = memoryview(piece)
-            while left:
+            while left and not self._broken:
                 target = self.get_buffer(len(left))
                 count = min(len(target), len(left))
+                if not count:
+                    return
                 target[:count] = left[:count]
                 self.buffer_updated(count)
                 left = left[count:]
@@ -185,7 +194,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         while self._body is None and self._filled - start >= _PREFIX.size:
             head_bytes, body_bytes = _PREFIX.unpack_from(self._scratch, start)
             if head_bytes > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
-                self.close()
+                self._break()
                 return
             end = start + _PREFIX.size + head_bytes
             if end > self._filled:
@@ -193,11 +202,16 @@ class FrameProtocol(asyncio.BufferedProtocol):
                 return
             header = _parsed(self._view[start + _PREFIX.size : end])
             if header is None:
-                self.close()
+                self._break()
                 return
             self._header = header
             start = self._begin_body(end, body_bytes)
         self._move(start)
+
+    def _break(self) -> None:
+        """End the connection, and read nothing that still comes."""
+        self._broken = True
+        self.close()
 
     def _begin_body(self, start: int, size: int) -> int:
         """Take what is there of the body; returns where the next frame begins in the scratch memory."""

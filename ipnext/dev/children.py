@@ -5,9 +5,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import structlog
 
 from ipnext.errors import EXIT_BAD_INPUT, Conflict, Unavailable
@@ -105,6 +107,15 @@ class Child:
     def last_lines(self, count: int = 5) -> str:
         """The end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:]) if self.log.exists() else ""
+
+
+def end_orphans() -> None:
+    """SIGKILL for all processes that the kernel gave to this one, and for those below them; return when they have ended."""
+    left = psutil.Process().children(recursive=True)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=HURRIED_SECONDS)
 
 
 @dataclass

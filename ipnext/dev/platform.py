@@ -21,13 +21,14 @@ from typing import Any
 import httpx
 import structlog
 
-from ipnext.dev.children import Child, Family
+from ipnext.dev.children import Child, Family, end_orphans
 from ipnext.dev.ports import choose
 from ipnext.dev.stores import Stores, prepare
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.forked import Orphans, become_subreaper
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.wanted_state import WantedState, longest_drain
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS
@@ -149,6 +150,7 @@ class Platform:
         replace_file(self._places.peers, json.dumps(self.gateways).encode())
         for left in self._places.state.glob("worker*.ready"):
             left.unlink()
+        become_subreaper()  # a region's supervisor belongs to this process once its agent has died
         first, *more = self._workers
         log.info("starting Temporal and the agents", regions=list(self._regions), **self._stores.named)
         self._family.start(self._temporal(), *(self._agent(region) for region in self._regions))
@@ -168,16 +170,17 @@ class Platform:
     def tend(self, stop: threading.Event) -> None:
         """Restart what crashes, and look after the logs, until told to stop."""
         logs = LogKeeping(self._places.state / "logs", LogLimits.of(AgentSettings()))
+        orphans = Orphans()
         while not stop.wait(0.1):
             self._family.tend()
+            orphans.look()
             if logs.due:
                 logs.look()
 
     def stop(self) -> None:
         """End everything in order: workers, API, agents with their data planes, Temporal.
 
-        The data planes finish what they have, within the models' drains; an agent that takes longer is killed, and what it runs
-        with it.
+        The data planes finish what they have, within the models' drains; an agent that takes longer is killed, and then what it ran.
         """
         self._places.endpoints.unlink(missing_ok=True)
         for region, agent in self._agents.items():
@@ -234,6 +237,7 @@ class Platform:
             *("--region", region, "--state", str(directory), "--port", str(self._ports[f"agent {region}"])),
             *("--gateway-port", str(self._ports[f"gateway {region}"])),
             *("--artifacts", self._stores.artifacts_uri, "--peers", str(self._places.peers)),
+            *("--owner", str(os.getpid())),
         )
         agent.unhurried = True
         self._agents[region] = agent
@@ -303,4 +307,5 @@ def run(
         finally:
             structlog.get_logger().info("ending; answers under way are finished, once more ends at once")
             platform.stop()
+            end_orphans()
     return 0

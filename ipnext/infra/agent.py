@@ -1,7 +1,7 @@
 """Entry point of a region's agent: `python -m ipnext.infra.agent --region R --state DIR --port P ...`.
 
 It keeps the region's processes as wanted until SIGTERM; then it finishes what runs, and a second one ends it at once.
-Killed hard, it takes them along; started again on the same state directory, it brings everything back.
+If it dies otherwise, they go on under the region's supervisor, and the next agent on the same state directory adopts them.
 """
 
 import argparse
@@ -18,14 +18,15 @@ import aiohttp
 import structlog
 from aiohttp import web
 
-from ipnext.errors import Conflict, IPnextError
+from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.infra.agent_app import agent_app
 from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.fork_server import ForkServer
 from ipnext.infra.peers import PeersFile
 from ipnext.infra.ports import LOOPBACK, PortBook
+from ipnext.infra.process_identity import ProcessIdentity, identify, open_process
 from ipnext.infra.region import Region
 from ipnext.infra.site import Site
+from ipnext.infra.supervisor import Supervisor
 
 GATEWAY_PORT_NAME = "gateway"
 
@@ -40,6 +41,7 @@ class AgentArguments:
     gateway_port: int
     artifacts: str
     peers: Path | None
+    owner: int | None
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
@@ -51,34 +53,59 @@ def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
     parser.add_argument("--gateway-port", required=True, type=int, help="loopback port of Envoy; 0 picks and remembers")
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store")
     parser.add_argument("--peers", type=Path, help="JSON file: region -> URL of its gateway")
+    parser.add_argument("--owner", type=int, help="process id: all that the agent started ends with this process")
     return AgentArguments(**vars(parser.parse_args(arguments)))
 
 
 async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
     """Run until SIGTERM or SIGINT, then end everything in order; at once with the second one."""
     ended, hurry = asyncio.Event(), asyncio.Event()
+    owner = _owner(arguments.owner)
 
     def signalled() -> None:
         (hurry if ended.is_set() else ended).set()
 
+    def orphaned() -> None:  # all that this agent could still finish has ended with the owner
+        ended.set()
+        hurry.set()
+
+    if owner is not None and (descriptor := open_process(owner)) is not None:
+        asyncio.get_running_loop().add_reader(descriptor, orphaned)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled)
     async with aiohttp.ClientSession(trust_env=False) as session:
         site = _site(arguments, settings, session)
-        server = ForkServer(
-            _forked(settings), log_file=site.log_file("fork-server"), environment=site.environment(), settings=settings
+        supervisor = Supervisor(
+            site.directory,
+            settings=settings,
+            environment=site.environment(),
+            modules=_forked(settings),
+            owner=owner,
         )
-        region = Region(replace(site, spawn=server.spawn), PeersFile(arguments.peers))
+        await supervisor.connect()
+        region = Region(replace(site, processes=supervisor), PeersFile(arguments.peers))
+        await region.start()
         runner = web.AppRunner(agent_app(region, region_name=arguments.region, allowed=site.allowed), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, LOOPBACK, arguments.port, shutdown_timeout=1.0).start()
-        region.start()
-        server.start()
-        structlog.get_logger().info("agent runs", region=arguments.region, port=arguments.port)
+        structlog.get_logger().info(
+            "agent runs", region=arguments.region, port=arguments.port, adopted=len(supervisor.found)
+        )
         await ended.wait()
         await runner.cleanup()
         await region.stop(hurry)
-        await server.stop(settings.grace_seconds)
+        await supervisor.end()
+
+
+def _owner(pid: int | None) -> ProcessIdentity | None:
+    """Return the identity of the owner. InvalidInput if there is no such process."""
+    if pid is None:
+        return None
+    owner = identify(pid)
+    if owner is None:
+        msg = f"--owner: must be the id of a process that runs, got {pid}"
+        raise InvalidInput(msg, field="owner", value=pid)
+    return owner
 
 
 def _forked(settings: AgentSettings) -> list[str]:

@@ -26,7 +26,7 @@ class AgentSettings(BaseSettings):
     router_command: tuple[str, ...] = ROUTER_COMMAND
     """Starts the router. Fields: python, port, region, table."""
     fork_server: tuple[str, ...] = ("serving.host", "serving.router")
-    """Modules that one process of the agent imports once, so that `python -m MODULE` is a fork of it, which takes a fraction of
+    """Modules that one process of the region imports once, so that `python -m MODULE` is a fork of it, which takes a fraction of
     the time. Only the commands above that begin so are forked; with none of them here there is no such process."""
     s3_endpoint_url: str | None = Field(
         default=None, validation_alias=AliasChoices("IPNEXT_AGENT_S3_ENDPOINT_URL", "IPNEXT_S3_ENDPOINT_URL")
@@ -71,6 +71,12 @@ class AgentSettings(BaseSettings):
     """From SIGTERM to SIGKILL."""
     shutdown_drain_seconds: float | None = Field(default=None, ge=0)
     """How long the gateway finishes requests when the agent ends; None: as long as the longest drain of what the region runs."""
+
+    successor_seconds: float = Field(default=60.0, ge=0)
+    """How long a region's processes go on without an agent when one has died that has no `--owner`; with an owner, as long as that lives."""
+    stray_drain_seconds: float = Field(default=60.0, ge=0)
+    """A router that drains though no signal ended it is ended once it has nothing under way; at the latest after so long, or after the
+    longest drain of its models if that is longer."""
 
     load_retry_seconds: float = Field(default=15.0, gt=0)
     """Pause before a host is asked again to load what failed for want of a dependency, such as the artifact store."""

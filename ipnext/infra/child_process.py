@@ -1,27 +1,46 @@
 """A program that is kept running: restarted with growing pauses when it ends, until it is ended for good."""
 
 import asyncio
-import os
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
-from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.spawning import Running, Spawn, fresh
 
 TAIL_LINES = 5
 TAIL_BYTES = 4096
 
 
+class Restarts(Protocol):
+    """The settings of restarts, as `AgentSettings` has them."""
+
+    @property
+    def backoff_first_seconds(self) -> float:
+        """Pause before the first restart."""
+
+    @property
+    def backoff_limit_seconds(self) -> float:
+        """Longest pause between restarts."""
+
+    @property
+    def steady_seconds(self) -> float:
+        """A process that ran for so long starts over with the first pause."""
+
+    @property
+    def log_limit_bytes(self) -> int:
+        """A longer log is put aside at a start."""
+
+
 class ChildProcess:
     """One program and its restarts. `command` is asked anew at each start, so that it may pick another port.
 
-    `on_change` is called, in the event loop, right after each start and each end. The child dies with this process.
+    `on_change` is called, in the event loop, right after each start and each end.
     """
 
     def __init__(  # noqa: PLR0913 - all but two by keyword
@@ -31,7 +50,7 @@ class ChildProcess:
         *,
         log_file: Path,
         environment: Mapping[str, str],
-        settings: AgentSettings,
+        settings: Restarts,
         on_change: Callable[[], None],
         spawn: Spawn = fresh,
     ) -> None:
@@ -56,8 +75,15 @@ class ChildProcess:
         """Process id while it runs."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
-        """Begin to keep it running."""
+    @property
+    def started(self) -> bool:
+        """Whether `start` was called."""
+        return self._task is not None
+
+    def start(self, adopted: Running | None = None) -> None:
+        """Begin to keep it running, from a process on that runs already if there is one: `on_change` is not called for it."""
+        self._process = adopted
+        self.started_at = time.monotonic()
         self._task = asyncio.create_task(self._keep_running(), name=f"keep {self.name} running")
 
     async def stop(self, grace_seconds: float) -> None:
@@ -80,13 +106,8 @@ class ChildProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal. SIGKILL goes to the whole process group, so that nothing it started stays behind."""
-        if self._process is None:
-            return
-        with suppress(ProcessLookupError):
-            if number == signal.SIGKILL:
-                os.killpg(self._process.pid, number)
-            else:
-                os.kill(self._process.pid, number)
+        if self._process is not None:
+            self._process.signal(number)
 
     async def _keep_running(self) -> None:
         pause = self._settings.backoff_first_seconds
@@ -104,22 +125,26 @@ class ChildProcess:
             pause = min(2 * pause, self._settings.backoff_limit_seconds)
 
     async def _run_once(self) -> None:
+        process = self._process or await self._started()
+        if process is None:
+            return
+        status = await process.wait()
+        self._process = None
+        self.message = f"{_ending(status)}; last output: {log_tail(self._log_file) or 'none'}"
+        self._on_change()
+
+    async def _started(self) -> Running | None:
         self.started_at = time.monotonic()
         try:
             self._process = await self._spawn()
         except (OSError, LookupError, ValueError) as error:  # no such program, or a command template with a mistake
             self.message = f"could not be started: {error!r}"
             self._on_change()
-            return
+            return None
         if self._ending.is_set():  # stop() came while it was being started and had nobody to signal
             self.signal(signal.SIGTERM)
         self._on_change()
-        status = await self._process.wait()
-        with suppress(ProcessLookupError):  # what it may have left behind in its process group
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process = None
-        self.message = f"{_ending(status)}; last output: {log_tail(self._log_file) or 'none'}"
-        self._on_change()
+        return self._process
 
     async def _spawn(self) -> Running:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)

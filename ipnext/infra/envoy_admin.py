@@ -35,6 +35,11 @@ class AdminSocket:
         self.path.parent.chmod(0o700)
         self.path.unlink(missing_ok=True)
 
+    def adopt(self, path: Path) -> None:
+        """Call the Envoy that listens there already: a former agent has started it."""
+        if path.parent != self._directory:
+            self._temporary = path.parent
+
     async def call(self, method: str, path: str) -> bytes:
         """Make one call; return the body of a good answer. Unavailable."""
         if self._session is None:

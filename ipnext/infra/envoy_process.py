@@ -18,8 +18,10 @@ from ipnext.infra import envoy
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.envoy_admin import AdminSocket
+from ipnext.infra.notes import GatewayNote, as_note, found
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.site import Site
+from ipnext.infra.spawning import Note
 
 CONFIRM_POLL_SECONDS = 0.02
 ROUTES_VERSION = f"http.{envoy.STAT_PREFIX}.rds.{envoy.ROUTES_NAME}.version_text"
@@ -37,7 +39,8 @@ class EnvoyProcess:
         self._bootstrap_file = directory / "bootstrap.json"
         self._routes_file = directory / "routes.json"
         self._clusters_file = directory / "clusters.json"
-        self._version = _version_in(self._routes_file)
+        self._found = found(site.processes, GatewayNote).get("envoy")
+        self._version = max(_version_in(self._routes_file), _version_in(self._clusters_file))
         self._gateway: envoy.Gateway | None = None
         self._revisions: dict[int, Mapping[str, int]] = {}
         self._followed = 0
@@ -51,6 +54,7 @@ class EnvoyProcess:
             environment=site.environment(),
             settings=site.settings,
             on_change=self._changed,
+            spawn=site.processes.spawn("envoy", self._note),
         )
         self._task: asyncio.Task[None] | None = None
 
@@ -60,13 +64,37 @@ class EnvoyProcess:
         return self._child.pid
 
     @property
+    def known(self) -> bool:
+        """Whether it has said what it follows, or does not run, or has been silent for too long to wait for it."""
+        silent = time.monotonic() - self._answered_at
+        return self._followed > 0 or self.pid is None or silent > self._site.settings.unanswered_seconds
+
+    @property
+    def version(self) -> int:
+        """Version of the files."""
+        return self._version
+
+    @property
     def routes(self) -> Mapping[str, int]:
         """Model -> revision of the route table in force, as last told; empty while Envoy is down."""
         return self._revisions.get(self._followed, {})
 
+    @property
+    def adoptable(self) -> bool:
+        """Whether one runs that a former agent has started: it follows the files as they are."""
+        return self._found is not None
+
     def start(self) -> None:
-        """Start it. Call `publish` before: Envoy needs its files."""
-        self._child.start()
+        """Start it, or adopt the one that runs. Call `publish` before a start: Envoy needs its files."""
+        note, running = self._found or (None, None)
+        if note is not None:
+            self._revisions = dict(note.revisions)
+            self._admin.adopt(Path(note.admin_socket))
+            self._answered_at = time.monotonic()
+        self._child.start(running)
+        if note is not None and note.gateway_port != self._site.gateway_port:
+            structlog.get_logger().warning("gateway port changed, Envoy is started again", former=note.gateway_port)
+            self._child.signal(signal.SIGTERM)
         self._task = asyncio.create_task(self._follow(), name="follow Envoy")
 
     def publish(self, gateway: envoy.Gateway) -> int:
@@ -80,6 +108,7 @@ class EnvoyProcess:
             replace_file(self._clusters_file, self._file(envoy.clusters(gateway)))
             replace_file(self._routes_file, self._file(envoy.routes(gateway)))
             self._gateway = gateway
+            self._site.processes.note("envoy", self._note())
             self._pulse.strike()
         return self._version
 
@@ -114,6 +143,12 @@ class EnvoyProcess:
             if int((await self._stats([ACTIVE_REQUESTS])).get(ACTIVE_REQUESTS, "0")) == 0:
                 return
             await asyncio.sleep(CONFIRM_POLL_SECONDS)
+
+    def _note(self) -> Note:
+        note = GatewayNote(
+            gateway_port=self._site.gateway_port, admin_socket=str(self._admin.path), revisions=self._revisions
+        )
+        return as_note(note)
 
     def _command(self) -> Sequence[str]:
         self._admin.make_place()

@@ -17,9 +17,8 @@ from typing import IO, NamedTuple
 import structlog
 
 from ipnext.errors import Unavailable
-from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.child_process import ChildProcess
-from ipnext.infra.forked import ForkedProcess, Orphans, become_subreaper, end_group
+from ipnext.infra.child_process import ChildProcess, Restarts
+from ipnext.infra.forked import ForkedProcess, Orphans, become_subreaper, end_fork
 from ipnext.infra.spawning import Running, fresh
 
 MESSAGE_BYTES = 2**16
@@ -46,7 +45,7 @@ class ForkServer:
     """
 
     def __init__(
-        self, modules: Sequence[str], *, log_file: Path, environment: Mapping[str, str], settings: AgentSettings
+        self, modules: Sequence[str], *, log_file: Path, environment: Mapping[str, str], settings: Restarts
     ) -> None:
         self._modules = tuple(modules)
         self._environment = dict(environment)
@@ -168,7 +167,7 @@ class ForkServer:
                 if answer is not None and not answer.done():
                     answer.set_result(pid)
                 else:
-                    end_group(pid)  # too late: another one was started in its place
+                    end_fork(pid)  # too late: another one was started in its place
             case {"id": int(number), "refused": reason}:
                 self._give_up(number, f"the fork server refuses: {reason}")
 

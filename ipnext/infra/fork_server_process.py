@@ -1,6 +1,6 @@
 """The fork server process: has imported some programs, runs none, and forks one when it is asked to.
 
-An agent starts it: `python -m ipnext.infra.fork_server_process MODULE...`. Standard input is a Unix socket of whole messages. A
+A region's supervisor starts it: `python -m ipnext.infra.fork_server_process MODULE...`. Standard input is a Unix socket of whole messages. A
 message asks for one process: `{"id", "command", "arguments", "module"}` and the descriptor of its log. The answer is
 `{"id", "pid"}`, or `{"id", "refused"}` with a reason; the first message of all is `{"ready": true}`.
 
@@ -30,8 +30,8 @@ Program = Callable[[], object]
 
 
 def main() -> Program | None:
-    """Answer until the agent is gone. In a process that was forked: the program that it is to run, once it may."""
-    modules, agent = sys.argv[1:], os.getppid()
+    """Answer until the supervisor is gone. In a process that was forked: the program that it is to run, once it may."""
+    modules, supervisor = sys.argv[1:], os.getppid()
     with _control() as control:
         for name in modules:
             module = import_module(name)
@@ -48,7 +48,7 @@ def main() -> Program | None:
                 control.send(json.dumps({"id": asked["id"], "refused": reason}).encode())
             elif _forked(control, asked["id"]):
                 control.detach()
-                _settle(agent, log, asked["command"])
+                _settle(supervisor, log, asked["command"])
                 sys.argv[1:] = asked["arguments"]
                 return partial(import_module(asked["module"]).main, asked["arguments"])
             os.close(log)
@@ -73,10 +73,10 @@ def _refusal(module: str, modules: Sequence[str]) -> str | None:
 
 
 def _forked(control: socket.socket, number: int) -> bool:
-    """Fork a process that belongs to the agent, and tell its id. True in that process, once it may go on.
+    """Fork a process that belongs to the supervisor, and tell its id. True in that process, once it may go on.
 
-    It is a grandchild whose parent ends, so the kernel gives it to the agent. It goes on only after the agent was told its id:
-    ends this process before, it ends too, and the agent may start another one in its place.
+    It is a grandchild whose parent ends, so the kernel gives it to the supervisor. It goes on only after the supervisor was told its id:
+    ends this process before, it ends too, and the supervisor may start another one in its place.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -96,19 +96,19 @@ def _forked(control: socket.socket, number: int) -> bool:
         return True
     for descriptor in (tell, gate):
         os.close(descriptor)
-    os.waitpid(middle, 0)  # from now on the agent is the parent
+    os.waitpid(middle, 0)  # from now on the supervisor is the parent
     pid = int(os.read(told, 32))
     control.send(json.dumps({"id": number, "pid": pid}).encode())
-    with suppress(BrokenPipeError):  # it was killed at once: the agent sees it
+    with suppress(BrokenPipeError):  # it was killed at once: the supervisor sees it
         os.write(opened, GO)
     for descriptor in (told, opened):
         os.close(descriptor)
     return False
 
 
-def _settle(agent: int, log: int, command: str) -> None:
-    """Become a process like one that was started afresh: tied to the agent, its own output, name and random state."""
-    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != agent:
+def _settle(supervisor: int, log: int, command: str) -> None:
+    """Become a process like one that was started afresh: tied to the supervisor, its own output, name and random state."""
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != supervisor:
         os._exit(1)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -8,6 +8,8 @@ import signal
 import sys
 from contextlib import suppress
 
+from ipnext.infra.spawning import end_group, send
+
 PR_SET_CHILD_SUBREAPER = 36
 UNKNOWN_STATUS = 255
 """Told, as asyncio does, where somebody else has waited for the process."""
@@ -28,8 +30,14 @@ class ForkedProcess:
         status: int = await asyncio.shield(self._status)
         return status
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing if it has ended. SIGKILL goes to its whole process group."""
+        if not self._status.done():
+            send(self.pid, number)
+
     def _ended(self) -> None:
         self._loop.remove_reader(self._descriptor)
+        end_group(self.pid)
         status = _reaped(self._descriptor)
         os.close(self._descriptor)
         self._status.set_result(status)
@@ -62,11 +70,10 @@ def become_subreaper() -> bool:
     return bool(ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
-def end_group(pid: int) -> None:
-    """SIGKILL for a process that leads its group and for all that is in it."""
+def end_fork(pid: int) -> None:
+    """SIGKILL for a fork that may not lead its group yet, and for all that is in it."""
+    end_group(pid)
     with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    with suppress(ProcessLookupError):  # it may not have made its group yet
         os.kill(pid, signal.SIGKILL)
 
 

@@ -4,7 +4,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ipnext.model.deployment import Deployment, HeldGeneration, HeldSnapshot, HostedSnapshot, HostHolds
+from ipnext.model.deployment import (
+    Deployment,
+    HeldGeneration,
+    HeldSnapshot,
+    HostedSnapshot,
+    HostHolds,
+    HostState,
+    LoadFailure,
+    PartEndpoint,
+)
 
 R = TypeVar("R")
 
@@ -143,6 +152,14 @@ def without(holds: HostHolds, snapshots: Collection[tuple[str, int]]) -> HostHol
     return HostHolds(holds=kept, coming=tuple(h for h in holds.coming if (h.part, h.snapshot) not in snapshots))
 
 
+def differs(state: HostState, sent: HostHolds) -> bool:
+    """Return whether a host has something else than it was sent: less, or more. Failed loads count as what it has."""
+    asked = {(h.model, h.part, h.snapshot, generation) for h in sent.holds for generation in h.generations}
+    has = {(h.model, h.part, h.snapshot, h.generation) for h in (*state.ready, *state.loading)}
+    failed = {(f.model, f.part, f.snapshot, generation) for f in state.failures for generation in f.generations}
+    return bool(asked - has - failed or has - asked)
+
+
 def routable(ready: tuple[HeldGeneration, ...], wanted: HostHolds) -> tuple[int, ...]:
     """Generations that a host is meant to answer for and of which it has all that it shall hold, ascending."""
     lacking = _pairs(wanted) - {(held.part, held.generation) for held in ready}
@@ -168,6 +185,32 @@ def by_url(
     for generation in sorted(ready):
         found.setdefault(engines.get((part, generation), host), []).append(generation)
     return {url: tuple(numbers) for url, numbers in found.items()} or {host: ()}
+
+
+def endpoints(
+    wanted: HostHolds, answered: Collection[int], ready: Iterable[HeldGeneration], *, host: str
+) -> tuple[PartEndpoint, ...]:
+    """How a router reaches the parts that a host is to hold; only generations in `answered` are sent there."""
+    engines = {(one.part, one.generation): one.url for one in ready if one.url}
+    return tuple(
+        PartEndpoint(part=part, url=url, generations=numbers)
+        for part, held in pieces(wanted, answered).items()
+        for url, numbers in by_url(part, held, engines, host).items()
+    )
+
+
+def load_failures(state: HostState | None, adapters: Collection[str]) -> tuple[LoadFailure, ...]:
+    """What a host could not load, as the port reports it; `adapters` are the parts that are adapters."""
+    return tuple(
+        LoadFailure(
+            snapshot=failure.snapshot,
+            generations=failure.generations,
+            code=failure.code,
+            message=failure.message,
+            adapter=failure.part if failure.part in adapters else None,
+        )
+        for failure in (state.failures if state else ())
+    )
 
 
 def engines_of(part: str, ready: Iterable[HeldGeneration]) -> dict[int, str]:

@@ -44,6 +44,11 @@ class PortBook:
             self._ports[name] = port
             self._write()
 
+    def adopt(self, name: str, port: int) -> None:
+        """Hold the port of a process that runs already."""
+        reserve(port)
+        self.remember(name, port)
+
     def known(self, name: str) -> int | None:
         """The remembered port, free or not."""
         return self._ports.get(name)

@@ -7,16 +7,19 @@ from contextlib import suppress
 
 import structlog
 
-from ipnext.errors import InvalidInput
+from ipnext.errors import InvalidInput, Unavailable
 from ipnext.infra import router_table
+from ipnext.infra.around import Around
 from ipnext.infra.control import Control
 from ipnext.infra.envoy import Gateway
 from ipnext.infra.envoy_process import EnvoyProcess
 from ipnext.infra.holds import assigned, host_holds, replica_sets
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.logs import read_logs
+from ipnext.infra.notes import HostNote
+from ipnext.infra.notes import found as found_processes
 from ipnext.infra.peers import PeersFile
-from ipnext.infra.replicas import Around, HostReplica
+from ipnext.infra.replicas import Adopted, HostReplica
 from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router_process import RouterProcess
 from ipnext.infra.site import Site
@@ -24,6 +27,8 @@ from ipnext.infra.snapshot_cache import SnapshotCache, remove
 from ipnext.infra.wanted_state import WantedState, longest_drain
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable, ServedGeneration
 from ipnext.model.logs import LogQuery, ReplicaLog
+
+ADOPT_POLL_SECONDS = 0.01
 
 
 class Region:
@@ -44,25 +49,90 @@ class Region:
         self._cache = SnapshotCache(site.cache, keep_seconds=site.settings.cache_keep_seconds)
         self._logs = LogKeeping(site.logs, LogLimits.of(site.settings))
         self._watch: asyncio.Task[None] | None = None
+        self._resuming: asyncio.Task[None] | None = None
+        self._publishing = True
+        """Whether the router's table is written: not before adopted hosts have said what they have."""
+        self._gateway_follows = not self._envoy.adoptable
+        """Whether Envoy's files are written: not before the router knows all that Envoy may send."""
 
-    def start(self) -> None:
-        """Start everything that the files of the state directory want."""
+    async def start(self) -> None:
+        """Adopt what a former agent has started, and start everything else that the state directory wants.
+
+        Returns once what was adopted has said what it has; no process is sent anything before that.
+        """
         remove(self._cache.scraps())
-        self._publish_table()
-        self._publish_gateway()
+        adopts = self._adopt()
+        if not adopts:
+            self._publish_table()
+        if not self._envoy.adoptable:
+            self._publish_gateway()
         self._router.start()
         self._envoy.start()
+        while adopts and not self._adopted_known:  # noqa: ASYNC110 - three kinds of processes say so, each in its own loop
+            await asyncio.sleep(ADOPT_POLL_SECONDS)
+        self._publishing = True
         for deployment in self._wanted.deployments.values():
             self._reconcile(deployment)
+        for key in set(self._replicas) - set(self._wanted.deployments):
+            self.delete(key)
+        if adopts:
+            self._resuming = asyncio.create_task(self._resume_routes(), name="resume routes")
         self._watch = asyncio.create_task(self._look_around(), name="look around")
+
+    def _adopt(self) -> bool:
+        """Take over hosts that run; whether anything runs that requests depend on."""
+        hosts = found_processes(self._site.processes, HostNote)
+        if hosts or self._router.adopted or self._envoy.adoptable:
+            self._publishing = False
+            both = {
+                m: router_table.with_both(served, self._served.get(m, ())) for m, served in self._router.served.items()
+            }
+            self._served |= both
+        for note, running in hosts.values():
+            self._live_with(self._new_replica(note.key, note.number, note.engine, adopted=(note, running)))
+        return not self._publishing
+
+    @property
+    def _adopted_known(self) -> bool:
+        return (
+            self._router.known
+            and self._envoy.known
+            and all(replica.known for held in self._replicas.values() for replica in held)
+        )
+
+    async def _resume_routes(self) -> None:
+        """Put the wanted routes in force in the order of a change: a former agent may have died within one."""
+        revision = self._publish_table()
+        while True:
+            with suppress(Unavailable):
+                await self._router.confirmed(revision)
+                break
+        self._gateway_follows = True
+        with suppress(Unavailable, OSError):
+            await self._envoy.confirmed(self._publish_gateway())
+        for model in tuple(self._served):
+            async with self._route_locks[model]:
+                table = self._routes.get(model)
+                with suppress(Unavailable):
+                    await self._forget(model, table.served if table else ())
+
+    async def _resumed(self) -> None:
+        """Return once the routes that the state directory wants are in force. Unavailable after `confirm_seconds`."""
+        limit = self._site.settings.confirm_seconds
+        if self._resuming is not None:
+            await asyncio.wait([self._resuming], timeout=limit)
+            if not self._resuming.done():
+                msg = f"the agent of region {self._site.region!r} adopts what runs, for more than {limit} s; try again"
+                raise Unavailable(msg)
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """The gateway first: nothing new comes in, and what runs is finished; then router and hosts.
 
         It waits as long as the longest drain of what runs here, or as the settings say, and no longer once `hurry` is set.
         """
-        if self._watch:
-            self._watch.cancel()
+        for task in (self._watch, self._resuming):
+            if task:
+                task.cancel()
         told = self._site.settings.shutdown_drain_seconds
         await self._envoy.stop(self._longest_drain if told is None else told, hurry)
         for life in self._lives:
@@ -89,6 +159,7 @@ class Region:
         """
         self._check_region("region", table.region)
         check_destinations(table, {self._site.region, *self._peers.gateways})
+        await self._resumed()
         async with self._route_locks[table.model]:
             check_revision(table, self._wanted.routes.get(table.model))
             self._wanted.put_route(table)
@@ -99,6 +170,7 @@ class Region:
 
     async def unroute(self, model: str) -> None:
         """Take a model out of the gateway, then out of the router."""
+        await self._resumed()
         async with self._route_locks[model]:
             self._wanted.remove_route(model)
             if self._routes.pop(model, None) or model in self._served:
@@ -160,21 +232,21 @@ class Region:
 
     def _add_replica(self, deployment: Deployment) -> HostReplica:
         key = deployment.key
-        replicas = self._replicas[key]
-        taken = {replica.number for replica in replicas}
-        number = next(n for n in range(len(replicas) + 1) if n not in taken)
-        replica = HostReplica(
-            key,
-            number,
-            engine=deployment.engine,
-            site=self._site,
-            around=Around(self._router, self._publish_table, self._all_fetched),
-        )
-        replicas.append(replica)
+        taken = {replica.number for replica in self._replicas[key]}
+        number = next(n for n in range(len(taken) + 1) if n not in taken)
+        replica = self._new_replica(key, number, deployment.engine)
+        self._live_with(replica)
+        return replica
+
+    def _new_replica(self, key: DeploymentKey, number: int, engine: str, adopted: Adopted | None = None) -> HostReplica:
+        around = Around(self._router, self._publish_table, self._all_fetched)
+        return HostReplica(key, number, engine=engine, site=self._site, around=around, adopted=adopted)
+
+    def _live_with(self, replica: HostReplica) -> None:
+        self._replicas[replica.key].append(replica)
         life = asyncio.create_task(self._live(replica), name=replica.name)
         self._lives.add(life)
         life.add_done_callback(self._ended)
-        return replica
 
     def _all_fetched(self, model: str) -> bool:
         """Of a model whose parts went over one by one, a request would meet neither generation whole for a while."""
@@ -193,6 +265,8 @@ class Region:
 
     def _publish_table(self) -> int:
         """Write the router's table if it changed; the revision to wait for, also where writing has to be repeated."""
+        if not self._publishing:
+            return self._router.revision
         held = [r for replicas in self._replicas.values() for r in replicas]
         endpoints = ((r.key.model, endpoint) for r in held for endpoint in r.endpoints)
         coming = ((r.key.model, generation) for r in held for generation in r.coming)
@@ -213,6 +287,8 @@ class Region:
         return longest_drain(self._wanted.deployments.values(), drain_seconds=self._site.settings.drain_seconds)
 
     def _publish_gateway(self) -> int:
+        if not self._gateway_follows:
+            return self._envoy.version
         gateway = Gateway(
             region=self._site.region,
             router_port=self._router.port,
@@ -231,6 +307,7 @@ class Region:
 
     async def _router_moved(self) -> None:
         """Return once Envoy points to where the router is now."""
+        await self._resumed()
         await self._envoy.confirmed(self._publish_gateway())
 
     async def _look_around(self) -> None:

@@ -3,52 +3,40 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 import structlog
 
 from ipnext.errors import Unavailable
+from ipnext.infra.around import Around
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.control import Control
+from ipnext.infra.departure import finish
 from ipnext.infra.error_body import is_retryable
 from ipnext.infra.going_over import GoingOver
 from ipnext.infra.holds import (
     adapters_of,
-    by_url,
     digests,
+    endpoints,
     engines_of,
     generations,
     goes_over,
-    pieces,
+    load_failures,
     routable,
     with_both,
     without,
 )
+from ipnext.infra.host_repair import HostRepair
+from ipnext.infra.notes import HostNote, as_note
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.pulse import Pulse
-from ipnext.infra.router_process import RouterProcess
 from ipnext.infra.site import Site
-from ipnext.model.deployment import (
-    DeploymentKey,
-    HostHolds,
-    HostState,
-    LoadFailure,
-    PartEndpoint,
-    Replica,
-    ReplicaPhase,
-)
+from ipnext.infra.spawning import Note, Running
+from ipnext.model.deployment import DeploymentKey, HostHolds, HostState, PartEndpoint, Replica, ReplicaPhase
 
-
-class Around(NamedTuple):
-    """What a replica asks of its region."""
-
-    router: RouterProcess
-    publish: Callable[[], int]
-    """Puts its endpoint into the router table and returns the table's revision."""
-    all_fetched: Callable[[str], bool]
-    """Whether all replicas of a model that are to go over have at hand what they shall hold."""
+Adopted = tuple[HostNote, Running]
+"""A process that a former agent has started, and what that agent kept with it."""
 
 
 class HostReplica:
@@ -62,6 +50,7 @@ class HostReplica:
         engine: str,
         site: Site,
         around: Around,
+        adopted: Adopted | None = None,
     ) -> None:
         self.key = key
         self._engine = engine
@@ -80,13 +69,11 @@ class HostReplica:
         self._told: HostHolds | None = None
         self._over = GoingOver()
         self._refusal: str | None = None
-        self._release_revision = 0
-        self._release_deadline = 0.0
+        self._release_revision, self._release_deadline = 0, 0.0
         self._state: HostState | None = None
-        self._answered_at = 0.0
+        self._answered_at = self._loads_told_at = 0.0
         self._routed: tuple[int, ...] = ()
         self._routed_revision = 0
-        self._loads_told_at = 0.0
         self._pulse = Pulse()
         self._child = ChildProcess(
             self.name,
@@ -95,8 +82,36 @@ class HostReplica:
             environment=site.environment(),
             settings=site.settings,
             on_change=self._process_changed,
-            spawn=site.spawn,
+            spawn=site.processes.spawn(self.name, self._note),
         )
+        self._repair = HostRepair(site.settings)
+        if adopted is not None:
+            self._adopt(*adopted)
+
+    def _adopt(self, note: HostNote, running: Running) -> None:
+        """Go on from what the host was sent last. It is asked what it has before anything is decided."""
+        self._port = note.port
+        self._site.ports.adopt(self.name, note.port)
+        self._answered_at = time.monotonic()
+        if note.sent is not None:
+            self._told, self._wanted = note.sent, HostHolds(holds=note.sent.holds)
+        if note.swapping:
+            self._over.begun = object()
+        self._child.start(running)
+
+    @property
+    def known(self) -> bool:
+        """Whether its host has said what it has, or does not run, or has been silent for too long to wait for it."""
+        silent = time.monotonic() - self._answered_at
+        return self._state is not None or self._child.pid is None or silent > self._settings.unanswered_seconds
+
+    def _note(self, sent: HostHolds | None = None) -> Note:
+        """Return what is kept with its process; `sent` is what it is about to be sent."""
+        note = HostNote(key=self.key, number=self.number, engine=self._engine, port=self._port, sent=sent or self._told)
+        return as_note(note.model_copy(update={"swapping": self._over.begun is not None}))
+
+    def _keep_note(self, sent: HostHolds | None = None) -> None:
+        self._site.processes.note(self.name, self._note(sent))
 
     @property
     def url(self) -> str:
@@ -120,18 +135,11 @@ class HostReplica:
     @property
     def endpoints(self) -> tuple[PartEndpoint, ...]:
         """How the router reaches what it holds; without generations while it is not ready."""
-        held = pieces(self._wanted, self.ready)
-        engines = {(one.part, one.generation): one.url for one in (self._state.ready if self._state else ()) if one.url}
-        return tuple(
-            PartEndpoint(part=part, url=url, generations=numbers)
-            for part, ready in held.items()
-            for url, numbers in by_url(part, ready, engines, self.url).items()
-        )
+        ready = self._state.ready if self._state else ()
+        return endpoints(self._wanted, self.ready, ready, host=self.url)
 
     def observed(self) -> Replica:
         """The replica as the port reports it."""
-        failures = self._state.failures if self._state else ()
-        adapters = adapters_of(self._wanted, self._told)
         return Replica(
             id=self.name,
             key=self.key,
@@ -140,16 +148,7 @@ class HostReplica:
             pid=self._child.pid,
             ready=self.routed,
             engines=engines_of(self.key.part, self._state.ready if self._state else ()),
-            failures=tuple(
-                LoadFailure(
-                    snapshot=f.snapshot,
-                    generations=f.generations,
-                    code=f.code,
-                    message=f.message,
-                    adapter=f.part if f.part in adapters else None,
-                )
-                for f in failures
-            ),
+            failures=load_failures(self._state, adapters_of(self._wanted, self._told)),
             restarts=self._child.restarts,
             message=self._refusal or self._child.message,
             coming=self._goal,
@@ -221,7 +220,8 @@ class HostReplica:
 
     async def run(self) -> None:
         """The replica's life, from start to end."""
-        self._child.start()
+        if not self._child.started:
+            self._child.start()
         while not self.leaving:
             await self._ask()
             await self._tell()
@@ -244,6 +244,7 @@ class HostReplica:
         """It has just started or ended: whatever it held is not there any more."""
         self._state = None
         self._told = None
+        self._repair.reset()
         self._wanted = self._over.next or self._wanted
         self._over.end()
         self._answered_at = time.monotonic()
@@ -278,8 +279,9 @@ class HostReplica:
         """Take over what the host says, and tell the router at once where that changes what it is ready for."""
         before, self._routed = self.ready, self.routed
         self._state = state
-        if self.ready:
+        if self.ready and self._over.begun is not None:
             self._over.begun = None
+            self._keep_note()
         if self.ready != before:
             self._routed_revision = self._publish()
 
@@ -296,14 +298,23 @@ class HostReplica:
         """Bring the host's holds to the wanted ones: additions at once, removals when they have left routing."""
         if self._state is None:
             return
+        if self._state.draining:
+            self._end_stray(self._state)
+        elif self._told is not None and self._repair.must_send(self._state, self._told):
+            structlog.get_logger().warning("host does not have what it was sent, sent again", replica=self.name)
+            await self._put(self._told)
+        else:
+            await self._advance(self._state)
+
+    async def _advance(self, state: HostState) -> None:
         if self._told is None:
             await self._put(self._wanted)
             return
         if self._over.next is not None:
-            await self._prepare(self._state, self._over.next)
+            await self._prepare(state, self._over.next)
             return
         if self._told == self._wanted:
-            await self._retry_loads(self._state, self._wanted)
+            await self._retry_loads(state, self._wanted)
             return
         if self._over.begun:
             await self._go_over()
@@ -313,6 +324,13 @@ class HostReplica:
             await self._put(both)
         if self._may_release(generations(both) - generations(self._wanted)):
             await self._put(self._wanted)
+
+    def _end_stray(self, state: HostState) -> None:
+        """End a host that drains though it was not asked to; another process takes its place."""
+        idle = state.in_flight == 0 and self._router.follows(self._routed_revision)
+        if number := self._repair.ending(idle=idle, drain_seconds=self._drain_seconds):
+            structlog.get_logger().warning("host drains, replaced", replica=self.name, signal=number.name)
+            self._child.signal(number)
 
     async def _prepare(self, state: HostState, following: HostHolds) -> None:
         """Have the host fetch what comes, then take it out of routing with all others; what it holds answers until then."""
@@ -324,6 +342,7 @@ class HostReplica:
         elif self._over.at_hand() and self._around.all_fetched(self.key.model):
             self._wanted = following
             self._over.begin(held.url for held in state.ready if held.url)
+            self._keep_note()
             self.release_after(self._publish())
 
     async def _go_over(self) -> None:
@@ -354,6 +373,7 @@ class HostReplica:
         """Told again at the next look if the host did not take it. What it unloads has the rest of the drain."""
         pid = self._child.pid
         rest = max(0.0, self._release_deadline - time.monotonic())
+        self._keep_note(holds)
         drains = {"drain_seconds": rest, "ending_seconds": self._drain_seconds}
         try:
             await self._control.put_holds(self.url, holds.model_copy(update=drains))
@@ -371,15 +391,6 @@ class HostReplica:
         with suppress(Unavailable):  # a router that is down sends nothing either
             await self._router.confirmed(revision)
         await asyncio.sleep(self._settings.settle_seconds)
-        with suppress(Unavailable):  # a host that is down has nothing to finish
-            await self._control.drain(self.url)
-            await self._finished()
+        await finish(self._control, self.url, drain_seconds=self._drain_seconds, settings=self._settings)
         await self._child.stop(self._settings.grace_seconds)
         self._site.ports.forget(self.name)
-
-    async def _finished(self) -> None:
-        deadline = time.monotonic() + self._drain_seconds
-        while time.monotonic() < deadline:
-            if (await self._control.host_state(self.url)).in_flight == 0:
-                return
-            await asyncio.sleep(self._settings.poll_seconds)

@@ -9,38 +9,78 @@ from pathlib import Path
 from ipnext.errors import Unavailable
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.control import Control
+from ipnext.infra.notes import RouterNote, as_note
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.site import Site
+from ipnext.infra.spawning import Note, Running
 from ipnext.model.deployment import RouterState
 
 
 class RouterInstance:
     """Follows one table file. `on_change` is called after each start and each end of its process."""
 
-    def __init__(self, site: Site, control: Control, table: Path, *, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        control: Control,
+        table: Path,
+        number: int,
+        *,
+        on_change: Callable[[], None],
+        adopted: tuple[RouterNote, Running] | None = None,
+    ) -> None:
+        """`number` is unique among the routers that run; `adopted` is one that a former agent has started."""
         self._site = site
+        self.number = number
+        self.leaving = False
+        """Whether another one takes its place."""
+        self._adopted: Running | None = None
         self._control = control
         self._table = table
         self._on_change = on_change
         self.state: RouterState | None = None
         """As last told; None while it does not run."""
         self._answered_at = 0.0
-        self.port = site.ports.port("router")
+        self._let_go_at = 0.0
+        self.port = 0
         """Where it listens."""
+        self.name = f"router.{number}"
         self.child = ChildProcess(
-            "router",
+            self.name,
             self._command,
             log_file=site.log_file("router"),
             environment=site.environment(),
             settings=site.settings,
             on_change=self._changed,
-            spawn=site.spawn,
+            spawn=site.processes.spawn(self.name, self._note),
         )
+        if adopted is None:
+            self.port = site.ports.port("router")
+            return
+        note, self._adopted = adopted
+        self.port, self.leaving = note.port, note.leaving
+        site.ports.adopt("router", note.port)
+
+    def start(self) -> None:
+        """Start its process, or go on with the one that was adopted."""
+        self._answered_at = time.monotonic()
+        self.child.start(self._adopted)
+
+    def leave(self) -> None:
+        """Note that another one takes its place."""
+        self.leaving = True
+        self._site.processes.note(self.name, self._note())
 
     @property
     def draining(self) -> bool:
         """Whether it is about to end."""
         return self.state is not None and self.state.draining
+
+    @property
+    def known(self) -> bool:
+        """Whether it has said what it follows, or does not run, or has been silent for too long to wait for it."""
+        silent = time.monotonic() - self._answered_at
+        return self.state is not None or self.child.pid is None or silent > self._site.settings.unanswered_seconds
 
     async def ask(self) -> None:
         """Have it tell its state. One that gives no answer keeps the former one, and is killed after a while."""
@@ -58,9 +98,23 @@ class RouterInstance:
 
     async def let_go(self) -> None:
         """Say that nothing is sent to it any more: it may end. One that gives no answer has nothing to finish."""
+        self._let_go_at = self._let_go_at or time.monotonic()
         if self.child.pid is not None:
             with suppress(Unavailable):
                 await self._control.drain(f"http://{LOOPBACK}:{self.port}")
+
+    def overdue(self, drain_seconds: float) -> bool:
+        """Return whether it should have ended: it was let go, and has finished what it had or has had so long for it."""
+        if not self._let_go_at:
+            return False
+        busy = self.state is not None and (
+            any(c.in_flight for c in self.state.traffic) or any(self.state.engines.values())
+        )
+        seconds = time.monotonic() - self._let_go_at
+        return seconds > (drain_seconds if busy else self._site.settings.grace_seconds)
+
+    def _note(self) -> Note:
+        return as_note(RouterNote(router=self.number, port=self.port, leaving=self.leaving))
 
     def _not_answered(self) -> None:
         settings = self._site.settings

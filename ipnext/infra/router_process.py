@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,11 +12,12 @@ import structlog
 from ipnext.errors import Unavailable
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.control import Control
+from ipnext.infra.notes import RouterNote, found
 from ipnext.infra.ports import LOOPBACK, release
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_instance import RouterInstance
 from ipnext.infra.site import Site
-from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterTable
+from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.wire import decode
 
 CONFIRM_POLL_SECONDS = 0.02
@@ -40,7 +41,14 @@ class RouterProcess:
         self._pulse = Pulse()
         self._on_change = on_change
         self._moved = moved
-        self._now = self._asked = self._next()
+        found = self._found()
+        staying = [one for one in found if not one.leaving]
+        self._former = [one for one in found if one not in staying[-1:]]
+        self._known = {one.number for one in found}
+        self._now = staying[-1] if staying else self._next()
+        self._asked = self._former[-1] if self._former else self._now
+        self.adopted = bool(found)
+        """Whether one runs that a former agent has started."""
         self._leaving: dict[asyncio.Task[None], RouterInstance] = {}
         self._task: asyncio.Task[None] | None = None
         self._handovers: set[asyncio.Task[None]] = set()
@@ -65,10 +73,24 @@ class RouterProcess:
         """Process id while it runs."""
         return self._now.child.pid
 
+    @property
+    def known(self) -> bool:
+        """Whether it has said which table it follows, or does not run, or has been silent for too long to wait for it."""
+        return self._now.known
+
+    @property
+    def served(self) -> Mapping[str, tuple[ServedGeneration, ...]]:
+        """Model -> generations in the table in force."""
+        return {model.model: model.served for model in self._table.models}
+
     def start(self) -> None:
-        """Start the process and begin to follow it."""
-        self._write(self._table)
-        self._now.child.start()
+        """Start the process, or adopt the one that runs, and begin to follow it."""
+        if not self.adopted:
+            self._write(self._table)
+        self._now.start()
+        for one in self._former:
+            one.start()
+            self._see_off(one)
         self._task = asyncio.create_task(self._follow(), name="follow the router")
 
     async def stop(self) -> None:
@@ -133,7 +155,19 @@ class RouterProcess:
         return (self._now, *self._leaving.values())
 
     def _next(self) -> RouterInstance:
-        return RouterInstance(self._site, self._control, self._file, on_change=self._changed)
+        number = max(self._known, default=0) + 1
+        self._known.add(number)
+        return RouterInstance(self._site, self._control, self._file, number, on_change=self._changed)
+
+    def _found(self) -> list[RouterInstance]:
+        """Those that a former agent has started, the last one last."""
+        notes = sorted(found(self._site.processes, RouterNote).values(), key=lambda pair: pair[0].router)
+        return [
+            RouterInstance(
+                self._site, self._control, self._file, n.router, on_change=self._changed, adopted=(n, running)
+            )
+            for n, running in notes
+        ]
 
     def _changed(self) -> None:
         self._pulse.strike()
@@ -169,17 +203,32 @@ class RouterProcess:
         """Start another one on another port. The one there is ends once it has finished what it has."""
         leaving, self._now = self._now, self._next()
         structlog.get_logger().info("router is about to end, starting another", pid=leaving.child.pid)
-        task = asyncio.create_task(self._see_off(leaving), name="see a router off")
+        leaving.leave()
+        self._see_off(leaving)
+        self._now.start()
+
+    def _see_off(self, leaving: RouterInstance) -> None:
+        task = asyncio.create_task(self._ended(leaving), name="see a router off")
         self._leaving[task] = leaving
         task.add_done_callback(self._leaving.pop)
-        self._now.child.start()
 
-    async def _see_off(self, leaving: RouterInstance) -> None:
-        await leaving.child.let_go()
+    async def _ended(self, leaving: RouterInstance) -> None:
+        """Return when it has ended: by the signal that it got, or by ours if it only drains."""
+        settings = self._site.settings
+        gone = asyncio.create_task(leaving.child.let_go())
+        while not gone.done():
+            await asyncio.wait([gone], timeout=settings.idle_poll_seconds)
+            if not gone.done() and leaving.overdue(max(settings.stray_drain_seconds, self._longest_drain)):
+                structlog.get_logger().warning("router drains and does not end, ended", pid=leaving.child.pid)
+                await leaving.child.stop(settings.grace_seconds)
         self._asked = self._now
         self._on_change()
         if leaving.port != self._now.port:
             release(leaving.port)
+
+    @property
+    def _longest_drain(self) -> float:
+        return max((model.drain_seconds for model in self._table.models), default=0.0)
 
     async def _ask(self) -> None:
         await asyncio.gather(*(one.ask() for one in self._all))

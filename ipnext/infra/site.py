@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -11,7 +11,7 @@ import aiohttp
 from ipnext.allowed_hosts import AllowedHosts
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.ports import LOOPBACK, PortBook
-from ipnext.infra.spawning import Spawn, fresh
+from ipnext.infra.spawning import Processes, Unsupervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class Site:
     settings: AgentSettings
     ports: PortBook
     session: aiohttp.ClientSession
-    spawn: Spawn = fresh
-    """Starts hosts and the router."""
+    processes: Processes = field(default_factory=Unsupervised)
+    """Starts all processes of the region, and knows those that ran before this agent."""
 
     @property
     def cache(self) -> Path:

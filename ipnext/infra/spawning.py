@@ -1,15 +1,21 @@
 """How a child process is started: what ChildProcess asks of it, and a fresh process, tethered to this one."""
 
 import asyncio
+import os
 import subprocess
-from collections.abc import Mapping, Sequence
-from typing import IO, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from signal import SIGKILL, Signals
+from typing import IO, Any, Protocol
 
 from ipnext.infra.tether import tether
 
+Note = Mapping[str, Any]
+"""JSON that an agent keeps with a process, for the agent that adopts it."""
+
 
 class Running(Protocol):
-    """A process that was started and whose end nobody else waits for."""
+    """A process that was started. It has one waiter."""
 
     @property
     def pid(self) -> int:
@@ -18,12 +24,90 @@ class Running(Protocol):
     async def wait(self) -> int:
         """Its status once it has ended; below zero the signal that ended it."""
 
+    def signal(self, number: Signals) -> None:
+        """Send a signal; nothing if it has ended. SIGKILL goes to its whole process group."""
+
 
 class Spawn(Protocol):
     """Starts a program in a session of its own, its output appended to `log`. OSError where there is no such program."""
 
     async def __call__(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Running:
-        """The running process. It dies with this one."""
+        """The running process. It ends with the process that is its parent."""
+
+
+class Processes(Protocol):
+    """Starts the processes of a region. Each has a name that no other running process of the region has."""
+
+    def spawn(self, name: str, note: Callable[[], Note]) -> Spawn:
+        """A `Spawn` for the process of this name; `note` is asked at each start, after the command."""
+
+    def note(self, name: str, note: Note) -> None:
+        """Keep another note with a running process; nothing if it does not run."""
+
+    def adopted(self, name: str) -> Running | None:
+        """The process of this name that ran before this agent started, if it still runs."""
+
+    @property
+    def found(self) -> Mapping[str, Note]:
+        """The notes of all processes that ran before this agent started, by name."""
+
+
+class FreshProcess:
+    """A child of this process in a session of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its process id, and that of its process group."""
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """Its status once it has ended; below zero the signal that ended it."""
+        status = await self._process.wait()
+        end_group(self.pid)
+        return status
+
+    def signal(self, number: Signals) -> None:
+        """Send a signal; nothing if it has ended. SIGKILL goes to its whole process group."""
+        if self._process.returncode is None:
+            send(self.pid, number)
+
+
+class Unsupervised:
+    """`Processes` that are children of this process, and end with it."""
+
+    def spawn(self, name: str, note: Callable[[], Note]) -> Spawn:  # noqa: ARG002 - the port's signature
+        """A fresh process."""
+        return fresh
+
+    def note(self, name: str, note: Note) -> None:
+        """Nothing reads it."""
+
+    def adopted(self, name: str) -> Running | None:  # noqa: ARG002 - the port's signature
+        """Return None: such a process ended with its agent."""
+        return None
+
+    @property
+    def found(self) -> Mapping[str, Note]:
+        """None."""
+        return {}
+
+
+def end_group(pid: int) -> None:
+    """SIGKILL for the rest of a group whose leader has ended."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, SIGKILL)
+
+
+def send(pid: int, number: Signals) -> None:
+    """Send a signal to a child that was not waited for; SIGKILL to its group. Nothing if it has ended."""
+    with suppress(ProcessLookupError):
+        if number == SIGKILL:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)
 
 
 async def fresh(
@@ -32,9 +116,9 @@ async def fresh(
     log: IO[bytes],
     *,
     stdin: int | IO[bytes] = subprocess.DEVNULL,
-) -> asyncio.subprocess.Process:
+) -> FreshProcess:
     """Start the program itself. Call it from the main thread, which the kernel watches for the child."""
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         *command,
         stdin=stdin,
         stdout=log,
@@ -43,3 +127,4 @@ async def fresh(
         start_new_session=True,
         preexec_fn=tether(),
     )
+    return FreshProcess(process)

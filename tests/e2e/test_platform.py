@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.processes import command_line, gone, runs
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.e2e
@@ -101,7 +102,9 @@ def test_nan_weights_are_refused_before_any_traffic(platform: Any, make_snapshot
 
 
 @pytest.mark.parametrize(
-    "words", [("workflows.worker",), ("ipnext.api",), ("temporal", "start-dev")], ids=["worker", "api", "temporal"]
+    "words",
+    [("workflows.worker",), ("ipnext.api",), ("temporal", "start-dev"), ("ipnext.infra.agent", "--region")],
+    ids=["worker", "api", "temporal", "agents"],
 )
 def test_a_run_ends_right_when_a_control_process_is_killed_in_its_middle(
     platform: Any, make_snapshots: Snapshots, words: tuple[str, ...]
@@ -120,6 +123,44 @@ def test_a_run_ends_right_when_a_control_process_is_killed_in_its_middle(
     assert done.state == "done", done
     assert marks(platform.ask("us-east")) == {mark}
     assert wrong == []
+
+
+def test_no_process_of_a_region_is_started_again_when_its_agent_is_killed(platform: Any) -> None:
+    region = "us-east"
+    before = {process.pid for process in platform.found(region)}
+    agent = platform.child("ipnext.infra.agent", region)
+    with steady_load(platform) as wrong:
+        agent.kill()
+        until(lambda: {p.pid for p in platform.found("ipnext.infra.agent", region)} - {agent.pid})
+        until(lambda: platform.client.model("pair").status.ready)
+    after = {process.pid for process in platform.found(region)}
+    assert before - {agent.pid} < after
+    assert len(after) == len(before)
+    assert wrong == []
+
+
+def test_everything_ends_with_a_platform_that_is_killed_though_its_agents_are_dead(
+    new_platform: Any, tmp_path: Path
+) -> None:
+    running = new_platform(tmp_path / "killed")
+    everything = running.family()
+    supervisors = running.found("ipnext.infra.supervisor_process")
+    assert len(supervisors) == 2
+    running.process.send_signal(signal.SIGSTOP)  # it starts no agent again
+    agents = running.found("ipnext.infra.agent", "--region")
+    for agent in agents:
+        agent.kill()
+    until(lambda: gone(agents))
+    assert all(map(runs, supervisors))
+    logs = list(running.state.glob("regions/*/logs/supervisor.log"))
+    until(
+        lambda: all("tied to the owner" in log.read_text() for log in logs), why=lambda: [x.read_text() for x in logs]
+    )
+    for supervisor in supervisors:
+        supervisor.send_signal(signal.SIGSTOP)  # it sees nothing by itself
+    running.process.kill()
+    running.process.wait()
+    until(lambda: gone(everything), why=lambda: [command_line(p) for p in everything if runs(p)])
 
 
 def test_one_worker_carries_on_while_the_other_is_dead_and_nobody_restarts_it(

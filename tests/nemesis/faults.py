@@ -49,16 +49,16 @@ PLACES = tuple(f"{stage}:{point}" for stage in (*STAGES, *MORE_STAGES) for point
 
 CONTROL = ("worker", "workers", "api", "temporal")
 """One of the workers, and all of them at once."""
-REGIONAL = ("agent", "envoy", "router", "host")
+REGIONAL = ("agent", "supervisor", "envoy", "router", "host")
 CONTROL_LINKS = ("api", "temporal")
 REGIONAL_LINKS = ("agent", "router", "hosts")
 _TOUCH = {
-    "kill": frozenset({"agent", "envoy", "router", "host"}),
+    "kill": frozenset({"supervisor", "envoy", "router", "host"}),
     "stop": frozenset({"envoy", "router", "host"}),
     "partition": frozenset({"router", "hosts"}),
     "boundary": frozenset(),
 }
-"""Kind -> roles whose fault may fail requests. An agent that is killed takes its region's processes along."""
+"""Kind -> roles whose fault may fail requests. An agent that is killed costs none; a supervisor takes its region's processes along."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "api": ("-m ipnext.api",),
     "temporal": ("temporal", "server start-dev"),
     "agent": ("ipnext.infra.agent", "--region"),
+    "supervisor": ("ipnext.infra.supervisor_process", "--state"),
     "envoy": ("envoy", "--config-path"),
     "router": ("serving.router", "--port"),
     "host": ("serving.host", "--port"),

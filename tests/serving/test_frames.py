@@ -137,6 +137,42 @@ def test_a_header_that_does_not_fit_its_body_is_refused(entries):
         Frame({"tensors": entries}, np.full(8, 255, np.uint8)).tensors()
 
 
+@given(
+    whole=st.integers(0, 3),
+    junk=st.one_of(st.just(bytes(64)), st.binary(min_size=16, max_size=200)),
+    size=st.integers(2**16, 2**18),
+)
+@settings(deadline=None)
+def test_junk_behind_the_upgrade_ends_the_connection_however_much_it_is(whole, junk, size):
+    """Nothing of it is read on, in one read with the upgrade or after it."""
+    good = joined(*(bytes_frame({"n": number}, b"x" * 10) for number in range(whole)))
+    refused = (MAX_HEADER_BYTES + 1).to_bytes(4, "little") * 2
+    frames, lost = [], []
+    wire, protocol = Wire(), FrameProtocol(frames.append, lambda: lost.append(1))
+    protocol.take_over(wire, good + refused + (junk * (size // len(junk) + 1))[:size])
+    assert [frame.header for frame in frames] == [{"n": number} for number in range(whole)]
+    assert wire.closed
+    for _ in range(3):
+        target = protocol.get_buffer(-1)
+        assert len(target)
+        target[:] = bytes(len(target))
+        protocol.buffer_updated(len(target))
+    assert len(frames) == whole
+
+
+@given(junk=st.binary(min_size=16, max_size=500).map(lambda start: start * (2**18 // len(start))))
+@settings(deadline=None)
+def test_any_bytes_behind_the_upgrade_are_taken_or_end_the_connection(junk):
+    wire, protocol = Wire(), FrameProtocol(lambda _: None, lambda: None)
+    protocol.take_over(wire, junk)
+
+
+def test_zeros_behind_the_upgrade_end_the_connection():
+    wire, protocol = Wire(), FrameProtocol(lambda _: None, lambda: None)
+    protocol.take_over(wire, bytes(250_000))
+    assert wire.closed
+
+
 def test_the_end_of_a_connection_is_told_once_and_nothing_is_sent_after_it():
     lost, wire = [], Wire()
     protocol = FrameProtocol(lambda _: None, lambda: lost.append(1))

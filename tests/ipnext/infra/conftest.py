@@ -97,28 +97,37 @@ class Builder:
 class RunningAgent:
     """An agent process and what a client sees of it."""
 
-    def __init__(self, region, directory, *, peers=None, environment=None, artifacts="file:///nowhere", real=False):
+    def __init__(
+        self, region, directory, *, peers=None, environment=None, artifacts="file:///nowhere", real=False, owner=None
+    ):
         self.region = region
         self.state = directory / region
         self.state.mkdir(parents=True, exist_ok=True)
         self.port = PortBook(directory / f"{region}-test-ports.json").port("agent")
         self.peers = peers
         self.artifacts = artifacts
+        self.owner = owner
         self.environment = os.environ | PATIENT | ({} if real else STAND_INS) | (environment or {})
         self.infra = PatientInfrastructure({region: f"http://127.0.0.1:{self.port}"}, timeout_seconds=PATIENCE_SECONDS)
         self.client = httpx.Client(trust_env=False, timeout=60)
         self.process = None
 
     def start(self):
+        self.launch()
+        until(lambda: self.get("/v2/health/live") == 200, why=lambda: f"gateway of {self.region} answers")
+        return self
+
+    def launch(self):
+        """Start it; return once it answers."""
         command = [sys.executable, "-m", "ipnext.infra.agent", "--region", self.region, "--state", str(self.state)]
         command += ["--port", str(self.port), "--gateway-port", "0", "--artifacts", self.artifacts]
         if self.peers:
             command += ["--peers", str(self.peers)]
+        if self.owner:
+            command += ["--owner", str(self.owner)]
         with (self.state / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         until(self.reachable, why=lambda: f"agent {self.region} answers")
-        until(lambda: self.get("/v2/health/live") == 200, why=lambda: f"gateway of {self.region} answers")
-        return self
 
     def reachable(self):
         if self.process.poll() is not None:
@@ -169,8 +178,15 @@ class RunningAgent:
             why=lambda: f"the router follows table {wanted}",
         )
 
+    @property
+    def supervisor(self):
+        """The parent of all that the agent started."""
+        pid, _ = json.loads((self.state / "supervisor.json").read_text())
+        return psutil.Process(pid)
+
     def children(self):
-        return psutil.Process(self.process.pid).children(recursive=True)
+        """All processes of the region but the agent."""
+        return [self.supervisor, *self.supervisor.children(recursive=True)]
 
     def child(self, word):
         """The child whose command line has this word, once it runs. The fork server names what it can become, and runs none of it."""
@@ -198,6 +214,9 @@ class RunningAgent:
 
     def close(self):
         self.end()
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):  # of an agent that was killed
+            if "ipnext.infra.supervisor_process" in self.supervisor.cmdline():
+                self.supervisor.kill()
         self.infra.close()
         self.client.close()
 

@@ -130,7 +130,7 @@ def test_a_terminated_agent_finishes_requests_and_leaves_nothing(new_agent, buil
     agent, gate = new_agent(environment={"IPNEXT_AGENT_SHUTDOWN_DRAIN_SECONDS": "600"}).start(), tmp_path / "gate"
     agent.serve(builder("last"), {1: (1,)}, {1: 1.0}, replicas=2)
     children = agent.children()
-    assert len(children) == 4, children
+    assert len(children) == 5, children  # two hosts, router, Envoy and their supervisor
     results = []
     asking = threading.Thread(target=lambda: results.append(agent.infer("last", until=gate).status_code))
     asking.start()
@@ -143,22 +143,6 @@ def test_a_terminated_agent_finishes_requests_and_leaves_nothing(new_agent, buil
     asking.join()
     assert results == [200]
     assert gone(children)
-
-
-def test_a_killed_agent_takes_everything_along_and_starts_again_as_it_was(new_agent, builder):
-    agent = new_agent().start()
-    model = builder("lasting")
-    agent.serve(model, {1: (1,), 2: (2,)}, {2: 1.0}, replicas=2, revision=7)
-    gateway, children = agent.gateway, agent.children()
-    agent.kill()
-    until(lambda: gone(children), why=lambda: "all children are gone")
-
-    agent.start()
-    assert agent.gateway == gateway
-    agent.await_ready(model.key(), 2, replicas=2)
-    until(lambda: answers(agent, "lasting"), why=lambda: "requests are answered again")
-    assert agent.infer("lasting").headers["x-ipnext-generation"] == "2"
-    assert agent.infra.observe("eu").routes == {"lasting": 7}
 
 
 def test_a_second_agent_on_the_same_directory_is_refused(new_agent):

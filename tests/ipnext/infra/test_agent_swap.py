@@ -150,15 +150,19 @@ def test_a_replica_that_crashes_on_its_way_comes_up_with_what_is_wanted_of_it(sh
     ]
 
 
-def test_an_agent_that_starts_anew_in_the_middle_has_what_is_wanted(new_agent, builder):
-    agent, model = new_agent().start(), builder("again")
-    agent.infra.apply(swapping(model, {1: 2}, fetch_seconds=600.0))
+def test_an_agent_that_starts_in_the_middle_of_a_hot_swap_completes_it(new_agent, builder, tmp_path):
+    agent, model, gate = new_agent().start(), builder("again"), tmp_path / "gate"
+    agent.infra.apply(swapping(model, {1: 2}, fetch_until=str(gate)))
     agent.await_ready(model.key(), 1, 2)
-    agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_seconds=600.0))
+    before = {replica.pid for replica in agent.replicas(model.key())}
+    agent.infra.apply(swapping(model, {1: 1, 2: 1}, fetch_until=str(gate)))
     agent.kill()
     agent.start()
+    assert [replica.ready for replica in agent.replicas(model.key())] == [(1,), (1,)]
+    gate.touch()
     agent.await_ready(model.key(), 1)
     agent.await_ready(model.key(), 2)
+    assert {replica.pid for replica in agent.replicas(model.key())} == before
 
 
 def test_under_load_no_request_fails_while_replicas_go_over_one_by_one(shared_agent, serving, load):

@@ -42,8 +42,8 @@ class Forking:
         return self
 
     def server_ready(self, servers):
-        """Once the agent has said so for the so-manieth time."""
-        log = self.agent.state / "agent.log"
+        """Once the supervisor has said so for the so-manieth time."""
+        log = self.agent.state / "logs" / "supervisor.log"
         until(
             lambda: log.read_text().count("fork server ready") >= servers,
             why=lambda: f"the fork server is ready: {log.read_text()}",
@@ -98,7 +98,7 @@ def test_a_forked_host_is_as_one_that_was_started(shared):
     log = str(shared.agent.state / "logs" / "plain.dense.cpu.0.log")
     assert [one["forked"] for one in told] == [True, True]
     assert {one["pid"] for one in told} == {first.pid, second.pid}
-    assert {one["parent"] for one in told} == {shared.agent.process.pid}
+    assert {one["parent"] for one in told} == {shared.agent.supervisor.pid}
     assert told[0]["leads"]
     assert told[0]["ending"]
     assert told[0]["threads"] == 1
@@ -180,7 +180,7 @@ def test_a_fork_server_with_threads_forks_nothing(forking):
     run = forking(FORKABLE_THREAD="1").start()
     run.run("careful")
     assert [one["forked"] for one in run.told("careful")] == [False]
-    assert "2 threads run" in (run.agent.state / "agent.log").read_text()
+    assert "2 threads run" in (run.agent.state / "logs" / "supervisor.log").read_text()
 
 
 def test_a_fork_server_that_cannot_import_costs_no_host(forking):
@@ -192,17 +192,39 @@ def test_a_fork_server_that_cannot_import_costs_no_host(forking):
     assert [one["forked"] for one in run.told("stubborn")] == [False]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_agent_takes_forked_hosts_and_fork_server_along(forking, number):
+def test_a_terminated_agent_ends_forked_hosts_fork_server_and_supervisor(forking):
     run = forking().start()
     run.run("last", replicas=2)
     children = run.agent.children()
-    assert len(children) == 5, [command_line(p) for p in children]  # two hosts, router, Envoy, fork server
-    run.agent.process.send_signal(number)
+    assert len(children) == 6, [command_line(p) for p in children]  # two hosts, router, Envoy, fork server, supervisor
+    run.agent.process.send_signal(signal.SIGTERM)
     run.agent.process.wait(PATIENCE_SECONDS)
-    until(lambda: gone(children), why=lambda: f"all are gone: {[command_line(p) for p in children if runs(p)]}")
+    assert gone(children), [command_line(p) for p in children if runs(p)]
     with suppress(psutil.NoSuchProcess):
         assert not [p for p in psutil.process_iter() if str(run.agent.state) in command_line(p)]
+
+
+def test_forked_hosts_and_the_fork_server_end_with_a_supervisor_that_is_killed(forking):
+    run = forking().start()
+    run.run("last", replicas=2)
+    children = run.agent.children()
+    run.agent.supervisor.kill()
+    until(lambda: gone(children), why=lambda: f"all are gone: {[command_line(p) for p in children if runs(p)]}")
+
+
+def test_a_forked_host_and_the_fork_server_outlive_an_agent_and_the_next_one_is_forked(forking):
+    run = forking().start()
+    [first] = run.run("first")
+    server = run.server.pid
+    run.agent.kill()
+    run.agent.start()
+    run.run("second")
+    assert run.replicas("first") == [first]
+    assert run.server.pid == server
+    assert [one["forked"] for one in run.told("second")] == [True]
+    os.kill(first.pid, signal.SIGKILL)
+    until(lambda: [r for r in run.replicas("first") if r.restarts == 1 and r.pid], why=lambda: "it is started again")
+    assert "ended by SIGKILL" in run.message("first", "ended")
 
 
 OTHER_ENVIRONMENT = """

@@ -1,0 +1,20 @@
+"""The last requests of a host that is to end."""
+
+import asyncio
+import time
+from contextlib import suppress
+
+from ipnext.errors import Unavailable
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.control import Control
+
+
+async def finish(control: Control, url: str, *, drain_seconds: float, settings: AgentSettings) -> None:
+    """Have a host take no new requests; return once it has answered those under way, at the latest after its drain."""
+    with suppress(Unavailable):  # a host that is down has nothing to finish
+        await control.drain(url)
+        deadline = time.monotonic() + drain_seconds
+        while time.monotonic() < deadline:
+            if (await control.host_state(url)).in_flight == 0:
+                return
+            await asyncio.sleep(settings.poll_seconds)

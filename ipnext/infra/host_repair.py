@@ -1,0 +1,48 @@
+"""When a host that is not as its agent left it is corrected: it has other snapshots than it was sent, or drains unasked."""
+
+import time
+from signal import SIGKILL, SIGTERM, Signals
+
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.holds import differs
+from ipnext.model.deployment import HostHolds, HostState
+
+
+class HostRepair:
+    """Decides for one host, from each state that it reports."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._sent_at = float("-inf")
+        self._agreed = True
+        self._draining_since: float | None = None
+        self._signalled = False
+
+    def reset(self) -> None:
+        """Another process has taken its place."""
+        self._agreed, self._draining_since, self._signalled = True, None, False
+
+    def must_send(self, state: HostState, sent: HostHolds) -> bool:
+        """Return whether to send the holds again: at once after it had them, else every `load_retry_seconds`."""
+        agreed, self._agreed = self._agreed, not differs(state, sent)
+        now = time.monotonic()
+        if self._agreed or not (agreed or now - self._sent_at > self._settings.load_retry_seconds):
+            return False
+        self._sent_at = now
+        return True
+
+    def ending(self, *, idle: bool, drain_seconds: float) -> Signals | None:
+        """Return the signal that a host which drains unasked is due; a host that got one elsewhere ends by itself meanwhile.
+
+        SIGTERM once it is `idle`, or after its drain; SIGKILL after the grace time.
+        """
+        now = time.monotonic()
+        if self._draining_since is None:
+            self._draining_since = now
+        seconds = now - self._draining_since
+        if seconds > drain_seconds + self._settings.grace_seconds:
+            return SIGKILL
+        if self._signalled or not ((idle and seconds > self._settings.settle_seconds) or seconds > drain_seconds):
+            return None
+        self._signalled = True
+        return SIGTERM

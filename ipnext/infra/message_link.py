@@ -1,0 +1,60 @@
+"""A connection that carries JSON objects, one a line: between an agent and the supervisor of its region."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+Message = dict[str, Any]
+
+MESSAGE_BYTES: Final = 2**24
+"""Longest message; an environment, a command line and a note are far smaller."""
+
+
+class MessageLink(asyncio.Protocol):
+    """Calls `on_message` for each message that came before the end, also before an end by an error; then `on_lost` once."""
+
+    def __init__(
+        self, on_message: Callable[["MessageLink", Message], None], on_lost: Callable[["MessageLink"], None]
+    ) -> None:
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""
+
+    def send(self, message: Message) -> None:
+        """Send a message; nothing if the connection has ended."""
+        if self._transport is not None:
+            self._transport.write(json.dumps(message).encode() + b"\n")
+
+    def close(self) -> None:
+        """End the connection once what is written has left."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream has one
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on the messages that are whole."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        try:
+            for line in lines:
+                self._on_message(self, json.loads(line))
+        except ValueError:
+            self._abort()
+        if len(self._rest) > MESSAGE_BYTES:
+            self._abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """The other side has gone."""
+        self._transport = None
+        self._on_lost(self)
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

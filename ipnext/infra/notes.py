@@ -1,0 +1,66 @@
+"""What an agent keeps with each process at the region's supervisor: enough for the next agent to go on from there."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import structlog
+from pydantic import Field, ValidationError
+
+from ipnext.infra.spawning import Processes, Running
+from ipnext.model.deployment import DeploymentKey, HostHolds
+from ipnext.model.value import Value
+
+
+class HostNote(Value):
+    """A host: which replica it is, where it listens, and what it was sent last."""
+
+    key: DeploymentKey
+    number: int
+    engine: str
+    port: int
+    sent: HostHolds | None = None
+    """Written before it is sent: the host may not have received it."""
+    swapping: bool = False
+    """Whether it is out of routing for a hot swap."""
+
+
+class RouterNote(Value):
+    """A router: where it listens, and whether another one takes its place."""
+
+    router: int
+    """Number of the router; unique among those that run."""
+    port: int
+    leaving: bool = False
+
+
+class GatewayNote(Value):
+    """Envoy: its port, its admin socket, and the route table revisions in each version of its files that may be in force."""
+
+    gateway_port: int
+    admin_socket: str
+    revisions: Mapping[int, Mapping[str, int]] = Field(default_factory=dict)
+
+
+N = TypeVar("N", HostNote, RouterNote, GatewayNote)
+
+
+def found(processes: Processes, kind: type[N]) -> dict[str, tuple[N, Running]]:
+    """Return the processes of a kind that ran before this agent and still run, by name.
+
+    A note that another version of the agent wrote, and this one cannot read, is logged; its process is not adopted.
+    """
+    notes: dict[str, tuple[N, Running]] = {}
+    for name, note in processes.found.items():
+        running = processes.adopted(name)
+        if note.get("kind") == kind.__name__ and running is not None:
+            try:
+                content = {field: value for field, value in note.items() if field != "kind"}
+                notes[name] = kind.model_validate(content), running
+            except ValidationError as error:
+                structlog.get_logger().error("process not adopted", process=name, reason=str(error))
+    return notes
+
+
+def as_note(note: HostNote | RouterNote | GatewayNote) -> dict[str, object]:
+    """Return the JSON that `found` reads."""
+    return {"kind": type(note).__name__, **note.model_dump(mode="json")}
