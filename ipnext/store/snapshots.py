@@ -177,12 +177,12 @@ def _snapshot(row: SnapshotRow) -> Snapshot:
     )
 
 
-def _generation(row: GenerationRow) -> Generation:
+def _generation(row: GenerationRow, *, cut: bool = True) -> Generation:
     return Generation(
         model=row.model,
         number=row.number,
         snapshots=plain(row.snapshots),
-        layout=None if row.layout is None else Layout.model_validate_json(row.layout),
+        layout=None if row.layout is None or not cut else Layout.model_validate_json(row.layout),
         adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),
         reason=row.reason,
