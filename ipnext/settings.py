@@ -91,6 +91,8 @@ class PlatformSettings(BaseSettings):
     api_port: int = Field(default=8700, ge=0, le=65535)
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
+    metrics_models: int = Field(default=500, ge=0, le=100_000)
+    """Largest fleet for which `/metrics` has series of each model; of a larger one it has the counts only. 0: never."""
 
     # planning
 

@@ -30,6 +30,8 @@ from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
 from ipnext.api.platform import Platform
+from ipnext.api.shared import SharedAnswers
+from ipnext.api.stream import Stream
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.resource import ErrorBody
@@ -79,11 +81,14 @@ def create_app(
     """The API over the given rooms. It owns none of them: the caller closes them after the application has ended."""
     outbox = Outbox(store, lifecycle)
     observer = observer or RegionObserver(infrastructure)
+    shared = SharedAnswers(observer.states, store.revision)
+    stream = Stream(store, shared.look)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with outbox.running():
             yield
+            await stream.close()
         observer.close()
 
     app = Api(
@@ -95,7 +100,9 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.platform = Platform(store, artifacts_store, infrastructure, lifecycle, outbox, observer, settings)
+    app.state.platform = Platform(
+        store, artifacts_store, infrastructure, lifecycle, outbox, observer, shared, stream, settings
+    )
     install_error_handlers(app)
     nouns = (
         models,

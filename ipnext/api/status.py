@@ -1,19 +1,19 @@
 """The status of a model: what the store recorded, corrected by what the regions report now. Pure functions.
 
 A recorded condition says how the last run ended. Where the regions contradict it, the observation wins: `Ready` is
-never true while no replica answers. Such a condition carries the time of the observation.
+never true while no replica answers. Such a condition carries the time at which the observation was first made.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 from ipnext.api.facts import ModelFacts
+from ipnext.api.states import States
 from ipnext.model.deployment import (
     Deployment,
     DeploymentKey,
-    RegionState,
     Replica,
     ReplicaPhase,
     RouteShare,
@@ -22,9 +22,6 @@ from ipnext.model.deployment import (
 from ipnext.model.lifecycle import DeploymentStatus
 from ipnext.model.resource import ModelView
 from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of
-
-States = Mapping[str, RegionState | None]
-"""Region -> what it reports; None where it did not answer."""
 
 CRASH_LOOP_RESTARTS = 3
 """A replica that isn't ready after so many restarts is in a crash loop."""
@@ -72,7 +69,7 @@ def model_status(facts: ModelFacts, states: States) -> ModelStatus:
         target_generation=record.target_generation,
         conditions=observed_conditions(facts, states),
         traffic=traffic_of(facts),
-        replicas=replicas_of(record.name, states),
+        replicas=states.of(record.name),
         plan_id=facts.plan_id,
         run_id=next((c.run_id for c in facts.changes if c.run_id is not None), None),
         unreachable_regions=unreachable(facts, states),
@@ -84,12 +81,6 @@ def traffic_of(facts: ModelFacts) -> Mapping[str, tuple[RouteShare, ...]]:
     return {table.region: table.shares for table in facts.routes}
 
 
-def replicas_of(model: str, states: States) -> tuple[Replica, ...]:
-    """The model's replicas in every region that answers."""
-    replicas = (r for state in states.values() if state is not None for r in state.replicas if r.key.model == model)
-    return tuple(sorted(replicas, key=lambda r: (str(r.key), r.id)))
-
-
 def unreachable(facts: ModelFacts, states: States) -> tuple[str, ...]:
     """Regions that matter to the model and did not answer."""
     regions = {d.key.region for d in facts.deployments if d.replicas} | {s.to for t in facts.routes for s in t.shares}
@@ -98,7 +89,7 @@ def unreachable(facts: ModelFacts, states: States) -> tuple[str, ...]:
 
 def deployment_statuses(facts: ModelFacts, states: States) -> tuple[DeploymentStatus, ...]:
     """Wanted and ready replicas of each replica set."""
-    replicas = replicas_of(facts.record.name, states)
+    replicas = states.of(facts.record.name)
     return tuple(
         DeploymentStatus(
             key=deployment.key,
@@ -119,7 +110,7 @@ def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, .
         ConditionType.CAPACITY_READY: _worst(capacity_troubles(facts, states, generation)),
         ConditionType.READY: _worst(serving_troubles(facts, states)),
     }
-    return tuple(_contradict(condition, worst.get(condition.type)) for condition in facts.conditions)
+    return tuple(_contradict(condition, worst.get(condition.type), states.at) for condition in facts.conditions)
 
 
 def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tuple[Trouble, ...]:
@@ -130,7 +121,7 @@ def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tup
 
 def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
     """Routes that lead to a region where a part of their generation has no ready replica, or that can't be seen."""
-    replicas = replicas_of(facts.record.name, states)
+    replicas = states.of(facts.record.name)
     troubles: list[Trouble] = []
     for region, generation, parts in _routed(facts):
         if states.get(region) is None:
@@ -173,14 +164,14 @@ def _ready_of(deployment: Deployment, replicas: Iterable[Replica]) -> int:
 
 def _shortage(deployment: Deployment, states: States, generation: int) -> Trouble | None:
     key = deployment.key
-    state = states.get(key.region)
-    if state is None:
+    if states.get(key.region) is None:
         return _no_answer(key.region)
-    ready = len(_ready(state.replicas, key, {generation}))
+    replicas = states.of(key.model)
+    ready = len(_ready(replicas, key, {generation}))
     wanted = deployment.replicas_of(generation)
     if ready >= wanted:
         return None
-    mine = [r for r in state.replicas if r.key == key and generation not in r.ready]
+    mine = [r for r in replicas if r.key == key and generation not in r.ready]
     reason, message, host = cause_of(mine)
     text = f"{ready} of {wanted} replicas of {key.part!r} are ready in {key.region} on {key.hardware}"
     return Trouble(
@@ -247,7 +238,7 @@ def _worst(troubles: Iterable[Trouble]) -> Trouble | None:
     return ranked[0] if ranked else None
 
 
-def _contradict(condition: Condition, trouble: Trouble | None) -> Condition:
+def _contradict(condition: Condition, trouble: Trouble | None, at: datetime) -> Condition:
     if trouble is None or condition.status != "True":
         return condition
     return Condition(
@@ -255,5 +246,5 @@ def _contradict(condition: Condition, trouble: Trouble | None) -> Condition:
         status=trouble.status,
         reason=trouble.reason,
         message=trouble.message,
-        last_transition_time=datetime.now(UTC),
+        last_transition_time=at,
     )
