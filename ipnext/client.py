@@ -17,11 +17,13 @@ import stamina
 from ipnext.artifacts.checked import chunks_of
 from ipnext.artifacts.sources import DirectorySource, Source, signature_of
 from ipnext.client_errors import error_of, no_answer
+from ipnext.client_lists import Listing, params_of
 from ipnext.client_upload import published_manifest
 from ipnext.client_user import header_of, system_user
 from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.model.audit import AuditEntry, Override, OverrideRequest
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlRequest
+from ipnext.model.deployment import Replica
 from ipnext.model.drain import DrainRequest, DrainState, DrainView, ReturnRequest
 from ipnext.model.fleet import FleetManifest, FleetSpec
 from ipnext.model.freeze import FreezeManifest, FreezeNow, FreezeView
@@ -39,6 +41,7 @@ from ipnext.model.resource import (
     EventView,
     Explanation,
     FleetView,
+    Listed,
     MissingBlobs,
     ModelApplied,
     ModelView,
@@ -136,7 +139,7 @@ class Client:
         self, manifest: ModelManifest, *, expected_version: int | None = None, dry_run: bool = False
     ) -> ModelApplied:
         """Create or replace a model's manifest. StaleWrite unless `expected_version` (0: none) is in force."""
-        params = _params(expectedVersion=expected_version, dryRun=dry_run)
+        params = params_of(expectedVersion=expected_version, dryRun=dry_run)
         return self._put(f"/v1/models/{manifest.name}", manifest, ModelApplied, params=params)
 
     def put_fleet(
@@ -145,12 +148,24 @@ class Client:
         """Create or replace the fleet."""
         if isinstance(fleet, FleetSpec):
             fleet = FleetManifest(api_version="ipnext/v1", kind="Fleet", spec=fleet)
-        params = _params(expectedVersion=expected_version, dryRun=dry_run)
+        params = params_of(expectedVersion=expected_version, dryRun=dry_run)
         return self._put("/v1/fleet", fleet, FleetView, params=params)
 
-    def models(self) -> tuple[ModelView, ...]:
-        """Every model that is not retired."""
-        return self._get("/v1/models", tuple[ModelView, ...])
+    def models(
+        self,
+        *,
+        owner: str | None = None,
+        ready: bool | None = None,
+        search: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> Listing[ModelView]:
+        """Models that are not retired, by name: of an owner, ready or not, with `search` in their name.
+
+        As for every list: pages are read while it is iterated over; `limit` ends it, None: its end does.
+        """
+        params = params_of(owner=owner, ready=ready, search=search)
+        return self._list("/v1/models", ModelView, limit, after=after, **params)
 
     def model(self, name: str) -> ModelView:
         """One model with its status. Raises NotFound."""
@@ -179,7 +194,7 @@ class Client:
         `after` are logs of an earlier answer: then what was written since, of these and of others that run. Raises NotFound
         where there is no such model, part, region or log, or where the infrastructure keeps none.
         """
-        params = dict(_params(part=part, region=region, replica=replica, tail=tail))
+        params = dict(params_of(part=part, region=region, replica=replica, tail=tail))
         params |= {"after": [log.cursor for log in after]}
         return self._call("GET", f"/v1/models/{name}/logs", LogsView, params=params)
 
@@ -242,9 +257,10 @@ class Client:
         """One change."""
         return self._get(f"/v1/changes/{change_id}", ChangeView)
 
-    def changes(self, model: str, *, limit: int = 50) -> tuple[ChangeView, ...]:
-        """A model's changes, newest first."""
-        return self._get(f"/v1/models/{model}/changes", tuple[ChangeView, ...], limit=limit)
+    def changes(self, model: str | None = None, *, limit: int | None = 50) -> Listing[ChangeView]:
+        """Changes of a model, or of all, newest first."""
+        path = "/v1/changes" if model is None else f"/v1/models/{model}/changes"
+        return self._list(path, ChangeView, limit)
 
     def wait_change(
         self,
@@ -288,17 +304,21 @@ class Client:
 
     # history
 
-    def generations(self, model: str) -> tuple[Generation, ...]:
+    def generations(self, model: str, *, limit: int | None = None) -> Listing[Generation]:
         """A model's generations, newest first."""
-        return self._get(f"/v1/models/{model}/generations", tuple[Generation, ...])
+        return self._list(f"/v1/models/{model}/generations", Generation, limit)
 
-    def snapshots(self, model: str) -> tuple[Snapshot, ...]:
-        """A model's snapshots."""
-        return self._get(f"/v1/models/{model}/snapshots", tuple[Snapshot, ...])
+    def snapshots(self, model: str, *, part: str | None = None, limit: int | None = None) -> Listing[Snapshot]:
+        """A model's snapshots by part, the newest of each part first."""
+        return self._list(f"/v1/models/{model}/snapshots", Snapshot, limit, **params_of(part=part))
 
-    def profiles(self, model: str, part: str, snapshot: int) -> tuple[ProfileView, ...]:
+    def snapshot(self, model: str, part: str, number: int) -> Snapshot:
+        """One snapshot. Raises NotFound."""
+        return self._get(f"/v1/models/{model}/snapshots/{part}/{number}", Snapshot)
+
+    def profiles(self, model: str, part: str, snapshot: int, *, limit: int | None = None) -> Listing[ProfileView]:
         """What replicas of a snapshot were measured to do, newest first."""
-        return self._get(f"/v1/models/{model}/snapshots/{part}/{snapshot}/profiles", tuple[ProfileView, ...])
+        return self._list(f"/v1/models/{model}/snapshots/{part}/{snapshot}/profiles", ProfileView, limit)
 
     def put_profile(self, model: str, part: str, snapshot: int, profile: Profile) -> ProfileView:
         """Keep a measurement with a snapshot; the same one again changes nothing."""
@@ -309,14 +329,14 @@ class Client:
         """The validation report of a generation."""
         return self._get(f"/v1/models/{model}/reports/{generation}", ValidationReport)
 
-    def transitions(self, model: str, *, limit: int = 20) -> tuple[TransitionView, ...]:
+    def transitions(self, model: str, *, limit: int | None = 20) -> Listing[TransitionView]:
         """A model's transitions, newest first."""
-        return self._get(f"/v1/models/{model}/transitions", tuple[TransitionView, ...], limit=limit)
+        return self._list(f"/v1/models/{model}/transitions", TransitionView, limit)
 
-    def events(self, model: str | None = None, *, limit: int = 100) -> tuple[EventView, ...]:
+    def events(self, model: str | None = None, *, limit: int | None = 100) -> Listing[EventView]:
         """Events of a model, or of all, newest first."""
         path = "/v1/events" if model is None else f"/v1/models/{model}/events"
-        return self._get(path, tuple[EventView, ...], limit=limit)
+        return self._list(path, EventView, limit)
 
     # freezes
 
@@ -324,12 +344,12 @@ class Client:
         self, freeze: FreezeManifest, *, expected_version: int | None = None, dry_run: bool = False
     ) -> FreezeView:
         """Create or replace a freeze. StaleWrite unless `expected_version` (0: none) is in force."""
-        params = _params(expectedVersion=expected_version, dryRun=dry_run)
+        params = params_of(expectedVersion=expected_version, dryRun=dry_run)
         return self._put(f"/v1/freezes/{freeze.name}", freeze, FreezeView, params=params)
 
-    def freezes(self) -> tuple[FreezeView, ...]:
-        """All freezes, by name."""
-        return self._get("/v1/freezes", tuple[FreezeView, ...])
+    def freezes(self, *, limit: int | None = None) -> Listing[FreezeView]:
+        """Freezes, by name."""
+        return self._list("/v1/freezes", FreezeView, limit)
 
     def freeze(self, name: str) -> FreezeView:
         """One freeze with its next windows. NotFound."""
@@ -337,7 +357,7 @@ class Client:
 
     def delete_freeze(self, name: str, *, reason: str | None = None, expected_version: int | None = None) -> FreezeView:
         """Lift a freeze: what waits for it alone goes on at once. The reason stands in the audit. NotFound; StaleWrite."""
-        params = _params(expectedVersion=expected_version, reason=reason)
+        params = params_of(expectedVersion=expected_version, reason=reason)
         return self._call("DELETE", f"/v1/freezes/{name}", FreezeView, params=params, repeatable=False)
 
     def frozen_now(self, model: str, *, kind: str = "publish") -> FreezeNow:
@@ -349,9 +369,9 @@ class Client:
         body = OverrideRequest(reason=reason)
         return self._call("POST", f"/v1/changes/{change_id}/override", Override, body=body)
 
-    def audit(self, *, limit: int = 100) -> tuple[AuditEntry, ...]:
+    def audit(self, *, limit: int | None = 100) -> Listing[AuditEntry]:
         """Who did what by hand, and why; newest first."""
-        return self._get("/v1/audit", tuple[AuditEntry, ...], limit=limit)
+        return self._list("/v1/audit", AuditEntry, limit)
 
     # plans and fleet
 
@@ -383,9 +403,9 @@ class Client:
         """Where a replan stands."""
         return self._get(f"/v1/replans/{replan_id}", ReplanView)
 
-    def replans(self, *, limit: int = 20) -> tuple[ReplanView, ...]:
+    def replans(self, *, limit: int | None = 20) -> Listing[ReplanView]:
         """Replans, newest first."""
-        return self._get("/v1/replans", tuple[ReplanView, ...], limit=limit)
+        return self._list("/v1/replans", ReplanView, limit)
 
     def wait_replan(
         self,
@@ -410,10 +430,9 @@ class Client:
         msg = f"replan {replan_id} is {where} after {timeout_seconds:g} s; it goes on without you"
         raise DeadlineExceeded(msg)
 
-    def plans(self, *, limit: int = 20, fleet_only: bool = False) -> tuple[PlanSummary, ...]:
+    def plans(self, *, limit: int | None = 20, fleet_only: bool = False) -> Listing[PlanSummary]:
         """Plans, newest first; `fleet_only`: without those of one model."""
-        params = _params(limit=limit, fleetOnly=fleet_only)
-        return self._get("/v1/plans", tuple[PlanSummary, ...], **params)
+        return self._list("/v1/plans", PlanSummary, limit, **params_of(fleetOnly=fleet_only))
 
     def plan(self, plan_id: str) -> PlanView:
         """One plan with its problem; NotFound where only its line is kept."""
@@ -431,9 +450,13 @@ class Client:
         """The fleet as applied."""
         return self._get("/v1/fleet", FleetView)
 
-    def regions(self) -> tuple[RegionView, ...]:
-        """Regions with supply, replicas and traffic."""
-        return self._get("/v1/regions", tuple[RegionView, ...])
+    def regions(self, *, limit: int | None = None) -> Listing[RegionView]:
+        """Regions with supply, counts of replicas and requests, and the replicas that do not answer."""
+        return self._list("/v1/regions", RegionView, limit)
+
+    def replicas(self, region: str, *, model: str | None = None, limit: int | None = None) -> Listing[Replica]:
+        """Replicas that a region reports, by id. NotFound; Unavailable if the region does not answer."""
+        return self._list(f"/v1/regions/{region}/replicas", Replica, limit, **params_of(model=model))
 
     def validators(self) -> tuple[ValidatorView, ...]:
         """The built-in validators and plug-ins, refused ones included."""
@@ -526,6 +549,15 @@ class Client:
         headers = {"content-type": "application/json"}
         self._send("PUT", f"/v1/artifacts/snapshots/{digest}/signature", content=envelope.content, headers=headers)
 
+    def _list(
+        self, path: str, kind: type[T], limit: int | None, *, after: str | None = None, **params: Any
+    ) -> Listing[T]:
+        def page(size: int, following: str | None) -> Listed[T]:
+            given = params_of(limit=size, after=following or after, **params)
+            return self._get(path, Listed[kind], **given)  # type: ignore[valid-type]
+
+        return Listing(page, limit)
+
     def _get(self, path: str, kind: type[T], **params: Any) -> T:
         return self._call("GET", path, kind, params=params)
 
@@ -580,8 +612,3 @@ def _until(timeout_seconds: float) -> Iterator[None]:
         if left <= 0:
             return
         time.sleep(min(POLL_SECONDS, left))
-
-
-def _params(**given: Any) -> Mapping[str, Any]:
-    """Query parameters without the absent ones; booleans as JSON writes them."""
-    return {k: str(v).lower() if isinstance(v, bool) else v for k, v in given.items() if v is not None}

@@ -119,6 +119,8 @@ class PlatformSettings(NativeCodeSettings):
     """Origins, beside the API's own, whose pages may ask: `https://ui.example.com`."""
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
+    metrics_models: int = Field(default=500, ge=0, le=100_000)
+    """Largest fleet for which `/metrics` has series of each model; of a larger one it has the counts only. 0: never."""
     engine_arguments_allow: tuple[str, ...] = ()
     """Arguments of vLLM that manifests may give beyond the built-in list. Hosts refuse what their agent does not allow too."""
     engine_environment_allow: tuple[str, ...] = ()

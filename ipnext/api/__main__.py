@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import socket
 import sys
 
 import structlog
@@ -9,6 +10,8 @@ import uvicorn
 from pydantic import ValidationError
 
 from ipnext.api.app import create_app
+from ipnext.api.collecting import collect_rarely
+from ipnext.api.stream import Stream
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.artifacts.opening import open_store
 from ipnext.errors import EXIT_BAD_INPUT, EXIT_OK, IPnextError
@@ -18,6 +21,19 @@ from ipnext.store.session import Store
 
 OBSERVE_SECONDS = 3.0
 """Longest call to an agent: the API only observes, and answers without a region that takes longer than a second."""
+
+
+class Server(uvicorn.Server):
+    """Ends the open streams before it waits for open connections."""
+
+    def __init__(self, config: uvicorn.Config, stream: Stream) -> None:
+        super().__init__(config)
+        self._stream = stream
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the streams, then as uvicorn does."""
+        await self._stream.close()
+        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -58,7 +74,8 @@ def serve(settings: PlatformSettings) -> None:
             access_log=False,
             timeout_graceful_shutdown=10,
         )
-        uvicorn.Server(config).run()
+        collect_rarely()
+        Server(config, app.state.platform.stream).run()
     store.close()
 
 

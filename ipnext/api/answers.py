@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from ipnext.api.states import States
 from ipnext.model.answers import GenerationAnswers
 from ipnext.model.comparison import Pair, predictions
 from ipnext.model.deployment import GenerationTraffic, RegionState
@@ -18,9 +19,9 @@ def answers_of(
 ) -> tuple[GenerationAnswers, ...]:
     """One entry for each generation that the routers serve and that answered, ascending."""
     counted: dict[int, dict[str, GenerationTraffic]] = {}
-    for region, state in states.items():
-        for traffic in state.traffic if state is not None else ():
-            if traffic.model == model and traffic.latency:
+    for region, found in States.like(states).traffic_of(model).items():
+        for traffic in found:
+            if traffic.latency:
                 counted.setdefault(traffic.generation, {})[region] = traffic
     return tuple(_answers(counted, number, serving) for number in sorted(counted))
 

@@ -34,7 +34,9 @@ from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
 from ipnext.api.platform import Platform
 from ipnext.api.resubmission import Resubmission
+from ipnext.api.shared import SharedAnswers
 from ipnext.api.sources import SourceCheck
+from ipnext.api.stream import Stream
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
 from ipnext.model.resource import ErrorBody
@@ -85,11 +87,14 @@ def create_app(
     """The API over the given rooms. It owns none of them: the caller closes them after the application has ended."""
     outbox, resubmission = Outbox(store, lifecycle), Resubmission(store, lifecycle)
     observer = observer or RegionObserver(infrastructure)
+    shared = SharedAnswers(observer.states, store.revision)
+    stream = Stream(store, shared.look)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with outbox.running(), resubmission.running():
             yield
+            await stream.close()
         observer.close()
 
     app = Api(
@@ -102,7 +107,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.platform = Platform(
-        store, artifacts_store, infrastructure, lifecycle, outbox, observer, settings, Plugins()
+        store, artifacts_store, infrastructure, lifecycle, outbox, observer, shared, stream, settings, Plugins()
     )
     install_error_handlers(app)
     app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))

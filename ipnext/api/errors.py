@@ -19,6 +19,9 @@ from ipnext.model.value import Value, Written
 MAX_VALUE_CHARACTERS = 500
 """A longer refused value is cut in the answer: it is the client's own text."""
 
+MAX_ALLOWED = 20
+"""Allowed values that an answer lists: a model may have thousands of snapshots or generations."""
+
 HTTP_CODES: Mapping[int, str] = {404: "NotFound", 405: "MethodNotAllowed"}
 """Codes of errors that the router raises itself, before any endpoint."""
 
@@ -37,7 +40,9 @@ def error_body(error: IPnextError) -> ErrorBody:
     body = ErrorBody(code=error.code, message=_text(error.message))
     if isinstance(error, InvalidInput):
         field = _text(error.field) if error.field else None
-        body = body.model_copy(update={"field": field, "value": _plain(error.value), "allowed": error.allowed or None})
+        body = body.model_copy(
+            update={"field": field, "value": _plain(error.value), "allowed": error.allowed[:MAX_ALLOWED] or None}
+        )
     if isinstance(error, Infeasible):
         body = body.model_copy(update={"rules": error.rules or None})
     return body

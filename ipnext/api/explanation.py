@@ -17,8 +17,8 @@ from ipnext.api.chain import (
     wave_steps,
 )
 from ipnext.api.facts import ModelFacts
+from ipnext.api.states import States
 from ipnext.api.status import (
-    States,
     Trouble,
     capacity_troubles,
     observed_conditions,

@@ -1,6 +1,12 @@
-"""What the store knows of one model, read in one unit of work; status, explanation, metrics and page build on it."""
+"""What the store knows of models, read in one unit of work; status, explanation, metrics and page build on it.
 
+The number of statements does not depend on the number of models.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle import Change
@@ -10,6 +16,8 @@ from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
 RECENT_CHANGES = 20
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,35 +35,35 @@ class ModelFacts:
     """How the serving generation is cut."""
 
 
-def facts_of(unit: Repository, record: ModelRecord, plan_id: str | None, layout: Layout | None) -> ModelFacts:
-    """Read what belongs to a model."""
-    name = record.name
-    return ModelFacts(
-        record=record,
-        conditions=unit.conditions(name),
-        routes=unit.routes(name),
-        deployments=unit.deployments(name),
-        changes=unit.changes(name, limit=RECENT_CHANGES),
-        plan_id=plan_id,
-        layout=layout,
+def facts_of(unit: Repository, records: Sequence[ModelRecord]) -> tuple[ModelFacts, ...]:
+    """Read what belongs to these models, in their order."""
+    names = [record.name for record in records]
+    conditions, plans = unit.conditions_of(names), unit.plans_of(names)
+    changes = unit.recent_changes(names, limit=RECENT_CHANGES)
+    routes = _by_model(unit.routes_of(names), lambda table: table.model)
+    deployments = _by_model(unit.deployments_of(names), lambda deployment: deployment.key.model)
+    layouts = unit.serving_layouts(names)
+    return tuple(
+        ModelFacts(
+            record=record,
+            conditions=conditions.get(record.name, ()),
+            routes=routes.get(record.name, ()),
+            deployments=deployments.get(record.name, ()),
+            changes=changes.get(record.name, ()),
+            plan_id=plans.get(record.name),
+            layout=layouts.get(record.name),
+        )
+        for record in records
     )
 
 
 def model_facts(unit: Repository, name: str) -> ModelFacts:
-    """Facts of one model. Raises NotFound."""
-    placed = unit.placement(name)
-    record = unit.model(name)
-    serving = record.serving_generation
-    layout = unit.generation(name, serving).layout if serving else None
-    return facts_of(unit, record, placed.plan_id if placed else None, layout)
+    """Facts of one model, retired or not. Raises NotFound."""
+    return facts_of(unit, [unit.model(name)])[0]
 
 
-def all_facts(unit: Repository) -> tuple[ModelFacts, ...]:
-    """Facts of every model that is not retired, by name."""
-    placed_by = unit.placed_by()
-    records = sorted((r for r in unit.models() if not r.retired), key=lambda r: r.name)
-    layouts = {(g.model, g.number): g.layout for found in unit.cut_generations().values() for g in found}
-    return tuple(
-        facts_of(unit, record, placed_by.get(record.name), layouts.get((record.name, record.serving_generation or 0)))
-        for record in records
-    )
+def _by_model(found: Iterable[Found], model: Callable[[Found], str]) -> Mapping[str, tuple[Found, ...]]:
+    grouped: dict[str, list[Found]] = defaultdict(list)
+    for each in found:
+        grouped[model(each)].append(each)
+    return {name: tuple(of) for name, of in grouped.items()}

@@ -6,13 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from ipnext.api.admission import check_storable
-from ipnext.api.platform import DryRun, ExpectedVersion, Limit, RecordId, Rooms, User
+from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, listed
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import Asked, frozen, next_window, next_windows, open_window
 from ipnext.model.audit import AuditEntry, Override, OverrideRequest
 from ipnext.model.freeze import FreezableKind, FreezeManifest, FreezeNow, FreezeView, Frozen
 from ipnext.model.lifecycle import Change
+from ipnext.model.resource import Listed
 from ipnext.model.value import Name
 from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
@@ -26,12 +27,12 @@ FreezeName = Annotated[Name, Path(description="Name of the freeze.")]
 
 
 @router.get("/freezes", summary="List freezes")
-def list_freezes(rooms: Rooms) -> list[FreezeView]:
+def list_freezes(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[FreezeView]:
     """By name, each with the window that is open now and the next ones."""
     with rooms.store.read() as unit:
-        records = unit.freezes()
+        page = unit.freeze_page(after=after, limit=limit)
     at = datetime.now(UTC)
-    return [_view(record, at) for record in records]
+    return listed(page.map(lambda record: _view(record, at)))
 
 
 @router.get("/freezes/now", summary="Ask whether a change would wait")
@@ -116,10 +117,10 @@ def override(change_id: RecordId, request: OverrideRequest, rooms: Rooms, user: 
 
 
 @router.get("/audit", summary="Read the audit")
-def read_audit(rooms: Rooms, limit: Limit = 100) -> list[AuditEntry]:
+def read_audit(rooms: Rooms, after: After = None, limit: Limit = 100) -> Listed[AuditEntry]:
     """Who applied, lifted or overrode freezes, when and why; newest first."""
     with rooms.store.read() as unit:
-        return list(unit.audit(limit=limit))
+        return listed(unit.audit_page(after=after, limit=limit))
 
 
 def let_through(unit: Repository, change: Change, *, who: str, reason: str) -> Override:

@@ -1,13 +1,18 @@
 """The history of models: changes, generations, snapshots, reports, transitions, events."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import StreamingResponse
 
 from ipnext.api.lifecycle import change_view
-from ipnext.api.platform import GenerationNumber, Limit, ModelName, RecordId, Rooms
+from ipnext.api.platform import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, listed
 from ipnext.errors import NotFound
-from ipnext.model.lifecycle import ValidationReport
+from ipnext.model.lifecycle import ChangeState, ValidationReport
 from ipnext.model.registry import Generation, Snapshot
-from ipnext.model.resource import ChangeView, EventView, TransitionView
+from ipnext.model.resource import ChangeView, EventView, Listed, TransitionView
+from ipnext.model.value import Name
+from ipnext.store.paging import ordinal_of
 
 router = APIRouter(prefix="/v1", tags=["history"])
 
@@ -19,25 +24,54 @@ def read_change(change_id: RecordId, rooms: Rooms) -> ChangeView:
         return change_view(unit.change(change_id), rooms.lifecycle)
 
 
+@router.get("/changes", summary="List changes of all models")
+def list_all_changes(
+    rooms: Rooms, state: ChangeState | None = None, after: After = None, limit: Limit = 50
+) -> Listed[ChangeView]:
+    """In the order of recording, the last first."""
+    with rooms.store.read() as unit:
+        page = unit.change_page(state=state, after=after, limit=limit)
+    return listed(page.map(lambda change: change_view(change, rooms.lifecycle)))
+
+
 @router.get("/models/{name}/changes", summary="List a model's changes")
-def list_changes(name: ModelName, rooms: Rooms, limit: Limit = 50) -> list[ChangeView]:
+def list_changes(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[ChangeView]:
     """Newest first."""
     with rooms.store.read() as unit:
-        return [change_view(change, rooms.lifecycle) for change in unit.changes(name, limit=limit)]
+        page = unit.change_page(name, after=after, limit=limit)
+    return listed(page.map(lambda change: change_view(change, rooms.lifecycle)))
 
 
 @router.get("/models/{name}/generations", summary="List a model's generations")
-def list_generations(name: ModelName, rooms: Rooms) -> list[Generation]:
+def list_generations(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[Generation]:
     """Newest first: the snapshot of each part, the state and its reason."""
     with rooms.store.read() as unit:
-        return list(unit.generations(name))
+        return listed(unit.generation_page(name, after=after, limit=limit))
 
 
 @router.get("/models/{name}/snapshots", summary="List a model's snapshots")
-def list_snapshots(name: ModelName, rooms: Rooms) -> list[Snapshot]:
-    """Every snapshot of every part."""
+def list_snapshots(
+    name: ModelName,
+    rooms: Rooms,
+    part: Annotated[Name | None, Query(description="Only snapshots of this part.")] = None,
+    after: After = None,
+    limit: Limit = 50,
+) -> Listed[Snapshot]:
+    """By part, the newest of each part first."""
     with rooms.store.read() as unit:
-        return list(unit.snapshots(name))
+        return listed(unit.snapshot_page(name, part=part, after=after, limit=limit))
+
+
+@router.get("/models/{name}/snapshots/{part}/{number}", summary="Read a snapshot")
+def read_snapshot(
+    name: ModelName,
+    part: Annotated[Name, Path(description="Name of the part.")],
+    number: Annotated[int, Path(ge=1, lt=2**31, description="Number of a snapshot of the part.")],
+    rooms: Rooms,
+) -> Snapshot:
+    """One snapshot with its manifest."""
+    with rooms.store.read() as unit:
+        return unit.snapshot(name, part, number)
 
 
 @router.get("/models/{name}/reports/{generation}", summary="Read a validation report")
@@ -53,22 +87,39 @@ def read_report(name: ModelName, generation: GenerationNumber, rooms: Rooms) -> 
 
 
 @router.get("/models/{name}/transitions", summary="List a model's transitions")
-def list_transitions(name: ModelName, rooms: Rooms, limit: Limit = 20) -> list[TransitionView]:
+def list_transitions(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 20) -> Listed[TransitionView]:
     """Newest first: the waves from one state to another, and how many are done."""
     with rooms.store.read() as unit:
-        return [TransitionView(**dict(record)) for record in unit.transitions(name, limit=limit)]
+        page = unit.transition_page(name, after=after, limit=limit)
+    return listed(page.map(lambda record: TransitionView(**dict(record))))
 
 
 @router.get("/models/{name}/events", summary="List a model's events")
-def list_events(name: ModelName, rooms: Rooms, limit: Limit = 100) -> list[EventView]:
+def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 100) -> Listed[EventView]:
     """What happened, in words, newest first."""
     with rooms.store.read() as unit:
-        unit.model(name)
-        return [EventView(**dict(event)) for event in unit.events(name, limit=limit)]
+        page = unit.event_page(name, after=after, limit=limit)
+    return listed(page.map(lambda event: EventView(**dict(event))))
 
 
 @router.get("/events", summary="List events of all models")
-def list_all_events(rooms: Rooms, limit: Limit = 100) -> list[EventView]:
+def list_all_events(rooms: Rooms, after: After = None, limit: Limit = 100) -> Listed[EventView]:
     """What happened in the whole fleet, newest first."""
     with rooms.store.read() as unit:
-        return [EventView(**dict(event)) for event in unit.events(limit=limit)]
+        page = unit.event_page(after=after, limit=limit)
+    return listed(page.map(lambda event: EventView(**dict(event))))
+
+
+@router.get("/events/stream", summary="Follow the events of all models", response_class=StreamingResponse)
+async def follow_events(
+    rooms: Rooms,
+    last_event_id: Annotated[str | None, Header(max_length=20, description="Resume after this event.")] = None,
+) -> StreamingResponse:
+    """Server-sent events. `event` is a line of the history, its id the ordinal; `changed` says that something else changed.
+
+    With `Last-Event-ID` the events since that one come first, at most 1000. A comment is sent after 15 s of silence. 503 if
+    200 streams are open. A client that reads too slowly is cut off and resumes by its id.
+    """
+    messages = rooms.stream.subscribe(ordinal_of(last_event_id))
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(messages, media_type="text/event-stream", headers=headers)

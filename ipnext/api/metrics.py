@@ -1,46 +1,60 @@
 """Prometheus metrics of the control plane, read from the store and the regions when they are asked for."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ipnext.api.facts import ModelFacts, all_facts
+from ipnext.api.filters import contradicted
 from ipnext.api.metric_families import counter, gauge
 from ipnext.api.outbox import Outbox
 from ipnext.api.plan_metrics import plan_metrics, replan_metrics
-from ipnext.api.platform import Rooms
+from ipnext.api.platform import Platform, Rooms
 from ipnext.api.regions import fleet_or_none, region_views
-from ipnext.api.status import States, model_status
-from ipnext.model.lifecycle import Change, ChangeState
+from ipnext.api.states import States
+from ipnext.model.lifecycle import ChangeState
 from ipnext.model.resource import RegionView
+from ipnext.store.repository import Repository
 
 router = APIRouter(tags=["metrics"])
 
+RECENT_HOURS = 24
+"""Age of the ended changes that are counted."""
+
+ENDED = 1000
+"""Changes, the ones recorded last, among which durations are looked for."""
+
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-def metrics(rooms: Rooms) -> Response:
+async def metrics(request: Request, rooms: Rooms) -> Response:
     """Text exposition: changes, models, plan, replans, supply, run durations. Base units; every name begins with `ipnext_`."""
+
+    def make(states: States) -> bytes:
+        registry = CollectorRegistry()
+        registry.register(_Given(_families(rooms, states)))
+        return generate_latest(registry)
+
+    return await rooms.shared.answer(request, "metrics", make, media_type=CONTENT_TYPE_LATEST)
+
+
+def _families(rooms: Platform, states: States) -> list[Metric]:
+    since = datetime.now(UTC) - timedelta(hours=RECENT_HOURS)
     with rooms.store.read() as unit:
-        facts = all_facts(unit)
-        fleet, deployments = fleet_or_none(unit), unit.deployments()
-        unsubmitted = unit.count_unsubmitted()
-        planning = [*plan_metrics(unit, fleet), *replan_metrics(unit)]
-    states = rooms.observer.states()
-    families = [
-        *_change_metrics([c for each in facts for c in each.changes], unsubmitted),
-        *_outbox_metrics(rooms.outbox),
-        *_model_metrics(facts, states),
-        *planning,
-        *_region_metrics(region_views(fleet, deployments, states)),
-    ]
-    registry = CollectorRegistry()
-    registry.register(_Given(families))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        fleet = fleet_or_none(unit)
+        counts = unit.change_counts(since)
+        return [
+            *_change_metrics(counts),
+            *_outbox_metrics(rooms.outbox),
+            *_model_metrics(unit, states, most=rooms.settings.metrics_models),
+            *plan_metrics(unit, fleet),
+            *replan_metrics(unit),
+            *_region_metrics(region_views(fleet, unit.units_running(), states)),
+            gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)]),
+        ]
 
 
 class _Given(Collector):
@@ -53,22 +67,35 @@ class _Given(Collector):
         yield from self._families
 
 
-def _change_metrics(changes: Sequence[Change], unsubmitted: int) -> Iterator[Metric]:
-    states = Counter(change.state for change in changes)
+def _change_metrics(counts: Mapping[ChangeState, int]) -> Iterator[Metric]:
     yield gauge(
-        "changes", "Recent changes of each model, by state.", ["state"], [([s.value], states[s]) for s in ChangeState]
+        "changes",
+        "Changes by state: all that are open, and those recorded in the last 24 hours that have ended.",
+        ["state"],
+        [([s.value], counts.get(s, 0)) for s in ChangeState],
     )
+    unsubmitted = counts.get(ChangeState.RECORDED, 0)
     yield gauge("changes_unsubmitted", "Recorded changes that wait for the workflow engine.", [], [([], unsubmitted)])
-    newest: dict[tuple[str, str, str], float] = {}
-    for change in sorted(changes, key=lambda c: c.sequence):
-        if change.finished_at is not None:
-            seconds = (change.finished_at - change.created_at).total_seconds()
-            newest[change.model, change.kind.value, change.state.value] = seconds
+
+
+def _model_metrics(unit: Repository, states: States, *, most: int) -> Iterator[Metric]:
+    """Counts of the fleet; series of each model if there are at most `most`."""
+    models, recorded = unit.model_counts()
+    gone = contradicted(unit, states)
+    yield gauge("models", "Applied models.", [], [([], models)])
+    yield gauge("models_ready", "Models whose newest wanted state serves.", [], [([], recorded - len(gone))])
+    if models > most:
+        return
+    found = unit.served_generations_of_all()
+    ready = [([name], float(is_ready and name not in gone)) for name, is_ready, _ in found]
+    yield gauge("model_ready", "1 where the model is ready.", ["model"], ready)
+    serving = [([name], generation) for name, _, generation in found if generation is not None]
+    yield gauge("serving_generation", "Generation that serves.", ["model"], serving)
     yield gauge(
         "run_duration_seconds",
-        "From the record of the newest finished change of a kind to its end.",
+        "From the record of the newest finished change of a kind to its end, among the 1000 changes recorded last.",
         ["model", "kind", "state"],
-        newest.items(),
+        unit.run_durations(among=ENDED).items(),
     )
 
 
@@ -85,19 +112,6 @@ def _outbox_metrics(outbox: Outbox) -> Iterator[Metric]:
     )
 
 
-def _model_metrics(facts: Sequence[ModelFacts], states: States) -> Iterator[Metric]:
-    statuses = [model_status(each, states) for each in facts]
-    yield gauge("models", "Applied models.", [], [([], len(statuses))])
-    yield gauge("models_ready", "Models whose newest wanted state serves.", [], [([], sum(s.ready for s in statuses))])
-    yield gauge("model_ready", "1 where the model is ready.", ["model"], [([s.model], s.ready) for s in statuses])
-    yield gauge(
-        "serving_generation",
-        "Generation that serves.",
-        ["model"],
-        [([s.model], s.serving_generation) for s in statuses if s.serving_generation is not None],
-    )
-
-
 def _region_metrics(regions: Sequence[RegionView]) -> Iterator[Metric]:
     labels = ["region", "hardware"]
     supply = [([r.region, item.hardware], item) for r in regions for item in r.supply]
@@ -105,5 +119,5 @@ def _region_metrics(regions: Sequence[RegionView]) -> Iterator[Metric]:
     yield gauge("supply_used_units", "Units that deployments take.", labels, [(at, item.used) for at, item in supply])
     reachable = [([r.region], float(r.reachable)) for r in regions]
     yield gauge("region_reachable", "1 where the region's infrastructure answers.", ["region"], reachable)
-    replicas = Counter((r.region, replica.phase.value) for r in regions for replica in r.replicas)
-    yield gauge("replicas", "Replicas by phase.", ["region", "phase"], replicas.items())
+    replicas = [([r.region, phase], count) for r in regions for phase, count in r.phases.items()]
+    yield gauge("replicas", "Replicas by phase.", ["region", "phase"], replicas)

@@ -2,14 +2,16 @@
 
 from uuid import uuid4
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
 from ipnext.api.admission import check_against_fleet, check_plugins, check_runs_no_code, check_storable, field_changes
 from ipnext.api.answers import answers_of
 from ipnext.api.explanation import explanation_of
-from ipnext.api.facts import all_facts, model_facts
+from ipnext.api.facts import model_facts
+from ipnext.api.filters import WantedModels, found_models
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
+from ipnext.api.states import States
 from ipnext.api.status import model_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
 from ipnext.model.engine_allowances import EngineAllowances
@@ -17,7 +19,7 @@ from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.measured import check_measured, throughputs
-from ipnext.model.resource import ChangeView, Explanation, ModelApplied, ModelView
+from ipnext.model.resource import ChangeView, Explanation, Listed, ModelApplied, ModelView
 from ipnext.settings import PlatformSettings
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
@@ -25,13 +27,21 @@ from ipnext.store.repository import Repository
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", summary="List models")
-def list_models(rooms: Rooms) -> list[ModelView]:
-    """Every model that is not retired, by name, with its status."""
-    with rooms.store.read() as unit:
-        facts = all_facts(unit)
-    states = rooms.observer.states()
-    return [model_view(each, states) for each in facts]
+@router.get("", summary="List models", response_model=Listed[ModelView])
+async def list_models(request: Request, rooms: Rooms, wanted: WantedModels) -> Response:
+    """Models that are not retired, by name, with their status.
+
+    `ready` compares what is recorded, corrected by what the regions report now: a model whose replicas do not answer is
+    listed with `ready=false`. A page may hold fewer than `limit` models although another one follows.
+    """
+
+    def make(states: States) -> bytes:
+        with rooms.store.read() as unit:
+            found = found_models(unit, states, wanted)
+        page = Listed[ModelView](items=tuple(model_view(each, states) for each in found.items), next=found.next)
+        return page.model_dump_json(by_alias=True).encode()
+
+    return await rooms.shared.answer(request, ("models", wanted), make)
 
 
 @router.get("/{name}", summary="Read a model")
@@ -84,7 +94,8 @@ def retire_model(name: ModelName, rooms: Rooms) -> ChangeView:
     """Take a model out of serving and free its capacity. Asked again while it runs, it is the same change."""
     with rooms.store.begin(name) as unit:
         record = unit.model(name)
-        running = next((c for c in unit.changes(name) if c.kind is ChangeKind.RETIRE and not c.state.final), None)
+        under_way = unit.open_kinds(name).get(ChangeKind.RETIRE)
+        running = None if under_way is None else unit.change(under_way)
         if running is None and record.retired:
             msg = f"model {name!r} is retired already; apply its manifest to bring it back"
             raise Conflict(msg)
@@ -131,9 +142,8 @@ def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRec
     """The change that brings a model to its new spec. Its id follows from the spec's revision: a retry finds it."""
     change_id = f"apply-{record.name}-{record.generation}"
     if before is None or before.generation == record.generation:
-        return next((c for c in unit.changes(record.name) if c.id == change_id), None)
-    under_way = any(not c.state.final for c in unit.changes(record.name))
-    if record.serving_generation is None and not under_way:
+        return unit.find_change(change_id)
+    if record.serving_generation is None and not unit.open_kinds(record.name):
         return None
     return unit.add_change(record.name, ChangeKind.APPLY, change_id=change_id)
 

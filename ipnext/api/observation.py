@@ -1,7 +1,8 @@
 """What the regions report, read at once, with a short wait: a region that hangs is a fact, never an error.
 
 Callers: status, regions, metrics, the page. Observations are shared for a moment, so that many readers cost one call
-for each region, and a region that hangs holds one thread, however many ask.
+for each region, and a region that hangs holds one thread, however many ask. A report is indexed once (`States`), and
+the index is kept until a region reports something else.
 """
 
 import threading
@@ -11,9 +12,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import structlog
 
+from ipnext.api.states import States
 from ipnext.errors import IPnextError
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import RegionState
+
+REST = 4
+"""An observation is kept for so many times as long as it took, so that observing a large fleet leaves time for the rest."""
+
+LONGEST_KEEP = 16
+"""The most that an observation's age grows by that, as a multiple of `keep_seconds`."""
 
 
 class RegionObserver:
@@ -28,25 +36,53 @@ class RegionObserver:
         self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="observe")
         self._lock = threading.Lock()
         self._asked: dict[str, tuple[float, Future[RegionState]]] = {}
+        self._took: dict[str, float] = {}
+        self._states = States({})
 
-    def states(self) -> Mapping[str, RegionState | None]:
-        """Region -> what it reports; None where it did not answer in time. Never raises for a region's sake."""
-        futures = {region: self._ask(region) for region in self._infrastructure.regions()}
-        wait(futures.values(), timeout=self._timeout)
-        return {region: self._answer(region, future) for region, future in futures.items()}
+    def states(self) -> States:
+        """Region -> what it reports; None where it did not answer in time. Never raises for a region's sake.
+
+        The same object as before if no region reports anything else.
+        """
+        regions = self._infrastructure.regions()
+        asked = {region: self._ask(region) for region in regions}
+        now = time.monotonic()
+        hurried = [future for at, future in asked.values() if now - at >= self._timeout]
+        left = max((self._timeout - (now - at) for at, _ in asked.values()), default=0.0)
+        wait([future for _, future in asked.values() if future not in hurried], timeout=max(0.0, left))
+        return self._indexed({region: self._answer(region, future) for region, (_, future) in asked.items()})
 
     def close(self) -> None:
         """Stop asking; does not wait for a region that hangs."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, region: str) -> Future[RegionState]:
+    def _indexed(self, reports: Mapping[str, RegionState | None]) -> States:
+        before = self._states
+        if before.same_as(reports):
+            return before
+        found = States(reports, revision=before.revision + 1)
+        with self._lock:
+            found.revision = max(found.revision, self._states.revision + 1)
+            self._states = found
+        return found
+
+    def _ask(self, region: str) -> tuple[float, Future[RegionState]]:
         with self._lock:
             at, future = self._asked.get(region, (0.0, None))
-            if future is not None and (not future.done() or time.monotonic() - at < self._keep):
-                return future
-            future = self._pool.submit(self._infrastructure.observe, region)
+            if future is not None and (not future.done() or time.monotonic() - at < self._kept()):
+                return at, future
+            future = self._pool.submit(self._observe, region)
             self._asked[region] = (time.monotonic(), future)
-            return future
+            return self._asked[region]
+
+    def _kept(self) -> float:
+        return min(max(self._keep, REST * sum(self._took.values())), LONGEST_KEEP * self._keep)
+
+    def _observe(self, region: str) -> RegionState:
+        began = time.monotonic()
+        found = self._infrastructure.observe(region)
+        self._took = {**self._took, region: time.monotonic() - began}
+        return found
 
     def _answer(self, region: str, future: Future[RegionState]) -> RegionState | None:
         if not future.done() or future.cancelled():

@@ -1,68 +1,82 @@
 """One answer with everything the page shows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
 from ipnext.api.answers import answers_of
 from ipnext.api.drains import drains_by_region
 from ipnext.api.explanation import explanation_of
-from ipnext.api.facts import ModelFacts, all_facts
+from ipnext.api.facts import ModelFacts
+from ipnext.api.filters import Wanted, WantedModels, fleet_readiness, found_models, is_ready
 from ipnext.api.freezes import calendars_of
 from ipnext.api.lifecycle import change_view
 from ipnext.api.plans import newest_replan, plan_in_force
-from ipnext.api.platform import Rooms
+from ipnext.api.platform import Platform, Rooms
 from ipnext.api.regions import fleet_or_none, region_views
-from ipnext.api.status import States, model_view, observed_conditions
+from ipnext.api.states import States
+from ipnext.api.status import model_view
 from ipnext.freezes.evaluation import Asked, frozen
 from ipnext.model.freeze import Frozen
 from ipnext.model.measured import throughputs, wants_profiles
 from ipnext.model.profile import PartThroughput
-from ipnext.model.registry import Generation
 from ipnext.model.resource import EventView, Explanation, ModelOverview, ModelView, Overview
-from ipnext.model.status import ConditionType
 from ipnext.store.repository import Repository
-from ipnext.store.touched import touched_by
 
 router = APIRouter(prefix="/v1/overview", tags=["overview"])
 
 GENERATIONS = 8
 CHANGES = 25
 EVENTS = 40
-EXPLAINED = 20
-"""Models that are explained on the page: the first ones, by name, that are not ready."""
+EXPLAINED = 10
+"""Models of the page that are explained: the first ones, by name, that are not ready."""
 
 
-@router.get("", summary="Read everything the page shows")
-def overview(rooms: Rooms) -> Overview:
-    """Models with their newest generations, regions, recent changes and events, and the plan in force."""
-    at = datetime.now(UTC)
-    states = rooms.observer.states()
+@router.get("", summary="Read everything the page shows", response_model=Overview)
+async def overview(request: Request, rooms: Rooms, wanted: WantedModels) -> Response:
+    """A page of models with their newest generations; regions, recent changes and events, counts, the plan in force.
+
+    The filters are those of `GET /v1/models`. Clients that ask at the same time share one computation.
+    """
+
+    def make(states: States) -> bytes:
+        return _overview(rooms, states, wanted).model_dump_json(by_alias=True).encode()
+
+    return await rooms.shared.answer(request, ("overview", wanted), make)
+
+
+def _overview(rooms: Platform, states: States, wanted: Wanted) -> Overview:
     with rooms.store.read() as unit:
-        facts = all_facts(unit)
+        page = found_models(unit, states, wanted)
+        facts, names = page.items, [each.record.name for each in page.items]
+        readiness = fleet_readiness(unit, states)
         told = _explained(unit, facts, states)
-        held = _frozen(unit, [each.record.name for each in facts], at)
-        generations = {each.record.name: _newest(unit, each.record.name) for each in facts}
+        held = _frozen(unit, facts, datetime.now(UTC))
+        generations = unit.recent_generations(names, limit=GENERATIONS)
         rates = {each.record.name: _throughput(unit, each) for each in facts}
-        fleet, deployments, plan = fleet_or_none(unit), unit.deployments(), plan_in_force(unit)
-        events, replan = unit.events(limit=EVENTS), newest_replan(unit)
-        drains = drains_by_region(unit, rooms.lifecycle)
-    changes = sorted((c for each in facts for c in each.changes), key=lambda c: c.created_at, reverse=True)
+        regions = region_views(
+            fleet_or_none(unit), unit.units_running(), states, drains_by_region(unit, rooms.lifecycle)
+        )
+        plan, replan = plan_in_force(unit), newest_replan(unit)
+        changes, events = unit.change_page(limit=CHANGES), unit.event_page(limit=EVENTS)
     return Overview(
-        at=at,
         models=tuple(
             ModelOverview(
                 model=_view(each, states, rates[each.record.name]),
-                generations=generations[each.record.name],
+                generations=generations.get(each.record.name, ()),
                 frozen=held.get(each.record.name),
                 explanation=told.get(each.record.name),
             )
             for each in facts
         ),
-        regions=region_views(fleet, deployments, states, drains),
-        changes=tuple(change_view(change, rooms.lifecycle) for change in changes[:CHANGES]),
-        events=tuple(EventView(**dict(event)) for event in events),
+        next=page.next,
+        model_count=readiness.models,
+        ready_count=readiness.ready,
+        not_ready=readiness.not_ready,
+        regions=regions,
+        changes=tuple(change_view(change, rooms.lifecycle) for change in changes.items),
+        events=tuple(EventView(**dict(event)) for event in events.items),
         plan=plan,
         replan=replan,
         temporal_ui_url=rooms.settings.temporal_ui_url,
@@ -81,28 +95,24 @@ def _throughput(unit: Repository, facts: ModelFacts) -> tuple[PartThroughput, ..
     return throughputs(record.manifest, known)
 
 
-def _frozen(unit: Repository, models: Iterable[str], at: datetime) -> Mapping[str, Frozen]:
+def _frozen(unit: Repository, facts: Sequence[ModelFacts], at: datetime) -> Mapping[str, Frozen]:
     """What would hold a publish of each model back; each freeze is worked out once."""
     calendars = calendars_of(unit)
+    if not calendars:
+        return {}
+    placed = unit.placed_regions([each.record.name for each in facts])
     found = {}
-    for model in models if calendars else ():
-        bound = frozen(calendars, Asked(model, *touched_by(unit, model), "publish"), at)
+    for each in facts:
+        name, manifest = each.record.name, each.record.manifest
+        regions = {item.region for item in manifest.spec.demand} | placed.get(name, frozenset())
+        regions |= {deployment.key.region for deployment in each.deployments if deployment.replicas}
+        bound = frozen(calendars, Asked(name, manifest.metadata.owner, frozenset(regions), "publish"), at)
         if bound is not None:
-            found[model] = bound
+            found[name] = bound
     return found
 
 
 def _explained(unit: Repository, facts: Iterable[ModelFacts], states: States) -> Mapping[str, Explanation]:
     """What `ipnext explain` says of models that are not ready."""
-    wanting = [each for each in facts if each.changes and not _is_ready(each, states)]
+    wanting = [each for each in facts if each.changes and not is_ready(each, states)]
     return {each.record.name: explanation_of(unit, each, states) for each in wanting[:EXPLAINED]}
-
-
-def _is_ready(facts: ModelFacts, states: States) -> bool:
-    ready = (c for c in observed_conditions(facts, states) if c.type is ConditionType.READY)
-    return any(condition.status == "True" for condition in ready)
-
-
-def _newest(unit: Repository, model: str) -> tuple[Generation, ...]:
-    """Without their layouts: the page shows the one that serves."""
-    return tuple(g.model_copy(update={"layout": None}) for g in unit.generations(model)[:GENERATIONS])

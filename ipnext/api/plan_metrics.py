@@ -10,6 +10,9 @@ from ipnext.model.lifecycle import ReplanState
 from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository
 
+MOST_SERIES = 1000
+"""Models with unserved demand that have series of their own, those with the most."""
+
 SEARCHED = ("adopted", "kept")
 """Outcomes of a replan that found a plan; dry runs may have other limits."""
 
@@ -19,7 +22,7 @@ def plan_metrics(unit: Repository, fleet: FleetSpec | None) -> Iterator[Metric]:
     in_force = unit.plan_in_force()
     if in_force is None:
         return
-    unmet = [([u.model, u.region], u.qps) for u in unit.unmet()]
+    unmet = [([u.model, u.region], u.qps) for u in unit.largest_unmet(limit=MOST_SERIES)]
     yield gauge(
         "unmet_demand_qps",
         "Demand that the plan in force leaves unserved, requests/s or tokens/s as the model's manifest.",

@@ -6,14 +6,17 @@ from uuid import uuid4
 from fastapi import APIRouter, Query, Response
 
 from ipnext.api.lifecycle import replan_view
-from ipnext.api.platform import Limit, RecordId, Rooms
+from ipnext.api.platform import After, Limit, RecordId, Rooms, listed
 from ipnext.model.moving import MoverAsked, ReplanProgress, SteerRequest
 from ipnext.model.plan import PlanDiff
-from ipnext.model.resource import PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
+from ipnext.model.resource import Listed, PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
 from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1", tags=["plans"])
+
+UNMET = 20
+"""Models with unserved demand that the plan in force names, those with the most."""
 
 
 @router.get("/plans", summary="List plans")
@@ -23,11 +26,13 @@ def list_plans(
     fleet_only: Annotated[
         bool, Query(alias="fleetOnly", description="Only plans of the whole fleet, and replans that found none.")
     ] = False,
-) -> list[PlanSummary]:
+    after: After = None,
+) -> Listed[PlanSummary]:
     """Newest first, replans that failed among them. `in_force` marks the plan that was adopted last."""
     with rooms.store.read() as unit:
         in_force = unit.plan_in_force_id()
-        return [plan_summary(entry, in_force) for entry in unit.plans(limit=limit, fleet_only=fleet_only)]
+        page = unit.plan_page(after=after, limit=limit, fleet_only=fleet_only)
+    return listed(page.map(lambda entry: plan_summary(entry, in_force)))
 
 
 @router.get("/plans/{plan_id}", summary="Read a plan", response_model=PlanView)
@@ -79,10 +84,11 @@ async def steer_replan(request: SteerRequest, rooms: Rooms) -> ReplanProgress:
 
 
 @router.get("/replans", summary="List replans")
-def list_replans(rooms: Rooms, limit: Limit = 20) -> list[ReplanView]:
+def list_replans(rooms: Rooms, after: After = None, limit: Limit = 20) -> Listed[ReplanView]:
     """Newest first: who asked, where it stands, what came of it."""
     with rooms.store.read() as unit:
-        return [replan_view(replan, rooms.lifecycle) for replan in unit.replans(limit=limit)]
+        page = unit.replan_page(after=after, limit=limit)
+    return listed(page.map(lambda replan: replan_view(replan, rooms.lifecycle)))
 
 
 @router.get("/replans/{replan_id}", summary="Follow a replan")
@@ -97,9 +103,10 @@ def plan_in_force(unit: Repository) -> PlanInForce | None:
     entry = unit.plan_in_force()
     if entry is None:
         return None
-    unmet = unit.unmet()
-    tokens = tuple(sorted(unit.models_in_tokens() & {item.model for item in unmet})) if unmet else ()
-    return PlanInForce(summary=plan_summary(entry, entry.id), unmet=unmet, tokens=tokens)
+    unmet = unit.largest_unmet(limit=UNMET)
+    tokens = tuple(sorted(unit.models_in_tokens({item.model for item in unmet})))
+    summary = plan_summary(entry, entry.id)
+    return PlanInForce(summary=summary, unmet=unmet, unmet_models=unit.unmet_models(), tokens=tokens)
 
 
 def newest_replan(unit: Repository) -> PlanSummary | None:

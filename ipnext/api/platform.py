@@ -9,12 +9,15 @@ from fastapi import Depends, Header, Path, Query, Request
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
+from ipnext.api.shared import SharedAnswers
+from ipnext.api.stream import Stream
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
-from ipnext.model.resource import ChangeId
+from ipnext.model.resource import ChangeId, Listed
 from ipnext.model.value import Name
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
+from ipnext.store.paging import Item, Page
 from ipnext.store.session import Store
 
 
@@ -28,6 +31,8 @@ class Platform:
     lifecycle: Lifecycle
     outbox: Outbox
     observer: RegionObserver
+    shared: SharedAnswers
+    stream: Stream
     settings: PlatformSettings
     plugins: Plugins
 
@@ -42,7 +47,17 @@ Rooms = Annotated[Platform, Depends(platform_of)]
 ModelName = Annotated[Name, Path(description="Name of the model.")]
 RecordId = Annotated[ChangeId, Path(description="Id of the record.")]
 GenerationNumber = Annotated[int, Path(ge=1, lt=2**31, description="Number of a generation of the model.")]
-Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many, newest first.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Items of the page, 1 to 1000.")]
+After = Annotated[
+    str | None, Query(max_length=200, description="Cursor: the `next` of the previous page; the first page without it.")
+]
+
+
+def listed(page: Page[Item]) -> Listed[Item]:
+    """Return a page of the store as the API gives it out."""
+    return Listed(items=page.items, next=page.next)
+
+
 ExpectedVersion = Annotated[
     int | None,
     Query(

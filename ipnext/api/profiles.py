@@ -5,12 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from ipnext.api.platform import ModelName, Rooms
+from ipnext.api.platform import After, Limit, ModelName, Rooms, listed
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest import ModelManifest, PartSpec
 from ipnext.model.measured import throughput_of
 from ipnext.model.profile import LatencyTarget, Profile, ProfileView, StoredProfile
+from ipnext.model.resource import Listed
 from ipnext.model.throughput import amount
 from ipnext.model.value import Name
 from ipnext.store.repository import Repository
@@ -28,11 +29,14 @@ CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 @router.get("", summary="List a snapshot's profiles")
-def list_profiles(name: ModelName, part: PartName, number: SnapshotNumber, rooms: Rooms) -> list[ProfileView]:
+def list_profiles(
+    name: ModelName, part: PartName, number: SnapshotNumber, rooms: Rooms, after: After = None, limit: Limit = 50
+) -> Listed[ProfileView]:
     """Newest first, each with what it says at the part's latency target today."""
     with rooms.store.read() as unit:
         manifest = unit.model(name).manifest
-        return [_view(unit, manifest, found) for found in unit.profiles(name, part, number)]
+        page = unit.profile_page(name, part, number, after=after, limit=limit)
+        return listed(page.map(lambda found: _view(unit, manifest, found)))
 
 
 @router.put("", summary="Record a measurement of a snapshot")

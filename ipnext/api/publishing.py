@@ -5,6 +5,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter
 
+from ipnext.api.errors import MAX_ALLOWED
 from ipnext.api.freezes import let_through
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Platform, Rooms, User
@@ -55,7 +56,7 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
         record = _not_retired(unit.model(name))
         change = _recorded(unit, change_id, name)
         if change is None:
-            unfinished = any(c.kind in _ROLLS_OUT and not c.state.final for c in unit.changes(name))
+            unfinished = bool(_ROLLS_OUT & unit.open_kinds(name).keys())
             target = _rollback_target(record, unit.generations(name), request.generation, unfinished=unfinished)
             change = unit.add_change(name, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
     rooms.outbox.wake()
@@ -122,7 +123,7 @@ def _rollback_target(
         msg = f"generation: {asked} serves already"
         raise Conflict(msg)
     if asked not in served:
-        allowed = [str(number) for number in sorted(served)]
+        allowed = [str(number) for number in sorted(served, reverse=True)[:MAX_ALLOWED]]
         msg = f"generation: {asked} is not a former generation that has served; allowed: {', '.join(allowed) or 'none'}"
         raise InvalidInput(msg, field="generation", value=asked, allowed=allowed)
     return asked

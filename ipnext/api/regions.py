@@ -1,30 +1,67 @@
 """Regions: supply, what the wanted deployments take of it, and what the infrastructure reports."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from heapq import nsmallest
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path, Query
 
 from ipnext.api.drains import drains_by_region
-from ipnext.api.platform import Rooms
-from ipnext.api.status import States
-from ipnext.errors import NotFound
-from ipnext.model.deployment import Deployment
+from ipnext.api.platform import After, Limit, Rooms, listed
+from ipnext.api.states import States
+from ipnext.errors import NotFound, Unavailable
+from ipnext.model.deployment import Replica
 from ipnext.model.drain import DrainView
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.resource import RegionView, SupplyUse
+from ipnext.model.resource import Listed, RegionView, SupplyUse
+from ipnext.model.value import Name
+from ipnext.store.paging import no_cursor, page_of
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/regions", tags=["regions"])
 
 
 @router.get("", summary="List regions")
-def list_regions(rooms: Rooms) -> list[RegionView]:
-    """Every region of the fleet and of the infrastructure. One that does not answer is shown as not reachable."""
+def list_regions(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[RegionView]:
+    """Every region of the fleet and of the infrastructure. One that does not answer is shown as not reachable.
+
+    Of its replicas at most twenty are shown, those that do not answer first; `GET /v1/regions/{region}/replicas` lists all.
+    """
     with rooms.store.read() as unit:
-        fleet, deployments = fleet_or_none(unit), unit.deployments()
+        fleet, used = fleet_or_none(unit), unit.units_running()
         drains = drains_by_region(unit, rooms.lifecycle)
-    return list(region_views(fleet, deployments, rooms.observer.states(), drains))
+    views = region_views(fleet, used, rooms.observer.states(), drains)
+    start = 0
+    if after is not None:
+        names = [view.region for view in views]
+        if after not in names:
+            raise no_cursor(after)
+        start = names.index(after) + 1
+    return listed(
+        page_of(views[start : start + limit + 1], limit, key=lambda view: view.region, value=lambda view: view)
+    )
+
+
+@router.get("/{region}/replicas", summary="List a region's replicas")
+def list_replicas(
+    region: Annotated[Name, Path(description="Name of the region.")],
+    rooms: Rooms,
+    model: Annotated[Name | None, Query(description="Only replicas of this model.")] = None,
+    after: After = None,
+    limit: Limit = 100,
+) -> Listed[Replica]:
+    """What the region reports of each replica, by id. 503 if it does not answer, 404 for an unknown region."""
+    states = rooms.observer.states()
+    if region not in states:
+        msg = f"region {region!r} is not known; known: {', '.join(sorted(states)) or 'none'}"
+        raise NotFound(msg)
+    state = states[region]
+    if state is None:
+        msg = f"region {region} does not answer; try again"
+        raise Unavailable(msg)
+    mine = state.replicas if model is None else (r for r in states.of(model) if r.key.region == region)
+    found = nsmallest(limit + 1, (r for r in mine if after is None or r.id > after), key=lambda r: r.id)
+    return listed(page_of(found, limit, key=lambda replica: replica.id, value=lambda replica: replica))
 
 
 def fleet_or_none(unit: Repository) -> FleetSpec | None:
@@ -37,23 +74,18 @@ def fleet_or_none(unit: Repository) -> FleetSpec | None:
 
 def region_views(
     fleet: FleetSpec | None,
-    deployments: Iterable[Deployment],
+    used: Mapping[tuple[str, str], float],
     states: States,
     drains: Mapping[str, DrainView] | None = None,
 ) -> tuple[RegionView, ...]:
-    """Regions in the fleet's order; regions that only the infrastructure knows come last."""
-    used = _units_used(deployments)
+    """Regions in the fleet's order; regions that only the infrastructure knows come last.
+
+    `used`: (region, hardware) -> units that the wanted deployments take.
+    """
     known = fleet.regions if fleet is not None else ()
     names = (*known, *(region for region in states if region not in known))
     views = (_view(name, fleet, used, states) for name in names)
     return tuple(view.model_copy(update={"drain": (drains or {}).get(view.region)}) for view in views)
-
-
-def _units_used(deployments: Iterable[Deployment]) -> Mapping[tuple[str, str], float]:
-    used: dict[tuple[str, str], float] = defaultdict(float)
-    for deployment in deployments:
-        used[deployment.key.region, deployment.key.hardware] += deployment.replicas * deployment.units
-    return used
 
 
 def _view(name: str, fleet: FleetSpec | None, used: Mapping[tuple[str, str], float], states: States) -> RegionView:
@@ -68,15 +100,18 @@ def _view(name: str, fleet: FleetSpec | None, used: Mapping[tuple[str, str], flo
         )
         for item in items
     )
-    state = states.get(name)
-    if state is None:
+    state, summary = states.get(name), states.summary(name)
+    if state is None or summary is None:
         return RegionView(region=name, reachable=False, supply=supply)
     return RegionView(
         region=name,
         reachable=True,
         gateway_url=state.gateway_url,
         supply=supply,
-        replicas=state.replicas,
-        routes=state.routes,
-        traffic=state.traffic,
+        replicas=summary.shown,
+        replica_count=len(state.replicas),
+        phases=summary.phases,
+        routed_models=len(state.routes),
+        requests=summary.requests,
+        errors=summary.errors,
     )

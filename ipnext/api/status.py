@@ -1,19 +1,19 @@
 """The status of a model: what the store recorded, corrected by what the regions report now. Pure functions.
 
 A recorded condition says how the last run ended. Where the regions contradict it, the observation wins: `Ready` is
-never true while no replica answers. Such a condition carries the time of the observation.
+never true while no replica answers. Such a condition carries the time at which the observation was first made.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 from ipnext.api.facts import ModelFacts
+from ipnext.api.states import States
 from ipnext.model.deployment import (
     Deployment,
     DeploymentKey,
-    RegionState,
     Replica,
     ReplicaPhase,
     RouteShare,
@@ -23,9 +23,6 @@ from ipnext.model.lifecycle import DeploymentStatus
 from ipnext.model.resource import ModelView
 from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of
 from ipnext.model.unserved import binding_reason, unserved_message, unserved_regions
-
-States = Mapping[str, RegionState | None]
-"""Region -> what it reports; None where it did not answer."""
 
 CRASH_LOOP_RESTARTS = 3
 """A replica that isn't ready after so many restarts is in a crash loop."""
@@ -73,7 +70,7 @@ def model_status(facts: ModelFacts, states: States) -> ModelStatus:
         target_generation=record.target_generation,
         conditions=observed_conditions(facts, states),
         traffic=traffic_of(facts),
-        replicas=replicas_of(record.name, states),
+        replicas=states.of(record.name),
         plan_id=facts.plan_id,
         run_id=next((c.run_id for c in facts.changes if c.run_id is not None), None),
         unreachable_regions=unreachable(facts, states),
@@ -85,12 +82,6 @@ def traffic_of(facts: ModelFacts) -> Mapping[str, tuple[RouteShare, ...]]:
     return {table.region: table.shares for table in facts.routes}
 
 
-def replicas_of(model: str, states: States) -> tuple[Replica, ...]:
-    """The model's replicas in every region that answers."""
-    replicas = (r for state in states.values() if state is not None for r in state.replicas if r.key.model == model)
-    return tuple(sorted(replicas, key=lambda r: (str(r.key), r.id)))
-
-
 def unreachable(facts: ModelFacts, states: States) -> tuple[str, ...]:
     """Regions that matter to the model and did not answer."""
     regions = {d.key.region for d in facts.deployments if d.replicas} | {s.to for t in facts.routes for s in t.shares}
@@ -99,7 +90,7 @@ def unreachable(facts: ModelFacts, states: States) -> tuple[str, ...]:
 
 def deployment_statuses(facts: ModelFacts, states: States) -> tuple[DeploymentStatus, ...]:
     """Wanted and ready replicas of each replica set."""
-    replicas = replicas_of(facts.record.name, states)
+    replicas = states.of(facts.record.name)
     return tuple(
         DeploymentStatus(
             key=deployment.key,
@@ -120,7 +111,7 @@ def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, .
         ConditionType.CAPACITY_READY: _worst(capacity_troubles(facts, states, generation)),
         ConditionType.READY: _worst(serving_troubles(facts, states)),
     }
-    return tuple(_contradict(condition, worst.get(condition.type)) for condition in facts.conditions)
+    return tuple(_contradict(condition, worst.get(condition.type), states.at) for condition in facts.conditions)
 
 
 def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tuple[Trouble, ...]:
@@ -131,7 +122,7 @@ def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tup
 
 def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
     """Users' regions that nothing serves; routes to a region where a part has no ready replica, or that can't be seen."""
-    replicas = replicas_of(facts.record.name, states)
+    replicas = states.of(facts.record.name)
     serves = facts.record.serving_generation is not None
     unserved = unserved_regions(facts.record.manifest, facts.routes) if serves else {}
     troubles = [
@@ -179,14 +170,14 @@ def _ready_of(deployment: Deployment, replicas: Iterable[Replica]) -> int:
 
 def _shortage(deployment: Deployment, states: States, generation: int) -> Trouble | None:
     key = deployment.key
-    state = states.get(key.region)
-    if state is None:
+    if states.get(key.region) is None:
         return _no_answer(key.region)
-    ready = len(_ready(state.replicas, key, {generation}))
+    replicas = states.of(key.model)
+    ready = len(_ready(replicas, key, {generation}))
     wanted = deployment.replicas_of(generation)
     if ready >= wanted:
         return None
-    mine = [r for r in state.replicas if r.key == key and generation not in r.ready]
+    mine = [r for r in replicas if r.key == key and generation not in r.ready]
     reason, message, host = cause_of(mine)
     text = f"{ready} of {wanted} replicas of {key.part!r} are ready in {key.region} on {key.hardware}"
     return Trouble(
@@ -253,7 +244,7 @@ def _worst(troubles: Iterable[Trouble]) -> Trouble | None:
     return ranked[0] if ranked else None
 
 
-def _contradict(condition: Condition, trouble: Trouble | None) -> Condition:
+def _contradict(condition: Condition, trouble: Trouble | None, at: datetime) -> Condition:
     if trouble is None or condition.status != "True":
         return condition
     return Condition(
@@ -261,5 +252,5 @@ def _contradict(condition: Condition, trouble: Trouble | None) -> Condition:
         status=trouble.status,
         reason=trouble.reason,
         message=trouble.message,
-        last_transition_time=datetime.now(UTC),
+        last_transition_time=at,
     )

@@ -177,7 +177,7 @@ def _snapshot(client: Client, view: ModelView, part: str) -> int:
     for generation in client.generations(model):
         if generation.number == serving and part in generation.snapshots:
             return generation.snapshots[part]
-    numbers = [found.number for found in client.snapshots(model) if found.part == part]
+    numbers = [found.number for found in client.snapshots(model, part=part, limit=1)]
     if not numbers:
         msg = f"model {model!r} has no snapshot of part {part!r} yet: publish one first, or measure with --dry-run"
         raise NotFound(msg)

@@ -1,9 +1,9 @@
 """Commands that only read: get, describe, events, explain."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,12 +11,13 @@ from rich.table import Table
 from ipnext.cli.command import Command, ModelName
 from ipnext.cli.freezing import audit_table, freeze_tables, freezes_table
 from ipnext.cli.layouts import layout_picture, layout_tables
-from ipnext.cli.output import Form, Output, age, number, plain, rows, write
+from ipnext.cli.output import Form, Output, age, number, plain, rows, say, write
 from ipnext.cli.planning import plan_tables, plans_table, replan_tables, replans_table
 from ipnext.cli.profiles import profile_tables
 from ipnext.cli.session import client_of
 from ipnext.cli.validating import validators_table
 from ipnext.client import Client
+from ipnext.client_lists import Listing
 from ipnext.errors import InvalidInput
 from ipnext.model.adapter import client_name
 from ipnext.model.answers import GenerationAnswers
@@ -38,11 +39,15 @@ from ipnext.model.rollout import TransitionState
 from ipnext.model.status import ConditionType
 from ipnext.model.waves import arrived, arrived_words
 
+SHOWN_GENERATIONS = 20
+"""Generations, the newest, of which `describe` tells."""
+
 
 class Kind(StrEnum):
     """What can be listed."""
 
     MODELS = "models"
+    CHANGES = "changes"
     PLANS = "plans"
     REPLANS = "replans"
     REGIONS = "regions"
@@ -52,37 +57,41 @@ class Kind(StrEnum):
     VALIDATORS = "validators"
 
 
-def get(
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+All = Annotated[bool, typer.Option("--all", help="Without a limit.")]
+
+
+def get(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     context: typer.Context,
     kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)],
+    limit: Limit = 50,
+    every: All = False,
+    owner: Annotated[str | None, typer.Option(help="Only models of this owner.")] = None,
+    not_ready: Annotated[bool, typer.Option("--not-ready", help="Only models that are not ready.")] = False,
+    search: Annotated[str | None, typer.Option(help="Only models with this text in their name.")] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """List models, plans, replans, regions, the fleet, freezes, the audit or validators."""
-    client = client_of(context)
-    if kind is Kind.MODELS:
-        models = client.models()
-        write(models, output, lambda: models_table(models))
-    elif kind is Kind.PLANS:
-        plans = client.plans()
-        write(plans, output, lambda: plans_table(plans))
-    elif kind is Kind.REPLANS:
-        replans = client.replans()
-        write(replans, output, lambda: replans_table(replans))
-    elif kind is Kind.REGIONS:
-        regions = client.regions()
-        write(regions, output, lambda: regions_table(regions))
-    elif kind is Kind.FREEZES:
-        freezes = client.freezes()
-        write(freezes, output, lambda: freezes_table(freezes))
-    elif kind is Kind.AUDIT:
-        entries = client.audit()
-        write(entries, output, lambda: audit_table(entries))
-    elif kind is Kind.VALIDATORS:
+    """List models, changes, plans, replans, regions, the fleet, freezes, the audit or validators."""
+    client, most = client_of(context), None if every else limit
+    if kind is not Kind.MODELS and (owner or not_ready or search):
+        msg = f"get {kind.value}: --owner, --not-ready and --search are for models"
+        raise InvalidInput(msg, field="kind", value=kind.value, allowed=(Kind.MODELS.value,))
+    if kind is Kind.VALIDATORS:
         validators = client.validators()
         write(validators, output, lambda: validators_table(validators))
-    else:
+        return
+    if kind is Kind.FLEET:
         fleet = client.fleet()
         write(fleet, output, lambda: fleet_tables(fleet))
+        return
+    if kind is Kind.MODELS:
+        ready = False if not_ready else None
+        found: Listing[Any] = client.models(owner=owner, ready=ready, search=search, limit=most)
+    else:
+        found = getattr(client, kind.value)(limit=most)
+    write(found, output, lambda: _TABLES[kind](found))
+    if found.next is not None:
+        say(f"there are more than {limit}: --all lists them all, --limit so many")
 
 
 def describe(
@@ -125,7 +134,8 @@ def describe(
         msg = f"describe: {' '.join(what)!r} is not known; allowed: {', '.join(allowed)}"
         raise InvalidInput(msg, field="what", value=" ".join(what), allowed=allowed)
     model = what[0]
-    view, generations, changes = client.model(model), client.generations(model), client.changes(model, limit=10)
+    view, changes = client.model(model), client.changes(model, limit=10)
+    generations = client.generations(model, limit=SHOWN_GENERATIONS)
     running = [t for t in client.transitions(model, limit=1) if t.state is TransitionState.RUNNING]
     if picture is not None:
         _draw(view, picture)
@@ -133,13 +143,12 @@ def describe(
     write(whole, output, lambda: model_tables(view, generations, changes, running))
 
 
-def _snapshot(client: Client, model: str, part: str, given: str) -> tuple[Snapshot, tuple[ProfileView, ...]]:
+def _snapshot(client: Client, model: str, part: str, given: str) -> tuple[Snapshot, Sequence[ProfileView]]:
     if not given.isdecimal() or int(given) < 1:
         msg = f"describe: {given!r} is no number of a snapshot; allowed: a whole number from 1"
         raise InvalidInput(msg, field="what", value=given)
     profiles = client.profiles(model, part, int(given))
-    snapshots = client.snapshots(model)
-    return next(s for s in snapshots if (s.part, s.number) == (part, int(given))), profiles
+    return client.snapshot(model, part, int(given)), profiles
 
 
 def _draw(view: ModelView, picture: Path) -> None:
@@ -156,13 +165,13 @@ def _draw(view: ModelView, picture: Path) -> None:
 def events(
     context: typer.Context,
     model: ModelName,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, the newest.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many, the newest.")] = 50,
     output: Output = Form.TABLE,
 ) -> None:
     """Show what happened to a model, oldest first."""
     client = client_of(context)
     client.model(model)
-    found = tuple(reversed(client.events(model, limit=limit)))
+    found = tuple(client.events(model, limit=limit))[::-1]
     write(found, output, lambda: events_table(found))
 
 
@@ -186,7 +195,7 @@ def regions_table(regions: Iterable[RegionView]) -> Table:
             "yes" if r.reachable else "no",
             item.hardware,
             *_use(item.units, item.used, item.free),
-            len(r.replicas),
+            r.replica_count,
             "in service" if r.drain is None else r.drain.state.value,
             *_drain(r.drain),
         )
@@ -335,6 +344,12 @@ def generations_table(generations: Iterable[Generation]) -> Table:
     return rows("\ngenerations", ("generation", "state", "snapshots", "age", "why"), lines)
 
 
+def changes_list(changes: Iterable[ChangeView]) -> Table:
+    """One line for each change of any model."""
+    lines = ((c.id, c.model, c.kind.value, c.generation, c.state.value, age(c.created_at), _why(c)) for c in changes)
+    return rows("", ("change", "model", "kind", "generation", "state", "age", "why"), lines)
+
+
 def changes_table(changes: Iterable[ChangeView]) -> Table:
     """One line for each change."""
     lines = ((c.id, c.kind.value, c.generation, c.state.value, age(c.created_at), _why(c), c.run_url) for c in changes)
@@ -390,8 +405,18 @@ def _why(change: Change) -> str:
     return ": ".join(text for text in (change.reason.value if change.reason else "", change.message) if text)
 
 
+_TABLES: Mapping[Kind, Callable[[Iterable[Any]], Table]] = {
+    Kind.MODELS: models_table,
+    Kind.CHANGES: changes_list,
+    Kind.PLANS: plans_table,
+    Kind.REPLANS: replans_table,
+    Kind.REGIONS: regions_table,
+    Kind.FREEZES: freezes_table,
+    Kind.AUDIT: audit_table,
+}
+
 COMMANDS = (
-    Command("get", "List models, plans, replans, regions, the fleet, freezes or the audit.", get),
+    Command("get", "List models, changes, plans, replans, regions, the fleet, freezes or the audit.", get),
     Command("describe", "Show all of one model, plan or freeze.", describe),
     Command("events", "Show what happened to a model.", events),
     Command("explain", "Explain why a model is, or is not, ready.", explain),

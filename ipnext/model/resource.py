@@ -5,12 +5,12 @@ Answers about manifests and status are camelCase, as a person writes them; recor
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, model_validator
 
 from ipnext.model.answers import GenerationAnswers
-from ipnext.model.deployment import GenerationTraffic, Replica
+from ipnext.model.deployment import Replica
 from ipnext.model.drain import DrainView
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.freeze import Frozen, ReasonText
@@ -25,6 +25,16 @@ from ipnext.model.value import Name, Sha256, Value, Written
 
 ChangeId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
 """Chosen by the client, so that a repeated request is one change: letters, digits, `_`, `.`, `-`; at most 80."""
+
+
+Item = TypeVar("Item")
+
+
+class Listed(Value, Generic[Item]):
+    """A page of a list. `next`, given as `after`, leads to the following page; null on the last one."""
+
+    items: tuple[Item, ...] = ()
+    next: str | None = None
 
 
 class ErrorBody(Value):
@@ -253,8 +263,15 @@ class RegionView(Value):
     gateway_url: str | None = None
     supply: tuple[SupplyUse, ...] = ()
     replicas: tuple[Replica, ...] = ()
-    routes: Mapping[str, int] = Field(default_factory=dict)
-    traffic: tuple[GenerationTraffic, ...] = ()
+    """At most twenty, those that do not answer first; all of them: `GET /v1/regions/{region}/replicas`."""
+    replica_count: int = 0
+    phases: Mapping[str, int] = Field(default_factory=dict)
+    """Phase -> replicas in it."""
+    routed_models: int = 0
+    """Models that the region's gateway has a route table of."""
+    requests: int = 0
+    """Requests that its router has counted since it started."""
+    errors: int = 0
 
 
 class PlanInForce(Value):
@@ -262,6 +279,9 @@ class PlanInForce(Value):
 
     summary: PlanSummary
     unmet: tuple[Unmet, ...] = ()
+    """Of the twenty models with the most."""
+    unmet_models: int = 0
+    """Models of whose demand some is left unserved."""
     tokens: tuple[Name, ...] = ()
     """Those of the models in `unmet` whose demand is in tokens a second."""
 
@@ -295,14 +315,20 @@ class ModelOverview(Value):
     frozen: Frozen | None = None
     """What would hold a publish back now."""
     explanation: Explanation | None = None
-    """Why it is not ready; of ready models, and where very many are not, none."""
+    """Why it is not ready; of the first ten of the page that are not."""
 
 
 class Overview(Value):
-    """Everything the page shows, read at one moment."""
+    """Everything the page shows, read at one moment: a page of the models, and the whole fleet in counts."""
 
-    at: datetime
     models: tuple[ModelOverview, ...] = ()
+    next: str | None = None
+    """Given as `after`, it leads to the following models; null on the last page."""
+    model_count: int = 0
+    """Models that are not retired."""
+    ready_count: int = 0
+    not_ready: tuple[Name, ...] = ()
+    """The first fifty models, by name, that are not ready; all of them: `GET /v1/models?ready=false`."""
     regions: tuple[RegionView, ...] = ()
     changes: tuple[ChangeView, ...] = ()
     """Of all models, newest first."""

@@ -1,6 +1,6 @@
 """Changes: what is asked of a model, in order. One that is recorded is acknowledged and never lost."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
 from sqlmodel import col, func, select
@@ -56,6 +56,17 @@ class Changes(Snapshots):
     def change(self, change_id: str) -> Change:
         """One change. NotFound."""
         return _change(self._change_row(change_id))
+
+    def find_change(self, change_id: str) -> Change | None:
+        """One change, None if it is not recorded."""
+        row = self._find_change(change_id)
+        return None if row is None else _change(row)
+
+    def open_kinds(self, model: str) -> Mapping[ChangeKind, str]:
+        """Kind -> id of the newest change of a model that has not ended."""
+        query = select(ChangeRow.kind, ChangeRow.id).where(ChangeRow.model == model, col(ChangeRow.state).in_(_ORDER))
+        found = self._session.exec(query.order_by(col(ChangeRow.ordinal)))
+        return {ChangeKind(kind): change_id for kind, change_id in found}
 
     def changes(self, model: str, *, limit: int = 50) -> tuple[Change, ...]:
         """A model's changes, newest first. NotFound for an unknown model."""

@@ -43,7 +43,7 @@ class Deployments(Unit):
     def deployment(self, key: DeploymentKey) -> Deployment | None:
         """The wanted state of one replica set, if there is one."""
         row = self._session.get(DeploymentRow, _identity(key))
-        return None if row is None else Deployment.model_validate_json(row.deployment)
+        return None if row is None else decode(Deployment, row.deployment)
 
     def deployment_documents(self, region: str) -> Mapping[DeploymentKey, str]:
         """The replica sets of a region as JSON: who knows a document already need not parse it."""

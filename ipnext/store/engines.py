@@ -1,5 +1,6 @@
 """The two engines: how a connection is made and how a transaction begins on each."""
 
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,33 @@ def close(engine: Engine) -> None:
 
 def _end(_connection: object, record: ConnectionPoolEntry) -> None:
     record.invalidate()
+
+
+class Revisions:
+    """Reads the mark of a database's committed content. Safe to use from several threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._connection: Any = None
+
+    def mark(self) -> str:
+        """Return the mark; it costs one statement without a table."""
+        if self._engine.dialect.name != "sqlite":
+            with self._engine.connect() as connection:
+                return str(connection.scalar(text("SELECT pg_current_snapshot()::text")))
+        with self._lock:
+            if self._connection is None:
+                self._connection = self._engine.raw_connection()
+                self._connection.detach()  # kept: the figure is one of this connection
+            return str(self._connection.dbapi_connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the connection that is kept, if there is one."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
 
 def take_turn(connection: Connection, model: str | None) -> None:

@@ -25,7 +25,7 @@ class Journal(Unit):
         message: str = "",
     ) -> Condition:
         """Write a condition; `last_transition_time` moves only when the status changes. NotFound."""
-        self._writing_model(model)
+        of = self._writing_model(model)
         row = self._session.get(ConditionRow, (model, type.value))
         if row is None:
             row = ConditionRow(
@@ -34,6 +34,9 @@ class Journal(Unit):
         if row.status != status:
             row.last_transition_time = self._now()
         row.status, row.reason, row.message = status, reason.value, message
+        if type is ConditionType.READY:
+            of.ready = status == "True"
+            self._session.add(of)
         self._add(row)
         return _condition(row)
 

@@ -1,8 +1,9 @@
 """The fleet and the models, as applied."""
 
+from collections.abc import Collection
 from types import EllipsisType
 
-from sqlmodel import col, select
+from sqlmodel import col, func, select
 
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
@@ -11,7 +12,7 @@ from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode
 from ipnext.store.records import FleetRecord, ModelRecord
 from ipnext.store.tables import FleetRow, ModelRow
-from ipnext.store.unit import Unit, document, known
+from ipnext.store.unit import NAMED_IN_ERRORS, Unit, batches, document, known
 
 THE_FLEET = 1
 
@@ -62,7 +63,7 @@ class Models(Unit):
             row = self._new_model(manifest)
         elif row.retired or row.manifest != document(manifest):
             changed = document(decode(ModelManifest, row.manifest).spec) != document(manifest.spec)
-            row.manifest = document(manifest)
+            row.manifest, row.owner = document(manifest), manifest.metadata.owner
             row.generation += 1 if changed else 0
             row.retired = False
             row.version += 1
@@ -75,6 +76,7 @@ class Models(Unit):
         return ModelRow(
             name=manifest.name,
             manifest=document(manifest),
+            owner=manifest.metadata.owner,
             generation=1,
             observed_generation=0,
             version=1,
@@ -91,10 +93,11 @@ class Models(Unit):
         records = [_model(row) for row in self._session.exec(select(ModelRow))]
         return tuple(sorted(records, key=lambda record: record.name))
 
-    def models_in_tokens(self) -> frozenset[str]:
-        """Models whose demand is in tokens a second."""
-        query = select(ModelRow.name, ModelRow.manifest).where(col(ModelRow.manifest).contains('"tokensPerSecond":'))
-        found = ((name, decode(ModelManifest, text)) for name, text in self._session.exec(query))
+    def models_in_tokens(self, names: Collection[str]) -> frozenset[str]:
+        """Those of these models whose demand is in tokens a second."""
+        query = select(ModelRow.name, ModelRow.manifest)
+        rows = (row for some in batches(names) for row in self._session.exec(query.where(col(ModelRow.name).in_(some))))
+        found = ((name, decode(ModelManifest, text)) for name, text in rows)
         return frozenset(name for name, manifest in found if manifest.spec.unit == TOKENS)
 
     def update_model(
@@ -124,8 +127,9 @@ class Models(Unit):
         return _model(row)
 
     def _no_model(self, name: str) -> NotFound:
-        names = sorted(self._session.exec(select(ModelRow.name).order_by(col(ModelRow.name))))
-        msg = f"model {name!r} is not known; {known(names)}"
+        names = self._session.exec(select(ModelRow.name).order_by(col(ModelRow.name)).limit(NAMED_IN_ERRORS)).all()
+        count = self._session.exec(select(func.count()).select_from(ModelRow)).one()
+        msg = f"model {name!r} is not known; {known(list(names), count)}"
         return NotFound(msg)
 
 

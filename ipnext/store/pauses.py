@@ -1,6 +1,7 @@
 """Pauses: who paused a model's changes, and why. A pause lasts until it is resumed, whatever happens to the workflow."""
 
 from ipnext.model.controls import ControlAsked
+from ipnext.model.wire import decode
 from ipnext.store.tables import PauseRow
 from ipnext.store.unit import Unit, document
 
@@ -11,7 +12,7 @@ class Pauses(Unit):
     def pause(self, model: str) -> ControlAsked | None:
         """Who paused the model's changes; None if they are not paused."""
         row = self._session.get(PauseRow, model)
-        return None if row is None else ControlAsked.model_validate_json(row.asked)
+        return None if row is None else decode(ControlAsked, row.asked)
 
     def put_pause(self, model: str, asked: ControlAsked) -> None:
         """Pause a model, or replace the reason of its pause. NotFound."""

@@ -5,17 +5,16 @@ from ipnext.store.deployments import Deployments
 from ipnext.store.drains import Drains
 from ipnext.store.freezes import Freezes
 from ipnext.store.journal import Journal
-from ipnext.store.models import Models
+from ipnext.store.listing import Listing
+from ipnext.store.overviews import Overviews
 from ipnext.store.pauses import Pauses
-from ipnext.store.plans import Plans
-from ipnext.store.profiles import Profiles
 from ipnext.store.publishing import Publishing
 from ipnext.store.replans import Replans
 from ipnext.store.transitions import Transitions
 
 
 class Repository(
-    Models, Profiles, Publishing, Plans, Replans, Transitions, Deployments, Freezes, Drains, Pauses, Journal, Belonging
+    Listing, Publishing, Replans, Transitions, Deployments, Freezes, Drains, Pauses, Journal, Belonging, Overviews
 ):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
 

@@ -25,6 +25,7 @@ class Store:
         self._engine = engine
         self._readers = engines.reading(engine)
         self._url = url
+        self._revisions = engines.Revisions(engine)
         self._turn = threading.Lock() if url.drivername == "sqlite" else None
 
     @classmethod
@@ -66,8 +67,18 @@ class Store:
         with translated(self.name), Session(self._readers) as session, session.begin():
             yield Repository(session, scope=None, writable=False)
 
+    def revision(self) -> str:
+        """Return a mark of the committed content: equal marks of one store mean that nothing was committed in between.
+
+        SQLite: `PRAGMA data_version` of a connection that never writes. PostgreSQL: `pg_current_snapshot()`, which other
+        databases of the server move too.
+        """
+        with translated(self.name):
+            return self._revisions.mark()
+
     def close(self) -> None:
         """End all connections; that of a unit that is still open ends with the unit."""
+        self._revisions.close()
         engines.close(self._engine)
 
     @contextmanager

@@ -182,17 +182,17 @@ def _snapshot(row: SnapshotRow) -> Snapshot:
         number=row.number,
         digest=row.digest,
         uri=row.uri,
-        manifest=SnapshotManifest.model_validate_json(row.manifest),
+        manifest=decode(SnapshotManifest, row.manifest),
         created_at=row.created_at,
     )
 
 
-def _generation(row: GenerationRow) -> Generation:
+def _generation(row: GenerationRow, *, cut: bool = True) -> Generation:
     return Generation(
         model=row.model,
         number=row.number,
         snapshots=plain(row.snapshots),
-        layout=None if row.layout is None else decode(Layout, row.layout),
+        layout=None if row.layout is None or not cut else decode(Layout, row.layout),
         adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),
         reason=row.reason,

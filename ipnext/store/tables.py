@@ -6,7 +6,7 @@ Documents (manifests, plans, transitions, ...) are canonical JSON text: the same
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import ForeignKeyConstraint, Index, MetaData, UniqueConstraint
+from sqlalchemy import ForeignKeyConstraint, Index, MetaData, UniqueConstraint, false, text
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
@@ -86,9 +86,13 @@ class SchemaCompatRow(Row, table=True):
 
 
 class ModelRow(Row, table=True):
-    """A model as applied."""
+    """A model as applied. `owner` and `ready` repeat its manifest and its condition, for filters and counts."""
 
     __tablename__ = "models"
+    __table_args__ = (
+        Index("ix_models_owner", "owner", "name"),
+        Index("ix_models_ready", "retired", "ready", "name"),
+    )
 
     name: str = _text(primary_key=True)
     manifest: str = _text()
@@ -97,6 +101,9 @@ class ModelRow(Row, table=True):
     version: int = _number()
     serving_generation: int | None = _number(default=None)
     target_generation: int | None = _number(default=None)
+    owner: str = _text(default="", sa_column_kwargs={"server_default": text("''")})
+    ready: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    """Whether the condition Ready is recorded as true; set with the condition."""
     retired: bool = False
     created_at: datetime = _time()
     updated_at: datetime = _time()
@@ -166,7 +173,8 @@ class ChangeRow(Row, table=True):
         _of_model(),
         UniqueConstraint("id"),
         UniqueConstraint("model", "sequence"),
-        Index("ix_changes_state", "state"),
+        Index("ix_changes_state", "state", "ordinal"),
+        Index("ix_changes_created_at", "created_at", "state"),
     )
 
     ordinal: int | None = _ordinal()
@@ -232,6 +240,11 @@ class PlacementRow(Row, table=True):
     """What the plan in force gives one model. All rows together are the plan in force."""
 
     __tablename__ = "placements"
+    __table_args__ = (
+        Index("ix_placements_unmet", "unmet_qps", "model"),
+        Index("ix_placements_owner", "owner", "cost_per_hour", "unmet_qps"),
+        Index("ix_placements_priority", "priority", "unmet_qps"),
+    )
 
     model: str = _text(primary_key=True)
     plan_id: str = _text()
@@ -341,7 +354,7 @@ class DeploymentRow(Row, table=True):
     """The wanted state of one replica set."""
 
     __tablename__ = "deployments"
-    __table_args__ = (_of_model(),)
+    __table_args__ = (_of_model(), Index("ix_deployments_units", "region", "hardware", "replicas", "units", "model"))
 
     model: str = _text(primary_key=True)
     part: str = _text(primary_key=True)

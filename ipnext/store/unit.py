@@ -94,9 +94,9 @@ def batches(values: Collection[str]) -> Iterator[list[str]]:
         yield found[start : start + BATCH]
 
 
-def known(names: list[str]) -> str:
-    """`known: a, b` for an error's text, at most five."""
+def known(names: list[str], count: int | None = None) -> str:
+    """`known: a, b` for an error's text, at most five; `count`: how many there are, if `names` are only the first."""
     if not names:
         return "none is known yet"
-    more = len(names) - NAMED_IN_ERRORS
+    more = (len(names) if count is None else count) - NAMED_IN_ERRORS
     return f"known: {', '.join(names[:NAMED_IN_ERRORS])}" + (f" and {more} more" if more > 0 else "")

@@ -186,10 +186,10 @@ def test_a_call_that_may_be_repeated_is_repeated():
         if len(calls) < 3:
             body = {"code": "Unavailable", "message": "starting"}
             return httpx.Response(503, json=body)
-        return httpx.Response(200, json=[])
+        return httpx.Response(200, json={"items": []})
 
     with Client("http://api", transport=httpx.MockTransport(answer)) as client:
-        assert client.models() == ()
+        assert tuple(client.models()) == ()
         assert calls == ["GET/v1/models"] * 3
 
 
@@ -265,7 +265,7 @@ def test_client_and_command_line_need_the_base_dependencies_only():
 def test_without_a_url_the_client_asks_the_api_that_the_environment_names(live, monkeypatch):
     monkeypatch.setenv("IPNEXT_API_URL", live.url)
     with Client() as client:
-        assert client.models() == ()
+        assert tuple(client.models()) == ()
     with Client("http://127.0.0.1:1", timeout_seconds=1) as client, pytest.raises(errors.Unavailable, match=":1 "):
         client.models()
 
@@ -275,3 +275,67 @@ def test_a_variable_that_says_nothing_usable_is_named(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(errors.InvalidInput, match=f"{name}.*{value}"):
         Client()
+
+
+class Pages:
+    """An API that lists the numbers from 0 on, in pages, and remembers what it was asked for."""
+
+    def __init__(self, count):
+        self.count = count
+        self.asked = []
+
+    def __call__(self, request):
+        after, limit = request.url.params.get("after"), int(request.url.params["limit"])
+        self.asked.append((after, limit))
+        start = 0 if after is None else int(after) + 1
+        end = min(self.count, start + limit)
+        items = [
+            {"at": "2026-01-01T00:00:00Z", "model": None, "kind": "k", "message": str(n)} for n in range(start, end)
+        ]
+        return httpx.Response(200, json={"items": items, "next": str(end - 1) if end < self.count else None})
+
+
+def numbers(events):
+    return [int(event.message) for event in events]
+
+
+def test_a_list_reads_its_pages_while_it_is_iterated_over():
+    api = Pages(450)
+    with Client("http://api", transport=httpx.MockTransport(api)) as client:
+        found = client.events(limit=None)
+        assert api.asked == [(None, 200)], "one page before anything is looked at"
+        assert numbers(found) == list(range(450))
+        assert api.asked == [(None, 200), ("199", 200), ("399", 200)]
+        assert (len(found), found[449].message, found[-1].message) == (450, "449", "449")
+        assert len(api.asked) == 3, "what was read is kept"
+        with pytest.raises(IndexError):
+            found[450]
+
+
+def test_a_list_with_a_limit_asks_for_no_more_and_says_that_there_is_more():
+    api = Pages(450)
+    with Client("http://api", transport=httpx.MockTransport(api)) as client:
+        found = client.events(limit=250)
+        assert (numbers(found), found.next) == (list(range(250)), "249")
+        assert api.asked == [(None, 200), ("199", 50)]
+        assert client.events(limit=450).next is not None
+        assert bool(client.events(limit=1))
+
+
+def test_the_end_of_a_list_has_no_cursor():
+    with Client("http://api", transport=httpx.MockTransport(Pages(3))) as client:
+        assert client.events(limit=3).next is None
+    with Client("http://api", transport=httpx.MockTransport(Pages(0))) as client:
+        assert (list(client.events()), bool(client.events())) == ([], False)
+
+
+def test_models_are_listed_by_their_filters(live):
+    live.rooms.seed("a-one", "a-two", "b-three")
+    with Client(live.url) as client:
+        assert [view.manifest.name for view in client.models(search="a-", limit=1)] == ["a-one"]
+        assert [view.manifest.name for view in client.models(owner="search", ready=False)] == [
+            "a-one",
+            "a-two",
+            "b-three",
+        ]
+        assert not client.models(ready=True)

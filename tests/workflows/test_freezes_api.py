@@ -67,5 +67,5 @@ async def test_an_override_lets_one_change_through_and_the_end_of_the_freeze_the
 
     assert (await ended(usual)).state is ChangeState.DONE
     assert (await http.get(f"/v1/models/{model}/explanation")).json()["reason"] == "Serving"
-    audit = [(e["action"], e["who"]) for e in (await http.get("/v1/audit")).json()]
+    audit = [(e["action"], e["who"]) for e in (await http.get("/v1/audit")).json()["items"]]
     assert audit == [("freeze_deleted", "unknown"), ("freeze_overridden", "ann"), ("freeze_applied", "unknown")]

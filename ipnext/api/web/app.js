@@ -1,13 +1,19 @@
-// The page: reads /v1/overview every second and a half and shows it. A part of the page is rebuilt only when its
-// facts changed, so that selections and focus survive.
+// The page: shows /v1/overview, and reads it again when the stream of events says that something changed. The stream is
+// closed while the page is hidden; without a stream it polls, less and less often while nothing answers. A part of the page
+// is rebuilt only when its facts changed, so that selections and focus survive. Text goes into the page as text only.
 "use strict";
 
-const POLL_MS = 1500;
-const TIMEOUT_MS = 5000;
+const REST_MS = 1500; // between two readings
+const IDLE_MS = 60000; // the page is read so often although nothing was heard
+const MOST_BACKOFF_MS = 60000;
+const TIMEOUT_MS = 15000;
+const HIDDEN_MS = 5000; // a page that is hidden for longer asks for nothing
+const PAGE_SIZE = 25;
 const GOOD = new Set(["serving", "done", "ready", "running-replica", "True"]);
 const BAD = new Set(["refused", "failed", "rolled_back", "False"]);
 const BUSY = new Set(["running", "rolling_out", "starting", "draining"]);
 const shown = new Map();
+const view = { search: "", owner: "", ready: "", after: null, before: [] };
 
 function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
@@ -270,8 +276,9 @@ function drainBadge(drain) {
 }
 
 function regionCard(region) {
-  const served = region.traffic.reduce((sum, t) => sum + t.requests, 0);
-  const failed = region.traffic.reduce((sum, t) => sum + t.errors, 0);
+  const served = region.requests;
+  const failed = region.errors;
+  const rest = region.replica_count - region.replicas.length;
   return el(
     "article", { class: "card", "data-region": region.region, "aria-label": `Region ${region.region}` },
     el(
@@ -283,7 +290,7 @@ function regionCard(region) {
     region.gateway_url ? el("p", { class: "quiet" }, "gateway ", el("code", {}, region.gateway_url)) : null,
     region.supply.length ? [el("h4", {}, "Supply"), el("div", { class: "bars" }, region.supply.map(supplyBar))] : null,
     region.replicas.length
-      ? [el("h4", {}, "Replicas"), table(["model / part", "phase", "answers for", "note"], region.replicas.map(replicaRow))]
+      ? [el("h4", {}, "Replicas"), table(["model / part", "phase", "answers for", "note"], region.replicas.map(replicaRow)), rest > 0 ? el("p", { class: "quiet", "data-rest": rest }, `and ${amount(rest)} replicas more; ${Object.entries(region.phases).map(([phase, count]) => `${amount(count)} ${words(phase)}`).join(", ")}`) : []]
       : region.reachable ? el("p", { class: "quiet" }, "No replicas.") : null,
   );
 }
@@ -324,6 +331,7 @@ function planCard({ plan, replan }) {
   if (!plan) return [el("p", { class: "card quiet" }, "No plan is in force yet: the first publish makes one."), replanNote(replan) ?? []];
   const s = plan.summary;
   const unit = (model) => (plan.tokens.includes(model) ? "tokens/s" : "requests/s");
+  const more = plan.unmet_models - new Set(plan.unmet.map((u) => u.model)).size;
   const unmet = plan.unmet.map((u) => `${u.model} in ${u.region}: ${amount(u.qps)} ${unit(u.model)} unserved (${u.rules.join(", ")})`);
   const left = ["requests/s", "tokens/s"].map((u) => [u, plan.unmet.filter((x) => unit(x.model) === u).reduce((sum, x) => sum + x.qps, 0)]).filter(([, sum]) => sum > 0);
   return el(
@@ -335,7 +343,7 @@ function planCard({ plan, replan }) {
       fact("replicas started", amount(s.moves)), fact("made by", s.trigger), fact("made", time(s.created_at)), replanFact(replan),
     ),
     replanNote(replan),
-    unmet.length ? el("p", { class: "note bad" }, unmet.join("; ")) : null,
+    unmet.length ? el("p", { class: "note bad" }, unmet.join("; ") + (more > 0 ? `; and ${amount(more)} models more` : "")) : null,
   );
 }
 
@@ -353,15 +361,34 @@ function orEmpty(rows, text, render) {
   return rows.length ? render(rows) : el("p", { class: "card quiet" }, text);
 }
 
-function render(view) {
-  show("plan", { plan: view.plan, replan: view.replan }, planCard);
-  show("models-body", view.models, (models) => orEmpty(models, "No models yet: ipnext apply -f model.yaml", (all) => all.map(modelCard)));
-  show("regions-body", view.regions, (regions) => orEmpty(regions, "No regions yet: ipnext apply -f fleet.yaml", (all) => all.map(regionCard)));
-  show("changes-body", view.changes, (changes) => orEmpty(changes, "No runs yet.", (all) => el("div", { class: "card" }, table(["recorded", "model", "kind", "generation", "state", "run", "why"], all.map(changeRow)))));
-  show("events-body", view.events, (events) => orEmpty(events, "No events yet.", (all) => el("div", { class: "card" }, table(["when", "model", "what", "message"], all.map(eventRow)))));
-  document.getElementById("temporal").href = view.temporal_ui_url;
-  const ready = view.models.filter((m) => m.model.status.conditions.some((c) => c.type === "Ready" && c.status === "True"));
-  document.title = view.models.length ? `IPnext: ${ready.length} of ${view.models.length} ready` : "IPnext";
+function summaryLine(found) {
+  const waiting = found.model_count - found.ready_count;
+  const names = found.not_ready.slice(0, 10).map((name) => el("button", { type: "button", class: "link", "data-find": name, "data-key": `find-${name}` }, name));
+  const more = waiting > names.length ? el("span", { class: "quiet" }, ` and ${amount(waiting - names.length)} more`) : null;
+  return [
+    el("span", { "data-counts": "" }, `${amount(found.ready_count)} of ${amount(found.model_count)} ready`),
+    names.length ? [el("span", { class: "quiet" }, "; not ready: "), names.flatMap((name, i) => (i ? [", ", name] : [name])), more] : null,
+  ].flat(Infinity).filter((part) => part !== null);
+}
+
+function noModels() {
+  return view.search || view.owner || view.ready || view.after ? "No model fits the filter." : "No models yet: ipnext apply -f model.yaml";
+}
+
+function render(found) {
+  show("plan", { plan: found.plan, replan: found.replan }, planCard);
+  show("models-summary", { model_count: found.model_count, ready_count: found.ready_count, not_ready: found.not_ready }, summaryLine);
+  show("models-body", { models: found.models, empty: noModels() }, ({ models, empty }) => orEmpty(models, empty, (all) => all.map(modelCard)));
+  show("regions-body", found.regions, (regions) => orEmpty(regions, "No regions yet: ipnext apply -f fleet.yaml", (all) => all.map(regionCard)));
+  show("changes-body", found.changes, (changes) => orEmpty(changes, "No runs yet.", (all) => el("div", { class: "card" }, table(["recorded", "model", "kind", "generation", "state", "run", "why"], all.map(changeRow)))));
+  show("events-body", found.events, (events) => orEmpty(events, "No events yet.", (all) => el("div", { class: "card" }, table(["when", "model", "what", "message"], all.map(eventRow)))));
+  document.getElementById("temporal").href = found.temporal_ui_url;
+  document.title = found.model_count ? `IPnext: ${found.ready_count} of ${found.model_count} ready` : "IPnext";
+  const [back, on] = [document.getElementById("previous"), document.getElementById("next")];
+  back.disabled = view.before.length === 0;
+  on.disabled = found.next === null;
+  on.dataset.after = found.next ?? "";
+  document.getElementById("pages").hidden = back.disabled && on.disabled;
   for (const node of document.querySelectorAll("time")) node.textContent = ago(node.dateTime);
 }
 
@@ -372,16 +399,119 @@ function connection(state, text) {
   place.textContent = text;
 }
 
-async function poll() {
+function address() {
+  const query = new URLSearchParams({ limit: PAGE_SIZE });
+  for (const name of ["search", "owner", "ready", "after"]) if (view[name]) query.set(name, view[name]);
+  return `/v1/overview?${query}`;
+}
+
+// One reading at a time, REST_MS apart at least; what is heard during one is read after it.
+const reading = { busy: false, again: false, timer: null, failed: 0, source: null, opened: 0, retry: null, hidden: null };
+
+function later(ms) {
+  clearTimeout(reading.timer);
+  reading.timer = setTimeout(read, ms);
+}
+
+async function read() {
+  clearTimeout(reading.timer);
+  if (reading.hidden === "yes") return;
+  if (reading.busy) {
+    reading.again = true;
+    return;
+  }
+  reading.busy = true;
+  reading.again = false;
+  const asked = address();
+  let rest = reading.source ? IDLE_MS : REST_MS * 2;
   try {
-    const answer = await fetch("/v1/overview", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
+    const answer = await fetch(asked, { cache: "no-cache", signal: AbortSignal.timeout(TIMEOUT_MS) });
     if (!answer.ok) throw new Error(`status ${answer.status}`);
-    render(await answer.json());
-    connection("live", "live");
+    const found = await answer.json();
+    if (asked === address()) render(found);
+    reading.failed = 0;
+    connection("live", reading.source ? "live" : "live, polling");
   } catch (error) {
+    reading.failed += 1;
+    rest = backoff(reading.failed);
     connection("lost", `the API does not answer (${error.message}); trying again`);
   }
-  setTimeout(poll, document.hidden ? POLL_MS * 4 : POLL_MS);
+  reading.busy = false;
+  if (asked !== address()) later(0);
+  else later(reading.again && !reading.failed ? REST_MS : rest);
+}
+
+function backoff(failures) {
+  return Math.min(MOST_BACKOFF_MS, REST_MS * 2 ** Math.min(failures, 6)) * (0.5 + Math.random() / 2);
+}
+
+// Many pages hear of one change at the same moment: they read within a second of it, not all at once.
+function heard() {
+  reading.again = true;
+  if (!reading.busy) later(100 + Math.random() * (REST_MS - 100));
+}
+
+function listen() {
+  clearTimeout(reading.retry);
+  if (reading.source || reading.hidden === "yes") return;
+  const source = new EventSource("/v1/events/stream");
+  reading.source = source;
+  source.onopen = () => { reading.opened = 0; };
+  source.addEventListener("event", heard);
+  source.addEventListener("changed", heard);
+  source.onerror = () => {
+    source.close();
+    if (reading.source === source) reading.source = null;
+    reading.opened += 1;
+    clearTimeout(reading.retry);
+    reading.retry = setTimeout(listen, backoff(reading.opened));
+    later(REST_MS);
+  };
+}
+
+function visibility() {
+  clearTimeout(reading.hideTimer);
+  if (document.hidden) {
+    reading.hideTimer = setTimeout(() => {
+      reading.hidden = "yes";
+      reading.source?.close();
+      reading.source = null;
+      clearTimeout(reading.timer);
+      clearTimeout(reading.retry);
+    }, HIDDEN_MS);
+  } else if (reading.hidden === "yes") {
+    reading.hidden = null;
+    listen();
+    later(0);
+  }
+}
+
+function filters() {
+  const form = document.getElementById("filters");
+  let typed;
+  function apply() {
+    const given = new FormData(form);
+    Object.assign(view, { search: given.get("search").trim(), owner: given.get("owner").trim(), ready: given.get("ready"), after: null, before: [] });
+    later(0);
+  }
+  form.addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(typed); apply(); });
+  form.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(apply, 300); });
+  document.getElementById("next").addEventListener("click", (event) => {
+    view.before.push(view.after);
+    view.after = event.target.dataset.after || null;
+    later(0);
+  });
+  document.getElementById("previous").addEventListener("click", () => {
+    view.after = view.before.pop() ?? null;
+    later(0);
+  });
+  document.getElementById("models-summary").addEventListener("click", (event) => {
+    const name = event.target.dataset?.find;
+    if (!name) return;
+    form.elements.search.value = name;
+    form.elements.ready.value = "";
+    apply();
+  });
 }
 
 function theme() {
@@ -403,4 +533,8 @@ function theme() {
 }
 
 theme();
-poll();
+filters();
+document.addEventListener("visibilitychange", visibility);
+visibility();
+listen();
+read();

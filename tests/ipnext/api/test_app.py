@@ -99,7 +99,7 @@ async def test_a_fleet_may_not_lose_what_a_model_names(applied):
 async def test_regions_show_supply_and_what_is_used(applied):
     await applied.publish("a")
     applied.rooms.serve(1)
-    regions = {r["region"]: r for r in (await applied.http.get("/v1/regions")).json()}
+    regions = {r["region"]: r for r in (await applied.http.get("/v1/regions")).json()["items"]}
     assert regions["eu"]["supply"] == [{"hardware": "cpu", "units": 8, "used": 4, "free": 4, "unit_cost": 1}]
     assert regions["us"]["supply"][0]["free"] == 4
     assert regions["eu"]["gateway_url"] == "http://eu.memory"
@@ -107,10 +107,10 @@ async def test_regions_show_supply_and_what_is_used(applied):
 
 
 async def test_plans_are_listed_read_and_compared(applied):
-    assert (await applied.http.get("/v1/plans")).json() == []
+    assert (await applied.http.get("/v1/plans")).json()["items"] == []
     applied.rooms.adopt_plan("plan-1")
     applied.rooms.adopt_plan("plan-2")
-    listed = (await applied.http.get("/v1/plans")).json()
+    listed = (await applied.http.get("/v1/plans")).json()["items"]
     assert [(p["id"], p["in_force"], p["unmet_qps"]) for p in listed] == [
         ("plan-2", True, 12.5),
         ("plan-1", False, 12.5),
@@ -132,7 +132,7 @@ async def test_a_plan_is_read_without_its_documents_or_with_them_as_they_lie_in_
     assert PlanView.model_validate(whole).problem.models[0].model == "ranker"
     assert (summary["wall_seconds"], summary["cpu_seconds"], summary["peak_memory_bytes"]) == (1.5, 2.5, 2**20)
     assert (summary["method"], summary["bound"], summary["bound_covers"]) == ("highs", 9.5, "all")
-    failed = (await applied.http.get("/v1/plans?fleetOnly=true")).json()[0]
+    failed = (await applied.http.get("/v1/plans?fleetOnly=true")).json()["items"][0]
     assert (failed["outcome"], failed["reason"], failed["has_documents"]) == ("failed", "PlannerFailed", False)
     for path in ("/v1/plans/replan-failed", "/v1/plans/replan-failed/diff"):
         answer = await applied.http.get(path)
@@ -152,7 +152,7 @@ async def test_a_replan_is_recorded_handed_on_and_followed(applied):
     done = (await applied.http.get("/v1/replans/r1")).json()
     assert (done["state"], done["plan_id"], done["message"]) == ("dry_run", "plan-1", "told")
     assert done["run_url"].endswith("/workflows/replan/run-of-replan")
-    assert [r["id"] for r in (await applied.http.get("/v1/replans")).json()] == ["r1"]
+    assert [r["id"] for r in (await applied.http.get("/v1/replans")).json()["items"]] == ["r1"]
     assert (await applied.http.get("/v1/replans/none")).status_code == 404
 
 
@@ -180,7 +180,7 @@ async def test_a_changed_fleet_asks_for_one_replan_however_many_changes_come(app
     for units in (9, 9, 10, 11):
         (await applied.http.put("/v1/fleet", json=_fleet(applied, units))).raise_for_status()
     (await applied.http.put("/v1/fleet?dryRun=true", json=_fleet(applied, 12))).raise_for_status()
-    replans = (await applied.http.get("/v1/replans")).json()
+    replans = (await applied.http.get("/v1/replans")).json()["items"]
     assert [(r["id"], r["trigger"], r["state"]) for r in replans] == [("supply-2", "supply", "recorded")]
     assert replans[0]["not_before"] > replans[0]["created_at"], "it waits for further changes"
     assert applied.rooms.lifecycle.replans_woken == 0
@@ -218,7 +218,7 @@ async def test_a_changed_fleet_asks_for_nothing_where_that_is_switched_off_or_no
         document = rooms.fleet_document()
         document["spec"]["supply"][0]["units"] = 9
         (await http.put("/v1/fleet", json=document)).raise_for_status()
-        assert (await http.get("/v1/replans")).json() == []
+        assert (await http.get("/v1/replans")).json()["items"] == []
 
 
 async def test_a_model_that_no_region_reaches_in_time_is_refused_and_so_is_a_fleet_that_makes_it_so(applied):
@@ -298,13 +298,13 @@ async def test_metrics_tell_changes_models_plan_and_supply(applied):
 async def test_history_is_read_back(applied):
     await applied.publish("a")
     applied.rooms.serve(1)
-    change = (await applied.http.get("/v1/models/ranker/changes")).json()[0]
+    change = (await applied.http.get("/v1/models/ranker/changes")).json()["items"][0]
     assert change["run_url"].endswith(f"/workflows/lifecycle%2Franker%2F{change['id']}/run-of-1")
     assert (await applied.http.get(f"/v1/changes/{change['id']}")).json() == change
-    assert (await applied.http.get("/v1/models/ranker/generations")).json()[0]["state"] == "serving"
-    assert (await applied.http.get("/v1/models/ranker/events")).json()[0]["kind"] == "generation_serving"
-    assert (await applied.http.get("/v1/events")).json()[0]["model"] == "ranker"
-    assert (await applied.http.get("/v1/models/ranker/transitions")).json() == []
+    assert (await applied.http.get("/v1/models/ranker/generations")).json()["items"][0]["state"] == "serving"
+    assert (await applied.http.get("/v1/models/ranker/events")).json()["items"][0]["kind"] == "generation_serving"
+    assert (await applied.http.get("/v1/events")).json()["items"][0]["model"] == "ranker"
+    assert (await applied.http.get("/v1/models/ranker/transitions")).json()["items"] == []
     assert (await applied.http.get("/v1/models/ranker/reports/1")).status_code == 404
     assert (await applied.http.get("/v1/changes/nope")).status_code == 404
 

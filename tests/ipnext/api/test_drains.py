@@ -19,7 +19,7 @@ async def test_a_drain_is_recorded_told_and_shown(fleet):
     assert (answer.status_code, answer.json()["state"]) == (202, "recorded")
     assert answer.json()["run_url"].endswith("/workflows/drain%2Feu")
     await eventually(lambda: fleet.rooms.lifecycle.drains_told == ["eu"])
-    shown = {region["region"]: region["drain"] for region in (await fleet.http.get("/v1/regions")).json()}
+    shown = {region["region"]: region["drain"] for region in (await fleet.http.get("/v1/regions")).json()["items"]}
     assert (shown["eu"]["reason"], shown["us"]) == ("racks", None)
     assert (await fleet.http.get("/v1/regions/eu/drain")).json()["id"] == "drain-eu-1"
 
@@ -51,7 +51,7 @@ async def test_a_region_comes_back_only_where_it_is_drained(fleet):
 async def test_applying_the_fleet_again_keeps_a_drain(fleet):
     await fleet.http.post("/v1/regions/eu/drain", json={})
     await fleet.http.put("/v1/fleet", json=fleet.rooms.fleet_document())
-    shown = {region["region"]: region["drain"] for region in (await fleet.http.get("/v1/regions")).json()}
+    shown = {region["region"]: region["drain"] for region in (await fleet.http.get("/v1/regions")).json()["items"]}
     assert shown["eu"]["state"] == "recorded"
 
 

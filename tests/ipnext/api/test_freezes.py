@@ -44,13 +44,13 @@ async def test_a_freeze_is_applied_read_and_listed_with_its_windows(applied):
     assert (view["version"], view["next"], view["dryRun"]) == (1, [], False)
     assert view["inForce"]["end"] > view["inForce"]["start"]
     assert (await applied.http.get("/v1/freezes/sale")).json() == view
-    assert (await applied.http.get("/v1/freezes")).json() == [view]
+    assert (await applied.http.get("/v1/freezes")).json()["items"] == [view]
     assert (await applied.http.get("/v1/freezes/none")).status_code == 404
 
 
 async def test_a_write_that_expects_another_version_is_refused_and_a_dry_run_writes_nothing(applied):
     assert (await put(applied, query="?dryRun=true"))["dryRun"]
-    assert (await applied.http.get("/v1/freezes")).json() == []
+    assert (await applied.http.get("/v1/freezes")).json()["items"] == []
     await put(applied, query="?expectedVersion=0")
     assert (await put(applied, query="?expectedVersion=4", status=409))["code"] == "StaleWrite"
     assert (await put(applied, query="?expectedVersion=4&dryRun=true", status=409))["code"] == "StaleWrite"
@@ -86,13 +86,16 @@ async def test_the_audit_tells_who_did_what_and_why(applied):
     assert (answer.status_code, answer.json()["freezes"], answer.json()["who"]) == (200, ["sale"], "ann")
     await applied.http.post(f"/v1/changes/{change['id']}/override", json={"reason": "again"})
     await applied.http.delete("/v1/freezes/sale?reason=sold%20out", headers={"X-IPnext-User": "Zo%C3%AB"})
-    found = [(e["who"], e["action"], e["subject"], e["reason"]) for e in (await applied.http.get("/v1/audit")).json()]
+    found = [
+        (e["who"], e["action"], e["subject"], e["reason"])
+        for e in (await applied.http.get("/v1/audit")).json()["items"]
+    ]
     assert found == [
         ("Zoë", "freeze_deleted", "sale", "sold out"),
         ("ann", "freeze_overridden", change["id"], "a fix"),
         ("ann", "freeze_applied", "sale", "the shop is full"),
     ]
-    events = [e["kind"] for e in (await applied.http.get("/v1/events")).json()]
+    events = [e["kind"] for e in (await applied.http.get("/v1/events")).json()["items"]]
     assert {"FreezeApplied", "FreezeOverridden", "FreezeLifted"} <= set(events)
 
 
@@ -102,7 +105,7 @@ async def test_an_override_without_a_reason_is_refused(applied, reason):
     body = {} if reason is None else {"reason": reason}
     answer = await applied.http.post(f"/v1/changes/{change['id']}/override", json=body)
     assert (answer.status_code, answer.json()["field"]) == (400, "reason")
-    assert (await applied.http.get("/v1/audit")).json() == []
+    assert (await applied.http.get("/v1/audit")).json()["items"] == []
 
 
 async def test_a_publish_may_bring_its_override(applied):
@@ -112,7 +115,7 @@ async def test_a_publish_may_bring_its_override(applied):
     for _ in range(2):
         answer = await applied.http.post("/v1/models/ranker/publish", json=body, headers=ANN)
         assert answer.status_code == 202
-    audit = (await applied.http.get("/v1/audit")).json()
+    audit = (await applied.http.get("/v1/audit")).json()["items"]
     assert [(e["action"], e["subject"]) for e in audit] == [("freeze_overridden", "fix-1"), ("freeze_applied", "sale")]
     with applied.rooms.store.read() as unit:
         assert unit.freeze_override("fix-1").reason == "a fix"

@@ -15,7 +15,9 @@ async def test_an_applied_model_is_read_back_with_status(applied):
     assert view["manifest"]["metadata"] == {"name": "ranker", "owner": "search", "labels": {}, "annotations": {}}
     assert view["version"] == 1
     assert view["status"]["servingGeneration"] is None
-    assert [m["manifest"]["metadata"]["name"] for m in (await applied.http.get("/v1/models")).json()] == ["ranker"]
+    assert [m["manifest"]["metadata"]["name"] for m in (await applied.http.get("/v1/models")).json()["items"]] == [
+        "ranker"
+    ]
 
 
 async def test_the_same_manifest_twice_changes_nothing(applied):
@@ -78,9 +80,9 @@ async def test_the_layout_of_what_serves_is_shown(applied):
     layout = applied.rooms.lay_out(1)
     assert (await applied.http.get("/v1/models/ranker")).json()["layout"] is None, "nothing serves yet"
     applied.rooms.serve(1)
-    [view] = (await applied.http.get("/v1/models")).json()
+    [view] = (await applied.http.get("/v1/models")).json()["items"]
     assert view["layout"] == layout.model_dump(mode="json", by_alias=True)
-    [generation] = (await applied.http.get("/v1/models/ranker/generations")).json()
+    [generation] = (await applied.http.get("/v1/models/ranker/generations")).json()["items"]
     assert generation["layout"] == view["layout"]
     [shown] = (await applied.http.get("/v1/overview")).json()["models"]
     assert (shown["model"]["layout"], shown["generations"][0]["layout"]) == (view["layout"], None)
@@ -147,7 +149,7 @@ async def test_deleting_twice_is_one_retirement(applied):
         unit.update_change(first.json()["id"], state=ChangeState.DONE, reason=Reason.SUCCEEDED)
         unit.update_model("ranker", retired=True)
     assert (await applied.http.delete("/v1/models/ranker")).status_code == 409
-    assert (await applied.http.get("/v1/models")).json() == []
+    assert (await applied.http.get("/v1/models")).json()["items"] == []
     assert (await applied.publish("a")).status_code == 409
 
 

@@ -10,7 +10,7 @@ from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.sketch import latency_bucket
 from ipnext.model.starting import EngineStart
-from ipnext.model.status import Reason
+from ipnext.model.status import ConditionType, Reason
 from tests.waiting import PATIENCE_SECONDS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -257,6 +257,94 @@ def test_the_page_follows_a_change_without_a_reload(page, seeded):
     seeded.rooms.infrastructure.cut("us")
     page.wait_for_selector("[data-region=us] .badge.bad")
     assert "3 of 4 replicas ready" in page.locator("[data-model=ranker]").inner_text()
+
+
+def names_on(page):
+    return [card.get_attribute("data-model") for card in page.locator("[data-model]").all()]
+
+
+@pytest.fixture
+def crowd(browser, live):
+    """The page over sixty models; number 7 is not ready, and says so in markup."""
+    live.rooms.seed()
+    with live.rooms.store.begin() as unit:
+        for number in range(60):
+            document = live.rooms.model_document(f"model-{number:02}")
+            unit.put_model(parse_manifest(document), expected_version=None)
+            status, reason = ("False", Reason.LOAD_FAILED) if number == 7 else ("True", Reason.SERVING)
+            unit.set_condition(f"model-{number:02}", ConditionType.READY, status, reason, MARKUP)
+    context = patient(browser.new_context(viewport={"width": 1360, "height": 1200}))
+    page = context.new_page()
+    page.goto(live.url, wait_until="domcontentloaded")
+    page.wait_for_selector("[data-model=model-00]")
+    yield page
+    context.close()
+
+
+MARKUP = "<img src=x onerror=\"document.body.dataset.run='yes'\"><b>bold</b>"
+
+
+def test_many_models_come_in_pages(crowd):
+    assert len(names_on(crowd)) == 25
+    crowd.click("#next")
+    crowd.wait_for_selector("[data-model=model-25]")
+    crowd.click("#next")
+    crowd.wait_for_selector("[data-model=model-50]")
+    assert names_on(crowd) == [f"model-{number}" for number in range(50, 60)]
+    assert crowd.locator("#next").is_disabled()
+    crowd.click("#previous")
+    crowd.wait_for_selector("[data-model=model-25]")
+    assert crowd.title() == "IPnext: 59 of 60 ready", "of the whole fleet"
+
+
+def test_models_are_found_by_name_and_readiness(crowd):
+    crowd.select_option("[name=ready]", "false")
+    crowd.locator("[data-model=model-00]").wait_for(state="detached")
+    assert names_on(crowd) == ["model-07"]
+    crowd.select_option("[name=ready]", "")
+    crowd.fill("[name=search]", "l-4")
+    crowd.locator("[data-model=model-07]").wait_for(state="detached")
+    crowd.wait_for_selector("[data-model=model-40]")
+    assert names_on(crowd) == [f"model-{number}" for number in range(40, 50)]
+    crowd.fill("[name=search]", "nothing-like-it")
+    crowd.get_by_text("No model fits the filter.").wait_for()
+
+
+def test_a_model_that_is_not_ready_is_named_above_the_list_and_one_click_away(crowd):
+    crowd.click("[data-find=model-07]")
+    crowd.locator("[data-model=model-00]").wait_for(state="detached")
+    assert names_on(crowd) == ["model-07"]
+
+
+def test_markup_in_a_message_is_shown_as_text(crowd):
+    crowd.click("[data-find=model-07]")
+    crowd.locator("[data-model=model-00]").wait_for(state="detached")
+    assert crowd.locator("[data-model=model-07] .note").inner_text() == MARKUP
+    assert crowd.locator("[data-model] img, [data-model] b").count() == 0
+    assert crowd.evaluate("document.body.dataset.run") is None
+
+
+def test_a_page_that_hears_of_a_change_reads_once_and_an_idle_one_does_not_poll(crowd, live):
+    crowd.wait_for_selector("[data-state=live]")
+    asked = []
+    crowd.on("request", lambda request: asked.append(request.url) if "/v1/overview" in request.url else None)
+    with live.rooms.store.begin() as unit:
+        unit.add_event(None, "Test", "something to be seen")
+    crowd.locator("#events", has_text="something to be seen").wait_for()
+    assert 1 <= len(asked) <= 3, "one for the message, at most one each for what came with it"
+
+
+def test_without_streams_the_page_polls(browser, live):
+    live.rooms.seed("ranker")
+    context = patient(browser.new_context())
+    page = context.new_page()
+    page.route("**/v1/events/stream", lambda route: route.fulfill(status=503, body="{}"))
+    page.goto(live.url, wait_until="domcontentloaded")
+    page.wait_for_selector("[data-model=ranker]")
+    live.rooms.seed("embedder")
+    page.wait_for_selector("[data-model=embedder]")
+    assert page.locator("#connection").inner_text() == "live, polling"
+    context.close()
 
 
 def test_the_page_has_a_dark_form_and_names_for_everything(page, tmp_path):

@@ -73,10 +73,10 @@ async def test_a_profile_is_kept_counts_and_asks_for_a_replan_once(serving):
     assert await throughput(serving) == (200, "tokens/s", 1)
     again = await put(serving, profile(100, 300))
     assert again == found
-    assert (await serving.http.get(PATH.format(1))).json() == [found | {"replan_id": None}]
-    [replan] = (await serving.http.get("/v1/replans")).json()
+    assert (await serving.http.get(PATH.format(1))).json()["items"] == [found | {"replan_id": None}]
+    [replan] = (await serving.http.get("/v1/replans")).json()["items"]
     assert (replan["id"], replan["trigger"]) == (found["replan_id"], "profile")
-    events = [e for e in (await serving.http.get("/v1/models/chat/events")).json() if e["kind"] == "Profiled"]
+    events = [e for e in (await serving.http.get("/v1/models/chat/events")).json()["items"] if e["kind"] == "Profiled"]
     assert [e["message"] for e in events] == [
         "llm on cpu, snapshot 1: measured 200 tokens/s; plans take 200 tokens/s a replica, 500 tokens/s before"
     ]
@@ -86,7 +86,7 @@ async def test_a_profile_is_kept_counts_and_asks_for_a_replan_once(serving):
 async def test_only_a_change_of_more_than_a_twentieth_asks_for_a_replan(serving, tokens, asked):
     found = await put(serving, profile(tokens))
     assert (found["replan_id"] is not None) is asked
-    assert len((await serving.http.get("/v1/replans")).json()) == asked
+    assert len((await serving.http.get("/v1/replans")).json()["items"]) == asked
 
 
 async def test_the_newest_measurement_counts_whatever_came_later(serving):
@@ -138,7 +138,7 @@ async def test_an_apply_of_what_nobody_knows_or_what_was_measured_to_miss_its_ta
 )
 async def test_what_is_no_profile_of_a_snapshot_is_refused_and_nothing_is_kept(serving, number, change, status, said):
     assert said in (await put(serving, profile(100) | change, number, status))["message"]
-    assert (await serving.http.get(PATH.format(1))).json() == []
+    assert (await serving.http.get(PATH.format(1))).json()["items"] == []
 
 
 async def test_unmet_demand_on_the_page_knows_which_models_are_in_tokens(serving):

@@ -23,7 +23,7 @@ async def test_the_same_change_id_twice_is_one_change(applied):
     first = (await applied.publish("a", change_id="mine-1")).json()
     second = (await applied.publish("a", change_id="mine-1")).json()
     assert first["id"] == second["id"] == "mine-1"
-    assert len((await applied.http.get("/v1/models/ranker/changes")).json()) == 1
+    assert len((await applied.http.get("/v1/models/ranker/changes")).json()["items"]) == 1
     other = await applied.publish("b", change_id="mine-1")
     assert (other.status_code, other.json()["code"]) == (409, "Conflict")
 
@@ -64,7 +64,7 @@ async def test_a_directory_below_an_allowed_root_is_read_by_the_server(applied):
         parts[part] = {"uri": (root / part).as_uri()}
     answer = await applied.http.post("/v1/models/ranker/publish", json={"parts": parts})
     assert answer.status_code == 202, answer.text
-    snapshots = (await applied.http.get("/v1/models/ranker/snapshots")).json()
+    snapshots = (await applied.http.get("/v1/models/ranker/snapshots")).json()["items"]
     assert [s["uri"].startswith(applied.rooms.artifacts.uri) for s in snapshots] == [True, True]
 
 

@@ -188,7 +188,7 @@ async def test_an_unreachable_region_is_shown_and_never_an_error(applied):
     status = await status_of(applied)
     assert status["unreachableRegions"] == ["eu"]
     assert conditions_of(status)["Ready"] == ("Unknown", "RegionUnreachable")
-    regions = {r["region"]: r["reachable"] for r in (await applied.http.get("/v1/regions")).json()}
+    regions = {r["region"]: r["reachable"] for r in (await applied.http.get("/v1/regions")).json()["items"]}
     assert regions == {"eu": False, "us": True}
     answer, _ = await explained(applied)
     assert answer["reason"] == "RegionUnreachable"

@@ -84,6 +84,29 @@ def test_every_listing_has_three_forms(serving, what):
     assert type(yaml.safe_load(serving("get", what, "-o", "yaml").stdout)) is type(plain)
 
 
+def test_a_list_is_cut_at_its_limit_and_says_so(applied, live):
+    live.rooms.seed("a-one", "a-two")
+    cut = applied("get", "models", "--limit", "2", "-o", "json")
+    assert [view["manifest"]["metadata"]["name"] for view in json.loads(cut.stdout)] == ["a-one", "a-two"]
+    assert cut.stderr.strip() == "there are more than 2: --all lists them all, --limit so many"
+    whole = applied("get", "models", "--limit", "2", "--all", "-o", "json")
+    assert (len(json.loads(whole.stdout)), whole.stderr) == (3, "")
+
+
+def test_models_are_listed_by_owner_readiness_and_text(serving, live):
+    live.rooms.seed("a-one")
+    assert "ranker" not in serving("get", "models", "--not-ready").stdout
+    assert "a-one" in serving("get", "models", "--not-ready").stdout
+    assert "a-one" not in serving("get", "models", "--search", "rank").stdout
+    assert serving("get", "models", "--owner", "nobody", "-o", "json").stdout.strip() == "[]"
+    refused = serving("get", "plans", "--not-ready", status=2)
+    assert "are for models" in refused.stderr
+
+
+def test_changes_of_all_models_are_listed(serving):
+    assert "ranker" in serving("get", "changes").stdout
+
+
 def test_the_table_of_models_tells_what_matters(serving):
     table = serving("get", "models").stdout
     head, line = table.splitlines()[:2]

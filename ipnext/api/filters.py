@@ -1,0 +1,100 @@
+"""Which models a list or the page shows, and how many of all are ready."""
+
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+from fastapi import Depends, Query
+
+from ipnext.api.facts import ModelFacts, facts_of
+from ipnext.api.platform import After
+from ipnext.api.states import States
+from ipnext.api.status import observed_conditions
+from ipnext.model.status import ConditionType
+from ipnext.store.paging import Page
+from ipnext.store.repository import Repository
+
+MOST_MODELS = 200
+"""Models of one page."""
+
+LOOKED_AT = 200
+"""Models recorded as ready whose replicas do not all answer: so many of them are looked at for the count."""
+
+NAMED = 50
+"""Models that are not ready that the overview names."""
+
+Owner = Annotated[str | None, Query(max_length=63, description="Only models of this owner.")]
+Ready = Annotated[bool | None, Query(description="Only models that are ready, or that are not.")]
+Search = Annotated[str | None, Query(max_length=63, description="Only models with this text in their name.")]
+PageLimit = Annotated[int, Query(ge=1, le=MOST_MODELS, description=f"Models of the page, 1 to {MOST_MODELS}.")]
+
+
+class Wanted(NamedTuple):
+    """The models that a client asks for."""
+
+    owner: str | None = None
+    ready: bool | None = None
+    search: str | None = None
+    after: str | None = None
+    limit: int = 50
+
+
+def wanted_of(
+    owner: Owner = None, ready: Ready = None, search: Search = None, after: After = None, limit: PageLimit = 50
+) -> Wanted:
+    """Read the filters and the page from a request's query."""
+    return Wanted(owner, ready, search, after, limit)
+
+
+WantedModels = Annotated[Wanted, Depends(wanted_of)]
+
+
+class FleetReadiness(NamedTuple):
+    """How many models there are and are ready, and the first names of those that are not."""
+
+    models: int
+    ready: int
+    not_ready: tuple[str, ...]
+
+
+def is_ready(facts: ModelFacts, states: States) -> bool:
+    """True if the newest wanted state of the model serves, by the record and by what the regions report."""
+    found = (c for c in observed_conditions(facts, states) if c.type is ConditionType.READY)
+    return any(condition.status == "True" for condition in found)
+
+
+def suspects(unit: Repository, states: States) -> frozenset[str]:
+    """Models whose status may differ from the record: with a replica that does not answer, or in a region that does not."""
+    return states.troubled | unit.models_wanted_in(states.unreachable)
+
+
+def found_models(unit: Repository, states: States, wanted: Wanted) -> Page[ModelFacts]:
+    """Return the facts of one page of models."""
+    doubtful = suspects(unit, states) if wanted.ready is False else ()
+    page = unit.model_page(
+        after=wanted.after,
+        limit=wanted.limit,
+        owner=wanted.owner,
+        ready=wanted.ready,
+        search=wanted.search,
+        suspects=doubtful,
+    )
+    facts: Sequence[ModelFacts] = facts_of(unit, page.items)
+    if wanted.ready is not None:
+        facts = [each for each in facts if is_ready(each, states) is wanted.ready]
+    return Page(tuple(facts), page.next)
+
+
+def fleet_readiness(unit: Repository, states: States) -> FleetReadiness:
+    """Count ready models: those recorded as ready, less those whose regions report otherwise."""
+    models, ready = unit.model_counts()
+    gone = contradicted(unit, states)
+    named = unit.model_page(ready=False, suspects=gone, limit=NAMED)
+    return FleetReadiness(models, ready - len(gone), tuple(record.name for record in named.items))
+
+
+def contradicted(unit: Repository, states: States) -> frozenset[str]:
+    """Models recorded as ready that the regions report not to be; of the first `LOOKED_AT` suspects by name."""
+    doubtful = suspects(unit, states)
+    recorded = sorted(name for name, ready in unit.recorded_readiness(doubtful).items() if ready)[:LOOKED_AT]
+    found = facts_of(unit, unit.models_named(recorded)) if recorded else ()
+    return frozenset(each.record.name for each in found if not is_ready(each, states))

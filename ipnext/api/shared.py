@@ -1,0 +1,119 @@
+"""Answers that many clients ask for at once: computed once, shared, kept until something changes.
+
+One computation runs at a time for each key. A request never gets an answer that began before the request came, unless
+nothing was written in between. Waiting requests hold no thread, and computations have threads of their own, so that
+open pages do not keep others from being answered.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import anyio
+from fastapi import Request, Response
+
+from ipnext.api.states import States
+
+KEPT = 64
+"""Answers that are kept, the ones asked for last."""
+
+LONGEST_SECONDS = 5.0
+"""Age at which an answer is computed again although nothing was written: freezes begin and end by the clock."""
+
+THREADS = 2
+"""Computations of different keys at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A body with its entity tag, and the mark of what it was made from."""
+
+    body: bytes
+    tag: str
+    mark: str
+    made: float
+
+
+@dataclass(slots=True)
+class _Flight:
+    number: int
+    mark: str
+    task: "asyncio.Task[Answer]"
+
+
+class SharedAnswers:
+    """Answers by key. To be used from one event loop."""
+
+    def __init__(self, states: Callable[[], States], revision: Callable[[], str]) -> None:
+        """`states` observes the regions, `revision` marks the store's content; both may block for a moment."""
+        self._states = states
+        self._revision = revision
+        self._kept: OrderedDict[Hashable, Answer] = OrderedDict()
+        self._flights: dict[Hashable, _Flight] = {}
+        self._observing: asyncio.Task[States] | None = None
+        self._started = 0
+        self._limits: tuple[anyio.CapacityLimiter, anyio.CapacityLimiter] | None = None
+        self.computed = 0
+        """Answers computed so far."""
+
+    async def answer(
+        self, request: Request, key: Hashable, make: Callable[[States], bytes], *, media_type: str = "application/json"
+    ) -> Response:
+        """Answer a request with the shared body of its key, or with 304 if the client has that already."""
+        found = await self.get(key, make)
+        headers = {"ETag": found.tag, "Cache-Control": "no-cache"}
+        given = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        if found.tag in given or "*" in given:
+            return Response(status_code=304, headers=headers)
+        return Response(found.body, media_type=media_type, headers=headers)
+
+    async def get(self, key: Hashable, make: Callable[[States], bytes]) -> Answer:
+        """Return the answer of a key that is not older than this call, or from which on nothing was written."""
+        arrived = self._started
+        states, mark = await self.look()
+        while True:
+            kept = self._kept.get(key)
+            if kept is not None and kept.mark == mark and time.monotonic() - kept.made < LONGEST_SECONDS:
+                self._kept.move_to_end(key)
+                return kept
+            flight = self._flights.get(key)
+            if flight is None:
+                self._started += 1
+                task = asyncio.create_task(self._compute(key, mark, states, make))
+                flight = self._flights[key] = _Flight(self._started, mark, task)
+            if flight.number > arrived or flight.mark == mark:
+                return await asyncio.shield(flight.task)
+            await asyncio.wait([flight.task])
+            states, mark = await self.look()
+
+    async def look(self) -> tuple[States, str]:
+        """Observe the regions, together with others that observe now, and return the mark of all that is to be seen."""
+        looking, _ = self._limiters()
+        if self._observing is None or self._observing.done():
+            self._observing = asyncio.create_task(anyio.to_thread.run_sync(self._states, limiter=looking))
+        states = await asyncio.shield(self._observing)
+        revision = await anyio.to_thread.run_sync(self._revision, limiter=looking)
+        return states, f"{revision}/{states.revision}"
+
+    async def _compute(self, key: Hashable, mark: str, states: States, make: Callable[[States], bytes]) -> Answer:
+        try:
+            self.computed += 1
+            _, computing = self._limiters()
+            body = await anyio.to_thread.run_sync(make, states, limiter=computing)
+            tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+            answer = self._kept[key] = Answer(body, tag, mark, time.monotonic())
+            self._kept.move_to_end(key)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return answer
+        finally:
+            self._flights.pop(key, None)
+
+    def _limiters(self) -> tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]:
+        """Threads for looks and for computations; made within the event loop."""
+        if self._limits is None:
+            self._limits = (anyio.CapacityLimiter(2 * THREADS), anyio.CapacityLimiter(THREADS))
+        return self._limits

@@ -1,0 +1,169 @@
+"""The stream of what happens, as server-sent events: one reader of the store for all subscribers.
+
+While somebody listens, the store's mark and the regions' revision are looked at once in `look_seconds`. New events of the
+history are sent with their ordinal as id, so that a client that comes back with `Last-Event-ID` misses none. A message
+`changed` says that something else is to be seen. A subscriber that reads too slowly is cut off, and comes back by its id.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import anyio
+import structlog
+from fastapi.sse import format_sse_event
+
+from ipnext.api.states import States
+from ipnext.errors import IPnextError, Unavailable
+from ipnext.model.resource import EventView
+from ipnext.store.session import Store
+
+MOST_SUBSCRIBERS = 200
+"""Open streams of one API process."""
+
+BUFFERED = 256
+"""Messages that wait for one subscriber; more, and it is cut off."""
+
+RESUMED = 1000
+"""Events that a client which comes back gets at most; `changed` tells it of the rest."""
+
+LOOK_SECONDS = 1.0
+BEAT_SECONDS = 15.0
+"""A comment is sent after so long a silence: proxies close connections that look dead."""
+
+BEAT = b": beat\n\n"
+CHANGED = format_sse_event(data_str="{}", event="changed")
+
+
+@dataclass(eq=False, slots=True)
+class _Subscriber:
+    waiting: "asyncio.Queue[tuple[int, bytes] | None]" = field(default_factory=lambda: asyncio.Queue(BUFFERED))
+    behind: bool = False
+
+
+class Stream:
+    """Subscribers of one process, and the task that looks for them. To be used from one event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        look: Callable[[], Awaitable[tuple[States, str]]],
+        *,
+        most: int = MOST_SUBSCRIBERS,
+        look_seconds: float = LOOK_SECONDS,
+        beat_seconds: float = BEAT_SECONDS,
+    ) -> None:
+        self._store = store
+        self._look = look
+        self._most = most
+        self._look_seconds = look_seconds
+        self._beat_seconds = beat_seconds
+        self._subscribers: set[_Subscriber] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._ordinal = 0
+        self._closed = False
+
+    @property
+    def subscribers(self) -> int:
+        """Open streams."""
+        return len(self._subscribers)
+
+    def subscribe(self, after: int | None) -> AsyncIterator[bytes]:
+        """Return the messages from now on, or from after an event on. Raises Unavailable if too many listen."""
+        if self._is_full():
+            msg = f"{self._most} streams are open, which is the most; poll /v1/overview instead, or try again"
+            raise Unavailable(msg)
+        return self._messages(after)
+
+    async def close(self) -> None:
+        """End every stream and the task."""
+        self._closed = True
+        for subscriber in self._subscribers:
+            _cut(subscriber)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _messages(self, after: int | None) -> AsyncIterator[bytes]:
+        """Register first, then read what was missed, so that no event falls between the two."""
+        if self._is_full():
+            return
+        subscriber = _Subscriber()
+        self._subscribers.add(subscriber)
+        try:
+            await self._begin()
+            missed = [] if after is None else await anyio.to_thread.run_sync(self._since, after, RESUMED)
+            yield format_sse_event(data_str="{}", event="changed", retry=2000)
+            for _, message in missed:
+                yield message
+            sent = max([after or 0, *(ordinal for ordinal, _ in missed)])
+            async for ordinal, message in self._heard(subscriber):
+                if ordinal > sent or not ordinal:
+                    yield message
+        finally:
+            self._subscribers.discard(subscriber)
+
+    async def _heard(self, subscriber: _Subscriber) -> AsyncIterator[tuple[int, bytes]]:
+        """Messages and heartbeats until the subscriber is cut off; 0 is the ordinal of all but events."""
+        while not (subscriber.behind and subscriber.waiting.empty()):
+            try:
+                async with asyncio.timeout(self._beat_seconds):
+                    found = await subscriber.waiting.get()
+            except TimeoutError:
+                found = (0, BEAT)
+            if found is None:
+                return
+            yield found
+
+    def _is_full(self) -> bool:
+        return self._closed or len(self._subscribers) >= self._most
+
+    async def _begin(self) -> None:
+        """Look for as long as somebody listens."""
+        if self._task is None or self._task.done():
+            self._ordinal = await anyio.to_thread.run_sync(self._newest)
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._run(), name="stream")
+
+    async def _run(self) -> None:
+        mark = ""
+        while self._subscribers:
+            try:
+                _, seen = await self._look()
+                if seen != mark:
+                    found = await anyio.to_thread.run_sync(self._since, self._ordinal, BUFFERED // 2)
+                    self._ordinal = max([self._ordinal, *(ordinal for ordinal, _ in found)])
+                    self._send([*found, (0, CHANGED)] if mark else found)
+                    mark = seen
+            except IPnextError as error:
+                structlog.get_logger().warning("stream_does_not_look", error=error.message)
+            await asyncio.sleep(self._look_seconds)
+
+    def _send(self, messages: list[tuple[int, bytes]]) -> None:
+        for subscriber in self._subscribers:
+            for message in messages:
+                try:
+                    subscriber.waiting.put_nowait(message)
+                except asyncio.QueueFull:
+                    subscriber.behind = True
+                    break
+
+    def _newest(self) -> int:
+        with self._store.read() as unit:
+            return unit.newest_event()
+
+    def _since(self, ordinal: int, limit: int) -> list[tuple[int, bytes]]:
+        with self._store.read() as unit:
+            found = unit.events_since(ordinal, limit=limit)
+        return [(each, _message(each, EventView(**dict(event)))) for each, event in found]
+
+
+def _message(ordinal: int, event: EventView) -> bytes:
+    return format_sse_event(data_str=event.model_dump_json(exclude={"detail"}), event="event", id=str(ordinal))
+
+
+def _cut(subscriber: _Subscriber) -> None:
+    with contextlib.suppress(asyncio.QueueFull):
+        subscriber.waiting.put_nowait(None)
+    subscriber.behind = True

@@ -1,0 +1,210 @@
+"""Pages of every list, newest first unless stated otherwise, each read through an index from its cursor on."""
+
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select as sa_select
+from sqlmodel import col, func, or_, select
+
+from ipnext.model.audit import AuditEntry
+from ipnext.model.lifecycle import Change, ChangeState, Replan
+from ipnext.model.profile import StoredProfile
+from ipnext.model.registry import Generation, Snapshot
+from ipnext.store.changes import _change
+from ipnext.store.freezes import _entry as _audit_entry
+from ipnext.store.freezes import _freeze
+from ipnext.store.journal import _event
+from ipnext.store.models import Models, _model
+from ipnext.store.paging import Page, bounded, no_cursor, ordinal_of, page_of
+from ipnext.store.plans import _LINE, Plans
+from ipnext.store.plans import _entry as _plan_entry
+from ipnext.store.profiles import Profiles, _profile
+from ipnext.store.records import Event, FreezeRecord, ModelRecord, PlanEntry, TransitionRecord
+from ipnext.store.replans import _replan
+from ipnext.store.snapshots import _generation, _snapshot
+from ipnext.store.tables import (
+    METADATA,
+    AuditRow,
+    ChangeRow,
+    EventRow,
+    FreezeRow,
+    GenerationRow,
+    ModelRow,
+    PlanRow,
+    ProfileRow,
+    ReplanRow,
+    SnapshotRow,
+    TransitionRow,
+)
+from ipnext.store.transitions import _transition
+
+_OPEN = tuple(state.value for state in ChangeState if not state.final)
+
+MOST_SUSPECTS = 10_000
+"""Names that one statement takes in addition to a filter."""
+
+
+class Listing(Models, Profiles, Plans):
+    """Lists by keyset: the cost of a page follows its length, not the length of the list."""
+
+    def model_page(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 50,
+        owner: str | None = None,
+        ready: bool | None = None,
+        search: str | None = None,
+        suspects: Collection[str] = (),
+    ) -> Page[ModelRecord]:
+        """Return models that are not retired, by name.
+
+        `ready` filters by the recorded condition; `suspects` are models that `ready=False` returns in any case.
+        `search` is a part of the name.
+        """
+        query = select(ModelRow).where(col(ModelRow.retired).is_(False))
+        if after is not None:
+            query = query.where(col(ModelRow.name) > after)
+        if owner is not None:
+            query = query.where(ModelRow.owner == owner)
+        if search:
+            query = query.where(col(ModelRow.name).contains(search, autoescape=True))
+        if ready is not None:
+            wanted = col(ModelRow.ready).is_(ready)
+            named = col(ModelRow.name).in_(sorted(suspects)[:MOST_SUSPECTS])
+            query = query.where(or_(wanted, named) if suspects and not ready else wanted)
+        found = self._session.exec(query.order_by(col(ModelRow.name)).limit(bounded(limit) + 1)).all()
+        return page_of(found, bounded(limit), key=lambda row: row.name, value=_model)
+
+    def change_page(
+        self, model: str | None = None, *, after: str | None = None, limit: int = 50, state: ChangeState | None = None
+    ) -> Page[Change]:
+        """Return the changes of a model, or of all. NotFound for an unknown model."""
+        ordinal, query = ordinal_of(after), select(ChangeRow)
+        if state is not None:
+            query = query.where(ChangeRow.state == state.value)
+        if model is None:
+            query = query if ordinal is None else query.where(col(ChangeRow.ordinal) < ordinal)
+            query = query.order_by(col(ChangeRow.ordinal).desc())
+            key: Callable[[ChangeRow], object] = lambda row: row.ordinal  # noqa: E731
+        else:
+            self._model_row(model)
+            query = query.where(ChangeRow.model == model)
+            query = query if ordinal is None else query.where(col(ChangeRow.sequence) < ordinal)
+            query = query.order_by(col(ChangeRow.sequence).desc())
+            key = lambda row: row.sequence  # noqa: E731
+        found = self._session.exec(query.limit(bounded(limit) + 1)).all()
+        return page_of(found, bounded(limit), key=key, value=_change)
+
+    def generation_page(self, model: str, *, after: str | None = None, limit: int = 50) -> Page[Generation]:
+        """Return the generations of a model. NotFound."""
+        self._model_row(model)
+        query, number = select(GenerationRow).where(GenerationRow.model == model), ordinal_of(after)
+        query = query if number is None else query.where(col(GenerationRow.number) < number)
+        found = self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(bounded(limit) + 1)).all()
+        return page_of(found, bounded(limit), key=lambda row: row.number, value=_generation)
+
+    def snapshot_page(
+        self, model: str, *, part: str | None = None, after: str | None = None, limit: int = 50
+    ) -> Page[Snapshot]:
+        """Return the snapshots of a model, or of one part, by part, the newest of each part first. NotFound."""
+        self._model_row(model)
+        query = select(SnapshotRow).where(SnapshotRow.model == model)
+        query = query if part is None else query.where(SnapshotRow.part == part)
+        if after is not None:
+            name, slash, number = after.rpartition("/")
+            before = ordinal_of(number)
+            if not slash or before is None:
+                raise no_cursor(after)
+            older = (col(SnapshotRow.part) == name) & (col(SnapshotRow.number) < before)
+            query = query.where(or_(col(SnapshotRow.part) > name, older))
+        query = query.order_by(col(SnapshotRow.part), col(SnapshotRow.number).desc()).limit(bounded(limit) + 1)
+        found = self._session.exec(query).all()
+        return page_of(found, bounded(limit), key=lambda row: f"{row.part}/{row.number}", value=_snapshot)
+
+    def transition_page(self, model: str, *, after: str | None = None, limit: int = 20) -> Page[TransitionRecord]:
+        """Return the transitions of a model. NotFound."""
+        self._model_row(model)
+        return self._by_ordinal(TransitionRow, after, limit, _transition, TransitionRow.model == model)
+
+    def event_page(self, model: str | None = None, *, after: str | None = None, limit: int = 100) -> Page[Event]:
+        """Return the events of a model, or of all. NotFound."""
+        if model is None:
+            return self._by_ordinal(EventRow, after, limit, _event)
+        self._model_row(model)
+        return self._by_ordinal(EventRow, after, limit, _event, EventRow.model == model)
+
+    def events_since(self, ordinal: int, *, limit: int) -> tuple[tuple[int, Event], ...]:
+        """Return events after an ordinal with theirs, oldest first."""
+        query = select(EventRow).where(col(EventRow.ordinal) > ordinal).order_by(col(EventRow.ordinal))
+        return tuple((row.ordinal or 0, _event(row)) for row in self._session.exec(query.limit(bounded(limit))))
+
+    def newest_event(self) -> int:
+        """Return the highest ordinal of an event, 0 before the first."""
+        return self._session.exec(select(func.max(EventRow.ordinal))).one() or 0
+
+    def plan_page(self, *, after: str | None = None, limit: int = 20, fleet_only: bool = False) -> Page[PlanEntry]:
+        """Return the lines of plans."""
+        where = (col(PlanRow.scope).is_(None),) if fleet_only else ()
+        page: Page[PlanRow] = self._by_ordinal(PlanRow, after, limit, lambda row: row, *where, options=_LINE)
+        held = self._holding([row.id for row in page.items])
+        return page.map(lambda row: _plan_entry(row, has_documents=row.id in held))
+
+    def replan_page(self, *, after: str | None = None, limit: int = 20) -> Page[Replan]:
+        """Return replans."""
+        return self._by_ordinal(ReplanRow, after, limit, _replan)
+
+    def audit_page(self, *, after: str | None = None, limit: int = 100) -> Page[AuditEntry]:
+        """Return the audit."""
+        return self._by_ordinal(AuditRow, after, limit, _audit_entry)
+
+    def profile_page(
+        self, model: str, part: str, snapshot: int, *, after: str | None = None, limit: int = 50
+    ) -> Page[StoredProfile]:
+        """Return the measurements of one snapshot, in the order of recording, the last first. NotFound."""
+        self.snapshot(model, part, snapshot)
+        of = (ProfileRow.model == model, ProfileRow.part == part, ProfileRow.snapshot == snapshot)
+        return self._by_ordinal(ProfileRow, after, limit, _profile, *of)
+
+    def freeze_page(self, *, after: str | None = None, limit: int = 50) -> Page[FreezeRecord]:
+        """Return freezes by name."""
+        query = select(FreezeRow).order_by(col(FreezeRow.name))
+        query = query if after is None else query.where(col(FreezeRow.name) > after)
+        found = self._session.exec(query.limit(bounded(limit) + 1)).all()
+        return page_of(found, bounded(limit), key=lambda row: row.name, value=_freeze)
+
+    def change_counts(self, since: datetime) -> Mapping[ChangeState, int]:
+        """Count changes by state: all that are open, and those of the ended ones that were recorded after `since`."""
+        counted = select(ChangeRow.state, func.count()).group_by(ChangeRow.state)
+        final = [state.value for state in ChangeState if state.final]
+        unfinished = self._session.exec(counted.where(col(ChangeRow.state).in_(_OPEN)))
+        ended = self._session.exec(counted.where(col(ChangeRow.created_at) > since, col(ChangeRow.state).in_(final)))
+        return {ChangeState(state): count for found in (unfinished, ended) for state, count in found}
+
+    def run_durations(self, *, among: int) -> Mapping[tuple[str, str, str], float]:
+        """(model, kind, state) -> seconds from record to end of its newest ended change among those recorded last."""
+        row = METADATA.tables[ChangeRow.__tablename__].c
+        newest = sa_select(row.model, row.kind, row.state, row.created_at, row.finished_at)
+        newest = newest.order_by(row.ordinal.desc()).limit(bounded(among))
+        found = self._session.connection().execute(newest).all()
+        return {
+            (model, kind, state): (finished - created).total_seconds()
+            for model, kind, state, created, finished in reversed(found)
+            if finished is not None
+        }
+
+    def _by_ordinal(
+        self,
+        table: Any,
+        after: str | None,
+        limit: int,
+        value: Callable[[Any], Any],
+        *where: Any,
+        options: tuple[Any, ...] = (),
+    ) -> Page[Any]:
+        """Return a page of a table in the order of recording, the last first."""
+        query, ordinal = select(table).options(*options).where(*where), ordinal_of(after)
+        query = query if ordinal is None else query.where(col(table.ordinal) < ordinal)
+        found = self._session.exec(query.order_by(col(table.ordinal).desc()).limit(bounded(limit) + 1)).all()
+        return page_of(found, bounded(limit), key=lambda row: row.ordinal, value=value)

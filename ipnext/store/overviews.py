@@ -1,0 +1,181 @@
+"""Facts of many models at once: one statement for each kind of fact, whatever the number of models."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Column, Select, Table
+from sqlalchemy import func as sa_func
+from sqlalchemy import select as sa_select
+from sqlmodel import col, func, select
+
+from ipnext.model.deployment import Deployment, RouteTable
+from ipnext.model.lifecycle import Change
+from ipnext.model.plan import Unmet
+from ipnext.model.registry import Generation, Layout
+from ipnext.model.status import Condition, ConditionType, Reason
+from ipnext.model.wire import decode
+from ipnext.store.changes import _change
+from ipnext.store.models import _model
+from ipnext.store.paging import bounded
+from ipnext.store.records import ModelRecord
+from ipnext.store.snapshots import _generation
+from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, PlacedReplicasRow, PlacementRow
+from ipnext.store.unit import Unit, batches, plain
+
+_SHOWN_FIRST = tuple(ConditionType)
+
+Item = TypeVar("Item")
+
+MODELS = METADATA.tables["models"]
+CONDITIONS = METADATA.tables["conditions"]
+DEPLOYMENTS = METADATA.tables["deployments"]
+ROUTES = METADATA.tables["routes"]
+CHANGES = METADATA.tables["changes"]
+GENERATIONS = METADATA.tables["generations"]
+
+
+class Overviews(Unit):
+    """Reads for pages, lists and metrics."""
+
+    def model_counts(self) -> tuple[int, int]:
+        """Count the models that are not retired, and those of them that are recorded as ready."""
+        query = (
+            select(ModelRow.ready, func.count()).where(col(ModelRow.retired).is_(False)).group_by(col(ModelRow.ready))
+        )
+        counts = dict(self._session.exec(query).all())
+        return sum(counts.values()), counts.get(True, 0)
+
+    def recorded_readiness(self, names: Collection[str]) -> Mapping[str, bool]:
+        """Return for those of these models that are not retired whether they are recorded as ready."""
+        query = select(ModelRow.name, ModelRow.ready).where(col(ModelRow.retired).is_(False))
+        return {
+            name: ready
+            for some in batches(names)
+            for name, ready in self._session.exec(query.where(col(ModelRow.name).in_(some)))
+        }
+
+    def served_generations_of_all(self) -> Sequence[tuple[str, bool, int | None]]:
+        """Return name, recorded readiness and serving generation of every model that is not retired, by name."""
+        query = select(ModelRow.name, ModelRow.ready, ModelRow.serving_generation)
+        return self._session.exec(query.where(col(ModelRow.retired).is_(False)).order_by(col(ModelRow.name))).all()
+
+    def models_named(self, names: Collection[str]) -> tuple[ModelRecord, ...]:
+        """Those of these models that exist, retired ones too, by name."""
+        found = self._rows_of(names, sa_select(MODELS), MODELS.c.name)
+        return tuple(sorted(map(_model, found), key=lambda record: record.name))
+
+    def conditions_of(self, models: Collection[str]) -> Mapping[str, tuple[Condition, ...]]:
+        """Model -> its conditions in the order of a rollout's stages."""
+        found: dict[str, list[Condition]] = defaultdict(list)
+        for row in self._rows_of(models, sa_select(CONDITIONS), CONDITIONS.c.model):
+            found[row.model].append(_condition(row))
+        return {
+            m: tuple(sorted(of, key=lambda condition: _SHOWN_FIRST.index(condition.type))) for m, of in found.items()
+        }
+
+    def deployments_of(self, models: Collection[str]) -> tuple[Deployment, ...]:
+        """The wanted replica sets of these models, by key."""
+        rows = self._rows_of(models, sa_select(DEPLOYMENTS.c.deployment), DEPLOYMENTS.c.model)
+        found = [decode(Deployment, row.deployment) for row in rows]
+        return tuple(sorted(found, key=lambda d: (d.key.model, d.key.part, d.key.region, d.key.hardware)))
+
+    def routes_of(self, models: Collection[str]) -> tuple[RouteTable, ...]:
+        """The route tables of these models, by model and region."""
+        rows = self._rows_of(models, sa_select(ROUTES.c.route_table), ROUTES.c.model)
+        found = [decode(RouteTable, row.route_table) for row in rows]
+        return tuple(sorted(found, key=lambda table: (table.model, table.region)))
+
+    def recent_changes(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Change, ...]]:
+        """Model -> its newest changes, newest first. A model's sequence has no gaps, so the index leads to them."""
+        return _newest_first(self._newest(models, CHANGES, CHANGES.c.sequence, limit), "sequence", _change)
+
+    def recent_generations(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Generation, ...]]:
+        """Model -> its newest generations, newest first, without their layouts."""
+        found = self._newest(models, GENERATIONS, GENERATIONS.c.number, limit)
+        return _newest_first(found, "number", lambda row: _generation(row, cut=False))
+
+    def serving_layouts(self, models: Collection[str]) -> Mapping[str, Layout]:
+        """Model -> how its serving generation is cut; models for which it is not are left out."""
+        mine = (GENERATIONS.c.model == MODELS.c.name) & (GENERATIONS.c.number == MODELS.c.serving_generation)
+        query = sa_select(GENERATIONS.c.model, GENERATIONS.c.layout).join(MODELS, mine)
+        found = self._rows_of(models, query.where(GENERATIONS.c.layout.is_not(None)), MODELS.c.name)
+        return {row.model: decode(Layout, row.layout) for row in found}
+
+    def plans_of(self, models: Collection[str]) -> Mapping[str, str]:
+        """Model -> the plan that decided its placement."""
+        query = select(PlacementRow.model, PlacementRow.plan_id)
+        return {
+            model: plan
+            for some in batches(models)
+            for model, plan in self._session.exec(query.where(col(PlacementRow.model).in_(some)))
+        }
+
+    def placed_regions(self, models: Collection[str]) -> Mapping[str, frozenset[str]]:
+        """Model -> regions that the plan in force places it in or sends its users to."""
+        found: dict[str, set[str]] = defaultdict(set)
+        placed, traffic = (
+            select(PlacedReplicasRow.model, PlacedReplicasRow.region),
+            select(PlacementRow.model, PlacementRow.traffic),
+        )
+        for some in batches(models):
+            for model, region in self._session.exec(placed.where(col(PlacedReplicasRow.model).in_(some))):
+                found[model].add(region)
+            for model, text in self._session.exec(traffic.where(col(PlacementRow.model).in_(some))):
+                found[model].update(share["to"] for share in plain(text))
+        return {model: frozenset(regions) for model, regions in found.items()}
+
+    def models_wanted_in(self, regions: Collection[str]) -> frozenset[str]:
+        """Models with a wanted replica in one of these regions."""
+        query = select(DeploymentRow.model).where(
+            col(DeploymentRow.region).in_(tuple(regions)), DeploymentRow.replicas > 0
+        )
+        return frozenset(self._session.exec(query.distinct())) if regions else frozenset()
+
+    def units_running(self) -> Mapping[tuple[str, str], float]:
+        """(region, hardware) -> units that the wanted deployments take."""
+        taken = func.sum(col(DeploymentRow.replicas) * col(DeploymentRow.units))
+        query = select(DeploymentRow.region, DeploymentRow.hardware, taken)
+        found = self._session.exec(query.group_by(DeploymentRow.region, DeploymentRow.hardware))
+        return {(region, hardware): units for region, hardware, units in found}
+
+    def largest_unmet(self, *, limit: int) -> tuple[Unmet, ...]:
+        """Return the demand that the plan in force leaves unserved, of the `limit` models with the most."""
+        query = select(PlacementRow.unmet).where(PlacementRow.unmet_qps > 0)
+        query = query.order_by(col(PlacementRow.unmet_qps).desc(), col(PlacementRow.model)).limit(bounded(limit))
+        return tuple(Unmet.model_validate(item) for text in self._session.exec(query) for item in plain(text))
+
+    def unmet_models(self) -> int:
+        """Count the models of whose demand the plan in force leaves some unserved."""
+        return self._session.exec(
+            select(func.count()).select_from(PlacementRow).where(PlacementRow.unmet_qps > 0)
+        ).one()
+
+    def _newest(self, models: Collection[str], table: Table, key: Column[Any], limit: int) -> list[Any]:
+        """Return the rows with the `limit` highest keys of each model."""
+        older = table.alias()
+        last = sa_select(sa_func.max(older.c[key.name])).where(older.c.model == MODELS.c.name).scalar_subquery()
+        query = sa_select(table).join(MODELS, table.c.model == MODELS.c.name).where(key > last - limit)
+        return self._rows_of(models, query, MODELS.c.name)
+
+    def _rows_of(self, names: Collection[str], query: Select[Any], column: Column[Any]) -> list[Any]:
+        """Return plain rows, which cost a fifth of the objects around them."""
+        connection = self._session.connection()
+        return [row for some in batches(names) for row in connection.execute(query.where(column.in_(some)))]
+
+
+def _newest_first(rows: Sequence[Any], key: str, value: Callable[[Any], Item]) -> Mapping[str, tuple[Item, ...]]:
+    found: dict[str, list[Item]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: -getattr(row, key)):
+        found[row.model].append(value(row))
+    return {model: tuple(of) for model, of in found.items()}
+
+
+def _condition(row: Any) -> Condition:
+    return Condition(
+        type=ConditionType(row.type),
+        status=row.status,
+        reason=Reason(row.reason),
+        message=row.message,
+        last_transition_time=row.last_transition_time,
+    )
