@@ -1,5 +1,6 @@
 """Transitions and how far they are."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlmodel import col, select
@@ -8,8 +9,8 @@ from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.store.records import TransitionRecord
-from ipnext.store.tables import ChangeRow, TransitionRow
-from ipnext.store.unit import Unit, document, rows
+from ipnext.store.tables import ChangeRow, ModelRow, TransitionRow
+from ipnext.store.unit import Unit, batches, document, rows
 
 UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
 NOT_FINAL = tuple(state.value for state in ChangeState if not state.final)
@@ -40,17 +41,23 @@ class Transitions(Unit):
         query = select(TransitionRow).where(TransitionRow.model == model).order_by(col(TransitionRow.ordinal).desc())
         return tuple(_transition(row) for row in self._session.exec(query.limit(rows(limit))))
 
-    def settled_generation(self, model: str) -> int | None:
-        """The generation that a model's users were sent to last: of a transition that is done, else the one that serves. NotFound.
+    def settled_generations(self, models: Collection[str]) -> Mapping[str, int | None]:
+        """Model -> the generation that its users were sent to last: of a transition that is done, else the one that serves.
 
-        A transition is done a moment before its change is, and only then does its generation count as serving.
+        A transition is done a moment before its change is, and only then does its generation count as serving. Models that
+        are not known are left out.
         """
-        serving = self._model_row(model).serving_generation
-        query = select(TransitionRow).join(ChangeRow, col(ChangeRow.id) == col(TransitionRow.change_id))
-        query = query.where(TransitionRow.model == model, TransitionRow.state == TransitionState.DONE.value)
-        query = query.where(col(ChangeRow.state).in_(NOT_FINAL)).order_by(col(TransitionRow.ordinal).desc())
-        row = self._session.exec(query.limit(1)).first()
-        return serving if row is None else row.generation
+        serving = select(ModelRow.name, ModelRow.serving_generation)
+        done = select(TransitionRow.model, TransitionRow.generation).join(
+            ChangeRow, col(ChangeRow.id) == col(TransitionRow.change_id)
+        )
+        done = done.where(TransitionRow.state == TransitionState.DONE.value, col(ChangeRow.state).in_(NOT_FINAL))
+        done = done.order_by(col(TransitionRow.ordinal))
+        found: dict[str, int | None] = {}
+        for some in batches(models):
+            found.update(self._session.exec(serving.where(col(ModelRow.name).in_(some))).all())
+            found.update(self._session.exec(done.where(col(TransitionRow.model).in_(some))).all())
+        return found
 
     def transitions_under_way(self, *, but: str) -> tuple[TransitionRecord, ...]:
         """Of every model but one the newest transition that may still add replicas, by model."""
