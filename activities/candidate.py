@@ -34,7 +34,7 @@ class Candidate:
     artifacts: ArtifactStore
     beat: Callable[[str], None]
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
-    """(part, digest) -> every snapshot of the model."""
+    """(part, digest) -> every snapshot that a delta of this generation stands on, its parent's parent included."""
 
     @property
     def graph(self) -> PartGraph:
