@@ -34,8 +34,7 @@ from activities.failures import TypedFailures
 from activities.freezes import FreezeActivities
 from activities.holding import HoldingActivities
 from activities.metadata import MetadataActivities
-from activities.mover import MoverActivities
-from activities.moves import MoveActivities, Submit
+from activities.mover import MoverActivities, Submit
 from activities.optimization import OptimizationActivities
 from activities.planning import PlanningActivities
 from activities.planning_policy import PlanningPolicy
@@ -115,7 +114,6 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *TransitionActivities(store, infrastructure, pause=pause).all(),
         *DeploymentActivities(store, infrastructure).all(),
         *HoldingActivities(store).all(),
-        *MoveActivities(store, engine.submit, pause=pause).all(),
         *MoverActivities(store, engine.submit).all(),
         *ReplanActivities(store, engine.wake).all(),
         *DrainActivities(store, infrastructure, engine.wake).all(),
