@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from activities.carried import on_what_is_left, within_reach
 from activities.drained import Drained, eased, without_drained
+from activities.facts import snapshots_of
 from activities.problems import (
     fleet_problem,
     model_as_served,
@@ -152,8 +153,9 @@ def not_swapped(repository: Repository, stage: StageInput, transition: Transitio
         return {}
     model, numbers = stage.model, _generations(transition.origin, transition.to)
     spec = model_as_served(repository, model, stage.generation).spec
-    manifests = {(s.part, s.number): s.manifest for s in repository.snapshots(model)}
-    involved = [generation for generation in repository.generations(model) if generation.number in numbers]
+    involved = repository.generations_at_work(model, numbers)[::-1]
+    named = repository.snapshots_named(snapshots_of(involved))
+    manifests = {(s.part, s.number): s.manifest for s in named}
     return started_anew(spec, involved, manifests, transition)
 
 

@@ -172,7 +172,7 @@ def settle(repository: Repository, model: str, *, change_id: str) -> None:
 
     What it gives all other models stays.
     """
-    in_force, placed = repository.plan_in_force_id(), repository.placement(model)
+    in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
     if in_force is None:
         return
     manifest = repository.model(model).manifest

@@ -35,7 +35,7 @@ class Candidate:
     artifacts: ArtifactStore
     beat: Callable[[str], None]
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
-    """(part, digest) -> every snapshot of the model."""
+    """(part, digest) -> every snapshot that a delta of this generation stands on, its parent's parent included."""
     native_libraries: bool = False
     """Whether the operator of the platform lets snapshots bring native code."""
 

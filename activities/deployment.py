@@ -35,7 +35,7 @@ class DeploymentActivities:
         The plan in force follows what really runs if the change did not come through. A change that is final stays.
         The change's transition is closed with it, so that the next one may begin: no run of it may be under way any more.
         """
-        with self._store.begin() as repository:
+        with self._store.begin(record.model) as repository:
             change = repository.change(record.change_id)
             if change.state.final:
                 return Done(note=f"was {change.state} already")

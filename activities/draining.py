@@ -7,7 +7,7 @@ from temporalio import activity
 
 from activities.affording import budget_figures, without_budgets
 from activities.drained import Drained
-from activities.drains import ask_replan, left_of
+from activities.drains import MOVING_AWAY, ask_replan, left_of
 from activities.planning_policy import PlanningPolicy
 from activities.replanning import FleetSnapshot, fleet_snapshot
 from activities.solving import SolveFailed, Solver
@@ -56,7 +56,7 @@ class DrainCheckActivities:
         raise Unavailable(msg)
 
     def _checked(self, region: str, say: Callable[[str], None]) -> DrainSeen | None:
-        """None where what it was checked by has changed."""
+        """None where what it was checked by has changed. The fleet is read beside the writers: ten thousand models take seconds."""
         with self._store.begin() as repository:
             drain = repository.drain(region)
             if drain is None:
@@ -66,6 +66,7 @@ class DrainCheckActivities:
             drain = repository.update_drain(
                 drain.id, state=DrainState.CHECKING, message="the planner looks whether the others can carry it"
             )
+        with self._store.read() as repository:
             basis = _basis(repository)
             drained = basis[1].and_region(region, force=drain.force)
             snapshot = fleet_snapshot(repository, self._policy.objective, self._policy.replan_limits, drained)
@@ -138,7 +139,5 @@ def _decided(repository: Repository, drain: Drain, refusal: tuple[Reason, str] |
     repository.add_event(
         None, "Drain", f"region {drain.region} is drained" + (f": {drain.reason}" if drain.reason else "")
     )
-    drain = repository.update_drain(
-        drain.id, state=DrainState.DRAINING, cause=Reason.PROGRESSING, message="models move away"
-    )
+    drain = repository.update_drain(drain.id, state=DrainState.DRAINING, cause=Reason.PROGRESSING, message=MOVING_AWAY)
     return ask_replan(repository, drain) if repository.plan_in_force_id() is not None else drain

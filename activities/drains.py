@@ -26,6 +26,8 @@ FIRST_REPLAN_AGAIN = timedelta(seconds=5)
 LAST_REPLAN_AGAIN = timedelta(minutes=5)
 """... and at most after this."""
 
+MOVING_AWAY = "models move away"
+
 
 class DrainActivities:
     """Needs the store, the infrastructure, and a way to wake the replan workflow."""
@@ -45,13 +47,14 @@ class DrainActivities:
 
         Where its replan has ended and left something another one is asked for.
         """
-        with self._store.begin() as repository:
+        with self._store.read() as repository:
             drain = repository.drain(asked.region)
             if drain is None:
                 return DrainSeen(state=DrainState.RETURNED, known=False)
             seen = left_of(repository, drain)
-            if drain.state is DrainState.DRAINING:
-                drain = self._advanced(repository, drain, seen)
+            differs = drain.state is DrainState.DRAINING and _differs(repository, drain, seen)
+        if differs:
+            drain = self._write_advance(drain, seen)
         self._tell_replan(drain)
         return seen.model_copy(update={"state": drain.state, "message": drain.message})
 
@@ -111,6 +114,19 @@ class DrainActivities:
         self._tell_replan(drain)
         return _seen(drain)
 
+    def _write_advance(self, read: Drain, seen: DrainSeen) -> Drain:
+        """Write down what a look has found. If the drain has changed since, it stays as it is now: the next look follows it.
+
+        The end of the drain is written only if nothing has come to the region since it was looked at.
+        """
+        with self._store.begin() as repository:
+            drain = repository.drain(read.region)
+            if drain is None or drain != read:
+                return drain or read
+            if _is_empty(seen) and not _is_empty(left_of(repository, drain)):
+                return drain
+            return self._advanced(repository, drain, seen)
+
     def _advanced(self, repository: Repository, drain: Drain, seen: DrainSeen) -> Drain:
         """Write down what is left; the end of the drain, or the next replan where one is due."""
         left = {
@@ -118,13 +134,13 @@ class DrainActivities:
             "replicas_left": seen.replicas_left,
             "traffic_left_qps": seen.traffic_left_qps,
         }
-        if not seen.models_left and not seen.misrouted:
+        if _is_empty(seen):
             message = "nothing runs there and nothing is sent there"
             repository.add_event(None, "Drain", f"region {drain.region} is drained")
             return repository.update_drain(
                 drain.id, state=DrainState.DRAINED, cause=Reason.SUCCEEDED, message=message, **left
             )
-        drain = repository.update_drain(drain.id, **left)
+        drain = repository.update_drain(drain.id, message=_told(repository, drain), **left)
         return ask_replan(repository, drain) if _due(repository, drain) else drain
 
     def _tell_replan(self, drain: Drain) -> None:
@@ -148,15 +164,10 @@ def ask_replan(repository: Repository, drain: Drain) -> Drain:
 def left_of(repository: Repository, drain: Drain) -> DrainSeen:
     """What still runs in the region, is planned there or is sent there."""
     models, replicas = repository.left_in(drain.region)
-    sending, tables, qps = set[str](), 0, 0.0
-    for model in repository.models_routed_to(drain.region):
-        demand = {item.region: item.amount for item in repository.model(model).manifest.spec.demand}
-        for table in repository.routes(model):
-            fraction = sum(share.fraction for share in table.shares if share.to == drain.region)
-            if fraction > 0:
-                sending.add(model)
-                tables += 1
-                qps += fraction * demand.get(table.region, 0.0)
+    shares = repository.shares_to(drain.region)
+    sending = {model for model, _, _ in shares}
+    demands = repository.demands(sending)
+    qps = sum(fraction * demands[model].get(origin, 0.0) for model, origin, fraction in shares)
     return DrainSeen(
         state=drain.state,
         disaster=drain.disaster,
@@ -164,8 +175,27 @@ def left_of(repository: Repository, drain: Drain) -> DrainSeen:
         models_left=len(models | sending),
         replicas_left=replicas,
         traffic_left_qps=round(qps, 6),
-        misrouted=tables,
+        misrouted=len(shares),
     )
+
+
+def _is_empty(seen: DrainSeen) -> bool:
+    return not seen.models_left and not seen.misrouted
+
+
+def _differs(repository: Repository, drain: Drain, seen: DrainSeen) -> bool:
+    """Whether a look at a draining region finds something to write down."""
+    written = (drain.models_left, drain.replicas_left, drain.traffic_left_qps)
+    found = (seen.models_left, seen.replicas_left, seen.traffic_left_qps)
+    return written != found or _is_empty(seen) or drain.message != _told(repository, drain) or _due(repository, drain)
+
+
+def _told(repository: Repository, drain: Drain) -> str:
+    """What a draining region's message says: of a lost one, where its traffic went; of a planned drain, if a pause holds it up."""
+    if drain.disaster:
+        return drain.message
+    pause = repository.moves_pause()
+    return MOVING_AWAY if pause is None else f"{MOVING_AWAY} once moves go on; they are paused: {pause.reason}"
 
 
 def _due(repository: Repository, drain: Drain) -> bool:

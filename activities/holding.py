@@ -26,7 +26,7 @@ class HoldingActivities:
     @activity.defn(name="note_hold", no_thread_cancel_exception=True)
     def note_hold(self, note: HoldNote) -> Done:
         """Write the condition, and an event where there is one to tell. A model that was never applied has neither."""
-        with self._store.begin() as repository:
+        with self._store.begin(note.model) as repository:
             try:
                 now = held_by(repository, note.model)
             except NotFound:

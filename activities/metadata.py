@@ -26,6 +26,9 @@ from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
+NAMED = 10
+"""Generations that an error names at most: the ones that served last."""
+
 _BRINGS_A_SPEC = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.APPLY})
 """Kinds after which something else shall serve than before."""
 
@@ -143,7 +146,7 @@ def _generation_of(repository: Repository, change: Change, record: ModelRecord) 
     """The generation to serve. An apply takes what serves, else what was published last. InvalidInput, NotFound."""
     if change.kind is ChangeKind.APPLY:
         newest = record.serving_generation or record.target_generation
-        return newest or next((g.number for g in repository.generations(record.name)), None)
+        return newest or repository.newest_generation(record.name)
     if change.kind in {ChangeKind.MOVE, ChangeKind.RETIRE, ChangeKind.REPAIR}:
         return record.serving_generation
     if change.generation is None:
@@ -151,7 +154,7 @@ def _generation_of(repository: Repository, change: Change, record: ModelRecord) 
         raise InvalidInput(msg, field="generation")
     generation = repository.generation(record.name, change.generation)
     if change.kind is ChangeKind.ROLLBACK and generation.serving_at is None:
-        served = [str(g.number) for g in repository.generations(record.name) if g.serving_at is not None]
+        served = [str(number) for number in repository.served_generations(record.name, limit=NAMED)]
         msg = f"generation {generation.number} has never served; a rollback may go to: {', '.join(served) or 'none'}"
         raise InvalidInput(msg, field="generation", value=generation.number, allowed=served)
     return generation.number

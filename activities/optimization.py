@@ -25,6 +25,9 @@ from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 from serving.splitting.report import FORM, PartReport, SplitReport
 
+LOOKED_AT = 50
+"""Generations that are cut, the newest, among which one of the same bytes is looked for."""
+
 
 class OptimizationActivities:
     """Needs the store and the artifact store. `cutter` stands in for the process that cuts."""
@@ -97,7 +100,7 @@ def _known(repository: Repository, spec: ModelSpec, generation: Generation, sour
     if spec.split is None:
         return None
     cut = spec.split.cut
-    for other in (generation, *repository.generations(generation.model)):
+    for other in (generation, *repository.cut_before(generation.model, limit=LOOKED_AT)):
         if other.layout is None or other.layout.cut != cut or other.layout.source != source.part:
             continue
         if other.number != generation.number and other.layout.form != FORM:

@@ -115,7 +115,7 @@ class PlanningActivities:
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
         record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
         prepared = PreparedPlan.of(record)
-        with self._store.begin() as repository:
+        with self._store.begin(stage.model) as repository:
             repository.check_fence(stage.change_id)
             repository.adopt_plan(prepared, expected=base)
         message = _with_figures(_unmet_message(plan, unit), figures)

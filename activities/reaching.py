@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from activities.facts import generations_in
 from activities.swapping import while_swapped
 from activities.undoing import unfreed
 from activities.wanted import Facts, read_facts
@@ -29,7 +30,8 @@ class Reaching:
         """NotFound for a transition that is not stored."""
         record = repository.transition(wave.transition_id)
         planned = {item.region: item.qps for item in record.transition.demand}
-        facts = replace(read_facts(repository, wave.model, wave.generation), planned_demand=planned)
+        named = generations_in(record.transition)
+        facts = replace(read_facts(repository, wave.model, wave.generation, named=named), planned_demand=planned)
         return cls(wave, record, facts, _state(record.transition, wave, phase))
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
+from activities.facts import ancestors, snapshots_of
 from ipnext.model.deployment import SERVING_ENGINES
 from ipnext.model.footprint import fits
 from ipnext.model.manifest import ModelManifest
@@ -27,12 +28,12 @@ def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[Flee
     model = manifest.name
     loaded = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
     at_once = loaded | {row.generation for end in ends for row in end.replicas}
-    generations = [g for g in repository.generations(model) if g.number in at_once]
+    generations = repository.generations_at_work(model, at_once)
     if any(len({engine_of(generation, part) for generation in generations}) > 1 for part in serving):
         return "replace"
-    snapshots = repository.snapshots(model)
+    snapshots = repository.snapshots_named(snapshots_of(generations))
     digests = {(s.part, s.number): s.digest for s in snapshots}
-    manifests = {(s.part, s.digest): s.manifest for s in snapshots}
+    manifests = {(s.part, s.digest): s.manifest for s in (*snapshots, *ancestors(repository, snapshots).values())}
     for part in spec.hosted:
         if part.name in serving:
             continue

@@ -78,16 +78,19 @@ class FleetReplan:
         self._say("looking at what was asked for")
         with self._store.begin() as repository:
             taken = repository.take_replans(plan_id, run_id=run_id)
+            pause = repository.moves_pause()
         if not taken:
-            return ReplanComputed(plan_id="", adopted=False, message="nothing was asked for")
+            waits = f"moves are paused: {pause.reason}; drains and dry runs are planned meanwhile" if pause else ""
+            return ReplanComputed(plan_id="", adopted=False, message=waits or "nothing was asked for")
         self._say("reading the fleet")
         with self._store.read() as repository:
             limits = _limits(self._policy.replan_limits, taken[0])
             snapshot = fleet_snapshot(repository, self._policy.objective, limits)
             known = find_plan(repository, plan_id)
-            if known is not None:
-                models = models_to_move(repository, snapshot.placements.values(), snapshot)
-                return _answer(known, taken, models, window=self._policy.window)
+            models = models_to_move(repository, snapshot.placements.values(), snapshot) if known is not None else ()
+        if known is not None:
+            with self._store.begin(plan_id) as repository:
+                return self._answer(repository, known, taken, models)
         if not snapshot.problem.models and not snapshot.placements:
             return ReplanComputed(plan_id=plan_id, adopted=False, message="no model is placed yet")
         return self._searched(plan_id, taken, snapshot)
@@ -132,7 +135,7 @@ class FleetReplan:
                 record, placements = adopt_beside(repository, plan, snapshot)
                 models = models_to_move(repository, placements.values(), snapshot)
                 repository.update_replans(
-                    plan_id, state=ReplanState.MOVING, message=record.message, moves=record.diff.moves, models=models
+                    plan_id, state=ReplanState.MOVING, message=record.message, moves=record.diff.moves
                 )
             else:
                 repository.save_plan(plan)
@@ -140,7 +143,8 @@ class FleetReplan:
             detail = {"plan": plan_id, "moves": record.diff.moves}
             repository.add_event(None, "Replan", f"{record.trigger}: {record.message}", detail=detail)
             repository.prune_plans(keep=self._policy.kept_plans)
-            return _answer(repository.plan_entry(plan_id), taken, models, window=self._policy.window)
+            repository.forget_moves(keep={plan_id})
+            return self._answer(repository, repository.plan_entry(plan_id), taken, models)
 
     def _given_up(
         self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, error: IPnextError, *, once_more: bool
@@ -169,9 +173,28 @@ class FleetReplan:
             repository.save_failure(entry)
             repository.add_event(None, "ReplanFailed", f"{entry.trigger}: {reason}: {entry.message}")
             repository.prune_plans(keep=self._policy.kept_plans)
+            repository.forget_moves(keep={plan_id})
             now, _ = _meanwhile(repository, snapshot)
             models = models_to_move(repository, now.values(), snapshot)
-            return _answer(entry, taken, models, window=self._policy.window)
+            return self._answer(repository, entry, taken, models)
+
+    def _answer(
+        self, repository: Repository, entry: PlanEntry, taken: Sequence[Replan], models: Sequence[str]
+    ) -> ReplanComputed:
+        """List the models that have to move in the store, and answer with their count: their names may be megabytes."""
+        moving = () if taken[0].dry_run else models
+        repository.list_moves(entry.id, moving)
+        return ReplanComputed(
+            plan_id=entry.id,
+            adopted=entry.adopted,
+            reason=entry.reason,
+            message=entry.message,
+            moves=entry.moves if entry.adopted else 0,
+            total=len(moving),
+            trigger=entry.trigger,
+            dry_run=taken[0].dry_run,
+            window=self._policy.window,
+        )
 
 
 def fleet_snapshot(
@@ -314,20 +337,6 @@ def _differs(placed: Placement, now: CurrentState | None) -> bool:
     rows = now or CurrentState()
     traffic = tuple(row for row in rows.traffic if row.origin in demanding)
     return rows_differ(placed.state, rows.model_copy(update={"traffic": traffic}))
-
-
-def _answer(entry: PlanEntry, taken: Sequence[Replan], models: tuple[str, ...], *, window: int) -> ReplanComputed:
-    return ReplanComputed(
-        plan_id=entry.id,
-        adopted=entry.adopted,
-        reason=entry.reason,
-        message=entry.message,
-        moves=entry.moves if entry.adopted else 0,
-        models=() if taken[0].dry_run else models,
-        trigger=entry.trigger,
-        dry_run=taken[0].dry_run,
-        window=window,
-    )
 
 
 def _limits(usual: Limits, replan: Replan) -> Limits:

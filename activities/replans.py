@@ -60,7 +60,6 @@ class ReplanActivities:
                 reason=result.reason,
                 message=result.message,
                 moves=result.moves,
-                models=result.models,
             )
             if result.progress is not None:
                 repository.note_progress(result.plan_id, result.progress)

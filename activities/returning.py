@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from activities.wanted import Facts, read_facts, served_generations, shrinking_first
+from activities.routed import read_routed
+from activities.wanted import Facts, served_generations, shrinking_first
 from activities.waves import answered as still_answered
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import Deployment, RegionState, ReplicaPhase, RouteShare, RouteTable
@@ -59,8 +60,8 @@ class Returning:
             self._infrastructure.route(table)
         with self._store.read() as repository:
             wanted = {d.key: d for d in wanted_in(repository, region).deployments}
-            routed = {table.model for table in repository.routes() if table.region == region}
-        for model in sorted(state.routes.keys() - routed):
+            routed = repository.routed_in(region)
+        for model in sorted(state.routes.keys() - set(routed)):
             self._infrastructure.unroute(model, region)
         running = Counter(replica.key for replica in state.replicas)
         for key in sorted(running.keys() - wanted.keys(), key=str):
@@ -76,7 +77,7 @@ class Returning:
         sent to what is held no more, there or elsewhere: what is left of their shares gets all of them.
         """
         with self._store.read() as repository:
-            found = [read_facts(repository, name, 0) for name in settled]
+            found = read_routed(repository, sorted(settled))
         tables = []
         for facts in found:
             serving, table, held = settled[facts.model], facts.tables[region], tuple(facts.deployments.values())
@@ -94,11 +95,9 @@ class Returning:
 
 def wanted_in(repository: Repository, region: str) -> Wanted:
     """What the store wants of a region now."""
-    found = [deployment for deployment in repository.deployments() if deployment.key.region == region]
-    models = sorted({table.model for table in repository.routes() if table.region == region})
     return Wanted(
-        tuple(sorted(found, key=lambda deployment: str(deployment.key))),
-        tuple((model, repository.settled_generation(model)) for model in models),
+        tuple(sorted(repository.deployments_in(region), key=lambda deployment: str(deployment.key))),
+        tuple(sorted(repository.settled_generations(repository.routed_in(region)).items())),
     )
 
 

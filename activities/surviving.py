@@ -1,14 +1,15 @@
 """Sending the traffic around a lost region, for every model at once: tables are computed, pushed side by side, then kept."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from activities.regions import observe
 from activities.rerouting import Survivor
-from activities.wanted import Facts, read_facts, sent_around, survivors
+from activities.routed import read_routed
+from activities.wanted import Facts, sent_around, survivors
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import DeploymentKey, RegionState, ReplicaPhase, RouteTable
@@ -16,6 +17,12 @@ from ipnext.store.session import Store
 
 PUSHES = 16
 """Tables that are pushed side by side: each waits until its gateway follows."""
+
+FIRST_BATCH = 8
+"""Models whose tables are sent first ..."""
+
+BATCH = 64
+"""... and then so many at a time: each batch is read by a constant number of queries and written in one unit."""
 
 NAMED = 3
 """Models that a message names at most."""
@@ -55,32 +62,50 @@ class Surviving:
 
         One step and no gate: what is left answers at once. Its own gateway gets its table once it is back. A model that is
         being retired gets none: its gateways forget it one by one, and would learn of it again.
+        Models go in batches, the most important first: the tables of a batch are pushed and kept before the next one is read.
         """
         with self._store.read() as repository:
-            routed = sorted(set(repository.models_routed_to(region)) - repository.retiring_models())
-            found = [read_facts(repository, model, 0) for model in routed]
-        others = {table.region for facts in found for table in facts.tables.values()} - _lost(found)
-        states, silent = observe(self._infrastructure, others, [facts.model for facts in found])
-        tables = [table for facts in found for table in tables_around(facts, states)]
-        pushed = [table for table in tables if table.region not in _lost(found) and table.region in states]
+            retiring = repository.retiring_models()
+            routed = [model for model in repository.models_routed_to(region) if model not in retiring]
+        done = _Progress()
         with ThreadPoolExecutor(PUSHES, thread_name_prefix="route-around") as pool:
-            failed = [name for name in pool.map(self._pushed, pushed) if name is not None]
-        unreachable = {*failed, *(silent if any(t.region in silent for t in tables) else ())}
-        kept = [table for table in tables if table.region not in unreachable]
+            for models in _in_batches(routed):
+                self._send_batch(models, done, pool)
+        return done.result
+
+    def _send_batch(self, models: Sequence[str], done: "_Progress", pool: ThreadPoolExecutor) -> None:
+        with self._store.read() as repository:
+            found = read_routed(repository, models)
+        lost = _lost(found)
+        others = {table.region for facts in found for table in facts.tables.values()} - lost
+        states, silent = self._observed(others - done.unreachable, models, pool)
+        ready = ready_counts(states.values())
+        tables = [table for facts in found for table in tables_around(facts, states, ready)]
+        pushed = [table for table in tables if table.region not in lost and table.region in states]
+        failed = {name for name in pool.map(self._pushed, pushed) if name is not None}
+        named = {table.region for table in tables}
+        done.unreachable |= failed | (silent & named)
+        kept = [table for table in tables if table.region not in done.unreachable]
         with self._store.begin() as repository:
             retiring = repository.retiring_models()
-            for table in kept:
-                if table.model not in retiring:
-                    repository.put_route(table)
+            repository.put_routes([table for table in kept if table.model not in retiring])
         for table in pushed:
             if table.model in retiring:
                 self._forgotten(table)
-        return SentAround(
-            tables=len(kept),
-            models=len({table.model for table in kept}),
-            unreachable=tuple(sorted(unreachable)),
-            unanswered=tuple(sorted({table.model for table in kept if not table.shares})),
-        )
+        done.tables += len(kept)
+        done.models |= {table.model for table in kept}
+        done.unanswered |= {table.model for table in kept if not table.shares}
+
+    def _observed(
+        self, regions: Collection[str], models: Sequence[str], pool: ThreadPoolExecutor
+    ) -> tuple[dict[str, RegionState], frozenset[str]]:
+        """The regions that answer, asked side by side, and those that do not."""
+
+        def one(region: str) -> dict[str, RegionState]:
+            return observe(self._infrastructure, [region], models)[0]
+
+        states = {name: state for answer in pool.map(one, sorted(regions)) for name, state in answer.items()}
+        return states, frozenset(regions - states.keys())
 
     def _forgotten(self, table: RouteTable) -> None:
         """Where it can't be reached now, what retires the model asks until it can."""
@@ -96,10 +121,40 @@ class Surviving:
         return None
 
 
-def tables_around(facts: Facts, states: Mapping[str, RegionState]) -> Sequence[RouteTable]:
-    """The tables of one model that change, by what is ready now; where nothing is, by what is wanted."""
+@dataclass
+class _Progress:
+    """What came of the batches so far."""
+
+    tables: int = 0
+    models: set[str] = field(default_factory=set)
+    unreachable: set[str] = field(default_factory=set)
+    """Regions that are asked no more: each try may take until a timeout."""
+    unanswered: set[str] = field(default_factory=set)
+
+    @property
+    def result(self) -> SentAround:
+        return SentAround(
+            tables=self.tables,
+            models=len(self.models),
+            unreachable=tuple(sorted(self.unreachable)),
+            unanswered=tuple(sorted(self.unanswered)),
+        )
+
+
+def _in_batches(models: Sequence[str]) -> Iterator[Sequence[str]]:
+    """A few models at first, so that the first users go elsewhere at once; then more at a time."""
+    start, size = 0, FIRST_BATCH
+    while start < len(models):
+        yield models[start : start + size]
+        start, size = start + size, BATCH
+
+
+def tables_around(
+    facts: Facts, states: Mapping[str, RegionState], ready: Mapping[tuple[DeploymentKey, int], int]
+) -> Sequence[RouteTable]:
+    """The tables of one model that change, by what is `ready` now; where nothing is, by what is wanted."""
     held = tuple(facts.deployments.values())
-    able = [found for found in survivors(facts, held, ready_counts(states.values())) if _routed(facts, found)]
+    able = [found for found in survivors(facts, held, ready) if _routed(facts, found)]
     if not any(found.qps > 0 for found in able):
         able = [found for found in survivors(facts, held) if _routed(facts, found)]
     now = {region: table.shares for region, table in facts.tables.items()}

@@ -7,20 +7,19 @@ at any time. A wave's outcome is an answer (WaveResult), not an error; errors ar
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from temporalio import activity
 
-from activities.admitting import AT_ONCE, not_swapped, planned_waves, price_of, way_back
+from activities.admitting import AT_ONCE
 from activities.capacity import Capacity
 from activities.causes import note_first, worst_region
-from activities.drained import Drained, same
+from activities.drafting import Draft
+from activities.drained import same
 from activities.fencing import of_a_wave, still_ours
 from activities.gate_windows import counted_since, former_generation, opened, traffic_of
 from activities.gates import Asked, errors_only, judge
 from activities.pacing import hurried
-from activities.problems import units_in_use
 from activities.reaching import Reaching
 from activities.regions import Failure, first_failure, missing_replicas, observe
 from activities.releasing import Left, Releasing, known, left_over, stray
@@ -29,20 +28,21 @@ from activities.swapping import Announcement, leave_what_is_sent, not_gone_back
 from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, waiting
 from activities.waiting import Deadline, beat
 from activities.wanted import Facts, shrinking_first, spared, wanted_deployments, wanted_shares
-from activities.waves import ModelState, planned_state, running_state
-from ipnext.errors import NotFound, RegionUnreachable, Unavailable
+from activities.waves import ModelState
+from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.cause import GATE, STEPS, Cause, Place
 from ipnext.model.deployment import Deployment, RegionState, RouteShare
 from ipnext.model.lifecycle import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
-from ipnext.model.plan import RegionDemand
 from ipnext.model.registry import GenerationState
 from ipnext.model.rollout import TransitionState
 from ipnext.model.status import ConditionType, Reason
-from ipnext.store.placements import Units
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
+
+DRAFTS = 3
+"""How often waves are searched beside the writers."""
 
 _UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE, ChangeKind.REPAIR})
 """Kinds of changes that bring no new generation: they need no approval."""
@@ -79,19 +79,8 @@ class TransitionActivities:
         Refused where no safe sequence exists. Unavailable while another change moves the model, while only another model's transition holds the supply that
         the waves need, or while the owner wants it to wait for supply: trying again later helps.
         """
-        with self._store.begin() as repository:
-            known = repository.find_transition(stage.change_id)
-            repository.check_fence(stage.change_id, known.fence if known else 0)
-            repository.check_only_mover(stage.model, stage.change_id)
-            in_use = units_in_use(repository, but=stage.model)
-            record = known or self._planned(repository, stage, in_use)
-            rollout = repository.model(stage.model).manifest.spec.rollout
-            price = price_of(record.transition, not_swapped(repository, stage, record.transition))
-            back = way_back(repository, stage, record.transition, in_use)
-            if known is None and record.transition.refused is None:
-                _mark_rolling_out(repository, stage)
-                if price:
-                    repository.add_event(stage.model, "Admitted", f"generation {stage.generation}: {price}")
+        draft = self._drafted(stage)
+        record, rollout = draft.record, draft.rollout
         return TransitionPlanned(
             transition_id=record.id,
             waves=len(record.transition.waves),
@@ -102,8 +91,8 @@ class TransitionActivities:
             manual_deadline_seconds=rollout.manual_deadline_seconds,
             on_newer=rollout.on_newer,
             gates=tuple(wave.gate for wave in record.transition.waves),
-            price=price,
-            back=back,
+            price=draft.price,
+            back=draft.back,
         )
 
     @activity.defn(name="ensure_capacity", no_thread_cancel_exception=True)
@@ -253,30 +242,32 @@ class TransitionActivities:
         ahead = (state.routes.get(facts.model, 0) > facts.tables[name].revision for name, state in states.items())
         return not silent and not any(ahead)
 
-    def _planned(self, repository: Repository, stage: StageInput, in_use: Units) -> TransitionRecord:
-        placed = repository.placement(stage.model)
-        if placed is None:
-            msg = f"no plan is in force that places {stage.model!r}; publish or apply it so that one is made"
-            raise NotFound(msg)
-        deployments, tables = repository.deployments(stage.model), repository.routes(stage.model)
-        model = repository.model(stage.model)
-        demand = model.manifest.spec.demand
-        lost = Drained.of(repository.drains()).lost
-        origin = running_state(stage.model, deployments, tables, demanding={item.region for item in demand}, lost=lost)
-        to = planned_state(stage.model, stage.generation, placed.state)
-        planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
-        transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})
-        record = TransitionRecord(
-            id=stage.change_id,
-            model=stage.model,
-            change_id=stage.change_id,
-            generation=stage.generation,
-            transition=transition,
-            state=TransitionState.REFUSED if transition.refused else TransitionState.PLANNED,
-            created_at=datetime.now(UTC),
-            revision=model.generation,
-        )
-        return repository.save_transition(record)
+    def _drafted(self, stage: StageInput) -> Draft:
+        """The transition of a change as it is stored. Waves are searched beside the writers, and compared before they are written.
+
+        If others take supply that the waves count on meanwhile, they are searched again; the last time inside the unit that
+        writes them, which then holds up the other writers.
+        """
+        for _ in range(DRAFTS):
+            with self._store.read() as repository:
+                draft = Draft.read(repository, stage)
+            if draft.known:
+                return draft
+            with self._store.begin() as repository:
+                if draft.holds(repository, stage):
+                    return self._saved(repository, stage, draft)
+        with self._store.begin() as repository:
+            draft = Draft.read(repository, stage)
+            return draft if draft.known else self._saved(repository, stage, draft)
+
+    def _saved(self, repository: Repository, stage: StageInput, draft: Draft) -> Draft:
+        still_ours()
+        record = repository.save_transition(draft.record)
+        if record.transition.refused is None:
+            _mark_rolling_out(repository, stage)
+            if draft.price:
+                repository.add_event(stage.model, "Admitted", f"generation {stage.generation}: {draft.price}")
+        return replace(draft, record=record)
 
     def _and_what_answers(
         self, facts: Facts, counted_on: Collection[str], deployments: tuple[Deployment, ...]

@@ -9,6 +9,7 @@ from activities.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, chec
 from activities.candidate import Candidate, FunctionValidator, Validator, failed, passed
 from activities.checkpoints import CHECKPOINT, check_checkpoints
 from activities.deltas import DELTAS, check_deltas
+from activities.facts import ancestors
 from activities.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_paths
 from activities.programs import PROGRAM, check_programs
 from activities.signatures import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
@@ -80,15 +81,16 @@ class ValidationActivities:
         serving = record.serving_generation
         shown = [s for t in repository.routes(stage.model) for s in t.served if s.generation == serving]
         other = None if serving in {None, stage.generation} else repository.generation(stage.model, serving or 0)
+        snapshots = _snapshots(repository, repository.generation(stage.model, stage.generation))
         return Candidate(
             manifest=record.manifest,
-            snapshots=_snapshots(repository, repository.generation(stage.model, stage.generation)),
+            snapshots=snapshots,
             serving=_snapshots(repository, other) if other else None,
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             artifacts=self._artifacts,
             beat=beat,
             native_libraries=self._native_libraries,
-            published={(s.part, s.digest): s for s in reversed(repository.snapshots(stage.model))},
+            published=ancestors(repository, snapshots.values()),
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from activities.drained import Drained
+from activities.facts import at_work, read_generations
 from activities.rerouting import Nearness, Survivor, without_regions
 from activities.waves import ModelState, Slot
 from ipnext.errors import NotFound
@@ -65,30 +66,38 @@ class Facts:
         return self.planned_demand or {item.region: item.amount for item in self.manifest.spec.demand}
 
 
-def read_facts(repository: Repository, model: str, target: int) -> Facts:
-    """All that the functions here need. NotFound for an unknown model."""
+def read_facts(repository: Repository, model: str, target: int, *, named: Iterable[int] = ()) -> Facts:
+    """Read all that the functions here need of one model: the generations at work, and those `named`. NotFound.
+
+    The cost does not depend on how much was ever published (`activities.facts`).
+    """
     lost = Drained.of(repository.drains()).lost
     record = repository.model(model)
+    deployments, tables = repository.deployments(model), repository.routes(model)
+    numbers = at_work(record, deployments, tables, (target, *named))
+    generations, snapshots = read_generations(repository, record, numbers)
     return Facts(
         manifest=repository.as_measured(record.manifest, target or record.serving_generation),
         target=target,
-        generations={g.number: g for g in repository.generations(model)},
-        snapshots={(s.part, s.number): s for s in repository.snapshots(model)},
-        deployments={d.key: d for d in repository.deployments(model)},
-        tables={table.region: table for table in repository.routes(model)},
+        generations=generations,
+        snapshots=snapshots,
+        deployments={d.key: d for d in deployments},
+        tables={table.region: table for table in tables},
         lost=lost,
-        rtt_ms=_round_trips(repository) if lost else {},
-        unmet_rules=_unmet_rules(repository, record.manifest),
+        rtt_ms=round_trips(repository) if lost else {},
+        unmet_rules=unmet_rules(repository, record.manifest),
     )
 
 
-def _unmet_rules(repository: Repository, manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
+def unmet_rules(repository: Repository, manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
+    """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
     placed, regions = repository.placement(manifest.name), set(repository.region_names())
     rules = {unmet.region: unmet.rules for unmet in placed.unmet} if placed else {}
     return {item.region: rules.get(item.region, ()) for item in manifest.spec.demand if item.region in regions}
 
 
-def _round_trips(repository: Repository) -> dict[tuple[str, str], float]:
+def round_trips(repository: Repository) -> dict[tuple[str, str], float]:
+    """Milliseconds by users' region and serving region."""
     fleet = repository.fleet().spec
     rows = zip(fleet.regions, fleet.rtt_ms, strict=True)
     return {(origin, to): ms for origin, row in rows for to, ms in zip(fleet.regions, row, strict=True)}

@@ -45,6 +45,7 @@ from ipnext.model.resource import (
     MissingBlobs,
     ModelApplied,
     ModelView,
+    MovesView,
     PlanSummary,
     PlanView,
     PublishPart,
@@ -395,9 +396,13 @@ class Client:
         return self.wait_replan(replan.id, timeout_seconds) if wait else replan
 
     def steer_replan(self, action: MoverAction, *, reason: str = "") -> ReplanProgress:
-        """Pause, resume or cancel the replan that runs: no further model is asked to move. Conflict where none runs."""
+        """Pause or resume the moves of replans, or cancel the replan that runs: Conflict where none runs."""
         body = SteerRequest(action=action, reason=reason)
         return self._call("POST", "/v1/replans/steer", ReplanProgress, body=body)
+
+    def moves(self) -> MovesView:
+        """The pause of the moves, the replan that moves models now, and how many replans wait."""
+        return self._get("/v1/moves", MovesView)
 
     def replan_status(self, replan_id: str) -> ReplanView:
         """Where a replan stands."""

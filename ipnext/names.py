@@ -60,8 +60,7 @@ REPLAN_ID: Final = "replan"
 REPLAN_ASKED: Final = "replan_asked"
 
 # what may be asked of a replan that moves models
-PAUSE_REPLAN: Final = "pause_replan"
-RESUME_REPLAN: Final = "resume_replan"
+MOVES_STEERED: Final = "moves_steered"
 CANCEL_REPLAN: Final = "cancel_replan"
 REPLAN_PROGRESS: Final = "replan_progress"
 

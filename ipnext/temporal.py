@@ -48,7 +48,7 @@ from ipnext.model.lifecycle import (
     ReplanInput,
     ScheduledReplan,
 )
-from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
+from ipnext.model.moving import MoverAsked, ReplanProgress
 from ipnext.model.reconciliation import ReconcileInput
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.payloads import DATA_CONVERTER
@@ -241,22 +241,34 @@ async def tell_freeze_changed(client: Client, change: Change) -> None:
                 raise
 
 
-async def steer_replan(client: Client, action: MoverAction, asked: MoverAsked) -> ReplanProgress:
-    """Pause, resume or cancel the replan that runs. Conflict where none runs; Unavailable."""
-    update = {"pause": names.PAUSE_REPLAN, "resume": names.RESUME_REPLAN, "cancel": names.CANCEL_REPLAN}[action]
+async def cancel_replan(client: Client, asked: MoverAsked) -> ReplanProgress:
+    """End the replan that runs. Conflict where none runs; Unavailable."""
     handle = client.get_workflow_handle(names.REPLAN_ID)
     try:
         async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
             try:
-                progress: ReplanProgress = await handle.execute_update(update, asked, result_type=ReplanProgress)
+                progress: ReplanProgress = await handle.execute_update(
+                    names.CANCEL_REPLAN, asked, result_type=ReplanProgress
+                )
             except RPCError as error:
                 if error.status is RPCStatusCode.NOT_FOUND:
-                    msg = f"no replan is running, so there is none to {action}; `ipnext get replans` shows them"
+                    msg = "no replan is running, so there is none to cancel; `ipnext get replans` shows them"
                     raise Conflict(msg) from error
                 raise
     except InvalidInput as error:
         raise Conflict(error.message) from error
     return progress
+
+
+async def tell_moves_steered(client: Client) -> None:
+    """Tell the replan that runs that moves were paused or go on; if none runs, there is nothing to tell. Unavailable."""
+    replan = client.get_workflow_handle(names.REPLAN_ID)
+    async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
+        try:
+            await replan.signal(names.MOVES_STEERED)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
 
 
 async def tell_drain(client: Client, region: str) -> None:

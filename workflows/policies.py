@@ -133,9 +133,6 @@ MOST_EVENTS = 10_000
 MOST_UPDATES = 1_000
 """The same. The server refuses more than 2,000 to one run."""
 
-MOVE_LIMIT = timedelta(hours=24)
-"""One model's move with all its holds, behind what its entity has queued before."""
-
 DRAIN_LOOK = timedelta(seconds=1)
 """Between two looks at a region that is drained: a person waits for it."""
 
@@ -157,13 +154,13 @@ FREEZE_LOOKS = 48
 """Where that gives more looks than this many, they are further apart: so often in the time that is left. A wait of a
 year is then some three hundred looks and four thousand events, a week some sixty looks."""
 
-RUNNING_MOVES = 4
-"""Models that move at the same time in a replan that began before the window was a setting (IPNEXT_REPLAN_WINDOW)."""
-
 MOVER_LOOK_SOON = timedelta(milliseconds=300)
 """Between two looks at the models that move, while a replan is young: most are small."""
 
 MOVER_LOOKS_SOON = 20
+
+PAUSE_LOOK = timedelta(minutes=5)
+"""A replan whose moves are paused is told when they go on; this often it looks itself, in case it was not told."""
 
 MOVER_LOOK = timedelta(seconds=1)
 """The same, later: one look costs the same for one model as for a whole window."""
@@ -257,7 +254,6 @@ REPLAN_FLEET = Step(
 ASK_REPLAN = Step("ask_replan", wire.Done, RECORD_LIMIT, total=STEP_PATIENCE)
 WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
 FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
-MOVE_MODEL = Step("move_model", wire.Moved, MOVE_LIMIT, total=STEP_PATIENCE)
 MOVE_MODELS = Step("move_models", MoveTurnResult, timedelta(minutes=2), unbounded=LEVEL_TRIGGERED)
 LOOK_AT_DRAIN = Step("look_at_drain", DrainSeen, timedelta(minutes=1), unbounded=LEVEL_TRIGGERED)
 CHECK_DRAIN = Step("check_drain", DrainSeen, REPLAN_LIMIT, queue=names.PLANNER_QUEUE, unbounded=LEVEL_TRIGGERED)
@@ -290,7 +286,6 @@ STEPS: tuple[Step[Any], ...] = (
     ASK_REPLAN,
     WAITING_REPLANS,
     FINISH_REPLAN,
-    MOVE_MODEL,
     MOVE_MODELS,
     LOOK_AT_DRAIN,
     CHECK_DRAIN,

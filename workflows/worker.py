@@ -35,8 +35,7 @@ from activities.failures import TypedFailures
 from activities.freezes import FreezeActivities
 from activities.holding import HoldingActivities
 from activities.metadata import MetadataActivities
-from activities.mover import MoverActivities
-from activities.moves import MoveActivities, Submit
+from activities.mover import MoverActivities, Submit
 from activities.optimization import OptimizationActivities
 from activities.planning import PlanningActivities
 from activities.planning_policy import PlanningPolicy
@@ -138,7 +137,6 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *DeploymentActivities(store, infrastructure).all(),
         *HoldingActivities(store).all(),
         *TakeoverActivities(store, engine.is_open).all(),
-        *MoveActivities(store, engine.submit, pause=pause).all(),
         *MoverActivities(store, engine.submit).all(),
         *ReplanActivities(store, engine.wake).all(),
         *DrainActivities(store, infrastructure, engine.wake).all(),

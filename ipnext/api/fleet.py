@@ -32,8 +32,10 @@ def apply_fleet(
     within `IPNEXT_REPLAN_DELAY_SECONDS` ask for one.
     """
     settings = rooms.settings
+    basis = _checked_models(rooms, manifest)
     with rooms.store.begin() as unit:
-        check_fleet_serves(manifest.spec, tuple(r.manifest for r in unit.models() if not r.retired))
+        if unit.manifests_basis() != basis:
+            check_fleet_serves(manifest.spec, tuple(r.manifest for r in unit.models() if not r.retired))
         before = _find(unit)
         if dry_run:
             return _checked(before, manifest, expected_version)
@@ -43,6 +45,17 @@ def apply_fleet(
             unit.add_supply_replan(record.version, delay_seconds=settings.replan_delay_seconds)
     rooms.outbox.wake()
     return _view(record)
+
+
+def _checked_models(rooms: Rooms, manifest: FleetManifest) -> tuple[int, int]:
+    """Check the fleet against all models before the unit that writes it: thousands of manifests take seconds to parse.
+
+    Returns what tells whether any of them has changed since.
+    """
+    with rooms.store.read() as unit:
+        basis, models = unit.manifests_basis(), unit.models()
+    check_fleet_serves(manifest.spec, tuple(record.manifest for record in models if not record.retired))
+    return basis
 
 
 def _find(unit: Repository) -> FleetRecord | None:

@@ -10,7 +10,7 @@ from ipnext import names
 from ipnext.errors import Conflict, Unavailable
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle import Change, ChangeAccepted, Replan
-from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
+from ipnext.model.moving import MoverAsked, ReplanProgress
 from ipnext.model.resource import ChangeView, ReplanView
 from ipnext.model.workflow_namespace import WorkflowNamespace
 
@@ -50,8 +50,11 @@ class Lifecycle(Protocol):
     async def tell_freeze_changed(self, change: Change) -> None:
         """Tell the run of a change that freezes have changed. A run that has ended, or never began, is no error."""
 
-    async def steer_replan(self, action: MoverAction, asked: MoverAsked) -> ReplanProgress:
-        """Pause, resume or cancel the replan that runs. Raises Conflict where none runs."""
+    async def cancel_replan(self, asked: MoverAsked) -> ReplanProgress:
+        """End the replan that runs. Raises Conflict where none runs."""
+
+    async def tell_moves_steered(self) -> None:
+        """Tell the replan that runs, if any, that moves were paused or go on. Twice is as good as once."""
 
     async def tell_drain(self, region: str) -> None:
         """Tell the engine that something is asked of a region. Twice is as good as once."""
@@ -74,7 +77,8 @@ class MemoryLifecycle:
         self.controls: list[tuple[str, ControlAction, ControlAsked]] = []
         self.told_of_freezes: list[str] = []
         self.drains_told: list[str] = []
-        self.steered: list[tuple[MoverAction, str]] = []
+        self.cancelled: list[str] = []
+        self.moves_steered = 0
         self.entities: set[str] = set()
         """Models whose entity runs; take one out as if it were terminated."""
         self.entities_begun: list[str] = []
@@ -142,11 +146,16 @@ class MemoryLifecycle:
         self._answer()
         self.told_of_freezes.append(change.id)
 
-    async def steer_replan(self, action: MoverAction, asked: MoverAsked) -> ReplanProgress:
+    async def cancel_replan(self, asked: MoverAsked) -> ReplanProgress:
         """Remember it."""
         self._answer()
-        self.steered.append((action, asked.reason))
-        return ReplanProgress(total=0, paused=asked.reason if action == "pause" else "")
+        self.cancelled.append(asked.reason)
+        return ReplanProgress(total=0)
+
+    async def tell_moves_steered(self) -> None:
+        """Remember it."""
+        self._answer()
+        self.moves_steered += 1
 
     async def tell_drain(self, region: str) -> None:
         """Remember it."""

@@ -1,5 +1,7 @@
 """Plans and replans."""
 
+import asyncio
+import contextlib
 from typing import Annotated
 from uuid import uuid4
 
@@ -7,11 +9,16 @@ from fastapi import APIRouter, Query, Response
 
 from ipnext.api.lifecycle import replan_view
 from ipnext.api.platform import After, Limit, RecordId, Rooms, listed
+from ipnext.errors import Unavailable
 from ipnext.model.moving import MoverAsked, ReplanProgress, SteerRequest
 from ipnext.model.plan import PlanDiff
-from ipnext.model.resource import Listed, PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
+from ipnext.model.resource import Listed, MovesView, PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
 from ipnext.store.records import PlanEntry
 from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+BY_HAND = "by hand"
+"""The reason of a pause that was given none."""
 
 router = APIRouter(prefix="/v1", tags=["plans"])
 
@@ -74,13 +81,48 @@ def ask_replan(request: ReplanRequest, rooms: Rooms) -> ReplanView:
     return replan_view(replan, rooms.lifecycle)
 
 
-@router.post("/replans/steer", summary="Pause, resume or cancel the replan that runs")
+@router.post("/replans/steer", summary="Pause or resume the moves of replans, or cancel the replan that runs")
 async def steer_replan(request: SteerRequest, rooms: Rooms) -> ReplanProgress:
     """Paused, no further model is asked to move; cancelled, the replan ends. Models under way go on in any case.
 
-    A pause lasts over later replans until it is resumed. 409 where no replan runs.
+    A pause is kept in the store: it needs no replan that runs, lasts until it is resumed, and the repair of a lost region
+    passes it. Replans that are asked for meanwhile wait for its end, except drains and dry runs. 409 if a replan is to be
+    cancelled and none runs.
     """
-    return await rooms.lifecycle.steer_replan(request.action, MoverAsked(reason=request.reason))
+    if request.action == "cancel":
+        return await rooms.lifecycle.cancel_replan(MoverAsked(reason=request.reason))
+    progress = await asyncio.to_thread(_steered, rooms.store, request)
+    with contextlib.suppress(Unavailable):  # the replan looks at the pause itself within some minutes
+        await rooms.lifecycle.tell_moves_steered()
+    rooms.outbox.wake()
+    return progress
+
+
+def _steered(store: Store, request: SteerRequest) -> ReplanProgress:
+    """Write the pause of the moves, or its end; answer how far the replan that moves models is."""
+    with store.begin() as unit:
+        reason = ""
+        if request.action == "pause":
+            reason = unit.pause_moves(request.reason or BY_HAND).reason
+            unit.add_event(None, "MovesPaused", f"moves of replans are paused: {reason}")
+        elif unit.resume_moves():
+            told = f": {request.reason}" if request.reason else ""
+            unit.add_event(None, "MovesResumed", f"moves of replans go on{told}")
+        replan = unit.replan_under_way()
+    found = replan.progress if replan and replan.progress else ReplanProgress(total=0)
+    return found.model_copy(update={"paused": reason})
+
+
+@router.get("/moves", summary="Read how the moves of replans stand")
+def read_moves(rooms: Rooms) -> MovesView:
+    """The pause that holds, the replan that moves models now, and how many replans wait."""
+    with rooms.store.read() as unit:
+        replan = unit.replan_under_way()
+        return MovesView(
+            pause=unit.moves_pause(),
+            replan=replan_view(replan, rooms.lifecycle) if replan else None,
+            replans_waiting=unit.replans_open(),
+        )
 
 
 @router.get("/replans", summary="List replans")

@@ -5,7 +5,7 @@ import asyncio
 from ipnext import names, temporal
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle import Change, ChangeAccepted
-from ipnext.model.moving import MoverAction, MoverAsked, ReplanProgress
+from ipnext.model.moving import MoverAsked, ReplanProgress
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.setup import warn_of_missing
 
@@ -61,9 +61,13 @@ class TemporalLifecycle:
         """See the port."""
         await temporal.tell_freeze_changed(await self._connected(), change)
 
-    async def steer_replan(self, action: MoverAction, asked: MoverAsked) -> ReplanProgress:
+    async def cancel_replan(self, asked: MoverAsked) -> ReplanProgress:
         """See the port."""
-        return await temporal.steer_replan(await self._connected(), action, asked)
+        return await temporal.cancel_replan(await self._connected(), asked)
+
+    async def tell_moves_steered(self) -> None:
+        """See the port."""
+        await temporal.tell_moves_steered(await self._connected())
 
     async def tell_drain(self, region: str) -> None:
         """See the port."""

@@ -1,6 +1,6 @@
 """Plans and replans on the command line: `replan`, and what `get` and `describe` show of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -11,27 +11,35 @@ from ipnext.cli.command import Timeout, Wait
 from ipnext.cli.output import Form, Output, age, number, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.model.lifecycle import Replan
-from ipnext.model.moving import ReplanProgress
+from ipnext.model.moving import MoverAction, ReplanProgress
 from ipnext.model.plan import PlanDiff
-from ipnext.model.resource import PlanSummary, ReplanView
+from ipnext.model.resource import MovesView, PlanSummary, ReplanView
 
 MOST_LINES = 40
 """Lines of a difference that a table shows."""
 
 
 class Steering(StrEnum):
-    """What may be asked of the replan that runs."""
+    """What may be asked of the moves of replans."""
 
+    STATUS = "status"
     PAUSE = "pause"
     RESUME = "resume"
     CANCEL = "cancel"
+
+
+STEERS: Mapping[Steering, MoverAction] = {
+    Steering.PAUSE: "pause",
+    Steering.RESUME: "resume",
+    Steering.CANCEL: "cancel",
+}
 
 
 def replan(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     context: typer.Context,
     action: Annotated[
         Steering | None,
-        typer.Argument(help="Of the replan that runs: ask no further model, go on, or end it. Without: a new replan."),
+        typer.Argument(help="Of the moves: show them, pause them, go on, or end the replan. Without: a new replan."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Compute and store a plan, show what it would change; move nothing.")
@@ -46,8 +54,12 @@ def replan(  # noqa: PLR0913, PLR0917 - each is an option of the command line
 ) -> None:
     """Plan the whole fleet again and move what the new plan moves. A dry run is always waited for."""
     client = client_of(context)
+    if action is Steering.STATUS:
+        status = client.moves()
+        write(status, output, lambda: moves_tables(status))
+        return
     if action is not None:
-        progress = client.steer_replan(action.value, reason=reason)
+        progress = client.steer_replan(STEERS[action], reason=reason)
         write(progress, output, lambda: progress_tables(progress))
         return
     found = client.replan(dry_run=dry_run, max_moves=max_moves)
@@ -78,7 +90,7 @@ def replans_table(replans: Iterable[ReplanView]) -> Table:
             found.state.value,
             found.plan_id or "",
             found.moves,
-            _some(found.models),
+            _some(found.models, found.progress.total if found.progress else len(found.models)),
             _moved(found.progress),
             age(found.created_at),
             found.message,
@@ -101,18 +113,31 @@ def replan_tables(found: ReplanView) -> Iterable[Table | str]:
 
 def progress_tables(progress: ReplanProgress) -> Iterable[Table | str]:
     """How far a replan is with its models, and which ones did not come through."""
-    busy = tuple(model for model in progress.moving if model not in progress.held)
     lines = (
         ("moved", f"{progress.moved} of {progress.total} ({progress.percent:.0f} %), {progress.per_minute:g} a minute"),
-        ("moving now", f"{len(busy)}: {_some(busy)}"),
-        ("held (frozen or paused)", f"{len(progress.held)}: {_some(progress.held)}"),
+        ("moving now", f"{progress.busy}: {_some(progress.moving_models, progress.busy)}"),
+        ("held (frozen or paused)", f"{progress.held}: {_some(progress.held_models, progress.held)}"),
         ("waiting", progress.waiting),
         ("paused", progress.paused or "no"),
     )
     yield rows("\nmodels", ("", ""), lines)
     if progress.failed:
-        failed = ((trouble.model, trouble.message) for trouble in progress.failed[:MOST_LINES])
-        yield rows("\ndid not come through", ("model", "why"), failed)
+        failed = ((trouble.model, trouble.message) for trouble in progress.troubles)
+        more = progress.failed - len(progress.troubles)
+        yield rows(
+            "\ndid not come through" + (f" (the newest; {more} more)" if more > 0 else ""), ("model", "why"), failed
+        )
+
+
+def moves_tables(found: MovesView) -> Iterable[Table | str]:
+    """The pause that holds, and the replan that moves models now."""
+    if found.pause is None:
+        yield "moves go on"
+    else:
+        yield f"moves are paused since {age(found.pause.paused_at)}: {found.pause.reason}; `ipnext replan resume` ends it"
+    yield f"{found.replans_waiting} replans wait"
+    if found.replan is not None:
+        yield from replan_tables(found.replan)
 
 
 def plans_table(plans: Iterable[PlanSummary]) -> Table:
@@ -210,11 +235,12 @@ def _search(plan: PlanSummary) -> Iterable[tuple[str, str]]:
 def _moved(progress: ReplanProgress | None) -> str:
     if progress is None:
         return ""
-    failed = f", {len(progress.failed)} failed" if progress.failed else ""
+    failed = f", {progress.failed} failed" if progress.failed else ""
     paused = ", paused" if progress.paused else ""
     return f"{progress.moved}/{progress.total}{failed}{paused}"
 
 
-def _some(models: tuple[str, ...]) -> str:
-    more = len(models) - 3
+def _some(models: Sequence[str], count: int) -> str:
+    """The first three of `count` models."""
+    more = count - len(models[:3])
     return ",".join(models[:3]) + (f" and {more} more" if more > 0 else "")

@@ -432,7 +432,7 @@ class Replan(Value):
     moves: int = 0
     """Replicas that the adopted plan starts."""
     models: tuple[Name, ...] = ()
-    """Models that were asked to move."""
+    """Models that it has to move, in their order: the first thousand; `progress` counts all."""
     progress: ReplanProgress | None = None
     """How far it is with them; none before the first has been asked."""
     run_id: str | None = None
@@ -457,16 +457,10 @@ class ReplanInput(Value):
     """Wait until the moved models have finished."""
     computed: "ReplanComputed | None" = None
     """Comes over at continue-as-new: what was computed and adopted."""
-    moved: int = 0
-    """Comes over at continue-as-new: how many of its models have been asked to move."""
     asked: bool = False
     """Comes over at continue-as-new: another replan may have been asked for meanwhile."""
-    troubles: tuple[str, ...] = ()
-    """Comes over at continue-as-new: moves that did not come through, in words."""
     mover: MoverState | None = None
     """Comes over at continue-as-new: how far it is with its models."""
-    paused: str = ""
-    """Comes over at continue-as-new: why no model is asked to move; a pause lasts over replans until it is resumed."""
 
 
 class ReplanComputed(Value):
@@ -479,13 +473,13 @@ class ReplanComputed(Value):
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     moves: int = 0
-    models: tuple[Name, ...] = ()
-    """Models that don't run yet as the plan in force says, in the order to move them."""
+    total: int = 0
+    """Models that don't run yet as the plan in force says: the store lists them, in the order to move them."""
     trigger: str = ""
     """What asked for it, in words."""
     dry_run: bool = False
-    window: int = 0
-    """How many models move at a time; 0: an answer of before, whose run goes on as it began."""
+    window: int = Field(default=1, ge=1)
+    """How many models move at a time."""
 
 
 class ReplanResult(Value):
@@ -494,7 +488,6 @@ class ReplanResult(Value):
     plan_id: str
     adopted: bool
     moves: int
-    models: tuple[Name, ...] = ()
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
     dry_run: bool = False
@@ -512,24 +505,6 @@ class ScheduledReplan(Value):
 
     id: str | None = None
     trigger: ReplanTrigger = "schedule"
-
-
-class MoveInput(Value):
-    """Input of `move_model`: one model is asked to take its place in a plan."""
-
-    model: Name
-    plan_id: str
-    wait: bool = True
-    """Answer only once the move has ended."""
-
-
-class Moved(Value):
-    """Answer of `move_model`. `state` is the change's when it was last seen; not final where a freeze holds it back."""
-
-    model: Name
-    change_id: str
-    state: ChangeState
-    message: str = ""
 
 
 class DeploymentStatus(Value):

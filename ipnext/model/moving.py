@@ -1,5 +1,6 @@
 """A replan as the mover of a fleet: what is asked of many models at a time, and how far it is."""
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
@@ -10,6 +11,10 @@ MoverAction = Literal["pause", "resume", "cancel"]
 """What may be asked of a replan that moves models."""
 
 
+NAMED = 10
+"""Models that a progress names of each kind at most."""
+
+
 class MoveTrouble(Value):
     """A model that did not come to where the plan has it."""
 
@@ -17,19 +22,44 @@ class MoveTrouble(Value):
     message: str
 
 
+class PlannedMove(Value):
+    """A model that a replan has to move."""
+
+    position: int = Field(ge=0)
+    """Its place in the order of the replan, from 0."""
+    model: Name
+    change_id: str = ""
+    """The change that moves it; empty before it was asked."""
+    asked_at: datetime | None = None
+
+
+class MovesPause(Value):
+    """A pause of all moves of replans."""
+
+    reason: str
+    paused_at: datetime
+
+
 class ReplanProgress(Value):
-    """How far a replan is with its models."""
+    """How far a replan is with its models. Its size does not depend on how many they are."""
 
     total: int
     moved: int = 0
     """Models that have taken their place."""
-    moving: tuple[Name, ...] = ()
+    moving: int = 0
     """Models that were asked and have not ended."""
-    held: tuple[Name, ...] = ()
-    """Of those: frozen, paused or slow ones. They are watched on, and take no place of the window."""
+    held: int = 0
+    """Of those: frozen or paused ones. They are watched on, and take no place of the window."""
     waiting: int = 0
     """Models that are still to be asked."""
-    failed: tuple[MoveTrouble, ...] = ()
+    failed: int = 0
+    """Models that did not come to where the plan has them."""
+    moving_models: tuple[Name, ...] = Field(default=(), max_length=NAMED)
+    """The first of those that move."""
+    held_models: tuple[Name, ...] = Field(default=(), max_length=NAMED)
+    """The first of those that are held."""
+    troubles: tuple[MoveTrouble, ...] = Field(default=(), max_length=NAMED)
+    """The newest failures."""
     paused: str = ""
     """Why no further model is asked; empty where it goes on."""
     per_minute: float = Field(default=0.0, ge=0)
@@ -38,28 +68,19 @@ class ReplanProgress(Value):
     @property
     def percent(self) -> float:
         """Of the models: those that have ended."""
-        return 100.0 * (self.moved + len(self.failed)) / self.total if self.total else 100.0
+        return 100.0 * (self.moved + self.failed) / self.total if self.total else 100.0
 
-
-class MoveAsked(Value):
-    """A model that was asked to move and has not ended."""
-
-    model: Name
-    change_id: str
-    seconds: float = Field(default=0.0, ge=0)
-    """When it was asked, since 1970."""
-    held: bool = False
+    @property
+    def busy(self) -> int:
+        """Models that move by themselves."""
+        return self.moving - self.held
 
 
 class MoverState(Value):
-    """All that a mover has to remember."""
+    """All that a mover has to remember; which models move lies in the store."""
 
-    waiting: tuple[Name, ...]
-    """Still to be asked, in their order."""
-    moving: tuple[MoveAsked, ...] = ()
-    moved: int = 0
-    failed: tuple[MoveTrouble, ...] = ()
-    paused: str = ""
+    progress: ReplanProgress
+    """As it was last seen."""
     cancelled: str = ""
     """Why no further model is asked at all; empty where it goes on."""
     busy_seconds: float = Field(default=0.0, ge=0)
@@ -70,29 +91,22 @@ class MoveTurn(Value):
     """Input of `move_models`: look at those that move, ask the next ones as far as there is room."""
 
     plan_id: str
-    moving: tuple[MoveAsked, ...] = ()
-    """Asked, not ended."""
-    candidates: tuple[Name, ...] = ()
-    """The next ones, in their order; those for which there is no supply yet are passed over."""
-    room: int = Field(default=0, ge=0)
-    """At most so many are asked."""
-    progress: ReplanProgress | None = None
-    """Written down for those who read the store."""
-
-
-class MoveSeen(Value):
-    """One model as `move_models` saw it."""
-
-    model: Name
-    state: Literal["moving", "held", "moved", "failed"]
-    change_id: str = ""
-    message: str = ""
+    window: int = Field(ge=0)
+    """Models that may move at a time; those that are held, or slow, take no place."""
+    asking: bool = True
+    """False: no further model is asked."""
+    wait: bool = True
+    """False: a model that was asked counts as moved."""
+    patience_seconds: float = Field(default=300.0, gt=0)
+    """A move that takes longer gives its place in the window to the next one."""
+    busy_seconds: float = Field(default=0.0, ge=0)
+    """How long models were moved so far, for the pace."""
 
 
 class MoveTurnResult(Value):
-    """Answer of `move_models`: every model that it looked at or asked; a candidate that is not among them still waits."""
+    """Answer of `move_models`."""
 
-    seen: tuple[MoveSeen, ...] = ()
+    progress: ReplanProgress
     repair_waits: bool = False
     """Whether the replan that a lost region's drain has asked for waits for this one's end."""
 

@@ -16,6 +16,7 @@ from ipnext.model.fleet import FleetSpec
 from ipnext.model.freeze import Frozen, ReasonText
 from ipnext.model.lifecycle import Change, DeploymentStatus, Replan
 from ipnext.model.manifest import ModelManifest
+from ipnext.model.moving import MovesPause
 from ipnext.model.plan import Plan, PlanDiff, Problem, Unmet
 from ipnext.model.profile import PartThroughput
 from ipnext.model.registry import Generation, Layout
@@ -171,6 +172,17 @@ class ReplanView(Replan):
     """A replan with the link to its run in the Temporal UI (none before the run plans it)."""
 
     run_url: str | None = None
+
+
+class MovesView(Value):
+    """How the moves of replans stand."""
+
+    pause: MovesPause | None = None
+    """Null: moves go on."""
+    replan: ReplanView | None = None
+    """The replan whose models move now."""
+    replans_waiting: int = 0
+    """Replans that wait for a run; while moves are paused, also those that wait for the end of the pause."""
 
 
 class PlanSummary(Value):

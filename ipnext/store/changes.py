@@ -68,6 +68,12 @@ class Changes(Snapshots):
         found = self._session.exec(query.order_by(col(ChangeRow.ordinal)))
         return {ChangeKind(kind): change_id for kind, change_id in found}
 
+    def changes_named(self, ids: Collection[str]) -> Mapping[str, Change]:
+        """Those of these changes that are known, by id."""
+        query = select(ChangeRow)
+        found = (row for some in batches(ids) for row in self._session.exec(query.where(col(ChangeRow.id).in_(some))))
+        return {row.id: _change(row) for row in found}
+
     def changes(self, model: str, *, limit: int = 50) -> tuple[Change, ...]:
         """A model's changes, newest first. NotFound for an unknown model."""
         self._model_row(model)
@@ -87,6 +93,15 @@ class Changes(Snapshots):
             ChangeRow.kind == ChangeKind.RETIRE.value, ChangeRow.state == ChangeState.RUNNING.value
         )
         return frozenset(self._session.exec(query))
+
+    def frozen_models(self) -> Mapping[str, str]:
+        """Model -> which of its changes waits for a freeze, and until when; models without one are left out."""
+        query = select(ChangeRow).where(
+            ChangeRow.state == ChangeState.RUNNING.value, ChangeRow.reason == Reason.FROZEN.value
+        )
+        return {
+            row.model: f"{Reason.FROZEN}: {row.kind} {row.id} is {row.message}" for row in self._session.exec(query)
+        }
 
     def unsubmitted_changes(self) -> tuple[Change, ...]:
         """Every change that no workflow has taken yet, in the order of recording."""

@@ -1,14 +1,16 @@
 """What the infrastructure is told: deployments and route tables."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from sqlmodel import delete, select
+from sqlalchemy import insert
+from sqlmodel import col, delete, func, select, tuple_
 
 from ipnext.errors import StaleWrite
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.wire import decode
-from ipnext.store.tables import DeploymentRow, RouteRow
-from ipnext.store.unit import Unit, document
+from ipnext.store.tables import DeploymentRow, RouteRow, RouteShareRow
+from ipnext.store.unit import Unit, batches, document
 
 
 class Deployments(Unit):
@@ -65,20 +67,54 @@ class Deployments(Unit):
         """
         self._writing_model(table.model)
         row = self._session.get(RouteRow, (table.model, table.region))
-        if row is not None and table.revision <= row.revision:
-            stored = decode(RouteTable, row.route_table)
-            if (stored.shares, stored.served) == (table.shares, table.served):
-                return stored
-            msg = (
-                f"routes of {table.model!r} in {table.region!r} are at revision {row.revision}, "
-                f"the write brings {table.revision}; read them again, then write a later one"
-            )
-            raise StaleWrite(msg)
+        stored = None if row is None else decode(RouteTable, row.route_table)
+        if stored is not None and not _is_later(table, stored):
+            return stored
         if row is None:
             row = RouteRow(model=table.model, region=table.region, revision=0, route_table="")
         row.revision, row.route_table = table.revision, document(table)
         self._add(row)
+        self._put_shares(table)
         return table
+
+    def put_routes(self, tables: Collection[RouteTable]) -> None:
+        """Replace the route tables of many models, as `put_route` does one: in a constant number of statements.
+
+        StaleWrite, and nothing is written, if the revision of any is not later than the stored one and its content differs.
+        """
+        for model in {table.model for table in tables}:
+            self._writing(model)
+        revisions = self._revisions({table.model for table in tables})
+        new = [
+            table
+            for table in tables
+            if table.revision > revisions.get((table.model, table.region), -1)
+            or _is_later(table, self.route(table.model, table.region))
+        ]
+        connection = self._session.connection()
+        for some in batches({(table.model, table.region) for table in new}):
+            for row in (RouteShareRow, RouteRow):
+                connection.execute(delete(row).where(tuple_(col(row.model), col(row.region)).in_(some)))
+        if new:
+            connection.execute(insert(RouteRow), [_route_columns(table) for table in new])
+        shares = [row for table in new for row in _share_rows(table)]
+        if shares:
+            connection.execute(insert(RouteShareRow), shares)
+        self._session.expire_all()
+
+    def _revisions(self, models: Collection[str]) -> Mapping[tuple[str, str], int]:
+        query = select(RouteRow.model, RouteRow.region, RouteRow.revision)
+        found = (
+            row for some in batches(models) for row in self._session.exec(query.where(col(RouteRow.model).in_(some)))
+        )
+        return {(model, region): revision for model, region, revision in found}
+
+    def _put_shares(self, table: RouteTable) -> None:
+        mine = (col(RouteShareRow.model) == table.model, col(RouteShareRow.region) == table.region)
+        self._session.exec(delete(RouteShareRow).where(*mine))
+        rows = _share_rows(table)
+        if rows:
+            self._session.connection().execute(insert(RouteShareRow), rows)
 
     def route(self, model: str, region: str) -> RouteTable | None:
         """The route table of a model in a region, if there is one."""
@@ -93,11 +129,63 @@ class Deployments(Unit):
         found = [decode(RouteTable, text) for text in self._session.exec(query)]
         return tuple(sorted(found, key=lambda table: (table.model, table.region)))
 
+    def deployments_in(self, region: str) -> tuple[Deployment, ...]:
+        """The wanted replica sets of a region, by key."""
+        found = self._session.exec(select(DeploymentRow.deployment).where(DeploymentRow.region == region))
+        return tuple(sorted((decode(Deployment, text) for text in found), key=lambda d: _identity(d.key)))
+
+    def routed_in(self, region: str) -> tuple[str, ...]:
+        """The models that a region's gateway has a table of, by name."""
+        return tuple(sorted(self._session.exec(select(RouteRow.model).where(RouteRow.region == region))))
+
+    def shares_to(self, region: str) -> tuple[tuple[str, str, float], ...]:
+        """(Model, users' region, fraction of their requests) of all that is sent to a region, by model and users' region."""
+        query = select(RouteShareRow.model, RouteShareRow.region, func.sum(RouteShareRow.fraction))
+        query = query.where(RouteShareRow.to == region, RouteShareRow.fraction > 0)
+        found = self._session.exec(query.group_by(RouteShareRow.model, RouteShareRow.region))
+        return tuple(sorted((model, origin, fraction) for model, origin, fraction in found))
+
     def delete_routes(self, model: str) -> None:
         """Forget all route tables of a model."""
         self._writing(model)
-        self._session.exec(delete(RouteRow).where(RouteRow.model == model))  # type: ignore[arg-type]
+        for table in (RouteShareRow, RouteRow):
+            self._session.exec(delete(table).where(col(table.model) == model))
 
 
 def _identity(key: DeploymentKey) -> tuple[str, str, str, str]:
     return (key.model, key.part, key.region, key.hardware)
+
+
+def _is_later(table: RouteTable, stored: RouteTable | None) -> bool:
+    """Whether a table replaces the stored one; false if that has the same content at its revision or a later one. StaleWrite."""
+    if stored is None or table.revision > stored.revision:
+        return True
+    if (stored.shares, stored.served) == (table.shares, table.served):
+        return False
+    msg = (
+        f"routes of {table.model!r} in {table.region!r} are at revision {stored.revision}, "
+        f"the write brings {table.revision}; read them again, then write a later one"
+    )
+    raise StaleWrite(msg)
+
+
+def _route_columns(table: RouteTable) -> dict[str, Any]:
+    return {
+        "model": table.model,
+        "region": table.region,
+        "revision": table.revision,
+        "route_table": document(table),
+    }
+
+
+def _share_rows(table: RouteTable) -> list[dict[str, Any]]:
+    """The shares as columns; those of one destination and generation are one row."""
+    fractions: dict[tuple[str, int], float] = {}
+    for share in table.shares:
+        to = (share.to, share.generation)
+        fractions[to] = fractions.get(to, 0.0) + share.fraction
+    named = {"model": table.model, "region": table.region}
+    return [
+        {**named, "to": to, "generation": generation, "fraction": fraction}
+        for (to, generation), fraction in sorted(fractions.items())
+    ]

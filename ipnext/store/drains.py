@@ -8,8 +8,8 @@ from sqlmodel import col, func, select
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.drain import Drain, DrainState
 from ipnext.model.status import Reason
-from ipnext.store.tables import DeploymentRow, DrainRow, PlacedReplicasRow, RouteRow
-from ipnext.store.unit import Unit
+from ipnext.store.tables import DeploymentRow, DrainRow, PlacedReplicasRow, PlacementRow, RouteRow, RouteShareRow
+from ipnext.store.unit import Unit, batches
 
 LONGEST_REASON = 500
 """Characters of a reason."""
@@ -108,10 +108,21 @@ class Drains(Unit):
         return frozenset({model for model, _ in held} | set(placed)), sum(count for _, count in held)
 
     def models_routed_to(self, region: str) -> tuple[str, ...]:
-        """Models with a route table that names the region as a destination or belongs to it."""
-        named = f'%"to":"{region}"%'
-        query = select(RouteRow.model).where((col(RouteRow.region) == region) | col(RouteRow.route_table).like(named))
-        return tuple(sorted(set(self._session.exec(query))))
+        """Models with a route table that names the region as a destination or belongs to it, the most important first."""
+        own = select(RouteRow.model).where(RouteRow.region == region)
+        sent = select(RouteShareRow.model).where(RouteShareRow.to == region)
+        found = {*self._session.exec(own), *self._session.exec(sent)}
+        priorities = self._priorities(found)
+        return tuple(sorted(found, key=lambda model: (-priorities.get(model, 0.0), model)))
+
+    def _priorities(self, models: Collection[str]) -> dict[str, float]:
+        """Of models that the plan in force knows."""
+        query = select(PlacementRow.model, PlacementRow.priority)
+        return {
+            model: priority
+            for some in batches(models)
+            for model, priority in self._session.exec(query.where(col(PlacementRow.model).in_(some)))
+        }
 
     def _new_drain(self, region: str, *, disaster: bool, force: bool, reason: str) -> Drain:
         now = self._now()

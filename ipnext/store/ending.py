@@ -148,9 +148,8 @@ def _old_manifest(record: ModelRecord, last: Change | None) -> Readiness:
 def _write_success(repository: Repository, change: Change, record: RecordInput) -> None:
     model = record.model
     if change.kind is ChangeKind.RETIRE:
-        for generation in repository.generations(model):
-            if generation.state in {GenerationState.SERVING, GenerationState.WARM}:
-                repository.set_generation_state(model, generation.number, GenerationState.RETIRED)
+        for number in repository.generation_numbers(model, GenerationState.SERVING, GenerationState.WARM):
+            repository.set_generation_state(model, number, GenerationState.RETIRED)
         repository.update_model(model, serving_generation=None, target_generation=None, retired=True)
         end_pause(repository, model)
         return
@@ -181,9 +180,9 @@ def _write_failure(repository: Repository, change: Change, record: RecordInput) 
 def _cool_down(repository: Repository, model: str) -> None:
     """Former generations that no replica holds any more are not warm."""
     held = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
-    for generation in repository.generations(model):
-        if generation.state is GenerationState.WARM and generation.number not in held:
-            repository.set_generation_state(model, generation.number, GenerationState.RETIRED)
+    for number in repository.generation_numbers(model, GenerationState.WARM):
+        if number not in held:
+            repository.set_generation_state(model, number, GenerationState.RETIRED)
 
 
 def _write_ready(repository: Repository, record: ModelRecord) -> None:

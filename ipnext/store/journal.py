@@ -1,6 +1,6 @@
 """What a person reads: conditions and the history of events."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from sqlmodel import col, select
@@ -8,7 +8,7 @@ from sqlmodel import col, select
 from ipnext.model.status import Condition, ConditionType, Reason
 from ipnext.store.records import Event
 from ipnext.store.tables import ConditionRow, EventRow
-from ipnext.store.unit import Unit, document, plain, rows
+from ipnext.store.unit import Unit, batches, document, plain, rows
 
 _SHOWN_FIRST = tuple(ConditionType)
 
@@ -45,6 +45,15 @@ class Journal(Unit):
         self._model_row(model)
         found = [_condition(row) for row in self._session.exec(select(ConditionRow).where(ConditionRow.model == model))]
         return tuple(sorted(found, key=lambda condition: _SHOWN_FIRST.index(condition.type)))
+
+    def held_models(self, models: Collection[str]) -> Mapping[str, str]:
+        """Model -> why its changes do not go on now, of these models; those that go on are left out."""
+        row = ConditionRow
+        query = select(row.model, row.reason, row.message).where(
+            row.type == ConditionType.PROGRESSING.value, row.status == "False"
+        )
+        found = (item for some in batches(models) for item in self._session.exec(query.where(col(row.model).in_(some))))
+        return {model: f"{reason}: {message}" for model, reason, message in found}
 
     def add_event(
         self,

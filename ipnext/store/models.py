@@ -1,18 +1,18 @@
 """The fleet and the models, as applied."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from types import EllipsisType
 
 from sqlmodel import col, func, select
 
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.manifest import ModelManifest
+from ipnext.model.manifest import DemandItem, ModelManifest
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode
 from ipnext.store.records import FleetRecord, ModelRecord
 from ipnext.store.tables import FleetRow, ModelRow
-from ipnext.store.unit import NAMED_IN_ERRORS, Unit, batches, document, known
+from ipnext.store.unit import NAMED_IN_ERRORS, Unit, batches, document, known, plain
 
 THE_FLEET = 1
 
@@ -92,6 +92,22 @@ class Models(Unit):
         """All models, retired ones too, by name."""
         records = [_model(row) for row in self._session.exec(select(ModelRow))]
         return tuple(sorted(records, key=lambda record: record.name))
+
+    def demands(self, names: Collection[str]) -> Mapping[str, Mapping[str, float]]:
+        """Model -> users' region -> what they ask for, in the model's unit; of these models. Nothing else of a manifest is read."""
+        query = select(ModelRow.name, ModelRow.manifest)
+        found = (
+            row for some in batches(names) for row in self._session.exec(query.where(col(ModelRow.name).in_(some)))
+        )
+        return {
+            name: {item.region: item.amount for item in map(DemandItem.model_validate, plain(text)["spec"]["demand"])}
+            for name, text in found
+        }
+
+    def manifests_basis(self) -> tuple[int, int]:
+        """Changes if any model's manifest does: how many there are, and the sum of their versions, which only rise."""
+        count, versions = self._session.exec(select(func.count(), func.coalesce(func.sum(ModelRow.version), 0))).one()
+        return count, int(versions)
 
     def models_in_tokens(self, names: Collection[str]) -> frozenset[str]:
         """Those of these models whose demand is in tokens a second."""

@@ -110,14 +110,21 @@ class Plans(Placements):
         row = self._session.get(PlanInForceRow, IN_FORCE)
         return None if row is None else row.plan_id
 
+    def lock_plan_in_force(self) -> str | None:
+        """The id of the plan adopted last, which stays so until this unit ends: units of other models wait to adopt theirs."""
+        query = select(PlanInForceRow).where(PlanInForceRow.id == IN_FORCE).with_for_update()
+        row = self._session.exec(query.execution_options(populate_existing=True)).first()
+        return None if row is None else row.plan_id
+
     def adopt_plan(self, plan: PreparedPlan, *, expected: str | None, keeping: Collection[str] = ()) -> PlanEntry:
         """Keep a plan and put it in force after `expected` (None: there was none). The one in force again: no change.
 
         A plan of the whole fleet replaces every placement but those of `keeping`; a plan of one model that model's.
-        StaleWrite when another plan is in force than expected.
+        StaleWrite when another plan is in force than expected. A plan of one model may be adopted in a unit of that model.
         """
-        self._writing(None)
-        record, current = plan.record, self.plan_in_force_id()
+        record = plan.record
+        self._writing(record.scope)
+        current = self.lock_plan_in_force()
         if current == record.id:
             return self.plan_entry(record.id)
         if current != expected:

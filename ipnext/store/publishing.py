@@ -18,6 +18,9 @@ _OVER: Final = frozenset({GenerationState.REFUSED, GenerationState.FAILED, Gener
 """Generations whose snapshots may be published again: what stood in their way may be another by now."""
 
 
+NAMED: Final = 3
+"""Digests, the newest, that an error names: a part may have thousands."""
+
 LOOKED_AT: Final = 50
 """Refused generations, the newest, that a publish looks at for parts that it leaves out."""
 
@@ -91,13 +94,14 @@ class Publishing(Changes):
             if not source.manifest.is_delta:
                 continue
             query = select(SnapshotRow.digest).where(SnapshotRow.model == model, SnapshotRow.part == part)
-            known = self._session.exec(query.order_by(col(SnapshotRow.number).desc())).all()
-            if source.manifest.parent not in known:
+            parent = query.where(SnapshotRow.digest == (source.manifest.parent or "")).limit(1)
+            if self._session.exec(parent).first() is None:
+                newest = self._session.exec(query.order_by(col(SnapshotRow.number).desc()).limit(NAMED)).all()
                 msg = (
                     f"parts.{part}: a delta of snapshot {source.manifest.parent}, which {model}.{part} does not have; "
-                    f"its newest: {', '.join(known[:3]) or 'none'}. Publish the parent first, or a full snapshot"
+                    f"its newest: {', '.join(newest) or 'none'}. Publish the parent first, or a full snapshot"
                 )
-                raise InvalidInput(msg, field=f"parts.{part}", value=source.manifest.parent, allowed=known)
+                raise InvalidInput(msg, field=f"parts.{part}", value=source.manifest.parent, allowed=newest)
 
     def _check_same_content(self, change: ChangeRow, parts: Mapping[str, SnapshotSource]) -> None:
         """An id stands for its content: other bytes under the same id would be lost silently. Conflict."""

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from sqlalchemy import ColumnElement, true
 from sqlmodel import col, func, select
 
 from ipnext.errors import Conflict, InvalidInput, NotFound
@@ -11,8 +12,9 @@ from ipnext.model.moving import ReplanProgress
 from ipnext.model.status import Reason
 from ipnext.model.value import canonical_json
 from ipnext.model.wire import decode
+from ipnext.store.moves import Moves
 from ipnext.store.tables import ReplanRow
-from ipnext.store.unit import Unit, document, plain, rows
+from ipnext.store.unit import MOST_ROWS, document, plain, rows
 
 LONGEST_ID = 200
 """Characters of a replan's id."""
@@ -24,7 +26,7 @@ _OPEN = tuple(state.value for state in ReplanState if not state.final)
 _WAITING = (ReplanState.RECORDED.value, ReplanState.QUEUED.value)
 
 
-class Replans(Unit):
+class Replans(Moves):
     """The journal of replans."""
 
     def add_replan(
@@ -76,6 +78,17 @@ class Replans(Unit):
         query = select(ReplanRow).order_by(col(ReplanRow.ordinal).desc()).limit(rows(limit))
         return tuple(_replan(row) for row in self._session.exec(query))
 
+    def replan_under_way(self) -> Replan | None:
+        """The newest replan whose models move now, if any."""
+        query = select(ReplanRow).where(ReplanRow.state == ReplanState.MOVING.value)
+        row = self._session.exec(query.order_by(col(ReplanRow.ordinal).desc()).limit(1)).first()
+        return None if row is None else _replan(row)
+
+    def replans_open(self) -> int:
+        """How many replans wait for a run, those that a pause holds back included."""
+        query = select(func.count()).select_from(ReplanRow).where(col(ReplanRow.state).in_(_WAITING))
+        return self._session.exec(query).one()
+
     def due_replans(self) -> tuple[Replan, ...]:
         """Those that no workflow has been told of and whose time has come, in the order of recording."""
         query = select(ReplanRow).where(ReplanRow.state == ReplanState.RECORDED.value)
@@ -83,8 +96,10 @@ class Replans(Unit):
         return tuple(_replan(row) for row in self._session.exec(query))
 
     def waiting_replans(self, trigger: ReplanTrigger | None = None) -> int:
-        """How many wait for a run and are due: all, or those of one trigger."""
-        query = select(func.count()).select_from(ReplanRow).where(col(ReplanRow.state).in_(_WAITING))
+        """How many wait for a run and are due: all, or those of one trigger. Those that a pause holds back don't count."""
+        query = (
+            select(func.count()).select_from(ReplanRow).where(col(ReplanRow.state).in_(_WAITING), self._not_paused())
+        )
         query = query if trigger is None else query.where(ReplanRow.trigger == trigger)
         return self._session.exec(query.where(ReplanRow.not_before <= self._now())).one()
 
@@ -99,14 +114,16 @@ class Replans(Unit):
     def take_replans(self, plan_id: str, *, run_id: str) -> tuple[Replan, ...]:
         """The replans that one plan answers: the oldest open one and all open ones of the same options.
 
-        None where nothing is open. The same plan again gives the same replans. One whose run was ended by hand is
+        None where nothing is open. While moves are paused only drains and dry runs are taken: another plan would count twice,
+        where models run and where they are to go, for as long as the pause lasts. The same plan again gives the same replans. One whose run was ended by hand is
         open, so the next run takes it; one that still waits for further changes of the fleet joins at once.
         """
         self._writing(None)
         query = select(ReplanRow).where(col(ReplanRow.state).in_(_OPEN)).order_by(col(ReplanRow.ordinal))
         found = self._session.exec(query).all()
         taken = [row for row in found if row.plan_id == plan_id]
-        if not taken and found:
+        if not taken:
+            found = self._session.exec(query.where(self._not_paused())).all()
             taken = [row for row in found if _options(row) == _options(found[0])]
         for row in taken:
             row.state, row.plan_id, row.run_id = ReplanState.PLANNING.value, plan_id, run_id
@@ -122,7 +139,6 @@ class Replans(Unit):
         reason: Reason = Reason.SUCCEEDED,
         message: str = "",
         moves: int = 0,
-        models: Sequence[str] = (),
     ) -> tuple[Replan, ...]:
         """Write down where the replans that a plan answers stand; a final one stays."""
         self._writing(None)
@@ -130,17 +146,45 @@ class Replans(Unit):
         found = [row for row in self._session.exec(query) if not ReplanState(row.state).final]
         for row in found:
             row.state, row.reason, row.message = state.value, reason.value, message
-            row.moves, row.models = moves, canonical_json(list(models))
+            row.moves = moves
             row.finished_at = self._now() if state.final else None
             self._add(row)
         return tuple(_replan(row) for row in found)
 
+    def list_moves(self, plan_id: str, models: Sequence[str]) -> None:
+        """Write down which models a replan has to move, in this order; the first of them also in its line."""
+        super().list_moves(plan_id, models)
+        for row in self._session.exec(select(ReplanRow).where(ReplanRow.plan_id == plan_id)):
+            row.models = canonical_json(list(models[:MOST_ROWS]))
+            self._add(row)
+
+    def asked_by(self, plan_id: str) -> frozenset[str]:
+        """What asked for the replans that a plan answers."""
+        return frozenset(self._session.exec(select(ReplanRow.trigger).where(ReplanRow.plan_id == plan_id)))
+
+    def resume_moves(self) -> bool:
+        """End the pause of the moves. Replans that waited for its end are handed to the workflow again. False if there was none."""
+        self._writing(None)
+        if not self._end_pause():
+            return False
+        queued = ReplanRow.state == ReplanState.QUEUED.value
+        for row in self._session.exec(select(ReplanRow).where(queued)):
+            row.state = ReplanState.RECORDED.value
+            self._add(row)
+        return True
+
     def note_progress(self, plan_id: str, progress: ReplanProgress) -> None:
         """Write down how far the replans that a plan answers are with their models."""
-        self._writing(None)
+        self._writing(plan_id)
         for row in self._session.exec(select(ReplanRow).where(ReplanRow.plan_id == plan_id)):
             row.progress = document(progress)
             self._add(row)
+
+    def progress_of(self, plan_id: str) -> ReplanProgress | None:
+        """How far the replans that a plan answers are, as it was noted last."""
+        query = select(ReplanRow.progress).where(ReplanRow.plan_id == plan_id, col(ReplanRow.progress).is_not(None))
+        text = self._session.exec(query.limit(1)).first()
+        return None if text is None else decode(ReplanProgress, text)
 
     def replan_counts(self) -> Mapping[tuple[str, str], int]:
         """(trigger, state) -> how many replans ended so, ever."""
@@ -178,6 +222,12 @@ class Replans(Unit):
         )
         self._add(row)
         return _replan(row)
+
+    def _not_paused(self) -> ColumnElement[bool]:
+        """Those that the pause of the moves does not hold back."""
+        if self.moves_pause() is None:
+            return true()
+        return (col(ReplanRow.trigger) == "drain") | col(ReplanRow.dry_run).is_(True)
 
     def _find_replan(self, replan_id: str) -> ReplanRow | None:
         return self._session.exec(select(ReplanRow).where(ReplanRow.id == replan_id)).first()

@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Mapping
 
-from sqlmodel import col, func, select
+from sqlmodel import col, func, select, tuple_
 
 from ipnext.errors import Conflict, NotFound
 from ipnext.model.lifecycle import ValidationReport
 from ipnext.model.registry import Generation, GenerationState, Layout, Snapshot, SnapshotManifest, SnapshotSource
 from ipnext.model.wire import decode
 from ipnext.store.tables import GenerationRow, ModelRow, ReportRow, SnapshotRow
-from ipnext.store.unit import Unit, document, known, plain
+from ipnext.store.unit import Unit, batches, document, known, plain
 
 
 class Snapshots(Unit):
@@ -32,6 +32,24 @@ class Snapshots(Unit):
         found = [_snapshot(row) for row in self._session.exec(select(SnapshotRow).where(SnapshotRow.model == model))]
         return tuple(sorted(found, key=lambda snapshot: (snapshot.part, -snapshot.number)))
 
+    def snapshots_named(self, names: Collection[tuple[str, str, int]]) -> tuple[Snapshot, ...]:
+        """Those of these snapshots (model, part, number) that exist, sorted. The cost follows their count, not the history."""
+        key = tuple_(col(SnapshotRow.model), col(SnapshotRow.part), col(SnapshotRow.number))
+        found = [
+            _snapshot(row)
+            for some in batches(names)
+            for row in self._session.exec(select(SnapshotRow).where(key.in_(some)))
+        ]
+        return tuple(sorted(found, key=lambda snapshot: (snapshot.model, snapshot.part, snapshot.number)))
+
+    def snapshot_of(self, model: str, part: str, digest: str) -> Snapshot | None:
+        """The newest snapshot of a part that has this digest."""
+        query = select(SnapshotRow).where(
+            SnapshotRow.model == model, SnapshotRow.part == part, SnapshotRow.digest == digest
+        )
+        row = self._session.exec(query.order_by(col(SnapshotRow.number).desc()).limit(1)).first()
+        return None if row is None else _snapshot(row)
+
     def generation(self, model: str, number: int) -> Generation:
         """One generation. NotFound names the newest there is."""
         return _generation(self._generation_row(model, number))
@@ -51,6 +69,50 @@ class Snapshots(Unit):
         )
         return frozenset(self._session.exec(query))
 
+    def generations_at_work(self, model: str, numbers: Collection[int], *, former: int = 0) -> tuple[Generation, ...]:
+        """Those of these generations that exist, and the `former` others that have served last, by number."""
+        mine = select(GenerationRow).where(GenerationRow.model == model)
+        rows = [
+            row
+            for some in batches(numbers)
+            for row in self._session.exec(mine.where(col(GenerationRow.number).in_(some)))
+        ]
+        if former:
+            rows += self._session.exec(
+                mine.where(col(GenerationRow.serving_at).is_not(None), col(GenerationRow.number).not_in(tuple(numbers)))
+                .order_by(col(GenerationRow.serving_at).desc(), col(GenerationRow.number).desc())
+                .limit(former)
+            )
+        return tuple(_generation(row) for row in sorted(rows, key=lambda row: row.number))
+
+    def generations_named(self, names: Collection[tuple[str, int]]) -> tuple[Generation, ...]:
+        """Those of these generations (model, number) that exist, by model and number."""
+        key = tuple_(col(GenerationRow.model), col(GenerationRow.number))
+        found = [
+            _generation(row)
+            for some in batches(names)
+            for row in self._session.exec(select(GenerationRow).where(key.in_(some)))
+        ]
+        return tuple(sorted(found, key=lambda generation: (generation.model, generation.number)))
+
+    def generation_numbers(self, model: str, *states: GenerationState) -> tuple[int, ...]:
+        """The numbers of a model's generations in these states, ascending."""
+        query = select(GenerationRow.number).where(
+            GenerationRow.model == model, col(GenerationRow.state).in_([state.value for state in states])
+        )
+        return tuple(self._session.exec(query.order_by(col(GenerationRow.number))))
+
+    def served_generations(self, model: str, *, limit: int) -> tuple[int, ...]:
+        """The numbers of the generations that have served, the one that began last first, at most `limit`."""
+        query = select(GenerationRow.number).where(
+            GenerationRow.model == model, col(GenerationRow.serving_at).is_not(None)
+        )
+        return tuple(self._session.exec(query.order_by(col(GenerationRow.serving_at).desc()).limit(limit)))
+
+    def newest_generation(self, model: str) -> int | None:
+        """The number of the newest generation; None before the first publish."""
+        return self._last_generation(model) or None
+
     def cut_generations(self) -> Mapping[str, tuple[Generation, ...]]:
         """Model -> those of its generations that serve or shall serve and are cut; models without one are left out."""
         mine = col(GenerationRow.model) == col(ModelRow.name)
@@ -60,6 +122,12 @@ class Snapshots(Unit):
         for row in self._session.exec(query.order_by(col(GenerationRow.model), col(GenerationRow.number))):
             found[row.model] = (*found.get(row.model, ()), _generation(row))
         return found
+
+    def cut_before(self, model: str, *, limit: int) -> tuple[Generation, ...]:
+        """The newest generations of a model that are cut, the newest first, at most `limit`."""
+        query = select(GenerationRow).where(GenerationRow.model == model, col(GenerationRow.layout).is_not(None))
+        found = self._session.exec(query.order_by(col(GenerationRow.number).desc()).limit(limit))
+        return tuple(map(_generation, found))
 
     def set_layout(self, model: str, number: int, layout: Layout | None) -> Generation:
         """Write down how a generation is cut, before it first serves: Conflict later. NotFound."""

@@ -113,7 +113,7 @@ class SnapshotRow(Row, table=True):
     """One version of one part; its number has one winner."""
 
     __tablename__ = "snapshots"
-    __table_args__ = (_of_model(),)
+    __table_args__ = (_of_model(), Index("ix_snapshots_digest", "model", "part", "digest"))
 
     model: str = _text(primary_key=True)
     part: str = _text(primary_key=True)
@@ -149,7 +149,11 @@ class GenerationRow(Row, table=True):
     """One snapshot for every part of a model; its number has one winner."""
 
     __tablename__ = "generations"
-    __table_args__ = (_of_model(), Index("ix_generations_state", "model", "state"))
+    __table_args__ = (
+        _of_model(),
+        Index("ix_generations_state", "model", "state"),
+        Index("ix_generations_serving_at", "model", "serving_at"),
+    )
 
     model: str = _text(primary_key=True)
     number: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
@@ -302,6 +306,32 @@ class ReplanRow(Row, table=True):
     finished_at: datetime | None = _time(default=None)
 
 
+class ReplanMoveRow(Row, table=True):
+    """A model that a replan has to move, and how far that is."""
+
+    __tablename__ = "replan_moves"
+    __table_args__ = (Index("ix_replan_moves_state", "plan_id", "state", "position"),)
+
+    plan_id: str = _text(primary_key=True)
+    position: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    model: str = _text()
+    state: str = _text()
+    change_id: str = _text()
+    message: str = _text()
+    asked_at: datetime | None = _time(default=None)
+    ended_at: datetime | None = _time(default=None)
+
+
+class MovesPauseRow(Row, table=True):
+    """The pause of all moves of replans (id 1); no row while they go on."""
+
+    __tablename__ = "moves_pause"
+
+    id: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    reason: str = _text()
+    paused_at: datetime = _time()
+
+
 class PlanInForceRow(Row, table=True):
     """Which plan is in force (id 1)."""
 
@@ -370,12 +400,26 @@ class RouteRow(Row, table=True):
     """The route table of one model in one region."""
 
     __tablename__ = "routes"
-    __table_args__ = (_of_model(),)
+    __table_args__ = (_of_model(), Index("ix_routes_region", "region"))
 
     model: str = _text(primary_key=True)
     region: str = _text(primary_key=True)
     revision: int = _number()
     route_table: str = _text()
+
+
+class RouteShareRow(Row, table=True):
+    """The shares of a route table once more, for questions by destination. Written in the unit that writes the table."""
+
+    __tablename__ = "route_shares"
+    __table_args__ = (_of_model(), Index("ix_route_shares_to", "to", "model"))
+
+    model: str = _text(primary_key=True)
+    region: str = _text(primary_key=True)
+    """Of the users."""
+    to: str = _text(primary_key=True)
+    generation: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    fraction: float
 
 
 class ConditionRow(Row, table=True):

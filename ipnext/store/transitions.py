@@ -1,6 +1,6 @@
 """Transitions and how far they are."""
 
-import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlmodel import col, select
@@ -10,11 +10,14 @@ from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.wire import decode
 from ipnext.store.records import TransitionRecord
-from ipnext.store.tables import ChangeRow, ModelRow, RouteRow, TransitionRow
-from ipnext.store.unit import Unit, document, rows
+from ipnext.store.tables import ChangeRow, ModelRow, RouteShareRow, TransitionRow
+from ipnext.store.unit import Unit, batches, document, rows
 
 UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
 NOT_FINAL = tuple(state.value for state in ChangeState if not state.final)
+
+_MOVED = select(ChangeRow.model).where(col(ChangeRow.state).in_(NOT_FINAL))
+"""Models with an open change."""
 
 
 class Transitions(Unit):
@@ -42,35 +45,34 @@ class Transitions(Unit):
         query = select(TransitionRow).where(TransitionRow.model == model).order_by(col(TransitionRow.ordinal).desc())
         return tuple(_transition(row) for row in self._session.exec(query.limit(rows(limit))))
 
-    def settled_generation(self, model: str) -> int | None:
-        """The generation that a model's users were sent to last: of a transition that is done, else the one that serves. NotFound.
+    def settled_generations(self, models: Collection[str]) -> Mapping[str, int | None]:
+        """Model -> the generation that its users were sent to last: of a transition that is done, else the one that serves.
 
-        A transition is done a moment before its change is, and only then does its generation count as serving.
+        A transition is done a moment before its change is, and only then does its generation count as serving. Models that
+        are not known are left out.
         """
-        serving = self._model_row(model).serving_generation
-        query = select(TransitionRow).join(ChangeRow, col(ChangeRow.id) == col(TransitionRow.change_id))
-        query = query.where(TransitionRow.model == model, TransitionRow.state == TransitionState.DONE.value)
-        query = query.where(col(ChangeRow.state).in_(NOT_FINAL)).order_by(col(TransitionRow.ordinal).desc())
-        row = self._session.exec(query.limit(1)).first()
-        return serving if row is None else row.generation
+        serving = select(ModelRow.name, ModelRow.serving_generation)
+        done = select(TransitionRow.model, TransitionRow.generation).join(
+            ChangeRow, col(ChangeRow.id) == col(TransitionRow.change_id)
+        )
+        done = done.where(TransitionRow.state == TransitionState.DONE.value, col(ChangeRow.state).in_(NOT_FINAL))
+        done = done.order_by(col(TransitionRow.ordinal))
+        found: dict[str, int | None] = {}
+        for some in batches(models):
+            found.update(self._session.exec(serving.where(col(ModelRow.name).in_(some))).all())
+            found.update(self._session.exec(done.where(col(TransitionRow.model).in_(some))).all())
+        return found
 
     def settled_models(self) -> frozenset[str]:
         """All models without an open change, retired ones included."""
-        open_changes = select(ChangeRow.model).where(col(ChangeRow.state).in_(NOT_FINAL))
-        return frozenset(self._session.exec(select(ModelRow.name).where(col(ModelRow.name).not_in(open_changes))))
+        return frozenset(self._session.exec(select(ModelRow.name).where(col(ModelRow.name).not_in(_MOVED))))
 
     def models_astray(self) -> tuple[str, ...]:
         """Models without an open change that a route table sends to a generation which does not serve, by name."""
-        settled = self.settled_models()
-        query = select(ModelRow.name, ModelRow.serving_generation, RouteRow.route_table)
-        query = query.join(RouteRow, col(RouteRow.model) == col(ModelRow.name))
-        query = query.where(col(ModelRow.serving_generation).is_not(None))
-        found = (
-            name
-            for name, serving, text in self._session.exec(query)
-            if name in settled and any(number != serving for number in _sent_to(text))
-        )
-        return tuple(sorted(set(found)))
+        query = select(ModelRow.name).join(RouteShareRow, col(RouteShareRow.model) == col(ModelRow.name)).distinct()
+        query = query.where(col(ModelRow.serving_generation).is_not(None), RouteShareRow.fraction > 0)
+        query = query.where(col(RouteShareRow.generation) != col(ModelRow.serving_generation))
+        return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
 
     def transitions_under_way(self, *, but: str) -> tuple[TransitionRecord, ...]:
         """Of every model but one the newest transition that may still add replicas, by model."""
@@ -205,9 +207,3 @@ def _transition(row: TransitionRow) -> TransitionRecord:
         fence=row.fence,
         revision=row.revision,
     )
-
-
-def _sent_to(route_table: str) -> frozenset[int]:
-    """Generations that a stored table sends users to."""
-    shares = json.loads(route_table)["shares"]
-    return frozenset(share["generation"] for share in shares if share["fraction"] > 0)

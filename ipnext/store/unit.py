@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import Connection
@@ -13,13 +13,16 @@ from ipnext.errors import NotFound
 from ipnext.model.value import canonical_json
 from ipnext.store.tables import ModelRow
 
+Key = TypeVar("Key", bound=str | int | tuple[Any, ...])
+"""What one statement asks for many of."""
+
 MOST_ROWS = 1000
 """Longest listing that is given out at once."""
 
 NAMED_IN_ERRORS = 5
 
 BATCH = 500
-"""Parameters of one statement: an engine takes a limited number."""
+"""Keys of one statement: an engine takes a limited number of parameters."""
 
 
 def utc_now() -> datetime:
@@ -87,9 +90,9 @@ def rows(limit: int) -> int:
     return max(0, min(limit, MOST_ROWS))
 
 
-def batches(values: Collection[str]) -> Iterator[list[str]]:
+def batches(values: Collection[Key]) -> Iterator[list[Key]]:
     """The values in parts that one statement takes as parameters, sorted."""
-    found = sorted(values)
+    found: list[Any] = sorted(set(values))
     for start in range(0, len(found), BATCH):
         yield found[start : start + BATCH]
 

@@ -127,7 +127,7 @@ def state(*generations, apart=False):
 
 def facts(house, target):
     with house.store.read() as repository:
-        return read_facts(repository, "chat", target)
+        return read_facts(repository, "chat", target, named=range(1, 4))
 
 
 def test_a_publish_of_an_adapter_keeps_its_base(published, shelf):

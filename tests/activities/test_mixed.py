@@ -197,7 +197,7 @@ def refreshed(former, new):
     generations = [generation(number, each) for number, each in enumerate((former, new), 1)]
     snapshots = [snapshot(part, hold, number) for part in former for number in {former[part], new[part]}]
     repository = SimpleNamespace(
-        deployments=lambda _: (), generations=lambda _: generations, snapshots=lambda _: snapshots
+        deployments=lambda _: (), generations_at_work=lambda *_: generations, snapshots_named=lambda _: snapshots
     )
     ends = [
         FleetState(replicas=(GenerationReplicas.trusted("answers", "llm", number, "us-east", "cpu", 1),), traffic=())

@@ -56,7 +56,9 @@ def test_a_part_whose_engine_serves_by_itself_is_replaced_unless_the_owner_says_
     spec = {"task": "generation", "parts": [part], "demand": [{"region": "eu", "qps": 1}]}
     document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "chat", "owner": "a"}, "spec": spec}
     chosen = document | {"spec": spec | {"rollout": {"refresh": "in_place"}}}
-    repository = SimpleNamespace(deployments=lambda _: (), generations=lambda _: (generation(1), generation(2)))
+    repository = SimpleNamespace(
+        deployments=lambda _: (), generations_at_work=lambda _, numbers: tuple(map(generation, sorted(numbers)))
+    )
     rows = (GenerationReplicas.trusted("chat", "llm", number, "eu", "cpu", 1) for number in (1, 2))
     ends = tuple(FleetState(replicas=(row,), traffic=()) for row in rows)
 

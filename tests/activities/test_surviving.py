@@ -7,6 +7,7 @@ import pytest
 
 from activities import surviving
 from activities.surviving import Surviving
+from ipnext.errors import Unavailable
 from ipnext.model.deployment import RegionState, RouteShare, RouteTable
 
 
@@ -33,14 +34,14 @@ class Regions:
 class Written:
     """A store in which these models are being retired when it is read, and when it is written."""
 
-    def __init__(self, read: set[str], write: set[str]) -> None:
-        self.retiring, self.put = {"read": read, "write": write}, []
+    def __init__(self, read: set[str], write: set[str], models=("a", "b")) -> None:
+        self.retiring, self.put, self.models = {"read": read, "write": write}, [], models
 
     def _repository(self, when):
         return SimpleNamespace(
-            models_routed_to=lambda _: ("a", "b"),
+            models_routed_to=lambda _: self.models,
             retiring_models=lambda: frozenset(self.retiring[when]),
-            put_route=lambda found: self.put.append(found.model),
+            put_routes=lambda found: self.put.extend(table.model for table in found),
         )
 
     @contextmanager
@@ -54,11 +55,11 @@ class Written:
 
 @pytest.fixture
 def sent(monkeypatch):
-    def facts(_, model, _target):
-        return SimpleNamespace(model=model, tables={"eu": table(model)}, lost=frozenset({"us"}))
+    def facts(_, models):
+        return [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset({"us"})) for m in models]
 
-    monkeypatch.setattr(surviving, "read_facts", facts)
-    monkeypatch.setattr(surviving, "tables_around", lambda found, _: [table(found.model)])
+    monkeypatch.setattr(surviving, "read_routed", facts)
+    monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
 
     def run(*, read=(), write=()):
         regions, written = Regions(), Written(set(read), set(write))
@@ -78,3 +79,36 @@ def test_a_model_that_is_being_retired_is_not(sent):
 
 def test_one_whose_retirement_began_meanwhile_is_forgotten_again(sent):
     assert sent(write={"a"}) == ([("route", "a"), ("route", "b"), ("unroute", "a", "eu")], ["b"])
+
+
+def test_tables_of_the_first_models_are_pushed_and_kept_before_later_ones_are_read(monkeypatch):
+    happened, count = [], 8 + 64 + 3
+    written, regions = Written(set(), set(), models=tuple(f"m{number:02}" for number in range(count))), Regions()
+
+    def facts(_, models):
+        happened.append(("read", len(models), len(regions.told), len(written.put)))
+        return [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset({"us"})) for m in models]
+
+    monkeypatch.setattr(surviving, "read_routed", facts)
+    monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
+    sent = Surviving(written, regions).send_around("us")
+    assert happened == [("read", 8, 0, 0), ("read", 64, 8, 8), ("read", 3, 72, 72)]
+    assert (sent.tables, sent.models) == (count, count)
+
+
+def test_a_gateway_that_does_not_answer_is_tried_once_a_batch_and_no_more(monkeypatch):
+    class Silent(Regions):
+        def route(self, found):
+            super().route(found)
+            raise Unavailable("no answer")
+
+    written, regions = Written(set(), set(), models=tuple(f"m{number:02}" for number in range(20))), Silent()
+    monkeypatch.setattr(
+        surviving,
+        "read_routed",
+        lambda _, models: [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset()) for m in models],
+    )
+    monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
+    sent = Surviving(written, regions).send_around("us")
+    assert (sent.unreachable, sent.tables, written.put) == (("eu",), 0, [])
+    assert len(regions.told) == 8

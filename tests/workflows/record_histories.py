@@ -2,8 +2,7 @@
 
     python tests/workflows/record_histories.py [NAME ...]
 
-Names after it (such as `lifecycle-frozen`) write only those; without names all of them but `replan`, which is of before the
-window was a setting. It runs real workflows on a real server, takes names, paths and process ids out, and writes histories/*.json. A change
+Names after it (such as `lifecycle-frozen`) write only those; without names all of them. It runs real workflows on a real server, takes names, paths and process ids out, and writes histories/*.json. A change
 that is not gated (workflow.patched) must not be recorded over: it breaks the runs that are under way.
 """
 

@@ -10,11 +10,12 @@ import pytest
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
-from activities.moves import MoveActivities
+from activities.mover import MoverActivities
 from ipnext import names
 from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.freeze import FreezeManifest
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, MoveInput
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
+from ipnext.model.moving import MoveTurn
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.temporal import connect, control, submit_change, tell_freeze_changed
@@ -247,19 +248,21 @@ async def test_a_freeze_of_a_region_holds_back_what_may_touch_it_and_nothing_els
 async def test_a_frozen_move_waits_and_no_replan_waits_for_it(ice, house, workers, carried_out, ended):
     await carried_out(house.publish(ice.model, 1))
     ice.freeze()
-    with house.store.read() as unit:
+    with house.store.begin() as unit:
         plan_id = unit.placement(ice.model).plan_id
-    moves = MoveActivities(house.store, lambda change: asyncio.run(submit_elsewhere(ice.client, change)))
+        unit.list_moves("replan", [ice.model])
+    mover = MoverActivities(house.store, lambda change: asyncio.run(submit_elsewhere(ice.client, change)))
+    turn = MoveTurn(plan_id="replan", window=1)
+    await asyncio.to_thread(ActivityEnvironment().run, mover.move_models, turn)
+    move = house.change(names.move_id(plan_id, ice.model))
+    await ice.frozen(move)
 
-    moved = await asyncio.to_thread(
-        ActivityEnvironment().run, moves.move_model, MoveInput(model=ice.model, plan_id=plan_id)
-    )
+    seen = await asyncio.to_thread(ActivityEnvironment().run, mover.move_models, turn)
 
-    assert moved.state is ChangeState.RUNNING
-    assert moved.message.startswith("Frozen: move")
+    assert (seen.progress.held_models, seen.progress.busy) == ((ice.model,), 0)
     assert house.condition(ice.model).status == "True", "a move leaves Ready as it is"
     await ice.lift()
-    assert (await ended(moved.change_id)).state is ChangeState.DONE
+    assert (await ended(move)).state is ChangeState.DONE
 
 
 async def submit_elsewhere(client, change) -> None:

@@ -19,7 +19,7 @@ WAVE = ["ensure_capacity", "shift_traffic", "timer", "check_gate", "release_capa
 STAGES = ["begin_change", "resolve_snapshots", "validate_generation"]
 WALK = ["plan_transition", "child transition", "finish_change"]
 
-TURNS = 3
+TURNS = 5
 """So many turns of the replan's window were recorded before the last one."""
 
 ORDER = {
@@ -33,7 +33,6 @@ ORDER = {
     "lifecycle-retire": ["begin_change", "withdraw_model", "release_model", "finish_change"],
     "transition-done": WAVE * 2,
     "transition-back": [*WAVE[:-1], "ensure_capacity", "shift_traffic", "release_capacity"],
-    "replan": ["replan_fleet", "move_model", "finish_replan"],
     "replan-turns": ["replan_fleet", *["move_models", "timer"] * TURNS, "move_models", "finish_replan"],
     "drain": ["look_at_drain", "check_drain", "timer", "look_at_drain"],
     "drain-back": ["look_at_drain", "return_region"],

@@ -55,9 +55,26 @@ async def test_applying_the_fleet_again_keeps_a_drain(fleet):
     assert shown["eu"]["state"] == "recorded"
 
 
-async def test_the_replan_that_runs_is_paused_with_a_reason(fleet):
+async def test_moves_are_paused_and_resumed_while_no_replan_runs(fleet):
     answer = await fleet.http.post("/v1/replans/steer", json={"action": "pause", "reason": "release night"})
     assert (answer.status_code, answer.json()["paused"]) == (200, "release night")
-    assert fleet.rooms.lifecycle.steered == [("pause", "release night")]
+    seen = (await fleet.http.get("/v1/moves")).json()
+    assert (seen["pause"]["reason"], seen["replan"], seen["replans_waiting"]) == ("release night", None, 0)
+    answer = await fleet.http.post("/v1/replans/steer", json={"action": "resume"})
+    assert (answer.status_code, answer.json()["paused"]) == (200, "")
+    assert (await fleet.http.get("/v1/moves")).json()["pause"] is None
+    assert fleet.rooms.lifecycle.moves_steered == 2
+
+
+async def test_a_pause_holds_while_the_workflow_engine_is_down(fleet):
+    fleet.rooms.lifecycle.down = True
+    answer = await fleet.http.post("/v1/replans/steer", json={"action": "pause", "reason": "release night"})
+    assert answer.status_code == 200
+    assert (await fleet.http.get("/v1/moves")).json()["pause"]["reason"] == "release night"
+
+
+async def test_the_replan_that_runs_is_cancelled_with_a_reason(fleet):
+    answer = await fleet.http.post("/v1/replans/steer", json={"action": "cancel", "reason": "wrong day"})
+    assert (answer.status_code, fleet.rooms.lifecycle.cancelled) == (200, ["wrong day"])
     wrong = await fleet.http.post("/v1/replans/steer", json={"action": "stop"})
     assert (wrong.status_code, wrong.json()["field"]) == (400, "action")

@@ -414,7 +414,12 @@ def test_a_drain_that_is_refused_ends_with_its_reason(serving, live, monkeypatch
 
 def test_a_replan_is_paused_and_described(serving, live):
     progress = ReplanProgress(
-        total=4, moved=2, moving=("ranker",), failed=(MoveTrouble(model="other", message="no room"),)
+        total=4,
+        moved=2,
+        moving=1,
+        moving_models=("ranker",),
+        failed=1,
+        troubles=(MoveTrouble(model="other", message="no room"),),
     )
     with live.rooms.store.begin() as unit:
         unit.add_replan("r9", "manual")
@@ -424,7 +429,11 @@ def test_a_replan_is_paused_and_described(serving, live):
     described = serving("describe", "replan", "r9").stdout
     assert "2 of 4 (75 %)" in described
     assert "no room" in described
+    assert "moves go on" in serving("replan", "status").stdout
     assert "release night" in serving("replan", "pause", "--reason", "release night").stdout
+    assert "release night; `ipnext replan resume` ends it" in serving("replan", "status").stdout
+    serving("replan", "resume")
+    assert "moves go on" in serving("replan", "status").stdout
 
 
 def test_predict_shows_the_answer_and_the_proof(serving, gateway, tmp_path):

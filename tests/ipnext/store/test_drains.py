@@ -80,7 +80,13 @@ def test_a_reason_has_a_length_and_an_unknown_drain_is_not_found(store):
 
 def test_how_far_a_replan_is_is_kept_for_all_that_share_its_plan(store):
     progress = ReplanProgress(
-        total=3, moved=1, moving=("a",), waiting=0, failed=(MoveTrouble(model="b", message="no"),)
+        total=3,
+        moved=1,
+        moving=1,
+        moving_models=("a",),
+        waiting=0,
+        failed=1,
+        troubles=(MoveTrouble(model="b", message="no"),),
     )
     with store.begin() as repository:
         for replan in ("r1", "r2"):

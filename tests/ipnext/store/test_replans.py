@@ -108,9 +108,10 @@ def test_an_end_stays_and_is_counted_by_who_asked(begin, clock):
         repository.add_replan(name, trigger)
     repository.take_replans("plan-1", run_id="run")
     clock.after(7)
-    repository.update_replans("plan-1", state=ReplanState.MOVING, moves=4, models=("a", "b"))
+    repository.list_moves("plan-1", ("a", "b"))
+    repository.update_replans("plan-1", state=ReplanState.MOVING, moves=4)
     assert repository.replan("r1").finished_at is None
-    ended = repository.update_replans("plan-1", state=ReplanState.ADOPTED, moves=4, models=("a", "b"), message="done")
+    ended = repository.update_replans("plan-1", state=ReplanState.ADOPTED, moves=4, message="done")
     assert {(r.id, r.models, r.moves, r.finished_at) for r in ended} == {
         ("r1", ("a", "b"), 4, clock.now),
         ("r2", ("a", "b"), 4, clock.now),

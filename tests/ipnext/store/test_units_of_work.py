@@ -74,7 +74,7 @@ def test_a_unit_writes_only_what_it_has_a_turn_for(applied, make):
         with pytest.raises(RuntimeError, match="writes model 'other' only, not model 'ctr'"):
             repository.update_model("ctr", retired=True)
         with pytest.raises(RuntimeError, match="what all models share"):
-            repository.adopt_plan("p1", expected=None)
+            repository.pause_moves("by hand")
         assert repository.model("ctr").name == "ctr"
         repository.put_model(make.manifest("other"), expected_version=0)
         repository.add_event(None, "Replanned", "")

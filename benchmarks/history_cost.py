@@ -1,0 +1,339 @@
+"""What the age of a fleet costs: the read of one step of a rollout, and the time until a lost region's users go elsewhere.
+
+    .venv/bin/python benchmarks/history_cost.py      (ARGS: --models 10000 --routed 450 --history 100 --json out.json)
+
+Steps: a model with 10, 1,000 and 5,000 snapshots in a SQLite file, the last but one serves, the last one rolls out. CPU time of
+the process, for what an activity of a wave reads and for what validation reads. The baseline reads all generations and snapshots
+of the model beside it, in the same run.
+
+A lost region: so many models, each with a history of so many generations and snapshots (10,000 x 100 are a million); users of
+`routed` of them are sent to the region. Gateways are in memory and take 25 ms to confirm a table. Wall time until the first
+table is confirmed, until all are, and the CPU time of all. The baseline is to read the history of every routed model before the
+first table is pushed: measured for some of them, and multiplied.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import insert
+
+from activities.reaching import Reaching
+from activities.surviving import Surviving
+from activities.validation import ValidationActivities
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.errors import Unavailable
+from ipnext.infra.memory import MemoryInfrastructure
+from ipnext.model.deployment import (
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RegionState,
+    Replica,
+    ReplicaPhase,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+)
+from ipnext.model.fleet import FleetSpec, SupplyItem
+from ipnext.model.lifecycle import ChangeKind, StageInput, WaveInput
+from ipnext.model.manifest import ModelManifest, parse_manifest
+from ipnext.model.registry import ArtifactFile, Signature, SnapshotManifest, TensorSpec, single_part_graph
+from ipnext.model.rollout import FleetState, GenerationReplicas, GenerationShare, Transition, Wave
+from ipnext.model.value import canonical_json
+from ipnext.store.records import TransitionRecord
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+from ipnext.store.tables import DeploymentRow, GenerationRow, ModelRow, SnapshotRow
+
+REGIONS, LOST, PART = ("a", "b", "c"), "c", "part"
+COUNTS = (10, 1_000, 5_000)
+TENSOR = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+SIGNATURE = Signature(inputs=(TENSOR,), outputs=(TENSOR.model_copy(update={"name": "y"}),))
+FILE = ArtifactFile(path="weights.safetensors", sha256="0" * 64, size_bytes=1)
+SNAPSHOT = SnapshotManifest(engine="torch", signature=SIGNATURE, files=(FILE,))
+GRAPH = single_part_graph(PART, SIGNATURE)
+FLEET = FleetSpec(
+    regions=REGIONS,
+    rtt_ms=((1, 20, 40), (20, 1, 30), (40, 30, 1)),
+    hardware=("cpu",),
+    supply=tuple(SupplyItem(region=region, hardware="cpu", units=1e6, unit_cost=1) for region in REGIONS),
+)
+ROWS = 10_000
+"""Rows of one INSERT."""
+
+
+class Gateways(MemoryInfrastructure):
+    """Regions that answer at once with what they hold, and gateways that take a while to confirm a table, as real ones do.
+
+    The time of the first confirmed table is kept.
+    """
+
+    def __init__(self, confirm_seconds: float) -> None:
+        super().__init__(REGIONS)
+        self.first: float | None = None
+        self._confirm_seconds = confirm_seconds
+        self._replicas: dict[tuple[str, str], list[Replica]] = {}
+
+    def apply(self, deployment: Deployment) -> None:
+        """Replicas are ready from the start."""
+        key = deployment.key
+        self._replicas[key.region, key.model] = [
+            Replica(id=f"{key}-{n}", key=key, phase=ReplicaPhase.RUNNING, ready=deployment.generations)
+            for n in range(deployment.replicas)
+        ]
+
+    def observe(self, region: str, models: Collection[str] | None = None) -> RegionState:
+        """Those of some models; the lost region does not answer."""
+        if region == LOST:
+            msg = f"{region} does not answer"
+            raise Unavailable(msg)
+        found = tuple(replica for model in models or () for replica in self._replicas.get((region, model), ()))
+        return RegionState(region=region, gateway_url="", replicas=found, routes=dict.fromkeys(models or (), 1))
+
+    def route(self, table: RouteTable) -> None:  # noqa: ARG002 - the time is all that matters
+        """See the port."""
+        time.sleep(self._confirm_seconds)
+        if self.first is None:
+            self.first = time.perf_counter()
+
+
+def manifest_of(name: str) -> ModelManifest:
+    """One part, users everywhere."""
+    spec = {
+        "parts": [{"name": PART, "hardware": [{"kind": "cpu", "units": 1, "qps": 100}]}],
+        "demand": [{"region": region, "qps": 100} for region in REGIONS],
+        "latencyToleranceMs": 100,
+        "rollout": {"keepWarm": 1},
+    }
+    parsed = parse_manifest({"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": name}, "spec": spec})
+    assert isinstance(parsed, ModelManifest)
+    return parsed
+
+
+def write(repository: Repository, row: Any, columns: Iterable[Mapping[str, Any]]) -> None:
+    """Insert many rows."""
+    found = list(columns)
+    for start in range(0, len(found), ROWS):
+        repository.connection().execute(insert(row), found[start : start + ROWS])
+
+
+def add_models(repository: Repository, models: Iterable[str], history: int, serving: int) -> None:
+    """Models with so many snapshots and generations, by rows: thousands of publishes would take an hour."""
+    now, names = datetime.now(UTC), tuple(models)
+    write(
+        repository,
+        ModelRow,
+        (
+            {
+                "name": name,
+                "manifest": canonical_json(manifest_of(name)),
+                "generation": 1,
+                "observed_generation": 1,
+                "version": 1,
+                "serving_generation": serving,
+                "target_generation": history,
+                "retired": False,
+                "created_at": now,
+                "updated_at": now,
+            }
+            for name in names
+        ),
+    )
+    text, digest = canonical_json(SNAPSHOT), SNAPSHOT.digest
+    own = {"model": "", "part": PART, "uri": "file:///x", "manifest": text, "created_at": now}
+    for some in (names[start : start + 100] for start in range(0, len(names), 100)):
+        numbers = [(name, number) for name in some for number in range(1, history + 1)]
+        write(
+            repository,
+            SnapshotRow,
+            (own | {"model": name, "number": number, "digest": f"{number:08}{digest[8:]}"} for name, number in numbers),
+        )
+        write(
+            repository,
+            GenerationRow,
+            (
+                {
+                    "model": name,
+                    "number": number,
+                    "snapshots": canonical_json({PART: number}),
+                    "layout": None,
+                    "adapters": None,
+                    "state": "serving" if number == serving else "retired",
+                    "created_at": now,
+                    "serving_at": now - timedelta(minutes=5 * (history - number)),
+                }
+                for name, number in numbers
+            ),
+        )
+
+
+def serve(
+    repository: Repository,
+    infrastructure: MemoryInfrastructure,
+    models: Iterable[str],
+    serving: int,
+    sent: frozenset[str],
+) -> None:
+    """Two replicas in each region; users of those `sent` are spread over all regions, others not over the one that will be lost."""
+    deployments, tables = list[Deployment](), list[RouteTable]()
+    held = HeldSnapshot(snapshot=serving, digest=SNAPSHOT.digest, uri="file:///x", generations=(serving,))
+    served = ServedGeneration(generation=serving, graph=GRAPH, snapshots={PART: serving})
+    for model in models:
+        regions = REGIONS if model in sent else REGIONS[:2]
+        shares = tuple(RouteShare(to=region, generation=serving, fraction=1 / len(regions)) for region in regions)
+        for region in regions:
+            key = DeploymentKey(model=model, part=PART, region=region, hardware="cpu")
+            deployments.append(Deployment(key=key, replicas=2, engine="torch", units=1, qps=100, holds=(held,)))
+            tables.append(RouteTable(model=model, region=region, revision=1, shares=shares, served=(served,)))
+    for deployment in deployments:
+        infrastructure.apply(deployment)
+    own = {"replicas": 2, "units": 1.0}
+    write(
+        repository, DeploymentRow, ({**d.key.model_dump(), **own, "deployment": canonical_json(d)} for d in deployments)
+    )
+    repository.put_routes(tables)
+
+
+def whole_history(repository: Repository, model: str) -> None:
+    """The baseline: all generations and snapshots of a model as values."""
+    repository.generations(model)
+    repository.snapshots(model)
+
+
+def cpu_ms(work: Callable[[], object], times: int = 15) -> float:
+    """Median of the process's CPU time. The first one imports and compiles, and does not count."""
+    work()
+    found = []
+    for _ in range(times):
+        began = time.process_time()
+        work()
+        found.append((time.process_time() - began) * 1e3)
+    return statistics.median(found)
+
+
+def steps(count: int) -> dict[str, float]:
+    """CPU milliseconds of what a wave and validation read, and of the whole history."""
+    infrastructure, model = Gateways(0.0), "m"
+    with tempfile.TemporaryDirectory() as directory, closing(Store.open(f"sqlite:///{directory}/store.db")) as store:
+        store.migrate()
+        with store.begin() as repository:
+            repository.put_fleet(FLEET, expected_version=None)
+            add_models(repository, [model], count, count - 1)
+            serve(repository, infrastructure, [model], count - 1, frozenset([model]))
+            change = repository.add_change(model, ChangeKind.ROLLBACK, change_id="change", generation=count)
+            repository.save_transition(
+                TransitionRecord(
+                    id=change.id,
+                    model=model,
+                    change_id=change.id,
+                    generation=count,
+                    transition=Transition.model_validate(
+                        {"from": _state(count - 1), "to": _state(count), "waves": (Wave(gate="final"),)}
+                    ),
+                    created_at=datetime.now(UTC),
+                )
+            )
+        wave = WaveInput(model=model, transition_id="change", generation=count, index=0, deadline_seconds=60)
+        stage = StageInput(model=model, change_id="change", kind=ChangeKind.PUBLISH, generation=count)
+        validating = ValidationActivities(store, FileArtifactStore(Path(directory) / "artifacts"))
+
+        def step() -> None:
+            with store.read() as repository:
+                Reaching.read(repository, wave, "routed")
+
+        def validation() -> None:
+            with store.read() as repository:
+                validating._candidate(repository, stage)  # noqa: SLF001 - what is measured is the read alone
+
+        def history() -> None:
+            with store.read() as repository:
+                whole_history(repository, model)
+
+        return {"wave step": cpu_ms(step), "validation": cpu_ms(validation), "whole history": cpu_ms(history, 5)}
+
+
+def _state(generation: int) -> FleetState:
+    replicas = tuple(GenerationReplicas.trusted("m", PART, generation, region, "cpu", 2) for region in REGIONS)
+    traffic = tuple(
+        GenerationShare.model_validate(
+            {"model": "m", "from": region, "to": region, "generation": generation, "fraction": 1.0}
+        )
+        for region in REGIONS
+    )
+    return FleetState(replicas=replicas, traffic=traffic)
+
+
+def disaster(models: int, routed: int, history: int, confirm_seconds: float) -> dict[str, float]:
+    """Seconds until the first and the last table of a lost region are confirmed; and of the baseline's reads alone."""
+    infrastructure, names = Gateways(confirm_seconds), [f"m{number:05}" for number in range(models)]
+    step = max(1, models // routed)
+    sent = frozenset(names[::step][:routed])
+    with tempfile.TemporaryDirectory() as directory, closing(Store.open(f"sqlite:///{directory}/store.db")) as store:
+        store.migrate()
+        with store.begin() as repository:
+            repository.put_fleet(FLEET, expected_version=None)
+            add_models(repository, names, history, history)
+        for start in range(0, models, 500):
+            with store.begin() as repository:
+                serve(repository, infrastructure, names[start : start + 500], history, sent)
+        with store.begin() as repository:
+            repository.add_drain(LOST, disaster=True)
+        some = sorted(sent)[:20]
+        with store.read() as repository:
+            began = time.process_time()
+            for name in some:
+                whole_history(repository, name)
+            baseline = (time.process_time() - began) / len(some) * len(sent)
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = Surviving(store, infrastructure).send_around(LOST)
+        found = {
+            "first table, wall s": (infrastructure.first or wall) - wall,
+            "all tables, wall s": time.perf_counter() - wall,
+            "all tables, CPU s": time.process_time() - cpu,
+            "baseline: reads before the first table, CPU s": baseline,
+            "models": float(result.models),
+            "tables": float(result.tables),
+        }
+        size = Path(directory, "store.db").stat().st_size
+    return found | {"store, MB": size / 1e6}
+
+
+def main() -> None:
+    """Measure both, and show them as tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=10_000)
+    parser.add_argument("--routed", type=int, default=450)
+    parser.add_argument("--history", type=int, default=100)
+    parser.add_argument("--confirm-ms", type=float, default=25.0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    console, read = Console(width=120), {count: steps(count) for count in COUNTS}
+    table = Table(title="CPU milliseconds of a read, median")
+    for head in ("snapshots of the model", *read[COUNTS[0]], "history / step"):
+        table.add_column(head, justify="right")
+    for count, found in read.items():
+        ratio = found["whole history"] / found["wave step"]
+        table.add_row(f"{count:,}", *(f"{ms:.1f}" for ms in found.values()), f"{ratio:.1f}")
+    console.print(table)
+    lost = disaster(given.models, given.routed, given.history, given.confirm_ms / 1e3)
+    console.print(f"a lost region, {given.models:,} models with {given.history} generations and snapshots each:")
+    for what, figure in lost.items():
+        console.print(f"  {what}: {figure:,.2f}")
+    ratio = lost["baseline: reads before the first table, CPU s"] / lost["first table, wall s"]
+    console.print(f"  the baseline's reads alone take {ratio:.0f} times as long as the first table does")
+    if given.json:
+        given.json.write_text(json.dumps({"steps": read, "disaster": lost}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
