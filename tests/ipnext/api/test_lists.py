@@ -18,7 +18,7 @@ from tests.ipnext.conftest import World
 async def quiet(rooms):
     """The API without its background work: nothing but the requests asks or writes the store."""
     transport = httpx.ASGITransport(app=rooms.app())
-    async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         yield World(http, rooms)
 
 
