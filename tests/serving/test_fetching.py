@@ -73,6 +73,7 @@ fetching.close()
 """
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_one_that_is_forked_fetches_and_is_replaced_too(published, tmp_path):
     source = published.sources["dense", 1]
     command = [sys.executable, "-c", FORKING, published.store.uri, source.uri, str(tmp_path)]
@@ -80,6 +81,7 @@ def test_one_that_is_forked_fetches_and_is_replaced_too(published, tmp_path):
     assert answer.stdout.split() == [source.manifest.digest, "Unavailable", source.manifest.digest, "True"]
 
 
+@pytest.mark.usefixtures("subprocesses")
 @pytest.mark.parametrize("how", ["start", "fork"])
 def test_it_ends_with_whoever_started_it(published, how):
     code = (

@@ -199,6 +199,7 @@ async def test_the_deadline_of_a_call_ends_it(host):
     assert answer.header["status"] == 504
 
 
+@pytest.mark.usefixtures("listeners")
 async def test_what_listens_but_speaks_no_frames_is_no_host():
     factory, _ = http_factory(lambda request: error_response(not_found(request)))
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)

@@ -214,6 +214,7 @@ def test_deeply_nested_json_is_refused(directory):
     assert "is not JSON" in refusal_of(directory, hostile.rewrite(directory, "[" * 100_000))
 
 
+@pytest.mark.usefixtures("subprocesses")  # a compiler is looked for
 @pytest.mark.parametrize("command", ["split", "compile", "delta"])
 def test_no_command_reads_a_hostile_program(directory, tmp_path, command):
     """The platform runs `ipnext split` on what was published."""

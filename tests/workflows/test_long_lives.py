@@ -137,6 +137,7 @@ async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_s
     assert len(begun) == 1 + len(changes)
 
 
+@pytest.mark.usefixtures("subprocesses", "listeners")
 async def test_an_entity_meets_no_limit_while_publishes_come_behind_a_rollout_that_waits_for_days(
     house, model, strict_server, until, until_up, monkeypatch
 ):

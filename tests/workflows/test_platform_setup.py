@@ -35,7 +35,7 @@ NAMESPACE = "bare"
 
 
 @pytest.fixture
-def bare(tmp_path, free_port, monkeypatch):
+def bare(subprocesses, listeners, tmp_path, free_port, monkeypatch):
     """A Temporal that knows nothing of IPnext: no namespace of ours, no search attribute, no schedule."""
     server = TemporalServer(port=free_port)
     command = server_command(server, binary=temporal_binary(), state=tmp_path, with_ui=False)

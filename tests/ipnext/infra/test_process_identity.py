@@ -12,7 +12,7 @@ from tests.waiting import until
 
 
 @pytest.fixture
-def sleeper():
+def sleeper(subprocesses):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]) as process:
         yield process
         process.kill()

@@ -26,8 +26,8 @@ def test_one_fault_in_the_only_part_is_one_fault():
 
 
 def test_further_faults_are_counted():
-    told = refusal({"engine": "tgi"}, budgetPerHour=-1)
-    assert told.startswith("spec.parts.0.engine: Input should be 'torch' or 'vllm' (got 'tgi')")
+    told = refusal({"memoryBytes": -1}, budgetPerHour=-1)
+    assert told.startswith("spec.parts.0.memoryBytes: Input should be greater than 0 (got -1)")
     assert told.endswith("(and 1 more)")
 
 
