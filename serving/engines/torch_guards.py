@@ -38,7 +38,7 @@ def checked_lstm(  # noqa: PLR0913, PLR0917  # torch's parameters
     directions = 2 if bidirectional else 1
     outer = (num_layers * directions, input.size(0 if batch_first else 1))
     gives, hidden = hx[0].size(-1), hx[1].size(-1)
-    shapes = [(*outer, gives), (*outer, hidden)]
+    shapes: list[tuple[int, ...]] = [(*outer, gives), (*outer, hidden)]
     for layer in range(num_layers):
         takes = input.size(2) if layer == 0 else gives * directions
         shapes += directions * list(_lstm_weights(takes, gives, hidden, has_biases=bool(has_biases)))
