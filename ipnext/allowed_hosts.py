@@ -5,7 +5,7 @@ as a listener there. Its requests still carry its name in `Host`, and its origin
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -79,6 +79,15 @@ class AllowedHosts:
         elif headers.get("sec-fetch-site", "").lower() == "cross-site" and not _opens_document(method, headers):
             msg = "Sec-Fetch-Site: 'cross-site': a page of another site asks; allowed: same-origin, none"
             raise ForeignOrigin(msg, field="Sec-Fetch-Site", value="cross-site")
+
+
+def joined_headers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers by lower-case names. Values of one name are joined, so that none hides another from a check."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        key = name.lower()
+        found[key] = f"{found[key]}, {value}" if key in found else value
+    return found
 
 
 def _same(origin: str, host: str) -> bool:

@@ -23,6 +23,8 @@ from serving.http_stream import BodyWriter
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; then nothing more is read from it."""
 _MAX_PIPELINED_BYTES: Final = 2**20
+_SOURCES: Final = frozenset({"origin", "sec-fetch-site"})
+"""Headers of which all values count."""
 _JOINED_BYTES: Final = 64 * 2**10
 """Up to this size head and body are written as one piece."""
 
@@ -129,11 +131,15 @@ class HttpProtocol(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        key = name.decode("latin-1").lower()
+        """One header. Those behind a body in pieces are dropped (RFC 9110, 6.5.1): the request was judged by those before."""
+        if self._head_bytes < 0:
+            return
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         if key == "host":
             self._hosts += 1
-        self._headers[key] = value.decode("latin-1")
+        if key in _SOURCES and key in self._headers:
+            text = f"{self._headers[key]}, {text}"
+        self._headers[key] = text
 
     def on_headers_complete(self) -> None:
         """The body follows."""
@@ -224,15 +230,14 @@ class HttpProtocol(asyncio.Protocol):
 
     def _check_source(self) -> None:
         """Refuse what is asked of another host, or by a page of another origin. HTTP/1.0 may leave its host out."""
-        if self._hosts != 1:
-            if not self._hosts and self._parser.get_http_version() == "1.0":
-                return
+        headers, host = self._headers, self._headers.get("host", "")
+        if self._hosts != 1 and (self._hosts or self._parser.get_http_version() != "1.0"):
             msg = f"Host: a request has exactly one, got {self._hosts}"
             raise InvalidInput(msg, field="Host")
-        headers = self._headers
-        self._allowed.check_host(headers["host"])
-        if "origin" in headers or "sec-fetch-site" in headers:
-            self._allowed.check_source(self._parser.get_method().decode("latin-1"), headers["host"], headers)
+        if self._hosts:
+            self._allowed.check_host(host)
+        if not headers.keys().isdisjoint(_SOURCES):
+            self._allowed.check_source(self._parser.get_method().decode("latin-1"), host, headers)
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size

@@ -28,6 +28,7 @@ from ipnext.api import (
     repairs,
     validators,
 )
+from ipnext.api.body_limit import BodyLimit
 from ipnext.api.errors import install_error_handlers
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
@@ -110,6 +111,7 @@ def create_app(
         store, artifacts_store, infrastructure, lifecycle, outbox, observer, shared, stream, settings, Plugins()
     )
     install_error_handlers(app)
+    app.add_middleware(BodyLimit)
     app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))
     nouns = (
         models,

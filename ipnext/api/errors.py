@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ipnext.errors import Infeasible, InvalidInput, IPnextError
+from ipnext.errors import Infeasible, InvalidInput, IPnextError, TooLarge
 from ipnext.model.manifest import invalid_input
 from ipnext.model.resource import ErrorBody
 from ipnext.model.value import Value, Written
@@ -22,8 +22,8 @@ MAX_VALUE_CHARACTERS = 500
 MAX_ALLOWED = 20
 """Allowed values that an answer lists: a model may have thousands of snapshots or generations."""
 
-HTTP_CODES: Mapping[int, str] = {404: "NotFound", 405: "MethodNotAllowed"}
-"""Codes of errors that the router raises itself, before any endpoint."""
+HTTP_CODES: Mapping[int, str] = {404: "NotFound", 405: "MethodNotAllowed", 413: TooLarge.code}
+"""Codes of errors that are raised before any endpoint: by the router, and while a body is read."""
 
 
 def install_error_handlers(app: FastAPI) -> None:

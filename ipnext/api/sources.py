@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ipnext.allowed_hosts import AllowedHosts
+from ipnext.allowed_hosts import AllowedHosts, joined_headers
 from ipnext.api.errors import answer, error_body
 from ipnext.errors import InvalidInput, IPnextError
 
@@ -27,10 +27,9 @@ class SourceCheck:
     def _check(self, scope: Scope) -> None:
         pairs = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
         hosts = [value for name, value in pairs if name == "host"]
-        if not hosts and scope.get("http_version") == "1.0":
-            return
-        if len(hosts) != 1:
+        if len(hosts) != 1 and (hosts or scope.get("http_version") != "1.0"):
             msg = f"Host: a request has exactly one, got {len(hosts)}"
             raise InvalidInput(msg, field="Host")
-        self._allowed.check_host(hosts[0])
-        self._allowed.check_source(scope.get("method", "GET"), hosts[0], dict(pairs))
+        for host in hosts:
+            self._allowed.check_host(host)
+        self._allowed.check_source(scope.get("method", "GET"), "".join(hosts), joined_headers(pairs))

@@ -30,6 +30,8 @@ CODE_FILES: Final = (
     *("preprocessor_config.json", "image_processor_config.json", "video_preprocessor_config.json"),
 )
 """Files in which transformers looks for CODE_FIELD: classes that the checkpoint, or another repository, brings as Python."""
+OTHER_MODEL_FIELD: Final = "speculators_config"
+"""Of CONFIG_FILE: vLLM serves the model that it names, a path or a repository, in place of the checkpoint."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -104,7 +106,7 @@ def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
     if adapter is None and CONFIG_FILE not in files.sizes:
         msg = f"{CONFIG_FILE}: missing; a checkpoint is a directory as transformers' save_pretrained writes it"
         raise _fault(msg)
-    _check_no_code(files)
+    _check_own_content(files)
     weights, told = _weight_files(files, adapter=adapter is not None)
     tensors: dict[str, TensorPlace] = {}
     for file in weights:
@@ -126,7 +128,7 @@ def read_checkpoint(files: CheckpointFiles) -> ReadCheckpoint:
     return ReadCheckpoint(_facts(config, tensors), config, tensors, weights)
 
 
-def _check_no_code(files: CheckpointFiles) -> None:
+def _check_own_content(files: CheckpointFiles) -> None:
     for name in CODE_FILES:
         if name in files.sizes and CODE_FIELD in _json(files, name):
             msg = (
@@ -134,6 +136,9 @@ def _check_no_code(files: CheckpointFiles) -> None:
                 "snapshot; remove the field if vLLM knows the model, else it can't be served"
             )
             raise _fault(msg)
+    if CONFIG_FILE in files.sizes and OTHER_MODEL_FIELD in _json(files, CONFIG_FILE):
+        msg = f"{CONFIG_FILE}: {OTHER_MODEL_FIELD} names another model, which vLLM would serve; publish that one itself"
+        raise _fault(msg)
 
 
 def _weight_files(files: CheckpointFiles, *, adapter: bool) -> tuple[tuple[str, ...], Mapping[str, str]]:

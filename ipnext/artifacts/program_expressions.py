@@ -4,6 +4,7 @@ The exporter writes them as calls: `Mul(Integer(3), Symbol('s0', positive=True, 
 `sympy.sympify`, which evaluates it as Python; hosts build the expression from what this parser returns instead.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ DEEPEST: Final = 20
 LARGEST_EXPONENT: Final = 8
 MOST_POWERS: Final = 4
 """With the largest exponent: numbers of some 260,000 bits, so that evaluation ends."""
+MOST_TERMS: Final = 100
+"""Of an expression multiplied out, as sympy does it to divide: their number grows with powers and products of sums."""
+HIGHEST_DEGREE: Final = 64
+"""Of a term of it."""
 
 SYMBOL: Final = re.compile(r"(?:s|u|zf|zuf)\d{1,6}")
 """Names of symbols: backed and unbacked sizes, floats."""
@@ -94,7 +99,31 @@ def parse_expression(text: object) -> Expression:
     parser = _Parser(tuple(_tokens(text)))
     found = parser.expression(0)
     parser.end()
+    _expanded(found)
     return found
+
+
+def _expanded(expression: Expression) -> tuple[int, int]:
+    """Terms and degree of an expression multiplied out. MalformedExpression if it, or a part of it, has too many."""
+    if not isinstance(expression, Call):
+        return 1, int(isinstance(expression, Symbol))
+    terms, degrees = zip(*map(_expanded, expression.arguments), strict=True)
+    found = _expanded_call(expression, terms, degrees)
+    if found[0] > MOST_TERMS or found[1] > HIGHEST_DEGREE:
+        msg = f"{expression.function} has {found[0]} terms of degree {found[1]} when it is multiplied out; allowed: {MOST_TERMS} of degree {HIGHEST_DEGREE}"
+        raise MalformedExpression(msg)
+    return found
+
+
+def _expanded_call(call: Call, terms: tuple[int, ...], degrees: tuple[int, ...]) -> tuple[int, int]:
+    exponent = call.arguments[1] if call.function in _POWERS else None
+    if isinstance(exponent, int):
+        return terms[0] ** abs(exponent), degrees[0] * abs(exponent)
+    if call.function == "Mul":
+        return math.prod(terms), sum(degrees)
+    if call.function == "Add":
+        return sum(terms), max(degrees)
+    return max(terms), max(degrees)
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ ATEN: Final[AbstractSet[str]] = frozenset(
 __and__.Scalar __and__.Tensor __lshift__.Scalar __lshift__.Tensor __or__.Scalar __or__.Tensor __rshift__.Scalar
 __rshift__.Tensor __xor__.Scalar __xor__.Tensor _adaptive_avg_pool2d.default _adaptive_avg_pool3d.default
 _assert_scalar.default _assert_tensor_metadata.default _cdist_forward.default _local_scalar_dense.default
-_log_softmax.default _native_batch_norm_legit_no_training.default _softmax.default _to_copy.default
+_log_softmax.default _softmax.default _to_copy.default
 _unsafe_view.default _upsample_bicubic2d_aa.default _upsample_bicubic2d_aa.vec _upsample_bilinear2d_aa.default
 _upsample_bilinear2d_aa.vec _upsample_nearest_exact1d.default _upsample_nearest_exact1d.vec
 _upsample_nearest_exact2d.default _upsample_nearest_exact2d.vec _upsample_nearest_exact3d.default

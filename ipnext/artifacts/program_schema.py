@@ -26,6 +26,7 @@ from ipnext.artifacts.program_forms import (
     union,
     whole,
 )
+from ipnext.artifacts.program_magnitudes import check_magnitudes
 from ipnext.artifacts.program_operators import ALLOWED
 
 FORMAT: Final = "ipnext/torch-program/v1"
@@ -45,6 +46,15 @@ STRINGS: Final[Mapping[str, AbstractSet[str]]] = {
     "side": frozenset({"left", "right"}),
 }
 """Parameter of an operator -> the words that it may be given. Beside these only `equation` of einsum is a text."""
+TYPED: Final[Mapping[str, str]] = {
+    "device": "as_device",
+    "dtype": "as_scalar_type",
+    "layout": "as_layout",
+    "memory_format": "as_memory_format",
+}
+"""Parameter -> its only form but for none. torch takes a whole number in place of each, unchecked: kernels then crash."""
+CHOICES: Final[Mapping[str, int]] = {"interpolation_mode": 2, "padding_mode": 2, "compute_mode": 2}
+"""Parameter that is a choice written as a whole number from 0 -> its last one. Of another one kernels give memory as it was."""
 
 _EQUATION: Final = re.compile(r"[A-Za-z.,> -]{1,200}")
 _PATH_STEP: Final = re.compile(r"(?!__)[\w +\-:@/()<>=,*&#|]{1,500}")
@@ -173,6 +183,7 @@ def _given(value: Any) -> None:
     """One argument of an operator; a text is one of the words of its parameter."""
     if not (isinstance(value, dict) and isinstance(value.get("arg"), dict) and "as_string" in value["arg"]):
         _NAMED(value)
+        _check_choice(value["name"], value["arg"])
         return
     _NAMED_TEXT(value)
     name, text = value["name"], value["arg"]["as_string"]
@@ -184,6 +195,16 @@ def _given(value: Any) -> None:
         problem = UnsafeProgram(f"the text {shown(text)} is not allowed for {name!r}; allowed: {words}")
         problem.within(".arg.as_string")
         raise problem
+
+
+def _check_choice(name: str, given: Mapping[str, Any]) -> None:
+    [(form, value)] = given.items()
+    if form == "as_none":
+        return
+    if form != TYPED.get(name, form):
+        refuse(f"{TYPED[name]} or as_none for {name!r}", given)
+    if name in CHOICES and not (form == "as_int" and 0 <= value <= CHOICES[name]):
+        refuse(f"as_int from 0 to {CHOICES[name]} for {name!r}", given)
 
 
 _NODE_FIELDS: Final = record(
@@ -207,10 +228,14 @@ def _node(value: Any) -> None:
 
 
 def _check_inference(given: Mapping[str, Any]) -> None:
-    """Normalisations that train write to their statistics, although no schema says so; recurrences that train are random."""
-    learns = any(given.get(name) == {"as_bool": True} for name in ("training", "use_input_stats"))
-    kept = any("as_tensor" in given.get(name, ()) for name in ("running_mean", "running_var"))
-    if (learns and kept) or given.get("train") == {"as_bool": True}:
+    """Normalisations that train write to their statistics, although no schema says so; recurrences that train are random.
+
+    Only a plain `false` is evaluation: torch takes a number, or a size, for a truth value.
+    """
+    off = {"as_bool": False}
+    learns = any(given.get(name, off) != off for name in ("training", "use_input_stats"))
+    kept = any("as_none" not in given.get(name, {"as_none": True}) for name in ("running_mean", "running_var"))
+    if (learns and kept) or given.get("train", off) != off:
         msg = "the operator is called as in training; allowed: as in evaluation, which writes to no statistics"
         raise UnsafeProgram(msg)
 
@@ -234,11 +259,19 @@ _OUTPUT: Final = union(
         **dict.fromkeys(("buffer_mutation", "parameter_mutation", "user_input_mutation"), _no_mutation),
     }
 )
+_NODES: Final = list_of(_node)
+
+
+def _nodes(value: Any) -> None:
+    _NODES(value)
+    check_magnitudes(value)
+
+
 _GRAPH: Final = record(
     {
         "inputs": list_of(_TENSOR_ARGUMENT),
         "outputs": list_of(_TENSOR_ARGUMENT),
-        "nodes": list_of(_node),
+        "nodes": _nodes,
         "tensor_values": map_of(_name, _TENSOR_META),
         "sym_int_values": map_of(_name, _SYM_INT),
         "sym_bool_values": map_of(_name, _SYM_BOOL),

@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from pydantic import ValidationError
 
-from ipnext.allowed_hosts import AllowedHosts
+from ipnext.allowed_hosts import AllowedHosts, joined_headers
 from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.infra.error_body import error_body
 from ipnext.infra.region import Region
@@ -116,8 +116,7 @@ def of_good_source(allowed: AllowedHosts) -> Middleware:
             msg = f"Host: a request has exactly one, got {len(hosts)}"
             raise InvalidInput(msg, field="Host")
         allowed.check_host(hosts[0])
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        allowed.check_source(request.method, hosts[0], headers)
+        allowed.check_source(request.method, hosts[0], joined_headers(request.headers.items()))
         return await handler(request)
 
     return check

@@ -30,6 +30,7 @@ from serving.deltas.weights import Weights, read_weights
 from serving.engines.blueprint import Blueprint, Blueprints, TorchProgram, Weight, laid_out
 from serving.engines.tensor_file import write_tensors
 from serving.engines.torch_expressions import build_expression
+from serving.engines.torch_guards import guard_calls
 
 PROGRAM_FILE: Final = programs.PROGRAM_FILE
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -272,6 +273,7 @@ def _blueprint(exported: ExportedProgram, document: Mapping[str, Any]) -> Bluepr
     if graph_inputs != inputs:
         msg = f"the graph takes {list(graph_inputs)}, the file says {list(inputs)}"
         raise ValueError(msg)
+    guard_calls(exported.graph_module)
     return Blueprint(
         module=exported.graph_module,
         inputs=inputs,

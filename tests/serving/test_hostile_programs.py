@@ -1,5 +1,6 @@
 """A snapshot is data: whatever stands in its files, loading it opens no other file, imports nothing and runs no text of it."""
 
+import json
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from ipnext.artifacts.sources import DirectorySource
 from ipnext.cli.app import app
 from ipnext.client_upload import checked_snapshot
-from ipnext.errors import InvalidInput, LoadFailed
+from ipnext.errors import InvalidInput, IPnextError, LoadFailed
 from serving.engines.torch_ranker import TorchEngine
 from tests.serving import hostile
 from tests.serving.hostile import SIZE, edit, export_copying
@@ -102,6 +103,10 @@ def _each_expression(text):
     return change
 
 
+SUM = "Add(" + ", ".join(f"Symbol('s{number}')" for number in range(8)) + ")"
+"""Its powers have thousands of terms when they are multiplied out."""
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -118,6 +123,9 @@ def _each_expression(text):
         "Integer(1e9)",
         "Pow(Integer(10), Integer(1000000000))",
         "Pow(Pow(Pow(Pow(Pow(Integer(9), Integer(8)), Integer(8)), Integer(8)), Integer(8)), Integer(8))",
+        f"FloorDiv(Pow(Pow({SUM}, Integer(8)), Integer(8)), {SUM})",
+        f"Mod(Mul({SUM}, {SUM}, {SUM}), Integer(2))",
+        "Pow(Pow(Pow(Symbol('s0'), Integer(8)), Integer(8)), Integer(8))",
         "Add(" * 30 + "Integer(1)" + ")" * 30,
         "Max(" + "Integer(1), " * 200 + "Integer(2))",
         "Mul(Integer(2)",
@@ -196,18 +204,150 @@ def test_paths_of_weights_are_plain(directory, path):
     assert "must be a path of plain names" in message
 
 
-def _trains(document):
-    node = hostile.node_of(document, "batch_norm")
-    for item in node["inputs"]:
-        if item["name"] == "training":
-            item["arg"] = {"as_bool": True}
+def _gives(operator, name, value):
+    def change(document):
+        [item] = [item for item in hostile.node_of(document, operator)["inputs"] if item["name"] == name]
+        item["arg"] = value
+
+    return change
 
 
-def test_a_normalisation_writes_to_no_statistics(tmp_path):
-    """The schema of batch_norm says that it writes nothing, which holds in evaluation only."""
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"as_bool": True},
+        {"as_sym_bool": {"as_bool": True}},
+        {"as_int": 1},
+        {"as_sym_int": {"as_int": 1}},
+        {"as_float": 1.0},
+        {"as_tensor": {"name": "input"}},
+    ],
+)
+def test_a_normalisation_writes_to_no_statistics(tmp_path, value):
+    """The schema of batch_norm says that it writes nothing, which holds in evaluation only. torch takes numbers for truth."""
     manifest = hostile.export_model(torch.nn.BatchNorm1d(4), {"input": torch.ones(2, 4)}, tmp_path / "out")
     TorchEngine().load(tmp_path / "out", manifest, {})
-    assert "as in training" in refusal_of(tmp_path / "out", edit(tmp_path / "out", _trains))
+    message = refusal_of(tmp_path / "out", edit(tmp_path / "out", _gives("batch_norm", "training", value)))
+    assert "as in training" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("memory_format", {"as_int": 4}),
+        ("dtype", {"as_int": 255}),
+        ("layout", {"as_sym_int": {"as_int": 1}}),
+        ("device", {"as_int": 0}),
+        ("interpolation_mode", {"as_int": 99}),
+        ("padding_mode", {"as_sym_int": {"as_int": 1}}),
+    ],
+)
+def test_choices_are_no_other_numbers(directory, name, value):
+    """torch takes any number for them: kernels crash, or answer with memory that nothing was written to."""
+    message = refusal_of(directory, edit(directory, _argument(name, value)))
+    assert f"for {name!r}" in message
+
+
+class Normed(torch.nn.Module):
+    """A row of 4,000 numbers scaled by weights of one norm, with a tensor of one number at hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.v = torch.nn.Parameter(torch.ones(4000, 2))
+        self.g = torch.nn.Parameter(torch.ones(4000, 1))
+        self.register_buffer("small", torch.ones(1))
+
+    def forward(self, x):
+        return x + torch.ops.aten._weight_norm.default(self.v, self.g, 0).sum() + self.small
+
+
+class Recurrent(torch.nn.Module):
+    """An LSTM over rows, with a tensor of one number at hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(4, 300, batch_first=True)
+        self.register_buffer("small", torch.ones(1))
+
+    def forward(self, x):
+        return self.lstm(x)[0] + self.small
+
+
+def _swaps_weight(old, new):
+    def change(document):
+        for node in hostile.graph_of(document)["nodes"]:
+            text = json.dumps(node["inputs"])
+            node["inputs"] = (
+                json.loads(text.replace(f'"{old}"', f'"{new}"')) if ".add." not in node["target"] else node["inputs"]
+            )
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "old"),
+    [
+        (Normed(), torch.ones(2, 4), "p_g"),
+        (Recurrent(), torch.ones(2, 3, 4), "p_lstm_weight_hh_l0"),
+        (Recurrent(), torch.ones(2, 3, 4), "p_lstm_bias_ih_l0"),
+    ],
+)
+def test_no_kernel_reads_or_writes_beside_its_tensors(tmp_path, module, x, old):
+    """Kernels of these operators do, if a weight is smaller than its input says: without a check this ends the process."""
+    manifest = hostile.export_model(module, {"x": x}, tmp_path / "out")
+    load_as_given(tmp_path / "out", manifest, x)
+    mended = edit(tmp_path / "out", _swaps_weight(old, "b_small"))
+    with pytest.raises(IPnextError, match="do not go with its input"):
+        load_as_given(tmp_path / "out", mended, x)
+
+
+def load_as_given(directory, manifest, x):
+    part = TorchEngine().load(directory, manifest, {})
+    part.warm_up()
+    return part.infer({"x": x.numpy()})
+
+
+class Sized(torch.nn.Module):
+    """Computes a size."""
+
+    def forward(self, x):
+        return x.reshape(x.shape[0] * x.shape[1], -1)
+
+
+def _squares(times):
+    """Multiply a size with itself, again and again, before all else."""
+
+    def change(document):
+        graph = hostile.graph_of(document)
+        [(_, known), *_] = graph["sym_int_values"].items()
+        given = {"as_sym_int": {"as_int": 2**62}}
+        squares = []
+        for number in range(times):
+            name = f"square_{number}"
+            inputs = [{"name": side, "arg": given, "kind": 1} for side in ("a", "b")]
+            given = {"as_sym_int": {"as_name": name}}
+            node = {"target": "_operator.mul", "inputs": inputs, "outputs": [given], "metadata": {}, "name": name}
+            squares.append(node)
+            graph["sym_int_values"][name] = known
+        graph["nodes"] = [*squares, *graph["nodes"]]
+
+    return change
+
+
+@pytest.mark.parametrize("times", [4, 30])
+def test_no_size_grows_without_end(tmp_path, times):
+    """Thirty squares of a number take gigabytes, and the whole host stands still meanwhile."""
+    manifest = hostile.export_model(Sized(), {"x": torch.zeros(2, 4)}, tmp_path / "out")
+    load_as_given(tmp_path / "out", manifest, torch.zeros(2, 4))
+    mended = edit(tmp_path / "out", _squares(times))
+    if times == 4:
+        load_as_given(tmp_path / "out", mended, torch.zeros(2, 4))
+    else:
+        message = refusal_of(tmp_path / "out", mended)
+        assert (
+            "(node 'square_6'): the size that _operator.mul computes may take 8192 bits; allowed: at most 4096"
+            in message
+        )
 
 
 def test_deeply_nested_json_is_refused(directory):

@@ -119,6 +119,17 @@ async def test_chunks_make_one_body_that_can_be_written_to(connect, answers):
     answers.requests[0].content[0] = 1
 
 
+async def test_headers_behind_the_body_are_dropped(connect, answers):
+    """They come after the check of the source, and however many they are they take no memory."""
+    async with connect() as (reader, writer):
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
+        writer.write(b"host: evil.example\r\nX-Say: hi\r\n\r\n" + post("/echo", b"next", "X-Say: ho"))
+        status, headers, body = await answer(reader)
+        assert (status, body, headers["x-said"]) == (200, b"abc", "")
+        assert (await answer(reader))[1]["x-said"] == "ho"
+    assert answers.requests[0].headers == {"host": "localhost", "transfer-encoding": "chunked"}
+
+
 async def test_answers_leave_in_the_order_of_their_requests(connect, answers):
     async with connect() as (reader, writer):
         writer.write(post("/wait/1") + post("/echo", b"2") + post("/echo", b"3"))

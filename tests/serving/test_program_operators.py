@@ -8,7 +8,7 @@ import torch
 from torch._export.serde.serialize import _SYM_OPS  # what torch's reader takes as arithmetic on sizes
 
 from ipnext.artifacts.program_operators import ALLOWED, ATEN, SIZES
-from ipnext.artifacts.program_schema import STRINGS
+from ipnext.artifacts.program_schema import STRINGS, TYPED
 
 OPAQUE = ("Generator", "Storage", "Stream", "QScheme", "__torch__", "Dimname", "Any", "Layout[]")
 NO_TENSORS = {"_assert_scalar.default", "_assert_tensor_metadata.default"}
@@ -31,7 +31,8 @@ CORE_LEFT_OUT = {
     *("native_group_norm_backward.default", "native_layer_norm_backward.default"),
     # inner forms of others, which check less of their arguments
     *("_embedding_bag.default", "_fft_c2r.default", "_fft_r2c.default", "_pdist_forward.default"),
-    *("_native_batch_norm_legit.no_stats", "sym_is_contiguous.default", "sym_storage_offset.default"),
+    *("_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_no_training.default"),
+    *("sym_is_contiguous.default", "sym_storage_offset.default"),
 }
 
 
@@ -85,3 +86,15 @@ def test_arithmetic_on_sizes_is_what_torch_takes_but_for_powers_and_shifts():
 
 def test_all_of_them_are_allowed():
     assert {f"torch.ops.aten.{name}" for name in ATEN} | SIZES == ALLOWED
+
+
+def test_parameters_that_torch_takes_numbers_for_have_one_form():
+    """Of all operators: the parameters of these types are those that the schema of a program knows by name."""
+    types = {"ScalarType": "dtype", "Layout": "layout", "Device": "device", "MemoryFormat": "memory_format"}
+    found = set()
+    for name in ATEN:
+        packet, _, form = name.rpartition(".")
+        for argument in getattr(getattr(torch.ops.aten, packet), form)._schema.arguments:
+            kind = str(argument.real_type).removeprefix("Optional").strip("[]")
+            found |= {(argument.name, types[kind])} if kind in types else set()
+    assert found == {(name, name) for name in TYPED}

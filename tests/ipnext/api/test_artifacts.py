@@ -2,6 +2,9 @@
 
 import hashlib
 
+import pytest
+
+from ipnext.api.body_limit import MOST_BYTES
 from ipnext.model.value import digest_of
 
 
@@ -38,6 +41,24 @@ async def test_a_blob_over_the_limit_is_refused_with_and_without_a_stated_length
         answer = await world.http.put(f"/v1/artifacts/blobs/{digest}", content=body)
         assert (answer.status_code, answer.json()["code"]) == (413, "TooLarge")
     assert world.rooms.artifacts.missing([digest]) == {digest}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/artifacts/snapshots"), ("PUT", "/v1/fleet"), ("POST", "/v1/models/ranker/publish")],
+)
+async def test_a_body_over_the_limit_is_refused_before_it_is_whole(world, method, path):
+    """With a stated length before any of it is read, without one as soon as it is too much."""
+
+    async def pieces():
+        for _ in range(100):
+            yield bytes(2**20)
+
+    stated = await world.http.request(method, path, content=b"x", headers={"content-length": str(MOST_BYTES + 1)})
+    assert (stated.status_code, stated.json()["code"]) == (413, "TooLarge")
+    unstated = await world.http.request(method, path, content=pieces())
+    assert (unstated.status_code, unstated.json()["code"]) == (413, "TooLarge")
+    assert f"larger than {MOST_BYTES} bytes" in unstated.json()["message"]
 
 
 async def test_a_digest_that_is_none_is_refused(world):

@@ -104,6 +104,16 @@ def test_a_checkpoint_that_would_bring_python_classes_is_refused(tmp_path, file)
         describe_checkpoint(directory)
 
 
+def test_a_checkpoint_that_names_another_model_is_refused(tmp_path):
+    """vLLM would serve what the field names, which nothing here has looked at."""
+    directory = write_llama(tmp_path / "hf")
+    config = json.loads((directory / "config.json").read_bytes())
+    config["speculators_config"] = {"verifier": {"name_or_path": "/srv/other"}}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInput, match=r"config.json: speculators_config names another model"):
+        describe_checkpoint(directory)
+
+
 def changed(name, shape):
     return llama_tensors() | {name: np.zeros(shape, np.float32)}
 

@@ -200,3 +200,14 @@ def test_the_gateways_admin_endpoint_is_a_socket_of_this_user_alone(agent):
 def test_a_gateway_refuses_by_itself_what_never_reaches_its_router(ports):
     assert ask(ports["gateway"], "/nothing")[0] == 404
     assert ask(ports["gateway"], "/nothing", host="evil.example")[0] == 421
+
+
+@pytest.mark.parametrize("listener", LISTENERS)
+@pytest.mark.parametrize(
+    "origins", [("https://evil.example", "{own}"), ("{own}", "https://evil.example"), ("null", "{own}")]
+)
+def test_no_origin_hides_another(ports, listener, origins):
+    host = f"localhost:{ports[listener]}"
+    lines = "".join(f"Origin: {origin.format(own=f'http://{host}')}\r\n" for origin in origins)
+    head = f"GET {PATHS[listener]} HTTP/1.1\r\nHost: {host}\r\n{lines}Connection: close\r\n\r\n"
+    assert raw(ports[listener], head) == 403
