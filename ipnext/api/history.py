@@ -91,7 +91,7 @@ def list_transitions(name: ModelName, rooms: Rooms, after: After = None, limit: 
     """Newest first: the waves from one state to another, and how many are done."""
     with rooms.store.read() as unit:
         page = unit.transition_page(name, after=after, limit=limit)
-    return listed(page.map(lambda record: TransitionView(**dict(record))))
+    return listed(page.map(lambda record: TransitionView.model_validate(record, from_attributes=True)))
 
 
 @router.get("/models/{name}/events", summary="List a model's events")
@@ -99,7 +99,7 @@ def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit
     """What happened, in words, newest first."""
     with rooms.store.read() as unit:
         page = unit.event_page(name, after=after, limit=limit)
-    return listed(page.map(lambda event: EventView(**dict(event))))
+    return listed(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))
 
 
 @router.get("/events", summary="List events of all models")
@@ -107,7 +107,7 @@ def list_all_events(rooms: Rooms, after: After = None, limit: Limit = 100) -> Li
     """What happened in the whole fleet, newest first."""
     with rooms.store.read() as unit:
         page = unit.event_page(after=after, limit=limit)
-    return listed(page.map(lambda event: EventView(**dict(event))))
+    return listed(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))
 
 
 @router.get("/events/stream", summary="Follow the events of all models", response_class=StreamingResponse)

@@ -76,7 +76,7 @@ def _overview(rooms: Platform, states: States, wanted: Wanted) -> Overview:
         not_ready=readiness.not_ready,
         regions=regions,
         changes=tuple(change_view(change, rooms.lifecycle) for change in changes.items),
-        events=tuple(EventView(**dict(event)) for event in events.items),
+        events=tuple(EventView.model_validate(event, from_attributes=True) for event in events.items),
         plan=plan,
         replan=replan,
         temporal_ui_url=rooms.settings.temporal_ui_url,

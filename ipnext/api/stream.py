@@ -156,7 +156,7 @@ class Stream:
     def _since(self, ordinal: int, limit: int) -> list[tuple[int, bytes]]:
         with self._store.read() as unit:
             found = unit.events_since(ordinal, limit=limit)
-        return [(each, _message(each, EventView(**dict(event)))) for each, event in found]
+        return [(each, _message(each, EventView.model_validate(event, from_attributes=True))) for each, event in found]
 
 
 def _message(ordinal: int, event: EventView) -> bytes:

@@ -105,6 +105,17 @@ async def test_while_traffic_moves_the_wave_is_told(applied):
     assert ("step" in steps, answer["message"]) == (False, "the change is running")
 
 
+async def test_the_transitions_of_a_model_are_listed_with_their_waves(applied):
+    await serving(applied)
+    await applied.publish("b")
+    with applied.rooms.store.begin() as unit:
+        unit.save_transition(walked(unit.changes("ranker", limit=1)[0].id))
+        unit.advance_transition("t2", waves_done=1, state=TransitionState.RUNNING)
+    listed = (await applied.http.get("/v1/models/ranker/transitions")).json()["items"]
+    assert [(each["id"], each["state"], each["waves_done"]) for each in listed] == [("t2", "running", 1)]
+    assert len(listed[0]["transition"]["waves"]) == 2
+
+
 async def test_a_move_that_a_person_stopped_asks_for_no_publish(applied):
     await serving(applied)
     applied.rooms.adopt_plan()
