@@ -56,6 +56,8 @@ class FleetSnapshot:
     """Models that serve: only these can be asked to move."""
     tokens: frozenset[str] = frozenset()
     """Models whose demand is in tokens a second."""
+    astray: frozenset[str] = frozenset()
+    """Models whose users are sent to a generation that does not serve, though no change moves them."""
 
 
 class FleetReplan:
@@ -220,6 +222,7 @@ def fleet_snapshot(
         running=rows_by_model(now),
         movable=frozenset(found.name for found in records if found.serving_generation and not found.retired),
         tokens=frozenset(found.name for found in records if found.manifest.spec.unit == TOKENS),
+        astray=frozenset(repository.models_astray()),
     )
 
 
@@ -285,11 +288,17 @@ def overbooked(problem: Problem, placements: Iterable[Placement]) -> str | None:
 def models_to_move(repository: Repository, placements: Iterable[Placement], snapshot: FleetSnapshot) -> tuple[str, ...]:
     """Of what is placed, the models that don't run so by a plan of the fleet, in the order of activities/move_order.py.
 
+    One that runs where it is placed but answers by another generation than the one that serves does not run so.
+
     A model that was placed by its own publish is not among them: that publish brings it there. Nor is one whose move to
     this placement has ended already, however it ended.
     """
     movable = (placed for placed in placements if placed.model in snapshot.movable)
-    differing = [placed for placed in movable if _differs(placed, snapshot.running.get(placed.model))]
+    differing = [
+        placed
+        for placed in movable
+        if placed.model in snapshot.astray or _differs(placed, snapshot.running.get(placed.model))
+    ]
     placed_by = repository.placed_by() if differing else {}
     fleet_plans = repository.fleet_plans({placed_by[placed.model] for placed in differing})
     asked = {placed.model: names.move_id(placed_by[placed.model], placed.model) for placed in differing}

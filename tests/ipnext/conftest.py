@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import shutil
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -256,10 +256,13 @@ class Rooms:
         with self.store.begin() as unit:
             unit.adopt_plan(PreparedPlan.of(record), expected=unit.plan_in_force_id())
 
-    def finish_replan(self, replan_id: str, *, state: ReplanState = ReplanState.ADOPTED, **told: Any) -> None:
+    def finish_replan(
+        self, replan_id: str, *, state: ReplanState = ReplanState.ADOPTED, models: Sequence[str] = (), **told: Any
+    ) -> None:
         """What the workflow leaves behind: a replan that has ended, with `plan-1` as its plan."""
         with self.store.begin() as unit:
             unit.take_replans("plan-1", run_id="run-of-replan")
+            unit.list_moves("plan-1", models)
             unit.update_replans("plan-1", state=state, **told)
             assert unit.replan(replan_id).state is state
 
