@@ -79,6 +79,10 @@ ADVICE_FOR_MOVES: Mapping[Reason, str] = {
 """The same where a plan wanted the model elsewhere: nothing is to be published."""
 
 
+ADVICE_FOR_RETIRED = "To bring it back: `ipnext apply` its manifest again, then `ipnext publish MODEL --part NAME=DIR`."
+"""A publish to a retired model is refused."""
+
+
 def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Explanation:
     """Explain a model by what the store tells of its newest change."""
     name, change = facts.record.name, telling_change(facts)
@@ -118,9 +122,7 @@ def explain(
     if change is not None and not message:
         message = next((f"{wave.state}: {wave.message}" for wave in waves), f"the change is {change.state.value}")
     refused = report if failed and change is not None and change.state is ChangeState.REFUSED else None
-    moves = change is not None and change.kind is ChangeKind.MOVE
-    advice = (ADVICE_FOR_MOVES.get(reason) if moves else None) or ADVICE[reason]
-    advice = advice.replace("MODEL", facts.record.name)
+    advice = _advice(facts, reason, change).replace("MODEL", facts.record.name)
     chain = [
         deployment_step(facts, ready),
         *change_steps(change),
@@ -140,6 +142,13 @@ def explain(
         advice=advice if change is None else advice.replace("CHANGE", change.id),
         chain=tuple(chain),
     )
+
+
+def _advice(facts: ModelFacts, reason: Reason, change: Change | None) -> str:
+    if facts.record.retired and reason is Reason.NOT_PUBLISHED:
+        return ADVICE_FOR_RETIRED
+    moves = change is not None and change.kind is ChangeKind.MOVE
+    return (ADVICE_FOR_MOVES.get(reason) if moves else None) or ADVICE[reason]
 
 
 def telling_change(facts: ModelFacts) -> Change | None:

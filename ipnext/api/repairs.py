@@ -23,7 +23,8 @@ def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> Chang
         record = unit.model(name)
         if record.retired or record.serving_generation is None:
             why = "is retired" if record.retired else "serves no generation yet"
-            msg = f"model {name!r} {why}: there is nothing to repair; publish it, or apply its manifest again"
+            todo = "apply its manifest again, then publish" if record.retired else "publish it"
+            msg = f"model {name!r} {why}: there is nothing to repair; {todo}"
             raise Conflict(msg)
         recent = unit.changes(name)
         waiting = next((c for c in recent if c.kind is ChangeKind.REPAIR and not c.state.final), None)

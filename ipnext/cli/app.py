@@ -67,6 +67,20 @@ def main() -> None:
     """Run the command line. Exit status: 0 done, 1 failed, 2 bad input, 3 infeasible. Never a traceback."""
     stamina.instrumentation.set_on_retry_hooks([])  # a retry is no news for the person at the terminal
     try:
+        _run()
+    except SystemExit as ended:
+        if "temporalio.bridge.temporal_sdk_bridge" in sys.modules and isinstance(ended.code, int):
+            # The client's threads can abort an interpreter that finalizes (temporalio/sdk-python#300): status 134.
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(ended.code)
+        raise
+
+
+def _run() -> None:
+    try:
         app()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -60,7 +60,7 @@ def replan(  # noqa: PLR0913, PLR0917 - each is an option of the command line
         return
     if action is not None:
         progress = client.steer_replan(STEERS[action], reason=reason)
-        write(progress, output, lambda: progress_tables(progress))
+        write(progress, output, lambda: progress_tables(progress) if progress.total else moves_tables(client.moves()))
         return
     found = client.replan(dry_run=dry_run, max_moves=max_moves)
     if not (wait or dry_run):

@@ -15,6 +15,7 @@ from ipnext.artifacts.opening import open_store
 from ipnext.errors import IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.model.value import Value
+from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.builds import builds
 from ipnext.platform.namespace import attributes_of, retention_of
 from ipnext.settings import PlatformSettings
@@ -154,14 +155,21 @@ async def _current(client: Connection) -> Sequence[Item]:
 
 def _owner_of(settings: PlatformSettings) -> Look:
     async def look(client: Connection) -> Sequence[Item]:
-        return (await asyncio.to_thread(_owner, settings, (await namespace_of(client)).id),)
+        return await asyncio.to_thread(_owner, settings, (await namespace_of(client)).id)
 
     return look
 
 
-def _owner(settings: PlatformSettings, namespace_id: str) -> Item:
-    with closing(Store.open(settings.database_url)) as store, store.read() as unit:
-        owner = unit.belongs_to()
+def _owner(settings: PlatformSettings, namespace_id: str) -> Sequence[Item]:
+    with closing(Store.open(settings.database_url)) as store:
+        if store.schema_range() is None:
+            return ()
+        with store.read() as unit:
+            owner = unit.belongs_to()
+    return (_belonging(owner, namespace_id),)
+
+
+def _belonging(owner: WorkflowNamespace | None, namespace_id: str) -> Item:
     if owner is None or owner.id == namespace_id:
         return Item(item="database owner", state="ok", detail="this namespace" if owner else "not claimed yet")
     todo = "correct IPNEXT_DATABASE_URL or TEMPORAL_NAMESPACE; docs/store.md, One platform, one database"

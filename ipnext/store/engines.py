@@ -46,6 +46,11 @@ def connect(url: URL) -> Engine:
     return _sqlite(url) if url.drivername == "sqlite" else _postgresql(url)
 
 
+def is_absent(url: URL) -> bool:
+    """True for SQLite without its file: a connection would create it."""
+    return url.drivername == "sqlite" and not Path(str(url.database)).exists()
+
+
 def reading(engine: Engine) -> Engine:
     """The same connections for units that only read: one snapshot of the data, no lock."""
     if engine.dialect.name == "sqlite":

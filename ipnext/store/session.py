@@ -46,6 +46,8 @@ class Store:
 
     def schema_range(self) -> SchemaRange | None:
         """Version of the tables and the builds that can use them; None before the first migration. Writes nothing."""
+        if engines.is_absent(self._url):
+            return None
         with translated(self.name):
             return schema_range(self._engine)
 

@@ -151,6 +151,12 @@ async def test_deleting_twice_is_one_retirement(applied):
     assert (await applied.http.delete("/v1/models/ranker")).status_code == 409
     assert (await applied.http.get("/v1/models")).json()["items"] == []
     assert (await applied.publish("a")).status_code == 409
+    explained = (await applied.http.get("/v1/models/ranker/explanation")).json()
+    assert explained["advice"].startswith(
+        "To bring it back: `ipnext apply` its manifest again, then `ipnext publish ranker"
+    )
+    refused = await applied.http.post("/v1/models/ranker/repair", json={})
+    assert refused.json()["message"].endswith("nothing to repair; apply its manifest again, then publish")
 
 
 async def test_values_that_no_store_can_keep_are_refused(applied):

@@ -436,6 +436,13 @@ def test_a_replan_is_paused_and_described(serving, live):
     assert "moves go on" in serving("replan", "status").stdout
 
 
+def test_a_pause_without_a_replan_is_told_as_such_and_not_as_progress(serving):
+    paused = serving("replan", "pause", "--reason", "release night").stdout
+    assert "release night; `ipnext replan resume` ends it" in paused
+    assert "0 of 0" not in paused
+    assert "moves go on" in serving("replan", "resume").stdout
+
+
 def test_predict_shows_the_answer_and_the_proof(serving, gateway, tmp_path):
     request = tmp_path / "request.json"
     request.write_text(json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [0.5]}]}))

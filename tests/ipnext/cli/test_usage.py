@@ -1,5 +1,8 @@
 """Wrong words on the command line: one line that names the option, the value and what is allowed, and status 2."""
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -25,3 +28,19 @@ def test_a_wrong_word_is_told_in_one_line(words, told):
     assert result.output.startswith("error: ")
     assert result.output.endswith(f"{told}\n")
     assert "Value error" not in result.output
+
+
+@pytest.mark.usefixtures("subprocesses")
+@pytest.mark.parametrize(("word", "status"), [("version", 0), ("nonsense", 2)])
+def test_a_command_that_used_temporals_client_ends_without_finalizing(word, status):
+    program = f"""
+import atexit, sys, ipnext.temporal
+from ipnext.cli import main
+atexit.register(print, "finalized")
+sys.argv = ["ipnext", "{word}"]
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == status
+    assert ended.stdout + ended.stderr
+    assert "finalized" not in ended.stdout

@@ -258,3 +258,9 @@ def test_sqlite_keeps_a_write_ahead_log_and_every_commit(tmp_path):
         }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
     store.close()
+
+
+def test_looking_for_the_schema_creates_no_database(tmp_path):
+    with closing(Store.open(f"sqlite:///{tmp_path}/absent.db")) as store:
+        assert store.schema_range() is None
+    assert list(tmp_path.iterdir()) == []
