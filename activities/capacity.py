@@ -11,7 +11,7 @@ from activities.waves import ModelState
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.cause import Place
-from ipnext.model.deployment import Deployment, ReplicaPhase
+from ipnext.model.deployment import Deployment, RegionState, ReplicaPhase
 from ipnext.model.lifecycle import WaveInput, WaveResult
 from ipnext.model.status import Reason
 
@@ -57,7 +57,16 @@ class Capacity:
                 failure = _too_late(wave, lacking, silent, first_lacking(wave.model, needed, states))
             if failure is not None:
                 return WaveResult(ok=False, reason=failure.reason, message=failure.message, place=failure.place)
-            self._deadline.wait("; ".join(lacking) or f"regions {', '.join(silent)} can't be reached")
+            words = "; ".join(lacking) or f"regions {', '.join(silent)} can't be reached"
+            self._wait(words, wave.model, states.get(first_lacking(wave.model, needed, states).region or ""))
+
+    def _wait(self, words: str, model: str, region: RegionState | None) -> None:
+        """Until the region where something lacks is another one; those that lack something besides are looked at after it."""
+        if region is None or not region.token:
+            self._deadline.wait(words)
+            return
+        change = self._infrastructure.await_change
+        self._deadline.wait_for(words, lambda s: change(region.region, [model], region.token, seconds=s))
 
     def _apply(self, deployments: Iterable[Deployment]) -> list[Deployment]:
         """Tell the infrastructure; those whose region can't be reached are returned. A silent region is asked once."""

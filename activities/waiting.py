@@ -9,7 +9,10 @@ from temporalio.exceptions import CancelledError
 from ipnext.errors import Unavailable
 
 POLL_SECONDS = 0.2
-"""Between two looks at the infrastructure; a replica is seldom ready sooner."""
+"""Between two looks at a region that does not answer, or does not tell when something changes."""
+
+LONGEST_LOOK_SECONDS = 1.0
+"""Of a wait for a region to change: a cancellation is heard so soon."""
 
 
 class Deadline:
@@ -30,6 +33,15 @@ class Deadline:
         """Heartbeat `what` is waited for and pause. CancelledError when cancelled, Unavailable when the worker stops."""
         beat(what)
         self._pause(POLL_SECONDS)
+
+    def wait_for(self, what: str, change: Callable[[float], None]) -> None:
+        """As `wait`, while `change` waits for something to happen: it gets the seconds that it may take at most."""
+        beat(what)
+        left = self._left_at_start - (time.monotonic() - self._started)
+        try:
+            change(min(LONGEST_LOOK_SECONDS, max(left, 0.0)))
+        except Unavailable:
+            self._pause(POLL_SECONDS)
 
 
 def beat(what: str) -> None:
