@@ -6,7 +6,7 @@ from activities.causes import first_lacking
 from activities.fencing import still_ours
 from activities.regions import Failure, first_failure, missing_replicas, observe
 from activities.swapping import Announcement
-from activities.waiting import Deadline
+from activities.waiting import POLL_SECONDS, Deadline
 from activities.waves import ModelState
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
@@ -17,22 +17,29 @@ from ipnext.model.status import Reason
 
 
 class Capacity:
-    """Needs the infrastructure. Each wait ends with the deadline of its activity."""
+    """Needs the infrastructure. All waits together end with the deadline of the wave, and with one look at it."""
 
     def __init__(self, infrastructure: Infrastructure, deadline: Deadline) -> None:
         self._infrastructure = infrastructure
         self._deadline = deadline
 
-    def until_drained(self, told: Sequence[Deployment]) -> None:
-        """Wait for what still streams its last answers in these regions: until it ends it takes the units that come next."""
+    def until_drained(self, told: Sequence[Deployment]) -> WaveResult | None:
+        """Wait for what still streams its last answers in these regions: until it ends it takes the units that come next.
+
+        An answer says that it does so still, and that the wave is to ask again.
+        """
         keys = {deployment.key for deployment in told if deployment.drain_seconds is not None}
         while keys and not self._deadline.passed:
             states, _ = observe(self._infrastructure, {key.region for key in keys}, sorted({key.model for key in keys}))
             replicas = [replica for state in states.values() for replica in state.replicas]
             left = [r.id for r in replicas if r.key in keys and r.phase is ReplicaPhase.DRAINING]
             if not left:
-                return
-            self._deadline.wait(f"{', '.join(left)} streams its last answers")
+                return None
+            words = f"{', '.join(left)} streams its last answers"
+            if self._deadline.look_over:
+                return self._again(words)
+            self._deadline.wait(words)
+        return None
 
     def until_ready(
         self,
@@ -42,7 +49,10 @@ class Capacity:
         *,
         announce: Announcement | None = None,
     ) -> WaveResult:
-        """Wait for the replicas of `needed`: on the way back the origin's alone, for the others may never get ready."""
+        """Wait for the replicas of `needed`: on the way back the origin's alone, for the others may never get ready.
+
+        The wait is short: an answer with `again_seconds` says that the wave is to ask again.
+        """
         pending = list(wanted)
         while True:
             if announce is not None:
@@ -58,7 +68,12 @@ class Capacity:
             if failure is not None:
                 return WaveResult(ok=False, reason=failure.reason, message=failure.message, place=failure.place)
             words = "; ".join(lacking) or f"regions {', '.join(silent)} can't be reached"
+            if self._deadline.look_over:
+                return self._again(words)
             self._wait(words, wave.model, states.get(first_lacking(wave.model, needed, states).region or ""))
+
+    def _again(self, words: str) -> WaveResult:
+        return WaveResult(ok=False, message=words, again_seconds=POLL_SECONDS, waited_seconds=self._deadline.waited)
 
     def _wait(self, words: str, model: str, region: RegionState | None) -> None:
         """Until the region where something lacks is another one; those that lack something besides are looked at after it."""
