@@ -79,7 +79,9 @@ async def test_a_deadline_does_not_run_while_no_worker_works(house, model, servi
         await submit(change)
         await until(lambda: told(house, model))
     await asyncio.sleep(DEADLINE_SECONDS + 2)
-    house.infrastructure.release()
+    looks = len(house.infrastructure.calls("observe"))
     async with serving():
+        await until(lambda: len(house.infrastructure.calls("observe")) > looks)
+        house.infrastructure.release()
         found = await ended(change)
     assert found.state is ChangeState.DONE, found
