@@ -100,9 +100,11 @@ class TransitionActivities:
     def ensure_capacity(self, wave: WaveInput) -> WaveResult:
         """Add the wave's replicas and wait until they and the target generation's others are ready, at most `deadline_seconds`.
 
-        Ends at once where a replica cannot load the generation. Unreachable regions are asked again until the deadline.
+        Ends at once where a replica cannot load the generation. Unreachable regions are asked again until the deadline. One call is a
+        short look: where more time is needed the answer has `again_seconds`, and the workflow sleeps meanwhile.
         """
-        capacity = Capacity(self._infrastructure, Deadline(wave.deadline_seconds, pause=self._pause))
+        left = wave.deadline_seconds - wave.waited_seconds
+        capacity = Capacity(self._infrastructure, Deadline(left, pause=self._pause))
         with self._store.begin(wave.model) as repository:
             still_ours(repository)
             if wave.back and wave.reason not in _ASKED_BACK:
@@ -123,12 +125,14 @@ class TransitionActivities:
                 releasing.release(deployment, keep=False)
         running = {key: stored.replicas for key, stored in facts.deployments.items()}
         told = shrinking_first((found for found in wanted if found.key.region not in facts.lost), running)
-        if not wave.back:
-            capacity.until_drained(told)
+        if not wave.back and (drains := capacity.until_drained(told)) is not None:
+            return drains
         goes_over = reaching.goes_over or leave_what_is_sent(facts.tables.values(), told)
         announce = self._announcement(facts, wanted) if goes_over else None
         needed = reaching.needed.outside(facts.lost | full)
         result = capacity.until_ready(wave, needed, told, announce=announce)
+        if result.again_seconds:
+            return result
         if result.ok and full:
             message = f"{', '.join(sorted(full))} could not let go of what came later, so there is no room for what was before"
             result = WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message)

@@ -9,27 +9,60 @@ from temporalio.exceptions import CancelledError
 from ipnext.errors import Unavailable
 
 POLL_SECONDS = 0.2
-"""Between two looks at the infrastructure; a replica is seldom ready sooner."""
+"""Between two looks at a region that does not answer, or does not tell when something changes."""
+
+LONGEST_WAIT_SECONDS = 1.0
+"""Of a wait for a region to change: a cancellation is heard so soon."""
+
+LOOK_SECONDS = 2.0
+"""Of all waits of one attempt: then the workflow sleeps and asks again, and the slot is free meanwhile."""
 
 
 class Deadline:
-    """Counts from the first attempt, so that a worker's crash gives no new time. Made at the attempt's start."""
+    """Counts from the attempt's start, at which it is made: time in which no worker works is not counted."""
 
-    def __init__(self, seconds: float, *, pause: Callable[[float], None] = time.sleep) -> None:
-        info = activity.info()
-        self._left_at_start = seconds - (info.started_time - info.scheduled_time).total_seconds()
-        self._started = time.monotonic()
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        pause: Callable[[float], None] = time.sleep,
+        look_seconds: float = LOOK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`seconds`: what earlier looks have left. This look ends after `look_seconds`, if not before."""
+        self._seconds, self._look_seconds = seconds, look_seconds
+        self._clock = clock
+        self._started = clock()
         self._pause = pause
 
     @property
     def passed(self) -> bool:
         """True where no time is left."""
-        return time.monotonic() - self._started >= self._left_at_start
+        return self.waited >= self._seconds
+
+    @property
+    def look_over(self) -> bool:
+        """True where this look has been long enough."""
+        return self.waited >= self._look_seconds
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the look began."""
+        return self._clock() - self._started
 
     def wait(self, what: str) -> None:
         """Heartbeat `what` is waited for and pause. CancelledError when cancelled, Unavailable when the worker stops."""
         beat(what)
         self._pause(POLL_SECONDS)
+
+    def wait_for(self, what: str, change: Callable[[float], None]) -> None:
+        """As `wait`, while `change` waits for something to happen: it gets the seconds that it may take at most."""
+        beat(what)
+        left = min(self._seconds, self._look_seconds) - self.waited
+        try:
+            change(min(LONGEST_WAIT_SECONDS, max(left, 0.0)))
+        except Unavailable:
+            self._pause(POLL_SECONDS)
 
 
 def beat(what: str) -> None:

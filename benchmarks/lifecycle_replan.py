@@ -174,7 +174,10 @@ async def ceiling(client: Client, models: Sequence[str], turn: str) -> float:
             await ended[name].wait()
 
     slots = asyncio.Semaphore(UNDER_WAY)
-    async with worker_of(client, read_devfile().group(names.LIFECYCLE_QUEUE), canned(done)):
+    async with (
+        worker_of(client, read_devfile().group(names.LIFECYCLE_QUEUE), canned(done)),
+        worker_of(client, read_devfile().group(names.URGENT_QUEUE), canned(done)),
+    ):
         began = time.monotonic()
         async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(*(move(name) for name in ended))
@@ -199,6 +202,7 @@ async def replanned(client: Client, root: Path, models: Sequence[str], window: i
     devfile = read_devfile()
     async with (
         worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours),
+        worker_of(client, devfile.group(names.URGENT_QUEUE), ours),
         worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs),
     ):
         await _asked(client, store, "up")

@@ -90,14 +90,16 @@ class DevFile(Value):
 
     def worker_settings(self) -> Mapping[str, str]:
         """What a worker reads of this file, as the settings of its environment. Raises NotFound."""
-        lifecycle, planner, replan = (
+        lifecycle, urgent, planner, replan = (
             self.group(names.LIFECYCLE_QUEUE),
+            self.group(names.URGENT_QUEUE),
             self.group(names.PLANNER_QUEUE),
             self.schedules.replan,
         )
         return {
             "IPNEXT_LIFECYCLE_ACTIVITY_SLOTS": str(lifecycle.activity_slots),
             "IPNEXT_LIFECYCLE_WORKFLOW_SLOTS": str(lifecycle.workflow_slots),
+            "IPNEXT_URGENT_ACTIVITY_SLOTS": str(urgent.activity_slots),
             "IPNEXT_PLANNER_ACTIVITY_SLOTS": str(planner.activity_slots),
             "IPNEXT_PLANNER_EXECUTOR": planner.executor,
             "IPNEXT_REPLAN_EVERY_HOURS": str(replan.every_hours),

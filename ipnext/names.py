@@ -12,6 +12,7 @@ NAMESPACE: Final = "default"
 # task queues
 LIFECYCLE_QUEUE: Final = "ipnext-lifecycle"
 PLANNER_QUEUE: Final = "ipnext-planner"
+URGENT_QUEUE: Final = "ipnext-urgent"
 
 TASK_TIMEOUT: Final = timedelta(seconds=2)
 """Of every workflow: a worker that dies while it decides is noticed so soon. Temporal's own is 10 s. A decision takes

@@ -90,7 +90,9 @@ class PlatformSettings(NativeCodeSettings):
     temporal_ui_url: str = "http://127.0.0.1:8233"
     """Base of the links to runs."""
     lifecycle_activity_slots: int = Field(default=64, ge=1)
-    """Activities of the lifecycle queue at once in one worker; each takes a thread. Waiting for replicas holds a slot."""
+    """Activities of the lifecycle queue at once in one worker; each takes a thread. Waiting for replicas holds one for two seconds at a time."""
+    urgent_activity_slots: int = Field(default=16, ge=1)
+    """The same of the urgent queue: moves of a lost region, rollbacks, ways back, begins and ends of changes."""
     lifecycle_workflow_slots: int = Field(default=64, ge=1)
     """Workflow tasks at once in one worker."""
     planner_activity_slots: int = Field(default=2, ge=1)

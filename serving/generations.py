@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from ipnext.errors import GenerationNotHeld, InvalidInput
 from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure
 from ipnext.model.value import canonical_json
+from ipnext.revision import Revision
 
 T = TypeVar("T")
 
@@ -73,6 +74,8 @@ class HeldSnapshots(Generic[T]):
     def __init__(self) -> None:
         self._entries: dict[HoldKey, _Entry[T]] = {}
         self._ready: dict[tuple[str, str, int], _Entry[T]] = {}
+        self.ends = Revision()
+        """Rises when a load has ended, well or not."""
 
     def want(self, holds: Sequence[HostedSnapshot]) -> Changes[T]:
         """Replace the wanted set. InvalidInput if one generation of a part has two snapshots."""
@@ -99,6 +102,7 @@ class HeldSnapshots(Generic[T]):
             return False
         entry.value, entry.failure = value, None
         self._index()
+        self.ends.rise()
         return True
 
     def failed(self, hold: HostedSnapshot, code: str, message: str) -> None:
@@ -106,6 +110,7 @@ class HeldSnapshots(Generic[T]):
         entry = self._entries.get(hold_key(hold))
         if entry is not None and entry.value is None:
             entry.failure = (code, message)
+            self.ends.rise()
 
     def lease(self, model: str, part: str, generation: int) -> Lease[T]:
         """Use the snapshot that answers for a generation. GenerationNotHeld names those that are ready."""

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -45,6 +45,9 @@ DEFAULT_DEADLINE_SECONDS: Final = 10.0
 SWITCH_SECONDS: Final = 0.0005
 """How long a thread that loads may keep the interpreter while a request waits for it; Python's own 5 ms are two requests."""
 
+LONGEST_POLL_SECONDS: Final = 1.0
+"""Of a question for the next end of a load; below the time in which an agent wants an answer."""
+
 LATE_IMPORTS: Final = (
     "serving.engines.torch_ranker",
     *("torch.export._trace", "torch.export._unlift", "torch._functorch.aot_autograd"),
@@ -63,7 +66,7 @@ class Host:
         self._region = region
         self._metrics = HostMetrics(held, parts.tally, region=region)
 
-    def handle(self, request: Request) -> Response | asyncio.Future[Response]:
+    def handle(self, request: Request) -> Response | Awaitable[Response]:
         """Route one request."""
         steps = request.path.strip("/").split("/")
         match request.method, steps:
@@ -75,9 +78,16 @@ class Host:
             case "POST", ["control", "drain"]:
                 self._parts.draining = True
                 return json_response(self.state)
+            case "GET", ["control", "state", "after", revision] if revision.isdecimal():
+                return self._changed(int(revision))
             case "GET", _:
                 return self._about(request, steps)
         raise not_found(request)
+
+    async def _changed(self, revision: int) -> Response:
+        """The state once a load has ended since the one of this revision, at the latest after LONGEST_POLL_SECONDS."""
+        await self._held.ends.passed(revision, wait_seconds=LONGEST_POLL_SECONDS)
+        return json_response(self.state)
 
     def _about(self, request: Request, steps: list[str]) -> Response:
         match steps:
@@ -102,6 +112,7 @@ class Host:
             in_flight=self._parts.in_flight,
             draining=self._parts.draining,
             memory=self._memory,
+            revision=held.ends.number,
         )
 
     @property

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import (
@@ -42,12 +42,15 @@ with workflow.unsafe.imports_passed_through():
         TransitionPlanned,
     )
     from ipnext.model.status import Reason
+    from ipnext.model.value import Value
     from workflows import policies
     from workflows.failing import explained, last_words, stopped, to_the_end
     from workflows.freezing import Thaw
     from workflows.ordering import PASSES_PAUSE
     from workflows.policies import perform
     from workflows.walked import Walked
+
+A = TypeVar("A", bound=Value)
 
 MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -128,6 +131,10 @@ class LifecycleWorkflow(Walked):
         """An entity that did not start this run follows it."""
         self._reports = True
 
+    async def _perform(self, step: policies.Step[A], stage: StageInput, summary: str) -> A:
+        urgent = self._input.change.kind in policies.URGENT_KINDS
+        return await perform(step.passing(urgent=urgent), stage, summary)
+
     async def _begin(self) -> ChangeBegun | LifecycleResult:
         """What the run works on, or why it can't begin (a rollback to what never served)."""
         try:
@@ -193,7 +200,7 @@ class LifecycleWorkflow(Walked):
 
     async def _resolve(self, stage: StageInput) -> LifecycleResult | None:
         """Its answer decides which stages follow: in runs that were recorded before it told, it says no to both."""
-        resolved = await perform(
+        resolved = await self._perform(
             policies.RESOLVE_SNAPSHOTS, stage, f"find the snapshots of generation {stage.generation}"
         )
         self._cuts, self._places, self._note = resolved.cuts, resolved.places, resolved.note
@@ -217,7 +224,7 @@ class LifecycleWorkflow(Walked):
         return self._superseded(ChangeBegun(generation=stage.generation), self._newer)
 
     async def _place(self, stage: StageInput) -> LifecycleResult | None:
-        planned = await perform(policies.PLACE_MODEL, stage, f"place {stage.model} on the fleet")
+        planned = await self._perform(policies.PLACE_MODEL, stage, f"place {stage.model} on the fleet")
         if not planned.feasible:
             return self._ended(stage.generation, planned.reason, planned.message)
         self._plan_id = planned.plan_id
@@ -250,7 +257,7 @@ class LifecycleWorkflow(Walked):
     async def _planned(self, step: policies.Step[TransitionPlanned], stage: StageInput) -> TransitionPlanned:
         """The waves. Supply that did not come in time refuses the run, in the words of the last look."""
         try:
-            return await perform(step, stage, f"plan the way to generation {stage.generation}")
+            return await self._perform(step, stage, f"plan the way to generation {stage.generation}")
         except ActivityError as error:
             last = last_words(error)
             if is_cancelled_exception(error) or last is None:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy, VersioningBehavior
+from temporalio.common import Priority, RetryPolicy, VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
@@ -144,8 +144,26 @@ DRAIN_LOOK_LATER = timedelta(seconds=15)
 RECONCILE_PATIENCE = timedelta(minutes=5)
 """All attempts at one step of a pass: the next pass looks again."""
 
-DEADLINE_GRACE = timedelta(seconds=30)
-"""An activity keeps its deadline itself and says what was missing; only a hanging one runs into this."""
+FIRST_PAUSE_SECONDS = 0.5
+"""Between a wave's first two attempts at a step; then twice as long, and so on."""
+
+RETRY_PAUSE_SECONDS = 5.0
+"""The longest one after a failure: a region back again is noticed so soon."""
+
+LOOK_PAUSE_SECONDS = 10.0
+"""The longest one between two looks at replicas that are not ready yet."""
+
+BUG_ATTEMPTS = 5
+"""Of a wave at a step that fails by a bug."""
+
+ONE_ATTEMPT = RetryPolicy(maximum_attempts=1)
+"""For a step that its workflow tries again itself."""
+
+URGENT = Priority(priority_key=1)
+"""Of what goes first where a queue is full."""
+
+URGENT_KINDS = frozenset({wire.ChangeKind.ROLLBACK, wire.ChangeKind.REPAIR})
+"""Changes that bring back what has served before: their steps pass those of others."""
 
 FREEZE_LOOKS_EVERY = timedelta(hours=1)
 """A run that waits for a freeze is told when freezes change; this often it looks itself, in case it was not told."""
@@ -181,15 +199,14 @@ class Step(Generic[A]):
     heartbeat: timedelta = HEARTBEAT_LIMIT
     queue: str | None = None
     unbounded: str = ""
-    keeps_deadline: bool = False
-    """The activity ends itself at its deadline and says what was missing."""
 
-    def within(self, seconds: float) -> "Step[A]":
-        """The same step, with all attempts ended after so many seconds; one that keeps them itself has a grace."""
-        limit = timedelta(seconds=seconds)
-        if self.keeps_deadline:
-            return replace(self, total=limit + DEADLINE_GRACE, one_attempt=limit + DEADLINE_GRACE)
-        return replace(self, total=limit, one_attempt=min(limit, self.one_attempt))
+    def once(self) -> "Step[A]":
+        """The same step, tried once: the workflow tries it again, and counts (`workflows.attempts`)."""
+        return replace(self, total=STEP_PATIENCE, retry=ONE_ATTEMPT)
+
+    def passing(self, *, urgent: bool) -> "Step[A]":
+        """The same step; an urgent one on the queue whose slots no wait takes, unless it has a queue of its own."""
+        return replace(self, queue=names.URGENT_QUEUE) if urgent and self.queue is None else self
 
 
 BY_THE_WAVE = "each call is bounded by the wave's deadline"
@@ -198,7 +215,7 @@ LEVEL_TRIGGERED = (
     "a loop that looks at the store and does one thing: giving up would leave a region or a replan half moved"
 )
 
-BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT, total=STEP_PATIENCE)
+BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
 RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2), total=STEP_PATIENCE)
 VALIDATE_GENERATION = Step(
     "validate_generation",
@@ -225,21 +242,17 @@ PLAN_TRANSITION = Step(
 ENSURE_CAPACITY = Step(
     "ensure_capacity",
     wire.WaveResult,
-    timedelta(hours=1),
-    retry=WAVE_RETRY,
-    keeps_deadline=True,
+    timedelta(minutes=5),
     unbounded=BY_THE_WAVE,
 )
-SHIFT_TRAFFIC = Step("shift_traffic", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY, unbounded=BY_THE_WAVE)
-CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), retry=WAVE_RETRY, unbounded=BY_THE_WAVE)
-RELEASE_CAPACITY = Step(
-    "release_capacity", wire.WaveResult, timedelta(minutes=2), retry=WAVE_RETRY, unbounded=BY_THE_WAVE
-)
+SHIFT_TRAFFIC = Step("shift_traffic", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
+CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), unbounded=BY_THE_WAVE)
+RELEASE_CAPACITY = Step("release_capacity", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
 NOTE_HOLD = Step("note_hold", wire.Done, RECORD_LIMIT, total=timedelta(minutes=2))
-FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
-OPEN_CHANGES = Step("open_changes", OpenChanges, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
-LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, RECORD_LIMIT, unbounded=LEVEL_TRIGGERED)
-TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD)
+FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+OPEN_CHANGES = Step("open_changes", OpenChanges, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, RECORD_LIMIT, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
+TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 MARK_SUPERSEDED = Step("mark_superseded", wire.Done, RECORD_LIMIT, total=STEP_PATIENCE)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
 RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, total=STEP_PATIENCE)
@@ -255,9 +268,18 @@ ASK_REPLAN = Step("ask_replan", wire.Done, RECORD_LIMIT, total=STEP_PATIENCE)
 WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
 FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
 MOVE_MODELS = Step("move_models", MoveTurnResult, timedelta(minutes=2), unbounded=LEVEL_TRIGGERED)
-LOOK_AT_DRAIN = Step("look_at_drain", DrainSeen, timedelta(minutes=1), unbounded=LEVEL_TRIGGERED)
+LOOK_AT_DRAIN = Step(
+    "look_at_drain", DrainSeen, timedelta(minutes=1), unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE
+)
 CHECK_DRAIN = Step("check_drain", DrainSeen, REPLAN_LIMIT, queue=names.PLANNER_QUEUE, unbounded=LEVEL_TRIGGERED)
-ROUTE_AROUND = Step("route_around", DrainSeen, timedelta(minutes=2), retry=WAVE_RETRY, unbounded=LEVEL_TRIGGERED)
+ROUTE_AROUND = Step(
+    "route_around",
+    DrainSeen,
+    timedelta(minutes=2),
+    retry=WAVE_RETRY,
+    unbounded=LEVEL_TRIGGERED,
+    queue=names.URGENT_QUEUE,
+)
 RECORD_REPAIRS = Step("record_repairs", RepairsRecorded, timedelta(minutes=2), total=RECONCILE_PATIENCE)
 RECONCILE_REGION = Step("reconcile_region", RegionReconciled, timedelta(minutes=2), total=RECONCILE_PATIENCE)
 RETURN_REGION = Step("return_region", DrainSeen, timedelta(minutes=10), retry=WAVE_RETRY, unbounded=LEVEL_TRIGGERED)
@@ -309,5 +331,6 @@ async def perform(step: Step[A], argument: Value, summary: str) -> A:
         retry_policy=step.retry,
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=summary,
+        priority=URGENT if step.queue == names.URGENT_QUEUE else Priority.default,
     )
     return answer

@@ -16,6 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle import TransitionInput, WaveInput, WaveResult
     from ipnext.model.status import Reason
     from workflows import policies
+    from workflows.attempts import within_deadline
     from workflows.failing import explained
     from workflows.policies import perform
 
@@ -90,8 +91,12 @@ class Steered:
 
     async def _look(self, wave: WaveInput, *, early: bool = False, waited: float = 0.0) -> WaveResult:
         asked = wave.model_copy(update={"early": early, "watched_seconds": waited})
-        step = policies.CHECK_GATE.within(self._input.deadline_seconds)
-        return await perform(step, asked, f"{self._place}: check the answers")
+        return await self._tried(policies.CHECK_GATE, asked, f"{self._place}: check the answers")
+
+    async def _tried(self, step: policies.Step[WaveResult], wave: WaveInput, summary: str) -> WaveResult:
+        """Within the wave's deadline. A way back, and a run that is urgent, pass what others wait for."""
+        passing = step.passing(urgent=self._back or self._input.urgent)
+        return await within_deadline(passing, wave, summary, stopping=lambda: self._stopping and not self._back)
 
     def _needs_approval(self) -> bool:
         if self._promoted or self._input.approval == "none" or self._index + 1 == self._input.waves:

@@ -16,7 +16,6 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle import Revert, TransitionInput, TransitionResult, WaveInput, WaveResult
     from workflows import policies
     from workflows.failing import explained, fence_lost, to_the_end
-    from workflows.policies import perform
     from workflows.steered import Steered, seconds_since
 
 WATCHED_HOLDS = "watched-holds"
@@ -66,15 +65,13 @@ class TransitionWorkflow(Steered):
         if (stop := await self._unheld()) is not None:
             return stop
         self._show(f"{place}: adding capacity")
-        result = await perform(
-            self._limited(policies.ENSURE_CAPACITY), wave, f"{place}: add capacity, wait until ready"
-        )
+        result = await self._tried(policies.ENSURE_CAPACITY, wave, f"{place}: add capacity, wait until ready")
         if not result.ok:
             return result
         if (stop := await self._unheld()) is not None:
             return stop
         self._show(f"{place}: moving traffic")
-        shifted = await perform(self._limited(policies.SHIFT_TRAFFIC), wave, f"{place}: move traffic")
+        shifted = await self._tried(policies.SHIFT_TRAFFIC, wave, f"{place}: move traffic")
         if not shifted.ok:
             return shifted
         wave = wave.model_copy(update={"baseline": shifted.baseline, "window": shifted.window})
@@ -111,9 +108,8 @@ class TransitionWorkflow(Steered):
     async def _release(self, wave: WaveInput) -> WaveResult:
         """After the last wave all traffic is right: capacity that can't be freed is told, and fails nothing."""
         self._show(f"{self._place}: releasing capacity")
-        step = self._limited(policies.RELEASE_CAPACITY)
         try:
-            return await perform(step, wave, f"{self._place}: release capacity")
+            return await self._tried(policies.RELEASE_CAPACITY, wave, f"{self._place}: release capacity")
         except ActivityError as error:
             if wave.index + 1 < self._input.waves or is_cancelled_exception(error):
                 raise
@@ -163,7 +159,7 @@ class TransitionWorkflow(Steered):
         ):
             self._show(f"going back ({why}): {what}")
             try:
-                result = await perform(self._limited(step), wave, f"way back: {what}")
+                result = await self._tried(step, wave, f"way back: {what}")
                 left += [] if result.ok else [f"{what}: {result.message}"]
             except ActivityError as error:
                 if (lost := fence_lost(error)) is not None:
@@ -180,9 +176,6 @@ class TransitionWorkflow(Steered):
             deadline_seconds=self._input.deadline_seconds,
             fence=self._input.fence,
         )
-
-    def _limited(self, step: policies.Step[WaveResult]) -> policies.Step[WaveResult]:
-        return step.within(self._input.deadline_seconds)
 
     def _unreleased(self) -> str:
         return "" if self._released else "former capacity could not be released everywhere; the next change does it"

@@ -14,6 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.takeover import ChangeEnded, TakeOver
     from workflows.failing import Explained, explained, to_the_end
     from workflows.ordering import PASSES_PAUSE
+    from workflows.policies import URGENT_KINDS
     from workflows.takeover import settled
 
 Walk = workflow.ChildWorkflowHandle[TransitionInput, TransitionResult]
@@ -70,6 +71,7 @@ class Walked:
                 back=planned.back,
                 held=held,
                 fence=planned.fence,
+                urgent=self._input.change.kind in URGENT_KINDS,
             ),
             result_type=TransitionResult,
             id=names.transition_workflow_id(planned.transition_id),

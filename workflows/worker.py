@@ -1,6 +1,6 @@
 """Composition root of the worker process: `python -m workflows.worker`.
 
-Reads settings, opens store, artifacts and infrastructure, and serves both task queues until
+Reads settings, opens store, artifacts and infrastructure, and serves all task queues until
 SIGTERM or SIGINT; then it finishes what it can in a few seconds and ends. Killed at any point, another one goes on.
 """
 
@@ -127,7 +127,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     cutter: Cutter = cut_in_process,
     native_libraries: bool = False,
 ) -> Activities:
-    """The activities of the lifecycle queue. `pause` stands in for sleeping between two looks at what runs."""
+    """The activities of the lifecycle and of the urgent queue. `pause` stands in for sleeping between two looks at what runs."""
     return (
         *MetadataActivities(store, artifacts).all(),
         *ValidationActivities(store, artifacts, validators=validators, native_libraries=native_libraries).all(),
@@ -149,17 +149,18 @@ def planner_activities(store: Store, solver: Solver, policy: PlanningPolicy | No
     return (*PlanningActivities(store, solver, policy).all(), *DrainCheckActivities(store, solver, policy).all())
 
 
-def queue_groups(settings: PlatformSettings) -> tuple[TaskQueueGroup, TaskQueueGroup]:
-    """The groups of the lifecycle and of the planner queue."""
+def queue_groups(settings: PlatformSettings) -> tuple[TaskQueueGroup, TaskQueueGroup, TaskQueueGroup]:
+    """The groups of the lifecycle, of the urgent and of the planner queue."""
     lifecycle = TaskQueueGroup(
         queue=names.LIFECYCLE_QUEUE,
         activity_slots=settings.lifecycle_activity_slots,
         workflow_slots=settings.lifecycle_workflow_slots,
     )
+    urgent = TaskQueueGroup(queue=names.URGENT_QUEUE, activity_slots=settings.urgent_activity_slots)
     planner = TaskQueueGroup(
         queue=names.PLANNER_QUEUE, executor=settings.planner_executor, activity_slots=settings.planner_activity_slots
     )
-    return lifecycle, planner
+    return lifecycle, urgent, planner
 
 
 def solver_of(group: TaskQueueGroup, settings: PlatformSettings) -> Solver:
@@ -240,15 +241,16 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             validators=discovered(),
             native_libraries=settings.native_libraries,
         )
-        lifecycle, planner = queue_groups(settings)
+        lifecycle, urgent, planner = queue_groups(settings)
         async with AsyncExitStack() as workers:
             await workers.enter_async_context(worker_of(client, lifecycle, ours, interceptors=interceptors))
+            await workers.enter_async_context(worker_of(client, urgent, ours, interceptors=interceptors))
             theirs = planner_activities(store, solver_of(planner, settings), PlanningPolicy.of(settings))
             await workers.enter_async_context(worker_of(client, planner, theirs, interceptors=interceptors))
             with _announced(settings.worker_ready_file):
                 await _made_current(client, settings, stopped)
                 warming = asyncio.create_task(asyncio.to_thread(import_module, PLANNER))
-                log.info("worker_ready", queues=[lifecycle.queue, planner.queue], database=store.name)
+                log.info("worker_ready", queues=[lifecycle.queue, urgent.queue, planner.queue], database=store.name)
                 await _kept_ready(client, settings.worker_ready_file, stopped)
             await warming
             log.info("worker_stops")

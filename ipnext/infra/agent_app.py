@@ -20,6 +20,9 @@ from ipnext.model.wire import decode
 MAX_BODY_BYTES = 16 * 2**20
 """A route table of a thousand generations is far smaller."""
 
+LONGEST_POLL_SECONDS = 600.0
+"""Of a wait for a change."""
+
 Body = TypeVar("Body", bound=Value)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -32,6 +35,7 @@ def agent_app(region: Region, *, region_name: str, allowed: AllowedHosts | None 
     )
     app.router.add_get("/healthz", surface.healthz)
     app.router.add_get("/state", surface.state)
+    app.router.add_get("/changes", surface.changes)
     app.router.add_post("/logs", surface.logs)
     app.router.add_put("/deployments", surface.put_deployment)
     app.router.add_delete("/deployments/{model}/{part}/{hardware}", surface.delete_deployment)
@@ -56,6 +60,12 @@ class AgentSurface:
         state = await self._region.state(request.query.getall("model", None))
         return web.Response(text=state.model_dump_json(), content_type="application/json")
 
+    async def changes(self, request: web.Request) -> web.Response:
+        """An empty answer once each `model` that the query names is no longer as `token` says, or after `seconds`."""
+        models, token = request.query.getall("model", []), request.query.get("token", "")
+        await self._region.changed(models, token, wait_seconds=_seconds(request.query.get("seconds", "0")))
+        return web.json_response({})
+
     async def logs(self, request: web.Request) -> web.Response:
         """A LogQuery is answered with a list of ReplicaLog."""
         logs = await self._region.logs(await _body(request, LogQuery))
@@ -63,7 +73,7 @@ class AgentSurface:
 
     async def put_deployment(self, request: web.Request) -> web.Response:
         """A Deployment becomes the wanted state of its replica set."""
-        self._region.apply(await _body(request, Deployment))
+        await self._region.apply(await _body(request, Deployment))
         return web.json_response({})
 
     async def delete_deployment(self, request: web.Request) -> web.Response:
@@ -72,7 +82,7 @@ class AgentSurface:
             key = DeploymentKey(region=self._name, **request.match_info)
         except ValidationError as error:
             raise _refused(error) from error
-        self._region.delete(key)
+        await self._region.delete(key)
         return web.json_response({})
 
     async def put_route(self, request: web.Request) -> web.Response:
@@ -124,6 +134,17 @@ def of_good_source(allowed: AllowedHosts) -> Middleware:
 
 def _error_response(error: IPnextError) -> web.Response:
     return web.Response(status=error.http_status, body=error_body(error), content_type="application/json")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_POLL_SECONDS:
+        msg = f"seconds: must be a number from 0 to {LONGEST_POLL_SECONDS:g}, got {text!r}"
+        raise InvalidInput(msg, field="seconds", value=text)
+    return seconds
 
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:

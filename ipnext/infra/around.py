@@ -14,3 +14,5 @@ class Around(NamedTuple):
     """Puts its endpoint into the router table and returns the table's revision."""
     all_fetched: Callable[[str], bool]
     """Whether all replicas of a model that are to go over have at hand what they shall hold."""
+    changed: Callable[[], None]
+    """Called when what is observed of it may have changed."""

@@ -23,6 +23,10 @@ class Control:
         """What a host holds."""
         return _parsed(HostState, await self.call("GET", f"{url}/control/state"))
 
+    async def load_ended(self, url: str, revision: int) -> None:
+        """Return once a load of a host has ended since its state had this revision; after a second in any case."""
+        await self.call("GET", f"{url}/control/state/after/{revision}")
+
     async def router_state(self, url: str) -> RouterState:
         """Which table a router follows and what it counted."""
         return _parsed(RouterState, await self.call("GET", f"{url}/control/state"))

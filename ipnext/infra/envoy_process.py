@@ -24,6 +24,8 @@ from ipnext.infra.site import Site
 from ipnext.infra.spawning import Note
 
 CONFIRM_POLL_SECONDS = 0.02
+FIRST_CONFIRM_SECONDS = 0.003
+"""New files are in force within milliseconds: the first question comes so soon, the next ones after twice as long, and so on."""
 ROUTES_VERSION = f"http.{envoy.STAT_PREFIX}.rds.{envoy.ROUTES_NAME}.version_text"
 CLUSTERS_VERSION = "cluster_manager.cds.version_text"
 ACTIVE_REQUESTS = f"http.{envoy.STAT_PREFIX}.downstream_rq_active"
@@ -115,7 +117,7 @@ class EnvoyProcess:
     async def confirmed(self, version: int) -> None:
         """Return once Envoy follows this version or a later one. Unavailable after `confirm_seconds`."""
         limit = self._site.settings.confirm_seconds
-        deadline = time.monotonic() + limit
+        deadline, pause = time.monotonic() + limit, FIRST_CONFIRM_SECONDS
         while self._followed < version:
             if time.monotonic() > deadline:
                 msg = (
@@ -123,7 +125,8 @@ class EnvoyProcess:
                     f"({self._child.message or 'it runs; see its log'}); try again"
                 )
                 raise Unavailable(msg)
-            await asyncio.sleep(CONFIRM_POLL_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, CONFIRM_POLL_SECONDS)
             await self._ask()
 
     async def stop(self, drain_seconds: float, hurry: asyncio.Event) -> None:

@@ -54,8 +54,12 @@ class LocalProcessInfrastructure:
         """See the port."""
         if models is None or len(models) > MOST_NAMED:
             return decode(RegionState, self._call("GET", region, "/state")).only(models)
-        query = urlencode([("model", model) for model in models or ("",)])
-        return decode(RegionState, self._call("GET", region, f"/state?{query}"))
+        return decode(RegionState, self._call("GET", region, f"/state?{urlencode(_named(models))}"))
+
+    def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
+        """See the port."""
+        query = urlencode([*_named(models), ("token", token), ("seconds", str(seconds))])
+        self._call("GET", region, f"/changes?{query}", seconds=ANSWER_SECONDS + seconds)
 
     def delete(self, key: DeploymentKey) -> None:
         """See the port."""
@@ -100,3 +104,7 @@ class LocalProcessInfrastructure:
             msg = f"no region {region!r}; known: {', '.join(self._agents) or 'none'}"
             raise NotFound(msg)
         return self._agents[region]
+
+
+def _named(models: Collection[str]) -> list[tuple[str, str]]:
+    return [("model", model) for model in models or ("",)]

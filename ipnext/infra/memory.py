@@ -12,7 +12,11 @@ from ipnext.errors import IPnextError, NotFound, RegionUnreachable
 from ipnext.infra.memory_history import Moment
 from ipnext.infra.memory_region import Answering, Faults, MemoryRegion, ReplicaSet
 from ipnext.infra.route_rules import check_destinations, check_revision
+from ipnext.infra.state_token import with_token
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+
+LONGEST_WAIT_SECONDS = 0.05
+"""Of a wait for a change: what a test switches on is seen within it."""
 
 
 class MemoryInfrastructure:
@@ -33,6 +37,7 @@ class MemoryInfrastructure:
         self._planned: list[tuple[str, IPnextError, bool]] = []
         self._history: list[Moment] = []
         self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     # the port
 
@@ -60,11 +65,21 @@ class MemoryInfrastructure:
             for replica_set in state.sets.values():
                 replica_set.step(self._faults)
             self._count_traffic(state)
-            observed = self._observed(state).only(models)
+            whole = self._observed(state)
+            observed = whole if models is None else with_token(whole.only(models))
             for replica_set in state.sets.values():
                 replica_set.sweep()
             state.sets = {key: found for key, found in state.sets.items() if found.replicas}
             return observed
+
+    def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
+        """See the port. Time passes here by looks: while replicas come nearer to ready it returns at once, else soon."""
+        with self._changed:
+            self._reach(region)
+            found = self._region(region)
+            moving = any(s.moves(self._faults) for s in found.sets.values() if s.deployment.key.model in models)
+            if not moving and with_token(self._observed(found).only(models)).token == token:
+                self._changed.wait(min(seconds, LONGEST_WAIT_SECONDS))
 
     def delete(self, key: DeploymentKey) -> None:
         """See the port. What is left shows as draining at the next observe."""
@@ -200,9 +215,7 @@ class MemoryInfrastructure:
         with self._lock:
             try:
                 found = self._region(region)
-                if region in self._faults.unreachable:
-                    msg = f"region {region!r} can't be reached; try again once it is back"
-                    raise RegionUnreachable(msg)
+                self._reach(region)
                 self._raise_planned(call, after_effect=False)
                 yield found
                 self._raise_planned(call, after_effect=True)
@@ -210,6 +223,12 @@ class MemoryInfrastructure:
                 self._remember(call, subject, error.code)
                 raise
             self._remember(call, subject, None)
+            self._changed.notify_all()
+
+    def _reach(self, region: str) -> None:
+        if region in self._faults.unreachable:
+            msg = f"region {region!r} can't be reached; try again once it is back"
+            raise RegionUnreachable(msg)
 
     def _raise_planned(self, call: str, *, after_effect: bool) -> None:
         for index, (planned, error, after) in enumerate(self._planned):

@@ -105,6 +105,13 @@ class ReplicaSet:
             for replica in self.replicas:
                 replica.step()
 
+    def moves(self, faults: Faults) -> bool:
+        """Whether the next step changes anything."""
+        if any(replica.leaving for replica in self.replicas):
+            return True
+        stalled = faults.stalls(self.deployment.key) and self.deployment.key not in faults.crashing
+        return not stalled and any(any(replica.remaining.values()) for replica in self.replicas)
+
     def sweep(self) -> None:
         """Replicas that were reported as draining are gone afterwards."""
         self.replicas = [replica for replica in self.replicas if not replica.leaving]

@@ -1,4 +1,4 @@
-"""The port to core infrastructure: apply, route, observe, drain, delete.
+"""The port to core infrastructure: apply, route, observe, await a change, drain, delete.
 
 Callers are the activities. Every call is idempotent. Implementations: `local_process` (real processes, through one
 agent for each region) and `memory` (the fake; it passes the same contract test).
@@ -28,6 +28,7 @@ class Infrastructure(Protocol):
     def route(self, table: RouteTable) -> None:
         """Put a route table in force and return once the region's gateway follows it.
 
+        What the table no longer names is forgotten later, once requests that were just on their way have arrived.
         An older revision than the one in force is refused with StaleWrite; the same one changes nothing.
         """
 
@@ -35,6 +36,12 @@ class Infrastructure(Protocol):
         """What the region runs, which routes its gateway follows, what its router counted: of some models, None: of all.
 
         Who looks at one model names it: what all of a region's models run is a long answer.
+        """
+
+    def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
+        """Return once these models' replicas or routes are not as `token` says, at the latest after `seconds`.
+
+        The token is that of an `observe` of the same models. A region may return early; it does not return late.
         """
 
     def delete(self, key: DeploymentKey) -> None:

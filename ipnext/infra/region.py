@@ -1,6 +1,7 @@
 """One region's machinery: keeps hosts, router and Envoy as wanted, and each change in a safe order."""
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ from ipnext.infra.around import Around
 from ipnext.infra.control import Control
 from ipnext.infra.envoy import Gateway
 from ipnext.infra.envoy_process import EnvoyProcess
+from ipnext.infra.forgetting import Forgetting
 from ipnext.infra.holds import assigned, host_holds, replica_sets
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.logs import read_logs
@@ -24,9 +26,18 @@ from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router_process import RouterProcess
 from ipnext.infra.site import Site
 from ipnext.infra.snapshot_cache import SnapshotCache, remove
+from ipnext.infra.state_token import with_token
 from ipnext.infra.wanted_state import WantedState, longest_drain
-from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable, ServedGeneration
+from ipnext.model.deployment import (
+    Deployment,
+    DeploymentKey,
+    GenerationTraffic,
+    RegionState,
+    RouteTable,
+    ServedGeneration,
+)
 from ipnext.model.logs import LogQuery, ReplicaLog
+from ipnext.revision import Revision
 
 ADOPT_POLL_SECONDS = 0.01
 
@@ -39,13 +50,21 @@ class Region:
         self._peers = peers
         self._wanted = WantedState(site.directory / "wanted")
         control = Control(site.session, probe_seconds=site.settings.probe_seconds)
-        self._router = RouterProcess(site, control, on_change=self._router_changed, moved=self._router_moved)
+        self._changes = Revision()
+        self._router = RouterProcess(
+            site,
+            control,
+            on_change=self._router_changed,
+            moved=self._router_moved,
+            followed=self._changes.rise,
+        )
         self._envoy = EnvoyProcess(site)
         self._replicas: dict[DeploymentKey, list[HostReplica]] = defaultdict(list)
         self._lives: set[asyncio.Task[None]] = set()
         self._routes: dict[str, RouteTable] = dict(self._wanted.routes)
         self._served: dict[str, tuple[ServedGeneration, ...]] = {m: t.served for m, t in self._routes.items()}
         self._route_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._forgetting = Forgetting(site.settings.settle_seconds, self._forget_later)
         self._cache = SnapshotCache(site.cache, keep_seconds=site.settings.cache_keep_seconds)
         self._logs = LogKeeping(site.logs, LogLimits.of(site.settings))
         self._watch: asyncio.Task[None] | None = None
@@ -74,7 +93,7 @@ class Region:
         for deployment in self._wanted.deployments.values():
             self._reconcile(deployment)
         for key in set(self._replicas) - set(self._wanted.deployments):
-            self.delete(key)
+            self._remove(key)
         if adopts:
             self._resuming = asyncio.create_task(self._resume_routes(), name="resume routes")
         self._watch = asyncio.create_task(self._look_around(), name="look around")
@@ -133,6 +152,7 @@ class Region:
         for task in (self._watch, self._resuming):
             if task:
                 task.cancel()
+        self._forgetting.stop()
         told = self._site.settings.shutdown_drain_seconds
         await self._envoy.stop(self._longest_drain if told is None else told, hurry)
         for life in self._lives:
@@ -140,14 +160,19 @@ class Region:
         hosts = [replica.end() for replicas in self._replicas.values() for replica in replicas]
         await asyncio.gather(self._router.stop(), *hosts)
 
-    def apply(self, deployment: Deployment) -> None:
+    async def apply(self, deployment: Deployment) -> None:
         """Make this the wanted state of its replica set; what follows happens in the background."""
         self._check_region("key.region", deployment.key.region)
+        await self._forgetting.settled(deployment.key.model)
         self._wanted.put_deployment(deployment)
         self._reconcile(deployment)
 
-    def delete(self, key: DeploymentKey) -> None:
+    async def delete(self, key: DeploymentKey) -> None:
         """Drain and end a replica set."""
+        await self._forgetting.settled(key.model)
+        self._remove(key)
+
+    def _remove(self, key: DeploymentKey) -> None:
         self._wanted.remove_deployment(key)
         for replica in self._replicas.get(key, ()):
             replica.leave()
@@ -155,7 +180,8 @@ class Region:
     async def route(self, table: RouteTable) -> None:
         """Put a route table in force; return once router and Envoy follow it.
 
-        The router knows a generation before Envoy sends to it, and forgets it only after Envoy has stopped.
+        The router knows a generation before Envoy sends to it. What it no longer needs it forgets later: requests that Envoy
+        sent just before may still be on their way, and until they have arrived no replica lets go of anything either.
         """
         self._check_region("region", table.region)
         check_destinations(table, {self._site.region, *self._peers.gateways})
@@ -166,7 +192,8 @@ class Region:
             await self._serve(table.model, router_table.with_both(self._served.get(table.model, ()), table.served))
             self._routes[table.model] = table
             await self._envoy.confirmed(self._publish_gateway())
-            await self._forget(table.model, table.served)
+            if self._served.get(table.model, ()) != table.served:
+                self._forgetting.begin(table.model)
 
     async def unroute(self, model: str) -> None:
         """Take a model out of the gateway, then out of the router."""
@@ -180,6 +207,17 @@ class Region:
     async def state(self, models: Collection[str] | None = None) -> RegionState:
         """What runs now, of some models or of all."""
         traffic = await self._router.traffic()  # first: what replicas are ready for depends on what the router follows
+        return self._state(models, traffic)
+
+    async def changed(self, models: Collection[str], token: str, *, wait_seconds: float) -> None:
+        """Return once these models' state has another token, at the latest after `wait_seconds`."""
+        deadline = time.monotonic() + wait_seconds
+        while self._state(models).token == token and (left := deadline - time.monotonic()) > 0:
+            await self._changes.passed(
+                self._changes.number, wait_seconds=min(left, self._site.settings.idle_poll_seconds)
+            )
+
+    def _state(self, models: Collection[str] | None, traffic: tuple[GenerationTraffic, ...] = ()) -> RegionState:
         keys = sorted((key for key in self._replicas if models is None or key.model in models), key=str)
         whole = RegionState(
             region=self._site.region,
@@ -188,7 +226,7 @@ class Region:
             routes=dict(self._envoy.routes),
             traffic=traffic,
         )
-        return whole.only(models)
+        return whole if models is None else with_token(whole.only(models))
 
     async def logs(self, query: LogQuery) -> tuple[ReplicaLog, ...]:
         """What the processes of its replicas wrote."""
@@ -202,6 +240,11 @@ class Region:
         else:
             self._served.pop(model, None)
         await self._router.confirmed(self._publish_table())
+
+    async def _forget_later(self, model: str) -> None:
+        async with self._route_locks[model]:
+            table = self._routes.get(model)
+            await self._serve(model, table.served if table else ())
 
     async def _forget(self, model: str, served: tuple[ServedGeneration, ...]) -> None:
         """Shrink what the router serves, after the requests that Envoy sent just before it changed have arrived."""
@@ -239,7 +282,7 @@ class Region:
         return replica
 
     def _new_replica(self, key: DeploymentKey, number: int, engine: str, adopted: Adopted | None = None) -> HostReplica:
-        around = Around(self._router, self._publish_table, self._all_fetched)
+        around = Around(self._router, self._publish_table, self._all_fetched, self._changes.rise)
         return HostReplica(key, number, engine=engine, site=self._site, around=around, adopted=adopted)
 
     def _live_with(self, replica: HostReplica) -> None:

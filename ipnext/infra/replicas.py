@@ -28,6 +28,7 @@ from ipnext.infra.holds import (
     without,
 )
 from ipnext.infra.host_repair import HostRepair
+from ipnext.infra.load_watch import rest, tells
 from ipnext.infra.notes import HostNote, as_note
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.pulse import Pulse
@@ -61,7 +62,7 @@ class HostReplica:
         self._settings = site.settings
         self._control = Control(site.session, probe_seconds=site.settings.probe_seconds)
         self._around = around
-        self._router, self._publish = around.router, around.publish
+        self._router, self._publish, self._changed = around.router, around.publish, around.changed
         self._port = 0
         self._memory_bytes: int | None = None
         self._drain_seconds = site.settings.drain_seconds
@@ -106,7 +107,7 @@ class HostReplica:
         return self._state is not None or self._child.pid is None or silent > self._settings.unanswered_seconds
 
     def _note(self, sent: HostHolds | None = None) -> Note:
-        """Return what is kept with its process; `sent` is what it is about to be sent."""
+        """What is kept with its process; `sent` is what it is about to be sent."""
         note = HostNote(key=self.key, number=self.number, engine=self._engine, port=self._port, sent=sent or self._told)
         return as_note(note.model_copy(update={"swapping": self._over.begun is not None}))
 
@@ -217,6 +218,7 @@ class HostReplica:
         """Take it out of routing, drain it and end it; `run` returns then."""
         self.leaving = True
         self._pulse.strike()
+        self._changed()
 
     async def run(self) -> None:
         """The replica's life, from start to end."""
@@ -225,7 +227,7 @@ class HostReplica:
         while not self.leaving:
             await self._ask()
             await self._tell()
-            await self._pulse.wait(self._pause())
+            await rest(self._pulse, self._pause(), self._state, self._control, self.url)
         await self._depart()
 
     async def end(self) -> None:
@@ -250,6 +252,7 @@ class HostReplica:
         self._answered_at = time.monotonic()
         self._routed, self._routed_revision = (), self._publish()
         self._pulse.strike()
+        self._changed()
 
     def _phase(self) -> ReplicaPhase:
         if self.leaving:
@@ -259,7 +262,9 @@ class HostReplica:
         return ReplicaPhase.RUNNING if self._state else ReplicaPhase.STARTING
 
     def _pause(self) -> float:
-        changing = self._state is None or self._state.loading or self._over.begun or self._told != self._wanted
+        state = self._state
+        loading = state is None or (state.loading and not tells(state))
+        changing = loading or self._over.begun or self._told != self._wanted
         return self._settings.poll_seconds if changing else self._settings.idle_poll_seconds
 
     async def _ask(self) -> None:
@@ -284,6 +289,7 @@ class HostReplica:
             self._keep_note()
         if self.ready != before:
             self._routed_revision = self._publish()
+        self._changed()
 
     def _not_answered(self) -> None:
         """A host that stays silent leaves routing, and is replaced when it stays silent for very long."""
@@ -322,7 +328,7 @@ class HostReplica:
         both = with_both(self._told, self._wanted)
         if both != self._told:
             await self._put(both)
-        if self._may_release(generations(both) - generations(self._wanted)):
+        if self._told != self._wanted and self._may_release(generations(both) - generations(self._wanted)):
             await self._put(self._wanted)
 
     def _end_stray(self, state: HostState) -> None:
@@ -379,9 +385,12 @@ class HostReplica:
             await self._control.put_holds(self.url, holds.model_copy(update=drains))
         except Unavailable as error:
             self._refusal = error.message
+            self._changed()
             return
         self._refusal = None
         if pid == self._child.pid:
+            if holds != self._told:
+                self._pulse.strike()  # to see at once that it loads
             self._told = holds
             self._loads_told_at = time.monotonic()
 

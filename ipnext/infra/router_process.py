@@ -21,6 +21,8 @@ from ipnext.model.deployment import GenerationTraffic, RoutedModel, RouterTable,
 from ipnext.model.wire import decode
 
 CONFIRM_POLL_SECONDS = 0.02
+FIRST_CONFIRM_SECONDS = 0.003
+"""A new table is in force within milliseconds: the first question comes so soon, the next ones after twice as long, and so on."""
 
 
 class RouterProcess:
@@ -31,9 +33,18 @@ class RouterProcess:
     """
 
     def __init__(
-        self, site: Site, control: Control, *, on_change: Callable[[], None], moved: Callable[[], Awaitable[None]]
+        self,
+        site: Site,
+        control: Control,
+        *,
+        on_change: Callable[[], None],
+        moved: Callable[[], Awaitable[None]],
+        followed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_change`: the router may be elsewhere. `moved`: returns once Envoy points to it; Unavailable where it takes too long."""
+        """`on_change`: the router may be elsewhere. `moved`: returns once Envoy points to it; Unavailable where it takes too long.
+
+        `followed`: it follows another table.
+        """
         self._site = site
         self._control = control
         self._file = site.directory / "router.json"
@@ -41,6 +52,7 @@ class RouterProcess:
         self._pulse = Pulse()
         self._on_change = on_change
         self._moved = moved
+        self._followed = followed
         found = self._found()
         staying = [one for one in found if not one.leaving]
         self._former = [one for one in found if one not in staying[-1:]]
@@ -115,7 +127,7 @@ class RouterProcess:
     async def confirmed(self, revision: int) -> None:
         """Return once the router follows this table revision or a later one. Unavailable after `confirm_seconds`."""
         limit = self._site.settings.confirm_seconds
-        deadline = time.monotonic() + limit
+        deadline, pause = time.monotonic() + limit, FIRST_CONFIRM_SECONDS
         while not self.follows(revision):
             if time.monotonic() > deadline:
                 msg = (
@@ -124,7 +136,8 @@ class RouterProcess:
                 )
                 raise Unavailable(msg)
             self._pulse.strike()
-            await asyncio.sleep(CONFIRM_POLL_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, CONFIRM_POLL_SECONDS)
 
     def follows(self, revision: int) -> bool:
         """Whether the router said so when it was last asked, and those too that finish what they have."""
@@ -174,12 +187,13 @@ class RouterProcess:
         self._on_change()
 
     async def _follow(self) -> None:
-        settings = self._site.settings
+        settings, pause = self._site.settings, FIRST_CONFIRM_SECONDS
         while True:
             await self._ask()
             self._relay()
             settled = self.follows(self._table.revision)
-            await self._pulse.wait(settings.idle_poll_seconds if settled else settings.poll_seconds)
+            pause = FIRST_CONFIRM_SECONDS if settled else min(2 * pause, settings.poll_seconds)
+            await self._pulse.wait(settings.idle_poll_seconds if settled else pause)
 
     def _relay(self) -> None:
         """Replace a router that is about to end; Envoy points to the next one once that answers."""
@@ -231,7 +245,14 @@ class RouterProcess:
         return max((model.drain_seconds for model in self._table.models), default=0.0)
 
     async def _ask(self) -> None:
+        before = self._followed_now
         await asyncio.gather(*(one.ask() for one in self._all))
+        if self._followed_now != before:
+            self._followed()
+
+    @property
+    def _followed_now(self) -> tuple[int | None, ...]:
+        return tuple(one.state.revision if one.state is not None else None for one in self._all)
 
     def _write(self, table: RouterTable) -> None:
         replace_file(self._file, table.model_dump_json(indent=1).encode())

@@ -287,6 +287,9 @@ class RegionState(Value):
     routes: Mapping[str, int] = Field(default_factory=dict)
     """Model -> revision of the route table that its gateway follows."""
     traffic: tuple[GenerationTraffic, ...] = ()
+    token: str = ""
+    """Names what replicas and routes are now, for `Infrastructure.await_change`. Empty: the look was at
+    all models, or the region does not tell."""
 
     def only(self, models: Collection[str] | None) -> "RegionState":
         """What it tells of some models; None: of all."""
@@ -393,6 +396,8 @@ class HostState(Value):
     starts: tuple[EngineStart, ...] = ()
     """Engines that do not answer yet, those that only have to be fetched included."""
     memory: HostMemoryState | None = None
+    revision: int = 0
+    """Rises when a load ends: `GET /control/state/after/{revision}` answers once it has risen. 0: the host does not tell."""
 
 
 class PartEndpoint(Value):

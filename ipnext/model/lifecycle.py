@@ -283,6 +283,8 @@ class TransitionInput(Value):
     held: ControlAsked | None = None
     """The model is paused as the transition begins."""
     fence: int = 0
+    urgent: bool = False
+    """Its steps pass those of others: it brings back what has served before."""
     revert: Revert | None = None
     """Only walk back, from here: the run that walked before was ended from outside."""
 
@@ -295,7 +297,9 @@ class WaveInput(Value):
     generation: int
     index: int
     deadline_seconds: float
-    """How long the activity may wait for the infrastructure."""
+    """How long the wave may wait for the infrastructure, at each of its steps."""
+    waited_seconds: float = 0.0
+    """How long it has waited at this step before."""
     fence: int = 0
     """The fencing token of the run."""
     back: bool = False
@@ -329,7 +333,9 @@ class WaveResult(Value):
     window: GateWindow | None = None
     """Answer of `shift_traffic`: what else the gate needs."""
     again_seconds: float = 0.0
-    """Answer of `check_gate`: too few answers to judge; ask again after so long."""
+    """Answer of `check_gate`: too few answers to judge; ask again after so long. Of `ensure_capacity`, with `ok` false: not ready yet."""
+    waited_seconds: float = 0.0
+    """Answer of `ensure_capacity`, with `again_seconds`: how long this look was."""
 
 
 class TransitionResult(Value):

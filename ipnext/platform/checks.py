@@ -122,6 +122,7 @@ async def _queues(client: Connection) -> Sequence[Item]:
     wanted = (
         (names.LIFECYCLE_QUEUE, "workflows", work),
         (names.LIFECYCLE_QUEUE, "activities", activities),
+        (names.URGENT_QUEUE, "activities", activities),
         (names.PLANNER_QUEUE, "activities", activities),
     )
     return [await _queue(client, queue, what, kind) for queue, what, kind in wanted]

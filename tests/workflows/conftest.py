@@ -22,7 +22,7 @@ from temporalio.worker._workflow import _WorkflowWorker
 from activities import transition
 from activities.planning_policy import PlanningPolicy
 from activities.solving import Solver, ThreadSolver
-from activities.waiting import Deadline
+from activities.waiting import LOOK_SECONDS, Deadline
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Unavailable
@@ -72,7 +72,11 @@ def _time_to_yield() -> Iterator[None]:
 @pytest.fixture
 def quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits for replicas end after a sixtieth of the rollout's deadline; what else it limits has the time that a busy machine takes."""
-    monkeypatch.setattr(transition, "Deadline", lambda seconds, **more: Deadline(seconds / 60, **more))
+
+    def quick(seconds: float, **more: Any) -> Deadline:
+        return Deadline(seconds, look_seconds=60 * LOOK_SECONDS, clock=lambda: 60 * time.monotonic(), **more)
+
+    monkeypatch.setattr(transition, "Deadline", quick)
 
 
 @pytest.fixture(scope="session")
@@ -188,6 +192,7 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
         theirs = planner_activities(house.store, solver or ThreadSolver(), policy)
         async with (
             worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours),
+            worker_of(client, devfile.group(names.URGENT_QUEUE), ours),
             worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs),
         ):
             yield

@@ -41,6 +41,7 @@ async def main(root: Path, socket: str, address: str) -> None:
     async with AsyncExitStack() as workers:
         for queue, activities in (
             (names.LIFECYCLE_QUEUE, ours),
+            (names.URGENT_QUEUE, ours),
             (names.PLANNER_QUEUE, planner_activities(store, ThreadSolver())),
         ):
             worker = worker_of(client, devfile.group(queue), activities, interceptors=interceptors)

@@ -158,6 +158,7 @@ async def main(address: str, root: Path) -> None:
     theirs = planner_activities(house.store, ThreadSolver())
     async with AsyncExitStack() as workers:
         await workers.enter_async_context(worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours))
+        await workers.enter_async_context(worker_of(client, devfile.group(names.URGENT_QUEUE), ours))
         await workers.enter_async_context(worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs))
         await record(client, house)
     house.close()

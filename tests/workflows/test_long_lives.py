@@ -45,6 +45,7 @@ def workers(house, client):
     theirs = planner_activities(house.store, ThreadSolver())
     return (
         worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours),
+        worker_of(client, devfile.group(names.URGENT_QUEUE), ours),
         worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs),
     )
 

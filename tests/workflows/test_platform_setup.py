@@ -70,9 +70,13 @@ def workers(house, settings):
         client = await connect()
         engine = engine_of(client, asyncio.get_running_loop())
         ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine, cutter=house.cutter)
-        lifecycle, planner = queue_groups(settings)
+        lifecycle, urgent, planner = queue_groups(settings)
         theirs = planner_activities(house.store, ThreadSolver())
-        async with worker_of(client, lifecycle, ours), worker_of(client, planner, theirs):
+        async with (
+            worker_of(client, lifecycle, ours),
+            worker_of(client, urgent, ours),
+            worker_of(client, planner, theirs),
+        ):
             yield
 
     return serve
@@ -124,6 +128,7 @@ async def test_check_names_what_is_missing_and_setup_makes_it_once(bare, setting
         "agents",
         f"task queue {names.LIFECYCLE_QUEUE}, workflows",
         f"task queue {names.LIFECYCLE_QUEUE}, activities",
+        f"task queue {names.URGENT_QUEUE}, activities",
         f"task queue {names.PLANNER_QUEUE}, activities",
     }
     assert all(item.todo for item in after.values() if item.state != "ok")

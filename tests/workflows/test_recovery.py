@@ -49,6 +49,7 @@ async def test_every_activity_may_be_done_twice(house, kit, model, client, carri
     theirs = planner_activities(house.store, ThreadSolver())
     async with (
         worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), doubled(ours, done)),
+        worker_of(client, devfile.group(names.URGENT_QUEUE), doubled(ours, done)),
         worker_of(client, devfile.group(names.PLANNER_QUEUE), doubled(theirs, done)),
     ):
         first = await carried_out(house.publish(model, 1))

@@ -1,10 +1,12 @@
 """One contract for both implementations of the port: the fake, and agents with real processes."""
 
+import threading
 import zlib
 
 import pytest
 
 from ipnext.errors import InvalidInput, NotFound, StaleWrite, Unavailable
+from ipnext.infra.agent_app import LONGEST_POLL_SECONDS
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.deployment import ReplicaPhase
@@ -81,6 +83,51 @@ def test_an_applied_deployment_becomes_ready(infra, model, ready):
     found = ready(model.key(), 1, 2)
     assert {replica.phase for replica in found} == {ReplicaPhase.RUNNING}
     assert len({replica.id for replica in found}) == 2
+
+
+def waiting(infra, model, token):
+    """A thread that waits, for long, until the region is not as the token says."""
+    call = lambda: infra.await_change("eu", [model.model], token, seconds=LONGEST_POLL_SECONDS)  # noqa: E731
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_wait_for_a_change_ends_with_the_change(infra, model, ready):
+    infra.apply(model.deployment({1: (1,)}))
+    ready(model.key(), 1)
+    before = infra.observe("eu", [model.model])
+    waits = waiting(infra, model, before.token)
+    infra.apply(model.deployment({1: (1,), 2: (2,)}))
+    until(lambda: not waits.is_alive(), why=lambda: f"the wait ends: {infra.observe('eu', [model.model])}")
+    ready(model.key(), 2)
+    assert infra.observe("eu", [model.model]).token != before.token
+
+
+def test_a_wait_for_what_has_changed_already_ends_at_once(infra, model, ready):
+    infra.apply(model.deployment({1: (1,)}))
+    ready(model.key(), 1)
+    waits = waiting(infra, model, "of another state")
+    until(lambda: not waits.is_alive(), why=lambda: "the wait ends")
+
+
+def test_a_wait_for_a_change_ends_without_one_when_its_time_is_over(infra, model, ready):
+    infra.apply(model.deployment({1: (1,)}))
+    ready(model.key(), 1)
+    token = infra.observe("eu", [model.model]).token
+    infra.await_change("eu", [model.model], token, seconds=0.01)
+    assert infra.observe("eu", [model.model]).token == token
+
+
+def test_what_other_models_do_is_no_change(infra, model, builder, ready):
+    infra.apply(model.deployment({1: (1,)}))
+    ready(model.key(), 1)
+    token = infra.observe("eu", [model.model]).token
+    other = builder(f"{model.model}-other")
+    infra.apply(other.deployment({1: (1,)}))
+    ready(other.key(), 1)
+    assert infra.observe("eu", [model.model]).token == token
+    infra.delete(other.key())
 
 
 def test_applying_the_same_twice_changes_nothing(infra, model, ready, replicas):

@@ -1,0 +1,32 @@
+"""The end of a host's loads: heard from the host where that tells, else seen at the next look."""
+
+import asyncio
+from contextlib import suppress
+
+from ipnext.errors import Unavailable
+from ipnext.infra.control import Control
+from ipnext.infra.pulse import Pulse
+from ipnext.model.deployment import HostState
+
+
+def tells(state: HostState | None) -> bool:
+    """Whether a host loads, and says when a load has ended."""
+    return state is not None and bool(state.loading) and state.revision > 0
+
+
+async def rest(pulse: Pulse, seconds: float, state: HostState | None, control: Control, url: str) -> None:
+    """Return at the next strike or when the host at `url` has ended a load, at the latest after `seconds`."""
+    if state is None or not tells(state):
+        await pulse.wait(seconds)
+        return
+    following = asyncio.create_task(_strike_at_the_end(pulse, control, url, state.revision))
+    try:
+        await pulse.wait(seconds)
+    finally:
+        following.cancel()
+
+
+async def _strike_at_the_end(pulse: Pulse, control: Control, url: str, revision: int) -> None:
+    with suppress(Unavailable):
+        await control.load_ended(url, revision)
+        pulse.strike()
