@@ -10,7 +10,7 @@ from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.wire import decode
 from ipnext.store.records import TransitionRecord
-from ipnext.store.tables import ChangeRow, ModelRow, RouteRow, TransitionRow
+from ipnext.store.tables import ChangeRow, DeploymentRow, ModelRow, RouteRow, TransitionRow
 from ipnext.store.unit import Unit, document, rows
 
 UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
@@ -71,6 +71,14 @@ class Transitions(Unit):
             if name in settled and any(number != serving for number in _sent_to(text))
         )
         return tuple(sorted(set(found)))
+
+    def models_unserved(self) -> tuple[str, ...]:
+        """Models without an open change and without a serving generation that still have routes or replicas, by name."""
+        settled = self.settled_models()
+        query = select(ModelRow.name).where(col(ModelRow.serving_generation).is_(None))
+        routed, held = select(RouteRow.model), select(DeploymentRow.model)
+        query = query.where(col(ModelRow.name).in_(routed) | col(ModelRow.name).in_(held))
+        return tuple(sorted(settled.intersection(self._session.exec(query))))
 
     def transitions_under_way(self, *, but: str) -> tuple[TransitionRecord, ...]:
         """Of every model but one the newest transition that may still add replicas, by model."""
