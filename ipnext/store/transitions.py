@@ -78,7 +78,8 @@ class Transitions(Unit):
         query = select(ModelRow.name).where(col(ModelRow.serving_generation).is_(None))
         routed, held = select(RouteRow.model), select(DeploymentRow.model)
         query = query.where(col(ModelRow.name).in_(routed) | col(ModelRow.name).in_(held))
-        return tuple(sorted(settled.intersection(self._session.exec(query))))
+        found = self._session.exec(query).all()
+        return tuple(sorted(name for name in found if name in settled))
 
     def transitions_under_way(self, *, but: str) -> tuple[TransitionRecord, ...]:
         """Of every model but one the newest transition that may still add replicas, by model."""
