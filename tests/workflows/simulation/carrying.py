@@ -12,7 +12,7 @@ from . import moving, reconciling, staging, taking
 from .clock import GONE, Process, Signal, joined
 from .endings import end
 from .journal import Change, Moving
-from .performing import Attempt, AtWork, Limits, linger, perform
+from .performing import Attempt, AtWork, Limits, perform
 from .planning import way_back
 from .walking import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
 
@@ -51,7 +51,8 @@ class Run:
         """The run of its transition, or of a revert of it."""
         self.reverts = False
         self.token = 0
-        self.at_work: AtWork | None = None
+        self.at_work: dict[Process | None, AtWork] = {}
+        """By the process that waits for it."""
 
     @property
     def lives(self) -> bool:
@@ -66,7 +67,7 @@ class Run:
     def terminate(self) -> None:
         """End the lifecycle. Its transition is asked to stop and goes back; a revert goes on."""
         walks = self.walks
-        end(self.world, self.lifecycle, None if walks else self)
+        end(self.world, self.lifecycle, self)
         if walks and not self.reverts:
             self.stop()
 
@@ -354,12 +355,9 @@ class Entity:
 
     def terminate(self) -> None:
         """End it from outside; the run goes on."""
-        end(self.world, self.process)
+        end(self.world, self.process, self.running)
         for mark in self.marks:
             self.world.clock.kill(mark)
-        run = self.running
-        if run is not None and not (run.lives or run.walks):
-            linger(self.world, run)
         self._forget()
 
     def unheard(self, run: Run) -> None:

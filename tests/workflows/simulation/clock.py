@@ -54,6 +54,8 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.events = 0
+        self.current: Process | None = None
+        """The process that took the last step."""
         self._heap: list[tuple[float, int, Process, int]] = []
         self._order = 0
         self.processes: list[Process] = []
@@ -94,7 +96,7 @@ class Clock:
             self.now = max(self.now, until)
 
     def _step(self, process: Process) -> None:
-        process.token += 1
+        process.token, self.current = process.token + 1, process
         try:
             wish = process.body.send(None)
         except StopIteration as ended:

@@ -137,4 +137,4 @@ def end(world: Any, process: Any, run: Any = None) -> None:
         return
     world.clock.kill(process)
     if run is not None:
-        linger(world, run)
+        linger(world, run, process)

@@ -92,8 +92,9 @@ def perform(
         fence = partial(world.journal.check_fence, run.change.id, run.token)
         attempt = Attempt(scheduled, lambda: not shielded and run.cancels > asked, signals, fence)
         try:
-            run.at_work = AtWork(name, attempt, body(attempt))
-            answer = yield from _attempted(world, run.change.model, *run.at_work)
+            owner = clock.current
+            at_work = run.at_work[owner] = AtWork(name, attempt, body(attempt))
+            answer = yield from _attempted(world, run.change.model, *at_work)
         except Cancelled:
             raise Stopped from None
         except Crashed:
@@ -102,10 +103,10 @@ def perform(
             world.tell("again", str(error))
             why, wait, pause = error, pause, min(pause * 2, limits.most_retry)
         else:
-            run.at_work = None
+            run.at_work.pop(owner, None)
             world.invariants.in_time(name, clock.now - scheduled, limits)
             return answer
-        run.at_work = None
+        run.at_work.pop(owner, None)
         if clock.now + wait > end:
             yield (max(0.0, end - clock.now), ())
             raise Failed(Reason.REGION_UNREACHABLE, str(why))
@@ -140,12 +141,12 @@ def _attempted(
             yield wish
 
 
-def linger(world: Any, run: Any) -> None:
+def linger(world: Any, run: Any, process: Any) -> None:
     """A run was ended from outside: the attempt that is under way goes on until its worker hears of that."""
-    if run.at_work is None:
+    at_work = run.at_work.pop(process, None)
+    if at_work is None:
         return
-    name, attempt, steps = run.at_work
-    run.at_work = None
+    name, attempt, steps = at_work
     heard = world.clock.now + world.endings.heartbeat()
     attempt.gone = lambda: bool(world.clock.now >= heard)
     body = _lingering(world, run.change.model, name, (attempt, steps))
