@@ -54,7 +54,7 @@ def passes(world: Any) -> Steps:
         for model in _astray(world):
             record_repair(world, model)
             yield world.endings.latency()
-        for model in _unserved(world):
+        for model in unserved(world):
             yield from withdrawn(world, model)
         for region in world.infra.regions:
             world.clock.spawn(f"reconcile {region}", reconciled(world, region), after=world.endings.latency())
@@ -124,11 +124,11 @@ def withdrawn(world: Any, model: str) -> Steps:
     """Nothing of a model stays of which no generation serves: out of every gateway first."""
     record = world.journal.records[model]
     for region in sorted(world.infra.regions.keys() - world.out.lost):
-        if model not in _unserved(world) or not world.infra.reachable(region):
+        if model not in unserved(world) or not world.infra.reachable(region):
             return
         world.infra.regions[region].routes.pop(model, None)
         yield world.endings.latency()
-    if model not in _unserved(world):
+    if model not in unserved(world):
         return
     for found in world.infra.regions.values():
         found.served.pop(model, None)
@@ -180,7 +180,7 @@ def _astray(world: Any) -> Iterable[str]:
             yield model
 
 
-def _unserved(world: Any) -> Iterable[str]:
+def unserved(world: Any) -> Iterable[str]:
     """As the repository's `models_unserved`."""
     for model, record in sorted(world.journal.records.items()):
         left = record.serving is None and (record.tables or record.deployments)

@@ -118,6 +118,8 @@ class World:
             return False
         if any(entity.busy or reconciling.drifted(self, entity.model) for entity in self.entities.values()):
             return False
+        if any(True for _ in reconciling.unserved(self)):
+            return False
         regions, models = self.infra.regions, self.journal.records
         if not all(self.infra.reachable(region) for region in regions):
             return False
