@@ -7,6 +7,7 @@ of work that ends a change, and by the reconciler for what came about otherwise.
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
+from activities.adoption import settle
 from activities.drained import Drained
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
@@ -57,6 +58,27 @@ def record_repair(repository: Repository, model: str, *, now: datetime | None = 
     repair = repository.add_change(model, ChangeKind.REPAIR, change_id=change_id)
     repository.add_event(model, "RepairRecorded", why)
     return repair
+
+
+def withdraw_unserved(repository: Repository, model: str) -> bool:
+    """Forget the routes and replicas of a model of which no generation serves, in the caller's unit of work over all models.
+
+    A first publish that was not reverted everywhere leaves them; there is nothing to repair to. Regions remove them in the
+    same pass, or when they are back. False if the model has an open change, a generation that serves, or nothing left.
+    """
+    if model not in repository.models_unserved():
+        return False
+    deployments = repository.deployments(model)
+    repository.delete_routes(model)
+    for deployment in deployments:
+        repository.delete_deployment(deployment.key)
+    newest = repository.changes(model, limit=1)
+    if newest:
+        settle(repository, model, change_id=newest[0].id)
+    repository.add_event(
+        model, "Withdrawn", f"no generation serves: {len(deployments)} replica sets and all routes are removed"
+    )
+    return True
 
 
 def _pauses(changes: Iterable[Change], now: datetime) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.drained import Drained
-from activities.drift import record_repair
+from activities.drift import record_repair, withdraw_unserved
 from activities.waiting import beat
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.port import Infrastructure
@@ -83,10 +83,16 @@ class ReconciliationActivities:
 
     @activity.defn(name="record_repairs", no_thread_cancel_exception=True)
     def record_repairs(self, nothing: Done) -> RepairsRecorded:
-        """Record a repair for each model whose users or replicas are on a generation that does not serve."""
+        """Record a repair for each model whose users or replicas are on a generation that does not serve.
+
+        A model of which none serves is withdrawn instead.
+        """
         del nothing
         with self._store.read() as repository:
-            astray = repository.models_astray()
+            astray, unserved = repository.models_astray(), repository.models_unserved()
+        for model in unserved:
+            beat(f"{model} is withdrawn")
+            self._withdraw(model)
         recorded = []
         for model in astray:
             beat(f"{model} drifted")
@@ -121,6 +127,33 @@ class ReconciliationActivities:
             unrouted=len(found.unroute),
         )
 
+    def _withdraw(self, model: str) -> None:
+        """Out of every gateway first; replicas stay while a gateway that can't be reached may send to them."""
+        with self._store.read() as repository:
+            lost = Drained.of(repository.drains()).lost
+        for region in sorted(set(self._infrastructure.regions()) - lost):
+            try:
+                if not self._unroute_unserved(model, region):
+                    return
+            except Unavailable:
+                return
+        with self._store.begin() as repository:
+            withdraw_unserved(repository, model)
+
+    def _unroute_unserved(self, model: str, region: str) -> bool:
+        """Remove a model of which none serves from a gateway. False, and its table is told again, if a change has come."""
+        if model not in self._unserved():
+            return False
+        self._infrastructure.unroute(model, region)
+        if model in self._unserved():
+            return True
+        self._route(model, region, followed=0)
+        return False
+
+    def _unserved(self) -> Collection[str]:
+        with self._store.read() as repository:
+            return repository.models_unserved()
+
     def _bring_about(self, region: str, found: Differences, state: RegionState) -> None:
         """Replicas first, so that what users are sent to exists; then routes; then what the store does not have."""
         for key in found.apply:
@@ -130,11 +163,10 @@ class ReconciliationActivities:
             beat(f"routes of {model} in {region} are told again")
             self._route(model, region, followed=state.routes.get(model, 0))
         for model in found.unroute:
-            self._infrastructure.unroute(model, region)
+            self._unroute(model, region)
         for key in found.delete:
             beat(f"{key} ends")
-            self._infrastructure.delete(key)
-            self._apply(key)
+            self._delete(key)
 
     def _apply(self, key: DeploymentKey) -> None:
         """Tell a replica set what is stored of it, until that has not changed meanwhile: a change writes before it tells."""
@@ -147,6 +179,22 @@ class ReconciliationActivities:
             if stored is not None:
                 self._infrastructure.apply(stored)
             told = stored
+
+    def _delete(self, key: DeploymentKey) -> None:
+        """End a replica set that the store still does not have; one that a change adds meanwhile is started again."""
+        with self._store.read() as repository:
+            stored = repository.deployment(key)
+        if stored is None:
+            self._infrastructure.delete(key)
+            self._apply(key)
+
+    def _unroute(self, model: str, region: str) -> None:
+        """Remove a model from a gateway while the store has no table; one that a change adds meanwhile is told again."""
+        with self._store.read() as repository:
+            settled = model in repository.settled_models() and repository.route(model, region) is None
+        if settled:
+            self._infrastructure.unroute(model, region)
+            self._route(model, region, followed=0)
 
     def _route(self, model: str, region: str, *, followed: int) -> None:
         """Put the stored table in force; one that the gateway is ahead of is stored again with a later revision."""

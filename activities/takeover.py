@@ -83,6 +83,7 @@ class TakeoverActivities:
             still_ours()
             now = repository.transition(before.id)
             if now.state is TransitionState.PLANNED:
+                repository.take_over_transition(now.id, fence=before.fence)
                 repository.close_transition(now.id, done=False, message=asked.message)
                 return TakenOver()
             if not now.is_open:

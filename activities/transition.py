@@ -303,7 +303,8 @@ class TransitionActivities:
             still_ours(repository)
             same(repository, reaching.facts.lost)
             if wave.back:
-                if not last:
+                if not last:  # a run that takes over goes on from the wave before, not from the one that is undone
+                    repository.advance_transition(record.id, waves_done=min(record.waves_done, max(wave.index - 1, 0)))
                     return
                 message = f"{wave.reason}: {wave.message}"
                 repository.advance_transition(record.id, state=TransitionState.ROLLED_BACK, message=message)

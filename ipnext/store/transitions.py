@@ -10,7 +10,7 @@ from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.wire import decode
 from ipnext.store.records import TransitionRecord
-from ipnext.store.tables import ChangeRow, ModelRow, RouteShareRow, TransitionRow
+from ipnext.store.tables import ChangeRow, DeploymentRow, ModelRow, RouteRow, RouteShareRow, TransitionRow
 from ipnext.store.unit import Unit, batches, document, rows
 
 UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
@@ -72,6 +72,13 @@ class Transitions(Unit):
         query = select(ModelRow.name).join(RouteShareRow, col(RouteShareRow.model) == col(ModelRow.name)).distinct()
         query = query.where(col(ModelRow.serving_generation).is_not(None), RouteShareRow.fraction > 0)
         query = query.where(col(RouteShareRow.generation) != col(ModelRow.serving_generation))
+        return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
+
+    def models_unserved(self) -> tuple[str, ...]:
+        """Models without an open change and without a serving generation that still have routes or replicas, by name."""
+        routed, held = select(RouteRow.model), select(DeploymentRow.model)
+        query = select(ModelRow.name).where(col(ModelRow.serving_generation).is_(None))
+        query = query.where(col(ModelRow.name).in_(routed) | col(ModelRow.name).in_(held))
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
 
     def transitions_under_way(self, *, but: str) -> tuple[TransitionRecord, ...]:

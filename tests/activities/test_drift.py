@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from activities.drift import FIRST_PAUSE, drift_of, record_repair
+from activities.drift import FIRST_PAUSE, drift_of, record_repair, withdraw_unserved
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.registry import GenerationState
@@ -104,3 +104,23 @@ def test_repairs_that_fail_in_a_row_wait_twice_as_long_each(served):
 def test_without_drift_nothing_is_recorded(served):
     with served.store.begin("m") as unit:
         assert record_repair(unit, "m") is None
+
+
+def test_nothing_stays_of_a_model_whose_first_publish_was_not_reverted_everywhere(served):
+    with served.store.begin("m") as unit:
+        unit.update_model("m", serving_generation=None)
+        assert unit.models_unserved() == ("m",)
+    with served.store.begin() as unit:
+        assert withdraw_unserved(unit, "m")
+        assert (unit.routes("m"), unit.deployments("m"), unit.models_unserved()) == ((), (), ())
+        assert next(event.kind for event in unit.events("m")) == "Withdrawn"
+
+
+def test_a_model_with_an_open_change_or_a_serving_generation_is_not_withdrawn(served):
+    with served.store.begin() as unit:
+        assert not withdraw_unserved(unit, "m")
+    served.publish("m", 4)
+    with served.store.begin() as unit:
+        unit.update_model("m", serving_generation=None)
+        assert not withdraw_unserved(unit, "m")
+        assert unit.routes("m")

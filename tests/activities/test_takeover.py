@@ -1,15 +1,17 @@
 """What an entity finds in the store and the engine, and how a transition is taken over whose run has gone."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.takeover import TakeoverActivities
+from activities.transition import TransitionActivities
 from ipnext import names
 from ipnext.errors import FenceLost
 from ipnext.model.controls import ControlAsked
-from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange
+from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, WaveInput
 from ipnext.model.rollout import FleetState, Transition, TransitionState, Wave
 from ipnext.model.status import Reason
 from ipnext.model.takeover import ChangeAsked, ModelAsked, OpenChanges, TakenOver, TakeOver
@@ -126,3 +128,26 @@ def test_a_change_stands_as_the_store_says_and_runs_as_the_engine_says(engine, a
     assert (asked("look_at_change", look).state, asked("look_at_change", look).runs) == (ChangeState.RUNNING, False)
     engine.add(names.lifecycle_workflow_id(M, "one"))
     assert asked("look_at_change", look).runs
+
+
+def test_a_transition_that_moved_nothing_yet_is_closed_and_its_run_may_begin_nothing_more(house, asked):
+    with house.store.begin(M) as repository:
+        repository.advance_transition("one", waves_done=0, state=TransitionState.PLANNED)
+
+    assert asked("take_over", GONE) == TakenOver()
+    with house.store.read() as repository, pytest.raises(FenceLost, match="was taken over"):
+        repository.check_fence("one", 0)
+
+
+@pytest.mark.parametrize(("undone", "next_one"), [(2, 1), (1, 0)])
+def test_a_revert_that_takes_over_from_another_one_goes_on_from_the_wave_before(house, asked, undone, next_one):
+    with house.store.begin(M) as repository:
+        record = repository.advance_transition("one", waves_done=2)
+    wave = WaveInput(
+        transition_id="one", model=M, generation=1, index=undone, deadline_seconds=9, back=True, by_waves=True
+    )
+    facts = SimpleNamespace(lost=frozenset())
+    step = SimpleNamespace(wave=wave, record=record, is_last=False, facts=facts)
+    ActivityEnvironment().run(TransitionActivities(house.store, house.infrastructure)._write_progress, step)
+
+    assert asked("take_over", GONE).transition.revert.index == next_one

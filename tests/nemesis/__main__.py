@@ -29,11 +29,11 @@ def main() -> int:
     if unknown:
         console.print(f"--faults: {sorted(unknown)} is not known; allowed: {','.join(KINDS)}", style="red")
         return 2
-    if "partition" in kinds and not network.inside():
+    if {"partition", "away"} & set(kinds) and not network.inside():
         if network.possible():
             network.enter(["-m", "tests.nemesis", *sys.argv[1:]])
         console.print("no network namespaces here: connections are not cut")
-        kinds = tuple(kind for kind in kinds if kind != "partition")
+        kinds = tuple(kind for kind in kinds if kind not in {"partition", "away"})
     directory = given.directory or Path(tempfile.mkdtemp(prefix="ipnext-nemesis-"))
     places = PLACES if given.boundaries == "all" else tuple(filter(None, given.boundaries.split(",")))
     unknown = set(places) - set(PLACES)

@@ -15,6 +15,7 @@ OVERTAKEN_BY = {"publish": {"publish", "rollback", "retire"}, "apply": {"publish
 """Kind -> kinds of newer changes that make it pointless (docs/lifecycle.md, Order)."""
 FAILED_RUNS = frozenset({"FAILED", "TIMED_OUT", "TERMINATED"})
 ENTITY = "model"
+RECONCILER = "reconcile"
 PLACING = frozenset({"publish", "apply", "move"})
 REPAIR_SECONDS = 60.0
 """How long the plan that repairs a disaster may take."""
@@ -171,8 +172,12 @@ def one_at_a_time(story: Story) -> Iterable[str]:
 
 
 def runs_ended(story: Story) -> Iterable[str]:
-    """No workflow runs but entities without work, and none failed."""
+    """No workflow runs but the reconciler and entities without work, and none failed that the nemesis did not end."""
     for run in story.dump["workflows"]:
+        if run["status"] == "TERMINATED" and run.get("run") in story.terminated:
+            continue
+        if run["type"] == RECONCILER and run["status"] == "RUNNING":
+            continue
         if run["status"] == "RUNNING" and (run["type"] != ENTITY or run["stage"] not in {"idle", None}):
             yield f"{run['id']} still runs ({run['stage']})"
         if run["status"] in FAILED_RUNS:
@@ -230,6 +235,9 @@ def final_state(story: Story) -> Iterable[str]:
         last = [e for e in story.acknowledged("publish") if e.value["model"] == model][-1:]
         if last and last[0].value["generation"] != wanted:
             yield f"{model}: the last publish brought generation {last[0].value['generation']}, {wanted} serves"
+    for event in story.samples:
+        if event.at >= quiet.at:
+            yield from _astray(story, event)
     for asked in story.requests:
         if asked.begin.at < quiet.at:
             continue
@@ -267,6 +275,16 @@ def check(history: Sequence[Event]) -> list[Violation]:
     """Every broken promise of a history."""
     story = Story(history)
     return [Violation(rule.__name__, message) for rule in RULES for message in rule(story)]
+
+
+def _astray(story: Story, sample: Event) -> Iterable[str]:
+    """Gateways that send users to another generation than the store says serves."""
+    for region, tables in sample.value["tables"].items():
+        for model, shares in tables.items():
+            serving = story.dump["models"].get(model, {}).get("serving")
+            sent = {generation for _, generation, fraction in shares if fraction > 0}
+            if sent - {serving}:
+                yield f"{model}: at rest, the gateway of {region} sends to generation {sorted(sent)}, {serving} serves"
 
 
 def _place(asked: Asked) -> str:

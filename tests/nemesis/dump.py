@@ -71,7 +71,13 @@ async def temporal_dump(address: str, looked_at: Sequence[Span] = ()) -> list[di
     async for run in client.list_workflows(page_size=ALL):
         stage = run.search_attributes.get(names.STAGE_ATTRIBUTE)
         status = run.status.name if run.status else "UNKNOWN"
-        told = {"id": run.id, "type": run.workflow_type, "status": status, "stage": stage[0] if stage else None}
+        told = {
+            "id": run.id,
+            "run": run.run_id,
+            "type": run.workflow_type,
+            "status": status,
+            "stage": stage[0] if stage else None,
+        }
         begun, closed = run.start_time.timestamp(), run.close_time.timestamp() if run.close_time else None
         told |= {"begun": begun, "closed": closed}
         if run.workflow_type == names.TRANSITION_WORKFLOW and _overlaps(looked_at, begun, closed):

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from tests.nemesis.models import REGIONS
 
-Kind = Literal["kill", "stop", "partition", "boundary"]
-KINDS: tuple[Kind, ...] = ("kill", "stop", "partition", "boundary")
+Kind = Literal["kill", "stop", "partition", "boundary", "terminate", "away"]
+KINDS: tuple[Kind, ...] = ("kill", "stop", "partition", "boundary", "terminate", "away")
 LONGEST_STOP_SECONDS = 8.0
 LONGEST_CUT_SECONDS = 6.0
 SHORT_SECONDS = 2.0
+AWAY_SECONDS = 75.0
+"""How long a region is away: longer than the deadline of the rollouts (tests/nemesis/models.py)."""
 REACH_SECONDS = 15.0
 """How long a worker may take to come to the place where it is to kill itself: somebody has to ask for something meanwhile."""
 ROUND_SECONDS = 240.0
@@ -50,20 +52,26 @@ PLACES = tuple(f"{stage}:{point}" for stage in (*STAGES, *MORE_STAGES) for point
 CONTROL = ("worker", "workers", "api", "temporal")
 """One of the workers, and all of them at once."""
 REGIONAL = ("agent", "supervisor", "envoy", "router", "host")
+WORKFLOWS = ("model", "lifecycle", "transition", "replan", "drain", "reconcile")
+"""Kinds of workflows of which a run is terminated."""
 CONTROL_LINKS = ("api", "temporal")
 REGIONAL_LINKS = ("agent", "router", "hosts")
+WHOLE = frozenset({"boundary", "terminate", "away"})
+"""Kinds that are not cut short."""
 _TOUCH = {
     "kill": frozenset({"supervisor", "envoy", "router", "host"}),
     "stop": frozenset({"envoy", "router", "host"}),
     "partition": frozenset({"router", "hosts"}),
     "boundary": frozenset(),
+    "terminate": frozenset(),
+    "away": frozenset(),
 }
 """Kind -> roles whose fault may fail requests. An agent that is killed costs none; a supervisor takes its region's processes along."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `role` is a process, a link, or for a boundary the place, as ACTIVITY:POINT."""
+    """One fault. `role` is a process, a link, a kind of workflow, or for a boundary the place, as ACTIVITY:POINT."""
 
     kind: Kind
     role: str
@@ -94,7 +102,9 @@ def schedule(seed: int, kinds: Collection[str] = KINDS) -> Iterator[Fault]:
             region = draw.choice(REGIONS) if regional else None
             longest = {"stop": LONGEST_STOP_SECONDS, "partition": LONGEST_CUT_SECONDS}.get(kind, 0.0)
             seconds = round(draw.uniform(1.0, longest), 1) if longest else 0.0
-            seconds = REACH_SECONDS if kind == "boundary" else seconds
+            seconds = (
+                REACH_SECONDS if kind in {"boundary", "terminate"} else AWAY_SECONDS if kind == "away" else seconds
+            )
             cut = draw.choice(("both", "answers")) if kind == "partition" else None
             yield Fault(kind, role, region, seconds, cut, draw.randrange(1000))
 
@@ -106,7 +116,7 @@ def few(seed: int, kinds: Collection[str], each: int) -> list[Fault]:
         if len(found) == each * len(set(kinds)):
             break
         if sum(other.kind == fault.kind for other in found) < each:
-            short = fault.seconds if fault.kind == "boundary" else min(fault.seconds, SHORT_SECONDS)
+            short = fault.seconds if fault.kind in WHOLE else min(fault.seconds, SHORT_SECONDS)
             found.append(replace(fault, seconds=short))
     return found
 
@@ -114,5 +124,9 @@ def few(seed: int, kinds: Collection[str], each: int) -> list[Fault]:
 def _all_of(kind: Kind) -> list[tuple[Kind, str, bool]]:
     if kind == "boundary":
         return [(kind, place, False) for place in PLACES[::7]]
+    if kind == "terminate":
+        return [(kind, workflow, False) for workflow in WORKFLOWS]
+    if kind == "away":
+        return [(kind, "agent", True)]
     one, many = (CONTROL_LINKS, REGIONAL_LINKS) if kind == "partition" else (CONTROL, REGIONAL)
     return [(kind, role, False) for role in one] + [(kind, role, True) for role in many]

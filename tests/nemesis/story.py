@@ -98,6 +98,11 @@ class Story:
         return [Window(event.value, event.at, healed.get(event.value["number"])) for event in begun]
 
     @cached_property
+    def terminated(self) -> set[str]:
+        """Runs that the nemesis has ended, by their own ids."""
+        return {event.value["run"] for event in self.history if event.f == "fault" and "run" in event.value}
+
+    @cached_property
     def pauses(self) -> list[Span]:
         return pauses(self.history)
 

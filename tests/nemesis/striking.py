@@ -1,12 +1,15 @@
 """Carries faults out, waits until all is whole again, and writes both into the history."""
 
+import asyncio
 import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 import psutil
+from temporalio.service import RPCError, RPCStatusCode
 
+from ipnext.temporal import connect
 from tests.nemesis.faults import ROUND_SECONDS, Fault
 from tests.nemesis.history import Recorder
 from tests.nemesis.network import Partition
@@ -29,7 +32,14 @@ class Nemesis:
     def strike(self, fault: Fault) -> bool:
         """One fault, and the wait until it is healed. False where all did not become whole again in time."""
         number = next(self._numbers)
-        strike = {"kill": self._kill, "stop": self._stop, "partition": self._cut, "boundary": self._reached}[fault.kind]
+        strike = {
+            "kill": self._kill,
+            "stop": self._stop,
+            "partition": self._cut,
+            "boundary": self._reached,
+            "terminate": self._terminate,
+            "away": self._cut,
+        }[fault.kind]
         if not strike(fault, number):
             return True
         return self._healed(number, time.monotonic())
@@ -110,6 +120,18 @@ class Nemesis:
         partition.heal()
         return True
 
+    def _terminate(self, fault: Fault, number: int) -> bool:
+        """End a run of a kind of workflow from outside, as soon as there is one."""
+        deadline = time.monotonic() + fault.seconds
+        while time.monotonic() < deadline:
+            ended = asyncio.run(_terminated(self._stack.endpoints["temporal_address"], fault))
+            if ended is not None:
+                self._begin(fault, number, run=ended)
+                return True
+            time.sleep(0.05)
+        self._recorder.note("not_reached", number=number, **fault.document())
+        return False
+
     def _reached(self, fault: Fault, number: int) -> bool:
         """Arm a place and wait for a run to come there: the worker that does kills itself."""
         workers = self._stack.found("worker")
@@ -151,3 +173,20 @@ class Nemesis:
             time.sleep(0.05)
         self._recorder.note("healed", number=number, seconds=time.monotonic() - since)
         return True
+
+
+async def _terminated(address: str, fault: Fault) -> str | None:
+    """The run that was ended: its own id, for a workflow id is used again. None if there is none."""
+    client = await connect(address=address)
+    query = f"WorkflowType = '{fault.role}' AND ExecutionStatus = 'Running'"
+    found = sorted([(run.id, run.run_id) async for run in client.list_workflows(query)])
+    if not found:
+        return None
+    workflow_id, run_id = random.Random(fault.draw).choice(found)
+    try:
+        await client.get_workflow_handle(workflow_id, run_id=run_id).terminate("by the nemesis")
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:  # it has ended, and the list lags behind
+            return None
+        raise
+    return run_id

@@ -149,6 +149,20 @@ def test_a_run_that_did_not_end_well_is_told(tale, make_run, status):
     assert broken(tale) == {"runs_ended"}
 
 
+def test_a_run_that_the_nemesis_terminated_is_excused_and_no_other_one(tale, make_run):
+    tale.workflows.append(make_run("lifecycle/pair/c9", "TERMINATED") | {"run": "r1"})
+    tale.event("fault", 21.0, number=77, kind="terminate", role="lifecycle", touches_data=False, run="r1")
+    tale.event("healed", 22.0, number=77)
+    assert broken(tale) == set()
+    tale.workflows.append(make_run("lifecycle/pair/c9", "TERMINATED") | {"run": "r2"})
+    assert broken(tale) == {"runs_ended"}
+
+
+def test_a_gateway_that_sends_to_another_generation_at_rest_is_told(tale):
+    tale.sample(42.0, generation=1, ready=[["pair", "first", [1]], ["pair", "second", [1]]])
+    assert broken(tale) == {"final_state"}
+
+
 def test_two_transitions_of_one_model_at_a_time_are_told(tale, make_run):
     first = make_run("transition/c1", "COMPLETED", kind="transition") | {"begun": 1000.0, "closed": 1004.0}
     second = make_run("transition/c2", "COMPLETED", kind="transition") | {"begun": 1004.0}

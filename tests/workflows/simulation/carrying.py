@@ -3,15 +3,18 @@
 from collections.abc import Callable, Generator
 from typing import Any
 
+from ipnext.errors import FenceLost
 from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, WaveResult
+from ipnext.model.status import Reason
 from workflows import ordering, policies
 
-from . import moving, staging
-from .clock import Signal
+from . import moving, reconciling, staging, taking
+from .clock import GONE, Process, Signal, joined
+from .endings import end
 from .journal import Change, Moving
-from .performing import Attempt, Limits, perform
+from .performing import Attempt, AtWork, Limits, perform
 from .planning import way_back
-from .walking import WAITS, Command, Failed, Stopped, Walked, Way, walk
+from .walking import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
 
 Steps = Generator[Any, Any, Any]
 WAITING_FOR_SUPPLY = Limits(total=600.0, first_retry=1.0, most_retry=15.0)
@@ -23,10 +26,12 @@ STAGES = {
     ChangeKind.ROLLBACK: ("resolve_snapshots", "transition"),
     ChangeKind.MOVE: ("freeze", "transition"),
     ChangeKind.RETIRE: ("freeze", "withdraw_model", "release_model"),
+    ChangeKind.REPAIR: ("transition",),
 }
 ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 SHIELDED = frozenset({"withdraw_model", "release_model"})
-UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE})
+UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE, ChangeKind.REPAIR})
+ENDED_OUTSIDE = "its run was ended from outside"
 
 
 class Run:
@@ -41,6 +46,34 @@ class Run:
         self.approved = self.promoted = False
         self.generation: int | None = None
         self.ended: tuple[ChangeState, str] | None = None
+        self.lifecycle: Process | None = None
+        self.walk: Process | None = None
+        """The run of its transition, or of a revert of it."""
+        self.reverts = False
+        self.token = 0
+        self.at_work: dict[Process | None, AtWork] = {}
+        """By the process that waits for it."""
+
+    @property
+    def lives(self) -> bool:
+        """Whether its lifecycle runs."""
+        return self.lifecycle is not None and not self.lifecycle.done
+
+    @property
+    def walks(self) -> bool:
+        """Whether a run of its transition does."""
+        return self.walk is not None and not self.walk.done
+
+    def terminate(self) -> None:
+        """End the lifecycle. Its transition is asked to stop and goes back; a revert goes on."""
+        walks = self.walks
+        end(self.world, self.lifecycle, self)
+        if walks and not self.reverts:
+            self.stop()
+
+    def terminate_walk(self) -> None:
+        """End the transition."""
+        end(self.world, self.walk, self)
 
     @property
     def urgent(self) -> bool:
@@ -58,7 +91,7 @@ class Run:
 
     def hold(self, *, held: bool) -> None:
         """The model is paused, or goes on."""
-        if not self.urgent:
+        if self.change.kind not in ordering.PASSES_PAUSE:
             self.held = held
             self.world.clock.fire(self.signal)
 
@@ -99,7 +132,7 @@ class Run:
 
 def carry_out(run: Run) -> Steps:
     """The stages; then, whatever came of them, the end is recorded."""
-    change, staged = run.change, staging.Stages(run)
+    staged = staging.Stages(run)
     try:
         begun = yield from run.perform("begin_change", staged.begin)
     except Stopped:
@@ -112,9 +145,15 @@ def carry_out(run: Run) -> Steps:
             return
         run.generation = begun.generation
         outcome = yield from _outcome(run, staged)
+    yield from finished(run, outcome)
+
+
+def finished(run: Run, outcome: tuple[ChangeState, str]) -> Steps:
+    """Record how a change ended."""
     run.ended = outcome
-    yield from run.perform("finish_change", staged.finish, shielded=True)
-    run.world.invariants.ended(change, outcome[0])
+    yield from run.perform("finish_change", staging.Stages(run).finish, shielded=True)
+    run.world.invariants.ended(run.change, outcome[0])
+    run.world.entities[run.change.model].unheard(run)
 
 
 def _outcome(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[ChangeState, str]]:
@@ -122,7 +161,7 @@ def _outcome(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Ch
         return (yield from _stages(run, staged))
     except Stopped:
         return (ChangeState.ROLLED_BACK if run.moving else ChangeState.SUPERSEDED, "stopped")
-    except Failed as error:
+    except (Failed, FenceLost) as error:
         return (ChangeState.ROLLED_BACK if run.moving else ChangeState.REFUSED, str(error))
 
 
@@ -167,8 +206,21 @@ def _move(run: Run, staged: "staging.Stages") -> Generator[Any, Any, str]:
     if planned.transition.refused is not None:
         return planned.transition.refused or "refused"
     run.moving = True
-    walked = yield from walked_through(run, planned)
+    if run.stops:
+        raise Stopped
+    run.walk = run.world.clock.spawn(f"transition {run.name}", _walk(run, planned))
+    walked = yield from joined(run.walk)
+    if walked is GONE:
+        taken = yield from taking.settled(run)
+        walked = Walked(done=taken.done, waves_done=0, message=ENDED_OUTSIDE)
     return "" if walked.done else walked.message or "went back"
+
+
+def _walk(run: Run, planned: Moving) -> Steps:
+    try:
+        return (yield from walked_through(run, planned))
+    except FenceLost:
+        return GONE
 
 
 def _way(run: Run, planned: Moving) -> Way:
@@ -188,15 +240,25 @@ def _way(run: Run, planned: Moving) -> Way:
 
 
 def walked_through(run: Run, planned: Moving) -> Generator[Any, Any, Walked]:
-    """Drive the walk: its commands are performed, what comes of them is its next input."""
-    if run.stops:
-        raise Stopped
+    """Walk all waves, or some and then back."""
     run.way = _way(run, planned)
     if run.way.back == "by_waves":
         run.world.faults.count("a way back by waves")
-    way = walk(run.way)
     if run.newer:
         run.hear_of_newer(may_turn=run.may_turn)
+    return (yield from _driven(run, planned, walk(run.way)))
+
+
+def reverted(run: Run, planned: Moving) -> Generator[Any, Any, Walked]:
+    """Walk back only, from the wave that was under way: the run that walked before has gone."""
+    run.way, run.reverts = _way(run, planned), True
+    index = min(planned.waves_done, run.way.waves - 1)
+    failed = WaveResult(ok=False, reason=Reason.INTERNAL_ERROR, message=ENDED_OUTSIDE)
+    return (yield from _driven(run, planned, walk_back(run.way, index, failed)))
+
+
+def _driven(run: Run, planned: Moving, way: Walk) -> Generator[Any, Any, Walked]:
+    """Drive a walk: its commands are performed, what comes of them is its next input."""
     command = next(way, None)
     try:
         while command is not None:
@@ -259,67 +321,191 @@ class Entity:
 
     def __init__(self, world: Any, model: str) -> None:
         self.world, self.model = world, model
-        self.queue: tuple[QueuedChange, ...] = ()
-        self.seen: set[str] = set()
         self.running: Run | None = None
-        self.news, self.turned, self.held = Signal(), 0, False
+        """The run that is under way, whether the entity knows of it or not."""
+        self.process: Process | None = None
+        self.news = Signal()
+        self._forget()
+
+    def _forget(self) -> None:
+        """An entity that begins knows nothing."""
+        self.queue: tuple[QueuedChange, ...] = ()
+        self.begun: tuple[QueuedChange, ...] = ()
+        """Changes whose run has begun before: they are awaited before anything else begins."""
+        self.seen: set[str] = set()
+        self.marks: list[Process] = []
+        self.turned, self.held, self.rebuilt, self.knows = 0, False, False, False
+
+    @property
+    def runs(self) -> bool:
+        """Whether the entity runs."""
+        return self.process is not None and not self.process.done
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run is under way. One that was ended after it recorded its end, as its entity was, is not."""
+        run = self.running
+        return run is not None and (self.runs or run.lives or run.walks)
+
+    def begin(self, *, rebuilt: bool = False) -> None:
+        """Start it. `rebuilt`: there is nothing to read, or it was carried over."""
+        if not self.runs:
+            self.rebuilt = rebuilt
+            self.process = self.world.clock.spawn(f"entity {self.model}", self.body())
+
+    def terminate(self) -> None:
+        """End it from outside; the run goes on."""
+        end(self.world, self.process, self.running)
+        for mark in self.marks:
+            self.world.clock.kill(mark)
+        self._forget()
+
+    def unheard(self, run: Run) -> None:
+        """A run has recorded its end, and no entity knows of it."""
+        if self.running is run and not self.knows:
+            self.running = None
+
+    def renew(self) -> None:
+        """Continue as new, with all that is under way."""
+        carried = self.queue, self.begun, self.seen, self.turned, self.held, self.marks
+        run = self.running
+        if run is not None and run.change.state is not ChangeState.RECORDED and not (run.lives or run.walks):
+            return  # it is about to record an end
+        end(self.world, self.process)
+        self.queue, self.begun, self.seen, self.turned, self.held, self.marks = carried
+        if run is not None and run.change.queued not in self.begun:
+            self.begun = (run.change.queued, *self.begun)
+        self.begin(rebuilt=True)
 
     def submit(self, change: Change) -> None:
-        """Queue a change; the same one again is none."""
+        """Queue a change; the same one again is none. An entity that does not run begins with it."""
+        self.begin()
         new = change.queued
-        if new.id in self.seen:
-            return
-        self.seen.add(new.id)
-        self.queue, gone = ordering.enqueue(self.queue, new)
-        self.world.invariants.queued(self.model, self.queue)
-        for found in gone:
-            self.world.clock.spawn(
-                f"supersede {found.change.id}", self._supersede(found), after=self.world.faults.latency()
-            )
         if change.state is ChangeState.RECORDED:
             change.state = ChangeState.QUEUED
+        if new.id in self.seen:
+            return
+        self._enqueue(new)
         self._stop_for(new)
         self._tell_of(new)
         self.world.clock.fire(self.news)
 
+    def _enqueue(self, new: QueuedChange) -> None:
+        self.seen.add(new.id)
+        self.queue, gone = ordering.enqueue(self.queue, new)
+        self.world.invariants.queued(self.model, self.queue)
+        for found in gone:
+            mark = self.world.clock.spawn(
+                f"supersede {found.change.id}", self._supersede(found), after=self.world.faults.latency()
+            )
+            self.marks = [*(m for m in self.marks if not m.done), mark]
+
     def body(self) -> Steps:
         """Carry out changes, one by one."""
+        if not self.rebuilt:
+            yield from self._rebuild()
         while True:
-            first = ordering.next_of(self.queue, held=self.held)
+            first = self.begun[0] if self.begun else ordering.next_of(self.queue, held=self.held)
             if first is None:
                 yield (None, (self.news,))
                 continue
             self.queue = tuple(waiting for waiting in self.queue if waiting.id != first.id)
-            held = self.held and first.kind not in ordering.URGENT
-            run = self.running = Run(self.world, self.world.journal.by_id[first.id], held=held)
-            self.world.tell("run", run.name)
-            for waiting in self.queue:
-                self._stop_for(waiting)
-                self._tell_of(waiting)
-            yield from carry_out(run)
+            run = yield from self._carried_out(first)
             self.turned = self.turned + 1 if run.gave_way else 0
             if run.gave_way:
                 self.world.invariants.gave_way(run.change)
             self.world.tell("ended", f"{run.name}: {run.ended}")
+            self.begun = tuple(other for other in self.begun if other.id != first.id)
+            self.running, self.knows = None, False
+
+    def _rebuild(self) -> Steps:
+        """Read from the store what was asked before this entity began."""
+        yield self.world.endings.latency()
+        found = [change.queued for change in reconciling.open_changes(self.world, self.model)]
+        begun = {c.id for c in found if self._lives(c) or self.world.journal.by_id[c.id].state is ChangeState.RUNNING}
+        yield self.world.endings.latency()
+        self.begun = tuple(change for change in found if change.id in begun)
+        self.queue = tuple(change for change in self.queue if change.id not in begun)
+        for change in found:
+            if change.id not in begun | self.seen:
+                self._enqueue(change)
+        self.held = self.world.journal.records[self.model].held
+        if not begun:
             self.running = None
+        self.rebuilt = True
+
+    def _lives(self, change: QueuedChange) -> bool:
+        return change.id in self.world.runs and self.world.runs[change.id].lives
+
+    def _carried_out(self, first: QueuedChange) -> Generator[Any, Any, Run]:
+        """Run a change to its end, or follow the run that exists."""
+        run = self.world.runs.get(first.id)
+        if run is None:
+            held = self.held and first.kind not in ordering.PASSES_PAUSE
+            run = self.running = self.world.runs[first.id] = Run(
+                self.world, self.world.journal.by_id[first.id], held=held
+            )
+            self.world.tell("run", run.name)
+            run.lifecycle = self.world.clock.spawn(run.name, carry_out(run))
+            self._tell_all(run)
+            if (yield from joined(run.lifecycle)) is not GONE:
+                return run
+            yield from self._failed(run)
+            return run
+        self.running = run
+        yield from self._followed(run)
+        return run
+
+    def _followed(self, run: Run) -> Steps:
+        """Wait for the end of a run that an entity of before started, or that has gone."""
+        while True:
+            yield self.world.endings.latency()
+            lives = run.lives
+            yield self.world.endings.latency()
+            if run.change.state.final:
+                run.ended = run.ended or (run.change.state, run.change.message)
+                return
+            if not lives:
+                yield from self._failed(run)
+                return
+            if not self.knows:
+                run.hold(held=self.held)
+                self._tell_all(run)
+            yield (policies.FOLLOWED_LOOK_SOON.total_seconds(), (run.lifecycle.ended,) if run.lifecycle else ())
+
+    def _failed(self, run: Run) -> Steps:
+        """A run that could not record its own end: what it moved goes back, then the entity does."""
+        taken = yield from taking.settled(run)
+        state = ChangeState.ROLLED_BACK if taken.moved else ChangeState.REFUSED
+        moved = self.world.journal.find_transition(run.change.id)
+        if taken.done and moved is not None:
+            state, run.generation = ChangeState.DONE, moved.generation
+        yield from finished(run, (state, ENDED_OUTSIDE))
+
+    def _tell_all(self, run: Run) -> None:
+        self.running, self.knows = run, True
+        for waiting in self.queue:
+            self._stop_for(waiting)
+            self._tell_of(waiting)
 
     def hold(self, *, held: bool) -> None:
         """Pause or resume; the run that is under way hears of it."""
-        self.held = held
+        self.held = self.world.journal.records[self.model].held = held
         if self.running is not None:
             self.running.hold(held=held)
         self.world.clock.fire(self.news)
 
     def _stop_for(self, new: QueuedChange) -> None:
-        if self.running is not None and ordering.stops(new, self.running.change.queued):
+        run = self.running
+        if run is not None and self.knows and ordering.stops(new, run.change.queued):
             self.world.faults.count("stopped by a newer change")
-            self.running.stop()
+            run.stop()
 
     def _tell_of(self, new: QueuedChange) -> None:
         run = self.running
-        kinds = {new.kind, run.change.kind} if run is not None else {ChangeKind.MOVE}
-        newer = kinds <= ROLLS_OUT and new.sequence > run.change.sequence
-        if newer and ordering.overtakes(new, run.change.queued):
+        if run is None or not self.knows or not {new.kind, run.change.kind} <= ROLLS_OUT:
+            return
+        if new.sequence > run.change.sequence and ordering.overtakes(new, run.change.queued):
             run.hear_of_newer(may_turn=self.turned < policies.MOST_TURNS)
 
     def _supersede(self, found: ordering.Superseded) -> Steps:

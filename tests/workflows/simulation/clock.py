@@ -22,10 +22,26 @@ class Signal:
 class Process:
     """A generator and the number of its present wait: a wake-up for an older one is void."""
 
-    __slots__ = ("body", "done", "name", "token")
+    __slots__ = ("body", "done", "ended", "name", "result", "token")
 
     def __init__(self, name: str, body: Body) -> None:
         self.name, self.body, self.token, self.done = name, body, 0, False
+        self.ended, self.result = Signal(), None
+        """What it returned; GONE if it was ended from outside."""
+
+
+class Gone:
+    """The result of a process that was ended from outside."""
+
+
+GONE = Gone()
+
+
+def joined(process: Process) -> Body:
+    """Wait for the end of a process; its result."""
+    while not process.done:
+        yield (None, (process.ended,))
+    return process.result
 
 
 class NeverEnds(Exception):
@@ -38,6 +54,8 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.events = 0
+        self.current: Process | None = None
+        """The process that took the last step."""
         self._heap: list[tuple[float, int, Process, int]] = []
         self._order = 0
         self.processes: list[Process] = []
@@ -48,6 +66,13 @@ class Clock:
         self.processes.append(process)
         self._wake(process, process.token, self.now + after)
         return process
+
+    def kill(self, process: Process) -> None:
+        """End a process where it stands. It can't be the one that is running."""
+        if not process.done:
+            process.token += 1
+            process.body.close()
+            self._ended(process, GONE)
 
     def fire(self, signal: Signal) -> None:
         """Wake what waits."""
@@ -71,17 +96,21 @@ class Clock:
             self.now = max(self.now, until)
 
     def _step(self, process: Process) -> None:
-        process.token += 1
+        process.token, self.current = process.token + 1, process
         try:
             wish = process.body.send(None)
-        except StopIteration:
-            process.done = True
+        except StopIteration as ended:
+            self._ended(process, ended.value)
             return
         seconds, signals = wish if isinstance(wish, tuple) else (wish, ())
         for signal in signals:
             signal.waiting.append((process, process.token))
         if seconds is not None:
             self._wake(process, process.token, self.now + seconds)
+
+    def _ended(self, process: Process, result: Any) -> None:
+        process.done, process.result = True, result
+        self.fire(process.ended)
 
     def _wake(self, process: Process, token: int, at: float) -> None:
         self._order += 1

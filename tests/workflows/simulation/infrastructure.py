@@ -88,6 +88,12 @@ class Host:
         return [g for g, at in self.ready_at.items() if at <= now < self.leaves.get(g, NEVER)]
 
     @property
+    def coming(self) -> list[int]:
+        """Generations that it loads."""
+        now = self.world.clock.now
+        return [g for g, at in self.ready_at.items() if at > now and g not in self.failing]
+
+    @property
     def goes_over(self) -> bool:
         """Whether it is on its way from one generation to another."""
         return self.over_to is not None and self.ready_at[self.over_to] > self.world.clock.now

@@ -4,12 +4,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from activities import waves
+from activities import admitting, waves
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Dip
 
+from . import reconciling
 from .infrastructure import Key, Region
-from .journal import Placement, placed_units
+from .journal import UNDER_WAY, Placement, placed_units
 from .performing import HEARTBEAT_SECONDS, Limits
 from .walking import WAITS, Command
 
@@ -140,7 +141,9 @@ class Invariants:
                     self.halfway.setdefault(model, set()).add(seen)
                 which = "all generations" if generation is None else f"generation {generation}"
                 told = f"{where}: {model}/{part} in {region}: {load:g} requests/s to {which}, which carries {able:g}"
-                self.broken("I1 between" if stays else "I1 way back" if self._goes_back(model) else "I1 capacity", told)
+                self.broken(
+                    "I1 between" if stays else self._way_back(model) if self._goes_back(model) else "I1 capacity", told
+                )
 
     def _carried_apart(self, model: str, where: str, *, between: bool) -> None:
         """I1 where processes go over: what is short goes along with them, so it counts for all generations together.
@@ -164,7 +167,9 @@ class Invariants:
             if stays:
                 self.halfway.setdefault(model, set()).add(seen)
             told = f"{where}: {model}/{place[1]} in {place[0]}: {short:g} of {whole[place]:g} requests/s are missing, {may:g} may"
-            self.broken("I1 between" if stays else "I1 way back" if self._goes_back(model) else "I1 capacity", told)
+            self.broken(
+                "I1 between" if stays else self._way_back(model) if self._goes_back(model) else "I1 capacity", told
+            )
 
     def _swapping(self, model: str) -> Mapping[tuple[str, str], float]:
         """(Region, part) -> requests/s that the processes carry which go over in the wave at hand."""
@@ -206,6 +211,12 @@ class Invariants:
         """A step of a way back could not be done: what is short for it may stay so until a transition is through."""
         self.left_behind.add(model)
 
+    def one_mover(self, model: str) -> None:
+        """No two transitions of a model are open."""
+        open_ones = [m.id for m in self.world.journal.records[model].transitions if m.state in UNDER_WAY]
+        if len(open_ones) > 1:
+            raise Violated("one mover", f"{' and '.join(open_ones)} move {model} at the same time")
+
     def gave_way(self, change: Any) -> None:
         """I4: a run gives way only to what brings its own change, too."""
         kinds = {ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE} | ({change.kind} & {ChangeKind.APPLY})
@@ -237,7 +248,7 @@ class Invariants:
         """Pace: the first share of a new generation, and how much of a region's traffic one wave moves."""
         run, rollout = self.world.entities[model].running, self.world.journal.records[model].manifest.spec.rollout
         paced = run is not None and run.command.name == "shift_traffic" and not run.command.back
-        if not paced or run.change.kind is ChangeKind.ROLLBACK or model in self.left_behind or not before:
+        if not paced or run.change.kind in admitting.AT_ONCE or model in self.left_behind or not before:
             return
         if region not in self.demand[model]:
             return
@@ -317,9 +328,24 @@ class Invariants:
                 ]
                 if orphans:
                     raise Violated("I6 orphan", f"{orphans[0]} runs and is not known")
+            if self.world.ends:
+                self._at_rest(model)
         for entity in self.world.entities.values():
-            if entity.running is not None or entity.queue:
+            if entity.busy or entity.queue:
                 raise Violated("I6 end", f"{entity.model} still runs {entity.running}")
+
+    def _at_rest(self, model: str) -> None:
+        """What every region has is what the store wants, and users are answered by the generation that serves."""
+        record = self.world.journal.records[model]
+        if any(moving.state in UNDER_WAY for moving in record.transitions):
+            raise Violated("rest transition", f"a transition of {model} is open for ever")
+        for region in self.world.infra.regions.values():
+            sent = {s.generation for s in region.routes.get(model, (0, ()))[1] if s.fraction > 0}
+            if sent - {record.serving}:
+                told = f"{region.name} sends {model} to generation {sorted(sent)}; generation {record.serving} serves"
+                raise Violated("rest generation", told)
+            if told := reconciling.difference(self.world, region.name, model):
+                raise Violated("rest region", f"{region.name} is not as the store wants it: {told}")
 
     def _newest_counts(self, model: str, record: Any) -> None:
         """I4: the newest of what was asked is never given up for something older."""
@@ -356,10 +382,19 @@ class Invariants:
                     if origin.name not in self.demand.get(model, {}):
                         name = "I2 undemanded"
                     elif self._goes_back(model):
-                        name = "I1 way back"
+                        name = self._way_back(model)
                     told = f"{where}: {origin.name} sends {model} generation {share.generation} to {share.to}, not whole there"
                     self.broken(name, told)
                 passed += share.fraction
+
+    def _way_back(self, model: str) -> str:
+        """I1 ahead: a gateway follows what was never written down, for the run that told it has gone."""
+        tables = self.world.journal.records[model].tables
+        ahead = any(
+            origin.routes.get(model, (0, ()))[0] > (tables[name].revision if name in tables else 0)
+            for name, origin in self.world.infra.regions.items()
+        )
+        return "I1 ahead" if self.world.ends and ahead else "I1 way back"
 
     def _dropped(self, origin: Region, model: str, where: str) -> None:
         """I5: of users who are answered not all lose their answers as long as everything that gave them does."""
@@ -378,10 +413,10 @@ class Invariants:
             self.broken("I5 dropped", f"{where}: users of {origin.name} were answered, and {model} has no answer now")
 
     def _ends_for(self, model: str, origin: str) -> bool:
-        """Whether the run under way leads to where nobody answers these users: it retires the model, or goes back to before its first generation."""
-        entity = self.world.entities.get(model)
+        """Whether nobody is to answer these users: the model is retired, its first generation is reverted, or none has served and it is withdrawn."""
+        entity, record = self.world.entities.get(model), self.world.journal.records[model]
         if entity is None or entity.running is None:
-            return False
+            return record.serving is None and all(change.state.final for change in record.changes)
         run = entity.running
         if run.change.kind == ChangeKind.RETIRE:
             return True

@@ -2,17 +2,23 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.deployment import RouteShare
 from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange
 from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare
 from ipnext.model.rollout import Transition, TransitionState
 
+from .clock import Clock
 from .infrastructure import Deployment, Key
 
 Units = dict[tuple[str, str], float]
+UNDER_WAY = frozenset({TransitionState.PLANNED, TransitionState.RUNNING})
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+"""Second 0 of every history, for code that reads dates."""
 
 
 class Table(NamedTuple):
@@ -39,6 +45,7 @@ class Change:
     message: str = ""
     by: int | None = None
     """Sequence of the change that superseded it."""
+    finished_at: datetime | None = None
 
     @property
     def queued(self) -> QueuedChange:
@@ -80,6 +87,8 @@ class Moving:
     transition: Transition
     state: TransitionState
     waves_done: int = 0
+    fence: int = 0
+    """Fencing token of the run that may move the model."""
 
 
 @dataclass
@@ -96,12 +105,15 @@ class Record:
     placement: Placement | None = None
     serving: int | None = None
     retired: bool = False
+    held: bool = False
+    """The model is paused."""
 
 
 class Journal:
     """All models."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self.records: dict[str, Record] = {}
         self.by_id: dict[str, Change] = {}
         self.plans = 0
@@ -122,9 +134,34 @@ class Journal:
         return change
 
     def end(self, change: Change, state: ChangeState, message: str = "", by: int | None = None) -> None:
-        """A change that is final stays."""
-        if not change.state.final:
-            change.state, change.message, change.by = state, message, by
+        """A change that is final stays. Its transition ends with it."""
+        if change.state.final:
+            return
+        change.state, change.message, change.by, change.finished_at = state, message, by, self.now
+        moving = self.find_transition(change.id)
+        if moving is not None and moving.state in UNDER_WAY:
+            moving.state = TransitionState.DONE if state is ChangeState.DONE else TransitionState.ROLLED_BACK
+
+    @property
+    def now(self) -> datetime:
+        """As a date."""
+        return EPOCH + timedelta(seconds=self.clock.now)
+
+    def check_only_mover(self, change: Change) -> None:
+        """As the repository's: Unavailable while another change moves the model."""
+        record = self.records[change.model]
+        open_ones = (m.id for m in record.transitions if m.state in UNDER_WAY and m.id != change.id)
+        retiring = (c.id for c in record.changes if c.kind is ChangeKind.RETIRE and c.state is ChangeState.RUNNING)
+        for other in (*open_ones, *(number for number in retiring if number != change.id)):
+            msg = f"change {other} still moves the model"
+            raise Unavailable(msg)
+
+    def check_fence(self, change_id: str, token: int) -> None:
+        """As the repository's: FenceLost for a change that has ended, or a transition that was taken over."""
+        moving = self.find_transition(change_id)
+        if self.by_id[change_id].state.final or (moving is not None and moving.fence != token):
+            msg = f"change {change_id}: a run with token {token} writes nothing more"
+            raise FenceLost(msg)
 
     def new_plan(self) -> str:
         """The id of the next plan."""
@@ -163,8 +200,7 @@ class Journal:
             open_ones = [
                 moving
                 for moving in record.transitions
-                if moving.state in {TransitionState.PLANNED, TransitionState.RUNNING}
-                and not self.by_id[moving.id].state.final
+                if moving.state in UNDER_WAY and not self.by_id[moving.id].state.final
             ]
             if model != but and open_ones:
                 found.append(open_ones[-1])

@@ -5,7 +5,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from ipnext.model.lifecycle import ChangeKind
+from ipnext.model.lifecycle import ChangeKind, ChangeState
 
 from . import losing, placing
 from .journal import Change, Generation, Placement, placed_units
@@ -16,6 +16,7 @@ KINDS = (
     "publish", "publish", "publish", "publish in a rush", "two owners at once", "rollback", "rollback", "apply",
     "replan", "replan", "drain", "abort", "retire", "pause", "freeze", "lose a region",
 )  # fmt: skip
+REPAIRED_KINDS = (*KINDS, "repair")
 PLANS = 3
 """How often a replan is tried that came too late."""
 
@@ -32,7 +33,8 @@ class Minds:
         yield begins
         self.world.clock.spawn("people", self._people())
         for _ in range(count):
-            self.ask(self.random.choice(KINDS), self.random.choice(sorted(self.world.journal.records)))
+            kinds = REPAIRED_KINDS if self.world.ends else KINDS
+            self.ask(self.random.choice(kinds), self.random.choice(sorted(self.world.journal.records)))
             yield self.random.choice((0.0, 0.5, 5.0, 20.0, 100.0)) * self.random.random()
 
     def _people(self) -> Steps:
@@ -65,12 +67,13 @@ class Minds:
             "freeze": lambda: self.freeze(model),
             "lose a region": self.lose,
             "retire": lambda: self.record(model, ChangeKind.RETIRE),
+            "repair": lambda: self.repair(model),
         }[kind]()
 
     def record(self, model: str, kind: ChangeKind, **more: Any) -> Change | None:
         """Acknowledge a change; the outbox hands it on, in order, and now and then twice."""
         record = self.world.journal.records[model]
-        if record.retired or any(c.kind is ChangeKind.RETIRE for c in record.changes):
+        if record.retired or _retires(record):
             return None
         change = self.world.journal.record(model, kind, self.world.clock.now, **more)
         self.world.tell("asked", f"{kind} {change.id} generation {change.generation}")
@@ -84,7 +87,7 @@ class Minds:
     def publish(self, model: str) -> None:
         """The next generation."""
         record = self.world.journal.records[model]
-        if record.retired or any(c.kind is ChangeKind.RETIRE for c in record.changes):
+        if record.retired or _retires(record):
             return
         number = max(record.generations, default=0) + 1
         parts = tuple(part.name for part in record.manifest.spec.parts)
@@ -111,6 +114,14 @@ class Minds:
         record.manifest = SimpleNamespace(name=model, metadata=record.manifest.metadata, spec=spec)
         self.record(model, ChangeKind.APPLY)
 
+    def repair(self, model: str) -> None:
+        """By a person. Asked while one is open, it is the same change."""
+        record = self.world.journal.records[model]
+        if record.serving is not None and not any(
+            c.kind is ChangeKind.REPAIR and not c.state.final for c in record.changes
+        ):
+            self.record(model, ChangeKind.REPAIR)
+
     def pause(self, model: str) -> None:
         """Hold a model's changes for a while."""
         entity = self.world.entities[model]
@@ -127,13 +138,13 @@ class Minds:
         if region in world.drained | world.lost or len(world.drained | world.lost) + 1 >= len(world.fleet.regions):
             return
         losing.lose(world, region)
-        world.clock.spawn(f"around {region}", losing.sent_around(world, region))
-        world.clock.spawn(f"return {region}", losing.returned(world, region), after=100 + self.random.random() * 400)
+        world.drain(f"around {region}", lambda: losing.sent_around(world, region))
+        world.drain(f"return {region}", lambda: losing.returned(world, region), after=100 + self.random.random() * 400)
 
     def abort(self, model: str) -> None:
         """Cancel the run that is under way; a rollback and a retirement go to their end."""
         run = self.world.entities[model].running
-        if run is not None and not run.urgent:
+        if run is not None and self.world.entities[model].knows and not run.urgent:
             self.world.aborted.add(run.change.id)
             run.stop()
 
@@ -149,8 +160,9 @@ class Minds:
     def replan(self) -> None:
         """Ask for a plan of the whole fleet; one at a time."""
         self.world.replans += 1
-        if self.world.replans == 1:
-            self.world.clock.spawn("replan", self._replan(), after=self.random.random())
+        running = self.world.replanning is not None and not self.world.replanning.done
+        if not running if self.world.ends else self.world.replans == 1:
+            self.world.replanning = self.world.clock.spawn("replan", self._replan(), after=self.random.random())
 
     def _undrain(self, region: str) -> Steps:
         self.world.drained.discard(region)
@@ -229,6 +241,12 @@ class Minds:
             if record.serving and record.placement and record.placement.plan_id in journal.fleet_plans
             if f"move-{record.placement.plan_id}-{model}" not in journal.by_id
         ]
+
+
+def _retires(record: Any) -> bool:
+    """Whether it is retired, or to be; a retirement that was ended from outside may be followed by anything."""
+    changes = [change for change in record.changes if change.kind is ChangeKind.RETIRE]
+    return any(not change.state.final or change.state is ChangeState.DONE for change in changes)
 
 
 def _take(left: dict[tuple[str, str], float], placement: Placement) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from activities import gates, pacing, regions, rerouting, swapping, undoing, wanted, waves
+from activities import admitting, gates, pacing, regions, rerouting, swapping, undoing, wanted, waves
 from activities.following import Following, followed
 from ipnext.errors import Unavailable
 from ipnext.model.comparison import Pair
 from ipnext.model.deployment import RouteShare
 from ipnext.model.gates import GateSpec, RegionTraffic
-from ipnext.model.lifecycle import ChangeKind, WaveResult
+from ipnext.model.lifecycle import WaveResult
 from ipnext.model.rollout import TransitionState
 from ipnext.model.status import Reason
 
@@ -60,8 +60,10 @@ def state_of(world: Any, wave: Wave, phase: waves.Phase) -> waves.ModelState:
 def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """The wave's replicas, ready, at most until the deadline."""
     record = world.journal.records[wave.model]
+    attempt.check()
     if not wave.back:
         wave.moving.state = TransitionState.RUNNING
+        world.invariants.one_mover(wave.model)
     state = state_of(world, wave, "scaled_up")
     if _stuck(world, wave, state):
         yield "a lost region is in the way"
@@ -178,7 +180,7 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     waits = waiting(world, wave, shares, regions_seen) if wave.back else frozenset()
     if (hurried := _hurried(world, wave, shares)) is not None:
         return hurried
-    if not (wave.back or world.journal.by_id[wave.moving.id].kind is ChangeKind.ROLLBACK):
+    if not (wave.back or world.journal.by_id[wave.moving.id].kind in admitting.AT_ONCE):
         _check_reached(world, record, shares)
     keeping = not_gone_back(world, wave, state)
     yield from follow(world, wave.model, shares, deployments, attempt, waits, keeping=keeping)
@@ -200,7 +202,7 @@ def _what_answers(
 def _hurried(world: Any, wave: Wave, shares: Mapping[str, tuple[RouteShare, ...]]) -> WaveResult | None:
     """By the real function: a run goes no faster for a region that was lost on the way."""
     record = world.journal.records[wave.model]
-    if wave.back or world.journal.by_id[wave.moving.id].kind is ChangeKind.ROLLBACK:
+    if wave.back or world.journal.by_id[wave.moving.id].kind in admitting.AT_ONCE:
         return None
     facts, rollout = (
         SimpleNamespace(model=wave.model, tables=record.tables, lost=world.out.lost),
@@ -584,7 +586,10 @@ def _peak(world: Any, wave: Wave) -> Any:
 def _write_progress(wave: Wave) -> None:
     moving = wave.moving
     if wave.back:
-        moving.state = TransitionState.ROLLED_BACK if wave.last else moving.state
+        if wave.last:
+            moving.state = TransitionState.ROLLED_BACK
+        else:
+            moving.waves_done = min(moving.waves_done, max(wave.index - 1, 0))
         return
     moving.waves_done = max(wave.index + 1, moving.waves_done)
     moving.state = TransitionState.DONE if wave.last else TransitionState.RUNNING

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-from ipnext.errors import Unavailable
+from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.status import Reason
 from workflows import policies
 
@@ -33,14 +34,30 @@ class Attempt:
     scheduled: float
     cancelled: Callable[[], bool]
     signals: tuple[Any, ...]
+    fence: Callable[[], None] = lambda: None
+    """Raises FenceLost if the run of the attempt may write nothing more."""
     late: bool = False
     """Its worker stood still for longer than its heartbeat may be late."""
+    gone: Callable[[], bool] = lambda: False
+    """Its run was ended from outside, and a heartbeat has told so."""
 
     def check(self) -> None:
-        """Before each write, as activities/pulse.py: another one may have its work. Unavailable."""
+        """Before each write, as activities/pulse.py and fencing.py: another one may have its work. Unavailable, FenceLost."""
         if self.late:
             msg = "the worker stood still, and another one may have its work"
             raise Unavailable(msg)
+        if self.gone():
+            msg = "the run of this activity has ended"
+            raise FenceLost(msg)
+        self.fence()
+
+
+class AtWork(NamedTuple):
+    """An attempt that is under way, and what it still has to do."""
+
+    name: str
+    attempt: Attempt
+    steps: Generator[Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -72,9 +89,12 @@ def perform(
     why = Unavailable("no attempt ended")
     while True:
         world.tell("activity", f"{run.name}: {name}")
-        attempt = Attempt(scheduled, lambda: not shielded and run.cancels > asked, signals)
+        fence = partial(world.journal.check_fence, run.change.id, run.token)
+        attempt = Attempt(scheduled, lambda: not shielded and run.cancels > asked, signals, fence)
         try:
-            answer = yield from _attempted(world, run.change.model, name, attempt, body(attempt))
+            owner = clock.current
+            at_work = run.at_work[owner] = AtWork(name, attempt, body(attempt))
+            answer = yield from _attempted(world, run.change.model, *at_work)
         except Cancelled:
             raise Stopped from None
         except Crashed:
@@ -83,8 +103,10 @@ def perform(
             world.tell("again", str(error))
             why, wait, pause = error, pause, min(pause * 2, limits.most_retry)
         else:
+            run.at_work.pop(owner, None)
             world.invariants.in_time(name, clock.now - scheduled, limits)
             return answer
+        run.at_work.pop(owner, None)
         if clock.now + wait > end:
             yield (max(0.0, end - clock.now), ())
             raise Failed(Reason.REGION_UNREACHABLE, str(why))
@@ -119,6 +141,36 @@ def _attempted(
             yield wish
 
 
+def linger(world: Any, run: Any, process: Any) -> None:
+    """A run was ended from outside: the attempt that is under way goes on until its worker hears of that."""
+    at_work = run.at_work.pop(process, None)
+    if at_work is None:
+        return
+    name, attempt, steps = at_work
+    heard = world.clock.now + world.endings.heartbeat()
+    attempt.gone = lambda: bool(world.clock.now >= heard)
+    body = _lingering(world, run.change.model, name, (attempt, steps))
+    world.clock.spawn(f"lingering {name}", body, after=world.endings.latency())
+
+
+def _lingering(
+    world: Any, model: str, name: str, at_work: tuple[Attempt, Generator[Any, Any, Any]]
+) -> Generator[Any, Any, None]:
+    attempt, steps = at_work
+    world.faults.count("an activity outlives its run")
+    try:
+        for wish in steps:
+            if isinstance(wish, str):
+                world.invariants.look(model, f"lingering {name}: {wish}", between=wish.startswith(BETWEEN))
+                yield world.endings.latency()
+            elif attempt.gone():
+                return
+            else:
+                yield (wish[0] if isinstance(wish, tuple) else wish, ())
+    except (Cancelled, Failed, FenceLost, Unavailable):
+        return
+
+
 def _died(
     world: Any, model: str, fate: Any, name: str, attempt: Attempt, steps: Generator[Any, Any, Any]
 ) -> Generator[Any, Any, Any]:
@@ -141,5 +193,5 @@ def _late(world: Any, model: str, name: str, steps: Generator[Any, Any, Any]) ->
                 return
             world.invariants.look(model, f"late {name}: {wish}", between=wish.startswith(BETWEEN))
             yield world.faults.latency()
-    except Unavailable:
+    except (FenceLost, Unavailable):
         return

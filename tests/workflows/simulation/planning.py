@@ -14,6 +14,8 @@ from .journal import Change, Moving
 def planned(world: Any, change: Change, generation: int) -> Moving:
     """The stored transition of a change, planned once. Unavailable while only another model's transition is in the way."""
     known = world.journal.find_transition(change.id)
+    world.journal.check_fence(change.id, known.fence if known else 0)
+    world.journal.check_only_mover(change)
     if known is not None:
         return known
     record = world.journal.records[change.model]
@@ -33,6 +35,7 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
     state = TransitionState.REFUSED if found.refused else TransitionState.PLANNED
     moving = Moving(change.id, change.model, generation, found, state)
     record.transitions.append(moving)
+    world.invariants.one_mover(change.model)
     if world.tracing:
         world.tell("waves", found.refused or " | ".join(_told(wave) for wave in found.waves))
     world.invariants.begin(change.model, found.dips, rollback=change.kind is ChangeKind.ROLLBACK)
@@ -74,7 +77,7 @@ def _planned(world: Any, change: Change, origin: FleetState, to: FleetState) -> 
         if _looked(world, (change.id, "later"), (wished, later, (origin, to), policy))[1].feasible:
             msg = f"waiting for supply that another model is about to free: {found.refused}"
             raise Unavailable(msg)
-        if rollout.when_short == "wait" and admission.surge and change.kind is not ChangeKind.ROLLBACK:
+        if rollout.when_short == "wait" and admission.surge and change.kind not in admitting.AT_ONCE:
             world.faults.count("waits for supply")
             msg = f"waiting for supply: {found.refused}"
             raise Unavailable(msg)

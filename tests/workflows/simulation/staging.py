@@ -5,13 +5,14 @@
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
+from activities import deployment
 from activities.problems import model_problem
-from ipnext.errors import IPnextError, Unavailable
+from ipnext.errors import FenceLost, IPnextError, Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.plan import ReplicaCount, TrafficShare
 from ipnext.model.status import Reason
 
-from . import placing, planning
+from . import placing, planning, reconciling
 from .journal import Change, Moving, Placement, Record
 from .performing import Attempt
 from .walking import Failed
@@ -45,7 +46,7 @@ class Stages:
         generation = change.generation
         if change.kind is ChangeKind.APPLY:
             generation = record.serving or max(record.generations, default=None)
-        elif change.kind in {ChangeKind.MOVE, ChangeKind.RETIRE}:
+        elif change.kind in {ChangeKind.MOVE, ChangeKind.RETIRE, ChangeKind.REPAIR}:
             generation = record.serving
         elif change.kind is ChangeKind.ROLLBACK and record.generations[generation].serving_at is None:
             raise Failed(Reason.TRANSITION_REFUSED, "has never served")
@@ -79,6 +80,7 @@ class Stages:
         )
         if found is None:
             return "nothing can be placed"
+        world.journal.check_fence(self.change.id, 0)
         record.placement = found
         world.invariants.planned({self.change.model: found})
         yield "the plan is adopted"
@@ -88,7 +90,7 @@ class Stages:
         """The waves, planned once."""
         try:
             found: Moving = planning.planned(self.world, self.change, self.run.generation)
-        except Unavailable:
+        except (FenceLost, Unavailable):
             raise
         except IPnextError as error:
             raise Failed(Reason.INTERNAL_ERROR, str(error)) from error
@@ -140,9 +142,11 @@ class Stages:
             return None
         if state is ChangeState.DONE:
             self._succeeded()
-        if state is not ChangeState.DONE or change.kind is ChangeKind.RETIRE:
+        if deployment._follows_what_runs(change.kind, state):
             record.placement = _settled(change, record, self.world)
         self.world.journal.end(change, state, message)
+        if self.world.ends:
+            reconciling.record_repair(self.world, change.model)
         yield "the end is written down"
         return None
 

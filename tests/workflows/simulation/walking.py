@@ -78,7 +78,7 @@ def walk(way: Way) -> Walk:
     for index in range(way.waves):
         failed = yield from _outcome(way, index)
         if failed is not None:
-            return (yield from _back(way, index, failed))
+            return (yield from walk_back(way, index, failed))
     return Walked(done=True, waves_done=way.waves)
 
 
@@ -165,7 +165,7 @@ def _until(way: Way, wait: Command) -> Generator[Command, Any, Any]:
     return (yield wait)
 
 
-def _back(way: Way, index: int, failed: WaveResult) -> Walk:
+def walk_back(way: Way, index: int, failed: WaveResult) -> Walk:
     """In one step, or wave by wave where the supply does not hold all of it at once."""
     by_waves, left = way.back == "by_waves", list[str]()
     for wave in undone(way, index):

@@ -2,15 +2,17 @@
 
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any, NamedTuple
 
 from activities.drained import Drained
 from activities.waves import planned_state, route_share
 
-from .carrying import Entity
-from .clock import Clock, NeverEnds
+from . import reconciling
+from .carrying import Entity, Run
+from .clock import Clock, NeverEnds, Process
+from .endings import Endings
 from .faults import Faults
 from .infrastructure import Deployment, Infrastructure, Key
 from .invariants import Invariants, Violated
@@ -19,8 +21,12 @@ from .minds import Minds
 from .placing import fleet_placements
 from .specs import Scenario, drawn
 
-KNOWN = frozenset({"I1 between"})
+KNOWN = frozenset({"I1 between", "I1 ahead"})
 """Invariants that the code does not keep yet (docs/simulation.md tells why): counted, not failed."""
+
+LOOK_SECONDS = 30.0
+PATIENCE = 4 * 3600.0
+"""How long the platform has, once all faults have ended, to come to rest."""
 
 HORIZON = 900.0
 """Seconds after which nothing new happens; then all that was begun has to end."""
@@ -48,17 +54,21 @@ class World:
         *,
         tracing: bool = False,
         stalls: bool = False,
+        ends: bool = False,
         known: frozenset[str] = KNOWN,
     ) -> None:
+        self.ends, self.over = ends, False
         self.random, self.draws = Random(f"world {seed}"), Random(f"requests {seed}")
         self.known = known
         self.scenario, self.fleet = scenario, scenario.fleet
         self.counted: Counter[str] = Counter()
         self.tracing, self.trace = tracing, list[str]()
-        self.clock, self.journal, self.states = Clock(), Journal(), dict[Any, Any]()
+        self.clock, self.states = Clock(), dict[Any, Any]()
+        self.journal = Journal(self.clock)
         self.supply = {(item.region, item.hardware): item.units for item in self.fleet.supply}
         self.infra, self.invariants = Infrastructure(self, self.fleet.regions), Invariants(self)
         self.faults = Faults(self, Random(f"faults {seed}"), scenario.trouble, self.counted, stalls=stalls)
+        self.endings = Endings(self, Random(f"ends {seed}"))
         self.minds = Minds(self, Random(f"minds {seed}"))
         self.drained, self.lost, self.aborted, self.replans = set[str](), set[str](), set[str](), 0
         self.asked: dict[tuple[str, str], Any] = {}
@@ -67,16 +77,25 @@ class World:
         """Model -> until when its changes wait."""
         for name, spec in scenario.models.items():
             self.journal.records[name] = Record(spec.manifest, spec.refresh)
+        self.runs: dict[str, Run] = {}
+        self.kept: dict[str, Process] = {}
+        """Runs that are started again if they are terminated."""
+        self.replanning: Process | None = None
         self.entities: dict[str, Entity] = {}
         self.entities |= {name: Entity(self, name) for name in scenario.models}
         self._install()
-        for name, entity in self.entities.items():
-            self.clock.spawn(f"entity {name}", entity.body())
+        for entity in self.entities.values():
+            entity.begin(rebuilt=True)
+        if ends:
+            self.clock.spawn("keep reconcile", self.endings.keep("reconcile", lambda: reconciling.passes(self)))
+            self.clock.spawn("resubmission", reconciling.resubmission(self))
 
     def run(self, minds: int) -> None:
         """Changes of mind and faults, then peace until all has ended. Violated."""
         self.clock.spawn("minds", self.minds.body(minds))
         self.clock.spawn("faults", self.faults.body())
+        if self.ends:
+            self.clock.spawn("endings", self.endings.body())
         self.clock.run(HORIZON)
         self.settle()
 
@@ -85,8 +104,33 @@ class World:
         self.faults.quiet = True
         for entity in self.entities.values():
             entity.hold(held=False)
+        latest = self.clock.now + PATIENCE
+        while self.ends and self.clock.now < latest and not self._rests():
+            self.clock.run(self.clock.now + LOOK_SECONDS)
+        self.over = True
         self.clock.run()
         self.invariants.at_end()
+
+    def _rests(self) -> bool:
+        """Whether nothing is left to do."""
+        changes = (change for record in self.journal.records.values() for change in record.changes)
+        if not all(change.state.final for change in changes) or self.replans or self.out.regions:
+            return False
+        if any(entity.busy or reconciling.drifted(self, entity.model) for entity in self.entities.values()):
+            return False
+        if any(True for _ in reconciling.unserved(self)):
+            return False
+        regions, models = self.infra.regions, self.journal.records
+        if not all(self.infra.reachable(region) for region in regions):
+            return False
+        return not any(reconciling.difference(self, region, model) for region in regions for model in models)
+
+    def drain(self, name: str, body: Callable[[], Any], *, after: float = 0.0) -> None:
+        """A run of workflow `drain`. One that is terminated goes on when it is asked again."""
+        if not self.ends:
+            self.clock.spawn(name, body(), after=after)
+        else:
+            self.clock.spawn(f"keep {name}", self.endings.keep(f"drain: {name}", body), after=after)
 
     def load_of(self, model: str, generation: int) -> tuple[float, bool]:
         """Seconds until a host has loaded a generation, and whether it fails."""
@@ -160,11 +204,20 @@ def _shares(traffic: Iterable[Any]) -> dict[str, list[Any]]:
 
 
 def history(
-    seed: int, *, tracing: bool = False, stalls: bool = False, swaps: bool = True, known: frozenset[str] = KNOWN
+    seed: int,
+    *,
+    tracing: bool = False,
+    stalls: bool = False,
+    swaps: bool = True,
+    ends: bool = True,
+    known: frozenset[str] = KNOWN,
 ) -> Outcome:
-    """The history of a seed. The same seed gives the same history, step by step; without `swaps` no process goes over."""
+    """The history of a seed. The same seed gives the same history, step by step.
+
+    Without `swaps` no process goes over. Without `ends` no run is ended from outside and nothing is reconciled or repaired.
+    """
     scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}") if swaps else None)
-    world = World(seed, scenario, tracing=tracing, stalls=stalls, known=known)
+    world = World(seed, scenario, tracing=tracing, stalls=stalls, ends=ends, known=known)
     violated, told = None, ""
     try:
         world.run(scenario.minds)

@@ -1,0 +1,229 @@
+"""Reconciliation as workflow `reconcile` and the API do it: repairs, regions that are told again, entities that are missing.
+
+What differs, and whether a model drifted, is decided by the real functions.
+"""
+
+from collections.abc import Generator, Iterable
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+from activities import drift, reconciliation
+from ipnext.errors import Unavailable
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+
+from .infrastructure import Key
+from .journal import Table
+
+Steps = Generator[Any, Any, None]
+EVERY_SECONDS = 15.0
+RESUBMIT_SECONDS, OPEN_SECONDS = 60.0, 30.0
+
+
+class Running(NamedTuple):
+    """A host as one look saw it."""
+
+    key: Key
+    phase: Any
+    ready: tuple[int, ...]
+    coming: tuple[int, ...]
+
+
+def record_repair(world: Any, model: str) -> None:
+    """By the real function: a model that drifted, and of which no change is open, gets a repair."""
+    drift.record_repair(cast("Any", _Repository(world)), model, now=world.journal.now)
+
+
+def drifted(world: Any, model: str) -> str:
+    """By the real function."""
+    return drift.drift_of(cast("Any", _Repository(world)), model)
+
+
+def difference(world: Any, region: str, model: str) -> str:
+    """What of a model a region has otherwise than the store wants it, in words."""
+    if region in world.out.lost:
+        return ""
+    found = _differences(world, region, _seen(world, region))
+    told = [f"{name} {key}" for name, keys in vars(found).items() for key in keys if model in {key, key[0]}]
+    return "; ".join(told)
+
+
+def passes(world: Any) -> Steps:
+    """The platform's reconciler: pass after pass."""
+    while not world.over:
+        yield world.endings.latency()
+        for model in _astray(world):
+            record_repair(world, model)
+            yield world.endings.latency()
+        for model in unserved(world):
+            yield from withdrawn(world, model)
+        for region in world.infra.regions:
+            world.clock.spawn(f"reconcile {region}", reconciled(world, region), after=world.endings.latency())
+        yield EVERY_SECONDS
+
+
+def reconciled(world: Any, region: str) -> Steps:
+    """Compare one region with the store, and tell it again what differs."""
+    if region in world.out.lost or not world.infra.reachable(region):
+        return
+    seen = _seen(world, region)
+    yield world.endings.latency()
+    found = _differences(world, region, seen)
+    try:
+        for key in found.apply:
+            yield from _applied(world, cast("Any", key))
+        for model in found.route:
+            yield world.endings.latency()
+            _routed(world, model, region, seen.routes.get(model, 0))
+        for model in found.unroute:
+            yield world.endings.latency()
+            _unrouted(world, model, region)
+        for key in found.delete:
+            yield world.endings.latency()
+            if key not in world.journal.records[key.model].deployments:
+                world.infra.delete(cast("Any", key))
+                yield from _applied(world, cast("Any", key))
+    except Unavailable:
+        return
+    for model in found.models:
+        world.faults.count("a region is told again")
+        world.invariants.look(model, f"{region} is reconciled")
+
+
+def resubmission(world: Any) -> Steps:
+    """The API: an entity that does not run though a change of its model is open is begun."""
+    while not world.over:
+        yield RESUBMIT_SECONDS
+        for model in world.journal.records:
+            since = world.clock.now - OPEN_SECONDS
+            long_open = any(change.recorded_at <= since for change in open_changes(world, model))
+            if long_open and not world.entities[model].runs:
+                world.faults.count("an entity is begun again")
+                world.entities[model].begin()
+
+
+def _applied(world: Any, key: Key) -> Steps:
+    told = None
+    for _ in range(reconciliation.TRIES):
+        stored = world.journal.records[key.model].deployments.get(key)
+        if stored == told:
+            return
+        yield world.endings.latency()
+        if stored is not None:
+            world.infra.apply(stored)
+        told = stored
+
+
+def _unrouted(world: Any, model: str, region: str) -> None:
+    record, gateway = world.journal.records[model], world.infra.region(region)
+    if region not in record.tables and all(change.state.final for change in record.changes):
+        gateway.routes.pop(model, None)
+        gateway.served.pop(model, None)
+
+
+def withdrawn(world: Any, model: str) -> Steps:
+    """Nothing of a model stays of which no generation serves: out of every gateway first."""
+    record = world.journal.records[model]
+    for region in sorted(world.infra.regions.keys() - world.out.lost):
+        if model not in unserved(world) or not world.infra.reachable(region):
+            return
+        world.infra.regions[region].routes.pop(model, None)
+        yield world.endings.latency()
+    if model not in unserved(world):
+        return
+    for found in world.infra.regions.values():
+        found.served.pop(model, None)
+    world.faults.count("a model is withdrawn")
+    record.tables.clear()
+    record.deployments.clear()
+    record.placement = None
+
+
+def _routed(world: Any, model: str, region: str, followed: int) -> None:
+    record = world.journal.records[model]
+    table = record.tables.get(region)
+    if table is None:
+        return
+    revision = table.revision if table.revision > followed else followed + 1
+    gateway = world.infra.region(region)
+    if gateway.routes.get(model, (0, ()))[0] >= revision:
+        return
+    gateway.routes[model], gateway.served[model] = (revision, table.shares), table.served
+    record.tables[region] = Table(region, revision, table.shares, table.served)
+
+
+def _seen(world: Any, region: str) -> Any:
+    found = world.infra.regions[region]
+    replicas = tuple(Running(h.key, h.phase, tuple(h.ready), tuple(h.coming)) for h in found.replicas)
+    return SimpleNamespace(replicas=replicas, routes={model: revision for model, (revision, _) in found.routes.items()})
+
+
+def _differences(world: Any, region: str, seen: Any) -> reconciliation.Differences:
+    records = world.journal.records
+    settled = frozenset(m for m, r in records.items() if all(change.state.final for change in r.changes))
+    stored = {k: d for m in settled for k, d in records[m].deployments.items() if k.region == region}
+    desired = reconciliation.DesiredRegion(
+        sets=cast(
+            "Any",
+            {k: reconciliation.DesiredSet(d.replicas, frozenset(d.generations), d.own) for k, d in stored.items()},
+        ),
+        tables={m: records[m].tables[region].revision for m in settled if region in records[m].tables},
+        settled=settled,
+    )
+    return reconciliation.differences(desired, seen)
+
+
+def _astray(world: Any) -> Iterable[str]:
+    """As the repository's `models_astray`."""
+    for model, record in sorted(world.journal.records.items()):
+        sent = {s.generation for table in record.tables.values() for s in table.shares if s.fraction > 0}
+        if record.serving is not None and sent - {record.serving} and all(c.state.final for c in record.changes):
+            yield model
+
+
+def unserved(world: Any) -> Iterable[str]:
+    """As the repository's `models_unserved`."""
+    for model, record in sorted(world.journal.records.items()):
+        left = record.serving is None and (record.tables or record.deployments)
+        if left and all(c.state.final for c in record.changes):
+            yield model
+
+
+class _Repository:
+    """What the real code asks of a repository to find drift and to record a repair."""
+
+    def __init__(self, world: Any) -> None:
+        self.world, self.journal = world, world.journal
+
+    def model(self, model: str) -> SimpleNamespace:
+        record = self.journal.records[model]
+        return SimpleNamespace(retired=record.retired, serving_generation=record.serving)
+
+    def routes(self, model: str) -> tuple[Table, ...]:
+        return tuple(self.journal.records[model].tables.values())
+
+    def deployments(self, model: str) -> tuple[Any, ...]:
+        return tuple(self.journal.deployments(model))
+
+    def drains(self) -> list[SimpleNamespace]:
+        out = self.world.out
+        return [SimpleNamespace(region=r, holds=True, lost=r in out.lost, force=False) for r in sorted(out.regions)]
+
+    def have_served(self, model: str, numbers: Iterable[int]) -> frozenset[int]:
+        generations = self.journal.records[model].generations
+        return frozenset(n for n in numbers if generations[n].serving_at is not None)
+
+    def changes(self, model: str, *, limit: int) -> list[Any]:
+        return list(reversed(self.journal.records[model].changes))[:limit]
+
+    def add_change(self, model: str, kind: ChangeKind, *, change_id: str) -> Any:
+        self.world.faults.count("a repair is recorded")
+        return self.world.minds.record(model, kind, id=change_id)
+
+    def add_event(self, model: str, kind: str, text: str) -> None:
+        self.world.tell("event", f"{model} {kind}: {text}")
+
+
+def open_changes(world: Any, model: str) -> list[Any]:
+    """Changes of a model that have not ended and that the engine was told of, oldest first."""
+    changes = world.journal.records[model].changes
+    return [c for c in changes if not c.state.final and c.state is not ChangeState.RECORDED]

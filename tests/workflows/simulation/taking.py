@@ -1,0 +1,77 @@
+"""What is done about a change whose run has gone, as workflows/takeover.py and activities/takeover.py do it."""
+
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+from ipnext.errors import FenceLost, Unavailable
+from ipnext.model.rollout import TransitionState
+from workflows import policies
+
+from .clock import GONE, joined
+from .journal import UNDER_WAY, Moving
+from .performing import Attempt
+
+Steps = Generator[Any, Any, Any]
+
+
+class Taken(NamedTuple):
+    """How the transition of the change stands."""
+
+    waits: bool = False
+    moved: bool = False
+    done: bool = False
+    reverts: Moving | None = None
+    token: int = 0
+
+
+def settled(run: Any) -> Generator[Any, Any, Taken]:
+    """Wait until no run moves the model for the change any more, and what it moved is back as far as it can be."""
+    wait, reverts = policies.TAKEOVER_LOOK_SOON.total_seconds(), 0
+    while True:
+        taken: Taken = yield from run.perform("take_over", lambda attempt: _take_over(run, attempt), shielded=True)
+        if taken.waits:
+            yield wait
+            wait = min(2 * wait, policies.TAKEOVER_LOOK.total_seconds())
+            continue
+        if taken.reverts is None or reverts == policies.MOST_REVERTS:
+            return taken
+        reverts += 1
+        if run.walks:
+            continue
+        run.world.faults.count("a transition is taken over")
+        run.token = taken.token
+        run.walk = run.world.clock.spawn(f"revert {run.name}", _reverted(run, taken.reverts))
+        if (yield from joined(run.walk)) is not GONE:
+            return taken
+
+
+def _take_over(run: Any, attempt: Attempt) -> Steps:
+    journal, change = run.world.journal, run.change
+    before = journal.find_transition(change.id)
+    token = before.fence if before else 0
+    yield "the store is read"
+    if run.walks:
+        return Taken(waits=True)
+    yield "the engine is asked"
+    if before is None or before.state is TransitionState.REFUSED:
+        return Taken()
+    if before.state is TransitionState.PLANNED:
+        before.fence += 1
+        before.state = TransitionState.ROLLED_BACK
+        return Taken()
+    if before.state not in UNDER_WAY:
+        return Taken(moved=True, done=before.state is TransitionState.DONE)
+    if before.fence != token:
+        msg = "another run took it over meanwhile"
+        raise Unavailable(msg)
+    before.fence += 1
+    return Taken(moved=True, reverts=before, token=before.fence)
+
+
+def _reverted(run: Any, planned: Moving) -> Steps:
+    from .carrying import reverted  # noqa: PLC0415 - both know each other
+
+    try:
+        return (yield from reverted(run, planned))
+    except FenceLost:
+        return GONE
