@@ -5,6 +5,7 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.drift import record_repair
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput
 from ipnext.model.cause import STEPS, Cause, Place
@@ -59,6 +60,7 @@ class MetadataActivities:
                 message = "a newer plan places it otherwise"
                 state = ChangeState.SUPERSEDED
                 repository.update_change(change.id, state=state, reason=Reason.SUPERSEDED, message=message)
+                record_repair(repository, progress.model)
                 return ChangeBegun(generation=record.serving_generation, revision=record.generation, final=state)
             generation = _generation_of(repository, change, record)
             repository.update_change(change.id, state=ChangeState.RUNNING, run_id=progress.run_id)

@@ -42,6 +42,8 @@ class Stages:
             return Begun(change.generation, change.state)
         if change.kind is ChangeKind.MOVE and (record.placement is None or record.placement.plan_id != change.plan_id):
             self.world.journal.end(change, ChangeState.SUPERSEDED, "a newer plan places it otherwise")
+            if self.world.ends:
+                reconciling.record_repair(self.world, change.model)
             return Begun(record.serving, ChangeState.SUPERSEDED)
         generation = change.generation
         if change.kind is ChangeKind.APPLY:
