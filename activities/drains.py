@@ -9,9 +9,11 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.drift import drift_of, record_repair
 from activities.replans import Wake
 from activities.returning import Returning, Told
 from activities.surviving import Surviving
+from activities.waiting import beat
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState
@@ -111,8 +113,20 @@ class DrainActivities:
                 repository.add_event(None, "Drain", f"region {drain.region} is back")
                 if repository.plan_in_force_id() is not None:
                     drain = ask_replan(repository, drain)
+        if drain.state is DrainState.RETURNED:
+            self._repair_models_of(drain.region)
         self._tell_replan(drain)
         return _seen(drain)
+
+    def _repair_models_of(self, region: str) -> None:
+        """Record repairs of what could not be repaired while the region was lost: changes that ended meanwhile."""
+        with self._store.read() as repository:
+            held = {found.key.model for found in repository.deployments_in(region)}
+            drifted = [model for model in sorted(held) if drift_of(repository, model)]
+        for model in drifted:
+            beat(f"{model} drifted")
+            with self._store.begin(model) as repository:
+                record_repair(repository, model)
 
     def _write_advance(self, read: Drain, seen: DrainSeen) -> Drain:
         """Write down what a look has found. If the drain has changed since, it stays as it is now: the next look follows it.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import urllib3.util.connection  # noqa: F401 - it takes a port as it is imported: no test is to be the first one
 from hypothesis import HealthCheck, settings
 
 EXAMPLES = 10

@@ -3,9 +3,12 @@
 from datetime import timedelta
 
 import pytest
+from temporalio.testing import ActivityEnvironment
 
+from activities.drains import DrainActivities
 from activities.drift import FIRST_PAUSE, drift_of, record_repair, withdraw_unserved
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.drain import DrainInput, DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import Reason
@@ -124,3 +127,19 @@ def test_a_model_with_an_open_change_or_a_serving_generation_is_not_withdrawn(se
         unit.update_model("m", serving_generation=None)
         assert not withdraw_unserved(unit, "m")
         assert unit.routes("m")
+
+
+def test_what_drifted_while_a_region_was_lost_is_repaired_once_it_is_back(served):
+    with served.store.begin() as unit:
+        drain = unit.add_drain("us-east", disaster=True)
+        unit.update_drain(drain.id, state=DrainState.DRAINED)
+        hold(unit, 2, 3)
+        assert record_repair(unit, "m") is None
+        unit.update_drain(drain.id, state=DrainState.RETURNING)
+
+    activities = DrainActivities(served.store, served.infrastructure, lambda: None)
+    ActivityEnvironment().run(activities.return_region, DrainInput(region="us-east"))
+
+    with served.store.read() as unit:
+        assert unit.drain("us-east").state is DrainState.RETURNED
+        assert [change.kind for change in unit.changes("m", limit=1)] == [ChangeKind.REPAIR]

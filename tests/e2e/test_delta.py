@@ -218,12 +218,12 @@ def test_a_delta_of_a_snapshot_that_no_host_holds_any_more_is_served(shop: Shop)
 
 
 def test_a_delta_of_an_unknown_snapshot_is_refused_and_nothing_is_recorded(shop: Shop) -> None:
-    orphan, changes = shop.delta(3, shop.train(2)), shop.client.changes(shop.name)
+    orphan, changes = shop.delta(3, shop.train(2)), tuple(shop.client.changes(shop.name))
     with pytest.raises(InvalidInput, match=rf"a delta of snapshot [0-9a-f]{{64}}, which {shop.name}\.ranker does not"):
         shop.client.publish(shop.name, {"ranker": orphan})
     told = shop.command("publish", shop.name, "--part", f"ranker={orphan}")
     assert (told.returncode, "Publish the parent first, or a full snapshot" in told.stderr) == (2, True)
-    assert shop.client.changes(shop.name) == changes
+    assert tuple(shop.client.changes(shop.name)) == changes
     shop.check(1)
 
 

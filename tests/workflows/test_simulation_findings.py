@@ -73,6 +73,7 @@ MENDED_ENDS = {
     "a first publish that could not be reverted leaves its users on a generation that never served": 94,
     "what is withdrawn has no replicas left while a gateway that is away sends there": 1743,
     "a move that a newer plan made pointless ends, and what the change before it left is not repaired": 4612,
+    "a change that ends while a region is lost leaves replicas that nothing repairs": 3390,
     "a revert that takes over from another one brings back what that one had undone": 1769,
 }
 """The same of histories in which runs are ended from outside, and regions are reconciled and repaired."""

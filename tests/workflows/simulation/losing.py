@@ -9,6 +9,7 @@ from activities.wanted import shrinking_first
 from activities.waves import answered
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 
+from . import reconciling
 from .infrastructure import Key
 from .journal import Table
 from .moving import around, served_generations, survivors
@@ -71,6 +72,8 @@ def returned(world: Any, region: str) -> Steps:
     for deployment in cast("Any", shrinking_first)(wanted.values(), running):
         world.infra.apply(deployment)
     world.lost.discard(region)
+    for model in sorted({key.model for key in wanted}):
+        reconciling.record_repair(world, model)
     world.invariants.strained.update(world.entities)
     world.invariants.sent.clear()
     world.minds.replan()
