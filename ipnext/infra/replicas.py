@@ -246,6 +246,7 @@ class HostReplica:
         """It has just started or ended: whatever it held is not there any more."""
         self._state = None
         self._told = None
+        self._refusal = None
         self._repair.reset()
         self._wanted = self._over.next or self._wanted
         self._over.end()
@@ -384,8 +385,9 @@ class HostReplica:
         try:
             await self._control.put_holds(self.url, holds.model_copy(update=drains))
         except Unavailable as error:
-            self._refusal = error.message
-            self._changed()
+            if pid == self._child.pid:  # of one that has ended, the end is what matters
+                self._refusal = error.message
+                self._changed()
             return
         self._refusal = None
         if pid == self._child.pid:
