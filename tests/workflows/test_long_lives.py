@@ -61,8 +61,8 @@ async def test_a_canary_is_held_for_hours_and_then_goes_on(house, model):
     house.apply(model, rollout={"canary": 0.1, "maxStep": 1, "holdSeconds": 7200})
     change = house.publish(model, 1)
     async with environment:
-        lifecycle, planner = workers(house, environment.client)
-        async with lifecycle, planner:
+        lifecycle, urgent, planner = workers(house, environment.client)
+        async with lifecycle, urgent, planner:
             queued = QueuedChange(id=change.id, kind=change.kind, sequence=1, generation=1)
             result = await environment.client.execute_workflow(
                 names.LIFECYCLE_WORKFLOW,
@@ -115,8 +115,8 @@ async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_s
     client = await connect(address=impatient_server)
     house.apply(model, rollout={"canary": 1, "maxStep": 1})
     handle = client.get_workflow_handle(names.model_workflow_id(model))
-    lifecycle, planner = workers(house, client)
-    async with lifecycle, planner:
+    lifecycle, urgent, planner = workers(house, client)
+    async with lifecycle, urgent, planner:
         first = house.publish(model, 1)
         await submit_change(client, first)
         await until(lambda: house.change(first.id).state is not ChangeState.RECORDED)
@@ -150,8 +150,8 @@ async def test_an_entity_meets_no_limit_while_publishes_come_behind_a_rollout_th
     client = await connect(address=strict_server)
     house.apply(model)
     entity = client.get_workflow_handle(names.model_workflow_id(model))
-    lifecycle, planner = workers(house, client)
-    async with lifecycle, planner:
+    lifecycle, urgent, planner = workers(house, client)
+    async with lifecycle, urgent, planner:
         first = house.publish(model, 1)
         await submit_change(client, first)
         await until(lambda: house.change(first.id).state.final)

@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from temporalio import activity, workflow
+from temporalio import workflow
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.worker import Worker
 
@@ -15,19 +15,15 @@ from ipnext.model.lifecycle import (
     ChangeAccepted,
     ChangeKind,
     ChangeState,
-    Done,
     LifecycleInput,
     LifecycleResult,
     ModelEntityInput,
     ModelEntityState,
     QueuedChange,
-    RecordInput,
 )
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import Reason
-from ipnext.model.takeover import ModelAsked, OpenChanges, TakenOver, TakeOver
 from ipnext.temporal import submit_change
-from tests.waiting import PATIENCE_SECONDS
 from workflows.model import ModelWorkflow
 
 pytestmark = pytest.mark.usefixtures("workers")
@@ -129,25 +125,17 @@ class EndsUnheard:
 
 
 @pytest.fixture
-async def ends_unheard(client, model):
-    """A submission to an entity whose runs end so, and what the entity writes down of them."""
-    recorded, queue = asyncio.Queue(), f"{model}-queue"
-
-    @activity.defn(name="finish_change")
-    async def finish_change(record: RecordInput) -> Done:
-        await recorded.put(record)
-        return Done()
-
-    @activity.defn(name="open_changes")
-    async def open_changes(_: ModelAsked) -> OpenChanges:
-        return OpenChanges()
-
-    @activity.defn(name="take_over")
-    async def take_over(_: TakeOver) -> TakenOver:
-        return TakenOver()
+async def ends_unheard(client, house, model):
+    """A submission to an entity whose runs end so; what it writes down of them is written by the real activities."""
+    queue = f"{model}-queue"
+    house.apply(model)
 
     async def submit(change):
         await entity.execute_update(names.SUBMIT_CHANGE, change, result_type=ChangeAccepted)
+
+    async def begun():
+        state = await entity.query(names.MODEL_STATE, result_type=ModelEntityState)
+        return state.running is not None
 
     async def abort(asked):
         while True:  # until the entity knows of the run that it began
@@ -156,13 +144,11 @@ async def ends_unheard(client, model):
             except WorkflowUpdateFailedError:
                 await asyncio.sleep(0.05)
 
-    workflows = [ModelWorkflow, EndsUnheard]
-    activities = [finish_change, open_changes, take_over]
-    async with Worker(client, task_queue=queue, workflows=workflows, activities=activities):
+    async with Worker(client, task_queue=queue, workflows=[ModelWorkflow, EndsUnheard]):
         entity = await client.start_workflow(
             names.MODEL_WORKFLOW, ModelEntityInput(model=model), id=f"{model}-unheard", task_queue=queue
         )
-        yield SimpleNamespace(submit=submit, abort=abort, recorded=recorded)
+        yield SimpleNamespace(submit=submit, begun=begun, abort=abort)
         await entity.terminate()
 
 
@@ -170,19 +156,19 @@ async def ends_unheard(client, model):
     ("state", "reason"), [(ChangeState.REFUSED, Reason.ABORTED), (ChangeState.SUPERSEDED, Reason.SUPERSEDED)]
 )
 async def test_a_run_that_is_told_to_end_before_it_has_begun_ends_for_the_reason_it_was_told(
-    ends_unheard, state, reason
+    ends_unheard, house, model, ended, state, reason
 ):
-    one, back = (
-        QueuedChange(id="one", kind=ChangeKind.PUBLISH, sequence=1, generation=1),
-        QueuedChange(id="back", kind=ChangeKind.ROLLBACK, sequence=2, generation=1),
-    )
-    await ends_unheard.submit(one)
+    change = house.publish(model, 1)
+    back = QueuedChange(id=f"{model}-back", kind=ChangeKind.ROLLBACK, sequence=2, generation=1)
+    await ends_unheard.submit(QueuedChange(id=change.id, kind=ChangeKind.PUBLISH, sequence=1, generation=1))
+    while not await ends_unheard.begun():  # noqa: ASYNC110 - it is asked, it tells nothing by itself
+        await asyncio.sleep(0.05)
     if reason is Reason.ABORTED:
         await ends_unheard.abort(ControlAsked(by="ann", reason="too early"))
     else:
         await ends_unheard.submit(back)
 
-    record = await asyncio.wait_for(ends_unheard.recorded.get(), PATIENCE_SECONDS)
+    found = await ended(change)
 
-    assert (record.change_id, record.result.state, record.result.reason) == ("one", state, reason)
-    assert ("ann" if reason is Reason.ABORTED else "rollback back") in record.result.message
+    assert (found.state, found.reason) == (state, reason)
+    assert ("ann" if reason is Reason.ABORTED else f"rollback {back.id}") in found.message
