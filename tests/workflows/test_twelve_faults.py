@@ -10,6 +10,7 @@ import pytest
 
 from ipnext.api.explanation import ADVICE, explanation_of
 from ipnext.api.facts import model_facts
+from ipnext.api.states import States
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import DeploymentKey
@@ -165,7 +166,7 @@ def explained(house: Any, model: str) -> Explanation:
         except Unavailable:
             states[region] = None
     with house.store.read() as unit:
-        return explanation_of(unit, model_facts(unit, model), states)
+        return explanation_of(unit, model_facts(unit, model), States(states))
 
 
 @pytest.mark.parametrize("name", FAULTS)
