@@ -11,8 +11,9 @@ from ipnext.model.deployment import HeldGeneration
 from ipnext.names import DEADLINE_HEADER
 from tests.waiting import PATIENCE_SECONDS, until
 
-LONG = np.full((150, 256), 0.01, np.float32)
+LONG = np.full((75, 256), 0.01, np.float32)
 SHORT = LONG[:1]
+PATIENT = {DEADLINE_HEADER: str(int(PATIENCE_SECONDS * 1000))}
 
 
 def held(*pairs):
@@ -66,8 +67,7 @@ def ids(toolbox):
 
 def run_long(host) -> Background:
     """A request that runs for a while, and as long as it may; returns once the host has begun it."""
-    patient = {DEADLINE_HEADER: str(int(PATIENCE_SECONDS * 1000))}
-    work = Background(lambda: host.infer_part("heavy", 1, {"x": LONG}, **patient))
+    work = Background(lambda: host.infer_part("heavy", 1, {"x": LONG}, **PATIENT))
     until(lambda: host.state().in_flight)
     return work
 
@@ -162,7 +162,7 @@ def test_a_deadline_ends_a_running_request_with_504(host):
 
 def test_a_full_queue_answers_503_with_retry_after(host):
     running = run_long(host)
-    waiting = [Background(lambda: host.infer_part("heavy", 1, {"x": SHORT})) for _ in range(4)]
+    waiting = [Background(lambda: host.infer_part("heavy", 1, {"x": SHORT}, **PATIENT)) for _ in range(4)]
     responses = [work.result() for work in waiting]
     full = [response for response in responses if response.status_code == 503]
     assert full
