@@ -76,6 +76,8 @@ LAYERS = {
     "rms-norm": (nn.RMSNorm(6), normal(6)),
     "group-norm": (nn.GroupNorm(2, 4), normal(4, 5)),
     "batch-norm": (nn.BatchNorm1d(6), normal(6)),
+    "batch-norm before a write in place": (nn.Sequential(nn.BatchNorm1d(6), nn.ReLU(inplace=True)), normal(6)),
+    "batch-norm without weights": (nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.ReLU(inplace=True)), normal(6)),
     "instance-norm": (nn.InstanceNorm1d(4), normal(4, 5)),
     "attention": (Attending(), normal(5, 8)),
     "transformer": (nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), normal(5, 8)),
