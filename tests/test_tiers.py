@@ -108,6 +108,47 @@ def test_with_the_fixture_it_is_in_the_tier_integration_and_may(pytest_run):
     assert outcomes(pytest_run(tests, "-m", "pure")[0]) == {"test_nothing": "PASSED"}
 
 
+SHARED = """
+@pytest.fixture(scope="session")
+def subprocesses():
+    pass
+
+@pytest.fixture(scope="session")
+def server(subprocesses):
+    subprocess.run(["true"])
+    yield
+    subprocess.run(["true"])
+
+@pytest.fixture(scope="module")
+def of_module():
+    yield
+    subprocess.run(["true"])
+
+@pytest.fixture
+def of_test():
+    yield
+    subprocess.run(["true"])
+
+def test_with_the_server(server, of_module):
+    pass
+"""
+
+
+def test_what_a_shared_fixture_does_as_it_ends_is_not_laid_to_the_last_test(pytest_run):
+    told, status = pytest_run(SHARED + source_of("nothing", "pass"))
+    assert outcomes(told) == {"test_with_the_server": "PASSED", "test_nothing": "PASSED"}, told
+    assert status == 0, told
+
+
+def test_what_a_fixture_of_one_test_does_as_it_ends_is_laid_to_it(pytest_run):
+    told, status = pytest_run(
+        SHARED + source_of("own", "pass", 'usefixtures("of_test")') + source_of("run", STARTS["run"])
+    )
+    assert "ERROR test_some.py::test_own" in told
+    assert outcomes(told)["test_run"] == "FAILED", told
+    assert status == 1
+
+
 def test_the_fast_profile_has_few_examples_and_no_deep_test(pytest_run):
     tests = """
 from hypothesis import given, settings, strategies as st

@@ -56,16 +56,20 @@ class NotPureError(RuntimeError):
 
 
 class Guard:
-    """Refuses processes and ports while a pure test runs, with its fixtures; records them, since code may catch the error."""
+    """Refuses processes and ports while a pure test runs, with its fixtures; records them, since code may catch the error.
+
+    A fixture of a wider scope than one test ends with whichever test is the last: what it does then is not the test's.
+    """
 
     def __init__(self) -> None:
         self.installed = False
         self.test: str | None = None
         self.refused: list[str] = []
+        self.shared_fixtures_ending = 0
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """A hook for `sys.addaudithook`."""
-        if self.test is None:
+        if self.test is None or self.shared_fixtures_ending:
             return
         if event in STARTS:
             self.refuse(f"starts a process ({event}: {arguments[:2]})", "subprocesses")
@@ -80,6 +84,14 @@ class Guard:
         )
         self.refused.append(told)
         raise NotPureError(told)
+
+    def suspend(self) -> None:
+        """A fixture of several tests begins to end."""
+        self.shared_fixtures_ending += 1
+
+    def resume(self) -> None:
+        """It has ended."""
+        self.shared_fixtures_ending -= 1
 
 
 GUARD = Guard()
@@ -169,6 +181,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         GUARD.test = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Lay nothing to a test that a fixture of several tests does as it ends: its finalizers run from the last to the first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    fixturedef.addfinalizer(GUARD.resume)
+    try:
+        return (yield)
+    finally:
+        fixturedef.addfinalizer(GUARD.suspend)
 
 
 @pytest.hookimpl(wrapper=True)
