@@ -33,6 +33,9 @@ from ipnext.store.session import Store
 from planner.diff import diff
 from planner.solution import check
 
+_TURN = threading.Lock()
+"""One model is placed at a time in a process."""
+
 ADOPTIONS = 5
 """Tries to adopt before the activity is retried as a whole."""
 
@@ -44,7 +47,6 @@ class PlanningActivities:
         self._store = store
         self._solver = solver
         self._policy = policy or PlanningPolicy()
-        self._turn = threading.Lock()
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Everything a worker registers."""
@@ -99,7 +101,7 @@ class PlanningActivities:
         if placed is not None and keeps(placed, problem.model_copy(update={"owners": whole})):
             return _planned(placed.plan_id, placed.cost_per_hour, message="the placement in force still holds")
         try:
-            with self._turn:
+            with _TURN:
                 plan = import_module(PLANNER).place(problem, [stage.model])
         except (Infeasible, InvalidInput) as error:
             named = next((region for region in problem.regions if repr(region) in error.message), None)
@@ -126,7 +128,7 @@ class PlanningActivities:
         if not budgets_in(rules):
             return ""
         try:
-            with self._turn:
+            with _TURN:
                 unbounded = import_module(PLANNER).place(without_budgets(problem), [model])
         except (Infeasible, InvalidInput):
             unbounded = None

@@ -60,6 +60,11 @@ class ValidationActivities:
         self._native_libraries = native_libraries
         self._validators = (*BUILT_IN, *validators)
 
+    @property
+    def has_plugins(self) -> bool:
+        """Whether checks run that IPnext does not bring: they may take any time."""
+        return len(self._validators) > len(BUILT_IN)
+
     def all(self) -> Sequence[Callable[..., Any]]:
         """Everything a worker registers."""
         return (self.validate_generation,)

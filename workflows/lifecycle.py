@@ -12,9 +12,10 @@ Then, whatever came of it, the end is recorded: what serves, why, and how the ch
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from temporalio import workflow
@@ -41,6 +42,7 @@ with workflow.unsafe.imports_passed_through():
         StageInput,
         TransitionPlanned,
     )
+    from ipnext.model.preparation import Prepared, StageName
     from ipnext.model.status import Reason
     from ipnext.model.value import Value
     from workflows import policies
@@ -48,6 +50,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.freezing import Thaw
     from workflows.ordering import PASSES_PAUSE
     from workflows.policies import perform
+    from workflows.preparation import is_done, prepare
     from workflows.walked import Walked
 
 A = TypeVar("A", bound=Value)
@@ -59,14 +62,10 @@ OWNER = SearchAttributeKey.for_keyword(names.OWNER_ATTRIBUTE)
 REGIONS = SearchAttributeKey.for_keyword_list(names.REGIONS_ATTRIBUTE)
 KIND = SearchAttributeKey.for_keyword(names.KIND_ATTRIBUTE)
 
-STOPPED_WHILE_PLANNED = "stopped-while-planned"
-"""Patch: a run that was stopped while its waves were planned does not walk them."""
-
-FROZEN_AFTER_A_PAUSE = "frozen-after-a-pause"
-"""Patch: a run that was paused asks again whether a freeze holds it back."""
-
 Stage = Callable[[StageInput], Awaitable[LifecycleResult | None]]
 """Carries a stage out. None: go on with the next one; a result ends the run."""
+
+NamedStage = tuple[StageName, Stage]
 
 
 @workflow.defn(
@@ -88,6 +87,7 @@ class LifecycleWorkflow(Walked):
         self._patience: float | None = None
         self._told_lasting = False
         self._thaw = Thaw(lambda: self._newer is not None)
+        self._prepared = Prepared()
 
     @workflow.run
     async def run(self, input: LifecycleInput) -> LifecycleResult:  # noqa: A002
@@ -163,12 +163,15 @@ class LifecycleWorkflow(Walked):
         if begun.generation is None and kind is not ChangeKind.RETIRE:
             message = "nothing is published yet: there is nothing to do"
             return LifecycleResult(state=ChangeState.DONE, reason=Reason.NOT_PUBLISHED, message=message)
-        for name, carry_out in self._stages(kind):
+        stages = self._stages(kind)
+        self._prepared = await self._prepare(self._stage(begun), [name for name, _ in stages])
+        for name, carry_out in stages:
             if not self._applies(name):
                 continue
-            if name == "planning" and (stop := await self._unheld(begun)) is not None:
-                return stop
-            self._enter(name, begun.generation)
+            if not is_done(self._prepared, name):
+                if name == "planning" and (stop := await self._unheld(begun)) is not None:
+                    return stop
+                self._enter(name, begun.generation)
             result = await carry_out(self._stage(begun))
             if result is not None:
                 return result
@@ -177,37 +180,49 @@ class LifecycleWorkflow(Walked):
         generation = None if kind is ChangeKind.RETIRE else begun.generation
         return LifecycleResult(state=ChangeState.DONE, generation=generation, message=self._note)
 
-    def _stages(self, kind: ChangeKind) -> tuple[tuple[str, Stage], ...]:
-        metadata, validation = ("metadata", self._resolve), ("validation", self._validate)
-        optimization, freeze = ("optimization", self._optimize), ("freeze", self._freeze)
-        planning, transition = ("planning", self._place), ("transition", self._move)
-        return {
+    async def _prepare(self, stage: StageInput, stages: Sequence[StageName]) -> Prepared:
+        """A run that is paused, or retires the model, does what it may do now and waits for the rest."""
+        held = self._held is not None and stage.kind not in PASSES_PAUSE
+        ends = {"withdrawal", "planning"} if held else {"withdrawal"}
+        self._enter("preparation", stage.generation or None)
+        urgent = stage.kind in policies.URGENT_KINDS
+        return await prepare(stage, tuple(takewhile(lambda name: name not in ends, stages)), urgent=urgent)
+
+    def _stages(self, kind: ChangeKind) -> tuple[NamedStage, ...]:
+        metadata: NamedStage = ("metadata", self._resolve)
+        validation: NamedStage = ("validation", self._validate)
+        optimization: NamedStage = ("optimization", self._optimize)
+        freeze: NamedStage = ("freeze", self._freeze)
+        planning: NamedStage = ("planning", self._place)
+        transition: NamedStage = ("transition", self._move)
+        stages: Mapping[ChangeKind, tuple[NamedStage, ...]] = {
             ChangeKind.PUBLISH: (metadata, validation, optimization, freeze, planning, transition),
             ChangeKind.ROLLBACK: (metadata, planning, transition),
             ChangeKind.APPLY: (metadata, validation, optimization, freeze, planning, transition),
             ChangeKind.MOVE: (freeze, transition),
             ChangeKind.RETIRE: (freeze, ("withdrawal", self._withdraw)),
             ChangeKind.REPAIR: (transition,),
-        }[kind]
+        }
+        return stages[kind]
 
     def _applies(self, stage: str) -> bool:
         """Whether the run goes through a stage: `resolve_snapshots` told, or the run is younger than the stage."""
         if stage == "optimization":
             return self._cuts
-        if stage == "freeze":
-            return workflow.patched("freezes")
         return stage != "planning" or self._places or self._input.change.kind is not ChangeKind.ROLLBACK
 
     async def _resolve(self, stage: StageInput) -> LifecycleResult | None:
         """Its answer decides which stages follow: in runs that were recorded before it told, it says no to both."""
-        resolved = await self._perform(
+        resolved = self._prepared.resolved or await self._perform(
             policies.RESOLVE_SNAPSHOTS, stage, f"find the snapshots of generation {stage.generation}"
         )
         self._cuts, self._places, self._note = resolved.cuts, resolved.places, resolved.note
         return None
 
     async def _validate(self, stage: StageInput) -> LifecycleResult | None:
-        report = await perform(policies.VALIDATE_GENERATION, stage, f"validate generation {stage.generation}")
+        report = self._prepared.validated or await perform(
+            policies.VALIDATE_GENERATION, stage, f"validate generation {stage.generation}"
+        )
         refused = report.refused
         if refused is None:
             return None
@@ -219,12 +234,17 @@ class LifecycleWorkflow(Walked):
         return self._ended(stage.generation, optimized.reason, optimized.summary) if optimized.refused else None
 
     async def _freeze(self, stage: StageInput) -> LifecycleResult | None:
+        return None if is_done(self._prepared, "freeze") else await self._thawed(stage)
+
+    async def _thawed(self, stage: StageInput) -> LifecycleResult | None:
         if await self._thaw.done(stage, lambda frozen: self._show_frozen(stage, frozen)) or self._newer is None:
             return None
         return self._superseded(ChangeBegun(generation=stage.generation), self._newer)
 
     async def _place(self, stage: StageInput) -> LifecycleResult | None:
-        planned = await self._perform(policies.PLACE_MODEL, stage, f"place {stage.model} on the fleet")
+        planned = self._prepared.planned or await self._perform(
+            policies.PLACE_MODEL, stage, f"place {stage.model} on the fleet"
+        )
         if not planned.feasible:
             return self._ended(stage.generation, planned.reason, planned.message)
         self._plan_id = planned.plan_id
@@ -235,10 +255,10 @@ class LifecycleWorkflow(Walked):
         step = policies.PLAN_TRANSITION
         if self._patience is not None:
             step = replace(step, total=timedelta(seconds=self._patience))
-        planned = await self._planned(step, stage)
+        planned = self._prepared.transition or await self._planned(step, stage)
         if planned.refused is not None:
             return self._ended(stage.generation, Reason.TRANSITION_REFUSED, planned.refused)
-        if (why := workflow.cancellation_reason()) is not None and workflow.patched(STOPPED_WHILE_PLANNED):
+        if (why := workflow.cancellation_reason()) is not None:
             raise asyncio.CancelledError(why)  # it came while the waves were planned, and that activity has ended well
         self._tell(planned.price)
         self._moving = True
@@ -274,10 +294,8 @@ class LifecycleWorkflow(Walked):
             await workflow.wait_condition(lambda: self._held is None or self._newer is not None)
             if self._newer is not None:
                 return self._superseded(begun, self._newer)
-            if not workflow.patched(FROZEN_AFTER_A_PAUSE):
-                return None
             self._enter("freeze", begun.generation)
-            if (stop := await self._freeze(self._stage(begun))) is not None:
+            if (stop := await self._thawed(self._stage(begun))) is not None:
                 return stop
         return None
 

@@ -18,6 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.drain import DrainSeen
     from ipnext.model.freeze import FreezeAnswer
     from ipnext.model.moving import MoveTurnResult
+    from ipnext.model.preparation import Prepared
     from ipnext.model.reconciliation import RegionReconciled, RepairsRecorded
     from ipnext.model.takeover import ChangeSeen, OpenChanges, TakenOver
     from ipnext.model.value import Value
@@ -156,6 +157,9 @@ LOOK_PAUSE_SECONDS = 10.0
 BUG_ATTEMPTS = 5
 """Of a wave at a step that fails by a bug."""
 
+FEW_TRIES = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=3)
+"""For what can be done in another way."""
+
 ONE_ATTEMPT = RetryPolicy(maximum_attempts=1)
 """For a step that its workflow tries again itself."""
 
@@ -216,6 +220,14 @@ LEVEL_TRIGGERED = (
 )
 
 BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
+PREPARE_CHANGE = Step(
+    "prepare_change",
+    Prepared,
+    PLACEMENT_LIMIT,
+    retry=FEW_TRIES,
+    heartbeat=BUSY_HEARTBEAT_LIMIT,
+    total=STEP_PATIENCE,
+)
 RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2), total=STEP_PATIENCE)
 VALIDATE_GENERATION = Step(
     "validate_generation",
@@ -286,6 +298,7 @@ RETURN_REGION = Step("return_region", DrainSeen, timedelta(minutes=10), retry=WA
 
 STEPS: tuple[Step[Any], ...] = (
     BEGIN_CHANGE,
+    PREPARE_CHANGE,
     RESOLVE_SNAPSHOTS,
     VALIDATE_GENERATION,
     OPTIMIZE_GENERATION,

@@ -20,13 +20,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.failing import explained
     from workflows.policies import perform
 
-STOPS_AT_STEPS = "stops-at-steps"
-"""Runs of before this change went on to the end of the wave where an activity ended well although it was to stop."""
-
-
-STOPS_AT_WAITS = "stops-at-waits"
-"""Runs of before this change held and waited to the end where an activity ended well although they were to stop."""
-
 
 class Steered:
     """The part of workflow `transition` that listens. The walk gives `_look`: how the answers are, as the gate sees them."""
@@ -142,7 +135,7 @@ class Steered:
 
     async def _unheld(self) -> WaveResult | None:
         """Go on at once, or when the pause is over. A run that was stopped, or is paused for too long, goes no further."""
-        if self._stopping and workflow.patched(STOPS_AT_STEPS):
+        if self._stopping:
             return self._stopped()
         held = self._held
         if held is None:
@@ -156,7 +149,7 @@ class Steered:
 
     async def _until(self, met: Callable[[], bool], seconds: float, summary: str) -> bool:
         """Until something is so, at most `seconds`; False where that was too short. A run that is to stop does not wait."""
-        if self._stopping and workflow.patched(STOPS_AT_WAITS):
+        if self._stopping:
             raise asyncio.CancelledError  # it came during an activity, which has ended well
         try:
             await workflow.wait_condition(met, timeout=timedelta(seconds=seconds), timeout_summary=summary)

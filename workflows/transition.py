@@ -18,9 +18,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.failing import explained, fence_lost, to_the_end
     from workflows.steered import Steered, seconds_since
 
-WATCHED_HOLDS = "watched-holds"
-"""Runs of before this change ask the gate once, at the end of a hold."""
-
 
 @workflow.defn(
     name=names.TRANSITION_WORKFLOW,
@@ -83,7 +80,7 @@ class TransitionWorkflow(Steered):
     async def _watched(self, wave: WaveInput, hold_seconds: float) -> WaveResult:
         """Hold, look at the answers meanwhile, and judge them at the end. A bad canary goes back before its hold ends."""
         left = hold_seconds
-        if left >= policies.SHORTEST_WATCHED_SECONDS and workflow.patched(WATCHED_HOLDS):
+        if left >= policies.SHORTEST_WATCHED_SECONDS:
             every = max(policies.GATE_EVERY_SECONDS, hold_seconds / policies.MOST_LOOKS)
             while left > every and not self._promoted:
                 await self._hold(every)

@@ -39,6 +39,8 @@ from activities.mover import MoverActivities, Submit
 from activities.optimization import OptimizationActivities
 from activities.planning import PlanningActivities
 from activities.planning_policy import PlanningPolicy
+from activities.prefetching import Prefetching
+from activities.preparation import PreparationActivities
 from activities.reconciliation import ReconciliationActivities
 from activities.replans import ReplanActivities, Wake
 from activities.solving import PLANNER, ProcessSolver, Solver, ThreadSolver
@@ -126,14 +128,21 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     pause: Callable[[float], None] = time.sleep,
     cutter: Cutter = cut_in_process,
     native_libraries: bool = False,
+    policy: PlanningPolicy | None = None,
 ) -> Activities:
     """The activities of the lifecycle and of the urgent queue. `pause` stands in for sleeping between two looks at what runs."""
+    metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
+    validation = ValidationActivities(store, artifacts, validators=validators, native_libraries=native_libraries)
+    transition = TransitionActivities(store, infrastructure, pause=pause)
+    placing = PlanningActivities(store, ThreadSolver(), policy)  # it never solves for the fleet
+    prefetching = Prefetching(store, infrastructure)
     return (
-        *MetadataActivities(store, artifacts).all(),
-        *ValidationActivities(store, artifacts, validators=validators, native_libraries=native_libraries).all(),
+        *metadata.all(),
+        *validation.all(),
         *OptimizationActivities(store, artifacts, cutter=cutter).all(),
-        *FreezeActivities(store).all(),
-        *TransitionActivities(store, infrastructure, pause=pause).all(),
+        *freezes.all(),
+        *transition.all(),
+        *PreparationActivities(metadata, validation, freezes, placing, transition, prefetching).all(),
         *DeploymentActivities(store, infrastructure).all(),
         *HoldingActivities(store).all(),
         *TakeoverActivities(store, engine.is_open).all(),
@@ -240,6 +249,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             engine,
             validators=discovered(),
             native_libraries=settings.native_libraries,
+            policy=PlanningPolicy.of(settings),
         )
         lifecycle, urgent, planner = queue_groups(settings)
         async with AsyncExitStack() as workers:

@@ -15,8 +15,8 @@ from ipnext.model.value import Sha256
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
-CHUNK_BYTES = 2**20
-"""Pieces handed to the artifact store: large enough that changing threads costs nothing."""
+PIECE_BYTES = 2**20
+"""Handed to the artifact store's thread at once: large enough that changing threads costs nothing. Chunks are not joined."""
 
 _BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 
@@ -55,26 +55,27 @@ def _check_size(size_bytes: int, limit: int) -> None:
         raise TooLarge(msg)
 
 
-async def _pieces(stream: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
-    """The body in pieces of CHUNK_BYTES. Raises TooLarge as soon as the limit is passed."""
-    size = 0
-    buffer = bytearray()
+async def _pieces(stream: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[bytes]]:
+    """The body's chunks as they come, so many at once that they have PIECE_BYTES. Raises TooLarge as soon as the limit is passed."""
+    size, gathered = 0, 0
+    piece: list[bytes] = []
     async for chunk in stream:
         size += len(chunk)
         _check_size(size, limit)
-        buffer += chunk
-        if len(buffer) >= CHUNK_BYTES:
-            yield bytes(buffer)
-            buffer.clear()
-    if buffer:
-        yield bytes(buffer)
+        piece.append(chunk)
+        gathered += len(chunk)
+        if gathered >= PIECE_BYTES:
+            yield piece
+            piece, gathered = [], 0
+    if piece:
+        yield piece
 
 
-def _from_thread(pieces: AsyncIterator[bytes]) -> Iterator[bytes]:
-    """The same pieces for code that runs in a worker thread of this event loop."""
+def _from_thread(pieces: AsyncIterator[list[bytes]]) -> Iterator[bytes]:
+    """The chunks for code that runs in a worker thread of this event loop."""
 
-    async def following() -> bytes | None:
+    async def following() -> list[bytes] | None:
         return await anext(pieces, None)
 
     while (piece := anyio.from_thread.run(following)) is not None:
-        yield piece
+        yield from piece

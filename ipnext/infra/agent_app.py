@@ -14,6 +14,7 @@ from ipnext.infra.error_body import error_body
 from ipnext.infra.region import Region
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.logs import LogQuery
+from ipnext.model.prefetch import Prefetch
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
 
@@ -37,6 +38,7 @@ def agent_app(region: Region, *, region_name: str, allowed: AllowedHosts | None 
     app.router.add_get("/state", surface.state)
     app.router.add_get("/changes", surface.changes)
     app.router.add_post("/logs", surface.logs)
+    app.router.add_post("/prefetches", surface.prefetch)
     app.router.add_put("/deployments", surface.put_deployment)
     app.router.add_delete("/deployments/{model}/{part}/{hardware}", surface.delete_deployment)
     app.router.add_put("/routes/{model}", surface.put_route)
@@ -70,6 +72,11 @@ class AgentSurface:
         """A LogQuery is answered with a list of ReplicaLog."""
         logs = await self._region.logs(await _body(request, LogQuery))
         return web.json_response([log.model_dump(mode="json") for log in logs])
+
+    async def prefetch(self, request: web.Request) -> web.Response:
+        """Snapshots are fetched ahead; the answer does not wait for them."""
+        self._region.prefetch((await _body(request, Prefetch)).uris)
+        return web.json_response({})
 
     async def put_deployment(self, request: web.Request) -> web.Response:
         """A Deployment becomes the wanted state of its replica set."""

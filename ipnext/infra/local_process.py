@@ -1,6 +1,6 @@
 """The real embedded infrastructure: one agent process for each region, reached over loopback HTTP."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Self
 from urllib.parse import urlencode
 
@@ -10,6 +10,7 @@ from ipnext.errors import NotFound, RegionUnreachable
 from ipnext.infra.error_body import error_from
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
+from ipnext.model.prefetch import MOST_SNAPSHOTS, Prefetch
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
 
@@ -60,6 +61,10 @@ class LocalProcessInfrastructure:
         """See the port."""
         query = urlencode([*_named(models), ("token", token), ("seconds", str(seconds))])
         self._call("GET", region, f"/changes?{query}", seconds=ANSWER_SECONDS + seconds)
+
+    def prefetch(self, region: str, uris: Sequence[str]) -> None:
+        """See the port."""
+        self._call("POST", region, "/prefetches", Prefetch(uris=tuple(uris[:MOST_SNAPSHOTS])))
 
     def delete(self, key: DeploymentKey) -> None:
         """See the port."""

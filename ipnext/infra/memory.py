@@ -5,7 +5,7 @@ Replicas get ready while they are observed, so no test has to sleep. Every call 
 
 import math
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ipnext.errors import IPnextError, NotFound, RegionUnreachable
@@ -38,6 +38,7 @@ class MemoryInfrastructure:
         self._history: list[Moment] = []
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._prefetched: dict[str, list[str]] = {}
 
     # the port
 
@@ -80,6 +81,17 @@ class MemoryInfrastructure:
             moving = any(s.moves(self._faults) for s in found.sets.values() if s.deployment.key.model in models)
             if not moving and with_token(self._observed(found).only(models)).token == token:
                 self._changed.wait(min(seconds, LONGEST_WAIT_SECONDS))
+
+    def prefetch(self, region: str, uris: Sequence[str]) -> None:
+        """See the port. Nothing is fetched here: it is noted beside the history, since it changes nothing that counts."""
+        with self._lock:
+            self._reach(region)
+            self._prefetched.setdefault(region, []).extend(uris)
+
+    def prefetched(self, region: str) -> tuple[str, ...]:
+        """What the region was told to fetch ahead."""
+        with self._lock:
+            return tuple(self._prefetched.get(region, ()))
 
     def delete(self, key: DeploymentKey) -> None:
         """See the port. What is left shows as draining at the next observe."""

@@ -4,7 +4,7 @@ Callers are the activities. Every call is idempotent. Implementations: `local_pr
 agent for each region) and `memory` (the fake; it passes the same contract test).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol, runtime_checkable
 
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
@@ -43,6 +43,9 @@ class Infrastructure(Protocol):
 
         The token is that of an `observe` of the same models. A region may return early; it does not return late.
         """
+
+    def prefetch(self, region: str, uris: Sequence[str]) -> None:
+        """Have the region fetch snapshots that a deployment will name soon. Returns at once; what fails is fetched later."""
 
     def delete(self, key: DeploymentKey) -> None:
         """Drain and end a replica set. Deleting what is not there changes nothing."""

@@ -21,6 +21,7 @@ from ipnext.infra.logs import read_logs
 from ipnext.infra.notes import HostNote
 from ipnext.infra.notes import found as found_processes
 from ipnext.infra.peers import PeersFile
+from ipnext.infra.prefetching import Prefetching
 from ipnext.infra.replicas import Adopted, HostReplica
 from ipnext.infra.route_rules import check_destinations, check_revision
 from ipnext.infra.router_process import RouterProcess
@@ -65,6 +66,7 @@ class Region:
         self._served: dict[str, tuple[ServedGeneration, ...]] = {m: t.served for m, t in self._routes.items()}
         self._route_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._forgetting = Forgetting(site.settings.settle_seconds, self._forget_later)
+        self._prefetching = Prefetching(site)
         self._cache = SnapshotCache(site.cache, keep_seconds=site.settings.cache_keep_seconds)
         self._logs = LogKeeping(site.logs, LogLimits.of(site.settings))
         self._watch: asyncio.Task[None] | None = None
@@ -153,12 +155,17 @@ class Region:
             if task:
                 task.cancel()
         self._forgetting.stop()
+        await self._prefetching.stop()
         told = self._site.settings.shutdown_drain_seconds
         await self._envoy.stop(self._longest_drain if told is None else told, hurry)
         for life in self._lives:
             life.cancel()
         hosts = [replica.end() for replicas in self._replicas.values() for replica in replicas]
         await asyncio.gather(self._router.stop(), *hosts)
+
+    def prefetch(self, uris: Iterable[str]) -> None:
+        """Fetch snapshots that a deployment will name soon, in the background."""
+        self._prefetching.begin(uris)
 
     async def apply(self, deployment: Deployment) -> None:
         """Make this the wanted state of its replica set; what follows happens in the background."""

@@ -16,21 +16,21 @@ from workflows.worker import WORKFLOWS
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
 WAVE = ["ensure_capacity", "shift_traffic", "timer", "check_gate", "release_capacity"]
-STAGES = ["begin_change", "resolve_snapshots", "validate_generation"]
-WALK = ["plan_transition", "child transition", "finish_change"]
+BEGUN = ["begin_change", "prepare_change"]
+WALK = ["child transition", "finish_change"]
 
 TURNS = 5
 """So many turns of the replan's window were recorded before the last one."""
 
 ORDER = {
-    "lifecycle-publish": [*STAGES, "place_model", *WALK],
-    "lifecycle-rolled-back": [*STAGES, "place_model", *WALK],
-    "lifecycle-refused": [*STAGES, "finish_change"],
-    "lifecycle-rollback": ["begin_change", "resolve_snapshots", *WALK],
-    "lifecycle-cut": [*STAGES, "optimize_generation", "place_model", *WALK],
-    "lifecycle-cut-back": ["begin_change", "resolve_snapshots", "place_model", *WALK],
-    "lifecycle-frozen": [*STAGES, "freeze_of", "timer", "freeze_of", "place_model", *WALK],
-    "lifecycle-retire": ["begin_change", "withdraw_model", "release_model", "finish_change"],
+    "lifecycle-publish": [*BEGUN, *WALK],
+    "lifecycle-rolled-back": [*BEGUN, *WALK],
+    "lifecycle-refused": [*BEGUN, "finish_change"],
+    "lifecycle-rollback": [*BEGUN, *WALK],
+    "lifecycle-cut": [*BEGUN, "optimize_generation", "freeze_of", "place_model", "plan_transition", *WALK],
+    "lifecycle-cut-back": [*BEGUN, *WALK],
+    "lifecycle-frozen": [*BEGUN, "freeze_of", "timer", "freeze_of", "place_model", "plan_transition", *WALK],
+    "lifecycle-retire": ["begin_change", "freeze_of", "withdraw_model", "release_model", "finish_change"],
     "transition-done": WAVE * 2,
     "transition-back": [*WAVE[:-1], "ensure_capacity", "shift_traffic", "release_capacity"],
     "replan-turns": ["replan_fleet", *["move_models", "timer"] * TURNS, "move_models", "finish_replan"],

@@ -1,0 +1,40 @@
+"""Tells regions of snapshots that a change will bring, so that they come while the change is validated and planned."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
+
+from ipnext.errors import IPnextError
+from ipnext.infra.port import Infrastructure
+from ipnext.store.session import Store
+
+MOST_AT_ONCE = 64
+"""Calls that are under way or wait; more changes than that fetch when their hosts are told to."""
+
+
+class Prefetching:
+    """Needs the store and the infrastructure. Nothing waits for it and nothing fails by it."""
+
+    def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+        self._room = BoundedSemaphore(MOST_AT_ONCE)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="prefetch")
+
+    def begin(self, model: str, generation: int) -> None:
+        """Tell the regions that the model runs in now: the new generation will mostly run there, too."""
+        with self._store.read() as repository:
+            regions = {found.key.region for found in repository.deployments(model)}
+            parts = repository.generation(model, generation).snapshots
+            uris = tuple(repository.snapshot(model, part, number).uri for part, number in parts.items())
+        for region in sorted(regions):
+            if self._room.acquire(blocking=False):
+                self._threads.submit(self._tell, region, uris)
+
+    def _tell(self, region: str, uris: Iterable[str]) -> None:
+        try:
+            self._infrastructure.prefetch(region, tuple(uris))
+        except IPnextError:
+            return  # its hosts fetch, once they are told to
+        finally:
+            self._room.release()

@@ -1,0 +1,110 @@
+"""One activity for all stages of a change before its transition, as far as they are short: each costs a run two round trips.
+
+A stage that would take long, has to wait, or fails is left to an activity of its own, with that one's time-outs and retries.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from temporalio import activity
+
+from activities.freezes import FreezeActivities
+from activities.metadata import MetadataActivities
+from activities.planning import PlanningActivities
+from activities.prefetching import Prefetching
+from activities.transition import TransitionActivities
+from activities.validation import ValidationActivities
+from activities.waiting import beat
+from ipnext.errors import IPnextError
+from ipnext.model.lifecycle import ChangeKind, StageInput
+from ipnext.model.preparation import PreparationInput, Prepared, StageName
+
+VALIDATED_BYTES = 64 * 2**20
+"""Of snapshots that are validated here: more take longer than the round trips that are saved."""
+
+Stage = Callable[[StageInput, Prepared], Prepared | None]
+"""The answers with its own. None: an activity of its own has to do it."""
+
+
+class PreparationActivities:
+    """The stages' own activities, called in a row."""
+
+    def __init__(
+        self,
+        metadata: MetadataActivities,
+        validation: ValidationActivities,
+        freezes: FreezeActivities,
+        planning: PlanningActivities,
+        transition: TransitionActivities,
+        prefetching: Prefetching,
+    ) -> None:
+        self._metadata = metadata
+        self._validation = validation
+        self._freezes = freezes
+        self._planning = planning
+        self._transition = transition
+        self._prefetching = prefetching
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.prepare_change,)
+
+    @activity.defn(name="prepare_change", no_thread_cancel_exception=True)
+    def prepare_change(self, preparation: PreparationInput) -> Prepared:
+        """Go through the stages until one is refused, has to wait, or can't be done here. Each may be done any number of times."""
+        of: dict[StageName, Stage] = {
+            "metadata": self._resolve,
+            "validation": self._validate,
+            "optimization": self._cut,
+            "freeze": self._thaw,
+            "planning": self._place,
+            "transition": self._plan,
+        }
+        prepared = Prepared()
+        for name in preparation.stages:
+            beat(name)
+            try:
+                following = of[name](preparation.stage, prepared)
+            except IPnextError:
+                return prepared  # the stage's own activity says it again, and is tried again as its policy says
+            if following is None:
+                return prepared
+            prepared = following
+        return prepared
+
+    def _resolve(self, stage: StageInput, prepared: Prepared) -> Prepared:
+        resolved = self._metadata.resolve_snapshots(stage)
+        if stage.kind is ChangeKind.PUBLISH and not resolved.cuts:
+            self._prefetching.begin(stage.model, stage.generation)
+        return prepared.model_copy(update={"resolved": resolved})
+
+    def _validate(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
+        resolved = prepared.resolved
+        if resolved is None or resolved.size_bytes > VALIDATED_BYTES or self._validation.has_plugins:
+            return None
+        report = self._validation.validate_generation(stage)
+        return prepared.model_copy(update={"validated": report})
+
+    def _cut(self, _: StageInput, prepared: Prepared) -> Prepared | None:
+        if prepared.validated is None or prepared.validated.refused is not None:
+            return None
+        return None if prepared.resolved is None or prepared.resolved.cuts else prepared
+
+    def _thaw(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
+        if prepared.validated is not None and prepared.validated.refused is not None:
+            return None
+        answer = self._freezes.freeze_of(stage)
+        return None if answer.frozen is not None else prepared.model_copy(update={"thawed": answer})
+
+    def _place(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
+        if stage.kind is ChangeKind.ROLLBACK and prepared.resolved is not None and not prepared.resolved.places:
+            return prepared
+        return prepared.model_copy(update={"planned": self._planning.place_model(stage)})
+
+    def _plan(self, stage: StageInput, prepared: Prepared) -> Prepared | None:
+        planned = prepared.planned
+        if planned is not None:
+            if not planned.feasible:
+                return None
+            stage = stage.model_copy(update={"plan_id": planned.plan_id})
+        return prepared.model_copy(update={"transition": self._transition.plan_transition(stage)})

@@ -1,0 +1,16 @@
+"""Snapshots that a region is told of before a deployment names them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ipnext.model.value import Value
+
+MOST_SNAPSHOTS = 256
+
+
+class Prefetch(Value):
+    """Body of `POST /prefetches` of an agent."""
+
+    uris: Annotated[tuple[str, ...], Field(max_length=MOST_SNAPSHOTS)]
+    """Of the artifact store that the agent's hosts fetch from; others are not fetched."""

@@ -1,0 +1,40 @@
+"""The stages of a run before its transition, in one activity as far as they are short (`activities.preparation`)."""
+
+from collections.abc import Sequence
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext.model.lifecycle import StageInput
+    from ipnext.model.preparation import PreparationInput, Prepared, StageName
+    from workflows import policies
+    from workflows.policies import perform
+
+FEWEST = 2
+"""Stages for which it pays."""
+
+
+async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: bool) -> Prepared:
+    """The answers of those that are done. None where the activity fails: each stage has one of its own."""
+    if len(stages) < FEWEST:
+        return Prepared()
+    step = policies.PREPARE_CHANGE.passing(urgent=urgent)
+    try:
+        return await perform(step, PreparationInput(stage=stage, stages=tuple(stages)), f"prepare {stage.kind}")
+    except ActivityError as error:
+        if is_cancelled_exception(error):
+            raise
+        workflow.logger.warning("the stages are gone through one by one: %s", error.cause)
+        return Prepared()
+
+
+def is_done(prepared: Prepared, stage: str) -> bool:
+    """Whether a stage has its answer."""
+    answers = {
+        "metadata": prepared.resolved,
+        "validation": prepared.validated,
+        "freeze": prepared.thawed,
+        "planning": prepared.planned,
+    }
+    return answers.get(stage) is not None
