@@ -4,14 +4,15 @@ Planning takes longer than a unit of work may hold up others. So the draft is ma
 that writes it asks first whether all that it was planned by still holds.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from activities.admitting import not_swapped, planned_waves, price_of, way_back
-from activities.drained import Drained
-from activities.problems import units_in_use
+from activities.drained import Drained, without_drained
+from activities.problems import model_as_served, units_in_use, units_of
 from activities.waves import Back, peak, planned_state, running_state
 from ipnext.errors import NotFound
 from ipnext.model.lifecycle import StageInput
@@ -63,14 +64,19 @@ class Draft:
         )
 
     def holds(self, repository: Repository, stage: StageInput) -> bool:
-        """Whether nothing was written meanwhile that it was planned by: others may use less supply by now, but not more."""
+        """Whether nothing was written meanwhile that it was planned by.
+
+        Others may use less supply by now, or more where what is left holds all that the way and a way back may ever need.
+        """
         repository.check_fence(stage.change_id)
         repository.check_only_mover(stage.model, stage.change_id)
         if repository.find_transition(stage.change_id) is not None or _basis(repository, stage) != self.basis:
             return False
         now, then = units_in_use(repository, but=stage.model), self.in_use
         cells = {(region, hardware) for _, region, hardware in _slots(self.record.transition, stage.model)}
-        return all(now.get(cell, 0.0) <= then.get(cell, 0.0) + TOLERANCE for cell in cells)
+        if all(now.get(cell, 0.0) <= then.get(cell, 0.0) + TOLERANCE for cell in cells):
+            return True
+        return self.record.transition.refused is None and _is_roomy(repository, stage, self.record.transition, now)
 
 
 def _planned(repository: Repository, stage: StageInput, in_use: Units) -> TransitionRecord:
@@ -97,6 +103,24 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
         created_at=datetime.now(UTC),
         revision=model.generation,
     )
+
+
+def _is_roomy(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> bool:
+    """Whether what others leave holds both ends of a transition at once, and the most of its way: more than any moment needs."""
+    model = stage.model
+    units = units_of(model_as_served(repository, model, stage.generation), repository.deployments(model))
+    origin, to = Counter[tuple[str, str, str]](), Counter(peak(transition, model))
+    for row in transition.origin.replicas:
+        origin[row.part, row.region, row.hardware] += row.count
+    for row in transition.to.replicas:
+        slot = (row.part, row.region, row.hardware)
+        to[slot] = max(to[slot], row.count)
+    needed: dict[tuple[str, str], float] = defaultdict(float)
+    for (part, region, hardware), count in (origin + to).items():
+        needed[region, hardware] += count * units.get((part, hardware), 0.0)
+    fleet = without_drained(repository.fleet().spec, Drained.of(repository.drains()))
+    supply = {(item.region, item.hardware): item.units for item in fleet.supply}
+    return all(in_use.get(c, 0.0) + most <= supply.get(c, 0.0) + TOLERANCE for c, most in needed.items())
 
 
 def _basis(repository: Repository, stage: StageInput) -> tuple[Any, ...]:

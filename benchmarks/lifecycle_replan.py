@@ -44,7 +44,9 @@ from ipnext.model.freeze import FreezeAnswer
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, ReplanState
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.plan import Plan, PlanDiff, ReplicaCount, SolverInfo, TrafficShare
+from ipnext.model.preparation import PreparationInput, Prepared
 from ipnext.model.registry import GenerationState, Signature, SnapshotManifest, SnapshotSource, TensorSpec
+from ipnext.model.takeover import ModelAsked, OpenChanges
 from ipnext.model.value import digest_of
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import PlanRecord
@@ -148,7 +150,12 @@ def canned(done: Callable[[str], None]) -> list[Callable[..., Any]]:
     def plan(stage: wire.StageInput) -> wire.TransitionPlanned:
         return planned.model_copy(update={"transition_id": stage.change_id})
 
+    def prepare(preparation: PreparationInput) -> Prepared:
+        return Prepared(thawed=FreezeAnswer(), transition=plan(preparation.stage))
+
     return [
+        activity.defn(name="prepare_change", no_thread_cancel_exception=True)(prepare),
+        answering("open_changes", ModelAsked, OpenChanges()),
         answering("begin_change", wire.ProgressInput, wire.ChangeBegun(generation=1, revision=1)),
         activity.defn(name="plan_transition", no_thread_cancel_exception=True)(plan),
         answering("freeze_of", wire.StageInput, FreezeAnswer()),

@@ -23,7 +23,13 @@ from typing import Any
 import structlog
 from temporalio.client import Client
 from temporalio.common import WorkerDeploymentVersion
-from temporalio.worker import Interceptor, PollerBehaviorAutoscaling, Worker, WorkerDeploymentConfig
+from temporalio.worker import (
+    Interceptor,
+    PollerBehaviorAutoscaling,
+    UnsandboxedWorkflowRunner,
+    Worker,
+    WorkerDeploymentConfig,
+)
 
 from activities.alive import Alive
 from activities.candidate import Validator, discovered
@@ -197,6 +203,7 @@ def worker_of(
     more: dict[str, Any] = {}
     if group.workflow_slots:
         more = {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": WORKFLOWS}
+        more["workflow_runner"] = UnsandboxedWorkflowRunner()
         more["workflow_task_poller_behavior"] = PollerBehaviorAutoscaling()
     return Worker(
         client,

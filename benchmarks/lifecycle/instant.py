@@ -43,6 +43,12 @@ class InstantInfrastructure:
         replicas = tuple(_replica(d, number) for d in found for number in range(d.replicas))
         return RegionState(region=region, gateway_url=f"http://{region}.nowhere", replicas=replicas, routes=routes)
 
+    def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
+        """See the port. Nothing is ever waited for."""
+
+    def prefetch(self, region: str, uris: Sequence[str]) -> None:
+        """See the port."""
+
     def delete(self, key: DeploymentKey) -> None:
         """See the port."""
         with self._lock:
