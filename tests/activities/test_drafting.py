@@ -10,6 +10,7 @@ from activities.drafting import Draft
 from activities.planning import PlanningActivities
 from activities.solving import ThreadSolver
 from activities.transition import DRAFTS, TransitionActivities
+from ipnext.errors import Unavailable
 from ipnext.model.lifecycle import ChangeKind, StageInput
 from ipnext.model.rollout import TransitionState
 
@@ -96,12 +97,12 @@ def test_waves_are_searched_again_if_what_they_were_planned_by_has_changed(plan,
         "fleet": lambda: house.apply_fleet(kit.FLEET.replace("units: 40", "units: 39")),
         "drain": drain,
         "manifest": lambda: house.apply("ranker", demand=[{"region": "us-east", "qps": 351}]),
-        "supply": lambda: more.update({("us-east", "cpu"): 1.0, ("eu-west", "cpu"): 1.0}),
+        "supply": lambda: more.update({("us-east", "cpu"): 39.0, ("eu-west", "cpu"): 39.0}),
     }
     monkeypatch.setattr(drafting, "units_in_use", in_use)
     meanwhile.append(changes[what])
-    if what == "drain":
-        with pytest.raises(Exception, match="waiting for a plan without"):
+    if what in {"drain", "supply"}:
+        with pytest.raises(Unavailable, match="waiting for (a plan without|supply that another model)"):
             plan()
     else:
         plan()
@@ -113,6 +114,16 @@ def test_less_use_by_others_is_no_reason_to_search_again(plan, drafts, monkeypat
     used = {("us-east", "cpu"): 1.0}
     monkeypatch.setattr(drafting, "units_in_use", lambda *_, **__: dict(used))
     meanwhile.append(used.clear)
+    plan()
+    assert found == [False]
+
+
+def test_more_use_by_others_is_no_reason_where_enough_is_left(plan, drafts, house, monkeypatch):
+    """A way that needs 4 and 2 replicas of two parts fits beside 1 unit of 40."""
+    found, meanwhile = drafts
+    used = {}
+    monkeypatch.setattr(drafting, "units_in_use", lambda *_, **__: dict(used))
+    meanwhile.append(lambda: used.update({("us-east", "cpu"): 1.0, ("eu-west", "cpu"): 1.0}))
     plan()
     assert found == [False]
 

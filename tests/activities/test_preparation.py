@@ -1,0 +1,155 @@
+"""One activity does what it can of a change's stages, and leaves the rest to theirs."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities import preparation
+from activities.candidate import FunctionValidator, passed
+from activities.freezes import FreezeActivities
+from activities.metadata import MetadataActivities
+from activities.planning import PlanningActivities
+from activities.prefetching import Prefetching
+from activities.preparation import PreparationActivities
+from activities.solving import ThreadSolver
+from activities.transition import TransitionActivities
+from activities.validation import ValidationActivities
+from ipnext.errors import RegionUnreachable, Unavailable
+from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
+from ipnext.model.freeze import FreezeManifest
+from ipnext.model.lifecycle import ChangeKind, StageInput
+from ipnext.model.preparation import PreparationInput
+from tests.waiting import until
+
+STAGES = ("metadata", "validation", "optimization", "freeze", "planning", "transition")
+ANSWERS = ("resolved", "validated", "thawed", "planned", "transition")
+
+
+class Busy(PlanningActivities):
+    def place_model(self, _):
+        msg = "other plans were adopted all the time; trying again"
+        raise Unavailable(msg)
+
+
+@pytest.fixture
+def prepared(house):
+    """Prepare the publish of `value` in a model of its own."""
+
+    def prepare(value=1.0, *, validators=(), planning=PlanningActivities, stages=STAGES, **spec):
+        house.apply("ranker", **spec)
+        change = house.publish("ranker", 1, value=value)
+        stage = StageInput(model="ranker", change_id=change.id, kind=ChangeKind.PUBLISH, generation=1)
+        activities = PreparationActivities(
+            MetadataActivities(house.store, house.artifacts),
+            ValidationActivities(house.store, house.artifacts, validators=validators),
+            FreezeActivities(house.store),
+            planning(house.store, ThreadSolver()),
+            TransitionActivities(house.store, house.infrastructure),
+            Prefetching(house.store, house.infrastructure),
+        )
+        asked = PreparationInput(stage=stage, stages=stages)
+        return ActivityEnvironment().run(activities.prepare_change, asked)
+
+    return prepare
+
+
+def answers(prepared):
+    return [name for name in ANSWERS if getattr(prepared, name) is not None]
+
+
+def freeze(house):
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    windows = [{"start": now - timedelta(days=1), "end": now + timedelta(days=1)}]
+    spec = {"reason": "the shop is full", "windows": windows, "scope": {"models": ["ranker"]}, "kinds": ["publish"]}
+    manifest = {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": "sale"}, "spec": spec}
+    with house.store.begin() as unit:
+        unit.put_freeze(FreezeManifest.model_validate(manifest), expected_version=None)
+
+
+def deployed(house, region):
+    key = DeploymentKey(model="ranker", part="dense", region=region, hardware="cpu")
+    held = HeldSnapshot(snapshot=1, digest="d", uri="file:///x", generations=(1,))
+    deployment = Deployment(key=key, engine="torch", replicas=1, holds=(held,), units=1.0, qps=100.0)
+    with house.store.begin("ranker") as unit:
+        unit.put_deployment(deployment)
+
+
+def test_a_publish_comes_as_far_as_its_waves(prepared, house):
+    found = prepared()
+
+    assert answers(found) == list(ANSWERS)
+    with house.store.read() as unit:
+        assert unit.transition(found.transition.transition_id).transition.waves
+        assert unit.placement("ranker").plan_id == found.planned.plan_id
+
+
+def test_a_refused_validation_is_the_last_answer(prepared, house):
+    found = prepared(value=float("nan"))
+
+    assert answers(found) == ["resolved", "validated"]
+    assert found.validated.refused.check == "finite-weights"
+    with house.store.read() as unit:
+        assert unit.placement("ranker") is None
+
+
+def test_checks_that_ipnext_does_not_bring_have_an_activity_of_their_own(prepared):
+    slow = FunctionValidator("slow", lambda _: [passed("slow", "ranker")])
+    assert answers(prepared(validators=(slow,))) == ["resolved"]
+
+
+def test_large_snapshots_are_validated_by_an_activity_of_its_own(prepared, monkeypatch):
+    monkeypatch.setattr(preparation, "VALIDATED_BYTES", 1)
+    assert answers(prepared()) == ["resolved"]
+
+
+def test_what_a_freeze_holds_is_not_planned(prepared, house):
+    freeze(house)
+    assert answers(prepared()) == ["resolved", "validated"]
+
+
+def test_a_stage_that_fails_is_left_to_its_own_activity(prepared):
+    assert answers(prepared(planning=Busy)) == ["resolved", "validated", "thawed"]
+
+
+def test_what_can_not_be_placed_is_told_and_no_way_is_planned(prepared):
+    found = prepared(
+        demand=[{"region": "us-east", "qps": 350}],
+        parts=[
+            {"name": part, "engine": "torch", "hardware": [{"kind": "cpu", "units": 10_000, "qps": 1}]}
+            for part in ("sparse", "dense")
+        ],
+    )
+    assert answers(found) == ["resolved", "validated", "thawed", "planned"]
+    assert not found.planned.feasible
+
+
+def test_only_the_stages_that_are_asked_for(prepared):
+    assert answers(prepared(stages=STAGES[:4])) == ["resolved", "validated", "thawed"]
+
+
+def test_regions_that_run_the_model_are_told_what_will_come(prepared, house):
+    house.apply("ranker")
+    deployed(house, "us-east")
+    prepared()
+
+    with house.store.read() as unit:
+        uris = {unit.snapshot("ranker", part, 1).uri for part in ("sparse", "dense")}
+    until(lambda: set(house.infrastructure.prefetched("us-east")) == uris, why=lambda: "both snapshots are fetched")
+    assert house.infrastructure.prefetched("eu-west") == ()
+
+
+def test_a_region_that_is_away_is_not_waited_for(prepared, house, monkeypatch):
+    told = []
+
+    def away(region, uris):
+        told.append(region)
+        msg = f"region {region!r} can't be reached"
+        raise RegionUnreachable(msg)
+
+    house.apply("ranker")
+    deployed(house, "us-east")
+    monkeypatch.setattr(house.infrastructure, "prefetch", away)
+
+    assert answers(prepared()) == list(ANSWERS)
+    until(lambda: told == ["us-east"], why=lambda: "the region was told")

@@ -1,0 +1,78 @@
+"""An agent fetches snapshots before a deployment names them."""
+
+import psutil
+import pytest
+
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.upload import ingest_directory
+from tests.ipnext.conftest import write_snapshot
+from tests.waiting import until
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FileArtifactStore(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def stored(store, tmp_path):
+    """Keep a snapshot with this content: its uri and its digest."""
+
+    def keep(content):
+        directory = tmp_path / content
+        manifest = write_snapshot(directory, content.encode())
+        return ingest_directory(store, directory).uri, manifest.digest
+
+    return keep
+
+
+@pytest.fixture
+def agent(new_agent, store):
+    return new_agent(artifacts=store.uri).start()
+
+
+def fetching(agent):
+    """The process that fetches ahead: the agent's own child."""
+    found = psutil.Process(agent.process.pid).children()
+    return next((child for child in found if "serving.fetching" in child.cmdline()), None)
+
+
+def test_what_is_asked_for_lies_in_the_cache_of_the_region(agent, stored):
+    asked = [stored("first"), stored("second")]
+
+    agent.infra.prefetch("eu", [uri for uri, _ in asked])
+
+    for _, digest in asked:
+        until(lambda d=digest: (agent.state / "cache" / d / "file-0").is_file(), why=lambda: "the snapshot is fetched")
+
+
+def test_one_that_can_not_be_fetched_holds_up_no_other(agent, stored, store):
+    uri, digest = stored("good")
+
+    agent.infra.prefetch("eu", [f"{store.uri}/snapshots/{'0' * 64}", "s3://elsewhere/snapshots/x", "nothing", uri])
+
+    until((agent.state / "cache" / digest / "file-0").is_file, why=lambda: "the last one is fetched")
+    assert [path.name for path in (agent.state / "cache").iterdir()] == [digest]
+
+
+def test_another_process_fetches_when_the_first_has_ended(agent, stored):
+    (first, _), (second, digest) = stored("first"), stored("second")
+    agent.infra.prefetch("eu", [first])
+    until(lambda: fetching(agent), why=lambda: "a process fetches").kill()
+
+    def fetched():
+        agent.infra.prefetch("eu", [second])
+        return (agent.state / "cache" / digest / "file-0").is_file()
+
+    until(fetched, why=lambda: "another process fetches")
+
+
+@pytest.mark.parametrize("how", ["end", "kill"])
+def test_it_ends_with_its_agent(agent, stored, how):
+    uri, _ = stored("some")
+    agent.infra.prefetch("eu", [uri])
+    process = until(lambda: fetching(agent), why=lambda: "a process fetches")
+
+    getattr(agent, how)()
+
+    until(lambda: not process.is_running(), why=lambda: "no process is left behind")
