@@ -102,7 +102,7 @@ def test_waves_are_searched_again_if_what_they_were_planned_by_has_changed(plan,
     monkeypatch.setattr(drafting, "units_in_use", in_use)
     meanwhile.append(changes[what])
     if what in {"drain", "supply"}:
-        with pytest.raises(Unavailable, match="waiting for (a plan without|supply that another model)"):
+        with pytest.raises(Unavailable, match=r"waiting for (a plan without|supply that another model)"):
             plan()
     else:
         plan()

@@ -21,11 +21,7 @@ ROUND_SECONDS = 240.0
 
 STAGES = (
     "begin_change",
-    "resolve_snapshots",
-    "validate_generation",
-    "freeze_of",
-    "place_model",
-    "plan_transition",
+    "prepare_change",
     "ensure_capacity",
     "shift_traffic",
     "check_gate",

@@ -64,10 +64,7 @@ async def test_every_activity_may_be_done_twice(house, kit, model, client, carri
     assert house.held(model) == {}
     assert done >= {
         "begin_change",
-        "resolve_snapshots",
-        "validate_generation",
-        "place_model",
-        "plan_transition",
+        "prepare_change",
         "ensure_capacity",
         "shift_traffic",
         "check_gate",
@@ -108,10 +105,7 @@ def worker_process(house, served_infrastructure, temporal_address, tmp_path):
 SOME = ("shift_traffic:after", "finish_change:after")
 STAGES = (
     "begin_change",
-    "resolve_snapshots",
-    "validate_generation",
-    "place_model",
-    "plan_transition",
+    "prepare_change",
     "ensure_capacity",
     "shift_traffic",
     "check_gate",
