@@ -45,7 +45,7 @@ async def asked_to_stop(client, workflow_id):
 
 def planned_for(model):
     """The waves of its third generation."""
-    return "plan_transition", lambda stage: stage.change_id == f"{model}-3"
+    return "prepare_change", lambda preparation: preparation.stage.change_id == f"{model}-3"
 
 
 def moved_for(model):
