@@ -75,6 +75,8 @@ MENDED_ENDS = {
     "a move that a newer plan made pointless ends, and what the change before it left is not repaired": 4612,
     "a change that ends while a region is lost leaves replicas that nothing repairs": 3390,
     "a revert that takes over from another one brings back what that one had undone": 1769,
+    "a repair fails of a model of which only replicas drifted, and none is recorded again": 3007,
+    "a repair is refused for a surge that others have taken since": 14480,
 }
 """The same of histories in which runs are ended from outside, and regions are reconciled and repaired."""
 
