@@ -61,6 +61,7 @@ def planned_waves(
     wished = with_running_options(eased(model_problem(manifest), whole, drained), repository.deployments(model))
     if stage.kind is ChangeKind.ROLLBACK:
         to = _left_of(wished, to, whole, drained)
+    if stage.kind in AT_ONCE:
         wished = within_reach(wished, to)
     now = with_supply_left(fleet, in_use)
     transition, admission = _admitted(wished, now, (origin, to), policy)
