@@ -35,6 +35,9 @@ from planner.transition import StepPolicy, admit
 AT_ONCE = frozenset({ChangeKind.ROLLBACK, ChangeKind.REPAIR})
 """Kinds that go in one step: the generation has served before, and users wait for it."""
 
+REPAIR_DIP = 0.5
+"""Largest fraction of a part's throughput that a repair may miss. The planner takes the smallest dip with which there is a way."""
+
 
 def planned_waves(
     repository: Repository, stage: StageInput, origin: FleetState, to: FleetState, in_use: Units
@@ -58,6 +61,7 @@ def planned_waves(
     wished = with_running_options(eased(model_problem(manifest), whole, drained), repository.deployments(model))
     if stage.kind is ChangeKind.ROLLBACK:
         to = _left_of(wished, to, whole, drained)
+    if stage.kind in AT_ONCE:
         wished = within_reach(wished, to)
     now = with_supply_left(fleet, in_use)
     transition, admission = _admitted(wished, now, (origin, to), policy)
@@ -102,9 +106,12 @@ def _left_of(model: ModelProblem, to: FleetState, fleet: FleetSpec, drained: Dra
 def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> StepPolicy:
     """The planner's view of a rollout.
 
-    A rollback and a repair go in one step without a bake time: their generation has served before.
+    A rollback and a repair go in one step without a bake time: their generation has served before. A repair dips if the supply
+    has no room for a safe way, whatever the manifest says: without it, users stay on a generation that does not serve.
     """
     short = {"when_short": rollout.when_short, "max_dip": rollout.max_dip, "refresh": refresh}
+    if kind is ChangeKind.REPAIR:
+        short |= {"when_short": "dip", "max_dip": max(rollout.max_dip, REPAIR_DIP)}
     if kind in AT_ONCE:
         return StepPolicy.model_validate({"canary": 1.0, "max_step": 1.0, "hold_seconds": 0.0, **short})
     pace = {"canary": rollout.canary, "max_step": rollout.max_step, "hold_seconds": rollout.hold_seconds}

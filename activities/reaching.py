@@ -85,11 +85,20 @@ class Reaching:
 
     @property
     def stuck(self) -> WaveResult | None:
-        """A run on its way to a lost region goes no further, but back, where the wave counts on what it has to spare."""
+        """Why a run on its way to a lost region is reverted; None if it goes on.
+
+        It is if the wave counts on capacity that must be spared, or if a generation that never served would run in lost
+        regions only: it would count as serving though no host has loaded it.
+        """
         facts = self.facts
         lost = facts.lost & self.counted_on
         if self.wave.back or not lost:
             return None
+        if self._untried and self._end.regions <= lost:
+            message = f"generation {self.wave.generation} would run in {', '.join(sorted(lost))} only, which is lost"
+            return WaveResult(
+                ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=Place(region=min(lost))
+            )
         slots = peak(self.transition, self.wave.model)
         kept = unfreed(self.state, facts.deployments.values(), (), slots.keys()) - facts.lost
         if not kept:
@@ -97,6 +106,12 @@ class Reaching:
         message = f"on its way to {min(lost)}, which is lost; {', '.join(sorted(kept))} keeps what answers there"
         place = Place(region=min(lost))
         return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=place)
+
+    @property
+    def _untried(self) -> bool:
+        """Whether the generation has never served."""
+        generation = self.facts.generations.get(self.wave.generation)
+        return generation is not None and generation.serving_at is None
 
     @property
     def _end(self) -> ModelState:

@@ -49,6 +49,8 @@ class DesiredRegion:
     """Model -> revision of its route table."""
     settled: frozenset[str]
     """Models of the store without an open change; others are left alone."""
+    astray: frozenset[str] = frozenset()
+    """Models with a gateway on a generation that does not serve: only their repair may take its replicas away."""
 
 
 @dataclass
@@ -89,7 +91,8 @@ class ReconciliationActivities:
         """
         del nothing
         with self._store.read() as repository:
-            astray, unserved = repository.models_astray(), repository.models_unserved()
+            astray = sorted({*repository.models_astray(), *repository.models_unrepaired()})
+            unserved = repository.models_unserved()
         for model in unserved:
             beat(f"{model} is withdrawn")
             self._withdraw(model)
@@ -233,6 +236,7 @@ def desired_region(repository: Repository, region: str, parsed: "ParsedSets") ->
         sets={key: found for key, found in sets.items() if key.model in settled},
         tables={model: number for model, number in repository.route_revisions(region).items() if model in settled},
         settled=settled,
+        astray=frozenset(repository.models_astray()),
     )
 
 
@@ -244,9 +248,10 @@ def differences(desired: DesiredRegion, state: RegionState) -> Differences:
             running[replica.key].append(replica)
     found = Differences()
     for key, wanted in sorted(desired.sets.items(), key=lambda item: str(item[0])):
-        if not in_sync(wanted, running.get(key, ())):
+        if key.model not in desired.astray and not in_sync(wanted, running.get(key, ())):
             found.apply.append(key)
-    gone = (key for key in running if key not in desired.sets and key.model in desired.settled)
+    told = desired.settled - desired.astray
+    gone = (key for key in running if key not in desired.sets and key.model in told)
     found.delete.extend(sorted(gone, key=str))
     found.route.extend(sorted(m for m, number in desired.tables.items() if state.routes.get(m, 0) != number))
     found.unroute.extend(sorted(m for m in state.routes if m not in desired.tables and m in desired.settled))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from activities.routed import read_routed
+from activities.routing import union
 from activities.wanted import Facts, served_generations, shrinking_first
 from activities.waves import answered as still_answered
 from ipnext.infra.port import Infrastructure
@@ -74,7 +75,8 @@ class Returning:
         """The region's tables, each later than what its gateway follows, with what it still holds.
 
         Users whose shares were dropped, for no other region held the model, are answered again where this one does. None are
-        sent to what is held no more, there or elsewhere: what is left of their shares gets all of them.
+        sent to what is held no more, there or elsewhere: what is left of their shares gets all of them. Its router keeps
+        generations that gateways of other regions are still sending to by their stored tables: one may not be reachable.
         """
         with self._store.read() as repository:
             found = read_routed(repository, sorted(settled))
@@ -82,14 +84,17 @@ class Returning:
         for facts in found:
             serving, table, held = settled[facts.model], facts.tables[region], tuple(facts.deployments.values())
             served = served_generations(facts, region, held)
-            others = (other for other in facts.tables.values() if other.region != region)
+            others = [other for other in facts.tables.values() if other.region != region]
+            sent = {s.generation for other in others for s in other.shares if s.to == region and s.fraction > 0}
+            kept = [found for found in table.served if found.generation in sent]
             known = {(other.region, found.generation) for other in others for found in other.served}
             known |= {(region, found.generation) for found in served}
             shares = still_answered(table.shares, known)
             if not shares and (region, serving) in known and answered(facts, state, serving):
                 shares = (RouteShare(to=region, generation=serving or 0, fraction=1.0),)
             revision = max(table.revision, state.routes.get(facts.model, 0)) + 1
-            tables.append(table.model_copy(update={"shares": shares, "served": served, "revision": revision}))
+            change = {"shares": shares, "served": union(served, kept), "revision": revision}
+            tables.append(table.model_copy(update=change))
         return tables
 
 

@@ -62,19 +62,21 @@ class Gateways:
         held = tuple(deployments)
         served = {region: served_generations(self._facts, region, held) for region in states}
         for region in states:
-            self._put(region, self._shares_now(region), _union(served[region], self._served_now(region)))
+            self._put(region, self._shares_now(region), union(served[region], self._served_now(region)))
         moving = [r for r in states if r not in waiting and all(s.to in states or self._knows(s) for s in shares[r])]
         for region, found in self._one_by_one({region: shares[region] for region in moving}, held):
-            self._put(region, found, _union(served[region], self._served_now(region)))
+            self._put(region, found, union(served[region], self._served_now(region)))
         needed = self.still_sent(shares) | {
             (share.to, share.generation) for found in shares.values() for share in found
         }
         for region in sorted(states.keys() - set(keeping)):
             kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
-            self._put(region, self._shares_now(region), _union(served[region], kept))
+            self._put(region, self._shares_now(region), union(served[region], kept))
         for region in sorted((shares.keys() & self._facts.lost).difference(waiting)):
             known = [(share.to, share.generation) for share in shares[region] if self._knows(share)]
-            self._write(region, answered(shares[region], known), served_generations(self._facts, region, held))
+            kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
+            served_there = union(served_generations(self._facts, region, held), kept)
+            self._write(region, answered(shares[region], known), served_there)
         silent = tuple(region for region in silent if region in self._tables or region not in self._refusing)
         if silent:
             msg = f"region {silent[0]!r} can't be reached, so its gateway does not follow yet"
@@ -160,8 +162,7 @@ class Gateways:
             raise RouteFailed(msg) from error
 
 
-def _union(new: tuple[ServedGeneration, ...], old: tuple[ServedGeneration, ...]) -> tuple[ServedGeneration, ...]:
+def union(new: Iterable[ServedGeneration], old: Iterable[ServedGeneration]) -> tuple[ServedGeneration, ...]:
     """All of `new`, and of `old` what it lacks, by generation."""
-    numbers = {served.generation for served in new}
-    kept = (served for served in old if served.generation not in numbers)
-    return tuple(sorted((*new, *kept), key=lambda served: served.generation))
+    found = {served.generation: served for served in (*old, *new)}
+    return tuple(found[number] for number in sorted(found))

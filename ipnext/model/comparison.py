@@ -1,6 +1,7 @@
 """Two generations side by side: what regions counted of both, mixed alike. Pure; used by gates and by the API."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ipnext.model.distributions import Counts, Moments, moments
@@ -49,7 +50,7 @@ def latencies(pairs: Iterable[Pair]) -> Compared | None:
 
 
 def predictions(pairs: Iterable[Pair]) -> dict[str, Compared]:
-    """By output, as `latencies`."""
+    """By output, as `latencies`; over all regions if both generations answered in none, as when a model moves elsewhere."""
     pairs = [pair for pair in pairs if pair.sketched]
     outputs = sorted({name for pair in pairs for name in pair.new.predictions})
     found = {
@@ -58,11 +59,18 @@ def predictions(pairs: Iterable[Pair]) -> dict[str, Compared]:
     return {name: compared for name, compared in found.items() if compared is not None}
 
 
-def _output(sketches: Iterable[tuple[PredictionSketch | None, PredictionSketch | None]]) -> Compared | None:
+def _output(sketches: Sequence[tuple[PredictionSketch | None, PredictionSketch | None]]) -> Compared | None:
     both = [(new, old) for new, old in sketches if new and old and new.values and old.values]
+    if not both:
+        both = [(_merged(new for new, _ in sketches), _merged(old for _, old in sketches))]
+        both = [(new, old) for new, old in both if new.values and old.values]
     total = sum(new.values for new, _ in both)
     if not total:
         return None
+    return _weighted(both, total)
+
+
+def _weighted(both: list[tuple[PredictionSketch, PredictionSketch]], total: int) -> Compared:
     weights = [new.values / total for new, _ in both]
     answers = sum(new.answers for new, _ in both)
     noise = sum(weight * weight / old.answers for weight, (_, old) in zip(weights, both, strict=True))
@@ -74,6 +82,21 @@ def _output(sketches: Iterable[tuple[PredictionSketch | None, PredictionSketch |
         noise=1 / answers + noise,
         new_moments=moments((w, new.values, new.total, new.squares) for w, (new, _) in zip(weights, both, strict=True)),
         old_moments=moments((w, old.values, old.total, old.squares) for w, (_, old) in zip(weights, both, strict=True)),
+    )
+
+
+def _merged(sketches: Iterable[PredictionSketch | None]) -> PredictionSketch:
+    """One sketch of what several regions counted."""
+    found = [sketch for sketch in sketches if sketch is not None]
+    bins: Counter[int] = Counter()
+    for sketch in found:
+        bins.update(sketch.bins)
+    return PredictionSketch(
+        answers=sum(sketch.answers for sketch in found),
+        values=sum(sketch.values for sketch in found),
+        total=sum(sketch.total for sketch in found),
+        squares=sum(sketch.squares for sketch in found),
+        bins=dict(bins),
     )
 
 

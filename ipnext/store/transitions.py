@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlmodel import col, select
+from sqlmodel import col, func, select
 
 from ipnext.errors import FenceLost, InvalidInput, NotFound, Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
@@ -73,6 +73,17 @@ class Transitions(Unit):
         query = query.where(col(ModelRow.serving_generation).is_not(None), RouteShareRow.fraction > 0)
         query = query.where(col(RouteShareRow.generation) != col(ModelRow.serving_generation))
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
+
+    def models_unrepaired(self) -> tuple[str, ...]:
+        """Models whose newest change is a repair that has ended and was not done, by name."""
+        newest = select(ChangeRow.model, func.max(ChangeRow.sequence).label("sequence")).group_by(col(ChangeRow.model))
+        last = newest.subquery()
+        query = select(ChangeRow.model).join(
+            last, (col(ChangeRow.model) == last.c.model) & (col(ChangeRow.sequence) == last.c.sequence)
+        )
+        query = query.where(ChangeRow.kind == ChangeKind.REPAIR.value)
+        query = query.where(col(ChangeRow.state).not_in((*NOT_FINAL, ChangeState.DONE.value)))
+        return tuple(sorted(self._session.exec(query)))
 
     def models_unserved(self) -> tuple[str, ...]:
         """Models without an open change and without a serving generation that still have routes or replicas, by name."""

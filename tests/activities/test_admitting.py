@@ -2,9 +2,10 @@
 
 import pytest
 
-from activities.admitting import wait_for_repair
+from activities.admitting import REPAIR_DIP, step_policy, wait_for_repair
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle import ChangeKind
+from ipnext.model.manifest import RolloutSpec
 from ipnext.model.rollout import FleetState, GenerationReplicas
 
 
@@ -37,3 +38,15 @@ def test_a_move_by_such_a_plan_is_refused_for_the_repair_waits_until_it_has_ende
 def test_a_rollback_waits_for_a_plan_only_where_nothing_that_it_goes_back_to_is_left():
     with pytest.raises(Unavailable, match="waiting for a plan without 'eu'"):
         wait_for_repair(ChangeKind.ROLLBACK, placed("eu", "us"), {"eu", "us"})
+
+
+@pytest.mark.parametrize("kind", sorted(set(ChangeKind) - {ChangeKind.REPAIR}))
+def test_only_a_repair_dips_against_the_manifest(kind):
+    policy = step_policy(RolloutSpec(), kind, "replace")
+    assert (policy.when_short, policy.max_dip) == ("surge", 0.0)
+
+
+@pytest.mark.parametrize(("short", "most"), [({}, REPAIR_DIP), ({"whenShort": "dip", "maxDip": 0.75}, 0.75)])
+def test_a_repair_dips_as_far_as_the_manifest_or_its_own_limit_allows(short, most):
+    policy = step_policy(RolloutSpec.model_validate(short), ChangeKind.REPAIR, "replace")
+    assert (policy.when_short, policy.max_dip) == ("dip", most)

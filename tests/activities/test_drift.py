@@ -5,11 +5,13 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities import drift
 from activities.drains import DrainActivities
 from activities.drift import FIRST_PAUSE, drift_of, record_repair, withdraw_unserved
+from activities.reconciliation import ReconciliationActivities
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
 from ipnext.model.drain import DrainInput, DrainState
-from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.lifecycle import ChangeKind, ChangeState, Done
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import Reason
 
@@ -102,6 +104,30 @@ def test_repairs_that_fail_in_a_row_wait_twice_as_long_each(served):
             repair = record_repair(unit, "m", now=finished + pause)
             pause *= 2
         assert repair is not None
+
+
+def test_a_failed_repair_is_tried_again_though_only_replicas_drifted(served):
+    """No route table names such a model: the query by route tables does not find it."""
+    with served.store.begin("m") as unit:
+        hold(unit, 2, 3)
+        repair = record_repair(unit, "m")
+        assert unit.models_unrepaired() == ()
+        end(unit, repair, ChangeState.REFUSED)
+        assert (unit.models_astray(), unit.models_unrepaired()) == ((), ("m",))
+        again = record_repair(unit, "m", now=unit.change(repair.id).finished_at + FIRST_PAUSE)
+        assert unit.models_unrepaired() == ()
+        end(unit, again)
+        assert unit.models_unrepaired() == ()
+
+
+def test_the_reconciler_records_it(served, monkeypatch):
+    monkeypatch.setattr(drift, "FIRST_PAUSE", timedelta(0))
+    with served.store.begin("m") as unit:
+        hold(unit, 2, 3)
+        end(unit, record_repair(unit, "m"), ChangeState.REFUSED)
+    activities = ReconciliationActivities(served.store, served.infrastructure)
+
+    assert ActivityEnvironment().run(activities.record_repairs, Done()).models == ("m",)
 
 
 def test_without_drift_nothing_is_recorded(served):

@@ -110,6 +110,22 @@ def test_a_mean_may_shift_by_exactly_its_limit_and_what_chance_explains():
     assert not verdict(new, old, max_mean_shift=size - chance - 0.01).ok
 
 
+@pytest.mark.parametrize(("shift", "passes"), [(0.0, True), (3.0, False)])
+def test_predictions_are_compared_over_all_regions_if_both_answered_in_none(shift, passes):
+    """A model moves to another region: the former generation answers in the one, the new one in the other."""
+    nothing, new, old = counted(0), counted(400, values=spread(400, shift=shift)), counted(400, values=spread(400))
+    asked = Asked(GateSpec(max_drift=0.25, max_mean_shift=1.0), 0.01, former=1)
+
+    assert judge(asked, [Pair(new, nothing), Pair(nothing, old)]).ok is passes
+
+
+def test_a_region_in_which_one_generation_answered_is_left_out_if_both_did_in_another():
+    both, elsewhere = counted(400, values=spread(400)), counted(400, values=spread(400, shift=3.0))
+    asked = Asked(GateSpec(max_drift=0.25), 0.01, former=1)
+
+    assert judge(asked, [Pair(both, both), Pair(elsewhere, counted(0))]).ok
+
+
 def test_drift_is_judged_on_the_outputs_named():
     old, new = counted(1000, values=spread(1000)), counted(400, values=spread(400, shift=3))
     assert verdict(new, old, max_drift=0.1, outputs=("other",)).ok

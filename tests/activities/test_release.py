@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from ipnext.model.deployment import (
 )
 from ipnext.model.lifecycle import WaveInput
 from ipnext.model.rollout import FleetState, GenerationReplicas, Transition, Wave
+from ipnext.model.status import Reason
 
 M = "ranker"
 
@@ -275,7 +277,7 @@ def test_replica_sets_that_answer_nobody_and_are_in_no_wave_go_first():
 @pytest.mark.parametrize(("lost", "spared", "stuck"), [("de", True, True), ("de", False, False), ("us", True, False)])
 def test_a_run_on_its_way_to_a_lost_region_goes_back_where_a_wave_counts_on_what_is_spared(lost, spared, stuck):
     stored = {key("eu"): deployed("eu", 1)} if spared else {}
-    facts = SimpleNamespace(deployments=stored, lost=frozenset({lost}))
+    facts = SimpleNamespace(deployments=stored, lost=frozenset({lost}), generations={})
     record = SimpleNamespace(transition=transition(end="de"))
     wave = WaveInput(transition_id="t", model=M, generation=1, index=1, deadline_seconds=9)
 
@@ -284,6 +286,22 @@ def test_a_run_on_its_way_to_a_lost_region_goes_back_where_a_wave_counts_on_what
     assert (found is not None) is stuck
     assert found is None or not found.ok
     assert Reaching(wave.model_copy(update={"back": True}), record, facts, ModelState()).stuck is None
+
+
+@pytest.mark.parametrize(
+    ("served", "lost", "reverted"),
+    [(None, {"de"}, True), (datetime.now(UTC), {"de"}, False), (None, {"us"}, False), (None, set(), False)],
+    ids=["never served", "served before", "another region is lost", "no region is lost"],
+)
+def test_a_run_whose_new_generation_would_be_in_lost_regions_only_is_reverted(served, lost, reverted):
+    """It would end as done, and a generation that no host has loaded would count as serving."""
+    generations = {1: SimpleNamespace(serving_at=served)}
+    facts = SimpleNamespace(deployments={}, lost=frozenset(lost), generations=generations)
+    wave = WaveInput(transition_id="t", model=M, generation=1, index=1, deadline_seconds=9)
+
+    found = Reaching(wave, SimpleNamespace(transition=transition(end="de")), facts, ModelState()).stuck
+
+    assert (found is not None and found.reason is Reason.REGION_UNREACHABLE) is reverted
 
 
 def test_what_shrinks_is_told_before_what_grows():

@@ -188,6 +188,26 @@ def test_a_lost_region_is_promised_only_what_routers_know():
     assert [table.shares for table in written] == [(share("eu", 1),)]
 
 
+def test_a_lost_region_is_to_keep_what_a_gateway_out_of_reach_still_sends_to(monkeypatch):
+    """Users of `us` stay on generation 2 in the lost region, whose processes are to hold generation 1 when it is back."""
+    monkeypatch.setattr(routing, "served_generations", lambda *_: served(1))
+    written = []
+    lost = RouteTable(model=M, region="gone", revision=1, shares=(), served=served(1, 2, 3))
+    away = RouteTable(model=M, region="us", revision=1, shares=(share("gone", 2),), served=())
+
+    class Store(NoStore):
+        @contextmanager
+        def begin(self, _):
+            yield SimpleNamespace(put_route=lambda table: written.append(table) or table)
+
+    facts = facts_of({"gone": lost, "us": away}, lost={"gone"})
+    facts.unmet_rules = {}
+    with pytest.raises(Unavailable, match="us"):
+        routing.Gateways(Store(lost_region("gone")), Regions("us"), facts).follow({"gone": (), "us": ()}, ())
+
+    assert [[found.generation for found in table.served] for table in written] == [[1, 2]]
+
+
 def test_no_table_is_put_in_force_by_a_worker_that_stood_still(follow):
     regions, now = Regions(), [0.0]
     with felt(Pulse(2.0, clock=lambda: now[0])):

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from tests.nemesis.models import REGIONS
 
-Kind = Literal["kill", "stop", "partition", "boundary", "terminate", "away"]
-KINDS: tuple[Kind, ...] = ("kill", "stop", "partition", "boundary", "terminate", "away")
+Kind = Literal["kill", "stop", "partition", "boundary", "terminate", "away", "build"]
+KINDS: tuple[Kind, ...] = ("kill", "stop", "partition", "boundary", "terminate", "away", "build")
 LONGEST_STOP_SECONDS = 8.0
 LONGEST_CUT_SECONDS = 6.0
 SHORT_SECONDS = 2.0
@@ -50,9 +50,11 @@ CONTROL = ("worker", "workers", "api", "temporal")
 REGIONAL = ("agent", "supervisor", "envoy", "router", "host")
 WORKFLOWS = ("model", "lifecycle", "transition", "replan", "drain", "reconcile")
 """Kinds of workflows of which a run is terminated."""
+BUILDS = ("worker", "api")
+"""Roles of which a process is ended and started as the other one of two builds."""
 CONTROL_LINKS = ("api", "temporal")
 REGIONAL_LINKS = ("agent", "router", "hosts")
-WHOLE = frozenset({"boundary", "terminate", "away"})
+WHOLE = frozenset({"boundary", "terminate", "away", "build"})
 """Kinds that are not cut short."""
 _TOUCH = {
     "kill": frozenset({"supervisor", "envoy", "router", "host"}),
@@ -61,6 +63,7 @@ _TOUCH = {
     "boundary": frozenset(),
     "terminate": frozenset(),
     "away": frozenset(),
+    "build": frozenset(),
 }
 """Kind -> roles whose fault may fail requests. An agent that is killed costs none; a supervisor takes its region's processes along."""
 
@@ -124,5 +127,7 @@ def _all_of(kind: Kind) -> list[tuple[Kind, str, bool]]:
         return [(kind, workflow, False) for workflow in WORKFLOWS]
     if kind == "away":
         return [(kind, "agent", True)]
+    if kind == "build":
+        return [(kind, role, False) for role in BUILDS]
     one, many = (CONTROL_LINKS, REGIONAL_LINKS) if kind == "partition" else (CONTROL, REGIONAL)
     return [(kind, role, False) for role in one] + [(kind, role, True) for role in many]

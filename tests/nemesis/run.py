@@ -10,6 +10,7 @@ from pathlib import Path
 from ipnext.client import Client
 from tests.nemesis.asking import Asking
 from tests.nemesis.changes import Changes
+from tests.nemesis.checker import ENTITY, RECONCILER
 from tests.nemesis.dump import store_dump, temporal_dump
 from tests.nemesis.faults import PLACES, Fault, few, schedule
 from tests.nemesis.history import Recorder, read_history
@@ -177,7 +178,7 @@ def _workflows(stack: Stack, looked_at: Sequence[Span]) -> list[dict[str, object
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         found = asyncio.run(temporal_dump(stack.endpoints["temporal_address"], looked_at))
-        running = [run for run in found if run["status"] == "RUNNING" and run["type"] != "model"]
+        running = [run for run in found if run["status"] == "RUNNING" and run["type"] not in {ENTITY, RECONCILER}]
         if not running or time.monotonic() > deadline:
             return found
         time.sleep(0.5)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 ROLES: Mapping[str, tuple[str, ...]] = {
     "worker": ("workflows.worker",),
     "workers": ("workflows.worker",),
-    "api": ("-m ipnext.api",),
+    "api": (" ipnext.api",),
     "temporal": ("temporal", "server start-dev"),
     "agent": ("ipnext.infra.agent", "--region"),
     "supervisor": ("ipnext.infra.supervisor_process", "--state"),
@@ -109,6 +109,19 @@ class Stack:
         lines = [(process, command_line(process)) for process in self.processes()]
         return [process for process, line in lines if all(word in line for word in words)]
 
+    def names(self, role: str) -> list[str]:
+        """Names that `ipnext dev` gives to the processes of a role of the control plane."""
+        return [f"worker-{number}" for number in range(1, WORKERS + 1)] if role == "worker" else [role]
+
+    def process_of(self, name: str) -> psutil.Process | None:
+        """The process of a name, once it is ready; None if there is none."""
+        if not name.startswith("worker"):
+            return next(iter(self.found(name)), None)
+        try:
+            return psutil.Process(int((self.state / f"{name}.ready").read_text()))
+        except (OSError, ValueError, psutil.NoSuchProcess):
+            return None
+
     @property
     def agents(self) -> Mapping[str, str]:
         """Region -> URL of its agent."""
@@ -149,6 +162,8 @@ class Stack:
 
 if __name__ == "__main__":
     from ipnext.dev.__main__ import main
+    from tests.nemesis.builds import start_children_as_marked
 
     children.LONGEST_BACKOFF_SECONDS = 0.5
+    start_children_as_marked(Path(sys.argv[sys.argv.index("--state") + 1]))
     sys.exit(main())

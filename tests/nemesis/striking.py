@@ -10,6 +10,7 @@ import psutil
 from temporalio.service import RPCError, RPCStatusCode
 
 from ipnext.temporal import connect
+from tests.nemesis.builds import Build, build_of, set_build
 from tests.nemesis.faults import ROUND_SECONDS, Fault
 from tests.nemesis.history import Recorder
 from tests.nemesis.network import Partition
@@ -39,6 +40,7 @@ class Nemesis:
             "boundary": self._reached,
             "terminate": self._terminate,
             "away": self._cut,
+            "build": self._swap,
         }[fault.kind]
         if not strike(fault, number):
             return True
@@ -131,6 +133,21 @@ class Nemesis:
             time.sleep(0.05)
         self._recorder.note("not_reached", number=number, **fault.document())
         return False
+
+    def _swap(self, fault: Fault, number: int) -> bool:
+        """End a process as a rolling update does, and have it started as the other build."""
+        names = self._stack.names(fault.role)
+        name = names[fault.draw % len(names)]
+        build: Build = "this" if build_of(self._stack.state, name) == "next" else "next"
+        victim = self._stack.process_of(name)
+        if victim is None:
+            self._recorder.note("not_reached", number=number, **fault.document())
+            return False
+        self._begin(fault, number, name=name, build=build, pids=[victim.pid])
+        set_build(self._stack.state, name, build)
+        victim.terminate()
+        _, alive = psutil.wait_procs([victim], timeout=PATIENCE_SECONDS)
+        return not alive
 
     def _reached(self, fault: Fault, number: int) -> bool:
         """Arm a place and wait for a run to come there: the worker that does kills itself."""

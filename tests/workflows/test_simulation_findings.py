@@ -75,6 +75,12 @@ MENDED_ENDS = {
     "a move that a newer plan made pointless ends, and what the change before it left is not repaired": 4612,
     "a change that ends while a region is lost leaves replicas that nothing repairs": 3390,
     "a revert that takes over from another one brings back what that one had undone": 1769,
+    "a repair fails of a model of which only replicas drifted, and none is recorded again": 3007,
+    "a repair is refused for a surge that others have taken since": 14480,
+    "a repair is refused for a capacity that is not placed, which a region's loss has left": 18823,
+    "a publish to a region that is lost meanwhile ends as done, and no host has loaded it": 22729,
+    "the router of a region that is back forgets what a gateway out of reach still sends there": 30453,
+    "a run sends users around a lost region before anything else does": 28713,
 }
 """The same of histories in which runs are ended from outside, and regions are reconciled and repaired."""
 

@@ -66,7 +66,8 @@ class Invariants:
     def begin(self, model: str, dips: Iterable[Dip] = (), *, rollback: bool = False) -> None:
         """A transition is planned for the demand of now; what is short at its beginning may stay so, and what it dips.
 
-        A rollback goes back at the capacity that is there: what one generation lacks goes along to the other.
+        A rollback and a repair go back at the capacity that is there: what one generation lacks goes along to the other, and
+        what processes lack that all generations share.
         """
         self.dips[model] = {(dip.region, dip.part): dip.fraction for dip in dips}
         self.demand[model] = {item.region: item.qps for item in self.world.journal.records[model].manifest.spec.demand}
@@ -80,7 +81,8 @@ class Invariants:
                 generation is None and short[region, part] > 0
             ):  # a process that holds nothing of what is sent carries none of it
                 lacking[region, part, None] = max(load - able, short[region, part])
-        self.lacking[model], self.going_along[model] = lacking, short if rollback else {}
+        along = {place: max(missing, lacking.get((*place, None), 0.0)) for place, missing in short.items()}
+        self.lacking[model], self.going_along[model] = lacking, along if rollback else {}
 
     def broken(self, name: str, told: str) -> None:
         """One that does not hold ends the history; a known weakness is counted."""
@@ -343,7 +345,7 @@ class Invariants:
             sent = {s.generation for s in region.routes.get(model, (0, ()))[1] if s.fraction > 0}
             if sent - {record.serving}:
                 told = f"{region.name} sends {model} to generation {sorted(sent)}; generation {record.serving} serves"
-                raise Violated("rest generation", told)
+                self.broken("rest supply" if _waits_for_supply(record) else "rest generation", told)
             if told := reconciling.difference(self.world, region.name, model):
                 raise Violated("rest region", f"{region.name} is not as the store wants it: {told}")
 
@@ -485,3 +487,9 @@ def _short(loads: Mapping[Place, tuple[float, float]]) -> dict[tuple[str, str], 
         if generation is not None:
             found[region, part] += max(0.0, load - able)
     return found
+
+
+def _waits_for_supply(record: Any) -> bool:
+    """Whether the last change is a repair that the planner refused: the surge is not there, and the dip would be too large."""
+    last = record.changes[-1]
+    return last.kind is ChangeKind.REPAIR and last.state is ChangeState.REFUSED and last.message.startswith("supply: ")

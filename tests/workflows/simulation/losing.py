@@ -61,6 +61,7 @@ def returned(world: Any, region: str) -> Steps:
         revision = max(table.revision, found.routes.get(model, (0, ()))[0]) + 1
         known = {(t.region, number) for t in record.tables.values() if t.region != region for number in t.served}
         shares = answered(table.shares, known | {(region, number) for number in served})
+        served |= table.served & _sent_to(record, region)
         record.tables[region] = Table(region, revision, shares, served)
         found.routes[model], found.served[model] = (revision, shares), served
     wanted = {
@@ -77,6 +78,12 @@ def returned(world: Any, region: str) -> Steps:
     world.invariants.strained.update(world.entities)
     world.invariants.sent.clear()
     world.minds.replan()
+
+
+def _sent_to(record: Any, region: str) -> frozenset[int]:
+    """Generations of a region that the stored tables of other regions send users to."""
+    others = (table for table in record.tables.values() if table.region != region)
+    return frozenset(s.generation for t in others for s in t.shares if s.to == region and s.fraction > 0)
 
 
 def _around(world: Any, model: str) -> None:

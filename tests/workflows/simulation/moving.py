@@ -161,11 +161,14 @@ def unfreed(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
 
 
 def _stuck(world: Any, wave: Wave, state: waves.ModelState) -> bool:
-    """As activities/transition.py: on its way to a lost region, and the wave counts on what has to be spared."""
+    """As activities/reaching.py: on its way to a lost region, and the wave counts on what has to be spared, or nothing is left."""
     lost = world.out.lost
     if wave.back or not lost & _counted_on(world, wave, state):
         return False
-    stored = world.journal.records[wave.model].deployments.values()
+    record = world.journal.records[wave.model]
+    if record.generations[wave.moving.generation].serving_at is None and _end(world, wave).regions <= lost:
+        return True
+    stored = record.deployments.values()
     return bool(cast("Any", undoing.unfreed)(state, stored, (), _peak(world, wave).keys()) - lost)
 
 
@@ -329,6 +332,8 @@ def follow(
     """Every gateway that answers learns what its region holds, then sends by `shares`. Unavailable at the end."""
     record, held, lost = world.journal.records[model], tuple(deployments), world.out.lost
     reached = [region for region in sorted(shares.keys() - lost) if world.infra.reachable(region)]
+    if any(share.to in lost and share.fraction > 0 for region in reached for share in _now(record, region)):
+        world.invariants.strained.add(model)  # these users were answered by nobody, and come on top now
     served = {region: served_generations(record, region, held) for region in shares}
     put = _Putting(world, model, lost, attempt)
     for region in reached:
@@ -349,7 +354,8 @@ def follow(
         known = [
             (s.to, s.generation) for s in shares[region] if s.to in reached or s.generation in put.now(s.to).served
         ]
-        put.unheard(region, waves.answered(shares[region], known), served[region])
+        kept = {number for number in put.now(region).served if (region, number) in needed}
+        put.unheard(region, waves.answered(shares[region], known), served[region] | kept)
     silent = sorted(shares.keys() - set(reached) - lost)
     if silent:
         msg = f"region {silent[0]!r} can't be reached"
@@ -359,6 +365,12 @@ def follow(
         raise Unavailable(msg)
     if not keeping:
         world.invariants.settled(model)
+
+
+def _now(record: Any, region: str) -> tuple[RouteShare, ...]:
+    """What a region's stored table sends."""
+    table = record.tables.get(region)
+    return table.shares if table is not None else ()
 
 
 def not_gone_back(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:

@@ -38,7 +38,7 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
     world.invariants.one_mover(change.model)
     if world.tracing:
         world.tell("waves", found.refused or " | ".join(_told(wave) for wave in found.waves))
-    world.invariants.begin(change.model, found.dips, rollback=change.kind is ChangeKind.ROLLBACK)
+    world.invariants.begin(change.model, found.dips, rollback=change.kind in admitting.AT_ONCE)
     if world.out.lost.intersection(row.region for row in to.replicas):
         world.invariants.strained.add(change.model)
     return moving
@@ -69,6 +69,7 @@ def _planned(world: Any, change: Change, origin: FleetState, to: FleetState) -> 
     wished = problems.with_running_options(wished, record.deployments.values())
     if change.kind is ChangeKind.ROLLBACK:
         to = admitting._left_of(wished, to, world.fleet, out)
+    if change.kind in admitting.AT_ONCE:
         wished = carried.within_reach(wished, to)
     now = problems.with_supply_left(fleet, problems.units_in_use(journal, but=change.model))
     found, admission = _looked(world, (change.id, "now"), (wished, now, (origin, to), policy))

@@ -51,7 +51,7 @@ def passes(world: Any) -> Steps:
     """The platform's reconciler: pass after pass."""
     while not world.over:
         yield world.endings.latency()
-        for model in _astray(world):
+        for model in sorted({*_astray(world), *_unrepaired(world)}):
             record_repair(world, model)
             yield world.endings.latency()
         for model in unserved(world):
@@ -168,6 +168,7 @@ def _differences(world: Any, region: str, seen: Any) -> reconciliation.Differenc
         ),
         tables={m: records[m].tables[region].revision for m in settled if region in records[m].tables},
         settled=settled,
+        astray=frozenset(_astray(world)),
     )
     return reconciliation.differences(desired, seen)
 
@@ -177,6 +178,14 @@ def _astray(world: Any) -> Iterable[str]:
     for model, record in sorted(world.journal.records.items()):
         sent = {s.generation for table in record.tables.values() for s in table.shares if s.fraction > 0}
         if record.serving is not None and sent - {record.serving} and all(c.state.final for c in record.changes):
+            yield model
+
+
+def _unrepaired(world: Any) -> Iterable[str]:
+    """As the repository's `models_unrepaired`."""
+    for model, record in world.journal.records.items():
+        last = record.changes[-1] if record.changes else None
+        if last and last.kind is ChangeKind.REPAIR and last.state.final and last.state is not ChangeState.DONE:
             yield model
 
 
