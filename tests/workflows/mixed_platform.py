@@ -31,9 +31,9 @@ from tests.workflows.next_build import ADDED
 Build = Literal["this", "next"]
 REGION = "us-east"
 FORK_SERVER = "ipnext.infra.fork_server_process"
-PAUSE_SECONDS = 0.3
+PAUSE_SECONDS = 0.5
 """Between two publishes: the processors are for the components too."""
-ASK_SECONDS = 0.02
+ASK_SECONDS = 0.05
 """The same between two predictions of a client."""
 PATIENT = {f"IPNEXT_AGENT_{name}_SECONDS": "600" for name in ("UNANSWERED", "HUNG", "GATEWAY_HUNG", "CONFIRM")}
 """A process that gets no processor for a while is not taken for one that hangs."""
