@@ -20,6 +20,7 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
 from ipnext.model.lifecycle import Done
 from ipnext.model.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
+from ipnext.model.wire import decode
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
@@ -285,5 +286,5 @@ class ParsedSets:
 
 
 def _parsed(text: str) -> DesiredSet:
-    found = Deployment.model_validate_json(text)
+    found = decode(Deployment, text)
     return DesiredSet(found.replicas, frozenset(found.generations), dict(found.own))

@@ -109,7 +109,7 @@ class Room:
 
     def supervisor(self) -> psutil.Process:
         """The parent of the region's processes."""
-        pid, _ = json.loads((self._place / "state" / "supervisor.json").read_text())
+        pid = json.loads((self._place / "state" / "supervisor.json").read_text())["pid"]
         return psutil.Process(pid)
 
     def pids(self) -> set[int]:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from ipnext.model.registry import Signature
+from ipnext.model.wire import decode_plain
 from serving.balancing import EndpointLoads
 from serving.frames import Frame, bytes_frame, tensor_frame
 from serving.graph import Tensors
@@ -85,7 +86,7 @@ class HostClient:
             raise TryElsewhere(msg) from error
         if answer.header["status"] != 200:
             raise judged(part, url, answer.header, set())
-        return Signature.model_validate(answer.header["signature"])
+        return decode_plain(Signature, answer.header["signature"])
 
     def close(self) -> None:
         """End all connections."""

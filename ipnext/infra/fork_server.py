@@ -45,13 +45,21 @@ class ForkServer:
     """
 
     def __init__(
-        self, modules: Sequence[str], *, log_file: Path, environment: Mapping[str, str], settings: Restarts
+        self,
+        modules: Sequence[str],
+        *,
+        log_file: Path,
+        environment: Mapping[str, str],
+        settings: Restarts,
+        python: str = sys.executable,
     ) -> None:
+        """`python` is the interpreter of the agent whose commands are forked: a newer build than this process may have another one."""
+        self._python = python
         self._modules = tuple(modules)
         self._environment = dict(environment)
         self._child = ChildProcess(
             "fork-server",
-            lambda: [sys.executable, "-m", "ipnext.infra.fork_server_process", *self._modules],
+            lambda: [python, "-m", "ipnext.infra.fork_server_process", *self._modules],
             log_file=log_file,
             environment=environment,
             settings=settings,
@@ -96,7 +104,7 @@ class ForkServer:
 
     def _ask(self, command: Sequence[str]) -> Ask | None:
         match list(command):
-            case [sys.executable, "-m", module, *arguments] if module in self._modules:
+            case [self._python, "-m", module, *arguments] if module in self._modules:
                 return Ask(module, arguments, " ".join(command))
         return None
 

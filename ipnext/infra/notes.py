@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from ipnext.infra.spawning import Processes, Running
 from ipnext.model.deployment import DeploymentKey, HostHolds
 from ipnext.model.value import Value
+from ipnext.model.wire import decode_plain
 
 
 class HostNote(Value):
@@ -47,7 +48,8 @@ N = TypeVar("N", HostNote, RouterNote, GatewayNote)
 def found(processes: Processes, kind: type[N]) -> dict[str, tuple[N, Running]]:
     """Return the processes of a kind that ran before this agent and still run, by name.
 
-    A note that another version of the agent wrote, and this one cannot read, is logged; its process is not adopted.
+    An agent of another build may have written them: fields that this one does not know are ignored. A note that cannot be read is
+    logged; its process is not adopted.
     """
     notes: dict[str, tuple[N, Running]] = {}
     for name, note in processes.found.items():
@@ -55,7 +57,7 @@ def found(processes: Processes, kind: type[N]) -> dict[str, tuple[N, Running]]:
         if note.get("kind") == kind.__name__ and running is not None:
             try:
                 content = {field: value for field, value in note.items() if field != "kind"}
-                notes[name] = kind.model_validate(content), running
+                notes[name] = decode_plain(kind, content), running
             except ValidationError as error:
                 structlog.get_logger().error("process not adopted", process=name, reason=str(error))
     return notes

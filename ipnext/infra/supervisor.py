@@ -16,7 +16,7 @@ import structlog
 
 from ipnext import __version__
 from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.message_link import Message, MessageLink
+from ipnext.infra.message_link import Message, MessageLink, from_object
 from ipnext.infra.process_identity import ProcessIdentity, kill, runs
 from ipnext.infra.spawning import Note, Running, Spawn
 from ipnext.infra.supervisor_process import IDENTITY_FILE, PROTOCOL, Restarts
@@ -196,7 +196,7 @@ class Supervisor:
         return {
             "kind": "hello",
             "protocol": PROTOCOL,
-            "owner": self._owner,
+            "owner": self._owner and self._owner._asdict(),
             "successor_seconds": settings.successor_seconds,
             "grace_seconds": settings.grace_seconds,
             "fork": {
@@ -204,7 +204,8 @@ class Supervisor:
                 "environment": dict(self._environment),
                 "log": str(self._directory / "logs" / "fork-server.log"),
                 "restarts": asdict(restarts),
-                "code": [sys.executable, __version__],
+                "python": sys.executable,
+                "version": __version__,
             },
         }
 
@@ -285,7 +286,7 @@ class Supervisor:
 
     def _identity(self) -> ProcessIdentity | None:
         try:
-            return ProcessIdentity(*json.loads((self._directory / IDENTITY_FILE).read_bytes()))
+            return from_object(ProcessIdentity, json.loads((self._directory / IDENTITY_FILE).read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 

@@ -27,7 +27,7 @@ import structlog
 
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.fork_server import ForkServer
-from ipnext.infra.message_link import Message, MessageLink
+from ipnext.infra.message_link import Message, MessageLink, from_object
 from ipnext.infra.process_identity import ProcessIdentity, identify, open_process
 from ipnext.infra.spawning import Running, Spawn, fresh
 from ipnext.infra.tether import PR_SET_PDEATHSIG
@@ -135,7 +135,7 @@ class Supervisor:
         if self._waiting is not None:
             self._waiting.cancel()
         self._successor_seconds, self._grace_seconds = hello["successor_seconds"], hello["grace_seconds"]
-        self._follow(ProcessIdentity(*hello["owner"]) if hello["owner"] else None)
+        self._follow(from_object(ProcessIdentity, hello["owner"]) if hello["owner"] else None)
         await self._prepare_forks(hello["fork"])
         if self._starting:  # what an agent asked for before it died belongs to this one
             await asyncio.wait(self._starting)
@@ -177,7 +177,8 @@ class Supervisor:
             fork["modules"],
             log_file=Path(fork["log"]),
             environment=fork["environment"],
-            settings=Restarts(**fork["restarts"]),
+            settings=from_object(Restarts, fork["restarts"]),
+            python=fork["python"],
         )
         self._fork_server.start()
 
@@ -259,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(nothing.fileno(), 0)
     identity = identify(os.getpid())
     with suppress(OSError):
-        replace_file(given.state / IDENTITY_FILE, json.dumps(identity).encode())
+        replace_file(given.state / IDENTITY_FILE, json.dumps(identity and identity._asdict()).encode())
     asyncio.run(Supervisor().run(listener))
     return 0
 

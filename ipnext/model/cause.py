@@ -5,6 +5,7 @@ from typing import Any
 
 from ipnext.model.status import ConditionType, Reason
 from ipnext.model.value import Value
+from ipnext.model.wire import decode_plain
 
 STEPS: Mapping[ConditionType, str] = {
     ConditionType.RESOLVED: "resolve snapshots",
@@ -47,4 +48,4 @@ class Cause(Value):
 
 def cause_in(detail: Mapping[str, Any] | None) -> Cause | None:
     """The cause in an event's detail, if there is one."""
-    return Cause.model_validate(detail["cause"]) if detail and "cause" in detail else None
+    return decode_plain(Cause, detail["cause"]) if detail and "cause" in detail else None

@@ -9,7 +9,7 @@ from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import DemandItem, ModelManifest
 from ipnext.model.throughput import TOKENS
-from ipnext.model.wire import decode
+from ipnext.model.wire import decode, decode_plain
 from ipnext.store.records import FleetRecord, ModelRecord
 from ipnext.store.tables import FleetRow, ModelRow
 from ipnext.store.unit import NAMED_IN_ERRORS, Unit, batches, document, known, plain
@@ -100,7 +100,10 @@ class Models(Unit):
             row for some in batches(names) for row in self._session.exec(query.where(col(ModelRow.name).in_(some)))
         )
         return {
-            name: {item.region: item.amount for item in map(DemandItem.model_validate, plain(text)["spec"]["demand"])}
+            name: {
+                item.region: item.amount
+                for item in (decode_plain(DemandItem, demand) for demand in plain(text)["spec"]["demand"])
+            }
             for name, text in found
         }
 

@@ -14,7 +14,7 @@ from ipnext.model.lifecycle import Change
 from ipnext.model.plan import Unmet
 from ipnext.model.registry import Generation, Layout
 from ipnext.model.status import Condition, ConditionType, Reason
-from ipnext.model.wire import decode
+from ipnext.model.wire import decode, decode_plain
 from ipnext.store.changes import _change
 from ipnext.store.models import _model
 from ipnext.store.paging import bounded
@@ -143,7 +143,7 @@ class Overviews(Unit):
         """Return the demand that the plan in force leaves unserved, of the `limit` models with the most."""
         query = select(PlacementRow.unmet).where(PlacementRow.unmet_qps > 0)
         query = query.order_by(col(PlacementRow.unmet_qps).desc(), col(PlacementRow.model)).limit(bounded(limit))
-        return tuple(Unmet.model_validate(item) for text in self._session.exec(query) for item in plain(text))
+        return tuple(decode_plain(Unmet, item) for text in self._session.exec(query) for item in plain(text))
 
     def unmet_models(self) -> int:
         """Count the models of whose demand the plan in force leaves some unserved."""

@@ -29,9 +29,11 @@ from ipnext.errors import Unavailable
 from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
 from ipnext.model.lifecycle import Change
+from ipnext.store import migrating
 from ipnext.temporal import connect, submit_change
 from tests.waiting import PATIENCE_SECONDS, eventually
 from tests.workflows.drains import Drains
+from tests.workflows.next_build import make_next_build
 from workflows.worker import Engine, engine_of, lifecycle_activities, planner_activities, worker_of
 
 POLL_SECONDS = 0.05
@@ -116,6 +118,28 @@ def temporal_address(tmp_path_factory, subprocesses) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def own_temporal(subprocesses, tmp_path, free_port) -> Iterator[str]:
+    """A server of its own: which build is current is a fact of a whole server, and so is who polls. It sees within seconds what is drained."""
+    wanted = read_devfile().temporal
+    drainage = {"RefreshInterval": "1s", "VisibilityGracePeriod": "1s"}  # three minutes each by default
+    dynamic = {f"matching.wv.VersionDrainageStatus{name}": value for name, value in drainage.items()}
+    server = wanted.model_copy(update={"port": free_port, "dynamic_config": {**wanted.dynamic_config, **dynamic}})
+    command = server_command(server, binary=temporal_binary(), state=tmp_path, with_ui=False)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
+    address = f"127.0.0.1:{free_port}"
+    asyncio.run(until_up(address))
+    yield address
+    process.terminate()
+    process.wait(PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def next_python(tmp_path) -> Path:
+    """The interpreter of the build after this one."""
+    return make_next_build(tmp_path / "next", Path(__file__).parents[2], migrating._head(migrating._scripts()))
 
 
 async def until_up(address: str) -> None:

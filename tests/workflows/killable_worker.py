@@ -1,4 +1,4 @@
-"""A worker process for the recovery tests: real store and artifacts, the test's infrastructure behind a unix socket.
+"""A worker process for tests: real store and artifacts, the test's infrastructure behind a unix socket. With a build id it writes `ready ID`.
 
 python killable_worker.py ROOT SOCKET TEMPORAL_ADDRESS
 """
@@ -14,8 +14,8 @@ from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.devfile import read_devfile
-from ipnext.errors import Conflict, NotFound, Unavailable
-from ipnext.platform.builds import promote
+from ipnext.errors import IPnextError, Unavailable
+from ipnext.platform.builds import make_first_current
 from ipnext.store.session import Store
 from ipnext.temporal import connect
 from workflows.faults import Faults, fault_of
@@ -32,6 +32,7 @@ async def main(root: Path, socket: str, address: str) -> None:
     remote = Remote(address=socket, authkey=b"test")
     remote.connect()
     store = Store.open(f"sqlite:///{root}/ipnext.db")
+    store.migrate()
     client = await connect(address=address)
     fault = fault_of(os.environ)
     interceptors = [Faults(fault)] if fault else []
@@ -48,8 +49,8 @@ async def main(root: Path, socket: str, address: str) -> None:
             await workers.enter_async_context(worker)
         while BUILD_ID:
             try:
-                await promote(client, BUILD_ID)
-            except (NotFound, Conflict, Unavailable):
+                await make_first_current(client, BUILD_ID)
+            except Unavailable:
                 await asyncio.sleep(0.1)
             else:
                 print(f"ready {BUILD_ID}", flush=True)  # noqa: T201 - the test reads it
@@ -58,4 +59,8 @@ async def main(root: Path, socket: str, address: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))
+    try:
+        asyncio.run(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))
+    except IPnextError as error:
+        print(error.message, flush=True)  # noqa: T201 - the test reads it
+        sys.exit(error.exit_status)

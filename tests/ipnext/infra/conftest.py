@@ -181,7 +181,7 @@ class RunningAgent:
     @property
     def supervisor(self):
         """The parent of all that the agent started."""
-        pid, _ = json.loads((self.state / "supervisor.json").read_text())
+        pid = json.loads((self.state / "supervisor.json").read_text())["pid"]
         return psutil.Process(pid)
 
     def children(self):

@@ -233,28 +233,37 @@ from pathlib import Path
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.fork_server import ForkServer
 
-async def main(place):
-    environment = dict(os.environ)
-    server = ForkServer(["forkable_host"], log_file=place / "fork-server.log", environment=environment, settings=AgentSettings())
+async def main(place, python):
+    environment, log = dict(os.environ), place / "fork-server.log"
+    server = ForkServer(["forkable_host"], log_file=log, environment=environment, settings=AgentSettings(), python=python)
     server.start()
     while not server.ready:
         await asyncio.sleep(0.01)
     for name, more in (("same", {}), ("other", {"OMP_NUM_THREADS": "7"})):
         with (place / name).open("ab") as log:
-            command = [sys.executable, "-m", "forkable_host", "--id", "ends-0.dense"]
+            command = [python, "-m", "forkable_host", "--id", "ends-0.dense"]
             process = await server.spawn(command, environment | more, log)
         assert await process.wait() == 0
     await server.stop(5)
 
-asyncio.run(main(Path(sys.argv[1])))
+asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
 """
 
 
 @pytest.mark.usefixtures("subprocesses")
-def test_another_environment_needs_another_interpreter(tmp_path):
-    environment = os.environ | {"PYTHONPATH": HERE, "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize("build", ["this one", "another one"])
+def test_another_environment_needs_another_interpreter(tmp_path, build):
+    """A supervisor forks for an agent of another build, whose interpreter is another one than its own."""
+    python = Path(sys.executable)
+    if build == "another one":
+        python = tmp_path / "python"
+        python.symlink_to(sys.executable)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([HERE, *sys.path]), "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [sys.executable, "-c", OTHER_ENVIRONMENT, str(tmp_path)], env=environment, timeout=PATIENCE_SECONDS, check=True
+        [sys.executable, "-c", OTHER_ENVIRONMENT, str(tmp_path), str(python)],
+        env=environment,
+        timeout=PATIENCE_SECONDS,
+        check=True,
     )
     same, other = (json.loads((tmp_path / name).read_text()) for name in ("same", "other"))
     assert (same["forked"], same["omp"]) == (True, "1")

@@ -1,0 +1,189 @@
+"""Everything that components read is known: between two builds it is read with tolerance, and the next build (next_build.py) extends it.
+
+A module that reads JSON, or makes a value of plain data, is in one of the tables below. A new one is in none, and fails the test.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.workflows.next_build import (
+    AGENT_ANSWER,
+    AGENT_REQUEST,
+    API_ANSWER,
+    CHANNELS,
+    DOCUMENT,
+    FORKS,
+    HOST_ANSWER,
+    HOST_REQUEST,
+    IDENTITY,
+    NOTE,
+    PAYLOAD,
+    PORTS,
+    ROUTER_ANSWER,
+    SCHEMA,
+    STATE,
+    TABLE,
+    TO_AGENT,
+    TO_HOST,
+    TO_ROUTER,
+    TO_SUPERVISOR,
+)
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("activities", "ipnext", "serving", "workflows")
+TOLERANT = {
+    "ipnext.infra.message_link": frozenset({"from_object"}),
+    "ipnext.model.wire": frozenset({"decode", "decode_plain"}),
+    "serving.http": frozenset({"parse_model"}),
+}
+"""Module -> what reads and ignores unknown fields."""
+STRICT = frozenset({"model_validate", "model_validate_json", "validate_json", "validate_python"})
+PLAIN = frozenset({"json", "orjson", "pickle"})
+
+BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
+    "activities/reconciliation.py": frozenset({DOCUMENT}),
+    "ipnext/client.py": frozenset({API_ANSWER}),
+    "ipnext/client_errors.py": frozenset({API_ANSWER}),
+    "ipnext/infra/agent_app.py": frozenset({AGENT_REQUEST}),
+    "ipnext/infra/control.py": frozenset({HOST_ANSWER, ROUTER_ANSWER}),
+    "ipnext/infra/error_body.py": frozenset({AGENT_ANSWER}),
+    "ipnext/infra/fork_server.py": frozenset({FORKS}),
+    "ipnext/infra/fork_server_process.py": frozenset({FORKS}),
+    "ipnext/infra/local_process.py": frozenset({AGENT_ANSWER}),
+    "ipnext/infra/message_link.py": frozenset({TO_SUPERVISOR, TO_AGENT}),
+    "ipnext/infra/notes.py": frozenset({NOTE}),
+    "ipnext/infra/ports.py": frozenset({PORTS}),
+    "ipnext/infra/router_process.py": frozenset({TABLE}),
+    "ipnext/infra/supervisor.py": frozenset({IDENTITY}),
+    "ipnext/infra/supervisor_process.py": frozenset({TO_SUPERVISOR}),
+    "ipnext/infra/wanted_state.py": frozenset({STATE}),
+    "ipnext/model/cause.py": frozenset({DOCUMENT}),
+    "ipnext/payloads.py": frozenset({PAYLOAD}),
+    **{
+        f"ipnext/store/{name}.py": frozenset({DOCUMENT})
+        for name in (
+            *(
+                "deployments",
+                "models",
+                "overviews",
+                "pauses",
+                "placements",
+                "plans",
+                "profiles",
+                "publishing",
+                "replans",
+            ),
+            *("snapshots", "transitions", "unit"),
+        )
+    },
+    "serving/frames.py": frozenset({TO_HOST, TO_ROUTER}),
+    "serving/genai/host.py": frozenset({HOST_REQUEST}),
+    "serving/host.py": frozenset({HOST_REQUEST}),
+    "serving/host_client.py": frozenset({TO_ROUTER}),
+    "serving/host_frames.py": frozenset({TO_HOST}),
+    "serving/http.py": frozenset({HOST_REQUEST, TO_HOST}),
+    "serving/router_table.py": frozenset({TABLE}),
+}
+"""Module -> the channels that it reads."""
+NOT_READ_AS_JSON = frozenset({SCHEMA})
+"""Channels that no module parses: columns are selected by name."""
+
+COLUMNS = "is made of the columns that this build selects; a document among them is read by ipnext/store/unit.py"
+DIGEST = "is named by its digest, so that an unknown field would be another digest"
+NO_FIELDS = "is a map of names, or one number, without fields"
+ONE_BUILD = "is written by this process, or by one that it started of its own build"
+OTHERS = "is written by other software than IPnext"
+PEOPLE = "is written by people or their programs: a misspelt field is refused"
+WHOLE = "is of `ipnext dev`, which is started again as a whole"
+WITHIN_ONE_BUILD: Mapping[str, str] = {
+    "activities/admitting.py": ONE_BUILD,
+    "activities/cutting.py": ONE_BUILD,
+    "activities/deltas.py": DIGEST,
+    "activities/files.py": DIGEST,
+    "activities/problems.py": ONE_BUILD,
+    "activities/solving.py": ONE_BUILD,
+    "ipnext/api/errors.py": PEOPLE,
+    "ipnext/api/history.py": ONE_BUILD,
+    "ipnext/api/overview.py": ONE_BUILD,
+    "ipnext/api/stream.py": ONE_BUILD,
+    "ipnext/artifacts/checkpoints.py": OTHERS,
+    "ipnext/artifacts/layout.py": DIGEST,
+    "ipnext/artifacts/programs.py": DIGEST,
+    "ipnext/artifacts/signing.py": OTHERS,
+    "ipnext/artifacts/tensor_headers.py": OTHERS,
+    "ipnext/cli/predicting.py": PEOPLE,
+    "ipnext/dev/stores.py": WHOLE,
+    "ipnext/devfile.py": PEOPLE,
+    "ipnext/infra/envoy_process.py": NO_FIELDS,
+    "ipnext/infra/peers.py": NO_FIELDS,
+    "ipnext/model/engine_settings.py": PEOPLE,
+    "ipnext/model/manifest.py": PEOPLE,
+    "ipnext/model/routing.py": PEOPLE,
+    "ipnext/model/signing.py": OTHERS,
+    "ipnext/model/wire.py": "is the tolerant reader itself",
+    "ipnext/profiling/engine.py": OTHERS,
+    "ipnext/store/freezes.py": COLUMNS,
+    "ipnext/store/journal.py": COLUMNS,
+    "serving/arrival.py": DIGEST,
+    "serving/deltas/snapshot.py": DIGEST,
+    "serving/discovery.py": PEOPLE,
+    "serving/engines/tensor_file.py": OTHERS,
+    "serving/engines/torch_compiled.py": DIGEST,
+    "serving/engines/torch_program.py": DIGEST,
+    "serving/fetching.py": ONE_BUILD,
+    "serving/genai/probe.py": OTHERS,
+    "serving/genai/swapping.py": DIGEST,
+    "serving/openai/disaggregated.py": OTHERS,
+    "serving/openai/edge.py": PEOPLE,
+    "serving/openai/embedding.py": OTHERS,
+    "serving/protocol.py": PEOPLE,
+    "serving/snapshot_directory.py": DIGEST,
+    "serving/splitting/comparison.py": DIGEST,
+    "serving/splitting/policy.py": PEOPLE,
+    "serving/splitting/split.py": OTHERS,
+}
+"""Module -> why no field of a newer build can come to it. What it reads ..."""
+
+
+def names_read(path: Path) -> frozenset[str]:
+    """The functions that read which a module names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Attribute(attr=name) if name in STRICT:
+                found.add(name)
+            case ast.Attribute(value=ast.Name(id=module), attr="loads" | "load" as name) if module in PLAIN:
+                found.add(f"{module}.{name}")
+            case ast.ImportFrom(module=str(module)):
+                found |= {alias.name for alias in node.names} & TOLERANT.get(module, frozenset())
+    return frozenset(found)
+
+
+def readers() -> Iterator[tuple[str, frozenset[str]]]:
+    """Module and the functions that read which it names."""
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if "migrations" not in path.parts and (names := names_read(path)):
+                yield path.relative_to(ROOT).as_posix(), names
+
+
+READERS = dict(readers())
+
+
+def test_each_module_that_reads_is_known():
+    known = BETWEEN_BUILDS.keys() | WITHIN_ONE_BUILD.keys()
+    assert READERS.keys() - known == set(), "reads JSON: add it to a table, and what it reads to next_build.CHANNELS"
+    assert known - READERS.keys() == set(), "reads nothing any more"
+    assert not BETWEEN_BUILDS.keys() & WITHIN_ONE_BUILD.keys()
+
+
+@pytest.mark.parametrize("module", BETWEEN_BUILDS)
+def test_what_another_build_may_have_written_is_read_with_tolerance(module):
+    assert not READERS[module] & STRICT
+
+
+def test_the_next_build_extends_each_channel_that_a_module_reads():
+    assert frozenset().union(*BETWEEN_BUILDS.values()) | NOT_READ_AS_JSON == CHANNELS
