@@ -119,6 +119,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/devfile.py": PEOPLE,
     "ipnext/infra/envoy_process.py": NO_FIELDS,
     "ipnext/infra/peers.py": NO_FIELDS,
+    "ipnext/infra/prefetching.py": ONE_BUILD,
     "ipnext/model/engine_settings.py": PEOPLE,
     "ipnext/model/manifest.py": PEOPLE,
     "ipnext/model/routing.py": PEOPLE,
