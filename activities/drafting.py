@@ -63,7 +63,11 @@ class Draft:
         )
 
     def holds(self, repository: Repository, stage: StageInput) -> bool:
-        """Whether nothing was written meanwhile that it was planned by: others may use less supply by now, but not more."""
+        """Whether nothing was written meanwhile that it was planned by: others may use less supply by now, but not more.
+
+        In a unit of the model that has locked the plan in force, so that no other model is placed or admitted meanwhile. What others
+        use may only become less while it is read: a wave stays within its transition, which is counted at its most.
+        """
         repository.check_fence(stage.change_id)
         repository.check_only_mover(stage.model, stage.change_id)
         if repository.find_transition(stage.change_id) is not None or _basis(repository, stage) != self.basis:
