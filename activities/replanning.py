@@ -18,6 +18,7 @@ from activities.solving import Solved, SolveFailed, Solver
 from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.lifecycle import Replan, ReplanComputed, ReplanState
+from ipnext.model.measured import measured, wants_profiles
 from ipnext.model.plan import CurrentState, Limits, Objective, Plan, PlanDiff, Problem
 from ipnext.model.status import Reason
 from ipnext.model.throughput import TOKENS
@@ -231,9 +232,14 @@ def fleet_snapshot(
 
 def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
     """All models, with the throughput that was measured where their manifests ask for it."""
+    found = repository.models()
+    asking = {record.name: record.serving_generation for record in found if wants_profiles(record.manifest)}
+    known = repository.profiles_of_all(asking)
     return tuple(
-        found.model_copy(update={"manifest": repository.as_measured(found.manifest, found.serving_generation)})
-        for found in repository.models()
+        record.model_copy(update={"manifest": measured(record.manifest, known.get(record.name, {}))})
+        if record.name in asking
+        else record
+        for record in found
     )
 
 
