@@ -116,8 +116,8 @@ class Plans(Placements):
 
         Placements, and the transitions under way, are stable from here on; those of other models may end.
         """
-        engines.lock_plan(self.connection())
-        query = select(PlanInForceRow).where(PlanInForceRow.id == IN_FORCE)
+        engines.lock_plan(self.connection())  # the row is not there before the first plan
+        query = select(PlanInForceRow).where(PlanInForceRow.id == IN_FORCE).with_for_update()
         row = self._session.exec(query.execution_options(populate_existing=True)).first()
         return None if row is None else row.plan_id
 
