@@ -189,7 +189,7 @@ def measure(rooms, count):
 @pytest.mark.parametrize("path", ["/v1/overview?limit=200", f"/v1/models/{name_of(0)}"])
 async def test_measured_throughput_of_many_models_is_read_at_once(quiet, path):
     quiet.rooms.seed()
-    measure(quiet.rooms, 3)
+    measure(quiet.rooms, 10)
     with statements(quiet.rooms) as few:
         answer = (await quiet.http.get(path)).raise_for_status().json()
     view = answer if "throughput" in answer else answer["models"][0]["model"]
