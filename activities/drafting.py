@@ -67,6 +67,8 @@ class Draft:
         """Whether nothing was written meanwhile that it was planned by.
 
         Others may use less supply by now, or more where what is left holds all that the way and a way back may ever need.
+        In a unit of the model that has locked the plan in force, so that no other model is placed or admitted meanwhile. What others
+        use may only become less while it is read: a wave stays within its transition, which is counted at its most.
         """
         repository.check_fence(stage.change_id)
         repository.check_only_mover(stage.model, stage.change_id)

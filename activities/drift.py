@@ -61,7 +61,7 @@ def record_repair(repository: Repository, model: str, *, now: datetime | None = 
 
 
 def withdraw_unserved(repository: Repository, model: str) -> bool:
-    """Forget the routes and replicas of a model of which no generation serves, in the caller's unit of work over all models.
+    """Forget the routes and replicas of a model of which no generation serves, in the caller's unit of work.
 
     A first publish that was not reverted everywhere leaves them; there is nothing to repair to. Regions remove them in the
     same pass, or when they are back. False if the model has an open change, a generation that serves, or nothing left.

@@ -141,7 +141,7 @@ class ReconciliationActivities:
                     return
             except Unavailable:
                 return
-        with self._store.begin() as repository:
+        with self._store.begin(model) as repository:
             withdraw_unserved(repository, model)
 
     def _unroute_unserved(self, model: str, region: str) -> bool:

@@ -18,6 +18,7 @@ from activities.solving import Solved, SolveFailed, Solver
 from ipnext import names
 from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.model.lifecycle import Replan, ReplanComputed, ReplanState
+from ipnext.model.measured import measured, wants_profiles
 from ipnext.model.plan import CurrentState, Limits, Objective, Plan, PlanDiff, Problem
 from ipnext.model.status import Reason
 from ipnext.model.throughput import TOKENS
@@ -89,10 +90,8 @@ class FleetReplan:
             limits = _limits(self._policy.replan_limits, taken[0])
             snapshot = fleet_snapshot(repository, self._policy.objective, limits)
             known = find_plan(repository, plan_id)
-            models = models_to_move(repository, snapshot.placements.values(), snapshot) if known is not None else ()
         if known is not None:
-            with self._store.begin(plan_id) as repository:
-                return self._answer(repository, known, taken, models)
+            return self._listed(known, taken, snapshot)
         if not snapshot.problem.models and not snapshot.placements:
             return ReplanComputed(plan_id=plan_id, adopted=False, message="no model is placed yet")
         return self._searched(plan_id, taken, snapshot)
@@ -132,21 +131,17 @@ class FleetReplan:
         )
         plan = PreparedPlan.of(record)
         self._say("writing the plan")
-        with self._store.begin() as repository:
+        with self._store.begin(plan_id) as repository:
             if verdict.adopt and not taken[0].dry_run:
-                record, placements = adopt_beside(repository, plan, snapshot)
-                models = models_to_move(repository, placements.values(), snapshot)
-                repository.update_replans(
-                    plan_id, state=ReplanState.MOVING, message=record.message, moves=record.diff.moves
-                )
+                record = adopt_beside(repository, plan, snapshot)
             else:
                 repository.save_plan(plan)
-                models = models_to_move(repository, _meanwhile(repository, snapshot)[0].values(), snapshot)
             detail = {"plan": plan_id, "moves": record.diff.moves}
             repository.add_event(None, "Replan", f"{record.trigger}: {record.message}", detail=detail)
             repository.prune_plans(keep=self._policy.kept_plans)
             repository.forget_moves(keep={plan_id})
-            return self._answer(repository, repository.plan_entry(plan_id), taken, models)
+            entry = repository.plan_entry(plan_id)
+        return self._listed(entry, taken, snapshot)
 
     def _given_up(
         self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, error: IPnextError, *, once_more: bool
@@ -171,21 +166,30 @@ class FleetReplan:
             input_digest=digest_of(snapshot.problem),
             created_at=datetime.now(UTC),
         )
-        with self._store.begin() as repository:
+        with self._store.begin(plan_id) as repository:
             repository.save_failure(entry)
             repository.add_event(None, "ReplanFailed", f"{entry.trigger}: {reason}: {entry.message}")
             repository.prune_plans(keep=self._policy.kept_plans)
             repository.forget_moves(keep={plan_id})
-            now, _ = _meanwhile(repository, snapshot)
-            models = models_to_move(repository, now.values(), snapshot)
-            return self._answer(repository, entry, taken, models)
+        return self._listed(entry, taken, snapshot)
 
-    def _answer(
-        self, repository: Repository, entry: PlanEntry, taken: Sequence[Replan], models: Sequence[str]
-    ) -> ReplanComputed:
-        """List the models that have to move in the store, and answer with their count: their names may be megabytes."""
-        moving = () if taken[0].dry_run else models
-        repository.list_moves(entry.id, moving)
+    def _listed(self, entry: PlanEntry, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
+        """Find the models that have to move, beside the writers, and list them in the store: their names may be megabytes.
+
+        The answer has their count. An attempt that ends before is followed by one that finds the plan, and lists them.
+        """
+        self._say("listing the models that have to move")
+        moving: Sequence[str] = ()
+        if not taken[0].dry_run:
+            with self._store.read() as repository:
+                now, _ = _meanwhile(repository, snapshot)
+                moving = models_to_move(repository, now.values(), snapshot)
+        with self._store.begin(entry.id) as repository:
+            repository.list_moves(entry.id, moving)
+            if entry.adopted:
+                repository.update_replans(
+                    entry.id, state=ReplanState.MOVING, message=entry.message, moves=entry.moves or 0
+                )
         return ReplanComputed(
             plan_id=entry.id,
             adopted=entry.adopted,
@@ -228,19 +232,24 @@ def fleet_snapshot(
 
 def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
     """All models, with the throughput that was measured where their manifests ask for it."""
+    found = repository.models()
+    asking = {record.name: record.serving_generation for record in found if wants_profiles(record.manifest)}
+    known = repository.profiles_of_all(asking)
     return tuple(
-        found.model_copy(update={"manifest": repository.as_measured(found.manifest, found.serving_generation)})
-        for found in repository.models()
+        record.model_copy(update={"manifest": measured(record.manifest, known.get(record.name, {}))})
+        if record.name in asking
+        else record
+        for record in found
     )
 
 
-def adopt_beside(
-    repository: Repository, plan: PreparedPlan, snapshot: FleetSnapshot
-) -> tuple[PlanRecord, Mapping[str, Placement]]:
+def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnapshot) -> PlanRecord:
     """Adopt a plan; models whose placement changed since the snapshot keep the newer one.
 
-    Returns what was adopted, and what is placed from now on. TooLateError where both together need more than there is.
+    Returns what was adopted. Units of models go on meanwhile, except those that would be placed or admitted: they wait.
+    TooLateError where both together need more than there is.
     """
+    in_force = repository.lock_plan_in_force()
     before, changed = _meanwhile(repository, snapshot)
     record = plan.record
     wanted = {model: placed for model, placed in plan.placements.items() if model not in changed}
@@ -259,8 +268,8 @@ def adopt_beside(
             }
         )
         plan = plan.told(message=message, diff=_difference(before.values(), whole))
-    repository.adopt_plan(plan, expected=repository.plan_in_force_id(), keeping=changed)
-    return plan.record, merged
+    repository.adopt_plan(plan, expected=in_force, keeping=changed)
+    return plan.record
 
 
 def overbooked(problem: Problem, placements: Iterable[Placement]) -> str | None:
@@ -325,8 +334,7 @@ def _meanwhile(repository: Repository, snapshot: FleetSnapshot) -> tuple[Mapping
     if not changed:
         return snapshot.placements, changed
     kept = {name: placed for name, placed in snapshot.placements.items() if name not in changed}
-    newer = {name: repository.placement(name) for name in sorted(changed)}
-    return {**kept, **{name: placed for name, placed in newer.items() if placed is not None}}, changed
+    return {**kept, **{placed.model: placed for placed in repository.placements(changed)}}, changed
 
 
 def _difference(before: Iterable[Placement], after: Plan) -> PlanDiff:

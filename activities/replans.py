@@ -51,7 +51,7 @@ class ReplanActivities:
     def finish_replan(self, result: ReplanResult) -> ReplansWaiting:
         """Write down how a replan ended, and say how many wait. One that has ended stays as it is."""
         state = _state_of(result)
-        with self._store.begin() as repository:
+        with self._store.begin(result.plan_id) as repository:
             if state is ReplanState.FAILED and result.plan_id and find_plan(repository, result.plan_id) is None:
                 _write_failure(repository, result)
             repository.update_replans(

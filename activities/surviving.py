@@ -13,6 +13,7 @@ from activities.wanted import Facts, sent_around, survivors
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.deployment import DeploymentKey, RegionState, ReplicaPhase, RouteTable
+from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 PUSHES = 16
@@ -22,7 +23,10 @@ FIRST_BATCH = 8
 """Models whose tables are sent first ..."""
 
 BATCH = 64
-"""... and then so many at a time: each batch is read by a constant number of queries and written in one unit."""
+"""... and then so many at a time: each batch is read by a constant number of queries and written in one unit.
+
+A model that is written by someone else at that moment is left out of it, and written in a unit of its own at the end.
+"""
 
 NAMED = 3
 """Models that a message names at most."""
@@ -71,6 +75,10 @@ class Surviving:
         with ThreadPoolExecutor(PUSHES, thread_name_prefix="route-around") as pool:
             for models in _in_batches(routed):
                 self._send_batch(models, done, pool)
+        for model, sent in sorted(done.busy.items()):
+            with self._store.begin(model) as repository:
+                _keep(repository, sent, done)
+            self._forget(sent)
         return done.result
 
     def _send_batch(self, models: Sequence[str], done: "_Progress", pool: ThreadPoolExecutor) -> None:
@@ -86,15 +94,13 @@ class Surviving:
         named = {table.region for table in tables}
         done.unreachable |= failed | (silent & named)
         kept = [table for table in tables if table.region not in done.unreachable]
-        with self._store.begin() as repository:
-            retiring = repository.retiring_models()
-            repository.put_routes([table for table in kept if table.model not in retiring])
-        for table in pushed:
-            if table.model in retiring:
-                self._forgotten(table)
-        done.tables += len(kept)
-        done.models |= {table.model for table in kept}
-        done.unanswered |= {table.model for table in kept if not table.shares}
+        sent = _Sent(kept, pushed)
+        with self._store.begin_free({table.model for table in kept}) as repository:
+            free = repository.scope or frozenset()
+            now = sent.of(free)
+            _keep(repository, now, done)
+        self._forget(now)
+        done.busy |= {model: sent.of({model}) for model in {table.model for table in kept} - free}
 
     def _observed(
         self, regions: Collection[str], models: Sequence[str], pool: ThreadPoolExecutor
@@ -107,10 +113,12 @@ class Surviving:
         states = {name: state for answer in pool.map(one, sorted(regions)) for name, state in answer.items()}
         return states, frozenset(regions - states.keys())
 
-    def _forgotten(self, table: RouteTable) -> None:
-        """Where it can't be reached now, what retires the model asks until it can."""
-        with suppress(Unavailable):
-            self._infrastructure.unroute(table.model, table.region)
+    def _forget(self, sent: "_Sent") -> None:
+        """Remove models that are being retired from gateways again. If one can't be reached, what retires the model asks until it can."""
+        for table in sent.pushed:
+            if table.model in sent.retiring:
+                with suppress(Unavailable):
+                    self._infrastructure.unroute(table.model, table.region)
 
     def _pushed(self, table: RouteTable) -> str | None:
         """Nothing, or the region that can't be reached."""
@@ -122,6 +130,30 @@ class Surviving:
 
 
 @dataclass
+class _Sent:
+    """Tables that have to be kept, and those of them that gateways were told."""
+
+    kept: Sequence[RouteTable]
+    pushed: Sequence[RouteTable]
+    retiring: frozenset[str] = frozenset()
+    """Models that were being retired when the tables were kept."""
+
+    def of(self, models: Collection[str]) -> "_Sent":
+        """Those of these models."""
+        kept, pushed = ([table for table in found if table.model in models] for found in (self.kept, self.pushed))
+        return _Sent(kept, pushed)
+
+
+def _keep(repository: Repository, sent: _Sent, done: "_Progress") -> None:
+    """Write the tables of models that are not being retired."""
+    sent.retiring = repository.retiring_models()
+    repository.put_routes([table for table in sent.kept if table.model not in sent.retiring])
+    done.tables += len(sent.kept)
+    done.models |= {table.model for table in sent.kept}
+    done.unanswered |= {table.model for table in sent.kept if not table.shares}
+
+
+@dataclass
 class _Progress:
     """What came of the batches so far."""
 
@@ -130,6 +162,8 @@ class _Progress:
     unreachable: set[str] = field(default_factory=set)
     """Regions that are asked no more: each try may take until a timeout."""
     unanswered: set[str] = field(default_factory=set)
+    busy: dict[str, "_Sent"] = field(default_factory=dict)
+    """Tables of models that another unit wrote when their batch was kept."""
 
     @property
     def result(self) -> SentAround:

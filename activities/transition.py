@@ -250,17 +250,19 @@ class TransitionActivities:
         """The transition of a change as it is stored. Waves are searched beside the writers, and compared before they are written.
 
         If others take supply that the waves count on meanwhile, they are searched again; the last time inside the unit that
-        writes them, which then holds up the other writers.
+        writes them, which then holds up other admissions and adoptions of plans. Writers that take no supply go on in any case.
         """
         for _ in range(DRAFTS):
             with self._store.read() as repository:
                 draft = Draft.read(repository, stage)
             if draft.known:
                 return draft
-            with self._store.begin() as repository:
+            with self._store.begin(stage.model) as repository:
+                repository.lock_plan_in_force()
                 if draft.holds(repository, stage):
                     return self._saved(repository, stage, draft)
-        with self._store.begin() as repository:
+        with self._store.begin(stage.model) as repository:
+            repository.lock_plan_in_force()
             draft = Draft.read(repository, stage)
             return draft if draft.known else self._saved(repository, stage, draft)
 

@@ -1,12 +1,13 @@
 """How long lists, the overview, metrics and single models take to answer in a large fleet.
 
-    .venv/bin/python benchmarks/api_lists.py      (ARGS: --models 1000 10000 --requests 40 --postgres URL --json out.json)
+    .venv/bin/python benchmarks/api_lists.py      (ARGS: --models 1000 10000 --requests 40 --directory DIR --fill --json out.json)
 
 A store holds N models of one to three parts in 20 regions with four generations each, their changes, conditions, events,
 routes and a plan in force, drawn from a seed; one model in 200 is not ready. Their regions report every replica that is
 wanted. The API runs in this process and is asked over ASGI, one request after another. What is computed is measured with
 nothing kept; the lines `again` ask for the same once more while nothing is written. The baseline of the same run is one
-row of one table by its key, and `/healthz`, which asks nothing. `--postgres` names an empty database, filled likewise.
+row of one table by its key, and `/healthz`, which asks nothing. Each size is measured on SQLite and on PostgreSQL, see
+benchmarks/databases.py for `--engines`, `--directory` and `--fill`.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from databases import add_options, databases
 from place_in_a_big_fleet import filled
 from rich.console import Console
 from rich.table import Table
@@ -51,6 +53,16 @@ Times = dict[str, list[tuple[float, float]]]
 """What was asked -> (wall, CPU) milliseconds of each time."""
 
 
+def filled_with(models: int) -> Callable[[Store], None]:
+    """What fills a store with so many models and their histories."""
+
+    def fill(store: Store) -> None:
+        filled(store, models)
+        write_histories(store)
+
+    return fill
+
+
 def write_histories(store: Store) -> None:
     """Give each model four generations, their changes, conditions and events, straight into the tables."""
     with store.read() as unit:
@@ -65,8 +77,6 @@ def write_histories(store: Store) -> None:
                 connection.execute(insert(METADATA.tables[table]), found[start : start + BATCH])
         ready = "SELECT model FROM conditions WHERE type = 'Ready' AND status = 'True'"
         connection.execute(text(f"UPDATE models SET ready = TRUE, serving_generation = 4 WHERE name IN ({ready})"))
-        for table in METADATA.tables:
-            connection.execute(text(f"ANALYZE {table}"))
 
 
 def _history(rows: dict[str, list[dict[str, Any]]], name: str, *, ready: bool) -> None:
@@ -131,7 +141,7 @@ async def measured(store: Store, infrastructure: Reports, requests: int) -> tupl
         app = create_app(store, artifacts, infrastructure, MemoryLifecycle(), PlatformSettings())
         shared = app.state.platform.shared
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=app), base_url="http://api", timeout=600
+            transport=httpx.ASGITransport(app=app), base_url="http://localhost", timeout=600
         ) as http:
 
             async def get(path: str, *, keep: bool = False) -> None:
@@ -169,17 +179,12 @@ async def measured(store: Store, infrastructure: Reports, requests: int) -> tupl
     return times, sizes
 
 
-def run(url: str, models: int, requests: int) -> dict[str, Any]:
-    """Fill one store and measure."""
-    store = Store.open(url)
-    store.migrate()
-    fleet = filled(store, models)
-    write_histories(store)
+def run(store: Store, models: int, requests: int) -> dict[str, Any]:
+    """Measure one filled store."""
     with store.read() as unit:
-        infrastructure = Reports(fleet, unit.deployments())
+        infrastructure = Reports(unit.fleet().spec, unit.deployments())
     collect_rarely()
     times, sizes = asyncio.run(measured(store, infrastructure, requests))
-    store.close()
     return {"models": models, "replicas": infrastructure.replicas, "ms": times, "bytes": sizes}
 
 
@@ -198,22 +203,22 @@ def _quantiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure each size on SQLite, and the first on PostgreSQL if there is one."""
+    """Measure each size on each engine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--requests", type=int, default=40)
-    parser.add_argument("--postgres", help="postgresql+psycopg://USER@HOST/DATABASE of an empty database")
     parser.add_argument("--json", type=Path)
+    add_options(parser)
     given = parser.parse_args()
     console, results = Console(width=120), {}
-    for models in given.models:
-        with tempfile.TemporaryDirectory() as directory:
-            results[f"SQLite, {models}"] = run(f"sqlite:///{directory}/bench.db", models, given.requests)
-        console.print(shown("SQLite", results[f"SQLite, {models}"], given.requests))
-    if given.postgres:
-        models = given.models[-1]
-        results[f"PostgreSQL, {models}"] = run(given.postgres, models, given.requests)
-        console.print(shown("PostgreSQL", results[f"PostgreSQL, {models}"], given.requests))
+    with databases(given.directory, given.engines) as opened:
+        for models in given.models:
+            for engine in given.engines:
+                store = opened(engine, f"lists_{models}", filled_with(models))
+                if given.fill:
+                    continue
+                results[f"{engine}, {models}"] = run(store, models, given.requests)
+                console.print(shown(engine, results[f"{engine}, {models}"], given.requests))
     if given.json:
         given.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
 

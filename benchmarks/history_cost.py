@@ -1,15 +1,17 @@
 """What the age of a fleet costs: the read of one step of a rollout, and the time until a lost region's users go elsewhere.
 
-    .venv/bin/python benchmarks/history_cost.py      (ARGS: --models 10000 --routed 450 --history 100 --json out.json)
+    .venv/bin/python benchmarks/history_cost.py      (ARGS: --models 10000 --routed 450 --history 100 --directory DIR --fill --json out.json)
 
-Steps: a model with 10, 1,000 and 5,000 snapshots in a SQLite file, the last but one serves, the last one rolls out. CPU time of
+On SQLite and on PostgreSQL, see benchmarks/databases.py for `--engines`, `--directory` and `--fill`.
+
+Steps: a model with 10, 1,000 and 5,000 snapshots, the last but one serves, the last one rolls out. CPU time of
 the process, for what an activity of a wave reads and for what validation reads. The baseline reads all generations and snapshots
 of the model beside it, in the same run.
 
 A lost region: so many models, each with a history of so many generations and snapshots (10,000 x 100 are a million); users of
 `routed` of them are sent to the region. Gateways are in memory and take 25 ms to confirm a table. Wall time until the first
 table is confirmed, until all are, and the CPU time of all. The baseline is to read the history of every routed model before the
-first table is pushed: measured for some of them, and multiplied.
+first table is pushed: measured for some of them, and multiplied. A database that is kept gets its former tables back first.
 """
 
 import argparse
@@ -18,14 +20,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from databases import Opened, add_options, databases
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import insert
+from sqlalchemy import delete, insert
 
 from activities.reaching import Reaching
 from activities.surviving import Surviving
@@ -53,7 +55,7 @@ from ipnext.model.value import canonical_json
 from ipnext.store.records import TransitionRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
-from ipnext.store.tables import DeploymentRow, GenerationRow, ModelRow, SnapshotRow
+from ipnext.store.tables import DeploymentRow, DrainRow, GenerationRow, ModelRow, RouteRow, RouteShareRow, SnapshotRow
 
 REGIONS, LOST, PART = ("a", "b", "c"), "c", "part"
 COUNTS = (10, 1_000, 5_000)
@@ -177,31 +179,34 @@ def add_models(repository: Repository, models: Iterable[str], history: int, serv
         )
 
 
-def serve(
-    repository: Repository,
-    infrastructure: MemoryInfrastructure,
-    models: Iterable[str],
-    serving: int,
-    sent: frozenset[str],
-) -> None:
-    """Two replicas in each region; users of those `sent` are spread over all regions, others not over the one that will be lost."""
-    deployments, tables = list[Deployment](), list[RouteTable]()
+def deployments_of(model: str, serving: int, sent: frozenset[str]) -> list[Deployment]:
+    """Two replicas in each region; models that are not in `sent` have none in the one that will be lost."""
     held = HeldSnapshot(snapshot=serving, digest=SNAPSHOT.digest, uri="file:///x", generations=(serving,))
+    keys = (DeploymentKey(model=model, part=PART, region=region, hardware="cpu") for region in _regions_of(model, sent))
+    return [Deployment(key=key, replicas=2, engine="torch", units=1, qps=100, holds=(held,)) for key in keys]
+
+
+def tables_of(model: str, serving: int, sent: frozenset[str]) -> list[RouteTable]:
+    """Users are spread over all regions of the model."""
+    regions = _regions_of(model, sent)
     served = ServedGeneration(generation=serving, graph=GRAPH, snapshots={PART: serving})
-    for model in models:
-        regions = REGIONS if model in sent else REGIONS[:2]
-        shares = tuple(RouteShare(to=region, generation=serving, fraction=1 / len(regions)) for region in regions)
-        for region in regions:
-            key = DeploymentKey(model=model, part=PART, region=region, hardware="cpu")
-            deployments.append(Deployment(key=key, replicas=2, engine="torch", units=1, qps=100, holds=(held,)))
-            tables.append(RouteTable(model=model, region=region, revision=1, shares=shares, served=(served,)))
-    for deployment in deployments:
-        infrastructure.apply(deployment)
+    shares = tuple(RouteShare(to=region, generation=serving, fraction=1 / len(regions)) for region in regions)
+    return [RouteTable(model=model, region=region, revision=1, shares=shares, served=(served,)) for region in regions]
+
+
+def _regions_of(model: str, sent: frozenset[str]) -> tuple[str, ...]:
+    return REGIONS if model in sent else REGIONS[:2]
+
+
+def serve(repository: Repository, models: Iterable[str], serving: int, sent: frozenset[str]) -> None:
+    """What is wanted of these models: deployments and route tables."""
+    found = tuple(models)
     own = {"replicas": 2, "units": 1.0}
+    deployments = (deployment for model in found for deployment in deployments_of(model, serving, sent))
     write(
         repository, DeploymentRow, ({**d.key.model_dump(), **own, "deployment": canonical_json(d)} for d in deployments)
     )
-    repository.put_routes(tables)
+    repository.put_routes([table for model in found for table in tables_of(model, serving, sent)])
 
 
 def whole_history(repository: Repository, model: str) -> None:
@@ -221,31 +226,38 @@ def cpu_ms(work: Callable[[], object], times: int = 15) -> float:
     return statistics.median(found)
 
 
-def steps(count: int) -> dict[str, float]:
-    """CPU milliseconds of what a wave and validation read, and of the whole history."""
-    infrastructure, model = Gateways(0.0), "m"
-    with tempfile.TemporaryDirectory() as directory, closing(Store.open(f"sqlite:///{directory}/store.db")) as store:
-        store.migrate()
+def fill_steps(count: int) -> Callable[[Store], None]:
+    """What fills a store with one model of so many snapshots."""
+
+    def fill(store: Store) -> None:
         with store.begin() as repository:
             repository.put_fleet(FLEET, expected_version=None)
-            add_models(repository, [model], count, count - 1)
-            serve(repository, infrastructure, [model], count - 1, frozenset([model]))
-            change = repository.add_change(model, ChangeKind.ROLLBACK, change_id="change", generation=count)
+            add_models(repository, ["m"], count, count - 1)
+            serve(repository, ["m"], count - 1, frozenset(["m"]))
+            change = repository.add_change("m", ChangeKind.ROLLBACK, change_id="change", generation=count)
+            transition = Transition.model_validate(
+                {"from": _state(count - 1), "to": _state(count), "waves": (Wave(gate="final"),)}
+            )
             repository.save_transition(
                 TransitionRecord(
                     id=change.id,
-                    model=model,
+                    model="m",
                     change_id=change.id,
                     generation=count,
-                    transition=Transition.model_validate(
-                        {"from": _state(count - 1), "to": _state(count), "waves": (Wave(gate="final"),)}
-                    ),
+                    transition=transition,
                     created_at=datetime.now(UTC),
                 )
             )
-        wave = WaveInput(model=model, transition_id="change", generation=count, index=0, deadline_seconds=60)
-        stage = StageInput(model=model, change_id="change", kind=ChangeKind.PUBLISH, generation=count)
-        validating = ValidationActivities(store, FileArtifactStore(Path(directory) / "artifacts"))
+
+    return fill
+
+
+def steps(store: Store, count: int) -> dict[str, float]:
+    """CPU milliseconds of what a wave and validation read, and of the whole history."""
+    wave = WaveInput(model="m", transition_id="change", generation=count, index=0, deadline_seconds=60)
+    stage = StageInput(model="m", change_id="change", kind=ChangeKind.PUBLISH, generation=count)
+    with tempfile.TemporaryDirectory() as directory:
+        validating = ValidationActivities(store, FileArtifactStore(Path(directory)))
 
         def step() -> None:
             with store.read() as repository:
@@ -257,7 +269,7 @@ def steps(count: int) -> dict[str, float]:
 
         def history() -> None:
             with store.read() as repository:
-                whole_history(repository, model)
+                whole_history(repository, "m")
 
         return {"wave step": cpu_ms(step), "validation": cpu_ms(validation), "whole history": cpu_ms(history, 5)}
 
@@ -273,30 +285,39 @@ def _state(generation: int) -> FleetState:
     return FleetState(replicas=replicas, traffic=traffic)
 
 
-def disaster(models: int, routed: int, history: int, confirm_seconds: float) -> dict[str, float]:
-    """Seconds until the first and the last table of a lost region are confirmed; and of the baseline's reads alone."""
-    infrastructure, names = Gateways(confirm_seconds), [f"m{number:05}" for number in range(models)]
-    step = max(1, models // routed)
-    sent = frozenset(names[::step][:routed])
-    with tempfile.TemporaryDirectory() as directory, closing(Store.open(f"sqlite:///{directory}/store.db")) as store:
-        store.migrate()
+class Lost:
+    """A fleet of which one region is lost: `routed` of its models are sent there, evenly among all."""
+
+    def __init__(self, models: int, routed: int, history: int) -> None:
+        self.names = [f"m{number:05}" for number in range(models)]
+        self.sent = frozenset(self.names[:: max(1, models // routed)][:routed])
+        self._history = history
+
+    def fill(self, store: Store) -> None:
+        """Fill a store."""
         with store.begin() as repository:
             repository.put_fleet(FLEET, expected_version=None)
-            add_models(repository, names, history, history)
-        for start in range(0, models, 500):
+            add_models(repository, self.names, self._history, self._history)
+        for start in range(0, len(self.names), 500):
             with store.begin() as repository:
-                serve(repository, infrastructure, names[start : start + 500], history, sent)
-        with store.begin() as repository:
-            repository.add_drain(LOST, disaster=True)
-        some = sorted(sent)[:20]
+                serve(repository, self.names[start : start + 500], self._history, self.sent)
+
+    def measure(self, store: Store, confirm_seconds: float) -> dict[str, float]:
+        """Seconds until the first and the last table are confirmed; and of the baseline's reads alone."""
+        self._restore(store)
+        infrastructure = Gateways(confirm_seconds)
+        for model in self.names:
+            for deployment in deployments_of(model, self._history, self.sent):
+                infrastructure.apply(deployment)
+        some = sorted(self.sent)[:20]
         with store.read() as repository:
             began = time.process_time()
             for name in some:
                 whole_history(repository, name)
-            baseline = (time.process_time() - began) / len(some) * len(sent)
+            baseline = (time.process_time() - began) / len(some) * len(self.sent)
         wall, cpu = time.perf_counter(), time.process_time()
         result = Surviving(store, infrastructure).send_around(LOST)
-        found = {
+        return {
             "first table, wall s": (infrastructure.first or wall) - wall,
             "all tables, wall s": time.perf_counter() - wall,
             "all tables, CPU s": time.process_time() - cpu,
@@ -304,35 +325,65 @@ def disaster(models: int, routed: int, history: int, confirm_seconds: float) -> 
             "models": float(result.models),
             "tables": float(result.tables),
         }
-        size = Path(directory, "store.db").stat().st_size
-    return found | {"store, MB": size / 1e6}
+
+    def _restore(self, store: Store) -> None:
+        """The tables as they were before the region was lost, and its drain as it is recorded."""
+        with store.begin() as repository:
+            connection = repository.connection()
+            for row in (RouteShareRow, RouteRow):
+                connection.execute(delete(row).where(row.model.in_(sorted(self.sent))))  # type: ignore[attr-defined]
+            connection.execute(delete(DrainRow))
+            for model in self.sent:
+                repository.put_routes(tables_of(model, self._history, self.sent))
+            repository.add_drain(LOST, disaster=True)
+
+
+def shown_steps(engine: str, read: Mapping[int, Mapping[str, float]]) -> Table:
+    """One line for each length of a history."""
+    table = Table(title=f"{engine}: CPU milliseconds of a read, median")
+    for head in ("snapshots of the model", *read[COUNTS[0]], "history / step"):
+        table.add_column(head, justify="right")
+    for count, found in read.items():
+        ratio = found["whole history"] / found["wave step"]
+        table.add_row(f"{count:,}", *(f"{ms:.1f}" for ms in found.values()), f"{ratio:.1f}")
+    return table
+
+
+def measured(opened: Opened, engine: str, given: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Measure both on one engine, and show them; or only fill the databases."""
+    lost = Lost(given.models, given.routed, given.history)
+    stores = {count: opened(engine, f"steps_{count}", fill_steps(count)) for count in COUNTS}
+    fleet = opened(engine, f"lost_{given.models}_{given.routed}_{given.history}", lost.fill)
+    if given.fill:
+        return {}
+    read = {count: steps(store, count) for count, store in stores.items()}
+    console.print(shown_steps(engine, read))
+    found = lost.measure(fleet, given.confirm_ms / 1e3)
+    console.print(
+        f"{engine}: a lost region, {given.models:,} models with {given.history} generations and snapshots each:"
+    )
+    for what, figure in found.items():
+        console.print(f"  {what}: {figure:,.2f}")
+    ratio = found["baseline: reads before the first table, CPU s"] / found["first table, wall s"]
+    console.print(f"  the baseline's reads alone take {ratio:.0f} times as long as the first table does")
+    return {"steps": read, "disaster": found}
 
 
 def main() -> None:
-    """Measure both, and show them as tables."""
+    """Measure each engine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=10_000)
     parser.add_argument("--routed", type=int, default=450)
     parser.add_argument("--history", type=int, default=100)
     parser.add_argument("--confirm-ms", type=float, default=25.0)
     parser.add_argument("--json", type=Path)
+    add_options(parser)
     given = parser.parse_args()
-    console, read = Console(width=120), {count: steps(count) for count in COUNTS}
-    table = Table(title="CPU milliseconds of a read, median")
-    for head in ("snapshots of the model", *read[COUNTS[0]], "history / step"):
-        table.add_column(head, justify="right")
-    for count, found in read.items():
-        ratio = found["whole history"] / found["wave step"]
-        table.add_row(f"{count:,}", *(f"{ms:.1f}" for ms in found.values()), f"{ratio:.1f}")
-    console.print(table)
-    lost = disaster(given.models, given.routed, given.history, given.confirm_ms / 1e3)
-    console.print(f"a lost region, {given.models:,} models with {given.history} generations and snapshots each:")
-    for what, figure in lost.items():
-        console.print(f"  {what}: {figure:,.2f}")
-    ratio = lost["baseline: reads before the first table, CPU s"] / lost["first table, wall s"]
-    console.print(f"  the baseline's reads alone take {ratio:.0f} times as long as the first table does")
+    console = Console(width=120)
+    with databases(given.directory, given.engines) as opened:
+        results = {engine: measured(opened, engine, given, console) for engine in given.engines}
     if given.json:
-        given.json.write_text(json.dumps({"steps": read, "disaster": lost}, indent=1))
+        given.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

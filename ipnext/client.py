@@ -483,6 +483,10 @@ class Client:
         """The newest drain of a region. NotFound before the first."""
         return self._get(f"/v1/regions/{region}/drain", DrainView)
 
+    def drains(self, region: str | None = None, *, limit: int | None = 20) -> Listing[DrainView]:
+        """Drains of a region, or of all, newest first, those that are over too."""
+        return self._list("/v1/drains", DrainView, limit, **params_of(region=region))
+
     def wait_drain(
         self, region: str, timeout_seconds: float = 600.0, on_update: Callable[[DrainView], None] | None = None
     ) -> DrainView:

@@ -132,6 +132,7 @@ def create_app(
     )
     for noun in nouns:
         app.include_router(noun.router, responses=dict(_ERRORS))
+    app.include_router(drains.listing, responses=dict(_ERRORS))
     for noun in (metrics, health, page):
         app.include_router(noun.router)
     app.mount("/web", page.assets(), name="web")

@@ -2,18 +2,20 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
 from ipnext import names
 from ipnext.api.lifecycle import Lifecycle
-from ipnext.api.platform import Rooms
+from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.drain import Drain, DrainRequest, DrainView, ReturnRequest
 from ipnext.model.fleet import FleetSpec
+from ipnext.model.resource import Listed
 from ipnext.model.value import Name
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/regions", tags=["regions"])
+listing = APIRouter(prefix="/v1/drains", tags=["regions"])
 
 RegionName = Annotated[Name, Path(description="Name of the region.")]
 
@@ -53,6 +55,19 @@ def read_drain(region: RegionName, rooms: Rooms) -> DrainView:
         msg = f"region {region!r} was never drained"
         raise NotFound(msg)
     return drain_view(drain, rooms.lifecycle)
+
+
+@listing.get("", summary="List drains")
+def list_drains(
+    rooms: Rooms,
+    region: Annotated[Name | None, Query(description="Only drains of this region.")] = None,
+    after: After = None,
+    limit: Limit = 20,
+) -> Listed[DrainView]:
+    """Newest first, those that are over too: what was asked and why, where it stands, what came of it."""
+    with rooms.store.read() as unit:
+        page = unit.drain_page(region, after=after, limit=limit)
+    return listed(page.map(lambda drain: drain_view(drain, rooms.lifecycle)))
 
 
 def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str) -> None:

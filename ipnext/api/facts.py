@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle import Change
+from ipnext.model.measured import throughputs, wants_profiles
+from ipnext.model.profile import PartThroughput
 from ipnext.model.registry import Layout
 from ipnext.model.status import Condition
 from ipnext.store.records import ModelRecord
@@ -60,6 +62,14 @@ def facts_of(unit: Repository, records: Sequence[ModelRecord]) -> tuple[ModelFac
 def model_facts(unit: Repository, name: str) -> ModelFacts:
     """Facts of one model, retired or not. Raises NotFound."""
     return facts_of(unit, [unit.model(name)])[0]
+
+
+def throughputs_of(unit: Repository, facts: Sequence[ModelFacts]) -> Mapping[str, tuple[PartThroughput, ...]]:
+    """Model -> what plans take its replicas to do. Profiles are read for the models that ask for them, all at once."""
+    records = [each.record for each in facts]
+    asking = {record.name: record.serving_generation for record in records if wants_profiles(record.manifest)}
+    known = unit.profiles_of_all(asking) if asking else {}
+    return {record.name: throughputs(record.manifest, known.get(record.name, {})) for record in records}
 
 
 def _by_model(found: Iterable[Found], model: Callable[[Found], str]) -> Mapping[str, tuple[Found, ...]]:

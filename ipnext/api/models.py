@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from ipnext.api.admission import check_against_fleet, check_plugins, check_runs_no_code, check_storable, field_changes
 from ipnext.api.answers import answers_of
 from ipnext.api.explanation import explanation_of
-from ipnext.api.facts import model_facts
+from ipnext.api.facts import model_facts, throughputs_of
 from ipnext.api.filters import WantedModels, found_models
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
@@ -18,7 +18,7 @@ from ipnext.model.engine_allowances import EngineAllowances
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.measured import check_measured, throughputs
+from ipnext.model.measured import check_measured
 from ipnext.model.resource import ChangeView, Explanation, Listed, ModelApplied, ModelView
 from ipnext.settings import PlatformSettings
 from ipnext.store.records import ModelRecord
@@ -49,10 +49,9 @@ def read_model(name: ModelName, rooms: Rooms) -> ModelView:
     """Manifest, version, status and how its generations answer: as recorded, corrected by what the regions report now."""
     with rooms.store.read() as unit:
         facts = model_facts(unit, name)
-        profiles = unit.profiles_of(name, facts.record.serving_generation)
+        rates = throughputs_of(unit, [facts])[name]
     states = rooms.observer.states()
     answers = answers_of(name, facts.record.serving_generation, states)
-    rates = throughputs(facts.record.manifest, profiles)
     return model_view(facts, states).model_copy(update={"answers": answers, "throughput": rates})
 
 

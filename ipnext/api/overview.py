@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from ipnext.api.answers import answers_of
 from ipnext.api.drains import drains_by_region
 from ipnext.api.explanation import explanation_of
-from ipnext.api.facts import ModelFacts
+from ipnext.api.facts import ModelFacts, throughputs_of
 from ipnext.api.filters import Wanted, WantedModels, fleet_readiness, found_models, is_ready
 from ipnext.api.freezes import calendars_of
 from ipnext.api.lifecycle import change_view
@@ -19,7 +19,6 @@ from ipnext.api.states import States
 from ipnext.api.status import model_view
 from ipnext.freezes.evaluation import Asked, frozen
 from ipnext.model.freeze import Frozen
-from ipnext.model.measured import throughputs, wants_profiles
 from ipnext.model.profile import PartThroughput
 from ipnext.model.resource import EventView, Explanation, ModelOverview, ModelView, Overview
 from ipnext.store.repository import Repository
@@ -54,7 +53,7 @@ def _overview(rooms: Platform, states: States, wanted: Wanted) -> Overview:
         told = _explained(unit, facts, states)
         held = _frozen(unit, facts, datetime.now(UTC))
         generations = unit.recent_generations(names, limit=GENERATIONS)
-        rates = {each.record.name: _throughput(unit, each) for each in facts}
+        rates = throughputs_of(unit, facts)
         regions = region_views(
             fleet_or_none(unit), unit.units_running(), states, drains_by_region(unit, rooms.lifecycle)
         )
@@ -86,13 +85,6 @@ def _overview(rooms: Platform, states: States, wanted: Wanted) -> Overview:
 def _view(facts: ModelFacts, states: States, rates: tuple[PartThroughput, ...]) -> ModelView:
     answers = answers_of(facts.record.name, facts.record.serving_generation, states)
     return model_view(facts, states).model_copy(update={"answers": answers, "throughput": rates})
-
-
-def _throughput(unit: Repository, facts: ModelFacts) -> tuple[PartThroughput, ...]:
-    """What plans take a replica to do; profiles are read for models that ask for them alone."""
-    record = facts.record
-    known = unit.profiles_of(record.name, record.serving_generation) if wants_profiles(record.manifest) else {}
-    return throughputs(record.manifest, known)
 
 
 def _frozen(unit: Repository, facts: Sequence[ModelFacts], at: datetime) -> Mapping[str, Frozen]:

@@ -103,8 +103,11 @@ class Resubmission:
         return True
 
     def _belong(self, namespace: WorkflowNamespace) -> None:
-        with self._store.begin() as unit:
-            unit.belong_to(namespace)
+        with self._store.read() as unit:
+            owner = unit.belongs_to()
+        if owner is None or owner.id != namespace.id:
+            with self._store.begin() as unit:
+                unit.belong_to(namespace)
 
     def _long_open(self) -> Sequence[Change]:
         with self._store.read() as unit:

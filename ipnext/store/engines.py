@@ -2,6 +2,7 @@
 
 import threading
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ IDLE_SECONDS = 60
 ALLOWED = ("sqlite:///FILE", "postgresql+psycopg://USER@HOST/DATABASE")
 
 _BEGIN = "ipnext_begin"
-_FLEET_LOCK, _MODEL_LOCK, MIGRATION_LOCK = 0x49504E01, 0x49504E02, 0x49504E03
+_FLEET_LOCK, _MODEL_LOCK, MIGRATION_LOCK, _PLAN_LOCK = 0x49504E01, 0x49504E02, 0x49504E03, 0x49504E04
 
 
 def parse(url: str) -> URL:
@@ -99,18 +100,44 @@ def take_turn(connection: Connection, model: str | None) -> None:
     """Wait for this unit's turn to write; the transaction's end gives it back.
 
     SQLite has one writer at a time anyway (BEGIN IMMEDIATE). PostgreSQL gets the same order by advisory locks: a unit
-    of all models waits for every other, a unit of one model for those of that model only. No unit takes two model
-    locks, so none can wait in a circle.
+    of all models waits for every other, a unit of one model for those of that model only. The order of locks is fleet,
+    model, plan, and no unit waits for two models, so none can wait in a circle.
     """
     if connection.dialect.name == "sqlite":
         return
     shared = "" if model is None else "_shared"
     connection.execute(text(f"SELECT pg_advisory_xact_lock{shared}({_FLEET_LOCK}, 0)"))
     if model is not None:
-        number = zlib.crc32(model.encode("utf-8", "surrogatepass")) - 2**31
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(:space, :number)"), {"space": _MODEL_LOCK, "number": number}
-        )
+        key = {"space": _MODEL_LOCK, "number": _number_of(model)}
+        connection.execute(text("SELECT pg_advisory_xact_lock(:space, :number)"), key)
+
+
+def take_free_turns(connection: Connection, models: Collection[str]) -> frozenset[str]:
+    """Take the turn of those of these models that no other unit writes, and wait for none of the others.
+
+    Returns the models whose turn it is: on SQLite all of them.
+    """
+    if connection.dialect.name == "sqlite":
+        return frozenset(models)
+    connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({_FLEET_LOCK}, 0)"))
+    numbers = {model: _number_of(model) for model in models}
+    query = text(
+        "SELECT number FROM unnest(CAST(:numbers AS int[])) AS number WHERE pg_try_advisory_xact_lock(:space, number)"
+    )
+    found = connection.execute(query, {"space": _MODEL_LOCK, "numbers": sorted(set(numbers.values()))})
+    free = frozenset(found.scalars())
+    return frozenset(model for model, number in numbers.items() if number in free)
+
+
+def lock_plan(connection: Connection) -> None:
+    """Wait until no other unit adopts a plan or admits a transition; the transaction's end lets the next one do so."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_PLAN_LOCK}, 0)"))
+
+
+def _number_of(model: str) -> int:
+    """The number of a model's lock. Two models may share one: they wait for each other needlessly."""
+    return zlib.crc32(model.encode("utf-8", "surrogatepass")) - 2**31
 
 
 def _sqlite(url: URL) -> Engine:

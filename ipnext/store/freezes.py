@@ -106,7 +106,10 @@ class Freezes(Changes):
         detail: Mapping[str, Any] | None = None,
     ) -> AuditEntry:
         """Add a line to the audit. `detail` is plain JSON data."""
-        self._writing(self._scope if model is None else model)
+        if model is None:
+            self._writing_any()
+        else:
+            self._writing(model)
         text = None if detail is None else document(dict(detail))
         row = AuditRow(at=self._now(), who=who, action=action, subject=subject, model=model, reason=reason, detail=text)
         self._add(row)

@@ -65,7 +65,10 @@ class Journal(Unit):
         detail: Mapping[str, Any] | None = None,
     ) -> Event:
         """Add a line to the history; `model` None: it concerns the fleet. `detail` is plain JSON data."""
-        self._writing(self._scope if model is None else model)
+        if model is None:
+            self._writing_any()
+        else:
+            self._writing(model)
         row = EventRow(
             at=self._now(),
             model=model,

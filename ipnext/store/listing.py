@@ -8,10 +8,12 @@ from sqlalchemy import select as sa_select
 from sqlmodel import col, func, or_, select
 
 from ipnext.model.audit import AuditEntry
+from ipnext.model.drain import Drain
 from ipnext.model.lifecycle import Change, ChangeState, Replan
 from ipnext.model.profile import StoredProfile
 from ipnext.model.registry import Generation, Snapshot
 from ipnext.store.changes import _change
+from ipnext.store.drains import _drain
 from ipnext.store.freezes import _entry as _audit_entry
 from ipnext.store.freezes import _freeze
 from ipnext.store.journal import _event
@@ -27,6 +29,7 @@ from ipnext.store.tables import (
     METADATA,
     AuditRow,
     ChangeRow,
+    DrainRow,
     EventRow,
     FreezeRow,
     GenerationRow,
@@ -150,6 +153,11 @@ class Listing(Models, Profiles, Plans):
         page: Page[PlanRow] = self._by_ordinal(PlanRow, after, limit, lambda row: row, *where, options=_LINE)
         held = self._holding([row.id for row in page.items])
         return page.map(lambda row: _plan_entry(row, has_documents=row.id in held))
+
+    def drain_page(self, region: str | None = None, *, after: str | None = None, limit: int = 20) -> Page[Drain]:
+        """Return the drains of a region, or of all, those that are over too."""
+        where = () if region is None else (DrainRow.region == region,)
+        return self._by_ordinal(DrainRow, after, limit, _drain, *where)
 
     def replan_page(self, *, after: str | None = None, limit: int = 20) -> Page[Replan]:
         """Return replans."""

@@ -71,8 +71,8 @@ class Moves(Unit):
             self._mark(plan_id, [position], state=FAILED, message=message, ended_at=self._now())
 
     def forget_moves(self, *, keep: Collection[str]) -> None:
-        """Drop the lists of all replans but these."""
-        self._writing(None)
+        """Drop the lists of all replans but these. Only replans write these rows, one at a time."""
+        self._writing_any()
         gone = ReplanMoveRow.__table__.delete()  # type: ignore[attr-defined]
         self._session.connection().execute(gone.where(col(ReplanMoveRow.plan_id).not_in(tuple(keep))))
 

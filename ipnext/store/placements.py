@@ -38,9 +38,11 @@ class Placements(Unit):
         row = self._session.connection().execute(sa_select(PLACEMENTS).where(PLACEMENTS.c.model == model)).first()
         return None if row is None else _placement(row)
 
-    def placements(self) -> tuple[Placement, ...]:
-        """What the plan in force gives every model, by name."""
-        found = [_placement(row) for row in self._session.connection().execute(sa_select(PLACEMENTS))]
+    def placements(self, models: Collection[str] | None = None) -> tuple[Placement, ...]:
+        """What the plan in force gives these models, or every model, by name."""
+        query, connection = sa_select(PLACEMENTS), self._session.connection()
+        named = [query] if models is None else [query.where(PLACEMENTS.c.model.in_(some)) for some in batches(models)]
+        found = [_placement(row) for each in named for row in connection.execute(each)]
         return tuple(sorted(found, key=lambda placement: placement.model))
 
     def placed_by(self) -> Mapping[str, str]:

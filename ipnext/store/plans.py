@@ -11,6 +11,7 @@ from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.plan import Plan, PlanDiff, Problem
 from ipnext.model.status import Reason
 from ipnext.model.wire import decode
+from ipnext.store import engines
 from ipnext.store.placements import Placements, PreparedPlan
 from ipnext.store.records import PlanDocuments, PlanEntry, PlanOutcome, PlanRecord, SolveUse
 from ipnext.store.tables import PlanInForceRow, PlanRow
@@ -28,12 +29,12 @@ class Plans(Placements):
 
     def save_plan(self, plan: PreparedPlan) -> PlanEntry:
         """Keep a plan, not in force; the same id again replaces it unless it was adopted. Returns what is kept."""
-        self._writing(self._scope)
+        self._writing_any()
         return self._kept(plan.record.id, self._columns_of(plan))
 
     def save_failure(self, entry: PlanEntry) -> PlanEntry:
         """Keep the line of a replan that found no plan; a plan of the same id stays."""
-        self._writing(self._scope)
+        self._writing_any()
         if self._line(entry.id) is not None:
             return self.plan_entry(entry.id)
         return self._kept(entry.id, _failure_columns(entry))
@@ -111,7 +112,11 @@ class Plans(Placements):
         return None if row is None else row.plan_id
 
     def lock_plan_in_force(self) -> str | None:
-        """The id of the plan adopted last, which stays so until this unit ends: units of other models wait to adopt theirs."""
+        """The id of the plan adopted last. Until this unit ends other units neither adopt plans nor admit transitions.
+
+        Placements, and the transitions under way, are stable from here on; those of other models may end.
+        """
+        engines.lock_plan(self.connection())  # the row is not there before the first plan
         query = select(PlanInForceRow).where(PlanInForceRow.id == IN_FORCE).with_for_update()
         row = self._session.exec(query.execution_options(populate_existing=True)).first()
         return None if row is None else row.plan_id
@@ -120,10 +125,11 @@ class Plans(Placements):
         """Keep a plan and put it in force after `expected` (None: there was none). The one in force again: no change.
 
         A plan of the whole fleet replaces every placement but those of `keeping`; a plan of one model that model's.
-        StaleWrite when another plan is in force than expected. A plan of one model may be adopted in a unit of that model.
+        StaleWrite when another plan is in force than expected. A plan of one model is adopted in a unit of that model, one of
+        the whole fleet in a unit that names the plan.
         """
         record = plan.record
-        self._writing(record.scope)
+        self._writing(record.scope or record.id)
         current = self.lock_plan_in_force()
         if current == record.id:
             return self.plan_entry(record.id)
@@ -144,9 +150,9 @@ class Plans(Placements):
         """Let old plans of the whole fleet go, all but the newest `keep`. Returns how many were touched.
 
         Those that were never adopted go altogether; adopted ones keep their line. Of the fleet plan adopted last the
-        documents stay however old it is. Plans of one model are small and stay.
+        documents stay however old it is. Plans of one model are small and stay. Only replans write these rows, one at a time.
         """
-        self._writing(None)
+        self._writing_any()
         fleet = select(PlanRow.ordinal).where(col(PlanRow.scope).is_(None)).order_by(col(PlanRow.ordinal).desc())
         oldest = self._session.exec(fleet.offset(max(keep, 1) - 1).limit(1)).first()
         if oldest is None:

@@ -1,7 +1,9 @@
 """Profiles: what replicas of a snapshot were measured to do. A profile is written once and never changed."""
 
-from sqlmodel import col, select
-from sqlmodel.sql.expression import SelectOfScalar
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+
+from sqlmodel import col, func, select, tuple_
 
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.measured import Profiles as Measured
@@ -9,8 +11,8 @@ from ipnext.model.measured import measured, wants_profiles
 from ipnext.model.profile import Profile, StoredProfile, architecture_of
 from ipnext.model.wire import decode
 from ipnext.store.snapshots import Snapshots
-from ipnext.store.tables import ProfileRow
-from ipnext.store.unit import document
+from ipnext.store.tables import ProfileRow, SnapshotRow
+from ipnext.store.unit import batches, document
 
 
 class Profiles(Snapshots):
@@ -19,7 +21,7 @@ class Profiles(Snapshots):
     def add_profile(self, model: str, part: str, snapshot: int, profile: Profile) -> StoredProfile:
         """Keep a measurement of a snapshot; the same one again is the one that is there. NotFound."""
         self._writing_model(model)
-        self.snapshot(model, part, snapshot)
+        architecture = architecture_of(self.snapshot(model, part, snapshot).manifest)
         stored = StoredProfile(**dict(profile), model=model, part=part, snapshot=snapshot)
         row = self._session.exec(select(ProfileRow).where(ProfileRow.id == stored.id)).first()
         if row is None:
@@ -30,6 +32,7 @@ class Profiles(Snapshots):
                     part=part,
                     snapshot=snapshot,
                     hardware=stored.hardware,
+                    architecture=architecture,
                     profile=document(stored),
                     measured_at=stored.measured_at,
                     created_at=self._now(),
@@ -40,27 +43,32 @@ class Profiles(Snapshots):
     def profiles(self, model: str, part: str, snapshot: int) -> tuple[StoredProfile, ...]:
         """Measurements of one snapshot, newest first. NotFound."""
         self.snapshot(model, part, snapshot)
-        query = _newest_first(model).where(ProfileRow.part == part, ProfileRow.snapshot == snapshot)
+        query = select(ProfileRow).where(
+            ProfileRow.model == model, ProfileRow.part == part, ProfileRow.snapshot == snapshot
+        )
+        query = query.order_by(col(ProfileRow.measured_at).desc(), col(ProfileRow.ordinal).desc())
         return tuple(_profile(row) for row in self._session.exec(query))
 
     def profiles_of(self, model: str, generation: int | None) -> Measured:
         """(part, hardware) -> the newest measurement that holds for a generation's snapshots; without one, the newest.
 
-        That of another snapshot holds where both have the same architecture.
+        That of another snapshot holds if both have the same architecture.
         """
-        rows = self._session.exec(_newest_first(model)).all()
-        if not rows:
-            return {}
-        numbers = self._snapshot_numbers(model, generation)
-        wanted = {part: architecture_of(self.snapshot(model, part, n).manifest) for part, n in numbers.items()}
-        found: dict[tuple[str, str], StoredProfile] = {}
-        for row in rows:
-            key = (row.part, row.hardware)
-            if key in found or row.part not in wanted:
-                continue
-            if architecture_of(self.snapshot(model, row.part, row.snapshot).manifest) == wanted[row.part]:
-                found[key] = _profile(row)
-        return found
+        return self.profiles_of_all({model: generation}).get(model, {})
+
+    def profiles_of_all(self, generations: Mapping[str, int | None]) -> Mapping[str, Measured]:
+        """Model -> its profiles by `profiles_of`, for models and their generations; models without any are left out.
+
+        The number of statements depends on neither the models nor their histories, and one profile is read for each that holds.
+        """
+        wanted = [
+            (found.model, found.part, architecture_of(found.manifest))
+            for found in self.snapshots_named(self._snapshots_in(generations))
+        ]
+        result: dict[str, dict[tuple[str, str], StoredProfile]] = defaultdict(dict)
+        for row in self._newest_profiles(wanted):
+            result[row.model][row.part, row.hardware] = _profile(row)
+        return result
 
     def as_measured(self, manifest: ModelManifest, generation: int | None) -> ModelManifest:
         """The manifest with the throughput that was measured, for the snapshots of a generation."""
@@ -68,15 +76,33 @@ class Profiles(Snapshots):
             return manifest
         return measured(manifest, self.profiles_of(manifest.name, generation))
 
-    def _snapshot_numbers(self, model: str, generation: int | None) -> dict[str, int]:
-        if generation:
-            return dict(self.generation(model, generation).snapshots)
-        return {part: row.number for part, row in self._newest_snapshots(model).items()}
+    def _newest_profiles(self, wanted: Collection[tuple[str, str, str]]) -> Iterator[ProfileRow]:
+        """Of each (model, part, architecture) and each kind of hardware the newest."""
+        row = ProfileRow
+        kind = (col(row.model), col(row.part), col(row.architecture), col(row.hardware))
+        newest = func.row_number().over(
+            partition_by=kind, order_by=(col(row.measured_at).desc(), col(row.ordinal).desc())
+        )
+        for some in batches(wanted):
+            ranked = select(row.ordinal, newest.label("rank")).where(tuple_(*kind[:3]).in_(some)).subquery()
+            yield from self._session.exec(
+                select(row).join(ranked, (col(row.ordinal) == ranked.c.ordinal) & (ranked.c.rank == 1))
+            )
 
-
-def _newest_first(model: str) -> SelectOfScalar[ProfileRow]:
-    query = select(ProfileRow).where(ProfileRow.model == model)
-    return query.order_by(col(ProfileRow.measured_at).desc(), col(ProfileRow.ordinal).desc())
+    def _snapshots_in(self, generations: Mapping[str, int | None]) -> list[tuple[str, str, int]]:
+        """(model, part, number) of every snapshot in these generations; the newest of each part for a model without one."""
+        numbered = {(model, number) for model, number in generations.items() if number}
+        found = [
+            (generation.model, part, number)
+            for generation in self.generations_named(numbered)
+            for part, number in generation.snapshots.items()
+        ]
+        unnumbered = [model for model, number in generations.items() if not number]
+        newest = select(SnapshotRow.model, SnapshotRow.part, func.max(SnapshotRow.number))
+        for some in batches(unnumbered):
+            mine = newest.where(col(SnapshotRow.model).in_(some))
+            found += self._session.exec(mine.group_by(col(SnapshotRow.model), col(SnapshotRow.part)))
+        return found
 
 
 def _profile(row: ProfileRow) -> StoredProfile:

@@ -140,8 +140,8 @@ class Replans(Moves):
         message: str = "",
         moves: int = 0,
     ) -> tuple[Replan, ...]:
-        """Write down where the replans that a plan answers stand; a final one stays."""
-        self._writing(None)
+        """Write down where the replans that a plan answers stand, in a unit that names the plan; a final one stays."""
+        self._writing(plan_id)
         query = select(ReplanRow).where(ReplanRow.plan_id == plan_id).order_by(col(ReplanRow.ordinal))
         found = [row for row in self._session.exec(query) if not ReplanState(row.state).final]
         for row in found:

@@ -1,7 +1,7 @@
 """The store and its units of work: everything in `with store.begin()` happens, or nothing of it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Engine
@@ -61,7 +61,17 @@ class Store:
         """
         with self._waiting(), translated(self.name), Session(self._engine) as session, session.begin():
             engines.take_turn(session.connection(), model)
-            yield Repository(session, scope=model, writable=True)
+            yield Repository(session, scope=None if model is None else frozenset({model}), writable=True)
+
+    @contextmanager
+    def begin_free(self, models: Collection[str]) -> Iterator[Repository]:
+        """One unit of work of those of these models that no other unit writes now: `Repository.scope` names them.
+
+        On PostgreSQL it waits for no unit of a model. The others are left to units of their own.
+        """
+        with self._waiting(), translated(self.name), Session(self._engine) as session, session.begin():
+            scope = engines.take_free_turns(session.connection(), models)
+            yield Repository(session, scope=scope, writable=True)
 
     @contextmanager
     def read(self) -> Iterator[Repository]:

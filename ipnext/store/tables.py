@@ -131,7 +131,8 @@ class ProfileRow(Row, table=True):
     __table_args__ = (
         ForeignKeyConstraint(["model", "part", "snapshot"], ["snapshots.model", "snapshots.part", "snapshots.number"]),
         UniqueConstraint("id"),
-        Index("ix_profiles_model", "model", "measured_at"),
+        Index("ix_profiles_snapshot", "model", "part", "snapshot", "ordinal"),
+        Index("ix_profiles_architecture", "model", "part", "architecture", "hardware", "measured_at", "ordinal"),
     )
 
     ordinal: int | None = _ordinal()
@@ -140,6 +141,8 @@ class ProfileRow(Row, table=True):
     part: str = _text()
     snapshot: int = _number()
     hardware: str = _text()
+    architecture: str = _text(sa_column_kwargs={"server_default": text("''")})
+    """Of the snapshot (`model.profile.architecture_of`): the profile holds for all snapshots of the part that share it."""
     profile: str = _packed()
     measured_at: datetime = _time()
     created_at: datetime = _time()

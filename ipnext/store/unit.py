@@ -31,13 +31,18 @@ def utc_now() -> datetime:
 
 
 class Unit:
-    """One unit of work. `scope` names the only model it may write; None may write all."""
+    """One unit of work. `scope` names the only models it may write; None may write all."""
 
     def __init__(
-        self, session: Session, *, scope: str | None, writable: bool, clock: Callable[[], datetime] = utc_now
+        self,
+        session: Session,
+        *,
+        scope: frozenset[str] | None,
+        writable: bool,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._session = session
-        self._scope = scope
+        self.scope = scope
         self._writable = writable
         self._now = clock
 
@@ -50,10 +55,16 @@ class Unit:
         if not self._writable:
             msg = "this unit only reads; use Store.begin() to write"
             raise RuntimeError(msg)
-        if self._scope is not None and model != self._scope:
+        if self.scope is not None and model not in self.scope:
             subject = "what all models share" if model is None else f"model {model!r}"
-            msg = f"this unit writes model {self._scope!r} only, not {subject}; use Store.begin() without a model"
+            own = ", ".join(map(repr, sorted(self.scope))) or "none"
+            msg = f"this unit writes model {own} only, not {subject}; use Store.begin() without a model"
             raise RuntimeError(msg)
+
+    def _writing_any(self) -> None:
+        """Refuse a write in a unit that only reads. For rows that no other unit writes at the same time."""
+        if not self._writable:
+            self._writing(None)
 
     def _writing_model(self, name: str) -> ModelRow:
         """The row of a model that is about to be written. NotFound names known models."""

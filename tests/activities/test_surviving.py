@@ -34,11 +34,12 @@ class Regions:
 class Written:
     """A store in which these models are being retired when it is read, and when it is written."""
 
-    def __init__(self, read: set[str], write: set[str], models=("a", "b")) -> None:
-        self.retiring, self.put, self.models = {"read": read, "write": write}, [], models
+    def __init__(self, read: set[str], write: set[str], models=("a", "b"), busy=frozenset()) -> None:
+        self.retiring, self.put, self.models, self.busy = {"read": read, "write": write}, [], models, busy
 
-    def _repository(self, when):
+    def _repository(self, when, scope=None):
         return SimpleNamespace(
+            scope=scope,
             models_routed_to=lambda _: self.models,
             retiring_models=lambda: frozenset(self.retiring[when]),
             put_routes=lambda found: self.put.extend(table.model for table in found),
@@ -49,8 +50,12 @@ class Written:
         yield self._repository("read")
 
     @contextmanager
-    def begin(self):
-        yield self._repository("write")
+    def begin(self, model):
+        yield self._repository("write", frozenset({model}))
+
+    @contextmanager
+    def begin_free(self, models):
+        yield self._repository("write", frozenset(models) - self.busy)
 
 
 @pytest.fixture
@@ -61,8 +66,8 @@ def sent(monkeypatch):
     monkeypatch.setattr(surviving, "read_routed", facts)
     monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
 
-    def run(*, read=(), write=()):
-        regions, written = Regions(), Written(set(read), set(write))
+    def run(*, read=(), write=(), busy=()):
+        regions, written = Regions(), Written(set(read), set(write), busy=frozenset(busy))
         Surviving(written, regions).send_around("us")
         return sorted(regions.told), written.put
 
@@ -79,6 +84,15 @@ def test_a_model_that_is_being_retired_is_not(sent):
 
 def test_one_whose_retirement_began_meanwhile_is_forgotten_again(sent):
     assert sent(write={"a"}) == ([("route", "a"), ("route", "b"), ("unroute", "a", "eu")], ["b"])
+
+
+def test_a_model_that_another_unit_writes_is_kept_after_all_others(sent):
+    assert sent(busy={"a"}) == ([("route", "a"), ("route", "b")], ["b", "a"])
+
+
+def test_a_busy_model_whose_retirement_began_is_forgotten_again(sent):
+    told = [("route", "a"), ("route", "b"), ("unroute", "a", "eu")]
+    assert sent(write={"a"}, busy={"a"}) == (told, ["b"])
 
 
 def test_tables_of_the_first_models_are_pushed_and_kept_before_later_ones_are_read(monkeypatch):

@@ -24,6 +24,23 @@ async def test_a_drain_is_recorded_told_and_shown(fleet):
     assert (await fleet.http.get("/v1/regions/eu/drain")).json()["id"] == "drain-eu-1"
 
 
+async def test_drains_are_listed_the_newest_first_with_those_that_are_over(fleet):
+    with fleet.rooms.store.begin() as unit:
+        for region in ("eu", "us", "eu"):
+            drain = unit.add_drain(region, reason=f"of {region}")
+            unit.update_drain(drain.id, state=DrainState.RETURNED)
+    whole = (await fleet.http.get("/v1/drains")).json()
+    assert [(item["id"], item["reason"]) for item in whole["items"]] == [
+        ("drain-eu-2", "of eu"),
+        ("drain-us-1", "of us"),
+        ("drain-eu-1", "of eu"),
+    ]
+    first = (await fleet.http.get("/v1/drains?region=eu&limit=1")).json()
+    rest = (await fleet.http.get(f"/v1/drains?region=eu&limit=1&after={first['next']}")).json()
+    assert [page["items"][0]["id"] for page in (first, rest)] == ["drain-eu-2", "drain-eu-1"]
+    assert rest["next"] is None
+
+
 async def test_an_engine_that_is_down_is_told_once_it_is_back(fleet):
     fleet.rooms.lifecycle.down = True
     assert (await fleet.http.post("/v1/regions/eu/drain", json={"disaster": True})).status_code == 202

@@ -7,11 +7,14 @@ import httpx
 import pytest
 from sqlalchemy import event
 
+from activities.replanning import measured_records
 from ipnext.api.states import States
 from ipnext.model.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.status import ConditionType, Reason
 from tests.ipnext.conftest import World
+from tests.ipnext.store.conftest import snapshot_source
+from tests.ipnext.store.test_profiles import profile
 
 
 @pytest.fixture
@@ -163,6 +166,52 @@ async def test_ten_models_and_two_hundred_take_the_same_statements(quiet, path):
         (await quiet.http.get(path)).raise_for_status()
     assert len(many) == len(few)
     assert few, "the store was asked"
+
+
+def measure(rooms, count):
+    """That many models whose throughput is measured: twice for each of two snapshots of the same architecture."""
+    option = {"kind": "cpu", "units": 1, "tokensPerSecond": 5, "profile": True}
+    part = {"name": "llm", "engine": "vllm", "hardware": [option]}
+    demand = [{"region": "eu", "tokensPerSecond": 10}]
+    spec = {"task": "generation", "parts": [part], "demand": demand}
+    for name in map(name_of, range(count)):
+        head = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": name}}
+        with rooms.store.begin(name) as unit:
+            unit.put_model(ModelManifest.model_validate(head | {"spec": spec}), expected_version=None)
+            for number in (1, 2):
+                unit.publish(name, {"llm": snapshot_source(f"weights {number}")}, change_id=f"{name}-{number}")
+                for hours in range(2):
+                    unit.add_profile(name, "llm", number, profile(number, hours=hours))
+            unit.update_model(name, serving_generation=1)
+            unit.set_condition(name, ConditionType.READY, "True", Reason.SERVING)
+
+
+@pytest.mark.parametrize("path", ["/v1/overview?limit=200", f"/v1/models/{name_of(0)}"])
+async def test_measured_throughput_of_many_models_is_read_at_once(quiet, path):
+    quiet.rooms.seed()
+    measure(quiet.rooms, 10)
+    with statements(quiet.rooms) as few:
+        answer = (await quiet.http.get(path)).raise_for_status().json()
+    view = answer if "throughput" in answer else answer["models"][0]["model"]
+    assert [line["snapshot"] for line in view["throughput"] if line["snapshot"]] == [2], (
+        "the newest of its architecture"
+    )
+    measure(quiet.rooms, 60)
+    with statements(quiet.rooms) as many:
+        (await quiet.http.get(path)).raise_for_status()
+    assert len(many) == len(few)
+    assert sum("FROM profiles" in statement for statement in many) == 1
+
+
+async def test_a_fleet_is_planned_by_what_was_measured_in_as_many_statements_as_one_model(quiet):
+    quiet.rooms.seed()
+    measure(quiet.rooms, 1)
+    with quiet.rooms.store.read() as unit, statements(quiet.rooms) as few:
+        measured_records(unit)
+    measure(quiet.rooms, 40)
+    with quiet.rooms.store.read() as unit, statements(quiet.rooms) as many:
+        found = measured_records(unit)
+    assert (len(many), len(found)) == (len(few), 40)
 
 
 async def test_the_newest_changes_of_many_models_are_found_through_the_index(quiet):

@@ -5,23 +5,33 @@ needed what the first one holds, it would wait for a unit that ends only after i
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from threading import Event
 
 import pytest
 from sqlalchemy import text
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment import DeploymentActivities
+from activities.drafting import Draft
 from activities.drained import Drained
 from activities.draining import DrainCheckActivities
 from activities.drains import DrainActivities
 from activities.holding import HoldingActivities
 from activities.mover import MoverActivities
 from activities.planning import PlanningActivities
+from activities.planning_policy import PlanningPolicy
+from activities.replanning import FleetReplan
+from activities.replans import ReplanActivities
 from activities.solving import ThreadSolver
+from activities.surviving import Surviving
+from activities.transition import TransitionActivities
 from ipnext import names
 from ipnext.errors import StaleWrite, Unavailable
+from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.controls import HoldNote
+from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.drain import DrainInput, DrainState
 from ipnext.model.fleet import FleetSpec, SupplyItem
 from ipnext.model.lifecycle import (
@@ -29,10 +39,12 @@ from ipnext.model.lifecycle import (
     ChangeState,
     LifecycleResult,
     RecordInput,
+    ReplanResult,
     ReplanState,
     StageInput,
 )
 from ipnext.model.moving import MoveTurn
+from ipnext.model.registry import GraphNode, PartGraph
 from ipnext.model.status import Reason
 from ipnext.store import engines
 from ipnext.store.placements import PreparedPlan
@@ -287,3 +299,150 @@ def test_of_two_models_that_adopt_their_plans_from_one_plan_the_second_is_refuse
             adopting.result(PATIENCE_SECONDS)
     with two.read() as repository:
         assert repository.plan_in_force_id() == "first"
+
+
+def admit(store, model):
+    stage = StageInput(model=model, change_id=f"{model}-1", kind=ChangeKind.PUBLISH, generation=1)
+    transitions = TransitionActivities(store, MemoryInfrastructure(FLEET.regions))
+    return ActivityEnvironment().run(transitions.plan_transition, stage)
+
+
+def routed_to_a_lost_region(store):
+    """Both models answer in both regions, and each region's users are spread over them; then south is lost."""
+    infrastructure = MemoryInfrastructure(FLEET.regions)
+    held = HeldSnapshot(snapshot=1, digest="0" * 64, uri="file:///x", generations=(1,))
+    served = ServedGeneration(
+        generation=1,
+        graph=PartGraph(nodes=(GraphNode(name="dense", part="dense", inputs={}),), outputs={"score": "dense.score"}),
+        snapshots={"dense": 1, "sparse": 1},
+    )
+    shares = tuple(RouteShare(to=region, generation=1, fraction=0.5) for region in FLEET.regions)
+    with store.begin() as repository:
+        for model, region in product(MODELS, FLEET.regions):
+            for part in ("dense", "sparse"):
+                key = DeploymentKey(model=model, part=part, region=region, hardware="cpu")
+                deployment = Deployment(key=key, replicas=1, engine="torch", units=1, qps=100, holds=(held,))
+                infrastructure.apply(repository.put_deployment(deployment))
+            table = RouteTable(model=model, region=region, revision=1, shares=shares, served=(served,))
+            infrastructure.route(repository.put_route(table))
+        repository.add_drain("south", disaster=True)
+    infrastructure.cut("south")
+    return infrastructure
+
+
+def sent_to(store, model):
+    with store.read() as repository:
+        return {share.to for share in repository.route(model, "north").shares}
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("engine_name", ["postgres"])
+def test_waves_are_admitted_while_a_unit_of_another_model_is_open(two, impatient):
+    with unit_of(two, "ctr"):
+        assert admit(impatient, "other").refused is None
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("engine_name", ["postgres"])
+def test_of_two_models_the_second_is_admitted_by_what_the_first_one_takes(two, monkeypatch):
+    """Otherwise both would count on the same supply. Units that take none go on meanwhile."""
+    admissions, compared, go_on, real = [], Event(), Event(), Draft.holds
+
+    def holds(draft, repository, stage):
+        admissions.append((stage.model, len(repository.transitions_under_way(but=stage.model))))
+        if stage.model == "ctr":
+            compared.set()
+            assert go_on.wait(PATIENCE_SECONDS)
+        return real(draft, repository, stage)
+
+    monkeypatch.setattr(Draft, "holds", holds)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(admit, two, "ctr")
+        try:
+            assert compared.wait(PATIENCE_SECONDS)
+            second = pool.submit(admit, two, "other")
+            until(lambda: waits_for_a_lock(two))
+            hold(two, "third")
+            assert admissions == [("ctr", 0)]
+        finally:
+            go_on.set()
+        assert [first.result(PATIENCE_SECONDS).waves, second.result(PATIENCE_SECONDS).waves] == [1, 1]
+    assert admissions == [("ctr", 0), ("other", 1)]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("engine_name", ["postgres"])
+def test_a_plan_of_the_fleet_is_written_while_a_unit_of_a_model_is_open(two, impatient):
+    with two.begin() as repository:
+        supply = tuple(item.model_copy(update={"units": 0}) for item in FLEET.supply if item.region == "north")
+        repository.put_fleet(FLEET.model_copy(update={"supply": (*supply, FLEET.supply[1])}), expected_version=None)
+        repository.add_replan("asked", "manual")
+    with ExitStack() as stack:
+
+        def say(what):
+            if what == "writing the plan":
+                stack.enter_context(unit_of(two, "ctr"))
+
+        replan = FleetReplan(impatient, ThreadSolver(), PlanningPolicy(), say=say)
+        answer = replan.compute("fleet-plan", run_id="run")
+        result = ReplanResult(plan_id="fleet-plan", adopted=True, message=answer.message, moves=answer.moves)
+        ActivityEnvironment().run(ReplanActivities(impatient, lambda: None).finish_replan, result)
+        assert answer.adopted
+    assert plan_of(two, "ctr") == "fleet-plan"
+    with two.read() as repository:
+        assert repository.replan("asked").state is ReplanState.ADOPTED
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("engine_name", ["postgres"])
+def test_while_a_plan_of_the_fleet_is_written_only_who_is_placed_waits(two, impatient, make):
+    """Units of models go on; one that adopts a placement is refused once the plan of the fleet is in force."""
+    with two.begin("other") as repository:
+        repository.put_model(make.manifest("other", qps=300.0), expected_version=None)
+    first, base = prepared(two, "ctr", "fleet-plan")
+    fleet = PreparedPlan.of(first.record.model_copy(update={"scope": None}))
+
+    def adopt_other():
+        adopted, _ = prepared(two, "other", "newer")
+        with two.begin("other") as repository:
+            repository.adopt_plan(adopted, expected=base)
+
+    with ThreadPoolExecutor(1) as pool:
+        with two.begin("fleet-plan") as repository:
+            repository.adopt_plan(fleet, expected=base, keeping=("other",))
+            hold(impatient, "ctr")
+            hold(impatient, "other")
+            adopting = pool.submit(adopt_other)
+            until(lambda: waits_for_a_lock(two))
+        with pytest.raises(StaleWrite, match="'fleet-plan' is in force"):
+            adopting.result(PATIENCE_SECONDS)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("engine_name", ["postgres"])
+def test_a_lost_regions_tables_are_kept_while_a_unit_of_one_model_is_open(two):
+    """Others do not wait for it, and its own tables are kept when it has ended."""
+    infrastructure = routed_to_a_lost_region(two)
+    with ThreadPoolExecutor(1) as pool:
+        with unit_of(two, "ctr"):
+            sending = pool.submit(Surviving(two, infrastructure).send_around, "south")
+            until(lambda: sent_to(two, "other") == {"north"})
+            until(lambda: waits_for_a_lock(two))
+            assert sent_to(two, "ctr") == {"north", "south"}
+            assert infrastructure.table("ctr", "north").shares == infrastructure.table("other", "north").shares
+        sent = sending.result(PATIENCE_SECONDS)
+    assert (sent.models, sent_to(two, "ctr")) == (2, {"north"})
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("engine_name", ["postgres"])
+def test_units_of_models_wait_for_a_batch_that_writes_them_and_no_others_do(two, impatient):
+    with two.begin_free(["ctr", "third"]) as batch:
+        assert batch.scope == {"ctr", "third"}
+        hold(impatient, "other")
+        with pytest.raises(Unavailable):
+            hold(impatient, "ctr")
+        with two.begin_free(["ctr", "other"]) as second:
+            assert second.scope == {"other"}
+            with pytest.raises(RuntimeError, match="writes model 'other' only, not model 'ctr'"):
+                second.add_event("ctr", "Test", "")
