@@ -183,7 +183,7 @@ class ModelWorkflow(Held):
 
     async def _renew(self) -> None:
         await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(self._carried(), task_timeout=names.TASK_TIMEOUT)
+        workflow.continue_as_new(self._carried())
 
     async def _carry_out_next(self, change: QueuedChange) -> None:
         self._queue = tuple(waiting for waiting in self._queue if waiting.id != change.id)
@@ -229,7 +229,7 @@ class ModelWorkflow(Held):
                 result_type=LifecycleResult,
                 id=names.lifecycle_workflow_id(self._model, change.id),
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                task_timeout=names.TASK_TIMEOUT,
+                task_timeout=workflow.info().task_timeout,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
             )

@@ -39,6 +39,7 @@ from activities.mover import MoverActivities, Submit
 from activities.optimization import OptimizationActivities
 from activities.planning import PlanningActivities
 from activities.planning_policy import PlanningPolicy
+from activities.pulse import SENT_LATE_SECONDS
 from activities.reconciliation import ReconciliationActivities
 from activities.replans import ReplanActivities, Wake
 from activities.solving import PLANNER, ProcessSolver, Solver, ThreadSolver
@@ -69,6 +70,7 @@ from ipnext.temporal import (
     submit_change,
     wake_replan,
 )
+from ipnext.timing import Timing
 from workflows.drain import DrainWorkflow
 from workflows.faults import Faults, fault_of
 from workflows.lifecycle import LifecycleWorkflow
@@ -77,6 +79,7 @@ from workflows.neighbours import check_neighbours
 from workflows.policies import BUILD_ID
 from workflows.reconcile import ReconcileWorkflow
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
+from workflows.timed import Timed
 from workflows.transition import TransitionWorkflow
 
 WORKFLOWS: Sequence[type] = (
@@ -88,15 +91,6 @@ WORKFLOWS: Sequence[type] = (
     DrainWorkflow,
     ReconcileWorkflow,
 )
-
-STICKY_SECONDS = 1.0
-"""After a worker was killed its next workflow task waits this long for it (10 s by default)."""
-
-HEARTBEAT_EVERY_SECONDS = 0.5
-"""Heartbeats are sent on at least this often, so that a cancellation is heard soon."""
-
-SHUTDOWN_SECONDS = 8.0
-"""What runs may go on for so long after SIGTERM; then it is cancelled and another worker takes it up."""
 
 READY_EVERY_SECONDS = 5.0
 """Between two looks at whether Temporal answers, and two touches of the ready file: a probe allows for three of them."""
@@ -182,9 +176,14 @@ def versioned() -> WorkerDeploymentConfig | None:
 
 
 def worker_of(
-    client: Client, group: TaskQueueGroup, activities: Activities, *, interceptors: Sequence[Interceptor] = ()
+    client: Client,
+    group: TaskQueueGroup,
+    activities: Activities,
+    timing: Timing,
+    *,
+    interceptors: Sequence[Interceptor] = (),
 ) -> Worker:
-    """A worker for one task queue. Workflows run where the group has slots for them."""
+    """A worker for one task queue. Workflows run if the group has slots for them."""
     more: dict[str, Any] = {}
     if group.workflow_slots:
         more = {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": WORKFLOWS}
@@ -196,10 +195,10 @@ def worker_of(
         activity_executor=ThreadPoolExecutor(group.activity_slots, thread_name_prefix=group.queue),
         max_concurrent_activities=group.activity_slots,
         activity_task_poller_behavior=PollerBehaviorAutoscaling(),
-        interceptors=(*interceptors, TypedFailures(), Alive()),
-        sticky_queue_schedule_to_start_timeout=timedelta(seconds=STICKY_SECONDS),
-        max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_EVERY_SECONDS),
-        graceful_shutdown_timeout=timedelta(seconds=SHUTDOWN_SECONDS),
+        interceptors=(*interceptors, TypedFailures(), Alive(timing.beat_seconds), Timed(timing)),
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=timing.sticky_seconds),
+        max_heartbeat_throttle_interval=timedelta(seconds=SENT_LATE_SECONDS),
+        graceful_shutdown_timeout=timedelta(seconds=timing.worker_shutdown_seconds),
         deployment_config=versioned(),
         **more,
     )
@@ -227,7 +226,9 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
     interceptors = (Faults(fault),) if fault else ()
     with ExitStack() as resources:
         store = resources.enter_context(closing(Store.open(settings.database_url)))
-        infrastructure = resources.enter_context(LocalProcessInfrastructure(settings.agents))
+        infrastructure = resources.enter_context(
+            LocalProcessInfrastructure(settings.agents, answer_seconds=settings.agent_answer_seconds)
+        )
         artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
         client = await _prepared(store, settings, stopped)
         if client is None:
@@ -241,12 +242,12 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             validators=discovered(),
             native_libraries=settings.native_libraries,
         )
-        lifecycle, urgent, planner = queue_groups(settings)
+        (lifecycle, urgent, planner), timing = queue_groups(settings), settings.timing
         async with AsyncExitStack() as workers:
-            await workers.enter_async_context(worker_of(client, lifecycle, ours, interceptors=interceptors))
-            await workers.enter_async_context(worker_of(client, urgent, ours, interceptors=interceptors))
+            await workers.enter_async_context(worker_of(client, lifecycle, ours, timing, interceptors=interceptors))
+            await workers.enter_async_context(worker_of(client, urgent, ours, timing, interceptors=interceptors))
             theirs = planner_activities(store, solver_of(planner, settings), PlanningPolicy.of(settings))
-            await workers.enter_async_context(worker_of(client, planner, theirs, interceptors=interceptors))
+            await workers.enter_async_context(worker_of(client, planner, theirs, timing, interceptors=interceptors))
             with _announced(settings.worker_ready_file):
                 await _made_current(client, settings, stopped)
                 warming = asyncio.create_task(asyncio.to_thread(import_module, PLANNER))
@@ -318,11 +319,11 @@ async def _prepared(store: Store, settings: PlatformSettings, stopped: asyncio.E
     while not stopped.is_set():
         try:
             await asyncio.to_thread(store.migrate)
-            client = await connect(runtime=runtime)
+            client = await connect(runtime=runtime, timing=settings.timing)
             await asyncio.to_thread(_belong, store, await namespace_of(client))
             await warn_of_missing(client)
-            await ensure_schedule(client, replan_schedule(settings))
-            await ensure_reconciler(client, every_seconds=settings.reconcile_every_seconds)
+            await ensure_schedule(client, replan_schedule(settings), settings.timing)
+            await ensure_reconciler(client, settings.timing, every_seconds=settings.reconcile_every_seconds)
         except Unavailable as error:
             log.warning("worker_waits", error=error.message)
             await asyncio.sleep(CONNECT_PAUSE_SECONDS)

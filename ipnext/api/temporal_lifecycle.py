@@ -8,13 +8,15 @@ from ipnext.model.lifecycle import Change, ChangeAccepted
 from ipnext.model.moving import MoverAsked, ReplanProgress
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.setup import warn_of_missing
+from ipnext.timing import Timing
 
 
 class TemporalLifecycle:
     """A Lifecycle over `ipnext.temporal`. Where the server is says temporal.toml or TEMPORAL_*."""
 
-    def __init__(self, *, ui_url: str) -> None:
+    def __init__(self, *, ui_url: str, timing: Timing | None = None) -> None:
         self._ui_url = ui_url
+        self._timing = timing
         self._client: temporal.Connection | None = None
         self._connecting = asyncio.Lock()
         self._warned = False
@@ -85,5 +87,5 @@ class TemporalLifecycle:
     async def _connected(self) -> temporal.Connection:
         async with self._connecting:
             if self._client is None:
-                self._client = await temporal.connect(lazy=True)
+                self._client = await temporal.connect(lazy=True, timing=self._timing)
             return self._client

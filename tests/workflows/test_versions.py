@@ -36,7 +36,7 @@ def server(tmp_path, free_port):
 @pytest.fixture
 async def client(server, until_up):
     await until_up(server)
-    return await connect(address=server)
+    return await connect(address=server, timing=read_devfile().timing)
 
 
 @pytest.fixture

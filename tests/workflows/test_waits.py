@@ -27,9 +27,14 @@ def few_slots(house, client):
         ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine)
         lifecycle = devfile.group(names.LIFECYCLE_QUEUE).model_copy(update={"activity_slots": SLOTS})
         async with (
-            worker_of(client, lifecycle, ours),
-            worker_of(client, devfile.group(names.URGENT_QUEUE), ours),
-            worker_of(client, devfile.group(names.PLANNER_QUEUE), planner_activities(house.store, ThreadSolver())),
+            worker_of(client, lifecycle, ours, read_devfile().timing),
+            worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing),
+            worker_of(
+                client,
+                devfile.group(names.PLANNER_QUEUE),
+                planner_activities(house.store, ThreadSolver()),
+                devfile.timing,
+            ),
         ):
             yield
 
