@@ -155,7 +155,7 @@ URGENT = Priority(priority_key=1)
 """Of what goes first where a queue is full."""
 
 URGENT_KINDS = frozenset({wire.ChangeKind.ROLLBACK, wire.ChangeKind.REPAIR})
-"""Changes that bring back what has served before: their steps pass those of others."""
+"""Changes that bring back what has served before: their steps pass those of others. So do moves out of a lost region."""
 
 FREEZE_LOOKS_EVERY = timedelta(hours=1)
 """A run that waits for a freeze is told when freezes change; this often it looks itself, in case it was not told."""
@@ -192,6 +192,7 @@ class Step(Generic[A]):
     total: timedelta | None = None
     busy: bool = False
     queue: str | None = None
+    urgent: bool = False
     unbounded: str = ""
 
     def once(self) -> "Step[A]":
@@ -199,8 +200,8 @@ class Step(Generic[A]):
         return replace(self, total=STEP_PATIENCE, retry=ONE_ATTEMPT)
 
     def passing(self, *, urgent: bool) -> "Step[A]":
-        """The same step; an urgent one on the queue whose slots no wait takes, unless it has a queue of its own."""
-        return replace(self, queue=names.URGENT_QUEUE) if urgent and self.queue is None else self
+        """The same step; an urgent one on the queue whose slots no wait takes, or first in the queue that it has of its own."""
+        return replace(self, queue=self.queue or names.URGENT_QUEUE, urgent=True) if urgent else self
 
 
 TIMING = "ipnext_timing"
@@ -243,12 +244,12 @@ ENSURE_CAPACITY = Step(
 SHIFT_TRAFFIC = Step("shift_traffic", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
 CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), unbounded=BY_THE_WAVE)
 RELEASE_CAPACITY = Step("release_capacity", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
-NOTE_HOLD = Step("note_hold", wire.Done, total=timedelta(minutes=2))
+NOTE_HOLD = Step("note_hold", wire.Done, total=timedelta(minutes=2), queue=names.URGENT_QUEUE)
 FINISH_CHANGE = Step("finish_change", wire.Done, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 OPEN_CHANGES = Step("open_changes", OpenChanges, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
 TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
-MARK_SUPERSEDED = Step("mark_superseded", wire.Done, total=STEP_PATIENCE)
+MARK_SUPERSEDED = Step("mark_superseded", wire.Done, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
 RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, total=STEP_PATIENCE)
 REPLAN_FLEET = Step(
@@ -258,11 +259,14 @@ REPLAN_FLEET = Step(
     total=REPLAN_PATIENCE,
     queue=names.PLANNER_QUEUE,
     busy=True,
+    urgent=True,
 )
 ASK_REPLAN = Step("ask_replan", wire.Done, total=STEP_PATIENCE)
-WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD)
-FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD)
-MOVE_MODELS = Step("move_models", MoveTurnResult, timedelta(minutes=2), unbounded=LEVEL_TRIGGERED)
+WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+MOVE_MODELS = Step(
+    "move_models", MoveTurnResult, timedelta(minutes=2), unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE
+)
 LOOK_AT_DRAIN = Step(
     "look_at_drain", DrainSeen, timedelta(minutes=1), unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE
 )
@@ -277,7 +281,14 @@ ROUTE_AROUND = Step(
 )
 RECORD_REPAIRS = Step("record_repairs", RepairsRecorded, timedelta(minutes=2), total=RECONCILE_PATIENCE)
 RECONCILE_REGION = Step("reconcile_region", RegionReconciled, timedelta(minutes=2), total=RECONCILE_PATIENCE)
-RETURN_REGION = Step("return_region", DrainSeen, timedelta(minutes=10), retry=WAVE_RETRY, unbounded=LEVEL_TRIGGERED)
+RETURN_REGION = Step(
+    "return_region",
+    DrainSeen,
+    timedelta(minutes=10),
+    retry=WAVE_RETRY,
+    unbounded=LEVEL_TRIGGERED,
+    queue=names.URGENT_QUEUE,
+)
 
 STEPS: tuple[Step[Any], ...] = (
     BEGIN_CHANGE,
@@ -333,6 +344,6 @@ async def perform(step: Step[A], argument: Value, summary: str) -> A:
         retry_policy=step.retry,
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=summary,
-        priority=URGENT if step.queue == names.URGENT_QUEUE else Priority.default,
+        priority=URGENT if step.urgent or step.queue == names.URGENT_QUEUE else Priority.default,
     )
     return answer

@@ -26,6 +26,8 @@ class Walked:
     def __init__(self, input: LifecycleInput) -> None:  # noqa: A002 - as the workflow names it
         self._input = input
         self._held = input.held
+        self._urgent = input.change.kind in URGENT_KINDS
+        """Its steps pass those of others."""
         self._newer: NewerWaits | None = None
         self._child: Walk | None = None
         self._lasting: TypedSearchAttributes | None = None
@@ -71,7 +73,7 @@ class Walked:
                 back=planned.back,
                 held=held,
                 fence=planned.fence,
-                urgent=self._input.change.kind in URGENT_KINDS,
+                urgent=self._urgent,
             ),
             result_type=TransitionResult,
             id=names.transition_workflow_id(planned.transition_id),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
+from temporalio.service import RPCError
 
 from activities.solving import ThreadSolver
 from ipnext import names
@@ -73,6 +74,9 @@ async def test_a_change_runs_by_the_limits_of_the_workers_settings(
 
 
 async def test_replans_and_drains_begin_with_the_limit_of_who_starts_them(unusual_client, unusual_workers):
+    for left in (names.REPLAN_ID, names.drain_workflow_id("us-east")):
+        with contextlib.suppress(RPCError):  # all tests share one server
+            await unusual_client.get_workflow_handle(left).terminate("of another test")
     async with unusual_workers():
         await wake_replan(unusual_client)
         await tell_drain(unusual_client, "us-east")
