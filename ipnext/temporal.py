@@ -274,14 +274,14 @@ async def tell_freeze_changed(client: Client, change: Change) -> None:
                 raise
 
 
-async def cancel_replan(client: Client, asked: MoverAsked) -> ReplanProgress:
-    """End the replan that runs. Conflict where none runs; Unavailable."""
+async def cancel_replan(client: Client, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
+    """End the replan that runs. The same `update_id` again gets the first one's answer. Conflict if none runs; Unavailable."""
     handle = client.get_workflow_handle(names.REPLAN_ID)
     try:
         async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
             try:
                 progress: ReplanProgress = await handle.execute_update(
-                    names.CANCEL_REPLAN, asked, result_type=ReplanProgress
+                    names.CANCEL_REPLAN, asked, id=update_id, result_type=ReplanProgress
                 )
             except RPCError as error:
                 if error.status is RPCStatusCode.NOT_FOUND:

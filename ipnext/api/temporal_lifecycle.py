@@ -63,9 +63,9 @@ class TemporalLifecycle:
         """See the port."""
         await temporal.tell_freeze_changed(await self._connected(), change)
 
-    async def cancel_replan(self, asked: MoverAsked) -> ReplanProgress:
+    async def cancel_replan(self, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
         """See the port."""
-        return await temporal.cancel_replan(await self._connected(), asked)
+        return await temporal.cancel_replan(await self._connected(), asked, update_id=update_id)
 
     async def tell_moves_steered(self) -> None:
         """See the port."""
