@@ -16,6 +16,7 @@ from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.artifacts.opening import open_store
 from ipnext.errors import EXIT_BAD_INPUT, EXIT_OK, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 
@@ -84,4 +85,4 @@ def _asked_to_end(_number: int, _frame: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

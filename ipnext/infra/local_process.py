@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import httpx
 
-from ipnext.errors import NotFound, RegionUnreachable
+from ipnext.errors import RegionUnreachable
 from ipnext.infra.error_body import error_from
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
@@ -103,8 +103,9 @@ class LocalProcessInfrastructure:
 
     def _url(self, region: str) -> str:
         if region not in self._agents:
-            msg = f"no region {region!r}; known: {', '.join(self._agents) or 'none'}"
-            raise NotFound(msg)
+            known = ", ".join(self._agents) or "none"
+            msg = f"region {region!r} has no agent; IPNEXT_AGENTS names: {known}"
+            raise RegionUnreachable(msg)
         return self._agents[region]
 
 
