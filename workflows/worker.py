@@ -5,19 +5,17 @@ SIGTERM or SIGINT; then it finishes what it can in a few seconds and ends. Kille
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -50,13 +48,14 @@ from ipnext import names
 from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.devfile import TaskQueueGroup
-from ipnext.errors import Conflict, IPnextError, NotFound, Unavailable
+from ipnext.errors import Conflict, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.builds import make_first_current, promote
 from ipnext.platform.setup import replan_schedule, warn_of_missing
+from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 from ipnext.temporal import (
@@ -66,13 +65,13 @@ from ipnext.temporal import (
     is_open,
     metrics_runtime,
     namespace_of,
-    reachable,
     submit_change,
     wake_replan,
 )
 from ipnext.timing import Timing
 from workflows.drain import DrainWorkflow
 from workflows.faults import Faults, fault_of
+from workflows.health import Load, announced, keep_ready
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
 from workflows.neighbours import check_neighbours
@@ -91,9 +90,6 @@ WORKFLOWS: Sequence[type] = (
     DrainWorkflow,
     ReconcileWorkflow,
 )
-
-READY_EVERY_SECONDS = 5.0
-"""Between two looks at whether Temporal answers, and two touches of the ready file: a probe allows for three of them."""
 
 CONNECT_PAUSE_SECONDS = 1.0
 """Between two tries to reach Temporal at the start."""
@@ -220,8 +216,14 @@ def engine_of(client: Client, loop: asyncio.AbstractEventLoop) -> Engine:
 
 
 async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
-    """Serve both queues until `stopped`. Waits for Temporal and the database as long as it takes."""
+    """Serve all queues until `stopped`. Waits for Temporal and the database as long as it takes.
+
+    InvalidInput without agents: each change would end for want of a region.
+    """
     log = structlog.get_logger()
+    if not settings.agents:
+        msg = 'agents (IPNEXT_AGENTS) names no region; a worker needs the URL of each agent: {"us-east": "http://HOST:PORT"}'
+        raise InvalidInput(msg, field="agents", value="{}")
     fault = fault_of(os.environ)
     interceptors = (Faults(fault),) if fault else ()
     with ExitStack() as resources:
@@ -242,17 +244,18 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             validators=discovered(),
             native_libraries=settings.native_libraries,
         )
-        (lifecycle, urgent, planner), timing = queue_groups(settings), settings.timing
+        groups, timing = queue_groups(settings), settings.timing
+        loads = {group.queue: Load(group) for group in groups}
+        theirs = planner_activities(store, solver_of(groups[-1], settings), PlanningPolicy.of(settings))
         async with AsyncExitStack() as workers:
-            await workers.enter_async_context(worker_of(client, lifecycle, ours, timing, interceptors=interceptors))
-            await workers.enter_async_context(worker_of(client, urgent, ours, timing, interceptors=interceptors))
-            theirs = planner_activities(store, solver_of(planner, settings), PlanningPolicy.of(settings))
-            await workers.enter_async_context(worker_of(client, planner, theirs, timing, interceptors=interceptors))
-            with _announced(settings.worker_ready_file):
+            for group, activities in zip(groups, (ours, ours, theirs), strict=True):
+                more = (*interceptors, loads[group.queue])
+                await workers.enter_async_context(worker_of(client, group, activities, timing, interceptors=more))
+            with announced(settings.worker_ready_file):
                 await _made_current(client, settings, stopped)
                 warming = asyncio.create_task(asyncio.to_thread(import_module, PLANNER))
-                log.info("worker_ready", queues=[lifecycle.queue, urgent.queue, planner.queue], database=store.name)
-                await _kept_ready(client, settings.worker_ready_file, stopped)
+                log.info("worker_ready", queues=[group.queue for group in groups], database=store.name)
+                await keep_ready(client, loads, settings.worker_ready_file, stopped)
             await warming
             log.info("worker_stops")
 
@@ -276,36 +279,6 @@ async def _made_current(client: Client, settings: PlatformSettings, stopped: asy
                 hint = f"ipnext platform promote {BUILD_ID}"
                 log.info("another_build_is_current", current=current, build=BUILD_ID, hint=hint)
             return
-
-
-@contextmanager
-def _announced(file: Path | None) -> Iterator[None]:
-    """The file exists while the worker serves; `_kept_ready` keeps it fresh."""
-    if file is not None:
-        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
-    try:
-        yield
-    finally:
-        if file is not None:
-            file.unlink(missing_ok=True)
-
-
-async def _kept_ready(client: Client, file: Path | None, stopped: asyncio.Event) -> None:
-    """Keep the ready file fresh until `stopped`; it is absent while Temporal does not answer, so that no work can come."""
-    while not stopped.is_set():
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY_EVERY_SECONDS):
-                await stopped.wait()
-        if file is None or stopped.is_set():
-            continue
-        await asyncio.to_thread(_mark_ready, file, ready=await reachable(client))
-
-
-def _mark_ready(file: Path, *, ready: bool) -> None:
-    if ready:
-        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
-    else:
-        file.unlink(missing_ok=True)
 
 
 async def _prepared(store: Store, settings: PlatformSettings, stopped: asyncio.Event) -> Client | None:
@@ -359,4 +332,4 @@ async def _until_signalled(settings: PlatformSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

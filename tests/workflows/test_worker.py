@@ -134,6 +134,7 @@ def start_worker(directory, temporal_address, **more):
         "IPNEXT_DATABASE_URL": f"sqlite:///{directory}/ipnext.db",
         "IPNEXT_ARTIFACTS_URI": f"file://{directory}/artifacts",
         "IPNEXT_WORKER_READY_FILE": str(directory / "ready"),
+        "IPNEXT_AGENTS": '{"us-east": "http://127.0.0.1:1"}',
         "TEMPORAL_ADDRESS": temporal_address,
         **more,
     }
@@ -184,3 +185,12 @@ async def test_a_worker_refuses_a_record_that_is_not_its_own(tmp_path, temporal_
     assert expected in told
     assert "Traceback" not in told
     assert not (tmp_path / "ready").exists()
+
+
+async def test_a_worker_without_agents_does_not_start_and_names_the_setting(tmp_path, temporal_address):
+    process = start_worker(tmp_path, temporal_address, IPNEXT_AGENTS="{}")
+    try:
+        assert await asyncio.to_thread(process.wait, PATIENCE_SECONDS) == EXIT_BAD_INPUT
+    finally:
+        process.kill()
+    assert "agents (IPNEXT_AGENTS) names no region" in (tmp_path / "log").read_text()
