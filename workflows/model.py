@@ -41,7 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from ipnext.model.takeover import ChangeAsked, ChangeEnded, ModelAsked, TakeOver
     from workflows import policies
-    from workflows.failing import Explained, explained, stopped
+    from workflows.failing import STOPPED_OUTSIDE, Explained, explained, stopped
     from workflows.held import ROLLS_OUT, Held, of_generation
     from workflows.ordering import PASSES_PAUSE, Superseded, enqueue
     from workflows.policies import perform
@@ -293,7 +293,7 @@ class ModelWorkflow(Held):
         """
         meant, told = self._told_to_end or (None, None)
         told = told if meant == change.id else None
-        reason, message = why or Explained(Reason.SUPERSEDED, told or "it was cancelled")
+        reason, message = why or Explained(Reason.SUPERSEDED, told or STOPPED_OUTSIDE)
         asked = TakeOver(model=self._model, change=change, reason=reason, message=message)
         taken = await settled(asked)
         generation = taken.generation or change.generation

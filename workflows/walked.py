@@ -3,6 +3,8 @@
 `workflows.lifecycle` is the run itself; `workflows.transition` walks the waves.
 """
 
+import asyncio
+
 from temporalio import workflow
 from temporalio.common import TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.exceptions import ChildWorkflowError, FailureError, is_cancelled_exception
@@ -85,8 +87,8 @@ class Walked:
         )
         # A stop while the child starts must not leave it behind: the run ends when its transition has.
         self._child = child = await to_the_end(start)
-        if workflow.cancellation_reason() is not None:
-            child.cancel()
+        if (why := workflow.cancellation_reason()) is not None:
+            child.cancel(why)
         try:
             return await self._followed(held)
         except ChildWorkflowError as error:
@@ -115,4 +117,8 @@ class Walked:
             )
         if self._newer is not None:
             await self._pass_on(names.NEWER_WAITS, self._newer)
-        return await child
+        try:
+            return await asyncio.shield(child)
+        except asyncio.CancelledError:
+            child.cancel(workflow.cancellation_reason())  # on its own the SDK passes no reason on
+            return await child
