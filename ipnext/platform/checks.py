@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Literal
 
 from ipnext import names
+from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.opening import open_store
-from ipnext.errors import IPnextError
+from ipnext.errors import ArtifactMissing, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.model.value import Value
 from ipnext.model.workflow_namespace import WorkflowNamespace
@@ -20,6 +21,8 @@ from ipnext.temporal import Connection, connect, namespace_of, schedule_hours
 
 SETUP = "run `ipnext platform setup`"
 AGENT_SECONDS = 3.0
+NO_BLOB = "0" * 64
+"""Digest of a blob that no store has."""
 
 
 class Item(Value):
@@ -177,7 +180,12 @@ def _database(settings: PlatformSettings) -> Sequence[Item]:
 
 def _artifacts(settings: PlatformSettings) -> Item:
     try:
-        open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url).missing(["0" * 64])
+        store = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
+        if isinstance(store, FileArtifactStore) and not store.root.is_dir():
+            todo = "create the directory, mount the shared file system there, or correct IPNEXT_ARTIFACTS_URI"
+            return Item(item="artifact store", state="missing", detail=f"no directory {store.root}", todo=todo)
+        with suppress(ArtifactMissing):
+            store.open_blob(NO_BLOB).close()  # a bucket that is not there, or refuses us, is told now
     except (IPnextError, OSError) as error:
         todo = "correct IPNEXT_ARTIFACTS_URI, IPNEXT_S3_ENDPOINT_URL or the credentials"
         return Item(item="artifact store", state="wrong", detail=str(error), todo=todo)
