@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from types import CodeType, FunctionType
 from typing import Any
 
 from platformdirs import user_cache_path
@@ -37,14 +36,14 @@ def kernel(function: Callable[..., Any]) -> Any:
     return numba.njit(cache=True, nogil=True)(function)
 
 
-def side_by_side(items: int, work: FunctionType) -> None:
+def side_by_side(items: int, work: Callable[[int, int], object]) -> None:
     """Calls `work(begin, end)` for slices of the items on all cores. Slices don't depend on the number of cores.
 
     Threads of Python's own, as a kernel frees them to run; numba's parallel loops must not be entered by two threads at once.
     The first slice of a work that has not run before goes alone: two threads must not compile into a cold cache at once.
     """
     slices = [(begin, min(begin + SLICE, items)) for begin in range(0, items, SLICE)]
-    code = work.__code__
+    code = getattr(work, "__code__", work)
     if slices and code not in _COMPILED:
         with _COMPILING:
             work(*slices.pop(0))
@@ -59,7 +58,7 @@ def side_by_side(items: int, work: FunctionType) -> None:
 
 
 _COMPILING = Lock()
-_COMPILED: set[CodeType] = set()
+_COMPILED: set[object] = set()
 """Works whose kernels are compiled."""
 
 
