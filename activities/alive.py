@@ -17,15 +17,19 @@ from temporalio.worker import (
 
 from activities.pulse import Pulse, felt
 
-EVERY_SECONDS = 0.5
+BEATS = 4
+"""Heartbeats within an activity's own limit, which another worker's settings may have made shorter than this worker's."""
 
 
 class Alive(Interceptor):
-    """Beats while an activity runs."""
+    """Beats while an activity runs: `every_seconds`, or more often if the activity's limit is short."""
+
+    def __init__(self, every_seconds: float) -> None:
+        self._every_seconds = every_seconds
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """See Interceptor."""
-        return _BeatingActivity(next)
+        return _BeatingActivity(next, self._every_seconds)
 
 
 class _LastWords(ActivityOutboundInterceptor):
@@ -41,8 +45,9 @@ class _LastWords(ActivityOutboundInterceptor):
 
 
 class _BeatingActivity(ActivityInboundInterceptor):
-    def __init__(self, inner: ActivityInboundInterceptor) -> None:
+    def __init__(self, inner: ActivityInboundInterceptor, every_seconds: float) -> None:
         super().__init__(inner)
+        self._every_seconds = every_seconds
         self._words: _LastWords | None = None
 
     def init(self, outbound: ActivityOutboundInterceptor) -> None:
@@ -51,8 +56,9 @@ class _BeatingActivity(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         limit = activity.info().heartbeat_timeout
-        pulse = Pulse(limit.total_seconds() if limit else float("inf"))
-        beating = asyncio.create_task(self._beat(pulse))
+        seconds = limit.total_seconds() if limit else float("inf")
+        pulse = Pulse(seconds)
+        beating = asyncio.create_task(self._beat(pulse, min(self._every_seconds, seconds / BEATS)))
         try:
             with felt(pulse):
                 return await self.next.execute_activity(input)
@@ -60,9 +66,9 @@ class _BeatingActivity(ActivityInboundInterceptor):
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
 
-    async def _beat(self, pulse: Pulse) -> None:
+    async def _beat(self, pulse: Pulse, every_seconds: float) -> None:
         """From a thread: while a synchronous activity runs, its heartbeat waits for this very event loop."""
         while True:
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(every_seconds)
             pulse.beat()
             await asyncio.to_thread(activity.heartbeat, *(self._words.said if self._words else ()))

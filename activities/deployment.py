@@ -10,11 +10,15 @@ from activities.drained import Drained
 from activities.drift import record_repair
 from activities.fencing import fenced, still_ours
 from activities.waiting import beat
-from ipnext.errors import RegionUnreachable, Unavailable
+from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import ChangeKind, ChangeState, Done, RecordInput, StageInput
+from ipnext.model.status import Reason
 from ipnext.store.ending import end_change
 from ipnext.store.session import Store
+
+LASTING_ATTEMPTS = 30
+"""A Conflict that so many attempts meet, five minutes by the step's retries, does not pass."""
 
 
 class DeploymentActivities:
@@ -34,7 +38,16 @@ class DeploymentActivities:
 
         The plan in force follows what really runs if the change did not come through. A change that is final stays.
         The change's transition is closed with it, so that the next one may begin: no run of it may be under way any more.
+        A Conflict that lasts ends the change all the same, with the Conflict as its message.
         """
+        try:
+            return self._finish(record)
+        except Conflict as error:
+            if activity.info().attempt < LASTING_ATTEMPTS:
+                raise
+            return self._finish_in_words(record, error)
+
+    def _finish(self, record: RecordInput) -> Done:
         with self._store.begin(record.model) as repository:
             change = repository.change(record.change_id)
             if change.state.final:
@@ -44,6 +57,29 @@ class DeploymentActivities:
                 settle(repository, record.model, change_id=record.change_id)
             record_repair(repository, record.model)
         return Done(note=record.result.message)
+
+    def _finish_in_words(self, record: RecordInput, error: Conflict) -> Done:
+        """End the change alone: what it brought is not written, so that the reconciler brings back what served before.
+
+        IPnextError, which is not tried again, if that conflicts too.
+        """
+        result = record.result
+        failed = result.state is ChangeState.DONE
+        state = ChangeState.ROLLED_BACK if failed else result.state
+        reason = Reason.INTERNAL_ERROR if failed else result.reason
+        message = f"it ended as {result.state}, which can't be recorded: {error.message}"
+        try:
+            with self._store.begin(record.model) as repository:
+                change = repository.change(record.change_id)
+                if change.state.final:
+                    return Done(note=f"was {change.state} already")
+                repository.close_transition(change.id, done=False, message=message)
+                repository.update_change(change.id, state=state, reason=reason, message=message)
+                repository.add_event(record.model, "NotRecorded", f"{change.kind} {change.id}: {message}")
+        except Conflict as again:
+            msg = f"{message}; nor can its failure: {again.message}"
+            raise IPnextError(msg) from again
+        return Done(note=message)
 
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
     def withdraw_model(self, stage: StageInput) -> Done:

@@ -41,6 +41,11 @@ class Drained:
 NOTHING = Drained()
 
 
+def repairs_loss(repository: Repository, plan_id: str) -> bool:
+    """Whether a plan was asked for by a drain while a region is lost: users may have nothing else until its moves are done."""
+    return "drain" in repository.asked_by(plan_id) and bool(Drained.of(repository.drains()).lost)
+
+
 def unchanged(store: Store, lost: frozenset[str]) -> None:
     """Unavailable where a region was lost, or came back, since `lost` was read: another attempt computes anew."""
     with store.read() as repository:

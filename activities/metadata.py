@@ -5,6 +5,7 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.drained import repairs_loss
 from activities.drift import record_repair
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput
@@ -65,11 +66,13 @@ class MetadataActivities:
             generation = _generation_of(repository, change, record)
             repository.update_change(change.id, state=ChangeState.RUNNING, run_id=progress.run_id)
             _write_beginning(repository, change, record, generation, progress.run_id)
+            urgent = change.plan_id is not None and repairs_loss(repository, change.plan_id)
         manifest = record.manifest
         return ChangeBegun(
             generation=generation,
             revision=record.generation,
             supply_patience_seconds=manifest.spec.rollout.wait_seconds,
+            urgent=urgent,
             owner=manifest.metadata.owner or "",
             regions=tuple(sorted({item.region for item in manifest.spec.demand})),
         )

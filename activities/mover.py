@@ -12,7 +12,7 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.drained import Drained, without_drained
+from activities.drained import Drained, repairs_loss, without_drained
 from activities.move_order import Cell, Move, fits
 from activities.problems import running
 from activities.waiting import beat
@@ -172,7 +172,7 @@ def _taking(busy: Sequence[PlannedMove], patience_seconds: float) -> int:
 def _paused(repository: Repository, plan_id: str) -> str:
     """Why no model may be asked now; empty if models may. The repair of a lost region passes a pause: its users have nothing else."""
     pause = repository.moves_pause()
-    if pause is None or ("drain" in repository.asked_by(plan_id) and Drained.of(repository.drains()).lost):
+    if pause is None or repairs_loss(repository, plan_id):
         return ""
     return pause.reason
 

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from ipnext.errors import Unavailable
 
 SENT_LATE_SECONDS = 0.5
-"""A heartbeat may be sent on so much later than it is given (`workflows.worker` has the engine's client wait so long)."""
+"""A heartbeat may be sent on so much later than it is given: `workflows.worker` has the engine's client wait so long."""
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Counts while the whole machine is suspended, too, where the system has such a clock."""

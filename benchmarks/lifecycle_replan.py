@@ -182,8 +182,8 @@ async def ceiling(client: Client, models: Sequence[str], turn: str) -> float:
 
     slots = asyncio.Semaphore(UNDER_WAY)
     async with (
-        worker_of(client, read_devfile().group(names.LIFECYCLE_QUEUE), canned(done)),
-        worker_of(client, read_devfile().group(names.URGENT_QUEUE), canned(done)),
+        worker_of(client, read_devfile().group(names.LIFECYCLE_QUEUE), canned(done), read_devfile().timing),
+        worker_of(client, read_devfile().group(names.URGENT_QUEUE), canned(done), read_devfile().timing),
     ):
         began = time.monotonic()
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -208,9 +208,9 @@ async def replanned(client: Client, root: Path, models: Sequence[str], window: i
     theirs = planner_activities(store, ThreadSolver(), PlanningPolicy(window=window))
     devfile = read_devfile()
     async with (
-        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours),
-        worker_of(client, devfile.group(names.URGENT_QUEUE), ours),
-        worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs),
+        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing),
+        worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing),
+        worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs, devfile.timing),
     ):
         await _asked(client, store, "up")
         with store.begin() as repository:

@@ -110,7 +110,7 @@ async def published(
     await asyncio.gather(*(submit_change(client, change) for change in changes))
     async with asyncio.timeout(PATIENCE_SECONDS):
         for change in changes:
-            while not (state := _state(store, change)).final:  # one at a time: looking costs what is measured
+            while not (state := _state(store, change)).final:  # noqa: ASYNC110 - looking costs what is measured
                 await asyncio.sleep(LOOK_SECONDS)
             assert state is ChangeState.DONE, state
     return time.monotonic() - began
@@ -135,9 +135,9 @@ async def rolled_out(client: Client, root: Path, models: Sequence[str], generati
     theirs = planner_activities(store, ThreadSolver(), PlanningPolicy())
     devfile = read_devfile()
     async with (
-        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours),
-        worker_of(client, devfile.group(names.URGENT_QUEUE), ours),
-        worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs),
+        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing),
+        worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing),
+        worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs, devfile.timing),
     ):
         taken = [
             await published(client, store, models, exported(artifacts, root, number))

@@ -398,7 +398,7 @@ class Client:
     def steer_replan(self, action: MoverAction, *, reason: str = "") -> ReplanProgress:
         """Pause or resume the moves of replans, or cancel the replan that runs: Conflict where none runs."""
         body = SteerRequest(action=action, reason=reason)
-        return self._call("POST", "/v1/replans/steer", ReplanProgress, body=body)
+        return self._call("POST", "/v1/replans/steer", ReplanProgress, body=body, key=uuid4().hex)
 
     def moves(self) -> MovesView:
         """The pause of the moves, the replan that moves models now, and how many replans wait."""

@@ -17,6 +17,7 @@ from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.manifest import invalid_input
 from ipnext.model.value import Value
+from ipnext.timing import Timing
 
 FILE_NAME = "temporal-dev.yaml"
 LOOPBACK = "127.0.0.1"
@@ -79,12 +80,22 @@ class GatewayPorts(Value):
     first_port: Port = Field(default=8711, ge=0, le=65535)
 
 
+class AgentPatience(Value):
+    """How long agents wait for the processes of their region, in seconds: see `ipnext.infra.agent_settings`."""
+
+    probe_seconds: float = Field(gt=0)
+    unanswered_seconds: float = Field(gt=0)
+    gateway_hung_seconds: float = Field(gt=0)
+
+
 class DevFile(Value):
     """The whole of temporal-dev.yaml."""
 
     temporal: TemporalServer
     task_queues: Mapping[str, TaskQueueGroup]
     schedules: Schedules
+    timing: Timing
+    agents: AgentPatience
     api: ApiPort = ApiPort()
     gateways: GatewayPorts = GatewayPorts()
 
@@ -104,7 +115,12 @@ class DevFile(Value):
             "IPNEXT_PLANNER_EXECUTOR": planner.executor,
             "IPNEXT_REPLAN_EVERY_HOURS": str(replan.every_hours),
             "IPNEXT_REPLAN_JITTER_MINUTES": str(replan.jitter_minutes),
+            **_as_settings("IPNEXT", self.timing),
         }
+
+    def agent_settings(self) -> Mapping[str, str]:
+        """What an agent reads of this file, as the settings of its environment."""
+        return _as_settings("IPNEXT_AGENT", self.agents)
 
     def group(self, queue: str) -> TaskQueueGroup:
         """The group that serves a task queue. Raises NotFound."""
@@ -114,6 +130,10 @@ class DevFile(Value):
         known = sorted(group.queue for group in self.task_queues.values())
         msg = f"task_queues: no group serves the queue {queue!r}; known: {known}"
         raise NotFound(msg)
+
+
+def _as_settings(prefix: str, value: Value) -> Mapping[str, str]:
+    return {f"{prefix}_{name.upper()}": str(seconds) for name, seconds in value.model_dump().items()}
 
 
 def read_devfile(path: Path | None = None) -> DevFile:

@@ -4,7 +4,6 @@ Callers start workflows by these names and never import workflow code.
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Final
 
 NAMESPACE: Final = "default"
@@ -13,10 +12,6 @@ NAMESPACE: Final = "default"
 LIFECYCLE_QUEUE: Final = "ipnext-lifecycle"
 PLANNER_QUEUE: Final = "ipnext-planner"
 URGENT_QUEUE: Final = "ipnext-urgent"
-
-TASK_TIMEOUT: Final = timedelta(seconds=2)
-"""Of every workflow: a worker that dies while it decides is noticed so soon. Temporal's own is 10 s. A decision takes
-milliseconds, and is made anew where it took longer."""
 
 WORKER_DEPLOYMENT: Final = "ipnext"
 """The worker deployment of Temporal's worker versioning; each build of the code is a version of it."""

@@ -8,6 +8,7 @@ from pydantic import Field, HttpUrl, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ipnext.errors import InvalidInput
+from ipnext.timing import Timing
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
@@ -70,7 +71,7 @@ class NativeCodeSettings(BaseSettings):
     Whoever may publish such a part then runs code on its hosts. Set for workers and agents alike."""
 
 
-class PlatformSettings(NativeCodeSettings):
+class PlatformSettings(NativeCodeSettings, Timing):
     """What API and worker need. Going from one machine to many is a change of these, never of code."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)

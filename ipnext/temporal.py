@@ -9,12 +9,14 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import (
     Client,
+    Interceptor,
+    OutboundInterceptor,
     Schedule,
     ScheduleActionStartWorkflow,
     ScheduleAlreadyRunningError,
@@ -24,9 +26,13 @@ from temporalio.client import (
     ScheduleSpec,
     ScheduleState,
     ScheduleUpdate,
+    StartWorkflowInput,
+    StartWorkflowUpdateWithStartInput,
     WithStartWorkflowOperation,
     WorkflowExecutionStatus,
+    WorkflowHandle,
     WorkflowUpdateFailedError,
+    WorkflowUpdateHandle,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
@@ -52,6 +58,7 @@ from ipnext.model.moving import MoverAsked, ReplanProgress
 from ipnext.model.reconciliation import ReconcileInput
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.payloads import DATA_CONVERTER
+from ipnext.timing import Timing
 
 Connection: TypeAlias = Client
 """What `connect` gives; for callers that may not import temporalio."""
@@ -83,20 +90,57 @@ def metrics_runtime(address: str) -> Runtime:
         raise InvalidInput(msg, field="worker_metrics_address", value=address) from error
 
 
-async def connect(
-    *, address: str | None = None, namespace: str | None = None, lazy: bool = False, runtime: Runtime | None = None
-) -> Client:
-    """A client for the server of temporal.toml and TEMPORAL_*, or of `address`. Unavailable where it can't be reached.
+class TimedStarts(Interceptor):
+    """Gives every workflow that a client starts its task time-out, which the run keeps and its children take over."""
 
-    A `lazy` client connects with its first call, so that an API starts before the server does.
+    def __init__(self, workflow_task: timedelta) -> None:
+        self._workflow_task = workflow_task
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:  # noqa: A002 - the SDK's signature
+        """See Interceptor."""
+        return _TimedOutbound(next, self._workflow_task)
+
+
+class _TimedOutbound(OutboundInterceptor):
+    def __init__(self, inner: OutboundInterceptor, workflow_task: timedelta) -> None:
+        super().__init__(inner)
+        self._workflow_task = workflow_task
+
+    async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:  # noqa: A002
+        input.task_timeout = self._workflow_task
+        return await super().start_workflow(input)
+
+    async def start_update_with_start_workflow(
+        self,
+        input: StartWorkflowUpdateWithStartInput,  # noqa: A002
+    ) -> WorkflowUpdateHandle[Any]:
+        input.start_workflow_input.task_timeout = self._workflow_task
+        return await super().start_update_with_start_workflow(input)
+
+
+async def connect(
+    *,
+    address: str | None = None,
+    namespace: str | None = None,
+    timing: Timing | None = None,
+    lazy: bool = False,
+    runtime: Runtime | None = None,
+) -> Client:
+    """A client for the server of temporal.toml and TEMPORAL_*, or of `address`. Unavailable if it can't be reached.
+
+    `timing` has the task time-out of the workflows that it starts. A `lazy` client connects with its first call, so that an
+    API starts before the server does.
     """
+    starts = TimedStarts((timing or Timing()).workflow_task)
     config = ClientConfig.load_client_connect_config()
     target = address or config.get("target_host") or DEFAULT_ADDRESS
     config["target_host"] = target
     if namespace is not None:
         config["namespace"] = namespace
     async with reaching(target):
-        return await Client.connect(**config, data_converter=DATA_CONVERTER, lazy=lazy, runtime=runtime)
+        return await Client.connect(
+            **config, data_converter=DATA_CONVERTER, interceptors=[starts], lazy=lazy, runtime=runtime
+        )
 
 
 async def namespace_of(client: Client) -> WorkflowNamespace:
@@ -117,7 +161,7 @@ async def submit_change(client: Client, change: Change) -> ChangeAccepted:
     queued = QueuedChange(
         id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
     )
-    start = _entity(change.model)
+    start = WithStartWorkflowOperation[object, object](**_entity(change.model))
     async with reaching(f"the entity of {change.model}"), asyncio.timeout(SUBMIT_SECONDS):
         accepted: ChangeAccepted = await client.execute_update_with_start_workflow(
             names.SUBMIT_CHANGE, queued, start_workflow_operation=start, id=change.id, result_type=ChangeAccepted
@@ -156,7 +200,7 @@ async def control(
             answer: ControlAnswer = await client.execute_update_with_start_workflow(
                 _UPDATES[action],
                 asked,
-                start_workflow_operation=_entity(model),
+                start_workflow_operation=WithStartWorkflowOperation[object, object](**_entity(model)),
                 id=update_id,
                 result_type=ControlAnswer,
             )
@@ -175,33 +219,23 @@ async def control(
         return heard
 
 
-def _entity(model: str) -> WithStartWorkflowOperation[object, object]:
-    """The entity of a model, started where it does not run."""
-    return WithStartWorkflowOperation(
-        names.MODEL_WORKFLOW,
-        ModelEntityInput(model=model),
-        id=names.model_workflow_id(model),
-        task_queue=names.LIFECYCLE_QUEUE,
-        task_timeout=names.TASK_TIMEOUT,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        search_attributes=TypedSearchAttributes([SearchAttributePair(_MODEL, model)]),
-        static_summary=f"orders the changes of {model}",
-    )
+def _entity(model: str) -> dict[str, Any]:
+    """How the entity of a model is started, unless it runs."""
+    return {
+        "workflow": names.MODEL_WORKFLOW,
+        "arg": ModelEntityInput(model=model),
+        "id": names.model_workflow_id(model),
+        "task_queue": names.LIFECYCLE_QUEUE,
+        "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
+        "search_attributes": TypedSearchAttributes([SearchAttributePair(_MODEL, model)]),
+        "static_summary": f"orders the changes of {model}",
+    }
 
 
 async def begin_entity(client: Client, model: str) -> None:
     """Start the entity of a model unless it runs; it reads from the store what is open. Unavailable."""
     async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
-        await client.start_workflow(
-            names.MODEL_WORKFLOW,
-            ModelEntityInput(model=model),
-            id=names.model_workflow_id(model),
-            task_queue=names.LIFECYCLE_QUEUE,
-            task_timeout=names.TASK_TIMEOUT,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            search_attributes=TypedSearchAttributes([SearchAttributePair(_MODEL, model)]),
-            static_summary=f"orders the changes of {model}",
-        )
+        await client.start_workflow(**_entity(model))
 
 
 async def is_open(client: Client, workflow_id: str) -> bool:
@@ -224,7 +258,6 @@ async def wake_replan(client: Client) -> None:
             ReplanInput(),
             id=names.REPLAN_ID,
             task_queue=names.LIFECYCLE_QUEUE,
-            task_timeout=names.TASK_TIMEOUT,
             start_signal=names.REPLAN_ASKED,
             static_summary="plans the whole fleet",
         )
@@ -241,14 +274,14 @@ async def tell_freeze_changed(client: Client, change: Change) -> None:
                 raise
 
 
-async def cancel_replan(client: Client, asked: MoverAsked) -> ReplanProgress:
-    """End the replan that runs. Conflict where none runs; Unavailable."""
+async def cancel_replan(client: Client, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
+    """End the replan that runs. The same `update_id` again gets the first one's answer. Conflict if none runs; Unavailable."""
     handle = client.get_workflow_handle(names.REPLAN_ID)
     try:
         async with reaching("the replan"), asyncio.timeout(SUBMIT_SECONDS):
             try:
                 progress: ReplanProgress = await handle.execute_update(
-                    names.CANCEL_REPLAN, asked, result_type=ReplanProgress
+                    names.CANCEL_REPLAN, asked, id=update_id, result_type=ReplanProgress
                 )
             except RPCError as error:
                 if error.status is RPCStatusCode.NOT_FOUND:
@@ -279,25 +312,24 @@ async def tell_drain(client: Client, region: str) -> None:
             DrainInput(region=region),
             id=names.drain_workflow_id(region),
             task_queue=names.LIFECYCLE_QUEUE,
-            task_timeout=names.TASK_TIMEOUT,
             start_signal=names.DRAIN_CHANGED,
             static_summary=f"takes {region} out of service, or brings it back",
         )
 
 
-async def ensure_schedule(client: Client, wanted: ReplanSchedule) -> bool:
+async def ensure_schedule(client: Client, wanted: ReplanSchedule, timing: Timing) -> bool:
     """Create the replan schedule if there is none; False if there is one. What an operator changed stays. Unavailable."""
     async with reaching("the replan schedule"):
         try:
-            await client.create_schedule(names.REPLAN_SCHEDULE, _schedule(wanted))
+            await client.create_schedule(names.REPLAN_SCHEDULE, _schedule(wanted, timing))
         except ScheduleAlreadyRunningError:
             return False
     return True
 
 
-async def reset_schedule(client: Client, wanted: ReplanSchedule) -> None:
+async def reset_schedule(client: Client, wanted: ReplanSchedule, timing: Timing) -> None:
     """Bring the replan schedule back to the settings, whatever an operator changed but a pause. NotFound, Unavailable."""
-    schedule = _schedule(wanted)
+    schedule = _schedule(wanted, timing)
     async with reaching("the replan schedule"):
         try:
             await client.get_schedule_handle(names.REPLAN_SCHEDULE).update(
@@ -317,7 +349,7 @@ async def reset_schedule(client: Client, wanted: ReplanSchedule) -> None:
             raise NotFound(msg) from error
 
 
-async def ensure_reconciler(client: Client, *, every_seconds: float) -> None:
+async def ensure_reconciler(client: Client, timing: Timing, *, every_seconds: float) -> None:
     """Create the schedule that keeps workflow `reconcile` running, unless there is one. Unavailable.
 
     The workflow runs for ever; the schedule only starts it again if it was terminated.
@@ -328,7 +360,7 @@ async def ensure_reconciler(client: Client, *, every_seconds: float) -> None:
             ReconcileInput(every_seconds=every_seconds),
             id=names.RECONCILE_WORKFLOW,
             task_queue=names.LIFECYCLE_QUEUE,
-            task_timeout=names.TASK_TIMEOUT,
+            task_timeout=timing.workflow_task,
             static_summary="compares every region with the store, repairs models that drifted",
         ),
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=RECONCILER_LOOK)]),
@@ -366,7 +398,7 @@ def ui_link(base: str, namespace: str, workflow_id: str, run_id: str | None = No
     return f"{page}/{quote(run_id, safe='')}" if run_id else page
 
 
-def _schedule(wanted: ReplanSchedule) -> Schedule:
+def _schedule(wanted: ReplanSchedule, timing: Timing) -> Schedule:
     every = timedelta(hours=wanted.every_hours)
     return Schedule(
         action=ScheduleActionStartWorkflow(
@@ -374,7 +406,7 @@ def _schedule(wanted: ReplanSchedule) -> Schedule:
             ScheduledReplan(),
             id=f"{names.REPLAN_ID}/schedule",
             task_queue=names.LIFECYCLE_QUEUE,
-            task_timeout=names.TASK_TIMEOUT,
+            task_timeout=timing.workflow_task,
             static_summary="asks for a replan (schedule)",
         ),
         spec=ScheduleSpec(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from platformdirs import user_cache_path
@@ -39,8 +40,14 @@ def side_by_side(items: int, work: Callable[[int, int], object]) -> None:
     """Calls `work(begin, end)` for slices of the items on all cores. Slices don't depend on the number of cores.
 
     Threads of Python's own, as a kernel frees them to run; numba's parallel loops must not be entered by two threads at once.
+    The first slice of a work that has not run before goes alone: two threads must not compile into a cold cache at once.
     """
     slices = [(begin, min(begin + SLICE, items)) for begin in range(0, items, SLICE)]
+    code = getattr(work, "__code__", work)
+    if slices and code not in _COMPILED:
+        with _COMPILING:
+            work(*slices.pop(0))
+        _COMPILED.add(code)
     if len(slices) < 2:
         for begin, end in slices:
             work(begin, end)
@@ -48,6 +55,11 @@ def side_by_side(items: int, work: Callable[[int, int], object]) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done in [pool.submit(work, begin, end) for begin, end in slices]:
             done.result()
+
+
+_COMPILING = Lock()
+_COMPILED: set[object] = set()
+"""Works whose kernels are compiled."""
 
 
 SLICE = 64

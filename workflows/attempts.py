@@ -68,4 +68,4 @@ def _took(error: ActivityError, step: Step[WaveResult]) -> float:
     if isinstance(cause, ApplicationError):
         return next((float(told) for told in cause.details if isinstance(told, int | float)), 0.0)
     hung = isinstance(cause, TemporalTimeout) and cause.type is TimeoutType.START_TO_CLOSE
-    return step.one_attempt.total_seconds() if hung else 0.0
+    return step.one_attempt.total_seconds() if hung and step.one_attempt else 0.0

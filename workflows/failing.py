@@ -18,6 +18,9 @@ A = TypeVar("A")
 
 FENCE_LOST = FenceLost.code
 
+STOPPED_OUTSIDE = "its run was stopped from outside the platform"
+"""The reason of a stop for which none was given."""
+
 
 class Explained(NamedTuple):
     """A failure in the words of the status."""
@@ -59,7 +62,7 @@ def last_words(error: ActivityError) -> str | None:
 
 def stopped(generation: int | None, why: str | None, *, moving: bool) -> LifecycleResult:
     """How a change ends whose run was told to end, before its traffic moved or once it was `moving`. `why`: None where nobody said."""
-    why = why or "it was cancelled"
+    why = why or STOPPED_OUTSIDE
     if why.startswith(names.ABORTED):
         state = ChangeState.ROLLED_BACK if moving else ChangeState.REFUSED
         return LifecycleResult(state=state, generation=generation, reason=Reason.ABORTED, message=why)

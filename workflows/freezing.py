@@ -15,8 +15,9 @@ with workflow.unsafe.imports_passed_through():
 class Thaw:
     """Waits until nothing is frozen for a change any more, or `newer`: a newer change waits behind it."""
 
-    def __init__(self, newer: Callable[[], bool]) -> None:
+    def __init__(self, newer: Callable[[], bool], urgent: Callable[[], bool]) -> None:
         self._newer = newer
+        self._urgent = urgent
         self._look_again = False
 
     def freezes_changed(self) -> None:
@@ -30,7 +31,8 @@ class Thaw:
         """
         while True:
             self._look_again = False
-            answer = await perform(policies.FREEZE_OF, stage, f"does a freeze hold {stage.model} back?")
+            step = policies.FREEZE_OF.passing(urgent=self._urgent())
+            answer = await perform(step, stage, f"does a freeze hold {stage.model} back?")
             if answer.frozen is None:
                 return True
             if self._newer():

@@ -86,7 +86,7 @@ class LifecycleWorkflow(Walked):
         self._moving = False
         self._patience: float | None = None
         self._told_lasting = False
-        self._thaw = Thaw(lambda: self._newer is not None)
+        self._thaw = Thaw(lambda: self._newer is not None, lambda: self._urgent)
         self._prepared = Prepared()
 
     @workflow.run
@@ -100,6 +100,7 @@ class LifecycleWorkflow(Walked):
             result, begun = begun, ChangeBegun()
         else:
             self._patience = begun.supply_patience_seconds
+            self._urgent = self._urgent or begun.urgent
             self._lasting = _lasting(input, begun)
             result = await self._outcome(begun)
         self._enter("deployment", begun.generation)
@@ -132,8 +133,7 @@ class LifecycleWorkflow(Walked):
         self._reports = True
 
     async def _perform(self, step: policies.Step[A], stage: StageInput, summary: str) -> A:
-        urgent = self._input.change.kind in policies.URGENT_KINDS
-        return await perform(step.passing(urgent=urgent), stage, summary)
+        return await perform(step.passing(urgent=self._urgent), stage, summary)
 
     async def _begin(self) -> ChangeBegun | LifecycleResult:
         """What the run works on, or why it can't begin (a rollback to what never served)."""
@@ -185,8 +185,7 @@ class LifecycleWorkflow(Walked):
         held = self._held is not None and stage.kind not in PASSES_PAUSE
         ends = {"withdrawal", "planning"} if held else {"withdrawal"}
         self._enter("preparation", stage.generation or None)
-        urgent = stage.kind in policies.URGENT_KINDS
-        return await prepare(stage, tuple(takewhile(lambda name: name not in ends, stages)), urgent=urgent)
+        return await prepare(stage, tuple(takewhile(lambda name: name not in ends, stages)), urgent=self._urgent)
 
     def _stages(self, kind: ChangeKind) -> tuple[NamedStage, ...]:
         metadata: NamedStage = ("metadata", self._resolve)

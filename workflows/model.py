@@ -41,7 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from ipnext.model.takeover import ChangeAsked, ChangeEnded, ModelAsked, TakeOver
     from workflows import policies
-    from workflows.failing import Explained, explained, stopped
+    from workflows.failing import STOPPED_OUTSIDE, Explained, explained, stopped
     from workflows.held import ROLLS_OUT, Held, of_generation
     from workflows.ordering import PASSES_PAUSE, Superseded, enqueue
     from workflows.policies import perform
@@ -183,7 +183,7 @@ class ModelWorkflow(Held):
 
     async def _renew(self) -> None:
         await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(self._carried(), task_timeout=names.TASK_TIMEOUT)
+        workflow.continue_as_new(self._carried())
 
     async def _carry_out_next(self, change: QueuedChange) -> None:
         self._queue = tuple(waiting for waiting in self._queue if waiting.id != change.id)
@@ -229,7 +229,7 @@ class ModelWorkflow(Held):
                 result_type=LifecycleResult,
                 id=names.lifecycle_workflow_id(self._model, change.id),
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                task_timeout=names.TASK_TIMEOUT,
+                task_timeout=workflow.info().task_timeout,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 static_summary=f"{self._model}: {change.kind}" + of_generation(change.generation),
             )
@@ -293,7 +293,7 @@ class ModelWorkflow(Held):
         """
         meant, told = self._told_to_end or (None, None)
         told = told if meant == change.id else None
-        reason, message = why or Explained(Reason.SUPERSEDED, told or "it was cancelled")
+        reason, message = why or Explained(Reason.SUPERSEDED, told or STOPPED_OUTSIDE)
         asked = TakeOver(model=self._model, change=change, reason=reason, message=message)
         taken = await settled(asked)
         generation = taken.generation or change.generation

@@ -22,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.reconciliation import RegionReconciled, RepairsRecorded
     from ipnext.model.takeover import ChangeSeen, OpenChanges, TakenOver
     from ipnext.model.value import Value
+    from ipnext.timing import Timing
 
 A = TypeVar("A", bound=Value)
 
@@ -73,18 +74,9 @@ SUPPLY_RETRY = RetryPolicy(
 )
 """For supply that another model's transition is about to free."""
 
-RECORD_LIMIT = timedelta(seconds=20)
-"""One unit of work in the store, with the wait for its turn."""
-
-HEARTBEAT_LIMIT = timedelta(seconds=2)
-"""A worker that dies is noticed so soon: every activity beats twice a second (activities/alive.py)."""
-
 STEP_PATIENCE = timedelta(hours=24)
 """All attempts at a step that changes nothing or can be undone: then the run ends, in words. It outlasts an outage of the database or
 of a region for a day, and ends what would be tried for ever (a lasting Conflict)."""
-
-BUSY_HEARTBEAT_LIMIT = timedelta(seconds=6)
-"""For work that keeps the processor for itself, so that beats may come late."""
 
 VALIDATION_LIMIT = timedelta(hours=2)
 """Reading some hundred gigabytes twice from an object store."""
@@ -167,7 +159,7 @@ URGENT = Priority(priority_key=1)
 """Of what goes first where a queue is full."""
 
 URGENT_KINDS = frozenset({wire.ChangeKind.ROLLBACK, wire.ChangeKind.REPAIR})
-"""Changes that bring back what has served before: their steps pass those of others."""
+"""Changes that bring back what has served before: their steps pass those of others. So do moves out of a lost region."""
 
 FREEZE_LOOKS_EVERY = timedelta(hours=1)
 """A run that waits for a freeze is told when freezes change; this often it looks itself, in case it was not told."""
@@ -192,16 +184,19 @@ MOVER_LOOK = timedelta(seconds=1)
 class Step(Generic[A]):
     """One activity: its name, what it answers, how long it may take and how it is tried again.
 
-    `total` bounds all attempts together. Without one `unbounded` states why: the caller bounds it, or giving up is worse.
+    `one_attempt`: None for one unit of work in the store, whose limit is a setting, as is that of heartbeats (`ipnext.timing`).
+    `busy`: it keeps the processor for itself, so that heartbeats may come late. `total` bounds all attempts together. Without one
+    `unbounded` states why: the caller bounds it, or giving up is worse.
     """
 
     name: str
     answer: type[A]
-    one_attempt: timedelta
+    one_attempt: timedelta | None = None
     retry: RetryPolicy = field(default_factory=lambda: QUICK_RETRY)
     total: timedelta | None = None
-    heartbeat: timedelta = HEARTBEAT_LIMIT
+    busy: bool = False
     queue: str | None = None
+    urgent: bool = False
     unbounded: str = ""
 
     def once(self) -> "Step[A]":
@@ -209,9 +204,12 @@ class Step(Generic[A]):
         return replace(self, total=STEP_PATIENCE, retry=ONE_ATTEMPT)
 
     def passing(self, *, urgent: bool) -> "Step[A]":
-        """The same step; an urgent one on the queue whose slots no wait takes, unless it has a queue of its own."""
-        return replace(self, queue=names.URGENT_QUEUE) if urgent and self.queue is None else self
+        """The same step; an urgent one on the queue whose slots no wait takes, or first in the queue that it has of its own."""
+        return replace(self, queue=self.queue or names.URGENT_QUEUE, urgent=True) if urgent else self
 
+
+TIMING = "ipnext_timing"
+"""Name of the function by which a worker hands its `Timing` to workflows (`workflows.timed`)."""
 
 BY_THE_WAVE = "each call is bounded by the wave's deadline"
 KEEPS_THE_RECORD = "an end that is never written leaves the record untrue: a late one is better"
@@ -219,13 +217,13 @@ LEVEL_TRIGGERED = (
     "a loop that looks at the store and does one thing: giving up would leave a region or a replan half moved"
 )
 
-BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, RECORD_LIMIT, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
+BEGIN_CHANGE = Step("begin_change", wire.ChangeBegun, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
 PREPARE_CHANGE = Step(
     "prepare_change",
     Prepared,
     PLACEMENT_LIMIT,
     retry=FEW_TRIES,
-    heartbeat=BUSY_HEARTBEAT_LIMIT,
+    busy=True,
     total=STEP_PATIENCE,
 )
 RESOLVE_SNAPSHOTS = Step("resolve_snapshots", wire.Resolved, timedelta(minutes=2), total=STEP_PATIENCE)
@@ -233,19 +231,17 @@ VALIDATE_GENERATION = Step(
     "validate_generation",
     wire.ValidationReport,
     VALIDATION_LIMIT,
-    heartbeat=BUSY_HEARTBEAT_LIMIT,
+    busy=True,
     total=STEP_PATIENCE,
 )
-OPTIMIZE_GENERATION = Step(
-    "optimize_generation", wire.Optimized, OPTIMIZATION_LIMIT, heartbeat=BUSY_HEARTBEAT_LIMIT, total=STEP_PATIENCE
-)
-FREEZE_OF = Step("freeze_of", FreezeAnswer, RECORD_LIMIT, total=STEP_PATIENCE)
+OPTIMIZE_GENERATION = Step("optimize_generation", wire.Optimized, OPTIMIZATION_LIMIT, busy=True, total=STEP_PATIENCE)
+FREEZE_OF = Step("freeze_of", FreezeAnswer, total=STEP_PATIENCE)
 PLACE_MODEL = Step(
     "place_model",
     wire.Planned,
     PLACEMENT_LIMIT,
     queue=names.PLANNER_QUEUE,
-    heartbeat=BUSY_HEARTBEAT_LIMIT,
+    busy=True,
     total=STEP_PATIENCE,
 )
 PLAN_TRANSITION = Step(
@@ -260,12 +256,12 @@ ENSURE_CAPACITY = Step(
 SHIFT_TRAFFIC = Step("shift_traffic", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
 CHECK_GATE = Step("check_gate", wire.WaveResult, timedelta(minutes=1), unbounded=BY_THE_WAVE)
 RELEASE_CAPACITY = Step("release_capacity", wire.WaveResult, timedelta(minutes=2), unbounded=BY_THE_WAVE)
-NOTE_HOLD = Step("note_hold", wire.Done, RECORD_LIMIT, total=timedelta(minutes=2))
-FINISH_CHANGE = Step("finish_change", wire.Done, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
-OPEN_CHANGES = Step("open_changes", OpenChanges, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
-LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, RECORD_LIMIT, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
+NOTE_HOLD = Step("note_hold", wire.Done, total=timedelta(minutes=2), queue=names.URGENT_QUEUE)
+FINISH_CHANGE = Step("finish_change", wire.Done, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+OPEN_CHANGES = Step("open_changes", OpenChanges, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+LOOK_AT_CHANGE = Step("look_at_change", ChangeSeen, unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE)
 TAKE_OVER = Step("take_over", TakenOver, timedelta(minutes=1), unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
-MARK_SUPERSEDED = Step("mark_superseded", wire.Done, RECORD_LIMIT, total=STEP_PATIENCE)
+MARK_SUPERSEDED = Step("mark_superseded", wire.Done, total=STEP_PATIENCE, queue=names.URGENT_QUEUE)
 WITHDRAW_MODEL = Step("withdraw_model", wire.Done, timedelta(minutes=2), retry=WAVE_RETRY, total=STEP_PATIENCE)
 RELEASE_MODEL = Step("release_model", wire.Done, timedelta(minutes=10), retry=WAVE_RETRY, total=STEP_PATIENCE)
 REPLAN_FLEET = Step(
@@ -274,12 +270,15 @@ REPLAN_FLEET = Step(
     REPLAN_LIMIT,
     total=REPLAN_PATIENCE,
     queue=names.PLANNER_QUEUE,
-    heartbeat=BUSY_HEARTBEAT_LIMIT,
+    busy=True,
+    urgent=True,
 )
-ASK_REPLAN = Step("ask_replan", wire.Done, RECORD_LIMIT, total=STEP_PATIENCE)
-WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
-FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, RECORD_LIMIT, unbounded=KEEPS_THE_RECORD)
-MOVE_MODELS = Step("move_models", MoveTurnResult, timedelta(minutes=2), unbounded=LEVEL_TRIGGERED)
+ASK_REPLAN = Step("ask_replan", wire.Done, total=STEP_PATIENCE)
+WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
+MOVE_MODELS = Step(
+    "move_models", MoveTurnResult, timedelta(minutes=2), unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE
+)
 LOOK_AT_DRAIN = Step(
     "look_at_drain", DrainSeen, timedelta(minutes=1), unbounded=LEVEL_TRIGGERED, queue=names.URGENT_QUEUE
 )
@@ -294,7 +293,14 @@ ROUTE_AROUND = Step(
 )
 RECORD_REPAIRS = Step("record_repairs", RepairsRecorded, timedelta(minutes=2), total=RECONCILE_PATIENCE)
 RECONCILE_REGION = Step("reconcile_region", RegionReconciled, timedelta(minutes=2), total=RECONCILE_PATIENCE)
-RETURN_REGION = Step("return_region", DrainSeen, timedelta(minutes=10), retry=WAVE_RETRY, unbounded=LEVEL_TRIGGERED)
+RETURN_REGION = Step(
+    "return_region",
+    DrainSeen,
+    timedelta(minutes=10),
+    retry=WAVE_RETRY,
+    unbounded=LEVEL_TRIGGERED,
+    queue=names.URGENT_QUEUE,
+)
 
 STEPS: tuple[Step[Any], ...] = (
     BEGIN_CHANGE,
@@ -331,19 +337,26 @@ STEPS: tuple[Step[Any], ...] = (
 )
 
 
+def timing_of() -> Timing:
+    """The limits of the worker that runs this. They go into commands only: nothing that a workflow decides may depend on them."""
+    found = workflow.extern_functions().get(TIMING)
+    return found() if found else Timing()
+
+
 async def perform(step: Step[A], argument: Value, summary: str) -> A:
     """Run an activity by its step. Cancelling waits until it has really ended, so that no two touch one thing."""
+    timing = timing_of()
     answer: A = await workflow.execute_activity(
         step.name,
         argument,
         result_type=step.answer,
         task_queue=step.queue,
-        start_to_close_timeout=step.one_attempt,
+        start_to_close_timeout=step.one_attempt or timing.record,
         schedule_to_close_timeout=step.total,
-        heartbeat_timeout=step.heartbeat,
+        heartbeat_timeout=timing.busy_heartbeat if step.busy else timing.heartbeat,
         retry_policy=step.retry,
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=summary,
-        priority=URGENT if step.queue == names.URGENT_QUEUE else Priority.default,
+        priority=URGENT if step.urgent or step.queue == names.URGENT_QUEUE else Priority.default,
     )
     return answer

@@ -47,7 +47,7 @@ async def _reverted(transition: TransitionInput) -> TransitionResult | None:
             result_type=TransitionResult,
             id=names.transition_workflow_id(transition.transition_id),
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            task_timeout=names.TASK_TIMEOUT,
+            task_timeout=workflow.info().task_timeout,
             parent_close_policy=workflow.ParentClosePolicy.ABANDON,
             static_summary=f"{transition.model}: reverts generation {transition.generation}",
         )

@@ -3,6 +3,8 @@
 `workflows.lifecycle` is the run itself; `workflows.transition` walks the waves.
 """
 
+import asyncio
+
 from temporalio import workflow
 from temporalio.common import TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.exceptions import ChildWorkflowError, FailureError, is_cancelled_exception
@@ -26,6 +28,8 @@ class Walked:
     def __init__(self, input: LifecycleInput) -> None:  # noqa: A002 - as the workflow names it
         self._input = input
         self._held = input.held
+        self._urgent = input.change.kind in URGENT_KINDS
+        """Its steps pass those of others."""
         self._newer: NewerWaits | None = None
         self._child: Walk | None = None
         self._lasting: TypedSearchAttributes | None = None
@@ -71,20 +75,20 @@ class Walked:
                 back=planned.back,
                 held=held,
                 fence=planned.fence,
-                urgent=self._input.change.kind in URGENT_KINDS,
+                urgent=self._urgent,
             ),
             result_type=TransitionResult,
             id=names.transition_workflow_id(planned.transition_id),
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            task_timeout=names.TASK_TIMEOUT,
+            task_timeout=workflow.info().task_timeout,
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
             search_attributes=self._lasting,
             static_summary=f"{stage.model}: {planned.waves} waves to generation {stage.generation}",
         )
         # A stop while the child starts must not leave it behind: the run ends when its transition has.
         self._child = child = await to_the_end(start)
-        if workflow.cancellation_reason() is not None:
-            child.cancel()
+        if (why := workflow.cancellation_reason()) is not None:
+            child.cancel(why)
         try:
             return await self._followed(held)
         except ChildWorkflowError as error:
@@ -113,4 +117,8 @@ class Walked:
             )
         if self._newer is not None:
             await self._pass_on(names.NEWER_WAITS, self._newer)
-        return await child
+        try:
+            return await asyncio.shield(child)
+        except asyncio.CancelledError:
+            child.cancel(workflow.cancellation_reason())  # on its own the SDK passes no reason on
+            return await child

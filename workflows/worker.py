@@ -5,19 +5,17 @@ SIGTERM or SIGINT; then it finishes what it can in a few seconds and ends. Kille
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -47,6 +45,7 @@ from activities.planning import PlanningActivities
 from activities.planning_policy import PlanningPolicy
 from activities.prefetching import Prefetching
 from activities.preparation import PreparationActivities
+from activities.pulse import SENT_LATE_SECONDS
 from activities.reconciliation import ReconciliationActivities
 from activities.replans import ReplanActivities, Wake
 from activities.solving import PLANNER, ProcessSolver, Solver, ThreadSolver
@@ -57,13 +56,14 @@ from ipnext import names
 from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.devfile import TaskQueueGroup
-from ipnext.errors import Conflict, IPnextError, NotFound, Unavailable
+from ipnext.errors import Conflict, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.builds import make_first_current, promote
 from ipnext.platform.setup import replan_schedule, warn_of_missing
+from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 from ipnext.temporal import (
@@ -73,18 +73,20 @@ from ipnext.temporal import (
     is_open,
     metrics_runtime,
     namespace_of,
-    reachable,
     submit_change,
     wake_replan,
 )
+from ipnext.timing import Timing
 from workflows.drain import DrainWorkflow
 from workflows.faults import Faults, fault_of
+from workflows.health import Load, announced, keep_ready
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
 from workflows.neighbours import check_neighbours
 from workflows.policies import BUILD_ID
 from workflows.reconcile import ReconcileWorkflow
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
+from workflows.timed import Timed
 from workflows.transition import TransitionWorkflow
 
 WORKFLOWS: Sequence[type] = (
@@ -96,18 +98,6 @@ WORKFLOWS: Sequence[type] = (
     DrainWorkflow,
     ReconcileWorkflow,
 )
-
-STICKY_SECONDS = 1.0
-"""After a worker was killed its next workflow task waits this long for it (10 s by default)."""
-
-HEARTBEAT_EVERY_SECONDS = 0.5
-"""Heartbeats are sent on at least this often, so that a cancellation is heard soon."""
-
-SHUTDOWN_SECONDS = 8.0
-"""What runs may go on for so long after SIGTERM; then it is cancelled and another worker takes it up."""
-
-READY_EVERY_SECONDS = 5.0
-"""Between two looks at whether Temporal answers, and two touches of the ready file: a probe allows for three of them."""
 
 CONNECT_PAUSE_SECONDS = 1.0
 """Between two tries to reach Temporal at the start."""
@@ -197,9 +187,14 @@ def versioned() -> WorkerDeploymentConfig | None:
 
 
 def worker_of(
-    client: Client, group: TaskQueueGroup, activities: Activities, *, interceptors: Sequence[Interceptor] = ()
+    client: Client,
+    group: TaskQueueGroup,
+    activities: Activities,
+    timing: Timing,
+    *,
+    interceptors: Sequence[Interceptor] = (),
 ) -> Worker:
-    """A worker for one task queue. Workflows run where the group has slots for them."""
+    """A worker for one task queue. Workflows run if the group has slots for them."""
     more: dict[str, Any] = {}
     if group.workflow_slots:
         more = {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": WORKFLOWS}
@@ -212,10 +207,10 @@ def worker_of(
         activity_executor=ThreadPoolExecutor(group.activity_slots, thread_name_prefix=group.queue),
         max_concurrent_activities=group.activity_slots,
         activity_task_poller_behavior=PollerBehaviorAutoscaling(),
-        interceptors=(*interceptors, TypedFailures(), Alive()),
-        sticky_queue_schedule_to_start_timeout=timedelta(seconds=STICKY_SECONDS),
-        max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_EVERY_SECONDS),
-        graceful_shutdown_timeout=timedelta(seconds=SHUTDOWN_SECONDS),
+        interceptors=(*interceptors, TypedFailures(), Alive(timing.beat_seconds), Timed(timing)),
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=timing.sticky_seconds),
+        max_heartbeat_throttle_interval=timedelta(seconds=SENT_LATE_SECONDS),
+        graceful_shutdown_timeout=timedelta(seconds=timing.worker_shutdown_seconds),
         deployment_config=versioned(),
         **more,
     )
@@ -237,13 +232,21 @@ def engine_of(client: Client, loop: asyncio.AbstractEventLoop) -> Engine:
 
 
 async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
-    """Serve both queues until `stopped`. Waits for Temporal and the database as long as it takes."""
+    """Serve all queues until `stopped`. Waits for Temporal and the database as long as it takes.
+
+    InvalidInput without agents: each change would end for want of a region.
+    """
     log = structlog.get_logger()
+    if not settings.agents:
+        msg = 'agents (IPNEXT_AGENTS) names no region; a worker needs the URL of each agent: {"us-east": "http://HOST:PORT"}'
+        raise InvalidInput(msg, field="agents", value="{}")
     fault = fault_of(os.environ)
     interceptors = (Faults(fault),) if fault else ()
     with ExitStack() as resources:
         store = resources.enter_context(closing(Store.open(settings.database_url)))
-        infrastructure = resources.enter_context(LocalProcessInfrastructure(settings.agents))
+        infrastructure = resources.enter_context(
+            LocalProcessInfrastructure(settings.agents, answer_seconds=settings.agent_answer_seconds)
+        )
         artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
         client = await _prepared(store, settings, stopped)
         if client is None:
@@ -258,17 +261,18 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             native_libraries=settings.native_libraries,
             policy=PlanningPolicy.of(settings),
         )
-        lifecycle, urgent, planner = queue_groups(settings)
+        groups, timing = queue_groups(settings), settings.timing
+        loads = {group.queue: Load(group) for group in groups}
+        theirs = planner_activities(store, solver_of(groups[-1], settings), PlanningPolicy.of(settings))
         async with AsyncExitStack() as workers:
-            await workers.enter_async_context(worker_of(client, lifecycle, ours, interceptors=interceptors))
-            await workers.enter_async_context(worker_of(client, urgent, ours, interceptors=interceptors))
-            theirs = planner_activities(store, solver_of(planner, settings), PlanningPolicy.of(settings))
-            await workers.enter_async_context(worker_of(client, planner, theirs, interceptors=interceptors))
-            with _announced(settings.worker_ready_file):
+            for group, activities in zip(groups, (ours, ours, theirs), strict=True):
+                more = (*interceptors, loads[group.queue])
+                await workers.enter_async_context(worker_of(client, group, activities, timing, interceptors=more))
+            with announced(settings.worker_ready_file):
                 await _made_current(client, settings, stopped)
                 warming = asyncio.create_task(asyncio.to_thread(import_module, PLANNER))
-                log.info("worker_ready", queues=[lifecycle.queue, urgent.queue, planner.queue], database=store.name)
-                await _kept_ready(client, settings.worker_ready_file, stopped)
+                log.info("worker_ready", queues=[group.queue for group in groups], database=store.name)
+                await keep_ready(client, loads, settings.worker_ready_file, stopped)
             await warming
             log.info("worker_stops")
 
@@ -294,36 +298,6 @@ async def _made_current(client: Client, settings: PlatformSettings, stopped: asy
             return
 
 
-@contextmanager
-def _announced(file: Path | None) -> Iterator[None]:
-    """The file exists while the worker serves; `_kept_ready` keeps it fresh."""
-    if file is not None:
-        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
-    try:
-        yield
-    finally:
-        if file is not None:
-            file.unlink(missing_ok=True)
-
-
-async def _kept_ready(client: Client, file: Path | None, stopped: asyncio.Event) -> None:
-    """Keep the ready file fresh until `stopped`; it is absent while Temporal does not answer, so that no work can come."""
-    while not stopped.is_set():
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY_EVERY_SECONDS):
-                await stopped.wait()
-        if file is None or stopped.is_set():
-            continue
-        await asyncio.to_thread(_mark_ready, file, ready=await reachable(client))
-
-
-def _mark_ready(file: Path, *, ready: bool) -> None:
-    if ready:
-        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
-    else:
-        file.unlink(missing_ok=True)
-
-
 async def _prepared(store: Store, settings: PlatformSettings, stopped: asyncio.Event) -> Client | None:
     """Database migrated, Temporal reached, the record its own, schedule in place. None where it was stopped before.
 
@@ -335,11 +309,11 @@ async def _prepared(store: Store, settings: PlatformSettings, stopped: asyncio.E
     while not stopped.is_set():
         try:
             await asyncio.to_thread(store.migrate)
-            client = await connect(runtime=runtime)
+            client = await connect(runtime=runtime, timing=settings.timing)
             await asyncio.to_thread(_belong, store, await namespace_of(client))
             await warn_of_missing(client)
-            await ensure_schedule(client, replan_schedule(settings))
-            await ensure_reconciler(client, every_seconds=settings.reconcile_every_seconds)
+            await ensure_schedule(client, replan_schedule(settings), settings.timing)
+            await ensure_reconciler(client, settings.timing, every_seconds=settings.reconcile_every_seconds)
         except Unavailable as error:
             log.warning("worker_waits", error=error.message)
             await asyncio.sleep(CONNECT_PAUSE_SECONDS)
@@ -375,4 +349,4 @@ async def _until_signalled(settings: PlatformSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -16,6 +16,7 @@ from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.artifacts.opening import open_store
 from ipnext.errors import EXIT_BAD_INPUT, EXIT_OK, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 
@@ -63,7 +64,7 @@ def serve(settings: PlatformSettings) -> None:
     store = Store.open(settings.database_url)
     store.migrate()
     artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
-    lifecycle = TemporalLifecycle(ui_url=settings.temporal_ui_url)
+    lifecycle = TemporalLifecycle(ui_url=settings.temporal_ui_url, timing=settings.timing)
     with LocalProcessInfrastructure(settings.agents, timeout_seconds=OBSERVE_SECONDS) as infrastructure:
         app = create_app(store, artifacts, infrastructure, lifecycle, settings)
         config = uvicorn.Config(
@@ -84,4 +85,4 @@ def _asked_to_end(_number: int, _frame: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

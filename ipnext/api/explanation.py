@@ -20,6 +20,7 @@ from ipnext.api.facts import ModelFacts
 from ipnext.api.states import States
 from ipnext.api.status import (
     Trouble,
+    awaited_regions,
     capacity_troubles,
     observed_conditions,
     serving_troubles,
@@ -113,7 +114,7 @@ def explain(
     is_ready = ready is not None and ready.status == "True"
     change = telling_change(facts)
     failed = change is not None and change.state in UNHAPPY and not _is_down(facts, states)
-    trouble = None if failed else _trouble(facts, states)
+    trouble = None if failed else _trouble(facts, states, change)
     failure = change if failed else None
     reason, message = _cause(facts, change, trouble, conditions, failure=failure, is_ready=is_ready)
     told = cause if failed and cause is not None and cause.reason is reason else None
@@ -163,12 +164,14 @@ def _is_down(facts: ModelFacts, states: States) -> bool:
     return any(t.status == "False" and t.reason is not Reason.PROGRESSING for t in serving_troubles(facts, states))
 
 
-def _trouble(facts: ModelFacts, states: States) -> Trouble | None:
-    """The worst that is observed: of the generation on its way, else of the one that serves."""
+def _trouble(facts: ModelFacts, states: States, change: Change | None) -> Trouble | None:
+    """The worst that is observed: of the generation on its way, else of the one that serves, else of what a repair waits for."""
     record = facts.record
     generations = {g for g in (record.target_generation, record.serving_generation) if g is not None}
     found = [t for g in sorted(generations, reverse=True) for t in capacity_troubles(facts, states, g)]
     found += serving_troubles(facts, states)
+    if change is not None and change.kind is ChangeKind.REPAIR and not change.state.final:
+        found += awaited_regions(facts, states)
     found.sort(key=lambda t: (t.reason is Reason.PROGRESSING, t.status != "False"))
     return found[0] if found else None
 

@@ -50,8 +50,8 @@ class Lifecycle(Protocol):
     async def tell_freeze_changed(self, change: Change) -> None:
         """Tell the run of a change that freezes have changed. A run that has ended, or never began, is no error."""
 
-    async def cancel_replan(self, asked: MoverAsked) -> ReplanProgress:
-        """End the replan that runs. Raises Conflict where none runs."""
+    async def cancel_replan(self, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
+        """End the replan that runs. The same `update_id` again gets the first one's answer. Raises Conflict if none runs."""
 
     async def tell_moves_steered(self) -> None:
         """Tell the replan that runs, if any, that moves were paused or go on. Twice is as good as once."""
@@ -85,6 +85,7 @@ class MemoryLifecycle:
         """Those that were begun without a submission."""
         self._ui_url = ui_url
         self._answered: dict[str | None, ControlAnswer] = {}
+        self._cancels: set[str | None] = set()
 
     async def namespace(self) -> WorkflowNamespace:
         """Always the same one."""
@@ -146,10 +147,12 @@ class MemoryLifecycle:
         self._answer()
         self.told_of_freezes.append(change.id)
 
-    async def cancel_replan(self, asked: MoverAsked) -> ReplanProgress:
-        """Remember it."""
+    async def cancel_replan(self, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
+        """Remember it, once for each id."""
         self._answer()
-        self.cancelled.append(asked.reason)
+        if update_id is None or update_id not in self._cancels:
+            self.cancelled.append(asked.reason)
+        self._cancels.add(update_id)
         return ReplanProgress(total=0)
 
     async def tell_moves_steered(self) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import Annotated
 from uuid import uuid4
 
 from fastapi import APIRouter, Query, Response
 
 from ipnext.api.lifecycle import replan_view
-from ipnext.api.platform import After, Limit, RecordId, Rooms, listed
+from ipnext.api.platform import After, IdempotencyKey, Limit, RecordId, Rooms, listed
 from ipnext.errors import Unavailable
 from ipnext.model.moving import MoverAsked, ReplanProgress, SteerRequest
 from ipnext.model.plan import PlanDiff
@@ -19,6 +20,9 @@ from ipnext.store.session import Store
 
 BY_HAND = "by hand"
 """The reason of a pause that was given none."""
+
+NOTES_LOOKED_AT = 50
+"""Newest events of the fleet among which a repeated request is looked for."""
 
 router = APIRouter(prefix="/v1", tags=["plans"])
 
@@ -82,7 +86,7 @@ def ask_replan(request: ReplanRequest, rooms: Rooms) -> ReplanView:
 
 
 @router.post("/replans/steer", summary="Pause or resume the moves of replans, or cancel the replan that runs")
-async def steer_replan(request: SteerRequest, rooms: Rooms) -> ReplanProgress:
+async def steer_replan(request: SteerRequest, rooms: Rooms, key: IdempotencyKey = "") -> ReplanProgress:
     """Paused, no further model is asked to move; cancelled, the replan ends. Models under way go on in any case.
 
     A pause is kept in the store: it needs no replan that runs, lasts until it is resumed, and the repair of a lost region
@@ -90,27 +94,41 @@ async def steer_replan(request: SteerRequest, rooms: Rooms) -> ReplanProgress:
     cancelled and none runs.
     """
     if request.action == "cancel":
-        return await rooms.lifecycle.cancel_replan(MoverAsked(reason=request.reason))
-    progress = await asyncio.to_thread(_steered, rooms.store, request)
+        return await rooms.lifecycle.cancel_replan(
+            MoverAsked(reason=request.reason), update_id=f"cancel/{key}" if key else None
+        )
+    progress = await asyncio.to_thread(_steered, rooms.store, request, key)
     with contextlib.suppress(Unavailable):  # the replan looks at the pause itself within some minutes
         await rooms.lifecycle.tell_moves_steered()
     rooms.outbox.wake()
     return progress
 
 
-def _steered(store: Store, request: SteerRequest) -> ReplanProgress:
-    """Write the pause of the moves, or its end; answer how far the replan that moves models is."""
+def _steered(store: Store, request: SteerRequest, key: str) -> ReplanProgress:
+    """Write the pause of the moves, or its end; answer how far the replan that moves models is.
+
+    A repeated request of one key writes nothing: what was asked since then stays.
+    """
     with store.begin() as unit:
-        reason = ""
-        if request.action == "pause":
-            reason = unit.pause_moves(request.reason or BY_HAND).reason
-            unit.add_event(None, "MovesPaused", f"moves of replans are paused: {reason}")
-        elif unit.resume_moves():
-            told = f": {request.reason}" if request.reason else ""
-            unit.add_event(None, "MovesResumed", f"moves of replans go on{told}")
-        replan = unit.replan_under_way()
+        if not (key and unit.has_fleet_event(_detail(key), limit=NOTES_LOOKED_AT)):
+            _steer(unit, request, key)
+        pause, replan = unit.moves_pause(), unit.replan_under_way()
     found = replan.progress if replan and replan.progress else ReplanProgress(total=0)
-    return found.model_copy(update={"paused": reason})
+    return found.model_copy(update={"paused": pause.reason if pause else ""})
+
+
+def _steer(unit: Repository, request: SteerRequest, key: str) -> None:
+    detail = _detail(key) if key else None
+    if request.action == "pause":
+        reason = unit.pause_moves(request.reason or BY_HAND).reason
+        unit.add_event(None, "MovesPaused", f"moves of replans are paused: {reason}", detail=detail)
+    elif unit.resume_moves():
+        told = f": {request.reason}" if request.reason else ""
+        unit.add_event(None, "MovesResumed", f"moves of replans go on{told}", detail=detail)
+
+
+def _detail(key: str) -> Mapping[str, str]:
+    return {"idempotencyKey": key}
 
 
 @router.get("/moves", summary="Read how the moves of replans stand")

@@ -224,6 +224,19 @@ def _no_answer(region: str) -> Trouble:
     return Trouble("Unknown", Reason.REGION_UNREACHABLE, f"region {region} does not answer", region)
 
 
+def awaited_regions(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
+    """Regions for which a repair of the model waits: their replicas or their gateway are to be brought back, and can't be reached."""
+    held = {deployment.key.region for deployment in facts.deployments}
+    concerned = held | {table.region for table in facts.routes} | {s.to for t in facts.routes for s in t.shares}
+    silent = (region for region in sorted(concerned) if states.get(region) is None)
+    return tuple(
+        Trouble(
+            "Unknown", Reason.REGION_UNREACHABLE, f"the repair waits for region {region}, which does not answer", region
+        )
+        for region in silent
+    )
+
+
 def cause_of(replicas: Iterable[Replica]) -> tuple[Reason, str, str | None]:
     """Why replicas aren't ready: reason, the host's own message, the host's id. The worst replica speaks."""
     replicas = list(replicas)

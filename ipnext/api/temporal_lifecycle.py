@@ -8,13 +8,15 @@ from ipnext.model.lifecycle import Change, ChangeAccepted
 from ipnext.model.moving import MoverAsked, ReplanProgress
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.setup import warn_of_missing
+from ipnext.timing import Timing
 
 
 class TemporalLifecycle:
     """A Lifecycle over `ipnext.temporal`. Where the server is says temporal.toml or TEMPORAL_*."""
 
-    def __init__(self, *, ui_url: str) -> None:
+    def __init__(self, *, ui_url: str, timing: Timing | None = None) -> None:
         self._ui_url = ui_url
+        self._timing = timing
         self._client: temporal.Connection | None = None
         self._connecting = asyncio.Lock()
         self._warned = False
@@ -61,9 +63,9 @@ class TemporalLifecycle:
         """See the port."""
         await temporal.tell_freeze_changed(await self._connected(), change)
 
-    async def cancel_replan(self, asked: MoverAsked) -> ReplanProgress:
+    async def cancel_replan(self, asked: MoverAsked, *, update_id: str | None = None) -> ReplanProgress:
         """See the port."""
-        return await temporal.cancel_replan(await self._connected(), asked)
+        return await temporal.cancel_replan(await self._connected(), asked, update_id=update_id)
 
     async def tell_moves_steered(self) -> None:
         """See the port."""
@@ -85,5 +87,5 @@ class TemporalLifecycle:
     async def _connected(self) -> temporal.Connection:
         async with self._connecting:
             if self._client is None:
-                self._client = await temporal.connect(lazy=True)
+                self._client = await temporal.connect(lazy=True, timing=self._timing)
             return self._client

@@ -27,6 +27,11 @@ class FileArtifactStore:
         self._scratch = self._root / "scratch"
 
     @property
+    def root(self) -> Path:
+        """The directory."""
+        return self._root
+
+    @property
     def uri(self) -> str:
         """`file:///...`."""
         return self._root.as_uri()

@@ -24,6 +24,7 @@ from ipnext.cli import (
 from ipnext.cli.group import PluginGroup
 from ipnext.cli.session import Session
 from ipnext.errors import EXIT_FAILURE
+from ipnext.process_end import end_process
 from ipnext.settings import client_settings
 
 app = typer.Typer(
@@ -69,13 +70,8 @@ def main() -> None:
     try:
         _run()
     except SystemExit as ended:
-        if "temporalio.bridge.temporal_sdk_bridge" in sys.modules and isinstance(ended.code, int):
-            # The client's threads can abort an interpreter that finalizes (temporalio/sdk-python#300): status 134.
-            try:
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(ended.code)
+        if isinstance(ended.code, int):
+            end_process(ended.code)
         raise
 
 

@@ -198,8 +198,8 @@ def regions_table(regions: Iterable[RegionView]) -> Table:
             item.hardware,
             *_use(item.units, item.used, item.free),
             r.replica_count,
-            "in service" if r.drain is None else r.drain.state.value,
-            *_drain(r.drain),
+            _service(r.drain),
+            *_drain(r),
         )
         for r in regions
         for item in r.supply
@@ -386,11 +386,22 @@ def _use(units: float, used: float, free: float) -> tuple[str, str, str]:
     return number(units), number(used), number(free)
 
 
-def _drain(drain: Drain | None) -> tuple[str, str, str]:
-    """Since when, why, how far."""
+def _service(drain: Drain | None) -> str:
+    if drain is None:
+        return "in service"
+    return f"{drain.state.value} (declared lost)" if drain.lost else drain.state.value
+
+
+def _drain(region: RegionView) -> tuple[str, str, str]:
+    """Since when, why, and what is left: of a lost region what still runs there, for it is told nothing until it is back."""
+    drain = region.drain
     if drain is None:
         return "", "", ""
     left = f"{drain.models_left} models, {drain.replicas_left} replicas, {number(drain.traffic_left_qps)} requests or tokens/s"
+    if drain.lost:
+        left = f"planned: {left}"
+    if drain.lost and region.replica_count:
+        left += f"; it lives: {region.replica_count} replicas run on until `ipnext undrain {region.region}`"
     return age(drain.created_at), drain.reason, left
 
 

@@ -193,7 +193,8 @@ class Platform:
 
     def _environment(self) -> Mapping[str, str]:
         agents = {region: self._url(f"agent {region}") for region in self._regions}
-        settings = {name: os.environ.get(name, value) for name, value in self._config.worker_settings().items()}
+        given = {**self._config.worker_settings(), **self._config.agent_settings()}
+        settings = {name: os.environ.get(name, value) for name, value in given.items()}
         return settings | {
             "IPNEXT_DATABASE_URL": self._stores.database_url,
             "IPNEXT_ARTIFACTS_URI": self._stores.artifacts_uri,

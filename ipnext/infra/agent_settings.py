@@ -1,4 +1,7 @@
-"""Settings of an agent, read once from the environment (`IPNEXT_AGENT_...`). Defaults suit one machine."""
+"""Settings of an agent, read once from the environment (`IPNEXT_AGENT_...`).
+
+How long an agent waits for a silent process has defaults for a cluster; `ipnext dev` gives those of `temporal-dev.yaml`.
+"""
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -52,13 +55,13 @@ class AgentSettings(BaseSettings):
     """Time between looks at a process while something about it changes: a rollout waits for this."""
     idle_poll_seconds: float = Field(default=0.5, gt=0)
     """Time between looks at a process that is as wanted: keeps a quiet region quiet."""
-    probe_seconds: float = Field(default=2.0, gt=0)
+    probe_seconds: float = Field(default=5.0, gt=0)
     """Longest wait for one answer of a process."""
-    unanswered_seconds: float = Field(default=3.0, gt=0)
+    unanswered_seconds: float = Field(default=10.0, gt=0)
     """A host that has not answered for so long leaves the router table; longer than one busy moment."""
     hung_seconds: float = Field(default=60.0, gt=0)
     """A host that has not answered for so long is killed and started again; a large load may block it for a while."""
-    gateway_hung_seconds: float = Field(default=10.0, gt=0)
+    gateway_hung_seconds: float = Field(default=30.0, gt=0)
     """The same for router and Envoy, which never block for long and stand in front of everything."""
 
     confirm_seconds: float = Field(default=15.0, gt=0)

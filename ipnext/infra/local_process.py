@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import httpx
 
-from ipnext.errors import NotFound, RegionUnreachable
+from ipnext.errors import RegionUnreachable
 from ipnext.infra.error_body import error_from
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
@@ -18,9 +18,6 @@ LOGS = tuple[ReplicaLog, ...]
 
 JSON = {"content-type": "application/json"}
 
-ANSWER_SECONDS = 3.0
-"""Longest wait for an agent that has nothing to wait for itself: one that hangs must not use up a step's deadline."""
-
 MOST_NAMED = 64
 """Models that a look names at most; beyond that their names would make too long a line, and it asks for all."""
 
@@ -29,15 +26,19 @@ class LocalProcessInfrastructure:
     """Speaks to the agents. Safe to use from several threads; close it, or use it as a context manager.
 
     `agents` maps each region to the URL of its agent. `timeout_seconds` limits a call that waits for the gateway: keep it
-    above the agent's `confirm_seconds`. Other calls end after ANSWER_SECONDS.
+    above the agent's `confirm_seconds`. Other calls end after `answer_seconds`: an agent that hangs must not use up a step's
+    deadline.
     """
 
-    def __init__(self, agents: Mapping[str, str], *, timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self, agents: Mapping[str, str], *, timeout_seconds: float = 30.0, answer_seconds: float = 3.0
+    ) -> None:
         self._agents = {region: str(url).rstrip("/") for region, url in agents.items()}
         timeout = httpx.Timeout(timeout_seconds, connect=min(2.0, timeout_seconds))
         # Loopback only: a proxy from the environment must not get in between.
         self._client = httpx.Client(timeout=timeout, trust_env=False)
         self._gateway_seconds = timeout_seconds
+        self._answer_seconds = answer_seconds
 
     def regions(self) -> tuple[str, ...]:
         """Names of the regions that have an agent."""
@@ -60,7 +61,7 @@ class LocalProcessInfrastructure:
     def await_change(self, region: str, models: Collection[str], token: str, *, seconds: float) -> None:
         """See the port."""
         query = urlencode([*_named(models), ("token", token), ("seconds", str(seconds))])
-        self._call("GET", region, f"/changes?{query}", seconds=ANSWER_SECONDS + seconds)
+        self._call("GET", region, f"/changes?{query}", seconds=self._answer_seconds + seconds)
 
     def prefetch(self, region: str, uris: Sequence[str]) -> None:
         """See the port."""
@@ -89,9 +90,10 @@ class LocalProcessInfrastructure:
         self.close()
 
     def _call(
-        self, method: str, region: str, path: str, body: Value | None = None, *, seconds: float = ANSWER_SECONDS
+        self, method: str, region: str, path: str, body: Value | None = None, *, seconds: float | None = None
     ) -> bytes:
         url = self._url(region) + path
+        seconds = self._answer_seconds if seconds is None else seconds
         content = body.model_dump_json() if body is not None else None
         try:
             limit = httpx.Timeout(min(seconds, self._gateway_seconds), connect=min(2.0, self._gateway_seconds))
@@ -106,8 +108,9 @@ class LocalProcessInfrastructure:
 
     def _url(self, region: str) -> str:
         if region not in self._agents:
-            msg = f"no region {region!r}; known: {', '.join(self._agents) or 'none'}"
-            raise NotFound(msg)
+            known = ", ".join(self._agents) or "none"
+            msg = f"region {region!r} has no agent; IPNEXT_AGENTS names: {known}"
+            raise RegionUnreachable(msg)
         return self._agents[region]
 
 

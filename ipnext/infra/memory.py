@@ -217,8 +217,8 @@ class MemoryInfrastructure:
 
     def _region(self, name: str) -> MemoryRegion:
         if name not in self._regions:
-            msg = f"no region {name!r}; known: {', '.join(self._regions) or 'none'}"
-            raise NotFound(msg)
+            msg = f"region {name!r} has no agent; known: {', '.join(self._regions) or 'none'}"
+            raise RegionUnreachable(msg)
         return self._regions[name]
 
     @contextmanager

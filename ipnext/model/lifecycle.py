@@ -155,6 +155,8 @@ class ChangeBegun(Value):
     """Revision of the manifest that the run works with."""
     supply_patience_seconds: float | None = None
     """How long the run may wait for supply (the manifest's rollout); None: the platform's patience."""
+    urgent: bool = False
+    """The change moves a model away from a region that is lost: its steps pass those of others."""
     owner: str = ""
     """Of the manifest, for those who search for runs."""
     regions: tuple[Name, ...] = ()

@@ -2,30 +2,27 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from contextlib import closing, suppress
 from typing import Literal
 
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-
 from ipnext import names
+from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.opening import open_store
-from ipnext.errors import IPnextError
+from ipnext.errors import ArtifactMissing, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.model.value import Value
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.builds import builds
 from ipnext.platform.namespace import attributes_of, retention_of
+from ipnext.platform.polling import POLLED, pollers
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
-from ipnext.temporal import Connection, connect, namespace_of, reaching, schedule_hours
+from ipnext.temporal import Connection, connect, namespace_of, schedule_hours
 
 SETUP = "run `ipnext platform setup`"
-POLLED_WITHIN = timedelta(minutes=2)
-"""A worker that waits for work asks at least once a minute."""
 AGENT_SECONDS = 3.0
+NO_BLOB = "0" * 64
+"""Digest of a blob that no store has."""
 
 
 class Item(Value):
@@ -118,28 +115,15 @@ def _schedule_of(settings: PlatformSettings) -> Look:
 
 
 async def _queues(client: Connection) -> Sequence[Item]:
-    work, activities = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
-    wanted = (
-        (names.LIFECYCLE_QUEUE, "workflows", work),
-        (names.LIFECYCLE_QUEUE, "activities", activities),
-        (names.URGENT_QUEUE, "activities", activities),
-        (names.PLANNER_QUEUE, "activities", activities),
-    )
-    return [await _queue(client, queue, what, kind) for queue, what, kind in wanted]
+    return [_queue(str(polled), len(await pollers(client, polled))) for polled in POLLED]
 
 
-async def _queue(client: Connection, queue: str, what: str, kind: TaskQueueType.ValueType) -> Item:
-    asked = DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind)
-    async with reaching(f"the task queue {queue}"):
-        found = await client.workflow_service.describe_task_queue(asked)
-    since = datetime.now(UTC) - POLLED_WITHIN
-    alive = [p for p in found.pollers if p.last_access_time.ToDatetime(UTC) > since]
-    item = f"task queue {queue}, {what}"
-    if not alive:
+def _queue(item: str, workers: int) -> Item:
+    if not workers:
         return Item(
             item=item, state="missing", detail="no worker asks for work", todo="start `python -m workflows.worker`"
         )
-    return Item(item=item, state="ok", detail=f"{len({p.identity for p in alive})} workers")
+    return Item(item=item, state="ok", detail=f"{workers} workers")
 
 
 async def _current(client: Connection) -> Sequence[Item]:
@@ -196,7 +180,12 @@ def _database(settings: PlatformSettings) -> Sequence[Item]:
 
 def _artifacts(settings: PlatformSettings) -> Item:
     try:
-        open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url).missing(["0" * 64])
+        store = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
+        if isinstance(store, FileArtifactStore) and not store.root.is_dir():
+            todo = "create the directory, mount the shared file system there, or correct IPNEXT_ARTIFACTS_URI"
+            return Item(item="artifact store", state="missing", detail=f"no directory {store.root}", todo=todo)
+        with suppress(ArtifactMissing):
+            store.open_blob(NO_BLOB).close()  # a bucket that is not there, or refuses us, is told now
     except (IPnextError, OSError) as error:
         todo = "correct IPNEXT_ARTIFACTS_URI, IPNEXT_S3_ENDPOINT_URL or the credentials"
         return Item(item="artifact store", state="wrong", detail=str(error), todo=todo)

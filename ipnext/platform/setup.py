@@ -50,10 +50,10 @@ async def setup(
     await asyncio.to_thread(_migrate, settings)
     done.append("database migrated")
     wanted = replan_schedule(settings)
-    if await ensure_schedule(client, wanted):
+    if await ensure_schedule(client, wanted, settings.timing):
         done.append(f"schedule {names.REPLAN_SCHEDULE} created: every {wanted.every_hours:g} h")
     elif with_reset:
-        await reset_schedule(client, wanted)
+        await reset_schedule(client, wanted, settings.timing)
         done.append(f"schedule {names.REPLAN_SCHEDULE} reset: every {wanted.every_hours:g} h")
     return done
 

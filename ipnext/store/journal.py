@@ -87,6 +87,12 @@ class Journal(Unit):
             query = query.where(EventRow.model == model)
         return tuple(_event(row) for row in self._session.exec(query))
 
+    def has_fleet_event(self, detail: Mapping[str, Any], *, limit: int) -> bool:
+        """Whether one of the newest events that are no model's has this detail."""
+        query = select(EventRow.detail).where(col(EventRow.model).is_(None)).order_by(col(EventRow.ordinal).desc())
+        found = self._session.exec(query.limit(rows(limit)))
+        return any(text is not None and plain(text) == detail for text in found)
+
 
 def _condition(row: ConditionRow) -> Condition:
     return Condition.model_validate(row.model_dump(exclude={"model"}))

@@ -158,7 +158,7 @@ async def until_up(address: str) -> None:
 
 @pytest.fixture
 async def client(temporal_address) -> Client:
-    return await connect(address=temporal_address)
+    return await connect(address=temporal_address, timing=read_devfile().timing)
 
 
 @pytest.fixture
@@ -215,9 +215,9 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
         )
         theirs = planner_activities(house.store, solver or ThreadSolver(), policy)
         async with (
-            worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours),
-            worker_of(client, devfile.group(names.URGENT_QUEUE), ours),
-            worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs),
+            worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing),
+            worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing),
+            worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs, devfile.timing),
         ):
             yield
 

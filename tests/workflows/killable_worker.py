@@ -33,7 +33,7 @@ async def main(root: Path, socket: str, address: str) -> None:
     remote.connect()
     store = Store.open(f"sqlite:///{root}/ipnext.db")
     store.migrate()
-    client = await connect(address=address)
+    client = await connect(address=address, timing=read_devfile().timing)
     fault = fault_of(os.environ)
     interceptors = [Faults(fault)] if fault else []
     engine = engine_of(client, asyncio.get_running_loop())
@@ -45,7 +45,7 @@ async def main(root: Path, socket: str, address: str) -> None:
             (names.URGENT_QUEUE, ours),
             (names.PLANNER_QUEUE, planner_activities(store, ThreadSolver())),
         ):
-            worker = worker_of(client, devfile.group(queue), activities, interceptors=interceptors)
+            worker = worker_of(client, devfile.group(queue), activities, devfile.timing, interceptors=interceptors)
             await workers.enter_async_context(worker)
         while BUILD_ID:
             try:

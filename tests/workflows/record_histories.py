@@ -157,9 +157,9 @@ async def main(address: str, root: Path) -> None:
     ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine, cutter=house.cutter)
     theirs = planner_activities(house.store, ThreadSolver())
     async with AsyncExitStack() as workers:
-        await workers.enter_async_context(worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours))
-        await workers.enter_async_context(worker_of(client, devfile.group(names.URGENT_QUEUE), ours))
-        await workers.enter_async_context(worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs))
+        await workers.enter_async_context(worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing))
+        await workers.enter_async_context(worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing))
+        await workers.enter_async_context(worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs, devfile.timing))
         await record(client, house)
     house.close()
 

@@ -19,6 +19,7 @@ from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleInput, Life
 from ipnext.model.status import ConditionType
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal import connect, control, submit_change
+from ipnext.timing import Timing
 from tests.waiting import PATIENCE_SECONDS
 from workflows import policies
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
@@ -44,9 +45,9 @@ def workers(house, client):
     )
     theirs = planner_activities(house.store, ThreadSolver())
     return (
-        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours),
-        worker_of(client, devfile.group(names.URGENT_QUEUE), ours),
-        worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs),
+        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), ours, devfile.timing),
+        worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing),
+        worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs, devfile.timing),
     )
 
 
@@ -112,7 +113,7 @@ async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_s
     house, model, impatient_server, until, until_up
 ):
     await until_up(impatient_server)
-    client = await connect(address=impatient_server)
+    client = await connect(address=impatient_server, timing=Timing(workflow_task_seconds=17))
     house.apply(model, rollout={"canary": 1, "maxStep": 1})
     handle = client.get_workflow_handle(names.model_workflow_id(model))
     lifecycle, urgent, planner = workers(house, client)
@@ -130,7 +131,10 @@ async def test_an_entity_continues_as_new_with_its_queue_and_knows_what_it_has_s
             await until(lambda change=change: house.change(change.id).state.final)
         again = await submit_change(client, first)
 
-        assert (await handle.describe()).run_id != run
+        renewed = await handle.describe()
+        assert renewed.run_id != run
+        limit = renewed.raw_description.execution_config.default_workflow_task_timeout
+        assert limit.ToSeconds() == 17, "it is that of the first run"
         assert again.position == 0
     assert house.shares(model) == {"us-east": {2: 1.0}, "eu-west": {2: 1.0}}
     with house.store.read() as repository:
@@ -147,7 +151,7 @@ async def test_an_entity_meets_no_limit_while_publishes_come_behind_a_rollout_th
     monkeypatch.setattr(policies, "FOLLOWED_LOOK_SOON", timedelta(seconds=0.5))
     monkeypatch.setattr(policies, "FOLLOWED_LOOK", timedelta(seconds=0.5))
     await until_up(strict_server)
-    client = await connect(address=strict_server)
+    client = await connect(address=strict_server, timing=read_devfile().timing)
     house.apply(model)
     entity = client.get_workflow_handle(names.model_workflow_id(model))
     lifecycle, urgent, planner = workers(house, client)

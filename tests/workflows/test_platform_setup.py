@@ -28,6 +28,7 @@ from ipnext.platform.namespace import attributes_of, create_namespace, retention
 from ipnext.platform.setup import setup
 from ipnext.settings import PlatformSettings
 from ipnext.temporal import connect, ensure_schedule, reachable, reset_schedule, schedule_hours
+from ipnext.timing import Timing
 from tests.waiting import PATIENCE_SECONDS, eventually, until
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, queue_groups, worker_of
 
@@ -73,9 +74,9 @@ def workers(house, settings):
         lifecycle, urgent, planner = queue_groups(settings)
         theirs = planner_activities(house.store, ThreadSolver())
         async with (
-            worker_of(client, lifecycle, ours),
-            worker_of(client, urgent, ours),
-            worker_of(client, planner, theirs),
+            worker_of(client, lifecycle, ours, read_devfile().timing),
+            worker_of(client, urgent, ours, read_devfile().timing),
+            worker_of(client, planner, theirs, read_devfile().timing),
         ):
             yield
 
@@ -176,7 +177,7 @@ async def test_the_command_line_prints_each_item_and_fails_while_one_is_missing(
 
 async def test_a_schedule_that_an_operator_changed_stays_until_it_is_reset(client):
     wanted = read_devfile().schedules.replan.model_copy(update={"every_hours": 2})
-    assert await ensure_schedule(client, wanted)
+    assert await ensure_schedule(client, wanted, Timing())
     handle = client.get_schedule_handle(names.REPLAN_SCHEDULE)
     try:
 
@@ -187,17 +188,17 @@ async def test_a_schedule_that_an_operator_changed_stays_until_it_is_reset(clien
             return ScheduleUpdate(schedule)
 
         await handle.update(by_hand)
-        assert not await ensure_schedule(client, wanted)
+        assert not await ensure_schedule(client, wanted, Timing())
         assert await schedule_hours(client) == (6,)
 
-        await reset_schedule(client, wanted)
+        await reset_schedule(client, wanted, Timing())
         assert await schedule_hours(client) == (2,)
         assert (await handle.describe()).schedule.state.paused, "a pause by hand stays"
     finally:
         await handle.delete()
     assert await schedule_hours(client) is None
     with pytest.raises(NotFound, match="platform setup"):
-        await reset_schedule(client, wanted)
+        await reset_schedule(client, wanted, Timing())
 
 
 @workflow.defn(name="a_run", versioning_behavior=VersioningBehavior.PINNED)

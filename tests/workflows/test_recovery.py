@@ -48,9 +48,9 @@ async def test_every_activity_may_be_done_twice(house, kit, model, client, carri
     ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, no_engine)
     theirs = planner_activities(house.store, ThreadSolver())
     async with (
-        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), doubled(ours, done)),
-        worker_of(client, devfile.group(names.URGENT_QUEUE), doubled(ours, done)),
-        worker_of(client, devfile.group(names.PLANNER_QUEUE), doubled(theirs, done)),
+        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), doubled(ours, done), devfile.timing),
+        worker_of(client, devfile.group(names.URGENT_QUEUE), doubled(ours, done), devfile.timing),
+        worker_of(client, devfile.group(names.PLANNER_QUEUE), doubled(theirs, done), devfile.timing),
     ):
         first = await carried_out(house.publish(model, 1))
         house.infrastructure.answer_with(model, 2, errors=1.0)

@@ -11,6 +11,8 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
 from ipnext.payloads import DATA_CONVERTER
+from ipnext.timing import Timing
+from workflows.timed import Timed
 from workflows.worker import WORKFLOWS
 
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
@@ -73,6 +75,15 @@ def test_commands_come_in_the_order_that_is_written_down(path):
 async def test_recorded_history_replays_on_this_code(path):
     text = path.read_text()
     replayer = Replayer(workflows=WORKFLOWS, data_converter=DATA_CONVERTER)
+
+    await replayer.replay_workflow(WorkflowHistory.from_json(workflow_id_of(json.loads(text)), text))
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+async def test_recorded_history_replays_on_a_worker_with_other_time_limits(path):
+    other = Timing(**{name: 7 + seconds for name, seconds in Timing()})
+    text = path.read_text()
+    replayer = Replayer(workflows=WORKFLOWS, data_converter=DATA_CONVERTER, interceptors=[Timed(other)])
 
     await replayer.replay_workflow(WorkflowHistory.from_json(workflow_id_of(json.loads(text)), text))
 

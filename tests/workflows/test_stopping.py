@@ -63,9 +63,11 @@ async def test_a_rollback_while_waves_are_planned_or_traffic_moves_is_heard_befo
     ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, no_engine)
     held = held_back(ours, *when(model), begun, go)
     async with (
-        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), held),
-        worker_of(client, devfile.group(names.URGENT_QUEUE), held),
-        worker_of(client, devfile.group(names.PLANNER_QUEUE), planner_activities(house.store, ThreadSolver())),
+        worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), held, devfile.timing),
+        worker_of(client, devfile.group(names.URGENT_QUEUE), held, devfile.timing),
+        worker_of(
+            client, devfile.group(names.PLANNER_QUEUE), planner_activities(house.store, ThreadSolver()), devfile.timing
+        ),
     ):
         for number in (1, 2):
             change = house.publish(model, number)

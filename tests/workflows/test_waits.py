@@ -2,19 +2,28 @@
 
 import asyncio
 import contextlib
+from datetime import datetime, timedelta
 
 import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.worker import Replayer
 
 from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
+from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState
-from tests.workflows.drains import EUROPE
-from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
+from ipnext.model.status import ConditionType, Reason
+from ipnext.payloads import DATA_CONVERTER
+from ipnext.temporal import control
+from tests.workflows.drains import EUROPE, regions, replans_ended, stored_destinations
+from workflows.worker import WORKFLOWS, engine_of, lifecycle_activities, planner_activities, worker_of
 
 SLOTS = 4
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 3600.0
+AWAY = timedelta(hours=10)
+"""How long no worker works."""
 
 
 @pytest.fixture
@@ -27,9 +36,14 @@ def few_slots(house, client):
         ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine)
         lifecycle = devfile.group(names.LIFECYCLE_QUEUE).model_copy(update={"activity_slots": SLOTS})
         async with (
-            worker_of(client, lifecycle, ours),
-            worker_of(client, devfile.group(names.URGENT_QUEUE), ours),
-            worker_of(client, devfile.group(names.PLANNER_QUEUE), planner_activities(house.store, ThreadSolver())),
+            worker_of(client, lifecycle, ours, read_devfile().timing),
+            worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing),
+            worker_of(
+                client,
+                devfile.group(names.PLANNER_QUEUE),
+                planner_activities(house.store, ThreadSolver()),
+                devfile.timing,
+            ),
         ):
             yield
 
@@ -71,17 +85,79 @@ async def test_a_lost_region_and_a_rollback_pass_publishes_that_wait_for_their_r
             assert (await ended(change)).state is ChangeState.DONE
 
 
-async def test_a_deadline_does_not_run_while_no_worker_works(house, model, serving, *, submit, ended, until):
+@pytest.fixture
+def usual_queue_full(house, client):
+    """Workers without a slot for activities of the usual queue, for as long as the context is open."""
+
+    @contextlib.asynccontextmanager
+    async def serve():
+        devfile, engine = read_devfile(), engine_of(client, asyncio.get_running_loop())
+        ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine)
+        theirs = planner_activities(house.store, ThreadSolver())
+        async with (
+            worker_of(client, devfile.group(names.LIFECYCLE_QUEUE), (), devfile.timing),
+            worker_of(client, devfile.group(names.URGENT_QUEUE), ours, devfile.timing),
+            worker_of(client, devfile.group(names.PLANNER_QUEUE), theirs, devfile.timing),
+        ):
+            yield
+
+    return serve
+
+
+async def test_a_full_usual_queue_holds_up_no_lost_region_no_rollback_and_no_pause(
+    house, model, serving, usual_queue_full, *, client, submit, carried_out, ended, drains, until
+):
+    async with serving():
+        house.apply(model)
+        for seed in (1, 2):
+            await carried_out(house.publish(model, seed))
+    async with usual_queue_full():
+        house.infrastructure.cut(EUROPE)
+        await drains.ask(disaster=True)
+        await drains.reaches(DrainState.DRAINED)
+        await replans_ended(house, until)
+        assert regions(house, model) == {"us-east"} == stored_destinations(house, model)
+
+        back = house.ask(model, ChangeKind.ROLLBACK, f"{model}-back", generation=1)
+        await submit(back)
+        assert (await ended(back)).state is ChangeState.DONE
+
+        waiting, newer = (house.publish(model, seed) for seed in (3, 4))
+        await submit(waiting)
+        await control(client, model, ControlAction.PAUSE, ControlAsked(by="anna"))
+        assert house.condition(model, ConditionType.PROGRESSING).reason is Reason.PAUSED
+
+        house.infrastructure.mend(EUROPE)
+        await drains.ask_back()
+        await drains.reaches(DrainState.RETURNED)
+        await submit(newer)
+        assert not house.change(waiting.id).state.final, "its validation has no slot"
+
+
+async def test_a_deadline_does_not_run_while_no_worker_works(house, model, serving, *, client, submit, ended, until):
+    """The history is replayed as if ten hours had passed during the first look at the replicas, or right after it."""
     async with serving():
         house.apply(model, rollout={"canary": 1, "maxStep": 1, "deadlineSeconds": DEADLINE_SECONDS})
         house.infrastructure.stall()
         change = house.publish(model, 1)
         await submit(change)
         await until(lambda: told(house, model))
-    await asyncio.sleep(DEADLINE_SECONDS + 2)
     looks = len(house.infrastructure.calls("observe"))
     async with serving():
         await until(lambda: len(house.infrastructure.calls("observe")) > looks)
         house.infrastructure.release()
         found = await ended(change)
     assert found.state is ChangeState.DONE, found
+
+    run = names.transition_workflow_id(change.id)
+    history = (await client.get_workflow_handle(run).fetch_history()).to_json_dict()
+    scheduled = [event.get("activityTaskScheduledEventAttributes", {}) for event in history["events"]]
+    of_looks = [found for found in scheduled if found.get("activityType") == {"name": "ensure_capacity"}]
+    assert len(of_looks) > 1, "it looked again"
+    for attributes in of_looks:
+        assert float(attributes["scheduleToCloseTimeout"].removesuffix("s")) > AWAY.total_seconds()
+    first = next(n for n, attributes in enumerate(scheduled) if attributes)
+    for event in history["events"][first + 1 :]:
+        event["eventTime"] = (datetime.fromisoformat(event["eventTime"]) + AWAY).isoformat()
+    replayer = Replayer(workflows=WORKFLOWS, data_converter=DATA_CONVERTER)
+    await replayer.replay_workflow(WorkflowHistory.from_json(run, history))

@@ -95,3 +95,26 @@ async def test_the_replan_that_runs_is_cancelled_with_a_reason(fleet):
     assert (answer.status_code, fleet.rooms.lifecycle.cancelled) == (200, ["wrong day"])
     wrong = await fleet.http.post("/v1/replans/steer", json={"action": "stop"})
     assert (wrong.status_code, wrong.json()["field"]) == (400, "action")
+
+
+async def steer(fleet, key, **body):
+    answer = await fleet.http.post("/v1/replans/steer", json=body, headers={"Idempotency-Key": key})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def test_steering_the_moves_again_with_one_key_undoes_nothing_that_was_asked_since(fleet):
+    assert (await steer(fleet, "one", action="pause", reason="release night"))["paused"] == "release night"
+    assert (await steer(fleet, "one", action="pause", reason="release night"))["paused"] == "release night"
+    assert (await steer(fleet, "two", action="resume"))["paused"] == ""
+    assert (await steer(fleet, "one", action="pause", reason="release night"))["paused"] == "", "a late repetition"
+    with fleet.rooms.store.read() as unit:
+        kinds = [event.kind for event in unit.events() if event.kind.startswith("Moves")]
+    assert kinds == ["MovesResumed", "MovesPaused"]
+    assert (await steer(fleet, "three", action="pause"))["paused"] == "by hand"
+
+
+async def test_a_replan_is_cancelled_once_for_each_key(fleet):
+    for key in ("one", "one", "two"):
+        await steer(fleet, key, action="cancel", reason=key)
+    assert fleet.rooms.lifecycle.cancelled == ["one", "two"]

@@ -207,6 +207,24 @@ async def test_an_unreachable_region_is_shown_and_never_an_error(applied):
         assert (await applied.http.get(path)).status_code == 200
 
 
+async def test_a_repair_that_waits_for_a_region_is_explained_with_the_region(applied):
+    """Its users are served elsewhere; only its gateway is to be brought back."""
+    await serving(applied)
+    with applied.rooms.store.begin() as unit:
+        table = unit.route("ranker", "eu")
+        unit.put_route(table.model_copy(update={"region": "us"}))
+        change = unit.add_change("ranker", ChangeKind.REPAIR, change_id="repair-ranker-2")
+        unit.update_change(change.id, state=ChangeState.RUNNING)
+    answer, _ = await explained(applied)
+    assert answer["reason"] != "RegionUnreachable"
+    applied.rooms.infrastructure.cut("us")
+    answer, steps = await explained(applied)
+    assert answer["reason"] == "RegionUnreachable"
+    assert answer["message"] == "the repair waits for region us, which does not answer"
+    assert (steps["region"]["subject"], steps["region"]["state"]) == ("us", "unreachable")
+    assert steps["change"]["subject"].startswith("repair")
+
+
 async def test_a_model_without_snapshots_is_explained_as_not_published(applied):
     answer, _ = await explained(applied)
     assert answer["reason"] == "NotPublished"

@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from ipnext.errors import InvalidInput, NotFound, StaleWrite, Unavailable
+from ipnext.errors import InvalidInput, RegionUnreachable, StaleWrite, Unavailable
 from ipnext.infra.agent_app import LONGEST_POLL_SECONDS
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.memory import MemoryInfrastructure
@@ -50,8 +50,8 @@ def test_regions_are_named(infra):
     assert infra.regions() == ("eu",)
 
 
-def test_an_unknown_region_is_not_found_and_the_known_ones_are_named(infra):
-    with pytest.raises(NotFound, match=r"'mars'.*eu"):
+def test_a_region_without_an_agent_can_not_be_reached_and_the_others_are_named(infra):
+    with pytest.raises(RegionUnreachable, match=r"'mars' has no agent; .*eu"):
         infra.observe("mars")
 
 

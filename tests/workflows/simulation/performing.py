@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from ipnext.devfile import read_devfile
 from ipnext.errors import FenceLost, Unavailable
 from ipnext.model.status import Reason
-from workflows import policies
 
 from .walking import Failed, Stopped
 
-HEARTBEAT_SECONDS = policies.HEARTBEAT_LIMIT.total_seconds()
+HEARTBEAT_SECONDS = read_devfile().timing.heartbeat_seconds
 """After this long a dead worker's activity is given to another one."""
 
 

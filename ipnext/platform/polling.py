@@ -1,0 +1,56 @@
+"""Which workers poll the platform's task queues, by Temporal's own list."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+
+from ipnext import names
+from ipnext.temporal import Connection, reaching
+
+POLLED_WITHIN = timedelta(minutes=2)
+"""A worker that waits for work asks at least once a minute."""
+
+Work = Literal["workflows", "activities"]
+
+_TYPES: Mapping[Work, TaskQueueType.ValueType] = {
+    "workflows": TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+    "activities": TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+}
+
+
+@dataclass(frozen=True)
+class Polled:
+    """One kind of work of one task queue."""
+
+    queue: str
+    work: Work
+
+    def __str__(self) -> str:
+        return f"task queue {self.queue}, {self.work}"
+
+
+POLLED = (
+    Polled(names.LIFECYCLE_QUEUE, "workflows"),
+    Polled(names.LIFECYCLE_QUEUE, "activities"),
+    Polled(names.URGENT_QUEUE, "activities"),
+    Polled(names.PLANNER_QUEUE, "activities"),
+)
+"""All that the workers of a platform poll."""
+
+
+async def pollers(client: Connection, polled: Polled, *, within: timedelta = POLLED_WITHIN) -> frozenset[str]:
+    """Identities of the workers that asked for this work lately. EngineRefused, Unavailable."""
+    asked = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=polled.queue),
+        task_queue_type=_TYPES[polled.work],
+    )
+    async with reaching(f"the task queue {polled.queue}"):
+        found = await client.workflow_service.describe_task_queue(asked)
+    since = datetime.now(UTC) - within
+    return frozenset(p.identity for p in found.pollers if p.last_access_time.ToDatetime(UTC) > since)

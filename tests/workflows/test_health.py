@@ -1,0 +1,86 @@
+"""A worker's ready file says whether work can come: Temporal answers, and the worker polls every queue that it has slots for."""
+
+import asyncio
+import contextlib
+
+import pytest
+from temporalio.client import Client
+
+from activities.solving import ThreadSolver
+from ipnext import names
+from ipnext.devfile import TaskQueueGroup, read_devfile
+from ipnext.payloads import DATA_CONVERTER
+from ipnext.platform.polling import Polled
+from workflows import health
+from workflows.health import Load, announced, keep_ready, unpolled
+from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
+
+
+@pytest.fixture
+async def own(temporal_address, model):
+    """A client with an identity of its own: all other tests' workers are of this process."""
+    return await Client.connect(temporal_address, identity=model, data_converter=DATA_CONVERTER)
+
+
+@pytest.fixture
+def serve(house, own):
+    """A worker of one queue, for as long as the context is open."""
+    ours = lifecycle_activities(
+        house.store, house.artifacts, house.infrastructure, engine_of(own, asyncio.get_event_loop())
+    )
+    theirs = planner_activities(house.store, ThreadSolver())
+    devfile = read_devfile()
+
+    def begin(queue, *interceptors):
+        activities = theirs if queue == names.PLANNER_QUEUE else ours
+        return worker_of(own, devfile.group(queue), activities, devfile.timing, interceptors=interceptors)
+
+    return begin
+
+
+async def until_unpolled(client, loads, *expected):
+    while await unpolled(client, loads) != list(expected):  # noqa: ASYNC110 - the server tells nothing by itself
+        await asyncio.sleep(0.1)
+
+
+async def test_a_queue_that_the_worker_does_not_poll_is_named(own, serve):
+    planner = Polled(names.PLANNER_QUEUE, "activities")
+    assert len(await unpolled(own, {})) == 4
+    async with serve(names.LIFECYCLE_QUEUE), serve(names.URGENT_QUEUE):
+        await until_unpolled(own, {}, planner)
+        full = Load(read_devfile().group(names.PLANNER_QUEUE))
+        full.running = read_devfile().group(names.PLANNER_QUEUE).activity_slots
+        assert await unpolled(own, {names.PLANNER_QUEUE: full}) == [], "it can't poll without a free slot"
+        async with serve(names.PLANNER_QUEUE):
+            await until_unpolled(own, {})
+
+
+async def test_the_ready_file_is_absent_while_a_queue_is_not_polled(own, serve, tmp_path, monkeypatch, until):
+    monkeypatch.setattr(health, "READY_EVERY_SECONDS", 0.1)
+    file, stopped = tmp_path / "ready", asyncio.Event()
+    async with contextlib.AsyncExitStack() as workers:
+        for queue in (names.LIFECYCLE_QUEUE, names.URGENT_QUEUE):
+            await workers.enter_async_context(serve(queue))
+        with announced(file):
+            keeping = asyncio.create_task(keep_ready(own, {}, file, stopped))
+            await until(lambda: not file.exists())
+            await workers.enter_async_context(serve(names.PLANNER_QUEUE))
+            await until(file.exists)
+            stopped.set()
+            await keeping
+    assert not file.exists()
+
+
+async def test_a_load_counts_the_activities_that_run():
+    load = Load(TaskQueueGroup(queue="q", activity_slots=1))
+    counted = []
+
+    class Inner:
+        async def execute_activity(self, _asked):
+            counted.append((load.running, load.full))
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011 - the one of the activity
+        await load.intercept_activity(Inner()).execute_activity(None)
+    assert counted == [(1, True)]
+    assert (load.running, load.full) == (0, False)

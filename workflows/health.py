@@ -1,0 +1,105 @@
+"""The worker's ready file: there, and fresh, while Temporal answers and the worker polls each queue that it has slots for.
+
+Called by the worker process. A probe fails if the file is absent or older than three times READY_EVERY_SECONDS.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+from temporalio.client import Client
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from ipnext.devfile import TaskQueueGroup
+from ipnext.errors import EngineRefused, Unavailable
+from ipnext.platform.polling import POLLED, Polled, pollers
+
+READY_EVERY_SECONDS = 5.0
+"""Between two looks at whether the worker polls, and two touches of the ready file."""
+
+
+class Load(Interceptor):
+    """Counts the activities that one queue's worker runs. One without a free slot does not poll."""
+
+    def __init__(self, group: TaskQueueGroup) -> None:
+        self._slots = group.activity_slots
+        self.running = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no activity slot is free."""
+        return self.running >= self._slots
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        """See Interceptor."""
+        return _Counted(next, self)
+
+
+class _Counted(ActivityInboundInterceptor):
+    def __init__(self, inner: ActivityInboundInterceptor, load: Load) -> None:
+        super().__init__(inner)
+        self._load = load
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        self._load.running += 1
+        try:
+            return await self.next.execute_activity(input)
+        finally:
+            self._load.running -= 1
+
+
+async def unpolled(client: Client, loads: Mapping[str, Load]) -> Sequence[Polled]:
+    """What this worker should poll and does not. A queue whose slots are all taken counts as polled. EngineRefused, Unavailable."""
+    return [
+        polled
+        for polled in POLLED
+        if not (polled.work == "activities" and polled.queue in loads and loads[polled.queue].full)
+        and client.identity not in await pollers(client, polled)
+    ]
+
+
+@contextmanager
+def announced(file: Path | None) -> Iterator[None]:
+    """The file exists while the worker serves; `keep_ready` keeps it fresh."""
+    if file is not None:
+        _mark(file, ready=True)
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.unlink(missing_ok=True)
+
+
+async def keep_ready(client: Client, loads: Mapping[str, Load], file: Path | None, stopped: asyncio.Event) -> None:
+    """Keep the ready file fresh until `stopped`; it is absent while no work can come, and the log says why."""
+    while not stopped.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_EVERY_SECONDS):
+                await stopped.wait()
+        if file is None or stopped.is_set():
+            continue
+        why = await _why_not(client, loads)
+        if why:
+            structlog.get_logger().warning("worker_not_ready", error=why)
+        await asyncio.to_thread(_mark, file, ready=not why)
+
+
+async def _why_not(client: Client, loads: Mapping[str, Load]) -> str:
+    """Why no work can come; empty if it can."""
+    try:
+        found = await unpolled(client, loads)
+    except (EngineRefused, Unavailable) as error:
+        return error.message
+    return f"not polled by this worker: {'; '.join(map(str, found))}" if found else ""
+
+
+def _mark(file: Path, *, ready: bool) -> None:
+    if ready:
+        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
+    else:
+        file.unlink(missing_ok=True)
