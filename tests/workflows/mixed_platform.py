@@ -18,6 +18,7 @@ import httpx
 import psutil
 
 from ipnext.client import Client
+from ipnext.devfile import read_devfile
 from ipnext.errors import IPnextError, Unavailable
 from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
@@ -55,6 +56,7 @@ class MixedPlatform:
         self._environment = {
             **os.environ,
             **PATIENT,
+            **read_devfile().worker_settings(),
             "IPNEXT_DATABASE_URL": self.url,
             "IPNEXT_ARTIFACTS_URI": self._artifacts,
             "IPNEXT_API_PORT": str(self._api),
