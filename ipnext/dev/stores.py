@@ -32,7 +32,7 @@ class Stores:
         """Those that the settings name, else those of the state directory."""
         return cls(
             settings.dev_database_url or f"sqlite:///{state / 'ipnext.db'}",
-            settings.dev_artifacts_uri or f"file://{state / 'artifacts'}",
+            settings.dev_artifacts_uri or (state / "artifacts").absolute().as_uri(),
             settings.s3_endpoint_url,
         )
 
@@ -57,6 +57,8 @@ def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
     began_below = (state / "ipnext.db").exists()
     begun = began_below or known_stores.exists()
     _check_same(known_stores, stores.named, began=began_below)
+    if stores.artifacts_uri == (state / "artifacts").absolute().as_uri():
+        (state / "artifacts").mkdir(parents=True, exist_ok=True)  # so that `ipnext platform check` finds it before the first publish
     with suppress(ArtifactMissing):
         artifacts.open_blob(_NO_BLOB).close()  # a bucket that is not there, or refuses us, is told now
     try:

@@ -59,6 +59,7 @@ async def reached() -> bool:
 
 @pytest.fixture
 def settings(house):
+    (house.root / "artifacts").mkdir(exist_ok=True)
     return PlatformSettings(
         database_url=f"sqlite:///{house.root}/ipnext.db", artifacts_uri=f"file://{house.root}/artifacts"
     )

@@ -68,7 +68,7 @@ async def test_a_change_runs_by_the_limits_of_the_workers_settings(
     steps = await scheduled(unusual_client, run)
     assert steps["begin_change"].heartbeat_timeout.ToSeconds() == UNUSUAL.heartbeat_seconds
     assert steps["begin_change"].start_to_close_timeout.ToSeconds() == UNUSUAL.record_seconds
-    assert steps["validate_generation"].heartbeat_timeout.ToSeconds() == UNUSUAL.busy_heartbeat.total_seconds()
+    assert steps["prepare_change"].heartbeat_timeout.ToSeconds() == UNUSUAL.busy_heartbeat.total_seconds()
     for workflow_id in (names.model_workflow_id(model), run, names.transition_workflow_id(change.id)):
         assert await task_seconds(unusual_client, workflow_id) == UNUSUAL.workflow_task_seconds, workflow_id
 
