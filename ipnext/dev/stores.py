@@ -58,7 +58,9 @@ def prepare(state: Path, stores: Stores, fleet: Path | None) -> tuple[str, ...]:
     begun = began_below or known_stores.exists()
     _check_same(known_stores, stores.named, began=began_below)
     if stores.artifacts_uri == (state / "artifacts").absolute().as_uri():
-        (state / "artifacts").mkdir(parents=True, exist_ok=True)  # so that `ipnext platform check` finds it before the first publish
+        (state / "artifacts").mkdir(
+            parents=True, exist_ok=True
+        )  # so that `ipnext platform check` finds it before the first publish
     with suppress(ArtifactMissing):
         artifacts.open_blob(_NO_BLOB).close()  # a bucket that is not there, or refuses us, is told now
     try:
