@@ -7,6 +7,7 @@ from sqlalchemy import insert
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import ActivityEnvironment
 
+from activities import replanning
 from activities.mover import MoverActivities
 from activities.planning_policy import PlanningPolicy
 from activities.replanning import FleetReplan
@@ -67,13 +68,16 @@ async def size_of(*values):
     return sum(payload.ByteSize() for payload in await pydantic_data_converter.encode(values))
 
 
-async def test_no_payload_of_a_replan_grows_with_the_models(listed):
+async def test_no_payload_of_a_replan_grows_with_the_models(listed, monkeypatch):
+    monkeypatch.setattr(replanning, "_meanwhile", lambda *_: ({}, None))
+    monkeypatch.setattr(replanning, "models_to_move", lambda *_: NAMES)
     entry = PlanEntry(
         id="plan", trigger="manual", outcome="adopted", message="saves 12 $/h", created_at=datetime.now(UTC)
     )
     replan = FleetReplan(listed.store, ThreadSolver(), PlanningPolicy(), say=lambda _: None)
-    with listed.store.begin() as repository:
-        computed = replan._answer(repository, entry, [repository.replan("r")], NAMES)
+    with listed.store.read() as repository:
+        taken = [repository.replan("r")]
+    computed = replan._listed(entry, taken, None)
     turn = MoveTurn(plan_id="plan", window=16, asking=False)
     answer = ActivityEnvironment().run(MoverActivities(listed.store, lambda _: None).move_models, turn)
     state = MoverState(progress=answer.progress)
