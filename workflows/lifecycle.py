@@ -205,13 +205,13 @@ class LifecycleWorkflow(Walked):
         return stages[kind]
 
     def _applies(self, stage: str) -> bool:
-        """Whether the run goes through a stage: `resolve_snapshots` told, or the run is younger than the stage."""
+        """Whether the run goes through a stage, by what `resolve_snapshots` told."""
         if stage == "optimization":
             return self._cuts
         return stage != "planning" or self._places or self._input.change.kind is not ChangeKind.ROLLBACK
 
     async def _resolve(self, stage: StageInput) -> LifecycleResult | None:
-        """Its answer decides which stages follow: in runs that were recorded before it told, it says no to both."""
+        """Its answer decides which stages follow."""
         resolved = self._prepared.resolved or await self._perform(
             policies.RESOLVE_SNAPSHOTS, stage, f"find the snapshots of generation {stage.generation}"
         )
