@@ -16,7 +16,7 @@ from temporalio.client import Client
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from ipnext.devfile import TaskQueueGroup
-from ipnext.errors import EngineRefused, Unavailable
+from ipnext.errors import EngineRefused, InvalidInput, Unavailable
 from ipnext.platform.polling import POLLED, Polled, pollers
 
 READY_EVERY_SECONDS = 5.0
@@ -67,12 +67,17 @@ async def unpolled(client: Client, loads: Mapping[str, Load]) -> Sequence[Polled
 def announced(file: Path | None) -> Iterator[None]:
     """The file exists while the worker serves; `keep_ready` keeps it fresh."""
     if file is not None:
-        _mark(file, ready=True)
+        try:
+            _mark(file, ready=True)
+        except OSError as error:
+            msg = f"IPNEXT_WORKER_READY_FILE: {file} can't be written: {error.strerror or error}"
+            raise InvalidInput(msg, field="IPNEXT_WORKER_READY_FILE", value=str(file)) from error
     try:
         yield
     finally:
         if file is not None:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
 
 
 async def keep_ready(client: Client, loads: Mapping[str, Load], file: Path | None, stopped: asyncio.Event) -> None:
@@ -86,7 +91,10 @@ async def keep_ready(client: Client, loads: Mapping[str, Load], file: Path | Non
         why = await _why_not(client, loads)
         if why:
             structlog.get_logger().warning("worker_not_ready", error=why)
-        await asyncio.to_thread(_mark, file, ready=not why)
+        try:
+            await asyncio.to_thread(_mark, file, ready=not why)
+        except OSError as error:  # a probe sees that the file is old; the work goes on
+            structlog.get_logger().warning("ready_file_not_written", file=str(file), error=str(error))
 
 
 async def _why_not(client: Client, loads: Mapping[str, Load]) -> str:

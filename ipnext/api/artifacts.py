@@ -1,13 +1,17 @@
 """Artifacts: upload what is missing, then commit the snapshot whose blobs are all there."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import anyio.from_thread
+import anyio.to_thread
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from ipnext.api.platform import Rooms
-from ipnext.errors import TooLarge
+from ipnext.errors import TooLarge, TooSlow, Unavailable
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.resource import BlobQuery, MissingBlobs, StoredSnapshot
 from ipnext.model.signing import SignatureEnvelope
@@ -17,6 +21,12 @@ router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
 PIECE_BYTES = 2**20
 """Handed to the artifact store's thread at once: large enough that changing threads costs nothing. Chunks are not joined."""
+
+UPLOADS_AT_ONCE = 32
+"""Each holds a thread while it comes."""
+
+SILENT_SECONDS = 30.0
+LOWEST_BYTES_PER_SECOND = 1024
 
 _BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 
@@ -32,7 +42,9 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms) -> Response:
     """Store a blob. Content of another digest is refused (422) and leaves nothing behind."""
     limit = rooms.settings.max_upload_bytes
     _check_size(int(request.headers.get("content-length", "0") or 0), limit)
-    await run_in_threadpool(rooms.artifacts.put_blob, sha256, _from_thread(_pieces(request.stream(), limit)))
+    pieces = _from_thread(_pieces(request.stream(), limit))
+    with _turn(request) as threads:
+        await anyio.to_thread.run_sync(rooms.artifacts.put_blob, sha256, pieces, limiter=threads)
     return Response(status_code=204)
 
 
@@ -49,6 +61,22 @@ def put_signature(digest: Sha256, envelope: SignatureEnvelope, rooms: Rooms) -> 
     return Response(status_code=204)
 
 
+@contextmanager
+def _turn(request: Request) -> Iterator[CapacityLimiter]:
+    """Threads of uploads alone: clients that send slowly hold up no other endpoint. Unavailable if all are taken."""
+    state = request.app.state
+    if not hasattr(state, "uploads"):
+        state.uploads, state.upload_threads = 0, CapacityLimiter(UPLOADS_AT_ONCE)
+    if state.uploads >= UPLOADS_AT_ONCE:
+        msg = f"{UPLOADS_AT_ONCE} uploads are under way, as many as this server takes at once; try again"
+        raise Unavailable(msg)
+    state.uploads += 1
+    try:
+        yield state.upload_threads
+    finally:
+        state.uploads -= 1
+
+
 def _check_size(size_bytes: int, limit: int) -> None:
     if size_bytes > limit:
         msg = f"the blob is larger than {limit} bytes, the limit of this server (IPNEXT_MAX_UPLOAD_BYTES)"
@@ -56,10 +84,24 @@ def _check_size(size_bytes: int, limit: int) -> None:
 
 
 async def _pieces(stream: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[bytes]]:
-    """The body's chunks as they come, so many at once that they have PIECE_BYTES. Raises TooLarge as soon as the limit is passed."""
-    size, gathered = 0, 0
+    """The body's chunks as they come, so many at once that they have PIECE_BYTES.
+
+    Raises:
+        TooLarge: as soon as the limit is passed.
+        TooSlow: nothing came for SILENT_SECONDS, or the whole comes slower than LOWEST_BYTES_PER_SECOND.
+    """
+    size, gathered, began = 0, 0, time.monotonic()
     piece: list[bytes] = []
-    async for chunk in stream:
+    while True:
+        left = SILENT_SECONDS + size / LOWEST_BYTES_PER_SECOND - (time.monotonic() - began)
+        try:
+            async with asyncio.timeout(max(0.0, min(SILENT_SECONDS, left))):
+                chunk = await anext(stream, None)
+        except TimeoutError as error:
+            msg = f"the body comes too slowly: {size} bytes so far; at least {LOWEST_BYTES_PER_SECOND} bytes/s are wanted, and no pause of {SILENT_SECONDS:g} s"
+            raise TooSlow(msg) from error
+        if chunk is None:
+            break
         size += len(chunk)
         _check_size(size, limit)
         piece.append(chunk)

@@ -42,18 +42,23 @@ class Prefetching:
         """End the process, whatever it does."""
         if self._task is not None:
             self._task.cancel()
-        if self._process is not None:
+        await self._end()
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
             with suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+                process.kill()
+            await process.wait()
 
     async def _fetch_all(self) -> None:
         while True:
             uri = await self._waiting.get()
             try:
                 answer = await self._fetch(uri)
-            except (OSError, ValueError) as error:
-                answer, self._process = str(error), None
+            except (OSError, ValueError) as error:  # what it says from now on would be taken for another answer
+                answer = str(error)
+                await self._end()
             if answer:
                 structlog.get_logger().info("not fetched ahead", uri=uri, reason=answer)
 

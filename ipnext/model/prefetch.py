@@ -7,10 +7,12 @@ from pydantic import Field
 from ipnext.model.value import Value
 
 MOST_SNAPSHOTS = 256
+MOST_CHARACTERS = 2048
+"""Of a uri."""
 
 
 class Prefetch(Value):
     """Body of `POST /prefetches` of an agent."""
 
-    uris: Annotated[tuple[str, ...], Field(max_length=MOST_SNAPSHOTS)]
+    uris: Annotated[tuple[Annotated[str, Field(max_length=MOST_CHARACTERS)], ...], Field(max_length=MOST_SNAPSHOTS)]
     """Of the artifact store that the agent's hosts fetch from; others are not fetched."""

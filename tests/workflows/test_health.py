@@ -9,6 +9,7 @@ from temporalio.client import Client
 from activities.solving import ThreadSolver
 from ipnext import names
 from ipnext.devfile import TaskQueueGroup, read_devfile
+from ipnext.errors import InvalidInput
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.platform.polling import Polled
 from workflows import health
@@ -69,6 +70,30 @@ async def test_the_ready_file_is_absent_while_a_queue_is_not_polled(own, serve, 
             stopped.set()
             await keeping
     assert not file.exists()
+
+
+async def test_a_ready_file_that_can_not_be_written_ends_no_worker(own, tmp_path, monkeypatch, until):
+    monkeypatch.setattr(health, "READY_EVERY_SECONDS", 0.01)
+    marked, stopped = [], asyncio.Event()
+
+    def mark(file, *, ready):
+        marked.append(ready)
+        raise FileNotFoundError(2, "No such file or directory", str(file))
+
+    monkeypatch.setattr(health, "_mark", mark)
+    keeping = asyncio.create_task(keep_ready(own, {}, tmp_path / "gone" / "ready", stopped))
+    await until(lambda: len(marked) > 1 or keeping.done())
+
+    stopped.set()
+    await keeping
+
+
+def test_a_ready_file_that_can_not_be_written_at_the_start_is_named(tmp_path):
+    with (
+        pytest.raises(InvalidInput, match=r"IPNEXT_WORKER_READY_FILE: .*gone.*No such file"),
+        announced(tmp_path / "gone" / "ready"),
+    ):
+        pass
 
 
 async def test_a_load_counts_the_activities_that_run():

@@ -1,9 +1,12 @@
 """Uploads: only what is missing, only what the digest says, never more than the limit."""
 
+import asyncio
 import hashlib
+from collections import Counter
 
 import pytest
 
+from ipnext.api import artifacts
 from ipnext.api.body_limit import MOST_BYTES
 from ipnext.model.value import digest_of
 
@@ -71,3 +74,58 @@ async def test_a_manifest_that_leads_outside_its_directory_is_refused(world):
     manifest["files"][0]["path"] = "../escape"
     answer = await world.http.post("/v1/artifacts/snapshots", json=manifest)
     assert (answer.status_code, answer.json()["code"]) == (400, "InvalidInput")
+
+
+@pytest.fixture
+def stalled():
+    """A body of which the first byte comes, and the rest once `go` is set."""
+    go = asyncio.Event()
+
+    async def pieces():
+        yield b"x"
+        await go.wait()
+
+    return pieces, go
+
+
+def address_of(content):
+    return f"/v1/artifacts/blobs/{hashlib.sha256(content).hexdigest()}"
+
+
+async def test_a_body_that_does_not_come_is_given_up(world, stalled, monkeypatch):
+    monkeypatch.setattr(artifacts, "SILENT_SECONDS", 0.01)
+    pieces, go = stalled
+
+    answer = await world.http.put(address_of(b"x"), content=pieces())
+
+    assert (answer.status_code, answer.json()["code"]) == (408, "TooSlow")
+    assert "1 bytes so far" in answer.json()["message"]
+    go.set()
+
+
+async def test_uploads_that_hang_hold_up_no_other_endpoint(world, stalled):
+    """More of them than there are threads for what is not asynchronous."""
+    pieces, go = stalled
+    hanging = [
+        asyncio.create_task(world.http.put(address_of(b"x"), content=pieces()))
+        for _ in range(artifacts.UPLOADS_AT_ONCE + 20)
+    ]
+    try:
+        refused = [task async for task in first_of(hanging, 20)]
+        assert {task.result().status_code for task in refused} == {503}
+        assert (await world.http.get("/v1/models")).status_code == 200
+    finally:
+        go.set()
+    answers = await asyncio.gather(*hanging)
+    assert Counter(answer.status_code for answer in answers) == {204: artifacts.UPLOADS_AT_ONCE, 503: 20}
+
+
+async def first_of(tasks, count):
+    """So many that end first."""
+    done = set()
+    while len(done) < count:
+        found, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in found - done:
+            done.add(task)
+            yield task
+        tasks = [task for task in tasks if task not in done]

@@ -1,12 +1,17 @@
 """An agent fetches snapshots before a deployment names them."""
 
+import os
+import sys
+from types import SimpleNamespace
+
 import psutil
 import pytest
 
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
+from ipnext.infra.prefetching import LINE_BYTES, Prefetching
 from tests.ipnext.conftest import write_snapshot
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 
 @pytest.fixture
@@ -76,3 +81,35 @@ def test_it_ends_with_its_agent(agent, stored, how):
     getattr(agent, how)()
 
     until(lambda: not process.is_running(), why=lambda: "no process is left behind")
+
+
+def test_a_uri_that_no_store_has_is_refused_for_its_length(agent):
+    answer = agent.client.post(f"http://127.0.0.1:{agent.port}/prefetches", json={"uris": ["x" * 3000]})
+    assert answer.status_code == 400
+    assert "uris" in answer.json()["message"]
+
+
+class Babbling(Prefetching):
+    """Its process answers with more than a line may have, and stays."""
+
+    ended = ()
+
+    async def _end(self):
+        self.ended = (*self.ended, self._process)
+        await super()._end()
+
+    @property
+    def _command(self):
+        answer = f"import sys, time; sys.stdin.readline(); print('x' * {3 * LINE_BYTES}, flush=True); time.sleep(600)"
+        return [sys.executable, "-c", answer]
+
+
+@pytest.mark.usefixtures("subprocesses")
+async def test_a_process_that_can_not_be_understood_is_ended(tmp_path):
+    babbling = Babbling(SimpleNamespace(cache=tmp_path, environment=lambda: dict(os.environ)))
+    babbling.begin(["file:///nowhere"])
+
+    await eventually(lambda: babbling.ended and babbling.ended[0].returncode is not None)
+
+    assert babbling._process is None
+    await babbling.stop()
