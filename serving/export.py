@@ -4,6 +4,7 @@ A snapshot is `program.json`, `weights.safetensors` and, last, `snapshot.json`. 
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,11 @@ DATATYPES: Final[Mapping[torch.dtype, Datatype]] = {
     torch.float32: "FP32",
     torch.float64: "FP64",
 }
+_FLAT_WEIGHTS: Final = (
+    r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned during export"
+)
+"""torch's own, about its own recurrent layers: 2.15 says so of each of them."""
+
 _ROWS: Final = 3
 """Batch size of every export, so that the digest does not depend on the examples'; 1 would count as a constant."""
 
@@ -152,7 +158,8 @@ def _export(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> Exported
     failures: list[Exception] = []
     for strict in (False, True):
         try:
-            with quiet_tracer():
+            with quiet_tracer(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=_FLAT_WEIGHTS, category=UserWarning)
                 return torch_export(module, (), kwargs=dict(examples), dynamic_shapes=shapes, strict=strict)
         except Exception as error:  # noqa: BLE001  # the tracer runs the user's code and raises anything
             failures.append(error)
