@@ -9,7 +9,7 @@ from ipnext.infra.port import Infrastructure
 from ipnext.store.session import Store
 
 MOST_AT_ONCE = 64
-"""Calls that are under way or wait; more changes than that fetch when their hosts are told to."""
+"""Calls under way or waiting. Snapshots beyond it are fetched by the hosts that load them."""
 
 
 class Prefetching:
@@ -35,6 +35,6 @@ class Prefetching:
         try:
             self._infrastructure.prefetch(region, tuple(uris))
         except IPnextError:
-            return  # its hosts fetch, once they are told to
+            return  # the region's hosts fetch what they load
         finally:
             self._room.release()

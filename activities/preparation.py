@@ -15,7 +15,7 @@ from activities.prefetching import Prefetching
 from activities.transition import TransitionActivities
 from activities.validation import ValidationActivities
 from activities.waiting import beat
-from ipnext.errors import IPnextError
+from ipnext.errors import Conflict, IPnextError
 from ipnext.model.lifecycle import ChangeKind, StageInput
 from ipnext.model.preparation import PreparationInput, Prepared, StageName
 
@@ -51,7 +51,10 @@ class PreparationActivities:
 
     @activity.defn(name="prepare_change", no_thread_cancel_exception=True)
     def prepare_change(self, preparation: PreparationInput) -> Prepared:
-        """Go through the stages until one is refused, has to wait, or can't be done here. Each may be done any number of times."""
+        """Go through the stages until one is refused, has to wait, or can't be done here. Each may be done any number of times.
+
+        An error that does not pass is raised, as by the stage's own activity.
+        """
         of: dict[StageName, Stage] = {
             "metadata": self._resolve,
             "validation": self._validate,
@@ -65,8 +68,10 @@ class PreparationActivities:
             beat(name)
             try:
                 following = of[name](preparation.stage, prepared)
-            except IPnextError:
-                return prepared  # the stage's own activity says it again, and is tried again as its policy says
+            except IPnextError as error:
+                if not (error.retryable or isinstance(error, Conflict)):
+                    raise  # it is noted, and stays: the stage's own activity would only note it again
+                return prepared  # the stage's own activity is tried again as its policy says
             if following is None:
                 return prepared
             prepared = following

@@ -11,7 +11,6 @@ same commands. Both in one run, in this order: ceiling, replan, ceiling.
 
 import argparse
 import asyncio
-import json
 import os
 import subprocess
 import tempfile
@@ -22,8 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.service import RPCError
@@ -31,6 +28,7 @@ from temporalio.service import RPCError
 from activities.planning_policy import PlanningPolicy
 from activities.problems import fleet_problem, model_problem
 from activities.solving import ThreadSolver
+from benchmarks.lifecycle.figures import report
 from benchmarks.lifecycle.instant import InstantInfrastructure
 from ipnext import names
 from ipnext.artifacts.file_store import FileArtifactStore
@@ -299,14 +297,7 @@ def main() -> None:
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     found = asyncio.run(measured(given.models, given.window))
-    shown = Table(title="a fleet takes its places in a new plan")
-    shown.add_column("figure")
-    shown.add_column("value", justify="right")
-    for name, value in found.items():
-        shown.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
-    Console().print(shown)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2))
+    report("a fleet takes its places in a new plan", found, given.json)
 
 
 if __name__ == "__main__":

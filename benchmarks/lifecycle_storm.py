@@ -9,7 +9,6 @@ publishes would lag if each was rolled out in its turn, computed from the rollou
 
 import argparse
 import asyncio
-import json
 import statistics
 import tempfile
 import threading
@@ -18,10 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.lifecycle import manifest, snapshots
+from benchmarks.lifecycle.figures import report
 from demo.embedded import Embedded
 from ipnext import names
 from ipnext.client import Client
@@ -116,14 +113,7 @@ def main() -> None:
         client.wait_ready(MODEL)
         most, ids = published(client, platform.endpoints["temporal_address"], sources, given.seconds, given.every)
         found = figures(ended(client, ids), most)
-    shown = Table(title=f"a publish every {given.every:g} s for {given.seconds:g} s")
-    shown.add_column("figure")
-    shown.add_column("value", justify="right")
-    for name, value in found.items():
-        shown.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
-    Console().print(shown)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2))
+    report(f"a publish every {given.every:g} s for {given.seconds:g} s", found, given.json)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Both in one run, in this order: ceiling, publishes, ceiling.
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import tempfile
@@ -22,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from temporalio.client import Client
 from torch import Tensor, nn
 
 from activities.planning_policy import PlanningPolicy
 from activities.solving import ThreadSolver
+from benchmarks.lifecycle.figures import report
 from benchmarks.lifecycle.instant import InstantInfrastructure
 from benchmarks.lifecycle_replan import AWAY, HOME, PATIENCE_SECONDS, ceiling, fleet, server
 from ipnext import names
@@ -180,14 +178,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     found = asyncio.run(measured(given.models, given.generations))
-    shown = Table(title="publishes of many models at once")
-    shown.add_column("figure")
-    shown.add_column("value", justify="right")
-    for name, value in found.items():
-        shown.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
-    Console().print(shown)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2))
+    report("publishes of many models at once", found, given.json)
 
 
 if __name__ == "__main__":

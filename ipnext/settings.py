@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, HttpUrl, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, HttpUrl, TypeAdapter, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ipnext.errors import InvalidInput
 from ipnext.timing import Timing
 
 Settings = TypeVar("Settings", bound=BaseSettings)
+_URL = TypeAdapter(HttpUrl)
 
 
 class ClientSettings(BaseSettings):
@@ -59,6 +60,9 @@ def _read(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
         name = str(first["loc"][0])
         msg = f"{name} (IPNEXT_{name.upper()}): {first['msg']}, got {first['input']!r}"
         raise InvalidInput(msg, field=name, value=first["input"]) from error
+    except SettingsError as error:  # a mapping or a list that is no JSON; its text names the field, not the variable
+        msg = f'{error}: IPNEXT_... variables of mappings and lists are JSON, such as IPNEXT_AGENTS=\'{{"us-east": "http://127.0.0.1:7000"}}\''
+        raise InvalidInput(msg) from error
 
 
 class NativeCodeSettings(BaseSettings):
@@ -88,6 +92,18 @@ class PlatformSettings(NativeCodeSettings, Timing):
     """Buckets from which a publish by s3:// may read."""
     agents: Mapping[str, str] = Field(default_factory=dict)
     """Region -> URL of its agent (the embedded infrastructure)."""
+
+    @field_validator("agents")
+    @classmethod
+    def _check_urls(cls, agents: Mapping[str, str]) -> Mapping[str, str]:
+        for region, url in agents.items():
+            try:
+                _URL.validate_python(url)
+            except ValidationError as error:
+                msg = f"region {region!r} needs the URL of its agent, http://HOST:PORT, not {url!r}"
+                raise ValueError(msg) from error
+        return agents
+
     temporal_ui_url: str = "http://127.0.0.1:8233"
     """Base of the links to runs."""
     lifecycle_activity_slots: int = Field(default=64, ge=1)

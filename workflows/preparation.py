@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from ipnext.errors import IPnextError
     from ipnext.model.lifecycle import StageInput
     from ipnext.model.preparation import PreparationInput, Prepared, StageName
     from workflows import policies
@@ -16,17 +17,26 @@ FEWEST = 2
 
 
 async def prepare(stage: StageInput, stages: Sequence[StageName], *, urgent: bool) -> Prepared:
-    """The answers of those that are done. None where the activity fails: each stage has one of its own."""
+    """The answers of those that are done; no answers if the activity fails by a bug or a time-out: each stage has one of its own.
+
+    ActivityError if a stage is refused by an error.
+    """
     if len(stages) < FEWEST:
         return Prepared()
     step = policies.PREPARE_CHANGE.passing(urgent=urgent)
     try:
         return await perform(step, PreparationInput(stage=stage, stages=tuple(stages)), f"prepare {stage.kind}")
     except ActivityError as error:
-        if is_cancelled_exception(error):
+        if is_cancelled_exception(error) or is_refused(error):
             raise
         workflow.logger.warning("the stages are gone through one by one: %s", error.cause)
         return Prepared()
+
+
+def is_refused(error: ActivityError) -> bool:
+    """Whether trying again is no use: a stage said so. A bug is none: the stages are gone through one by one then."""
+    cause = error.cause
+    return isinstance(cause, ApplicationError) and cause.non_retryable and cause.type != IPnextError.code
 
 
 def is_done(prepared: Prepared, stage: str) -> bool:

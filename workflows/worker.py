@@ -64,7 +64,7 @@ from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.builds import make_first_current, promote
 from ipnext.platform.setup import replan_schedule, warn_of_missing
 from ipnext.process_end import end_process
-from ipnext.settings import PlatformSettings
+from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
 from ipnext.temporal import (
     connect,
@@ -332,7 +332,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         check_neighbours()
-        settings = PlatformSettings()
+        settings = platform_settings()
         asyncio.run(_until_signalled(settings))
     except IPnextError as error:
         structlog.get_logger().error("worker_can_not_start", code=error.code, error=error.message)

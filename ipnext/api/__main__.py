@@ -7,17 +7,16 @@ import sys
 
 import structlog
 import uvicorn
-from pydantic import ValidationError
 
 from ipnext.api.app import create_app
 from ipnext.api.collecting import collect_rarely
 from ipnext.api.stream import Stream
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.artifacts.opening import open_store
-from ipnext.errors import EXIT_BAD_INPUT, EXIT_OK, IPnextError
+from ipnext.errors import EXIT_OK, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.process_end import end_process
-from ipnext.settings import PlatformSettings
+from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
 
 OBSERVE_SECONDS = 3.0
@@ -52,10 +51,10 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then hands the signal to this
         signal.signal(number, _asked_to_end)
     try:
-        serve(PlatformSettings())
-    except (IPnextError, ValidationError) as error:
+        serve(platform_settings())
+    except IPnextError as error:
         sys.stderr.write(f"error: {error}\n")
-        return error.exit_status if isinstance(error, IPnextError) else EXIT_BAD_INPUT
+        return error.exit_status
     return EXIT_OK
 
 

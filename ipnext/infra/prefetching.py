@@ -20,6 +20,9 @@ MOST_WAITING = 256
 
 LINE_BYTES = 2**20
 
+FETCH_SECONDS = 3600.0
+"""Of one snapshot: one that hangs must not keep the others from coming."""
+
 
 class Prefetching:
     """One fetch at a time. The process starts with the first one and ends with the agent: its standard input does."""
@@ -55,9 +58,10 @@ class Prefetching:
         while True:
             uri = await self._waiting.get()
             try:
-                answer = await self._fetch(uri)
+                async with asyncio.timeout(FETCH_SECONDS):
+                    answer = await self._fetch(uri)
             except (OSError, ValueError) as error:  # what it says from now on would be taken for another answer
-                answer = str(error)
+                answer = str(error) or f"not within {FETCH_SECONDS:g} s"
                 await self._end()
             if answer:
                 structlog.get_logger().info("not fetched ahead", uri=uri, reason=answer)

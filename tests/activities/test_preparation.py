@@ -15,7 +15,7 @@ from activities.preparation import PreparationActivities
 from activities.solving import ThreadSolver
 from activities.transition import TransitionActivities
 from activities.validation import ValidationActivities
-from ipnext.errors import RegionUnreachable, Unavailable
+from ipnext.errors import ArtifactMissing, RegionUnreachable, Unavailable
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.lifecycle import ChangeKind, StageInput
@@ -110,6 +110,18 @@ def test_what_a_freeze_holds_is_not_planned(prepared, house):
 
 def test_a_stage_that_fails_is_left_to_its_own_activity(prepared):
     assert answers(prepared(planning=Busy)) == ["resolved", "validated", "thawed"]
+
+
+def test_what_does_not_pass_is_raised_as_by_the_stage_itself(prepared, house):
+    """Its own activity would note it a second time."""
+
+    def missing(uri):
+        msg = f"snapshot {uri} is not there, or was never committed"
+        raise ArtifactMissing(msg)
+
+    house.artifacts.manifest = missing
+    with pytest.raises(ArtifactMissing):
+        prepared()
 
 
 def test_what_can_not_be_placed_is_told_and_no_way_is_planned(prepared):

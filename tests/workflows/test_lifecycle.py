@@ -207,3 +207,19 @@ async def test_a_refused_snapshot_of_one_part_stands_in_the_way_of_no_publish_of
     with house.store.read() as repository:
         snapshots = repository.generation(model, done.generation).snapshots
     assert snapshots == {"sparse": 3, "dense": 1}
+
+
+async def test_a_snapshot_that_has_gone_is_told_once(house, model, carried_out):
+    house.apply(model)
+    change = house.publish(model, 1)
+    with house.store.read() as repository:
+        uri = repository.snapshot(model, "sparse", 1).uri
+    digest = uri.rsplit("/", 1)[-1]
+    (house.root / "artifacts" / "snapshots" / digest / "snapshot.json").unlink()
+
+    done = await carried_out(change)
+
+    assert (done.state, done.reason) == (ChangeState.REFUSED, Reason.ARTIFACT_MISSING)
+    with house.store.read() as repository:
+        told = [event.message for event in repository.events(model) if event.kind == ConditionType.RESOLVED.value]
+    assert len(told) == 1, told

@@ -17,7 +17,7 @@ from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.errors import EXIT_BAD_INPUT, Conflict, InvalidInput, Unavailable
 from ipnext.model.workflow_namespace import WorkflowNamespace
-from ipnext.settings import PlatformSettings
+from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
 from ipnext.temporal import connect, namespace_of, reachable, ui_link
 from tests.waiting import PATIENCE_SECONDS, eventually
@@ -194,3 +194,18 @@ async def test_a_worker_without_agents_does_not_start_and_names_the_setting(tmp_
     finally:
         process.kill()
     assert "agents (IPNEXT_AGENTS) names no region" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("agents", "told"),
+    [
+        ('{"us-east": ""}', "agents (IPNEXT_AGENTS): Value error, region 'us-east' needs the URL of its agent"),
+        ('{"us-east": "ftp://127.0.0.1"}', "http://HOST:PORT, not 'ftp://127.0.0.1'"),
+        ("nonsense", "variables of mappings and lists are JSON"),
+    ],
+)
+def test_agents_that_are_no_urls_are_refused_in_words(monkeypatch, agents, told):
+    monkeypatch.setenv("IPNEXT_AGENTS", agents)
+    with pytest.raises(InvalidInput) as refused:
+        platform_settings()
+    assert told in refused.value.message
