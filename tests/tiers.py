@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import urllib3.util.connection  # noqa: F401 - it takes a port as it is imported: no test is to be the first one
 from hypothesis import HealthCheck, settings
+from temporalio.bridge.testing import EphemeralServer
 
 EXAMPLES = 10
 """Most examples of a property in the profile `fast`."""
@@ -116,14 +117,16 @@ def pytest_configure(config: pytest.Config) -> None:
     GUARD.installed = True
     sys.addaudithook(GUARD.audit)
     multiprocessing.util.spawnv_passfds = _audited(multiprocessing.util.spawnv_passfds)
+    for name in ("start_dev_server", "start_test_server"):
+        setattr(EphemeralServer, name, staticmethod(_audited(getattr(EphemeralServer, name))))
 
 
 def _audited(spawn: Any) -> Any:
-    """With an audit event: the start methods `spawn` and `forkserver` of multiprocessing raise none by themselves."""
+    """With an audit event: the start methods `spawn` and `forkserver` of multiprocessing, and native code, raise none by themselves."""
 
-    def audited(path: Any, args: Any, passfds: Any) -> Any:
-        sys.audit("os.posix_spawn", path, args, {})
-        return spawn(path, args, passfds)
+    def audited(*arguments: Any) -> Any:
+        sys.audit("os.posix_spawn", spawn.__name__, arguments, {})
+        return spawn(*arguments)
 
     return audited
 

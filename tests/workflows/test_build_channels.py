@@ -124,6 +124,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/model/manifest.py": PEOPLE,
     "ipnext/model/routing.py": PEOPLE,
     "ipnext/model/signing.py": OTHERS,
+    "ipnext/settings.py": PEOPLE,
     "ipnext/model/wire.py": "is the tolerant reader itself",
     "ipnext/profiling/engine.py": OTHERS,
     "ipnext/store/freezes.py": COLUMNS,

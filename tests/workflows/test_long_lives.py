@@ -52,6 +52,7 @@ def workers(house, client):
     )
 
 
+@pytest.mark.usefixtures("subprocesses", "listeners")
 async def test_a_canary_is_held_for_hours_and_then_goes_on(house, model):
     """The server skips the time: two hours would be longer than a test may take."""
     options = [*server_options(read_devfile().temporal, with_database=False), *SKIPPING]
