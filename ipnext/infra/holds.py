@@ -9,6 +9,7 @@ from ipnext.model.deployment import (
     HeldGeneration,
     HeldSnapshot,
     HostedSnapshot,
+    HostFailure,
     HostHolds,
     HostState,
     LoadFailure,
@@ -199,7 +200,7 @@ def endpoints(
     )
 
 
-def load_failures(state: HostState | None, adapters: Collection[str]) -> tuple[LoadFailure, ...]:
+def load_failures(failures: Iterable[HostFailure], adapters: Collection[str]) -> tuple[LoadFailure, ...]:
     """What a host could not load, as the port reports it; `adapters` are the parts that are adapters."""
     return tuple(
         LoadFailure(
@@ -209,7 +210,7 @@ def load_failures(state: HostState | None, adapters: Collection[str]) -> tuple[L
             message=failure.message,
             adapter=failure.part if failure.part in adapters else None,
         )
-        for failure in (state.failures if state else ())
+        for failure in failures
     )
 
 

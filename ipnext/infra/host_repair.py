@@ -1,11 +1,12 @@
 """When a host that is not as its agent left it is corrected: it has other snapshots than it was sent, or drains unasked."""
 
 import time
+from collections.abc import Iterable
 from signal import SIGKILL, SIGTERM, Signals
 
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.holds import differs
-from ipnext.model.deployment import HostHolds, HostState
+from ipnext.model.deployment import HostedSnapshot, HostFailure, HostHolds, HostState
 
 
 class HostRepair:
@@ -46,3 +47,27 @@ class HostRepair:
             return None
         self._signalled = True
         return SIGTERM
+
+
+class FailedLoads:
+    """What one host could not load, that which it tries again included: a look that comes meanwhile sees the failure too."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, int], HostFailure] = {}
+
+    def reset(self) -> None:
+        """Forget all: another process has taken its place."""
+        self._last = {}
+
+    def see(self, state: HostState, wanted: Iterable[HostedSnapshot], coming: Iterable[HostedSnapshot]) -> None:
+        """Keep the newest failure of each snapshot that is not at hand: `wanted` is to be ready, `coming` to be fetched."""
+        self._last.update({(failure.part, failure.snapshot): failure for failure in state.failures})
+        ready = {(held.part, held.snapshot) for held in state.ready}
+        lacking = {(held.part, held.snapshot) for held in wanted} - ready
+        lacking |= {(held.part, held.snapshot) for held in coming if held.digest not in state.fetched}
+        self._last = {key: failure for key, failure in self._last.items() if key in lacking}
+
+    @property
+    def all(self) -> tuple[HostFailure, ...]:
+        """Each of them."""
+        return tuple(self._last.values())

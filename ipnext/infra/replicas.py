@@ -27,7 +27,7 @@ from ipnext.infra.holds import (
     with_both,
     without,
 )
-from ipnext.infra.host_repair import HostRepair
+from ipnext.infra.host_repair import FailedLoads, HostRepair
 from ipnext.infra.load_watch import rest, tells
 from ipnext.infra.notes import HostNote, as_note
 from ipnext.infra.ports import LOOPBACK
@@ -85,7 +85,7 @@ class HostReplica:
             on_change=self._process_changed,
             spawn=site.processes.spawn(self.name, self._note),
         )
-        self._repair = HostRepair(site.settings)
+        self._repair, self._failed_loads = HostRepair(site.settings), FailedLoads()
         if adopted is not None:
             self._adopt(*adopted)
 
@@ -149,7 +149,7 @@ class HostReplica:
             pid=self._child.pid,
             ready=self.routed,
             engines=engines_of(self.key.part, self._state.ready if self._state else ()),
-            failures=load_failures(self._state, adapters_of(self._wanted, self._told)),
+            failures=load_failures(self._failed_loads.all, adapters_of(self._wanted, self._told)),
             restarts=self._child.restarts,
             message=self._refusal or self._child.message,
             coming=self._goal,
@@ -248,6 +248,7 @@ class HostReplica:
         self._told = None
         self._refusal = None
         self._repair.reset()
+        self._failed_loads.reset()
         self._wanted = self._over.next or self._wanted
         self._over.end()
         self._answered_at = time.monotonic()
@@ -285,6 +286,8 @@ class HostReplica:
         """Take over what the host says, and tell the router at once where that changes what it is ready for."""
         before, self._routed = self.ready, self.routed
         self._state = state
+        if state is not None:
+            self._failed_loads.see(state, self._wanted.holds, self._over.next.holds if self._over.next else ())
         if self.ready and self._over.begun is not None:
             self._over.begun = None
             self._keep_note()

@@ -62,6 +62,7 @@ class Workers:
         process = self._running.pop(build)
         process.kill()
         process.wait()
+        process.wait()
 
     def close(self) -> None:
         """End all."""

@@ -103,9 +103,12 @@ async def test_a_table_that_the_store_never_wrote_down_is_replaced_by_the_stored
 
     house.infrastructure.route(table.model_copy(update={"revision": table.revision + 7, "shares": ()}))
 
+    def stored():
+        with house.store.read() as repository:
+            return repository.route(model, "eu-west").revision
+
+    await until(lambda: stored() == table.revision + 8)
     await until(lambda: followed(house, model) == ONE_SERVES)
-    with house.store.read() as repository:
-        assert repository.route(model, "eu-west").revision == table.revision + 8
 
 
 @pytest.mark.usefixtures("reconciler")

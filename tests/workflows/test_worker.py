@@ -149,9 +149,11 @@ async def test_the_worker_process_waits_for_its_server_and_ends_on_sigterm(tmp_p
     try:
         await eventually(lambda: (tmp_path / "ready").exists() or process.poll() is not None, why=log.read_text)
         assert process.poll() is None, log.read_text()
-        async with httpx.AsyncClient(trust_env=False) as http:
-            exported = await http.get(f"http://{metrics}/metrics")
-        assert "temporal_worker_task_slots_available" in exported.text
+
+        def exported():
+            return httpx.get(f"http://{metrics}/metrics", trust_env=False, timeout=60).text
+
+        await eventually(lambda: "temporal_worker_task_slots_available" in exported(), why=exported)
         (tmp_path / "ready").unlink()
         await eventually((tmp_path / "ready").exists, why=lambda: "it is kept fresh")
         process.send_signal(signal.SIGTERM)
@@ -159,6 +161,7 @@ async def test_the_worker_process_waits_for_its_server_and_ends_on_sigterm(tmp_p
         assert not (tmp_path / "ready").exists()
     finally:
         process.kill()
+        process.wait()
     client = await connect(address=temporal_address)
     await client.get_schedule_handle(names.REPLAN_SCHEDULE).delete()
     with closing(Store.open(f"sqlite:///{tmp_path}/ipnext.db")) as store, store.read() as repository:
@@ -181,6 +184,7 @@ async def test_a_worker_refuses_a_record_that_is_not_its_own(tmp_path, temporal_
         assert await asyncio.to_thread(process.wait, PATIENCE_SECONDS) == EXIT_BAD_INPUT
     finally:
         process.kill()
+        process.wait()
     told = (tmp_path / "log").read_text()
     assert expected in told
     assert "Traceback" not in told
@@ -193,6 +197,7 @@ async def test_a_worker_without_agents_does_not_start_and_names_the_setting(tmp_
         assert await asyncio.to_thread(process.wait, PATIENCE_SECONDS) == EXIT_BAD_INPUT
     finally:
         process.kill()
+        process.wait()
     assert "agents (IPNEXT_AGENTS) names no region" in (tmp_path / "log").read_text()
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.holds import differs
-from ipnext.infra.host_repair import HostRepair
-from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostHolds, HostState
+from ipnext.infra.host_repair import FailedLoads, HostRepair
+from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure, HostHolds, HostState
 from tests.processes import command_line, gone
 from tests.waiting import until
 
@@ -173,3 +173,27 @@ def test_a_gateway_that_was_ended_comes_back(shared_agent):
         admin.post("http://localhost/quitquitquit")
     until(lambda: gone([former]), why=lambda: "it ends")
     until(lambda: shared_agent.get("/v2/health/live") == 200, why=lambda: "another one answers")
+
+
+def test_a_load_that_failed_stays_told_until_its_snapshot_is_at_hand():
+    """A look between a failure and the end of the next try sees the failure: it ends a rollout, whenever the look comes."""
+    failure = HostFailure(model="m", part="p", snapshot=1, generations=(1,), code="MemoryExceeded", message="no room")
+    ready = HeldGeneration(model="m", part="p", generation=1, snapshot=1)
+    again = HostState(loading=(ready,))
+    loads = FailedLoads()
+
+    for seen, told in (
+        (again, ()),
+        (HostState(failures=(failure,)), (failure,)),
+        (again, (failure,)),
+        (HostState(ready=(ready,)), ()),
+    ):
+        loads.see(seen, [HOLD], [])
+        assert loads.all == told
+    loads.see(HostState(failures=(failure,)), [], [HOLD])
+    loads.see(again, [], [HOLD])
+    assert loads.all == (failure,), "of what a host is to go over to"
+    loads.see(HostState(fetched=("d",)), [], [HOLD])
+    assert loads.all == ()
+    loads.see(HostState(failures=(failure,)), [], [])
+    assert loads.all == (), "of a snapshot that nothing wants"
