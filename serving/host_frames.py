@@ -77,21 +77,23 @@ class HostFrames:
 
     def _infer(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
         tensors = frame.tensors()
+        seconds = header["deadline_ms"] / 1000
         lease = self._parts.lease(header["model"], header["part"], header["generation"])
         finish = partial(self._answer, number, lease.snapshot)
-        work = self._parts.infer(lease, tensors, seconds=header["deadline_ms"] / 1000, finish=finish)
+        work = self._parts.infer(lease, tensors, seconds=seconds, finish=finish)
         self._watch(number, work)
 
     def _infer_v2(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
         chosen = header.get("chosen", header["generation"])
         about = About(header["model"], header["part"], chosen, tuple(header["outputs"]))
+        seconds, header_length = header["deadline_ms"] / 1000, header["header_length"]
         lease = self._parts.lease(about.model, about.part, header["generation"])
         work = self._parts.infer_v2(
             lease,
             frame.body.data,
-            header["header_length"],
+            header_length,
             about=about,
-            seconds=header["deadline_ms"] / 1000,
+            seconds=seconds,
             finish=partial(self._answer_v2, number, lease.snapshot, bool(header.get("sketch"))),
         )
         self._watch(number, work)

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from ipnext.errors import TooSlow, Unavailable
+
 MAX_BODY_BYTES: Final = 256 * 2**20
 SWEEP_SECONDS: Final = 1.0
 """Connections are looked at so often; a limit in seconds holds to within it."""
@@ -21,16 +23,50 @@ class HttpLimits:
     """A larger request body, as sent or as unpacked, is refused with 413."""
     held_bytes: int = 2 * 2**30
     """All bodies of requests under way in the process; the request that goes beyond is refused with 503."""
+    small_bytes: int = 2**20
+    """The last eighth of `held_bytes` is for bodies up to this size: large ones, however slow, leave room for them."""
     head_bytes: int = 64 * 2**10
     """A larger request line with headers is refused with 413."""
     read_seconds: float = 20.0
     """A request that has begun must be there by then, with time for a large body on top; else 408."""
     read_bytes_per_second: int = 64 * 2**10
     """The time on top: a second for each so many bytes that have come (as mod_reqtimeout's MinRate)."""
+    window_seconds: float = 10.0
+    """A body that after `read_seconds` is slower than that for so long is refused with 408, however fast it was before."""
+    longest_read_seconds: float = 600.0
+    """A request must be there by then, however large."""
     write_seconds: float = 20.0
     """A client that takes none of its answer for so long is cut off."""
     linger_seconds: float = 2.0
     """After a refusal what still comes is read and dropped for so long, or the refusal would be lost on its way."""
+
+    def check_held(self, held: int, body: int) -> None:
+        """Unavailable if all bodies together, `held` bytes, leave no room for one of `body` bytes."""
+        limit = self.held_bytes if body <= self.small_bytes else self.held_bytes - self.held_bytes // 8
+        if held > limit:
+            msg = f"requests of more than {limit} bytes are under way; try again"
+            raise Unavailable(msg)
+
+
+@dataclass(slots=True)
+class Reading:
+    """The pace of one request that has begun and is not whole yet. Seconds are of time.monotonic."""
+
+    since: float
+    _window: tuple[float, int] = (0.0, 0)
+    """When the pace was last measured, and the bytes that had come."""
+
+    def check(self, now: float, size: int, limits: HttpLimits) -> None:
+        """TooSlow if the request, of which `size` bytes of the body have come, may not be waited for any longer."""
+        began, before = self._window if self._window[0] else (self.since, 0)
+        rate = limits.read_bytes_per_second
+        stalled = now - began > limits.window_seconds and size - before < rate * limits.window_seconds
+        if now - began > limits.window_seconds:
+            self._window = (now, size)
+        allowed = min(limits.read_seconds + size / rate, limits.longest_read_seconds)
+        if now - self.since > allowed or (stalled and now - self.since > limits.read_seconds):
+            msg = f"the request has not come whole in {now - self.since:.0f} s; {size} bytes of its body are here"
+            raise TooSlow(msg)
 
 
 class Paced(Protocol):

@@ -15,9 +15,9 @@ import httptools
 import structlog
 
 from ipnext.allowed_hosts import AllowedHosts
-from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow, Unavailable
+from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow
 from serving.http import Answer, Flow, Handler, Request, Response, Streamed, error_response
-from serving.http_limits import HttpLimits, OpenConnections
+from serving.http_limits import HttpLimits, OpenConnections, Reading
 from serving.http_stream import BodyWriter
 
 MAX_PIPELINED: Final = 32
@@ -59,8 +59,12 @@ class HttpProtocol(asyncio.Protocol):
         """Where these pieces come from."""
         self._held_bytes = 0
         """Bodies that are not answered yet."""
-        self._reading_since = 0.0
-        """When the request began that is not whole yet; 0 where none is."""
+        self._pace: Reading | None = None
+        """Of the request that has begun and is not whole yet."""
+        self._expected = False
+        """Whether the client waits to be told that it may send its body."""
+        self._progress = False
+        """Whether headers, or a piece of a body, have begun or ended in the bytes that are read."""
         self._paused = False
         self._over = False
         """Whether the connection ends with what it has: nothing more is read."""
@@ -89,11 +93,12 @@ class HttpProtocol(asyncio.Protocol):
         if self._over:
             return
         try:
+            self._progress = False
             self._parser.feed_data(data)
-            if self._head_bytes >= 0:
-                self._count_head(len(data))
-            if self._reading and not self._reading_since:
-                self._reading_since = time.monotonic()
+            if not self._progress:
+                self._count_text(len(data))
+            if self._reading and self._pace is None:
+                self._pace = Reading(time.monotonic())
         except httptools.HttpParserUpgrade as change:
             self._change_over(data[change.args[0] :])
         except httptools.HttpParserCallbackError as error:
@@ -132,7 +137,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header. Those behind a body in pieces are dropped (RFC 9110, 6.5.1): the request was judged by those before."""
-        if self._head_bytes < 0:
+        if not self._in_head:
             return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         if key == "host":
@@ -143,29 +148,44 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The body follows."""
-        self._head_bytes = -1
+        self._text_bytes = 0
+        self._count_text(len(self._url) + sum(len(key) + len(text) + 4 for key, text in self._headers.items()))
+        self._in_head = False
+        self._on_text_end()
         self._check_source()
+        self._check_framing()
         length = self._headers.get("content-length", "0")
-        if length.isdigit() and int(length[:18]) > self._limits.body_bytes:
-            raise _too_large(self._limits, f"{length[:18]} bytes")
-        if self._headers.get("expect", "").lower() == "100-continue" and self._transport is not None:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if length.isdigit():
+            size = int(length[:18])
+            if size > self._limits.body_bytes:
+                raise _too_large(self._limits, f"{length[:18]} bytes")
+            self._limits.check_held(self._open.held_bytes + size, size)
+        self._expected = self._headers.get("expect", "").lower() == "100-continue"
+        self._invite()
+
+    def on_chunk_header(self) -> None:
+        """The size of a piece of the body is known."""
+        self._on_text_end()
+
+    def on_chunk_complete(self) -> None:
+        """A piece of the body is whole; or, behind the last one, the headers that follow."""
+        self._on_text_end()
 
     def on_body(self, chunk: bytes) -> None:
         """A piece of the body."""
+        self._on_text_end()
         self._body += chunk
         self._held_bytes += len(chunk)
         self._open.held_bytes += len(chunk)
-        if self._open.held_bytes > self._limits.held_bytes:
-            msg = f"requests of more than {self._limits.held_bytes} bytes are under way; try again"
-            raise Unavailable(msg)
+        self._limits.check_held(self._open.held_bytes, len(self._body))
         if len(self._body) > self._limits.body_bytes:
             raise _too_large(self._limits, "more")
 
     def on_message_complete(self) -> None:
         """The whole request is there."""
-        self._reading = False
-        self._reading_since = 0.0
+        self._on_text_end()
+        self._reading = self._expected = False
+        self._pace = None
         upgrade = self._parser.should_upgrade()
         if upgrade and self._headers.get("upgrade", "").lower() in self._upgrades:
             return
@@ -201,16 +221,15 @@ class HttpProtocol(asyncio.Protocol):
 
     def check_pace(self, now: float) -> None:
         """End the connection where the client is too slow to send, or to take its answer."""
-        limits = self._limits
         if self._transport is None:
             return
         if self._choked is not None:
             self._check_taking(self._transport, self._choked, now)
-        elif self._reading_since and not self._waiting and not self._over:
-            allowed = limits.read_seconds + len(self._body) / limits.read_bytes_per_second
-            if now - self._reading_since > allowed:
-                msg = f"the request has not come whole in {allowed:.0f} s; {len(self._body)} bytes of its body are here"
-                self._refuse(TooSlow(msg))
+        elif self._pace is not None and not self._waiting and not self._over:
+            try:
+                self._pace.check(now, len(self._body), self._limits)
+            except TooSlow as error:
+                self._refuse(error)
 
     def _check_taking(self, transport: asyncio.Transport, choked: tuple[float, int], now: float) -> None:
         since, size = choked
@@ -224,7 +243,9 @@ class HttpProtocol(asyncio.Protocol):
         self._url = b""
         self._headers: dict[str, str] = {}
         self._body = bytearray()
-        self._head_bytes = 0
+        self._in_head = True
+        self._text_bytes = 0
+        """Bytes that came since the request, or a piece of its body, began or ended: request line, headers, sizes of pieces."""
         self._hosts = 0
         self._reading = False
 
@@ -239,11 +260,34 @@ class HttpProtocol(asyncio.Protocol):
         if not headers.keys().isdisjoint(_SOURCES):
             self._allowed.check_source(self._parser.get_method().decode("latin-1"), host, headers)
 
-    def _count_head(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self._limits.head_bytes:
-            msg = f"the request line and headers are larger than {self._limits.head_bytes} bytes"
+    def _check_framing(self) -> None:
+        """Refuse a body whose end another reader could see elsewhere (RFC 9112, 6.1)."""
+        coding = self._headers.get("transfer-encoding")
+        if coding is None:
+            return
+        if self._parser.get_http_version() != "1.1" or coding.strip().lower() != "chunked":
+            msg = f"Transfer-Encoding: {coding[:40]!r} must be chunked, in HTTP/1.1"
+            raise InvalidInput(msg, field="Transfer-Encoding", value=coding, allowed=("chunked",))
+
+    def _count_text(self, size: int) -> None:
+        self._text_bytes += size
+        if self._text_bytes > self._limits.head_bytes:
+            place = (
+                "request line and headers"
+                if self._in_head
+                else "headers behind the body, or the size of a piece of it,"
+            )
+            msg = f"the {place} are larger than {self._limits.head_bytes} bytes"
             raise TooLarge(msg, field="headers")
+
+    def _on_text_end(self) -> None:
+        self._progress, self._text_bytes = True, 0
+
+    def _invite(self) -> None:
+        """Tell a client that waits for it to send its body, once the answers before have left."""
+        if self._expected and self._running is None and not self._waiting and self._transport is not None:
+            self._expected = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _answer_next(self) -> None:
         while self._waiting and self._transport is not None and self._choked is None:
@@ -264,6 +308,7 @@ class HttpProtocol(asyncio.Protocol):
                 continue
             self._await(request, answer, keep=keep)
             return
+        self._invite()
 
     def _await(self, request: Request, answer: Awaitable[Answer], *, keep: bool) -> None:
         running = asyncio.ensure_future(answer)
@@ -338,7 +383,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._over:
             return
         self._over = True
-        self._reading_since = 0.0
+        self._pace = None
         self._waiting.append((error, False))
         if self._running is None:
             self._answer_next()

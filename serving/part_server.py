@@ -166,8 +166,8 @@ class PartServer:
         """
         call = _Call(lease, len(body))
         try:
-            wanted = self._forms.read(body, header_length)
             served = lease.value
+            wanted = self._forms.read(body, header_length, served.part.signature)
             served.fitting.check(wanted, partial(check_inputs, wanted.inputs, served.part.signature))
             answer = served.answer_forms.of(wanted, about, partial(self._answer_form, lease, wanted, about))
             seconds = wanted.seconds(seconds)

@@ -15,6 +15,8 @@ from typing import Any, Final
 import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, TooLarge
+from ipnext.model.registry import Signature
+from serving.signature import check_takes_bytes
 from serving.tensors import Tensor, check_datatype, check_shape, from_binary, from_json, to_binary, to_json
 
 HEADER_LENGTH: Final = "inference-header-content-length"
@@ -138,12 +140,15 @@ def check_json_size(body: Body, header_length: int | None, limit: int) -> None:
         raise TooLarge(msg, field="body", value=size)
 
 
-def decode_request(body: Body, header_length: int | None = None) -> InferRequest:
-    """Read a request. Tensors share memory with `body` where they came as binary data."""
+def decode_request(body: Body, header_length: int | None = None, signature: Signature | None = None) -> InferRequest:
+    """Read a request. Tensors share memory with `body` where they came as binary data.
+
+    With a `signature`, BYTES for what takes none are refused before their elements are read, one by one.
+    """
     if (len(body) if header_length is None else header_length) <= _UNCOLLECTED_BYTES:
-        return _decode_request(body, header_length)
+        return _decode_request(body, header_length, signature)
     with _no_collection():
-        return _decode_request(body, header_length)
+        return _decode_request(body, header_length, signature)
 
 
 @contextmanager
@@ -158,8 +163,10 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _decode_request(body: Body, header_length: int | None) -> InferRequest:
+def _decode_request(body: Body, header_length: int | None, signature: Signature | None) -> InferRequest:
     document, binary = _split(body, header_length)
+    if signature is not None:
+        _check_bytes(document.get("inputs"), signature)
     parameters = _supported(_parameters(document, "parameters"), "parameters")
     everything = _flag(parameters, "binary_data_output", default=False)
     inputs = _decode_tensors(document, "inputs", binary)
@@ -267,6 +274,13 @@ def _parse_leniently(text: memoryview) -> Any:
     except (ValueError, RecursionError) as error:
         msg = f"the body is not JSON: {error}"
         raise InvalidInput(msg) from error
+
+
+def _check_bytes(entries: object, signature: Signature) -> None:
+    """Refuse BYTES for inputs of another datatype, or that there are not. What is no tensor is left to its reader."""
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and entry.get("datatype") == "BYTES":
+            check_takes_bytes(_name(entry, "inputs"), signature)
 
 
 def _decode_tensors(document: Mapping[str, Any], key: str, binary: memoryview | None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipnext.model.registry import Datatype
+from ipnext.model.registry import Datatype, Signature
 from serving.protocol import Body, InferRequest, decode_request
 from serving.tensors import DTYPES, Array, Tensor
 
@@ -59,14 +59,14 @@ class RequestForms:
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, int], tuple[InferRequest, tuple[_Place, ...]]] = {}
 
-    def read(self, body: Body, header_length: int | None) -> InferRequest:
+    def read(self, body: Body, header_length: int | None, signature: Signature | None = None) -> InferRequest:
         """As `decode_request`. Requests of one form have the same `form`; None where nothing is kept of this one."""
         if header_length is None or not 0 < header_length <= _HEADER_BYTES:
-            return decode_request(body, header_length)
+            return decode_request(body, header_length, signature)
         key = (bytes(memoryview(body)[:header_length]), len(body))
         known = self._known.get(key)
         if known is None:
-            return self._first(key, decode_request(body, header_length))
+            return self._first(key, decode_request(body, header_length, signature))
         like, places = known
         inputs = {place.name: place.read(body) for place in places}
         return InferRequest(inputs, like.outputs, None, like.parameters, like.binary_output, like.form)

@@ -1,6 +1,6 @@
 """Checks a request's tensors against a part's signature. Called by the host before the engine sees them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ipnext.errors import InvalidInput
 from ipnext.model.registry import Signature, TensorSpec
@@ -26,15 +26,32 @@ def _check_names(inputs: Mapping[str, Tensor], signature: Signature) -> None:
             raise InvalidInput(msg, field=name, allowed=known)
     for name in inputs:
         if name not in known:
-            msg = f"input {name!r} does not exist; the inputs are {', '.join(known)}"
-            raise InvalidInput(msg, field=name, allowed=known)
+            raise _unknown(name, known)
+
+
+def _unknown(name: str, known: Sequence[str]) -> InvalidInput:
+    msg = f"input {name!r} does not exist; the inputs are {', '.join(known)}"
+    return InvalidInput(msg, field=name, allowed=known)
+
+
+def _check_datatype(spec: TensorSpec, datatype: str) -> None:
+    if datatype != spec.datatype:
+        msg = f"input {spec.name!r}: datatype must be {spec.datatype}, got {datatype}"
+        raise InvalidInput(msg, field=spec.name, value=datatype, allowed=(spec.datatype,))
+
+
+def check_takes_bytes(name: str, signature: Signature) -> None:
+    """InvalidInput if there is no such input, or it is of another datatype than BYTES."""
+    known = [spec.name for spec in signature.inputs]
+    spec = next((spec for spec in signature.inputs if spec.name == name), None)
+    if spec is None:
+        raise _unknown(name, known)
+    _check_datatype(spec, "BYTES")
 
 
 def check_tensor(spec: TensorSpec, tensor: Tensor) -> None:
     """Datatype and shape must be the signature's; InvalidInput."""
-    if tensor.datatype != spec.datatype:
-        msg = f"input {spec.name!r}: datatype must be {spec.datatype}, got {tensor.datatype}"
-        raise InvalidInput(msg, field=spec.name, value=tensor.datatype, allowed=(spec.datatype,))
+    _check_datatype(spec, tensor.datatype)
     fits = len(tensor.shape) == len(spec.shape) and all(
         want in (-1, got) for want, got in zip(spec.shape, tensor.shape, strict=True)
     )

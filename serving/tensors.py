@@ -46,6 +46,8 @@ _MAX_DIMENSION: Final = 2**31 - 1
 _MAX_ELEMENTS: Final = 2**48
 """Of an empty tensor, were the sizes that are 0 not there: numpy counts bytes so, of any datatype, in 63 bits."""
 _LENGTH: Final = struct.Struct("<I")
+MAX_BYTES_ELEMENTS: Final = 2**18
+"""Of a BYTES tensor: they are read one by one, a fifth of a second for so many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,12 +125,12 @@ def from_binary(name: str, datatype: Datatype, shape: tuple[int, ...], chunk: me
 
 
 def _bytes_elements(name: str, count: int, chunk: memoryview) -> Array:
+    if count > MAX_BYTES_ELEMENTS:
+        msg = f"tensor {name!r}: BYTES data has at most {MAX_BYTES_ELEMENTS} elements, got {count}"
+        raise InvalidInput(msg, field=name, value=count)
     elements: list[bytes] = []
     position = 0
-    while position < len(chunk):
-        start = position + _LENGTH.size
-        if start > len(chunk):
-            break
+    while len(elements) < count and (start := position + _LENGTH.size) <= len(chunk):
         position = start + _LENGTH.unpack_from(chunk, position)[0]
         elements.append(bytes(chunk[start:position]))
     if position != len(chunk) or len(elements) != count:

@@ -13,6 +13,7 @@ from serving.protocol import MAX_JSON_BYTES, MAX_JSON_ELEMENTS
 from serving.router import RouterLimits
 from serving.router_metrics import RouterMetrics
 from serving.tallies import HostTally
+from serving.tensors import MAX_BYTES_ELEMENTS
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "serving.md").read_text(encoding="utf-8")
@@ -40,7 +41,9 @@ def test_every_metric_is_documented_and_none_is_made_up():
     [
         f"{HttpLimits().head_bytes // 1024} KiB",
         f"{HttpLimits().body_bytes // 2**20} MiB",
-        f"in a process | {HttpLimits().held_bytes // 2**30} GiB",
+        f"in a process | {HttpLimits().held_bytes // 2**30} GiB, the last eighth for bodies of up to {HttpLimits().small_bytes // 2**20} MiB",
+        f"{MAX_BYTES_ELEMENTS:,}",
+        f"{HttpLimits().longest_read_seconds:g} s in all; after {HttpLimits().read_seconds:g} s none of {HttpLimits().window_seconds:g} s",
         f"`--max-json-bytes`, {MAX_JSON_BYTES // 2**20} MiB",
         f"{MAX_JSON_ELEMENTS:,}",
         f"{HttpLimits().read_seconds:g} s, and 1 s more for each {HttpLimits().read_bytes_per_second // 1024} KiB",

@@ -118,6 +118,9 @@ async def test_a_call_that_does_not_fit_is_refused_by_itself(host, change, statu
     assert (await host.connection.call(infer(2, **change))).header["status"] == status
     assert (await host.connection.call(infer(8))).header["status"] == 200
     assert host.parts.in_flight == 0
+    assert [entry.leases for entry in host.held._entries.values()] == [0], (
+        "a lease that stays keeps a snapshot for ever"
+    )
 
 
 async def test_what_the_part_refuses_or_breaks_on_is_told_without_its_insides(host):

@@ -6,15 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from ipnext.errors import TooSlow
 from serving import http_limits, http_server
 from serving.http import Response
-from serving.http_limits import HttpLimits
+from serving.http_limits import HttpLimits, Reading
 from serving.http_server import http_factory
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 LIMITS = HttpLimits(
     body_bytes=100_000,
     held_bytes=5_000_000,
+    small_bytes=20_000,
     head_bytes=4096,
     read_seconds=0.2,
     read_bytes_per_second=1_000,
@@ -138,8 +140,12 @@ async def test_a_slow_request_behind_a_good_one_spoils_only_itself(server):
         ),
         (b"POST /x HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 5000, b"headers are larger than 4096 bytes"),
         (b"POST /" + b"a" * 5000, b"headers are larger than 4096 bytes"),
+        (
+            b"POST /x HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 5000 + b"\r\n\r\n",
+            b"headers are larger than 4096 bytes",
+        ),
     ],
-    ids=["declared", "absurd", "chunked", "headers", "target"],
+    ids=["declared", "absurd", "chunked", "headers", "target", "headers at once"],
 )
 async def test_what_is_too_large_is_refused_as_soon_as_it_is_known(server, sent, words):
     async with server.connect() as (reader, writer):
@@ -221,7 +227,7 @@ async def test_requests_that_wait_take_bounded_memory(server, clock):
 
 
 async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_again(server):
-    server.connections.held_bytes = before = LIMITS.held_bytes - 200_000
+    server.connections.held_bytes = before = LIMITS.held_bytes - LIMITS.held_bytes // 8 - 200_000
     half = b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 80000\r\n\r\n" + bytes(79_999)
     async with server.connect() as (reader, writer), server.connect() as (_, other):
         for one in (writer, other):
@@ -236,6 +242,54 @@ async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_a
         writer.write(b"x")
         assert (await answer(reader))[0] == 200
         assert server.connections.held_bytes == before
+
+
+async def test_large_bodies_leave_room_for_small_ones(server):
+    small, large = LIMITS.small_bytes, LIMITS.held_bytes - LIMITS.held_bytes // 8
+    server.connections.held_bytes = large - 100
+    head = "POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n"
+    async with server.connect() as (reader, writer):
+        writer.write(head.format(small + 1).encode())
+        status, body = await answer(reader)
+        assert (status, b"are under way; try again" in body) == (503, True), "before it is read"
+    async with server.connect() as (reader, writer):
+        writer.write(head.format(small).encode() + bytes(small))
+        assert (await answer(reader))[0] == 200
+
+
+@pytest.mark.parametrize("behind", [b"1;x=", b"0\r\nx: "], ids=["size of a piece", "behind the body"])
+async def test_text_behind_the_head_is_bounded_too(server, clock, behind):
+    """A header there is read to its end by the parser, in quadratic time."""
+    async with server.connect() as (reader, writer):
+        writer.write(b"POST /x HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        writer.write(behind)
+        sending = asyncio.create_task(_send(writer, b"a" * 1000, 100))
+        status, body = await answer(reader)
+        assert (status, b"behind the body" in body) == (413, True)
+        await sending
+
+
+def test_a_body_that_turns_slow_is_given_up_however_fast_it_was():
+    limits = HttpLimits()
+    reading = Reading(since=0.0)
+    rate = limits.read_bytes_per_second
+
+    for second in range(1, 31):
+        reading.check(float(second), second * 50 * rate, limits)
+    for second in (31, 41):
+        reading.check(float(second), 30 * 50 * rate + second, limits)
+    with pytest.raises(TooSlow, match="has not come whole in 52 s"):
+        reading.check(52.0, 30 * 50 * rate + 52, limits)
+
+
+def test_no_body_is_waited_for_beyond_the_longest_time():
+    limits = HttpLimits()
+    reading = Reading(since=0.0)
+    longest = int(limits.longest_read_seconds)
+    for second in range(1, longest + 1):
+        reading.check(float(second), second * 2 * limits.read_bytes_per_second, limits)
+    with pytest.raises(TooSlow):
+        reading.check(longest + 1.0, longest * 2 * limits.read_bytes_per_second, limits)
 
 
 async def _send(writer, piece, count):

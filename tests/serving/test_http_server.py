@@ -193,6 +193,14 @@ async def test_errors_are_answered_and_the_connection_goes_on(connect, answers):
             b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\nabc",
             b"no HTTP/1.1 request",
         ),
+        (
+            b"POST /echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            b"Transfer-Encoding",
+        ),
+        (
+            b"POST /echo HTTP/1.0\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"Transfer-Encoding",
+        ),
     ],
 )
 async def test_what_is_no_request_is_refused_and_the_connection_ends(connect, answers, sent, reason):
@@ -221,6 +229,20 @@ async def test_a_client_that_asks_first_is_told_to_go_on(connect):
         writer.write(whole[:-3])
         told = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS)
         assert told == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"abc")
+        assert (await answer(reader))[2] == b"abc"
+
+
+async def test_a_client_that_asks_first_is_told_so_behind_the_answers_before(connect, answers):
+    async with connect() as (reader, writer):
+        whole = post("/echo", b"abc", "expect: 100-continue")
+        writer.write(post("/wait/1") + whole[:-3])
+        await eventually(lambda: answers.gates)
+        answers.gates["/wait/1"].set()
+        assert (await answer(reader))[2] == b"/wait/1"
+        assert (
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        )
         writer.write(b"abc")
         assert (await answer(reader))[2] == b"abc"
 

@@ -8,6 +8,7 @@ import pytest
 from ipnext.errors import DeadlineExceeded, InvalidInput
 from ipnext.model.deployment import HostedSnapshot
 from ipnext.model.registry import Signature, TensorSpec
+from serving import tensors
 from serving.batching import InferenceQueue
 from serving.generations import HeldSnapshots
 from serving.part_server import About, PartServer
@@ -70,6 +71,17 @@ def ask(server, *numbers, name="x", seconds=60.0):
         seconds=seconds,
         finish=lambda encoded, finite, _: (encoded.body, finite),
     )
+
+
+async def test_bytes_that_the_part_takes_none_of_are_refused_before_they_are_read(server, monkeypatch):
+    monkeypatch.setattr(tensors, "_bytes_elements", lambda *_: pytest.fail("read"))
+    encoded = encode_request(InferRequest({"x": Tensor("BYTES", np.array([b"a"], np.object_))}))
+    lease = server.lease("m", "p", 1)
+    with pytest.raises(InvalidInput, match="datatype must be FP32, got BYTES"):
+        server.infer_v2(
+            lease, encoded.body, encoded.header_length, about=About("m", "p", 1), seconds=1, finish=lambda *_: None
+        )
+    assert lease.entry.leases == 0
 
 
 async def test_an_answer_that_can_be_had_at_once_is_and_counts(server, served):

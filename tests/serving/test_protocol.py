@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ipnext.errors import InvalidInput, IPnextError
+from ipnext.model.registry import Signature, TensorSpec
 from serving.protocol import (
     InferRequest,
     InferResponse,
@@ -235,6 +236,36 @@ def test_an_empty_tensor_of_absurd_sizes_is_refused_by_name(datatype, shape):
         header = json.dumps({"inputs": [{"name": "x", "datatype": datatype, "shape": shape, **entry}]}).encode()
         with pytest.raises(InvalidInput, match=r"'x': shape .* is too large"):
             decode_request(header, len(header))
+
+
+def bytes_request(count, size):
+    entry = {"name": "x", "datatype": "BYTES", "shape": [count], "parameters": {"binary_data_size": size}}
+    header = json.dumps({"inputs": [entry]}).encode()
+    return header + bytes(size), len(header)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 8), (2, 4), (0, 4), (1, 3)])
+def test_bytes_elements_are_as_many_as_the_shape_says(count, size):
+    with pytest.raises(InvalidInput, match=rf"'x': BYTES data must be {count} elements"):
+        decode_request(*bytes_request(count, size))
+
+
+def test_more_bytes_elements_than_are_read_in_an_instant_are_refused_unread(monkeypatch):
+    monkeypatch.setattr("serving.tensors._LENGTH", None)
+    with pytest.raises(InvalidInput, match=r"'x': BYTES data has at most 262144 elements, got 262145"):
+        decode_request(*bytes_request(262_145, 4 * 262_145))
+
+
+@pytest.mark.parametrize(("name", "refused"), [("x", "datatype must be FP32, got BYTES"), ("y", "'y' does not exist")])
+def test_bytes_for_what_takes_none_are_refused_unread(monkeypatch, name, refused):
+    monkeypatch.setattr("serving.tensors._LENGTH", None)
+    body, length = bytes_request(2, 8)
+    signature = Signature(
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1,)),),
+        outputs=(TensorSpec(name="z", datatype="FP32", shape=(-1,)),),
+    )
+    with pytest.raises(InvalidInput, match=refused):
+        decode_request(body.replace(b'"x"', f'"{name}"'.encode()), length, signature)
 
 
 def test_a_bool_byte_other_than_0_or_1_is_refused():
