@@ -101,6 +101,12 @@ class AgentSettings(BaseSettings):
     steady_seconds: float = Field(default=10.0, gt=0)
     """A process that ran for so long starts over with the first pause."""
 
+    gateway_header_seconds: float = Field(default=20.0, gt=0)
+    """A request whose headers have not come whole by then is answered 408 by the gateway."""
+    gateway_connections: int = Field(default=10_000, gt=0)
+    """Clients that one gateway keeps connected; one more is turned away. The process needs twice as many open files."""
+    gateway_heap_bytes: int = Field(default=4 * 2**30, ge=64 * 2**20)
+    """Memory of a gateway: at 95 % new requests are answered 503 until there is room."""
     request_seconds: float = Field(default=60.0, gt=0)
     """Longest answer time that Envoy allows; deadlines of requests are shorter."""
     stream_idle_seconds: float = Field(default=660.0, gt=0)

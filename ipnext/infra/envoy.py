@@ -33,6 +33,8 @@ MANY = 1_000_000
 """Above any number of requests that reach one gateway: the router does the limiting."""
 UPSTREAM_IDLE_SECONDS = 2
 """Below the keep-alive time of any server behind: Envoy never sends into a connection that just closes."""
+OF_ALL_MODELS = ("/v2/repository/index", "/v2/models/stats")
+"""What V2 asks of all models at once; so no model is named `stats` (ipnext.model.manifest)."""
 _NO_SUCH_PATH = "no such path; served: /v2/... (Open Inference Protocol V2), /v1/... (OpenAI's API, see GET /v1/models)"
 
 _NO_SUCH_HOST = "this Host is not served here; allowed: loopback addresses, localhost, names of IPNEXT_ALLOWED_HOSTS"
@@ -57,6 +59,20 @@ class Gateway:
     allowed: AllowedHosts = field(default_factory=AllowedHosts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GatewayLimits:
+    """What clients may ask of one gateway process."""
+
+    header_seconds: float = 20.0
+    """A request whose headers are not whole by then is answered 408."""
+    connections: int = 10_000
+    """Clients' connections at once; one more is closed as it comes."""
+    heap_bytes: int = 4 * 2**30
+    """Memory: near it buffers are given back, then new requests are answered 503 until there is room."""
+    stream_idle_seconds: float = STREAM_IDLE_SECONDS
+    """As the `Gateway` has it: what a client is told whose request took longer."""
+
+
 def bootstrap(
     gateway_port: int,
     admin_socket: str,
@@ -64,18 +80,43 @@ def bootstrap(
     region: str,
     routes_file: str,
     clusters_file: str,
-    stream_idle_seconds: float = STREAM_IDLE_SECONDS,
+    limits: GatewayLimits | None = None,
 ) -> Json:
     """The static part: admin endpoint, listener, and where the dynamic parts lie.
 
-    `admin_socket`: path of the Unix socket that only this user may open: no page in a browser reaches it. `stream_idle_seconds` is that of the `Gateway`: what a client is told whose request took longer.
+    `admin_socket`: path of the Unix socket that only this user may open: no page in a browser reaches it.
     """
-    mappers = envoy_openai.error_mappers(region, idle_seconds=stream_idle_seconds)
+    limits = limits or GatewayLimits()
+    mappers = envoy_openai.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
     return {
         "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
         "admin": {"address": {"pipe": {"path": admin_socket, "mode": ADMIN_MODE}}},
         "dynamic_resources": {"cds_config": _watched(clusters_file)},
-        "static_resources": {"listeners": [_listener(gateway_port, routes_file, mappers)]},
+        "static_resources": {"listeners": [_listener(gateway_port, routes_file, mappers, limits.header_seconds)]},
+        "overload_manager": _overload(limits),
+    }
+
+
+def _overload(limits: GatewayLimits) -> Json:
+    heap = "envoy.resource_monitors.fixed_heap"
+    monitors = {
+        heap: {
+            "@type": _type("extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig"),
+            "max_heap_size_bytes": limits.heap_bytes,
+        },
+        "envoy.resource_monitors.global_downstream_max_connections": {
+            "@type": _type("extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"),
+            "max_active_downstream_connections": limits.connections,
+        },
+    }
+    actions = {"envoy.overload_actions.shrink_heap": 0.9, "envoy.overload_actions.stop_accepting_requests": 0.95}
+    return {
+        "refresh_interval": "0.25s",
+        "resource_monitors": [{"name": name, "typed_config": config} for name, config in monitors.items()],
+        "actions": [
+            {"name": name, "triggers": [{"name": heap, "threshold": {"value": value}}]}
+            for name, value in actions.items()
+        ],
     }
 
 
@@ -94,6 +135,7 @@ def routes(gateway: Gateway) -> list[Json]:
     """The route configuration; a single resource."""
     known = sorted(gateway.tables)
     rules = _refused_sources(gateway.allowed)
+    rules += [_route({"path": path}, _to_router(gateway)) for path in OF_ALL_MODELS]
     for model in known:
         rules += _model_routes(gateway, gateway.tables[model])
     rules += [
@@ -318,12 +360,14 @@ def _cluster(name: str, host: str, port: int) -> Json:
     }
 
 
-def _listener(port: int, routes_file: str, mappers: list[Json]) -> Json:
+def _listener(port: int, routes_file: str, mappers: list[Json], header_seconds: float) -> Json:
     connections = {
         "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": STAT_PREFIX,
         "generate_request_id": False,
         "normalize_path": True,
+        "request_headers_timeout": f"{header_seconds}s",
+        "internal_address_config": {"cidr_ranges": []},
         "rds": {"route_config_name": ROUTES_NAME, "config_source": _watched(routes_file)},
         "local_reply_config": {
             "mappers": mappers,

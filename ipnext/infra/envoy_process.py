@@ -161,7 +161,12 @@ class EnvoyProcess:
             region=self._site.region,
             routes_file=str(self._routes_file),
             clusters_file=str(self._clusters_file),
-            stream_idle_seconds=self._site.settings.stream_idle_seconds,
+            limits=envoy.GatewayLimits(
+                stream_idle_seconds=self._site.settings.stream_idle_seconds,
+                header_seconds=self._site.settings.gateway_header_seconds,
+                connections=self._site.settings.gateway_connections,
+                heap_bytes=self._site.settings.gateway_heap_bytes,
+            ),
         )
         replace_file(self._bootstrap_file, envoy.as_json(config))
         flags = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1")

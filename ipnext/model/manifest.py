@@ -350,6 +350,10 @@ def _check_split(policy: SplitPolicy, whole: PartSpec) -> None:
         raise ValueError(msg)
 
 
+_RESERVED: Final = frozenset({"stats"})
+"""`GET /v2/models/stats` is of all models (Open Inference Protocol's statistics extension)."""
+
+
 class ModelManifest(Written):
     """`kind: Model`: one file describes a model, whatever engines its parts run on."""
 
@@ -357,6 +361,13 @@ class ModelManifest(Written):
     kind: Literal["Model"]
     metadata: Metadata
     spec: ModelSpec
+
+    @model_validator(mode="after")
+    def _check_name(self) -> "ModelManifest":
+        if self.name in _RESERVED:
+            msg = f"metadata.name: {self.name!r} is a path of the data plane; choose another name"
+            raise ValueError(msg)
+        return self
 
     @property
     def name(self) -> str:

@@ -29,6 +29,19 @@ def weighted(routes):
             yield entry["name"], headers["x-ipnext-generation"], entry["weight"]
 
 
+def test_what_is_asked_of_all_models_goes_to_the_router(gateway, builder):
+    """Behind the rules of any model, "no such model" would be the answer."""
+    [config] = envoy.routes(gateway(builder("m").table(1, {1: 1.0})))
+    rules = config["virtual_hosts"][0]["routes"]
+    paths = [rule["match"].get("path") for rule in rules]
+    models = min(
+        n for n, rule in enumerate(rules) if rule["match"].get("path_separated_prefix", "").startswith("/v2/models")
+    )
+    for path in ("/v2/repository/index", "/v2/models/stats"):
+        assert rules[paths.index(path)]["route"]["cluster"] == envoy.ROUTER_CLUSTER
+        assert paths.index(path) < models
+
+
 def test_unmet_demand_is_spread_over_what_is_there(gateway, builder):
     routes = envoy.routes(gateway(builder("m").table(1, {1: 0.3, 2: 0.1})))
     assert list(weighted(routes)) == [("router", "1", 7_500), ("router", "2", 2_500)]

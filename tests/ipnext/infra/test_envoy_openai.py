@@ -70,7 +70,7 @@ class Site:
             region=self.region,
             routes_file=str(files["routes"]),
             clusters_file=str(files["clusters"]),
-            stream_idle_seconds=idle_seconds,
+            limits=envoy.GatewayLimits(stream_idle_seconds=idle_seconds),
         )
         (self.directory / "bootstrap.json").write_bytes(envoy.as_json(config))
         for number in (1, 2):

@@ -46,3 +46,9 @@ def test_an_unknown_setting_is_refused_whatever_the_engine():
         told
         == "spec.parts.0: settings.maxModelLen: unknown for engine torch (got 512); allowed: threads, batching, compile"
     )
+
+
+def test_a_model_that_is_named_as_a_path_of_the_data_plane_is_refused():
+    named = document({}) | {"metadata": {"name": "stats", "owner": "a"}}
+    with pytest.raises(InvalidInput, match="metadata.name: 'stats' is a path of the data plane"):
+        parse_manifest(named)

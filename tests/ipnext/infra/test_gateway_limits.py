@@ -1,0 +1,57 @@
+"""What one client, or many, may ask of a gateway: real agent, real Envoy."""
+
+import socket
+from contextlib import ExitStack, suppress
+
+import httpx
+import pytest
+
+from tests.waiting import PATIENCE_SECONDS, until
+
+CONNECTIONS = 6
+LIMITS = {
+    "IPNEXT_AGENT_GATEWAY_HEADER_SECONDS": "0.5",
+    "IPNEXT_AGENT_GATEWAY_CONNECTIONS": str(CONNECTIONS),
+}
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory, running_agent):
+    """Its port."""
+    agent = running_agent("eu", tmp_path_factory.mktemp("limits"), environment=LIMITS)
+    try:
+        yield httpx.URL(agent.start().gateway).port
+    finally:
+        agent.close()
+
+
+def connect(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+
+
+def answered(port):
+    """The status of a request by a new connection; 0 where it is turned away."""
+    with suppress(OSError), connect(port) as one:
+        one.sendall(b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        return int((one.recv(4096).split() or [b"", b"0"])[1])
+    return 0
+
+
+def test_headers_that_do_not_come_whole_are_408_and_the_connection_ends(gateway):
+    with connect(gateway) as one:
+        one.sendall(b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\nx-slow: ")
+        assert one.recv(4096).startswith(b"HTTP/1.1 408 ")
+        while one.recv(4096):
+            pass
+
+
+def test_connections_beyond_the_limit_are_turned_away_and_others_go_on(gateway):
+    until(lambda: answered(gateway) == 404, why=lambda: "the gateway answers")
+    with ExitStack() as stack:
+        first = stack.enter_context(connect(gateway))
+        for _ in range(4 * CONNECTIONS):
+            stack.enter_context(connect(gateway))
+        until(lambda: answered(gateway) == 0, why=lambda: "one more is turned away")
+        first.sendall(b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert first.recv(4096).startswith(b"HTTP/1.1 404 ")
+    until(lambda: answered(gateway) == 404, why=lambda: "there is room again")
