@@ -14,6 +14,7 @@ from activities.replans import Wake
 from activities.returning import Returning, Told
 from activities.surviving import Surviving
 from activities.waiting import beat
+from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
 from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState
@@ -171,7 +172,7 @@ class DrainActivities:
 
 def ask_replan(repository: Repository, drain: Drain) -> Drain:
     """Record the next replan of a drain."""
-    replan = repository.add_replan(f"{drain.id}-{drain.replans + 1}", "drain")
+    replan = repository.add_replan(names.drain_replan_id(drain.id, drain.replans + 1), "drain")
     return repository.update_drain(drain.id, replan_id=replan.id, replans=drain.replans + 1)
 
 

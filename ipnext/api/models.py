@@ -4,6 +4,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
+from ipnext import names
 from ipnext.api.admission import check_against_fleet, check_plugins, check_runs_no_code, check_storable, field_changes
 from ipnext.api.answers import answers_of
 from ipnext.api.explanation import explanation_of
@@ -139,7 +140,7 @@ def _check_version(record: ModelRecord | None, expected: int | None) -> None:
 
 def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRecord) -> Change | None:
     """The change that brings a model to its new spec. Its id follows from the spec's revision: a retry finds it."""
-    change_id = f"apply-{record.name}-{record.generation}"
+    change_id = names.apply_id(record.name, record.generation)
     if before is None or before.generation == record.generation:
         return unit.find_change(change_id)
     if record.serving_generation is None and not unit.open_kinds(record.name):

@@ -1,9 +1,8 @@
 """Repairs: users and replicas that were left on another generation go back to the one that serves."""
 
-from uuid import uuid4
-
 from fastapi import APIRouter
 
+from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Rooms
 from ipnext.errors import Conflict
@@ -19,6 +18,7 @@ def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> Chang
 
     The platform records repairs by itself; asked while one is open, it is the same change. 409 if nothing serves.
     """
+    change_id = client_id("changeId", request.change_id)
     with rooms.store.begin(name) as unit:
         record = unit.model(name)
         if record.retired or record.serving_generation is None:
@@ -28,6 +28,6 @@ def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> Chang
             raise Conflict(msg)
         recent = unit.changes(name)
         waiting = next((c for c in recent if c.kind is ChangeKind.REPAIR and not c.state.final), None)
-        change = waiting or unit.add_change(name, ChangeKind.REPAIR, change_id=request.change_id or uuid4().hex)
+        change = waiting or unit.add_change(name, ChangeKind.REPAIR, change_id=change_id)
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)

@@ -25,7 +25,13 @@ from ipnext.model.status import ModelStatus, Reason
 from ipnext.model.value import Name, Sha256, Value, Written
 
 ChangeId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
-"""Chosen by the client, so that a repeated request is one change: letters, digits, `_`, `.`, `-`; at most 80."""
+"""Chosen by the client, so that a repeated request is one change: letters, digits, `_`, `.`, `-`; at most 80.
+
+The prefixes of `ipnext.names.RESERVED_PREFIXES` are the platform's own: the API refuses them.
+"""
+
+AnyId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$")]
+"""Of a record, whether a client or the platform chose it: that of a move names its plan and its model."""
 
 
 Item = TypeVar("Item")
