@@ -1,6 +1,7 @@
 """Publish and roll back: record one change, answer 202; the outbox hands it to the workflow engine."""
 
 from collections.abc import Iterable
+
 from fastapi import APIRouter
 
 from ipnext.api.errors import MAX_ALLOWED
