@@ -26,6 +26,7 @@ from ipnext.api.status import (
     serving_troubles,
 )
 from ipnext.model.cause import STEPS, Cause, cause_in
+from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, ValidationReport
 from ipnext.model.resource import Explanation, ExplanationStep
 from ipnext.model.status import Condition, ConditionType, Reason
@@ -84,12 +85,38 @@ ADVICE_FOR_RETIRED = "To bring it back: `ipnext apply` its manifest again, then 
 """A publish to a retired model is refused."""
 
 
+ADVICE_ONCE_BACK = "Ask again: publish, apply or roll back once more. A change that has ended is not repeated."
+"""The region that a change failed for is back."""
+
+BY_A_REGION = frozenset(
+    {Reason.REGION_UNREACHABLE, Reason.NO_CAPACITY, Reason.PLANNER_INFEASIBLE, Reason.TRANSITION_REFUSED}
+)
+"""Reasons that a region which does not answer, or is out of service, may give a change."""
+
+
 def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Explanation:
     """Explain a model by what the store tells of its newest change."""
     name, change = facts.record.name, telling_change(facts)
     report = unit.report(name, change.generation) if change is not None and change.generation else None
     transition = next(iter(unit.transitions(name, limit=1)), None)
-    return explain(facts, states, report=report, transition=transition, cause=_cause_of(unit, change))
+    cause = _cause_of(unit, change)
+    passed = change is not None and _has_passed(unit, change, cause, states)
+    return explain(facts, states, report=report, transition=transition, cause=cause, passed=passed)
+
+
+def _has_passed(unit: Repository, change: Change, cause: Cause | None, states: States) -> bool:
+    """Whether a change ended because of a region that is back in service: what it said of that region holds no more."""
+    if change.state not in UNHAPPY or change.reason not in BY_A_REGION or change.finished_at is None:
+        return False
+    drains = unit.drains()
+    if change.reason is Reason.REGION_UNREACHABLE:
+        named = {cause.place.region} if cause is not None and cause.place.region else set(states)
+        return all(states.get(region) is not None for region in named - {None}) and not named & {
+            d.region for d in drains
+        }
+    returned = unit.drain_page(None, after=None, limit=LOOKED_AT).items
+    ended = (drain for drain in returned if drain.state is DrainState.RETURNED and drain.finished_at is not None)
+    return any(drain.created_at <= change.finished_at <= drain.finished_at for drain in ended if drain.finished_at)
 
 
 def _cause_of(unit: Repository, change: Change | None) -> Cause | None:
@@ -107,8 +134,9 @@ def explain(
     report: ValidationReport | None = None,
     transition: TransitionRecord | None = None,
     cause: Cause | None = None,
+    passed: bool = False,
 ) -> Explanation:
-    """Explain a model. `report`, `transition` and `cause` belong to its telling change."""
+    """Explain a model. `report`, `transition` and `cause` belong to its telling change, as does `passed`: its cause is gone."""
     conditions = {condition.type: condition for condition in observed_conditions(facts, states)}
     ready = conditions.get(ConditionType.READY)
     is_ready = ready is not None and ready.status == "True"
@@ -117,13 +145,18 @@ def explain(
     trouble = None if failed else _trouble(facts, states, change)
     failure = change if failed else None
     reason, message = _cause(facts, change, trouble, conditions, failure=failure, is_ready=is_ready)
-    told = cause if failed and cause is not None and cause.reason is reason else None
+    passed = passed and failed and change is not None
+    if passed and change is not None:
+        message = f"{change.kind} {change.id} ended as {change.state.value} for a region that is back in service now"
+    told = cause if failed and not passed and cause is not None and cause.reason is reason else None
     waves = wave_steps(transition, change)
     stages = stage_steps(conditions, change, told, transition, is_ready=is_ready)
     if change is not None and not message:
         message = next((f"{wave.state}: {wave.message}" for wave in waves), f"the change is {change.state.value}")
     refused = report if failed and change is not None and change.state is ChangeState.REFUSED else None
-    advice = _advice(facts, reason, change).replace("MODEL", facts.record.name)
+    advice = (_advice_once_back(change) if passed else _advice(facts, reason, change)).replace(
+        "MODEL", facts.record.name
+    )
     chain = [
         deployment_step(facts, ready),
         *change_steps(change),
@@ -143,6 +176,11 @@ def explain(
         advice=advice if change is None else advice.replace("CHANGE", change.id),
         chain=tuple(chain),
     )
+
+
+def _advice_once_back(change: Change | None) -> str:
+    repeated = change is not None and change.kind in {ChangeKind.MOVE, ChangeKind.REPAIR}
+    return "Nothing to do: the platform tries it again." if repeated else ADVICE_ONCE_BACK
 
 
 def _advice(facts: ModelFacts, reason: Reason, change: Change | None) -> str:

@@ -60,6 +60,8 @@ class ChangeView(Change):
     """A change with the link to its run in the Temporal UI (none before the run starts)."""
 
     run_url: str | None = None
+    again: str | None = None
+    """The change that carries this one out again, as a region was lost in its way. Only `GET /v1/changes/{change_id}` has it."""
 
 
 class FieldChange(Written):
