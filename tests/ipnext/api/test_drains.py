@@ -41,6 +41,47 @@ async def test_drains_are_listed_the_newest_first_with_those_that_are_over(fleet
     assert rest["next"] is None
 
 
+async def told(world):
+    """What each view says of Europe: (status, sentence)."""
+    newest = (await world.http.get("/v1/regions/eu/drain")).json()
+    listed = (await world.http.get("/v1/drains")).json()["items"][0]
+    regions = (await world.http.get("/v1/regions")).json()["items"]
+    overview = (await world.http.get("/v1/overview")).json()["regions"]
+    shown = [view["drain"] for view in (*regions, *overview) if view["region"] == "eu" and view["drain"]]
+    return {(view["status"], view["summary"]) for view in (newest, listed, *shown)}
+
+
+async def test_every_view_says_the_same_of_a_lost_region_and_never_calls_it_drained(fleet):
+    with fleet.rooms.store.begin() as unit:
+        drain = unit.add_drain("eu", disaster=True)
+        unit.update_drain(drain.id, state=DrainState.DRAINED, message="nothing is planned there")
+    lives = "its agent reports 0 replicas, which serve its own users until `ipnext undrain eu`"
+    assert await told(fleet) == {
+        (
+            "declared lost, answers still",
+            f"region eu is declared lost, answers still: nothing is planned there; {lives}",
+        )
+    }
+    fleet.rooms.infrastructure.cut("eu")
+    assert await told(fleet) == {("declared lost", "region eu is declared lost: nothing is planned there")}
+
+    with fleet.rooms.store.begin() as unit:
+        unit.ask_return("eu")
+    assert {status for status, _ in await told(fleet)} == {"declared lost, asked back"}
+    with fleet.rooms.store.begin() as unit:
+        unit.update_drain(drain.id, state=DrainState.RETURNED, message="its supply counts again")
+    assert await told(fleet) == {("back", "region eu is back: its supply counts again")}
+
+
+async def test_a_planned_drain_is_told_by_its_state(fleet):
+    with fleet.rooms.store.begin() as unit:
+        drain = unit.add_drain("eu")
+        unit.update_drain(drain.id, state=DrainState.DRAINED, message="nothing runs there and nothing is sent there")
+    assert await told(fleet) == {
+        ("drained", "region eu is drained: nothing runs there and nothing is sent there"),
+    }
+
+
 async def test_an_engine_that_is_down_is_told_once_it_is_back(fleet):
     fleet.rooms.lifecycle.down = True
     assert (await fleet.http.post("/v1/regions/eu/drain", json={"disaster": True})).status_code == 202

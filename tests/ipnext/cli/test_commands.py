@@ -385,6 +385,7 @@ def gateway(live):
 def test_a_region_is_drained_listed_and_asked_back(serving, live):
     drained = serving("drain", "eu", "--reason", "new racks")
     assert "region eu is recorded" in drained.stderr
+    assert "recorded" in serving("get", "drains").stdout
     assert "new racks" in serving("get", "regions").stdout
     assert json.loads(serving("undrain", "eu", "-o", "json").stdout)["state"] == "returning"
     assert "is not drained" in serving("undrain", "us", status=2).stderr
