@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Rooms
+from ipnext.api.retirement import check_not_retiring
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.resource import ChangeView, RepairRequest
@@ -26,6 +27,7 @@ def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> Chang
             todo = "apply its manifest again, then publish" if record.retired else "publish it"
             msg = f"model {name!r} {why}: there is nothing to repair; {todo}"
             raise Conflict(msg)
+        check_not_retiring(unit, record)
         recent = unit.changes(name)
         waiting = next((c for c in recent if c.kind is ChangeKind.REPAIR and not c.state.final), None)
         change = waiting or unit.add_change(name, ChangeKind.REPAIR, change_id=change_id)

@@ -79,6 +79,8 @@ class ModelApplied(Written):
     version: int
     generation: int
     changed: bool
+    restored: bool = False
+    """The model was retired and is back. Nothing serves until it is published, or rolled back to a generation that served."""
     dry_run: bool = False
     fields: tuple[FieldChange, ...] = ()
     change: ChangeView | None = None
