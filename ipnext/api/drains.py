@@ -36,7 +36,7 @@ def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms) -> Dra
         check_region_left(unit.fleet().spec, unit.drains(), region)
         drain = unit.add_drain(region, disaster=request.disaster, force=request.force, reason=request.reason)
     rooms.outbox.wake()
-    return drain_view(drain, rooms.lifecycle, {})
+    return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
 
 
 @router.post("/{region}/return", status_code=202, summary="Bring a region back into service")
@@ -48,7 +48,7 @@ def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms) -> D
     with rooms.store.begin() as unit:
         drain = unit.ask_return(region, reason=request.reason)
     rooms.outbox.wake()
-    return drain_view(drain, rooms.lifecycle, {})
+    return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
 
 
 @router.get("/{region}/drain", summary="Follow a drain")
@@ -84,7 +84,7 @@ def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str) 
     out = {drain.region for drain in drains} | {region}
     if not any(item.units > 0 for item in fleet.supply if item.region not in out):
         others = sorted(out - {region})
-        told = f" ({', '.join(others)} already drained)" if others else ""
+        told = f" ({', '.join(others)} out of service)" if others else ""
         msg = f"region {region!r} is the last one with supply{told}; undrain another one first"
         raise Conflict(msg)
 

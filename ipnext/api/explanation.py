@@ -85,6 +85,11 @@ ADVICE_FOR_RETIRED = "To bring it back: `ipnext apply` its manifest again, then 
 """A publish to a retired model is refused."""
 
 
+ADVICE_FOR_RESTORED = (
+    "Publish it (`ipnext publish MODEL --part NAME=DIR`), or `ipnext rollback MODEL` to a generation that served."
+)
+"""It was retired and is applied again: its generations are known."""
+
 ADVICE_ONCE_BACK = "Ask again: publish, apply or roll back once more. A change that has ended is not repeated."
 """The region that a change failed for is back."""
 
@@ -186,6 +191,8 @@ def _advice_once_back(change: Change | None) -> str:
 def _advice(facts: ModelFacts, reason: Reason, change: Change | None) -> str:
     if facts.record.retired and reason is Reason.NOT_PUBLISHED:
         return ADVICE_FOR_RETIRED
+    if reason is Reason.NOT_PUBLISHED and any(found.generation for found in facts.changes):
+        return ADVICE_FOR_RESTORED
     moves = change is not None and change.kind is ChangeKind.MOVE
     return (ADVICE_FOR_MOVES.get(reason) if moves else None) or ADVICE[reason]
 

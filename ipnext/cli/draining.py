@@ -35,7 +35,8 @@ def drain(  # noqa: PLR0913, PLR0917 - each is an option of the command line
         found = client.wait_drain(region, timeout, on_update=lambda now: say(now.summary))
     elif disaster:
         found = client.wait_routed(region, timeout)
-    say(found.summary)
+    if not wait:
+        say(found.summary)
     write(found, output, lambda: drains_table([found]))
 
 
@@ -52,7 +53,8 @@ def undrain(
     found = client.undrain(region, reason=reason)
     if wait:
         found = client.wait_drain(region, timeout, on_update=lambda now: say(now.summary))
-    say(found.summary)
+    else:
+        say(found.summary)
     write(found, output, lambda: drains_table([found]))
 
 

@@ -142,11 +142,21 @@ def sentence_of(view: "DrainView") -> str:
     """A drain in one sentence, the same in every view: `region eu-west is declared lost, answers still: ...`."""
     told = [view.message or _left(view)] if view.message or view.models_left else []
     if view.lost and view.replicas_running is not None:
-        told.append(
-            f"its agent reports {view.replicas_running} replicas, which serve its own users until `ipnext undrain {view.region}`"
-        )
+        told.append(_answering(view, view.replicas_running))
     status = status_of(view.state, lost=view.lost, answers=view.replicas_running is not None)
     return f"region {view.region} is {status}" + (f": {'; '.join(told)}" if told else "")
+
+
+def _answering(drain: Drain, running: int) -> str:
+    """What the agent of a lost region reports all the same."""
+    if not running:
+        return "its agent answers and reports no replicas"
+    serving = (
+        ""
+        if drain.state is DrainState.RETURNING
+        else f", which serve its own users until `ipnext undrain {drain.region}`"
+    )
+    return f"its agent reports {running} replicas{serving}"
 
 
 def _left(drain: Drain) -> str:

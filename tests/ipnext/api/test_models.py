@@ -179,6 +179,7 @@ async def test_applying_a_retired_model_brings_it_back_and_says_what_to_do(appli
     assert (
         told["message"] == "it was retired and is applied again: publish it, or roll back to a generation that served"
     )
+    assert "`ipnext rollback ranker`" in told["advice"]
     assert (await applied.http.put("/v1/models/ranker", json=document)).json()["restored"] is False
     assert (await applied.http.post("/v1/models/ranker/rollback", json={})).json()["generation"] == 1
 
