@@ -90,6 +90,12 @@ ADVICE_FOR_RESTORED = (
 )
 """It was retired and is applied again: its generations are known."""
 
+ADVICE_WHILE_OUT = (
+    "Out of service: {regions}. A model that serves is moved to the regions that are left, if they have room; else {back}, or raise the "
+    "supply elsewhere. A change that was refused has to be asked for again."
+)
+"""There is no room while regions are drained or lost."""
+
 ADVICE_ONCE_BACK = "Ask again: publish, apply or roll back once more. A change that has ended is not repeated."
 """The region that a change failed for is back."""
 
@@ -106,7 +112,12 @@ def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Expla
     transition = next(iter(unit.transitions(name, limit=1)), None)
     cause = _cause_of(unit, change)
     passed = change is not None and _has_passed(unit, change, cause, states)
-    return explain(facts, states, report=report, transition=transition, cause=cause, passed=passed)
+    told = explain(facts, states, report=report, transition=transition, cause=cause, passed=passed)
+    out = [drain.region for drain in unit.drains() if drain.holds] if told.reason is Reason.NO_CAPACITY else []
+    if not out or passed:
+        return told
+    back = " or ".join(f"`ipnext undrain {region}`" for region in out)
+    return told.model_copy(update={"advice": ADVICE_WHILE_OUT.format(regions=", ".join(out), back=back)})
 
 
 def _has_passed(unit: Repository, change: Change, cause: Cause | None, states: States) -> bool:

@@ -153,6 +153,7 @@ async def test_a_region_that_is_back_is_named_as_a_cause_no_more(applied, reason
     await failed_for_a_region(applied, reason, message)
     answer, steps = await explained(applied)
     assert (answer["message"], steps["region"]["subject"]) == (message, "eu")
+    assert ("`ipnext undrain eu`" in answer["advice"]) is (reason is Reason.NO_CAPACITY)
 
     next(drain)
     answer, steps = await explained(applied)
