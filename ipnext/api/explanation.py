@@ -65,7 +65,7 @@ ADVICE: Mapping[Reason, str] = {
     Reason.LOAD_FAILED: "A host could not load the snapshot: see the host's message, then publish a repaired one.",
     Reason.OUT_OF_MEMORY: "The part needs more memory than the host gives: raise memoryBytes or choose larger hardware.",
     Reason.CRASH_LOOP: "A host ends again and again: see its log, whose file is named at the host.",
-    Reason.REGION_UNREACHABLE: "The region's infrastructure does not answer: see `ipnext get regions`, bring it back.",
+    Reason.REGION_UNREACHABLE: "The region's infrastructure does not answer: see `ipnext get regions`; bring it back, or declare it lost with `ipnext drain REGION --disaster`.",
     Reason.UNAVAILABLE: "Something that the platform needs (the artifact store, a database) does not answer: bring it back, publish again.",
     Reason.ROUTE_FAILED: "A gateway did not take its routes: see the region's gateway, then try again.",
     Reason.GATE_FAILED: "The new generation answered worse than its gate allows and was taken back: look at its answers.",

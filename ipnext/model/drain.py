@@ -152,11 +152,9 @@ def _answering(drain: Drain, running: int) -> str:
     if not running:
         return "its agent answers and reports no replicas"
     serving = (
-        ""
-        if drain.state is DrainState.RETURNING
-        else f", which serve its own users until `ipnext undrain {drain.region}`"
+        "" if drain.state is DrainState.RETURNING else f", serving its own users until `ipnext undrain {drain.region}`"
     )
-    return f"its agent reports {running} replicas{serving}"
+    return f"its agent reports {running} {'replica' if running == 1 else 'replicas'}{serving}"
 
 
 def _left(drain: Drain) -> str:

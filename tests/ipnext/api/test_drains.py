@@ -82,7 +82,7 @@ def lost(state, running):
 
 
 def test_replicas_of_a_lost_region_serve_until_it_is_asked_back():
-    until = ", which serve its own users until `ipnext undrain eu`"
+    until = ", serving its own users until `ipnext undrain eu`"
     answers = "region eu is declared lost, answers still: told; its agent reports 3 replicas"
     assert lost(DrainState.DRAINED, 3) == answers + until
     assert lost(DrainState.RETURNING, 3) == answers.replace("lost,", "lost, asked back,")
