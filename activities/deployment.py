@@ -6,13 +6,14 @@ from typing import Any
 from temporalio import activity
 
 from activities.adoption import settle
+from activities.again import pend_again, record_again
 from activities.drained import Drained
 from activities.drift import record_repair
 from activities.fencing import fenced, still_ours
 from activities.waiting import beat
 from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.lifecycle import ChangeKind, ChangeState, Done, RecordInput, StageInput
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
 from ipnext.model.status import Reason
 from ipnext.store.ending import end_change
 from ipnext.store.session import Store
@@ -36,7 +37,8 @@ class DeploymentActivities:
     def finish_change(self, record: RecordInput) -> Done:
         """Write down how a change ended: generation, model, conditions, plan and change in one unit of work.
 
-        The plan in force follows what really runs if the change did not come through. A change that is final stays.
+        The plan in force follows what really runs if the change did not come through. A change that is final stays. One that a
+        lost region was in the way of is carried out again, as a change of its own.
         The change's transition is closed with it, so that the next one may begin: no run of it may be under way any more.
         A Conflict that lasts ends the change all the same, with the Conflict as its message.
         """
@@ -52,9 +54,14 @@ class DeploymentActivities:
             change = repository.change(record.change_id)
             if change.state.final:
                 return Done(note=f"was {change.state} already")
+            again = record_again(repository, change, record.result)
+            if again is not None:
+                record = _followed(record, again)
             end_change(repository, record)
             if _follows_what_runs(change.kind, record.result.state):
                 settle(repository, record.model, change_id=record.change_id)
+            if again is not None:
+                pend_again(repository, again)
             record_repair(repository, record.model)
         return Done(note=record.result.message)
 
@@ -140,6 +147,12 @@ class DeploymentActivities:
         except Unavailable:
             return False
         return True
+
+
+def _followed(record: RecordInput, again: Change) -> RecordInput:
+    """The end of a change, which names the one that carries it out again."""
+    message = f"{record.result.message}; it is carried out again on the regions that are left as change {again.id}"
+    return record.model_copy(update={"result": record.result.model_copy(update={"message": message})})
 
 
 def _follows_what_runs(kind: ChangeKind, ended: ChangeState) -> bool:

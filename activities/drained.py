@@ -37,6 +37,16 @@ class Drained:
         more = frozenset({region})
         return Drained(self.regions | more, self.lost, self.unguarded | more if force else self.unguarded)
 
+    @property
+    def advice(self) -> str:
+        """Which regions are out of service and what to do if nothing else has room; empty if none is."""
+        told = [
+            f"{region} is out of service ({'declared lost' if region in self.lost else 'drained'})"
+            for region in sorted(self.regions)
+        ]
+        back = " or ".join(f"`ipnext undrain {region}`" for region in sorted(self.regions))
+        return f"{', '.join(told)}: {back}, or raise the supply elsewhere, then ask again" if told else ""
+
 
 NOTHING = Drained()
 

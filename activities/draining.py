@@ -137,7 +137,7 @@ def _decided(repository: Repository, drain: Drain, refusal: tuple[Reason, str] |
         repository.add_event(None, "Drain", f"region {drain.region} is not drained: {message}")
         return repository.update_drain(drain.id, state=DrainState.REFUSED, cause=reason, message=message)
     repository.add_event(
-        None, "Drain", f"region {drain.region} is drained" + (f": {drain.reason}" if drain.reason else "")
+        None, "Drain", f"region {drain.region} is draining" + (f": {drain.reason}" if drain.reason else "")
     )
     drain = repository.update_drain(drain.id, state=DrainState.DRAINING, cause=Reason.PROGRESSING, message=MOVING_AWAY)
     return ask_replan(repository, drain) if repository.plan_in_force_id() is not None else drain

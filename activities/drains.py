@@ -14,9 +14,10 @@ from activities.replans import Wake
 from activities.returning import Returning, Told
 from activities.surviving import Surviving
 from activities.waiting import beat
+from ipnext import names
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState
+from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState, status_of
 from ipnext.model.lifecycle import ReplanState
 from ipnext.model.status import Reason
 from ipnext.store.repository import Repository
@@ -29,6 +30,9 @@ LAST_REPLAN_AGAIN = timedelta(minutes=5)
 """... and at most after this."""
 
 MOVING_AWAY = "models move away"
+
+LOST_AND_EMPTY = "nothing is planned there, and no other region sends users there"
+"""Of a region that is declared lost. If its replicas have ended is not known: it is asked nothing."""
 
 
 class DrainActivities:
@@ -74,7 +78,7 @@ class DrainActivities:
                 drain = repository.update_drain(
                     drain.id, state=DrainState.DRAINING, cause=Reason.PROGRESSING, message=result.message
                 )
-                repository.add_event(None, "Drain", f"region {drain.region} is lost: {result.message}")
+                repository.add_event(None, "Drain", f"region {drain.region} is declared lost: {result.message}")
                 drain = ask_replan(repository, drain)
             elif result.tables:
                 repository.update_drain(drain.id, message=result.message)
@@ -149,8 +153,9 @@ class DrainActivities:
             "traffic_left_qps": seen.traffic_left_qps,
         }
         if _is_empty(seen):
-            message = "nothing runs there and nothing is sent there"
-            repository.add_event(None, "Drain", f"region {drain.region} is drained")
+            message = LOST_AND_EMPTY if drain.disaster else "nothing runs there and nothing is sent there"
+            status = status_of(DrainState.DRAINED, lost=drain.disaster)
+            repository.add_event(None, "Drain", f"region {drain.region} is {status}: {message}")
             return repository.update_drain(
                 drain.id, state=DrainState.DRAINED, cause=Reason.SUCCEEDED, message=message, **left
             )
@@ -171,7 +176,7 @@ class DrainActivities:
 
 def ask_replan(repository: Repository, drain: Drain) -> Drain:
     """Record the next replan of a drain."""
-    replan = repository.add_replan(f"{drain.id}-{drain.replans + 1}", "drain")
+    replan = repository.add_replan(names.drain_replan_id(drain.id, drain.replans + 1), "drain")
     return repository.update_drain(drain.id, replan_id=replan.id, replans=drain.replans + 1)
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from activities.adoption import settle
 from activities.drained import Drained
+from ipnext import names
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.store.repository import Repository
@@ -54,7 +55,7 @@ def record_repair(repository: Repository, model: str, *, now: datetime | None = 
     why = drift_of(repository, model)
     if not why:
         return None
-    change_id = f"repair-{model}-{changes[0].sequence + 1}"
+    change_id = names.repair_id(model, changes[0].sequence + 1)
     repair = repository.add_change(model, ChangeKind.REPAIR, change_id=change_id)
     repository.add_event(model, "RepairRecorded", why)
     return repair

@@ -13,6 +13,7 @@ from temporalio import activity
 
 from activities.adoption import PLACEMENT_RULES, held_plan
 from activities.affording import budget_figures, budgets_in, without_budgets
+from activities.drained import Drained
 from activities.planning_policy import PlanningPolicy
 from activities.problems import residual_problem
 from activities.replanning import FleetReplan
@@ -85,6 +86,7 @@ class PlanningActivities:
         policy = self._policy
         with self._store.read() as repository:
             in_force, placed = repository.plan_in_force(), repository.placement(stage.model)
+            drained = Drained.of(repository.drains())
             try:
                 problem = residual_problem(
                     repository,
@@ -112,7 +114,7 @@ class PlanningActivities:
         if not plan.replicas:
             most = max(plan.unmet, key=lambda unmet: unmet.qps, default=None)
             place = Place(region=most.region if most else None)
-            message = _with_figures(unplaced_message(plan), figures)
+            message = _joined(unplaced_message(plan), figures, drained.advice)
             return _infeasible(binding_reason(rules), message, place)
         base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
         record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
@@ -120,7 +122,7 @@ class PlanningActivities:
         with self._store.begin(stage.model) as repository:
             repository.check_fence(stage.change_id)
             repository.adopt_plan(prepared, expected=base)
-        message = _with_figures(_unmet_message(plan, unit), figures)
+        message = _joined(_unmet_message(plan, unit), figures)
         return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=message)
 
     def _budget_figures(self, problem: Problem, whole: Sequence[Owner], model: str, rules: Sequence[str]) -> str:
@@ -188,8 +190,8 @@ def _infeasible(reason: Reason, message: str, place: Place) -> Planned:
     return Planned(plan_id="", feasible=False, moves=0, cost_per_hour=0.0, reason=reason, message=message, place=place)
 
 
-def _with_figures(message: str, figures: str) -> str:
-    return f"{message}; {figures}" if figures else message
+def _joined(*texts: str) -> str:
+    return "; ".join(text for text in texts if text)
 
 
 def unplaced_message(plan: Plan) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from temporalio import activity
 
 from activities.replanning import find_plan
+from ipnext import names
 from ipnext.model.lifecycle import Done, ReplanInput, ReplanResult, ReplanState, ReplansWaiting, ScheduledReplan
 from ipnext.model.status import Reason
 from ipnext.store.records import PlanEntry
@@ -31,7 +32,7 @@ class ReplanActivities:
     @activity.defn(name="ask_replan", no_thread_cancel_exception=True)
     def ask_replan(self, asked: ScheduledReplan) -> Done:
         """Record a replan, once for each run, and wake the workflow that carries it out."""
-        replan_id = asked.id or f"{asked.trigger}-{activity.info().workflow_run_id}"
+        replan_id = asked.id or names.scheduled_replan_id(asked.trigger, activity.info().workflow_run_id or "")
         with self._store.begin() as repository:
             replan = repository.add_replan(replan_id, asked.trigger)
         if replan.state is ReplanState.RECORDED:

@@ -269,15 +269,20 @@ class Client:
         timeout_seconds: float = 600.0,
         on_update: Callable[[ChangeView], None] | None = None,
     ) -> ChangeView:
-        """Wait for a change's end, whatever it is. `on_update` sees each new state. DeadlineExceeded."""
+        """Wait for a change's end, whatever it is. `on_update` sees each new state. DeadlineExceeded.
+
+        If the platform carries the change out again, since a region was lost in its way, that change is waited for and returned.
+        """
         last: ChangeView | None = None
+        deadline = time.monotonic() + timeout_seconds
         for _ in _until(timeout_seconds):
             change = self._glance(lambda: self.change(change_id))
             if change is not None and change != last and on_update is not None:
                 on_update(change)
             last = change or last
             if last is not None and last.state.final:
-                return last
+                left = max(0.0, deadline - time.monotonic())
+                return last if last.again is None else self.wait_change(last.again, left, on_update)
         state = "unknown" if last is None else last.state.value
         msg = f"change {change_id} is {state} after {timeout_seconds:g} s; it goes on without you"
         raise DeadlineExceeded(msg)

@@ -136,11 +136,66 @@ def drain_workflow_id(region: str) -> str:
     return f"drain/{region}"
 
 
+AGAIN_PREFIX: Final = "again-"
+APPLY_PREFIX: Final = "apply-"
+DRAIN_PREFIX: Final = "drain-"
+REPAIR_PREFIX: Final = "repair-"
+REPLAN_PREFIX: Final = "replan-"
+SCHEDULE_PREFIX: Final = "schedule-"
+SUPPLY_PREFIX: Final = "supply-"
+
+RESERVED_PREFIXES: Final = (
+    AGAIN_PREFIX,
+    APPLY_PREFIX,
+    DRAIN_PREFIX,
+    REPAIR_PREFIX,
+    REPLAN_PREFIX,
+    SCHEDULE_PREFIX,
+    SUPPLY_PREFIX,
+)
+"""How ids of changes, replans and drains begin that the platform makes. The API takes none of them from a client."""
+
+
 def replan_plan_id(run_id: str) -> str:
     """Id of the plan that a run of the replan workflow computes: once for each run, however often it is tried."""
-    return f"replan-{run_id}"
+    return f"{REPLAN_PREFIX}{run_id}"
 
 
 def move_id(plan_id: str, model: str) -> str:
     """Id of the change that brings a model to what a plan gives it: one for each plan and model."""
     return f"{plan_id}.{model}"
+
+
+def apply_id(model: str, revision: int) -> str:
+    """Id of the change that brings a model to a revision of its manifest."""
+    return f"{APPLY_PREFIX}{model}-{revision}"
+
+
+def repair_id(model: str, sequence: int) -> str:
+    """Id of a repair that the platform records. `sequence` is the change's own."""
+    return f"{REPAIR_PREFIX}{model}-{sequence}"
+
+
+def again_id(model: str, sequence: int) -> str:
+    """Id of the change that carries out once more what change `sequence` of the model could not: a region was lost."""
+    return f"{AGAIN_PREFIX}{model}-{sequence}"
+
+
+def drain_id(region: str, number: int) -> str:
+    """Id of a region's drain; `number` counts the drains of the region from 1."""
+    return f"{DRAIN_PREFIX}{region}-{number}"
+
+
+def drain_replan_id(drain_id: str, number: int) -> str:
+    """Id of a replan that a drain asks for; `number` counts them from 1."""
+    return f"{drain_id}-{number}"
+
+
+def supply_replan_id(fleet_version: int) -> str:
+    """Id of the replan that a changed fleet asks for."""
+    return f"{SUPPLY_PREFIX}{fleet_version}"
+
+
+def scheduled_replan_id(trigger: str, run_id: str) -> str:
+    """Id of the replan that a run of the schedule asks for. `trigger` is the schedule's."""
+    return f"{trigger}-{run_id}"

@@ -10,7 +10,7 @@ from temporalio.common import SearchAttributeKey
 
 with workflow.unsafe.imports_passed_through():
     from ipnext import names
-    from ipnext.model.drain import DrainInput, DrainSeen, DrainState
+    from ipnext.model.drain import DrainInput, DrainSeen, DrainState, status_of
     from workflows import policies
     from workflows.policies import perform
 
@@ -79,10 +79,10 @@ class DrainWorkflow:
     def _show(self, seen: DrainSeen) -> None:
         self._seen = seen
         workflow.upsert_search_attributes([STAGE.value_set(seen.state.value)])
-        kind = "lost" if seen.disaster else "planned"
+        status = status_of(seen.state, lost=seen.disaster and not seen.state.over)
         left = (
             f"\n\n| left | |\n|---|---|\n| models | {seen.models_left} |\n| replicas | {seen.replicas_left} |\n"
             f"| traffic, requests or tokens/s | {seen.traffic_left_qps:g} |"
         )
         told = f"\n\n{seen.message}" if seen.message else ""
-        workflow.set_current_details(f"**{self._region}** ({kind}): {seen.state.value}{told}{left}")
+        workflow.set_current_details(f"**{self._region}**: {status}{told}{left}")

@@ -1,6 +1,7 @@
 """The worker's ready file: there, and fresh, while Temporal answers and the worker polls each queue that it has slots for.
 
-Called by the worker process. A probe fails if the file is absent or older than three times READY_EVERY_SECONDS.
+Called by the worker process. A probe fails if the file is absent, or older than three times READY_EVERY_SECONDS: a worker that
+hangs itself removes nothing.
 """
 
 import asyncio
@@ -21,6 +22,9 @@ from ipnext.platform.polling import POLLED, Polled, pollers
 
 READY_EVERY_SECONDS = 5.0
 """Between two looks at whether the worker polls, and two touches of the ready file."""
+
+LOOK_SECONDS = 5.0
+"""Of one look: a server that hangs answers no call and refuses none."""
 
 
 class Load(Interceptor):
@@ -100,7 +104,10 @@ async def keep_ready(client: Client, loads: Mapping[str, Load], file: Path | Non
 async def _why_not(client: Client, loads: Mapping[str, Load]) -> str:
     """Why no work can come; empty if it can."""
     try:
-        found = await unpolled(client, loads)
+        async with asyncio.timeout(LOOK_SECONDS):
+            found = await unpolled(client, loads)
+    except TimeoutError:
+        return f"Temporal has not answered within {LOOK_SECONDS:g} s"
     except (EngineRefused, Unavailable) as error:
         return error.message
     return f"not polled by this worker: {'; '.join(map(str, found))}" if found else ""

@@ -1,5 +1,6 @@
 """Drains: a region is taken out of service, and asked back."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -8,6 +9,7 @@ from ipnext import names
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.model.deployment import RegionState
 from ipnext.model.drain import Drain, DrainRequest, DrainView, ReturnRequest
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.resource import Listed
@@ -16,6 +18,9 @@ from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/regions", tags=["regions"])
 listing = APIRouter(prefix="/v1/drains", tags=["regions"])
+
+Reports = Mapping[str, RegionState | None]
+"""Region -> what it reports; None, or absent, if it does not answer or was not asked."""
 
 RegionName = Annotated[Name, Path(description="Name of the region.")]
 
@@ -31,7 +36,7 @@ def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms) -> Dra
         check_region_left(unit.fleet().spec, unit.drains(), region)
         drain = unit.add_drain(region, disaster=request.disaster, force=request.force, reason=request.reason)
     rooms.outbox.wake()
-    return drain_view(drain, rooms.lifecycle)
+    return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
 
 
 @router.post("/{region}/return", status_code=202, summary="Bring a region back into service")
@@ -43,7 +48,7 @@ def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms) -> D
     with rooms.store.begin() as unit:
         drain = unit.ask_return(region, reason=request.reason)
     rooms.outbox.wake()
-    return drain_view(drain, rooms.lifecycle)
+    return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
 
 
 @router.get("/{region}/drain", summary="Follow a drain")
@@ -54,7 +59,7 @@ def read_drain(region: RegionName, rooms: Rooms) -> DrainView:
     if drain is None:
         msg = f"region {region!r} was never drained"
         raise NotFound(msg)
-    return drain_view(drain, rooms.lifecycle)
+    return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
 
 
 @listing.get("", summary="List drains")
@@ -67,7 +72,8 @@ def list_drains(
     """Newest first, those that are over too: what was asked and why, where it stands, what came of it."""
     with rooms.store.read() as unit:
         page = unit.drain_page(region, after=after, limit=limit)
-    return listed(page.map(lambda drain: drain_view(drain, rooms.lifecycle)))
+    states = rooms.observer.states() if any(drain.lost for drain in page.items) else {}
+    return listed(page.map(lambda drain: drain_view(drain, rooms.lifecycle, states)))
 
 
 def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str) -> None:
@@ -78,17 +84,19 @@ def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str) 
     out = {drain.region for drain in drains} | {region}
     if not any(item.units > 0 for item in fleet.supply if item.region not in out):
         others = sorted(out - {region})
-        told = f" ({', '.join(others)} already drained)" if others else ""
+        told = f" ({', '.join(others)} out of service)" if others else ""
         msg = f"region {region!r} is the last one with supply{told}; undrain another one first"
         raise Conflict(msg)
 
 
-def drain_view(drain: Drain, lifecycle: Lifecycle) -> DrainView:
-    """A drain with the link to its runs."""
+def drain_view(drain: Drain, lifecycle: Lifecycle, states: Reports) -> DrainView:
+    """A drain with the link to its runs. Of a lost region what it reports in `states`, for it may answer still."""
     url = lifecycle.run_url(names.drain_workflow_id(drain.region), "")
-    return DrainView(**drain.model_dump(), run_url=url.rstrip("/"))
+    state = states.get(drain.region) if drain.lost else None
+    running = None if state is None else len(state.replicas)
+    return DrainView.of(drain, run_url=url.rstrip("/"), replicas_running=running)
 
 
-def drains_by_region(unit: Repository, lifecycle: Lifecycle) -> dict[str, DrainView]:
+def drains_by_region(unit: Repository, lifecycle: Lifecycle, states: Reports) -> dict[str, DrainView]:
     """Regions that are out of service, or on their way."""
-    return {drain.region: drain_view(drain, lifecycle) for drain in unit.drains()}
+    return {drain.region: drain_view(drain, lifecycle, states) for drain in unit.drains()}

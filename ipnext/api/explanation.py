@@ -26,6 +26,7 @@ from ipnext.api.status import (
     serving_troubles,
 )
 from ipnext.model.cause import STEPS, Cause, cause_in
+from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, ValidationReport
 from ipnext.model.resource import Explanation, ExplanationStep
 from ipnext.model.status import Condition, ConditionType, Reason
@@ -64,7 +65,7 @@ ADVICE: Mapping[Reason, str] = {
     Reason.LOAD_FAILED: "A host could not load the snapshot: see the host's message, then publish a repaired one.",
     Reason.OUT_OF_MEMORY: "The part needs more memory than the host gives: raise memoryBytes or choose larger hardware.",
     Reason.CRASH_LOOP: "A host ends again and again: see its log, whose file is named at the host.",
-    Reason.REGION_UNREACHABLE: "The region's infrastructure does not answer: see `ipnext get regions`, bring it back.",
+    Reason.REGION_UNREACHABLE: "The region's infrastructure does not answer: see `ipnext get regions`; bring it back, or declare it lost with `ipnext drain REGION --disaster`.",
     Reason.UNAVAILABLE: "Something that the platform needs (the artifact store, a database) does not answer: bring it back, publish again.",
     Reason.ROUTE_FAILED: "A gateway did not take its routes: see the region's gateway, then try again.",
     Reason.GATE_FAILED: "The new generation answered worse than its gate allows and was taken back: look at its answers.",
@@ -84,12 +85,54 @@ ADVICE_FOR_RETIRED = "To bring it back: `ipnext apply` its manifest again, then 
 """A publish to a retired model is refused."""
 
 
+ADVICE_FOR_RESTORED = (
+    "Publish it (`ipnext publish MODEL --part NAME=DIR`), or `ipnext rollback MODEL` to a generation that served."
+)
+"""It was retired and is applied again: its generations are known."""
+
+ADVICE_WHILE_OUT = (
+    "Out of service: {regions}. A model that serves is moved to the regions that are left, if they have room; else {back}, or raise the "
+    "supply elsewhere. A change that was refused has to be asked for again."
+)
+"""There is no room while regions are drained or lost."""
+
+ADVICE_ONCE_BACK = "Ask again: publish, apply or roll back once more. A change that has ended is not repeated."
+"""The region that a change failed for is back."""
+
+BY_A_REGION = frozenset(
+    {Reason.REGION_UNREACHABLE, Reason.NO_CAPACITY, Reason.PLANNER_INFEASIBLE, Reason.TRANSITION_REFUSED}
+)
+"""Reasons that a region which does not answer, or is out of service, may give a change."""
+
+
 def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Explanation:
     """Explain a model by what the store tells of its newest change."""
     name, change = facts.record.name, telling_change(facts)
     report = unit.report(name, change.generation) if change is not None and change.generation else None
     transition = next(iter(unit.transitions(name, limit=1)), None)
-    return explain(facts, states, report=report, transition=transition, cause=_cause_of(unit, change))
+    cause = _cause_of(unit, change)
+    passed = change is not None and _has_passed(unit, change, cause, states)
+    told = explain(facts, states, report=report, transition=transition, cause=cause, passed=passed)
+    out = [drain.region for drain in unit.drains() if drain.holds] if told.reason is Reason.NO_CAPACITY else []
+    if not out or passed:
+        return told
+    back = " or ".join(f"`ipnext undrain {region}`" for region in out)
+    return told.model_copy(update={"advice": ADVICE_WHILE_OUT.format(regions=", ".join(out), back=back)})
+
+
+def _has_passed(unit: Repository, change: Change, cause: Cause | None, states: States) -> bool:
+    """Whether a change ended because of a region that is back in service: what it said of that region holds no more."""
+    if change.state not in UNHAPPY or change.reason not in BY_A_REGION or change.finished_at is None:
+        return False
+    drains = unit.drains()
+    if change.reason is Reason.REGION_UNREACHABLE:
+        named = {cause.place.region} if cause is not None and cause.place.region else set(states)
+        return all(states.get(region) is not None for region in named - {None}) and not named & {
+            d.region for d in drains
+        }
+    returned = unit.drain_page(None, after=None, limit=LOOKED_AT).items
+    ended = (drain for drain in returned if drain.state is DrainState.RETURNED and drain.finished_at is not None)
+    return any(drain.created_at <= change.finished_at <= drain.finished_at for drain in ended if drain.finished_at)
 
 
 def _cause_of(unit: Repository, change: Change | None) -> Cause | None:
@@ -107,8 +150,9 @@ def explain(
     report: ValidationReport | None = None,
     transition: TransitionRecord | None = None,
     cause: Cause | None = None,
+    passed: bool = False,
 ) -> Explanation:
-    """Explain a model. `report`, `transition` and `cause` belong to its telling change."""
+    """Explain a model. `report`, `transition` and `cause` belong to its telling change, as does `passed`: its cause is gone."""
     conditions = {condition.type: condition for condition in observed_conditions(facts, states)}
     ready = conditions.get(ConditionType.READY)
     is_ready = ready is not None and ready.status == "True"
@@ -117,13 +161,18 @@ def explain(
     trouble = None if failed else _trouble(facts, states, change)
     failure = change if failed else None
     reason, message = _cause(facts, change, trouble, conditions, failure=failure, is_ready=is_ready)
-    told = cause if failed and cause is not None and cause.reason is reason else None
+    passed = passed and failed and change is not None
+    if passed and change is not None:
+        message = f"{change.kind} {change.id} ended as {change.state.value} for a region that is back in service now"
+    told = cause if failed and not passed and cause is not None and cause.reason is reason else None
     waves = wave_steps(transition, change)
     stages = stage_steps(conditions, change, told, transition, is_ready=is_ready)
     if change is not None and not message:
         message = next((f"{wave.state}: {wave.message}" for wave in waves), f"the change is {change.state.value}")
     refused = report if failed and change is not None and change.state is ChangeState.REFUSED else None
-    advice = _advice(facts, reason, change).replace("MODEL", facts.record.name)
+    advice = (_advice_once_back(change) if passed else _advice(facts, reason, change)).replace(
+        "MODEL", facts.record.name
+    )
     chain = [
         deployment_step(facts, ready),
         *change_steps(change),
@@ -145,9 +194,16 @@ def explain(
     )
 
 
+def _advice_once_back(change: Change | None) -> str:
+    repeated = change is not None and change.kind in {ChangeKind.MOVE, ChangeKind.REPAIR}
+    return "Nothing to do: the platform tries it again." if repeated else ADVICE_ONCE_BACK
+
+
 def _advice(facts: ModelFacts, reason: Reason, change: Change | None) -> str:
     if facts.record.retired and reason is Reason.NOT_PUBLISHED:
         return ADVICE_FOR_RETIRED
+    if reason is Reason.NOT_PUBLISHED and any(found.generation for found in facts.changes):
+        return ADVICE_FOR_RESTORED
     moves = change is not None and change.kind is ChangeKind.MOVE
     return (ADVICE_FOR_MOVES.get(reason) if moves else None) or ADVICE[reason]
 

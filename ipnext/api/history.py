@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import StreamingResponse
 
+from ipnext import names
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, listed
 from ipnext.errors import NotFound
@@ -19,9 +20,12 @@ router = APIRouter(prefix="/v1", tags=["history"])
 
 @router.get("/changes/{change_id}", summary="Read a change")
 def read_change(change_id: RecordId, rooms: Rooms) -> ChangeView:
-    """Where a change stands, why, and the link to its run."""
+    """Where a change stands, why, and the link to its run. `again`: the change that carries it out once more."""
     with rooms.store.read() as unit:
-        return change_view(unit.change(change_id), rooms.lifecycle)
+        change = unit.change(change_id)
+        again = unit.find_change(names.again_id(change.model, change.sequence)) if change.state.final else None
+    view = change_view(change, rooms.lifecycle)
+    return view if again is None else view.model_copy(update={"again": again.id})
 
 
 @router.get("/changes", summary="List changes of all models")

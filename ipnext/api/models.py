@@ -4,6 +4,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
+from ipnext import names
 from ipnext.api.admission import check_against_fleet, check_plugins, check_runs_no_code, check_storable, field_changes
 from ipnext.api.answers import answers_of
 from ipnext.api.explanation import explanation_of
@@ -11,6 +12,7 @@ from ipnext.api.facts import model_facts, throughputs_of
 from ipnext.api.filters import WantedModels, found_models
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
+from ipnext.api.retirement import check_not_retiring, note_restored
 from ipnext.api.states import States
 from ipnext.api.status import model_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
@@ -63,7 +65,7 @@ def apply_model(
     expected_version: ExpectedVersion = None,
     dry_run: DryRun = False,
 ) -> ModelApplied:
-    """Create or replace a manifest. The same manifest twice changes nothing.
+    """Create or replace a manifest. The same manifest twice changes nothing. A retired model is brought back, and waits for a publish.
 
     Demand regions and hardware kinds must exist in the fleet. Where the model serves, or is on its way to serve, a
     changed spec is also a change of kind `apply`, which plans again and moves traffic safely.
@@ -77,12 +79,15 @@ def apply_model(
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))
         before = _find(unit, name)
+        check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
         if dry_run:
             _check_version(before, expected_version)
             return _applied(before, before, manifest, dry_run=True)
         record = unit.put_model(manifest, expected_version=expected_version)
         change = _apply_change(unit, before, record)
+        if before is not None and before.retired:
+            note_restored(unit, name)
     rooms.outbox.wake()
     view = None if change is None else change_view(change, rooms.lifecycle)
     return _applied(before, record, manifest, change=view)
@@ -139,8 +144,10 @@ def _check_version(record: ModelRecord | None, expected: int | None) -> None:
 
 def _apply_change(unit: Repository, before: ModelRecord | None, record: ModelRecord) -> Change | None:
     """The change that brings a model to its new spec. Its id follows from the spec's revision: a retry finds it."""
-    change_id = f"apply-{record.name}-{record.generation}"
-    if before is None or before.generation == record.generation:
+    change_id = names.apply_id(record.name, record.generation)
+    if before is None or before.retired:
+        return None
+    if before.generation == record.generation:
         return unit.find_change(change_id)
     if record.serving_generation is None and not unit.open_kinds(record.name):
         return None
@@ -161,6 +168,7 @@ def _applied(
         version=0 if record is None else record.version,
         generation=0 if record is None else record.generation,
         changed=bool(fields),
+        restored=before is not None and before.retired,
         dry_run=dry_run,
         fields=fields,
         change=change,

@@ -55,7 +55,7 @@ def _overview(rooms: Platform, states: States, wanted: Wanted) -> Overview:
         generations = unit.recent_generations(names, limit=GENERATIONS)
         rates = throughputs_of(unit, facts)
         regions = region_views(
-            fleet_or_none(unit), unit.units_running(), states, drains_by_region(unit, rooms.lifecycle)
+            fleet_or_none(unit), unit.units_running(), states, drains_by_region(unit, rooms.lifecycle, states)
         )
         plan, replan = plan_in_force(unit), newest_replan(unit)
         changes, events = unit.change_page(limit=CHANGES), unit.event_page(limit=EVENTS)

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from typing import Annotated
-from uuid import uuid4
 
 from fastapi import APIRouter, Query, Response
 
+from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import replan_view
 from ipnext.api.platform import After, IdempotencyKey, Limit, RecordId, Rooms, listed
 from ipnext.errors import Unavailable
@@ -77,10 +77,9 @@ def ask_replan(request: ReplanRequest, rooms: Rooms) -> ReplanView:
 
     Replans that are recorded before one begins to plan share its plan; those that come later get the next.
     """
+    replan_id = client_id("replanId", request.replan_id)
     with rooms.store.begin() as unit:
-        replan = unit.add_replan(
-            request.replan_id or uuid4().hex, request.trigger, dry_run=request.dry_run, max_moves=request.max_moves
-        )
+        replan = unit.add_replan(replan_id, request.trigger, dry_run=request.dry_run, max_moves=request.max_moves)
     rooms.outbox.wake()
     return replan_view(replan, rooms.lifecycle)
 

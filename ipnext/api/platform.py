@@ -13,7 +13,7 @@ from ipnext.api.shared import SharedAnswers
 from ipnext.api.stream import Stream
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
-from ipnext.model.resource import ChangeId, Listed
+from ipnext.model.resource import AnyId, Listed
 from ipnext.model.value import Name
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
@@ -45,7 +45,7 @@ def platform_of(request: Request) -> Platform:
 
 Rooms = Annotated[Platform, Depends(platform_of)]
 ModelName = Annotated[Name, Path(description="Name of the model.")]
-RecordId = Annotated[ChangeId, Path(description="Id of the record.")]
+RecordId = Annotated[AnyId, Path(description="Id of the record.")]
 GenerationNumber = Annotated[int, Path(ge=1, lt=2**31, description="Number of a generation of the model.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items of the page, 1 to 1000.")]
 After = Annotated[

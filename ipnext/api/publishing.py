@@ -1,14 +1,15 @@
 """Publish and roll back: record one change, answer 202; the outbox hands it to the workflow engine."""
 
 from collections.abc import Iterable
-from uuid import uuid4
 
 from fastapi import APIRouter
 
 from ipnext.api.errors import MAX_ALLOWED
 from ipnext.api.freezes import let_through
+from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Platform, Rooms, User
+from ipnext.api.retirement import check_in_service, check_not_retiring
 from ipnext.artifacts.layout import snapshot_uri
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
@@ -33,12 +34,14 @@ def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User) 
     comes once the change is recorded: it is not lost from there on. `changeId` makes a repeated request one change.
     `overrideFreeze`, a reason, lets it pass every freeze.
     """
+    change_id = client_id("changeId", request.change_id)
     with rooms.store.read() as unit:
-        record = _not_retired(unit.model(name))
+        record = check_in_service(unit, unit.model(name))
     _check_parts(record, request.parts)
     sources = {part: _source(rooms, given) for part, given in request.parts.items()}
     with rooms.store.begin(name) as unit:
-        change = unit.publish(name, sources, change_id=request.change_id or uuid4().hex)
+        check_not_retiring(unit, record)
+        change = unit.publish(name, sources, change_id=change_id)
         if request.override_freeze is not None and not change.state.final:
             let_through(unit, change, who=user, reason=request.override_freeze)
     rooms.outbox.wake()
@@ -51,9 +54,9 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
 
     Without `generation`: while a rollout is under way the one that serves, else the newest other one that has.
     """
-    change_id = request.change_id or uuid4().hex
+    change_id = client_id("changeId", request.change_id)
     with rooms.store.begin(name) as unit:
-        record = _not_retired(unit.model(name))
+        record = check_in_service(unit, unit.model(name))
         change = _recorded(unit, change_id, name)
         if change is None:
             unfinished = bool(_ROLLS_OUT & unit.open_kinds(name).keys())
@@ -61,13 +64,6 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
             change = unit.add_change(name, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)
-
-
-def _not_retired(record: ModelRecord) -> ModelRecord:
-    if record.retired:
-        msg = f"model {record.name!r} is retired; apply its manifest to bring it back"
-        raise Conflict(msg)
-    return record
 
 
 def _recorded(unit: Repository, change_id: str, model: str) -> Change | None:

@@ -27,10 +27,11 @@ def list_regions(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed
 
     Of its replicas at most twenty are shown, those that do not answer first; `GET /v1/regions/{region}/replicas` lists all.
     """
+    states = rooms.observer.states()
     with rooms.store.read() as unit:
         fleet, used = fleet_or_none(unit), unit.units_running()
-        drains = drains_by_region(unit, rooms.lifecycle)
-    views = region_views(fleet, used, rooms.observer.states(), drains)
+        drains = drains_by_region(unit, rooms.lifecycle, states)
+    views = region_views(fleet, used, states, drains)
     start = 0
     if after is not None:
         names = [view.region for view in views]

@@ -1,11 +1,11 @@
 """Repairs: users and replicas that were left on another generation go back to the one that serves."""
 
-from uuid import uuid4
-
 from fastapi import APIRouter
 
+from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Rooms
+from ipnext.api.retirement import check_not_retiring
 from ipnext.errors import Conflict
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.resource import ChangeView, RepairRequest
@@ -19,6 +19,7 @@ def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> Chang
 
     The platform records repairs by itself; asked while one is open, it is the same change. 409 if nothing serves.
     """
+    change_id = client_id("changeId", request.change_id)
     with rooms.store.begin(name) as unit:
         record = unit.model(name)
         if record.retired or record.serving_generation is None:
@@ -26,8 +27,9 @@ def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> Chang
             todo = "apply its manifest again, then publish" if record.retired else "publish it"
             msg = f"model {name!r} {why}: there is nothing to repair; {todo}"
             raise Conflict(msg)
+        check_not_retiring(unit, record)
         recent = unit.changes(name)
         waiting = next((c for c in recent if c.kind is ChangeKind.REPAIR and not c.state.final), None)
-        change = waiting or unit.add_change(name, ChangeKind.REPAIR, change_id=request.change_id or uuid4().hex)
+        change = waiting or unit.add_change(name, ChangeKind.REPAIR, change_id=change_id)
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)

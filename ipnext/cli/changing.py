@@ -37,6 +37,11 @@ def apply(
     for each in applied:
         if isinstance(each, FleetView) and not dry_run:
             say("the fleet is applied; where it changed, a replan follows by itself: `ipnext get replans`")
+        if isinstance(each, ModelApplied) and each.restored and not dry_run:
+            say(
+                f"{each.model} was retired: nothing serves until you publish it (`ipnext publish {each.model} --part NAME=DIR`) "
+                f"or go back to a generation that served (`ipnext rollback {each.model}`)"
+            )
         if isinstance(each, ModelApplied) and each.change is not None:
             say(f"{change_line(each.change)}; watch it with `ipnext wait {each.model} --for change={each.change.id}`")
 
@@ -206,12 +211,17 @@ def _applied_table(applied: Sequence[ModelApplied | FleetView | FreezeView], *, 
         if isinstance(each, FreezeView):
             lines.append(("freeze", each.manifest.name, each.version, "would be applied" if dry_run else "applied"))
             continue
-        verb = ("would change" if dry_run else "changed") if each.changed else "unchanged"
-        lines.append(("model", each.model, each.version, verb))
+        lines.append(("model", each.model, each.version, _verb(each, dry_run=dry_run)))
         if each.fields and dry_run:
             fields = ((f.field, _short(f.before), _short(f.after)) for f in each.fields)
             tables.append(rows(f"\n{each.model}", ("field", "before", "after"), fields))
     return [rows("", ("kind", "name", "version", "state"), lines), *tables]
+
+
+def _verb(applied: ModelApplied, *, dry_run: bool) -> str:
+    if applied.restored:
+        return "would be brought back from retirement" if dry_run else "brought back from retirement"
+    return ("would change" if dry_run else "changed") if applied.changed else "unchanged"
 
 
 def _short(value: object) -> str:

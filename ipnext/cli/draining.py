@@ -9,7 +9,7 @@ from rich.table import Table
 from ipnext.cli.command import Command, Timeout
 from ipnext.cli.output import Form, Output, age, number, rows, say, write
 from ipnext.cli.session import client_of
-from ipnext.model.drain import Drain, DrainView
+from ipnext.model.drain import DrainView
 
 RegionName = Annotated[str, typer.Argument(metavar="REGION", help="Name of the region.", show_default=False)]
 Why = Annotated[str, typer.Option("--reason", help="Why: it stays in the record.", show_default=False)]
@@ -32,10 +32,11 @@ def drain(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     client = client_of(context)
     found = client.drain(region, disaster=disaster, force=force, reason=reason)
     if wait:
-        found = client.wait_drain(region, timeout, on_update=lambda now: say(drain_line(now)))
+        found = client.wait_drain(region, timeout, on_update=lambda now: say(now.summary))
     elif disaster:
         found = client.wait_routed(region, timeout)
-    say(drain_line(found))
+    if not wait:
+        say(found.summary)
     write(found, output, lambda: drains_table([found]))
 
 
@@ -51,17 +52,10 @@ def undrain(
     client = client_of(context)
     found = client.undrain(region, reason=reason)
     if wait:
-        found = client.wait_drain(region, timeout, on_update=lambda now: say(drain_line(now)))
-    say(drain_line(found))
+        found = client.wait_drain(region, timeout, on_update=lambda now: say(now.summary))
+    else:
+        say(found.summary)
     write(found, output, lambda: drains_table([found]))
-
-
-def drain_line(found: Drain) -> str:
-    """`region eu-west (lost) is draining: 3 models, 12 replicas, 40 requests or tokens/s left`."""
-    kind = " (lost)" if found.disaster else ""
-    left = f"{found.models_left} models, {found.replicas_left} replicas, {number(found.traffic_left_qps)} requests or tokens/s left"
-    told = found.message or left
-    return f"region {found.region}{kind} is {found.state.value}: {told}"
 
 
 def drains_table(drains: Iterable[DrainView]) -> Table:
@@ -80,7 +74,7 @@ def drains_table(drains: Iterable[DrainView]) -> Table:
     lines = (
         (
             found.region,
-            found.state.value,
+            found.status,
             "disaster" if found.disaster else "planned",
             age(found.created_at),
             found.reason,

@@ -22,7 +22,7 @@ from ipnext.client_lists import Listing
 from ipnext.errors import InvalidInput
 from ipnext.model.adapter import client_name
 from ipnext.model.answers import GenerationAnswers
-from ipnext.model.drain import Drain
+from ipnext.model.drain import DrainView
 from ipnext.model.lifecycle import Change
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.profile import PartThroughput, ProfileView
@@ -386,10 +386,10 @@ def _use(units: float, used: float, free: float) -> tuple[str, str, str]:
     return number(units), number(used), number(free)
 
 
-def _service(drain: Drain | None) -> str:
+def _service(drain: DrainView | None) -> str:
     if drain is None:
         return "in service"
-    return f"{drain.state.value} (declared lost)" if drain.lost else drain.state.value
+    return drain.status
 
 
 def _drain(region: RegionView) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""Fetches snapshots into a region's cache before a deployment names them, in a process of its own.
+"""Fetches snapshots into a region's cache before a deployment names them, in processes of its own.
 
 A host that is told to hold one finds it there. What fails is left to the host, which says why. What no deployment names in the end
 leaves the cache as any other snapshot does (`ipnext.infra.snapshot_cache`).
@@ -8,7 +8,8 @@ import asyncio
 import json
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import structlog
@@ -16,58 +17,124 @@ import structlog
 from ipnext.infra.site import Site
 
 MOST_WAITING = 256
-"""Snapshots that wait for their turn; more are left to the hosts."""
+"""Snapshots that wait or are being fetched; more are left to the hosts."""
 
 LINE_BYTES = 2**20
 
 FETCH_SECONDS = 3600.0
-"""Of one snapshot: one that hangs must not keep the others from coming."""
+"""Of one snapshot. One that hangs occupies its lane for so long."""
+
+LANES = 4
+"""Batches that are fetched side by side at most, each by a process of its own."""
+
+PATIENCE_SECONDS = 2.0
+"""A batch that has waited so long gets another lane: most are fetched sooner than a process starts."""
 
 
 class Prefetching:
-    """One fetch at a time. The process starts with the first one and ends with the agent: its standard input does."""
+    """Batches of snapshots, each of one request. A batch that hangs holds up no other one unless LANES of them hang.
+
+    The snapshots of a batch are fetched one after the other. One process stays for the next batch. All end with the agent: their
+    standard input does.
+    """
+
+    def __init__(self, site: Site, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._site = site
+        self._patience = patience_seconds
+        self._waiting: deque[Sequence[str]] = deque()
+        self._known: set[str] = set()
+        """Snapshots that wait or are being fetched: asked for again, they are not fetched twice."""
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._idle = False
+        """Whether a lane waits for the next batch."""
+        self._news = asyncio.Event()
+
+    def begin(self, uris: Iterable[str]) -> None:
+        """Fetch these, one after the other."""
+        new = [uri for uri in dict.fromkeys(uris) if uri not in self._known]
+        batch = tuple(new[: MOST_WAITING - len(self._known)])
+        if not batch:
+            return
+        self._known.update(batch)
+        self._waiting.append(batch)
+        if self._idle:
+            self._idle = False
+            self._news.set()
+        elif not self._lanes:
+            self._open_lane()
+        else:
+            asyncio.get_running_loop().call_later(self._patience, self._widen)
+
+    async def stop(self) -> None:
+        """End the processes, whatever they do."""
+        self._waiting.clear()
+        lanes = tuple(self._lanes)
+        for lane in lanes:
+            lane.cancel()
+        await asyncio.gather(*lanes, return_exceptions=True)
+
+    def fetcher(self) -> "Fetcher":
+        """What fetches in a lane."""
+        return Fetcher(self._site)
+
+    def _widen(self) -> None:
+        if self._waiting and len(self._lanes) < LANES:
+            self._open_lane()
+
+    def _open_lane(self) -> None:
+        lane = asyncio.create_task(self._fetch_batches(self.fetcher()), name="prefetch")
+        self._lanes.add(lane)
+        lane.add_done_callback(self._lanes.discard)
+
+    async def _fetch_batches(self, fetcher: "Fetcher") -> None:
+        """Fetch what waits; then wait for more, unless another lane does."""
+        try:
+            while True:
+                while self._waiting:
+                    await self._fetch_batch(fetcher, self._waiting.popleft())
+                if self._idle:
+                    return
+                self._idle = True
+                await self._news.wait()
+                self._news.clear()
+        finally:
+            await fetcher.end()
+
+    async def _fetch_batch(self, fetcher: "Fetcher", batch: Sequence[str]) -> None:
+        for uri in batch:
+            try:
+                why = await fetcher.fetch(uri)
+            finally:
+                self._known.discard(uri)
+            if why:
+                structlog.get_logger().info("not fetched ahead", uri=uri, reason=why)
+
+
+class Fetcher:
+    """A process that fetches, one snapshot at a time. It starts with the first one."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._waiting: asyncio.Queue[str] = asyncio.Queue(MOST_WAITING)
-        self._task: asyncio.Task[None] | None = None
         self._process: Process | None = None
 
-    def begin(self, uris: Iterable[str]) -> None:
-        """Fetch these in their turn."""
-        for uri in uris:
-            with suppress(asyncio.QueueFull):
-                self._waiting.put_nowait(uri)
-        if self._task is None:
-            self._task = asyncio.create_task(self._fetch_all(), name="prefetch")
+    async def fetch(self, uri: str) -> str:
+        """Why it was not fetched; empty if it was. A process that hangs, or can't be understood, is ended."""
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                return await self._asked(uri)
+        except (OSError, ValueError) as error:  # what it says from now on would be taken for another answer
+            await self.end()
+            return str(error) or f"not within {FETCH_SECONDS:g} s"
 
-    async def stop(self) -> None:
+    async def end(self) -> None:
         """End the process, whatever it does."""
-        if self._task is not None:
-            self._task.cancel()
-        await self._end()
-
-    async def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
 
-    async def _fetch_all(self) -> None:
-        while True:
-            uri = await self._waiting.get()
-            try:
-                async with asyncio.timeout(FETCH_SECONDS):
-                    answer = await self._fetch(uri)
-            except (OSError, ValueError) as error:  # what it says from now on would be taken for another answer
-                answer = str(error) or f"not within {FETCH_SECONDS:g} s"
-                await self._end()
-            if answer:
-                structlog.get_logger().info("not fetched ahead", uri=uri, reason=answer)
-
-    async def _fetch(self, uri: str) -> str:
-        """Why it was not fetched; empty where it was."""
+    async def _asked(self, uri: str) -> str:
         process = self._process
         if process is None or process.returncode is not None or process.stdin is None or process.stdout is None:
             self._process = process = await asyncio.create_subprocess_exec(

@@ -109,6 +109,53 @@ class ReturnRequest(Written):
 
 
 class DrainView(Drain):
-    """A drain with the link to its runs in the Temporal UI."""
+    """A drain with the link to its runs in the Temporal UI, and what the region itself reports now."""
 
     run_url: str | None = None
+    replicas_running: int | None = None
+    """Replicas that the region reports now; null: it does not answer, or was not asked (only a lost region is)."""
+    status: str = ""
+    """`status_of`, for tables and pages."""
+    summary: str = ""
+    """`sentence_of`."""
+
+    @classmethod
+    def of(cls, drain: Drain, *, run_url: str, replicas_running: int | None) -> "DrainView":
+        """The view of a drain. `replicas_running`: as the region reports; None if it does not answer or was not asked."""
+        view = cls(**drain.model_dump(), run_url=run_url, replicas_running=replicas_running)
+        status = status_of(drain.state, lost=drain.lost, answers=replicas_running is not None)
+        return view.model_copy(update={"status": status, "summary": sentence_of(view)})
+
+
+def status_of(state: DrainState, *, lost: bool, answers: bool = False) -> str:
+    """A drain's state in a few words. A lost region is never called drained: it is asked nothing, so it may serve on.
+
+    `lost`: it is declared lost and not back. `answers`: its agent reports all the same.
+    """
+    if not lost:
+        return "back" if state is DrainState.RETURNED else state.value
+    asked = ", asked back" if state is DrainState.RETURNING else ""
+    return f"declared lost{asked}, answers still" if answers else f"declared lost{asked}"
+
+
+def sentence_of(view: "DrainView") -> str:
+    """A drain in one sentence, the same in every view: `region eu-west is declared lost, answers still: ...`."""
+    told = [view.message or _left(view)] if view.message or view.models_left else []
+    if view.lost and view.replicas_running is not None:
+        told.append(_answering(view, view.replicas_running))
+    status = status_of(view.state, lost=view.lost, answers=view.replicas_running is not None)
+    return f"region {view.region} is {status}" + (f": {'; '.join(told)}" if told else "")
+
+
+def _answering(drain: Drain, running: int) -> str:
+    """What the agent of a lost region reports all the same."""
+    if not running:
+        return "its agent answers and reports no replicas"
+    serving = (
+        "" if drain.state is DrainState.RETURNING else f", serving its own users until `ipnext undrain {drain.region}`"
+    )
+    return f"its agent reports {running} {'replica' if running == 1 else 'replicas'}{serving}"
+
+
+def _left(drain: Drain) -> str:
+    return f"{drain.models_left} models, {drain.replicas_left} replicas, {drain.traffic_left_qps:g} requests or tokens/s left"

@@ -25,7 +25,13 @@ from ipnext.model.status import ModelStatus, Reason
 from ipnext.model.value import Name, Sha256, Value, Written
 
 ChangeId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
-"""Chosen by the client, so that a repeated request is one change: letters, digits, `_`, `.`, `-`; at most 80."""
+"""Chosen by the client, so that a repeated request is one change: letters, digits, `_`, `.`, `-`; at most 80.
+
+The prefixes of `ipnext.names.RESERVED_PREFIXES` are the platform's own: the API refuses them.
+"""
+
+AnyId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$")]
+"""Of a record, whether a client or the platform chose it: that of a move names its plan and its model."""
 
 
 Item = TypeVar("Item")
@@ -54,6 +60,8 @@ class ChangeView(Change):
     """A change with the link to its run in the Temporal UI (none before the run starts)."""
 
     run_url: str | None = None
+    again: str | None = None
+    """The change that carries this one out again, as a region was lost in its way. Only `GET /v1/changes/{change_id}` has it."""
 
 
 class FieldChange(Written):
@@ -71,6 +79,8 @@ class ModelApplied(Written):
     version: int
     generation: int
     changed: bool
+    restored: bool = False
+    """The model was retired and is back. Nothing serves until it is published, or rolled back to a generation that served."""
     dry_run: bool = False
     fields: tuple[FieldChange, ...] = ()
     change: ChangeView | None = None

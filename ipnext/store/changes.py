@@ -53,6 +53,14 @@ class Changes(Snapshots):
             raise NotFound(msg)
         return self._record(model, kind, change_id, generation=generation, plan_id=plan_id)
 
+    def record_again(self, change: Change, *, change_id: str) -> Change:
+        """Record a change of the same kind, generation and plan under another id, behind all others. NotFound for an unknown model."""
+        self._writing_model(change.model)
+        recorded = self._recorded(change.model, change.kind, change_id)
+        if recorded is not None:
+            return _change(recorded)
+        return self._record(change.model, change.kind, change_id, generation=change.generation, plan_id=change.plan_id)
+
     def change(self, change_id: str) -> Change:
         """One change. NotFound."""
         return _change(self._change_row(change_id))

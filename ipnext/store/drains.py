@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlmodel import col, func, select
 
+from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.drain import Drain, DrainState
 from ipnext.model.status import Reason
@@ -128,7 +129,7 @@ class Drains(Unit):
         now = self._now()
         count = self._session.exec(select(func.count()).select_from(DrainRow).where(DrainRow.region == region)).one()
         row = DrainRow(
-            id=f"drain-{region}-{count + 1}",
+            id=names.drain_id(region, count + 1),
             region=region,
             disaster=disaster,
             force=force,

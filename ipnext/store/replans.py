@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, true
 from sqlmodel import col, func, select
 
+from ipnext import names
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.lifecycle import Replan, ReplanState, ReplanTrigger
 from ipnext.model.moving import ReplanProgress
@@ -59,7 +60,7 @@ class Replans(Moves):
         row = self._session.exec(query).first()
         if row is None:
             due = now + timedelta(seconds=delay_seconds)
-            return self._add_replan(f"supply-{fleet_version}", "supply", not_before=due)
+            return self._add_replan(names.supply_replan_id(fleet_version), "supply", not_before=due)
         latest = row.created_at + timedelta(seconds=delay_seconds * LONGEST_WAIT)
         row.not_before = max(row.not_before, min(now + timedelta(seconds=delay_seconds), latest))
         self._add(row)

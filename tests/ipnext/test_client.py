@@ -13,6 +13,7 @@ from ipnext.client import Client
 from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.status import Reason
+from ipnext.names import again_id
 from tests.genai.checkpoints import write_llama
 from tests.waiting import PATIENCE_SECONDS
 
@@ -133,6 +134,19 @@ def test_waiting_for_a_change_sees_every_state_and_its_end(applied, live, snapsh
     assert applied.events("ranker")[0].kind == "generation_serving"
     assert applied.generations("ranker")[0].number == 1
     assert {r.region for r in applied.regions()} == {"eu", "us"}
+
+
+def test_waiting_for_a_change_that_is_carried_out_again_waits_for_the_second_one(applied, live, snapshots):
+    change, seen = applied.publish("ranker", snapshots), []
+    with live.rooms.store.begin("ranker") as unit:
+        again = unit.record_again(unit.change(change.id), change_id=again_id("ranker", change.sequence))
+        unit.update_change(change.id, state=ChangeState.ROLLED_BACK, reason=Reason.REGION_UNREACHABLE)
+        unit.update_change(again.id, state=ChangeState.DONE, reason=Reason.SUCCEEDED)
+
+    done = applied.wait_change(change.id, PATIENCE_SECONDS, on_update=lambda update: seen.append(update.id))
+
+    assert (done.id, done.state, done.generation) == (again.id, ChangeState.DONE, change.generation)
+    assert seen == [change.id, again.id]
 
 
 def test_waiting_too_long_says_where_it_stands(applied, snapshots):

@@ -98,7 +98,7 @@ class CapacityEngineer:
 
     def _replan(self, draw: random.Random) -> None:
         """Plans the fleet anew, and sometimes lets it ask no more models for a while."""
-        replan_id = f"replan-{self._asking.recorder.op()}"
+        replan_id = f"asked-{self._asking.recorder.op()}"
         self._asking.ask("replan", "capacity", lambda: self._client.replan(replan_id=replan_id), replan=replan_id)
         if draw.random() < 0.5:
             return

@@ -72,6 +72,34 @@ async def test_the_ready_file_is_absent_while_a_queue_is_not_polled(own, serve, 
     assert not file.exists()
 
 
+class Hanging:
+    """A server that takes calls and answers none."""
+
+    namespace, identity = "default", "me"
+
+    def __init__(self) -> None:
+        self.workflow_service, self.asked = self, 0
+
+    async def describe_task_queue(self, _asked):
+        self.asked += 1
+        await asyncio.Event().wait()
+
+
+async def test_the_ready_file_is_removed_while_temporal_hangs(tmp_path, monkeypatch, until):
+    monkeypatch.setattr(health, "READY_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(health, "LOOK_SECONDS", 0.01)
+    file, stopped, server = tmp_path / "ready", asyncio.Event(), Hanging()
+    with announced(file):
+        assert file.exists()
+        keeping = asyncio.create_task(keep_ready(server, {}, file, stopped))
+
+        await until(lambda: not file.exists())
+        await until(lambda: server.asked > 2)
+
+        stopped.set()
+        await keeping
+
+
 async def test_a_ready_file_that_can_not_be_written_ends_no_worker(own, tmp_path, monkeypatch, until):
     monkeypatch.setattr(health, "READY_EVERY_SECONDS", 0.01)
     marked, stopped = [], asyncio.Event()

@@ -271,8 +271,8 @@ function replicaRow(replica) {
 }
 
 function drainBadge(drain) {
-  const why = [drain.reason, drain.message].filter(Boolean).join(": ");
-  return el("span", { class: "badge busy", "data-drain": drain.state, title: why }, drain.disaster ? `${words(drain.state)}, lost` : words(drain.state));
+  const why = [drain.summary, drain.reason].filter(Boolean).join("; reason: ");
+  return el("span", { class: "badge busy", "data-drain": drain.state, title: why }, words(drain.status));
 }
 
 function regionCard(region) {

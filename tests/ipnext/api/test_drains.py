@@ -1,8 +1,10 @@
 """Drains at the API's door: recorded, told to the engine, shown; and what is refused."""
 
+from datetime import UTC, datetime
+
 import pytest
 
-from ipnext.model.drain import DrainState
+from ipnext.model.drain import Drain, DrainState, DrainView
 from tests.waiting import eventually
 
 
@@ -41,6 +43,61 @@ async def test_drains_are_listed_the_newest_first_with_those_that_are_over(fleet
     assert rest["next"] is None
 
 
+async def told(world):
+    """What each view says of Europe: (status, sentence)."""
+    newest = (await world.http.get("/v1/regions/eu/drain")).json()
+    listed = (await world.http.get("/v1/drains")).json()["items"][0]
+    regions = (await world.http.get("/v1/regions")).json()["items"]
+    overview = (await world.http.get("/v1/overview")).json()["regions"]
+    shown = [view["drain"] for view in (*regions, *overview) if view["region"] == "eu" and view["drain"]]
+    return {(view["status"], view["summary"]) for view in (newest, listed, *shown)}
+
+
+async def test_every_view_says_the_same_of_a_lost_region_and_never_calls_it_drained(fleet):
+    with fleet.rooms.store.begin() as unit:
+        drain = unit.add_drain("eu", disaster=True)
+        unit.update_drain(drain.id, state=DrainState.DRAINED, message="nothing is planned there")
+    lives = "its agent answers and reports no replicas"
+    assert await told(fleet) == {
+        (
+            "declared lost, answers still",
+            f"region eu is declared lost, answers still: nothing is planned there; {lives}",
+        )
+    }
+    fleet.rooms.infrastructure.cut("eu")
+    assert await told(fleet) == {("declared lost", "region eu is declared lost: nothing is planned there")}
+
+    with fleet.rooms.store.begin() as unit:
+        unit.ask_return("eu")
+    assert {status for status, _ in await told(fleet)} == {"declared lost, asked back"}
+    with fleet.rooms.store.begin() as unit:
+        unit.update_drain(drain.id, state=DrainState.RETURNED, message="its supply counts again")
+    assert await told(fleet) == {("back", "region eu is back: its supply counts again")}
+
+
+def lost(state, running):
+    now = datetime.now(UTC)
+    drain = Drain(id="d", region="eu", disaster=True, state=state, message="told", created_at=now, updated_at=now)
+    return DrainView.of(drain, run_url="", replicas_running=running).summary
+
+
+def test_replicas_of_a_lost_region_serve_until_it_is_asked_back():
+    until = ", serving its own users until `ipnext undrain eu`"
+    answers = "region eu is declared lost, answers still: told; its agent reports 3 replicas"
+    assert lost(DrainState.DRAINED, 3) == answers + until
+    assert lost(DrainState.RETURNING, 3) == answers.replace("lost,", "lost, asked back,")
+    assert lost(DrainState.DRAINED, None) == "region eu is declared lost: told"
+
+
+async def test_a_planned_drain_is_told_by_its_state(fleet):
+    with fleet.rooms.store.begin() as unit:
+        drain = unit.add_drain("eu")
+        unit.update_drain(drain.id, state=DrainState.DRAINED, message="nothing runs there and nothing is sent there")
+    assert await told(fleet) == {
+        ("drained", "region eu is drained: nothing runs there and nothing is sent there"),
+    }
+
+
 async def test_an_engine_that_is_down_is_told_once_it_is_back(fleet):
     fleet.rooms.lifecycle.down = True
     assert (await fleet.http.post("/v1/regions/eu/drain", json={"disaster": True})).status_code == 202
@@ -54,7 +111,7 @@ async def test_the_last_region_with_supply_can_not_be_drained_and_an_unknown_one
     await fleet.http.post("/v1/regions/eu/drain", json={})
     last = await fleet.http.post("/v1/regions/us/drain", json={"disaster": True})
     assert (last.status_code, last.json()["code"]) == (409, "Conflict")
-    assert "'us' is the last one with supply (eu already drained)" in last.json()["message"]
+    assert "'us' is the last one with supply (eu out of service)" in last.json()["message"]
 
 
 async def test_a_region_comes_back_only_where_it_is_drained(fleet):

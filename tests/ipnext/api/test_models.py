@@ -6,7 +6,8 @@ import httpx
 import pytest
 
 from ipnext.model.lifecycle import ChangeKind, ChangeState
-from ipnext.model.status import Reason
+from ipnext.model.registry import GenerationState
+from ipnext.model.status import ConditionType, Reason
 from tests.waiting import eventually
 
 
@@ -157,6 +158,49 @@ async def test_deleting_twice_is_one_retirement(applied):
     )
     refused = await applied.http.post("/v1/models/ranker/repair", json={})
     assert refused.json()["message"].endswith("nothing to repair; apply its manifest again, then publish")
+
+
+async def test_applying_a_retired_model_brings_it_back_and_says_what_to_do(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    with applied.rooms.store.begin() as unit:
+        unit.set_generation_state("ranker", 1, GenerationState.RETIRED)
+        unit.update_model("ranker", serving_generation=None, target_generation=None, retired=True)
+        unit.set_condition("ranker", ConditionType.READY, "False", Reason.NOT_PUBLISHED, "the model is retired")
+    document = applied.rooms.model_document()
+    tried = (await applied.http.put("/v1/models/ranker?dryRun=true", json=document)).json()
+    assert (tried["restored"], tried["dryRun"]) == (True, True)
+    assert (await applied.publish("b")).status_code == 409
+
+    answer = (await applied.http.put("/v1/models/ranker", json=document)).json()
+
+    assert (answer["restored"], answer["changed"], answer["change"]) == (True, False, None)
+    told = (await applied.http.get("/v1/models/ranker/explanation")).json()
+    assert (
+        told["message"] == "it was retired and is applied again: publish it, or roll back to a generation that served"
+    )
+    assert "`ipnext rollback ranker`" in told["advice"]
+    assert (await applied.http.put("/v1/models/ranker", json=document)).json()["restored"] is False
+    assert (await applied.http.post("/v1/models/ranker/rollback", json={})).json()["generation"] == 1
+
+
+async def test_nothing_is_taken_for_a_model_that_is_being_retired(applied):
+    await applied.publish("a")
+    applied.rooms.serve(1)
+    retirement = (await applied.http.delete("/v1/models/ranker")).json()["id"]
+
+    answers = [
+        await applied.http.put("/v1/models/ranker", json=applied.rooms.model_document()),
+        await applied.http.put("/v1/models/ranker?dryRun=true", json=applied.rooms.model_document()),
+        await applied.publish("b"),
+        await applied.http.post("/v1/models/ranker/rollback", json={}),
+        await applied.http.post("/v1/models/ranker/repair", json={}),
+    ]
+
+    assert {answer.status_code for answer in answers} == {409}
+    for answer in answers:
+        assert f"is being retired by change {retirement}" in answer.json()["message"]
+        assert "apply its manifest to bring it back" in answer.json()["message"]
 
 
 async def test_values_that_no_store_can_keep_are_refused(applied):

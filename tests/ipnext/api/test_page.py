@@ -173,8 +173,9 @@ def test_a_region_out_of_service_has_a_badge_that_says_why(page, seeded):
     with seeded.rooms.store.begin() as unit:
         unit.add_drain("eu", disaster=True, reason="a flood")
     badge = page.wait_for_selector("[data-region=eu] [data-drain]")
-    assert badge.inner_text().endswith(", lost")
-    assert badge.get_attribute("title").startswith("a flood")
+    assert badge.inner_text() == "declared lost, answers still"
+    assert badge.get_attribute("title").startswith("region eu is declared lost, answers still: its agent reports")
+    assert badge.get_attribute("title").endswith("; reason: a flood")
 
 
 def test_a_model_that_is_not_ready_shows_the_chain_down_to_the_cause_as_explain_does(page, seeded):

@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+import pytest
+
 from ipnext.api.chain import cause_steps, trouble_steps
 from ipnext.api.explanation import ADVICE
 from ipnext.api.status import Trouble, cause_of
@@ -16,6 +18,7 @@ from ipnext.model.deployment import (
     RouteTable,
     ServedGeneration,
 )
+from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.starting import EngineStart
@@ -114,6 +117,51 @@ async def test_the_transitions_of_a_model_are_listed_with_their_waves(applied):
     listed = (await applied.http.get("/v1/models/ranker/transitions")).json()["items"]
     assert [(each["id"], each["state"], each["waves_done"]) for each in listed] == [("t2", "running", 1)]
     assert len(listed[0]["transition"]["waves"]) == 2
+
+
+async def failed_for_a_region(world, reason, message):
+    """A publish that a region was in the way of, with its cause as the step that saw it writes it down."""
+    await world.publish("a")
+    with world.rooms.store.begin() as unit:
+        change = unit.changes("ranker", limit=1)[0]
+        cause = Cause(change=change.id, reason=reason, message=message, place=Place(region="eu"))
+        unit.add_event("ranker", "CapacityReady", message, detail=cause.detail)
+        unit.update_change(change.id, state=ChangeState.ROLLED_BACK, reason=reason, message=message)
+
+
+def lost_and_back(world):
+    """Eu is lost, then asked back and back in service."""
+    with world.rooms.store.begin() as unit:
+        drain = unit.add_drain("eu", disaster=True)
+    yield
+    with world.rooms.store.begin() as unit:
+        unit.ask_return("eu")
+        unit.update_drain(drain.id, state=DrainState.RETURNED)
+    yield
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (Reason.REGION_UNREACHABLE, "generation 1 would run in eu only, which is lost"),
+        (Reason.NO_CAPACITY, "nothing can be placed: supply us/cpu; eu is out of service (declared lost)"),
+    ],
+)
+async def test_a_region_that_is_back_is_named_as_a_cause_no_more(applied, reason, message):
+    drain = lost_and_back(applied)
+    next(drain)
+    await failed_for_a_region(applied, reason, message)
+    answer, steps = await explained(applied)
+    assert (answer["message"], steps["region"]["subject"]) == (message, "eu")
+    assert ("`ipnext undrain eu`" in answer["advice"]) is (reason is Reason.NO_CAPACITY)
+
+    next(drain)
+    answer, steps = await explained(applied)
+    assert answer["reason"] == reason
+    assert "region" not in steps
+    assert not {"eu", "lost"} & set(str(answer["chain"]).replace("'", " ").split())
+    assert "back in service" in answer["message"]
+    assert answer["advice"].startswith("Ask again: publish")
 
 
 async def test_a_move_that_a_person_stopped_asks_for_no_publish(applied):

@@ -169,6 +169,24 @@ def test_a_dry_run_shows_fields_and_writes_nothing(applied, live):
     assert "unchanged" in applied("apply", "-f", "-", input=yaml.safe_dump(live.rooms.model_document())).stdout
 
 
+def test_applying_a_retired_model_says_that_it_is_back_and_what_to_do(applied, live):
+    with live.rooms.store.begin() as unit:
+        unit.update_model("ranker", retired=True)
+    document = yaml.safe_dump(live.rooms.model_document())
+    tried = applied("apply", "-f", "-", "--dry-run", input=document)
+    assert "would be brought back from retirement" in tried.stdout
+    assert "publish" not in tried.stderr
+
+    back = applied("apply", "-f", "-", input=document)
+
+    assert "brought back from retirement" in back.stdout
+    assert (
+        "ranker was retired: nothing serves until you publish it (`ipnext publish ranker --part NAME=DIR`)"
+        in back.stderr
+    )
+    assert "unchanged" in applied("apply", "-f", "-", input=document).stdout
+
+
 def test_an_error_is_one_line_and_its_exit_status(applied, live):
     bad = live.rooms.directory / "bad.yaml"
     document = live.rooms.model_document()
@@ -385,6 +403,7 @@ def gateway(live):
 def test_a_region_is_drained_listed_and_asked_back(serving, live):
     drained = serving("drain", "eu", "--reason", "new racks")
     assert "region eu is recorded" in drained.stderr
+    assert "recorded" in serving("get", "drains").stdout
     assert "new racks" in serving("get", "regions").stdout
     assert json.loads(serving("undrain", "eu", "-o", "json").stdout)["state"] == "returning"
     assert "is not drained" in serving("undrain", "us", status=2).stderr

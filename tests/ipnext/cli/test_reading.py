@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from ipnext.cli.reading import parts_table, regions_table, waves_table
-from ipnext.model.drain import DrainState, DrainView
+from ipnext.model.drain import Drain, DrainState, DrainView
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.resource import RegionView, SupplyUse, TransitionView
 from ipnext.model.rollout import Transition, TransitionState
@@ -60,20 +60,21 @@ def test_the_waves_of_a_rollout_are_told_with_the_one_that_is_under_way():
 
 def test_a_region_that_was_declared_lost_and_lives_is_told_without_contradiction():
     now = datetime.now(UTC)
-    lost = DrainView(
-        id="d", region="eu", disaster=True, state=DrainState.DRAINED, created_at=now, updated_at=now, run_url="http://x"
-    )
+    drain = Drain(id="d", region="eu", disaster=True, state=DrainState.DRAINED, created_at=now, updated_at=now)
+    lost = DrainView.of(drain, run_url="http://x", replicas_running=2)
     supply = (SupplyUse(hardware="cpu", units=8, used=0, free=8, unit_cost=1),)
     view = RegionView(region="eu", reachable=True, drain=lost, supply=supply, replica_count=2)
-    planned = view.model_copy(update={"drain": lost.model_copy(update={"disaster": False}), "replica_count": 0})
+    planned = DrainView.of(drain.model_copy(update={"disaster": False}), run_url="http://x", replicas_running=None)
+    left = view.model_copy(update={"drain": planned, "replica_count": 0})
 
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(regions_table([view]))
     shown = console.export_text()
-    assert "drained (declared lost)" in shown
+    assert "declared lost, answers still" in shown
+    assert "drained" not in shown
     assert (
         "planned: 0 models, 0 replicas, 0 requests or tokens/s; it lives: 2 replicas run on until `ipnext undrain eu`"
         in shown
     )
-    console.print(regions_table([planned]))
+    console.print(regions_table([left]))
     assert "lost" not in console.export_text()

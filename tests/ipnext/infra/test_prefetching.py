@@ -1,5 +1,6 @@
 """An agent fetches snapshots before a deployment names them."""
 
+import asyncio
 import os
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.infra.prefetching import LINE_BYTES, Prefetching
+from ipnext.infra.prefetching import LANES, LINE_BYTES, MOST_WAITING, Fetcher, Prefetching
 from tests.ipnext.conftest import write_snapshot
 from tests.waiting import eventually, until
 
@@ -89,14 +90,8 @@ def test_a_uri_that_no_store_has_is_refused_for_its_length(agent):
     assert "uris" in answer.json()["message"]
 
 
-class Babbling(Prefetching):
+class Babbling(Fetcher):
     """Its process answers with more than a line may have, and stays."""
-
-    ended = ()
-
-    async def _end(self):
-        self.ended = (*self.ended, self._process)
-        await super()._end()
 
     @property
     def _command(self):
@@ -107,9 +102,91 @@ class Babbling(Prefetching):
 @pytest.mark.usefixtures("subprocesses")
 async def test_a_process_that_can_not_be_understood_is_ended(tmp_path):
     babbling = Babbling(SimpleNamespace(cache=tmp_path, environment=lambda: dict(os.environ)))
-    babbling.begin(["file:///nowhere"])
+    started = psutil.Process().children
 
-    await eventually(lambda: babbling.ended and babbling.ended[0].returncode is not None)
+    assert "limit" in await babbling.fetch("file:///nowhere")
 
-    assert babbling._process is None
-    await babbling.stop()
+    assert started() == []
+
+
+class Held(Prefetching):
+    """Fetches in memory; uris that begin with `hang` never come."""
+
+    def __init__(self, **more):
+        super().__init__(None, **more)
+        self.fetched, self.asked, self.most, self._now, self.ended = [], [], 0, 0, 0
+
+    def fetcher(self):
+        held = self
+
+        class Fetching:
+            async def fetch(self, uri):
+                held.asked.append(uri)
+                held._now += 1
+                held.most = max(held.most, held._now)
+                try:
+                    await asyncio.sleep(0 if not uri.startswith("hang") else 3600)
+                finally:
+                    held._now -= 1
+                held.fetched.append(uri)
+                return ""
+
+            async def end(self):
+                held.ended += 1
+
+        return Fetching()
+
+
+@pytest.fixture
+async def held():
+    prefetching = Held(patience_seconds=0)
+    yield prefetching
+    await prefetching.stop()
+
+
+async def test_a_fetch_that_hangs_holds_up_its_own_batch_only(held):
+    held.begin(["hang", "behind"])
+    held.begin(["one", "two"])
+    held.begin(["three"])
+
+    await eventually(lambda: sorted(held.fetched) == ["one", "three", "two"])
+    assert "behind" not in held.asked
+
+
+async def test_no_more_batches_are_fetched_side_by_side_than_there_are_lanes(held):
+    for number in range(LANES + 3):
+        held.begin([f"hang-{number}"])
+
+    await eventually(lambda: len(held.asked) == LANES)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert (held.most, held.asked) == (LANES, [f"hang-{number}" for number in range(LANES)])
+
+
+async def test_a_snapshot_that_is_being_fetched_takes_no_second_lane(held):
+    for _ in range(LANES + 1):
+        held.begin(["hang"])
+    held.begin(["other", "hang"])
+
+    await eventually(lambda: held.fetched == ["other"])
+    assert held.asked == ["hang", "other"]
+
+
+async def test_one_lane_stays_for_the_next_batch_and_the_others_end(held):
+    held.begin(["hang"])
+    for number in range(LANES):
+        held.begin([f"{number}"])
+    await eventually(lambda: len(held.fetched) == LANES)
+    await eventually(lambda: len(held._lanes) == 2)
+
+    held.begin(["later"])
+    await eventually(lambda: "later" in held.fetched)
+    await held.stop()
+    assert not held._lanes
+
+
+async def test_what_is_beyond_the_bound_is_left_to_the_hosts(held):
+    held.begin(f"hang-{number}" for number in range(MOST_WAITING + 10))
+    assert len(held._known) == MOST_WAITING
+    held.begin(["one more"])
+    assert "one more" not in held._known

@@ -46,6 +46,8 @@ class Run:
         self.approved = self.promoted = False
         self.generation: int | None = None
         self.ended: tuple[ChangeState, str] | None = None
+        self.reason: Reason | None = None
+        """Why it came to nothing, if a step said so."""
         self.lifecycle: Process | None = None
         self.walk: Process | None = None
         """The run of its transition, or of a revert of it."""
@@ -204,6 +206,7 @@ def _move(run: Run, staged: "staging.Stages") -> Generator[Any, Any, str]:
     """Why the transition came to nothing; empty where it is done."""
     planned: Moving = yield from run.perform("plan_transition", staged.plan_transition, WAITING_FOR_SUPPLY)
     if planned.transition.refused is not None:
+        run.reason = Reason.TRANSITION_REFUSED
         return planned.transition.refused or "refused"
     run.moving = True
     if run.stops:
@@ -213,6 +216,7 @@ def _move(run: Run, staged: "staging.Stages") -> Generator[Any, Any, str]:
     if walked is GONE:
         taken = yield from taking.settled(run)
         walked = Walked(done=taken.done, waves_done=0, message=ENDED_OUTSIDE)
+    run.reason = None if walked.done else walked.reason
     return "" if walked.done else walked.message or "went back"
 
 

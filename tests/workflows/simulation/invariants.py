@@ -7,6 +7,7 @@ from typing import Any
 from activities import admitting, waves
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Dip
+from ipnext.model.status import Reason
 
 from . import reconciling
 from .infrastructure import Key, Region
@@ -45,6 +46,8 @@ class Invariants:
         self.overrun: dict[tuple[str, str], bool] = {}
         """Rows in which more runs than there is since a way back."""
         self.left_behind: set[str] = set()
+        self.given_up: set[str] = set()
+        """Changes that were stopped for a lost region."""
         """Models whose way back was left half done, until the next one is through."""
         self.strained: set[str] = set()
         """Models that lack what a lost region took, until their next transition is planned."""
@@ -354,6 +357,10 @@ class Invariants:
         asked = [c for c in record.changes if c.kind in {ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE}]
         if asked and asked[-1].state is ChangeState.SUPERSEDED and asked[-1].id not in self.world.aborted:
             raise Violated("I4 lost", f"{asked[-1].id} is the newest of {model}, and superseded")
+        runs = self.world.runs
+        stopped = asked and asked[-1].id in self.given_up and runs[asked[-1].id].reason is Reason.REGION_UNREACHABLE
+        if self.world.ends and stopped:
+            raise Violated("I4 lost", f"{asked[-1].id} is the newest of {model}, and was given up for a lost region")
 
     def _goes_back(self, model: str) -> bool:
         """Whether a model's transition is on its way back, capacity first."""

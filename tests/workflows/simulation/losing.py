@@ -25,6 +25,7 @@ def lose(world: Any, region: str) -> None:
     for host in found.replicas:
         host.crash(float("inf"))
     world.lost.add(region)
+    world.drained_at[region] = world.clock.now
     world.faults.count("region lost")
     world.tell("fault", f"{region} is lost")
     world.invariants.strained.update(world.entities)
@@ -73,6 +74,7 @@ def returned(world: Any, region: str) -> Steps:
     for deployment in cast("Any", shrinking_first)(wanted.values(), running):
         world.infra.apply(deployment)
     world.lost.discard(region)
+    world.drained_at[region] = now
     for model in sorted({key.model for key in wanted}):
         reconciling.record_repair(world, model)
     world.invariants.strained.update(world.entities)

@@ -4,15 +4,17 @@ What differs, and whether a model drifted, is decided by the real functions.
 """
 
 from collections.abc import Generator, Iterable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from activities import drift, reconciliation
+from activities import again, drift, reconciliation
 from ipnext.errors import Unavailable
-from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult
+from ipnext.model.status import Reason
 
 from .infrastructure import Key
-from .journal import Table
+from .journal import EPOCH, Table
 
 Steps = Generator[Any, Any, None]
 EVERY_SECONDS = 15.0
@@ -31,6 +33,14 @@ class Running(NamedTuple):
 def record_repair(world: Any, model: str) -> None:
     """By the real function: a model that drifted, and of which no change is open, gets a repair."""
     drift.record_repair(cast("Any", _Repository(world)), model, now=world.journal.now)
+
+
+def record_again(world: Any, change: Any, state: ChangeState, reason: Reason) -> None:
+    """By the real function: a change that a lost region was in the way of is carried out once more."""
+    asked = SimpleNamespace(**vars(change), created_at=EPOCH + timedelta(seconds=change.recorded_at))
+    result = LifecycleResult(state=state, generation=change.generation, reason=reason)
+    if again.record_again(cast("Any", _Repository(world)), cast("Any", asked), result) is not None:
+        world.faults.count("a change is carried out again")
 
 
 def drifted(world: Any, model: str) -> str:
@@ -221,7 +231,23 @@ class _Repository:
         generations = self.journal.records[model].generations
         return frozenset(n for n in numbers if generations[n].serving_at is not None)
 
-    def changes(self, model: str, *, limit: int) -> list[Any]:
+    def drain(self, region: str) -> SimpleNamespace | None:
+        at = self.world.drained_at.get(region)
+        return at and SimpleNamespace(disaster=True, updated_at=EPOCH + timedelta(seconds=at))
+
+    def find_transition(self, change_id: str) -> Any:
+        return self.journal.find_transition(change_id)
+
+    def placement(self, model: str) -> Any:
+        return self.journal.records[model].placement
+
+    def record_again(self, change: Any, *, change_id: str) -> Any:
+        return self.world.minds.record(change.model, change.kind, id=change_id, generation=change.generation)
+
+    def freeze_override(self, change_id: str) -> None:
+        """No change passes freezes here."""
+
+    def changes(self, model: str, *, limit: int = 50) -> list[Any]:
         return list(reversed(self.journal.records[model].changes))[:limit]
 
     def add_change(self, model: str, kind: ChangeKind, *, change_id: str) -> Any:

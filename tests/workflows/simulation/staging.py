@@ -146,6 +146,8 @@ class Stages:
             self._succeeded()
         if deployment._follows_what_runs(change.kind, state):
             record.placement = _settled(change, record, self.world)
+        if self.world.ends and self.run.reason is not None:
+            reconciling.record_again(self.world, change, state, self.run.reason)
         self.world.journal.end(change, state, message)
         if self.world.ends:
             reconciling.record_repair(self.world, change.model)

@@ -1,0 +1,90 @@
+"""A region is declared lost while a change of a model is on its way there: what was acknowledged comes through where it can."""
+
+import pytest
+
+from ipnext.api.outbox import Outbox
+from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.registry import GenerationState
+from ipnext.model.status import Reason
+from ipnext.names import again_id
+from tests.fleets import two_regions
+from tests.workflows.drains import EUROPE, regions
+
+pytestmark = pytest.mark.usefixtures("workers", "outbox")
+
+IN_EUROPE = [{"region": EUROPE, "qps": 80}]
+
+
+@pytest.fixture
+async def outbox(house, temporal_address, monkeypatch):
+    """The API's own: it submits what the platform records by itself."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_address)
+    async with Outbox(house.store, TemporalLifecycle(ui_url="http://127.0.0.1")).running():
+        yield
+
+
+@pytest.fixture
+def on_its_way(house, model, until, drains):
+    """Publish a first generation that is loaded in Europe only, and lose Europe before it is ready."""
+
+    async def publish(*, east=40, newer=False):
+        house.apply_fleet(two_regions(east=east, east_cost=2.0))
+        house.apply(model, demand=IN_EUROPE)
+        house.infrastructure.stall()
+        change = house.publish(model, 1)
+        await until(lambda: regions(house, model) == {EUROPE})
+        if newer:
+            house.publish(model, 2)
+        house.infrastructure.cut(EUROPE)
+        await drains.ask(disaster=True)
+        house.infrastructure.release()
+        return change
+
+    return publish
+
+
+def changes(house, model, kind=ChangeKind.PUBLISH):
+    with house.store.read() as repository:
+        return [change for change in repository.changes(model) if change.kind is kind]
+
+
+def generation(house, model, number):
+    with house.store.read() as repository:
+        return repository.generation(model, number)
+
+
+async def test_a_publish_whose_region_is_lost_serves_where_there_is_room(house, model, on_its_way, ended):
+    change = await on_its_way()
+
+    first = await ended(change)
+    again = await ended(again_id(model, change.sequence))
+
+    assert (first.state, first.reason) == (ChangeState.ROLLED_BACK, Reason.REGION_UNREACHABLE)
+    assert f"carried out again on the regions that are left as change {again.id}" in first.message
+    assert (again.state, again.generation) == (ChangeState.DONE, 1), again.message
+    assert generation(house, model, 1).state is GenerationState.SERVING
+    assert regions(house, model) == {"us-east"}
+
+
+async def test_a_publish_that_nothing_else_can_serve_ends_with_what_to_do(house, model, on_its_way, ended):
+    change = await on_its_way(east=1)
+
+    await ended(change)
+    again = await ended(again_id(model, change.sequence))
+
+    assert (again.state, again.reason) == (ChangeState.REFUSED, Reason.NO_CAPACITY)
+    assert "eu-west is out of service (declared lost)" in again.message
+    assert "`ipnext undrain eu-west`" in again.message
+    assert len(changes(house, model)) == 2
+
+
+async def test_a_publish_that_a_newer_one_replaces_is_not_carried_out_again(house, model, on_its_way, ended):
+    change = await on_its_way(newer=True)
+
+    assert (await ended(change)).state is ChangeState.ROLLED_BACK
+    newer, first = changes(house, model)
+
+    assert (await ended(newer)).state is ChangeState.DONE
+    assert (first.id, len(changes(house, model))) == (change.id, 2)
+    assert generation(house, model, 2).state is GenerationState.SERVING
