@@ -3,14 +3,23 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import bindparam, insert
+from sqlalchemy import select as sa_select
 from sqlmodel import col, delete, func, select, tuple_
 
 from ipnext.errors import StaleWrite
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.wire import decode
-from ipnext.store.tables import DeploymentRow, RouteRow, RouteShareRow
+from ipnext.store.tables import METADATA, DeploymentRow, RouteRow, RouteShareRow
 from ipnext.store.unit import Unit, batches, document
+
+DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]
+ROUTES = METADATA.tables[RouteRow.__tablename__]
+
+_DEPLOYMENTS = sa_select(DEPLOYMENTS.c.deployment)
+_ROUTES = sa_select(ROUTES.c.route_table)
+_DEPLOYMENTS_OF = _DEPLOYMENTS.where(DEPLOYMENTS.c.model == bindparam("model"))
+_ROUTES_OF = _ROUTES.where(ROUTES.c.model == bindparam("model"))
 
 
 class Deployments(Unit):
@@ -19,7 +28,7 @@ class Deployments(Unit):
     def put_deployment(self, deployment: Deployment) -> Deployment:
         """Create or replace the wanted state of one replica set. NotFound for an unknown model."""
         self._writing_model(deployment.key.model)
-        row = self._session.get(DeploymentRow, _identity(deployment.key))
+        row = self._get(DeploymentRow, _identity(deployment.key))
         if row is None:
             row = DeploymentRow(**deployment.key.model_dump(), replicas=0, units=0.0, deployment="")
         row.replicas, row.units, row.deployment = deployment.replicas, deployment.units, document(deployment)
@@ -29,22 +38,20 @@ class Deployments(Unit):
     def delete_deployment(self, key: DeploymentKey) -> None:
         """Forget a replica set; one that is not there is no error."""
         self._writing(key.model)
-        row = self._session.get(DeploymentRow, _identity(key))
+        row = self._get(DeploymentRow, _identity(key))
         if row is not None:
             self._session.delete(row)
             self._session.flush()
 
     def deployments(self, model: str | None = None) -> tuple[Deployment, ...]:
         """The wanted replica sets of a model, or of all, by key."""
-        query = select(DeploymentRow.deployment)
-        if model is not None:
-            query = query.where(DeploymentRow.model == model)
-        found = [decode(Deployment, text) for text in self._session.exec(query)]
+        rows = self._run(_DEPLOYMENTS) if model is None else self._run(_DEPLOYMENTS_OF, model=model)
+        found = [decode(Deployment, text) for text in rows.scalars()]
         return tuple(sorted(found, key=lambda deployment: _identity(deployment.key)))
 
     def deployment(self, key: DeploymentKey) -> Deployment | None:
         """The wanted state of one replica set, if there is one."""
-        row = self._session.get(DeploymentRow, _identity(key))
+        row = self._get(DeploymentRow, _identity(key))
         return None if row is None else decode(Deployment, row.deployment)
 
     def deployment_documents(self, region: str) -> Mapping[DeploymentKey, str]:
@@ -66,7 +73,7 @@ class Deployments(Unit):
         StaleWrite where its revision is not later than the stored one; the same content again changes nothing.
         """
         self._writing_model(table.model)
-        row = self._session.get(RouteRow, (table.model, table.region))
+        row = self._get(RouteRow, (table.model, table.region))
         stored = None if row is None else decode(RouteTable, row.route_table)
         if stored is not None and not _is_later(table, stored):
             return stored
@@ -118,15 +125,13 @@ class Deployments(Unit):
 
     def route(self, model: str, region: str) -> RouteTable | None:
         """The route table of a model in a region, if there is one."""
-        row = self._session.get(RouteRow, (model, region))
+        row = self._get(RouteRow, (model, region))
         return None if row is None else decode(RouteTable, row.route_table)
 
     def routes(self, model: str | None = None) -> tuple[RouteTable, ...]:
         """The route tables of a model, or of all, by model and region."""
-        query = select(RouteRow.route_table)
-        if model is not None:
-            query = query.where(RouteRow.model == model)
-        found = [decode(RouteTable, text) for text in self._session.exec(query)]
+        rows = self._run(_ROUTES) if model is None else self._run(_ROUTES_OF, model=model)
+        found = [decode(RouteTable, text) for text in rows.scalars()]
         return tuple(sorted(found, key=lambda table: (table.model, table.region)))
 
     def deployments_in(self, region: str) -> tuple[Deployment, ...]:

@@ -22,7 +22,7 @@ class Models(Unit):
 
     def fleet(self) -> FleetRecord:
         """The fleet as applied. NotFound before the first."""
-        row = self._session.get(FleetRow, THE_FLEET)
+        row = self._get(FleetRow, THE_FLEET)
         if row is None:
             msg = "no fleet is applied yet; apply a manifest of kind: Fleet first"
             raise NotFound(msg)
@@ -30,7 +30,7 @@ class Models(Unit):
 
     def region_names(self) -> tuple[str, ...]:
         """Regions of the fleet in its order; none before the first fleet is applied."""
-        row = self._session.get(FleetRow, THE_FLEET)
+        row = self._get(FleetRow, THE_FLEET)
         return () if row is None else tuple(_fleet(row).spec.regions)
 
     def put_fleet(self, spec: FleetSpec, *, expected_version: int | None) -> FleetRecord:
@@ -39,7 +39,7 @@ class Models(Unit):
         `expected_version`: the version the caller read, 0 where there was none; StaleWrite on another. None: any.
         """
         self._writing(None)
-        row = self._session.get(FleetRow, THE_FLEET)
+        row = self._get(FleetRow, THE_FLEET)
         _check_version("the fleet", row.version if row else 0, expected_version)
         text = document(spec)
         if row is None:
@@ -57,7 +57,7 @@ class Models(Unit):
         """
         name = manifest.name
         self._writing(name)
-        row = self._session.get(ModelRow, name)
+        row = self._get(ModelRow, name)
         _check_version(f"model {name!r}", row.version if row else 0, expected_version)
         if row is None:
             row = self._new_model(manifest)
