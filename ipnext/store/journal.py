@@ -33,7 +33,7 @@ class Journal(Unit):
         message: str = "",
     ) -> Condition:
         """Write a condition; `last_transition_time` moves only when the status changes. NotFound."""
-        of = self._writing_model(model)
+        self._writing_known(model)
         known = self._run(_CONDITION, of_model=model, of_type=type.value).first()
         changed = known is None or known.status != status
         since = self._now() if known is None or changed else known.last_transition_time
@@ -42,7 +42,8 @@ class Journal(Unit):
             self._run(insert(CONDITIONS), model=model, type=type.value, **said)
         else:
             self._run(_CONDITION_IS, of_model=model, of_type=type.value, **said)
-        if type is ConditionType.READY and of.ready is not (status == "True"):
+        if type is ConditionType.READY:
+            of = self._model_row(model)
             of.ready = status == "True"
             self._add(of)
         return Condition(type=type, **said)

@@ -15,7 +15,7 @@ from sqlmodel import col, func, select
 
 from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare, Unmet
 from ipnext.model.value import canonical_json
-from ipnext.model.wire import decode, decode_plain
+from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import HeldSlot, Placement, PlanDocuments, PlanRecord
 from ipnext.store.tables import METADATA, DeploymentRow, PlacedReplicasRow, PlacementRow
 from ipnext.store.unit import Unit, batches, document, plain
@@ -290,7 +290,7 @@ def _placement(row: Any) -> Placement:
     return Placement(
         model=row.model,
         plan_id=row.plan_id,
-        wishes=decode(ModelProblem, row.wishes),
+        wishes=decode_frozen(ModelProblem, row.wishes),
         replicas=tuple(decode_plain(ReplicaCount, item) for item in plain(row.replicas)),
         traffic=tuple(decode_plain(TrafficShare, item) for item in plain(row.traffic)),
         unmet=tuple(decode_plain(Unmet, item) for item in plain(row.unmet)),

@@ -10,7 +10,7 @@ from sqlmodel import col, func, select, tuple_
 from ipnext.errors import Conflict, NotFound
 from ipnext.model.lifecycle import ValidationReport
 from ipnext.model.registry import Generation, GenerationState, Layout, Snapshot, SnapshotManifest, SnapshotSource
-from ipnext.model.wire import decode
+from ipnext.model.wire import decode, decode_frozen
 from ipnext.store.tables import METADATA, GenerationRow, ModelRow, ReportRow, SnapshotRow
 from ipnext.store.unit import Unit, batches, document, known, plain
 
@@ -255,7 +255,7 @@ def _snapshot(row: Any) -> Snapshot:
         number=row.number,
         digest=row.digest,
         uri=row.uri,
-        manifest=decode(SnapshotManifest, row.manifest),
+        manifest=decode_frozen(SnapshotManifest, row.manifest),
         created_at=row.created_at,
     )
 
@@ -265,7 +265,7 @@ def _generation(row: Any, *, cut: bool = True) -> Generation:
         model=row.model,
         number=row.number,
         snapshots=plain(row.snapshots),
-        layout=None if row.layout is None or not cut else decode(Layout, row.layout),
+        layout=None if row.layout is None or not cut else decode_frozen(Layout, row.layout),
         adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),
         reason=row.reason,

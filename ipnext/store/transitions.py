@@ -10,7 +10,7 @@ from sqlmodel import col, func, select
 from ipnext.errors import FenceLost, InvalidInput, NotFound, Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
-from ipnext.model.wire import decode
+from ipnext.model.wire import decode_frozen
 from ipnext.store.records import Moving, TransitionRecord
 from ipnext.store.tables import (
     METADATA,
@@ -252,7 +252,7 @@ def _transition(row: Any) -> TransitionRecord:
         model=row.model,
         change_id=row.change_id,
         generation=row.generation,
-        transition=decode(Transition, row.transition),
+        transition=decode_frozen(Transition, row.transition),
         state=TransitionState(row.state),
         waves_done=row.waves_done,
         message=row.message,
