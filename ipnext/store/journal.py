@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from sqlalchemy import bindparam, insert, update
+from sqlalchemy import select as sa_select
 from sqlmodel import col, select
 
 from ipnext.model.status import Condition, ConditionType, Reason
@@ -15,7 +16,7 @@ CONDITIONS = METADATA.tables[ConditionRow.__tablename__]
 
 _EVENT = insert(METADATA.tables[EventRow.__tablename__])
 _SAME = (CONDITIONS.c.model == bindparam("of_model")) & (CONDITIONS.c.type == bindparam("of_type"))
-_CONDITION = select(CONDITIONS).where(_SAME)
+_CONDITION = sa_select(CONDITIONS).where(_SAME)
 _CONDITION_IS = update(CONDITIONS).where(_SAME)
 
 _SHOWN_FIRST = tuple(ConditionType)

@@ -110,7 +110,7 @@ class Placements(Unit):
     def held_slots(self, models: Collection[str]) -> tuple[tuple[HeldSlot, ...], tuple[HeldSlot, ...]]:
         """Replica sets of these models: by the plan in force, and as they are wanted now."""
         placed, running = (
-            tuple(HeldSlot(*row) for some in batches(models) for row in self._run(query, models=some))
+            tuple(HeldSlot._make(row) for some in batches(models) for row in self._run(query, models=some))
             for query in (_PLACED_SLOTS, _RUNNING_SLOTS)
         )
         return placed, running

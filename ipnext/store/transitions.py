@@ -134,7 +134,7 @@ class Transitions(Unit):
 
         As JSON: a caller that knows a document need not parse it.
         """
-        newest = {row.model: Moving(*row) for row in self._run(_MOVING, but=but)}
+        newest = {row.model: Moving._make(row) for row in self._run(_MOVING, but=but)}
         return tuple(newest[model] for model in sorted(newest))
 
     def find_transition(self, transition_id: str) -> TransitionRecord | None:
@@ -166,7 +166,8 @@ class Transitions(Unit):
         Raises:
             FenceLost: the change has ended, or another run has taken its transition over.
         """
-        state, current = self._run(_FENCE, id=change_id).one()
+        found: Any = self._run(_FENCE, id=change_id).one()
+        state, current = found[0], found[1]
         if state is not None and ChangeState(state).final:
             msg = f"change {change_id!r} has ended as {state}; a run of it writes nothing more"
             raise FenceLost(msg)

@@ -20,14 +20,14 @@ def sent(store, table):
 
 
 def test_a_row_is_read_once_by_its_key(applied, publish):
-    publish()
+    publish("c1", dense="a", sparse="b")
     with sent(applied, "generations") as found, applied.read() as repository:
         assert repository.generation("ctr", 1) == repository.generation("ctr", 1)
     assert len(found) == 1
 
 
 def test_what_was_read_before_the_plan_was_locked_is_read_again(applied, publish):
-    publish()
+    publish("c1", dense="a", sparse="b")
     with sent(applied, "generations") as found, applied.begin("ctr") as repository:
         repository.generation("ctr", 1)
         repository.lock_plan_in_force()
