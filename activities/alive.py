@@ -15,7 +15,7 @@ from temporalio.worker import (
     Interceptor,
 )
 
-from activities.pulse import Pulse, felt
+from activities.pulse import SENT_LATE_SECONDS, Pulse, felt, seconds_now
 
 BEATS = 4
 """Heartbeats within an activity's own limit, which another worker's settings may have made shorter than this worker's."""
@@ -33,15 +33,17 @@ class Alive(Interceptor):
 
 
 class _LastWords(ActivityOutboundInterceptor):
-    """Remembers what the activity said last."""
+    """Remember what the activity said last. In its first moments nothing is sent: most activities end before that."""
 
     def __init__(self, inner: ActivityOutboundInterceptor) -> None:
         super().__init__(inner)
         self.said: tuple[Any, ...] = ()
+        self._began = seconds_now()
 
     def heartbeat(self, *details: Any) -> None:
         self.said = details
-        self.next.heartbeat(*details)
+        if seconds_now() - self._began >= SENT_LATE_SECONDS:
+            self.next.heartbeat(*details)
 
 
 class _BeatingActivity(ActivityInboundInterceptor):

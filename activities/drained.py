@@ -6,6 +6,7 @@ Pure functions of `Drained`, which is read beside the fleet.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from activities.fencing import still_ours
 from ipnext.errors import Unavailable
 from ipnext.model.drain import Drain
 from ipnext.model.fleet import FleetSpec
@@ -57,8 +58,15 @@ def repairs_loss(repository: Repository, plan_id: str) -> bool:
 
 
 def unchanged(store: Store, lost: frozenset[str]) -> None:
-    """Unavailable where a region was lost, or came back, since `lost` was read: another attempt computes anew."""
+    """Check before a call that changes the infrastructure, in one unit of work, that it may be made.
+
+    Raises:
+        Unavailable: a region was lost, or came back, since `lost` was read: another attempt computes anew. Or another worker may be at
+            this activity.
+        FenceLost: the run has ended, or lost its transition to another run.
+    """
     with store.read() as repository:
+        still_ours(repository)
         same(repository, lost)
 
 

@@ -1,13 +1,14 @@
 """The planner's problem as the store knows it: fleet, models, what runs, and what other models need of the supply."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from activities.drained import NOTHING, Drained, eased, without_drained
-from activities.waves import peak
+from activities.waves import Slot, peak
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget
-from ipnext.model.layout import laid_out
+from ipnext.model.layout import laid_out, parts_of
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.plan import (
     CurrentState,
@@ -23,10 +24,15 @@ from ipnext.model.plan import (
     ReplicaCount,
     TrafficShare,
 )
-from ipnext.model.registry import Generation
+from ipnext.model.registry import Generation, Layout
+from ipnext.model.rollout import Transition
+from ipnext.model.wire import decode
 from ipnext.store.placements import Units
-from ipnext.store.records import ModelRecord, Placement, TransitionRecord
+from ipnext.store.records import HeldSlot, ModelRecord, Moving, Placement
 from ipnext.store.repository import Repository
+
+REMEMBERED = 4096
+"""Documents of models under way whose figures are kept."""
 
 
 def model_problem(manifest: ModelManifest) -> ModelProblem:
@@ -219,29 +225,57 @@ def units_of(manifest: ModelManifest, deployments: Iterable[Deployment]) -> Mapp
 
 
 def units_in_use(repository: Repository, *, but: str) -> Units:
-    """Units that all other models need at most at any moment now: planned, running, or in a transition under way."""
-    moving = repository.transitions_under_way(but=but)
-    used = repository.units_needed(but=(but, *(record.model for record in moving)))
-    for record in moving:
-        for cell, units in _units_on_the_way(repository, record).items():
+    """Units that all other models need at most at any moment now: planned, running, or in a transition under way.
+
+    The number of statements does not depend on how many models move.
+    """
+    moving = repository.moving_models(but=but)
+    names = [found.model for found in moving]
+    used = repository.units_needed(but=(but, *names))
+    placed, running = map(_by_model, repository.held_slots(names)) if names else ({}, {})
+    for found in moving:
+        on_the_way = _units_on_the_way(found, placed.get(found.model, ()), running.get(found.model, ()))
+        for cell, units in on_the_way.items():
             used[cell] = used.get(cell, 0.0) + units
     return used
 
 
-def _units_on_the_way(repository: Repository, record: TransitionRecord) -> Units:
-    """What a model in transition needs at most: of each replica set the most of now, of the plan and of the way."""
-    manifest = model_as_served(repository, record.model, record.generation)
-    deployments = repository.deployments(record.model)
-    units, placed = units_of(manifest, deployments), repository.placement(record.model)
-    counts = {(d.key.part, d.key.region, d.key.hardware): d.replicas for d in deployments}
-    planned = {(row.part, row.region, row.hardware): row.count for row in placed.replicas} if placed else {}
-    extra = peak(record.transition, record.model)
+def _by_model(slots: Iterable[HeldSlot]) -> dict[str, list[HeldSlot]]:
+    found: dict[str, list[HeldSlot]] = {}
+    for slot in slots:
+        found.setdefault(slot.model, []).append(slot)
+    return found
+
+
+def _units_on_the_way(moving: Moving, placed: Iterable[HeldSlot], running: Sequence[HeldSlot]) -> Units:
+    """What a model in transition needs at most: of each replica set the most of now, of the plan and of the way.
+
+    A replica takes the units of the manifest as it is now, or those of what runs if the manifest has none.
+    """
+    units = {(slot.part, slot.hardware): slot.units for slot in running}
+    units.update(_wished_units(moving.manifest, moving.layout))
+    most = dict(_peak(moving.transition, moving.model))
+    for slot in (*running, *placed):
+        key = (slot.part, slot.region, slot.hardware)
+        most[key] = max(most.get(key, 0), slot.replicas)
     used: Units = {}
-    for slot in sorted(counts.keys() | planned.keys() | extra.keys()):
-        most = max(counts.get(slot, 0), planned.get(slot, 0), extra.get(slot, 0))
-        part, region, hardware = slot
-        used[region, hardware] = used.get((region, hardware), 0.0) + most * units.get((part, hardware), 0.0)
+    for (part, region, hardware), count in sorted(most.items()):
+        used[region, hardware] = used.get((region, hardware), 0.0) + count * units.get((part, hardware), 0.0)
     return used
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _peak(transition: str, model: str) -> Mapping[Slot, int]:
+    """By the document of a transition: it is read by every admission while the transition is under way."""
+    return peak(decode(Transition, transition), model)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _wished_units(manifest: str, layout: str | None) -> Mapping[tuple[str, str], float]:
+    """(part, hardware) -> units of a replica, by the documents of a manifest and of a cut generation's layout."""
+    spec = decode(ModelManifest, manifest).spec
+    parts = spec.parts if layout is None else parts_of(spec, decode(Layout, layout))
+    return {(part.name, option.kind): option.units for part in parts for option in part.hardware}
 
 
 def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from activities import pulse
 from activities.drained import Drained, unchanged
 from activities.fencing import still_ours
 from activities.regions import observe
@@ -79,7 +80,7 @@ class Releasing:
         where a region was lost meanwhile: its users may have been sent to what was to go.
         """
         model, lost, region = self._facts.model, self._facts.lost, deployment.key.region
-        still_ours()
+        pulse.still_ours()
         try:
             unchanged(self._store, lost)
             if region in lost:

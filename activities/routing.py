@@ -120,7 +120,6 @@ class Gateways:
         if followed == known and self._says(stored, table):
             return
         self._beat(f"region {region} is told its routes")
-        still_ours()
         unchanged(self._store, self._facts.lost)
         self._follow(table)
         self._beat(f"region {region} follows its routes")  # an attempt whose time is over changes nothing any more

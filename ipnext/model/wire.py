@@ -14,6 +14,12 @@ T = TypeVar("T")
 
 MOST_KINDS = 1024
 
+REMEMBERED = 2048
+"""Documents whose values are kept."""
+
+LONGEST_REMEMBERED = 16_384
+"""Characters of such a document."""
+
 
 @lru_cache(maxsize=MOST_KINDS)
 def _adapter(kind: Any) -> TypeAdapter[Any]:
@@ -28,6 +34,20 @@ def decode(kind: type[T], content: str | bytes | bytearray) -> T:
     key: Any = kind
     found: T = _adapter(key).validate_json(content, extra="ignore")
     return found
+
+
+def decode_frozen(kind: type[T], content: str) -> T:
+    """The same for a frozen value, which may be shared: a document that was read before gives the same object."""
+    if len(content) > LONGEST_REMEMBERED:
+        return decode(kind, content)
+    key: Any = kind
+    found: T = _remembered(key, content)
+    return found
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _remembered(kind: Any, content: str) -> Any:
+    return decode(kind, content)
 
 
 def decode_plain(kind: type[T], content: object) -> T:

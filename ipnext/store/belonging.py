@@ -14,7 +14,7 @@ class Belonging(Unit):
     def belong_to(self, namespace: WorkflowNamespace) -> None:
         """The first that asks has the record. Conflict for another: two that run the changes of one record undo each other's."""
         self._writing(None)
-        row = self._session.get(WorkflowNamespaceRow, _ONLY)
+        row = self._get(WorkflowNamespaceRow, _ONLY)
         if row is None:
             self._add(
                 WorkflowNamespaceRow(
@@ -35,5 +35,5 @@ class Belonging(Unit):
 
     def belongs_to(self) -> WorkflowNamespace | None:
         """The namespace that has the record; None before anything has served it."""
-        row = self._session.get(WorkflowNamespaceRow, _ONLY)
+        row = self._get(WorkflowNamespaceRow, _ONLY)
         return None if row is None else WorkflowNamespace(id=row.namespace_id, name=row.name, address=row.address)

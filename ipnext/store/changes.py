@@ -2,15 +2,22 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
+from sqlalchemy import bindparam
+from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
 from ipnext.errors import Conflict, InvalidInput, NotFound
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.status import Reason
 from ipnext.store.snapshots import Snapshots
-from ipnext.store.tables import ChangeRow, PlanRow
+from ipnext.store.tables import METADATA, ChangeRow, PlanRow
 from ipnext.store.unit import batches, rows
+
+CHANGES = METADATA.tables[ChangeRow.__tablename__]
+
+_ONE = sa_select(CHANGES).where(CHANGES.c.id == bindparam("id"))
 
 LONGEST_ID = 200
 """Characters of a change's id."""
@@ -63,11 +70,11 @@ class Changes(Snapshots):
 
     def change(self, change_id: str) -> Change:
         """One change. NotFound."""
-        return _change(self._change_row(change_id))
+        return self.find_change(change_id) or _change(self._change_row(change_id))
 
     def find_change(self, change_id: str) -> Change | None:
         """One change, None if it is not recorded."""
-        row = self._find_change(change_id)
+        row = self._run(_ONE, id=change_id).first()
         return None if row is None else _change(row)
 
     def open_kinds(self, model: str) -> Mapping[ChangeKind, str]:
@@ -209,7 +216,7 @@ class Changes(Snapshots):
         return _change(row)
 
 
-def _change(row: ChangeRow) -> Change:
+def _change(row: Any) -> Change:
     return Change(
         id=row.id,
         model=row.model,

@@ -3,14 +3,36 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import and_, bindparam, insert
+from sqlalchemy import delete as sa_delete
+from sqlalchemy import select as sa_select
+from sqlalchemy import update as sa_update
 from sqlmodel import col, delete, func, select, tuple_
 
 from ipnext.errors import StaleWrite
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
-from ipnext.model.wire import decode
-from ipnext.store.tables import DeploymentRow, RouteRow, RouteShareRow
+from ipnext.model.wire import decode_frozen
+from ipnext.store.tables import METADATA, DeploymentRow, RouteRow, RouteShareRow
 from ipnext.store.unit import Unit, batches, document
+
+DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]
+ROUTES = METADATA.tables[RouteRow.__tablename__]
+SHARES = METADATA.tables[RouteShareRow.__tablename__]
+
+_DEPLOYMENTS = sa_select(DEPLOYMENTS.c.deployment)
+_ROUTES = sa_select(ROUTES.c.route_table)
+_DEPLOYMENTS_OF = _DEPLOYMENTS.where(DEPLOYMENTS.c.model == bindparam("model"))
+_SAME = and_(*(DEPLOYMENTS.c[name] == bindparam(f"of_{name}") for name in DeploymentKey.model_fields))
+_DEPLOYMENT_IS = sa_update(DEPLOYMENTS).where(_SAME)
+_NO_DEPLOYMENT = sa_delete(DEPLOYMENTS).where(_SAME)
+_NEW_DEPLOYMENT = insert(DEPLOYMENTS)
+_SAME_ROUTE = (ROUTES.c.model == bindparam("of_model")) & (ROUTES.c.region == bindparam("of_region"))
+_ROUTE = _ROUTES.where(_SAME_ROUTE)
+_ROUTE_IS = sa_update(ROUTES).where(_SAME_ROUTE)
+_NEW_ROUTE = insert(ROUTES)
+_NO_SHARES = sa_delete(SHARES).where(SHARES.c.model == bindparam("of_model"), SHARES.c.region == bindparam("of_region"))
+_NEW_SHARES = insert(SHARES)
+_ROUTES_OF = _ROUTES.where(ROUTES.c.model == bindparam("model"))
 
 
 class Deployments(Unit):
@@ -18,34 +40,30 @@ class Deployments(Unit):
 
     def put_deployment(self, deployment: Deployment) -> Deployment:
         """Create or replace the wanted state of one replica set. NotFound for an unknown model."""
-        self._writing_model(deployment.key.model)
-        row = self._session.get(DeploymentRow, _identity(deployment.key))
-        if row is None:
-            row = DeploymentRow(**deployment.key.model_dump(), replicas=0, units=0.0, deployment="")
-        row.replicas, row.units, row.deployment = deployment.replicas, deployment.units, document(deployment)
-        self._add(row)
+        self._writing_known(deployment.key.model)
+        key = dict(deployment.key)
+        of = {f"of_{name}": value for name, value in key.items()}
+        said = {"replicas": deployment.replicas, "units": deployment.units, "deployment": document(deployment)}
+        if not self._run(_DEPLOYMENT_IS, **of, **said).rowcount:
+            self._run(_NEW_DEPLOYMENT, **key, **said)
         return deployment
 
     def delete_deployment(self, key: DeploymentKey) -> None:
         """Forget a replica set; one that is not there is no error."""
         self._writing(key.model)
-        row = self._session.get(DeploymentRow, _identity(key))
-        if row is not None:
-            self._session.delete(row)
-            self._session.flush()
+        self._run(_NO_DEPLOYMENT, **{f"of_{name}": value for name, value in dict(key).items()})
 
     def deployments(self, model: str | None = None) -> tuple[Deployment, ...]:
         """The wanted replica sets of a model, or of all, by key."""
-        query = select(DeploymentRow.deployment)
-        if model is not None:
-            query = query.where(DeploymentRow.model == model)
-        found = [decode(Deployment, text) for text in self._session.exec(query)]
+        rows = self._run(_DEPLOYMENTS) if model is None else self._run(_DEPLOYMENTS_OF, model=model)
+        found = [decode_frozen(Deployment, text) for text in rows.scalars()]
         return tuple(sorted(found, key=lambda deployment: _identity(deployment.key)))
 
     def deployment(self, key: DeploymentKey) -> Deployment | None:
         """The wanted state of one replica set, if there is one."""
-        row = self._session.get(DeploymentRow, _identity(key))
-        return None if row is None else decode(Deployment, row.deployment)
+        query = _DEPLOYMENTS.where(_SAME)
+        text = self._run(query, **{f"of_{name}": value for name, value in dict(key).items()}).scalar()
+        return None if text is None else decode_frozen(Deployment, text)
 
     def deployment_documents(self, region: str) -> Mapping[DeploymentKey, str]:
         """The replica sets of a region as JSON: who knows a document already need not parse it."""
@@ -65,16 +83,18 @@ class Deployments(Unit):
 
         StaleWrite where its revision is not later than the stored one; the same content again changes nothing.
         """
-        self._writing_model(table.model)
-        row = self._session.get(RouteRow, (table.model, table.region))
-        stored = None if row is None else decode(RouteTable, row.route_table)
+        self._writing_known(table.model)
+        stored = self.route(table.model, table.region)
         if stored is not None and not _is_later(table, stored):
             return stored
-        if row is None:
-            row = RouteRow(model=table.model, region=table.region, revision=0, route_table="")
-        row.revision, row.route_table = table.revision, document(table)
-        self._add(row)
-        self._put_shares(table)
+        of = {"of_model": table.model, "of_region": table.region}
+        if stored is None:
+            self._run(_NEW_ROUTE, **_route_columns(table))
+        else:
+            self._run(_ROUTE_IS, **of, revision=table.revision, route_table=document(table))
+        self._run(_NO_SHARES, **of)
+        if shares := _share_rows(table):
+            self._session.connection().execute(_NEW_SHARES, shares)
         return table
 
     def put_routes(self, tables: Collection[RouteTable]) -> None:
@@ -109,30 +129,21 @@ class Deployments(Unit):
         )
         return {(model, region): revision for model, region, revision in found}
 
-    def _put_shares(self, table: RouteTable) -> None:
-        mine = (col(RouteShareRow.model) == table.model, col(RouteShareRow.region) == table.region)
-        self._session.exec(delete(RouteShareRow).where(*mine))
-        rows = _share_rows(table)
-        if rows:
-            self._session.connection().execute(insert(RouteShareRow), rows)
-
     def route(self, model: str, region: str) -> RouteTable | None:
         """The route table of a model in a region, if there is one."""
-        row = self._session.get(RouteRow, (model, region))
-        return None if row is None else decode(RouteTable, row.route_table)
+        text = self._run(_ROUTE, of_model=model, of_region=region).scalar()
+        return None if text is None else decode_frozen(RouteTable, text)
 
     def routes(self, model: str | None = None) -> tuple[RouteTable, ...]:
         """The route tables of a model, or of all, by model and region."""
-        query = select(RouteRow.route_table)
-        if model is not None:
-            query = query.where(RouteRow.model == model)
-        found = [decode(RouteTable, text) for text in self._session.exec(query)]
+        rows = self._run(_ROUTES) if model is None else self._run(_ROUTES_OF, model=model)
+        found = [decode_frozen(RouteTable, text) for text in rows.scalars()]
         return tuple(sorted(found, key=lambda table: (table.model, table.region)))
 
     def deployments_in(self, region: str) -> tuple[Deployment, ...]:
         """The wanted replica sets of a region, by key."""
         found = self._session.exec(select(DeploymentRow.deployment).where(DeploymentRow.region == region))
-        return tuple(sorted((decode(Deployment, text) for text in found), key=lambda d: _identity(d.key)))
+        return tuple(sorted((decode_frozen(Deployment, text) for text in found), key=lambda d: _identity(d.key)))
 
     def routed_in(self, region: str) -> tuple[str, ...]:
         """The models that a region's gateway has a table of, by name."""

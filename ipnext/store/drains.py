@@ -1,21 +1,41 @@
 """Drains of regions: what was asked, where it stands. The fleet's manifest knows nothing of them: applying it keeps them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
 from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.drain import Drain, DrainState
 from ipnext.model.status import Reason
-from ipnext.store.tables import DeploymentRow, DrainRow, PlacedReplicasRow, PlacementRow, RouteRow, RouteShareRow
+from ipnext.store.tables import (
+    METADATA,
+    DeploymentRow,
+    DrainRow,
+    PlacedReplicasRow,
+    PlacementRow,
+    RouteRow,
+    RouteShareRow,
+)
 from ipnext.store.unit import Unit, batches
 
 LONGEST_REASON = 500
 """Characters of a reason."""
 
 _OVER = tuple(state.value for state in DrainState if state.over)
+
+DRAINS = METADATA.tables[DrainRow.__tablename__]
+
+_OUT_OF_SERVICE = (
+    sa_select(DRAINS)
+    .where(
+        DRAINS.c.ordinal.in_(sa_select(func.max(DRAINS.c.ordinal)).group_by(DRAINS.c.region)),
+        DRAINS.c.state.not_in(_OVER),
+    )
+    .order_by(DRAINS.c.region)
+)
 
 
 class Drains(Unit):
@@ -63,9 +83,7 @@ class Drains(Unit):
 
     def drains(self) -> tuple[Drain, ...]:
         """The newest drain of each region that is not in service, by region."""
-        newest = select(func.max(DrainRow.ordinal)).group_by(DrainRow.region)
-        query = select(DrainRow).where(col(DrainRow.ordinal).in_(newest), col(DrainRow.state).not_in(_OVER))
-        return tuple(_drain(row) for row in self._session.exec(query.order_by(DrainRow.region)))
+        return tuple(_read(dict(row)) for row in self._run(_OUT_OF_SERVICE).mappings())
 
     def untold_drains(self) -> tuple[Drain, ...]:
         """Those that the workflow engine has not been told of, oldest first."""
@@ -154,5 +172,10 @@ class Drains(Unit):
 
 
 def _drain(row: DrainRow) -> Drain:
-    found = row.model_dump(exclude={"ordinal", "state", "cause", "told"})
-    return Drain(**found, state=DrainState(row.state), cause=Reason(row.cause))
+    return _read(row.model_dump())
+
+
+def _read(row: Mapping[str, Any]) -> Drain:
+    left_out = {"ordinal", "told"}
+    found = {name: value for name, value in row.items() if name not in left_out}
+    return Drain(**found | {"state": DrainState(row["state"]), "cause": Reason(row["cause"])})

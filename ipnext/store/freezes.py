@@ -26,7 +26,7 @@ class Freezes(Changes):
         `expected_version`: the version the caller read, 0 where there was none; StaleWrite on another. None: any.
         """
         self._writing(None)
-        row = self._session.get(FreezeRow, manifest.name)
+        row = self._get(FreezeRow, manifest.name)
         _check_version(manifest.name, row, expected_version)
         text, now = document(manifest), self._now()
         if row is None:
@@ -86,7 +86,7 @@ class Freezes(Changes):
 
     def freeze_override(self, change_id: str) -> Override | None:
         """The override of a change, if it has one."""
-        row = self._session.get(FreezeOverrideRow, change_id)
+        row = self._get(FreezeOverrideRow, change_id)
         return None if row is None else _override(row)
 
     def frozen_changes(self) -> tuple[Change, ...]:
@@ -121,7 +121,7 @@ class Freezes(Changes):
         return tuple(_entry(row) for row in self._session.exec(query))
 
     def _freeze_row(self, name: str) -> FreezeRow:
-        row = self._session.get(FreezeRow, name)
+        row = self._get(FreezeRow, name)
         if row is None:
             names = sorted(self._session.exec(select(FreezeRow.name)))
             msg = f"freeze {name!r} is not known; {known(names)}"

@@ -3,12 +3,21 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
+from sqlalchemy import bindparam, insert, update
+from sqlalchemy import select as sa_select
 from sqlmodel import col, select
 
 from ipnext.model.status import Condition, ConditionType, Reason
 from ipnext.store.records import Event
-from ipnext.store.tables import ConditionRow, EventRow
+from ipnext.store.tables import METADATA, ConditionRow, EventRow
 from ipnext.store.unit import Unit, batches, document, plain, rows
+
+CONDITIONS = METADATA.tables[ConditionRow.__tablename__]
+
+_EVENT = insert(METADATA.tables[EventRow.__tablename__])
+_SAME = (CONDITIONS.c.model == bindparam("of_model")) & (CONDITIONS.c.type == bindparam("of_type"))
+_CONDITION = sa_select(CONDITIONS).where(_SAME)
+_CONDITION_IS = update(CONDITIONS).where(_SAME)
 
 _SHOWN_FIRST = tuple(ConditionType)
 
@@ -25,20 +34,20 @@ class Journal(Unit):
         message: str = "",
     ) -> Condition:
         """Write a condition; `last_transition_time` moves only when the status changes. NotFound."""
-        of = self._writing_model(model)
-        row = self._session.get(ConditionRow, (model, type.value))
-        if row is None:
-            row = ConditionRow(
-                model=model, type=type.value, status="", reason="", message="", last_transition_time=self._now()
-            )
-        if row.status != status:
-            row.last_transition_time = self._now()
-        row.status, row.reason, row.message = status, reason.value, message
+        self._writing_known(model)
+        known = self._run(_CONDITION, of_model=model, of_type=type.value).first()
+        changed = known is None or known.status != status
+        since = self._now() if known is None or changed else known.last_transition_time
+        said = {"status": status, "reason": reason.value, "message": message, "last_transition_time": since}
+        if known is None:
+            self._run(insert(CONDITIONS), model=model, type=type.value, **said)
+        else:
+            self._run(_CONDITION_IS, of_model=model, of_type=type.value, **said)
         if type is ConditionType.READY:
+            of = self._model_row(model)
             of.ready = status == "True"
-            self._session.add(of)
-        self._add(row)
-        return _condition(row)
+            self._add(of)
+        return Condition(type=type, **said)
 
     def conditions(self, model: str) -> tuple[Condition, ...]:
         """A model's conditions in the order of a rollout's stages. NotFound."""
@@ -69,16 +78,16 @@ class Journal(Unit):
             self._writing_any()
         else:
             self._writing(model)
-        row = EventRow(
+        event = Event(
             at=self._now(),
             model=model,
             kind=kind,
             message=message,
             run_id=run_id,
-            detail=None if detail is None else document(dict(detail)),
+            detail=None if detail is None else dict(detail),
         )
-        self._add(row)
-        return _event(row)
+        self._run(_EVENT, **dict(event) | {"detail": None if detail is None else document(dict(detail))})
+        return event
 
     def events(self, model: str | None = None, *, limit: int = 100) -> tuple[Event, ...]:
         """The history, newest first: of one model, or of all."""

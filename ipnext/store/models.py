@@ -2,19 +2,24 @@
 
 from collections.abc import Collection, Mapping
 from types import EllipsisType
+from typing import Any
 
+from sqlalchemy import bindparam
+from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.manifest import DemandItem, ModelManifest
 from ipnext.model.throughput import TOKENS
-from ipnext.model.wire import decode, decode_plain
+from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FleetRecord, ModelRecord
 from ipnext.store.tables import FleetRow, ModelRow
-from ipnext.store.unit import NAMED_IN_ERRORS, Unit, batches, document, known, plain
+from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, document, known, plain
 
 THE_FLEET = 1
+
+_ONE = sa_select(MODELS).where(MODELS.c.name == bindparam("name"))
 
 
 class Models(Unit):
@@ -22,7 +27,7 @@ class Models(Unit):
 
     def fleet(self) -> FleetRecord:
         """The fleet as applied. NotFound before the first."""
-        row = self._session.get(FleetRow, THE_FLEET)
+        row = self._get(FleetRow, THE_FLEET)
         if row is None:
             msg = "no fleet is applied yet; apply a manifest of kind: Fleet first"
             raise NotFound(msg)
@@ -30,7 +35,7 @@ class Models(Unit):
 
     def region_names(self) -> tuple[str, ...]:
         """Regions of the fleet in its order; none before the first fleet is applied."""
-        row = self._session.get(FleetRow, THE_FLEET)
+        row = self._get(FleetRow, THE_FLEET)
         return () if row is None else tuple(_fleet(row).spec.regions)
 
     def put_fleet(self, spec: FleetSpec, *, expected_version: int | None) -> FleetRecord:
@@ -39,7 +44,7 @@ class Models(Unit):
         `expected_version`: the version the caller read, 0 where there was none; StaleWrite on another. None: any.
         """
         self._writing(None)
-        row = self._session.get(FleetRow, THE_FLEET)
+        row = self._get(FleetRow, THE_FLEET)
         _check_version("the fleet", row.version if row else 0, expected_version)
         text = document(spec)
         if row is None:
@@ -57,12 +62,12 @@ class Models(Unit):
         """
         name = manifest.name
         self._writing(name)
-        row = self._session.get(ModelRow, name)
+        row = self._get(ModelRow, name)
         _check_version(f"model {name!r}", row.version if row else 0, expected_version)
         if row is None:
             row = self._new_model(manifest)
         elif row.retired or row.manifest != document(manifest):
-            changed = document(decode(ModelManifest, row.manifest).spec) != document(manifest.spec)
+            changed = document(decode_frozen(ModelManifest, row.manifest).spec) != document(manifest.spec)
             row.manifest, row.owner = document(manifest), manifest.metadata.owner
             row.generation += 1 if changed else 0
             row.retired = False
@@ -86,7 +91,10 @@ class Models(Unit):
 
     def model(self, name: str) -> ModelRecord:
         """One model, retired or not. NotFound names known ones."""
-        return _model(self._model_row(name))
+        row = self._run(_ONE, name=name).first()
+        if row is None:
+            raise self._no_model(name)
+        return _model(row)
 
     def models(self) -> tuple[ModelRecord, ...]:
         """All models, retired ones too, by name."""
@@ -116,7 +124,7 @@ class Models(Unit):
         """Those of these models whose demand is in tokens a second."""
         query = select(ModelRow.name, ModelRow.manifest)
         rows = (row for some in batches(names) for row in self._session.exec(query.where(col(ModelRow.name).in_(some))))
-        found = ((name, decode(ModelManifest, text)) for name, text in rows)
+        found = ((name, decode_frozen(ModelManifest, text)) for name, text in rows)
         return frozenset(name for name, manifest in found if manifest.spec.unit == TOKENS)
 
     def update_model(
@@ -161,12 +169,12 @@ def _check_version(subject: str, current: int, expected: int | None) -> None:
 
 
 def _fleet(row: FleetRow) -> FleetRecord:
-    return FleetRecord(spec=decode(FleetSpec, row.spec), version=row.version, updated_at=row.updated_at)
+    return FleetRecord(spec=decode_frozen(FleetSpec, row.spec), version=row.version, updated_at=row.updated_at)
 
 
-def _model(row: ModelRow) -> ModelRecord:
+def _model(row: Any) -> ModelRecord:
     return ModelRecord(
-        manifest=decode(ModelManifest, row.manifest),
+        manifest=decode_frozen(ModelManifest, row.manifest),
         generation=row.generation,
         observed_generation=row.observed_generation,
         version=row.version,

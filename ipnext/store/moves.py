@@ -78,13 +78,13 @@ class Moves(Unit):
 
     def moves_pause(self) -> MovesPause | None:
         """Why no further model is asked to move, and since when; None if moves go on."""
-        row = self._session.get(MovesPauseRow, THE_PAUSE)
+        row = self._get(MovesPauseRow, THE_PAUSE)
         return None if row is None else MovesPause(reason=row.reason, paused_at=row.paused_at)
 
     def pause_moves(self, reason: str) -> MovesPause:
         """Pause all moves of replans. One that holds keeps its time and gets the new reason."""
         self._writing(None)
-        row = self._session.get(MovesPauseRow, THE_PAUSE)
+        row = self._get(MovesPauseRow, THE_PAUSE)
         if row is None:
             row = MovesPauseRow(id=THE_PAUSE, reason=reason, paused_at=self._now())
         row.reason = reason
@@ -92,7 +92,7 @@ class Moves(Unit):
         return MovesPause(reason=row.reason, paused_at=row.paused_at)
 
     def _end_pause(self) -> bool:
-        row = self._session.get(MovesPauseRow, THE_PAUSE)
+        row = self._get(MovesPauseRow, THE_PAUSE)
         if row is None:
             return False
         self._session.delete(row)

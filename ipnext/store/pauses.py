@@ -11,13 +11,13 @@ class Pauses(Unit):
 
     def pause(self, model: str) -> ControlAsked | None:
         """Who paused the model's changes; None if they are not paused."""
-        row = self._session.get(PauseRow, model)
+        row = self._get(PauseRow, model)
         return None if row is None else decode(ControlAsked, row.asked)
 
     def put_pause(self, model: str, asked: ControlAsked) -> None:
         """Pause a model, or replace the reason of its pause. NotFound."""
         self._writing_model(model)
-        row = self._session.get(PauseRow, model)
+        row = self._get(PauseRow, model)
         if row is None:
             row = PauseRow(model=model, asked=document(asked), created_at=self._now())
         else:
@@ -27,7 +27,7 @@ class Pauses(Unit):
     def delete_pause(self, model: str) -> None:
         """End a model's pause, if there is one."""
         self._writing(model)
-        row = self._session.get(PauseRow, model)
+        row = self._get(PauseRow, model)
         if row is not None:
             self._session.delete(row)
             self._session.flush()

@@ -9,14 +9,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, insert
+from sqlalchemy import ColumnElement, and_, bindparam, delete, insert
 from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
 from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare, Unmet
 from ipnext.model.value import canonical_json
-from ipnext.model.wire import decode, decode_plain
-from ipnext.store.records import Placement, PlanDocuments, PlanRecord
+from ipnext.model.wire import decode_frozen, decode_plain
+from ipnext.store.records import HeldSlot, Placement, PlanDocuments, PlanRecord
 from ipnext.store.tables import METADATA, DeploymentRow, PlacedReplicasRow, PlacementRow
 from ipnext.store.unit import Unit, batches, document, plain
 
@@ -25,6 +25,45 @@ Units = dict[tuple[str, str], float]
 
 PLACEMENTS = METADATA.tables[PlacementRow.__tablename__]
 """The table itself: ten thousand rows are read faster without the objects around them."""
+
+PLACED = METADATA.tables[PlacedReplicasRow.__tablename__]
+DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]
+
+_ONE = sa_select(PLACEMENTS).where(PLACEMENTS.c.model == bindparam("model"))
+
+_PLACED_SLOTS = sa_select(
+    PLACED.c.model, PLACED.c.part, PLACED.c.region, PLACED.c.hardware, PLACED.c["count"], PLACED.c.units
+).where(PLACED.c.model.in_(bindparam("models", expanding=True)))
+
+_RUNNING_SLOTS = sa_select(
+    DEPLOYMENTS.c.model,
+    DEPLOYMENTS.c.part,
+    DEPLOYMENTS.c.region,
+    DEPLOYMENTS.c.hardware,
+    DEPLOYMENTS.c.replicas,
+    DEPLOYMENTS.c.units,
+).where(DEPLOYMENTS.c.model.in_(bindparam("models", expanding=True)))
+
+_PLACED_SUMS = (
+    sa_select(PLACED.c.region, PLACED.c.hardware, func.sum(PLACED.c["count"] * PLACED.c.units))
+    .where(PLACED.c.model.not_in(bindparam("but", expanding=True)))
+    .group_by(PLACED.c.region, PLACED.c.hardware)
+)
+
+_NOW = DEPLOYMENTS.c.replicas * DEPLOYMENTS.c.units
+_PLANNED = func.coalesce(PLACED.c["count"] * PLACED.c.units, 0.0)
+
+_SUMS_BEYOND = (
+    sa_select(DEPLOYMENTS.c.region, DEPLOYMENTS.c.hardware, func.sum(_NOW - _PLANNED))
+    .join(
+        PLACED,
+        and_(*(PLACED.c[key] == DEPLOYMENTS.c[key] for key in ("model", "part", "region", "hardware"))),
+        isouter=True,
+    )
+    .where(DEPLOYMENTS.c.model.not_in(bindparam("but", expanding=True)), _NOW > _PLANNED)
+    .group_by(DEPLOYMENTS.c.region, DEPLOYMENTS.c.hardware)
+)
+"""What runs beyond what is placed."""
 
 DIGITS = 9
 """Sums of fractions come in the database's own order: what lies below is noise."""
@@ -35,7 +74,7 @@ class Placements(Unit):
 
     def placement(self, model: str) -> Placement | None:
         """What the plan in force gives a model; None where it does not know it."""
-        row = self._session.connection().execute(sa_select(PLACEMENTS).where(PLACEMENTS.c.model == model)).first()
+        row = self._run(_ONE, model=model).first()
         return None if row is None else _placement(row)
 
     def placements(self, models: Collection[str] | None = None) -> tuple[Placement, ...]:
@@ -65,19 +104,16 @@ class Placements(Unit):
 
     def units_needed(self, *, but: Collection[str]) -> Units:
         """Units that all models but some need at most: of each replica set what is placed or what runs, the larger."""
-        placed, running = PlacedReplicasRow, DeploymentRow
-        planned = func.coalesce(col(placed.count) * col(placed.units), 0.0)
-        now = col(running.replicas) * col(running.units)
-        beyond = (
-            select(running.region, running.hardware, func.sum(now - planned))
-            .join(placed, _same_slot(placed, running), isouter=True)
-            .where(col(running.model).not_in(tuple(but)), now > planned)
-            .group_by(running.region, running.hardware)
+        left_out = sorted(but)
+        return _summed(self._run(_PLACED_SUMS, but=left_out), self._run(_SUMS_BEYOND, but=left_out))
+
+    def held_slots(self, models: Collection[str]) -> tuple[tuple[HeldSlot, ...], tuple[HeldSlot, ...]]:
+        """Replica sets of these models: by the plan in force, and as they are wanted now."""
+        placed, running = (
+            tuple(HeldSlot._make(row) for some in batches(models) for row in self._run(query, models=some))
+            for query in (_PLACED_SLOTS, _RUNNING_SLOTS)
         )
-        taken = col(placed.count) * col(placed.units)
-        return _summed(
-            self._sums(placed, taken, col(placed.model).not_in(tuple(but))), self._session.exec(beyond).all()
-        )
+        return placed, running
 
     def units_of_owner(self, owner: str, *, but: str) -> Units:
         """Units that an owner's models, but one, may hold by the plan in force."""
@@ -254,17 +290,12 @@ def _placement(row: Any) -> Placement:
     return Placement(
         model=row.model,
         plan_id=row.plan_id,
-        wishes=decode(ModelProblem, row.wishes),
+        wishes=decode_frozen(ModelProblem, row.wishes),
         replicas=tuple(decode_plain(ReplicaCount, item) for item in plain(row.replicas)),
         traffic=tuple(decode_plain(TrafficShare, item) for item in plain(row.traffic)),
         unmet=tuple(decode_plain(Unmet, item) for item in plain(row.unmet)),
         cost_per_hour=row.cost_per_hour,
     )
-
-
-def _same_slot(one: Any, other: Any) -> ColumnElement[bool]:
-    keys = ("model", "part", "region", "hardware")
-    return and_(*(col(getattr(one, key)) == col(getattr(other, key)) for key in keys))
 
 
 def _summed(*found: Iterable[Any]) -> Units:

@@ -108,7 +108,7 @@ class Plans(Placements):
 
     def plan_in_force_id(self) -> str | None:
         """The id of the plan adopted last."""
-        row = self._session.get(PlanInForceRow, IN_FORCE)
+        row = self._get(PlanInForceRow, IN_FORCE)
         return None if row is None else row.plan_id
 
     def lock_plan_in_force(self) -> str | None:
@@ -117,6 +117,7 @@ class Plans(Placements):
         Placements, and the transitions under way, are stable from here on; those of other models may end.
         """
         engines.lock_plan(self.connection())  # the row is not there before the first plan
+        self._session.expire_all()  # what was read before the lock may have changed
         query = select(PlanInForceRow).where(PlanInForceRow.id == IN_FORCE).with_for_update()
         row = self._session.exec(query.execution_options(populate_existing=True)).first()
         return None if row is None else row.plan_id
@@ -139,7 +140,7 @@ class Plans(Placements):
         self._place(plan, keeping=keeping)
         adopted = plan.told(outcome="adopted", based_on=expected)
         self._kept(record.id, {**self._columns_of(adopted), **self._figures()})
-        pointer = self._session.get(PlanInForceRow, IN_FORCE)
+        pointer = self._get(PlanInForceRow, IN_FORCE)
         if pointer is None:
             pointer = PlanInForceRow(id=IN_FORCE, plan_id=record.id, adopted_at=self._now())
         pointer.plan_id, pointer.adopted_at = record.id, self._now()

@@ -83,7 +83,7 @@ class Publishing(Changes):
 
     def _newest_stands(self, model: str, cut: str | None) -> bool:
         """Whether the newest generation serves or may come to it, cut as asked: the same bytes are nothing new then."""
-        newest = self._session.get(GenerationRow, (model, self._last_generation(model)))
+        newest = self._get(GenerationRow, (model, self._last_generation(model)))
         if newest is None or GenerationState(newest.state) in _OVER:
             return False
         return cut == (None if newest.layout is None else decode(Layout, newest.layout).cut)
@@ -108,7 +108,7 @@ class Publishing(Changes):
         generation = self._generation_row(change.model, change.generation or 0)
         numbers = plain(generation.snapshots)
         for part, source in sorted(parts.items()):
-            held = self._session.get(SnapshotRow, (change.model, part, numbers.get(part, 0)))
+            held = self._get(SnapshotRow, (change.model, part, numbers.get(part, 0)))
             if held is None or held.digest != source.manifest.digest:
                 msg = f"change {change.id!r} published another content of part {part!r}; choose another id"
                 raise Conflict(msg)

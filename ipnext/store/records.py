@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.freeze import FreezeManifest
@@ -182,6 +182,27 @@ class TransitionRecord(Value):
     def is_open(self) -> bool:
         """True while it may still move traffic or replicas."""
         return self.state in {TransitionState.PLANNED, TransitionState.RUNNING}
+
+
+class Moving(NamedTuple):
+    """A transition under way and what it was planned for, as JSON."""
+
+    model: str
+    transition: str
+    manifest: str
+    layout: str | None
+    """Of the transition's generation, if that is cut."""
+
+
+class HeldSlot(NamedTuple):
+    """Replicas of one replica set, by the plan in force or as they are wanted now, and units of one of them."""
+
+    model: str
+    part: str
+    region: str
+    hardware: str
+    replicas: int
+    units: float
 
 
 class Event(Value):

@@ -1,15 +1,34 @@
 """Snapshots, generations and their validation reports."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
+from sqlalchemy import bindparam
+from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select, tuple_
 
 from ipnext.errors import Conflict, NotFound
 from ipnext.model.lifecycle import ValidationReport
 from ipnext.model.registry import Generation, GenerationState, Layout, Snapshot, SnapshotManifest, SnapshotSource
-from ipnext.model.wire import decode
-from ipnext.store.tables import GenerationRow, ModelRow, ReportRow, SnapshotRow
+from ipnext.model.wire import decode, decode_frozen
+from ipnext.store.tables import METADATA, GenerationRow, ModelRow, ReportRow, SnapshotRow
 from ipnext.store.unit import Unit, batches, document, known, plain
+
+GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
+SNAPSHOTS = METADATA.tables[SnapshotRow.__tablename__]
+
+_OF_MODEL = sa_select(GENERATIONS).where(GENERATIONS.c.model == bindparam("model"))
+_NUMBERED = _OF_MODEL.where(GENERATIONS.c.number.in_(bindparam("numbers", expanding=True)))
+_FORMER = (
+    _OF_MODEL.where(
+        GENERATIONS.c.serving_at.is_not(None), GENERATIONS.c.number.not_in(bindparam("numbers", expanding=True))
+    )
+    .order_by(GENERATIONS.c.serving_at.desc(), GENERATIONS.c.number.desc())
+    .limit(bindparam("limit"))
+)
+_SNAPSHOTS_NAMED = sa_select(SNAPSHOTS).where(
+    tuple_(SNAPSHOTS.c.model, SNAPSHOTS.c.part, SNAPSHOTS.c.number).in_(bindparam("names", expanding=True))
+)
 
 
 class Snapshots(Unit):
@@ -17,7 +36,7 @@ class Snapshots(Unit):
 
     def snapshot(self, model: str, part: str, number: int) -> Snapshot:
         """One snapshot. NotFound names the newest number there is."""
-        row = self._session.get(SnapshotRow, (model, part, number))
+        row = self._get(SnapshotRow, (model, part, number))
         if row is None:
             self._model_row(model)
             newest = self._newest_snapshots(model)
@@ -34,12 +53,7 @@ class Snapshots(Unit):
 
     def snapshots_named(self, names: Collection[tuple[str, str, int]]) -> tuple[Snapshot, ...]:
         """Those of these snapshots (model, part, number) that exist, sorted. The cost follows their count, not the history."""
-        key = tuple_(col(SnapshotRow.model), col(SnapshotRow.part), col(SnapshotRow.number))
-        found = [
-            _snapshot(row)
-            for some in batches(names)
-            for row in self._session.exec(select(SnapshotRow).where(key.in_(some)))
-        ]
+        found = [_snapshot(row) for some in batches(names) for row in self._run(_SNAPSHOTS_NAMED, names=some)]
         return tuple(sorted(found, key=lambda snapshot: (snapshot.model, snapshot.part, snapshot.number)))
 
     def snapshot_of(self, model: str, part: str, digest: str) -> Snapshot | None:
@@ -71,18 +85,9 @@ class Snapshots(Unit):
 
     def generations_at_work(self, model: str, numbers: Collection[int], *, former: int = 0) -> tuple[Generation, ...]:
         """Those of these generations that exist, and the `former` others that have served last, by number."""
-        mine = select(GenerationRow).where(GenerationRow.model == model)
-        rows = [
-            row
-            for some in batches(numbers)
-            for row in self._session.exec(mine.where(col(GenerationRow.number).in_(some)))
-        ]
+        rows = [row for some in batches(numbers) for row in self._run(_NUMBERED, model=model, numbers=some)]
         if former:
-            rows += self._session.exec(
-                mine.where(col(GenerationRow.serving_at).is_not(None), col(GenerationRow.number).not_in(tuple(numbers)))
-                .order_by(col(GenerationRow.serving_at).desc(), col(GenerationRow.number).desc())
-                .limit(former)
-            )
+            rows += self._run(_FORMER, model=model, numbers=tuple(numbers), limit=former)
         return tuple(_generation(row) for row in sorted(rows, key=lambda row: row.number))
 
     def generations_named(self, names: Collection[tuple[str, int]]) -> tuple[Generation, ...]:
@@ -180,7 +185,7 @@ class Snapshots(Unit):
         """Keep the report of a generation; a later one replaces it. NotFound for an unknown generation."""
         self._writing_model(report.model)
         self._generation_row(report.model, report.generation)
-        row = self._session.get(ReportRow, (report.model, report.generation))
+        row = self._get(ReportRow, (report.model, report.generation))
         if row is None:
             row = ReportRow(model=report.model, generation=report.generation, report="")
         row.report = document(report)
@@ -188,11 +193,11 @@ class Snapshots(Unit):
 
     def report(self, model: str, generation: int) -> ValidationReport | None:
         """The report of a generation, none before its validation."""
-        row = self._session.get(ReportRow, (model, generation))
+        row = self._get(ReportRow, (model, generation))
         return None if row is None else decode(ValidationReport, row.report)
 
     def _generation_row(self, model: str, number: int) -> GenerationRow:
-        row = self._session.get(GenerationRow, (model, number))
+        row = self._get(GenerationRow, (model, number))
         if row is None:
             self._model_row(model)
             newest = self._last_generation(model)
@@ -243,24 +248,24 @@ class Snapshots(Unit):
         return row
 
 
-def _snapshot(row: SnapshotRow) -> Snapshot:
+def _snapshot(row: Any) -> Snapshot:
     return Snapshot(
         model=row.model,
         part=row.part,
         number=row.number,
         digest=row.digest,
         uri=row.uri,
-        manifest=decode(SnapshotManifest, row.manifest),
+        manifest=decode_frozen(SnapshotManifest, row.manifest),
         created_at=row.created_at,
     )
 
 
-def _generation(row: GenerationRow, *, cut: bool = True) -> Generation:
+def _generation(row: Any, *, cut: bool = True) -> Generation:
     return Generation(
         model=row.model,
         number=row.number,
         snapshots=plain(row.snapshots),
-        layout=None if row.layout is None or not cut else decode(Layout, row.layout),
+        layout=None if row.layout is None or not cut else decode_frozen(Layout, row.layout),
         adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),
         reason=row.reason,

@@ -3,18 +3,55 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from sqlalchemy import bindparam
+from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
 from ipnext.errors import FenceLost, InvalidInput, NotFound, Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Transition, TransitionState
-from ipnext.model.wire import decode
-from ipnext.store.records import TransitionRecord
-from ipnext.store.tables import ChangeRow, DeploymentRow, ModelRow, RouteRow, RouteShareRow, TransitionRow
+from ipnext.model.wire import decode_frozen
+from ipnext.store.records import Moving, TransitionRecord
+from ipnext.store.tables import (
+    METADATA,
+    ChangeRow,
+    DeploymentRow,
+    GenerationRow,
+    ModelRow,
+    RouteRow,
+    RouteShareRow,
+    TransitionRow,
+)
 from ipnext.store.unit import Unit, batches, document, rows
 
 UNDER_WAY = (TransitionState.PLANNED.value, TransitionState.RUNNING.value)
 NOT_FINAL = tuple(state.value for state in ChangeState if not state.final)
+
+CHANGES = METADATA.tables[ChangeRow.__tablename__]
+GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
+MODELS = METADATA.tables[ModelRow.__tablename__]
+TRANSITIONS = METADATA.tables[TransitionRow.__tablename__]
+
+_ONE = sa_select(TRANSITIONS).where(TRANSITIONS.c.id == bindparam("id"))
+
+_FENCE = sa_select(
+    sa_select(CHANGES.c.state).where(CHANGES.c.id == bindparam("id")).scalar_subquery(),
+    sa_select(TRANSITIONS.c.fence).where(TRANSITIONS.c.id == bindparam("id")).scalar_subquery(),
+)
+"""The state of a change, and the token of its transition; None for what there is not."""
+
+_MOVING = (
+    sa_select(TRANSITIONS.c.model, TRANSITIONS.c.transition, MODELS.c.manifest, GENERATIONS.c.layout)
+    .join(CHANGES, CHANGES.c.id == TRANSITIONS.c.change_id)
+    .join(MODELS, MODELS.c.name == TRANSITIONS.c.model)
+    .join(
+        GENERATIONS,
+        (GENERATIONS.c.model == TRANSITIONS.c.model) & (GENERATIONS.c.number == TRANSITIONS.c.generation),
+        isouter=True,
+    )
+    .where(CHANGES.c.state.in_(NOT_FINAL), TRANSITIONS.c.state.in_(UNDER_WAY), TRANSITIONS.c.model != bindparam("but"))
+    .order_by(TRANSITIONS.c.ordinal)
+)
 
 _MOVED = select(ChangeRow.model).where(col(ChangeRow.state).in_(NOT_FINAL))
 """Models with an open change."""
@@ -37,7 +74,7 @@ class Transitions(Unit):
 
     def transition(self, transition_id: str) -> TransitionRecord:
         """One transition. NotFound."""
-        return _transition(self._transition_row(transition_id))
+        return self.find_transition(transition_id) or _transition(self._transition_row(transition_id))
 
     def transitions(self, model: str, *, limit: int = 20) -> tuple[TransitionRecord, ...]:
         """A model's transitions, newest first. NotFound for an unknown model."""
@@ -92,17 +129,17 @@ class Transitions(Unit):
         query = query.where(col(ModelRow.name).in_(routed) | col(ModelRow.name).in_(held))
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))
 
-    def transitions_under_way(self, *, but: str) -> tuple[TransitionRecord, ...]:
-        """Of every model but one the newest transition that may still add replicas, by model."""
-        query = select(TransitionRow).join(ChangeRow, col(ChangeRow.id) == col(TransitionRow.change_id))
-        query = query.where(col(ChangeRow.state).in_(NOT_FINAL), col(TransitionRow.state).in_(UNDER_WAY))
-        query = query.where(TransitionRow.model != but).order_by(col(TransitionRow.ordinal))
-        newest = {row.model: row for row in self._session.exec(query)}
-        return tuple(_transition(newest[model]) for model in sorted(newest))
+    def moving_models(self, *, but: str) -> tuple[Moving, ...]:
+        """Of every model but one the newest transition that may still add replicas, by model.
+
+        As JSON: a caller that knows a document need not parse it.
+        """
+        newest = {row.model: Moving._make(row) for row in self._run(_MOVING, but=but)}
+        return tuple(newest[model] for model in sorted(newest))
 
     def find_transition(self, transition_id: str) -> TransitionRecord | None:
         """One transition; None if there is none of that id."""
-        row = self._find_transition(transition_id)
+        row = self._run(_ONE, id=transition_id).first()
         return None if row is None else _transition(row)
 
     def check_only_mover(self, model: str, change_id: str) -> None:
@@ -129,9 +166,8 @@ class Transitions(Unit):
         Raises:
             FenceLost: the change has ended, or another run has taken its transition over.
         """
-        state = self._session.exec(select(ChangeRow.state).where(ChangeRow.id == change_id)).first()
-        query = select(TransitionRow.fence).where(TransitionRow.id == change_id)
-        current = self._session.exec(query).first()
+        found: Any = self._run(_FENCE, id=change_id).one()
+        state, current = found[0], found[1]
         if state is not None and ChangeState(state).final:
             msg = f"change {change_id!r} has ended as {state}; a run of it writes nothing more"
             raise FenceLost(msg)
@@ -211,13 +247,13 @@ def _transition_columns(record: TransitionRecord) -> dict[str, Any]:
     }
 
 
-def _transition(row: TransitionRow) -> TransitionRecord:
+def _transition(row: Any) -> TransitionRecord:
     return TransitionRecord(
         id=row.id,
         model=row.model,
         change_id=row.change_id,
         generation=row.generation,
-        transition=decode(Transition, row.transition),
+        transition=decode_frozen(Transition, row.transition),
         state=TransitionState(row.state),
         waves_done=row.waves_done,
         message=row.message,

@@ -6,15 +6,19 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Connection
+from sqlalchemy import Connection, CursorResult, Executable, bindparam, select
 from sqlmodel import Session
 
 from ipnext.errors import NotFound
 from ipnext.model.value import canonical_json
-from ipnext.store.tables import ModelRow
+from ipnext.store.tables import METADATA, ModelRow, Row
 
 Key = TypeVar("Key", bound=str | int | tuple[Any, ...])
 """What one statement asks for many of."""
+
+R = TypeVar("R", bound=Row)
+
+MODELS = METADATA.tables[ModelRow.__tablename__]
 
 MOST_ROWS = 1000
 """Longest listing that is given out at once."""
@@ -28,6 +32,9 @@ BATCH = 500
 def utc_now() -> datetime:
     """The time that rows carry."""
     return datetime.now(UTC)
+
+
+_MODEL_EXISTS = select(MODELS.c.name).where(MODELS.c.name == bindparam("name"))
 
 
 class Unit:
@@ -45,10 +52,23 @@ class Unit:
         self.scope = scope
         self._writable = writable
         self._now = clock
+        self._known_models: set[str] = set()
+        self._got: list[Any] = []
+        """Rows that were read by key. The session itself forgets a row that no caller holds, and would read it again."""
 
     def connection(self) -> Connection:
         """The connection of this unit's transaction, for the store's own modules."""
         return self._session.connection()
+
+    def _run(self, statement: Executable, **parameters: Any) -> CursorResult[Any]:
+        """Execute a statement of tables and columns, without the objects of the session. All that was added is flushed."""
+        return self._session.connection().execute(statement, parameters)
+
+    def _get(self, kind: type[R], key: Any) -> R | None:
+        """The row of a key; read once for each unit."""
+        row = self._session.get(kind, key)
+        self._got.append(row)
+        return row
 
     def _writing(self, model: str | None) -> None:
         """Refuse a write that this unit holds no lock for: a fault of the caller's code, so RuntimeError."""
@@ -71,8 +91,17 @@ class Unit:
         self._writing(name)
         return self._model_row(name)
 
+    def _writing_known(self, name: str) -> None:
+        """Check that a model that is about to be written exists. NotFound names known models."""
+        self._writing(name)
+        if name in self._known_models:
+            return
+        if self._run(_MODEL_EXISTS, name=name).first() is None:
+            raise self._no_model(name)
+        self._known_models.add(name)
+
     def _model_row(self, name: str) -> ModelRow:
-        row = self._session.get(ModelRow, name)
+        row = self._get(ModelRow, name)
         if row is None:
             raise self._no_model(name)
         return row

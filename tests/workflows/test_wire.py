@@ -21,10 +21,10 @@ from ipnext.model.deployment import Deployment, HostHolds, HostState, RegionStat
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import ModelManifest
-from ipnext.model.plan import Plan, PlanDiff, Problem
+from ipnext.model.plan import Plan, PlanDiff, Problem, ReplicaCount
 from ipnext.model.registry import Layout
 from ipnext.model.rollout import Transition
-from ipnext.model.wire import decode
+from ipnext.model.wire import LONGEST_REMEMBERED, decode, decode_frozen
 from ipnext.payloads import DATA_CONVERTER
 from tests.workflows.shapes import UNKNOWN, models_of, shape
 from workflows.policies import STEPS
@@ -134,3 +134,16 @@ async def test_a_history_of_a_newer_build_replays(path):
 
 def test_manifests_of_people_stay_strict():
     assert ("field_of_a_newer_build",) in unknown_fields(lambda: ModelManifest.model_validate(shape(ModelManifest)))
+
+
+def test_a_document_that_was_read_before_gives_the_same_value():
+    document = ReplicaCount(model="m", part="p", region="r", hardware="cpu", count=3).model_dump_json()
+    assert decode_frozen(ReplicaCount, document) is decode_frozen(ReplicaCount, str(document.encode(), "utf-8"))
+    assert decode_frozen(ReplicaCount, document.replace("3", "4")).count == 4
+
+
+def test_a_long_document_is_not_kept():
+    document = ReplicaCount(model="m", part="p", region="r", hardware="cpu", count=3).model_dump_json()
+    long = document + " " * LONGEST_REMEMBERED
+    assert decode_frozen(ReplicaCount, long) == decode_frozen(ReplicaCount, long)
+    assert decode_frozen(ReplicaCount, long) is not decode_frozen(ReplicaCount, long)

@@ -242,12 +242,12 @@ def test_users_were_sent_to_what_a_transition_led_to_before_its_change_is_done(a
 def test_a_transition_is_under_way_until_it_or_its_change_has_ended(applied, make):
     with applied.begin() as repository:
         change = repository.publish("ctr", {"dense": make.source("d"), "sparse": make.source("s")}, change_id="c1")
-        assert repository.transitions_under_way(but="other") == ()
+        assert repository.moving_models(but="other") == ()
         repository.save_transition(transition())
-        assert [record.id for record in repository.transitions_under_way(but="other")] == ["t1"]
-        assert repository.transitions_under_way(but="ctr") == ()
+        assert [moving.model for moving in repository.moving_models(but="other")] == ["ctr"]
+        assert repository.moving_models(but="ctr") == ()
         repository.update_change(change.id, state=ChangeState.DONE)
-        assert repository.transitions_under_way(but="other") == ()
+        assert repository.moving_models(but="other") == ()
         assert repository.ended_changes(["c1", "c2"]) == {"c1"}
 
 

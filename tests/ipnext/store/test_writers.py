@@ -349,7 +349,7 @@ def test_of_two_models_the_second_is_admitted_by_what_the_first_one_takes(two, m
     admissions, compared, go_on, real = [], Event(), Event(), Draft.holds
 
     def holds(draft, repository, stage):
-        admissions.append((stage.model, len(repository.transitions_under_way(but=stage.model))))
+        admissions.append((stage.model, len(repository.moving_models(but=stage.model))))
         if stage.model == "ctr":
             compared.set()
             assert go_on.wait(PATIENCE_SECONDS)

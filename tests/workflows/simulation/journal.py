@@ -11,6 +11,8 @@ from ipnext.model.deployment import RouteShare
 from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange
 from ipnext.model.plan import ModelProblem, ReplicaCount, TrafficShare
 from ipnext.model.rollout import Transition, TransitionState
+from ipnext.store import records
+from ipnext.store.unit import document
 
 from .clock import Clock
 from .infrastructure import Deployment, Key
@@ -193,8 +195,8 @@ class Journal:
         """As the repository answers."""
         return self.records[model].placement
 
-    def transitions_under_way(self, *, but: str) -> list[Moving]:
-        """As the repository answers: of every other model the newest one that may still add replicas."""
+    def moving_models(self, *, but: str) -> list[records.Moving]:
+        """As the repository answers: of every other model the newest transition that may still add replicas."""
         found = []
         for model, record in sorted(self.records.items()):
             open_ones = [
@@ -203,8 +205,24 @@ class Journal:
                 if moving.state in UNDER_WAY and not self.by_id[moving.id].state.final
             ]
             if model != but and open_ones:
-                found.append(open_ones[-1])
+                newest = open_ones[-1]
+                layout = record.generations[newest.generation].layout if newest.generation else None
+                cut = None if layout is None else document(layout)
+                found.append(records.Moving(model, document(newest.transition), document(record.manifest), cut))
         return found
+
+    def held_slots(self, models: Collection[str]) -> tuple[tuple[records.HeldSlot, ...], tuple[records.HeldSlot, ...]]:
+        """As the repository answers: replica sets by the plan in force, and as they are wanted now."""
+        placed, running = [], []
+        for model in models:
+            record = self.records[model]
+            units = _units(record.placement)
+            for row in record.placement.replicas if record.placement else ():
+                each = units.get((row.part, row.hardware), 0.0)
+                placed.append(records.HeldSlot(model, row.part, row.region, row.hardware, row.count, each))
+            for key, d in record.deployments.items():
+                running.append(records.HeldSlot(model, key.part, key.region, key.hardware, d.replicas, d.units))
+        return tuple(placed), tuple(running)
 
     def units_entitled(self, *, but: str) -> Units:
         """As the repository answers: by the plan in force, or what runs where it does not know a model."""
@@ -240,8 +258,13 @@ def placed_units(placement: Placement | None) -> Units:
 def _slots(placement: Placement | None) -> dict[tuple[str, str, str], float]:
     if placement is None:
         return {}
-    units = {(p.part, o.hardware): o.units for p in placement.wishes.parts for o in p.options}
+    units = _units(placement)
     return {(r.part, r.region, r.hardware): r.count * units.get((r.part, r.hardware), 0.0) for r in placement.replicas}
+
+
+def _units(placement: Placement | None) -> dict[tuple[str, str], float]:
+    parts = placement.wishes.parts if placement else ()
+    return {(part.part, option.hardware): option.units for part in parts for option in part.options}
 
 
 def _running_units(record: Record) -> Units:
