@@ -255,7 +255,7 @@ def end_stream(platform: MixedPlatform, region: MixedRegion, before: Build, stre
     assert [word.rpartition("-")[2] for word in words] == [str(number) for number in range(len(words))]
     assert len({word.rpartition("-")[0] for word in words}) == 1, "one generation"
     assert stream.pieces[-1][1], "the engine has ended it"
-    until(lambda: gone([host]) and region.serving() == replicas, why=platform.logs)
+    until(lambda: gone([host]) and region.serving() == len(region.observed.replicas), why=platform.logs)
     until(lambda: len(region.processes("serving.router")) == 1, why=platform.logs)
 
 
@@ -282,7 +282,7 @@ def check_streams(talk: Talk) -> None:
 def check_changes(client: Client, publisher: Publisher) -> None:
     """All that was acknowledged has ended well."""
     assert not publisher.failures
-    states = {change.id: change.state for change in client.changes("pair")}
+    states = {change.id: change.state for change in client.changes("pair", limit=None)}
     assert publisher.taken
     assert states.keys() >= set(publisher.taken)
     assert set(states.values()) == {ChangeState.DONE}
