@@ -43,14 +43,14 @@ class Frame:
         found: dict[str, Tensor] = {}
         position = 0
         try:
-            for name, datatype, shape, size in self.header["tensors"]:
+            for name, datatype, shape, size, *_ in self.header["tensors"]:  # another build may say more
                 if position + size > self.body.size or size < 0:
                     msg = f"tensor {name!r}: its {size} bytes reach beyond the frame's {self.body.size}"
                     raise InvalidInput(msg, field=name, value=size)
                 found[name] = _tensor(name, datatype, shape, self.body, position, size)
                 position += size + -size % ALIGNMENT
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"the frame's tensors must be a list of [name, datatype, shape, bytes]: {error!r}"
+            msg = f"the frame's tensors must be a list of [name, datatype, shape, bytes, ...]: {error!r}"
             raise InvalidInput(msg, field="tensors") from error
         return found
 

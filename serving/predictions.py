@@ -5,7 +5,7 @@ stays the same at any rate; at low rates every answer is taken. Buckets: ipnext.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -80,9 +80,9 @@ class PredictionTally:
         self._squares = 0.0
         self._bins: dict[int, int] = {}
 
-    def add(self, sketch: tuple[int, float, float, list[int], list[int]]) -> None:
-        """Add that of one answer."""
-        values, total, squares, buckets, counts = sketch
+    def add(self, sketch: Sequence[Any]) -> None:
+        """Add that of one answer: an entry of `Sketches`, with more at its end if another build made it."""
+        values, total, squares, buckets, counts, *_ = sketch
         self._answers += 1
         self._values += values
         self._total += total

@@ -5,13 +5,15 @@ and a request that ends when its client leaves. Text is the word `NAME-N` for th
 the prompt where the request has `echo`; with `--weights DIR` the name is that of the weights in there. The vector of a text is its
 length, its words, 1, and the stamp; with a checkpoint the stamp is that of its config.json, and the name has it at its end. With
 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 it takes and drops adapters, with VLLM_SERVER_DEV_MODE=1 it pauses and takes other weights. With
-`--connector nixl` it hands prompts over, and takes them, by the fields of vLLM's NixlConnector.
+`--connector nixl` it hands prompts over, and takes them, by the fields of vLLM's NixlConnector. With `--until FILE` a stream of ENDLESS
+tokens ends once the file is there.
 """
 
 import argparse
 import asyncio
 import base64
 import hashlib
+import itertools
 import json
 import os
 import struct
@@ -24,6 +26,7 @@ from aiohttp import web
 
 BLOCK_WORDS = 16
 DEFAULT_TOKENS = 16
+ENDLESS = 5000
 
 
 class PrefixCache:
@@ -88,7 +91,7 @@ class Engine:
         self.prompt_seconds = arguments.prompt_us_per_token / 1e6
         self.slots = asyncio.Semaphore(arguments.max_num_seqs)
         self.cache = PrefixCache(arguments.blocks)
-        self.connector = arguments.connector
+        self.connector, self.until = arguments.connector, arguments.until
         self.taken_over = 0
         self.adapters = {}
         """Name -> path."""
@@ -293,14 +296,17 @@ class Engine:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         kind = "chat.completion.chunk" if chat else "text_completion"
-        for number in range(wanted):
+        for number in itertools.count():
             if number:
                 await asyncio.sleep(self.token_seconds)
             self.generated += 1
-            choice = {"index": 0, "finish_reason": "length" if number == wanted - 1 else None, "logprobs": None}
+            last = self.until.exists() if self.until and wanted >= ENDLESS else number == wanted - 1
+            choice = {"index": 0, "finish_reason": "length" if last else None, "logprobs": None}
             text = f"{' ' if number else echoed(body)}{self.word(head)}-{number}"
             choice |= {"delta": {"content": text}} if chat else {"text": text}
             await self.event(response, head | {"object": kind, "choices": [choice]})
+            if last:
+                break
         if (body.get("stream_options") or {}).get("include_usage"):
             await self.event(response, head | {"object": kind, "choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
@@ -372,6 +378,7 @@ def options(arguments=None):
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--blocks", type=int, default=100_000)
     parser.add_argument("--connector", choices=["nixl"], default=None)
+    parser.add_argument("--until", type=Path, default=None)
     return parser.parse_args(arguments)
 
 

@@ -21,26 +21,27 @@ def greedy(prompt):
 class Talk:
     """Clients that stream one answer after the other, and what each of them got. The models are asked in turn."""
 
-    def __init__(self, url, *models):
+    def __init__(self, url, *models, streams=STREAMS):
         self._url = url
+        self._streams = streams
         self._models = models or ("chat",)
         self.seen = set()
         """(model, its name in each event, generation, snapshots) of whole answers."""
         self.said = {}
         """(model, generation, prompt) -> the different texts of whole answers."""
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(STREAMS)]
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(streams)]
         self.whole, self.broken, self.gaps = [], [], []
 
     def __enter__(self):
         for thread in self._threads:
             thread.start()
-        until(lambda: len(self.whole) + len(self.broken) > STREAMS)
+        until(lambda: len(self.whole) + len(self.broken) > self._streams)
         return self
 
     def __exit__(self, *_):
         seen = len(self.whole)
-        until(lambda: len(self.whole) > seen + STREAMS or self.broken)
+        until(lambda: len(self.whole) > seen + self._streams or self.broken)
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -48,7 +49,7 @@ class Talk:
     def go_on(self):
         """Returns when two more answers have come for each client."""
         seen = len(self.whole)
-        until(lambda: len(self.whole) > seen + 2 * STREAMS or self.broken)
+        until(lambda: len(self.whole) > seen + 2 * self._streams or self.broken)
 
     def _run(self, number):
         with httpx.Client(trust_env=False, timeout=120) as client:

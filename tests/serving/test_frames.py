@@ -83,6 +83,12 @@ def test_tensors_of_all_datatypes_arrive_as_they_were():
             assert got[name].data.flags.writeable
 
 
+def test_what_another_build_says_of_a_tensor_beyond_its_four_figures_is_ignored():
+    body = np.array([1.0, 2.0], np.float32)
+    found = Frame({"tensors": [["x", "FP32", [2], 8, "more", 1]]}, body.view(np.uint8)).tensors()
+    assert np.array_equal(found["x"].data, body)
+
+
 def test_a_tensor_that_is_not_contiguous_is_sent_by_its_elements():
     data = np.arange(12, dtype=np.int32).reshape(3, 4)[:, ::2]
     [frame], _ = receive(joined(tensor_frame({}, {"x": Tensor("INT32", data)})))

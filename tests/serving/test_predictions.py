@@ -71,6 +71,13 @@ def test_numbers_of_any_size_keep_the_sums_finite():
     assert sketch.bins == {0: 3, prediction_bucket(0.0): 3, len(PREDICTION_BOUNDS): 3}
 
 
+def test_what_another_build_says_of_an_output_beyond_these_figures_is_ignored():
+    plain, longer = Predictions(), Predictions()
+    plain.add(sketches_of(floats(1.0, 2.0)))
+    longer.add({name: [*sketch, "more"] for name, sketch in sketches_of(floats(1.0, 2.0)).items()})
+    assert longer.sketches == plain.sketches
+
+
 @given(st.lists(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=5), min_size=1, max_size=6))
 def test_the_order_of_answers_does_not_matter_nor_the_way_through_json(answers):
     one = added(*(floats(*values) for values in answers))["y"]

@@ -23,17 +23,19 @@ ADDED = "added_by_the_next_build"
 HEADER = ADDED.replace("_", "-")
 REVISION = "9001"
 PAYLOAD, DOCUMENT, SCHEMA = "Temporal payload", "document in the database", "table of the database"
-API_ANSWER = "answer of the API"
+API_ANSWER, EVENT_STREAM = "answer of the API", "stream of events of the API"
 AGENT_REQUEST, AGENT_ANSWER = "request to an agent", "answer of an agent"
 TO_SUPERVISOR, TO_AGENT = "message to a supervisor", "message to an agent"
 NOTE, IDENTITY, FORKS = "note of a process", "identity of a supervisor", "message of a fork server"
 STATE, PORTS, TABLE = "desired state of a region", "ports of a region", "table of a router"
 HOST_REQUEST, HOST_ANSWER, ROUTER_ANSWER = "control request to a host", "state of a host", "state of a router"
 TO_HOST, TO_ROUTER = "frame to a host", "frame to a router"
+TO_GATEWAY = "request to the gateway of another region"
 CHANNELS = frozenset(
     {
-        *(PAYLOAD, DOCUMENT, SCHEMA, API_ANSWER, AGENT_REQUEST, AGENT_ANSWER, TO_SUPERVISOR, TO_AGENT, NOTE, IDENTITY),
-        *(FORKS, STATE, PORTS, TABLE, HOST_REQUEST, HOST_ANSWER, ROUTER_ANSWER, TO_HOST, TO_ROUTER),
+        *(PAYLOAD, DOCUMENT, SCHEMA, API_ANSWER, EVENT_STREAM, AGENT_REQUEST, AGENT_ANSWER, TO_SUPERVISOR, TO_AGENT),
+        *(NOTE, IDENTITY, FORKS, STATE, PORTS, TABLE, HOST_REQUEST, HOST_ANSWER, ROUTER_ANSWER, TO_HOST, TO_ROUTER),
+        *(TO_GATEWAY,),
     }
 )
 """Everything that components of two builds tell each other, or leave for each other."""
@@ -183,9 +185,61 @@ def _extend_documents(module: ModuleType) -> None:
     module.document = _noting(DOCUMENT, module.document)
 
 
+def _extend_stream(module: ModuleType) -> None:
+    """Of the API: a field more in each event and in its message, then a message of a kind that no reader knows."""
+    made = module._message
+
+    def message(ordinal: int, event: Any) -> bytes:
+        use(EVENT_STREAM)
+        fields = made(ordinal, event).decode().removesuffix("\n\n").split("\n")
+        told = [
+            f"data: {json.dumps({**json.loads(f[6:]), ADDED: 'new'})}" if f.startswith("data: ") else f for f in fields
+        ]
+        return "\n".join([*told, f"{HEADER}: new", "", f"event: {ADDED}", "data: no JSON", "", ""]).encode()
+
+    module._message = message
+
+
+def _extend_gateway(module: ModuleType) -> None:
+    """To those of other regions: a header more."""
+    made = module.routes
+
+    def with_header(found: Any) -> Any:
+        if isinstance(found, list):
+            return [with_header(one) for one in found]
+        if not isinstance(found, dict):
+            return found
+        found = {name: with_header(value) for name, value in found.items()}
+        added = found.get("request_headers_to_add", [])
+        if any(one["header"]["key"] == module.FORWARDED_HEADER for one in added):
+            use(TO_GATEWAY)
+            found["request_headers_to_add"] = [*added, {"header": {"key": HEADER, "value": "new"}}]
+        return found
+
+    module.routes = lambda gateway: with_header(made(gateway))
+
+
 def _extend_frames(module: ModuleType) -> None:
+    """A field more in headers and signatures, an element more in each array of theirs."""
     for name in ("bytes_frame", "tensor_frame"):
         setattr(module, name, _framed(getattr(module, name)))
+    module.orjson = _LongerArrays(module.orjson)
+
+
+class _LongerArrays:
+    """orjson for headers of frames: the description of a tensor, and the sketch of an output, has an element more."""
+
+    def __init__(self, plain: ModuleType) -> None:
+        self._plain = plain
+        self.loads = plain.loads
+
+    def dumps(self, header: Mapping[str, Any]) -> bytes:
+        told = dict(header)
+        if "tensors" in told:
+            told["tensors"] = [[*tensor, "new"] for tensor in told["tensors"]]
+        if "sketches" in told:
+            told["sketches"] = {name: [*sketch, "new"] for name, sketch in told["sketches"].items()}
+        return self._plain.dumps(told)  # type: ignore[no-any-return]
 
 
 def _framed(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -314,9 +368,11 @@ def _dumped(dumps: Callable[..., str], shapes: Mapping[frozenset[str], str], val
 STATES = {"HostState": HOST_ANSWER, "RouterState": ROUTER_ANSWER}
 CHANGES: Mapping[str, Callable[[ModuleType], None]] = {
     "ipnext": _extend_version,
+    "ipnext.api.stream": _extend_stream,
     "ipnext.infra.agent_app": _extend_agent_answers,
     "ipnext.infra.atomic_file": _extend_files,
     "ipnext.infra.control": _extend_control,
+    "ipnext.infra.envoy": _extend_gateway,
     "ipnext.infra.error_body": _extend_error,
     "ipnext.infra.local_process": _extend_worker_calls,
     "ipnext.infra.message_link": _extend_messages,

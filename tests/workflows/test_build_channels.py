@@ -15,6 +15,7 @@ from tests.workflows.next_build import (
     API_ANSWER,
     CHANNELS,
     DOCUMENT,
+    EVENT_STREAM,
     FORKS,
     HOST_ANSWER,
     HOST_REQUEST,
@@ -27,6 +28,7 @@ from tests.workflows.next_build import (
     STATE,
     TABLE,
     TO_AGENT,
+    TO_GATEWAY,
     TO_HOST,
     TO_ROUTER,
     TO_SUPERVISOR,
@@ -88,8 +90,9 @@ BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "serving/router_table.py": frozenset({TABLE}),
 }
 """Module -> the channels that it reads."""
-NOT_READ_AS_JSON = frozenset({SCHEMA})
-"""Channels that no module parses: columns are selected by name."""
+NOT_READ_AS_JSON = frozenset({SCHEMA, EVENT_STREAM, TO_GATEWAY})
+"""Channels that no module parses: columns are selected by name, messages of a stream by their kind in the page (tests/ipnext/api/test_page.py),
+headers by Envoy."""
 
 COLUMNS = "is made of the columns that this build selects; a document among them is read by ipnext/store/unit.py"
 DIGEST = "is named by its digest, so that an unknown field would be another digest"

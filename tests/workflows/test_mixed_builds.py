@@ -2,59 +2,104 @@
 
 The next build (next_build.py) has a field more in every channel and a revision more of the schema. The schema is the newer one in each
 case, as it is once the first worker of a new build has started.
+
+Each of the two regions serves what the other one has no hardware for, so that half of all requests cross regions: `pair` runs in us-east,
+the generative `chat` in eu-west, on the mock engine. One stream of tokens goes on from the first exchange of an agent to the last host.
 """
 
 import signal
+from contextlib import ExitStack
 
 import httpx
 import pytest
 
 from ipnext.client import Client
-from ipnext.model.deployment import ReplicaPhase
 from ipnext.model.lifecycle import ChangeState
 from tests.e2e.conftest import MANIFEST, snapshots
+from tests.genai.checkpoints import write_llama
+from tests.genai.hosts import mock_command
+from tests.genai.regions import ENDLESS, Stream
+from tests.genai.talking import Talk
 from tests.processes import gone
-from tests.waiting import until
-from tests.workflows.mixed_platform import THIS, Build, Load, MixedPlatform, Publisher, tells_the_field
+from tests.waiting import PATIENCE_SECONDS, until
+from tests.workflows.mixed_clients import Listener, Load, Publisher, again, tells_the_field
+from tests.workflows.mixed_platform import THIS, Build, MixedPlatform, MixedRegion
 from tests.workflows.next_build import API_ANSWER, CHANNELS, IDENTITY, TO_AGENT, used
 
+EAST, WEST = "us-east", "eu-west"
 FLEET = """
 apiVersion: ipnext/v1
 kind: Fleet
 spec:
-  regions: [us-east]
-  rttMs: [[1]]
-  hardware: [cpu]
+  regions: [us-east, eu-west]
+  rttMs: [[1, 20], [20, 1]]
+  hardware: [cpu, gpu]
   supply:
     - {region: us-east, hardware: cpu, units: 12, unitCost: 1.0}
+    - {region: eu-west, hardware: gpu, units: 4, unitCost: 1.0}
 """
+CHAT = """
+apiVersion: ipnext/v1
+kind: Model
+metadata: {name: chat, owner: tests}
+spec:
+  task: generation
+  parts:
+    - {name: llm, engine: vllm, hardware: [{kind: gpu, units: 1, qps: 100}]}
+  demand: [{region: us-east, qps: 20}, {region: eu-west, qps: 20}]
+  latencyToleranceMs: 500
+  rollout: {canary: 0.5, maxStep: 1, holdSeconds: HOLD, deadlineSeconds: 600, drainSeconds: 3600}
+"""
+STREAMS = 2
+"""Clients of `chat`, each in us-east."""
 REFUSALS = (
     *("process not adopted", "wanted state refused", "supervisor not usable", "supervisor lost"),
     *("cannot be read", "extra_forbidden", "InternalError", "change_stuck", "outbox_failed", "not forked"),
+    *("answers cut", "peers file refused"),
 )
 """What components write if they cannot read each other."""
 
 
-def manifest(model: str, qps: int) -> str:
-    """The model of two parts for one region."""
+def pair(qps: int) -> str:
+    """The model of two parts, for both regions."""
     demand = "demand: [{region: us-east, qps: 50}, {region: eu-west, qps: 50}]"
     assert demand in MANIFEST
-    text = MANIFEST.replace(demand, f"demand: [{{region: us-east, qps: {qps}}}]")
-    return text.replace("name: pair, owner", f"name: {model}, owner").replace(
-        "canary: 0.5", "holdSeconds: 0, canary: 0.5"
-    )
+    text = MANIFEST.replace(demand, f"demand: [{{region: us-east, qps: {qps}}}, {{region: eu-west, qps: 50}}]")
+    return text.replace("canary: 0.5", "holdSeconds: 0, canary: 0.5")
+
+
+def chat(hold_seconds: int) -> str:
+    """The generative model, whose rollouts rest for so long behind the canary."""
+    return CHAT.replace("HOLD", str(hold_seconds))
 
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
-    """Snapshots of both parts with three marks."""
+    """Snapshots of both parts of `pair` with three marks."""
     return tuple(snapshots(tmp_path_factory.mktemp(f"mark-{mark}"), float(mark)) for mark in (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Three checkpoints of `chat`; the engine's words have their digests."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return [write_llama(root / str(seed), seed=seed) for seed in (1, 2, 3)]
 
 
 @pytest.fixture
 def platform(own_temporal, next_python, tmp_path):
-    found = MixedPlatform(tmp_path, {"this": THIS, "next": next_python}, own_temporal)
+    pythons = {"this": THIS, "next": next_python}
+    command = mock_command(weights="{directory}", itl_ms=20, until=tmp_path / "told")
+    regions = (
+        MixedRegion(EAST, tmp_path, pythons),
+        # its hosts are never forked, and a fork server for them costs a second
+        MixedRegion(
+            WEST, tmp_path, pythons, IPNEXT_VLLM_COMMAND=command, IPNEXT_AGENT_FORK_SERVER='["serving.router"]'
+        ),
+    )
+    found = MixedPlatform(tmp_path, pythons, own_temporal, regions)
     yield found
+    (tmp_path / "told").touch()  # what is left of a stream would be waited for
     found.close()
 
 
@@ -70,49 +115,90 @@ def client(platform):
     [("this", "next", {API_ANSWER, TO_AGENT, IDENTITY}), ("next", "this", {API_ANSWER})],
     ids=["upgrade", "way back"],
 )
-def test_no_prediction_fails_and_no_publish_is_lost_while_builds_are_mixed(
-    platform, client, next_python, marked, before, after, unused
+def test_no_answer_fails_and_no_publish_is_lost_while_builds_are_mixed(
+    platform, client, next_python, marked, checkpoints, before, after, unused
 ):
-    model = "pair"
-    migrate = "import sys; from ipnext.store.session import Store; store = Store.open(sys.argv[1]); store.migrate(); store.close()"
-    platform.run("next", "-c", migrate, platform.url)
-    for name in ("agent", "worker-1", "api"):
-        platform.start(name, before)
-    for name in ("agent", "worker-1", "api"):
-        platform.ready(name)
-    client.apply(FLEET)
-    client.apply(manifest(model, 150))
-    with Publisher(platform, model, marked) as publisher:
+    east, west = (platform.regions[name] for name in (EAST, WEST))
+    begin(platform, client, before)
+    publisher = Publisher(platform.api, "pair", marked, why=platform.logs)
+    with ExitStack() as clients:
+        clients.enter_context(publisher)
+        publish(client, checkpoints[0])
         until(lambda: publisher.ended, why=platform.logs)
-        with Load(platform, model) as load:
-            replace_control_plane(platform, publisher, after)
-            ran = {process.pid for process in platform.processes("serving.")}
-            replace_agent(platform, after)
-            assert {process.pid for process in platform.processes("serving.")} == ran, "all is adopted"
-            client.apply(manifest(model, 250))
-            until(lambda: builds_of(platform, "serving.host") == {"this", "next"}, why=platform.logs)
-            assert all(platform.forked(host) for host in platform.processes("serving.host") if host.pid not in ran)
-            both_go_on(platform, model, publisher, load)
+        listener = clients.enter_context(Listener(platform.api))
+        load = clients.enter_context(Load([east.gateway, west.gateway], "pair"))
+        talk = clients.enter_context(Talk(east.gateway, streams=STREAMS))
 
-            [router] = platform.processes("serving.router")
-            router.terminate()
-            until(lambda: builds_of(platform, "serving.router") == {after}, why=platform.logs)
-            both_go_on(platform, model, publisher, load)
+        held = begin_held(client, checkpoints[1])
+        replace_control_plane(platform, publisher, after)
+        again(lambda: client.promote("chat"))
+        assert client.wait_change(held, PATIENCE_SECONDS).state is ChangeState.DONE, (
+            "one build began it, the other ended it"
+        )
 
-            replace_hosts(platform, before)
-            assert builds_of(platform, "serving.") == {after}
-            both_go_on(platform, model, publisher, load)
+        client.apply(chat(hold_seconds=0))
+        stream = Stream(east.gateway, ENDLESS)
+        adopt(platform, west, after)
+        publish(client, checkpoints[2])
+        assert west.builds_of("serving.genai.host") == {"this", "next"}
+        talk.go_on()
+        replace_router(platform, west, after, ends=False)
+        both_go_on(platform, publisher, load, talk)  # the regions are of different builds
+
+        adopt(platform, east, after)
+        east_hosts = {process.pid for process in east.processes("serving.host")}
+        client.apply(pair(250))
+        until(lambda: east.builds_of("serving.host") == {"this", "next"}, why=platform.logs)
+        assert all(east.forked(host) for host in east.processes("serving.host") if host.pid not in east_hosts)
+        both_go_on(platform, publisher, load, talk)
+        replace_router(platform, east, after)
+        both_go_on(platform, publisher, load, talk)
+
+        replace_hosts(platform, east, before)
+        end_stream(platform, west, before, stream)
+        for region in (east, west):
+            assert region.builds_of("serving.") == {after}
+        both_go_on(platform, publisher, load, talk)
     assert set(load.answers) == {200}, load.bad[:5]
-    assert not load.bad
-    assert not publisher.failures
-    states = {change.id: change.state for change in client.changes(model)}
-    assert publisher.taken
-    assert states.keys() >= set(publisher.taken)
-    assert set(states.values()) == {ChangeState.DONE}
-    assert client.readiness().stuck_changes == 0
+    assert set(load.seen) == {(east.gateway, EAST), (west.gateway, EAST)}, "users of eu-west are answered in us-east"
+    check_streams(talk)
+    check_changes(client, publisher)
+    check_events(client, listener)
     told = platform.every_line()
     assert not [refusal for refusal in REFUSALS if refusal in told], platform.logs()
     assert CHANNELS - used(next_python) == unused
+
+
+def begin(platform: MixedPlatform, client: Client, build: Build) -> None:
+    """The platform, of one build on the newer schema, with both models applied."""
+    migrate = "import sys; from ipnext.store.session import Store; store = Store.open(sys.argv[1]); store.migrate(); store.close()"
+    platform.run("next", "-c", migrate, platform.url)
+    processes = (f"agent-{EAST}", f"agent-{WEST}", "worker-1", "api")
+    for name in processes:
+        platform.start(name, build)
+    for name in processes:
+        platform.ready(name)
+    for text in (FLEET, pair(150), chat(hold_seconds=0)):
+        client.apply(text)
+
+
+def publish(client: Client, checkpoint: object) -> None:
+    """A generation of `chat` that serves."""
+    change = client.publish("chat", {"llm": checkpoint})
+    ended = client.wait_change(change.id, PATIENCE_SECONDS)
+    assert ended.state is ChangeState.DONE, ended
+
+
+def begin_held(client: Client, checkpoint: object) -> str:
+    """A rollout of `chat` that rests behind its canary until a person goes on. The id of the change."""
+    client.apply(chat(hold_seconds=100_000))
+    change = client.publish("chat", {"llm": checkpoint})
+
+    def shares() -> set[int]:
+        return {share.generation for shares in client.model("chat").status.traffic.values() for share in shares}
+
+    until(lambda: len(shares()) == 2, why=lambda: client.change(change.id))
+    return change.id
 
 
 def replace_control_plane(platform: MixedPlatform, publisher: Publisher, build: Build) -> None:
@@ -129,34 +215,81 @@ def replace_control_plane(platform: MixedPlatform, publisher: Publisher, build: 
     publisher.one_more()
 
 
-def replace_agent(platform: MixedPlatform, build: Build) -> None:
-    """As an upgrade does it. The fork server of the new agent's build is ready on return."""
-    platform.end("agent", signal.SIGKILL)
-    platform.start("agent", build)
-    platform.ready("agent")
-    until(lambda: platform.fork_servers() == 2, why=platform.logs)
+def adopt(platform: MixedPlatform, region: MixedRegion, build: Build) -> None:
+    """Replace the agent as an upgrade does; all that runs goes on. The fork server of the new agent's build is ready on return."""
+    ran = {process.pid for process in region.processes("serving.")}
+    platform.end(f"agent-{region.name}", signal.SIGKILL)
+    platform.start(f"agent-{region.name}", build)
+    platform.ready(f"agent-{region.name}")
+    until(lambda: region.fork_servers() == 2, why=platform.logs)
+    assert {process.pid for process in region.processes("serving.")} >= ran, "all is adopted"
 
 
-def replace_hosts(platform: MixedPlatform, before: Build) -> None:
+def replace_router(platform: MixedPlatform, region: MixedRegion, build: Build, *, ends: bool = True) -> None:
+    """As an upgrade does it. One that has a stream under way goes on beside the next one: `ends` says that there is none."""
+    [router] = region.processes("serving.router")
+    router.terminate()
+    builds = {build} if ends else {"this", "next"}
+    until(lambda: region.builds_of("serving.router") == builds, why=platform.logs)
+
+
+def replace_hosts(platform: MixedPlatform, region: MixedRegion, before: Build) -> None:
     """Those of the former build, one after the other."""
-    replicas = len(platform.region.replicas)
-    for host in [host for host in platform.processes("serving.host") if platform.built(host) == before]:
+    replicas = len(region.observed.replicas)
+    for host in [host for host in region.processes("serving.host") if region.built(host) == before]:
         host.terminate()
-        until(lambda host=host: gone([host]) and serving(platform) == replicas, why=platform.logs)
+        until(lambda host=host: gone([host]) and region.serving() == replicas, why=platform.logs)
 
 
-def both_go_on(platform: MixedPlatform, model: str, publisher: Publisher, load: Load) -> None:
-    """Publishes and predictions, and the router describes the model, for which it asks a host."""
+def end_stream(platform: MixedPlatform, region: MixedRegion, before: Build, stream: Stream) -> None:
+    """The host of the former build and the former router end once the stream that began on them is whole."""
+    replicas = len(region.observed.replicas)
+    [host] = [host for host in region.processes("serving.genai.host") if region.built(host) == before]
+    host.terminate()
+    until(lambda: region.serving() < replicas, why=platform.logs)
+    assert not stream.over, stream.error
+    (platform.root / "told").touch()
+    stream.ended()
+    words = "".join(text for text, _ in stream.pieces).split()
+    assert stream.error is None, stream.error
+    assert [word.rpartition("-")[2] for word in words] == [str(number) for number in range(len(words))]
+    assert len({word.rpartition("-")[0] for word in words}) == 1, "one generation"
+    assert stream.pieces[-1][1], "the engine has ended it"
+    until(lambda: gone([host]) and region.serving() == len(region.observed.replicas), why=platform.logs)
+    until(lambda: len(region.processes("serving.router")) == 1, why=platform.logs)
+
+
+def both_go_on(platform: MixedPlatform, publisher: Publisher, load: Load, talk: Talk) -> None:
+    """Publishes, predictions and streams, and each router describes the model, for which it asks a host."""
     publisher.one_more()
-    load.more(20)
-    assert httpx.get(f"{platform.gateway}/v2/models/{model}", trust_env=False, timeout=60).status_code == 200
+    load.more(10)
+    talk.go_on()
+    answer = httpx.get(f"{platform.regions[EAST].gateway}/v2/models/pair", trust_env=False, timeout=60)
+    assert answer.status_code == 200
 
 
-def serving(platform: MixedPlatform) -> int:
-    """Replicas of the region that answer for a generation."""
-    return len([one for one in platform.region.replicas if one.phase is ReplicaPhase.RUNNING and one.ready])
+def check_streams(talk: Talk) -> None:
+    """Each stream whole, of one generation, and each generation's text its own."""
+    assert talk.broken == []
+    texts: dict[tuple[str, str], set[str]] = {}
+    for (_, generation, prompt), said in talk.said.items():
+        texts.setdefault((generation, prompt), set()).update(said)
+    assert {generation for generation, _ in texts} == {"1", "2", "3"}
+    assert all(len(said) == 1 for said in texts.values())
+    assert len({min(said) for said in texts.values()}) == 3
 
 
-def builds_of(platform: MixedPlatform, word: str) -> set[str]:
-    """The builds that processes with this word in their command line are of."""
-    return {platform.built(process) for process in platform.processes(word)}
+def check_changes(client: Client, publisher: Publisher) -> None:
+    """All that was acknowledged has ended well."""
+    assert not publisher.failures
+    states = {change.id: change.state for change in client.changes("pair", limit=None)}
+    assert publisher.taken
+    assert states.keys() >= set(publisher.taken)
+    assert set(states.values()) == {ChangeState.DONE}
+    assert client.readiness().stuck_changes == 0
+
+
+def check_events(client: Client, listener: Listener) -> None:
+    """Each event has come once, from APIs of both builds."""
+    assert listener.next_build == {True, False}
+    assert listener.ids == list(range(listener.ids[0], listener.ids[-1] + 1))

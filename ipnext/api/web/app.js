@@ -252,7 +252,7 @@ const stages = {
 
 function startText(start) {
   const last = start.output ? `; last output: ${start.output}` : "";
-  return `${start.part} snapshot ${start.snapshot}: ${stages[start.stage]}, ${start.seconds.toFixed(0)} s${last}`;
+  return `${start.part} snapshot ${start.snapshot}: ${stages[start.stage] ?? words(start.stage)}, ${start.seconds.toFixed(0)} s${last}`;
 }
 
 function replicaRow(replica) {

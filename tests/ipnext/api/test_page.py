@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from ipnext.api import stream
 from ipnext.model.deployment import DeploymentKey, EngineSwap, GenerationTraffic
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import parse_manifest
@@ -12,6 +13,7 @@ from ipnext.model.sketch import latency_bucket
 from ipnext.model.starting import EngineStart
 from ipnext.model.status import ConditionType, Reason
 from tests.waiting import PATIENCE_SECONDS
+from tests.workflows import next_build
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
@@ -258,6 +260,46 @@ def test_the_page_follows_a_change_without_a_reload(page, seeded):
     seeded.rooms.infrastructure.cut("us")
     page.wait_for_selector("[data-region=us] .badge.bad")
     assert "3 of 4 replicas ready" in page.locator("[data-model=ranker]").inner_text()
+
+
+MAPS = frozenset({"traffic", "snapshots", "phases", "inputs", "outputs", "settings"})
+"""Of names, which are no fields."""
+
+
+def extended(value, name=""):
+    """As an API of the next build answers: each object has a field more."""
+    if isinstance(value, list):
+        return [extended(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: extended(item, key) for key, item in value.items()}
+    return found if name in MAPS else found | {next_build.ADDED: "new"}
+
+
+def test_a_page_that_is_open_goes_on_with_an_api_of_the_next_build(page, seeded, monkeypatch):
+    """Its stream has fields and messages that the page does not know, and its answers have fields."""
+    monkeypatch.setattr(next_build, "use", lambda _: None)
+    monkeypatch.setattr(stream, "_message", stream._message)
+    next_build._extend_stream(stream)
+    opened = []
+    page.on("request", lambda request: opened.append(request.url) if request.url.endswith("/stream") else None)
+    page.route("**/v1/overview*", lambda route: route.fulfill(json=extended(route.fetch().json())))
+    page.wait_for_function("reading.source.readyState === EventSource.OPEN")
+    page.evaluate(
+        "(unknown) => { window.came = [];"
+        " for (const kind of ['event', unknown]) reading.source.addEventListener(kind, (e) => came.push(kind)); }",
+        next_build.ADDED,
+    )
+    for text in ("the first of the next build", "the second of the next build"):
+        with seeded.rooms.store.begin() as unit:
+            unit.add_event(None, "Test", text)
+        page.locator("#events", has_text=text).wait_for()
+    page.wait_for_function("came.length === 4")
+    assert page.evaluate("came") == 2 * ["event", next_build.ADDED]
+    assert page.evaluate("reading.source.readyState === EventSource.OPEN")
+    assert opened == [], "the stream went on"
+    assert "generation 2" in page.locator("[data-model=ranker]").inner_text()
+    page.unroute_all(behavior="wait")
 
 
 def names_on(page):
