@@ -4,7 +4,8 @@ The chain goes deployment -> change -> step -> part -> region -> host -> cause a
 known of. Pure: the same facts give the same explanation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ipnext.api.chain import (
     UNHAPPY,
@@ -85,19 +86,34 @@ ADVICE_FOR_RETIRED = "To bring it back: `ipnext apply` its manifest again, then 
 
 
 def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Explanation:
-    """Explain a model by what the store tells of its newest change."""
-    name, change = facts.record.name, telling_change(facts)
-    report = unit.report(name, change.generation) if change is not None and change.generation else None
-    transition = next(iter(unit.transitions(name, limit=1)), None)
-    return explain(facts, states, report=report, transition=transition, cause=_cause_of(unit, change))
+    """Explain a model by the store's records of its newest change."""
+    return explanations_of(unit, (facts,), states)[facts.record.name]
 
 
-def _cause_of(unit: Repository, change: Change | None) -> Cause | None:
-    """The first cause that was written down for a change."""
-    if change is None:
-        return None
-    causes = (cause_in(event.detail) for event in reversed(unit.events(change.model, limit=LOOKED_AT)))
-    return next((cause for cause in causes if cause is not None and cause.change == change.id), None)
+def explanations_of(unit: Repository, facts: Sequence[ModelFacts], states: States) -> Mapping[str, Explanation]:
+    """Explain models by name. The number of statements does not depend on the number of models."""
+    changes = {each.record.name: telling_change(each) for each in facts}
+    telling = [change for change in changes.values() if change is not None]
+    unhappy = [change for change in telling if change.state in UNHAPPY]
+    transitions = unit.newest_transitions([change.model for change in telling])
+    reports = unit.reports_of({change.model: change.generation for change in unhappy if change.generation})
+    details = unit.event_details([change.model for change in unhappy], among=LOOKED_AT)
+    return {
+        name: explain(
+            each,
+            states,
+            report=reports.get(name),
+            transition=transitions.get(name),
+            cause=_cause_in(details.get(name, ()), changes[name]),
+        )
+        for name, each in ((each.record.name, each) for each in facts)
+    }
+
+
+def _cause_in(details: Iterable[Mapping[str, Any]], change: Change | None) -> Cause | None:
+    """Return the first cause that was recorded for a change, of the details of events, oldest first."""
+    causes = (cause_in(detail) for detail in details)
+    return next((found for found in causes if found is not None and change and found.change == change.id), None)
 
 
 def explain(

@@ -75,7 +75,7 @@ class Snapshots(Unit):
         rows = [
             row
             for some in batches(numbers)
-            for row in self._session.exec(mine.where(col(GenerationRow.number).in_(some)))
+            for row in self._session.exec(mine.where(self._among(col(GenerationRow.number), some)))
         ]
         if former:
             rows += self._session.exec(
@@ -260,7 +260,7 @@ def _generation(row: GenerationRow, *, cut: bool = True) -> Generation:
         model=row.model,
         number=row.number,
         snapshots=plain(row.snapshots),
-        layout=None if row.layout is None or not cut else decode(Layout, row.layout),
+        layout=None if not cut or row.layout is None else decode(Layout, row.layout),
         adapters={} if row.adapters is None else plain(row.adapters),
         state=GenerationState(row.state),
         reason=row.reason,

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Connection
+from sqlalchemy import ARRAY, ColumnElement, Connection, any_, literal
 from sqlmodel import Session
 
 from ipnext.errors import NotFound
@@ -49,6 +49,16 @@ class Unit:
     def connection(self) -> Connection:
         """The connection of this unit's transaction, for the store's own modules."""
         return self._session.connection()
+
+    def _among(self, column: Any, values: Collection[Any]) -> ColumnElement[bool]:
+        """Return the condition that a column has one of these values.
+
+        On PostgreSQL they are one parameter, so that the server plans the statement once for any number of values.
+        """
+        if self._session.get_bind().dialect.name == "sqlite":
+            found: ColumnElement[bool] = column.in_(values)
+            return found
+        return any_(literal(list(values), ARRAY(column.type))) == column
 
     def _writing(self, model: str | None) -> None:
         """Refuse a write that this unit holds no lock for: a fault of the caller's code, so RuntimeError."""
