@@ -57,8 +57,9 @@ class Unit:
         """
         if self._session.get_bind().dialect.name == "sqlite":
             found: ColumnElement[bool] = column.in_(values)
-            return found
-        return any_(literal(list(values), ARRAY(column.type))) == column
+        else:
+            found = any_(literal(list(values), ARRAY(column.type))) == column
+        return found
 
     def _writing(self, model: str | None) -> None:
         """Refuse a write that this unit holds no lock for: a fault of the caller's code, so RuntimeError."""
