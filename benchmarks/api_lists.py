@@ -168,6 +168,7 @@ async def measured(store: Store, infrastructure: Reports, requests: int) -> tupl
             await timed(
                 times["overview, a page"], requests, lambda n: get(f"/v1/overview?limit={PAGE}&after={middle(n)}")
             )
+            await timed(times["overview, not ready"], requests, lambda _: get(f"/v1/overview?limit={PAGE}&ready=false"))
             await timed(times["overview, again"], requests, lambda _: get(f"/v1/overview?limit={PAGE}", keep=True))
             await timed(times["describe"], requests, lambda n: get(f"/v1/models/{middle(n)}"))
             await timed(times["explain"], requests, lambda n: get(f"/v1/models/{middle(n)}/explanation"))

@@ -19,15 +19,18 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from databases import Opened, add_options, databases
+from psycopg import sql
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import delete, insert
+from sqlalchemy import Connection, delete, insert
 
 from activities.reaching import Reaching
 from activities.surviving import Surviving
@@ -123,10 +126,27 @@ def manifest_of(name: str) -> ModelManifest:
 
 
 def write(repository: Repository, row: Any, columns: Iterable[Mapping[str, Any]]) -> None:
-    """Insert many rows."""
-    found = list(columns)
-    for start in range(0, len(found), ROWS):
-        repository.connection().execute(insert(row), found[start : start + ROWS])
+    """Insert many rows: on PostgreSQL by COPY, which takes a tenth of the time."""
+    connection, rows = repository.connection(), iter(columns)
+    if connection.dialect.name != "sqlite":
+        _copy(connection, row, rows)
+        return
+    while some := list(islice(rows, ROWS)):
+        connection.execute(insert(row), some)
+
+
+def _copy(connection: Connection, row: Any, rows: Iterator[Mapping[str, Any]]) -> None:
+    """Every row has the columns of the first one."""
+    first = next(rows, None)
+    if first is None:
+        return
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    names = sql.SQL(", ").join(map(sql.Identifier, first))
+    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(row.__tablename__), names)
+    with driver.cursor() as cursor, cursor.copy(statement) as copy:
+        for each in chain([first], rows):
+            copy.write_row(tuple(each.values()))
 
 
 def add_models(repository: Repository, models: Iterable[str], history: int, serving: int) -> None:

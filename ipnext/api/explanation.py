@@ -4,7 +4,9 @@ The chain goes deployment -> change -> step -> part -> region -> host -> cause a
 known of. Pure: the same facts give the same explanation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ipnext.api.chain import (
     UNHAPPY,
@@ -26,7 +28,7 @@ from ipnext.api.status import (
     serving_troubles,
 )
 from ipnext.model.cause import STEPS, Cause, cause_in
-from ipnext.model.drain import DrainState
+from ipnext.model.drain import Drain, DrainState
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, ValidationReport
 from ipnext.model.resource import Explanation, ExplanationStep
 from ipnext.model.status import Condition, ConditionType, Reason
@@ -106,41 +108,72 @@ BY_A_REGION = frozenset(
 
 
 def explanation_of(unit: Repository, facts: ModelFacts, states: States) -> Explanation:
-    """Explain a model by what the store tells of its newest change."""
-    name, change = facts.record.name, telling_change(facts)
-    report = unit.report(name, change.generation) if change is not None and change.generation else None
-    transition = next(iter(unit.transitions(name, limit=1)), None)
-    cause = _cause_of(unit, change)
-    passed = change is not None and _has_passed(unit, change, cause, states)
-    told = explain(facts, states, report=report, transition=transition, cause=cause, passed=passed)
-    out = [drain.region for drain in unit.drains() if drain.holds] if told.reason is Reason.NO_CAPACITY else []
-    if not out or passed:
-        return told
-    back = " or ".join(f"`ipnext undrain {region}`" for region in out)
-    return told.model_copy(update={"advice": ADVICE_WHILE_OUT.format(regions=", ".join(out), back=back)})
+    """Explain a model by the store's records of its newest change."""
+    return explanations_of(unit, (facts,), states)[facts.record.name]
 
 
-def _has_passed(unit: Repository, change: Change, cause: Cause | None, states: States) -> bool:
-    """Whether a change ended because of a region that is back in service: what it said of that region holds no more."""
-    if change.state not in UNHAPPY or change.reason not in BY_A_REGION or change.finished_at is None:
-        return False
-    drains = unit.drains()
-    if change.reason is Reason.REGION_UNREACHABLE:
-        named = {cause.place.region} if cause is not None and cause.place.region else set(states)
-        return all(states.get(region) is not None for region in named - {None}) and not named & {
-            d.region for d in drains
-        }
-    returned = unit.drain_page(None, after=None, limit=LOOKED_AT).items
-    ended = (drain for drain in returned if drain.state is DrainState.RETURNED and drain.finished_at is not None)
-    return any(drain.created_at <= change.finished_at <= drain.finished_at for drain in ended if drain.finished_at)
+def explanations_of(unit: Repository, facts: Sequence[ModelFacts], states: States) -> Mapping[str, Explanation]:
+    """Explain models by name. The number of statements does not depend on the number of models."""
+    changes = {each.record.name: telling_change(each) for each in facts}
+    telling = [change for change in changes.values() if change is not None]
+    unhappy = [change for change in telling if change.state in UNHAPPY]
+    transitions = unit.newest_transitions([change.model for change in telling])
+    reports = unit.reports_of({change.model: change.generation for change in unhappy if change.generation})
+    details = unit.event_details([change.model for change in unhappy], among=LOOKED_AT)
+    outages = _outages_of(unit, unhappy)
+    found = {}
+    for each in facts:
+        name = each.record.name
+        change = changes[name]
+        cause = _cause_in(details.get(name, ()), change)
+        passed = change is not None and outages.has_passed(change, cause, states)
+        told = explain(
+            each, states, report=reports.get(name), transition=transitions.get(name), cause=cause, passed=passed
+        )
+        found[name] = told if passed else outages.advise(told)
+    return found
 
 
-def _cause_of(unit: Repository, change: Change | None) -> Cause | None:
-    """The first cause that was written down for a change."""
-    if change is None:
-        return None
-    causes = (cause_in(event.detail) for event in reversed(unit.events(change.model, limit=LOOKED_AT)))
-    return next((cause for cause in causes if cause is not None and cause.change == change.id), None)
+@dataclass(frozen=True, slots=True)
+class _Outages:
+    """Drains that are not over, and the newest that are."""
+
+    open: Sequence[Drain]
+    returned: Sequence[Drain]
+
+    def has_passed(self, change: Change, cause: Cause | None, states: States) -> bool:
+        """Return whether a change ended because of a region that is back in service: what it said of that holds no more."""
+        if change.state not in UNHAPPY or change.reason not in BY_A_REGION or change.finished_at is None:
+            return False
+        if change.reason is Reason.REGION_UNREACHABLE:
+            named = {cause.place.region} if cause is not None and cause.place.region else set(states)
+            answering = all(states.get(region) is not None for region in named - {None})
+            return answering and not named & {drain.region for drain in self.open}
+        at = change.finished_at
+        return any(drain.finished_at and drain.created_at <= at <= drain.finished_at for drain in self.returned)
+
+    def advise(self, told: Explanation) -> Explanation:
+        """Name the regions that are out of service if there is no room."""
+        out = [drain.region for drain in self.open if drain.holds] if told.reason is Reason.NO_CAPACITY else []
+        if not out:
+            return told
+        back = " or ".join(f"`ipnext undrain {region}`" for region in out)
+        return told.model_copy(update={"advice": ADVICE_WHILE_OUT.format(regions=", ".join(out), back=back)})
+
+
+def _outages_of(unit: Repository, unhappy: Iterable[Change]) -> _Outages:
+    """Read in two statements, the second one only if it may matter."""
+    returned: Sequence[Drain] = ()
+    if any(change.reason in BY_A_REGION for change in unhappy):
+        page = unit.drain_page(None, after=None, limit=LOOKED_AT).items
+        returned = [drain for drain in page if drain.state is DrainState.RETURNED]
+    return _Outages(unit.drains(), returned)
+
+
+def _cause_in(details: Iterable[Mapping[str, Any]], change: Change | None) -> Cause | None:
+    """Return the first cause that was recorded for a change, of the details of events, oldest first."""
+    causes = (cause_in(detail) for detail in details)
+    return next((found for found in causes if found is not None and change and found.change == change.id), None)
 
 
 def explain(

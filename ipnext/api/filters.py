@@ -1,6 +1,6 @@
 """Which models a list or the page shows, and how many of all are ready."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Query
@@ -9,7 +9,7 @@ from ipnext.api.facts import ModelFacts, facts_of
 from ipnext.api.platform import After
 from ipnext.api.states import States
 from ipnext.api.status import observed_conditions
-from ipnext.model.status import ConditionType
+from ipnext.model.status import Condition, ConditionType
 from ipnext.store.paging import Page
 from ipnext.store.repository import Repository
 
@@ -58,8 +58,12 @@ class FleetReadiness(NamedTuple):
 
 def is_ready(facts: ModelFacts, states: States) -> bool:
     """True if the newest wanted state of the model serves, by the record and by what the regions report."""
-    found = (c for c in observed_conditions(facts, states) if c.type is ConditionType.READY)
-    return any(condition.status == "True" for condition in found)
+    return serves(observed_conditions(facts, states))
+
+
+def serves(conditions: Iterable[Condition]) -> bool:
+    """True if the observed conditions of a model say that it is ready."""
+    return any(found.type is ConditionType.READY and found.status == "True" for found in conditions)
 
 
 def suspects(unit: Repository, states: States) -> frozenset[str]:
@@ -88,8 +92,7 @@ def fleet_readiness(unit: Repository, states: States) -> FleetReadiness:
     """Count ready models: those recorded as ready, less those whose regions report otherwise."""
     models, ready = unit.model_counts()
     gone = contradicted(unit, states)
-    named = unit.model_page(ready=False, suspects=gone, limit=NAMED)
-    return FleetReadiness(models, ready - len(gone), tuple(record.name for record in named.items))
+    return FleetReadiness(models, ready - len(gone), unit.unready_models(suspects=gone, limit=NAMED))
 
 
 def contradicted(unit: Repository, states: States) -> frozenset[str]:

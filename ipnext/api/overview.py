@@ -1,15 +1,15 @@
 """One answer with everything the page shows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 
 from ipnext.api.answers import answers_of
 from ipnext.api.drains import drains_by_region
-from ipnext.api.explanation import explanation_of
+from ipnext.api.explanation import explanations_of
 from ipnext.api.facts import ModelFacts, throughputs_of
-from ipnext.api.filters import Wanted, WantedModels, fleet_readiness, found_models, is_ready
+from ipnext.api.filters import Wanted, WantedModels, fleet_readiness, found_models, serves
 from ipnext.api.freezes import calendars_of
 from ipnext.api.lifecycle import change_view
 from ipnext.api.plans import newest_replan, plan_in_force
@@ -20,7 +20,7 @@ from ipnext.api.status import model_view
 from ipnext.freezes.evaluation import Asked, frozen
 from ipnext.model.freeze import Frozen
 from ipnext.model.profile import PartThroughput
-from ipnext.model.resource import EventView, Explanation, ModelOverview, ModelView, Overview
+from ipnext.model.resource import EventView, ModelOverview, ModelView, Overview
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1/overview", tags=["overview"])
@@ -50,24 +50,27 @@ def _overview(rooms: Platform, states: States, wanted: Wanted) -> Overview:
         page = found_models(unit, states, wanted)
         facts, names = page.items, [each.record.name for each in page.items]
         readiness = fleet_readiness(unit, states)
-        told = _explained(unit, facts, states)
         held = _frozen(unit, facts, datetime.now(UTC))
         generations = unit.recent_generations(names, limit=GENERATIONS)
         rates = throughputs_of(unit, facts)
+        views = {name: _view(each, states, rates[name]) for name, each in zip(names, facts, strict=True)}
+        unready = [each for each in facts if each.changes and not serves(views[each.record.name].status.conditions)]
+        explanations = explanations_of(unit, unready[:EXPLAINED], states)
         regions = region_views(
             fleet_or_none(unit), unit.units_running(), states, drains_by_region(unit, rooms.lifecycle, states)
         )
-        plan, replan = plan_in_force(unit), newest_replan(unit)
+        plan = plan_in_force(unit)
+        replan = newest_replan(unit, plan)
         changes, events = unit.change_page(limit=CHANGES), unit.event_page(limit=EVENTS)
     return Overview(
         models=tuple(
             ModelOverview(
-                model=_view(each, states, rates[each.record.name]),
-                generations=generations.get(each.record.name, ()),
-                frozen=held.get(each.record.name),
-                explanation=told.get(each.record.name),
+                model=view,
+                generations=generations.get(name, ()),
+                frozen=held.get(name),
+                explanation=explanations.get(name),
             )
-            for each in facts
+            for name, view in views.items()
         ),
         next=page.next,
         model_count=readiness.models,
@@ -102,9 +105,3 @@ def _frozen(unit: Repository, facts: Sequence[ModelFacts], at: datetime) -> Mapp
         if bound is not None:
             found[name] = bound
     return found
-
-
-def _explained(unit: Repository, facts: Iterable[ModelFacts], states: States) -> Mapping[str, Explanation]:
-    """What `ipnext explain` says of models that are not ready."""
-    wanting = [each for each in facts if each.changes and not is_ready(each, states)]
-    return {each.record.name: explanation_of(unit, each, states) for each in wanting[:EXPLAINED]}

@@ -168,10 +168,10 @@ def plan_in_force(unit: Repository) -> PlanInForce | None:
     return PlanInForce(summary=summary, unmet=unmet, unmet_models=unit.unmet_models(), tokens=tokens)
 
 
-def newest_replan(unit: Repository) -> PlanSummary | None:
+def newest_replan(unit: Repository, in_force: PlanInForce | None) -> PlanSummary | None:
     """The newest plan of the whole fleet, whatever came of it."""
     entry = unit.newest_fleet_plan(outcomes=("adopted", "kept", "failed"))
-    return None if entry is None else plan_summary(entry, unit.plan_in_force_id())
+    return None if entry is None else plan_summary(entry, None if in_force is None else in_force.summary.id)
 
 
 def plan_summary(entry: PlanEntry, in_force: str | None) -> PlanSummary:

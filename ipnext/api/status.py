@@ -4,7 +4,8 @@ A recorded condition says how the last run ended. Where the regions contradict i
 never true while no replica answers. Such a condition carries the time at which the observation was first made.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -90,12 +91,12 @@ def unreachable(facts: ModelFacts, states: States) -> tuple[str, ...]:
 
 def deployment_statuses(facts: ModelFacts, states: States) -> tuple[DeploymentStatus, ...]:
     """Wanted and ready replicas of each replica set."""
-    replicas = states.of(facts.record.name)
+    sets = _replica_sets(states.of(facts.record.name))
     return tuple(
         DeploymentStatus(
             key=deployment.key,
             wanted=deployment.replicas,
-            ready=_ready_of(deployment, replicas),
+            ready=_ready_of(deployment, sets.get(_slot(deployment.key), ())),
             generations=deployment.generations,
         )
         for deployment in sorted(facts.deployments, key=lambda d: str(d.key))
@@ -117,7 +118,9 @@ def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, .
 def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tuple[Trouble, ...]:
     """Replica sets of a generation that have fewer ready replicas than wanted, or can't be seen."""
     wanted = (d for d in facts.deployments if generation in d.generations and d.replicas)
-    return tuple(trouble for d in wanted if (trouble := _shortage(d, states, generation)) is not None)
+    sets = _replica_sets(states.of(facts.record.name))
+    found = (_shortage(d, states, sets.get(_slot(d.key), ()), generation) for d in wanted)
+    return tuple(trouble for trouble in found if trouble is not None)
 
 
 def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
@@ -157,27 +160,36 @@ def _hosted(facts: ModelFacts, served: ServedGeneration) -> tuple[str, ...]:
     return tuple(dict.fromkeys(hosts.get(piece, piece) for piece in served.snapshots))
 
 
-def _ready(replicas: Iterable[Replica], key: DeploymentKey, generations: set[int]) -> list[Replica]:
-    return [r for r in replicas if r.key == key and generations <= set(r.ready)]
+def _slot(key: DeploymentKey) -> tuple[str, str, str]:
+    """The replica set's place within its model."""
+    return (key.part, key.region, key.hardware)
+
+
+def _replica_sets(replicas: Iterable[Replica]) -> Mapping[tuple[str, str, str], Sequence[Replica]]:
+    """Slot -> replicas of one model there."""
+    found: dict[tuple[str, str, str], list[Replica]] = defaultdict(list)
+    for replica in replicas:
+        found[_slot(replica.key)].append(replica)
+    return found
 
 
 def _ready_of(deployment: Deployment, replicas: Iterable[Replica]) -> int:
-    """Replicas with all that they shall hold."""
-    if not deployment.own:
-        return len(_ready(replicas, deployment.key, set(deployment.generations)))
-    return sum(r.key == deployment.key and not deployment.own.keys().isdisjoint(r.ready) for r in replicas)
+    """Count those of the set's replicas that hold all that they should."""
+    if deployment.own:
+        return sum(not deployment.own.keys().isdisjoint(replica.ready) for replica in replicas)
+    generations = set(deployment.generations)
+    return sum(generations.issubset(replica.ready) for replica in replicas)
 
 
-def _shortage(deployment: Deployment, states: States, generation: int) -> Trouble | None:
+def _shortage(deployment: Deployment, states: States, replicas: Sequence[Replica], generation: int) -> Trouble | None:
     key = deployment.key
     if states.get(key.region) is None:
         return _no_answer(key.region)
-    replicas = states.of(key.model)
-    ready = len(_ready(replicas, key, {generation}))
+    mine = [replica for replica in replicas if generation not in replica.ready]
+    ready = len(replicas) - len(mine)
     wanted = deployment.replicas_of(generation)
     if ready >= wanted:
         return None
-    mine = [r for r in replicas if r.key == key and generation not in r.ready]
     reason, message, host = cause_of(mine)
     text = f"{ready} of {wanted} replicas of {key.part!r} are ready in {key.region} on {key.hardware}"
     return Trouble(

@@ -86,7 +86,11 @@ class Changes(Snapshots):
     def changes_named(self, ids: Collection[str]) -> Mapping[str, Change]:
         """Those of these changes that are known, by id."""
         query = select(ChangeRow)
-        found = (row for some in batches(ids) for row in self._session.exec(query.where(col(ChangeRow.id).in_(some))))
+        found = (
+            row
+            for some in batches(ids)
+            for row in self._session.exec(query.where(self._among(col(ChangeRow.id), some)))
+        )
         return {row.id: _change(row) for row in found}
 
     def changes(self, model: str, *, limit: int = 50) -> tuple[Change, ...]:
@@ -99,7 +103,7 @@ class Changes(Snapshots):
         """Those of the changes that have ended."""
         final = tuple(state.value for state in ChangeState if state.final)
         query = select(ChangeRow.id).where(col(ChangeRow.state).in_(final))
-        found = (self._session.exec(query.where(col(ChangeRow.id).in_(some))) for some in batches(ids))
+        found = (self._session.exec(query.where(self._among(col(ChangeRow.id), some))) for some in batches(ids))
         return frozenset(change_id for each in found for change_id in each)
 
     def retiring_models(self) -> frozenset[str]:

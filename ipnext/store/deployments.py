@@ -125,7 +125,9 @@ class Deployments(Unit):
     def _revisions(self, models: Collection[str]) -> Mapping[tuple[str, str], int]:
         query = select(RouteRow.model, RouteRow.region, RouteRow.revision)
         found = (
-            row for some in batches(models) for row in self._session.exec(query.where(col(RouteRow.model).in_(some)))
+            row
+            for some in batches(models)
+            for row in self._session.exec(query.where(self._among(col(RouteRow.model), some)))
         )
         return {(model, region): revision for model, region, revision in found}
 

@@ -140,7 +140,7 @@ class Drains(Unit):
         return {
             model: priority
             for some in batches(models)
-            for model, priority in self._session.exec(query.where(col(PlacementRow.model).in_(some)))
+            for model, priority in self._session.exec(query.where(self._among(col(PlacementRow.model), some)))
         }
 
     def _new_drain(self, region: str, *, disaster: bool, force: bool, reason: str) -> Drain:

@@ -61,7 +61,11 @@ class Journal(Unit):
         query = select(row.model, row.reason, row.message).where(
             row.type == ConditionType.PROGRESSING.value, row.status == "False"
         )
-        found = (item for some in batches(models) for item in self._session.exec(query.where(col(row.model).in_(some))))
+        found = (
+            item
+            for some in batches(models)
+            for item in self._session.exec(query.where(self._among(col(row.model), some)))
+        )
         return {model: f"{reason}: {message}" for model, reason, message in found}
 
     def add_event(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import ColumnElement
 from sqlalchemy import select as sa_select
 from sqlmodel import col, func, or_, select
 
@@ -74,11 +75,14 @@ class Listing(Models, Profiles, Plans):
         if search:
             query = query.where(col(ModelRow.name).contains(search, autoescape=True))
         if ready is not None:
-            wanted = col(ModelRow.ready).is_(ready)
-            named = col(ModelRow.name).in_(sorted(suspects)[:MOST_SUSPECTS])
-            query = query.where(or_(wanted, named) if suspects and not ready else wanted)
+            query = query.where(col(ModelRow.ready).is_(True) if ready else _unready(suspects))
         found = self._session.exec(query.order_by(col(ModelRow.name)).limit(bounded(limit) + 1)).all()
         return page_of(found, bounded(limit), key=lambda row: row.name, value=_model)
+
+    def unready_models(self, *, suspects: Collection[str] = (), limit: int = 50) -> tuple[str, ...]:
+        """Return the first names of models that are recorded as not ready, or are suspects; none that is retired."""
+        query = select(ModelRow.name).where(col(ModelRow.retired).is_(False), _unready(suspects))
+        return tuple(self._session.exec(query.order_by(col(ModelRow.name)).limit(bounded(limit))))
 
     def change_page(
         self, model: str | None = None, *, after: str | None = None, limit: int = 50, state: ChangeState | None = None
@@ -216,3 +220,9 @@ class Listing(Models, Profiles, Plans):
         query = query if ordinal is None else query.where(col(table.ordinal) < ordinal)
         found = self._session.exec(query.order_by(col(table.ordinal).desc()).limit(bounded(limit) + 1)).all()
         return page_of(found, bounded(limit), key=lambda row: row.ordinal, value=value)
+
+
+def _unready(suspects: Collection[str]) -> ColumnElement[bool]:
+    """The condition that a model is recorded as not ready, or is among the suspects."""
+    recorded = col(ModelRow.ready).is_(False)
+    return or_(recorded, col(ModelRow.name).in_(sorted(suspects)[:MOST_SUSPECTS])) if suspects else recorded

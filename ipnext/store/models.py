@@ -105,7 +105,9 @@ class Models(Unit):
         """Model -> users' region -> what they ask for, in the model's unit; of these models. Nothing else of a manifest is read."""
         query = select(ModelRow.name, ModelRow.manifest)
         found = (
-            row for some in batches(names) for row in self._session.exec(query.where(col(ModelRow.name).in_(some)))
+            row
+            for some in batches(names)
+            for row in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
         )
         return {
             name: {
@@ -123,7 +125,11 @@ class Models(Unit):
     def models_in_tokens(self, names: Collection[str]) -> frozenset[str]:
         """Those of these models whose demand is in tokens a second."""
         query = select(ModelRow.name, ModelRow.manifest)
-        rows = (row for some in batches(names) for row in self._session.exec(query.where(col(ModelRow.name).in_(some))))
+        rows = (
+            row
+            for some in batches(names)
+            for row in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
+        )
         found = ((name, decode_frozen(ModelManifest, text)) for name, text in rows)
         return frozenset(name for name, manifest in found if manifest.spec.unit == TOKENS)
 

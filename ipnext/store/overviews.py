@@ -4,13 +4,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Select, Table
+from sqlalchemy import Column, Select, Table, tuple_
 from sqlalchemy import func as sa_func
 from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
 from ipnext.model.deployment import Deployment, RouteTable
-from ipnext.model.lifecycle import Change
+from ipnext.model.lifecycle import Change, ValidationReport
 from ipnext.model.plan import Unmet
 from ipnext.model.registry import Generation, Layout
 from ipnext.model.status import Condition, ConditionType, Reason
@@ -18,9 +18,10 @@ from ipnext.model.wire import decode, decode_plain
 from ipnext.store.changes import _change
 from ipnext.store.models import _model
 from ipnext.store.paging import bounded
-from ipnext.store.records import ModelRecord
+from ipnext.store.records import ModelRecord, TransitionRecord
 from ipnext.store.snapshots import _generation
 from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, PlacedReplicasRow, PlacementRow
+from ipnext.store.transitions import _transition
 from ipnext.store.unit import Unit, batches, plain
 
 _SHOWN_FIRST = tuple(ConditionType)
@@ -33,6 +34,12 @@ DEPLOYMENTS = METADATA.tables["deployments"]
 ROUTES = METADATA.tables["routes"]
 CHANGES = METADATA.tables["changes"]
 GENERATIONS = METADATA.tables["generations"]
+TRANSITIONS = METADATA.tables["transitions"]
+REPORTS = METADATA.tables["reports"]
+EVENTS = METADATA.tables["events"]
+
+_UNCUT = [column for column in GENERATIONS.c if column is not GENERATIONS.c.layout]
+"""Columns of a generation without its layout, which may be long."""
 
 
 class Overviews(Unit):
@@ -52,7 +59,7 @@ class Overviews(Unit):
         return {
             name: ready
             for some in batches(names)
-            for name, ready in self._session.exec(query.where(col(ModelRow.name).in_(some)))
+            for name, ready in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
         }
 
     def served_generations_of_all(self) -> Sequence[tuple[str, bool, int | None]]:
@@ -88,12 +95,38 @@ class Overviews(Unit):
 
     def recent_changes(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Change, ...]]:
         """Model -> its newest changes, newest first. A model's sequence has no gaps, so the index leads to them."""
-        return _newest_first(self._newest(models, CHANGES, CHANGES.c.sequence, limit), "sequence", _change)
+        return _newest_first(self._newest(models, sa_select(CHANGES), CHANGES.c.sequence, limit), "sequence", _change)
 
     def recent_generations(self, models: Collection[str], *, limit: int) -> Mapping[str, tuple[Generation, ...]]:
         """Model -> its newest generations, newest first, without their layouts."""
-        found = self._newest(models, GENERATIONS, GENERATIONS.c.number, limit)
+        found = self._newest(models, sa_select(*_UNCUT), GENERATIONS.c.number, limit)
         return _newest_first(found, "number", lambda row: _generation(row, cut=False))
+
+    def newest_transitions(self, models: Collection[str]) -> Mapping[str, TransitionRecord]:
+        """Model -> its newest transition."""
+        found = self._newest(models, sa_select(TRANSITIONS), TRANSITIONS.c.ordinal, 1)
+        return {row.model: _transition(row) for row in found}
+
+    def reports_of(self, generations: Mapping[str, int]) -> Mapping[str, ValidationReport]:
+        """Return for each of these models the report of the generation that is named, if it was validated."""
+        key = tuple_(REPORTS.c.model, REPORTS.c.generation)
+        connection = self._session.connection()
+        found = (connection.execute(sa_select(REPORTS).where(key.in_(some))) for some in batches(generations.items()))
+        return {row.model: decode(ValidationReport, row.report) for rows in found for row in rows}
+
+    def event_details(self, models: Collection[str], *, among: int) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
+        """Model -> the details of those of its newest `among` events that have one, oldest first."""
+        newest, named = EVENTS.alias(), bounded(among)
+        first = sa_select(newest.c.ordinal).where(newest.c.model == MODELS.c.name).order_by(newest.c.ordinal.desc())
+        least = sa_func.coalesce(first.offset(named - 1).limit(1).scalar_subquery(), 0)
+        query = sa_select(EVENTS.c.model, EVENTS.c.ordinal, EVENTS.c.detail).join(
+            MODELS, EVENTS.c.model == MODELS.c.name
+        )
+        query = query.where(EVENTS.c.ordinal >= least, EVENTS.c.detail.is_not(None))
+        found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in sorted(self._rows_of(models, query, MODELS.c.name), key=lambda row: row.ordinal):
+            found[row.model].append(plain(row.detail))
+        return {model: tuple(details) for model, details in found.items()}
 
     def serving_layouts(self, models: Collection[str]) -> Mapping[str, Layout]:
         """Model -> how its serving generation is cut; models for which it is not are left out."""
@@ -108,7 +141,7 @@ class Overviews(Unit):
         return {
             model: plan
             for some in batches(models)
-            for model, plan in self._session.exec(query.where(col(PlacementRow.model).in_(some)))
+            for model, plan in self._session.exec(query.where(self._among(col(PlacementRow.model), some)))
         }
 
     def placed_regions(self, models: Collection[str]) -> Mapping[str, frozenset[str]]:
@@ -119,9 +152,9 @@ class Overviews(Unit):
             select(PlacementRow.model, PlacementRow.traffic),
         )
         for some in batches(models):
-            for model, region in self._session.exec(placed.where(col(PlacedReplicasRow.model).in_(some))):
+            for model, region in self._session.exec(placed.where(self._among(col(PlacedReplicasRow.model), some))):
                 found[model].add(region)
-            for model, text in self._session.exec(traffic.where(col(PlacementRow.model).in_(some))):
+            for model, text in self._session.exec(traffic.where(self._among(col(PlacementRow.model), some))):
                 found[model].update(share["to"] for share in plain(text))
         return {model: frozenset(regions) for model, regions in found.items()}
 
@@ -151,17 +184,19 @@ class Overviews(Unit):
             select(func.count()).select_from(PlacementRow).where(PlacementRow.unmet_qps > 0)
         ).one()
 
-    def _newest(self, models: Collection[str], table: Table, key: Column[Any], limit: int) -> list[Any]:
-        """Return the rows with the `limit` highest keys of each model."""
+    def _newest(self, models: Collection[str], query: Select[Any], key: Column[Any], limit: int) -> list[Any]:
+        """Return the rows of a table with the `limit` highest keys of each model. Keys have no gaps, or `limit` is 1."""
+        table: Table = key.table
         older = table.alias()
         last = sa_select(sa_func.max(older.c[key.name])).where(older.c.model == MODELS.c.name).scalar_subquery()
-        query = sa_select(table).join(MODELS, table.c.model == MODELS.c.name).where(key > last - limit)
+        query = query.join(MODELS, table.c.model == MODELS.c.name).where(key > last - limit)
         return self._rows_of(models, query, MODELS.c.name)
 
     def _rows_of(self, names: Collection[str], query: Select[Any], column: Column[Any]) -> list[Any]:
         """Return plain rows, which cost a fifth of the objects around them."""
         connection = self._session.connection()
-        return [row for some in batches(names) for row in connection.execute(query.where(column.in_(some)))]
+        found = (connection.execute(query.where(self._among(column, some))).all() for some in batches(names))
+        return [row for some in found for row in some]
 
 
 def _newest_first(rows: Sequence[Any], key: str, value: Callable[[Any], Item]) -> Mapping[str, tuple[Item, ...]]:

@@ -80,7 +80,11 @@ class Placements(Unit):
     def placements(self, models: Collection[str] | None = None) -> tuple[Placement, ...]:
         """What the plan in force gives these models, or every model, by name."""
         query, connection = sa_select(PLACEMENTS), self._session.connection()
-        named = [query] if models is None else [query.where(PLACEMENTS.c.model.in_(some)) for some in batches(models)]
+        named = (
+            [query]
+            if models is None
+            else [query.where(self._among(PLACEMENTS.c.model, some)) for some in batches(models)]
+        )
         found = [_placement(row) for each in named for row in connection.execute(each)]
         return tuple(sorted(found, key=lambda placement: placement.model))
 
@@ -179,7 +183,7 @@ class Placements(Unit):
     def _forget(self, models: Collection[str]) -> None:
         for some in batches(models):
             for table in (PlacedReplicasRow, PlacementRow):
-                self._session.connection().execute(delete(table).where(col(table.model).in_(some)))
+                self._session.connection().execute(delete(table).where(self._among(col(table.model), some)))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ _HEAVY: tuple[Any, ...] = (PlanRow.problem, PlanRow.plan, PlanRow.diff)
 _LINE = tuple(defer(column, raiseload=True) for column in _HEAVY)
 """Every column but the documents, which may be megabytes."""
 
+_HELD = col(PlanRow.plan).is_not(None)
+"""Whether a plan still has its documents."""
+
+_LINES = select(PlanRow, _HELD).options(*_LINE)
+
 
 class Plans(Placements):
     """Plans. One is in force at a time; an adopted one never changes again."""
@@ -61,10 +66,10 @@ class Plans(Placements):
 
     def plan_entry(self, plan_id: str) -> PlanEntry:
         """The line of one plan. NotFound."""
-        row = self._line(plan_id)
-        if row is None:
+        entry = self._first(_LINES.where(PlanRow.id == plan_id))
+        if entry is None:
             raise _unknown(plan_id)
-        return self._entry(row)
+        return entry
 
     def plan_documents(self, plan_id: str) -> PlanDocuments:
         """A plan's documents as text. NotFound, also where only its line is kept."""
@@ -80,31 +85,25 @@ class Plans(Placements):
 
     def plans(self, *, limit: int = 20, fleet_only: bool = False) -> tuple[PlanEntry, ...]:
         """The lines of plans, newest first."""
-        query = select(PlanRow).options(*_LINE)
-        if fleet_only:
-            query = query.where(col(PlanRow.scope).is_(None))
-        query = query.order_by(col(PlanRow.ordinal).desc()).limit(rows(limit))
-        found = self._session.exec(query).all()
-        held = self._holding([row.id for row in found])
-        return tuple(_entry(row, has_documents=row.id in held) for row in found)
+        query = _LINES.where(col(PlanRow.scope).is_(None)) if fleet_only else _LINES
+        found = self._session.exec(query.order_by(col(PlanRow.ordinal).desc()).limit(rows(limit)))
+        return tuple(_entry(row, has_documents=held) for row, held in found)
 
     def newest_fleet_plan(self, *, outcomes: Collection[str]) -> PlanEntry | None:
         """The line of the newest plan of the whole fleet that ended in one of these ways, if there is one."""
-        query = select(PlanRow).options(*_LINE)
-        query = query.where(col(PlanRow.scope).is_(None), col(PlanRow.outcome).in_(tuple(outcomes)))
-        row = self._session.exec(query.order_by(col(PlanRow.ordinal).desc()).limit(1)).first()
-        return None if row is None else self._entry(row)
+        query = _LINES.where(col(PlanRow.scope).is_(None), col(PlanRow.outcome).in_(tuple(outcomes)))
+        return self._first(query.order_by(col(PlanRow.ordinal).desc()).limit(1))
 
     def fleet_plans(self, ids: Collection[str]) -> frozenset[str]:
         """Those of the plans that are of the whole fleet."""
         query = select(PlanRow.id).where(col(PlanRow.scope).is_(None))
-        found = (self._session.exec(query.where(col(PlanRow.id).in_(some))) for some in batches(ids))
+        found = (self._session.exec(query.where(self._among(col(PlanRow.id), some))) for some in batches(ids))
         return frozenset(plan_id for each in found for plan_id in each)
 
     def plan_in_force(self) -> PlanEntry | None:
         """The line of the plan adopted last, none before the first; what it gives each model say `placements`."""
-        current = self.plan_in_force_id()
-        return None if current is None else self.plan_entry(current)
+        current = col(PlanInForceRow.plan_id) == col(PlanRow.id)
+        return self._first(_LINES.join(PlanInForceRow, current).where(PlanInForceRow.id == IN_FORCE))
 
     def plan_in_force_id(self) -> str | None:
         """The id of the plan adopted last."""
@@ -189,8 +188,9 @@ class Plans(Placements):
             cost, unmet = others["cost_per_hour"] + cost, others["unmet_qps"] + unmet
         return {**_columns(plan), "cost_per_hour": cost, "unmet_qps": unmet}
 
-    def _entry(self, row: PlanRow) -> PlanEntry:
-        return _entry(row, has_documents=bool(self._holding([row.id])))
+    def _first(self, lines: Any) -> PlanEntry | None:
+        found = self._session.exec(lines).first()
+        return None if found is None else _entry(found[0], has_documents=found[1])
 
     def _holding(self, ids: Collection[str]) -> frozenset[str]:
         """Those of the plans that still have their documents."""

@@ -96,8 +96,8 @@ class Transitions(Unit):
         done = done.order_by(col(TransitionRow.ordinal))
         found: dict[str, int | None] = {}
         for some in batches(models):
-            found.update(self._session.exec(serving.where(col(ModelRow.name).in_(some))).all())
-            found.update(self._session.exec(done.where(col(TransitionRow.model).in_(some))).all())
+            found.update(self._session.exec(serving.where(self._among(col(ModelRow.name), some))).all())
+            found.update(self._session.exec(done.where(self._among(col(TransitionRow.model), some))).all())
         return found
 
     def settled_models(self) -> frozenset[str]:

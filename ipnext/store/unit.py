@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, CursorResult, Executable, bindparam, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, CursorResult, Executable, any_, bindparam, literal, select
 from sqlmodel import Session
 
 from ipnext.errors import NotFound
@@ -69,6 +69,17 @@ class Unit:
         row = self._session.get(kind, key)
         self._got.append(row)
         return row
+
+    def _among(self, column: Any, values: Collection[Any]) -> ColumnElement[bool]:
+        """Return the condition that a column has one of these values.
+
+        On PostgreSQL they are one parameter, so that the server plans the statement once for any number of values.
+        """
+        if self._session.get_bind().dialect.name == "sqlite":
+            found: ColumnElement[bool] = column.in_(values)
+        else:
+            found = any_(literal(list(values), ARRAY(column.type))) == column
+        return found
 
     def _writing(self, model: str | None) -> None:
         """Refuse a write that this unit holds no lock for: a fault of the caller's code, so RuntimeError."""

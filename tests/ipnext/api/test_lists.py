@@ -9,9 +9,13 @@ from sqlalchemy import event
 
 from activities.replanning import measured_records
 from ipnext.api.states import States
+from ipnext.model.cause import Cause, Place
 from ipnext.model.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase
+from ipnext.model.lifecycle import CheckResult, ValidationReport
 from ipnext.model.manifest import ModelManifest
+from ipnext.model.rollout import Transition
 from ipnext.model.status import ConditionType, Reason
+from ipnext.store.records import TransitionRecord
 from tests.ipnext.conftest import World
 from tests.ipnext.store.conftest import snapshot_source
 from tests.ipnext.store.test_profiles import profile
@@ -166,6 +170,47 @@ async def test_ten_models_and_two_hundred_take_the_same_statements(quiet, path):
         (await quiet.http.get(path)).raise_for_status()
     assert len(many) == len(few)
     assert few, "the store was asked"
+
+
+def fail(rooms, name, number):
+    """Refuse a model's publish, or revert it, with the report, the transition, the events and the cause of such an end."""
+    generation = rooms.publish_directly(name, "a")
+    message = f"weights of {name}"
+    rooms.refuse(generation, Reason.LOAD_FAILED, message, model=name)
+    with rooms.store.begin(name) as unit:
+        change = unit.changes(name)[0]
+        cause = Cause(change=change.id, reason=Reason.LOAD_FAILED, message=message, place=Place(host=f"host-{number}"))
+        check = CheckResult(check="artifact", subject="dense", passed=False, message=message)
+        unit.save_report(ValidationReport(model=name, generation=generation, checks=(check,)))
+        unit.add_event(name, "Failed", message, detail=cause.detail)
+        later = cause.model_copy(update={"message": "later", "place": Place(host="another")})
+        unit.add_event(name, "Failed", "later", detail=later.detail)
+        transition = Transition.model_validate({"from": {}, "to": {}, "waves": ({"gate": "final"},)})
+        record = {"id": change.id, "model": name, "change_id": change.id, "generation": generation}
+        unit.save_transition(TransitionRecord(**record, transition=transition, created_at=change.created_at))
+
+
+async def test_one_model_and_many_that_failed_take_the_same_statements(quiet):
+    """The page explains each of them by its change, transition, report and events."""
+    fill(quiet.rooms, 10, ready=lambda n: n > 0)
+    fail(quiet.rooms, name_of(0), 0)
+    with statements(quiet.rooms) as few:
+        (await quiet.http.get("/v1/overview?limit=200")).raise_for_status()
+    fill(quiet.rooms, 100, ready=lambda n: n % 10 > 0)
+    for number in range(10, 100, 10):
+        fail(quiet.rooms, name_of(number), number)
+    with statements(quiet.rooms) as many:
+        view = (await quiet.http.get("/v1/overview?limit=200")).raise_for_status().json()
+    assert len(many) == len(few)
+    shown = {each["model"]["manifest"]["metadata"]["name"]: each["explanation"] for each in view["models"]}
+    explained = {name: found for name, found in shown.items() if found is not None}
+    assert list(explained) == [name_of(number) for number in range(0, 100, 10)]
+    for number in range(0, 100, 10):
+        name, chain = name_of(number), explained[name_of(number)]["chain"]
+        assert "check artifact" in {step["message"] for step in chain}
+        assert f"weights of {name}" in {step["message"] for step in chain}
+        assert f"host-{number}" in {step["subject"] for step in chain}, "the first cause, not a later one"
+        assert (await quiet.http.get(f"/v1/models/{name}/explanation")).json() == explained[name]
 
 
 def measure(rooms, count):

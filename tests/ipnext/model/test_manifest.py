@@ -50,5 +50,5 @@ def test_an_unknown_setting_is_refused_whatever_the_engine():
 
 def test_a_model_that_is_named_as_a_path_of_the_data_plane_is_refused():
     named = document({}) | {"metadata": {"name": "stats", "owner": "a"}}
-    with pytest.raises(InvalidInput, match="metadata.name: 'stats' is a path of the data plane"):
+    with pytest.raises(InvalidInput, match=r"metadata\.name: 'stats' is a path of the data plane"):
         parse_manifest(named)
