@@ -109,7 +109,7 @@ class StandInRun:
 
 
 @pytest.fixture
-async def real(monkeypatch):
+async def real(monkeypatch, subprocesses):
     """A real server and a worker with stand-ins for the workflows."""
     attribute = names.MODEL_ATTRIBUTE
     async with await WorkflowEnvironment.start_local(
