@@ -46,6 +46,8 @@ class Invariants:
         """Rows in which more runs than there is since a way back."""
         self.left_behind: set[str] = set()
         """Models whose way back was left half done, until the next one is through."""
+        self.abandoned: dict[str, dict[tuple[str, str], float]] = {}
+        """Model -> (region, part) -> requests/s that may be missing since a way back was given up as processes went over."""
         self.strained: set[str] = set()
         """Models that lack what a lost region took, until their next transition is planned."""
         self.halfway: dict[str, set[tuple[Any, ...]]] = {}
@@ -120,6 +122,7 @@ class Invariants:
             self.going_along.get(model),
             self.dips.get(model),
             self._swapping(model),
+            self.abandoned.get(model),
             of_model,
         )
 
@@ -158,10 +161,9 @@ class Invariants:
         for (region, part, _), (load, able) in loads.items():
             whole[region, part] += load
             missing[region, part] += max(0.0, load * (1 - dips.get((region, part), 0.0)) - able)
-        over = self._swapping(model)
+        over, abandoned = self._swapping(model), self.abandoned.get(model, {})
         for place, short in missing.items():
-            lacked = sum(qps for (*found, _), qps in lacking.items() if tuple(found) == place)
-            may = lacked + over.get(place, 0.0)
+            may = max(_at(lacking, place) + over.get(place, 0.0), abandoned.get(place, 0.0))
             if short <= may + SLACK:
                 continue
             seen = (*place, short)
@@ -212,6 +214,15 @@ class Invariants:
     def left(self, model: str) -> None:
         """A step of a way back could not be done: what is short for it may stay so until a transition is through."""
         self.left_behind.add(model)
+
+    def given_up(self, model: str) -> None:
+        """A way back was ended from outside until no other run took it over: its processes may stay where its wave left them.
+
+        Until the processes of the next transition have all been told: it begins with them.
+        """
+        lacking, over = self.lacking.get(model, {}), self._swapping(model)
+        if over:
+            self.abandoned[model] = {place: _at(lacking, place) + qps for place, qps in over.items()}
 
     def one_mover(self, model: str) -> None:
         """No two transitions of a model are open."""
@@ -280,6 +291,8 @@ class Invariants:
 
     def commanded(self, run: Any, command: Command) -> None:
         """A run that was asked to stop begins no further wave; it begins with what serves being known."""
+        if command.name == "shift_traffic":
+            self.abandoned.pop(run.change.model, None)
         if command.back:
             return
         if run.stops and command.name in {"ensure_capacity", "shift_traffic", *WAITS}:
@@ -478,6 +491,11 @@ def _moved(before: Iterable[Any], after: Iterable[Any]) -> float:
     """How much of the requests is answered elsewhere, or by another generation."""
     then = {(share.to, share.generation): share.fraction for share in before}
     return sum(max(0.0, s.fraction - then.get((s.to, s.generation), 0.0)) for s in after)
+
+
+def _at(lacking: Mapping[Place, float], place: tuple[str, str]) -> float:
+    """Requests/s that all generations of a part lack in a region."""
+    return sum(qps for (*found, _), qps in lacking.items() if tuple(found) == place)
 
 
 def _short(loads: Mapping[Place, tuple[float, float]]) -> dict[tuple[str, str], float]:
