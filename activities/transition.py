@@ -154,7 +154,7 @@ class TransitionActivities:
             rollout = repository.model(wave.model).manifest.spec.rollout
             urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
         facts, state, transition = reaching.facts, reaching.state, reaching.transition
-        deployments = _within(reaching.released if wave.back else None, tuple(facts.deployments.values()))
+        deployments = _led_to(reaching)
         if wave.back and facts.lost:
             deployments = self._and_what_answers(facts, reaching.counted_on, deployments)
         shares = wanted_shares(facts, state, deployments)
@@ -358,11 +358,17 @@ def _mark_rolling_out(repository: Repository, stage: StageInput) -> None:
         repository.set_generation_state(stage.model, stage.generation, GenerationState.ROLLING_OUT)
 
 
-def _within(state: ModelState | None, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """Those whose slot the state holds: on a way back the others may never have started. All of them without a state."""
-    if state is None:
-        return deployments
-    return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in state.slots)
+def _led_to(reaching: Reaching) -> tuple[Deployment, ...]:
+    """The replica sets that gateways may be sent to; others may never have started.
+
+    On a way back those that it leaves; on the way there all but what an earlier change left where nobody is sent.
+    """
+    deployments = reaching.facts.deployments.values()
+    if reaching.wave.back:
+        slots = reaching.released.slots
+        return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in slots)
+    strays = {found.key for found in stray(reaching.facts, reaching.transition)}
+    return tuple(d for d in deployments if d.key not in strays)
 
 
 def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ from tests.workflows.simulation import (
     world,
 )
 from tests.workflows.simulation.infrastructure import Deployment, Infrastructure, Region
-from tests.workflows.simulation.invariants import Violated
+from tests.workflows.simulation.invariants import Invariants, Violated
 from tests.workflows.simulation.journal import Journal, Moving
 from tests.workflows.simulation.specs import drawn
 from tests.workflows.simulation.world import history
@@ -380,6 +380,24 @@ def test_a_revert_that_begins_again_where_another_one_had_been_further_is_caught
 
     monkeypatch.setattr(moving, "_write_progress", forgetful)
 
-    found = history(1769)
+    found = history(1769, prepares=False)
 
     assert found.violated == "I1 way back", found.told
+
+
+def test_a_process_more_than_its_wave_had_that_a_way_back_which_is_given_up_lets_go_is_caught(monkeypatch):
+    """What the wave at hand took may stay missing until the next change has told all processes, no more."""
+    real = Invariants.given_up
+
+    def careless(self, model):
+        real(self, model)
+        region = self.world.infra.regions["ap"]
+        next(host for host in region.replicas if host.key.model == model and 1 in host.ready).ready_at.clear()
+        region.changed(model)
+
+    monkeypatch.setattr(Invariants, "given_up", careless)
+
+    found = history(47773, prepares=False)
+
+    assert found.violated == "I1 way back", found.told
+    assert "17 of 47 requests/s are missing, 10 may" in found.told

@@ -127,15 +127,23 @@ def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     record, lost = world.journal.records[wave.model], world.out.lost
     if not _known_routes(world, wave.model):
         return
-    sent = frozenset((s.to, s.generation) for table in record.tables.values() for s in table.shares if s.fraction > 0)
-    for key, deployment in list(record.deployments.items()):
-        slot = (key.part, key.region, key.hardware)
-        if key.region in lost or answers(deployment, sent) or slot in _peak(world, wave):
-            continue
+    for deployment in _stray(world, wave):
         try:
             yield from _released(world, record, deployment, (False, lost), attempt)
         except Unavailable:
             continue
+
+
+def _stray(world: Any, wave: Wave) -> list[Deployment]:
+    """As activities/releasing.py `stray`."""
+    record, lost = world.journal.records[wave.model], world.out.lost
+    sent = frozenset((s.to, s.generation) for table in record.tables.values() for s in table.shares if s.fraction > 0)
+    return [
+        found
+        for key, found in record.deployments.items()
+        if key.region not in lost and not answers(found, sent)
+        if (key.part, key.region, key.hardware) not in _peak(world, wave)
+    ]
 
 
 def _known_routes(world: Any, model: str) -> bool:
@@ -175,7 +183,7 @@ def _stuck(world: Any, wave: Wave, state: waves.ModelState) -> bool:
 def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """The traffic by the wave's shares, in every gateway."""
     record, state = world.journal.records[wave.model], state_of(world, wave, "routed")
-    deployments = _within(world, wave, tuple(record.deployments.values()))
+    deployments = _led_to(world, wave, tuple(record.deployments.values()))
     if wave.back and world.out.lost:
         deployments += _what_answers(world, wave, _counted_on(world, wave, state), deployments)
     shares = wanted_shares(world, wave.model, state, deployments)
@@ -565,10 +573,11 @@ def served_generations(record: Any, region: str, deployments: Iterable[Deploymen
     return frozenset(g for g, parts in held.items() if parts.issuperset(record.generations[g].parts))
 
 
-def _within(world: Any, wave: Wave, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """On a way back those that it leads to: the others may never have started."""
+def _led_to(world: Any, wave: Wave, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """As activities/transition.py: the others may never have started."""
     if not wave.back:
-        return deployments
+        strays = {found.key for found in _stray(world, wave)}
+        return tuple(d for d in deployments if d.key not in strays)
     slots = set(state_of(world, wave, "released").slots)
     return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in slots)
 
