@@ -27,7 +27,7 @@ from activities.routing import Gateways
 from activities.swapping import Announcement, leave_what_is_sent, not_gone_back
 from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, waiting
 from activities.waiting import Deadline, beat
-from activities.wanted import Facts, shrinking_first, spared, wanted_deployments, wanted_shares
+from activities.wanted import Facts, shrinking, shrinking_first, spared, wanted_deployments, wanted_shares
 from activities.waves import ModelState
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
@@ -116,11 +116,15 @@ class TransitionActivities:
                 return stuck
             facts, full = reaching.facts, reaching.unfreed
             wanted = [found for found in wanted_deployments(facts, reaching.state) if found.key.region not in full]
+            fewer = () if wave.back else shrinking(facts, wanted)
             for deployment in wanted:
-                repository.put_deployment(deployment)
+                if deployment not in fewer:
+                    repository.put_deployment(deployment)
+        releasing = self._releasing(facts)
+        for deployment in fewer:
+            releasing.release(deployment, keep=True)  # one that can't be told is told again below
         if not wave.back and wave.index == 0:
             strays = stray(facts, reaching.transition)
-            releasing = self._releasing(facts)
             for deployment in strays if strays and self._known_routes(facts) else ():
                 releasing.release(deployment, keep=False)
         running = {key: stored.replicas for key, stored in facts.deployments.items()}

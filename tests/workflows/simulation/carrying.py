@@ -42,7 +42,8 @@ class Run:
     def __init__(self, world: Any, change: Change, *, held: bool = False) -> None:
         self.world, self.change, self.name = world, change, f"{change.kind} {change.id}"
         self.stops, self.cancels, self.signal, self.moving = 0, 0, Signal(), False
-        self.command = Command("none", 0)
+        self.command = self.step = Command("none", 0)
+        """What it does, and what it did last that was no wait for the end of a pause."""
         self.way: Way | None = None
         self.held, self.newer, self.may_turn, self.turning, self.gave_way = held, False, False, False, False
         self.approved = self.promoted = False
@@ -327,6 +328,7 @@ def _waited(run: Run, command: Command) -> Steps:
 def _commanded(run: Run, planned: Moving, command: Command) -> Steps:
     run.world.invariants.commanded(run, command)
     run.command = command
+    run.step = run.step if command.name == "pause" else command
     if command.name in WAITS:
         return (yield from _waited(run, command))
     deadline = run.world.journal.records[planned.model].manifest.spec.rollout.deadline_seconds

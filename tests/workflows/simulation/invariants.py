@@ -191,12 +191,12 @@ class Invariants:
         """Transition and number of the wave at hand, where processes go over in it and its traffic has not moved."""
         entity = self.world.entities.get(model)
         run = entity.running if entity is not None and self.world.journal.records[model].refresh == "swap" else None
-        if run is None or run.command.name not in {"ensure_capacity", "shift_traffic"}:
+        if run is None or run.step.name not in {"ensure_capacity", "shift_traffic"}:
             return None
         moving = self.world.journal.find_transition(run.change.id)
-        if moving is None or not waves.swaps(moving.transition, model, run.command.index):
+        if moving is None or not waves.swaps(moving.transition, model, run.step.index):
             return None
-        return moving.transition, run.command.index
+        return moving.transition, run.step.index
 
     def _over(self, model: str, transition: Any, index: int) -> Mapping[waves.Slot, tuple[int, float]]:
         """Slot -> processes that go over in a wave, or back, and the largest fraction of those of a generation that they are."""
@@ -448,10 +448,11 @@ class Invariants:
     def _waits(self, region: Region, model: str, generation: int) -> bool:
         """Whether requests for a generation are answered with another one, or wait for one, where processes go over.
 
-        In the wave at hand, or left so by a way back; the region's router has to know both.
+        In the wave at hand, or left so by a way back, or one that was given up; the region's router has to know both.
         """
         served = region.served.get(model, frozenset())
-        if not (self._swapping_wave(model) or model in self.left_behind) or generation not in served:
+        goes_over = self._swapping_wave(model) or model in self.left_behind or model in self.abandoned
+        if not goes_over or generation not in served:
             return False
         hosts = [host for key, hosts in region.sets.items() if key.model == model for host in hosts]
         coming = {host.over_to for host in hosts if host.goes_over and not host.ready}

@@ -4,6 +4,7 @@ Each is a generator: a text is a step that no crash divides, anything else is a 
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -72,10 +73,15 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     wanted_sets = [d for d in wanted_deployments(world, wave.model, state) if d.key.region not in full]
     attempt.check()
     running = {key: stored.replicas for key, stored in record.deployments.items()}
-    record.deployments |= {d.key: d for d in wanted_sets}
     lost = world.out.lost
+    facts = SimpleNamespace(deployments=record.deployments, lost=lost)
+    fewer = () if wave.back else cast("Any", wanted.shrinking)(facts, wanted_sets)
+    record.deployments |= {d.key: d for d in wanted_sets if d not in fewer}
     needed = (state_of(world, wave, "released") if wave.back else _brought_up(wave)).outside(lost | full)
     yield "capacity is written down"
+    for deployment in fewer:
+        with suppress(Unavailable):
+            yield from _released(world, record, deployment, (True, lost), attempt)
     if not wave.back and wave.index == 0:
         yield from _without_strays(world, wave, attempt)
     told: Sequence[Deployment] = cast("Any", wanted.shrinking_first)(
