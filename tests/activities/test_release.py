@@ -15,7 +15,7 @@ from activities.reaching import Reaching
 from activities.releasing import Left, Releasing, stray
 from activities.transition import _check_reached, _led_to
 from activities.waiting import Deadline
-from activities.wanted import shrinking_first, spared
+from activities.wanted import shrinking, shrinking_first, spared
 from activities.waves import ModelState, state_undone
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import (
@@ -263,6 +263,19 @@ def test_replica_sets_that_answer_nobody_and_are_in_no_wave_go_first():
     facts = SimpleNamespace(model=M, deployments=stored, tables=tables, lost=frozenset({"gone"}))
 
     assert [found.key.region for found in stray(facts, transition(end="eu"))] == ["de"]
+
+
+def test_a_region_is_told_of_fewer_replicas_before_the_store_names_fewer():
+    stored = {key(region): deployed(region, 1, replicas=3) for region in ("eu", "us", "gone")}
+    facts = SimpleNamespace(deployments=stored, lost=frozenset({"gone"}))
+    wanted = [
+        deployed("eu", 1, replicas=2),
+        deployed("us", 1, replicas=3),
+        deployed("gone", 1, replicas=1),
+        deployed("de", 1),
+    ]
+
+    assert [found.key.region for found in shrinking(facts, wanted)] == ["eu"]
 
 
 @pytest.mark.parametrize(("back", "led_to"), [(False, ["eu", "us"]), (True, ["eu"])])

@@ -87,6 +87,11 @@ MENDED_ENDS = {
 
 MENDED_PREPARED = {
     "a gateway without demand is sent to replicas that a way back could not remove, and that never started": 49986,
+    "a replica set that answers nobody is written down smaller, and another model takes what it still runs": 54215,
+    "a run is ended in a pause between what goes over and its traffic": 52154,
+    "the same, and nothing is whole meanwhile": 53473,
+    "a way back of processes is given up while nothing is whole": 53049,
+    "a region is back before a retired model's tables are gone, and sends its users where nothing answers": 59559,
 }
 """The same of histories in which the stages before a transition are one activity."""
 

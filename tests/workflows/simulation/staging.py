@@ -132,6 +132,7 @@ class Stages:
             yield "a gateway forgets it"
         if silent:
             raise Unavailable(silent[0])
+        self._check_lost(lost)
         for region in self.world.infra.regions.values():
             region.served.pop(self.change.model, None)
         self.record.tables.clear()
@@ -151,10 +152,17 @@ class Stages:
                 continue
             yield "a replica set ends"
             attempt.check()
+            self._check_lost(lost)
             self.record.deployments.pop(key, None)
         if silent:
             raise Unavailable(silent[0])
         return ""
+
+    def _check_lost(self, lost: frozenset[str]) -> None:
+        """As activities/drained.py `same`."""
+        if self.world.out.lost != lost:
+            msg = "a region was lost or came back meanwhile"
+            raise Unavailable(msg)
 
     def finish(self, attempt: Attempt) -> Steps:
         """How the change ended, and a plan in force that says what runs where it did not come through."""
