@@ -20,14 +20,14 @@ from activities.fencing import of_a_wave, still_ours
 from activities.gate_windows import counted_since, former_generation, opened, traffic_of
 from activities.gates import Asked, errors_only, judge
 from activities.pacing import hurried
-from activities.reaching import Reaching
+from activities.reaching import Reaching, led_to
 from activities.regions import Failure, first_failure, missing_replicas, observe
-from activities.releasing import Left, Releasing, known, left_over, stray
+from activities.releasing import Left, Releasing, known, left_over, shrinking, stray
 from activities.routing import Gateways
 from activities.swapping import Announcement, leave_what_is_sent, not_gone_back
 from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, waiting
 from activities.waiting import Deadline, beat
-from activities.wanted import Facts, shrinking, shrinking_first, spared, wanted_deployments, wanted_shares
+from activities.wanted import Facts, shrinking_first, spared, wanted_deployments, wanted_shares
 from activities.waves import ModelState
 from ipnext.errors import RegionUnreachable, Unavailable
 from ipnext.infra.port import Infrastructure
@@ -158,7 +158,7 @@ class TransitionActivities:
             rollout = repository.model(wave.model).manifest.spec.rollout
             urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
         facts, state, transition = reaching.facts, reaching.state, reaching.transition
-        deployments = _led_to(reaching)
+        deployments = led_to(reaching)
         if wave.back and facts.lost:
             deployments = self._and_what_answers(facts, reaching.counted_on, deployments)
         shares = wanted_shares(facts, state, deployments)
@@ -360,19 +360,6 @@ def _ended_before(record: TransitionRecord) -> str | None:
 def _mark_rolling_out(repository: Repository, stage: StageInput) -> None:
     if repository.generation(stage.model, stage.generation).state is not GenerationState.SERVING:
         repository.set_generation_state(stage.model, stage.generation, GenerationState.ROLLING_OUT)
-
-
-def _led_to(reaching: Reaching) -> tuple[Deployment, ...]:
-    """The replica sets that gateways may be sent to; others may never have started.
-
-    On a way back those that it leaves; on the way there all but what an earlier change left where nobody is sent.
-    """
-    deployments = reaching.facts.deployments.values()
-    if reaching.wave.back:
-        slots = reaching.released.slots
-        return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in slots)
-    strays = {found.key for found in stray(reaching.facts, reaching.transition)}
-    return tuple(d for d in deployments if d.key not in strays)
 
 
 def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:

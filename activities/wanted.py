@@ -122,20 +122,6 @@ def shrinking_first(wanted: Iterable[Deployment], running: Mapping[DeploymentKey
     return tuple(sorted(wanted, key=lambda found: found.replicas > running.get(found.key, 0)))
 
 
-def shrinking(facts: Facts, wanted: Iterable[Deployment]) -> tuple[Deployment, ...]:
-    """Replica sets with fewer processes than are written down, outside lost regions: the region is told before the store names less.
-
-    What is written down is what other models take to be in use.
-    """
-    stored = facts.deployments
-    return tuple(
-        found
-        for found in wanted
-        if found.key.region not in facts.lost
-        if found.key in stored and found.replicas < stored[found.key].replicas
-    )
-
-
 def former_generations(facts: Facts, active: Iterable[int]) -> tuple[int, ...]:
     """Generations that have served and are not `active`, the one that served last first."""
     busy = set(active)

@@ -11,11 +11,11 @@ from temporalio.testing import ActivityEnvironment
 
 from activities import routing
 from activities.capacity import Capacity
-from activities.reaching import Reaching
-from activities.releasing import Left, Releasing, stray
-from activities.transition import _check_reached, _led_to
+from activities.reaching import Reaching, led_to
+from activities.releasing import Left, Releasing, shrinking, stray
+from activities.transition import _check_reached
 from activities.waiting import Deadline
-from activities.wanted import shrinking, shrinking_first, spared
+from activities.wanted import shrinking_first, spared
 from activities.waves import ModelState, state_undone
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import (
@@ -278,8 +278,8 @@ def test_a_region_is_told_of_fewer_replicas_before_the_store_names_fewer():
     assert [found.key.region for found in shrinking(facts, wanted)] == ["eu"]
 
 
-@pytest.mark.parametrize(("back", "led_to"), [(False, ["eu", "us"]), (True, ["eu"])])
-def test_no_gateway_is_sent_to_replica_sets_that_a_wave_does_not_lead_to(back, led_to):
+@pytest.mark.parametrize(("back", "expected"), [(False, ["eu", "us"]), (True, ["eu"])])
+def test_no_gateway_is_sent_to_replica_sets_that_a_wave_does_not_lead_to(back, expected):
     """They may never have started: on a way back all that it does not leave, on the way there what an earlier change left."""
     stored = {key(region): deployed(region, 1) for region in ("eu", "de", "us")}
     facts = SimpleNamespace(model=M, deployments=stored, tables={"us": table("us", "us", 1)}, lost=frozenset())
@@ -287,7 +287,7 @@ def test_no_gateway_is_sent_to_replica_sets_that_a_wave_does_not_lead_to(back, l
     released = state_undone(planned, M, 0, "released")
     reaching = SimpleNamespace(wave=SimpleNamespace(back=back), facts=facts, transition=planned, released=released)
 
-    assert [found.key.region for found in _led_to(reaching)] == led_to
+    assert [found.key.region for found in led_to(reaching)] == expected
 
 
 @pytest.mark.parametrize(("lost", "spared", "stuck"), [("de", True, True), ("de", False, False), ("us", True, False)])

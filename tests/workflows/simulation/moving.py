@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from activities import admitting, gates, pacing, regions, rerouting, swapping, undoing, wanted, waves
+from activities import admitting, gates, pacing, regions, releasing, rerouting, swapping, undoing, wanted, waves
 from activities.following import Following, followed
 from ipnext.errors import Unavailable
 from ipnext.model.comparison import Pair
@@ -75,7 +75,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     running = {key: stored.replicas for key, stored in record.deployments.items()}
     lost = world.out.lost
     facts = SimpleNamespace(deployments=record.deployments, lost=lost)
-    fewer = () if wave.back else cast("Any", wanted.shrinking)(facts, wanted_sets)
+    fewer = () if wave.back else cast("Any", releasing.shrinking)(facts, wanted_sets)
     record.deployments |= {d.key: d for d in wanted_sets if d not in fewer}
     needed = (state_of(world, wave, "released") if wave.back else _brought_up(wave)).outside(lost | full)
     yield "capacity is written down"
@@ -580,7 +580,7 @@ def served_generations(record: Any, region: str, deployments: Iterable[Deploymen
 
 
 def _led_to(world: Any, wave: Wave, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """As activities/transition.py: the others may never have started."""
+    """As activities/reaching.py `led_to`: the others may never have started."""
     if not wave.back:
         strays = {found.key for found in _stray(world, wave)}
         return tuple(d for d in deployments if d.key not in strays)
