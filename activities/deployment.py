@@ -7,7 +7,7 @@ from temporalio import activity
 
 from activities.adoption import settle
 from activities.again import pend_again, record_again
-from activities.drained import Drained
+from activities.drained import Drained, same
 from activities.drift import record_repair
 from activities.fencing import fenced, still_ours
 from activities.waiting import beat
@@ -90,7 +90,10 @@ class DeploymentActivities:
 
     @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
     def withdraw_model(self, stage: StageInput) -> Done:
-        """Take a model out of every gateway. Unavailable where one can't be reached: the others are done by then."""
+        """Take a model out of every gateway. Unavailable where one can't be reached: the others are done by then.
+
+        So it is where a region was lost or came back meanwhile: one that is back was told what the store had of the model.
+        """
         with self._store.read() as repository:
             repository.check_only_mover(stage.model, stage.change_id)
         with fenced(self._store, stage.change_id):
@@ -106,12 +109,13 @@ class DeploymentActivities:
         _raise_silent(silent)
         with self._store.begin(stage.model) as repository:
             still_ours(repository)
+            same(repository, lost)  # one that is back was told to answer
             repository.delete_routes(stage.model)
         return Done(note=f"out of {len(regions)} gateways")
 
     @activity.defn(name="release_model", no_thread_cancel_exception=True)
     def release_model(self, stage: StageInput) -> Done:
-        """Drain and end every replica set of a model. Unavailable where a region can't be reached."""
+        """Drain and end every replica set of a model. Unavailable where a region can't be reached, or was lost or came back meanwhile."""
         with fenced(self._store, stage.change_id):
             return self._release(stage)
 
@@ -127,6 +131,7 @@ class DeploymentActivities:
                 continue
             with self._store.begin(stage.model) as repository:
                 still_ours(repository)
+                same(repository, lost)
                 repository.delete_deployment(deployment.key)
         _raise_silent(silent)
         return Done(note=f"{len(deployments)} replica sets ended")

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 
 from activities.facts import generations_in
+from activities.releasing import stray
 from activities.swapping import while_swapped
 from activities.undoing import unfreed
 from activities.wanted import Facts, read_facts
 from activities.waves import ModelState, Phase, brought_up, peak, state_at, state_back, state_undone, swaps
 from ipnext.model.cause import Place
+from ipnext.model.deployment import Deployment
 from ipnext.model.lifecycle import WaveInput, WaveResult
 from ipnext.model.rollout import Transition
 from ipnext.model.status import Reason
@@ -124,3 +126,16 @@ class Reaching:
 def _state(transition: Transition, wave: WaveInput, phase: Phase) -> ModelState:
     find = (state_undone if wave.by_waves else state_back) if wave.back else state_at
     return find(transition, wave.model, wave.index, phase)
+
+
+def led_to(reaching: "Reaching") -> tuple[Deployment, ...]:
+    """The replica sets that gateways may be sent to; others may never have started.
+
+    On a way back those that it leaves; on the way there all but what an earlier change left where nobody is sent.
+    """
+    deployments = reaching.facts.deployments.values()
+    if reaching.wave.back:
+        slots = reaching.released.slots
+        return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in slots)
+    strays = {found.key for found in stray(reaching.facts, reaching.transition)}
+    return tuple(d for d in deployments if d.key not in strays)

@@ -102,6 +102,20 @@ class Releasing:
         return None
 
 
+def shrinking(facts: Facts, wanted: Iterable[Deployment]) -> tuple[Deployment, ...]:
+    """Replica sets with fewer processes than are written down, outside lost regions: the region is told before the store names less.
+
+    What is written down is what other models take to be in use.
+    """
+    stored = facts.deployments
+    return tuple(
+        found
+        for found in wanted
+        if found.key.region not in facts.lost
+        if found.key in stored and found.replicas < stored[found.key].replicas
+    )
+
+
 def left_over(facts: Facts, wanted: Sequence[Deployment]) -> list[Deployment]:
     """Stored replica sets that are not among the wanted ones."""
     keys = {deployment.key for deployment in wanted}

@@ -20,9 +20,9 @@ from activities.fencing import of_a_wave, still_ours
 from activities.gate_windows import counted_since, former_generation, opened, traffic_of
 from activities.gates import Asked, errors_only, judge
 from activities.pacing import hurried
-from activities.reaching import Reaching
+from activities.reaching import Reaching, led_to
 from activities.regions import Failure, first_failure, missing_replicas, observe
-from activities.releasing import Left, Releasing, known, left_over, stray
+from activities.releasing import Left, Releasing, known, left_over, shrinking, stray
 from activities.routing import Gateways
 from activities.swapping import Announcement, leave_what_is_sent, not_gone_back
 from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, waiting
@@ -116,11 +116,15 @@ class TransitionActivities:
                 return stuck
             facts, full = reaching.facts, reaching.unfreed
             wanted = [found for found in wanted_deployments(facts, reaching.state) if found.key.region not in full]
+            fewer = () if wave.back else shrinking(facts, wanted)
             for deployment in wanted:
-                repository.put_deployment(deployment)
+                if deployment not in fewer:
+                    repository.put_deployment(deployment)
+        releasing = self._releasing(facts)
+        for deployment in fewer:
+            releasing.release(deployment, keep=True)  # one that can't be told is told again below
         if not wave.back and wave.index == 0:
             strays = stray(facts, reaching.transition)
-            releasing = self._releasing(facts)
             for deployment in strays if strays and self._known_routes(facts) else ():
                 releasing.release(deployment, keep=False)
         running = {key: stored.replicas for key, stored in facts.deployments.items()}
@@ -154,7 +158,7 @@ class TransitionActivities:
             rollout = repository.model(wave.model).manifest.spec.rollout
             urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
         facts, state, transition = reaching.facts, reaching.state, reaching.transition
-        deployments = _within(reaching.released if wave.back else None, tuple(facts.deployments.values()))
+        deployments = led_to(reaching)
         if wave.back and facts.lost:
             deployments = self._and_what_answers(facts, reaching.counted_on, deployments)
         shares = wanted_shares(facts, state, deployments)
@@ -356,13 +360,6 @@ def _ended_before(record: TransitionRecord) -> str | None:
 def _mark_rolling_out(repository: Repository, stage: StageInput) -> None:
     if repository.generation(stage.model, stage.generation).state is not GenerationState.SERVING:
         repository.set_generation_state(stage.model, stage.generation, GenerationState.ROLLING_OUT)
-
-
-def _within(state: ModelState | None, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """Those whose slot the state holds: on a way back the others may never have started. All of them without a state."""
-    if state is None:
-        return deployments
-    return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in state.slots)
 
 
 def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:

@@ -5,7 +5,8 @@ whatever its children do: a failed one is recorded, once all that it moved is ba
 runs stops at its next step, nothing further begins, and rollbacks and retirements pass.
 
 The store is the truth. An entity that begins (the first one, or after one that was terminated) reads from it what was asked
-before, and awaits the runs that exist. One whose history has grown long continues as new, also while a run is under way.
+before, and awaits the runs that exist. One whose history has grown long continues as new, also while a run is under way. One whose
+history does not replay ends, and another one begins.
 """
 
 import asyncio
@@ -57,7 +58,9 @@ GONE = Explained(Reason.INTERNAL_ERROR, "its run was ended from outside")
 """Why a change failed whose run the entity did not start itself, and which has gone without a word."""
 
 
-@workflow.defn(name=names.MODEL_WORKFLOW, versioning_behavior=policies.ENTITY)
+@workflow.defn(
+    name=names.MODEL_WORKFLOW, failure_exception_types=policies.OTHER_HISTORY, versioning_behavior=policies.ENTITY
+)
 class ModelWorkflow(Held):
     """The entity of one model. Ends when its model is retired; another submission starts it again."""
 
@@ -326,9 +329,17 @@ class ModelWorkflow(Held):
         return bool(self._superseded) and (self._marker is None or self._marker.done())
 
     async def _mark(self) -> None:
-        """Mark what is superseded: at once as a rule, once a minute if that is very often."""
+        """Mark what is superseded: at once as a rule, once a minute if that is very often.
+
+        The wait ends as soon as nothing is left to mark: a timer that fires for nothing makes a workflow task without commands.
+        """
         if self._marks >= policies.MARKS_SOON:
-            await workflow.sleep(policies.MARK_EVERY, summary="collect what is superseded")
+            with suppress(asyncio.TimeoutError):
+                await workflow.wait_condition(
+                    lambda: not self._superseded,
+                    timeout=policies.MARK_EVERY,
+                    timeout_summary="collect what is superseded",
+                )
         await self._record_superseded()
 
     async def _record_superseded(self) -> None:

@@ -38,6 +38,13 @@ BUGS: tuple[type[Exception], ...] = (
 """What a bug in workflow code raises: the run fails and says so, instead of hanging for ever. Nondeterminism is not
 among them: that run waits for the right code. The entity names none: its queue must survive a bug until it is fixed."""
 
+OTHER_HISTORY: tuple[type[Exception], ...] = (workflow.NondeterminismError,)
+"""What ends an entity: its history does not replay, which no retry mends. The next one reads all that is open from the store.
+
+It need not be a fault of the code: a worker that replays may put an update before an event of an earlier task without
+commands (temporalio/sdk-rust#1146), and commands come in another order then.
+"""
+
 BUILD_ID = os.environ.get("IPNEXT_WORKER_BUILD_ID") or None
 """Of this code, where Temporal is to route runs by builds. Read as the module is: the decorators below need it, and the
 server refuses a behaviour from a worker without a build id."""

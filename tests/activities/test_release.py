@@ -11,12 +11,12 @@ from temporalio.testing import ActivityEnvironment
 
 from activities import routing
 from activities.capacity import Capacity
-from activities.reaching import Reaching
-from activities.releasing import Left, Releasing, stray
-from activities.transition import _check_reached, _within
+from activities.reaching import Reaching, led_to
+from activities.releasing import Left, Releasing, shrinking, stray
+from activities.transition import _check_reached
 from activities.waiting import Deadline
 from activities.wanted import shrinking_first, spared
-from activities.waves import ModelState
+from activities.waves import ModelState, state_undone
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import (
     Deployment,
@@ -165,15 +165,6 @@ def test_nothing_goes_where_a_region_was_lost_since_what_may_go_was_computed(rel
     assert (regions.told, written.deleted) == ([], [])
 
 
-def test_on_a_way_back_only_what_it_leads_to_answers_for_a_region_without_users():
-    """Hosts of a slot that the former state does not hold may never have started."""
-    back = ModelState(counts={(("p", "eu", "cpu"), 1): 1})
-    both = (deployed("eu", 1), deployed("us", 1))
-
-    assert [found.key.region for found in _within(back, both)] == ["eu"]
-    assert _within(None, both) == both
-
-
 class Draining(Regions):
     """A region whose replica streams for some looks."""
 
@@ -272,6 +263,31 @@ def test_replica_sets_that_answer_nobody_and_are_in_no_wave_go_first():
     facts = SimpleNamespace(model=M, deployments=stored, tables=tables, lost=frozenset({"gone"}))
 
     assert [found.key.region for found in stray(facts, transition(end="eu"))] == ["de"]
+
+
+def test_a_region_is_told_of_fewer_replicas_before_the_store_names_fewer():
+    stored = {key(region): deployed(region, 1, replicas=3) for region in ("eu", "us", "gone")}
+    facts = SimpleNamespace(deployments=stored, lost=frozenset({"gone"}))
+    wanted = [
+        deployed("eu", 1, replicas=2),
+        deployed("us", 1, replicas=3),
+        deployed("gone", 1, replicas=1),
+        deployed("de", 1),
+    ]
+
+    assert [found.key.region for found in shrinking(facts, wanted)] == ["eu"]
+
+
+@pytest.mark.parametrize(("back", "expected"), [(False, ["eu", "us"]), (True, ["eu"])])
+def test_no_gateway_is_sent_to_replica_sets_that_a_wave_does_not_lead_to(back, expected):
+    """They may never have started: on a way back all that it does not leave, on the way there what an earlier change left."""
+    stored = {key(region): deployed(region, 1) for region in ("eu", "de", "us")}
+    facts = SimpleNamespace(model=M, deployments=stored, tables={"us": table("us", "us", 1)}, lost=frozenset())
+    planned = transition(end="eu")
+    released = state_undone(planned, M, 0, "released")
+    reaching = SimpleNamespace(wave=SimpleNamespace(back=back), facts=facts, transition=planned, released=released)
+
+    assert [found.key.region for found in led_to(reaching)] == expected
 
 
 @pytest.mark.parametrize(("lost", "spared", "stuck"), [("de", True, True), ("de", False, False), ("us", True, False)])

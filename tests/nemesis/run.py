@@ -122,7 +122,8 @@ def _live(arguments: Arguments, recorder: Recorder, stack: Stack, watch: Watch, 
         tell("waiting until every change has ended")
         _settled(client, changes)
         calm = time.monotonic()
-        until(lambda: whole_since(calm))
+        with _patiently():
+            until(lambda: whole_since(calm))
         recorder.note("quiet")
         time.sleep(REST_SECONDS)
     tell("reading what the store and Temporal say")

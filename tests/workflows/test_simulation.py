@@ -5,15 +5,18 @@ import json
 import os
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 from ipnext.model.lifecycle import WaveResult
 from tests.tiers import scaled
+from tests.workflows.simulation import carrying
 from tests.workflows.simulation.__main__ import main
 from tests.workflows.simulation.infrastructure import Region
 from tests.workflows.simulation.invariants import Invariants
+from tests.workflows.simulation.performing import Limits
 from tests.workflows.simulation.running import all_of
 from tests.workflows.simulation.walking import Way, walk
 from tests.workflows.simulation.world import history
@@ -85,6 +88,37 @@ def test_what_is_remembered_of_looks_and_hosts_changes_no_history(monkeypatch):
 
     assert [history(seed, tracing=True) for seed in seeds] == quick
     assert len(anew) == sum(found.looks for found in quick) > 0
+
+
+def test_a_worker_dies_between_the_stages_of_one_attempt_and_the_next_one_goes_through_them_again():
+    """In histories in which they are one activity."""
+    traces = [history(seed, tracing=True, prepares=True).trace for seed in range(40)]
+
+    assert any(begun_again(trace) for trace in traces)
+
+
+def begun_again(trace) -> bool:
+    """Whether an attempt that was ended after some of its stages is followed by another one of the same change."""
+    told = [line.split(maxsplit=2) for line in trace]
+    for index, (_, kind, text) in enumerate(told):
+        if kind != "activity" or not text.endswith("prepare_change"):
+            continue
+        model = text.split()[1].split("-")[0]
+        after = [other for _, how, other in told[index + 1 :] if how in {"activity", "step"} and model in other]
+        stages = list(takewhile(lambda line: " prepare_change" not in line, after))
+        of_it = all(line.startswith(f"{model}: ") for line in stages)
+        if stages and of_it and stages[-1] != f"{model}: the waves are written down" and text in after[len(stages) :]:
+            return True
+    return False
+
+
+def test_stages_that_no_attempt_has_gone_through_are_gone_through_one_by_one(monkeypatch):
+    monkeypatch.setattr(carrying, "IN_ONE", Limits(tries=1))
+
+    found = [history(seed, prepares=True) for seed in range(40)]
+
+    assert [outcome for outcome in found if outcome.violated] == []
+    assert sum(outcome.counted["fault: stages are gone through one by one"] for outcome in found)
 
 
 @pytest.mark.usefixtures("subprocesses")

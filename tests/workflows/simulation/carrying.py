@@ -1,23 +1,25 @@
 """One change through its stages, and the entity that orders a model's changes: as workflows/lifecycle.py and model.py do it."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from itertools import takewhile
 from typing import Any
 
 from ipnext.errors import FenceLost
 from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, WaveResult
 from ipnext.model.status import Reason
-from workflows import ordering, policies
+from workflows import ordering, policies, preparation
 
 from . import moving, reconciling, staging, taking
 from .clock import GONE, Process, Signal, joined
 from .endings import end
 from .journal import Change, Moving
-from .performing import Attempt, AtWork, Limits, perform
+from .performing import Attempt, AtWork, Limits, OutOfTries, perform
 from .planning import way_back
 from .walking import WAITS, Command, Failed, Stopped, Walk, Walked, Way, walk, walk_back
 
 Steps = Generator[Any, Any, Any]
 WAITING_FOR_SUPPLY = Limits(total=600.0, first_retry=1.0, most_retry=15.0)
+IN_ONE = Limits(tries=policies.FEW_TRIES.maximum_attempts, first_retry=0.2, most_retry=10.0)
 QUICK = Limits(first_retry=0.2, most_retry=10.0)
 
 STAGES = {
@@ -40,7 +42,8 @@ class Run:
     def __init__(self, world: Any, change: Change, *, held: bool = False) -> None:
         self.world, self.change, self.name = world, change, f"{change.kind} {change.id}"
         self.stops, self.cancels, self.signal, self.moving = 0, 0, Signal(), False
-        self.command = Command("none", 0)
+        self.command = self.step = Command("none", 0)
+        """What it does, and what it did last that was no wait for the end of a pause."""
         self.way: Way | None = None
         self.held, self.newer, self.may_turn, self.turning, self.gave_way = held, False, False, False, False
         self.approved = self.promoted = False
@@ -171,15 +174,19 @@ def _stages(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Cha
     kind = ChangeKind(run.change.kind)
     if run.generation is None and kind is not ChangeKind.RETIRE:
         return (ChangeState.DONE, "nothing to do")
+    prepared = yield from _prepared(run, staged, STAGES[kind])
     for stage in STAGES[kind]:
-        if stage == "place_model" and not (yield from _goes_on(run, lambda: run.held)):
+        done = stage in prepared
+        if stage == "place_model" and not done and not (yield from _goes_on(run, lambda: run.held)):
             return (ChangeState.SUPERSEDED, "paused, and a newer one waits")
-        if stage == "freeze":
+        if stage == "transition":
+            refused = yield from _move(run, staged, prepared.get(stage))
+        elif done:
+            refused = prepared[stage]
+        elif stage == "freeze":
             if not (yield from _goes_on(run, run.frozen)):
                 return (ChangeState.SUPERSEDED, "frozen, and a newer one waits")
             refused = ""
-        elif stage == "transition":
-            refused = yield from _move(run, staged)
         else:
             refused = yield from run.perform(stage, getattr(staged, stage), shielded=stage in SHIELDED)
         if refused:
@@ -187,6 +194,23 @@ def _stages(run: Run, staged: "staging.Stages") -> Generator[Any, Any, tuple[Cha
         if run.stops and stage != "transition":
             return (ChangeState.SUPERSEDED, "stopped")
     return (ChangeState.DONE, "")
+
+
+def _prepared(run: Run, staged: "staging.Stages", stages: Sequence[str]) -> Generator[Any, Any, "staging.Prepared"]:
+    """The stages in one activity, in histories that have it: as workflows/preparation.py and lifecycle.py."""
+    held = run.held and run.change.kind not in ordering.PASSES_PAUSE
+    ends = {"withdraw_model", "place_model"} if held else {"withdraw_model"}
+    names = tuple(takewhile(lambda name: name not in ends, stages))
+    if not run.world.prepares or len(names) < preparation.FEWEST:
+        return {}
+    try:
+        done: staging.Prepared = yield from run.perform(
+            "prepare_change", lambda attempt: staged.prepare(names, attempt), IN_ONE
+        )
+    except OutOfTries:
+        run.world.faults.count("stages are gone through one by one")
+        return {}
+    return done
 
 
 def _goes_on(run: Run, waits: Callable[[], bool]) -> Generator[Any, Any, bool]:
@@ -202,9 +226,11 @@ def _goes_on(run: Run, waits: Callable[[], bool]) -> Generator[Any, Any, bool]:
     return True
 
 
-def _move(run: Run, staged: "staging.Stages") -> Generator[Any, Any, str]:
+def _move(run: Run, staged: "staging.Stages", prepared: Moving | None) -> Generator[Any, Any, str]:
     """Why the transition came to nothing; empty where it is done."""
-    planned: Moving = yield from run.perform("plan_transition", staged.plan_transition, WAITING_FOR_SUPPLY)
+    planned: Moving = prepared or (
+        yield from run.perform("plan_transition", staged.plan_transition, WAITING_FOR_SUPPLY)
+    )
     if planned.transition.refused is not None:
         run.reason = Reason.TRANSITION_REFUSED
         return planned.transition.refused or "refused"
@@ -306,6 +332,7 @@ def _waited(run: Run, command: Command) -> Steps:
 def _commanded(run: Run, planned: Moving, command: Command) -> Steps:
     run.world.invariants.commanded(run, command)
     run.command = command
+    run.step = run.step if command.name == "pause" else command
     if command.name in WAITS:
         return (yield from _waited(run, command))
     deadline = run.world.journal.records[planned.model].manifest.spec.rollout.deadline_seconds

@@ -49,6 +49,8 @@ class Invariants:
         self.given_up: set[str] = set()
         """Changes that were stopped for a lost region."""
         """Models whose way back was left half done, until the next one is through."""
+        self.abandoned: dict[str, dict[tuple[str, str], float]] = {}
+        """Model -> (region, part) -> requests/s that may be missing since a way back was given up as processes went over."""
         self.strained: set[str] = set()
         """Models that lack what a lost region took, until their next transition is planned."""
         self.halfway: dict[str, set[tuple[Any, ...]]] = {}
@@ -123,6 +125,7 @@ class Invariants:
             self.going_along.get(model),
             self.dips.get(model),
             self._swapping(model),
+            self.abandoned.get(model),
             of_model,
         )
 
@@ -161,10 +164,9 @@ class Invariants:
         for (region, part, _), (load, able) in loads.items():
             whole[region, part] += load
             missing[region, part] += max(0.0, load * (1 - dips.get((region, part), 0.0)) - able)
-        over = self._swapping(model)
+        over, abandoned = self._swapping(model), self.abandoned.get(model, {})
         for place, short in missing.items():
-            lacked = sum(qps for (*found, _), qps in lacking.items() if tuple(found) == place)
-            may = lacked + over.get(place, 0.0)
+            may = max(_at(lacking, place) + over.get(place, 0.0), abandoned.get(place, 0.0))
             if short <= may + SLACK:
                 continue
             seen = (*place, short)
@@ -192,12 +194,12 @@ class Invariants:
         """Transition and number of the wave at hand, where processes go over in it and its traffic has not moved."""
         entity = self.world.entities.get(model)
         run = entity.running if entity is not None and self.world.journal.records[model].refresh == "swap" else None
-        if run is None or run.command.name not in {"ensure_capacity", "shift_traffic"}:
+        if run is None or run.step.name not in {"ensure_capacity", "shift_traffic"}:
             return None
         moving = self.world.journal.find_transition(run.change.id)
-        if moving is None or not waves.swaps(moving.transition, model, run.command.index):
+        if moving is None or not waves.swaps(moving.transition, model, run.step.index):
             return None
-        return moving.transition, run.command.index
+        return moving.transition, run.step.index
 
     def _over(self, model: str, transition: Any, index: int) -> Mapping[waves.Slot, tuple[int, float]]:
         """Slot -> processes that go over in a wave, or back, and the largest fraction of those of a generation that they are."""
@@ -215,6 +217,15 @@ class Invariants:
     def left(self, model: str) -> None:
         """A step of a way back could not be done: what is short for it may stay so until a transition is through."""
         self.left_behind.add(model)
+
+    def given_up(self, model: str) -> None:
+        """A way back was ended from outside until no other run took it over: its processes may stay where its wave left them.
+
+        Until the processes of the next transition have all been told: it begins with them.
+        """
+        lacking, over = self.lacking.get(model, {}), self._swapping(model)
+        if over:
+            self.abandoned[model] = {place: _at(lacking, place) + qps for place, qps in over.items()}
 
     def one_mover(self, model: str) -> None:
         """No two transitions of a model are open."""
@@ -283,6 +294,8 @@ class Invariants:
 
     def commanded(self, run: Any, command: Command) -> None:
         """A run that was asked to stop begins no further wave; it begins with what serves being known."""
+        if command.name == "shift_traffic":
+            self.abandoned.pop(run.change.model, None)
         if command.back:
             return
         if run.stops and command.name in {"ensure_capacity", "shift_traffic", *WAITS}:
@@ -442,10 +455,11 @@ class Invariants:
     def _waits(self, region: Region, model: str, generation: int) -> bool:
         """Whether requests for a generation are answered with another one, or wait for one, where processes go over.
 
-        In the wave at hand, or left so by a way back; the region's router has to know both.
+        In the wave at hand, or left so by a way back, or one that was given up; the region's router has to know both.
         """
         served = region.served.get(model, frozenset())
-        if not (self._swapping_wave(model) or model in self.left_behind) or generation not in served:
+        goes_over = self._swapping_wave(model) or model in self.left_behind or model in self.abandoned
+        if not goes_over or generation not in served:
             return False
         hosts = [host for key, hosts in region.sets.items() if key.model == model for host in hosts]
         coming = {host.over_to for host in hosts if host.goes_over and not host.ready}
@@ -485,6 +499,11 @@ def _moved(before: Iterable[Any], after: Iterable[Any]) -> float:
     """How much of the requests is answered elsewhere, or by another generation."""
     then = {(share.to, share.generation): share.fraction for share in before}
     return sum(max(0.0, s.fraction - then.get((s.to, s.generation), 0.0)) for s in after)
+
+
+def _at(lacking: Mapping[Place, float], place: tuple[str, str]) -> float:
+    """Requests/s that all generations of a part lack in a region."""
+    return sum(qps for (*found, _), qps in lacking.items() if tuple(found) == place)
 
 
 def _short(loads: Mapping[Place, tuple[float, float]]) -> dict[tuple[str, str], float]:

@@ -4,10 +4,11 @@ Each is a generator: a text is a step that no crash divides, anything else is a 
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from activities import admitting, gates, pacing, regions, rerouting, swapping, undoing, wanted, waves
+from activities import admitting, gates, pacing, regions, releasing, rerouting, swapping, undoing, wanted, waves
 from activities.following import Following, followed
 from ipnext.errors import Unavailable
 from ipnext.model.comparison import Pair
@@ -73,10 +74,15 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     wanted_sets = [d for d in wanted_deployments(world, wave.model, state) if d.key.region not in full]
     attempt.check()
     running = {key: stored.replicas for key, stored in record.deployments.items()}
-    record.deployments |= {d.key: d for d in wanted_sets}
     lost = world.out.lost
+    facts = SimpleNamespace(deployments=record.deployments, lost=lost)
+    fewer = () if wave.back else cast("Any", releasing.shrinking)(facts, wanted_sets)
+    record.deployments |= {d.key: d for d in wanted_sets if d not in fewer}
     needed = (state_of(world, wave, "released") if wave.back else _brought_up(wave)).outside(lost | full)
     yield "capacity is written down"
+    for deployment in fewer:
+        with suppress(Unavailable):
+            yield from _released(world, record, deployment, (True, lost), attempt)
     if not wave.back and wave.index == 0:
         yield from _without_strays(world, wave, attempt)
     told: Sequence[Deployment] = cast("Any", wanted.shrinking_first)(
@@ -128,15 +134,23 @@ def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     record, lost = world.journal.records[wave.model], world.out.lost
     if not _known_routes(world, wave.model):
         return
-    sent = frozenset((s.to, s.generation) for table in record.tables.values() for s in table.shares if s.fraction > 0)
-    for key, deployment in list(record.deployments.items()):
-        slot = (key.part, key.region, key.hardware)
-        if key.region in lost or answers(deployment, sent) or slot in _peak(world, wave):
-            continue
+    for deployment in _stray(world, wave):
         try:
             yield from _released(world, record, deployment, (False, lost), attempt)
         except Unavailable:
             continue
+
+
+def _stray(world: Any, wave: Wave) -> list[Deployment]:
+    """As activities/releasing.py `stray`."""
+    record, lost = world.journal.records[wave.model], world.out.lost
+    sent = frozenset((s.to, s.generation) for table in record.tables.values() for s in table.shares if s.fraction > 0)
+    return [
+        found
+        for key, found in record.deployments.items()
+        if key.region not in lost and not answers(found, sent)
+        if (key.part, key.region, key.hardware) not in _peak(world, wave)
+    ]
 
 
 def _known_routes(world: Any, model: str) -> bool:
@@ -176,7 +190,7 @@ def _stuck(world: Any, wave: Wave, state: waves.ModelState) -> bool:
 def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """The traffic by the wave's shares, in every gateway."""
     record, state = world.journal.records[wave.model], state_of(world, wave, "routed")
-    deployments = _within(world, wave, tuple(record.deployments.values()))
+    deployments = _led_to(world, wave, tuple(record.deployments.values()))
     if wave.back and world.out.lost:
         deployments += _what_answers(world, wave, _counted_on(world, wave, state), deployments)
     shares = wanted_shares(world, wave.model, state, deployments)
@@ -566,10 +580,11 @@ def served_generations(record: Any, region: str, deployments: Iterable[Deploymen
     return frozenset(g for g, parts in held.items() if parts.issuperset(record.generations[g].parts))
 
 
-def _within(world: Any, wave: Wave, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """On a way back those that it leads to: the others may never have started."""
+def _led_to(world: Any, wave: Wave, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """As activities/reaching.py `led_to`: the others may never have started."""
     if not wave.back:
-        return deployments
+        strays = {found.key for found in _stray(world, wave)}
+        return tuple(d for d in deployments if d.key not in strays)
     slots = set(state_of(world, wave, "released").slots)
     return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in slots)
 

@@ -60,11 +60,16 @@ class AtWork(NamedTuple):
     steps: Generator[Any, Any, Any]
 
 
+class OutOfTries(Failed):
+    """No attempt of so many as an activity has came to its end."""
+
+
 @dataclass(frozen=True)
 class Limits:
-    """`total` seconds for all attempts; `keeps`: the activity ends itself then, and has a grace."""
+    """`total` seconds for all attempts, or `tries` attempts; `keeps`: the activity ends itself then, and has a grace."""
 
     total: float | None = None
+    tries: int | None = None
     first_retry: float = 0.5
     most_retry: float = 5.0
     keeps: bool = False
@@ -86,8 +91,9 @@ def perform(
     scheduled, pause = clock.now, limits.first_retry
     end = float("inf") if limits.all is None else scheduled + limits.all
     signals = () if shielded else (run.signal,)
-    why = Unavailable("no attempt ended")
+    why, tries = Unavailable("no attempt ended"), 0
     while True:
+        tries += 1
         world.tell("activity", f"{run.name}: {name}")
         fence = partial(world.journal.check_fence, run.change.id, run.token)
         attempt = Attempt(scheduled, lambda: not shielded and run.cancels > asked, signals, fence)
@@ -107,6 +113,9 @@ def perform(
             world.invariants.in_time(name, clock.now - scheduled, limits)
             return answer
         run.at_work.pop(owner, None)
+        if tries == limits.tries:
+            yield (wait, ())
+            raise OutOfTries(Reason.INTERNAL_ERROR, str(why))
         if clock.now + wait > end:
             yield (max(0.0, end - clock.now), ())
             raise Failed(Reason.REGION_UNREACHABLE, str(why))

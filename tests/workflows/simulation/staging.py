@@ -2,7 +2,7 @@
 
 # ruff: noqa: ARG002 - all are called alike, though few need to know their attempt
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 from activities import deployment
@@ -18,6 +18,8 @@ from .performing import Attempt
 from .walking import Failed
 
 Steps = Generator[Any, Any, Any]
+Prepared = dict[str, Any]
+"""Stage -> its answer, of those that one attempt has gone through."""
 
 
 class Begun(NamedTuple):
@@ -54,6 +56,25 @@ class Stages:
             raise Failed(Reason.TRANSITION_REFUSED, "has never served")
         change.state = ChangeState.RUNNING
         return Begun(generation)
+
+    def prepare(self, names: Sequence[str], attempt: Attempt) -> Generator[Any, Any, Prepared]:
+        """The stages in one attempt, as activities/preparation.py: until one is refused, or has to wait."""
+        done: Prepared = {}
+        for name in names:
+            if name == "freeze":
+                yield "the freezes are read"
+                if self.run.frozen():
+                    return done
+                done[name] = ""
+                continue
+            body = self.plan_transition if name == "transition" else getattr(self, name)
+            try:
+                done[name] = yield from body(attempt)
+            except Unavailable:
+                return done
+            if name != "transition" and done[name]:
+                return done
+        return done
 
     def resolve_snapshots(self, attempt: Attempt) -> Steps:
         """They are all there."""
@@ -111,6 +132,7 @@ class Stages:
             yield "a gateway forgets it"
         if silent:
             raise Unavailable(silent[0])
+        self._check_lost(lost)
         for region in self.world.infra.regions.values():
             region.served.pop(self.change.model, None)
         self.record.tables.clear()
@@ -130,10 +152,17 @@ class Stages:
                 continue
             yield "a replica set ends"
             attempt.check()
+            self._check_lost(lost)
             self.record.deployments.pop(key, None)
         if silent:
             raise Unavailable(silent[0])
         return ""
+
+    def _check_lost(self, lost: frozenset[str]) -> None:
+        """As activities/drained.py `same`."""
+        if self.world.out.lost != lost:
+            msg = "a region was lost or came back meanwhile"
+            raise Unavailable(msg)
 
     def finish(self, attempt: Attempt) -> Steps:
         """How the change ended, and a plan in force that says what runs where it did not come through."""

@@ -33,7 +33,11 @@ def settled(run: Any) -> Generator[Any, Any, Taken]:
             yield wait
             wait = min(2 * wait, policies.TAKEOVER_LOOK.total_seconds())
             continue
-        if taken.reverts is None or reverts == policies.MOST_REVERTS:
+        if taken.reverts is None:
+            return taken
+        if reverts == policies.MOST_REVERTS:
+            run.world.faults.count("a way back is given up")
+            run.world.invariants.given_up(run.change.model)
             return taken
         reverts += 1
         if run.walks:

@@ -28,6 +28,9 @@ LOOK_SECONDS = 30.0
 PATIENCE = 4 * 3600.0
 """How long the platform has, once all faults have ended, to come to rest."""
 
+IN_ONE_ATTEMPT = 0.8
+"""Of histories: in the others snapshots are too large for one activity to go through all stages, or a worker has plug-ins."""
+
 HORIZON = 900.0
 """Seconds after which nothing new happens; then all that was begun has to end."""
 
@@ -55,9 +58,13 @@ class World:
         tracing: bool = False,
         stalls: bool = False,
         ends: bool = False,
+        prepares: bool | None = None,
         known: frozenset[str] = KNOWN,
     ) -> None:
         self.ends, self.over = ends, False
+        drawn_so = ends and Random(f"prepares {seed}").random() < IN_ONE_ATTEMPT
+        self.prepares = drawn_so if prepares is None else prepares
+        """Whether the stages before a transition are one activity, as far as they are short."""
         self.random, self.draws = Random(f"world {seed}"), Random(f"requests {seed}")
         self.known = known
         self.scenario, self.fleet = scenario, scenario.fleet
@@ -212,14 +219,16 @@ def history(
     stalls: bool = False,
     swaps: bool = True,
     ends: bool = True,
+    prepares: bool | None = None,
     known: frozenset[str] = KNOWN,
 ) -> Outcome:
     """The history of a seed. The same seed gives the same history, step by step.
 
     Without `swaps` no process goes over. Without `ends` no run is ended from outside and nothing is reconciled or repaired.
+    `prepares`: whether the stages before a transition are one activity; None: drawn, and never without `ends`.
     """
     scenario = drawn(Random(f"scenario {seed}"), Random(f"swaps {seed}") if swaps else None)
-    world = World(seed, scenario, tracing=tracing, stalls=stalls, ends=ends, known=known)
+    world = World(seed, scenario, tracing=tracing, stalls=stalls, ends=ends, prepares=prepares, known=known)
     violated, told = None, ""
     try:
         world.run(scenario.minds)
