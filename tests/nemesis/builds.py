@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from ipnext.dev import children
+from ipnext.store import migrating
+from tests.workflows.next_build import make_next_build
 
 Build = Literal["this", "next"]
-NEXT_BUILD = Path(__file__).parents[1] / "workflows" / "next_build.py"
-_DIRECTORY, _SCRIPTS = "next", "next-migrations"
+ROOT = Path(__file__).parents[2]
+_DIRECTORY, _ENVIRONMENT = "next", "next-build"
 
 
 def build_of(state: Path, name: str) -> Build:
@@ -29,10 +31,18 @@ def set_build(state: Path, name: str, build: Build) -> None:
 
 
 def command_of(state: Path, name: str, command: Sequence[str]) -> Sequence[str]:
-    """The command of a child: as it is, or with the same program run as the next build."""
+    """The command of a child: as it is, or with the same program run by the interpreter of the next build."""
     if build_of(state, name) == "this" or list(command[:2]) != [sys.executable, "-m"]:
         return command
-    return [sys.executable, str(NEXT_BUILD), str(state / _SCRIPTS), *command[2:]]
+    return [str(_interpreter(state)), *command[1:]]
+
+
+def _interpreter(state: Path) -> Path:
+    """That of the next build's environment, which is made when it is asked for first."""
+    directory = state / _ENVIRONMENT
+    if not directory.exists():
+        return make_next_build(directory, ROOT, migrating._head(migrating._scripts()))
+    return directory / "bin" / "python"
 
 
 def start_children_as_marked(state: Path) -> None:
