@@ -151,6 +151,7 @@ async def measured(count: int, generations: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         async with server(root) as client:
+            leave_out_imports()  # as a worker does
             before = await ceiling(client, models, "before")
             cpu = time.process_time()
             seconds = await rolled_out(client, root, models, generations)

@@ -55,6 +55,7 @@ from activities.validation import ValidationActivities
 from ipnext import names
 from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.port import ArtifactStore
+from ipnext.collecting import leave_out_imports
 from ipnext.devfile import TaskQueueGroup
 from ipnext.errors import Conflict, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.infra.local_process import LocalProcessInfrastructure
@@ -270,11 +271,17 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
                 await workers.enter_async_context(worker_of(client, group, activities, timing, interceptors=more))
             with announced(settings.worker_ready_file):
                 await _made_current(client, settings, stopped)
-                warming = asyncio.create_task(asyncio.to_thread(import_module, PLANNER))
+                warming = asyncio.create_task(asyncio.to_thread(_warm_up))
                 log.info("worker_ready", queues=[group.queue for group in groups], database=store.name)
                 await keep_ready(client, loads, settings.worker_ready_file, stopped)
             await warming
             log.info("worker_stops")
+
+
+def _warm_up() -> None:
+    """Import what the first plan would wait for, then keep all that is imported out of the garbage collector's way."""
+    import_module(PLANNER)
+    leave_out_imports()
 
 
 async def _made_current(client: Client, settings: PlatformSettings, stopped: asyncio.Event) -> None:

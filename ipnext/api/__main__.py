@@ -9,10 +9,10 @@ import structlog
 import uvicorn
 
 from ipnext.api.app import create_app
-from ipnext.api.collecting import collect_rarely
 from ipnext.api.stream import Stream
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.artifacts.opening import open_store
+from ipnext.collecting import collect_rarely
 from ipnext.errors import EXIT_OK, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.process_end import end_process
