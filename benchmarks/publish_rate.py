@@ -32,6 +32,7 @@ from benchmarks.lifecycle_replan import AWAY, HOME, PATIENCE_SECONDS, ceiling, f
 from ipnext import names
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
+from ipnext.collecting import leave_out_imports
 from ipnext.devfile import read_devfile
 from ipnext.model.lifecycle import Change, ChangeState
 from ipnext.model.manifest import ModelManifest
