@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("activities", "ipnext", "serving", "workflows")
 TOLERANT = {
     "ipnext.infra.message_link": frozenset({"from_object"}),
-    "ipnext.model.wire": frozenset({"decode", "decode_plain"}),
+    "ipnext.model.wire": frozenset({"decode", "decode_frozen", "decode_plain"}),
     "serving.http": frozenset({"parse_model"}),
 }
 """Module -> what reads and ignores unknown fields."""
