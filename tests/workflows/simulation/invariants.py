@@ -45,9 +45,9 @@ class Invariants:
         self.published: dict[str, int] = {}
         self.overrun: dict[tuple[str, str], bool] = {}
         """Rows in which more runs than there is since a way back."""
-        self.left_behind: set[str] = set()
-        self.given_up: set[str] = set()
+        self.stopped_by_loss: set[str] = set()
         """Changes that were stopped for a lost region."""
+        self.left_behind: set[str] = set()
         """Models whose way back was left half done, until the next one is through."""
         self.abandoned: dict[str, dict[tuple[str, str], float]] = {}
         """Model -> (region, part) -> requests/s that may be missing since a way back was given up as processes went over."""
@@ -371,7 +371,7 @@ class Invariants:
         if asked and asked[-1].state is ChangeState.SUPERSEDED and asked[-1].id not in self.world.aborted:
             raise Violated("I4 lost", f"{asked[-1].id} is the newest of {model}, and superseded")
         runs = self.world.runs
-        stopped = asked and asked[-1].id in self.given_up and runs[asked[-1].id].reason is Reason.REGION_UNREACHABLE
+        stopped = asked and asked[-1].id in self.stopped_by_loss and runs[asked[-1].id].reason is Reason.REGION_UNREACHABLE
         if self.world.ends and stopped:
             raise Violated("I4 lost", f"{asked[-1].id} is the newest of {model}, and was given up for a lost region")
 

@@ -1,5 +1,6 @@
 """The pretended store: what is recorded, with the questions that the real planning code asks of a repository."""
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,32 @@ Units = dict[tuple[str, str], float]
 UNDER_WAY = frozenset({TransitionState.PLANNED, TransitionState.RUNNING})
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """Second 0 of every history, for code that reads dates."""
+
+
+def written(manifest: Any) -> str:
+    """The document of a model's manifest, with the units of its hardware."""
+    parts = manifest.spec.parts
+    calls = [{"name": part.name, "part": part.name, "inputs": {"x": "request.x"}} for part in parts]
+    graph = {"nodes": calls, "outputs": {part.name: f"{part.name}.y" for part in parts}}
+    return json.dumps(
+        {
+            "api_version": "ipnext/v1",
+            "kind": "Model",
+            "metadata": {"name": manifest.name, "owner": manifest.metadata.owner},
+            "spec": {
+                "parts": [
+                    {
+                        "name": part.name,
+                        "hardware": [{"kind": o.kind, "units": o.units, "qps": o.qps} for o in part.hardware],
+                    }
+                    for part in parts
+                ],
+                "graph": graph,
+                "demand": [{"region": one.region, "qps": one.qps} for one in manifest.spec.demand],
+                "latency_tolerance_ms": manifest.spec.latency_tolerance_ms,
+            },
+        }
+    )
 
 
 class Table(NamedTuple):
@@ -208,7 +235,7 @@ class Journal:
                 newest = open_ones[-1]
                 layout = record.generations[newest.generation].layout if newest.generation else None
                 cut = None if layout is None else document(layout)
-                found.append(records.Moving(model, document(newest.transition), document(record.manifest), cut))
+                found.append(records.Moving(model, document(newest.transition), written(record.manifest), cut))
         return found
 
     def held_slots(self, models: Collection[str]) -> tuple[tuple[records.HeldSlot, ...], tuple[records.HeldSlot, ...]]:

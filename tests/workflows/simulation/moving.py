@@ -67,7 +67,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
         world.invariants.one_mover(wave.model)
     state = state_of(world, wave, "scaled_up")
     if _stuck(world, wave, state):
-        world.invariants.given_up.add(wave.moving.id)
+        world.invariants.stopped_by_loss.add(wave.moving.id)
         yield "a lost region is in the way"
         return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message="on its way to a lost region")
     full = unfreed(world, wave, state)
