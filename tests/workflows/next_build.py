@@ -99,7 +99,9 @@ def use(channel: str) -> None:
 
 
 def install() -> None:
-    """Change each module as it is imported."""
+    """Change each module as it is imported: once, though Python may read the file that calls this twice."""
+    if any(isinstance(finder, _Changing) for finder in sys.meta_path):
+        return
     sys.meta_path.insert(0, _Changing())
     for module, shapes in SHAPES_OF_PROGRAMS.items():
         if f"{module}" in sys.orig_argv:

@@ -217,6 +217,9 @@ def replace_control_plane(platform: MixedPlatform, publisher: Publisher, build: 
 
 def adopt(platform: MixedPlatform, region: MixedRegion, build: Build) -> None:
     """Replace the agent as an upgrade does; all that runs goes on. The fork server of the new agent's build is ready on return."""
+    until(
+        lambda: len(region.processes("serving.genai.host")) <= 1, why=platform.logs
+    )  # the former one is not kept warm
     ran = {process.pid for process in region.processes("serving.")}
     platform.end(f"agent-{region.name}", signal.SIGKILL)
     platform.start(f"agent-{region.name}", build)

@@ -371,7 +371,9 @@ class Invariants:
         if asked and asked[-1].state is ChangeState.SUPERSEDED and asked[-1].id not in self.world.aborted:
             raise Violated("I4 lost", f"{asked[-1].id} is the newest of {model}, and superseded")
         runs = self.world.runs
-        stopped = asked and asked[-1].id in self.stopped_by_loss and runs[asked[-1].id].reason is Reason.REGION_UNREACHABLE
+        stopped = (
+            asked and asked[-1].id in self.stopped_by_loss and runs[asked[-1].id].reason is Reason.REGION_UNREACHABLE
+        )
         if self.world.ends and stopped:
             raise Violated("I4 lost", f"{asked[-1].id} is the newest of {model}, and was given up for a lost region")
 
