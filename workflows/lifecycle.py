@@ -265,7 +265,8 @@ class LifecycleWorkflow(Walked):
         if not moved.done:
             why = workflow.cancellation_reason()
             if not why:
-                return self._ended(stage.generation, moved.reason, moved.message)
+                ended = self._ended(stage.generation, moved.reason, moved.message)
+                return ended.model_copy(update={"unanswered": moved.unanswered})
             aborted = why.startswith(names.ABORTED)
             told = why if aborted else f"stopped: {why}"
             message = f"{told}; {moved.undone}" if moved.undone else told

@@ -131,7 +131,7 @@ class Steered:
             if not result.ok:
                 return result
         message = f"nobody approved {self._place} within {limit:g} s"
-        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message)
+        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message, unanswered=True)
 
     async def _unheld(self) -> WaveResult | None:
         """Go on at once, or when the pause is over. A run that was stopped, or is paused for too long, goes no further."""
@@ -145,7 +145,7 @@ class Steered:
         if await self._until(lambda: self._held is None, limit, f"{self._place}: paused"):
             return None
         message = f"paused for more than {limit:g} s {held.text}"
-        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message)
+        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message, unanswered=True)
 
     async def _until(self, met: Callable[[], bool], seconds: float, summary: str) -> bool:
         """Until something is so, at most `seconds`; False where that was too short. A run that is to stop does not wait."""
