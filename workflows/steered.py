@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from workflows import policies
     from workflows.attempts import within_deadline
-    from workflows.failing import STOPPED_OUTSIDE, explained
+    from workflows.failing import STOPPED_OUTSIDE, explained, stop_reason
     from workflows.policies import perform
 
 
@@ -179,7 +179,7 @@ class Steered:
     def _stopped(self) -> WaveResult:
         if workflow.cancellation_reason() is None and self._newer is not None:
             return self._gives_way()
-        reason = workflow.cancellation_reason() or STOPPED_OUTSIDE
+        reason = stop_reason() or STOPPED_OUTSIDE
         return WaveResult(ok=False, reason=Reason.ROLLED_BACK, message=f"stopped: {reason}")
 
     def _gives_way(self) -> WaveResult:
