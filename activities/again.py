@@ -32,10 +32,10 @@ _REPLACES = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIR
 def record_again(repository: Repository, change: Change, result: LifecycleResult) -> Change | None:
     """Record a change of the same kind and generation if a region was lost in the way of this one, which is about to end.
 
-    None if it came through, if it ended for another reason, or if a newer change brings the model elsewhere.
+    None if it came through, if it ended for another reason (nobody approved it in time), or if a newer change brings the model elsewhere.
     """
     failed = result.state in {ChangeState.ROLLED_BACK, ChangeState.REFUSED}
-    if change.kind not in REPEATED or not failed or result.reason not in BY_A_LOSS:
+    if change.kind not in REPEATED or not failed or result.reason not in BY_A_LOSS or result.unanswered:
         return None
     if repository.model(change.model).retired or _replaced(repository.changes(change.model), change):
         return None

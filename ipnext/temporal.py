@@ -193,10 +193,12 @@ async def control(
 ) -> ControlAnswer:
     """Say something to a model's entity, or to the transition of the change that runs, and wait until it has heard it.
 
+    An entity that has gone is started for a pause, and for an abort of the change that runs.
+
     The same `update_id` again gets the first one's answer. Conflict where it does not fit what runs; Unavailable where no server or no worker answers in time.
     """
     async with reaching(f"the entity of {model}"), asyncio.timeout(SUBMIT_SECONDS):
-        if action in _OF_THE_MODEL:
+        if action in _OF_THE_MODEL or (action is ControlAction.ABORT and change_id is not None):
             answer: ControlAnswer = await client.execute_update_with_start_workflow(
                 _UPDATES[action],
                 asked,

@@ -1,6 +1,7 @@
 """Reading failures, and finishing what must be finished although the run was cancelled."""
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +21,10 @@ FENCE_LOST = FenceLost.code
 
 STOPPED_OUTSIDE = "its run was stopped from outside the platform"
 """The reason of a stop for which none was given."""
+
+
+_PASSED_ON = re.compile(r"Cancel requested by workflow with run id \S+ with reason: ")
+"""What the SDK writes before the reason of a run that another one stops, unless it is its child."""
 
 
 class Explained(NamedTuple):
@@ -69,6 +74,12 @@ def stopped(generation: int | None, why: str | None, *, moving: bool) -> Lifecyc
     state = ChangeState.ROLLED_BACK if moving else ChangeState.SUPERSEDED
     reason = Reason.ROLLED_BACK if moving else Reason.SUPERSEDED
     return LifecycleResult(state=state, generation=generation, reason=reason, message=f"stopped: {why}")
+
+
+def stop_reason() -> str | None:
+    """Return why this run was told to end, in the words of the component that asked; None if it was not told."""
+    why = workflow.cancellation_reason()
+    return None if why is None else _PASSED_ON.sub("", why, count=1)
 
 
 async def to_the_end(work: Coroutine[Any, Any, A]) -> A:

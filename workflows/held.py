@@ -91,9 +91,12 @@ class Held:
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
 
     @workflow.update(name=names.ABORT_RUN)
-    def abort_run(self, asked: ControlAsked) -> ControlAnswer:
-        """Stop the running change: what it moved goes back."""
+    async def abort_run(self, asked: ControlAsked) -> ControlAnswer:
+        """Stop the running change: what it moved goes back. An entity that has just begun looks first at what runs."""
         self._asked += 1
+        if self._takes_up:
+            await workflow.wait_condition(lambda: not self._takes_up)
+            self._check_running()
         running = self._running
         if running is None or not self._reachable:
             msg = f"nothing of {self._model} runs: there is nothing to abort"
@@ -103,12 +106,21 @@ class Held:
 
     @abort_run.validator
     def _check_abort(self, asked: ControlAsked) -> None:  # noqa: ARG002
+        if not self._takes_up:
+            self._check_running()
+
+    def _check_running(self) -> None:
         """A rollback is not aborted: the way forward is a publish; a retirement goes to its end."""
         running = self._running
         if running is None or running.kind in URGENT:
             what = "nothing" if running is None else f"a {running.kind}"
             msg = f"{what} of {self._model} runs: there is nothing to abort"
             raise ApplicationError(msg, type="Conflict", non_retryable=True)
+
+    @property
+    def _takes_up(self) -> bool:
+        """Whether this run of the entity has yet to follow the run that an entity of before started."""
+        return not self._rebuilt
 
     def _next(self) -> QueuedChange | None:
         return next_of(self._queue, held=self._held is not None)

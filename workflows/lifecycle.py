@@ -46,7 +46,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from ipnext.model.value import Value
     from workflows import policies
-    from workflows.failing import explained, last_words, stopped, to_the_end
+    from workflows.failing import explained, last_words, stop_reason, stopped, to_the_end
     from workflows.freezing import Thaw
     from workflows.ordering import PASSES_PAUSE
     from workflows.policies import perform
@@ -257,15 +257,16 @@ class LifecycleWorkflow(Walked):
         planned = self._prepared.transition or await self._planned(step, stage)
         if planned.refused is not None:
             return self._ended(stage.generation, Reason.TRANSITION_REFUSED, planned.refused)
-        if (why := workflow.cancellation_reason()) is not None:
+        if (why := stop_reason()) is not None:
             raise asyncio.CancelledError(why)  # it came while the waves were planned, and that activity has ended well
         self._tell(planned.price)
         self._moving = True
         moved = await self._walk(stage, planned)
         if not moved.done:
-            why = workflow.cancellation_reason()
+            why = stop_reason()
             if not why:
-                return self._ended(stage.generation, moved.reason, moved.message)
+                ended = self._ended(stage.generation, moved.reason, moved.message)
+                return ended.model_copy(update={"unanswered": moved.unanswered})
             aborted = why.startswith(names.ABORTED)
             told = why if aborted else f"stopped: {why}"
             message = f"{told}; {moved.undone}" if moved.undone else told
@@ -320,7 +321,7 @@ class LifecycleWorkflow(Walked):
         return LifecycleResult(state=state, generation=generation, reason=reason, message=message)
 
     def _stopped(self, begun: ChangeBegun) -> LifecycleResult:
-        return stopped(begun.generation, workflow.cancellation_reason(), moving=self._moving)
+        return stopped(begun.generation, stop_reason(), moving=self._moving)
 
     def _progress(self) -> ProgressInput:
         change = self._input.change

@@ -144,6 +144,12 @@ class ModelWorkflow(Held):
         return full or info.is_continue_as_new_suggested()
 
     @property
+    def _takes_up(self) -> bool:
+        return not self._long and (
+            not self._rebuilt or (bool(self._begun) and not self._handled and not self._reachable)
+        )
+
+    @property
     def _at_work(self) -> tuple[QueuedChange, ...]:
         """The running change, and those that have begun and are looked at after it."""
         running = () if self._running is None else (self._running,)

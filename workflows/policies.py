@@ -31,6 +31,7 @@ BUGS: tuple[type[Exception], ...] = (
     AssertionError,
     AttributeError,
     LookupError,
+    NameError,
     NotImplementedError,
     TypeError,
     ValueError,

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from workflows import policies
     from workflows.attempts import within_deadline
-    from workflows.failing import STOPPED_OUTSIDE, explained
+    from workflows.failing import STOPPED_OUTSIDE, explained, stop_reason
     from workflows.policies import perform
 
 
@@ -131,7 +131,7 @@ class Steered:
             if not result.ok:
                 return result
         message = f"nobody approved {self._place} within {limit:g} s"
-        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message)
+        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message, unanswered=True)
 
     async def _unheld(self) -> WaveResult | None:
         """Go on at once, or when the pause is over. A run that was stopped, or is paused for too long, goes no further."""
@@ -145,7 +145,7 @@ class Steered:
         if await self._until(lambda: self._held is None, limit, f"{self._place}: paused"):
             return None
         message = f"paused for more than {limit:g} s {held.text}"
-        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message)
+        return WaveResult(ok=False, reason=Reason.DEADLINE_EXCEEDED, message=message, unanswered=True)
 
     async def _until(self, met: Callable[[], bool], seconds: float, summary: str) -> bool:
         """Until something is so, at most `seconds`; False where that was too short. A run that is to stop does not wait."""
@@ -179,7 +179,7 @@ class Steered:
     def _stopped(self) -> WaveResult:
         if workflow.cancellation_reason() is None and self._newer is not None:
             return self._gives_way()
-        reason = workflow.cancellation_reason() or STOPPED_OUTSIDE
+        reason = stop_reason() or STOPPED_OUTSIDE
         return WaveResult(ok=False, reason=Reason.ROLLED_BACK, message=f"stopped: {reason}")
 
     def _gives_way(self) -> WaveResult:

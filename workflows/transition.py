@@ -143,7 +143,12 @@ class TransitionWorkflow(Steered):
         undone = f"not all of the way back is done: {'; '.join(left)}" if left else ""
         message = f"{failed.message}; {undone}" if undone else failed.message
         return TransitionResult(
-            done=False, waves_done=self._index, reason=failed.reason, message=message, undone=undone
+            done=False,
+            waves_done=self._index,
+            reason=failed.reason,
+            message=message,
+            undone=undone,
+            unanswered=failed.unanswered,
         )
 
     async def _undone(self, wave: WaveInput, why: str) -> list[str]:

@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.controls import ControlAsked, Hold, NewerWaits
     from ipnext.model.lifecycle import LifecycleInput, StageInput, TransitionInput, TransitionPlanned, TransitionResult
     from ipnext.model.takeover import ChangeEnded, TakeOver
-    from workflows.failing import Explained, explained, to_the_end
+    from workflows.failing import Explained, explained, stop_reason, to_the_end
     from workflows.ordering import PASSES_PAUSE
     from workflows.policies import URGENT_KINDS
     from workflows.takeover import settled
@@ -87,7 +87,7 @@ class Walked:
         )
         # A stop while the child starts must not leave it behind: the run ends when its transition has.
         self._child = child = await to_the_end(start)
-        if (why := workflow.cancellation_reason()) is not None:
+        if (why := stop_reason()) is not None:
             child.cancel(why)
         try:
             return await self._followed(held)
@@ -120,5 +120,5 @@ class Walked:
         try:
             return await asyncio.shield(child)
         except asyncio.CancelledError:
-            child.cancel(workflow.cancellation_reason())  # on its own the SDK passes no reason on
+            child.cancel(stop_reason())  # on its own the SDK passes no reason on
             return await child

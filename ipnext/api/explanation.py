@@ -71,7 +71,10 @@ ADVICE: Mapping[Reason, str] = {
     Reason.UNAVAILABLE: "Something that the platform needs (the artifact store, a database) does not answer: bring it back, publish again.",
     Reason.ROUTE_FAILED: "A gateway did not take its routes: see the region's gateway, then try again.",
     Reason.GATE_FAILED: "The new generation answered worse than its gate allows and was taken back: look at its answers.",
-    Reason.DEADLINE_EXCEEDED: "A step took longer than rollout.deadlineSeconds: see which host was not ready, or raise it.",
+    Reason.DEADLINE_EXCEEDED: (
+        "A step took longer than rollout.deadlineSeconds, or a wave waited longer than rollout.manualDeadlineSeconds "
+        "for a person: the message says which."
+    ),
     Reason.INTERNAL_ERROR: "A fault of the platform: open the run's link and report what it shows.",
 }
 """What a person does about each reason. docs/reference/reasons.md carries the same sentences."""

@@ -144,6 +144,8 @@ class LifecycleResult(Value):
     generation: int | None = None
     reason: Reason = Reason.SUCCEEDED
     message: str = ""
+    unanswered: bool = False
+    """It waited longer for a person than `rollout.manualDeadlineSeconds`."""
 
 
 class ChangeBegun(Value):
@@ -338,6 +340,8 @@ class WaveResult(Value):
     """Answer of `check_gate`: too few answers to judge; ask again after so long. Of `ensure_capacity`, with `ok` false: not ready yet."""
     waited_seconds: float = 0.0
     """Answer of `ensure_capacity`, with `again_seconds`: how long this look was."""
+    unanswered: bool = False
+    """The wave waited longer for a person than `rollout.manualDeadlineSeconds`."""
 
 
 class TransitionResult(Value):
@@ -349,6 +353,8 @@ class TransitionResult(Value):
     message: str = ""
     undone: str = ""
     """What of its way back is not done, in words; the message says it, too."""
+    unanswered: bool = False
+    """It was reverted because a wave waited longer for a person than `rollout.manualDeadlineSeconds`."""
 
 
 class RecordInput(Value):

@@ -20,6 +20,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from ipnext import names
 from ipnext.errors import Conflict, NotFound, Unavailable
 from ipnext.model.value import Value
+from ipnext.platform.namespace import retention_of
 from ipnext.temporal import Connection, reaching
 
 WHAT = f"the worker deployment {names.WORKER_DEPLOYMENT}"
@@ -43,9 +44,13 @@ class Build(Value):
 
 
 async def builds(client: Connection) -> tuple[Build, ...]:
-    """All builds, the newest first; none if no worker with a build id ever ran. Raises Unavailable, EngineRefused."""
+    """All builds, the newest first; none if no worker with a build id ever ran.
+
+    Raises NotFound for a namespace that does not exist, Unavailable, EngineRefused.
+    """
     found = await _described(client)
     if found is None:
+        await _check_namespace(client)
         return ()
     info, routing = found.worker_deployment_info, found.worker_deployment_info.routing_config
     listed = []
@@ -71,7 +76,7 @@ async def promote(client: Connection, build_id: str, *, ramp_percent: float | No
     """Make a build current, or let it take `ramp_percent` of the new runs. Its workers have to run already.
 
     Raises:
-        NotFound: no worker of this build has polled yet; the message names the builds that have.
+        NotFound: no worker of this build has polled yet; the message names the builds that have. Or there is no such namespace.
         Conflict: somebody else changed the routing meanwhile; look again.
         Unavailable, EngineRefused: Temporal does not answer, or refuses.
     """
@@ -79,6 +84,8 @@ async def promote(client: Connection, build_id: str, *, ramp_percent: float | No
     known = (
         [] if found is None else [s.deployment_version.build_id for s in found.worker_deployment_info.version_summaries]
     )
+    if found is None:
+        await _check_namespace(client)
     if found is None or build_id not in known:
         msg = f"build: no worker of build {build_id!r} has polled; known: {', '.join(sorted(known)) or 'none'}"
         raise NotFound(msg)
@@ -120,6 +127,13 @@ async def _described(client: Connection) -> DescribeWorkerDeploymentResponse | N
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
             raise
+
+
+async def _check_namespace(client: Connection) -> None:
+    """Temporal's answer is the same for a deployment and for a namespace that it does not have."""
+    if await retention_of(client) is None:
+        msg = f"namespace: Temporal has no namespace {client.namespace!r}; correct TEMPORAL_NAMESPACE, or run `ipnext platform setup`"
+        raise NotFound(msg)
 
 
 async def _set_current(client: Connection, build_id: str, *, token: bytes) -> None:

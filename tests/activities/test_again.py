@@ -72,6 +72,7 @@ def test_what_is_asked_of_a_model_is_carried_out_again_by_its_kind_and_generatio
         LOST.model_copy(update={"reason": Reason.GATE_FAILED}),
         LOST.model_copy(update={"reason": Reason.ABORTED}),
         LOST.model_copy(update={"state": ChangeState.SUPERSEDED, "reason": Reason.SUPERSEDED}),
+        LOST.model_copy(update={"reason": Reason.DEADLINE_EXCEEDED, "unanswered": True}),
     ],
     ids=lambda result: f"{result.state}-{result.reason}",
 )

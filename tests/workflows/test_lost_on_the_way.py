@@ -88,3 +88,29 @@ async def test_a_publish_that_a_newer_one_replaces_is_not_carried_out_again(hous
     assert (await ended(newer)).state is ChangeState.DONE
     assert (first.id, len(changes(house, model))) == (change.id, 2)
     assert generation(house, model, 2).state is GenerationState.SERVING
+
+
+async def test_a_publish_that_nobody_approved_is_not_carried_out_again(
+    house, model, carried_out, submit, until, drains, ended
+):
+    house.apply_fleet(two_regions())
+    pace = {"canary": 0.1, "maxStep": 1.0, "deadlineSeconds": 180}
+    house.apply(model, demand=[*IN_EUROPE, {"region": "us-east", "qps": 80}], rollout=pace)
+    assert (await carried_out(house.publish(model, 1))).state is ChangeState.DONE
+    house.apply(model, rollout={**pace, "approval": "canary", "manualDeadlineSeconds": 6})
+    change = house.publish(model, 2)
+    await submit(change)
+    await until(lambda: waits_for_approval(house, model))
+    assert EUROPE in regions(house, model)
+    await drains.ask(disaster=True)
+
+    first = await ended(change)
+
+    assert (first.state, first.reason) == (ChangeState.ROLLED_BACK, Reason.DEADLINE_EXCEEDED)
+    assert first.message.startswith("nobody approved wave 1")
+    assert [found.generation for found in changes(house, model)] == [2, 1]
+
+
+def waits_for_approval(house, model):
+    with house.store.read() as repository:
+        return any(found.reason is Reason.AWAITING_APPROVAL for found in repository.conditions(model))

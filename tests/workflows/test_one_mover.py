@@ -274,6 +274,25 @@ async def test_a_pause_outlives_the_entity_that_was_asked_for_it(
     assert (await ended(second)).state is ChangeState.DONE
 
 
+async def test_an_abort_stops_a_run_that_an_entity_of_before_started(
+    house, model, client, canary, terminate, promote, ended, at_rest
+):
+    second, third = canary
+    await terminate("entity")
+
+    asked = ControlAsked(by="ann", reason="bad answers")
+    answer = await control(client, model, ControlAction.ABORT, asked, change_id=second.id)
+    promoting = asyncio.create_task(promote(third))
+
+    assert answer.change_id == second.id
+    first = await ended(second)
+    assert (first.state, first.reason) == (ChangeState.ROLLED_BACK, Reason.ABORTED)
+    assert first.message == "aborted by ann: bad answers"
+    assert (await ended(third)).state is ChangeState.DONE
+    await promoting
+    await at_rest(3)
+
+
 async def test_a_rollback_stops_a_run_that_an_entity_of_before_started(
     house, model, canary, terminate, submit, ended, at_rest
 ):

@@ -266,6 +266,15 @@ async def test_the_first_build_is_current_by_itself_and_the_next_one_by_a_comman
         await run.terminate()
 
 
+async def test_builds_of_a_namespace_that_does_not_exist_are_refused_by_its_name(bare):
+    client = await connect()
+
+    with pytest.raises(NotFound, match=f"no namespace '{NAMESPACE}'.*`ipnext platform setup`"):
+        await versions.builds(client)
+    with pytest.raises(NotFound, match=f"no namespace '{NAMESPACE}'"):
+        await versions.promote(client, "1")
+
+
 async def test_runs_are_found_by_owner_region_and_kind(bare, house, settings, workers, model):
     await setup(settings)
     house.apply(model)

@@ -13,6 +13,7 @@ from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from tests.waiting import PATIENCE_SECONDS
+from workflows import policies
 from workflows.worker import lifecycle_activities, planner_activities, worker_of
 
 
@@ -88,3 +89,8 @@ async def test_a_rollback_while_waves_are_planned_or_traffic_moves_is_heard_befo
     assert ends[0].state in {ChangeState.SUPERSEDED, ChangeState.ROLLED_BACK}
     found = {g for moment in house.infrastructure.history for _, g in moment.generations_with_traffic(model)}
     assert found == used
+
+
+@pytest.mark.parametrize("bug", [NameError, UnboundLocalError, AttributeError, KeyError, TypeError, ZeroDivisionError])
+def test_a_slip_in_workflow_code_fails_the_run_instead_of_hanging_it(bug):
+    assert issubclass(bug, policies.BUGS)
