@@ -17,8 +17,8 @@ from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.store.session import Store
 
-EVERY_SECONDS = 60.0
-"""Between two looks."""
+EVERY_SECONDS = 20.0
+"""Between two looks: with `OPEN_SECONDS` and `ANSWER_SECONDS`, a minute at most until an entity is begun again."""
 
 OPEN_SECONDS = 30.0
 """A change that was recorded later than this is not looked for: most end sooner."""
