@@ -233,7 +233,7 @@ class _Repository:
 
     def drain(self, region: str) -> SimpleNamespace | None:
         at = self.world.drained_at.get(region)
-        return at and SimpleNamespace(disaster=True, updated_at=EPOCH + timedelta(seconds=at))
+        return None if at is None else SimpleNamespace(disaster=True, updated_at=EPOCH + timedelta(seconds=at))
 
     def find_transition(self, change_id: str) -> Any:
         return self.journal.find_transition(change_id)
