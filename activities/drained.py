@@ -61,7 +61,7 @@ def unchanged(store: Store, lost: frozenset[str]) -> None:
     """Check before a call that changes the infrastructure, in one unit of work, that it may be made.
 
     Raises:
-        Unavailable: a region was lost, or came back, since `lost` was read: another attempt computes anew. Or another worker may be at
+        Unavailable: a region was lost, or came back, since `lost` was read: the next attempt computes again. Or another worker may be at
             this activity.
         FenceLost: the run has ended, or lost its transition to another run.
     """

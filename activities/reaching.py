@@ -131,7 +131,7 @@ def _state(transition: Transition, wave: WaveInput, phase: Phase) -> ModelState:
 def led_to(reaching: "Reaching") -> tuple[Deployment, ...]:
     """The replica sets that gateways may be sent to; others may never have started.
 
-    On a way back those that it leaves; on the way there all but what an earlier change left where nobody is sent.
+    A revert sends them only to the replica sets that it keeps. Otherwise all count but those of an earlier change that receive no traffic.
     """
     deployments = reaching.facts.deployments.values()
     if reaching.wave.back:

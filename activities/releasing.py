@@ -103,9 +103,9 @@ class Releasing:
 
 
 def shrinking(facts: Facts, wanted: Iterable[Deployment]) -> tuple[Deployment, ...]:
-    """Replica sets with fewer processes than are written down, outside lost regions: the region is told before the store names less.
+    """Return the replica sets that shrink, outside lost regions: the region gets the lower count before the store does.
 
-    What is written down is what other models take to be in use.
+    Other models take the count in the store to be in use.
     """
     stored = facts.deployments
     return tuple(

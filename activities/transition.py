@@ -122,7 +122,7 @@ class TransitionActivities:
                     repository.put_deployment(deployment)
         releasing = self._releasing(facts)
         for deployment in fewer:
-            releasing.release(deployment, keep=True)  # one that can't be told is told again below
+            releasing.release(deployment, keep=True)  # a region that can't be reached is tried again below
         if not wave.back and wave.index == 0:
             strays = stray(facts, reaching.transition)
             for deployment in strays if strays and self._known_routes(facts) else ():
