@@ -211,7 +211,11 @@ async def test_a_move_by_a_plan_from_before_a_loss_goes_nowhere_and_the_repair_p
         assert regions(house, name) == {"us-east"}
         assert stored_destinations(house, name) == {"us-east"}
     kit.check_floor(house.infrastructure, scene.slow, DEMAND)
-    assert scene.first_move().state.final, "as superseded, or as one that found the model placed"
+    first = scene.first_move()
+    assert first.state.final
+    assert EUROPE not in target_regions(house, first), (
+        "it goes nowhere, or by the plan of the repair if that is in force as it begins"
+    )
 
 
 async def test_a_way_back_to_a_region_that_was_lost_leaves_no_user_unanswered_and_a_rollback_reaches_what_is_left(
@@ -276,6 +280,15 @@ async def test_a_rollback_goes_back_to_what_is_left_before_the_planner_has_repai
         solver.go.set()
         await drains.reaches(DrainState.DRAINED)
         await replans_ended(house, until)
+
+
+def target_regions(house, change):
+    """Regions that the waves of a change lead to; none if it ended without a transition or was refused."""
+    with house.store.read() as repository:
+        record = repository.find_transition(change.id)
+    if record is None or record.transition.refused:
+        return set()
+    return {row.region for row in record.transition.to.replicas}
 
 
 def planned_regions(house, model):
