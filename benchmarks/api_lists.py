@@ -138,7 +138,7 @@ async def measured(store: Store, infrastructure: Reports, requests: int) -> tupl
         names = [name for name, _, _ in unit.served_generations_of_all()]
     with tempfile.TemporaryDirectory() as directory:
         artifacts = FileArtifactStore(Path(directory))
-        app = create_app(store, artifacts, infrastructure, MemoryLifecycle(), PlatformSettings())
+        app = create_app(store, artifacts, infrastructure, MemoryLifecycle(), PlatformSettings(authentication="none"))
         shared = app.state.platform.shared
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url="http://localhost", timeout=600

@@ -16,11 +16,13 @@ import stamina
 
 from ipnext.artifacts.checked import chunks_of
 from ipnext.artifacts.sources import DirectorySource, Source, signature_of
+from ipnext.client_credential import Credential
 from ipnext.client_errors import error_of, no_answer
 from ipnext.client_lists import Listing, params_of
 from ipnext.client_upload import published_manifest
 from ipnext.client_user import header_of, system_user
 from ipnext.errors import DeadlineExceeded, Unavailable
+from ipnext.model.access import CreatedKey, KeyRequest, KeyView, SessionView, Ticket
 from ipnext.model.audit import AuditEntry, Override, OverrideRequest
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlRequest
 from ipnext.model.deployment import Replica
@@ -86,18 +88,20 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         *,
         user: str | None = None,
+        api_key: str | None = None,
     ) -> None:
         """The API at `base_url`; `timeout_seconds` bounds one answer, waiting for a rollout has its own limit.
 
         What is not given is IPNEXT_API_URL (http://127.0.0.1:8700) and IPNEXT_TIMEOUT_SECONDS (30), as for the CLI.
         InvalidInput names a variable that holds no such value. `user` stands in the audit; else IPNEXT_USER, or the user of
-        the system.
+        the system. `api_key`: a key or token; else IPNEXT_API_KEY, or what `ipnext dev` or `ipnext login` wrote down for
+        this address.
         """
-        if base_url is None or timeout_seconds is None:
-            settings = client_settings()
-            base_url = str(settings.api_url) if base_url is None else base_url
-            timeout_seconds = settings.timeout_seconds if timeout_seconds is None else timeout_seconds
-            user = user or settings.user
+        settings = client_settings()
+        base_url = str(settings.api_url) if base_url is None else base_url
+        timeout_seconds = settings.timeout_seconds if timeout_seconds is None else timeout_seconds
+        user = user or settings.user
+        self._credential = Credential(str(base_url), given=api_key, settings=settings)
         self._url = str(base_url).rstrip("/")
         loopback = urlsplit(self._url).hostname in {"127.0.0.1", "localhost", "::1"}
         self._http = httpx.Client(
@@ -105,6 +109,7 @@ class Client:
             timeout=httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds)),
             transport=transport,
             headers={USER_HEADER: header_of(user or system_user())},
+            auth=self._credential,
             trust_env=not loopback,  # a proxy from the environment can't reach this machine's loopback
         )
         self._retry = stamina.RetryingCaller(attempts=4, wait_initial=0.1, wait_max=1.0, wait_jitter=0.1, timeout=None)
@@ -378,6 +383,28 @@ class Client:
     def audit(self, *, limit: int | None = 100) -> Listing[AuditEntry]:
         """Who did what by hand, and why; newest first."""
         return self._list("/v1/audit", AuditEntry, limit)
+
+    # access
+
+    def who_am_i(self) -> SessionView:
+        """As whom the API knows this client. Unauthenticated."""
+        return self._get("/v1/sessions/current", SessionView)
+
+    def create_key(self, request: KeyRequest) -> CreatedKey:
+        """Create an API key; `key` is its text, which the API gives out this once. Conflict if a valid key has the name."""
+        return self._call("POST", "/v1/keys", CreatedKey, body=request, repeatable=False)
+
+    def keys(self, *, limit: int | None = 50) -> Listing[KeyView]:
+        """API keys, newest first, revoked ones too; without secrets."""
+        return self._list("/v1/keys", KeyView, limit)
+
+    def revoke_key(self, key_id: str) -> KeyView:
+        """Revoke an API key and what was logged in with it. NotFound."""
+        return self._call("DELETE", f"/v1/keys/{key_id}", KeyView)
+
+    def make_ticket(self) -> Ticket:
+        """Make a ticket that logs a browser in with the grants of this client's key, once."""
+        return self._call("POST", "/v1/tickets", Ticket, repeatable=False)
 
     # plans and fleet
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import httpx
 from pydantic import ValidationError
 
-from ipnext.errors import DeadlineExceeded, Infeasible, InvalidInput, IPnextError, Unavailable
+from ipnext.errors import DeadlineExceeded, Forbidden, Infeasible, InvalidInput, IPnextError, Unavailable
 from ipnext.model.resource import ErrorBody
 from ipnext.model.wire import decode
 
@@ -28,6 +28,8 @@ def error_of(answer: httpx.Response, url: str) -> IPnextError:
     kind = _kinds().get(body.code, IPnextError)
     if issubclass(kind, InvalidInput):
         return kind(body.message, field=body.field, value=body.value, allowed=body.allowed or ())
+    if issubclass(kind, Forbidden):
+        return kind(body.message, policy=body.policy)
     if issubclass(kind, Infeasible):
         return kind(body.message, rules=body.rules or ())
     return kind(body.message)

@@ -8,6 +8,8 @@ IPnextError
 │   ├── TooSlow             408  a request that does not come whole in time
 │   ├── MisdirectedRequest  421  a `Host` that a listener does not serve
 │   └── ForeignOrigin       403  a page of another origin asks
+├── Unauthenticated         401  no credential, or one that proves nothing
+├── Forbidden               403  the principal may not; the policy that decided is named
 ├── NotFound                404
 ├── Conflict                409
 │   ├── StaleWrite          409  the expected version is not the current one
@@ -111,6 +113,26 @@ class ForeignOrigin(InvalidInput):
 
     code = "ForeignOrigin"
     http_status = 403
+
+
+class Unauthenticated(IPnextError):
+    """A request without a credential, or with one that is unknown, expired or revoked."""
+
+    code = "Unauthenticated"
+    http_status = 401
+    exit_status = EXIT_BAD_INPUT
+
+
+class Forbidden(IPnextError):
+    """What the principal may not do; `policy` decided."""
+
+    code = "Forbidden"
+    http_status = 403
+    exit_status = EXIT_BAD_INPUT
+
+    def __init__(self, message: str, *, policy: str | None = None) -> None:
+        super().__init__(message)
+        self.policy = policy
 
 
 class NotFound(IPnextError):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, HttpUrl, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ipnext.errors import InvalidInput
@@ -24,7 +24,11 @@ class ClientSettings(BaseSettings):
     timeout_seconds: float = Field(default=30.0, gt=0)
     """Longest wait for one answer of the API; waiting for a rollout has its own limit."""
     user: str | None = Field(default=None, min_length=1, max_length=100)
-    """Who asks, for the audit; else the user of the operating system."""
+    """For whom it is asked, as the audit repeats it beside the principal; else the user of the operating system."""
+    api_key: SecretStr | None = None
+    """Key or token that proves who asks; None: what `ipnext dev` or `ipnext login` wrote down for the API's address."""
+    credentials_file: Path | None = None
+    """Where those are written down; None: `ipnext/credentials.json` in the user's configuration directory."""
 
 
 class DevSettings(BaseSettings):
@@ -132,6 +136,10 @@ class PlatformSettings(NativeCodeSettings, Timing):
     first worker of a deployment does, and later builds are promoted by `ipnext platform promote`."""
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8700, ge=0, le=65535)
+    authentication: Literal["required", "none"] = "required"
+    """`none`: the API asks nobody for a credential, and everybody who reaches it may do everything."""
+    policies_file: Path | None = None
+    """Cedar policies of the operator, added to the built-in ones; a `forbid` wins over every role."""
     allowed_hosts: tuple[str, ...] = ()
     """Names, beside loopback addresses and localhost, that requests may give as `Host`; without a port."""
     allowed_origins: tuple[str, ...] = ()

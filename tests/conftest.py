@@ -2,8 +2,10 @@
 
 import functools
 import os
+import shutil
 import ssl
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,14 @@ class PlatformScheduling(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
         return platform_of(Path(file))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What `ipnext dev` and `ipnext login` write down goes into a file of this run, not of this user."""
+    if not hasattr(config, "workerinput") and "IPNEXT_CREDENTIALS_FILE" not in os.environ:
+        directory = tempfile.mkdtemp(prefix="ipnext-credentials-")
+        os.environ["IPNEXT_CREDENTIALS_FILE"] = f"{directory}/credentials.json"
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
 @pytest.hookimpl(optionalhook=True)

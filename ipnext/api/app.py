@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import ipnext
+from ipnext.access.policy import policies_of
 from ipnext.allowed_hosts import AllowedHosts
 from ipnext.api import (
     artifacts,
@@ -16,6 +17,7 @@ from ipnext.api import (
     freezes,
     health,
     history,
+    keys,
     logs,
     metrics,
     models,
@@ -26,8 +28,10 @@ from ipnext.api import (
     publishing,
     regions,
     repairs,
+    sessions,
     validators,
 )
+from ipnext.api.access import Access, Authentication
 from ipnext.api.body_limit import BodyLimit
 from ipnext.api.errors import install_error_handlers
 from ipnext.api.lifecycle import Lifecycle
@@ -54,6 +58,8 @@ has a body with `code` and `message`, and where they help `field`, `value` and `
 
 _ERRORS: Mapping[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "InvalidInput: the field, the value given, what is allowed"},
+    401: {"model": ErrorBody, "description": "Unauthenticated: no valid credential"},
+    403: {"model": ErrorBody, "description": "Forbidden: `policy` names the policy that decided"},
     404: {"model": ErrorBody, "description": "NotFound"},
     409: {"model": ErrorBody, "description": "Conflict, StaleWrite or DuplicateSnapshot"},
     503: {"model": ErrorBody, "description": "Unavailable: try again"},
@@ -90,6 +96,7 @@ def create_app(
     observer = observer or RegionObserver(infrastructure)
     shared = SharedAnswers(observer.states, store.revision)
     stream = Stream(store, shared.look)
+    access = Access(store, policies_of(settings.policies_file), required=settings.authentication == "required")
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -108,10 +115,11 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.platform = Platform(
-        store, artifacts_store, infrastructure, lifecycle, outbox, observer, shared, stream, settings, Plugins()
+        store, artifacts_store, infrastructure, lifecycle, outbox, observer, shared, stream, settings, Plugins(), access
     )
     install_error_handlers(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Authentication, access=access)
     app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))
     nouns = (
         models,
@@ -129,6 +137,8 @@ def create_app(
         drains,
         overview,
         validators,
+        keys,
+        sessions,
     )
     for noun in nouns:
         app.include_router(noun.router, responses=dict(_ERRORS))

@@ -10,6 +10,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import APIRouter, Request, Response
 
+from ipnext.api.access import may
 from ipnext.api.platform import Rooms
 from ipnext.errors import TooLarge, TooSlow, Unavailable
 from ipnext.model.registry import SnapshotManifest
@@ -31,13 +32,19 @@ LOWEST_BYTES_PER_SECOND = 1024
 _BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 
 
-@router.post("/missing", summary="Ask which blobs to upload")
+@router.post("/missing", dependencies=[may("artifacts.upload")], summary="Ask which blobs to upload")
 def missing(query: BlobQuery, rooms: Rooms) -> MissingBlobs:
     """Those of the given SHA-256 digests that the store does not hold: upload these only."""
     return MissingBlobs(missing=tuple(sorted(rooms.artifacts.missing(query.digests))))
 
 
-@router.put("/blobs/{sha256}", status_code=204, summary="Upload a blob", openapi_extra=_BINARY)
+@router.put(
+    "/blobs/{sha256}",
+    dependencies=[may("artifacts.upload")],
+    status_code=204,
+    summary="Upload a blob",
+    openapi_extra=_BINARY,
+)
 async def put_blob(sha256: Sha256, request: Request, rooms: Rooms) -> Response:
     """Store a blob. Content of another digest is refused (422) and leaves nothing behind."""
     limit = rooms.settings.max_upload_bytes
@@ -48,13 +55,18 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/snapshots", status_code=201, summary="Commit a snapshot")
+@router.post("/snapshots", dependencies=[may("artifacts.upload")], status_code=201, summary="Commit a snapshot")
 def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
     """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not)."""
     return StoredSnapshot(uri=rooms.artifacts.commit(manifest), digest=manifest.digest)
 
 
-@router.put("/snapshots/{digest}/signature", status_code=204, summary="Upload a signature")
+@router.put(
+    "/snapshots/{digest}/signature",
+    dependencies=[may("artifacts.upload")],
+    status_code=204,
+    summary="Upload a signature",
+)
 def put_signature(digest: Sha256, envelope: SignatureEnvelope, rooms: Rooms) -> Response:
     """Keep a signature of a committed snapshot beside those that it has. One of another snapshot is refused (422)."""
     rooms.artifacts.put_signature(digest, envelope)

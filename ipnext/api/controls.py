@@ -4,6 +4,7 @@ import asyncio
 
 from fastapi import APIRouter
 
+from ipnext.api.access import may
 from ipnext.api.platform import IdempotencyKey, ModelName, Platform, Rooms, User
 from ipnext.errors import Conflict
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
@@ -15,7 +16,7 @@ _OF_A_RUN = frozenset({ControlAction.APPROVE, ControlAction.PROMOTE})
 """What the run of one change decides; the others concern the model's whole line of changes."""
 
 
-@router.post("/{name}/pause", summary="Pause a model's changes")
+@router.post("/{name}/pause", dependencies=[may("models.steer")], summary="Pause a model's changes")
 async def pause(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:
@@ -23,7 +24,7 @@ async def pause(
     return await _said(rooms, name, ControlAction.PAUSE, ControlAsked(by=user, reason=request.reason), key)
 
 
-@router.post("/{name}/resume", summary="Resume a model's changes")
+@router.post("/{name}/resume", dependencies=[may("models.steer")], summary="Resume a model's changes")
 async def resume(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:
@@ -31,7 +32,7 @@ async def resume(
     return await _said(rooms, name, ControlAction.RESUME, ControlAsked(by=user, reason=request.reason), key)
 
 
-@router.post("/{name}/approve", summary="Approve a wave")
+@router.post("/{name}/approve", dependencies=[may("models.steer")], summary="Approve a wave")
 async def approve(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:
@@ -39,7 +40,7 @@ async def approve(
     return await _said(rooms, name, ControlAction.APPROVE, ControlAsked(by=user, reason=request.reason), key)
 
 
-@router.post("/{name}/promote", summary="Promote a run")
+@router.post("/{name}/promote", dependencies=[may("models.steer")], summary="Promote a run")
 async def promote(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:
@@ -47,7 +48,7 @@ async def promote(
     return await _said(rooms, name, ControlAction.PROMOTE, ControlAsked(by=user, reason=request.reason), key)
 
 
-@router.post("/{name}/abort", summary="Abort a run")
+@router.post("/{name}/abort", dependencies=[may("models.steer")], summary="Abort a run")
 async def abort(
     name: ModelName, request: ControlRequest, rooms: Rooms, user: User, key: IdempotencyKey = ""
 ) -> ControlAnswer:

@@ -6,6 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from ipnext import names
+from ipnext.api.access import Visible, may
+from ipnext.api.hiding import shown_drain
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.errors import Conflict, InvalidInput, NotFound
@@ -25,7 +27,9 @@ Reports = Mapping[str, RegionState | None]
 RegionName = Annotated[Name, Path(description="Name of the region.")]
 
 
-@router.post("/{region}/drain", status_code=202, summary="Take a region out of service")
+@router.post(
+    "/{region}/drain", dependencies=[may("regions.drain")], status_code=202, summary="Take a region out of service"
+)
 def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms) -> DrainView:
     """Record a drain: it is carried out, even while the workflow engine is down. One under way is answered.
 
@@ -39,7 +43,9 @@ def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms) -> Dra
     return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
 
 
-@router.post("/{region}/return", status_code=202, summary="Bring a region back into service")
+@router.post(
+    "/{region}/return", dependencies=[may("regions.drain")], status_code=202, summary="Bring a region back into service"
+)
 def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms) -> DrainView:
     """Ask a drained region back: its supply counts again, and a replan is asked for. Nothing moves before that plan.
 
@@ -51,20 +57,22 @@ def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms) -> D
     return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
 
 
-@router.get("/{region}/drain", summary="Follow a drain")
-def read_drain(region: RegionName, rooms: Rooms) -> DrainView:
+@router.get("/{region}/drain", dependencies=[may("regions.read")], summary="Follow a drain")
+def read_drain(region: RegionName, rooms: Rooms, visible: Visible) -> DrainView:
     """The newest drain of a region, whatever came of it; 404 before the first."""
     with rooms.store.read() as unit:
         drain = unit.drain(region)
     if drain is None:
         msg = f"region {region!r} was never drained"
         raise NotFound(msg)
-    return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
+    view = drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
+    return shown_drain(view, visible)
 
 
-@listing.get("", summary="List drains")
+@listing.get("", dependencies=[may("fleet.read")], summary="List drains")
 def list_drains(
     rooms: Rooms,
+    visible: Visible,
     region: Annotated[Name | None, Query(description="Only drains of this region.")] = None,
     after: After = None,
     limit: Limit = 20,
@@ -73,7 +81,7 @@ def list_drains(
     with rooms.store.read() as unit:
         page = unit.drain_page(region, after=after, limit=limit)
     states = rooms.observer.states() if any(drain.lost for drain in page.items) else {}
-    return listed(page.map(lambda drain: drain_view(drain, rooms.lifecycle, states)))
+    return listed(page.map(lambda drain: shown_drain(drain_view(drain, rooms.lifecycle, states), visible)))
 
 
 def check_region_left(fleet: FleetSpec, drains: tuple[Drain, ...], region: str) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ipnext.errors import Infeasible, InvalidInput, IPnextError, TooLarge
+from ipnext.errors import Forbidden, Infeasible, InvalidInput, IPnextError, TooLarge
 from ipnext.model.manifest import invalid_input
 from ipnext.model.resource import ErrorBody
 from ipnext.model.value import Value, Written
@@ -43,6 +43,8 @@ def error_body(error: IPnextError) -> ErrorBody:
         body = body.model_copy(
             update={"field": field, "value": _plain(error.value), "allowed": error.allowed[:MAX_ALLOWED] or None}
         )
+    if isinstance(error, Forbidden):
+        body = body.model_copy(update={"policy": error.policy})
     if isinstance(error, Infeasible):
         body = body.model_copy(update={"rules": error.rules or None})
     return body

@@ -4,7 +4,9 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter
 
+from ipnext.api.access import Visible, may
 from ipnext.api.admission import check_fleet_serves
+from ipnext.api.hiding import shown_fleet
 from ipnext.api.platform import DryRun, ExpectedVersion, Rooms
 from ipnext.errors import NotFound, StaleWrite
 from ipnext.model.fleet import FleetManifest
@@ -15,14 +17,15 @@ from ipnext.store.repository import Repository
 router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
 
 
-@router.get("", summary="Read the fleet")
-def read_fleet(rooms: Rooms) -> FleetView:
-    """The fleet as applied. 404 before the first apply."""
+@router.get("", dependencies=[may("fleet.read")], summary="Read the fleet")
+def read_fleet(rooms: Rooms, visible: Visible) -> FleetView:
+    """The fleet as applied, with the budgets of the owners that the caller may see. 404 before the first apply."""
     with rooms.store.read() as unit:
-        return _view(unit.fleet())
+        view = _view(unit.fleet())
+    return view.model_copy(update={"spec": shown_fleet(view.spec, visible)})
 
 
-@router.put("", summary="Apply the fleet's manifest")
+@router.put("", dependencies=[may("fleet.apply")], summary="Apply the fleet's manifest")
 def apply_fleet(
     manifest: FleetManifest, rooms: Rooms, expected_version: ExpectedVersion = None, dry_run: DryRun = False
 ) -> FleetView:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
+from ipnext.access.actions import ACTIONS
+from ipnext.api.access import Asker, may
 from ipnext.api.admission import check_storable
 from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, listed
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
@@ -26,7 +28,7 @@ SHOWN_WINDOWS = 5
 FreezeName = Annotated[Name, Path(description="Name of the freeze.")]
 
 
-@router.get("/freezes", summary="List freezes")
+@router.get("/freezes", dependencies=[may("fleet.read")], summary="List freezes")
 def list_freezes(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[FreezeView]:
     """By name, each with the window that is open now and the next ones."""
     with rooms.store.read() as unit:
@@ -35,29 +37,31 @@ def list_freezes(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed
     return listed(page.map(lambda record: _view(record, at)))
 
 
-@router.get("/freezes/now", summary="Ask whether a change would wait")
+@router.get("/freezes/now", dependencies=[may("fleet.read")], summary="Ask whether a change would wait")
 def frozen_now(
     model: Annotated[Name, Query(description="Name of the model.")],
     rooms: Rooms,
+    asker: Asker,
     kind: Annotated[FreezableKind, Query(description="Kind of the change.")] = "publish",
 ) -> FreezeNow:
     """Whether a change of this model would wait now, until when and for which freezes; and when it would next."""
     at = datetime.now(UTC)
     with rooms.store.read() as unit:
+        rooms.access.check_model(asker, ACTIONS["models.read"], unit, model)
         touched, calendars = touched_by(unit, model), calendars_of(unit)
     asked = Asked(model, *touched, kind)
     bound, following = frozen(calendars, asked, at), next_window(calendars, asked, at)
     return FreezeNow(model=model, kind=kind, at=at, frozen=bound, next_window=following)
 
 
-@router.get("/freezes/{name}", summary="Read a freeze")
+@router.get("/freezes/{name}", dependencies=[may("fleet.read")], summary="Read a freeze")
 def read_freeze(name: FreezeName, rooms: Rooms) -> FreezeView:
     """A freeze with the window that is open now and the next five."""
     with rooms.store.read() as unit:
         return _view(unit.freeze(name), datetime.now(UTC))
 
 
-@router.put("/freezes/{name}", summary="Apply a freeze")
+@router.put("/freezes/{name}", dependencies=[may("freezes.change")], summary="Apply a freeze")
 def apply_freeze(
     name: FreezeName,
     manifest: FreezeManifest,
@@ -87,7 +91,7 @@ def apply_freeze(
     return _view(record, at)
 
 
-@router.delete("/freezes/{name}", summary="Lift a freeze")
+@router.delete("/freezes/{name}", dependencies=[may("freezes.change")], summary="Lift a freeze")
 def delete_freeze(
     name: FreezeName,
     rooms: Rooms,
@@ -105,7 +109,7 @@ def delete_freeze(
     return _view(record, datetime.now(UTC))
 
 
-@router.post("/changes/{change_id}/override", summary="Let a change through")
+@router.post("/changes/{change_id}/override", dependencies=[may("models.override")], summary="Let a change through")
 def override(change_id: RecordId, request: OverrideRequest, rooms: Rooms, user: User) -> Override:
     """Let one change pass every freeze, those that come later too. Given again, the first one stays."""
     with rooms.store.read() as unit:
@@ -116,7 +120,7 @@ def override(change_id: RecordId, request: OverrideRequest, rooms: Rooms, user: 
     return given
 
 
-@router.get("/audit", summary="Read the audit")
+@router.get("/audit", dependencies=[may("audit.read")], summary="Read the audit")
 def read_audit(rooms: Rooms, after: After = None, limit: Limit = 100) -> Listed[AuditEntry]:
     """Who applied, lifted or overrode freezes, when and why; newest first."""
     with rooms.store.read() as unit:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import StreamingResponse
 
 from ipnext import names
+from ipnext.api.access import Asker, Visible, listener_of, may
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, listed
 from ipnext.errors import NotFound
@@ -18,7 +19,7 @@ from ipnext.store.paging import ordinal_of
 router = APIRouter(prefix="/v1", tags=["history"])
 
 
-@router.get("/changes/{change_id}", summary="Read a change")
+@router.get("/changes/{change_id}", dependencies=[may("models.read")], summary="Read a change")
 def read_change(change_id: RecordId, rooms: Rooms) -> ChangeView:
     """Where a change stands, why, and the link to its run. `again`: the change that carries it out once more."""
     with rooms.store.read() as unit:
@@ -28,17 +29,17 @@ def read_change(change_id: RecordId, rooms: Rooms) -> ChangeView:
     return view if again is None else view.model_copy(update={"again": again.id})
 
 
-@router.get("/changes", summary="List changes of all models")
+@router.get("/changes", dependencies=[may("models.list")], summary="List changes of all models")
 def list_all_changes(
-    rooms: Rooms, state: ChangeState | None = None, after: After = None, limit: Limit = 50
+    rooms: Rooms, visible: Visible, state: ChangeState | None = None, after: After = None, limit: Limit = 50
 ) -> Listed[ChangeView]:
     """In the order of recording, the last first."""
-    with rooms.store.read() as unit:
+    with rooms.store.read(visible) as unit:
         page = unit.change_page(state=state, after=after, limit=limit)
     return listed(page.map(lambda change: change_view(change, rooms.lifecycle)))
 
 
-@router.get("/models/{name}/changes", summary="List a model's changes")
+@router.get("/models/{name}/changes", dependencies=[may("models.read")], summary="List a model's changes")
 def list_changes(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[ChangeView]:
     """Newest first."""
     with rooms.store.read() as unit:
@@ -46,14 +47,14 @@ def list_changes(name: ModelName, rooms: Rooms, after: After = None, limit: Limi
     return listed(page.map(lambda change: change_view(change, rooms.lifecycle)))
 
 
-@router.get("/models/{name}/generations", summary="List a model's generations")
+@router.get("/models/{name}/generations", dependencies=[may("models.read")], summary="List a model's generations")
 def list_generations(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[Generation]:
     """Newest first: the snapshot of each part, the state and its reason."""
     with rooms.store.read() as unit:
         return listed(unit.generation_page(name, after=after, limit=limit))
 
 
-@router.get("/models/{name}/snapshots", summary="List a model's snapshots")
+@router.get("/models/{name}/snapshots", dependencies=[may("models.read")], summary="List a model's snapshots")
 def list_snapshots(
     name: ModelName,
     rooms: Rooms,
@@ -66,7 +67,7 @@ def list_snapshots(
         return listed(unit.snapshot_page(name, part=part, after=after, limit=limit))
 
 
-@router.get("/models/{name}/snapshots/{part}/{number}", summary="Read a snapshot")
+@router.get("/models/{name}/snapshots/{part}/{number}", dependencies=[may("models.read")], summary="Read a snapshot")
 def read_snapshot(
     name: ModelName,
     part: Annotated[Name, Path(description="Name of the part.")],
@@ -78,7 +79,9 @@ def read_snapshot(
         return unit.snapshot(name, part, number)
 
 
-@router.get("/models/{name}/reports/{generation}", summary="Read a validation report")
+@router.get(
+    "/models/{name}/reports/{generation}", dependencies=[may("models.read")], summary="Read a validation report"
+)
 def read_report(name: ModelName, generation: GenerationNumber, rooms: Rooms) -> ValidationReport:
     """All checks of a generation with their results. 404 before its validation."""
     with rooms.store.read() as unit:
@@ -90,7 +93,7 @@ def read_report(name: ModelName, generation: GenerationNumber, rooms: Rooms) -> 
     return report
 
 
-@router.get("/models/{name}/transitions", summary="List a model's transitions")
+@router.get("/models/{name}/transitions", dependencies=[may("models.read")], summary="List a model's transitions")
 def list_transitions(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 20) -> Listed[TransitionView]:
     """Newest first: the waves from one state to another, and how many are done."""
     with rooms.store.read() as unit:
@@ -98,7 +101,7 @@ def list_transitions(name: ModelName, rooms: Rooms, after: After = None, limit: 
     return listed(page.map(lambda record: TransitionView.model_validate(record, from_attributes=True)))
 
 
-@router.get("/models/{name}/events", summary="List a model's events")
+@router.get("/models/{name}/events", dependencies=[may("models.read")], summary="List a model's events")
 def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit = 100) -> Listed[EventView]:
     """What happened, in words, newest first."""
     with rooms.store.read() as unit:
@@ -106,17 +109,23 @@ def list_events(name: ModelName, rooms: Rooms, after: After = None, limit: Limit
     return listed(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))
 
 
-@router.get("/events", summary="List events of all models")
-def list_all_events(rooms: Rooms, after: After = None, limit: Limit = 100) -> Listed[EventView]:
-    """What happened in the whole fleet, newest first."""
-    with rooms.store.read() as unit:
+@router.get("/events", dependencies=[may("models.list")], summary="List events of all models")
+def list_all_events(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 100) -> Listed[EventView]:
+    """What happened in the whole fleet, newest first; of models of other owners nothing."""
+    with rooms.store.read(visible) as unit:
         page = unit.event_page(after=after, limit=limit)
     return listed(page.map(lambda event: EventView.model_validate(event, from_attributes=True)))
 
 
-@router.get("/events/stream", summary="Follow the events of all models", response_class=StreamingResponse)
+@router.get(
+    "/events/stream",
+    dependencies=[may("models.list")],
+    summary="Follow the events of all models",
+    response_class=StreamingResponse,
+)
 async def follow_events(
     rooms: Rooms,
+    asker: Asker,
     last_event_id: Annotated[str | None, Header(max_length=20, description="Resume after this event.")] = None,
 ) -> StreamingResponse:
     """Server-sent events. `event` is a line of the history, its id the ordinal; `changed` says that something else changed.
@@ -124,6 +133,6 @@ async def follow_events(
     With `Last-Event-ID` the events since that one come first, at most 1000. A comment is sent after 15 s of silence. 503 if
     200 streams are open. A client that reads too slowly is cut off and resumes by its id.
     """
-    messages = rooms.stream.subscribe(ordinal_of(last_event_id))
+    messages = rooms.stream.subscribe(ordinal_of(last_event_id), listener_of(rooms.access, asker))
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(messages, media_type="text/event-stream", headers=headers)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from ipnext.api.access import may
 from ipnext.api.platform import ModelName, Platform, Rooms
 from ipnext.errors import InvalidInput, NotFound, RegionUnreachable, Unavailable
 from ipnext.infra.port import LogKeeper
@@ -26,7 +27,7 @@ After = Annotated[
 ]
 
 
-@router.get("/{name}/logs", summary="Read the logs of a model's replicas")
+@router.get("/{name}/logs", dependencies=[may("models.read")], summary="Read the logs of a model's replicas")
 def logs_of_model(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     name: ModelName,
     rooms: Rooms,

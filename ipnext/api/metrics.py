@@ -9,7 +9,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from ipnext.api.access import Visible, may
 from ipnext.api.filters import contradicted
+from ipnext.api.hiding import shown_fleet
 from ipnext.api.metric_families import counter, gauge
 from ipnext.api.outbox import Outbox
 from ipnext.api.plan_metrics import plan_metrics, replan_metrics
@@ -29,28 +31,28 @@ ENDED = 1000
 """Changes, the ones recorded last, among which durations are looked for."""
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-async def metrics(request: Request, rooms: Rooms) -> Response:
+@router.get("/metrics", dependencies=[may("models.list")], summary="Prometheus metrics", response_class=Response)
+async def metrics(request: Request, rooms: Rooms, visible: Visible) -> Response:
     """Text exposition: changes, models, plan, replans, supply, run durations. Base units; every name begins with `ipnext_`."""
 
     def make(states: States) -> bytes:
         registry = CollectorRegistry()
-        registry.register(_Given(_families(rooms, states)))
+        registry.register(_Given(_families(rooms, states, visible)))
         return generate_latest(registry)
 
-    return await rooms.shared.answer(request, "metrics", make, media_type=CONTENT_TYPE_LATEST)
+    return await rooms.shared.answer(request, ("metrics", visible), make, media_type=CONTENT_TYPE_LATEST)
 
 
-def _families(rooms: Platform, states: States) -> list[Metric]:
+def _families(rooms: Platform, states: States, visible: frozenset[str] | None) -> list[Metric]:
     since = datetime.now(UTC) - timedelta(hours=RECENT_HOURS)
-    with rooms.store.read() as unit:
+    with rooms.store.read(visible) as unit:
         fleet = fleet_or_none(unit)
         counts = unit.change_counts(since)
         return [
             *_change_metrics(counts),
             *_outbox_metrics(rooms.outbox),
             *_model_metrics(unit, states, most=rooms.settings.metrics_models),
-            *plan_metrics(unit, fleet),
+            *plan_metrics(unit, fleet and shown_fleet(fleet, visible)),
             *replan_metrics(unit),
             *_region_metrics(region_views(fleet, unit.units_running(), states)),
             gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)]),

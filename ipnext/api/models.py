@@ -5,6 +5,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Request, Response
 
 from ipnext import names
+from ipnext.api.access import Asker, Visible, may
 from ipnext.api.admission import check_against_fleet, check_plugins, check_runs_no_code, check_storable, field_changes
 from ipnext.api.answers import answers_of
 from ipnext.api.explanation import explanation_of
@@ -29,8 +30,8 @@ from ipnext.store.repository import Repository
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", summary="List models", response_model=Listed[ModelView])
-async def list_models(request: Request, rooms: Rooms, wanted: WantedModels) -> Response:
+@router.get("", dependencies=[may("models.list")], summary="List models", response_model=Listed[ModelView])
+async def list_models(request: Request, rooms: Rooms, wanted: WantedModels, visible: Visible) -> Response:
     """Models that are not retired, by name, with their status.
 
     `ready` compares what is recorded, corrected by what the regions report now: a model whose replicas do not answer is
@@ -38,15 +39,15 @@ async def list_models(request: Request, rooms: Rooms, wanted: WantedModels) -> R
     """
 
     def make(states: States) -> bytes:
-        with rooms.store.read() as unit:
+        with rooms.store.read(visible) as unit:
             found = found_models(unit, states, wanted)
         page = Listed[ModelView](items=tuple(model_view(each, states) for each in found.items), next=found.next)
         return page.model_dump_json(by_alias=True).encode()
 
-    return await rooms.shared.answer(request, ("models", wanted), make)
+    return await rooms.shared.answer(request, ("models", wanted, visible), make)
 
 
-@router.get("/{name}", summary="Read a model")
+@router.get("/{name}", dependencies=[may("models.read")], summary="Read a model")
 def read_model(name: ModelName, rooms: Rooms) -> ModelView:
     """Manifest, version, status and how its generations answer: as recorded, corrected by what the regions report now."""
     with rooms.store.read() as unit:
@@ -57,11 +58,12 @@ def read_model(name: ModelName, rooms: Rooms) -> ModelView:
     return model_view(facts, states).model_copy(update={"answers": answers, "throughput": rates})
 
 
-@router.put("/{name}", summary="Apply a model's manifest")
+@router.put("/{name}", dependencies=[may("models.apply")], summary="Apply a model's manifest")
 def apply_model(
     name: ModelName,
     manifest: ModelManifest,
     rooms: Rooms,
+    asker: Asker,
     expected_version: ExpectedVersion = None,
     dry_run: DryRun = False,
 ) -> ModelApplied:
@@ -73,6 +75,7 @@ def apply_model(
     if manifest.name != name:
         msg = f"metadata.name: the path says {name!r}, the manifest {manifest.name!r}; make them agree"
         raise InvalidInput(msg, field="metadata.name", value=manifest.name, allowed=(name,))
+    rooms.access.check_owner(asker, "models.apply", name, manifest.metadata.owner)
     check_storable(manifest)
     check_runs_no_code(manifest, _allowances(rooms.settings))
     check_plugins(manifest, rooms.plugins)
@@ -93,7 +96,7 @@ def apply_model(
     return _applied(before, record, manifest, change=view)
 
 
-@router.delete("/{name}", status_code=202, summary="Retire a model")
+@router.delete("/{name}", dependencies=[may("models.retire")], status_code=202, summary="Retire a model")
 def retire_model(name: ModelName, rooms: Rooms) -> ChangeView:
     """Take a model out of serving and free its capacity. Asked again while it runs, it is the same change."""
     with rooms.store.begin(name) as unit:
@@ -108,7 +111,7 @@ def retire_model(name: ModelName, rooms: Rooms) -> ChangeView:
     return change_view(change, rooms.lifecycle)
 
 
-@router.get("/{name}/explanation", summary="Explain a model's state")
+@router.get("/{name}/explanation", dependencies=[may("models.read")], summary="Explain a model's state")
 def explain_model(name: ModelName, rooms: Rooms) -> Explanation:
     """One chain from the deployment to the cause, one reason of the closed list, and what to do about it."""
     states = rooms.observer.states()

@@ -5,12 +5,14 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 
+from ipnext.api.access import Visible, may
 from ipnext.api.answers import answers_of
 from ipnext.api.drains import drains_by_region
 from ipnext.api.explanation import explanations_of
 from ipnext.api.facts import ModelFacts, throughputs_of
 from ipnext.api.filters import Wanted, WantedModels, fleet_readiness, found_models, serves
 from ipnext.api.freezes import calendars_of
+from ipnext.api.hiding import shown_plan, shown_regions
 from ipnext.api.lifecycle import change_view
 from ipnext.api.plans import newest_replan, plan_in_force
 from ipnext.api.platform import Platform, Rooms
@@ -32,21 +34,21 @@ EXPLAINED = 10
 """Models of the page that are explained: the first ones, by name, that are not ready."""
 
 
-@router.get("", summary="Read everything the page shows", response_model=Overview)
-async def overview(request: Request, rooms: Rooms, wanted: WantedModels) -> Response:
+@router.get("", dependencies=[may("models.list")], summary="Read everything the page shows", response_model=Overview)
+async def overview(request: Request, rooms: Rooms, wanted: WantedModels, visible: Visible) -> Response:
     """A page of models with their newest generations; regions, recent changes and events, counts, the plan in force.
 
     The filters are those of `GET /v1/models`. Clients that ask at the same time share one computation.
     """
 
     def make(states: States) -> bytes:
-        return _overview(rooms, states, wanted).model_dump_json(by_alias=True).encode()
+        return _overview(rooms, states, wanted, visible).model_dump_json(by_alias=True).encode()
 
-    return await rooms.shared.answer(request, ("overview", wanted), make)
+    return await rooms.shared.answer(request, ("overview", wanted, visible), make)
 
 
-def _overview(rooms: Platform, states: States, wanted: Wanted) -> Overview:
-    with rooms.store.read() as unit:
+def _overview(rooms: Platform, states: States, wanted: Wanted, visible: frozenset[str] | None) -> Overview:
+    with rooms.store.read(visible) as unit:
         page = found_models(unit, states, wanted)
         facts, names = page.items, [each.record.name for each in page.items]
         readiness = fleet_readiness(unit, states)
@@ -59,8 +61,11 @@ def _overview(rooms: Platform, states: States, wanted: Wanted) -> Overview:
         regions = region_views(
             fleet_or_none(unit), unit.units_running(), states, drains_by_region(unit, rooms.lifecycle, states)
         )
+        regions = shown_regions(regions, unit, visible)
         plan = plan_in_force(unit)
         replan = newest_replan(unit, plan)
+        replan = replan and shown_plan(replan, visible)
+        plan = plan and plan.model_copy(update={"summary": shown_plan(plan.summary, visible)})
         changes, events = unit.change_page(limit=CHANGES), unit.event_page(limit=EVENTS)
     return Overview(
         models=tuple(

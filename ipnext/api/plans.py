@@ -7,6 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from ipnext.api.access import Visible, may, may_read_plan
+from ipnext.api.hiding import shown_moves, shown_plan, shown_replan
 from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import replan_view
 from ipnext.api.platform import After, IdempotencyKey, Limit, RecordId, Rooms, listed
@@ -30,9 +32,10 @@ UNMET = 20
 """Models with unserved demand that the plan in force names, those with the most."""
 
 
-@router.get("/plans", summary="List plans")
+@router.get("/plans", dependencies=[may("models.list")], summary="List plans")
 def list_plans(
     rooms: Rooms,
+    visible: Visible,
     limit: Limit = 20,
     fleet_only: Annotated[
         bool, Query(alias="fleetOnly", description="Only plans of the whole fleet, and replans that found none.")
@@ -40,13 +43,13 @@ def list_plans(
     after: After = None,
 ) -> Listed[PlanSummary]:
     """Newest first, replans that failed among them. `in_force` marks the plan that was adopted last."""
-    with rooms.store.read() as unit:
+    with rooms.store.read(visible) as unit:
         in_force = unit.plan_in_force_id()
         page = unit.plan_page(after=after, limit=limit, fleet_only=fleet_only)
-    return listed(page.map(lambda entry: plan_summary(entry, in_force)))
+    return listed(page.map(lambda entry: shown_plan(plan_summary(entry, in_force), visible)))
 
 
-@router.get("/plans/{plan_id}", summary="Read a plan", response_model=PlanView)
+@router.get("/plans/{plan_id}", dependencies=[may_read_plan()], summary="Read a plan", response_model=PlanView)
 def read_plan(plan_id: RecordId, rooms: Rooms) -> Response:
     """A plan with the problem it answers and its difference to the plan before it; 404 where only its line is kept."""
     with rooms.store.read() as unit:
@@ -57,21 +60,21 @@ def read_plan(plan_id: RecordId, rooms: Rooms) -> Response:
     return Response(text, media_type="application/json")
 
 
-@router.get("/plans/{plan_id}/summary", summary="Read a plan's line")
+@router.get("/plans/{plan_id}/summary", dependencies=[may_read_plan()], summary="Read a plan's line")
 def read_summary(plan_id: RecordId, rooms: Rooms) -> PlanSummary:
     """A plan without its documents, which may be megabytes."""
     with rooms.store.read() as unit:
         return plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id())
 
 
-@router.get("/plans/{plan_id}/diff", summary="Read a plan's difference")
+@router.get("/plans/{plan_id}/diff", dependencies=[may_read_plan()], summary="Read a plan's difference")
 def read_diff(plan_id: RecordId, rooms: Rooms) -> PlanDiff:
     """What the plan changes against the plan before it; 404 where only its line is kept."""
     with rooms.store.read() as unit:
         return unit.plan_diff(plan_id)
 
 
-@router.post("/replans", status_code=202, summary="Plan the whole fleet again")
+@router.post("/replans", dependencies=[may("replans.ask")], status_code=202, summary="Plan the whole fleet again")
 def ask_replan(request: ReplanRequest, rooms: Rooms) -> ReplanView:
     """Record a replan: it is carried out, even while the workflow engine is down. The same `replanId` is one replan.
 
@@ -84,7 +87,11 @@ def ask_replan(request: ReplanRequest, rooms: Rooms) -> ReplanView:
     return replan_view(replan, rooms.lifecycle)
 
 
-@router.post("/replans/steer", summary="Pause or resume the moves of replans, or cancel the replan that runs")
+@router.post(
+    "/replans/steer",
+    dependencies=[may("replans.ask")],
+    summary="Pause or resume the moves of replans, or cancel the replan that runs",
+)
 async def steer_replan(request: SteerRequest, rooms: Rooms, key: IdempotencyKey = "") -> ReplanProgress:
     """Paused, no further model is asked to move; cancelled, the replan ends. Models under way go on in any case.
 
@@ -130,31 +137,32 @@ def _detail(key: str) -> Mapping[str, str]:
     return {"idempotencyKey": key}
 
 
-@router.get("/moves", summary="Read how the moves of replans stand")
-def read_moves(rooms: Rooms) -> MovesView:
+@router.get("/moves", dependencies=[may("fleet.read")], summary="Read how the moves of replans stand")
+def read_moves(rooms: Rooms, visible: Visible) -> MovesView:
     """The pause that holds, the replan that moves models now, and how many replans wait."""
     with rooms.store.read() as unit:
         replan = unit.replan_under_way()
-        return MovesView(
+        moves = MovesView(
             pause=unit.moves_pause(),
             replan=replan_view(replan, rooms.lifecycle) if replan else None,
             replans_waiting=unit.replans_open(),
         )
+    return shown_moves(moves, visible)
 
 
-@router.get("/replans", summary="List replans")
-def list_replans(rooms: Rooms, after: After = None, limit: Limit = 20) -> Listed[ReplanView]:
+@router.get("/replans", dependencies=[may("fleet.read")], summary="List replans")
+def list_replans(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 20) -> Listed[ReplanView]:
     """Newest first: who asked, where it stands, what came of it."""
     with rooms.store.read() as unit:
         page = unit.replan_page(after=after, limit=limit)
-    return listed(page.map(lambda replan: replan_view(replan, rooms.lifecycle)))
+    return listed(page.map(lambda replan: shown_replan(replan_view(replan, rooms.lifecycle), visible)))
 
 
-@router.get("/replans/{replan_id}", summary="Follow a replan")
-def read_replan(replan_id: RecordId, rooms: Rooms) -> ReplanView:
+@router.get("/replans/{replan_id}", dependencies=[may("fleet.read")], summary="Follow a replan")
+def read_replan(replan_id: RecordId, rooms: Rooms, visible: Visible) -> ReplanView:
     """Where a replan stands, and what came of it once it is done."""
     with rooms.store.read() as unit:
-        return replan_view(unit.replan(replan_id), rooms.lifecycle)
+        return shown_replan(replan_view(unit.replan(replan_id), rooms.lifecycle), visible)
 
 
 def plan_in_force(unit: Repository) -> PlanInForce | None:

@@ -6,6 +6,7 @@ from urllib.parse import unquote
 
 from fastapi import Depends, Header, Path, Query, Request
 
+from ipnext.api.access import Access, acting_of
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
@@ -35,6 +36,7 @@ class Platform:
     stream: Stream
     settings: PlatformSettings
     plugins: Plugins
+    access: Access
 
 
 def platform_of(request: Request) -> Platform:
@@ -67,13 +69,13 @@ ExpectedVersion = Annotated[
 DryRun = Annotated[bool, Query(alias="dryRun", description="Validate and say what would change; write nothing.")]
 
 
-def user_of(
-    user: Annotated[
-        str, Header(alias="X-IPnext-User", max_length=400, description="Who asks, for the audit; percent-encoded.")
-    ] = "",
-) -> str:
-    """Who asks, as the caller says; `unknown` where it says nothing."""
-    return "".join(letter for letter in unquote(user) if letter.isprintable()).strip()[:100] or "unknown"
+def user_of(request: Request) -> str:
+    """Who asks, as it was proved; with the name that the caller says it asks for (`X-IPnext-User`), which is not proved."""
+    acting = acting_of(request)
+    said = "".join(letter for letter in unquote(acting.said) if letter.isprintable()).strip()[:100]
+    if acting.principal.kind == "local":
+        return said or "unknown"
+    return f"{said} ({acting.principal.text})" if said else acting.principal.text
 
 
 User = Annotated[str, Depends(user_of)]

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from ipnext.api.access import may
 from ipnext.api.platform import After, Limit, ModelName, Rooms, listed
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.fleet import HardwareOption
@@ -28,7 +29,7 @@ CLOCKS_DIFFER = timedelta(minutes=5)
 """A measurement may be so far ahead of the API's clock: one from the future would count for ever."""
 
 
-@router.get("", summary="List a snapshot's profiles")
+@router.get("", dependencies=[may("models.read")], summary="List a snapshot's profiles")
 def list_profiles(
     name: ModelName, part: PartName, number: SnapshotNumber, rooms: Rooms, after: After = None, limit: Limit = 50
 ) -> Listed[ProfileView]:
@@ -39,7 +40,7 @@ def list_profiles(
         return listed(page.map(lambda found: _view(unit, manifest, found)))
 
 
-@router.put("", summary="Record a measurement of a snapshot")
+@router.put("", dependencies=[may("models.profile")], summary="Record a measurement of a snapshot")
 def put_profile(name: ModelName, part: PartName, number: SnapshotNumber, profile: Profile, rooms: Rooms) -> ProfileView:
     """Keep a profile. The same one again changes nothing.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from fastapi import APIRouter
 
+from ipnext.api.access import may
 from ipnext.api.errors import MAX_ALLOWED
 from ipnext.api.freezes import let_through
 from ipnext.api.identifiers import client_id
@@ -26,7 +27,7 @@ _ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 _REACHABLE = frozenset({GenerationState.WARM, GenerationState.SERVING, GenerationState.RETIRED})
 
 
-@router.post("/{name}/publish", status_code=202, summary="Publish new snapshots")
+@router.post("/{name}/publish", dependencies=[may("models.publish")], status_code=202, summary="Publish new snapshots")
 def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User) -> ChangeView:
     """Record new snapshots of one or more parts as the next generation, and start its rollout.
 
@@ -48,7 +49,9 @@ def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User) 
     return change_view(change, rooms.lifecycle)
 
 
-@router.post("/{name}/rollback", status_code=202, summary="Go back to a former generation")
+@router.post(
+    "/{name}/rollback", dependencies=[may("models.rollback")], status_code=202, summary="Go back to a former generation"
+)
 def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeView:
     """Return to a generation that has served, ahead of all that waits, past freezes and pauses; a rollout that runs is stopped.
 

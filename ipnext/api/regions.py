@@ -6,7 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
+from ipnext.api.access import Visible, may
 from ipnext.api.drains import drains_by_region
+from ipnext.api.hiding import shown_regions, shown_replicas
 from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.api.states import States
 from ipnext.errors import NotFound, Unavailable
@@ -21,8 +23,8 @@ from ipnext.store.repository import Repository
 router = APIRouter(prefix="/v1/regions", tags=["regions"])
 
 
-@router.get("", summary="List regions")
-def list_regions(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[RegionView]:
+@router.get("", dependencies=[may("fleet.read")], summary="List regions")
+def list_regions(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> Listed[RegionView]:
     """Every region of the fleet and of the infrastructure. One that does not answer is shown as not reachable.
 
     Of its replicas at most twenty are shown, those that do not answer first; `GET /v1/regions/{region}/replicas` lists all.
@@ -31,7 +33,7 @@ def list_regions(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed
     with rooms.store.read() as unit:
         fleet, used = fleet_or_none(unit), unit.units_running()
         drains = drains_by_region(unit, rooms.lifecycle, states)
-    views = region_views(fleet, used, states, drains)
+        views = shown_regions(region_views(fleet, used, states, drains), unit, visible)
     start = 0
     if after is not None:
         names = [view.region for view in views]
@@ -43,10 +45,11 @@ def list_regions(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed
     )
 
 
-@router.get("/{region}/replicas", summary="List a region's replicas")
+@router.get("/{region}/replicas", dependencies=[may("fleet.read")], summary="List a region's replicas")
 def list_replicas(
     region: Annotated[Name, Path(description="Name of the region.")],
     rooms: Rooms,
+    visible: Visible,
     model: Annotated[Name | None, Query(description="Only replicas of this model.")] = None,
     after: After = None,
     limit: Limit = 100,
@@ -61,6 +64,9 @@ def list_replicas(
         msg = f"region {region} does not answer; try again"
         raise Unavailable(msg)
     mine = state.replicas if model is None else (r for r in states.of(model) if r.key.region == region)
+    if visible is not None:
+        with rooms.store.read() as unit:
+            mine = shown_replicas(mine, unit, visible)
     found = nsmallest(limit + 1, (r for r in mine if after is None or r.id > after), key=lambda r: r.id)
     return listed(page_of(found, limit, key=lambda replica: replica.id, value=lambda replica: replica))
 

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from ipnext.api.access import may
 from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Rooms
@@ -13,7 +14,12 @@ from ipnext.model.resource import ChangeView, RepairRequest
 router = APIRouter(prefix="/v1/models", tags=["publishing"])
 
 
-@router.post("/{name}/repair", status_code=202, summary="Bring the serving generation about again")
+@router.post(
+    "/{name}/repair",
+    dependencies=[may("models.repair")],
+    status_code=202,
+    summary="Bring the serving generation about again",
+)
 def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> ChangeView:
     """Tell every region what the serving generation needs, and move users who get another one. Past pauses and freezes.
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import anyio
 import structlog
@@ -36,8 +37,43 @@ BEAT = b": beat\n\n"
 CHANGED = format_sse_event(data_str="{}", event="changed")
 
 
+VALID_SECONDS = 3.0
+"""How often it is asked whether those who listen still may."""
+
+
+class Listener(Protocol):
+    """Who listens to a stream."""
+
+    def sees(self, owner: str | None) -> bool:
+        """Whether it is told of a model of this owner; None: what is of no model, or of one that is gone."""
+
+    def may_listen(self) -> bool:
+        """Whether it still may listen at all. May block for a moment."""
+
+
+class Everything:
+    """A listener that is told of everything, as long as it likes."""
+
+    def sees(self, owner: str | None) -> bool:  # noqa: ARG002 - of the protocol
+        """Tell it."""
+        return True
+
+    def may_listen(self) -> bool:
+        """It may."""
+        return True
+
+
+class _Told(NamedTuple):
+    """A message with the owner of the model that it is about."""
+
+    ordinal: int
+    message: bytes
+    owner: str | None
+
+
 @dataclass(eq=False, slots=True)
 class _Subscriber:
+    listener: "Listener"
     waiting: "asyncio.Queue[tuple[int, bytes] | None]" = field(default_factory=lambda: asyncio.Queue(BUFFERED))
     behind: bool = False
 
@@ -62,6 +98,7 @@ class Stream:
         self._subscribers: set[_Subscriber] = set()
         self._task: asyncio.Task[None] | None = None
         self._ordinal = 0
+        self._asked = 0.0
         self._closed = False
 
     @property
@@ -69,12 +106,15 @@ class Stream:
         """Open streams."""
         return len(self._subscribers)
 
-    def subscribe(self, after: int | None) -> AsyncIterator[bytes]:
-        """Return the messages from now on, or from after an event on. Raises Unavailable if too many listen."""
+    def subscribe(self, after: int | None, listener: Listener | None = None) -> AsyncIterator[bytes]:
+        """Return the messages from now on, or from after an event on. Raises Unavailable if too many listen.
+
+        `listener`: who listens; None: one that is told of everything. The stream ends once it may no longer listen.
+        """
         if self._is_full():
             msg = f"{self._most} streams are open, which is the most; poll /v1/overview instead, or try again"
             raise Unavailable(msg)
-        return self._messages(after)
+        return self._messages(after, listener or Everything())
 
     async def close(self) -> None:
         """End every stream and the task."""
@@ -85,19 +125,20 @@ class Stream:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _messages(self, after: int | None) -> AsyncIterator[bytes]:
+    async def _messages(self, after: int | None, listener: Listener) -> AsyncIterator[bytes]:
         """Register first, then read what was missed, so that no event falls between the two."""
         if self._is_full():
             return
-        subscriber = _Subscriber()
+        subscriber = _Subscriber(listener)
         self._subscribers.add(subscriber)
         try:
             await self._begin()
             missed = [] if after is None else await anyio.to_thread.run_sync(self._since, after, RESUMED)
             yield format_sse_event(data_str="{}", event="changed", retry=2000)
-            for _, message in missed:
-                yield message
-            sent = max([after or 0, *(ordinal for ordinal, _ in missed)])
+            for told in missed:
+                if listener.sees(told.owner):
+                    yield told.message
+            sent = max([after or 0, *(told.ordinal for told in missed)])
             async for ordinal, message in self._heard(subscriber):
                 if ordinal > sent or not ordinal:
                     yield message
@@ -133,18 +174,32 @@ class Stream:
                 _, seen = await self._look()
                 if seen != mark:
                     found = await anyio.to_thread.run_sync(self._since, self._ordinal, BUFFERED // 2)
-                    self._ordinal = max([self._ordinal, *(ordinal for ordinal, _ in found)])
-                    self._send([*found, (0, CHANGED)] if mark else found)
+                    self._ordinal = max([self._ordinal, *(told.ordinal for told in found)])
+                    self._send([*found, _Told(0, CHANGED, None)] if mark else found)
                     mark = seen
+                await self._cut_those_who_may_not()
             except IPnextError as error:
                 structlog.get_logger().warning("stream_does_not_look", error=error.message)
             await asyncio.sleep(self._look_seconds)
 
-    def _send(self, messages: list[tuple[int, bytes]]) -> None:
+    async def _cut_those_who_may_not(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self._asked + VALID_SECONDS:
+            return
+        self._asked = now
+        listening = list(self._subscribers)
+        may = await anyio.to_thread.run_sync(lambda: [each.listener.may_listen() for each in listening])
+        for subscriber, allowed in zip(listening, may, strict=True):
+            if not allowed:
+                _cut(subscriber)
+
+    def _send(self, messages: list[_Told]) -> None:
         for subscriber in self._subscribers:
-            for message in messages:
+            for told in messages:
+                if not subscriber.listener.sees(told.owner):
+                    continue
                 try:
-                    subscriber.waiting.put_nowait(message)
+                    subscriber.waiting.put_nowait((told.ordinal, told.message))
                 except asyncio.QueueFull:
                     subscriber.behind = True
                     break
@@ -153,10 +208,12 @@ class Stream:
         with self._store.read() as unit:
             return unit.newest_event()
 
-    def _since(self, ordinal: int, limit: int) -> list[tuple[int, bytes]]:
+    def _since(self, ordinal: int, limit: int) -> list[_Told]:
         with self._store.read() as unit:
             found = unit.events_since(ordinal, limit=limit)
-        return [(each, _message(each, EventView.model_validate(event, from_attributes=True))) for each, event in found]
+            owners = unit.owners_of({event.model for _, event in found if event.model is not None})
+        views = ((each, EventView.model_validate(event, from_attributes=True)) for each, event in found)
+        return [_Told(each, _message(each, view), owners.get(view.model or "")) for each, view in views]
 
 
 def _message(ordinal: int, event: EventView) -> bytes:

@@ -2,13 +2,14 @@
 
 from fastapi import APIRouter
 
+from ipnext.api.access import may
 from ipnext.api.platform import Rooms
 from ipnext.model.plugins import ValidatorView
 
 router = APIRouter(prefix="/v1/validators", tags=["operations"])
 
 
-@router.get("", summary="List validators")
+@router.get("", dependencies=[may("fleet.read")], summary="List validators")
 def list_validators(rooms: Rooms) -> tuple[ValidatorView, ...]:
     """Every validator in the order in which they run, then plug-ins that were refused or taken, with the reason."""
     return rooms.plugins.validator_views

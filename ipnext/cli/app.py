@@ -12,7 +12,9 @@ from ipnext.cli import (
     controlling,
     draining,
     freezing,
+    identity,
     importing,
+    keys,
     logs,
     platform,
     predicting,
@@ -37,12 +39,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-MODULES = (changing, controlling, freezing, draining, reading, logs, predicting, profiling, running, signing, importing)
+MODULES = (
+    changing,
+    controlling,
+    freezing,
+    draining,
+    reading,
+    logs,
+    predicting,
+    profiling,
+    running,
+    identity,
+    signing,
+    importing,
+)
 """Where the commands come from, in the order of the help."""
 for module in MODULES:
     for command in module.COMMANDS:
         app.command(command.name, help=command.help)(command.function)
-GROUPS = (platform,)
+GROUPS = (keys, platform)
 """Modules whose commands share a first word: `GROUP` holds them."""
 for group in GROUPS:
     app.add_typer(group.GROUP)

@@ -1,4 +1,4 @@
-"""The platform itself on the command line: `platform setup`, `check`, `builds`, `promote`. Talks to Temporal, not to the API."""
+"""The platform itself on the command line: `platform setup`, `admin-key`, `check`, `builds`, `promote`. Talks to Temporal, not to the API."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import typer
 from ipnext.cli.command import Command
 from ipnext.cli.group import INSTALL
 from ipnext.cli.output import Form, Output, rows, say, write
+from ipnext.client_user import system_user
 from ipnext.errors import EXIT_FAILURE
 from ipnext.settings import platform_settings
 
@@ -87,8 +88,24 @@ def promote(
     say(f"build {build} is current" if ramp is None else f"build {build} takes {ramp:g} % of new runs")
 
 
+def admin_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.", show_default=False)],
+    output: Output = Form.TABLE,
+) -> None:
+    """Create a key with role admin in the record itself: the first one of a platform, or one in place of a lost one.
+
+    Needs IPNEXT_DATABASE_URL and no API: who may write the record may do everything anyway.
+    """
+    with _installed():
+        from ipnext.platform.admin import create_admin_key  # noqa: PLC0415 - the platform's dependencies are an extra
+    made = create_admin_key(platform_settings().database_url, name, created_by=f"{system_user()} by ipnext platform")
+    write(made, output, lambda: [made.key])
+    say(f"key {made.id} ({made.name}) may do everything; this is the only time that its text is shown")
+
+
 COMMANDS = (
     Command("setup", "Create what the platform needs and lacks.", setup),
+    Command("admin-key", "Create an administrator's API key in the record.", admin_key),
     Command("check", "Check everything that the platform needs.", check),
     Command("builds", "List the builds of the workers.", builds),
     Command("promote", "Make a build of the workers current, or ramp it up.", promote),

@@ -29,6 +29,12 @@ class Session:
             self.opened.close()
 
 
+def session_of(context: typer.Context) -> Session:
+    """The session of a command."""
+    session: Session = context.obj
+    return session
+
+
 def client_of(context: typer.Context) -> Client:
     """The client of a command."""
     session: Any = context.obj

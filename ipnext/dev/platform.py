@@ -4,6 +4,7 @@ Layout of the directory: record, artifacts, Temporal's database, one folder for 
 peers.json and, while all is ready, endpoints.json.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -21,18 +22,20 @@ from typing import Any
 import httpx
 import structlog
 
+from ipnext.credentials import forget_credential, note_key_file, read_key
 from ipnext.dev.children import Child, Family, end_orphans
 from ipnext.dev.ports import choose
 from ipnext.dev.stores import Stores, prepare
 from ipnext.devfile import read_devfile, server_command, temporal_binary
-from ipnext.errors import Conflict
+from ipnext.errors import Conflict, InvalidInput
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.forked import Orphans, become_subreaper
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.wanted_state import WantedState, longest_drain
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS
-from ipnext.settings import DevSettings
+from ipnext.platform.admin import ensure_admin_key, make_first_ticket
+from ipnext.settings import DevSettings, client_settings
 
 HOST = "127.0.0.1"
 START_LIMIT_SECONDS = 90.0
@@ -55,6 +58,11 @@ class Places:
     def peers(self) -> Path:
         """Gateways of all regions, for the agents."""
         return self.state / "peers.json"
+
+    @property
+    def admin_key(self) -> Path:
+        """The key of the platform's first administrator; only this user can read it."""
+        return self.state / "admin-key"
 
     def region(self, name: str) -> Path:
         """State directory of a region's agent."""
@@ -89,7 +97,7 @@ def locked(state: Path) -> Iterator[None]:
 class Platform:
     """All processes of one state directory."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of who starts it
         self,
         places: Places,
         config_path: Path | None,
@@ -98,12 +106,14 @@ class Platform:
         stores: Stores,
         free_ports: bool,
         workers: int,
+        credentials: Path | None = None,
     ) -> None:
         config = read_devfile(config_path)
         self._places = places
         self._stores = stores
         self._config = config
         self._regions = regions
+        self._credentials = credentials
         self._workers = tuple(f"worker-{number}" for number in range(1, workers + 1))
         self._family = Family()
         self._agents: dict[str, Child] = {}
@@ -135,6 +145,7 @@ class Platform:
             "temporal_ui": self._url("temporal_ui"),
             "temporal_address": f"{HOST}:{self._ports['temporal']}",
             "gateways": self.gateways,
+            "admin_key_file": str(self._places.admin_key),
             "worker_metrics": {name: self._url(f"metrics {name}") + "/metrics" for name in self._workers},
             "pid": os.getpid(),
         }
@@ -164,7 +175,9 @@ class Platform:
             limit_seconds=START_LIMIT_SECONDS,
         )
         replace_file(self._places.endpoints, json.dumps(self.endpoints, indent=2).encode())
-        log.info("ready", **{k: v for k, v in self.endpoints.items() if k != "pid"})
+        note_key_file(self._url("api"), self._places.admin_key, self._credentials)
+        link = f"{self._url('api')}/#ticket={make_first_ticket(self._stores.database_url, read_key(self._places.admin_key))}"
+        log.info("ready", **{k: v for k, v in self.endpoints.items() if k != "pid"} | {"page": link})
         self._family.start(*map(self._worker, more))
 
     def tend(self, stop: threading.Event) -> None:
@@ -183,6 +196,8 @@ class Platform:
         The data planes finish what they have, within the models' drains; an agent that takes longer is killed, and then what it ran.
         """
         self._places.endpoints.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, InvalidInput):
+            forget_credential(self._url("api"), self._credentials, key_file=self._places.admin_key)
         for region, agent in self._agents.items():
             agent.grace_seconds = ending_seconds(self._places.region(region))
         self._family.stop()
@@ -297,7 +312,16 @@ def run(
     with locked(state):
         places = Places(state)
         regions = prepare(state, stores, fleet)
-        platform = Platform(places, config, regions, stores=stores, free_ports=free_ports, workers=settings.dev_workers)
+        ensure_admin_key(places.admin_key, stores.database_url)
+        platform = Platform(
+            places,
+            config,
+            regions,
+            stores=stores,
+            free_ports=free_ports,
+            workers=settings.dev_workers,
+            credentials=client_settings().credentials_file,
+        )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         try:

@@ -54,6 +54,8 @@ class ErrorBody(Value):
     allowed: tuple[str, ...] | None = None
     rules: tuple[str, ...] | None = None
     """The binding rules, where the code is Infeasible."""
+    policy: str | None = None
+    """The policy that decided, where the code is Forbidden."""
 
 
 class ChangeView(Change):

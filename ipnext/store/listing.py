@@ -67,7 +67,7 @@ class Listing(Models, Profiles, Plans):
         `ready` filters by the recorded condition; `suspects` are models that `ready=False` returns in any case.
         `search` is a part of the name.
         """
-        query = select(ModelRow).where(col(ModelRow.retired).is_(False))
+        query = select(ModelRow).where(col(ModelRow.retired).is_(False), *self._owned())
         if after is not None:
             query = query.where(col(ModelRow.name) > after)
         if owner is not None:
@@ -81,7 +81,7 @@ class Listing(Models, Profiles, Plans):
 
     def unready_models(self, *, suspects: Collection[str] = (), limit: int = 50) -> tuple[str, ...]:
         """Return the first names of models that are recorded as not ready, or are suspects; none that is retired."""
-        query = select(ModelRow.name).where(col(ModelRow.retired).is_(False), _unready(suspects))
+        query = select(ModelRow.name).where(col(ModelRow.retired).is_(False), _unready(suspects), *self._owned())
         return tuple(self._session.exec(query.order_by(col(ModelRow.name)).limit(bounded(limit))))
 
     def change_page(
@@ -92,6 +92,7 @@ class Listing(Models, Profiles, Plans):
         if state is not None:
             query = query.where(ChangeRow.state == state.value)
         if model is None:
+            query = query.where(*self._seen(col(ChangeRow.model)))
             query = query if ordinal is None else query.where(col(ChangeRow.ordinal) < ordinal)
             query = query.order_by(col(ChangeRow.ordinal).desc())
             key: Callable[[ChangeRow], object] = lambda row: row.ordinal  # noqa: E731
@@ -138,7 +139,8 @@ class Listing(Models, Profiles, Plans):
     def event_page(self, model: str | None = None, *, after: str | None = None, limit: int = 100) -> Page[Event]:
         """Return the events of a model, or of all. NotFound."""
         if model is None:
-            return self._by_ordinal(EventRow, after, limit, _event)
+            seen = [or_(col(EventRow.model).is_(None), each) for each in self._seen(col(EventRow.model))]
+            return self._by_ordinal(EventRow, after, limit, _event, *seen)
         self._model_row(model)
         return self._by_ordinal(EventRow, after, limit, _event, EventRow.model == model)
 
@@ -153,7 +155,8 @@ class Listing(Models, Profiles, Plans):
 
     def plan_page(self, *, after: str | None = None, limit: int = 20, fleet_only: bool = False) -> Page[PlanEntry]:
         """Return the lines of plans."""
-        where = (col(PlanRow.scope).is_(None),) if fleet_only else ()
+        where: list[ColumnElement[bool]] = [col(PlanRow.scope).is_(None)] if fleet_only else []
+        where += [or_(col(PlanRow.scope).is_(None), each) for each in self._seen(col(PlanRow.scope))]
         page: Page[PlanRow] = self._by_ordinal(PlanRow, after, limit, lambda row: row, *where, options=_LINE)
         held = self._holding([row.id for row in page.items])
         return page.map(lambda row: _plan_entry(row, has_documents=row.id in held))
@@ -188,7 +191,9 @@ class Listing(Models, Profiles, Plans):
 
     def change_counts(self, since: datetime) -> Mapping[ChangeState, int]:
         """Count changes by state: all that are open, and those of the ended ones that were recorded after `since`."""
-        counted = select(ChangeRow.state, func.count()).group_by(ChangeRow.state)
+        counted = (
+            select(ChangeRow.state, func.count()).where(*self._seen(col(ChangeRow.model))).group_by(ChangeRow.state)
+        )
         final = [state.value for state in ChangeState if state.final]
         unfinished = self._session.exec(counted.where(col(ChangeRow.state).in_(_OPEN)))
         ended = self._session.exec(counted.where(col(ChangeRow.created_at) > since, col(ChangeRow.state).in_(final)))
@@ -198,7 +203,7 @@ class Listing(Models, Profiles, Plans):
         """(model, kind, state) -> seconds from record to end of its newest ended change among those recorded last."""
         row = METADATA.tables[ChangeRow.__tablename__].c
         newest = sa_select(row.model, row.kind, row.state, row.created_at, row.finished_at)
-        newest = newest.order_by(row.ordinal.desc()).limit(bounded(among))
+        newest = newest.where(*self._seen(row.model)).order_by(row.ordinal.desc()).limit(bounded(among))
         found = self._session.connection().execute(newest).all()
         return {
             (model, kind, state): (finished - created).total_seconds()

@@ -19,6 +19,7 @@ from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, document, 
 
 THE_FLEET = 1
 
+_OWNER = sa_select(MODELS.c.owner).where(MODELS.c.name == bindparam("name"))
 _ONE = sa_select(MODELS).where(MODELS.c.name == bindparam("name"))
 
 
@@ -95,6 +96,23 @@ class Models(Unit):
         if row is None:
             raise self._no_model(name)
         return _model(row)
+
+    def owner_of(self, name: str) -> str | None:
+        """The owner of a model, retired or not; None for one that is not known."""
+        return self._run(_OWNER, name=name).scalar()
+
+    def owners(self) -> tuple[str, ...]:
+        """Owners of models, retired ones too, by name."""
+        return tuple(sorted(self._session.exec(select(ModelRow.owner).distinct())))
+
+    def owners_of(self, names: Collection[str]) -> Mapping[str, str]:
+        """Model -> its owner, of those of these models that are known."""
+        query = select(ModelRow.name, ModelRow.owner)
+        return {
+            name: owner
+            for some in batches(names)
+            for name, owner in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
+        }
 
     def models(self) -> tuple[ModelRecord, ...]:
         """All models, retired ones too, by name."""

@@ -48,14 +48,16 @@ class Overviews(Unit):
     def model_counts(self) -> tuple[int, int]:
         """Count the models that are not retired, and those of them that are recorded as ready."""
         query = (
-            select(ModelRow.ready, func.count()).where(col(ModelRow.retired).is_(False)).group_by(col(ModelRow.ready))
+            select(ModelRow.ready, func.count())
+            .where(col(ModelRow.retired).is_(False), *self._owned())
+            .group_by(col(ModelRow.ready))
         )
         counts = dict(self._session.exec(query).all())
         return sum(counts.values()), counts.get(True, 0)
 
     def recorded_readiness(self, names: Collection[str]) -> Mapping[str, bool]:
         """Return for those of these models that are not retired whether they are recorded as ready."""
-        query = select(ModelRow.name, ModelRow.ready).where(col(ModelRow.retired).is_(False))
+        query = select(ModelRow.name, ModelRow.ready).where(col(ModelRow.retired).is_(False), *self._owned())
         return {
             name: ready
             for some in batches(names)
@@ -65,7 +67,9 @@ class Overviews(Unit):
     def served_generations_of_all(self) -> Sequence[tuple[str, bool, int | None]]:
         """Return name, recorded readiness and serving generation of every model that is not retired, by name."""
         query = select(ModelRow.name, ModelRow.ready, ModelRow.serving_generation)
-        return self._session.exec(query.where(col(ModelRow.retired).is_(False)).order_by(col(ModelRow.name))).all()
+        return self._session.exec(
+            query.where(col(ModelRow.retired).is_(False), *self._owned()).order_by(col(ModelRow.name))
+        ).all()
 
     def models_named(self, names: Collection[str]) -> tuple[ModelRecord, ...]:
         """Those of these models that exist, retired ones too, by name."""
@@ -174,14 +178,16 @@ class Overviews(Unit):
 
     def largest_unmet(self, *, limit: int) -> tuple[Unmet, ...]:
         """Return the demand that the plan in force leaves unserved, of the `limit` models with the most."""
-        query = select(PlacementRow.unmet).where(PlacementRow.unmet_qps > 0)
+        query = select(PlacementRow.unmet).where(PlacementRow.unmet_qps > 0, *self._seen(col(PlacementRow.model)))
         query = query.order_by(col(PlacementRow.unmet_qps).desc(), col(PlacementRow.model)).limit(bounded(limit))
         return tuple(decode_plain(Unmet, item) for text in self._session.exec(query) for item in plain(text))
 
     def unmet_models(self) -> int:
         """Count the models of whose demand the plan in force leaves some unserved."""
         return self._session.exec(
-            select(func.count()).select_from(PlacementRow).where(PlacementRow.unmet_qps > 0)
+            select(func.count())
+            .select_from(PlacementRow)
+            .where(PlacementRow.unmet_qps > 0, *self._seen(col(PlacementRow.model)))
         ).one()
 
     def _newest(self, models: Collection[str], query: Select[Any], key: Column[Any], limit: int) -> list[Any]:

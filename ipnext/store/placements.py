@@ -134,6 +134,8 @@ class Placements(Unit):
         """Owner -> $/h and unmet requests a second by the plan in force."""
         row = PlacementRow
         query = select(row.owner, func.sum(row.cost_per_hour), func.sum(row.unmet_qps)).group_by(row.owner)
+        if self._visible is not None:
+            query = query.where(self._among(col(row.owner), self._visible))
         return {owner: (cost, unmet) for owner, cost, unmet in self._session.exec(query.order_by(row.owner))}
 
     def unmet_by_priority(self) -> Mapping[float, float]:

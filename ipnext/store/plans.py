@@ -71,6 +71,10 @@ class Plans(Placements):
             raise _unknown(plan_id)
         return entry
 
+    def scope_of_plan(self, plan_id: str) -> str | None:
+        """The one model that a plan places; None for a plan of the fleet, and for one that is not known."""
+        return self._session.exec(select(PlanRow.scope).where(PlanRow.id == plan_id)).first()
+
     def plan_documents(self, plan_id: str) -> PlanDocuments:
         """A plan's documents as text. NotFound, also where only its line is kept."""
         return _documents(self._plan_row(plan_id))

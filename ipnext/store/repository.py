@@ -5,6 +5,7 @@ from ipnext.store.deployments import Deployments
 from ipnext.store.drains import Drains
 from ipnext.store.freezes import Freezes
 from ipnext.store.journal import Journal
+from ipnext.store.keys import Keys
 from ipnext.store.listing import Listing
 from ipnext.store.overviews import Overviews
 from ipnext.store.pauses import Pauses
@@ -14,7 +15,7 @@ from ipnext.store.transitions import Transitions
 
 
 class Repository(
-    Listing, Publishing, Replans, Transitions, Deployments, Freezes, Drains, Pauses, Journal, Belonging, Overviews
+    Listing, Publishing, Replans, Transitions, Deployments, Freezes, Drains, Pauses, Journal, Belonging, Overviews, Keys
 ):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
 

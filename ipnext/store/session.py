@@ -74,10 +74,13 @@ class Store:
             yield Repository(session, scope=scope, writable=True)
 
     @contextmanager
-    def read(self) -> Iterator[Repository]:
-        """A unit that only reads: one consistent picture, waits for no writer and holds none up."""
+    def read(self, visible: frozenset[str] | None = None) -> Iterator[Repository]:
+        """A unit that only reads: one consistent picture, waits for no writer and holds none up.
+
+        `visible`: owners whose models it lists and counts; None: all.
+        """
         with translated(self.name), Session(self._readers) as session, session.begin():
-            yield Repository(session, scope=None, writable=False)
+            yield Repository(session, scope=None, writable=False, visible=visible)
 
     def revision(self) -> str:
         """Return a mark of the committed content: equal marks of one store mean that nothing was committed in between.

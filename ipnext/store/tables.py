@@ -495,6 +495,31 @@ class AuditRow(Row, table=True):
     detail: str | None = _text(default=None)
 
 
+class KeyRow(Row, table=True):
+    """An API key, a session or a ticket. `digest` is of the secret, `parent` the key on whose behalf it acts."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        UniqueConstraint("id"),
+        Index("ix_api_keys_kind", "kind", "ordinal"),
+        Index("ix_api_keys_name", "name", "ordinal"),
+        Index("ix_api_keys_expires_at", "expires_at"),
+    )
+
+    ordinal: int | None = _ordinal()
+    id: str = _text()
+    name: str = _text()
+    kind: str = _text()
+    digest: str = _text()
+    grants: str = _text()
+    parent: str | None = _text(default=None)
+    created_at: datetime = _time()
+    created_by: str = _text()
+    expires_at: datetime | None = _time(default=None)
+    revoked_at: datetime | None = _time(default=None)
+    last_used_at: datetime | None = _time(default=None)
+
+
 class DrainRow(Row, table=True):
     """One drain of one region; the newest of a region is the one that counts."""
 

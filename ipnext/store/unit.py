@@ -38,7 +38,10 @@ _MODEL_EXISTS = select(MODELS.c.name).where(MODELS.c.name == bindparam("name"))
 
 
 class Unit:
-    """One unit of work. `scope` names the only models it may write; None may write all."""
+    """One unit of work. `scope` names the only models it may write; None may write all.
+
+    `visible`: owners whose models are listed and counted; None: all. What names a model reads it whatever its owner.
+    """
 
     def __init__(
         self,
@@ -47,9 +50,11 @@ class Unit:
         scope: frozenset[str] | None,
         writable: bool,
         clock: Callable[[], datetime] = utc_now,
+        visible: frozenset[str] | None = None,
     ) -> None:
         self._session = session
         self.scope = scope
+        self._visible = visible
         self._writable = writable
         self._now = clock
         self._known_models: set[str] = set()
@@ -69,6 +74,16 @@ class Unit:
         row = self._session.get(kind, key)
         self._got.append(row)
         return row
+
+    def _seen(self, model: Any) -> tuple[ColumnElement[bool], ...]:
+        """Return the condition that a column names a model of the visible owners; none if all are."""
+        if self._visible is None:
+            return ()
+        return (model.in_(select(MODELS.c.name).where(*self._owned())),)
+
+    def _owned(self) -> tuple[ColumnElement[bool], ...]:
+        """Return the condition that a row of `models` has a visible owner; none if all are."""
+        return () if self._visible is None else (self._among(MODELS.c.owner, self._visible),)
 
     def _among(self, column: Any, values: Collection[Any]) -> ColumnElement[bool]:
         """Return the condition that a column has one of these values.

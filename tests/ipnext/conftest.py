@@ -16,11 +16,13 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from ipnext.access.keys import draw_key, parse_key
 from ipnext.api.app import create_app
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.infra.memory import MemoryInfrastructure
+from ipnext.model.access import ApiKey, Grant, Role
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.lifecycle import ChangeState, ReplanState
@@ -126,6 +128,36 @@ class Rooms:
     lifecycle: MemoryLifecycle
     settings: PlatformSettings
     directory: Path
+    admin_key: str = ""
+    """Text of a key that may do everything."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request of the administrator carries."""
+        return {"Authorization": f"Bearer {self.admin_key}"}
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        """A client of a new application over these rooms, which asks as the administrator."""
+        transport = httpx.ASGITransport(app=self.app())
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=self.headers, **options)
+
+    def ticket(self) -> str:
+        """A ticket that logs a browser in as the administrator."""
+        return self.add_key("admin", Role.ADMIN, kind="ticket", parent=parse_key(self.admin_key).id)
+
+    def add_key(
+        self, name: str, role: Role, *, owner: str = "*", region: str = "*", parent: str | None = None, **fields: Any
+    ) -> str:
+        """Store a key; its text."""
+        drawn = draw_key()
+        now = datetime.now(UTC)
+        given = {"created_at": now, "last_used_at": now, "created_by": "a test", "kind": "key"} | fields
+        key = ApiKey(
+            id=drawn.id, name=name, digest=drawn.digest, grants=(Grant(role=role, owner=owner, region=region),), **given
+        )
+        with self.store.begin() as unit:
+            unit.add_key(key, parent=parent)
+        return drawn.text
 
     fleet_document = staticmethod(fleet_document)
     model_document = staticmethod(model_document)
@@ -317,7 +349,7 @@ def rooms(tmp_path: Path, migrated: Path) -> Iterator[Rooms]:
     allowed.mkdir()
     shutil.copy(migrated, tmp_path / "ipnext.db")
     store = Store.open(f"sqlite:///{tmp_path}/ipnext.db")
-    yield Rooms(
+    found = Rooms(
         store=store,
         artifacts=FileArtifactStore(tmp_path / "artifacts"),
         infrastructure=MemoryInfrastructure(["eu", "us"]),
@@ -325,6 +357,8 @@ def rooms(tmp_path: Path, migrated: Path) -> Iterator[Rooms]:
         settings=PlatformSettings(artifact_roots=(allowed,), max_upload_bytes=4096),
         directory=tmp_path,
     )
+    found.admin_key = found.add_key("admin", Role.ADMIN)
+    yield found
     store.close()
 
 
@@ -334,7 +368,7 @@ async def world(rooms: Rooms) -> AsyncIterator[World]:
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=rooms.headers) as http,
     ):
         yield World(http, rooms)
 
@@ -399,7 +433,8 @@ def switchboard(listeners) -> Iterator[Switchboard]:
 
 
 @pytest.fixture
-def live(rooms: Rooms, switchboard: Switchboard) -> Iterator[Live]:
-    """The API behind a real socket of the loopback."""
+def live(rooms: Rooms, switchboard: Switchboard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+    """The API behind a real socket of the loopback. Clients of this process ask as the administrator."""
+    monkeypatch.setenv("IPNEXT_API_KEY", rooms.admin_key)
     with switchboard.answering(rooms.app()) as url:
         yield Live(url, rooms)

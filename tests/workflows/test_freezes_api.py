@@ -20,7 +20,9 @@ async def http(house, temporal_address, monkeypatch) -> AsyncIterator[httpx.Asyn
     """The API over the house, with the real engine behind it."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal_address)
     lifecycle = TemporalLifecycle(ui_url="http://127.0.0.1:8233")
-    app = create_app(house.store, house.artifacts, house.infrastructure, lifecycle, PlatformSettings())
+    app = create_app(
+        house.store, house.artifacts, house.infrastructure, lifecycle, PlatformSettings(authentication="none")
+    )
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),

@@ -426,6 +426,11 @@ async function read() {
   let rest = reading.source ? IDLE_MS : REST_MS * 2;
   try {
     const answer = await fetch(asked, { cache: "no-cache", signal: AbortSignal.timeout(TIMEOUT_MS) });
+    if (answer.status === 401) {
+      reading.busy = false;
+      loggedOut();
+      return;
+    }
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const found = await answer.json();
     if (asked === address()) render(found);
@@ -532,9 +537,63 @@ function theme() {
   apply();
 }
 
+// A session lies in a cookie that scripts can't read. A ticket comes behind the #, which browsers send to nobody.
+const login = document.getElementById("login");
+
+async function logIn(credential) {
+  const answer = await fetch("/v1/sessions", { method: "POST", headers: { Authorization: `Bearer ${credential}` } });
+  if (answer.ok) return "";
+  const body = await answer.json().catch(() => ({}));
+  return body.message || `the API answered ${answer.status}`;
+}
+
+function loggedOut(why = "") {
+  clearTimeout(reading.timer);
+  clearTimeout(reading.retry);
+  reading.source?.close();
+  reading.source = null;
+  document.querySelector("main").hidden = true;
+  document.getElementById("logout").hidden = true;
+  document.getElementById("login-refused").textContent = why;
+  login.hidden = false;
+  connection("waiting", "not logged in");
+}
+
+function loggedIn() {
+  login.hidden = true;
+  document.querySelector("main").hidden = false;
+  document.getElementById("logout").hidden = false;
+  listen();
+  read();
+}
+
+login.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const refused = await logIn(new FormData(login).get("key").trim());
+  login.reset();
+  if (refused) loggedOut(refused);
+  else loggedIn();
+});
+
+document.getElementById("logout").addEventListener("click", async () => {
+  await fetch("/v1/sessions/current", { method: "DELETE" });
+  loggedOut();
+});
+
+async function begin() {
+  const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket");
+  let refused = "";
+  if (ticket) {
+    history.replaceState(null, "", location.pathname + location.search);
+    refused = await logIn(ticket);
+  }
+  const known = await fetch("/v1/sessions/current", { cache: "no-store" });
+  if (known.status === 401) loggedOut(refused);
+  else loggedIn();
+}
+
 theme();
 filters();
 document.addEventListener("visibilitychange", visibility);
 visibility();
-listen();
-read();
+begin().catch(() => loggedIn());

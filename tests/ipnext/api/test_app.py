@@ -46,7 +46,9 @@ async def test_a_bad_parameter_is_invalid_input_not_422(applied):
 async def test_a_database_that_is_not_usable_is_unavailable_and_not_ready(rooms):
     unmigrated = Store.open(f"sqlite:///{rooms.directory}/other.db")
     app = dataclasses.replace(rooms, store=unmigrated).app()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://localhost", headers=rooms.headers
+    ) as http:
         answer = await http.get("/v1/models")
         assert (answer.status_code, answer.json()["code"]) == (503, "Unavailable")
         assert answer.headers["retry-after"]
@@ -62,7 +64,9 @@ async def test_an_api_on_the_record_of_another_platform_answers_and_is_not_ready
         repository.add_drain("eu")
     app = rooms.app()
     async with (
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as http,
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url="http://localhost", headers=rooms.headers
+        ) as http,
         app.router.lifespan_context(app),
     ):
         await eventually(lambda: app.state.platform.outbox.foreign)
@@ -194,7 +198,7 @@ async def test_a_changed_fleet_is_handed_on_once_its_time_has_come(rooms):
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=rooms.headers) as http,
     ):
         document = rooms.fleet_document()
         document["spec"]["supply"][0]["unitCost"] = 2
@@ -214,7 +218,9 @@ async def test_a_changed_fleet_asks_for_nothing_where_that_is_switched_off_or_no
     if placed:
         rooms.adopt_plan()
     app = dataclasses.replace(rooms, settings=settings).app()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://localhost", headers=rooms.headers
+    ) as http:
         document = rooms.fleet_document()
         document["spec"]["supply"][0]["units"] = 9
         (await http.put("/v1/fleet", json=document)).raise_for_status()
@@ -371,7 +377,7 @@ def fuzzed(rooms):
     rooms.seed("ranker")
     app = rooms.app()
     loop = asyncio.new_event_loop()
-    http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost")
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost", headers=rooms.headers)
 
     def ask(method, path, **options):
         return loop.run_until_complete(http.request(method, path, **options))

@@ -12,7 +12,7 @@ async def test_a_pause_is_told_to_the_engine_with_who_and_why(applied):
         "/v1/models/ranker/pause", json={"reason": "an incident"}, headers={"X-IPnext-User": "anna"}
     )
 
-    assert (answer.status_code, answer.json()["message"]) == (200, "paused by anna: an incident")
+    assert (answer.status_code, answer.json()["message"]) == (200, "paused by anna (key admin): an incident")
     assert applied.rooms.lifecycle.held["ranker"].reason == "an incident"
 
 
@@ -55,7 +55,7 @@ async def test_a_repeated_request_of_one_key_is_said_once(applied):
         answer = await applied.http.post("/v1/models/ranker/resume", json={}, headers={"Idempotency-Key": "p"})
         said.append((answer.status_code, answer.json()["message"]))
 
-    assert said == [(200, "resumed by unknown")] * 2
+    assert said == [(200, "resumed by key admin")] * 2
     assert [action for _, action, _ in applied.rooms.lifecycle.controls] == ["pause", "resume"]
     without = await applied.http.post("/v1/models/ranker/resume", json={})
     assert without.status_code == 409, "another request finds nothing paused"

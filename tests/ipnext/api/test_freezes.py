@@ -83,7 +83,7 @@ async def test_the_audit_tells_who_did_what_and_why(applied):
     await put(applied)
     change = (await applied.publish("a")).json()
     answer = await applied.http.post(f"/v1/changes/{change['id']}/override", json={"reason": "a fix"}, headers=ANN)
-    assert (answer.status_code, answer.json()["freezes"], answer.json()["who"]) == (200, ["sale"], "ann")
+    assert (answer.status_code, answer.json()["freezes"], answer.json()["who"]) == (200, ["sale"], "ann (key admin)")
     await applied.http.post(f"/v1/changes/{change['id']}/override", json={"reason": "again"})
     await applied.http.delete("/v1/freezes/sale?reason=sold%20out", headers={"X-IPnext-User": "Zo%C3%AB"})
     found = [
@@ -91,9 +91,9 @@ async def test_the_audit_tells_who_did_what_and_why(applied):
         for e in (await applied.http.get("/v1/audit")).json()["items"]
     ]
     assert found == [
-        ("Zoë", "freeze_deleted", "sale", "sold out"),
-        ("ann", "freeze_overridden", change["id"], "a fix"),
-        ("ann", "freeze_applied", "sale", "the shop is full"),
+        ("Zoë (key admin)", "freeze_deleted", "sale", "sold out"),
+        ("ann (key admin)", "freeze_overridden", change["id"], "a fix"),
+        ("ann (key admin)", "freeze_applied", "sale", "the shop is full"),
     ]
     events = [e["kind"] for e in (await applied.http.get("/v1/events")).json()["items"]]
     assert {"FreezeApplied", "FreezeOverridden", "FreezeLifted"} <= set(events)

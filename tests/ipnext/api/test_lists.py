@@ -24,8 +24,11 @@ from tests.ipnext.store.test_profiles import profile
 @pytest.fixture
 async def quiet(rooms):
     """The API without its background work: nothing but the requests asks or writes the store."""
-    transport = httpx.ASGITransport(app=rooms.app())
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+    app = rooms.app()
+    app.state.platform.access._clock = lambda: 0.0  # a credential that was proved once stays so
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=rooms.headers) as http:
+        await http.get("/v1/sessions/current")
         yield World(http, rooms)
 
 

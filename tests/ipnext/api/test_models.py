@@ -239,7 +239,7 @@ async def test_the_platforms_own_setting_allows_more(rooms):
     rooms.settings = rooms.settings.model_copy(update=update)
     app = rooms.app()
     transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=rooms.headers) as http:
         (await http.put("/v1/fleet", json=rooms.fleet_document())).raise_for_status()
         settings = {"environment": {"LD_PRELOAD": "x"}, "extraArgs": ["--speculative-config", "{}"]}
         answer = await http.put("/v1/models/chat", json=vllm_document(rooms, **settings))

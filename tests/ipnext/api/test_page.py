@@ -72,7 +72,7 @@ def page(browser, seeded):
     page.on("pageerror", lambda error: complaints.append(str(error)))
     aborted = "net::ERR_ABORTED"  # the page was left while it polled
     page.on("requestfailed", lambda r: complaints.append(r.url) if r.failure != aborted else None)
-    page.goto(seeded.url, wait_until="domcontentloaded")
+    page.goto(f"{seeded.url}/#ticket={seeded.rooms.ticket()}", wait_until="domcontentloaded")
     page.wait_for_selector("[data-model=ranker]")
     yield page
     assert complaints == []
@@ -216,7 +216,7 @@ HIDDEN = (
 def test_on_a_telephone_why_something_was_refused_is_in_sight(browser, seeded):
     context = patient(browser.new_context(viewport={"width": 390, "height": 900}))
     page = context.new_page()
-    page.goto(seeded.url, wait_until="domcontentloaded")
+    page.goto(f"{seeded.url}/#ticket={seeded.rooms.ticket()}", wait_until="domcontentloaded")
     why = page.locator("[data-change] td.wide", has_text="FP16 is not FP32")
     why.first.wait_for()
     assert why.first.bounding_box()["width"] > 300
@@ -236,7 +236,7 @@ def test_long_names_and_parts_of_a_cut_model_push_nothing_out_of_sight(browser, 
     rooms.serve(1, model=LONG)
     context = patient(browser.new_context(viewport={"width": width, "height": 1500}))
     page = context.new_page()
-    page.goto(live.url, wait_until="domcontentloaded")
+    page.goto(f"{live.url}/#ticket={live.rooms.ticket()}", wait_until="domcontentloaded")
     tower = page.wait_for_selector("[data-part=tower]")
     assert [cell.inner_text() for cell in tower.query_selector_all("td")] == [
         "tower",
@@ -318,7 +318,7 @@ def crowd(browser, live):
             unit.set_condition(f"model-{number:02}", ConditionType.READY, status, reason, MARKUP)
     context = patient(browser.new_context(viewport={"width": 1360, "height": 1200}))
     page = context.new_page()
-    page.goto(live.url, wait_until="domcontentloaded")
+    page.goto(f"{live.url}/#ticket={live.rooms.ticket()}", wait_until="domcontentloaded")
     page.wait_for_selector("[data-model=model-00]")
     yield page
     context.close()
@@ -382,7 +382,7 @@ def test_without_streams_the_page_polls(browser, live):
     context = patient(browser.new_context())
     page = context.new_page()
     page.route("**/v1/events/stream", lambda route: route.fulfill(status=503, body="{}"))
-    page.goto(live.url, wait_until="domcontentloaded")
+    page.goto(f"{live.url}/#ticket={live.rooms.ticket()}", wait_until="domcontentloaded")
     page.wait_for_selector("[data-model=ranker]")
     live.rooms.seed("embedder")
     page.wait_for_selector("[data-model=embedder]")
@@ -412,7 +412,7 @@ def test_the_api_reference_is_readable_without_any_other_host(page, seeded):
 def test_a_server_that_goes_away_is_said_in_words(browser, seeded):
     context = patient(browser.new_context())
     page = context.new_page()
-    page.goto(seeded.url, wait_until="domcontentloaded")
+    page.goto(f"{seeded.url}/#ticket={seeded.rooms.ticket()}", wait_until="domcontentloaded")
     page.wait_for_selector("[data-state=live]")
     context.set_offline(True)
     page.wait_for_selector("[data-state=lost]")

@@ -30,11 +30,11 @@ def environment(directory, **extra):
 
 
 @pytest.fixture
-def process(tmp_path):
+def process(tmp_path, rooms):
     env = environment(tmp_path)
     with (tmp_path / "api.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "ipnext.api"], env=env, stdout=log, stderr=log)
-    client = Client(f"http://127.0.0.1:{env['IPNEXT_API_PORT']}")
+    client = Client(f"http://127.0.0.1:{env['IPNEXT_API_PORT']}", api_key=rooms.admin_key)
 
     def answers():
         assert process.poll() is None, (tmp_path / "api.log").read_text()

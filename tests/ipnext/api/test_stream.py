@@ -154,13 +154,16 @@ def test_the_stream_is_served_with_its_type_and_resumes_by_its_header(live):
     happen(live.rooms, "two")
     headers = {"Last-Event-ID": "1"}
     with (
-        httpx.Client(timeout=PATIENCE_SECONDS) as client,
+        httpx.Client(timeout=PATIENCE_SECONDS, headers=live.rooms.headers) as client,
         client.stream("GET", f"{live.url}/v1/events/stream", headers=headers) as answer,
     ):
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = answer.iter_lines()
         assert next(line for line in lines if line.startswith("id: ")) == "id: 2"
-    assert httpx.get(f"{live.url}/v1/events/stream", headers={"Last-Event-ID": "x"}).status_code == 400
+    assert (
+        httpx.get(f"{live.url}/v1/events/stream", headers={"Last-Event-ID": "x", **live.rooms.headers}).status_code
+        == 400
+    )
 
 
 async def _nothing():

@@ -75,8 +75,8 @@ def test_a_model_is_frozen_for_a_while_and_the_way_out_is_told(run):
     assert (view["version"], view["manifest"]["spec"]["reason"]) == (2, "it is still full")
     assert "freeze hold-ranker is lifted" in run("unfreeze", "hold-ranker", "--reason", "sold out").stdout
     audit = run("get", "audit").stdout
-    assert re.search(r"ann +freeze deleted +hold-ranker +- +sold out", audit)
-    assert re.search(r"ann +freeze applied +hold-ranker +- +the shop is full", audit)
+    assert re.search(r"ann \(key admin\) +freeze deleted +hold-ranker +- +sold out", audit)
+    assert re.search(r"ann \(key admin\) +freeze applied +hold-ranker +- +the shop is full", audit)
 
 
 def test_owners_and_regions_are_frozen_without_a_model(run):
@@ -110,8 +110,8 @@ def test_an_override_needs_a_reason_and_stands_in_the_audit(run, parts):
     change = json.loads(run("publish", "ranker", *parts, "--change-id", "fix-1", "-o", "json").stdout)
     assert "Missing option '--reason'" in run("override", change["id"], status=2).stderr
     told = run("override", "fix-1", "--reason", "a security fix").stdout
-    assert told == "change fix-1 of ranker passes hold-ranker; by ann: a security fix\n"
-    assert re.search(r"ann +freeze overridden +fix-1 +ranker +a security fix", run("get", "audit").stdout)
+    assert told == "change fix-1 of ranker passes hold-ranker; by ann (key admin): a security fix\n"
+    assert re.search(r"ann \(key admin\) +freeze overridden +fix-1 +ranker +a security fix", run("get", "audit").stdout)
     assert "is not known" in run("override", "nothing", "--reason", "r", status=2).stderr
 
 

@@ -1,0 +1,119 @@
+"""Decides by Cedar policies whether a principal may act. A policy that forbids wins over every one that permits."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import cedarpy
+
+from ipnext.access.actions import ACTIONS, Action
+from ipnext.errors import Forbidden, InvalidInput, NotFound
+from ipnext.model.access import ANY, Grant, Principal, Role
+
+BUILT_IN: Final = Path(__file__).with_name("policies.cedar")
+REMEMBERED: Final = 16_384
+"""Decisions that are kept; each is a function of its arguments alone."""
+
+UNNAMED: Final = "-"
+
+
+class Resource(NamedTuple):
+    """What an action acts on: `owner` of a Model, `name` of a Model or Region."""
+
+    kind: str
+    name: str = ""
+    owner: str = ""
+
+
+class Decision(NamedTuple):
+    """Whether an action is allowed, and the policy that decided."""
+
+    allowed: bool
+    policy: str
+
+
+class Policies:
+    """The built-in policies and those of the operator."""
+
+    def __init__(self, more: str = "") -> None:
+        """`more`: Cedar text of the operator, added to the built-in policies. InvalidInput if it is none, or lacks `@id`."""
+        try:
+            self._policies = cedarpy.PolicySet.from_str(BUILT_IN.read_text(encoding="utf-8") + "\n" + more)
+        except ValueError as error:
+            msg = f"the policies are not Cedar: {error}"
+            raise InvalidInput(msg, field="policies") from error
+        self.has_own = bool(more.strip())
+        """Whether the operator added policies, which may forbid what roles permit."""
+        self._decide = functools.lru_cache(REMEMBERED)(self._decided)
+
+    def decide(self, principal: Principal, action: Action, resource: Resource) -> Decision:
+        """Decide by the policies, without exceptions of the caller's own."""
+        return self._decide(principal, action, resource)
+
+    def check(self, principal: Principal, action: Action, resource: Resource) -> Decision:
+        """Return the permission. Forbidden names the action, the role it needs and the policy."""
+        decision = self.decide(principal, action, resource)
+        if decision.allowed:
+            return decision
+        of = f" of owner {resource.owner!r}" if resource.owner else f" {resource.name!r}" if resource.name else ""
+        msg = (
+            f"{principal.text} may not {action.about} ({action.name}): it needs role {action.role.value} for the "
+            f"{resource.kind.lower()}{of}; policy {decision.policy!r} decides"
+        )
+        raise Forbidden(msg, policy=decision.policy)
+
+    def visible_owners(self, principal: Principal, owners: Iterable[str]) -> frozenset[str]:
+        """Those of these owners whose models the principal may read."""
+        read = ACTIONS["models.read"]
+        return frozenset(
+            owner for owner in owners if self.decide(principal, read, Resource("Model", owner=owner)).allowed
+        )
+
+    def _decided(self, principal: Principal, action: Action, resource: Resource) -> Decision:
+        uid = {"type": principal.kind.capitalize(), "id": principal.id}
+        request = {
+            "principal": uid,
+            "action": {"type": "Action", "id": action.name},
+            "resource": {"type": resource.kind, "id": resource.name or resource.owner or ANY},
+            "context": {},
+        }
+        found = cedarpy.is_authorized(request, self._policies, _entities(uid, principal, action, resource))
+        names = _named(found.diagnostics)
+        return Decision(found.allowed, names or action.policy)
+
+
+def policies_of(file: Path | None) -> Policies:
+    """The policies with those of a file. InvalidInput, NotFound."""
+    if file is None:
+        return Policies()
+    try:
+        return Policies(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"policies_file (IPNEXT_POLICIES_FILE): {file} can't be read: {error.strerror}"
+        raise NotFound(msg) from error
+
+
+def _named(diagnostics: Any) -> str:
+    ids: Mapping[str, str] = diagnostics.id_annotations_by_reason or {}
+    return ", ".join(sorted(ids.get(reason) or reason for reason in diagnostics.reasons))
+
+
+def _entities(uid: Mapping[str, str], principal: Principal, action: Action, resource: Resource) -> list[dict[str, Any]]:
+    of_resource = {"type": resource.kind, "id": resource.name or resource.owner or ANY}
+    parents = [{"type": "Action", "id": role.value} for role in Role if role is action.role]
+    return [
+        {"uid": uid, "attrs": {"name": principal.name, **_attributes(principal.grants)}, "parents": []},
+        {"uid": {"type": "Action", "id": action.name}, "attrs": {}, "parents": parents},
+        {"uid": of_resource, "attrs": {"name": resource.name, "owner": resource.owner}, "parents": []},
+    ]
+
+
+def _attributes(grants: Sequence[Grant]) -> Mapping[str, list[str]]:
+    """Owners at each role or a higher one, and regions that may be operated."""
+    everywhere = [grant for grant in grants if grant.region == ANY]
+    owners = {
+        role.value: sorted({grant.owner for grant in everywhere if grant.role.rank >= role.rank}) for role in Role
+    }
+    operated = {grant.region for grant in grants if grant.role.rank >= Role.OPERATOR.rank and grant.owner == ANY}
+    return {**owners, "operated_regions": sorted(operated)}

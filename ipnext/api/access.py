@@ -1,0 +1,383 @@
+"""Who asks, and whether it may: authentication of every request, authorization of every endpoint.
+
+`Authentication` is middleware: a request without a valid credential is answered 401 before its body is read. Each endpoint
+names its action by `may(...)`, which answers 403, or 404 where the model is not the principal's to see.
+"""
+
+import dataclasses
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from http.cookies import CookieError, SimpleCookie
+from typing import Annotated, Any, Final
+
+import anyio
+from fastapi import Depends, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ipnext.access.acting import ACTING, Acting
+from ipnext.access.actions import ACTIONS, Action
+from ipnext.access.keys import LONGEST, is_key, parse_key, proves
+from ipnext.access.policy import Policies, Resource
+from ipnext.api.errors import answer, error_body
+from ipnext.api.stream import Listener
+from ipnext.errors import IPnextError, NotFound, Unauthenticated, Unavailable
+from ipnext.model.access import ANY, Principal
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+KEPT_SECONDS: Final = 2.0
+"""A credential that proved its principal is not looked up again for so long; a revocation is in force after it."""
+
+KEPT: Final = 4096
+USED_EVERY: Final = timedelta(minutes=1)
+PUBLIC: Final = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/sessions"})
+"""Paths that need no credential: the page's shell, the schema, probes, and the login, which brings its own."""
+PUBLIC_FOLDER: Final = "/web/"
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ipnext"'}
+
+LOCAL: Final = Principal(kind="local", id="local", name="anybody", grants=())
+"""Everybody, where authentication is off."""
+
+Tokens = Callable[[str], Principal]
+"""Proves the principal of a token of the identity provider. Raises Unauthenticated."""
+
+
+def no_tokens(_: str) -> Principal:
+    """Refuse every token: no identity provider is configured."""
+    msg = "the credential is no API key, and no identity provider is configured (IPNEXT_OIDC_ISSUER)"
+    raise Unauthenticated(msg)
+
+
+class Access:
+    """Proves principals by the store's keys and decides by the policies. Any thread may use it."""
+
+    def __init__(
+        self,
+        store: Store,
+        policies: Policies,
+        *,
+        required: bool = True,
+        tokens: Tokens = no_tokens,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`required=False`: nobody is asked for a credential, and everybody may do everything."""
+        self._store, self._policies, self._tokens, self._clock = store, policies, tokens, clock
+        self._kept: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
+        self.required = required
+
+    # authentication
+
+    def remembered(self, credential: str, kinds: tuple[str, ...]) -> Principal | None:
+        """The principal of a credential that was proved a moment ago. Blocks for nothing."""
+        found = self._kept.get(_mark(credential, kinds))
+        return found[0] if found is not None and self._clock() < found[1] else None
+
+    def prove(self, credential: str, *, kinds: tuple[str, ...] = ("key",)) -> Principal:
+        """The principal of a credential. Unauthenticated; the text says as little of a wrong secret as of an unknown id."""
+        if len(credential) > (LONGEST if is_key(credential) else 16_384):
+            msg = "the credential is too long"
+            raise Unauthenticated(msg)
+        principal = self._of_key(credential, kinds) if is_key(credential) else self._tokens(credential)
+        self._kept[_mark(credential, kinds)] = (principal, self._clock() + KEPT_SECONDS)
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return principal
+
+    def _of_key(self, text: str, kinds: tuple[str, ...]) -> Principal:
+        given, now = parse_key(text), datetime.now(UTC)
+        with self._store.read() as unit:
+            key = unit.find_key(given.id)
+        if key is None or not proves(given.secret, key.digest) or key.kind not in kinds:
+            msg = "the API key is not known"
+            raise Unauthenticated(msg)
+        if not key.is_valid(now):
+            why = "was revoked" if key.revoked_at is not None else "has expired"
+            msg = f"{key.kind} {key.name} {why}; ask an administrator for another one"
+            raise Unauthenticated(msg)
+        if key.last_used_at is None or now - key.last_used_at > USED_EVERY:
+            with self._store.begin_free(()) as unit:
+                unit.touch_key(key.id, now)
+        return Principal(kind=key.kind, id=key.id, name=key.name, grants=key.grants)
+
+    def is_still_valid(self, principal: Principal) -> bool:
+        """Whether a principal that was proved before would be proved now. Reads the store."""
+        if principal.kind not in {"key", "session"}:
+            return True
+        with self._store.read() as unit:
+            key = unit.find_key(principal.id)
+        return key is not None and key.is_valid(datetime.now(UTC))
+
+    def forget(self) -> None:
+        """Look every credential up again: keys have changed."""
+        self._kept.clear()
+
+    # authorization
+
+    def check(self, principal: Principal, action: str, resource: Resource) -> str:
+        """Return the policy that permits. Forbidden names the one that does not."""
+        if not self.required:
+            return "authentication-is-off"
+        return self._policies.check(principal, ACTIONS[action], resource).policy
+
+    def visible(self, principal: Principal) -> frozenset[str] | None:
+        """Owners whose models the principal may read; None: all. Reads the store where it is not all."""
+        if self.sees_all(principal):
+            return None
+        with self._store.read() as unit:
+            owners = unit.owners()
+        return self._policies.visible_owners(principal, owners)
+
+    def can_see(self, principal: Principal, owner: str) -> bool:
+        """Whether the principal may read an owner's models."""
+        return self.sees_all(principal) or owner in self._policies.visible_owners(principal, (owner,))
+
+    def check_model(self, principal: Principal, action: Action, unit: Repository, name: str) -> str:
+        """Return the policy that permits an action on a model. A model of others is answered as one that is not there."""
+        if not self.required:
+            return "authentication-is-off"
+        owner = unit.owner_of(name)
+        if owner is None and self.sees_all(principal):
+            return action.policy  # the endpoint says what is missing, and which models there are
+        if owner is None or not self.can_see(principal, owner):
+            msg = f"model {name!r} is not known; `ipnext get models` lists those that {principal.text} may see"
+            raise NotFound(msg)
+        return self._policies.check(principal, action, Resource("Model", name, owner)).policy
+
+    def check_owner(self, principal: Principal, action: str, name: str, owner: str) -> None:
+        """Check an action on a model of an owner, such as the one that a manifest names. Forbidden."""
+        if self.required:
+            self._policies.check(principal, ACTIONS[action], Resource("Model", name, owner))
+
+    def sees_all(self, principal: Principal) -> bool:
+        """Whether no model is hidden from the principal, whatever owners there are."""
+        if not self.required:
+            return True
+        everything = any(grant.owner == ANY and grant.region == ANY for grant in principal.grants)
+        return everything and not self._policies.has_own
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Listening:
+    """A principal that follows the stream of events."""
+
+    access: Access
+    principal: Principal
+
+    def sees(self, owner: str | None) -> bool:
+        """Whether it may read an owner's models; what is of the fleet it may."""
+        return owner is None or self.access.can_see(self.principal, owner)
+
+    def may_listen(self) -> bool:
+        """Whether its credential still proves it. True while the store does not answer."""
+        try:
+            return not self.access.required or self.access.is_still_valid(self.principal)
+        except Unavailable:
+            return True
+
+
+def listener_of(access: Access, principal: Principal) -> Listener:
+    """A principal as a listener of the stream."""
+    return _Listening(access, principal)
+
+
+class Authentication:
+    """ASGI middleware: proves who asks, or answers 401 before anything of the body is read."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401, or pass the request on with its principal in `scope["state"]`."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = _headers(scope)
+        try:
+            principal = await self._principal(scope, headers)
+        except IPnextError as error:
+            await answer(error_body(error), error.http_status, _headers_of(error))(scope, receive, send)
+            return
+        client = scope.get("client")
+        acting = Acting(principal, client[0] if client else "", said=headers.get("x-ipnext-user", "")[:400])
+        scope.setdefault("state", {})["acting"] = acting
+        token = ACTING.set(acting)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            ACTING.reset(token)
+
+    async def _principal(self, scope: Scope, headers: Mapping[str, str]) -> Principal:
+        if not self._access.required or is_public(scope["path"]):
+            return LOCAL
+        credential, kinds = _bearer(headers), ("key",)
+        if credential is None:
+            credential, kinds = _cookie(scope, headers), ("session",)
+            if credential is not None and scope["method"] not in SAFE_METHODS and not _is_same_origin(headers):
+                msg = "a page's request that changes something names its origin; this one has neither Origin nor Sec-Fetch-Site"
+                raise Unauthenticated(msg)
+        if credential is None:
+            msg = (
+                "this needs a credential: `Authorization: Bearer KEY`; the CLI and SDK take IPNEXT_API_KEY or what "
+                "`ipnext login` and `ipnext dev` wrote down"
+            )
+            raise Unauthenticated(msg)
+        found = self._access.remembered(credential, kinds)
+        if found is not None:
+            return found
+        return await anyio.to_thread.run_sync(lambda: self._access.prove(credential, kinds=kinds))
+
+
+def _headers_of(error: IPnextError) -> Mapping[str, str]:
+    return CHALLENGE if isinstance(error, Unauthenticated) else {"Retry-After": "1"} if error.retryable else {}
+
+
+def is_public(path: str) -> bool:
+    """Whether a path is answered without a credential."""
+    return path in PUBLIC or path.startswith(PUBLIC_FOLDER)
+
+
+def acting_of(request: Request) -> Acting:
+    """Who acts in this request."""
+    acting: Acting = request.state.acting
+    return acting
+
+
+def principal_of(request: Request) -> Principal:
+    """The principal of a request."""
+    return acting_of(request).principal
+
+
+Asker = Annotated[Principal, Depends(principal_of)]
+
+
+async def visible_of(request: Request) -> frozenset[str] | None:
+    """Owners whose models the request's principal may see; None: all."""
+    access: Access = request.app.state.platform.access
+    principal = principal_of(request)
+    if access.sees_all(principal):
+        return None
+    return await anyio.to_thread.run_sync(access.visible, principal)
+
+
+Visible = Annotated[frozenset[str] | None, Depends(visible_of)]
+
+
+def may(name: str) -> Any:
+    """Make the dependency of an endpoint that checks an action, on the model, change or region of the path."""
+    action = ACTIONS[name]
+
+    async def check(request: Request) -> None:
+        access: Access = request.app.state.platform.access
+        acting = acting_of(request)
+        path = request.path_params
+        if action.kind == "Model" and ("name" in path or "change_id" in path):
+            policy = await anyio.to_thread.run_sync(_check_model, request, access, action)
+        elif action.kind == "Model":
+            policy = action.policy  # a list leaves out what is not the principal's to see
+        else:
+            policy = access.check(acting.principal, action.name, Resource(action.kind, path.get("region", "")))
+        request.state.acting = dataclasses.replace(acting, action=action.name, policy=policy)
+        ACTING.set(request.state.acting)
+
+    check.__name__ = f"may_{name.replace('.', '_')}"
+    check.action = action  # type: ignore[attr-defined]
+    return Depends(check)
+
+
+def may_read_plan() -> Any:
+    """Make the dependency that checks reading the plan of the path: of one model as the model, of the fleet as the fleet."""
+    return Depends(_check_plan)
+
+
+def _check_plan(request: Request) -> None:
+    access: Access = request.app.state.platform.access
+    principal, plan_id = principal_of(request), request.path_params["plan_id"]
+    if access.sees_all(principal):
+        return
+    with request.app.state.platform.store.read() as unit:
+        model = unit.scope_of_plan(plan_id)
+        owner = None if model is None else unit.owner_of(model)
+    if model is None:
+        access.check(principal, "plans.read", Resource("Fleet"))
+    elif owner is None or not access.can_see(principal, owner):
+        msg = f"no plan has the id {plan_id!r}"
+        raise NotFound(msg)
+
+
+_check_plan.action = ACTIONS["plans.read"]  # type: ignore[attr-defined]
+
+
+def _check_model(request: Request, access: Access, action: Action) -> str:
+    path, principal = request.path_params, principal_of(request)
+    with request.app.state.platform.store.read() as unit:
+        name = path.get("name") or _model_of_change(access, principal, unit, path["change_id"])
+        if name is None:
+            return action.policy  # the endpoint says that there is no such change
+        if action.name == "models.apply" and unit.owner_of(name) is None:
+            return action.policy  # the endpoint checks the owner that the manifest names
+        return access.check_model(principal, action, unit, name)
+
+
+def _model_of_change(access: Access, principal: Principal, unit: Repository, change_id: str) -> str | None:
+    """The model of a change. NotFound for one that is not there, and in the same words for one of a model of others.
+
+    None for one that is not there if nothing is hidden from the principal.
+    """
+    change = unit.find_change(change_id)
+    if change is None and access.sees_all(principal):
+        return None
+    owner = None if change is None else unit.owner_of(change.model)
+    if change is None or owner is None or not access.can_see(principal, owner):
+        msg = f"no change has the id {change_id!r}"
+        raise NotFound(msg)
+    return change.model
+
+
+def bearer_of(request: Request) -> str | None:
+    """The credential of a request's `Authorization`; none without one. Unauthenticated for another scheme than Bearer."""
+    return _bearer(_headers(request.scope))
+
+
+def _headers(scope: Scope) -> Mapping[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _bearer(headers: Mapping[str, str]) -> str | None:
+    """The credential of `Authorization`. Unauthenticated for another scheme."""
+    given = headers.get("authorization")
+    if given is None:
+        return None
+    scheme, _, credential = given.partition(" ")
+    if scheme.lower() != "bearer" or not credential.strip():
+        msg = "Authorization: the scheme is Bearer, followed by an API key or a token"
+        raise Unauthenticated(msg)
+    return credential.strip()
+
+
+def cookie_name(scope: Scope) -> str:
+    """Name of the session's cookie: with the port, for browsers send cookies of a host to each of its ports."""
+    server = scope.get("server")
+    return f"ipnext_session_{server[1] if server else 0}"
+
+
+def _cookie(scope: Scope, headers: Mapping[str, str]) -> str | None:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(cookie_name(scope))
+    except CookieError:
+        return None
+    return found.value if found is not None else None
+
+
+def _is_same_origin(headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that its own page asks. That the origin is the right one was checked before."""
+    return "origin" in headers or headers.get("sec-fetch-site") == "same-origin"
+
+
+def _mark(credential: str, kinds: tuple[str, ...]) -> str:
+    """What a credential is remembered by: not its text."""
+    return hashlib.sha256(f"{kinds}{credential}".encode(errors="replace")).hexdigest()

@@ -1,0 +1,87 @@
+"""What a principal that sees the models of some owners only is not shown of the fleet's own records.
+
+Such records name models of all owners in lists and in words; their counts and states stay.
+"""
+
+from collections.abc import Iterable
+
+from ipnext.model.deployment import Replica
+from ipnext.model.drain import DrainView
+from ipnext.model.fleet import FleetSpec
+from ipnext.model.resource import MovesView, PlanSummary, RegionView, ReplanView
+from ipnext.store.repository import Repository
+
+Visible = frozenset[str] | None
+"""Owners; None: all."""
+
+HIDDEN = "not shown: it may name models of other owners"
+
+
+def shown_plan(plan: PlanSummary, visible: Visible) -> PlanSummary:
+    """A plan's line. That of one model is the model's own: whoever may read the model may read it."""
+    if visible is None or plan.scope is not None or not plan.message:
+        return plan
+    return plan.model_copy(update={"message": HIDDEN})
+
+
+def shown_replan(replan: ReplanView, visible: Visible) -> ReplanView:
+    """A replan with the counts of its models, without their names."""
+    if visible is None:
+        return replan
+    progress = replan.progress
+    if progress is not None:
+        progress = progress.model_copy(update={"moving_models": (), "held_models": (), "troubles": ()})
+    message = HIDDEN if replan.message else ""
+    return replan.model_copy(update={"models": (), "progress": progress, "message": message})
+
+
+def shown_moves(moves: MovesView, visible: Visible) -> MovesView:
+    """How the moves of replans stand, without the names of models."""
+    if moves.replan is None:
+        return moves
+    return moves.model_copy(update={"replan": shown_replan(moves.replan, visible)})
+
+
+def shown_drain(drain: DrainView, visible: Visible) -> DrainView:
+    """A drain without the words that name what stays unserved."""
+    if visible is None or not drain.message:
+        return drain
+    return drain.model_copy(update={"message": HIDDEN})
+
+
+def shown_fleet(spec: FleetSpec, visible: Visible) -> FleetSpec:
+    """The fleet with the budgets of the visible owners."""
+    if visible is None:
+        return spec
+    return spec.model_copy(update={"owners": tuple(o for o in spec.owners if o.owner in visible)})
+
+
+def shown_regions(views: Iterable[RegionView], unit: Repository, visible: Visible) -> tuple[RegionView, ...]:
+    """Regions with the replicas of visible models among those that are shown."""
+    found = tuple(views)
+    if visible is None:
+        return found
+    seen = visible_models(unit, {replica.key.model for view in found for replica in view.replicas}, visible)
+    return tuple(
+        view.model_copy(
+            update={
+                "replicas": tuple(r for r in view.replicas if r.key.model in seen),
+                "drain": None if view.drain is None else shown_drain(view.drain, visible),
+            }
+        )
+        for view in found
+    )
+
+
+def shown_replicas(replicas: Iterable[Replica], unit: Repository, visible: Visible) -> tuple[Replica, ...]:
+    """Replicas of visible models."""
+    found = tuple(replicas)
+    if visible is None:
+        return found
+    seen = visible_models(unit, {replica.key.model for replica in found}, visible)
+    return tuple(replica for replica in found if replica.key.model in seen)
+
+
+def visible_models(unit: Repository, names: Iterable[str], visible: frozenset[str]) -> frozenset[str]:
+    """Those of these models that visible owners have."""
+    return frozenset(name for name, owner in unit.owners_of(set(names)).items() if owner in visible)

@@ -1,0 +1,69 @@
+"""API keys: create, list, revoke. The secret is in the answer that creates a key, and nowhere else."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+
+from ipnext.access.keys import draw_key
+from ipnext.api.access import Asker, may
+from ipnext.api.platform import After, Limit, Rooms, listed
+from ipnext.errors import InvalidInput
+from ipnext.model.access import ANY, ApiKey, CreatedKey, Grant, KeyId, KeyRequest, KeyView, Role, key_view
+from ipnext.model.resource import Listed
+
+router = APIRouter(prefix="/v1/keys", tags=["access"])
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+@router.post("", dependencies=[may("keys.manage")], status_code=201, summary="Create an API key")
+def create_key(request: KeyRequest, rooms: Rooms, asker: Asker, response: Response) -> CreatedKey:
+    """Create a key with one role. `key` is given out this once; 409 if a valid key has the name."""
+    check_grant(request)
+    drawn, now = draw_key(), datetime.now(UTC)
+    lasts = request.expires_in_seconds
+    key = ApiKey(
+        id=drawn.id,
+        name=request.name,
+        kind="key",
+        digest=drawn.digest,
+        grants=(Grant(role=request.role, owner=request.owner, region=request.region),),
+        created_at=now,
+        created_by=asker.text,
+        expires_at=None if lasts is None else now + timedelta(seconds=lasts),
+    )
+    with rooms.store.begin() as unit:
+        unit.add_key(key)
+    response.headers.update(NO_STORE)
+    return CreatedKey(**key_view(key).model_dump(), key=drawn.text)
+
+
+@router.get("", dependencies=[may("keys.manage")], summary="List API keys")
+def list_keys(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[KeyView]:
+    """Newest first, revoked and expired ones too; without secrets."""
+    with rooms.store.read() as unit:
+        page = unit.key_page(after=after, limit=limit)
+    return listed(page.map(key_view))
+
+
+@router.delete("/{key_id}", dependencies=[may("keys.manage")], summary="Revoke an API key")
+def revoke_key(
+    key_id: Annotated[KeyId, Path(description="Id of the key: the text before the dot, without `ipnext_`.")],
+    rooms: Rooms,
+) -> KeyView:
+    """End a key, and the sessions that were logged in with it; in force everywhere within 5 s."""
+    with rooms.store.begin() as unit:
+        key = unit.revoke_key(key_id)
+    rooms.access.forget()
+    return key_view(key)
+
+
+def check_grant(request: KeyRequest) -> None:
+    """Refuse a grant that would mean nothing. InvalidInput."""
+    if ANY not in {request.region, request.owner}:
+        msg = "region: a role over one region is about no owner's models; give owner or region, not both"
+        raise InvalidInput(msg, field="region", value=request.region, allowed=(ANY,))
+    if request.region != ANY and request.role not in {Role.VIEWER, Role.OPERATOR}:
+        msg = f"role: over a region there are viewer and operator, not {request.role.value}"
+        raise InvalidInput(msg, field="role", value=request.role.value, allowed=(Role.VIEWER, Role.OPERATOR))

@@ -1,0 +1,111 @@
+"""Logins of the page: a key, or a ticket that is good once, becomes a session in a cookie that scripts can't read."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from ipnext.access.keys import draw_key, parse_key
+from ipnext.api.access import Asker, bearer_of, cookie_name
+from ipnext.api.keys import NO_STORE
+from ipnext.api.platform import Rooms
+from ipnext.errors import Forbidden, Unauthenticated
+from ipnext.model.access import ApiKey, KeyKind, Principal, SessionView, Ticket
+from ipnext.store.repository import Repository
+
+router = APIRouter(prefix="/v1", tags=["access"])
+
+SESSION_LASTS: Final = timedelta(hours=12)
+TICKET_LASTS: Final = timedelta(minutes=10)
+
+
+@router.post("/sessions", status_code=201, summary="Log a browser in")
+def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
+    """Give out a session for the key or ticket of `Authorization`, in a cookie. A ticket is good once; 401 for others."""
+    credential = bearer_of(request)
+    if credential is None:
+        msg = "a login needs `Authorization: Bearer`, followed by an API key or a ticket of `ipnext login --page`"
+        raise Unauthenticated(msg)
+    asker = rooms.access.prove(credential, kinds=("key", "ticket"))
+    if asker.kind == "user":
+        msg = "a token of the identity provider is sent with each request; it can't become a session"
+        raise Unauthenticated(msg)
+    with rooms.store.begin() as unit:
+        parent = _parent(unit, asker, credential)
+        key, text = drawn(asker, "session", SESSION_LASTS)
+        unit.add_key(key, parent=parent)
+    rooms.access.forget()
+    response.set_cookie(
+        cookie_name(request.scope),
+        text,
+        max_age=int(SESSION_LASTS.total_seconds()),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+        path="/",
+    )
+    response.headers.update(NO_STORE)
+    return SessionView(name=key.name, kind="session", grants=key.grants, expires_at=key.expires_at)
+
+
+@router.get("/sessions/current", summary="Ask who is logged in")
+def who_am_i(asker: Asker) -> SessionView:
+    """The principal of the request, and what it was granted."""
+    return SessionView(name=asker.name, kind=asker.kind, grants=asker.grants)
+
+
+@router.delete("/sessions/current", status_code=204, summary="Log a browser out")
+def log_out(request: Request, asker: Asker, rooms: Rooms) -> Response:
+    """End the session of the request's cookie. 403 for a key: `DELETE /v1/keys/{id}` revokes it."""
+    if asker.kind != "session":
+        msg = f"{asker.text} is no session; `ipnext keys revoke` ends a key"
+        raise Forbidden(msg, policy="sessions-end-themselves")
+    with rooms.store.begin() as unit:
+        unit.revoke_key(asker.id)
+    rooms.access.forget()
+    answer = Response(status_code=204)
+    answer.delete_cookie(cookie_name(request.scope), path="/")
+    return answer
+
+
+@router.post("/tickets", status_code=201, summary="Make a link that logs a browser in")
+def make_ticket(rooms: Rooms, asker: Asker, response: Response) -> Ticket:
+    """Give out a ticket with the caller's own grants, good once and for ten minutes: `/#ticket=...` of the page takes it."""
+    if asker.kind != "key":
+        msg = f"a ticket is made with an API key; {asker.text} is none"
+        raise Forbidden(msg, policy="keys-make-tickets")
+    key, text = drawn(asker, "ticket", TICKET_LASTS)
+    with rooms.store.begin() as unit:
+        unit.add_key(key, parent=asker.id)
+    response.headers.update(NO_STORE)
+    assert key.expires_at is not None  # noqa: S101 - a ticket always ends
+    return Ticket(ticket=text, expires_at=key.expires_at)
+
+
+def drawn(asker: Principal, kind: KeyKind, lasts: timedelta) -> tuple[ApiKey, str]:
+    """Draw a session or ticket that acts for a principal, with its text."""
+    new, now = draw_key(), datetime.now(UTC)
+    key = ApiKey(
+        id=new.id,
+        name=asker.name,
+        kind=kind,
+        digest=new.digest,
+        grants=asker.grants,
+        created_at=now,
+        created_by=asker.text,
+        expires_at=now + lasts,
+    )
+    return key, new.text
+
+
+def _parent(unit: Repository, asker: Principal, credential: str) -> str:
+    """The key on whose behalf the session acts. A ticket is used up, once, however many ask with it at a time."""
+    if asker.kind != "ticket":
+        return asker.id
+    ticket = unit.find_key(parse_key(credential).id)
+    parent = unit.parent_of_key(asker.id)
+    if ticket is None or parent is None or not ticket.is_valid(datetime.now(UTC)):
+        msg = "the ticket was used already, or has expired; `ipnext login --page` makes another one"
+        raise Unauthenticated(msg)
+    unit.revoke_key(ticket.id)
+    return parent

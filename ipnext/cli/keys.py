@@ -1,0 +1,116 @@
+"""API keys on the command line: `keys create`, `list`, `revoke`."""
+
+import re
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ipnext.cli.command import Command
+from ipnext.cli.output import Form, Output, age, rows, say, write
+from ipnext.cli.session import client_of
+from ipnext.errors import InvalidInput
+from ipnext.model.access import ANY, KeyRequest, KeyView, Role
+
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LENGTH = re.compile(r"([1-9][0-9]{0,4})([mhdw])")
+
+
+def create(  # noqa: PLR0913, PLR0917 - each is an option of the command line
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.", show_default=False)],
+    role: Annotated[Role, typer.Option(help="What it may do; each role includes those before it.")],
+    owner: Annotated[str, typer.Option(help="Over the models of this owner; * is all.")] = ANY,
+    region: Annotated[str, typer.Option(help="Over this region, and no models: viewer or operator.")] = ANY,
+    expires_in: Annotated[
+        str | None, typer.Option(help="How long it is valid: 90m, 6h, 30d, 2w; else until it is revoked.")
+    ] = None,
+    output: Output = Form.TABLE,
+) -> None:
+    """Create a key. Its text is printed this once; only its digest is stored."""
+    request = KeyRequest(
+        name=name,
+        role=role,
+        owner=owner,
+        region=region,
+        expires_in_seconds=_seconds(expires_in) if expires_in else None,
+    )
+    made = client_of(context).create_key(request)
+    write(made, output, lambda: [made.key])
+    say(
+        f"key {made.id} ({made.name}) is {made.role.value} of {_over(made)}; this is the only time that its text is shown"
+    )
+
+
+def list_keys(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="Most keys.")] = 100,
+    output: Output = Form.TABLE,
+) -> None:
+    """List keys, the newest first, without secrets."""
+    found = list(client_of(context).keys(limit=limit))
+    write(found, output, lambda: _table(found))
+
+
+def revoke(
+    context: typer.Context,
+    key_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Id of the key, as `keys list` shows it.", show_default=False)
+    ],
+    output: Output = Form.TABLE,
+) -> None:
+    """Revoke a key and the sessions that were logged in with it; in force everywhere within 5 s."""
+    view = client_of(context).revoke_key(key_id)
+    write(view, output, lambda: [f"key {view.id} ({view.name}) is revoked"])
+
+
+def _table(found: list[KeyView]) -> Table:
+    lines = (
+        (
+            key.id,
+            key.name,
+            key.role.value,
+            _over(key),
+            key.created_by,
+            age(key.created_at),
+            _when(key.last_used_at),
+            _state(key),
+        )
+        for key in found
+    )
+    return rows("", ("id", "name", "role", "over", "created by", "created", "last used", "state"), lines)
+
+
+def _over(key: KeyView) -> str:
+    if key.region != ANY:
+        return f"region {key.region}"
+    return "everything" if key.owner == ANY else f"owner {key.owner}"
+
+
+def _when(at: datetime | None) -> str:
+    return "never" if at is None else age(at)
+
+
+def _state(key: KeyView) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {age(key.revoked_at)} ago"
+    return "valid" if key.expires_at is None else f"until {key.expires_at:%Y-%m-%d %H:%M}Z"
+
+
+def _seconds(text: str) -> int:
+    found = _LENGTH.fullmatch(text)
+    if found is None:
+        msg = f"--expires-in: {text!r} is no length of time; allowed: a number and m, h, d or w, such as 30d"
+        raise InvalidInput(msg, field="expires_in", value=text, allowed=("90m", "6h", "30d", "2w"))
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+COMMANDS = (
+    Command("create", "Create an API key.", create),
+    Command("list", "List API keys.", list_keys),
+    Command("revoke", "Revoke an API key.", revoke),
+)
+GROUP = typer.Typer(name="keys", help="Create, list and revoke API keys.", no_args_is_help=True)
+for command in COMMANDS:
+    GROUP.command(command.name, help=command.help)(command.function)

@@ -1,0 +1,36 @@
+"""What proves the client to the API: given, of the environment, or written down for the API's address."""
+
+from collections.abc import Generator
+
+import httpx
+
+from ipnext.credentials import find_credential, origin_of
+from ipnext.errors import InvalidInput
+from ipnext.settings import ClientSettings
+
+
+class Credential(httpx.Auth):
+    """Adds `Authorization` to requests to the API's own address.
+
+    What is written down in a file is read for each request: a platform that starts again writes another key.
+    """
+
+    def __init__(self, url: str, *, given: str | None, settings: ClientSettings) -> None:
+        """InvalidInput for a key that a header can't carry; the message does not repeat it."""
+        self._url = url
+        self._file = settings.credentials_file
+        named = settings.api_key.get_secret_value() if settings.api_key is not None else None
+        self._given = given or named
+        if self._given is not None and not (
+            self._given.isascii() and self._given.isprintable() and " " not in self._given
+        ):
+            msg = "api_key (IPNEXT_API_KEY): has characters that no key or token has; copy it again"
+            raise InvalidInput(msg, field="api_key")
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Send a request with the credential, if there is one."""
+        if origin_of(str(request.url)) == origin_of(self._url):
+            found = self._given or find_credential(self._url, self._file)
+            if found is not None:
+                request.headers["Authorization"] = f"Bearer {found}"
+        yield request

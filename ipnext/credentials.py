@@ -1,0 +1,126 @@
+"""Credentials of this user, by the address of the API: one file that only the user can read.
+
+`ipnext dev` writes down where its admin key lies, `ipnext login` a token. A credential is sent to the address that it was
+written down for, and to no other.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from ipnext.errors import InvalidInput
+
+FILE: Final = "credentials.json"
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+def credentials_file(given: Path | None = None) -> Path:
+    """The file of this user, or the one that the settings name."""
+    return given or Path(platformdirs.user_config_dir("ipnext", appauthor=False)) / FILE
+
+
+def find_credential(url: str, file: Path | None = None) -> str | None:
+    """The credential for an API, or None. InvalidInput if the file is not ours, or others may read the key.
+
+    A key that is named and not there any more counts as none: the platform that wrote it down has gone.
+    """
+    entry = _read(credentials_file(file)).get(origin_of(url))
+    if not isinstance(entry, Mapping):
+        return None
+    if isinstance(entry.get("credential"), str):
+        return str(entry["credential"])
+    named = entry.get("key_file")
+    if not isinstance(named, str):
+        return None
+    return read_key(Path(named))
+
+
+def read_key(file: Path) -> str | None:
+    """The key in a file; None if there is no such file. InvalidInput if others than its owner may read it."""
+    try:
+        with file.open(encoding="utf-8") as opened:
+            mode = os.fstat(opened.fileno()).st_mode
+            text = opened.read(512).strip()
+    except OSError:
+        return None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        msg = f"the key file {file} may be read by others than its owner; `chmod 600` it, and replace the key"
+        raise InvalidInput(msg, field="api_key")
+    return text or None
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only this user can read, in one step."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def note_key_file(url: str, key_file: Path, file: Path | None = None) -> None:
+    """Write down where the key for an API lies."""
+    with _changing(credentials_file(file)) as entries:
+        entries[origin_of(url)] = {"key_file": str(key_file)}
+
+
+def note_credential(url: str, entry: Mapping[str, Any], file: Path | None = None) -> None:
+    """Write down a credential for an API: `credential` and what renews it."""
+    with _changing(credentials_file(file)) as entries:
+        entries[origin_of(url)] = dict(entry)
+
+
+def forget_credential(url: str, file: Path | None = None, *, key_file: Path | None = None) -> bool:
+    """Strike off what was written down for an API; with `key_file` only if that is what it names. True if there was one."""
+    with _changing(credentials_file(file)) as entries:
+        entry = entries.get(origin_of(url))
+        if entry is None or (key_file is not None and entry.get("key_file") != str(key_file)):
+            return False
+        del entries[origin_of(url)]
+        return True
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of an address, as credentials are written down for. `localhost` is 127.0.0.1."""
+    parts = urlsplit(str(url))
+    host = "127.0.0.1" if parts.hostname in {"localhost", None} else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port or _PORTS.get(parts.scheme, 0)}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        msg = f"{file} is not JSON ({error}); remove it, and `ipnext login` or start `ipnext dev` again"
+        raise InvalidInput(msg, field="credentials_file", value=str(file)) from error
+    return entries if isinstance(entries, dict) else {}
+
+
+@contextlib.contextmanager
+def _changing(file: Path) -> Iterator[dict[str, Any]]:
+    """The entries to change, while no other process changes them."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (file.parent / f".{file.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        entries = _read(file)
+        yield entries
+        write_private(file, json.dumps(entries, indent=2, sort_keys=True))

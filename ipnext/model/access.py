@@ -1,0 +1,139 @@
+"""Who may do what: roles over owners and regions, principals, API keys as they are listed."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, StringConstraints
+
+from ipnext.model.value import NAME_PATTERN, Name, Value, Written
+
+ANY: Final = "*"
+"""In a grant: every owner, or every region."""
+
+Scope = Annotated[str, StringConstraints(pattern=rf"^\*$|{NAME_PATTERN}", max_length=63)]
+"""The name of an owner or a region, or `*` for all."""
+
+KeyId = Annotated[str, StringConstraints(pattern=r"^[a-z2-7]{16}$")]
+
+LONGEST_SECONDS: Final = 10 * 366 * 86_400
+
+
+class Role(StrEnum):
+    """What a principal may do; each role may do what the ones before it may."""
+
+    VIEWER = "viewer"
+    PUBLISHER = "publisher"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+    @property
+    def rank(self) -> int:
+        """Position among the roles; a higher one includes the lower ones."""
+        return list(Role).index(self)
+
+
+class Grant(Value):
+    """A role over an owner's models, or over all (`*`). With a region it is about that region and no models."""
+
+    role: Role
+    owner: Scope = ANY
+    region: Scope = ANY
+
+
+KeyKind = Literal["key", "session", "ticket"]
+"""`session`: a browser that has logged in. `ticket`: logs a browser in, once."""
+
+PrincipalKind = Literal["key", "session", "ticket", "user", "local"]
+"""`user`: a person with a token of the identity provider. `local`: anybody, where authentication is off."""
+
+
+class Principal(Value):
+    """Who asks, as it was proved, and what it was granted."""
+
+    kind: PrincipalKind
+    id: str
+    name: str
+    grants: tuple[Grant, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """As logs and the audit name it: `key deployer`."""
+        return f"{self.kind} {self.name}"
+
+
+class ApiKey(Value):
+    """A key as it is stored. Its secret is not: `digest` is the SHA-256 of the secret's 256 random bits."""
+
+    id: KeyId
+    name: Name
+    kind: KeyKind
+    digest: str
+    grants: tuple[Grant, ...]
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+    def is_valid(self, at: datetime) -> bool:
+        """Whether the key is neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+
+
+class KeyRequest(Written):
+    """A key to create: one role, over one owner's models or all, or over one region."""
+
+    name: Name
+    role: Role
+    owner: Scope = ANY
+    region: Scope = ANY
+    expires_in_seconds: int | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
+    """Seconds until the key expires; none: it does not."""
+
+
+class KeyView(Written):
+    """A key as it is listed: never its secret."""
+
+    id: KeyId
+    name: Name
+    role: Role
+    owner: Scope
+    region: Scope
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    """Within a minute."""
+
+
+class CreatedKey(KeyView):
+    """A new key with its text, which is given out this once."""
+
+    key: str
+
+
+class SessionView(Written):
+    """Who is logged in, by what grants, until when."""
+
+    name: str
+    kind: PrincipalKind
+    grants: tuple[Grant, ...]
+    expires_at: datetime | None = None
+
+
+class Ticket(Written):
+    """Logs a browser in, once: the page takes it from its address, behind `#ticket=`."""
+
+    ticket: str
+    expires_at: datetime
+
+
+def key_view(key: ApiKey) -> KeyView:
+    """Return the listed form of a key with one grant."""
+    grant = key.grants[0]
+    shown = key.model_dump(
+        include={"id", "name", "created_at", "created_by", "expires_at", "revoked_at", "last_used_at"}
+    )
+    return KeyView(role=grant.role, owner=grant.owner, region=grant.region, **shown)

@@ -1,0 +1,91 @@
+"""Keys of administrators, written into the record itself: the first one of a platform, and the embedded platform's own."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from ipnext.access.keys import NewKey, draw_key, parse_key, proves
+from ipnext.credentials import read_key, write_private
+from ipnext.errors import InvalidInput, Unauthenticated
+from ipnext.model.access import ApiKey, CreatedKey, Grant, KeyKind, Role, key_view
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+DEV_ADMIN: Final = "dev-admin"
+FIRST_TICKET_LASTS: Final = timedelta(hours=1)
+
+
+def create_admin_key(database_url: str, name: str, *, created_by: str) -> CreatedKey:
+    """Create a key that may do everything. InvalidInput for another name; Conflict if a valid key has it; Unavailable."""
+    drawn = draw_key()
+    try:
+        key = _key(drawn, "key", name, created_by=created_by)
+    except ValidationError as error:
+        msg = f"name: {name!r} is no name; allowed: lower case letters, digits and dashes, at most 63"
+        raise InvalidInput(msg, field="name", value=name) from error
+    store = Store.open(database_url)
+    try:
+        store.migrate()
+        with store.begin() as unit:
+            unit.add_key(key)
+    finally:
+        store.close()
+    return CreatedKey(**key_view(key).model_dump(), key=drawn.text)
+
+
+def ensure_admin_key(file: Path, database_url: str) -> None:
+    """Leave a valid admin key in the file. One that is not of this record, or was revoked, is replaced.
+
+    InvalidInput if others than this user may read the file; Unavailable.
+    """
+    store = Store.open(database_url)
+    try:
+        with store.begin() as unit:
+            if _is_valid(unit, read_key(file)):
+                return
+            former = unit.valid_key_named(DEV_ADMIN)
+            if former is not None:
+                unit.revoke_key(former.id)
+            drawn = draw_key()
+            unit.add_key(_key(drawn, "key", DEV_ADMIN, created_by="ipnext dev"))
+            write_private(file, drawn.text + "\n")
+    finally:
+        store.close()
+
+
+def make_first_ticket(database_url: str, key: str | None) -> str:
+    """A ticket that logs one browser in with the admin key, within an hour."""
+    drawn, parent = draw_key(), parse_key(key or "")
+    store = Store.open(database_url)
+    try:
+        with store.begin() as unit:
+            ticket = _key(drawn, "ticket", DEV_ADMIN, created_by="ipnext dev", lasts=FIRST_TICKET_LASTS)
+            unit.add_key(ticket, parent=parent.id)
+    finally:
+        store.close()
+    return drawn.text
+
+
+def _is_valid(unit: Repository, text: str | None) -> bool:
+    try:
+        given = parse_key(text or "")
+    except Unauthenticated:
+        return False
+    key = unit.find_key(given.id)
+    return key is not None and proves(given.secret, key.digest) and key.is_valid(datetime.now(UTC))
+
+
+def _key(drawn: NewKey, kind: KeyKind, name: str, *, created_by: str, lasts: timedelta | None = None) -> ApiKey:
+    now = datetime.now(UTC)
+    return ApiKey(
+        id=drawn.id,
+        name=name,
+        kind=kind,
+        digest=drawn.digest,
+        grants=(Grant(role=Role.ADMIN),),
+        created_at=now,
+        created_by=created_by,
+        expires_at=None if lasts is None else now + lasts,
+    )

@@ -1,0 +1,109 @@
+"""API keys, sessions and tickets. Their secrets are not here, only digests."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlmodel import col, delete, select
+
+from ipnext.errors import Conflict, NotFound
+from ipnext.model.access import ApiKey, Grant
+from ipnext.model.wire import decode_plain
+from ipnext.store.paging import Page, bounded, ordinal_of, page_of
+from ipnext.store.tables import KeyRow
+from ipnext.store.unit import Unit, document, plain
+
+KEPT_AFTER_EXPIRY: Final = timedelta(days=1)
+"""Sessions and tickets go that long after they ended. Keys stay, so that the audit's ids have names."""
+
+
+class Keys(Unit):
+    """Keys are of no model: a unit that names one may not add or revoke them."""
+
+    def add_key(self, key: ApiKey, *, parent: str | None = None) -> ApiKey:
+        """Store a key. Conflict if a valid key of kind `key` has its name.
+
+        `parent`: the key on whose behalf a session or ticket acts; it is valid no longer than that one.
+        """
+        self._writing(None)
+        if key.kind == "key":
+            self._check_name(key.name)
+        else:
+            self._forget_ended(self._now() - KEPT_AFTER_EXPIRY)
+        fields = key.model_dump(exclude={"grants"})
+        self._add(
+            KeyRow(**fields, grants=document([grant.model_dump(mode="json") for grant in key.grants]), parent=parent)
+        )
+        return key
+
+    def find_key(self, key_id: str) -> ApiKey | None:
+        """A key with its end: of a session or ticket, what ended its parent ended it, too."""
+        row = self._key_row(key_id)
+        if row is None:
+            return None
+        key = _key(row)
+        parent = self._key_row(row.parent) if row.parent is not None else None
+        if row.parent is None:
+            return key
+        if parent is None:
+            return key.model_copy(update={"revoked_at": key.revoked_at or key.created_at})
+        ends = [end for end in (key.expires_at, parent.expires_at) if end is not None]
+        return key.model_copy(
+            update={"revoked_at": key.revoked_at or parent.revoked_at, "expires_at": min(ends, default=None)}
+        )
+
+    def parent_of_key(self, key_id: str) -> str | None:
+        """The key on whose behalf a session or ticket acts; itself for a key. None for an unknown one."""
+        row = self._key_row(key_id)
+        return None if row is None else row.parent or row.id
+
+    def key_page(self, *, after: str | None, limit: int) -> Page[ApiKey]:
+        """Keys, without sessions and tickets, the newest first; those that are revoked, too."""
+        query = select(KeyRow).where(KeyRow.kind == "key").order_by(col(KeyRow.ordinal).desc())
+        ordinal = ordinal_of(after)
+        if ordinal is not None:
+            query = query.where(col(KeyRow.ordinal) < ordinal)
+        found = self._session.exec(query.limit(bounded(limit) + 1)).all()
+        return page_of(found, bounded(limit), key=lambda row: row.ordinal, value=_key)
+
+    def valid_key_named(self, name: str) -> ApiKey | None:
+        """The key of kind `key` of a name that is neither revoked nor expired."""
+        query = select(KeyRow).where(KeyRow.kind == "key", KeyRow.name == name)
+        found = (_key(row) for row in self._session.exec(query.order_by(col(KeyRow.ordinal).desc())))
+        return next((key for key in found if key.is_valid(self._now())), None)
+
+    def revoke_key(self, key_id: str) -> ApiKey:
+        """End a key and what acts on its behalf; again, it stays as it was. NotFound."""
+        self._writing(None)
+        row = self._key_row(key_id)
+        if row is None:
+            msg = f"no key has the id {key_id!r}; `ipnext keys list` shows them"
+            raise NotFound(msg)
+        row.revoked_at = row.revoked_at or self._now()
+        self._add(row)
+        return _key(row)
+
+    def touch_key(self, key_id: str, at: datetime) -> None:
+        """Note that a key was used. May be called in a unit of any scope."""
+        self._writing_any()
+        row = self._key_row(key_id)
+        if row is not None and (row.last_used_at is None or row.last_used_at < at):
+            row.last_used_at = at
+            self._add(row)
+
+    def _key_row(self, key_id: str) -> KeyRow | None:
+        return self._session.exec(select(KeyRow).where(KeyRow.id == key_id)).first()
+
+    def _check_name(self, name: str) -> None:
+        taken = self.valid_key_named(name)
+        if taken is not None:
+            msg = f"name: key {taken.id} has the name {name!r} and is valid; revoke it, or choose another name"
+            raise Conflict(msg)
+
+    def _forget_ended(self, before: datetime) -> None:
+        ended = col(KeyRow.expires_at) < before
+        self._session.exec(delete(KeyRow).where(col(KeyRow.kind) != "key", ended))
+
+
+def _key(row: KeyRow) -> ApiKey:
+    fields = row.model_dump(exclude={"ordinal", "grants", "parent"})
+    return ApiKey(**fields, grants=tuple(decode_plain(Grant, grant) for grant in plain(row.grants)))
