@@ -303,7 +303,7 @@ def _check_plan(request: Request) -> None:
         model = unit.scope_of_plan(plan_id)
         owner = None if model is None else unit.owner_of(model)
     if model is None:
-        access.check(principal, "plans.read", Resource("Fleet"))
+        access.check(principal, "plans.read", Resource("Plan", plan_id))
     elif owner is None or not access.can_see(principal, owner):
         msg = f"no plan has the id {plan_id!r}"
         raise NotFound(msg)
