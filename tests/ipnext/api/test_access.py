@@ -10,7 +10,10 @@ import pytest
 
 from ipnext.access.actions import ACTIONS
 from ipnext.api.access import PUBLIC, is_public
+from ipnext.errors import InvalidInput
 from ipnext.model.access import Role
+from ipnext.model.freeze import FreezeManifest
+from ipnext.model.manifest import ModelManifest
 from ipnext.model.status import Reason
 from tests.waiting import eventually
 
@@ -47,8 +50,6 @@ def two_owners(rooms):
     rooms.seed(SHOWN)
     document = rooms.model_document(HIDDEN)
     document["metadata"]["owner"] = "ads"
-    from ipnext.model.manifest import ModelManifest  # noqa: PLC0415
-
     with rooms.store.begin() as unit:
         unit.put_model(ModelManifest.model_validate(document), expected_version=None)
     for model in (SHOWN, HIDDEN):
@@ -56,8 +57,19 @@ def two_owners(rooms):
         rooms.serve(1, model=model)
         rooms.publish_directly(model, "b")
         rooms.refuse(2, Reason.SCHEMA_MISMATCH, f"{model} is refused", model=model)
+    for name, models in (("hold-ads", [HIDDEN]), ("hold-both", [HIDDEN, SHOWN])):
+        document = freeze_document(name, models)
+        with rooms.store.begin() as unit:
+            unit.put_freeze(FreezeManifest.model_validate(document), expected_version=None)
+            unit.add_event(None, "FreezeApplied", f"{name} holds {models}")
     rooms.adopt_plan()
     return rooms
+
+
+def freeze_document(name, models):
+    window = {"start": "2026-01-01T00:00", "end": "2036-01-01T00:00"}
+    spec = {"reason": "a sale", "windows": [window], "scope": {"models": models}}
+    return {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": name}, "spec": spec}
 
 
 BODIES = {
@@ -200,6 +212,18 @@ async def test_models_of_other_owners_show_nowhere(two_owners, path):
         assert re.search(rf"(?<!ads-){SHOWN}", mine.text) or "owner=ads" in path
 
 
+async def test_a_freeze_of_other_owners_models_is_not_there_and_one_of_both_names_mine(two_owners):
+    headers = {"Authorization": f"Bearer {two_owners.add_key('search-team', Role.VIEWER, owner='search')}"}
+    async with two_owners.client() as http:
+        (shown,) = (await http.get("/v1/freezes", headers=headers)).json()["items"]
+        assert shown["manifest"]["spec"]["scope"]["models"] == [SHOWN]
+        theirs = await http.get("/v1/freezes/hold-ads", headers=headers)
+        none = await http.get("/v1/freezes/hold-none", headers=headers)
+        assert theirs.status_code == none.status_code == 404
+        assert theirs.text.replace("hold-ads", "hold-none") == none.text
+        assert HIDDEN not in (await http.get("/v1/freezes/hold-both", headers=headers)).text
+
+
 async def test_the_counts_are_those_of_what_may_be_seen(two_owners):
     key = two_owners.add_key("search-team", Role.VIEWER, owner="search")
     async with two_owners.client() as http:
@@ -311,7 +335,8 @@ async def test_a_key_is_created_used_listed_without_its_secret_and_its_use_is_no
         listing = await http.get("/v1/keys")
         secret = made["key"].partition(".")[2]
         assert secret not in listing.text
-        (mine,) = [key for key in listing.json()["items"] if key["name"] == "ci"]
+        http._transport.app.state.platform.access.note_uses()
+        (mine,) = [key for key in (await http.get("/v1/keys")).json()["items"] if key["name"] == "ci"]
         assert mine["lastUsedAt"] is not None
         again = await http.post("/v1/keys", json={"name": "ci", "role": "viewer"})
         assert (again.status_code, again.json()["code"]) == (409, "Conflict")
@@ -390,6 +415,29 @@ async def test_a_policy_of_the_operator_that_forbids_wins_over_every_role(two_ow
         assert (refused.status_code, refused.json()["policy"]) == (403, "no-drains-by-keys")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("permit(principal, action, resource) when", "not Cedar"),
+        ("permit(principal, action, resource);", "needs an @id"),
+        ('@id("admins-do-everything") forbid(principal, action, resource);', "of its own"),
+    ],
+)
+def test_policies_that_are_none_or_have_no_name_of_their_own_are_refused_at_the_start(rooms, text, said):
+    file = rooms.directory / "own.cedar"
+    file.write_text(text)
+    rooms.settings = rooms.settings.model_copy(update={"policies_file": file})
+    with pytest.raises(InvalidInput, match=said) as refused:
+        rooms.app()
+    assert "IPNEXT_POLICIES_FILE" in str(refused.value)
+
+
+async def test_two_credentials_in_one_request_count_as_none(rooms):
+    async with rooms.client() as http:
+        headers = [("authorization", f"Bearer {rooms.admin_key}"), ("authorization", f"Bearer {rooms.admin_key}")]
+        assert (await http.request("GET", "/v1/models", headers=httpx.Headers(headers))).status_code == 401
+
+
 async def test_a_stream_tells_of_visible_models_only_and_ends_with_its_key(two_owners, monkeypatch):
     monkeypatch.setattr("ipnext.api.stream.VALID_SECONDS", 0.0)
     key = two_owners.add_key("search-team", Role.VIEWER, owner="search")
@@ -409,6 +457,7 @@ async def test_a_stream_tells_of_visible_models_only_and_ends_with_its_key(two_o
     await eventually(lambda: any("generation 1 serves" in message for message in told))
     with two_owners.store.begin() as unit:
         unit.add_event(HIDDEN, "Seen", "by nobody")
+        unit.add_event(None, "FreezeApplied", f"of {HIDDEN}")
         unit.add_event(SHOWN, "Seen", "by its owner")
     await eventually(lambda: any("by its owner" in message for message in told))
     with two_owners.store.begin() as unit:
