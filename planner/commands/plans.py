@@ -12,6 +12,7 @@ from rich.table import Table
 from ipnext.errors import EXIT_FAILURE
 from ipnext.model.explanation import SupplyUse
 from ipnext.model.plan import Plan, PlanDiff, Problem
+from planner import kernel_cache
 from planner.commands.writing import (
     Form,
     Output,
@@ -35,7 +36,9 @@ from planner.leftover import broken_rules
 from planner.picture import bars, svg, units
 from planner.problem import read_plan, read_problem, read_transition
 from planner.solution import Violation, check
-from planner.solve import place, solve
+from planner.solve import asks_fleet, place, solve
+
+NOT_COMPILED = "compiling the planner's kernels first, once for this machine: some minutes"
 
 
 class Method(StrEnum):
@@ -65,6 +68,8 @@ def solve_command(
     """Find a plan. Demand that cannot be held is left unmet, with the rules that bind."""
     with told():
         stated = read_problem(problem)
+        if asks_fleet(stated, method.value) and not kernel_cache.is_complete():
+            typer.echo(NOT_COMPILED, err=True)
         started = time.perf_counter()
         with solver_silent():
             plan = (
