@@ -25,8 +25,8 @@ LOCK, COMPLETE = "lock", "complete"
 def folder() -> Path | None:
     """Create and return the folder: in the user's cache, or below the directory of temporary files if that can't be written.
 
-    None if neither can be: then every process compiles for itself. Its name is a digest of the kernels' sources, of numba's
-    version and of the CPU.
+    None if neither can be: then every process compiles for itself. Its name is a digest of the kernels' sources, of where
+    they lie (numba keeps entries by that), of numba's version and of the CPU.
     """
     found = (_created(root, _digest()) for root in (user_cache_path("ipnext"), _own_temporary()) if root is not None)
     return next((path for path in found if path is not None), None)
@@ -91,8 +91,9 @@ def _digest() -> str:
     import llvmlite.binding  # noqa: PLC0415 - a worker imports this module before it serves
 
     cpu = f"{llvmlite.binding.get_host_cpu_name()} {llvmlite.binding.get_host_cpu_features().flatten()}"
-    digest = hashlib.sha256(f"{version('numba')} {cpu}".encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    sources = Path(__file__).parent
+    digest = hashlib.sha256(f"{version('numba')} {cpu} {sources.absolute()}".encode())
+    for source in sorted(sources.glob("*.py")):
         text = source.read_bytes()
         if b"from planner.compiled import" in text or source.name == "compiled.py":
             digest.update(source.name.encode() + text)

@@ -97,6 +97,18 @@ def test_a_temporary_folder_that_others_can_write_is_not_used(user_cache, tempor
         pass
 
 
+def test_each_installation_and_each_source_has_a_folder_of_its_own(user_cache, tmp_path, monkeypatch):
+    found = set()
+    for name, text in (("one", "a"), ("two", "a"), ("two", "b")):
+        installation = tmp_path / name
+        installation.mkdir(exist_ok=True)
+        (installation / "compiled.py").write_text(text)
+        monkeypatch.setattr(kernel_cache, "__file__", str(installation / "kernel_cache.py"))
+        kernel_cache.folder.cache_clear()
+        found.add(kernel_cache.folder())
+    assert len(found) == 3
+
+
 def test_a_full_disk_leaves_a_kernel_to_its_process(user_cache, monkeypatch):
     def full(*_arguments):
         raise OSError(28, "No space left on device")
