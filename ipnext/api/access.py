@@ -154,12 +154,19 @@ class Access:
         return self._policies.check(principal, ACTIONS[action], resource).policy
 
     def visible(self, principal: Principal) -> frozenset[str] | None:
-        """Owners whose models the principal may read; None: all. Reads the store where it is not all."""
+        """Owners whose models the principal may read; None: all. Reads the store if the operator has policies of its own."""
         if self.sees_all(principal):
             return None
+        if not self._policies.has_own:
+            return granted_owners(principal)
         with self._store.read() as unit:
             owners = unit.owners()
         return self._policies.visible_owners(principal, owners)
+
+    @property
+    def has_own_policies(self) -> bool:
+        """Whether the operator added policies, so that grants alone do not tell what is visible."""
+        return self._policies.has_own
 
     def can_see(self, principal: Principal, owner: str) -> bool:
         """Whether the principal may read an owner's models."""
@@ -266,6 +273,11 @@ def _headers_of(error: IPnextError) -> Mapping[str, str]:
     return CHALLENGE if isinstance(error, Unauthenticated) else {"Retry-After": "1"} if error.retryable else {}
 
 
+def granted_owners(principal: Principal) -> frozenset[str]:
+    """Owners that a principal's grants name: whose models it may read by the built-in policies."""
+    return frozenset(grant.owner for grant in principal.grants if grant.region == ANY)
+
+
 def is_public(path: str) -> bool:
     """Whether a path is answered without a credential."""
     return path in PUBLIC or path.startswith(PUBLIC_FOLDER)
@@ -289,8 +301,8 @@ async def visible_of(request: Request) -> frozenset[str] | None:
     """Owners whose models the request's principal may see; None: all."""
     access: Access = request.app.state.platform.access
     principal = principal_of(request)
-    if access.sees_all(principal):
-        return None
+    if not access.has_own_policies or access.sees_all(principal):
+        return access.visible(principal)
     return await anyio.to_thread.run_sync(access.visible, principal)
 
 
