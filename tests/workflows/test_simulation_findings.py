@@ -99,6 +99,7 @@ MENDED_REPEATED = {
     "users whom only a lost region answered are sent to a new generation, and its first wave brings the rest": 68960,
     "a region comes back whose users the new generation has answered in others meanwhile": 81735,
     "a process that starts anew is back before those that fetch, and neither generation is complete": 73593,
+    "a way back keeps what never started, its router hears of it, and users of a lost region are sent there": 21577,
     "a region is lost at the first moment": 64524,
     "the same, and a change is carried out again": 66994,
 }

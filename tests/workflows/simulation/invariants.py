@@ -274,7 +274,7 @@ class Invariants:
         if not before or (region, model) in self.unanswered:  # nobody answered them: whoever is ready does
             return
         moved = _moved(before, after)
-        if model in self.strained:  # what was sent around a lost region may come home at once; a new generation may not grow
+        if model in self.strained:  # what was sent around may come home at once; no new generation may grow
             moved = _sum(self._new_of(model, after)) - _sum(self._new_of(model, before))
         if moved <= SLACK:
             return
