@@ -123,7 +123,7 @@ class TransitionActivities:
         releasing = self._releasing(facts)
         for deployment in fewer:
             releasing.release(deployment, keep=True)  # a region that can't be reached is tried again below
-        if not wave.back and wave.index == 0:
+        if reaching.may_drop_strays:
             strays = stray(facts, reaching.transition)
             for deployment in strays if strays and self._known_routes(facts) else ():
                 releasing.release(deployment, keep=False)

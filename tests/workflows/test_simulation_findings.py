@@ -100,6 +100,7 @@ MENDED_REPEATED = {
     "a region comes back whose users the new generation has answered in others meanwhile": 81735,
     "a process that starts anew is back before those that fetch, and neither generation is complete": 73593,
     "a way back keeps what never started, its router hears of it, and users of a lost region are sent there": 21577,
+    "a way back adds what its wave had written down beside replicas that answer nobody": 86717,
     "a region is lost at the first moment": 64524,
     "the same, and a change is carried out again": 66994,
 }

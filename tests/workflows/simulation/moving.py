@@ -83,7 +83,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     for deployment in fewer:
         with suppress(Unavailable):
             yield from _released(world, record, deployment, (True, lost), attempt)
-    if not wave.back and wave.index == 0:
+    if wave.index == 0 and not (wave.back and lost & _counted_on(world, wave, state)):
         yield from _without_strays(world, wave, attempt)
     told: Sequence[Deployment] = cast("Any", wanted.shrinking_first)(
         (d for d in wanted_sets if d.key.region not in lost), running
