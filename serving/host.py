@@ -32,6 +32,7 @@ from serving.host_client import HostClient
 from serving.host_frames import HostFrames
 from serving.host_metrics import HostMetrics
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
+from serving.http_limits import OpenConnections
 from serving.loading import Loader
 from serving.memory import HostMemory, keep_freed, settle, shared_bytes
 from serving.part_server import About, PartServer
@@ -180,13 +181,21 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, fetching
     memory = HostMemory(arguments.memory_bytes, counted=shared_bytes)
     loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
     queue = InferenceQueue(threads=arguments.threads, waiting=arguments.queue)
-    parts = PartServer(held, queue, loader.dispose, region=arguments.region)
+    connections = OpenConnections()
+    parts = PartServer(held, queue, loader.dispose, region=arguments.region, budget=connections.budget)
     host = Host(held, loader, parts, region=arguments.region)
     structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
     others = HostClient(EndpointLoads(time.monotonic), time.monotonic)
     walker = Walker(parts, others)
-    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker).take_over(transport, rest)}
-    await serve(host.handle, listener, upgrades=upgrades, allowed=allowed_hosts(arguments), before_exit=parts.drained)
+    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker, connections).take_over(transport, rest)}
+    await serve(
+        host.handle,
+        listener,
+        upgrades=upgrades,
+        allowed=allowed_hosts(arguments),
+        connections=connections,
+        before_exit=parts.drained,
+    )
     others.close()
     loader.close()
     queue.close()

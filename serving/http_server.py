@@ -17,7 +17,7 @@ import structlog
 from ipnext.allowed_hosts import AllowedHosts
 from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow
 from serving.http import Answer, Flow, Handler, Request, Response, Streamed, error_response
-from serving.http_limits import HttpLimits, OpenConnections, Reading
+from serving.http_limits import BodyBudget, HttpLimits, OpenConnections, Reading
 from serving.http_stream import BodyWriter
 
 MAX_PIPELINED: Final = 32
@@ -42,13 +42,13 @@ class HttpProtocol(asyncio.Protocol):
         handler: Handler,
         open_connections: OpenConnections,
         upgrades: Mapping[str, Upgrade],
-        limits: HttpLimits,
         allowed: AllowedHosts,
     ) -> None:
         self._handler = handler
         self._open = open_connections
+        self._budget = open_connections.budget
         self._upgrades = upgrades
-        self._limits = limits
+        self._limits = open_connections.budget.limits
         self._allowed = allowed
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
@@ -83,7 +83,7 @@ class HttpProtocol(asyncio.Protocol):
         """The client has gone: nobody waits for what runs."""
         self._transport = None
         self._open.discard(self)
-        self._open.held_bytes -= self._held_bytes
+        self._budget.held_bytes -= self._held_bytes
         self._waiting.clear()
         if self._running is not None:
             self._running.cancel()
@@ -159,7 +159,7 @@ class HttpProtocol(asyncio.Protocol):
             size = int(length[:18])
             if size > self._limits.body_bytes:
                 raise _too_large(self._limits, f"{length[:18]} bytes")
-            self._limits.check_held(self._open.held_bytes + size, size)
+            self._limits.check_held(self._budget.held_bytes + size, size)
         self._expected = self._headers.get("expect", "").lower() == "100-continue"
         self._invite()
 
@@ -176,8 +176,8 @@ class HttpProtocol(asyncio.Protocol):
         self._on_text_end()
         self._body += chunk
         self._held_bytes += len(chunk)
-        self._open.held_bytes += len(chunk)
-        self._limits.check_held(self._open.held_bytes, len(self._body))
+        self._budget.held_bytes += len(chunk)
+        self._limits.check_held(self._budget.held_bytes, len(self._body))
         if len(self._body) > self._limits.body_bytes:
             raise _too_large(self._limits, "more")
 
@@ -362,7 +362,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _let_go(self, request: Request) -> None:
         self._held_bytes -= len(request.content)
-        self._open.held_bytes -= len(request.content)
+        self._budget.held_bytes -= len(request.content)
 
     def _write(self, request: Request, response: Response, *, keep: bool) -> None:
         transport = self._transport
@@ -448,10 +448,11 @@ def http_factory(
     upgrades: Mapping[str, Upgrade] | None = None,
     limits: HttpLimits | None = None,
     allowed: AllowedHosts | None = None,
+    *,
+    connections: OpenConnections | None = None,
 ) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
-    """What makes the connections of one server, and the set that holds the open ones."""
-    connections = OpenConnections()
+    """What makes the connections of one server, and the set that holds the open ones; `connections` has its own limits."""
+    opened = OpenConnections(BodyBudget(limits)) if connections is None else connections
     known: Mapping[str, Any] = upgrades or {}
-    limited = limits or HttpLimits()
     answered = allowed or AllowedHosts()
-    return lambda: HttpProtocol(handler, connections, known, limited, answered), connections
+    return lambda: HttpProtocol(handler, opened, known, answered), opened

@@ -13,12 +13,13 @@ from ipnext.model.registry import Signature
 from serving.answer_forms import AnswerForm
 from serving.batching import Arrays, InferenceQueue
 from serving.generations import HeldSnapshots, Lease
+from serving.http_limits import BodyBudget, Claim
 from serving.protocol import Body, Encoded, InferRequest, InferResponse, proof_parameters
 from serving.request_forms import RequestForms
 from serving.served import Begun, Served
 from serving.signature import check_inputs, check_tensor
 from serving.tallies import CANCELLED, HostTally
-from serving.tensors import Tensor
+from serving.tensors import Tensor, decoded_bytes
 
 DRAIN_SECONDS: Final = 6.0
 """How long a drain waits for running requests before the process ends all the same."""
@@ -45,9 +46,10 @@ Held = HeldSnapshots[Served]
 class _Call:
     """A request under way, to be counted at its end."""
 
-    __slots__ = ("began", "bytes_in", "bytes_out", "lease", "work")
+    __slots__ = ("began", "bytes_in", "bytes_out", "claimed", "lease", "work")
 
     def __init__(self, lease: Lease[Served], bytes_in: int) -> None:
+        self.claimed = 0
         self.lease = lease
         self.bytes_in = bytes_in
         self.bytes_out = 0
@@ -63,7 +65,17 @@ class _Call:
 class PartServer:
     """The requests of one host process. Used from its event loop."""
 
-    def __init__(self, held: Held, queue: InferenceQueue, dispose: Callable[[Served], None], *, region: str) -> None:
+    def __init__(
+        self,
+        held: Held,
+        queue: InferenceQueue,
+        dispose: Callable[[Served], None],
+        *,
+        region: str,
+        budget: BodyBudget | None = None,
+    ) -> None:
+        """`budget` counts what the bodies of requests become, until their calls have ended."""
+        self._budget = budget or BodyBudget()
         self._held = held
         self._queue = queue
         self._dispose = dispose
@@ -77,6 +89,14 @@ class PartServer:
     def region(self) -> str:
         """The region of this host."""
         return self._region
+
+    def check_room(self, size: int) -> None:
+        """Unavailable if the process has no room for `size` bytes that the body of a request is about to become."""
+        self._budget.limits.check_held(self._budget.held_bytes + size, size)
+
+    def claim(self) -> Claim:
+        """Return a claim for what the body of a request becomes that this host takes further by itself."""
+        return self._budget.claim()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -167,7 +187,10 @@ class PartServer:
         call = _Call(lease, len(body))
         try:
             served = lease.value
-            wanted = self._forms.read(body, header_length, served.part.signature)
+            wanted = self._forms.read(body, header_length, served.part.signature, room=self.check_room)
+            if wanted.form is None and (claimed := decoded_bytes(wanted.inputs.values(), beside=body)):
+                self._budget.take(claimed, body=len(body) + claimed)
+                call.claimed = claimed
             served.fitting.check(wanted, partial(check_inputs, wanted.inputs, served.part.signature))
             answer = served.answer_forms.of(wanted, about, partial(self._answer_form, lease, wanted, about))
             seconds = wanted.seconds(seconds)
@@ -230,7 +253,7 @@ class PartServer:
             failed.set_exception(error)
             return failed
         call.note(200)
-        self.release(call.lease)
+        self._let_go(call)
         return answer
 
     async def drained(self) -> None:
@@ -249,10 +272,14 @@ class PartServer:
         self._in_flight -= 1
         call.lease.value.tally.in_flight -= 1
         call.note(_status(call.work))
-        self.release(call.lease)
+        self._let_go(call)
 
     def _refused(self, call: _Call, error: BaseException) -> None:
         call.note(_status_of(error))
+        self._let_go(call)
+
+    def _let_go(self, call: _Call) -> None:
+        self._budget.held_bytes -= call.claimed
         self.release(call.lease)
 
 

@@ -8,7 +8,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -29,7 +29,7 @@ from serving.handover import Handover
 from serving.host_call import Attempt, TryElsewhere
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, error_response, seconds_left
-from serving.http_limits import MAX_BODY_BYTES
+from serving.http_limits import MAX_BODY_BYTES, BodyBudget, Claim, OpenConnections
 from serving.openai.edge import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
 from serving.openai.engines import Engines
 from serving.predictions import SAMPLE_SECONDS, sketches_of
@@ -49,7 +49,7 @@ from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
 from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
 from serving.tallies import CANCELLED
-from serving.tensors import all_finite
+from serving.tensors import all_finite, decoded_bytes
 from serving.walking import ATTEMPTS
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
@@ -72,6 +72,8 @@ class RouterLimits:
     """A body of an OpenAI request."""
     silent_seconds: float = SILENT_SECONDS
     """How long an engine may be silent, before an answer without a deadline and within one."""
+    budget: BodyBudget = field(default_factory=BodyBudget)
+    """Counts what the bodies of requests become: that of the server, which counts the bodies."""
 
 
 class Router:
@@ -92,6 +94,7 @@ class Router:
         self._metrics = metrics
         self._region = region
         self._limits = limits or RouterLimits()
+        self._budget = self._limits.budget
         self._admission = Admission(self._limits.max_in_flight)
         self.engines = Engines()
         """Those that serve by themselves; whoever follows the table tells which there are."""
@@ -109,7 +112,7 @@ class Router:
             metrics,
             hosts=hosts,
             admission=self._admission,
-            limits=EdgeLimits(self._limits.silent_seconds, self._limits.max_prompt_bytes),
+            limits=EdgeLimits(self._limits.silent_seconds, self._limits.max_prompt_bytes, self._budget),
         )
         self._hosts_walk = hosts_walk
 
@@ -158,15 +161,21 @@ class Router:
         return Response(response.status, response.body, {**response.headers, **self._proof(route, asked.used)})
 
     async def _admitted(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+        claim: Claim | None = None
         with self._admission.admitted(route.model):
             headers = request.headers
-            if "content-encoding" in headers:
-                request = await unpacked(request, limit=self._limits.max_body_bytes)
-            check_json_size(
-                request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
-            )
-            response = await self._answer(request, route, asked)
-            return await packed(response, request) if "accept-encoding" in headers else response
+            try:
+                if "content-encoding" in headers:
+                    claim = self._budget.claim()
+                    request = await unpacked(request, limit=self._limits.max_body_bytes, claim=claim)
+                check_json_size(
+                    request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
+                )
+                response = await self._answer(request, route, asked)
+                return await packed(response, request) if "accept-encoding" in headers else response
+            finally:
+                if claim is not None:
+                    claim.set(0)
 
     async def _answer(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
         if route.generator is not None:
@@ -210,7 +219,13 @@ class Router:
 
     async def _walk(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
         """This router walks the graph."""
-        wanted = decode_request(request.content, parse_header_length(request.header(HEADER_LENGTH)))
+        with self._budget.claim() as claim:
+            length = parse_header_length(request.header(HEADER_LENGTH))
+            wanted = decode_request(request.content, length, room=claim.set)
+            claim.set(decoded_bytes(wanted.inputs.values(), beside=request.content))
+            return await self._walked(route, wanted, asked)
+
+    async def _walked(self, route: GenerationRoute, wanted: InferRequest, asked: Attempt) -> Response:
         route.plan.check_request(wanted.inputs)
         wanted.check_outputs(tuple(route.plan.outputs))
         asked.deadline = min(asked.deadline, time.monotonic() + wanted.seconds(_FOREVER))
@@ -323,7 +338,13 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     metrics = RouterMetrics(
         region=arguments.region, served=lambda: follower.routes.all, sample_seconds=arguments.sample_seconds
     )
-    limits = RouterLimits(arguments.max_in_flight, arguments.max_json_bytes, silent_seconds=arguments.silent_seconds)
+    connections = OpenConnections()
+    limits = RouterLimits(
+        arguments.max_in_flight,
+        arguments.max_json_bytes,
+        silent_seconds=arguments.silent_seconds,
+        budget=connections.budget,
+    )
     router = Router(
         follower,
         hosts,
@@ -335,7 +356,13 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     follower.look()
     following = asyncio.create_task(follower.follow())
     structlog.get_logger().info("router listens", port=listener.getsockname()[1])
-    await serve(router.handle, listener, allowed=allowed_hosts(arguments), before_exit=router.drained)
+    await serve(
+        router.handle,
+        listener,
+        allowed=allowed_hosts(arguments),
+        connections=connections,
+        before_exit=router.drained,
+    )
     following.cancel()
     hosts.close()
     router.engines.close()

@@ -23,7 +23,7 @@ from serving.protocol import Body, InferRequest, InferResponse, proof_parameters
 from serving.request_forms import RequestForms
 from serving.router_table import GenerationRoute
 from serving.served import Begun, Served
-from serving.tensors import Tensor
+from serving.tensors import Tensor, decoded_bytes
 
 ATTEMPTS: Final = 2
 """A request that meets a host without its generation, or no host, is tried once more as a whole."""
@@ -70,12 +70,14 @@ class Walker:
         `body` is its bytes and the length of its JSON header, if binary data follows. InvalidInput, DeadlineExceeded,
         GenerationNotHeld where this host does not hold the route's snapshot, Unavailable where other hosts do not answer.
         """
-        wanted = self._forms.read(*body)
+        wanted = self._forms.read(*body, room=self._parts.check_room)
         walk.route.plan.check_request(wanted.inputs)
         answer = self._answers.of(wanted, walk.route, partial(self._answer_form, walk.route, wanted))
         seconds = wanted.seconds(seconds)
         try:
-            with self._parts.busy():
+            with self._parts.busy(), self._parts.claim() as claim:
+                if wanted.form is None:
+                    claim.set(decoded_bytes(wanted.inputs.values(), beside=body[0]))
                 async with asyncio.timeout(seconds):
                     outputs = await self._tried(walk, wanted.inputs, Attempt(time.monotonic() + seconds))
         except TimeoutError as error:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -12,6 +12,8 @@ from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import Admission
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, Streamed, seconds_left
+from serving.http_limits import BodyBudget, Claim
+from serving.json_size import parsed_bytes
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.affinity import Wish, blocks_of, prompt_of
 from serving.openai.batch import BATCH_PATH, check_batch
@@ -65,6 +67,7 @@ class EdgeLimits:
 
     silent_seconds: float = SILENT_SECONDS
     body_bytes: int = MAX_REQUEST_BYTES
+    budget: BodyBudget = field(default_factory=BodyBudget)
 
 
 class OpenAIEdge:
@@ -111,19 +114,11 @@ class OpenAIEdge:
 
     async def _generated(self, request: Request, path: str) -> Answer:
         exchange = Exchange(self._metrics, len(request.content))
+        claim = self._limits.budget.claim()
         try:
-            body = _read(request, self._limits.body_bytes)
-            name = _model_of(body, self._follower.routes)
-            model = generative(self._follower.routes, name)
-            exchange.model = model.model
-            if path == BATCH_PATH:
-                check_batch(body)
-            route = await self._begun(request, model, exchange)
-            alias = alias_of(route, name)
-            body = body if alias is None else alias.renamed(body)
-            content = request.content if alias is None else orjson.dumps(body)
-            answer = await self._in_time(request, path, _Asked(route, exchange, body, content))
-            _check_task(answer, name, path)
+            asked = await self._asked(request, path, exchange, claim)
+            answer = await self._in_time(request, path, asked)
+            _check_task(answer, asked.name, path)
         except IPnextError as error:
             return self._refused(exchange, error)
         except asyncio.CancelledError:
@@ -132,7 +127,24 @@ class OpenAIEdge:
         except BaseException:
             exchange.end(500)
             raise
-        return self._passed_on(exchange, answer, alias)
+        finally:
+            claim.set(0)
+        return self._passed_on(exchange, answer, asked.alias)
+
+    async def _asked(self, request: Request, path: str, exchange: Exchange, claim: Claim) -> "_Asked":
+        """Read the request, and choose the generation that answers it."""
+        body = _read(request, self._limits.body_bytes, claim)
+        name = _model_of(body, self._follower.routes)
+        model = generative(self._follower.routes, name)
+        exchange.model = model.model
+        if path == BATCH_PATH:
+            check_batch(body)
+        route = await self._begun(request, model, exchange)
+        alias = alias_of(route, name)
+        if alias is None:
+            return _Asked(route, exchange, claim, name, body, request.content)
+        renamed = alias.renamed(body)
+        return _Asked(route, exchange, claim, name, renamed, orjson.dumps(renamed), alias)
 
     async def _begun(self, request: Request, model: ModelRoutes, exchange: Exchange) -> GenerationRoute:
         """The generation that answers. Where its engines are going over, the request waits for them as one under way."""
@@ -178,6 +190,7 @@ class OpenAIEdge:
         try:
             async with asyncio.timeout(seconds):
                 await self._prepare(request, path, asked, seconds)
+                asked.keep_bytes(beside=request.content)
                 return await self._tried(request, path, asked)
         except TimeoutError as error:
             msg = f"no answer has begun within the deadline of {seconds * 1000:.0f} ms"
@@ -286,10 +299,20 @@ class _Asked:
 
     route: GenerationRoute
     exchange: Exchange
+    claim: Claim
+    """Memory that it takes beside its body as it came."""
+    name: str
+    """The model's name as the client gave it."""
     body: Mapping[str, Any]
     content: bytes | bytearray
     """The body's bytes, as they go to the engine."""
+    alias: Alias | None = None
     wish: Wish | None = None
+
+    def keep_bytes(self, *, beside: bytearray) -> None:
+        """Let go of the values of the body: an engine takes its bytes, and may take minutes."""
+        self.body = {}
+        self.claim.set(0 if self.content is beside else len(self.content))
 
 
 def _passed(request: Request) -> Mapping[str, str]:
@@ -297,7 +320,7 @@ def _passed(request: Request) -> Mapping[str, str]:
     return {name: value for name, value in found if name not in _NOT_PASSED and not name.startswith("x-ipnext-")}
 
 
-def _read(request: Request, limit: int) -> Mapping[str, Any]:
+def _read(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:
     kind = request.header("content-type") or ""
     if not kind.lower().startswith("application/json"):
         msg = f"content-type: must be application/json, got {kind[:80]!r}"
@@ -308,6 +331,8 @@ def _read(request: Request, limit: int) -> Mapping[str, Any]:
     if len(request.content) > limit:
         msg = f"the body must have at most {limit} bytes, got {len(request.content)}"
         raise TooLarge(msg, field="body")
+    if size := parsed_bytes(request.content):
+        claim.set(size)
     try:
         body = orjson.loads(request.content)
     except ValueError as error:
