@@ -66,6 +66,7 @@ class Host:
         self._parts = parts
         self._region = region
         self._metrics = HostMetrics(held, parts.tally, region=region)
+        self._stamped: str | None = None
 
     def handle(self, request: Request) -> Response | Awaitable[Response]:
         """Route one request."""
@@ -74,10 +75,12 @@ class Host:
             case "POST", ["parts", model, part, "infer"]:
                 return self._infer(request, model, part)
             case "PUT", ["control", "holds"]:
-                self._loader.hold(parse_model(HostHolds, request.content).holds)
+                told = parse_model(HostHolds, request.content)
+                self._loader.hold(told.holds)
+                self._stamped = told.stamped
                 return json_response(self.state, 202)
             case "POST", ["control", "drain"]:
-                self._parts.draining = True
+                self._parts.drain.begin()
                 return json_response(self.state)
             case "GET", ["control", "state", "after", revision] if revision.isdecimal():
                 return self._changed(int(revision))
@@ -95,6 +98,7 @@ class Host:
             case ["parts", model, part]:
                 return json_response(self._parts.signature(model, part, _generation(request)))
             case ["control", "state"]:
+                self._parts.drain.looked_at()
                 return json_response(self.state)
             case ["metrics"]:
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
@@ -111,7 +115,8 @@ class Host:
             loading=held.loading,
             failures=held.failures,
             in_flight=self._parts.in_flight,
-            draining=self._parts.draining,
+            draining=self._parts.drain.on,
+            stamped=self._stamped,
             memory=self._memory,
             revision=held.ends.number,
         )

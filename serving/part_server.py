@@ -12,6 +12,7 @@ from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.registry import Signature
 from serving.answer_forms import AnswerForm
 from serving.batching import Arrays, InferenceQueue
+from serving.draining import Drain
 from serving.generations import HeldSnapshots, Lease
 from serving.http_limits import BodyBudget, Claim
 from serving.protocol import Body, Encoded, InferRequest, InferResponse, proof_parameters
@@ -82,7 +83,7 @@ class PartServer:
         self._region = region
         self._in_flight = 0
         self._forms = RequestForms()
-        self.draining = False
+        self.drain = Drain()
         self.tally = HostTally()
 
     @property
@@ -258,13 +259,13 @@ class PartServer:
 
     async def drained(self) -> None:
         """Drain, and return once nothing runs or the drain's time is over."""
-        self.draining = True
+        self.drain.end()
         deadline = time.monotonic() + DRAIN_SECONDS
         while (self._in_flight or self._queue.pending) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
             await asyncio.sleep(0.01)
 
     def _check_open(self) -> None:
-        if self.draining:
+        if self.drain.on:
             msg = "this host drains; ask another"
             raise Unavailable(msg)
 

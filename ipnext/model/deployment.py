@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -339,6 +340,13 @@ class HostHolds(Value):
     """How long they may go on when the host itself is told to end; None: the host's own."""
     coming: tuple[HostedSnapshot, ...] = ()
     """What it shall fetch and check, to hold it soon in the place of another snapshot."""
+    stamp: str = ""
+    """A word of the agent that nobody else knows: by it the agent sees whether the host follows its own holds."""
+
+    @property
+    def stamped(self) -> str:
+        """What the host's state says of the stamp, from which it cannot be had."""
+        return sha256(self.stamp.encode()).hexdigest()
 
 
 class HeldGeneration(Value):
@@ -389,6 +397,8 @@ class HostState(Value):
     failures: tuple[HostFailure, ...] = ()
     in_flight: int = 0
     draining: bool = False
+    stamped: str | None = None
+    """As of the holds that it was sent last; None: it was sent none, or does not tell."""
     fetched: tuple[str, ...] = ()
     """Digests of what is `coming` and has been fetched and checked."""
     swaps: tuple[EngineSwap, ...] = ()
