@@ -36,6 +36,8 @@ class Attempt:
     """Part -> the snapshot that answers for it in this attempt."""
     sampled: bool = False
     """Whether the host that answers last shall sketch its answer."""
+    judged: bool = True
+    """Whether gates count it: the gateway chose its generation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +125,7 @@ class HostCall:
     def _strike_if_late(self) -> None:
         asked = self._asked
         if not asked.walk and asked.attempt.deadline - self._clock() < _ABOUT_NOW_SECONDS:
-            self._loads.note_strike(asked.offer.url, tiers=self._tiers)
+            self._loads.note_strike(asked.offer.url, tiers=self._tiers, given=self._clock() - self._began)
 
     @property
     def _tiers(self) -> Any:
@@ -137,7 +139,9 @@ class HostCall:
             _check_proof(asked.part, asked.offer, header, tried)
             return
         if status in _BROKEN and not asked.walk:
-            self._loads.note_strike(url, tiers=self._tiers)
+            self._loads.note_strike(
+                url, tiers=self._tiers, given=self._clock() - self._began if status == 504 else None
+            )
         raise judged(asked.part, url, header, tried)
 
 

@@ -198,7 +198,7 @@ class PartServer:
         except BaseException as error:
             self._refused(call, error)
             raise
-        return self._run(call, wanted.inputs, seconds, partial(_written, call, answer, finish), None)
+        return self._run(call, wanted.inputs, seconds, partial(_written, call, wanted.inputs, answer, finish), None)
 
     def _answer_form(self, lease: Lease[Served], wanted: InferRequest, about: About) -> AnswerForm:
         """The form of the answer to a request. InvalidInput names an output that there is not."""
@@ -301,10 +301,10 @@ def _named(call: _Call, signature: Signature, finish: Callable[[dict[str, Tensor
     return finish(outputs)
 
 
-def _written(call: _Call, form: AnswerForm, finish: Finish[R], arrays: Arrays) -> R:
+def _written(call: _Call, inputs: Mapping[str, Tensor], form: AnswerForm, finish: Finish[R], arrays: Arrays) -> R:
     specs = call.lease.value.part.signature.outputs
     outputs = form.chosen({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in specs})
-    encoded, finite = form.encode(outputs)
+    encoded, finite = form.encode_for(inputs, outputs)
     call.lease.value.tally.non_finite += not finite
     call.bytes_out = len(encoded.body)
     return finish(encoded, finite, outputs)

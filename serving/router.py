@@ -19,8 +19,9 @@ from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, Unavailab
 from ipnext.model.deployment import DRAIN_SECONDS
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import DEFAULT_MAX_IN_FLIGHT, Admission
-from serving.answer_forms import NotFinite
+from serving.answer_forms import NotFinite, not_finite_inputs
 from serving.balancing import EndpointLoads
+from serving.chosen import is_chosen
 from serving.compression import packed, unpacked
 from serving.discovery import Discovery
 from serving.frames import Frame
@@ -138,7 +139,7 @@ class Router:
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
         route: GenerationRoute | None = None
-        asked = Attempt()
+        asked = Attempt(judged=is_chosen(request))
         response = Response(500)
         try:
             route = self._follower.routes.model(model).choose(pin)
@@ -157,6 +158,7 @@ class Router:
                 status=response.status,
                 seconds=time.perf_counter() - began,
                 sizes=(len(request.content), len(response.body)),
+                judged=asked.judged,
             )
         return Response(response.status, response.body, {**response.headers, **self._proof(route, asked.used)})
 
@@ -185,7 +187,7 @@ class Router:
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
         passes = route.only_part is not None or (self._hosts_walk and route.walker is not None)
         answer = self._relay if passes else self._walk
-        asked.sampled = self._metrics.samples(route.model, route.generation)
+        asked.sampled = asked.judged and self._metrics.samples(route.model, route.generation)
         with self._metrics.in_flight(route.model, route.generation):
             try:
                 async with asyncio.timeout(seconds):
@@ -207,10 +209,10 @@ class Router:
         try:
             answer = await self._tried(route, asked, attempt)
         except NotFinite:
-            self._metrics.note_non_finite(route.model, route.generation)
+            self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
             raise
         if not answer.header["finite"]:
-            self._metrics.note_non_finite(route.model, route.generation)
+            self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
         sketches = answer.header.get("sketches")
         if sketches:
             self._metrics.note_predictions(route.model, route.generation, sketches)
@@ -235,7 +237,7 @@ class Router:
             return await run_graph(route.plan, wanted.inputs, call)
 
         outputs = await self._tried(route, asked, attempt)
-        response = self._encoded(route, wanted, outputs, asked.used)
+        response = self._encoded(route, wanted, outputs, asked)
         if asked.sampled:
             self._metrics.note_predictions(route.model, route.generation, sketches_of(wanted.select(outputs)))
         return response
@@ -263,13 +265,14 @@ class Router:
         fresh = models[route.model].generations.get(route.generation) if route.model in models else None
         return fresh if fresh is not None and not fresh.missing and fresh.snapshots == route.snapshots else route
 
-    def _encoded(
-        self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, used: Mapping[str, int]
-    ) -> Response:
-        if not all(all_finite(tensor) for tensor in outputs.values()):
-            self._metrics.note_non_finite(route.model, route.generation)
+    def _encoded(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, asked: Attempt) -> Response:
         chosen = wanted.select(outputs)
-        proof = proof_parameters(route.generation, {**route.snapshots, **used}, self._region)
+        if not all(all_finite(tensor) for tensor in outputs.values()):
+            if all(all_finite(tensor) for tensor in wanted.inputs.values()):
+                self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
+            elif len(wanted.binary_names(chosen)) < len(chosen):
+                raise not_finite_inputs()
+        proof = proof_parameters(route.generation, {**route.snapshots, **asked.used}, self._region)
         response = InferResponse(route.model, chosen, str(route.generation), wanted.id, proof)
         encoded = encode_response(response, binary=wanted.binary_names(chosen))
         return Response(200, encoded.body, encoded.headers)

@@ -84,7 +84,7 @@ class Walker:
             msg = f"the deadline of {seconds * 1000:.0f} ms passed"
             raise DeadlineExceeded(msg) from error
         chosen = answer.chosen(outputs)
-        return finish(*answer.encode(chosen), chosen)
+        return finish(*answer.encode_for(wanted.inputs, chosen), chosen)
 
     def _answer_form(self, route: GenerationRoute, wanted: InferRequest) -> AnswerForm:
         """The form of the answer to a request. InvalidInput names an output that there is not."""

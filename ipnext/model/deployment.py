@@ -257,6 +257,18 @@ class RouteTable(Value):
     """Rules of the plan that leave the region's users without a region to serve them; read only if `shares` is empty."""
 
 
+class AsideTraffic(Value):
+    """Requests of a generation that say nothing of it: clients chose it, or their deadline was too short for any. Gates leave them out."""
+
+    requests: int = 0
+    errors: int = 0
+    non_finite: int = 0
+    latency: Mapping[int, int] = Field(default_factory=dict)
+    """Buckets as of GenerationTraffic, here and below."""
+    first_token: Mapping[int, int] = Field(default_factory=dict)
+    token: Mapping[int, int] = Field(default_factory=dict)
+
+
 class GenerationTraffic(Value):
     """Requests of one generation as the region's router counted them since it started."""
 
@@ -266,7 +278,7 @@ class GenerationTraffic(Value):
     errors: int = 0
     """Answers with a 5xx status."""
     non_finite: int = 0
-    """Answers that held NaN or infinity."""
+    """Answers that held NaN or infinity though their requests did not."""
     in_flight: int = 0
     latency_seconds_sum: float = 0.0
     latency: Mapping[int, int] = Field(default_factory=dict)
@@ -276,7 +288,9 @@ class GenerationTraffic(Value):
     token: Mapping[int, int] = Field(default_factory=dict)
     """The same of the mean time between two pieces of one answer."""
     predictions: Mapping[str, PredictionSketch] = Field(default_factory=dict)
-    """Output -> sketch of its numbers, from sampled answers with status 200."""
+    """Output -> sketch of its numbers, from sampled answers with status 200 to requests that are not `aside`."""
+    aside: AsideTraffic = Field(default_factory=AsideTraffic)
+    """Those of all these that gates leave out."""
 
 
 class RegionState(Value):

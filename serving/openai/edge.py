@@ -10,6 +10,7 @@ import orjson
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, NotFound, TooLarge, Unavailable
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import Admission
+from serving.chosen import is_chosen
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, Streamed, seconds_left
 from serving.http_limits import BodyBudget, Claim
@@ -113,7 +114,7 @@ class OpenAIEdge:
         raise NotFound(msg)
 
     async def _generated(self, request: Request, path: str) -> Answer:
-        exchange = Exchange(self._metrics, len(request.content))
+        exchange = Exchange(self._metrics, len(request.content), judged=is_chosen(request))
         claim = self._limits.budget.claim()
         try:
             asked = await self._asked(request, path, exchange, claim)
