@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
+from ipnext.errors import DeadlineExceeded, HostLost, InvalidInput, IPnextError, QueryOfDeath
 from serving.answer_forms import NotFinite
 from serving.balancing import EndpointLoads
 from serving.frames import Frame
@@ -17,12 +17,23 @@ _ABOUT_NOW_SECONDS: Final = 0.02
 """A call that ends so near its deadline, or after it, was ended by it."""
 _BROKEN: Final = frozenset({500, 504})
 """Statuses of a host that gives no answer where another may."""
+_OF_LOST: Final = {kind.code: kind for kind in (HostLost, QueryOfDeath)}
+"""By their code the errors of a host that asked others."""
 _ELSEWHERE: Final = frozenset({409, 503})
 """Statuses of a host that cannot answer now while another may."""
 
 
 class TryElsewhere(Exception):  # not an error yet: the request is tried again
     """A host did not answer, or not for this generation; the whole request may be tried again on other hosts."""
+
+
+class HostEnded(Exception):  # not an error yet: that host may answer once it is back
+    """A host ended while it had the request."""
+
+    def __init__(self, part: str, url: str) -> None:
+        super().__init__(f"part {part!r}: {url} ended")
+        self.part = part
+        self.url = url
 
 
 @dataclass(slots=True)
@@ -32,6 +43,8 @@ class Attempt:
     deadline: float = 0.0
     tried: set[str] = field(default_factory=set)
     """Urls of hosts that it had no luck with, in this attempt or one before."""
+    only: dict[str, str] = field(default_factory=dict)
+    """Part -> url of the one host that may be asked: it ended while it had the request."""
     used: dict[str, int] = field(default_factory=dict)
     """Part -> the snapshot that answers for it in this attempt."""
     sampled: bool = False
@@ -85,7 +98,7 @@ class HostCall:
         self._counted.__enter__()
 
     async def answered(self) -> Frame:
-        """The host's answer, with its proof checked. TryElsewhere and errors as the host judged."""
+        """The host's answer, with its proof checked. TryElsewhere, HostEnded, and errors as the host judged."""
         url = self._asked.offer.url
         try:
             answer = await self._received(url)
@@ -94,6 +107,8 @@ class HostCall:
             raise
         except ConnectionLost as error:
             self._asked.attempt.tried.add(url)
+            if error.ended:
+                raise HostEnded(self._asked.part, url) from error
             msg = f"{url} did not answer"
             raise TryElsewhere(msg) from error
         finally:
@@ -148,6 +163,8 @@ class HostCall:
 def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
     """What a host's refusal means for the request."""
     status, message = answer["status"], f"part {part!r}: {answer.get('error')}"
+    if answer.get("code") in _OF_LOST:
+        return _OF_LOST[answer["code"]](message)
     if status in _ELSEWHERE:
         tried.add(url)
         return TryElsewhere(message)

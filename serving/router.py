@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, Unavailable
+from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
 from ipnext.model.deployment import DRAIN_SECONDS
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import DEFAULT_MAX_IN_FLIGHT, Admission
@@ -27,10 +27,11 @@ from serving.discovery import Discovery
 from serving.frames import Frame
 from serving.graph import Tensors, run_graph
 from serving.handover import Handover
-from serving.host_call import Attempt, TryElsewhere
+from serving.host_call import Attempt
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, error_response, seconds_left
 from serving.http_limits import MAX_BODY_BYTES, BodyBudget, Claim, OpenConnections
+from serving.lost_requests import LostRequests
 from serving.openai.edge import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
 from serving.openai.engines import Engines
 from serving.predictions import SAMPLE_SECONDS, sketches_of
@@ -46,12 +47,12 @@ from serving.protocol import (
     parse_header_length,
     proof_parameters,
 )
+from serving.retrying import retried
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
 from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
 from serving.tallies import CANCELLED
 from serving.tensors import all_finite, decoded_bytes
-from serving.walking import ATTEMPTS
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 _FOREVER: Final = 1e9
@@ -99,6 +100,7 @@ class Router:
         self._admission = Admission(self._limits.max_in_flight)
         self.engines = Engines()
         """Those that serve by themselves; whoever follows the table tells which there are."""
+        self._lost = LostRequests()
         self._ending = Handover(region=region)
         self._discovery = Discovery(
             follower,
@@ -207,7 +209,7 @@ class Router:
             return await self._hosts.relay(route, route.only_part, body, asked)
 
         try:
-            answer = await self._tried(route, asked, attempt)
+            answer = await self._tried(route, request.content, asked, attempt)
         except NotFinite:
             self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
             raise
@@ -225,9 +227,11 @@ class Router:
             length = parse_header_length(request.header(HEADER_LENGTH))
             wanted = decode_request(request.content, length, room=claim.set)
             claim.set(decoded_bytes(wanted.inputs.values(), beside=request.content))
-            return await self._walked(route, wanted, asked)
+            return await self._walked(route, wanted, request.content, asked)
 
-    async def _walked(self, route: GenerationRoute, wanted: InferRequest, asked: Attempt) -> Response:
+    async def _walked(
+        self, route: GenerationRoute, wanted: InferRequest, content: bytearray, asked: Attempt
+    ) -> Response:
         route.plan.check_request(wanted.inputs)
         wanted.check_outputs(tuple(route.plan.outputs))
         asked.deadline = min(asked.deadline, time.monotonic() + wanted.seconds(_FOREVER))
@@ -236,28 +240,34 @@ class Router:
             call = partial(self._hosts.infer, route, attempt=asked)
             return await run_graph(route.plan, wanted.inputs, call)
 
-        outputs = await self._tried(route, asked, attempt)
+        outputs = await self._tried(route, content, asked, attempt)
         response = self._encoded(route, wanted, outputs, asked)
         if asked.sampled:
             self._metrics.note_predictions(route.model, route.generation, sketches_of(wanted.select(outputs)))
         return response
 
-    async def _tried(
-        self, route: GenerationRoute, asked: Attempt, attempt: Callable[[GenerationRoute], Awaitable[T]]
-    ) -> T:
-        """What an attempt gives, all for one generation: when any call fails to find a host, all are made again."""
-        reason = ""
-        for number in range(ATTEMPTS):
-            if number:
+    def _tried(
+        self,
+        route: GenerationRoute,
+        content: bytearray,
+        asked: Attempt,
+        attempt: Callable[[GenerationRoute], Awaitable[T]],
+    ) -> Awaitable[T]:
+        """What an attempt gives, all for one generation: when any call fails to find a host, all are made again.
+
+        `content`: the request's body, by which it is known if it is lost.
+        """
+
+        def again(counts: bool) -> None:
+            nonlocal route
+            if counts:
                 self._metrics.note_retry(route.model, route.generation)
-                route = self._fresh(route)
-                asked.used.clear()
-            try:
-                return await attempt(route)
-            except TryElsewhere as error:
-                reason = str(error)
-        msg = f"generation {route.generation} of {route.model}: no host answers; {reason}"
-        raise Unavailable(msg)
+            route = self._fresh(route)
+            asked.used.clear()
+
+        subject = f"generation {route.generation} of {route.model}"
+        record = self._lost.of(route.model, content)
+        return retried(lambda: attempt(route), asked, again=again, subject=subject, record=record)
 
     def _fresh(self, route: GenerationRoute) -> GenerationRoute:
         """The same generation with the endpoints known now, where it is still served."""

@@ -6,27 +6,26 @@ work, the host computes what of its own pass needs nothing of theirs.
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from ipnext.errors import DeadlineExceeded, GenerationNotHeld, Unavailable
+from ipnext.errors import DeadlineExceeded, GenerationNotHeld
 from ipnext.model.registry import REQUEST
 from serving.answer_forms import AnswerForm, AnswerForms
 from serving.generations import Lease
 from serving.graph import Call, Tensors, inputs_of, outputs_of, run_graph
-from serving.host_call import Attempt, HostCall, TryElsewhere
+from serving.host_call import Attempt, HostCall
 from serving.host_client import HostClient
 from serving.host_connection import ROUTES_KNOWN
 from serving.part_server import Finish, PartServer
 from serving.protocol import Body, InferRequest, InferResponse, proof_parameters
 from serving.request_forms import RequestForms
+from serving.retrying import retried
 from serving.router_table import GenerationRoute
 from serving.served import Begun, Served
 from serving.tensors import Tensor, decoded_bytes
-
-ATTEMPTS: Final = 2
-"""A request that meets a host without its generation, or no host, is tried once more as a whole."""
 
 R = TypeVar("R")
 
@@ -95,19 +94,16 @@ class Walker:
         chosen = tuple(output.name for output in wanted.outputs) or outputs
         return AnswerForm(head, chosen, wanted.binary_names(chosen))
 
-    async def _tried(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
+    def _tried(self, walk: Walk, request: Tensors, asked: Attempt) -> Awaitable[Tensors]:
         """The outputs, all from one generation: when any call fails to find it, all are made again."""
-        reason = ""
-        for number in range(ATTEMPTS):
-            if number:
+
+        def again(counts: bool) -> None:
+            if counts:
                 self._parts.tally.note_retry(walk.route.model, walk.route.generation)
-                asked.used.clear()
-            try:
-                return await self._attempt(walk, request, asked)
-            except TryElsewhere as error:
-                reason = str(error)
-        msg = f"generation {walk.route.generation} of {walk.route.model}: no host answers; {reason}"
-        raise Unavailable(msg)
+            asked.used.clear()
+
+        subject = f"generation {walk.route.generation} of {walk.route.model}"
+        return retried(lambda: self._attempt(walk, request, asked), asked, again=again, subject=subject)
 
     async def _attempt(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
         plan, deadline = walk.route.plan, asked.deadline

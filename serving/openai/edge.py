@@ -7,7 +7,16 @@ from typing import Any, Final
 
 import orjson
 
-from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, NotFound, TooLarge, Unavailable
+from ipnext.errors import (
+    DeadlineExceeded,
+    HostLost,
+    InvalidInput,
+    IPnextError,
+    NotFound,
+    QueryOfDeath,
+    TooLarge,
+    Unavailable,
+)
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import Admission
 from serving.chosen import is_chosen
@@ -15,6 +24,7 @@ from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, Streamed, seconds_left
 from serving.http_limits import BodyBudget, Claim
 from serving.json_size import parsed_bytes
+from serving.lost_requests import LostRequests, Record
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.affinity import Wish, blocks_of, prompt_of
 from serving.openai.batch import BATCH_PATH, check_batch
@@ -53,6 +63,7 @@ _NO_ROUTE: Final = b'{"detail":"Not Found"}'
 """What vLLM's server says at a path of a task that its model is not made for: no word that helps a client."""
 _ENDING: Final = frozenset({500, 502, 503})
 """Of an engine that ends or has no room: another one may answer."""
+_FULL: Final = 503
 _NOT_PASSED: Final = frozenset(
     {
         *("host", "content-length", "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"),
@@ -84,6 +95,7 @@ class OpenAIEdge:
         admission: Admission,
         limits: EdgeLimits | None = None,
     ) -> None:
+        self._lost = LostRequests()
         self._before = Before(hosts, engines, metrics, fresh=self._fresh, current=self._current)
         self._follower = follower
         self._engines = engines
@@ -142,10 +154,12 @@ class OpenAIEdge:
             check_batch(body)
         route = await self._begun(request, model, exchange)
         alias = alias_of(route, name)
+        record = self._lost.of(model.model, request.content)
+        record.check()
         if alias is None:
-            return _Asked(route, exchange, claim, name, body, request.content)
+            return _Asked(route, exchange, record, claim, name, body, request.content)
         renamed = alias.renamed(body)
-        return _Asked(route, exchange, claim, name, renamed, orjson.dumps(renamed), alias)
+        return _Asked(route, exchange, record, claim, name, renamed, orjson.dumps(renamed), alias)
 
     async def _begun(self, request: Request, model: ModelRoutes, exchange: Exchange) -> GenerationRoute:
         """The generation that answers. Where its engines are going over, the request waits for them as one under way."""
@@ -193,6 +207,9 @@ class OpenAIEdge:
                 await self._prepare(request, path, asked, seconds)
                 asked.keep_bytes(beside=request.content)
                 return await self._tried(request, path, asked)
+        except (HostLost, QueryOfDeath) as error:
+            asked.record.lost(deadly=isinstance(error, QueryOfDeath))
+            raise
         except TimeoutError as error:
             msg = f"no answer has begun within the deadline of {seconds * 1000:.0f} ms"
             raise DeadlineExceeded(msg) from error
@@ -227,10 +244,15 @@ class OpenAIEdge:
             except EngineLost as error:
                 reason = str(error)
                 self._engines.loads.note_lost(offer.url)
+                if error.sent:
+                    await self._engines.check_alive(offer.url)
                 if error.reused and self._offer(asked, tried) is None:
                     tried.remove(offer.url)
                 continue
             if answer.status not in _ENDING or number + 1 == ATTEMPTS or self._offer(asked, tried) is None:
+                return answer
+            if answer.status != _FULL and await self._engines.is_gone(offer.url):
+                asked.record.lost()
                 return answer
             answer.cancel()
             self._engines.loads.note_lost(offer.url)
@@ -300,6 +322,7 @@ class _Asked:
 
     route: GenerationRoute
     exchange: Exchange
+    record: Record
     claim: Claim
     """Memory that it takes beside its body as it came."""
     name: str
