@@ -159,10 +159,10 @@ class FrameProtocol(asyncio.BufferedProtocol):
         if self._choked is not None and self._transport is not None:
             since, size = self._choked
             left = self._transport.get_write_buffer_size()
-            if left < size:
-                self._choked = (now, left)
-            elif now - since > limits.write_seconds:
+            if limits.takes_too_little(now - since, size - left):
                 self.abort()
+            elif now - since > limits.write_seconds:
+                self._choked = (now, left)
         if self._body is None and not self._filled and not self._left:
             self._pace = None
         elif self._pace is None or self._pace[0] != self._frames:

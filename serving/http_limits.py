@@ -36,7 +36,14 @@ class HttpLimits:
     longest_read_seconds: float = 600.0
     """A request must be there by then, however large."""
     write_seconds: float = 20.0
-    """A client that takes none of its answer for so long is cut off."""
+    """A client that takes none of its answer for so long, or next to none, is cut off."""
+    write_bytes_per_second: int = 2**10
+    """Next to none: less than so much over `write_seconds`."""
+
+    def takes_too_little(self, seconds: float, size: int) -> bool:
+        """Return whether a client that has taken `size` bytes in the last `seconds` is to be cut off."""
+        return seconds > self.write_seconds and size < self.write_bytes_per_second * self.write_seconds
+
     linger_seconds: float = 2.0
     """After a refusal what still comes is read and dropped for so long, or the refusal would be lost on its way."""
 

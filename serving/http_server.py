@@ -23,6 +23,7 @@ from serving.http_stream import BodyWriter
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; then nothing more is read from it."""
 _MAX_PIPELINED_BYTES: Final = 2**20
+_VERSIONS: Final = ("1.1", "1.0")
 _SOURCES: Final = frozenset({"origin", "sec-fetch-site"})
 """Headers of which all values count."""
 _JOINED_BYTES: Final = 64 * 2**10
@@ -234,10 +235,10 @@ class HttpProtocol(asyncio.Protocol):
     def _check_taking(self, transport: asyncio.Transport, choked: tuple[float, int], now: float) -> None:
         since, size = choked
         left = transport.get_write_buffer_size()
-        if left < size:
-            self._choked = (now, left)
-        elif now - since > self._limits.write_seconds:
+        if self._limits.takes_too_little(now - since, size - left):
             transport.abort()
+        elif now - since > self._limits.write_seconds:
+            self._choked = (now, left)
 
     def _begin(self) -> None:
         self._url = b""
@@ -252,7 +253,11 @@ class HttpProtocol(asyncio.Protocol):
     def _check_source(self) -> None:
         """Refuse what is asked of another host, or by a page of another origin. HTTP/1.0 may leave its host out."""
         headers, host = self._headers, self._headers.get("host", "")
-        if self._hosts != 1 and (self._hosts or self._parser.get_http_version() != "1.0"):
+        version = self._parser.get_http_version()
+        if version not in _VERSIONS:
+            msg = f"HTTP/{version} is not served; use HTTP/1.1"
+            raise InvalidInput(msg, field="version", value=version, allowed=_VERSIONS)
+        if self._hosts != 1 and (self._hosts or version != "1.0"):
             msg = f"Host: a request has exactly one, got {self._hosts}"
             raise InvalidInput(msg, field="Host")
         if self._hosts:

@@ -49,7 +49,7 @@ def test_every_metric_is_documented_and_none_is_made_up():
         f"`--max-json-bytes`, {MAX_JSON_BYTES // 2**20} MiB",
         f"{MAX_JSON_ELEMENTS:,}",
         f"{HttpLimits().read_seconds:g} s, and 1 s more for each {HttpLimits().read_bytes_per_second // 1024} KiB",
-        f"{HttpLimits().write_seconds:g} s | connection closed",
+        f"{HttpLimits().write_bytes_per_second // 1024} KiB/s | {HttpLimits().write_seconds:g} s | connection closed",
         f"`--max-in-flight`, {RouterLimits().max_in_flight}",
         f"dropped for {HttpLimits().linger_seconds:g} s",
         f"{router.DEFAULT_DEADLINE_SECONDS:g} s without them",
