@@ -258,7 +258,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
                 left = left[count:]
 
     def _parse(self) -> None:
-        start = self._dropped(0)
+        start = self._dropped(0) if self._left else 0
         while self._body is None and self._filled - start >= _PREFIX.size:
             head_bytes, body_bytes = _PREFIX.unpack_from(self._scratch, start)
             if head_bytes > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
@@ -285,7 +285,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def _begin_body(self, start: int, size: int) -> int:
         """Take what is there of the body; returns where the next frame begins in the scratch memory."""
         self._frames += 1
-        if self._budget is not None and size and not self._has_room(self._budget, size):
+        budget = self._budget
+        if budget is not None and budget.held_bytes + size > budget.ample_bytes and not self._has_room(budget, size):
             self._left = self._size = size
             return self._dropped(start)
         there = min(self._filled - start, size)
@@ -293,7 +294,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._body_view = self._body.data
         self._body_view[:there] = self._view[start : start + there]
         self._body_filled = there
-        if self._budget is None or not there or self._count(self._budget, there):
+        if budget is None or not there or self._count(budget, there):
             self._finish_body()
         return start + there
 
@@ -305,6 +306,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def _has_room(self, budget: BodyBudget, size: int) -> bool:
         """Refuse a body before it is read if the budget has no room for all of it."""
+        if not size:
+            return True
         try:
             budget.limits.check_held(budget.held_bytes + size, size)
         except Unavailable as error:
@@ -314,6 +317,9 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def _count(self, budget: BodyBudget, more: int) -> bool:
         """Count `more` bytes that have come of the body. It is refused if the budget has no room for them any more."""
+        if budget.held_bytes + more <= budget.ample_bytes:
+            budget.held_bytes += more
+            return True
         try:
             budget.take(more, body=self._body_view.nbytes)
         except Unavailable as error:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from ipnext.errors import DeadlineExceeded, HostLost, InvalidInput, IPnextError, QueryOfDeath
@@ -36,6 +37,9 @@ class HostEnded(Exception):  # not an error yet: that host may answer once it is
         self.url = url
 
 
+_ANY_HOST: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 @dataclass(slots=True)
 class Attempt:
     """What a request has met so far. `deadline` is a time of the client's clock."""
@@ -43,7 +47,7 @@ class Attempt:
     deadline: float = 0.0
     tried: set[str] = field(default_factory=set)
     """Urls of hosts that it had no luck with, in this attempt or one before."""
-    only: dict[str, str] = field(default_factory=dict)
+    only: Mapping[str, str] = field(default_factory=lambda: _ANY_HOST)
     """Part -> url of the one host that may be asked: it ended while it had the request."""
     used: dict[str, int] = field(default_factory=dict)
     """Part -> the snapshot that answers for it in this attempt."""

@@ -109,7 +109,7 @@ class HostClient:
 
     def _chosen(self, route: GenerationRoute, part: str, attempt: Attempt) -> Offer:
         """A part that the graph calls twice answers twice from one snapshot."""
-        tiers = self._allowed(route, part, attempt)
+        tiers = self._allowed(route, part, attempt) if attempt.only else route.offers[part]
         snapshot = attempt.used.get(part)
         if snapshot is not None:
             tiers = of_snapshot(tiers, snapshot)
@@ -120,7 +120,7 @@ class HostClient:
     def _allowed(self, route: GenerationRoute, part: str, attempt: Attempt) -> Tiers:
         """The offers of a part; those of one host if only that may be asked. TryElsewhere if it makes none now."""
         tiers = route.offers[part]
-        if not attempt.only or part not in attempt.only:
+        if part not in attempt.only:
             return tiers
         url = attempt.only[part]
         tiers = tuple(tuple(offer for offer in tier if offer.url == url) for tier in tiers)

@@ -58,16 +58,20 @@ class HttpLimits:
 class BodyBudget:
     """Bytes of all bodies under way in a process, each counted as what it has become so far. Used from its event loop."""
 
-    __slots__ = ("held_bytes", "limits")
+    __slots__ = ("ample_bytes", "held_bytes", "limits")
 
     def __init__(self, limits: HttpLimits | None = None) -> None:
         self.limits = limits or HttpLimits()
         self.held_bytes = 0
+        self.ample_bytes = self.limits.held_bytes - self.limits.held_bytes // 8
+        """As long as no more is held, there is room for bodies of any size."""
 
     def take(self, size: int, *, body: int) -> None:
         """Count `size` more bytes of a body that has become `body` bytes. Unavailable if there is no room; none is counted then."""
-        self.limits.check_held(self.held_bytes + size, body)
-        self.held_bytes += size
+        held = self.held_bytes + size
+        if held > self.ample_bytes:
+            self.limits.check_held(held, body)
+        self.held_bytes = held
 
     def give_back(self, size: int) -> None:
         """Count so many bytes no longer."""

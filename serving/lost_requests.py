@@ -34,11 +34,8 @@ class LostRequests:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._losses: dict[bytes, Loss] = {}
-
-    def __bool__(self) -> bool:
-        """Return whether any is remembered."""
-        return bool(self._losses)
+        self.known: dict[bytes, Loss] = {}
+        """By their keys."""
 
     def of(self, model: str, content: bytes | bytearray) -> "Record":
         """Return what is remembered of one request."""
@@ -46,22 +43,22 @@ class LostRequests:
 
     def find(self, key: bytes) -> Loss | None:
         """Return a loss that is not a minute old."""
-        loss = self._losses.get(key)
+        loss = self.known.get(key)
         if loss is not None and loss.until <= self._clock():
-            del self._losses[key]
+            del self.known[key]
             return None
         return loss
 
     def note(self, key: bytes, part: str | None = None, url: str | None = None, *, deadly: bool = False) -> None:
         """Remember a loss, for a minute from now."""
-        self._losses.pop(key, None)
-        self._losses[key] = Loss(self._clock() + REMEMBERED_SECONDS, part, url, deadly)
-        if len(self._losses) > _KEPT:
-            del self._losses[next(iter(self._losses))]
+        self.known.pop(key, None)
+        self.known[key] = Loss(self._clock() + REMEMBERED_SECONDS, part, url, deadly)
+        if len(self.known) > _KEPT:
+            del self.known[next(iter(self.known))]
 
     def forget(self, key: bytes) -> None:
         """Forget a request that was answered."""
-        self._losses.pop(key, None)
+        self.known.pop(key, None)
 
 
 class Record:
@@ -93,7 +90,7 @@ class Record:
             QueryOfDeath: it ended its host twice, less than a minute ago.
             HostLost: it was lost, and no host may answer it.
         """
-        loss = self._losses.find(self.key) if self._losses else None
+        loss = self._losses.find(self.key) if self._losses.known else None
         if loss is None:
             return None
         again = f"a request with the same bytes was lost less than {REMEMBERED_SECONDS:.0f} s ago"
@@ -111,5 +108,5 @@ class Record:
 
     def answered(self) -> None:
         """Forget that it was lost."""
-        if self._losses:
+        if self._losses.known:
             self._losses.forget(self.key)

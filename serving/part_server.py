@@ -254,7 +254,9 @@ class PartServer:
             failed.set_exception(error)
             return failed
         call.note(200)
-        self._let_go(call)
+        if call.claimed:
+            self._budget.give_back(call.claimed)
+        self.release(call.lease)
         return answer
 
     async def drained(self) -> None:

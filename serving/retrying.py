@@ -76,7 +76,7 @@ async def _by_the_same_host(
     record: Record | None,
 ) -> T:
     """What the host gives that the request was lost at, once it is back."""
-    asked.only[ended.part] = ended.url
+    asked.only = {**asked.only, ended.part: ended.url}
     limit = min(asked.deadline - MARGIN_SECONDS, time.monotonic() + RETURN_SECONDS)
     pause, reason = _FIRST_PAUSE, "it is not back"
     while time.monotonic() + pause < limit:

@@ -31,7 +31,7 @@ from serving.host_call import Attempt
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, error_response, seconds_left
 from serving.http_limits import MAX_BODY_BYTES, BodyBudget, Claim, OpenConnections
-from serving.lost_requests import LostRequests
+from serving.lost_requests import LostRequests, Record
 from serving.openai.edge import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
 from serving.openai.engines import Engines
 from serving.predictions import SAMPLE_SECONDS, sketches_of
@@ -266,7 +266,7 @@ class Router:
             asked.used.clear()
 
         subject = f"generation {route.generation} of {route.model}"
-        record = self._lost.of(route.model, content)
+        record = Record(self._lost, route.model, content)
         return retried(lambda: attempt(route), asked, again=again, subject=subject, record=record)
 
     def _fresh(self, route: GenerationRoute) -> GenerationRoute:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serving.http_limits import HttpLimits
+from serving.http_limits import BodyBudget, HttpLimits
 from serving.json_size import MAX_STRUCTURES, parsed_bytes
 from serving.router import RouterLimits
 from tests.waiting import eventually
@@ -18,8 +18,7 @@ LIMITS = HttpLimits(held_bytes=8 * 2**20)
 
 @pytest.fixture
 async def small(tmp_path, listeners):
-    limits = RouterLimits()
-    limits.budget.limits = LIMITS
+    limits = RouterLimits(budget=BodyBudget(LIMITS))
     async with running_edge(tmp_path / "router.json", limits) as edge:
         edge.budget = limits.budget
         yield edge
