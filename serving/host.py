@@ -33,7 +33,7 @@ from serving.host_frames import HostFrames
 from serving.host_metrics import HostMetrics
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.http_limits import OpenConnections
-from serving.loading import Loader
+from serving.loading import LOAD_SECONDS, Loader
 from serving.memory import HostMemory, keep_freed, settle, shared_bytes
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
@@ -167,10 +167,24 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--memory-bytes", type=_positive, default=None, help="a load that would take the host beyond is refused"
     )
+    parser.add_argument(
+        "--load-seconds",
+        type=_seconds,
+        default=LOAD_SECONDS,
+        help=f"a snapshot that takes longer to load has failed (default {LOAD_SECONDS:g})",
+    )
     parser.add_argument("--threads", type=int, default=1, help="requests that run at once (default 1)")
     parser.add_argument("--queue", type=int, default=256, help="requests that may wait (default 256)")
     add_allowed_hosts(parser)
     return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        msg = f"must be above 0, got {text}"
+        raise argparse.ArgumentTypeError(msg)
+    return number
 
 
 def _positive(text: str) -> int:
@@ -185,6 +199,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, fetching
     held: HeldSnapshots[Served] = HeldSnapshots()
     memory = HostMemory(arguments.memory_bytes, counted=shared_bytes)
     loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
+    loader.load_seconds = arguments.load_seconds
     queue = InferenceQueue(threads=arguments.threads, waiting=arguments.queue)
     connections = OpenConnections()
     parts = PartServer(held, queue, loader.dispose, region=arguments.region, budget=connections.budget)

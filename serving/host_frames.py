@@ -22,6 +22,7 @@ from serving.router_table import GenerationRoute, generation_route
 from serving.tensors import Tensor
 from serving.walking import Walk, Walker
 
+_NUMBERS: Final = frozenset({int, type(None)})
 _LONGEST_SECONDS: Final = 3600.0
 """A later deadline is none: timers beyond some centuries do not exist."""
 
@@ -70,7 +71,7 @@ class HostFrames:
 
     def _on_frame(self, frame: Frame) -> None:
         header, size = frame.header, frame.body.size
-        number = header.get("id")
+        number: Any = header.get("id")
         work: asyncio.Future[None] | None = None
         try:
             work = self._begin(number, header, frame)
@@ -86,7 +87,7 @@ class HostFrames:
 
     def _begin(self, number: Any, header: Mapping[str, Any], frame: Frame) -> asyncio.Future[None] | None:
         """Begin what a frame asks; None if it is done already."""
-        if number is not None and type(number) is not int:
+        if type(number) not in _NUMBERS:
             msg = f"id: must be a whole number, got {str(number)[:80]!r}"
             raise InvalidInput(msg, field="id", value=number)
         match header["op"]:
