@@ -31,10 +31,12 @@ class TryElsewhere(Exception):  # not an error yet: the request is tried again
 class HostEnded(Exception):  # not an error yet: that host may answer once it is back
     """A host ended while it had the request."""
 
-    def __init__(self, part: str, url: str) -> None:
+    def __init__(self, part: str, url: str, *, in_company: bool = False) -> None:
+        """`in_company`: other requests were lost with it, so that it need not be the one to blame."""
         super().__init__(f"part {part!r}: {url} ended")
         self.part = part
         self.url = url
+        self.in_company = in_company
 
 
 _ANY_HOST: Final[Mapping[str, str]] = MappingProxyType({})
@@ -112,7 +114,7 @@ class HostCall:
         except ConnectionLost as error:
             self._asked.attempt.tried.add(url)
             if error.ended:
-                raise HostEnded(self._asked.part, url) from error
+                raise HostEnded(self._asked.part, url, in_company=error.in_company) from error
             msg = f"{url} did not answer"
             raise TryElsewhere(msg) from error
         finally:

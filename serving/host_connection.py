@@ -24,11 +24,13 @@ class ConnectionLost(Exception):  # not an error of the request: another host ma
     """The connection to a host could not be had, or ended before the answer.
 
     `ended`: the host ended it after it had been sent the call, as one that is killed does; else nobody knows that it ended.
+    `in_company`: other calls were lost with it.
     """
 
-    def __init__(self, *, ended: bool = False) -> None:
+    def __init__(self, *, ended: bool = False, in_company: bool = False) -> None:
         super().__init__()
         self.ended = ended
+        self.in_company = in_company
 
 
 class HostConnection:
@@ -120,9 +122,9 @@ class HostConnection:
 
     def _on_lost(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        for answer in waiting.values():
-            if not answer.done():
-                answer.set_exception(ConnectionLost(ended=not self._given_up))
+        lost = [answer for answer in waiting.values() if not answer.done()]
+        for answer in lost:
+            answer.set_exception(ConnectionLost(ended=not self._given_up, in_company=len(lost) > 1))
 
 
 class SentCall:

@@ -1,7 +1,8 @@
 """A request that hosts did not answer is made again as a whole: elsewhere if they refused it, else where it was lost.
 
-A host that ended while it had the request may have ended by it. So the request waits for that very host, which its agent
-starts again, and is sent to no other one (docs/decisions/0042). Used by routers, and by hosts that execute a graph.
+A host that ended while it had the request may have ended by it. If the host had no other one, the request waits for that very
+host, which its agent starts again, and is sent to no other one; if it had, the request is tried on one other host (docs/decisions/0042).
+Used by routers, and by hosts that execute a graph.
 """
 
 import asyncio
@@ -47,15 +48,20 @@ async def retried(
     loss = record.check() if record is not None else None
     if loss is not None and loss.part is not None and loss.url is not None:
         return await _by_the_same_host(attempt, asked, HostEnded(loss.part, loss.url), again, record)
-    reason = ""
-    for number in range(ATTEMPTS):
-        if number:
-            again(True)
+    reason, first, left = "", None, ATTEMPTS
+    while left:
+        left -= 1
         try:
             return await attempt()
         except TryElsewhere as error:
             reason = str(error)
+            if left:
+                again(True)
         except HostEnded as ended:
+            if first is None and ended.in_company:
+                first, left = ended, max(left, 1)
+                again(True)
+                continue
             if record is not None:
                 record.lost(ended.part, ended.url)
             again(True)
@@ -64,6 +70,10 @@ async def retried(
             if record is not None:
                 record.lost(deadly=isinstance(error, QueryOfDeath))
             raise
+    if first is not None:
+        if record is not None:
+            record.lost(first.part, first.url)
+        return await _by_the_same_host(attempt, asked, first, again, record)
     msg = f"{subject}: no {whom} answers; {reason}"
     raise Unavailable(msg)
 

@@ -39,8 +39,8 @@ class Hosts:
         return await retried(self.attempt, self.asked, again=self.again.append, subject="m", record=record)
 
 
-def ended(url="http://a", part="p"):
-    return HostEnded(part, url)
+def ended(url="http://a", part="p", *, in_company=False):
+    return HostEnded(part, url, in_company=in_company)
 
 
 async def test_a_refused_request_is_made_again_once_anywhere():
@@ -56,6 +56,30 @@ async def test_a_request_whose_host_ended_waits_for_that_host_alone():
     assert await hosts.run() == "answer"
     assert hosts.allowed == [{}, *[{"p": "http://a"}] * 3]
     assert hosts.again.count(True) == 1, "one retry, however long it waits"
+
+
+async def test_a_request_that_was_lost_with_others_goes_to_one_other_host_at_once():
+    hosts = Hosts(ended(in_company=True), "answer")
+    record = LostRequests()
+    assert await hosts.run(record.of("m", BODY)) == "answer"
+    assert (hosts.allowed, hosts.again) == ([{}, {}], [True])
+    assert not record.known, "others were lost with it, and it was answered elsewhere"
+
+
+@pytest.mark.parametrize("with_others", [True, False])
+async def test_a_request_that_takes_a_second_host_with_it_goes_to_no_third_one(with_others):
+    hosts = Hosts(ended("http://a", in_company=True), ended("http://b", in_company=with_others), "answer")
+    assert await hosts.run() == "answer"
+    assert hosts.allowed == [{}, {}, {"p": "http://b"}]
+    with pytest.raises(QueryOfDeath):
+        await Hosts(*[ended("http://a", in_company=True)] * 3).run()
+
+
+async def test_where_no_other_host_takes_what_was_lost_with_others_it_waits_for_its_own():
+    for script in ([TryElsewhere("not held")], []):
+        hosts = Hosts(*script, ended(in_company=True), TryElsewhere("not held"), TryElsewhere("not ready"), "answer")
+        assert await hosts.run() == "answer"
+        assert hosts.allowed[-1] == {"p": "http://a"}
 
 
 async def test_a_host_that_is_not_back_in_time_is_told_and_no_other_one_asked():
