@@ -1,4 +1,4 @@
-"""Requests whose host or engine ended while it had them, by their bytes, for a minute: none of them is sent to another one.
+"""Requests whose host or engine ended while it had them, by their bytes, for a minute: what ends another one is refused.
 
 Why: docs/decisions/0042. Used by a router, from its event loop.
 """
@@ -20,7 +20,7 @@ _PIECE_BYTES: Final = 2**19
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Where a request was lost. With a `url` that host may answer it, else nothing does."""
+    """Where a request was lost. With a `url` it may be asked again, as another client's innocent one of the same bytes; else not."""
 
     until: float
     part: str | None = None
@@ -84,7 +84,7 @@ class Record:
         return self._key
 
     def check(self) -> Loss | None:
-        """Return where the request was lost, if that host may answer it.
+        """Return where the request was lost, if it may be asked again: what it is sent to then must not end, too.
 
         Raises:
             QueryOfDeath: it ended its host twice, less than a minute ago.

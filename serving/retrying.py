@@ -26,7 +26,7 @@ _LONGEST_PAUSE: Final = 0.5
 T = TypeVar("T")
 
 
-async def retried(
+async def retried(  # noqa: C901, PLR0912 - each way in which an attempt ends
     attempt: Callable[[], Awaitable[T]],
     asked: Attempt,
     *,
@@ -45,19 +45,21 @@ async def retried(
         HostLost: its host ended, and was not back in time.
         QueryOfDeath: its host ended, came back and ended again.
     """
-    loss = record.check() if record is not None else None
-    if loss is not None and loss.part is not None and loss.url is not None:
-        return await _by_the_same_host(attempt, asked, HostEnded(loss.part, loss.url), again, record)
+    before = record.check() if record is not None else None
     reason, first, left = "", None, ATTEMPTS
     while left:
         left -= 1
         try:
-            return await attempt()
+            answer = await attempt()
         except TryElsewhere as error:
             reason = str(error)
             if left:
                 again(True)
         except HostEnded as ended:
+            if before is not None and record is not None:
+                record.lost(deadly=True)
+                msg = f"part {ended.part!r}: {ended.url} ended while it had this request, as {before.url} had less than a minute ago"
+                raise QueryOfDeath(msg) from ended
             if first is None and ended.in_company:
                 first, left = ended, max(left, 1)
                 again(True)
@@ -70,6 +72,10 @@ async def retried(
             if record is not None:
                 record.lost(deadly=isinstance(error, QueryOfDeath))
             raise
+        else:
+            if before is not None and record is not None:
+                record.answered()
+            return answer
     if first is not None:
         if record is not None:
             record.lost(first.part, first.url)

@@ -112,14 +112,23 @@ async def test_the_same_bytes_are_known_for_a_minute():
     assert not lost.known
 
 
-async def test_a_client_that_sends_a_lost_request_again_waits_for_the_same_host():
-    lost = LostRequests()
-    with pytest.raises(HostLost):
-        await Hosts(ended(), TryElsewhere("not ready"), seconds=0.3).run(lost.of("m", BODY))
-    hosts = Hosts("answer")
-    assert await hosts.run(lost.of("m", BODY)) == "answer"
-    assert hosts.allowed == [{"p": "http://a"}]
-    assert not lost.known, "it was answered"
+@pytest.mark.parametrize("with_others", [True, False])
+async def test_a_lost_request_that_comes_again_goes_anywhere_and_is_refused_once_it_ends_a_second_host(with_others):
+    """Its bytes may be those of many innocent requests, such as a probe's."""
+    for last in ("answer", ended("http://b", in_company=with_others)):
+        lost = LostRequests()
+        with pytest.raises(HostLost):
+            await Hosts(ended(), TryElsewhere("not ready"), seconds=0.3).run(lost.of("m", BODY))
+        hosts = Hosts(last)
+        if last == "answer":
+            assert await hosts.run(lost.of("m", BODY)) == "answer"
+            assert not lost.known, "it was answered"
+        else:
+            with pytest.raises(QueryOfDeath, match="http://b ended while it had this request, as http://a had"):
+                await hosts.run(lost.of("m", BODY))
+            with pytest.raises(QueryOfDeath, match="it is sent to none"):
+                await Hosts("answer").run(lost.of("m", BODY))
+        assert hosts.allowed == [{}]
 
 
 async def test_what_a_host_lost_that_executes_a_graph_is_sent_to_no_other_one():
