@@ -32,14 +32,16 @@ def traffic_of(model: str, generation: int, regions: Iterable[RegionState]) -> t
 
 
 def _of_region(region: str, counted: GenerationTraffic) -> RegionTraffic:
+    """Only the requests that the gateway chose: clients that name a generation neither fail its gate nor pass it."""
+    aside = counted.aside
     return RegionTraffic(
         region=region,
-        requests=counted.requests,
-        errors=counted.errors,
-        non_finite=counted.non_finite,
-        latency=counted.latency,
-        first_token=counted.first_token,
-        token=counted.token,
+        requests=counted.requests - aside.requests,
+        errors=counted.errors - aside.errors,
+        non_finite=counted.non_finite - aside.non_finite,
+        latency=_less(counted.latency, aside.latency),
+        first_token=_less(counted.first_token, aside.first_token),
+        token=_less(counted.token, aside.token),
         predictions=counted.predictions,
     )
 

@@ -23,9 +23,11 @@ IPnextError
 ├── LoadFailed              500  a host could not load a snapshot
 ├── MemoryExceeded          507  a host's memory budget has no room for a snapshot
 ├── GenerationNotHeld       409  a host does not hold the asked generation
+├── QueryOfDeath            500  a request that ended its host twice
 ├── Unavailable             503  a dependency is down or full; try again
 │   ├── RegionUnreachable   503  the infrastructure of a region does not answer
 │   ├── RouteFailed         503  a gateway did not take its routes
+│   ├── HostLost            503  the host of a request ended, and no other one is asked
 │   └── EngineRefused       503  Temporal refuses a call, for a reason that is not the change's own
 └── DeadlineExceeded        504
 """
@@ -254,6 +256,18 @@ class RouteFailed(Unavailable):
     """A region answers, and its gateway did not come to follow its routes."""
 
     code = "RouteFailed"
+
+
+class HostLost(Unavailable):
+    """The host or engine ended while it had the request, perhaps by it: no other one is asked."""
+
+    code = "HostLost"
+
+
+class QueryOfDeath(IPnextError):
+    """The request ended its host, and again when that was asked once more. Trying again ends it a third time."""
+
+    code = "QueryOfDeath"
 
 
 class EngineRefused(Unavailable):

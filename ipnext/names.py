@@ -89,6 +89,9 @@ SEARCH_ATTRIBUTES: Final[Mapping[str, str]] = {
 GENERATION_HEADER: Final = "x-ipnext-generation"
 CHOSEN_HEADER: Final = "x-ipnext-chosen-by"
 """Set by a gateway on a request whose generation it chose by weight: no client asked for just this one."""
+FORWARDED_HEADER: Final = "x-ipnext-forwarded-by"
+"""Set on a request that one region's gateway sends to another's, which must answer it: the region, and CHOSEN_BY_WEIGHT if that is so."""
+CHOSEN_BY_WEIGHT: Final = ";chosen-by=weight"
 REFUSED_HEADER: Final = "x-ipnext-refused"
 """Of a router that is about to end, with a request that it has not looked at: the seconds after which a gateway sends it again.
 

@@ -18,6 +18,12 @@ class NotFinite(IPnextError):
     """The answer holds NaN or infinity and was asked for as JSON, which has neither."""
 
 
+def not_finite_inputs() -> InvalidInput:
+    """Return the error of a request with NaN or infinity whose answer, as JSON, cannot hold them."""
+    msg = "inputs: hold NaN or infinity, so the answer does too, which JSON cannot carry; send finite numbers, or ask for binary data"
+    return InvalidInput(msg, field="inputs")
+
+
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -77,6 +83,21 @@ class AnswerForm:
             self._keep(shapes, tensors, encoded)
         return encoded, finite
 
+    def encode_for(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple[Encoded, bool]:
+        """As `encode`; what is not finite counts as finite if the inputs were not: that is the client's doing.
+
+        Raises:
+            InvalidInput: it was, and the answer was asked for as JSON; and as of `encode_response`.
+            NotFinite: it was not, and the answer was asked for as JSON.
+        """
+        try:
+            encoded, finite = self.encode(outputs)
+        except NotFinite:
+            if _all_finite(inputs):
+                raise
+            raise not_finite_inputs() from None
+        return encoded, finite or not _all_finite(inputs)
+
     def _keep(self, shapes: Shapes, tensors: Mapping[str, Tensor], encoded: Encoded) -> None:
         """BYTES are left out: in binary their sizes are in the header, in JSON they may have none."""
         if any(tensor.datatype == "BYTES" for tensor in tensors.values()):
@@ -85,6 +106,10 @@ class AnswerForm:
             self._known[shapes] = _InBinary(encoded.body[: encoded.header_length])
         elif encoded.header_length is None:
             self._known[shapes] = _in_json(answer_head(self._head), tensors)
+
+
+def _all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(all_finite(tensor) for tensor in tensors.values())
 
 
 def _in_json(head: Mapping[str, object], tensors: Mapping[str, Tensor]) -> _InJson:

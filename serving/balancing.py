@@ -25,6 +25,8 @@ STRIKES: Final = 3
 SLOW_FACTOR: Final = 5.0
 SLOW_SECONDS: Final = 0.1
 """A host is slow whose mean latency is SLOW_FACTOR times the median of the others' and SLOW_SECONDS more."""
+EARLY_FACTOR: Final = 2.0
+"""Of the usual time: who has had less is not to blame."""
 ENOUGH_ANSWERS: Final = 5
 """A mean over fewer answers is not judged."""
 _NEWEST_WEIGHT: Final = 0.2
@@ -122,9 +124,14 @@ class EndpointLoads:
             host.on_trial = False
             self._watched.discard(url)
 
-    def note_strike(self, url: str, *, tiers: Tiers) -> None:
-        """No answer by the deadline, or that of a host that is broken."""
+    def note_strike(self, url: str, *, tiers: Tiers, given: float | None = None) -> None:
+        """No answer by the deadline, or that of a host that is broken.
+
+        A call that was `given` fewer seconds than twice what the fastest host of the part usually takes says nothing.
+        """
         host = self._of(url)
+        if given is not None and given < EARLY_FACTOR * self._usual_seconds(url, tiers):
+            return
         host.strikes += 1
         if host.out is None and (host.on_trial or host.strikes >= STRIKES) and self._others_do_well(url, tiers):
             self._put_out(url, "behind")
@@ -197,6 +204,11 @@ class EndpointLoads:
     def _others(self, url: str, tiers: Tiers) -> Iterator[_Host]:
         urls = {offer.url for tier in tiers for offer in tier} - {url}
         return (host for other in urls if (host := self._hosts.get(other)) is not None and host.out is None)
+
+    def _usual_seconds(self, url: str, tiers: Tiers) -> float:
+        """Mean latency of the fastest host of the part; 0 if none has answered."""
+        known = [host.seconds for host in (self._of(url), *self._others(url, tiers)) if host.answers]
+        return min(known, default=0.0)
 
     def _others_do_well(self, url: str, tiers: Tiers) -> bool:
         return any(other.answers and not other.strikes for other in self._others(url, tiers))

@@ -8,7 +8,9 @@ Why not HTTP, zmq or gRPC: docs/decisions/0009, with the measurements.
 
 import asyncio
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from ipnext.errors import InvalidInput
+from ipnext.errors import InvalidInput, TooSlow, Unavailable
 from ipnext.model.registry import Datatype
+from serving.http_limits import BodyBudget, HttpLimits, Reading
 from serving.tensors import DTYPES, Array, Tensor, check_datatype, check_shape, from_binary, to_binary
 
 UPGRADE: Final = "ipnext-frames"
@@ -102,11 +105,34 @@ def _raw(tensor: Tensor) -> memoryview | bytes:
 
 
 class FrameProtocol(asyncio.BufferedProtocol):
-    """One connection in frames. `on_frame` gets each frame; `on_lost` is told once, when the connection has ended."""
+    """One connection in frames. `on_frame` gets each frame; `on_lost` is called once, when the connection has ended.
 
-    def __init__(self, on_frame: Callable[[Frame], None], on_lost: Callable[[], None]) -> None:
+    With a `budget`, bodies are counted in it while they come; who gets a frame gives its bytes back. The body of a frame that
+    finds no room is read and dropped, and `on_refused` gets the frame's header.
+    """
+
+    def __init__(
+        self,
+        on_frame: Callable[[Frame], None],
+        on_lost: Callable[[], None],
+        *,
+        budget: BodyBudget | None = None,
+        on_refused: Callable[[Mapping[str, Any], Unavailable], None] = lambda *_: None,
+    ) -> None:
         self._on_frame = on_frame
         self._on_lost = on_lost
+        self._on_refused = on_refused
+        self._budget = budget
+        self._left = 0
+        """Bytes of a refused body that are still to come."""
+        self._size = 0
+        """Bytes of that body in all."""
+        self._frames = 0
+        """Frames so far, those that were refused too."""
+        self._pace: tuple[int, Reading] | None = None
+        """Of the frame under way when connections were last looked at, by its number."""
+        self._choked: tuple[float, int] | None = None
+        """Since when the other side has taken nothing, and the bytes that wait for it."""
         self._transport: asyncio.Transport | None = None
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
@@ -122,6 +148,37 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def open(self) -> bool:
         """Whether frames can be sent."""
         return self._transport is not None
+
+    @property
+    def sent(self) -> bool:
+        """Whether all that was sent has left."""
+        return self._transport is None or not self._transport.get_write_buffer_size()
+
+    def check_pace(self, now: float, limits: HttpLimits) -> None:
+        """End the connection if the other side sends a frame, or takes what was sent, too slowly. `now` is of time.monotonic."""
+        if self._choked is not None and self._transport is not None:
+            since, size = self._choked
+            left = self._transport.get_write_buffer_size()
+            if limits.takes_too_little(now - since, size - left):
+                self.abort()
+            elif now - since > limits.write_seconds:
+                self._choked = (now, left)
+        if self._body is None and not self._filled and not self._left:
+            self._pace = None
+        elif self._pace is None or self._pace[0] != self._frames:
+            self._pace = (self._frames, Reading(now))
+        else:
+            with suppress(TooSlow):
+                self._pace[1].check(now, self._come, limits)
+                return
+            self._break()
+
+    @property
+    def _come(self) -> int:
+        """Bytes that have come of the frame under way."""
+        if self._left:
+            return self._size - self._left
+        return self._filled if self._body is None else self._body_filled
 
     def take_over(self, transport: asyncio.Transport, rest: bytes = b"") -> None:
         """Go on with a connection that another protocol began; `rest` are bytes it has read already."""
@@ -156,7 +213,17 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """The other side has gone."""
         self._transport = None
+        self._drop_body()
         self._on_lost()
+
+    def pause_writing(self) -> None:
+        """The other side takes what is sent more slowly than it comes."""
+        if self._transport is not None:
+            self._choked = (time.monotonic(), self._transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The other side has taken what waited for it."""
+        self._choked = None
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
         """Where the next bytes go: straight into a body that has begun, else into the scratch memory."""
@@ -172,7 +239,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
             return
         if self._body is not None:
             self._body_filled += nbytes
-            self._finish_body()
+            if self._budget is None or self._count(self._budget, nbytes):
+                self._finish_body()
             return
         self._filled += nbytes
         self._parse()
@@ -190,7 +258,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
                 left = left[count:]
 
     def _parse(self) -> None:
-        start = 0
+        start = self._dropped(0) if self._left else 0
         while self._body is None and self._filled - start >= _PREFIX.size:
             head_bytes, body_bytes = _PREFIX.unpack_from(self._scratch, start)
             if head_bytes > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
@@ -209,18 +277,25 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._move(start)
 
     def _break(self) -> None:
-        """End the connection, and read nothing that still comes."""
+        """End the connection now, and read nothing that still comes."""
         self._broken = True
-        self.close()
+        self._drop_body()
+        self.abort()
 
     def _begin_body(self, start: int, size: int) -> int:
         """Take what is there of the body; returns where the next frame begins in the scratch memory."""
+        self._frames += 1
+        budget = self._budget
+        if budget is not None and budget.held_bytes + size > budget.ample_bytes and not self._has_room(budget, size):
+            self._left = self._size = size
+            return self._dropped(start)
         there = min(self._filled - start, size)
         self._body = aligned_memory(size)
         self._body_view = self._body.data
         self._body_view[:there] = self._view[start : start + there]
         self._body_filled = there
-        self._finish_body()
+        if budget is None or not there or self._count(budget, there):
+            self._finish_body()
         return start + there
 
     def _finish_body(self) -> None:
@@ -228,6 +303,46 @@ class FrameProtocol(asyncio.BufferedProtocol):
         if body is not None and self._body_filled == body.size:
             self._body = None
             self._on_frame(Frame(self._header, body))
+
+    def _has_room(self, budget: BodyBudget, size: int) -> bool:
+        """Refuse a body before it is read if the budget has no room for all of it."""
+        if not size:
+            return True
+        try:
+            budget.limits.check_held(budget.held_bytes + size, size)
+        except Unavailable as error:
+            self._on_refused(self._header, error)
+            return False
+        return True
+
+    def _count(self, budget: BodyBudget, more: int) -> bool:
+        """Count `more` bytes that have come of the body. It is refused if the budget has no room for them any more."""
+        if budget.held_bytes + more <= budget.ample_bytes:
+            budget.held_bytes += more
+            return True
+        try:
+            budget.take(more, body=self._body_view.nbytes)
+        except Unavailable as error:
+            left = self._body_view.nbytes - self._body_filled
+            self._body_filled -= more
+            self._size = self._body_view.nbytes
+            self._drop_body()
+            self._left = left
+            self._on_refused(self._header, error)
+            return False
+        return True
+
+    def _drop_body(self) -> None:
+        """Let go of a body that has begun to come."""
+        if self._body is not None and self._budget is not None:
+            self._budget.give_back(self._body_filled)
+        self._body, self._body_view = None, memoryview(b"")
+
+    def _dropped(self, start: int) -> int:
+        """Where in the scratch memory a body that was refused ends."""
+        there = min(self._left, self._filled - start)
+        self._left -= there
+        return start + there
 
     def _move(self, start: int) -> None:
         left = self._filled - start

@@ -3,14 +3,53 @@
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
-from ipnext.model.deployment import GenerationTraffic
+from ipnext.model.deployment import AsideTraffic, GenerationTraffic
 from ipnext.model.sketch import LATENCY_SECONDS
 from serving.predictions import Predictions
 from serving.tallies import Answers, Histogram, StreamTally
 
+ENOUGH_ANSWERS: Final = 20
+"""A median of fewer answers is not judged by."""
 
-@dataclass(slots=True)
+
+class Aside:
+    """Requests that gates leave out; they are in the other counts too."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.errors = 0
+        self.non_finite = 0
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Forget the latencies."""
+        self.latency = Histogram(LATENCY_SECONDS)
+        self.first_token = Histogram(LATENCY_SECONDS)
+        self.token = Histogram(LATENCY_SECONDS)
+
+    def note(self, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self.requests += 1
+        self.errors += status >= 500  # HTTP's server errors
+        if status == 200:  # HTTP's OK
+            self.latency.observe(seconds)
+
+    @property
+    def traffic(self) -> AsideTraffic:
+        """What the agent is told."""
+        return AsideTraffic(
+            requests=self.requests,
+            errors=self.errors,
+            non_finite=self.non_finite,
+            latency=self.latency.counts,
+            first_token=self.first_token.counts,
+            token=self.token.counts,
+        )
+
+
+@dataclass(slots=True, eq=False)
 class GenerationCounts:
     """The requests of one generation since the router started."""
 
@@ -29,6 +68,7 @@ class GenerationCounts:
     substituted: int = 0
     prefills: Counter[str] = field(default_factory=Counter)
     """Prompts read apart from their answers, by what came of it."""
+    aside: Aside = field(default_factory=Aside)
     last_at: float = 0.0
     """Unix time of the last answer."""
 
@@ -44,8 +84,15 @@ class GenerationCounts:
         """Forget latencies and predictions, which take the most room."""
         self.latency = Histogram(LATENCY_SECONDS)
         self.predictions = Predictions()
+        self.aside.let_go()
         if self.streams is not None:
             self.streams.let_go()
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """Median time to the first byte of a good answer; None if there were too few."""
+        times = self.latency if self.streams is None else self.streams.first_token
+        return times.median if times.count >= ENOUGH_ANSWERS else None
 
     def requests(self, *, at_least: int = 0) -> int:
         """Answers whose status is `at_least` so high."""
@@ -65,4 +112,5 @@ class GenerationCounts:
             first_token=self.streams.first_token.counts if self.streams else {},
             token=self.streams.token.counts if self.streams else {},
             predictions=self.predictions.sketches,
+            aside=self.aside.traffic,
         )

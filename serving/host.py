@@ -32,7 +32,8 @@ from serving.host_client import HostClient
 from serving.host_frames import HostFrames
 from serving.host_metrics import HostMetrics
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
-from serving.loading import Loader
+from serving.http_limits import OpenConnections
+from serving.loading import LOAD_SECONDS, Loader
 from serving.memory import HostMemory, keep_freed, settle, shared_bytes
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
@@ -65,6 +66,7 @@ class Host:
         self._parts = parts
         self._region = region
         self._metrics = HostMetrics(held, parts.tally, region=region)
+        self._stamped: str | None = None
 
     def handle(self, request: Request) -> Response | Awaitable[Response]:
         """Route one request."""
@@ -73,10 +75,12 @@ class Host:
             case "POST", ["parts", model, part, "infer"]:
                 return self._infer(request, model, part)
             case "PUT", ["control", "holds"]:
-                self._loader.hold(parse_model(HostHolds, request.content).holds)
+                told = parse_model(HostHolds, request.content)
+                self._loader.hold(told.holds)
+                self._stamped = told.stamped
                 return json_response(self.state, 202)
             case "POST", ["control", "drain"]:
-                self._parts.draining = True
+                self._parts.drain.begin()
                 return json_response(self.state)
             case "GET", ["control", "state", "after", revision] if revision.isdecimal():
                 return self._changed(int(revision))
@@ -94,6 +98,7 @@ class Host:
             case ["parts", model, part]:
                 return json_response(self._parts.signature(model, part, _generation(request)))
             case ["control", "state"]:
+                self._parts.drain.looked_at()
                 return json_response(self.state)
             case ["metrics"]:
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
@@ -110,7 +115,8 @@ class Host:
             loading=held.loading,
             failures=held.failures,
             in_flight=self._parts.in_flight,
-            draining=self._parts.draining,
+            draining=self._parts.drain.on,
+            stamped=self._stamped,
             memory=self._memory,
             revision=held.ends.number,
         )
@@ -161,10 +167,24 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--memory-bytes", type=_positive, default=None, help="a load that would take the host beyond is refused"
     )
+    parser.add_argument(
+        "--load-seconds",
+        type=_seconds,
+        default=LOAD_SECONDS,
+        help=f"a snapshot that takes longer to load has failed (default {LOAD_SECONDS:g})",
+    )
     parser.add_argument("--threads", type=int, default=1, help="requests that run at once (default 1)")
     parser.add_argument("--queue", type=int, default=256, help="requests that may wait (default 256)")
     add_allowed_hosts(parser)
     return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        msg = f"must be above 0, got {text}"
+        raise argparse.ArgumentTypeError(msg)
+    return number
 
 
 def _positive(text: str) -> int:
@@ -179,14 +199,23 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, fetching
     held: HeldSnapshots[Served] = HeldSnapshots()
     memory = HostMemory(arguments.memory_bytes, counted=shared_bytes)
     loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
+    loader.load_seconds = arguments.load_seconds
     queue = InferenceQueue(threads=arguments.threads, waiting=arguments.queue)
-    parts = PartServer(held, queue, loader.dispose, region=arguments.region)
+    connections = OpenConnections()
+    parts = PartServer(held, queue, loader.dispose, region=arguments.region, budget=connections.budget)
     host = Host(held, loader, parts, region=arguments.region)
     structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
     others = HostClient(EndpointLoads(time.monotonic), time.monotonic)
     walker = Walker(parts, others)
-    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker).take_over(transport, rest)}
-    await serve(host.handle, listener, upgrades=upgrades, allowed=allowed_hosts(arguments), before_exit=parts.drained)
+    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker, connections).take_over(transport, rest)}
+    await serve(
+        host.handle,
+        listener,
+        upgrades=upgrades,
+        allowed=allowed_hosts(arguments),
+        connections=connections,
+        before_exit=parts.drained,
+    )
     others.close()
     loader.close()
     queue.close()

@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
+from ipnext.errors import DeadlineExceeded, HostLost, InvalidInput, IPnextError, QueryOfDeath
 from serving.answer_forms import NotFinite
 from serving.balancing import EndpointLoads
 from serving.frames import Frame
@@ -17,12 +18,28 @@ _ABOUT_NOW_SECONDS: Final = 0.02
 """A call that ends so near its deadline, or after it, was ended by it."""
 _BROKEN: Final = frozenset({500, 504})
 """Statuses of a host that gives no answer where another may."""
+_OF_LOST: Final = {kind.code: kind for kind in (HostLost, QueryOfDeath)}
+"""By their code the errors of a host that asked others."""
 _ELSEWHERE: Final = frozenset({409, 503})
 """Statuses of a host that cannot answer now while another may."""
 
 
 class TryElsewhere(Exception):  # not an error yet: the request is tried again
     """A host did not answer, or not for this generation; the whole request may be tried again on other hosts."""
+
+
+class HostEnded(Exception):  # not an error yet: that host may answer once it is back
+    """A host ended while it had the request."""
+
+    def __init__(self, part: str, url: str, *, in_company: bool = False) -> None:
+        """`in_company`: other requests were lost with it, so that it need not be the one to blame."""
+        super().__init__(f"part {part!r}: {url} ended")
+        self.part = part
+        self.url = url
+        self.in_company = in_company
+
+
+_ANY_HOST: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -32,10 +49,14 @@ class Attempt:
     deadline: float = 0.0
     tried: set[str] = field(default_factory=set)
     """Urls of hosts that it had no luck with, in this attempt or one before."""
+    only: Mapping[str, str] = field(default_factory=lambda: _ANY_HOST)
+    """Part -> url of the one host that may be asked: it ended while it had the request."""
     used: dict[str, int] = field(default_factory=dict)
     """Part -> the snapshot that answers for it in this attempt."""
     sampled: bool = False
     """Whether the host that answers last shall sketch its answer."""
+    judged: bool = True
+    """Whether gates count it: the gateway chose its generation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +104,7 @@ class HostCall:
         self._counted.__enter__()
 
     async def answered(self) -> Frame:
-        """The host's answer, with its proof checked. TryElsewhere and errors as the host judged."""
+        """The host's answer, with its proof checked. TryElsewhere, HostEnded, and errors as the host judged."""
         url = self._asked.offer.url
         try:
             answer = await self._received(url)
@@ -92,6 +113,8 @@ class HostCall:
             raise
         except ConnectionLost as error:
             self._asked.attempt.tried.add(url)
+            if error.ended:
+                raise HostEnded(self._asked.part, url, in_company=error.in_company) from error
             msg = f"{url} did not answer"
             raise TryElsewhere(msg) from error
         finally:
@@ -123,7 +146,7 @@ class HostCall:
     def _strike_if_late(self) -> None:
         asked = self._asked
         if not asked.walk and asked.attempt.deadline - self._clock() < _ABOUT_NOW_SECONDS:
-            self._loads.note_strike(asked.offer.url, tiers=self._tiers)
+            self._loads.note_strike(asked.offer.url, tiers=self._tiers, given=self._clock() - self._began)
 
     @property
     def _tiers(self) -> Any:
@@ -137,13 +160,17 @@ class HostCall:
             _check_proof(asked.part, asked.offer, header, tried)
             return
         if status in _BROKEN and not asked.walk:
-            self._loads.note_strike(url, tiers=self._tiers)
+            self._loads.note_strike(
+                url, tiers=self._tiers, given=self._clock() - self._began if status == 504 else None
+            )
         raise judged(asked.part, url, header, tried)
 
 
 def judged(part: str, url: str, answer: Mapping[str, Any], tried: set[str]) -> Exception:
     """What a host's refusal means for the request."""
     status, message = answer["status"], f"part {part!r}: {answer.get('error')}"
+    if answer.get("code") in _OF_LOST:
+        return _OF_LOST[answer["code"]](message)
     if status in _ELSEWHERE:
         tried.add(url)
         return TryElsewhere(message)

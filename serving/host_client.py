@@ -14,7 +14,7 @@ from serving.host_call import Asked, Attempt, HostCall, TryElsewhere, judged
 from serving.host_connection import ConnectionLost, HostConnection, Pieces, connect
 from serving.protocol import Body
 from serving.router_table import GenerationRoute
-from serving.synchrony import Offer, of_snapshot
+from serving.synchrony import Offer, Tiers, of_snapshot
 
 _SIGNATURE_SECONDS: Final = 5.0
 
@@ -61,7 +61,7 @@ class HostClient:
         """The answer to the V2 body of a request, whose graph a host of the route's `walker` walks; as `relay`."""
         content, header_length = body
         part = str(route.walker)
-        offer = self._loads.choose(route.offers[part], tried=attempt.tried)
+        offer = self._loads.choose(self._allowed(route, part, attempt), tried=attempt.tried)
         header = self._header("walk", route.model, part, offer.generation, attempt.deadline)
         pieces = Pieces(bytes_frame, header | {"header_length": header_length, "sketch": attempt.sampled}, content)
         answer = await self._call(route, part, offer, pieces, attempt, walk=True).answered()
@@ -109,13 +109,25 @@ class HostClient:
 
     def _chosen(self, route: GenerationRoute, part: str, attempt: Attempt) -> Offer:
         """A part that the graph calls twice answers twice from one snapshot."""
-        tiers = route.offers[part]
+        tiers = self._allowed(route, part, attempt) if attempt.only else route.offers[part]
         snapshot = attempt.used.get(part)
         if snapshot is not None:
             tiers = of_snapshot(tiers, snapshot)
         offer = self._loads.choose(tiers, tried=attempt.tried)
         attempt.used[part] = offer.snapshot
         return offer
+
+    def _allowed(self, route: GenerationRoute, part: str, attempt: Attempt) -> Tiers:
+        """The offers of a part; those of one host if only that may be asked. TryElsewhere if it makes none now."""
+        tiers = route.offers[part]
+        if part not in attempt.only:
+            return tiers
+        url = attempt.only[part]
+        tiers = tuple(tuple(offer for offer in tier if offer.url == url) for tier in tiers)
+        if not any(tiers):
+            msg = f"{url} is not ready"
+            raise TryElsewhere(msg)
+        return tiers
 
     def _call(
         self, route: GenerationRoute, part: str, offer: Offer, pieces: Pieces, attempt: Attempt, *, walk: bool = False

@@ -21,7 +21,16 @@ ROUTES_KNOWN: Final = 256
 
 
 class ConnectionLost(Exception):  # not an error of the request: another host may answer
-    """The connection to a host could not be had, or ended before the answer."""
+    """The connection to a host could not be had, or ended before the answer.
+
+    `ended`: the host ended it after it had been sent the call, as one that is killed does; else nobody knows that it ended.
+    `in_company`: other calls were lost with it.
+    """
+
+    def __init__(self, *, ended: bool = False, in_company: bool = False) -> None:
+        super().__init__()
+        self.ended = ended
+        self.in_company = in_company
 
 
 class HostConnection:
@@ -35,6 +44,8 @@ class HostConnection:
         self._watch: asyncio.TimerHandle | None = None
         self._heard = False
         self._silent_looks = 0
+        self._given_up = False
+        """Whether it ends from this side."""
 
     @property
     def open(self) -> bool:
@@ -86,6 +97,7 @@ class HostConnection:
         """End the connection."""
         if self._watch is not None:
             self._watch.cancel()
+        self._given_up = True
         self._frames.close()
 
     def _look(self) -> None:
@@ -95,6 +107,7 @@ class HostConnection:
         if not self._waiting or not self._frames.open:
             return
         if self._silent_looks >= SILENT_LOOKS:
+            self._given_up = True
             self._frames.abort()
             return
         if self._silent_looks:
@@ -109,9 +122,9 @@ class HostConnection:
 
     def _on_lost(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        for answer in waiting.values():
-            if not answer.done():
-                answer.set_exception(ConnectionLost())
+        lost = [answer for answer in waiting.values() if not answer.done()]
+        for answer in lost:
+            answer.set_exception(ConnectionLost(ended=not self._given_up, in_company=len(lost) > 1))
 
 
 class SentCall:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -14,6 +14,7 @@ from serving.frames import Frame, FrameProtocol, bytes_frame, tensor_frame
 from serving.graph import Tensors
 from serving.host_connection import ROUTES_KNOWN
 from serving.http import parse_model
+from serving.http_limits import OpenConnections
 from serving.part_server import About, PartServer
 from serving.predictions import sketches_of
 from serving.protocol import Encoded
@@ -21,44 +22,81 @@ from serving.router_table import GenerationRoute, generation_route
 from serving.tensors import Tensor
 from serving.walking import Walk, Walker
 
+_NUMBERS: Final = frozenset({int, type(None)})
+_LONGEST_SECONDS: Final = 3600.0
+"""A later deadline is none: timers beyond some centuries do not exist."""
+
 
 class HostFrames:
     """The calls of one connection. `take_over` is an upgrade of serving.http_server."""
 
-    def __init__(self, parts: PartServer, walker: Walker) -> None:
+    def __init__(self, parts: PartServer, walker: Walker, connections: OpenConnections | None = None) -> None:
+        """`connections` are those of the process; its budget counts the bodies of frames until their calls have ended."""
         self._parts = parts
         self._walker = walker
+        self._open = connections if connections is not None else OpenConnections()
+        self._budget = self._open.budget
         self._routes: dict[int, GenerationRoute] = {}
         self._running: dict[int, asyncio.Future[None]] = {}
-        self._frames = FrameProtocol(self._on_frame, self._on_lost)
+        self._frames = FrameProtocol(
+            self._on_frame,
+            self._on_lost,
+            budget=self._budget,
+            on_refused=lambda header, error: self._fail(header.get("id"), error),
+        )
 
     def take_over(self, transport: asyncio.Transport, rest: bytes) -> None:
         """Answer on this connection from now on."""
+        self._open.add(self)
         self._frames.take_over(transport, rest)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call is under way, and all answers have left."""
+        return not self._running and self._frames.sent
+
+    def close(self) -> None:
+        """Close the connection once what is written has left."""
+        self._frames.close()
+
+    def check_pace(self, now: float) -> None:
+        """End the connection if the other side is too slow. `now` is of time.monotonic."""
+        self._frames.check_pace(now, self._budget.limits)
 
     def _on_lost(self) -> None:
         """Nobody waits for what runs."""
+        self._open.discard(self)
         for work in tuple(self._running.values()):
             work.cancel()
 
     def _on_frame(self, frame: Frame) -> None:
-        header = frame.header
-        number = header.get("id")
+        header, size = frame.header, frame.body.size
+        number: Any = header.get("id")
+        work: asyncio.Future[None] | None = None
         try:
-            self._begin(number, header, frame)
+            work = self._begin(number, header, frame)
         except IPnextError as error:
             self._fail(number, error)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             self._fail(number, InvalidInput(f"the frame's header cannot be read: {error!r}"))
+        if work is None:
+            self._budget.held_bytes -= size
+        else:
+            self._running[number] = work
+            work.add_done_callback(partial(self._ended, number, size))
 
-    def _begin(self, number: Any, header: Mapping[str, Any], frame: Frame) -> None:
+    def _begin(self, number: Any, header: Mapping[str, Any], frame: Frame) -> asyncio.Future[None] | None:
+        """Begin what a frame asks; None if it is done already."""
+        if type(number) not in _NUMBERS:
+            msg = f"id: must be a whole number, got {str(number)[:80]!r}"
+            raise InvalidInput(msg, field="id", value=number)
         match header["op"]:
             case "infer":
-                self._infer(number, header, frame)
+                return self._infer(number, header, frame)
             case "v2":
-                self._infer_v2(number, header, frame)
+                return self._infer_v2(number, header, frame)
             case "walk":
-                self._walk(number, header, frame)
+                return self._walk(number, header, frame)
             case "route":
                 self._learn(header["route"], frame)
             case "cancel":
@@ -72,23 +110,23 @@ class HostFrames:
                 answer = {"id": number, "status": 200, "signature": found.model_dump(mode="json")}
                 self._frames.send(bytes_frame(answer))
             case other:
-                msg = f"op: {other!r} is not one of infer, v2, walk, route, cancel, ping, signature"
+                msg = f"op: {str(other)[:80]!r} is not one of infer, v2, walk, route, cancel, ping, signature"
                 raise InvalidInput(msg, field="op", value=other)
+        return None
 
-    def _infer(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
+    def _infer(self, number: int, header: Mapping[str, Any], frame: Frame) -> asyncio.Future[None] | None:
         tensors = frame.tensors()
-        seconds = header["deadline_ms"] / 1000
+        seconds = _seconds(header)
         lease = self._parts.lease(header["model"], header["part"], header["generation"])
         finish = partial(self._answer, number, lease.snapshot)
-        work = self._parts.infer(lease, tensors, seconds=seconds, finish=finish)
-        self._watch(number, work)
+        return self._parts.infer(lease, tensors, seconds=seconds, finish=finish)
 
-    def _infer_v2(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
+    def _infer_v2(self, number: int, header: Mapping[str, Any], frame: Frame) -> asyncio.Future[None] | None:
         chosen = header.get("chosen", header["generation"])
         about = About(header["model"], header["part"], chosen, tuple(header["outputs"]))
-        seconds, header_length = header["deadline_ms"] / 1000, header["header_length"]
+        seconds, header_length = _seconds(header), header["header_length"]
         lease = self._parts.lease(about.model, about.part, header["generation"])
-        work = self._parts.infer_v2(
+        return self._parts.infer_v2(
             lease,
             frame.body.data,
             header_length,
@@ -96,18 +134,20 @@ class HostFrames:
             seconds=seconds,
             finish=partial(self._answer_v2, number, lease.snapshot, bool(header.get("sketch"))),
         )
-        self._watch(number, work)
 
     def _learn(self, number: int, frame: Frame) -> None:
         """A route that walks to come will name by its number."""
         model = parse_model(RoutedModel, frame.body.tobytes())
+        if not model.served:
+            msg = f"served: a route has one generation, got none of {model.model}"
+            raise InvalidInput(msg, field="served")
         route = generation_route(model, model.served[0])
         self._routes[number] = route
         self._walker.learn(route)
         if len(self._routes) > ROUTES_KNOWN:
             del self._routes[next(iter(self._routes))]
 
-    def _walk(self, number: int, header: Mapping[str, Any], frame: Frame) -> None:
+    def _walk(self, number: int, header: Mapping[str, Any], frame: Frame) -> asyncio.Future[None]:
         route = self._routes.get(header["route"])
         if route is None:
             msg = f"route {header['route']} is not known here; tell it first"
@@ -116,10 +156,10 @@ class HostFrames:
         work = self._walker.answer(
             walk,
             (frame.body.data, header["header_length"]),
-            seconds=header["deadline_ms"] / 1000,
+            seconds=_seconds(header),
             finish=partial(self._answer_walk, number, walk, bool(header.get("sketch"))),
         )
-        self._watch(number, asyncio.ensure_future(work))
+        return asyncio.ensure_future(work)
 
     def _answer_walk(
         self, number: int, walk: Walk, sketched: bool, encoded: Encoded, finite: bool, outputs: Tensors
@@ -151,16 +191,10 @@ class HostFrames:
             header["sketches"] = sketches_of(sampled)
         self._frames.send(bytes_frame(header, encoded.body))
 
-    def _watch(self, number: int, work: asyncio.Future[None] | None) -> None:
-        """Nothing is left to do where the answer has left at once."""
-        if work is None:
-            return
-        self._running[number] = work
-        work.add_done_callback(partial(self._ended, number))
-
-    def _ended(self, number: int, work: asyncio.Future[None]) -> None:
+    def _ended(self, number: int, size: int, work: asyncio.Future[None]) -> None:
         """An answer has left already; a call that failed gets its refusal, a cancelled one nothing."""
         self._running.pop(number, None)
+        self._budget.held_bytes -= size
         if work.cancelled() or (error := work.exception()) is None:
             return
         if not isinstance(error, IPnextError):
@@ -173,3 +207,9 @@ class HostFrames:
         if isinstance(error, NotFinite):
             answer["finite"] = False
         self._frames.send(bytes_frame(answer))
+
+
+def _seconds(header: Mapping[str, Any]) -> float:
+    """How long a call may take."""
+    seconds: float = header["deadline_ms"] / 1000
+    return min(seconds, _LONGEST_SECONDS)

@@ -6,7 +6,7 @@ No request has a timer of its own: once a second all open connections of a serve
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from ipnext.errors import TooSlow, Unavailable
 
@@ -36,7 +36,14 @@ class HttpLimits:
     longest_read_seconds: float = 600.0
     """A request must be there by then, however large."""
     write_seconds: float = 20.0
-    """A client that takes none of its answer for so long is cut off."""
+    """A client that takes none of its answer for so long, or next to none, is cut off."""
+    write_bytes_per_second: int = 2**10
+    """Next to none: less than so much over `write_seconds`."""
+
+    def takes_too_little(self, seconds: float, size: int) -> bool:
+        """Return whether a client that has taken `size` bytes in the last `seconds` is to be cut off."""
+        return seconds > self.write_seconds and size < self.write_bytes_per_second * self.write_seconds
+
     linger_seconds: float = 2.0
     """After a refusal what still comes is read and dropped for so long, or the refusal would be lost on its way."""
 
@@ -46,6 +53,58 @@ class HttpLimits:
         if held > limit:
             msg = f"requests of more than {limit} bytes are under way; try again"
             raise Unavailable(msg)
+
+
+class BodyBudget:
+    """Bytes of all bodies under way in a process, each counted as what it has become so far. Used from its event loop."""
+
+    __slots__ = ("ample_bytes", "held_bytes", "limits")
+
+    def __init__(self, limits: HttpLimits | None = None) -> None:
+        self.limits = limits or HttpLimits()
+        self.held_bytes = 0
+        self.ample_bytes = self.limits.held_bytes - self.limits.held_bytes // 8
+        """As long as no more is held, there is room for bodies of any size."""
+
+    def take(self, size: int, *, body: int) -> None:
+        """Count `size` more bytes of a body that has become `body` bytes. Unavailable if there is no room; none is counted then."""
+        held = self.held_bytes + size
+        if held > self.ample_bytes:
+            self.limits.check_held(held, body)
+        self.held_bytes = held
+
+    def give_back(self, size: int) -> None:
+        """Count so many bytes no longer."""
+        self.held_bytes -= size
+
+    def claim(self) -> "Claim":
+        """Return a claim of one request, with nothing in it."""
+        return Claim(self)
+
+
+class Claim:
+    """Memory that one request takes beside its body as sent. A context manager that gives all of it back."""
+
+    __slots__ = ("_budget", "size")
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self.size = 0
+
+    def set(self, size: int) -> None:
+        """Hold `size` bytes, more or fewer than before. Unavailable if there is no room for more."""
+        more = size - self.size
+        if more > 0:
+            self._budget.take(more, body=size)
+        else:
+            self._budget.give_back(-more)
+        self.size = size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.set(0)
 
 
 @dataclass(slots=True)
@@ -86,11 +145,13 @@ class Paced(Protocol):
 class OpenConnections(set[Paced]):
     """The open connections of one server. While there are any, they are looked at once a second."""
 
-    held_bytes = 0
-    """Bodies of requests that are not answered yet."""
-    closing = False
-    """Whether the server is about to end: each answer is the last one of its connection."""
-    _round: asyncio.TimerHandle | None = None
+    def __init__(self, budget: BodyBudget | None = None) -> None:
+        super().__init__()
+        self.budget = budget or BodyBudget()
+        """Bodies of requests that are not answered yet."""
+        self.closing = False
+        """Whether the server is about to end: each answer is the last one of its connection."""
+        self._round: asyncio.TimerHandle | None = None
 
     def add(self, connection: Paced) -> None:
         """A client has come."""

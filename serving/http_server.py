@@ -17,12 +17,13 @@ import structlog
 from ipnext.allowed_hosts import AllowedHosts
 from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow
 from serving.http import Answer, Flow, Handler, Request, Response, Streamed, error_response
-from serving.http_limits import HttpLimits, OpenConnections, Reading
+from serving.http_limits import BodyBudget, HttpLimits, OpenConnections, Reading
 from serving.http_stream import BodyWriter
 
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; then nothing more is read from it."""
 _MAX_PIPELINED_BYTES: Final = 2**20
+_VERSIONS: Final = ("1.1", "1.0")
 _SOURCES: Final = frozenset({"origin", "sec-fetch-site"})
 """Headers of which all values count."""
 _JOINED_BYTES: Final = 64 * 2**10
@@ -42,13 +43,13 @@ class HttpProtocol(asyncio.Protocol):
         handler: Handler,
         open_connections: OpenConnections,
         upgrades: Mapping[str, Upgrade],
-        limits: HttpLimits,
         allowed: AllowedHosts,
     ) -> None:
         self._handler = handler
         self._open = open_connections
+        self._budget = open_connections.budget
         self._upgrades = upgrades
-        self._limits = limits
+        self._limits = open_connections.budget.limits
         self._allowed = allowed
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
@@ -83,7 +84,7 @@ class HttpProtocol(asyncio.Protocol):
         """The client has gone: nobody waits for what runs."""
         self._transport = None
         self._open.discard(self)
-        self._open.held_bytes -= self._held_bytes
+        self._budget.held_bytes -= self._held_bytes
         self._waiting.clear()
         if self._running is not None:
             self._running.cancel()
@@ -159,7 +160,7 @@ class HttpProtocol(asyncio.Protocol):
             size = int(length[:18])
             if size > self._limits.body_bytes:
                 raise _too_large(self._limits, f"{length[:18]} bytes")
-            self._limits.check_held(self._open.held_bytes + size, size)
+            self._limits.check_held(self._budget.held_bytes + size, size)
         self._expected = self._headers.get("expect", "").lower() == "100-continue"
         self._invite()
 
@@ -176,8 +177,8 @@ class HttpProtocol(asyncio.Protocol):
         self._on_text_end()
         self._body += chunk
         self._held_bytes += len(chunk)
-        self._open.held_bytes += len(chunk)
-        self._limits.check_held(self._open.held_bytes, len(self._body))
+        self._budget.held_bytes += len(chunk)
+        self._limits.check_held(self._budget.held_bytes, len(self._body))
         if len(self._body) > self._limits.body_bytes:
             raise _too_large(self._limits, "more")
 
@@ -234,10 +235,10 @@ class HttpProtocol(asyncio.Protocol):
     def _check_taking(self, transport: asyncio.Transport, choked: tuple[float, int], now: float) -> None:
         since, size = choked
         left = transport.get_write_buffer_size()
-        if left < size:
-            self._choked = (now, left)
-        elif now - since > self._limits.write_seconds:
+        if self._limits.takes_too_little(now - since, size - left):
             transport.abort()
+        elif now - since > self._limits.write_seconds:
+            self._choked = (now, left)
 
     def _begin(self) -> None:
         self._url = b""
@@ -252,7 +253,11 @@ class HttpProtocol(asyncio.Protocol):
     def _check_source(self) -> None:
         """Refuse what is asked of another host, or by a page of another origin. HTTP/1.0 may leave its host out."""
         headers, host = self._headers, self._headers.get("host", "")
-        if self._hosts != 1 and (self._hosts or self._parser.get_http_version() != "1.0"):
+        version = self._parser.get_http_version()
+        if version not in _VERSIONS:
+            msg = f"HTTP/{version} is not served; use HTTP/1.1"
+            raise InvalidInput(msg, field="version", value=version, allowed=_VERSIONS)
+        if self._hosts != 1 and (self._hosts or version != "1.0"):
             msg = f"Host: a request has exactly one, got {self._hosts}"
             raise InvalidInput(msg, field="Host")
         if self._hosts:
@@ -362,7 +367,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _let_go(self, request: Request) -> None:
         self._held_bytes -= len(request.content)
-        self._open.held_bytes -= len(request.content)
+        self._budget.held_bytes -= len(request.content)
 
     def _write(self, request: Request, response: Response, *, keep: bool) -> None:
         transport = self._transport
@@ -448,10 +453,11 @@ def http_factory(
     upgrades: Mapping[str, Upgrade] | None = None,
     limits: HttpLimits | None = None,
     allowed: AllowedHosts | None = None,
+    *,
+    connections: OpenConnections | None = None,
 ) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
-    """What makes the connections of one server, and the set that holds the open ones."""
-    connections = OpenConnections()
+    """What makes the connections of one server, and the set that holds the open ones; `connections` has its own limits."""
+    opened = OpenConnections(BodyBudget(limits)) if connections is None else connections
     known: Mapping[str, Any] = upgrades or {}
-    limited = limits or HttpLimits()
     answered = allowed or AllowedHosts()
-    return lambda: HttpProtocol(handler, connections, known, limited, answered), connections
+    return lambda: HttpProtocol(handler, opened, known, answered), opened

@@ -6,6 +6,7 @@ One thread waits for what is fetched, another loads and closes, one snapshot at 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +18,12 @@ from serving.arrival import Fetched, fetch_held
 from serving.deltas.hosting import Chain, fetch_chain
 from serving.engines.base import Engine, LoadedPart
 from serving.fetching import Fetcher
-from serving.generations import HeldSnapshots
+from serving.generations import HeldSnapshots, Lease
 from serving.memory import HostMemory
 from serving.served import Served, batch_limits
 
+LOAD_SECONDS: Final = 600.0
+"""A snapshot that takes longer to load and warm up, once it is fetched, has failed."""
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a load is tried again after an error that retrying helps; then it counts as failed."""
 
@@ -41,6 +44,9 @@ class Loader:
         memory: HostMemory | None = None,
         before_serving: Callable[[], None] = lambda: None,
     ) -> None:
+        self.load_seconds = LOAD_SECONDS
+        """A load that takes longer has failed."""
+        self._turn = asyncio.Lock()
         self.memory = memory or HostMemory()
         self._before_serving = before_serving
         self._served_before = False
@@ -105,7 +111,7 @@ class Loader:
             if fetched.manifest.is_delta:
                 return await self._delta_loaded(hold, fetched)
             chain = Chain(hold.digest, fetched)
-            return await loop.run_in_executor(self._loading, self._load_now, hold, chain, {})
+            return await self._in_time(hold, chain, {})
         except IPnextError:
             raise
         except Exception as error:
@@ -120,16 +126,54 @@ class Loader:
             await asyncio.wait(parents)
         leases = self._held.relatives(hold)
         held = {lease.digest: lease.value.part for lease in leases}
+        give_back = partial(self._give_back, leases)
         try:
             chain = await loop.run_in_executor(self._fetching, self._fetch_chain_now, hold, fetched, held)
-            part = await loop.run_in_executor(self._loading, self._load_now, hold, chain, held)
-            structlog.get_logger().info("delta", part=hold.part, snapshot=hold.snapshot, made_from=chain.made_from)
-            return part
-        finally:
-            for lease in leases:
-                unused = self._held.release(lease)
-                if unused is not None:
-                    self.dispose(unused)
+        except BaseException:
+            give_back()
+            raise
+        part = await self._in_time(hold, chain, held, ended=give_back)
+        structlog.get_logger().info("delta", part=hold.part, snapshot=hold.snapshot, made_from=chain.made_from)
+        return part
+
+    def _give_back(self, leases: Sequence[Lease[Served]]) -> None:
+        for lease in leases:
+            unused = self._held.release(lease)
+            if unused is not None:
+                self.dispose(unused)
+
+    async def _in_time(
+        self,
+        hold: HostedSnapshot,
+        chain: Chain,
+        held: Mapping[str, LoadedPart],
+        *,
+        ended: Callable[[], None] = lambda: None,
+    ) -> Served:
+        """Load in the thread, one snapshot at a time. LoadFailed after `load_seconds`.
+
+        A thread cannot be stopped: it is left to itself, others take another one, and what it still gives is closed. `ended`
+        is called once the thread is done with it.
+        """
+        async with self._turn:
+            thread = self._loading
+            work = asyncio.get_running_loop().run_in_executor(thread, self._load_now, hold, chain, held)
+            work.add_done_callback(lambda _: ended())
+            done, _ = await asyncio.wait([work], timeout=self.load_seconds)
+            if done:
+                return work.result()
+            self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
+            thread.shutdown(wait=False)
+            work.add_done_callback(self._drop_late)
+        msg = (
+            f"snapshot {hold.snapshot} of {hold.model}.{hold.part} was not loaded within {self.load_seconds:g} s "
+            "(--load-seconds, IPNEXT_AGENT_LOAD_SECONDS)"
+        )
+        raise LoadFailed(msg)
+
+    def _drop_late(self, work: asyncio.Future[Served]) -> None:
+        if not work.cancelled() and work.exception() is None:
+            self.dispose(work.result())
 
     def _fetch_chain_now(self, hold: HostedSnapshot, fetched: Fetched, held: Mapping[str, LoadedPart]) -> Chain:
         return fetch_chain(self._open_store(), hold.uri, self._cache, fetched, held)

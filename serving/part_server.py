@@ -12,13 +12,15 @@ from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.registry import Signature
 from serving.answer_forms import AnswerForm
 from serving.batching import Arrays, InferenceQueue
+from serving.draining import Drain
 from serving.generations import HeldSnapshots, Lease
+from serving.http_limits import BodyBudget, Claim
 from serving.protocol import Body, Encoded, InferRequest, InferResponse, proof_parameters
 from serving.request_forms import RequestForms
 from serving.served import Begun, Served
 from serving.signature import check_inputs, check_tensor
 from serving.tallies import CANCELLED, HostTally
-from serving.tensors import Tensor
+from serving.tensors import Tensor, decoded_bytes
 
 DRAIN_SECONDS: Final = 6.0
 """How long a drain waits for running requests before the process ends all the same."""
@@ -45,9 +47,10 @@ Held = HeldSnapshots[Served]
 class _Call:
     """A request under way, to be counted at its end."""
 
-    __slots__ = ("began", "bytes_in", "bytes_out", "lease", "work")
+    __slots__ = ("began", "bytes_in", "bytes_out", "claimed", "lease", "work")
 
     def __init__(self, lease: Lease[Served], bytes_in: int) -> None:
+        self.claimed = 0
         self.lease = lease
         self.bytes_in = bytes_in
         self.bytes_out = 0
@@ -63,20 +66,38 @@ class _Call:
 class PartServer:
     """The requests of one host process. Used from its event loop."""
 
-    def __init__(self, held: Held, queue: InferenceQueue, dispose: Callable[[Served], None], *, region: str) -> None:
+    def __init__(
+        self,
+        held: Held,
+        queue: InferenceQueue,
+        dispose: Callable[[Served], None],
+        *,
+        region: str,
+        budget: BodyBudget | None = None,
+    ) -> None:
+        """`budget` counts what the bodies of requests become, until their calls have ended."""
+        self._budget = budget or BodyBudget()
         self._held = held
         self._queue = queue
         self._dispose = dispose
         self._region = region
         self._in_flight = 0
         self._forms = RequestForms()
-        self.draining = False
+        self.drain = Drain()
         self.tally = HostTally()
 
     @property
     def region(self) -> str:
         """The region of this host."""
         return self._region
+
+    def check_room(self, size: int) -> None:
+        """Unavailable if the process has no room for `size` bytes that the body of a request is about to become."""
+        self._budget.limits.check_held(self._budget.held_bytes + size, size)
+
+    def claim(self) -> Claim:
+        """Return a claim for what the body of a request becomes that this host takes further by itself."""
+        return self._budget.claim()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -167,14 +188,17 @@ class PartServer:
         call = _Call(lease, len(body))
         try:
             served = lease.value
-            wanted = self._forms.read(body, header_length, served.part.signature)
+            wanted = self._forms.read(body, header_length, served.part.signature, room=self.check_room)
+            if wanted.form is None and (claimed := decoded_bytes(wanted.inputs.values(), beside=body)):
+                self._budget.take(claimed, body=len(body) + claimed)
+                call.claimed = claimed
             served.fitting.check(wanted, partial(check_inputs, wanted.inputs, served.part.signature))
             answer = served.answer_forms.of(wanted, about, partial(self._answer_form, lease, wanted, about))
             seconds = wanted.seconds(seconds)
         except BaseException as error:
             self._refused(call, error)
             raise
-        return self._run(call, wanted.inputs, seconds, partial(_written, call, answer, finish), None)
+        return self._run(call, wanted.inputs, seconds, partial(_written, call, wanted.inputs, answer, finish), None)
 
     def _answer_form(self, lease: Lease[Served], wanted: InferRequest, about: About) -> AnswerForm:
         """The form of the answer to a request. InvalidInput names an output that there is not."""
@@ -230,18 +254,20 @@ class PartServer:
             failed.set_exception(error)
             return failed
         call.note(200)
+        if call.claimed:
+            self._budget.give_back(call.claimed)
         self.release(call.lease)
         return answer
 
     async def drained(self) -> None:
         """Drain, and return once nothing runs or the drain's time is over."""
-        self.draining = True
+        self.drain.end()
         deadline = time.monotonic() + DRAIN_SECONDS
         while (self._in_flight or self._queue.pending) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
             await asyncio.sleep(0.01)
 
     def _check_open(self) -> None:
-        if self.draining:
+        if self.drain.on:
             msg = "this host drains; ask another"
             raise Unavailable(msg)
 
@@ -249,10 +275,14 @@ class PartServer:
         self._in_flight -= 1
         call.lease.value.tally.in_flight -= 1
         call.note(_status(call.work))
-        self.release(call.lease)
+        self._let_go(call)
 
     def _refused(self, call: _Call, error: BaseException) -> None:
         call.note(_status_of(error))
+        self._let_go(call)
+
+    def _let_go(self, call: _Call) -> None:
+        self._budget.held_bytes -= call.claimed
         self.release(call.lease)
 
 
@@ -273,10 +303,10 @@ def _named(call: _Call, signature: Signature, finish: Callable[[dict[str, Tensor
     return finish(outputs)
 
 
-def _written(call: _Call, form: AnswerForm, finish: Finish[R], arrays: Arrays) -> R:
+def _written(call: _Call, inputs: Mapping[str, Tensor], form: AnswerForm, finish: Finish[R], arrays: Arrays) -> R:
     specs = call.lease.value.part.signature.outputs
     outputs = form.chosen({spec.name: Tensor(spec.datatype, arrays[spec.name]) for spec in specs})
-    encoded, finite = form.encode(outputs)
+    encoded, finite = form.encode_for(inputs, outputs)
     call.lease.value.tally.non_finite += not finite
     call.bytes_out = len(encoded.body)
     return finish(encoded, finite, outputs)

@@ -7,7 +7,7 @@ Whatever the bytes, decoding raises InvalidInput or nothing.
 
 import gc
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,6 +16,7 @@ import orjson
 
 from ipnext.errors import InvalidInput, IPnextError, TooLarge
 from ipnext.model.registry import Signature
+from serving.json_size import parsed_bytes
 from serving.signature import check_takes_bytes
 from serving.tensors import Tensor, check_datatype, check_shape, from_binary, from_json, to_binary, to_json
 
@@ -140,11 +141,28 @@ def check_json_size(body: Body, header_length: int | None, limit: int) -> None:
         raise TooLarge(msg, field="body", value=size)
 
 
-def decode_request(body: Body, header_length: int | None = None, signature: Signature | None = None) -> InferRequest:
+Room = Callable[[int], None]
+"""Raises Unavailable if there is no room for so many bytes."""
+
+
+def no_limit(_size: int) -> None:
+    """Room for anything."""
+
+
+def decode_request(
+    body: Body, header_length: int | None = None, signature: Signature | None = None, *, room: Room = no_limit
+) -> InferRequest:
     """Read a request. Tensors share memory with `body` where they came as binary data.
 
     With a `signature`, BYTES for what takes none are refused before their elements are read, one by one.
+
+    Raises:
+        InvalidInput: the request cannot be read.
+        TooLarge: it has too many objects and lists of JSON.
+        Unavailable: of `room`, which is asked before the values of the JSON are made.
     """
+    if size := parsed_bytes(memoryview(body)[:header_length]):
+        room(size)
     if (len(body) if header_length is None else header_length) <= _UNCOLLECTED_BYTES:
         return _decode_request(body, header_length, signature)
     with _no_collection():

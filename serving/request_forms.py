@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from ipnext.model.registry import Datatype, Signature
-from serving.protocol import Body, InferRequest, decode_request
+from serving.protocol import Body, InferRequest, Room, decode_request, no_limit
 from serving.tensors import DTYPES, Array, Tensor
 
 FORMS_KEPT: Final = 256
@@ -59,10 +59,12 @@ class RequestForms:
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, int], tuple[InferRequest, tuple[_Place, ...]]] = {}
 
-    def read(self, body: Body, header_length: int | None, signature: Signature | None = None) -> InferRequest:
+    def read(
+        self, body: Body, header_length: int | None, signature: Signature | None = None, *, room: Room = no_limit
+    ) -> InferRequest:
         """As `decode_request`. Requests of one form have the same `form`; None where nothing is kept of this one."""
         if header_length is None or not 0 < header_length <= _HEADER_BYTES:
-            return decode_request(body, header_length, signature)
+            return decode_request(body, header_length, signature, room=room)
         key = (bytes(memoryview(body)[:header_length]), len(body))
         known = self._known.get(key)
         if known is None:

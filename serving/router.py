@@ -8,28 +8,30 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 
-from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, Unavailable
+from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
 from ipnext.model.deployment import DRAIN_SECONDS
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import DEFAULT_MAX_IN_FLIGHT, Admission
-from serving.answer_forms import NotFinite
+from serving.answer_forms import NotFinite, not_finite_inputs
 from serving.balancing import EndpointLoads
+from serving.chosen import is_chosen
 from serving.compression import packed, unpacked
 from serving.discovery import Discovery
 from serving.frames import Frame
 from serving.graph import Tensors, run_graph
 from serving.handover import Handover
-from serving.host_call import Attempt, TryElsewhere
+from serving.host_call import Attempt
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, error_response, seconds_left
-from serving.http_limits import MAX_BODY_BYTES
+from serving.http_limits import MAX_BODY_BYTES, BodyBudget, Claim, OpenConnections
+from serving.lost_requests import LostRequests, Record
 from serving.openai.edge import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
 from serving.openai.engines import Engines
 from serving.predictions import SAMPLE_SECONDS, sketches_of
@@ -45,12 +47,12 @@ from serving.protocol import (
     parse_header_length,
     proof_parameters,
 )
+from serving.retrying import retried
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
 from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
 from serving.tallies import CANCELLED
-from serving.tensors import all_finite
-from serving.walking import ATTEMPTS
+from serving.tensors import all_finite, decoded_bytes
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 _FOREVER: Final = 1e9
@@ -72,6 +74,8 @@ class RouterLimits:
     """A body of an OpenAI request."""
     silent_seconds: float = SILENT_SECONDS
     """How long an engine may be silent, before an answer without a deadline and within one."""
+    budget: BodyBudget = field(default_factory=BodyBudget)
+    """Counts what the bodies of requests become: that of the server, which counts the bodies."""
 
 
 class Router:
@@ -92,9 +96,11 @@ class Router:
         self._metrics = metrics
         self._region = region
         self._limits = limits or RouterLimits()
+        self._budget = self._limits.budget
         self._admission = Admission(self._limits.max_in_flight)
         self.engines = Engines()
         """Those that serve by themselves; whoever follows the table tells which there are."""
+        self._lost = LostRequests()
         self._ending = Handover(region=region)
         self._discovery = Discovery(
             follower,
@@ -109,7 +115,7 @@ class Router:
             metrics,
             hosts=hosts,
             admission=self._admission,
-            limits=EdgeLimits(self._limits.silent_seconds, self._limits.max_prompt_bytes),
+            limits=EdgeLimits(self._limits.silent_seconds, self._limits.max_prompt_bytes, self._budget),
         )
         self._hosts_walk = hosts_walk
 
@@ -135,7 +141,7 @@ class Router:
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
         route: GenerationRoute | None = None
-        asked = Attempt()
+        asked = Attempt(judged=is_chosen(request))
         response = Response(500)
         try:
             route = self._follower.routes.model(model).choose(pin)
@@ -154,19 +160,26 @@ class Router:
                 status=response.status,
                 seconds=time.perf_counter() - began,
                 sizes=(len(request.content), len(response.body)),
+                judged=asked.judged,
             )
         return Response(response.status, response.body, {**response.headers, **self._proof(route, asked.used)})
 
     async def _admitted(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
+        claim: Claim | None = None
         with self._admission.admitted(route.model):
             headers = request.headers
-            if "content-encoding" in headers:
-                request = await unpacked(request, limit=self._limits.max_body_bytes)
-            check_json_size(
-                request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
-            )
-            response = await self._answer(request, route, asked)
-            return await packed(response, request) if "accept-encoding" in headers else response
+            try:
+                if "content-encoding" in headers:
+                    claim = self._budget.claim()
+                    request = await unpacked(request, limit=self._limits.max_body_bytes, claim=claim)
+                check_json_size(
+                    request.content, parse_header_length(request.header(HEADER_LENGTH)), self._limits.max_json_bytes
+                )
+                response = await self._answer(request, route, asked)
+                return await packed(response, request) if "accept-encoding" in headers else response
+            finally:
+                if claim is not None:
+                    claim.set(0)
 
     async def _answer(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
         if route.generator is not None:
@@ -176,7 +189,7 @@ class Router:
         seconds = seconds_left(request, default=DEFAULT_DEADLINE_SECONDS)
         passes = route.only_part is not None or (self._hosts_walk and route.walker is not None)
         answer = self._relay if passes else self._walk
-        asked.sampled = self._metrics.samples(route.model, route.generation)
+        asked.sampled = asked.judged and self._metrics.samples(route.model, route.generation)
         with self._metrics.in_flight(route.model, route.generation):
             try:
                 async with asyncio.timeout(seconds):
@@ -196,12 +209,12 @@ class Router:
             return await self._hosts.relay(route, route.only_part, body, asked)
 
         try:
-            answer = await self._tried(route, asked, attempt)
+            answer = await self._tried(route, request.content, asked, attempt)
         except NotFinite:
-            self._metrics.note_non_finite(route.model, route.generation)
+            self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
             raise
         if not answer.header["finite"]:
-            self._metrics.note_non_finite(route.model, route.generation)
+            self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
         sketches = answer.header.get("sketches")
         if sketches:
             self._metrics.note_predictions(route.model, route.generation, sketches)
@@ -210,7 +223,15 @@ class Router:
 
     async def _walk(self, request: Request, route: GenerationRoute, asked: Attempt) -> Response:
         """This router walks the graph."""
-        wanted = decode_request(request.content, parse_header_length(request.header(HEADER_LENGTH)))
+        with self._budget.claim() as claim:
+            length = parse_header_length(request.header(HEADER_LENGTH))
+            wanted = decode_request(request.content, length, room=claim.set)
+            claim.set(decoded_bytes(wanted.inputs.values(), beside=request.content))
+            return await self._walked(route, wanted, request.content, asked)
+
+    async def _walked(
+        self, route: GenerationRoute, wanted: InferRequest, content: bytearray, asked: Attempt
+    ) -> Response:
         route.plan.check_request(wanted.inputs)
         wanted.check_outputs(tuple(route.plan.outputs))
         asked.deadline = min(asked.deadline, time.monotonic() + wanted.seconds(_FOREVER))
@@ -219,28 +240,34 @@ class Router:
             call = partial(self._hosts.infer, route, attempt=asked)
             return await run_graph(route.plan, wanted.inputs, call)
 
-        outputs = await self._tried(route, asked, attempt)
-        response = self._encoded(route, wanted, outputs, asked.used)
+        outputs = await self._tried(route, content, asked, attempt)
+        response = self._encoded(route, wanted, outputs, asked)
         if asked.sampled:
             self._metrics.note_predictions(route.model, route.generation, sketches_of(wanted.select(outputs)))
         return response
 
-    async def _tried(
-        self, route: GenerationRoute, asked: Attempt, attempt: Callable[[GenerationRoute], Awaitable[T]]
-    ) -> T:
-        """What an attempt gives, all for one generation: when any call fails to find a host, all are made again."""
-        reason = ""
-        for number in range(ATTEMPTS):
-            if number:
+    def _tried(
+        self,
+        route: GenerationRoute,
+        content: bytearray,
+        asked: Attempt,
+        attempt: Callable[[GenerationRoute], Awaitable[T]],
+    ) -> Awaitable[T]:
+        """What an attempt gives, all for one generation: when any call fails to find a host, all are made again.
+
+        `content`: the request's body, by which it is known if it is lost.
+        """
+
+        def again(counts: bool) -> None:
+            nonlocal route
+            if counts:
                 self._metrics.note_retry(route.model, route.generation)
-                route = self._fresh(route)
-                asked.used.clear()
-            try:
-                return await attempt(route)
-            except TryElsewhere as error:
-                reason = str(error)
-        msg = f"generation {route.generation} of {route.model}: no host answers; {reason}"
-        raise Unavailable(msg)
+            route = self._fresh(route)
+            asked.used.clear()
+
+        subject = f"generation {route.generation} of {route.model}"
+        record = Record(self._lost, route.model, content)
+        return retried(lambda: attempt(route), asked, again=again, subject=subject, record=record)
 
     def _fresh(self, route: GenerationRoute) -> GenerationRoute:
         """The same generation with the endpoints known now, where it is still served."""
@@ -248,13 +275,14 @@ class Router:
         fresh = models[route.model].generations.get(route.generation) if route.model in models else None
         return fresh if fresh is not None and not fresh.missing and fresh.snapshots == route.snapshots else route
 
-    def _encoded(
-        self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, used: Mapping[str, int]
-    ) -> Response:
-        if not all(all_finite(tensor) for tensor in outputs.values()):
-            self._metrics.note_non_finite(route.model, route.generation)
+    def _encoded(self, route: GenerationRoute, wanted: InferRequest, outputs: Tensors, asked: Attempt) -> Response:
         chosen = wanted.select(outputs)
-        proof = proof_parameters(route.generation, {**route.snapshots, **used}, self._region)
+        if not all(all_finite(tensor) for tensor in outputs.values()):
+            if all(all_finite(tensor) for tensor in wanted.inputs.values()):
+                self._metrics.note_non_finite(route.model, route.generation, judged=asked.judged)
+            elif len(wanted.binary_names(chosen)) < len(chosen):
+                raise not_finite_inputs()
+        proof = proof_parameters(route.generation, {**route.snapshots, **asked.used}, self._region)
         response = InferResponse(route.model, chosen, str(route.generation), wanted.id, proof)
         encoded = encode_response(response, binary=wanted.binary_names(chosen))
         return Response(200, encoded.body, encoded.headers)
@@ -323,7 +351,13 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     metrics = RouterMetrics(
         region=arguments.region, served=lambda: follower.routes.all, sample_seconds=arguments.sample_seconds
     )
-    limits = RouterLimits(arguments.max_in_flight, arguments.max_json_bytes, silent_seconds=arguments.silent_seconds)
+    connections = OpenConnections()
+    limits = RouterLimits(
+        arguments.max_in_flight,
+        arguments.max_json_bytes,
+        silent_seconds=arguments.silent_seconds,
+        budget=connections.budget,
+    )
     router = Router(
         follower,
         hosts,
@@ -335,7 +369,13 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     follower.look()
     following = asyncio.create_task(follower.follow())
     structlog.get_logger().info("router listens", port=listener.getsockname()[1])
-    await serve(router.handle, listener, allowed=allowed_hosts(arguments), before_exit=router.drained)
+    await serve(
+        router.handle,
+        listener,
+        allowed=allowed_hosts(arguments),
+        connections=connections,
+        before_exit=router.drained,
+    )
     following.cancel()
     hosts.close()
     router.engines.close()

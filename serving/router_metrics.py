@@ -1,6 +1,7 @@
 """What a router counts: traffic of each generation for the agent, statistics for V2 clients, and all of it for Prometheus."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -10,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from ipnext.model.deployment import GenerationTraffic
 from serving.counted import Counted
-from serving.generation_counts import GenerationCounts
+from serving.generation_counts import Aside, GenerationCounts
 from serving.predictions import SAMPLE_SECONDS, Sketches
 from serving.router_table import GenerationRoute
 from serving.tallies import Histogram, StreamTally
@@ -18,6 +19,9 @@ from serving.tallies import Histogram, StreamTally
 _FORGET_SECONDS: Final = 3600.0
 """A generation that is no longer served, and was not asked for so long, is forgotten."""
 _LABELS: Final = ("model", "generation", "region")
+LATE: Final = 504
+EARLY_FACTOR: Final = 2.0
+"""Of the usual time: a shorter deadline says nothing of who passed it."""
 
 Served = Callable[[], Iterable[GenerationRoute]]
 
@@ -33,6 +37,7 @@ class RouterMetrics(Collector):
         self._sample_seconds = sample_seconds
         self._served = served
         self._counts: dict[tuple[str, int | None], GenerationCounts] = {}
+        self._of_model: defaultdict[str, list[GenerationCounts]] = defaultdict(list)
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -41,16 +46,30 @@ class RouterMetrics(Collector):
         return Counted(self._of(model, generation))
 
     def note_answer(
-        self, model: str, generation: int | None, *, status: int, seconds: float, sizes: tuple[int, int] = (0, 0)
+        self,
+        model: str,
+        generation: int | None,
+        *,
+        status: int,
+        seconds: float,
+        sizes: tuple[int, int] = (0, 0),
+        judged: bool = True,
     ) -> None:
         """Count an answer; `sizes` are the bytes of its request's body and of its own.
 
-        `generation` is None where none was chosen; that shows in Prometheus only.
+        `generation` is None where none was chosen; that shows in Prometheus only. Gates leave out what is not `judged`, and
+        what passed a deadline that is shorter than twice the usual time of the model's fastest generation.
         """
         counts = self._of(model, generation)
         counts.note(status).note(seconds, *sizes)
         if status == 200:
             counts.latency.observe(seconds)
+        if not judged or (status == LATE and self._is_too_early(model, seconds)):
+            counts.aside.note(status, seconds)
+
+    def _is_too_early(self, model: str, seconds: float) -> bool:
+        usual = [counts.usual_seconds for counts in self._of_model[model]]
+        return seconds < EARLY_FACTOR * min((known for known in usual if known is not None), default=0.0)
 
     def under_way(self, model: str) -> int:
         """Requests of a model that are being answered, of all its generations."""
@@ -78,9 +97,15 @@ class RouterMetrics(Collector):
             counts.before = Histogram()
         counts.before.observe(seconds)
 
-    def note_non_finite(self, model: str, generation: int) -> None:
-        """Count an answer that held NaN or infinity."""
-        self._of(model, generation).non_finite += 1
+    def aside(self, model: str, generation: int) -> Aside:
+        """Return where requests are counted that gates leave out."""
+        return self._of(model, generation).aside
+
+    def note_non_finite(self, model: str, generation: int, *, judged: bool = True) -> None:
+        """Count an answer that held NaN or infinity though its request did not. Gates leave out what is not `judged`."""
+        counts = self._of(model, generation)
+        counts.non_finite += 1
+        counts.aside.non_finite += not judged
 
     def note_substituted(self, model: str, generation: int) -> None:
         """Count an answer that the sync policy let other snapshots take part in."""
@@ -217,6 +242,7 @@ class RouterMetrics(Collector):
         old = time.time() - _FORGET_SECONDS
         for key, counts in tuple(self._counts.items()):
             if key[1] is not None and key not in served and not counts.in_flight and counts.last_at < old:
+                self._of_model[key[0]].remove(counts)
                 del self._counts[key]
 
     def _let_go(self) -> None:
@@ -230,4 +256,5 @@ class RouterMetrics(Collector):
         found = self._counts.get((model, generation))
         if found is None:
             found = self._counts[model, generation] = GenerationCounts()
+            self._of_model[model].append(found)
         return found

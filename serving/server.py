@@ -15,6 +15,7 @@ import uvloop
 
 from ipnext.allowed_hosts import AllowedHosts
 from serving.http import Handler
+from serving.http_limits import OpenConnections
 from serving.http_server import Upgrade, http_factory
 
 _SHUTDOWN_SECONDS: Final = 2
@@ -48,6 +49,7 @@ async def serve(
     *,
     upgrades: Mapping[str, Upgrade] | None = None,
     allowed: AllowedHosts | None = None,
+    connections: OpenConnections | None = None,
     before_exit: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Serve until a signal comes, await `before_exit` (still answering), then finish what runs, close and return.
@@ -63,17 +65,17 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    factory, connections = http_factory(handler, upgrades, allowed=allowed)
+    factory, opened = http_factory(handler, upgrades, allowed=allowed, connections=connections)
     server = await loop.create_server(factory, sock=listener, backlog=2048)
     await asked.wait()
-    connections.closing = True
+    opened.closing = True
     if before_exit is not None:
         await _unless(insisted, before_exit())
     server.close()
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
-    while not (insisted.is_set() or all(c.idle for c in connections)) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
+    while not (insisted.is_set() or all(c.idle for c in opened)) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
         await asyncio.sleep(0.01)
-    for connection in tuple(connections):
+    for connection in tuple(opened):
         connection.close()
 
 

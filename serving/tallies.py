@@ -47,6 +47,16 @@ class Histogram:
         """Bucket -> values, where there are any; bucket i ends with the bound i, the last one nowhere."""
         return {bucket: count for bucket, count in enumerate(self._counts) if count}
 
+    @property
+    def median(self) -> float:
+        """Upper bound of the bucket in which the middle value lies; infinity beyond the last bound. There is a value."""
+        half, so_far = self.count / 2, 0
+        for bound, count in zip(self._bounds, self._counts, strict=False):
+            so_far += count
+            if so_far >= half:
+                return bound
+        return float("inf")
+
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         """Show it as one series of a family."""
         so_far = 0
@@ -84,16 +94,28 @@ class StreamTally:
         self.broken = 0
         self.let_go()
 
-    def note(self, first_seconds: float, pieces: int, *, seconds: float | None, broken: bool) -> None:
-        """Count one that has ended, `seconds` after its request had come; None where its times are not to be judged."""
+    def note(
+        self,
+        first_seconds: float,
+        pieces: int,
+        *,
+        seconds: float | None,
+        broken: bool,
+        aside: tuple[Histogram, Histogram] | None = None,
+    ) -> None:
+        """Count one that has ended, `seconds` after its request had come; None where its times are not to be judged.
+
+        `aside`: where the times to the first piece, and between pieces, are counted as well.
+        """
         self.first_seconds.observe(first_seconds)
         self.pieces += pieces
         self.broken += broken
         if seconds is None:
             return
-        self.first_token.observe(first_seconds)
-        if pieces > 1:
-            self.token.observe((seconds - first_seconds) / (pieces - 1))
+        for first, between in ((self.first_token, self.token), *(() if aside is None else (aside,))):
+            first.observe(first_seconds)
+            if pieces > 1:
+                between.observe((seconds - first_seconds) / (pieces - 1))
 
     def let_go(self) -> None:
         """Forget what gates judge by, which takes the most room."""

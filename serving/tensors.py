@@ -7,7 +7,7 @@ All functions are pure; bad data raises InvalidInput naming the tensor and nothi
 import itertools
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, get_args
@@ -46,6 +46,8 @@ _MAX_DIMENSION: Final = 2**31 - 1
 _MAX_ELEMENTS: Final = 2**48
 """Of an empty tensor, were the sizes that are 0 not there: numpy counts bytes so, of any datatype, in 63 bits."""
 _LENGTH: Final = struct.Struct("<I")
+_BYTES_OBJECT: Final = 41
+"""Memory of an empty element of a BYTES tensor: the object and its place in the array."""
 MAX_BYTES_ELEMENTS: Final = 2**18
 """Of a BYTES tensor: they are read one by one, a fifth of a second for so many."""
 
@@ -61,6 +63,18 @@ class Tensor:
     def shape(self) -> tuple[int, ...]:
         """Sizes of the dimensions."""
         return self.data.shape
+
+
+def decoded_bytes(tensors: Iterable[Tensor], *, beside: bytes | bytearray | memoryview) -> int:
+    """Memory of tensors that does not lie in the body `beside`, from which they were read."""
+    shared = np.frombuffer(beside, np.uint8)
+    return sum(_own_bytes(tensor) for tensor in tensors if not np.may_share_memory(tensor.data, shared))
+
+
+def _own_bytes(tensor: Tensor) -> int:
+    if tensor.datatype != "BYTES":
+        return tensor.data.nbytes
+    return sum(_BYTES_OBJECT + len(element) for element in tensor.data.flat)
 
 
 def bf16_to_float32(bits: Array) -> Array:

@@ -6,27 +6,26 @@ work, the host computes what of its own pass needs nothing of theirs.
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from ipnext.errors import DeadlineExceeded, GenerationNotHeld, Unavailable
+from ipnext.errors import DeadlineExceeded, GenerationNotHeld
 from ipnext.model.registry import REQUEST
 from serving.answer_forms import AnswerForm, AnswerForms
 from serving.generations import Lease
 from serving.graph import Call, Tensors, inputs_of, outputs_of, run_graph
-from serving.host_call import Attempt, HostCall, TryElsewhere
+from serving.host_call import Attempt, HostCall
 from serving.host_client import HostClient
 from serving.host_connection import ROUTES_KNOWN
 from serving.part_server import Finish, PartServer
 from serving.protocol import Body, InferRequest, InferResponse, proof_parameters
 from serving.request_forms import RequestForms
+from serving.retrying import retried
 from serving.router_table import GenerationRoute
 from serving.served import Begun, Served
-from serving.tensors import Tensor
-
-ATTEMPTS: Final = 2
-"""A request that meets a host without its generation, or no host, is tried once more as a whole."""
+from serving.tensors import Tensor, decoded_bytes
 
 R = TypeVar("R")
 
@@ -70,19 +69,21 @@ class Walker:
         `body` is its bytes and the length of its JSON header, if binary data follows. InvalidInput, DeadlineExceeded,
         GenerationNotHeld where this host does not hold the route's snapshot, Unavailable where other hosts do not answer.
         """
-        wanted = self._forms.read(*body)
+        wanted = self._forms.read(*body, room=self._parts.check_room)
         walk.route.plan.check_request(wanted.inputs)
         answer = self._answers.of(wanted, walk.route, partial(self._answer_form, walk.route, wanted))
         seconds = wanted.seconds(seconds)
         try:
-            with self._parts.busy():
+            with self._parts.busy(), self._parts.claim() as claim:
+                if wanted.form is None:
+                    claim.set(decoded_bytes(wanted.inputs.values(), beside=body[0]))
                 async with asyncio.timeout(seconds):
                     outputs = await self._tried(walk, wanted.inputs, Attempt(time.monotonic() + seconds))
         except TimeoutError as error:
             msg = f"the deadline of {seconds * 1000:.0f} ms passed"
             raise DeadlineExceeded(msg) from error
         chosen = answer.chosen(outputs)
-        return finish(*answer.encode(chosen), chosen)
+        return finish(*answer.encode_for(wanted.inputs, chosen), chosen)
 
     def _answer_form(self, route: GenerationRoute, wanted: InferRequest) -> AnswerForm:
         """The form of the answer to a request. InvalidInput names an output that there is not."""
@@ -93,19 +94,16 @@ class Walker:
         chosen = tuple(output.name for output in wanted.outputs) or outputs
         return AnswerForm(head, chosen, wanted.binary_names(chosen))
 
-    async def _tried(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
+    def _tried(self, walk: Walk, request: Tensors, asked: Attempt) -> Awaitable[Tensors]:
         """The outputs, all from one generation: when any call fails to find it, all are made again."""
-        reason = ""
-        for number in range(ATTEMPTS):
-            if number:
+
+        def again(counts: bool) -> None:
+            if counts:
                 self._parts.tally.note_retry(walk.route.model, walk.route.generation)
-                asked.used.clear()
-            try:
-                return await self._attempt(walk, request, asked)
-            except TryElsewhere as error:
-                reason = str(error)
-        msg = f"generation {walk.route.generation} of {walk.route.model}: no host answers; {reason}"
-        raise Unavailable(msg)
+            asked.used.clear()
+
+        subject = f"generation {walk.route.generation} of {walk.route.model}"
+        return retried(lambda: self._attempt(walk, request, asked), asked, again=again, subject=subject)
 
     async def _attempt(self, walk: Walk, request: Tensors, asked: Attempt) -> Tensors:
         plan, deadline = walk.route.plan, asked.deadline

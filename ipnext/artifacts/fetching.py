@@ -4,16 +4,15 @@ import shutil
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
 from ipnext.artifacts.checked import checked, chunks_of
 from ipnext.artifacts.files import refusing_full_disk, sync_directory, write_synced, write_whole
 from ipnext.artifacts.layout import manifest_bytes
+from ipnext.artifacts.seen_files import are_whole, note_files
 from ipnext.errors import ArtifactMissing
 from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
-from ipnext.names import LIBRARY_FILE
 
 
 def lay_out(manifest: SnapshotManifest, directory: Path, *, digest: str, open_blob: Callable[[str], BinaryIO]) -> Path:
@@ -32,6 +31,7 @@ def lay_out(manifest: SnapshotManifest, directory: Path, *, digest: str, open_bl
         for file in manifest.files:
             _write(scratch, file, open_blob)
         write_synced(scratch / SNAPSHOT_FILE, [manifest_bytes(manifest)])
+        note_files(scratch, manifest)
         _move_in(scratch, final, manifest)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -83,16 +83,8 @@ def _move_out(damaged: Path) -> None:
 
 
 def _complete(final: Path, manifest: SnapshotManifest) -> bool:
-    """Whether every file is there with its size, and the manifest and native code with their very bytes."""
+    """Whether every file is there with its very bytes, and the manifest too."""
     try:
-        if (final / SNAPSHOT_FILE).read_bytes() != manifest_bytes(manifest):
-            return False
-        return all(_is_whole(final / file.path, file) for file in manifest.files)
+        return (final / SNAPSHOT_FILE).read_bytes() == manifest_bytes(manifest) and are_whole(final, manifest)
     except OSError:
         return False
-
-
-def _is_whole(path: Path, file: ArtifactFile) -> bool:
-    if path.stat(follow_symlinks=False).st_size != file.size_bytes:
-        return False
-    return file.path != LIBRARY_FILE or sha256(path.read_bytes()).hexdigest() == file.sha256

@@ -81,6 +81,8 @@ class AgentSettings(BaseSettings):
     """A router that drains though no signal ended it is ended once it has nothing under way; at the latest after so long, or after the
     longest drain of its models if that is longer."""
 
+    load_seconds: float | None = Field(default=None, gt=0)
+    """A torch snapshot that takes longer to load and warm up, once it is fetched, has failed; None: the host's own limit, 600 s."""
     load_retry_seconds: float = Field(default=15.0, gt=0)
     """Pause before a host is asked again to load what failed for want of a dependency, such as the artifact store."""
     cache_keep_seconds: float = Field(default=600.0, ge=0)

@@ -16,10 +16,8 @@ from ipnext.infra.envoy_openai import type_url as _type
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.weights import WEIGHT_TOTAL, weights
 from ipnext.model.deployment import RouteShare, RouteTable
-from ipnext.names import CHOSEN_HEADER, GENERATION_HEADER, REFUSED_HEADER
+from ipnext.names import CHOSEN_BY_WEIGHT, CHOSEN_HEADER, FORWARDED_HEADER, GENERATION_HEADER, REFUSED_HEADER
 
-FORWARDED_HEADER = "x-ipnext-forwarded-by"
-"""Set on a request that one region's gateway sends to another's: it must be answered there."""
 ROUTER_CLUSTER = "router"
 ROUTES_NAME = "gateway"
 STAT_PREFIX = "gateway"
@@ -213,7 +211,7 @@ def _generating(gateway: Gateway, table: RouteTable) -> list[Json]:
         for generation, pin in pins.items()
     ]
     rules.append(_refusal(envoy_openai.of_model(model, pinned), 404, absent))
-    return [*rules, _weighted(gateway, table, envoy_openai.of_model(model), _header(CHOSEN_HEADER, "weight"))]
+    return [*rules, _weighted(gateway, table, envoy_openai.of_model(model))]
 
 
 def _streamed(gateway: Gateway, rule: Json) -> Json:
@@ -242,13 +240,13 @@ def _pins(gateway: Gateway, table: RouteTable) -> dict[int, _Pin]:
     return dict(sorted(pins.items()))
 
 
-def _weighted(gateway: Gateway, table: RouteTable, match: Json, *headers: Json) -> Json:
+def _weighted(gateway: Gateway, table: RouteTable, match: Json) -> Json:
     shares = _usable(gateway, table)
     if not shares:
         message = _no_capacity(gateway.region, table)
         return _refusal(match, 503, message, headers={"retry-after": str(envoy_openai.RETRY_AFTER_SECONDS)})
     counts = weights([share.fraction for share in shares], WEIGHT_TOTAL)
-    entries = [_entry(gateway, share, weight, *headers) for share, weight in zip(shares, counts, strict=True)]
+    entries = [_entry(gateway, share, weight) for share, weight in zip(shares, counts, strict=True)]
     action = _action(gateway, None)
     action["route"]["weighted_clusters"] = {"clusters": entries}
     return _route(match, action)
@@ -271,11 +269,11 @@ def _usable(gateway: Gateway, table: RouteTable) -> list[RouteShare]:
     return [RouteShare(to=to, generation=number, fraction=part / total) for (to, number), part in sums.items()]
 
 
-def _entry(gateway: Gateway, share: RouteShare, weight: int, *more: Json) -> Json:
-    headers = [_header(GENERATION_HEADER, str(share.generation)), *more]
+def _entry(gateway: Gateway, share: RouteShare, weight: int) -> Json:
+    headers = [_header(GENERATION_HEADER, str(share.generation)), _header(CHOSEN_HEADER, "weight")]
     if share.to == gateway.region:
         return {"name": ROUTER_CLUSTER, "weight": weight, "request_headers_to_add": headers}
-    headers.append(_header(FORWARDED_HEADER, gateway.region))
+    headers.append(_header(FORWARDED_HEADER, gateway.region + CHOSEN_BY_WEIGHT))
     return {"name": _peer(share.to), "weight": weight, "request_headers_to_add": headers}
 
 
@@ -299,7 +297,9 @@ def _action(gateway: Gateway, cluster: str | None) -> Json:
         },
     }
     route = {"timeout": f"{gateway.request_seconds}s", "retry_policy": retry}
-    return {"route": route if cluster is None else {"cluster": cluster, **route}}
+    if cluster is None:
+        return {"route": route}
+    return {"route": {"cluster": cluster, **route}, "request_headers_to_remove": [CHOSEN_HEADER]}
 
 
 def _route(match: Json, action: Json, *, headers: Mapping[str, str] | None = None) -> Json:

@@ -23,9 +23,14 @@ class HostRepair:
         """Another process has taken its place."""
         self._agreed, self._draining_since, self._signalled = True, None, False
 
-    def must_send(self, state: HostState, sent: HostHolds) -> bool:
-        """Return whether to send the holds again: at once after it had them, else every `load_retry_seconds`."""
-        agreed, self._agreed = self._agreed, not differs(state, sent)
+    def must_send(self, state: HostState, sent: HostHolds, *, stamp: str = "") -> bool:
+        """Return whether to send the holds again: at once after it had them, else every `load_retry_seconds`.
+
+        A host that says that it was sent holds with another stamp follows those of someone else, whatever it has.
+        """
+        self._draining_since, self._signalled = None, False
+        followed = state.stamped in (None, HostHolds(holds=(), stamp=stamp).stamped)
+        agreed, self._agreed = self._agreed, followed and not differs(state, sent)
         now = time.monotonic()
         if self._agreed or not (agreed or now - self._sent_at > self._settings.load_retry_seconds):
             return False

@@ -21,6 +21,8 @@ class HostNote(Value):
     port: int
     sent: HostHolds | None = None
     """Written before it is sent: the host may not have received it."""
+    stamp: str = ""
+    """Of all that it is sent."""
     swapping: bool = False
     """Whether it is out of routing for a hot swap."""
 

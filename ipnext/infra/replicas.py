@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from secrets import token_hex
 
 import structlog
 
@@ -68,6 +69,7 @@ class HostReplica:
         self._drain_seconds = site.settings.drain_seconds
         self._wanted = HostHolds(holds=())
         self._told: HostHolds | None = None
+        self._stamp = token_hex()
         self._over = GoingOver()
         self._refusal: str | None = None
         self._release_revision, self._release_deadline = 0, 0.0
@@ -94,6 +96,7 @@ class HostReplica:
         self._port = note.port
         self._site.ports.adopt(self.name, note.port)
         self._answered_at = time.monotonic()
+        self._stamp = note.stamp or self._stamp
         if note.sent is not None:
             self._told, self._wanted = note.sent, HostHolds(holds=note.sent.holds)
         if note.swapping:
@@ -109,7 +112,7 @@ class HostReplica:
     def _note(self, sent: HostHolds | None = None) -> Note:
         """What is kept with its process; `sent` is what it is about to be sent."""
         note = HostNote(key=self.key, number=self.number, engine=self._engine, port=self._port, sent=sent or self._told)
-        return as_note(note.model_copy(update={"swapping": self._over.begun is not None}))
+        return as_note(note.model_copy(update={"swapping": self._over.begun is not None, "stamp": self._stamp}))
 
     def _keep_note(self, sent: HostHolds | None = None) -> None:
         self._site.processes.note(self.name, self._note(sent))
@@ -309,7 +312,7 @@ class HostReplica:
             return
         if self._state.draining:
             self._end_stray(self._state)
-        elif self._told is not None and self._repair.must_send(self._state, self._told):
+        elif self._told is not None and self._repair.must_send(self._state, self._told, stamp=self._stamp):
             structlog.get_logger().warning("host does not have what it was sent, sent again", replica=self.name)
             await self._put(self._told)
         else:
@@ -383,9 +386,9 @@ class HostReplica:
         pid = self._child.pid
         rest = max(0.0, self._release_deadline - time.monotonic())
         self._keep_note(holds)
-        drains = {"drain_seconds": rest, "ending_seconds": self._drain_seconds}
+        more = {"drain_seconds": rest, "ending_seconds": self._drain_seconds, "stamp": self._stamp}
         try:
-            await self._control.put_holds(self.url, holds.model_copy(update=drains))
+            await self._control.put_holds(self.url, holds.model_copy(update=more))
         except Unavailable as error:
             if pid == self._child.pid:  # of one that has ended, the end is what matters
                 self._refusal = error.message

@@ -55,6 +55,8 @@ class Site:
         endpoint = self.settings.s3_endpoint_url
         more = [*self._names(), *(["--s3-endpoint-url", endpoint] if endpoint else [])]
         more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
+        if engine == "torch" and self.settings.load_seconds is not None:
+            more += ["--load-seconds", str(self.settings.load_seconds)]
         if engine == "vllm":
             more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
             more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]

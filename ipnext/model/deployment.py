@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -256,6 +257,18 @@ class RouteTable(Value):
     """Rules of the plan that leave the region's users without a region to serve them; read only if `shares` is empty."""
 
 
+class AsideTraffic(Value):
+    """Requests of a generation that say nothing of it: clients chose it, or their deadline was too short for any. Gates leave them out."""
+
+    requests: int = 0
+    errors: int = 0
+    non_finite: int = 0
+    latency: Mapping[int, int] = Field(default_factory=dict)
+    """Buckets as of GenerationTraffic, here and below."""
+    first_token: Mapping[int, int] = Field(default_factory=dict)
+    token: Mapping[int, int] = Field(default_factory=dict)
+
+
 class GenerationTraffic(Value):
     """Requests of one generation as the region's router counted them since it started."""
 
@@ -265,7 +278,7 @@ class GenerationTraffic(Value):
     errors: int = 0
     """Answers with a 5xx status."""
     non_finite: int = 0
-    """Answers that held NaN or infinity."""
+    """Answers that held NaN or infinity though their requests did not."""
     in_flight: int = 0
     latency_seconds_sum: float = 0.0
     latency: Mapping[int, int] = Field(default_factory=dict)
@@ -275,7 +288,9 @@ class GenerationTraffic(Value):
     token: Mapping[int, int] = Field(default_factory=dict)
     """The same of the mean time between two pieces of one answer."""
     predictions: Mapping[str, PredictionSketch] = Field(default_factory=dict)
-    """Output -> sketch of its numbers, from sampled answers with status 200."""
+    """Output -> sketch of its numbers, from sampled answers with status 200 to requests that are not `aside`."""
+    aside: AsideTraffic = Field(default_factory=AsideTraffic)
+    """Those of all these that gates leave out."""
 
 
 class RegionState(Value):
@@ -339,6 +354,13 @@ class HostHolds(Value):
     """How long they may go on when the host itself is told to end; None: the host's own."""
     coming: tuple[HostedSnapshot, ...] = ()
     """What it shall fetch and check, to hold it soon in the place of another snapshot."""
+    stamp: str = ""
+    """A word of the agent that nobody else knows: by it the agent sees whether the host follows its own holds."""
+
+    @property
+    def stamped(self) -> str:
+        """What the host's state says of the stamp, from which it cannot be had."""
+        return sha256(self.stamp.encode()).hexdigest()
 
 
 class HeldGeneration(Value):
@@ -389,6 +411,8 @@ class HostState(Value):
     failures: tuple[HostFailure, ...] = ()
     in_flight: int = 0
     draining: bool = False
+    stamped: str | None = None
+    """As of the holds that it was sent last; None: it was sent none, or does not tell."""
     fetched: tuple[str, ...] = ()
     """Digests of what is `coming` and has been fetched and checked."""
     swaps: tuple[EngineSwap, ...] = ()

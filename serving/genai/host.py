@@ -18,6 +18,7 @@ import structlog
 
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS, HostHolds, HostMemoryState, HostState
 from ipnext.model.engine_allowances import EngineAllowances
+from serving.draining import Drain
 from serving.fetching import FetchingProcess
 from serving.genai.adapters import Adapters
 from serving.genai.engines import Engines
@@ -39,13 +40,15 @@ class GenerativeHost:
     def __init__(self, engines: Engines, *, region: str) -> None:
         self._engines = engines
         self._metrics = EngineMetrics(engines, region=region)
-        self.draining = False
+        self._drain = Drain()
+        self._stamped: str | None = None
         self._ending_seconds = STREAM_DRAIN_SECONDS
 
     async def ended(self) -> None:
         """Tell that it drains, let requests end for as long as the model's drain says, then end the engines."""
-        notice = NOTICE_SECONDS if self._engines.ready and not self.draining else 0.0
-        self.draining, began = True, time.monotonic()
+        notice = NOTICE_SECONDS if self._engines.ready and not self._drain.on else 0.0
+        self._drain.end()
+        began = time.monotonic()
         while (passed := time.monotonic() - began) < self._ending_seconds:
             if passed >= notice and not await self._engines.in_flight():
                 break
@@ -59,10 +62,11 @@ class GenerativeHost:
                 self._hold(parse_model(HostHolds, request.content))
                 return json_response(self._state(self._engines.in_flight_before), 202)
             case "POST", ["control", "drain"]:
-                self.draining = True
+                self._drain.begin()
                 return self._asked()
             case "GET", ["control", "state"]:
-                return self._asked() if self.draining else json_response(self._state(self._engines.in_flight_before))
+                self._drain.looked_at()
+                return self._asked() if self._drain.on else json_response(self._state(self._engines.in_flight_before))
             case "GET", ["metrics"]:
                 return Response(200, self._metrics.text(), {"content-type": CONTENT_TYPE})
             case "GET", ["healthz"]:
@@ -72,6 +76,7 @@ class GenerativeHost:
     def _hold(self, told: HostHolds) -> None:
         drain = STREAM_DRAIN_SECONDS if told.drain_seconds is None else told.drain_seconds
         self._engines.hold(told.holds, told.coming, drain_seconds=drain)
+        self._stamped = told.stamped
         self._ending_seconds = STREAM_DRAIN_SECONDS if told.ending_seconds is None else told.ending_seconds
 
     async def _asked(self) -> Response:
@@ -85,7 +90,8 @@ class GenerativeHost:
             loading=engines.loading,
             failures=engines.failures,
             in_flight=in_flight,
-            draining=self.draining,
+            draining=self._drain.on,
+            stamped=self._stamped,
             fetched=engines.fetched,
             swaps=engines.swaps,
             starts=engines.starts,

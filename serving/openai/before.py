@@ -8,11 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from ipnext.errors import InvalidInput, Unavailable
+from ipnext.errors import InvalidInput
 from ipnext.model.prompt import PROMPT
 from ipnext.model.registry import REQUEST
 from serving.answer_forms import NotFinite
@@ -23,13 +23,11 @@ from serving.openai.composing import CHAT_PATH, COMPLETIONS_PATH, asked_text, co
 from serving.openai.embedding import embed
 from serving.openai.engines import Engines
 from serving.openai.request_inputs import INPUTS, read_inputs
+from serving.retrying import retried
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute
 from serving.synchrony import of_snapshot
 from serving.tensors import Tensor
-
-ATTEMPTS: Final = 2
-"""What meets a host or an engine that fails is done once more, elsewhere where there is another."""
 
 Fresh = Callable[[GenerationRoute], GenerationRoute]
 """The same generation with the hosts and engines known now."""
@@ -94,20 +92,16 @@ class Before:
     async def _asked_again(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
         return await self._tried(steps, lambda: self._asked(steps, part, inputs))
 
-    async def _tried(self, steps: _Steps, attempt: Callable[[], Awaitable[Tensors]]) -> Tensors:
-        reason = ""
-        for number in range(ATTEMPTS):
-            if number:
+    def _tried(self, steps: _Steps, attempt: Callable[[], Awaitable[Tensors]]) -> Awaitable[Tensors]:
+        def again(counts: bool) -> None:
+            if counts:
                 self._metrics.note_retry(steps.route.model, steps.route.generation)
-                steps.route = self._fresh(steps.route)
-                if not steps.route.locked:
-                    steps.attempt.used.clear()
-            try:
-                return await attempt()
-            except TryElsewhere as error:
-                reason = str(error)
-        msg = f"generation {steps.route.generation} of {steps.route.model}: no host or engine answers; {reason}"
-        raise Unavailable(msg)
+            steps.route = self._fresh(steps.route)
+            if not steps.route.locked:
+                steps.attempt.used.clear()
+
+        subject = f"generation {steps.route.generation} of {steps.route.model}"
+        return retried(attempt, steps.attempt, again=again, subject=subject, whom="host or engine")
 
     async def _asked(self, steps: _Steps, part: str, inputs: Tensors) -> Tensors:
         route, attempt = self._current(steps.route), steps.attempt

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 
 from ipnext.errors import Unavailable
-from ipnext.names import CHOSEN_HEADER, GENERATION_HEADER
+from ipnext.names import GENERATION_HEADER
+from serving.chosen import is_chosen
 from serving.http import Request
 from serving.openai.model_cards import generative
 from serving.router_table import GenerationRoute, ModelRoutes, TableFollower
@@ -20,7 +21,7 @@ def choose(model: ModelRoutes, request: Request) -> GenerationRoute:
     try:
         return model.choose(pin)
     except Unavailable:
-        if not model.swap or (pin is not None and request.header(CHOSEN_HEADER) is None):
+        if not model.swap or (pin is not None and not is_chosen(request)):
             raise
         whole = [route for route in model.generations.values() if route.whole and route.generator is not None]
         if not whole:
@@ -31,7 +32,7 @@ def choose(model: ModelRoutes, request: Request) -> GenerationRoute:
 def may_wait(model: ModelRoutes, request: Request) -> bool:
     """Whether an engine goes over that may answer the request."""
     pin = request.header(GENERATION_HEADER)
-    free = pin is None or request.header(CHOSEN_HEADER) is not None
+    free = pin is None or is_chosen(request)
     return free and any(generation in model.generations for generation in model.coming)
 
 

@@ -1,11 +1,11 @@
 """Prefill and decode apart: a prompt goes to an engine that reads it, then with what that one handed over to an engine that answers.
 
-A prompt that nobody reads first is read by the engine that answers: nothing here makes a request fail.
+A prompt that nobody reads first is read by the engine that answers: nothing here makes a request fail, unless an engine ended
+by it.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -26,6 +26,7 @@ ATTEMPTS: Final = 2
 """Prefill engines that are asked for one request."""
 SHARE: Final = 0.5
 """Of the time until the deadline: what is left belongs to the engine that answers."""
+_FULL: Final = 503
 PARAMETERS: Final = "kv_transfer_params"
 HANDED: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/chat/completions": ("max_tokens", "max_completion_tokens"),
@@ -105,15 +106,20 @@ class Prefill:
         return "failed", None
 
     async def _asked(self, url: str, prompt: Prompt, content: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer; 0 where there is none."""
+        """Status and body of the answer; 0 where there is none. HostLost if the engine is gone that had the prompt."""
         loads = self._engines.loads
-        status, body = 0, b""
-        with loads.calling(url), suppress(EngineLost):
-            answer = await self._begun(url, prompt, content)
-            body = await answer.rest()
-            status = answer.status
+        status, body, sent = 0, b"", True
+        try:
+            with loads.calling(url):
+                answer = await self._begun(url, prompt, content)
+                body = await answer.rest()
+                status = answer.status
+        except EngineLost as error:
+            sent = error.sent
         if not status or status >= 500:  # HTTP's server errors
             loads.note_lost(url)
+            if sent and status != _FULL:
+                await self._engines.check_alive(url)
         return status, body
 
     async def _begun(self, url: str, prompt: Prompt, content: bytes) -> EngineAnswer:
@@ -123,6 +129,7 @@ class Prefill:
         except EngineLost as error:
             if not error.reused:
                 raise
+            await self._engines.check_alive(url)
             return await self._engines.ask(url, "POST", prompt.path, prompt.headers, content)
 
 

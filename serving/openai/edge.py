@@ -2,16 +2,29 @@
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
 
-from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, NotFound, TooLarge, Unavailable
+from ipnext.errors import (
+    DeadlineExceeded,
+    HostLost,
+    InvalidInput,
+    IPnextError,
+    NotFound,
+    QueryOfDeath,
+    TooLarge,
+    Unavailable,
+)
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import Admission
+from serving.chosen import is_chosen
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, Streamed, seconds_left
+from serving.http_limits import BodyBudget, Claim
+from serving.json_size import parsed_bytes
+from serving.lost_requests import LostRequests, Record
 from serving.openai.adapters import Alias, alias_of
 from serving.openai.affinity import Wish, blocks_of, prompt_of
 from serving.openai.batch import BATCH_PATH, check_batch
@@ -50,6 +63,7 @@ _NO_ROUTE: Final = b'{"detail":"Not Found"}'
 """What vLLM's server says at a path of a task that its model is not made for: no word that helps a client."""
 _ENDING: Final = frozenset({500, 502, 503})
 """Of an engine that ends or has no room: another one may answer."""
+_FULL: Final = 503
 _NOT_PASSED: Final = frozenset(
     {
         *("host", "content-length", "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"),
@@ -65,6 +79,7 @@ class EdgeLimits:
 
     silent_seconds: float = SILENT_SECONDS
     body_bytes: int = MAX_REQUEST_BYTES
+    budget: BodyBudget = field(default_factory=BodyBudget)
 
 
 class OpenAIEdge:
@@ -80,6 +95,7 @@ class OpenAIEdge:
         admission: Admission,
         limits: EdgeLimits | None = None,
     ) -> None:
+        self._lost = LostRequests()
         self._before = Before(hosts, engines, metrics, fresh=self._fresh, current=self._current)
         self._follower = follower
         self._engines = engines
@@ -110,20 +126,12 @@ class OpenAIEdge:
         raise NotFound(msg)
 
     async def _generated(self, request: Request, path: str) -> Answer:
-        exchange = Exchange(self._metrics, len(request.content))
+        exchange = Exchange(self._metrics, len(request.content), judged=is_chosen(request))
+        claim = self._limits.budget.claim()
         try:
-            body = _read(request, self._limits.body_bytes)
-            name = _model_of(body, self._follower.routes)
-            model = generative(self._follower.routes, name)
-            exchange.model = model.model
-            if path == BATCH_PATH:
-                check_batch(body)
-            route = await self._begun(request, model, exchange)
-            alias = alias_of(route, name)
-            body = body if alias is None else alias.renamed(body)
-            content = request.content if alias is None else orjson.dumps(body)
-            answer = await self._in_time(request, path, _Asked(route, exchange, body, content))
-            _check_task(answer, name, path)
+            asked = await self._asked(request, path, exchange, claim)
+            answer = await self._in_time(request, path, asked)
+            _check_task(answer, asked.name, path)
         except IPnextError as error:
             return self._refused(exchange, error)
         except asyncio.CancelledError:
@@ -132,7 +140,26 @@ class OpenAIEdge:
         except BaseException:
             exchange.end(500)
             raise
-        return self._passed_on(exchange, answer, alias)
+        finally:
+            claim.set(0)
+        return self._passed_on(exchange, answer, asked.alias)
+
+    async def _asked(self, request: Request, path: str, exchange: Exchange, claim: Claim) -> "_Asked":
+        """Read the request, and choose the generation that answers it."""
+        body = _read(request, self._limits.body_bytes, claim)
+        name = _model_of(body, self._follower.routes)
+        model = generative(self._follower.routes, name)
+        exchange.model = model.model
+        if path == BATCH_PATH:
+            check_batch(body)
+        route = await self._begun(request, model, exchange)
+        alias = alias_of(route, name)
+        record = self._lost.of(model.model, request.content)
+        record.check()
+        if alias is None:
+            return _Asked(route, exchange, record, claim, name, body, request.content)
+        renamed = alias.renamed(body)
+        return _Asked(route, exchange, record, claim, name, renamed, orjson.dumps(renamed), alias)
 
     async def _begun(self, request: Request, model: ModelRoutes, exchange: Exchange) -> GenerationRoute:
         """The generation that answers. Where its engines are going over, the request waits for them as one under way."""
@@ -178,7 +205,11 @@ class OpenAIEdge:
         try:
             async with asyncio.timeout(seconds):
                 await self._prepare(request, path, asked, seconds)
+                asked.keep_bytes(beside=request.content)
                 return await self._tried(request, path, asked)
+        except (HostLost, QueryOfDeath) as error:
+            asked.record.lost(deadly=isinstance(error, QueryOfDeath))
+            raise
         except TimeoutError as error:
             msg = f"no answer has begun within the deadline of {seconds * 1000:.0f} ms"
             raise DeadlineExceeded(msg) from error
@@ -213,10 +244,15 @@ class OpenAIEdge:
             except EngineLost as error:
                 reason = str(error)
                 self._engines.loads.note_lost(offer.url)
+                if error.sent:
+                    await self._engines.check_alive(offer.url)
                 if error.reused and self._offer(asked, tried) is None:
                     tried.remove(offer.url)
                 continue
             if answer.status not in _ENDING or number + 1 == ATTEMPTS or self._offer(asked, tried) is None:
+                return answer
+            if answer.status != _FULL and await self._engines.is_gone(offer.url):
+                asked.record.lost()
                 return answer
             answer.cancel()
             self._engines.loads.note_lost(offer.url)
@@ -286,10 +322,21 @@ class _Asked:
 
     route: GenerationRoute
     exchange: Exchange
+    record: Record
+    claim: Claim
+    """Memory that it takes beside its body as it came."""
+    name: str
+    """The model's name as the client gave it."""
     body: Mapping[str, Any]
     content: bytes | bytearray
     """The body's bytes, as they go to the engine."""
+    alias: Alias | None = None
     wish: Wish | None = None
+
+    def keep_bytes(self, *, beside: bytearray) -> None:
+        """Let go of the values of the body: an engine takes its bytes, and may take minutes."""
+        self.body = {}
+        self.claim.set(0 if self.content is beside else len(self.content))
 
 
 def _passed(request: Request) -> Mapping[str, str]:
@@ -297,7 +344,7 @@ def _passed(request: Request) -> Mapping[str, str]:
     return {name: value for name, value in found if name not in _NOT_PASSED and not name.startswith("x-ipnext-")}
 
 
-def _read(request: Request, limit: int) -> Mapping[str, Any]:
+def _read(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:
     kind = request.header("content-type") or ""
     if not kind.lower().startswith("application/json"):
         msg = f"content-type: must be application/json, got {kind[:80]!r}"
@@ -308,6 +355,8 @@ def _read(request: Request, limit: int) -> Mapping[str, Any]:
     if len(request.content) > limit:
         msg = f"the body must have at most {limit} bytes, got {len(request.content)}"
         raise TooLarge(msg, field="body")
+    if size := parsed_bytes(request.content):
+        claim.set(size)
     try:
         body = orjson.loads(request.content)
     except ValueError as error:

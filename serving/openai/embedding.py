@@ -22,12 +22,14 @@ _HEADERS: Final = {"content-type": "application/json"}
 _ENDING: Final = frozenset({500, 502, 503})
 """Of an engine that ends or has no room: another one may answer."""
 _OK: Final = 200
+_FULL: Final = 503
 
 
 async def embed(engines: Engines, route: GenerationRoute, part: str, inputs: Tensors, attempt: Attempt) -> Tensors:
     """`prompt` BYTES[n] -> `embedding` FP32[n, size], by one engine of the part; its snapshot is noted in `attempt`.
 
-    TryElsewhere where the engine fails, InvalidInput where it refuses a text, IPnextError where its answer is no vectors.
+    TryElsewhere where the engine fails, HostLost where it ended by it, InvalidInput where it refuses a text, IPnextError
+    where its answer is no vectors.
     """
     texts = [text.decode(errors="replace") for text in inputs[PROMPT].data.ravel()]
     offer = _chosen(engines, route, part, attempt)
@@ -36,6 +38,8 @@ async def embed(engines: Engines, route: GenerationRoute, part: str, inputs: Ten
     with engines.loads.calling(offer.url):
         status, content = await _asked(engines, part, offer, body, attempt)
     if status in _ENDING:
+        if status != _FULL:
+            await engines.check_alive(offer.url)
         attempt.tried.add(offer.url)
         engines.loads.note_lost(offer.url)
         msg = f"part {part!r}: {offer.url} answered {status}"
@@ -64,6 +68,8 @@ async def _asked(engines: Engines, part: str, offer: Offer, body: bytes, attempt
         return answer.status, await answer.rest()
     except EngineLost as error:
         engines.loads.note_lost(offer.url)
+        if error.sent:
+            await engines.check_alive(offer.url)
         if not error.reused:  # a connection that had been idle says nothing of the engine
             attempt.tried.add(offer.url)
         msg = f"part {part!r}: {offer.url}: {error}"

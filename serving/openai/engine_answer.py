@@ -11,11 +11,15 @@ End = Literal["whole", "broken", "cancelled"]
 
 
 class EngineLost(Exception):  # not an error of the request: another engine may answer
-    """An engine gave no answer. `reused`: on a connection that had been idle, so that it may be well all the same."""
+    """An engine gave no answer. `reused`: on a connection that had been idle, so that it may be well all the same.
 
-    def __init__(self, message: str, *, reused: bool = False) -> None:
+    `sent`: it may have had the request; else there was no connection.
+    """
+
+    def __init__(self, message: str, *, reused: bool = False, sent: bool = True) -> None:
         super().__init__(message)
         self.reused = reused
+        self.sent = sent
 
 
 class Line(Protocol):
@@ -121,11 +125,11 @@ class EngineAnswer:
             self._begun.set_result(None)
         self._ended("whole")
 
-    def lost(self) -> None:
-        """The connection has ended before the body."""
+    def lost(self, *, cut: bool = False) -> None:
+        """The connection has ended before the body; `cut`: at this end."""
         self._line = None
         if not self._begun.done():
-            self._begun.set_exception(EngineLost("it closed the connection before it answered"))
+            self._begun.set_exception(EngineLost("it closed the connection before it answered", sent=not cut))
             return
         self._ended("broken")
 

@@ -71,6 +71,9 @@ class EngineConnection(asyncio.Protocol):
         """End the connection at once, and its answer as one that the engine broke."""
         if self._transport is not None:
             self._transport.abort()
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.lost(cut=True)
         self.connection_lost(None)
 
     # asyncio calls these
@@ -157,7 +160,7 @@ class EnginePool:
             return await connection.ask(request, body).begun()
         except EngineLost as error:
             self.close()
-            raise EngineLost(str(error), reused=True) from error
+            raise EngineLost(str(error), reused=True, sent=error.sent) from error
 
     def take_back(self, connection: EngineConnection) -> None:
         """A connection whose answer is whole."""
@@ -201,5 +204,5 @@ class EnginePool:
                 _, connection = await loop.create_connection(lambda: EngineConnection(self), self._host, self._port)
         except (OSError, TimeoutError) as error:
             msg = f"{self._netloc}: no connection: {error or 'timed out'}"
-            raise EngineLost(msg) from error
+            raise EngineLost(msg, sent=False) from error
         return connection

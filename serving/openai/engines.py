@@ -8,12 +8,15 @@ from typing import Final
 
 import structlog
 
+from ipnext.errors import HostLost
 from serving.openai.balancing import EngineLoads, EngineReport
 from serving.openai.engine_answer import EngineAnswer, EngineLost
 from serving.openai.engine_connection import EnginePool
 
 POLL_SECONDS: Final = 0.5
 REPORT_LIMIT_SECONDS: Final = 2.0
+ALIVE_SECONDS: Final = 1.0
+"""An engine that lost a request, and does not say for so long that it is well, is gone."""
 _NAMES: Final = {
     "running": b"\nvllm:num_requests_running",
     "waiting": b"\nvllm:num_requests_waiting",
@@ -40,6 +43,27 @@ class Engines:
         if pool is None:
             pool = self._pools[url] = EnginePool(url)
         return await pool.ask(method, path, headers, body)
+
+    async def is_gone(self, url: str) -> bool:
+        """Return whether an engine does not say at once that it is well."""
+        with suppress(EngineLost, TimeoutError):
+            async with asyncio.timeout(ALIVE_SECONDS):
+                try:
+                    answer = await self.ask(url, "GET", "/health", {}, b"")
+                except EngineLost as error:
+                    if not error.reused:
+                        return True
+                    answer = await self.ask(url, "GET", "/health", {}, b"")
+            answer.cancel()
+            return answer.status != 200  # HTTP's OK
+        return True
+
+    async def check_alive(self, url: str) -> None:
+        """HostLost if an engine is gone that had a request: the request may be why, and goes to no other one."""
+        if not await self.is_gone(url):
+            return
+        msg = f"{url} ended while it had this request, which is sent to no other engine"
+        raise HostLost(msg)
 
     def keep(self, urls: Mapping[str, float], *, chosen_among: Collection[str]) -> None:
         """These are the engines now. The others are forgotten, and have nothing new from here on.

@@ -18,8 +18,10 @@ BROKEN = 502
 class Exchange:
     """Counts a request as under way from `begin`, and as answered at its end: once, however it ends."""
 
-    def __init__(self, metrics: RouterMetrics, size: int) -> None:
+    def __init__(self, metrics: RouterMetrics, size: int, *, judged: bool = True) -> None:
+        """`size`: bytes of the request's body. Gates leave out what is not `judged`."""
         self._metrics = metrics
+        self._judged = judged
         self._size = size
         self._began = time.perf_counter()
         self._held: tuple[AbstractContextManager[Any], ...] = ()
@@ -56,7 +58,9 @@ class Exchange:
                 counts = self._metrics.streams(self.route.model, self.route.generation)
                 good = how == "whole" and answer.status == OK
                 seconds = time.perf_counter() - self._began if good else None
-                counts.note(first, answer.pieces, seconds=seconds, broken=how == "broken")
+                left_out = self._metrics.aside(self.route.model, self.route.generation)
+                aside = None if self._judged else (left_out.first_token, left_out.token)
+                counts.note(first, answer.pieces, seconds=seconds, broken=how == "broken", aside=aside)
             self.end(status, size=answer.size)
 
         answer.on_end = ended
@@ -79,6 +83,7 @@ class Exchange:
             status=status,
             seconds=time.perf_counter() - self._began,
             sizes=(self._size, size),
+            judged=self._judged,
         )
 
     def _let_call_go(self) -> None:

@@ -13,7 +13,7 @@ from activities.gate_windows import (
     traffic_of,
 )
 from ipnext.model.comparison import latencies, predictions
-from ipnext.model.deployment import GenerationTraffic, RegionState
+from ipnext.model.deployment import AsideTraffic, GenerationTraffic, RegionState
 from ipnext.model.gates import GateWindow, RegionTraffic
 from ipnext.model.rollout import FleetState, GenerationShare, Transition
 from ipnext.model.sketch import PREDICTION_BOUNDS, PredictionSketch, prediction_bucket
@@ -53,6 +53,24 @@ def test_the_former_generation_is_that_with_most_traffic_and_never_the_new_one()
     assert former_generation(transition((3, 1.0)), "m", 3) is None
     assert former_generation(transition(), "m", 3) is None
     assert former_generation(transition((2, 1.0)), "other", 3) is None
+
+
+def test_what_clients_chose_is_left_out():
+    aside = AsideTraffic(requests=4, errors=3, non_finite=1, latency={3: 1}, first_token={2: 2}, token={1: 2})
+    told = GenerationTraffic(
+        model="m",
+        generation=2,
+        requests=9,
+        errors=3,
+        non_finite=2,
+        latency={3: 5, 4: 1},
+        first_token={2: 2},
+        token={1: 3},
+        aside=aside,
+    )
+    state = RegionState(region="a", gateway_url="", traffic=(told,))
+    [found] = traffic_of("m", 2, [state])
+    assert found == counts(requests=5, errors=0, non_finite=1, latency={3: 4, 4: 1}, first_token={}, token={1: 1})
 
 
 def test_a_region_that_counted_nothing_counts_zero():

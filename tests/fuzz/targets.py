@@ -71,6 +71,8 @@ class Wire(asyncio.Transport):
     def close(self):
         self.ended = True
 
+    abort = close
+
     def set_protocol(self, protocol):
         """It is fed by hand."""
 

@@ -44,9 +44,9 @@ class Router:
         for offer in tiers[0]:
             self.answers(offer.url, *[seconds] * ENOUGH_ANSWERS, tiers=tiers)
 
-    def strikes(self, url, count=STRIKES, tiers=ABC):
+    def strikes(self, url, count=STRIKES, tiers=ABC, given=None):
         for _ in range(count):
-            self.loads.note_strike(url, tiers=tiers)
+            self.loads.note_strike(url, tiers=tiers, given=given)
 
 
 @pytest.fixture
@@ -58,6 +58,21 @@ def test_the_least_loaded_host_is_chosen(router):
     with router.loads.calling("a"), router.loads.calling("a"), router.loads.calling("b"), router.loads.calling("c"):
         assert set(router.chosen()) == {"b", "c"}
     assert router.chosen() == {"a": 4, "b": 4, "c": 4}
+
+
+@pytest.mark.parametrize(("given", "out"), [(0.015, False), (0.025, True), (None, True)])
+def test_a_deadline_too_short_for_any_host_is_no_strike(router, given, out):
+    router.all_answer(0.01)
+    router.answers("b", *[5.0] * ENOUGH_ANSWERS)
+    router.loads.note_found("b")
+    router.strikes("a", given=given)
+    assert (router.loads.standing("a") == "behind") == out
+
+
+def test_without_an_answer_each_passed_deadline_is_a_strike(router):
+    router.answers("b", 0.01)
+    router.strikes("a", given=1.0)
+    assert router.loads.standing("a") == "behind"
 
 
 def test_calls_under_way_are_known_until_they_end(router):

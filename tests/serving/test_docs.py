@@ -9,6 +9,7 @@ from serving import compression, host, router
 from serving.generations import HeldSnapshots
 from serving.host_metrics import HostMetrics
 from serving.http_limits import HttpLimits
+from serving.json_size import MAX_STRUCTURES, SMALL_BYTES
 from serving.protocol import MAX_JSON_BYTES, MAX_JSON_ELEMENTS
 from serving.router import RouterLimits
 from serving.router_metrics import RouterMetrics
@@ -43,11 +44,12 @@ def test_every_metric_is_documented_and_none_is_made_up():
         f"{HttpLimits().body_bytes // 2**20} MiB",
         f"in a process | {HttpLimits().held_bytes // 2**30} GiB, the last eighth for bodies of up to {HttpLimits().small_bytes // 2**20} MiB",
         f"{MAX_BYTES_ELEMENTS:,}",
+        f"{MAX_STRUCTURES:,} in more than {SMALL_BYTES // 1024} KiB",
         f"{HttpLimits().longest_read_seconds:g} s in all; after {HttpLimits().read_seconds:g} s none of {HttpLimits().window_seconds:g} s",
         f"`--max-json-bytes`, {MAX_JSON_BYTES // 2**20} MiB",
         f"{MAX_JSON_ELEMENTS:,}",
         f"{HttpLimits().read_seconds:g} s, and 1 s more for each {HttpLimits().read_bytes_per_second // 1024} KiB",
-        f"{HttpLimits().write_seconds:g} s | connection closed",
+        f"{HttpLimits().write_bytes_per_second // 1024} KiB/s | {HttpLimits().write_seconds:g} s | connection closed",
         f"`--max-in-flight`, {RouterLimits().max_in_flight}",
         f"dropped for {HttpLimits().linger_seconds:g} s",
         f"{router.DEFAULT_DEADLINE_SECONDS:g} s without them",

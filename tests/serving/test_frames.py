@@ -27,6 +27,8 @@ class Wire:
     def close(self):
         self.closed = True
 
+    abort = close
+
     def pause_reading(self):
         pass
 

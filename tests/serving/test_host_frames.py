@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from serving.host_client import HostClient
 from serving.host_connection import ConnectionLost, Pieces, connect
 from serving.host_frames import HostFrames
 from serving.http import error_response, not_found
+from serving.http_limits import OpenConnections
 from serving.http_server import http_factory
 from serving.part_server import PartServer
 from serving.protocol import InferRequest, decode_response, encode_request
@@ -61,6 +63,14 @@ class Halving:
 
 @pytest.fixture
 async def host(listeners):
+    async with host_of() as host:
+        yield host
+
+
+@asynccontextmanager
+async def host_of(budget=None):
+    """A host of one part; `budget` counts the bodies of its requests."""
+    connections = OpenConnections(budget)
     part = Halving()
     held = HeldSnapshots()
     hold = HostedSnapshot(
@@ -69,14 +79,16 @@ async def host(listeners):
     held.want([hold])
     held.loaded(hold, Served(part, BatchLimits()))
     queue = InferenceQueue(waiting=4)
-    parts = PartServer(held, queue, lambda _: None, region="north")
-    others = HostClient(EndpointLoads(time.monotonic), time.monotonic)
-    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, Walker(parts, others)).take_over(transport, rest)}
-    factory, _ = http_factory(lambda request: error_response(not_found(request)), upgrades)
+    parts = PartServer(held, queue, lambda _: None, region="north", budget=connections.budget)
+    walker = Walker(parts, HostClient(EndpointLoads(time.monotonic), time.monotonic))
+    upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker, connections).take_over(transport, rest)}
+    factory, _ = http_factory(lambda request: error_response(not_found(request)), upgrades, connections=connections)
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     connection = await connect(url)
-    yield SimpleNamespace(part=part, parts=parts, url=url, connection=connection, queue=queue, held=held)
+    yield SimpleNamespace(
+        part=part, parts=parts, url=url, connection=connection, queue=queue, held=held, connections=connections
+    )
     part.gate.set()
     connection.close()
     server.close()

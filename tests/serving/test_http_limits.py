@@ -227,26 +227,26 @@ async def test_requests_that_wait_take_bounded_memory(server, clock):
 
 
 async def test_bodies_of_all_connections_together_are_bounded_and_counted_down_again(server):
-    server.connections.held_bytes = before = LIMITS.held_bytes - LIMITS.held_bytes // 8 - 200_000
+    server.connections.budget.held_bytes = before = LIMITS.held_bytes - LIMITS.held_bytes // 8 - 200_000
     half = b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 80000\r\n\r\n" + bytes(79_999)
     async with server.connect() as (reader, writer), server.connect() as (_, other):
         for one in (writer, other):
             one.write(half)
-        await eventually(lambda: server.connections.held_bytes == before + 2 * 79_999)
+        await eventually(lambda: server.connections.budget.held_bytes == before + 2 * 79_999)
         async with server.connect() as (refused, third):
             third.write(half)
             status, body = await answer(refused)
             assert (status, b"are under way; try again" in body) == (503, True)
         other.close()
-        await eventually(lambda: server.connections.held_bytes == before + 79_999)
+        await eventually(lambda: server.connections.budget.held_bytes == before + 79_999)
         writer.write(b"x")
         assert (await answer(reader))[0] == 200
-        assert server.connections.held_bytes == before
+        assert server.connections.budget.held_bytes == before
 
 
 async def test_large_bodies_leave_room_for_small_ones(server):
     small, large = LIMITS.small_bytes, LIMITS.held_bytes - LIMITS.held_bytes // 8
-    server.connections.held_bytes = large - 100
+    server.connections.budget.held_bytes = large - 100
     head = "POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n"
     async with server.connect() as (reader, writer):
         writer.write(head.format(small + 1).encode())

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,12 @@ def hold(digest=MANIFEST.digest, engine="fake"):
 async def loader(tmp_path):
     loaders = []
 
-    def make(store=None, engine=None):
+    def make(store=None, engine=None, load_seconds=60.0):
         held = HeldSnapshots()
         engine = engine or FakeEngine()
         chosen = store or FakeStore()
         made = Loader(held, lambda: chosen, tmp_path, lambda _: engine)
+        made.load_seconds = load_seconds
         loaders.append(made)
         return made, held
 
@@ -107,6 +109,45 @@ async def test_a_dropped_snapshot_is_closed(loader):
     await eventually(lambda: held.ready)
     made.hold([])
     await eventually(engine.parts[0].closed.is_set)
+
+
+async def test_a_load_that_takes_too_long_has_failed_and_holds_up_no_other(loader):
+    stuck, entered = threading.Event(), threading.Event()
+
+    class Slow(FakeEngine):
+        def load(self, *given):
+            part = super().load(*given)
+            if len(self.parts) == 1:
+                entered.set()
+                stuck.wait()
+            return part
+
+    engine = Slow()
+    made, held = loader(engine=engine, load_seconds=0.2)
+    made.hold([hold()])
+    await eventually(entered.is_set)
+    await eventually(lambda: held.failures)
+    assert held.failures[0].code == "LoadFailed"
+    assert "not loaded within 0.2 s (--load-seconds, IPNEXT_AGENT_LOAD_SECONDS)" in held.failures[0].message
+    made.hold([hold().model_copy(update={"part": "other"})])
+    await eventually(lambda: [ready.part for ready in held.ready] == ["other"])
+    stuck.set()
+    await eventually(engine.parts[0].closed.is_set)
+    assert not engine.parts[1].closed.is_set()
+
+
+async def test_the_time_of_a_load_begins_with_its_turn(loader):
+    """Ten loads of a tenth of the limit each are all in time, whatever they wait for each other."""
+
+    class Slow(FakeEngine):
+        def load(self, *given):
+            time.sleep(0.1)
+            return super().load(*given)
+
+    made, held = loader(engine=Slow(), load_seconds=5.0)
+    made.hold([hold().model_copy(update={"part": f"p{number}"}) for number in range(10)])
+    await eventually(lambda: len(held.ready) == 10)
+    assert not held.failures
 
 
 @pytest.mark.parametrize(

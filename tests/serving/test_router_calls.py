@@ -67,6 +67,22 @@ class FakeHost:
         protocol.send(tensor_frame(answer, dict.fromkeys(names, score)))
 
 
+class Crashing(FakeHost):
+    """Ends its connections on the first calls, `times` at most, and takes the next ones: it is back at once."""
+
+    def __init__(self, part, times=9):
+        super().__init__(part)
+        self.times = times
+        self.crashes = 0
+
+    async def answer(self, protocol, frame):
+        if self.crashes < self.times:
+            self.crashes += 1
+            protocol.abort()
+            return
+        await super().answer(protocol, frame)
+
+
 @asynccontextmanager
 async def running(host: FakeHost):
     factory, _ = http_factory(lambda request: error_response(not_found(request)), {UPGRADE: host.take_over})
@@ -131,6 +147,30 @@ async def test_a_host_that_refuses_costs_one_more_try_of_the_whole_request(ask, 
             assert (await ask(sparse, good, bad))[0] == 200
     assert bad.generations
     assert len(sparse.generations) == 4 + len(bad.generations), "the whole request, not the failed call"
+
+
+async def test_a_request_that_ends_its_host_is_sent_to_no_other_one(ask):
+    """Whichever is asked first ends, as by a crash; the other one answers all that did not end a host."""
+    async with (
+        running(FakeHost("sparse")) as sparse,
+        running(Crashing("dense")) as one,
+        running(Crashing("dense")) as two,
+    ):
+        status, headers, body = await ask(sparse, one, two, x_ipnext_deadline_ms="1500")
+    assert sorted((one.crashes, two.crashes)) == [0, 2], "back once, and ended again"
+    assert (status, headers["x-ipnext-error"]) == (500, "QueryOfDeath")
+    assert "ended while it had this request" in json.loads(body)["error"]
+
+
+async def test_a_request_that_waits_for_its_host_is_answered_by_it_once_it_is_back(ask):
+    async with (
+        running(FakeHost("sparse")) as sparse,
+        running(Crashing("dense", times=1)) as one,
+        running(Crashing("dense", times=1)) as two,
+    ):
+        status, _, _ = await ask(sparse, one, two)
+    assert status == 200
+    assert sorted((one.crashes, two.crashes)) == [0, 1]
 
 
 async def test_a_host_that_used_another_snapshot_never_gets_into_an_answer(ask):

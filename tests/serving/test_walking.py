@@ -275,7 +275,7 @@ async def test_a_draining_host_finishes_its_walks_and_takes_no_more(fleet, route
     async with router() as edge:
         asked = asyncio.create_task(ask(edge))
         await eventually(lambda: fleet.hosts["sum"].begun)
-        last.draining = True
+        last.drain.begin()
         assert (await ask(edge))[0] == 503
         fleet.hosts["left"].gate.set()
         assert (await asked)[0] == 200

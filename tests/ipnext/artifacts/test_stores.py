@@ -1,13 +1,16 @@
 """The contract of an artifact store, on a directory and on a real S3 server."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from ipnext.artifacts import seen_files
 from ipnext.artifacts.opening import open_store
+from ipnext.artifacts.seen_files import SEEN_FILE
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry import SNAPSHOT_FILE
@@ -28,6 +31,7 @@ def put(store, content: bytes) -> str:
 def contents(directory: Path) -> dict[str, bytes]:
     found = {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
     found.pop(SNAPSHOT_FILE)
+    found.pop(SEEN_FILE, None)
     return found
 
 
@@ -189,6 +193,40 @@ def test_a_complete_copy_is_kept_and_a_truncated_one_is_laid_out_again(held, sna
     inode = (fetched / "weights.safetensors").stat().st_ino
     assert (held.store.fetch(source.uri, tmp_path / "cache") / "weights.safetensors").stat().st_ino == inode
     (fetched / "weights.safetensors").write_bytes(b"short")
+    assert contents(held.store.fetch(source.uri, tmp_path / "cache")) == FILES
+
+
+def test_weights_in_a_copy_that_were_changed_are_laid_out_again(held, snapshot_directory, tmp_path):
+    """As many bytes, in the same file, with the time of the former ones."""
+    source = ingest_directory(held.store, snapshot_directory(FILES))
+    weights = held.store.fetch(source.uri, tmp_path / "cache") / "weights.safetensors"
+    before = weights.stat()
+    weights.write_bytes(flipped(FILES["weights.safetensors"]))
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights.stat().st_ino == before.st_ino
+    assert contents(held.store.fetch(source.uri, tmp_path / "cache")) == FILES
+
+
+def test_a_copy_is_hashed_once(held, snapshot_directory, tmp_path, monkeypatch):
+    source = ingest_directory(held.store, snapshot_directory(FILES))
+    fetched = held.store.fetch(source.uri, tmp_path / "cache")
+    hashed = []
+    sha256 = seen_files._sha256
+    monkeypatch.setattr(seen_files, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    held.store.fetch(source.uri, tmp_path / "cache")
+    assert hashed == []
+    (fetched / SEEN_FILE).unlink()
+    (fetched / "weights.safetensors").touch()
+    for _ in range(2):
+        held.store.fetch(source.uri, tmp_path / "cache")
+    assert sorted(hashed) == sorted(Path(name).name for name in FILES), "after the note was lost, and not again"
+
+
+@pytest.mark.parametrize("note", [b"", b"[]", b"no JSON", b'{"weights.safetensors": 7}'])
+def test_a_note_that_says_nothing_is_as_none(held, snapshot_directory, tmp_path, note):
+    source = ingest_directory(held.store, snapshot_directory(FILES))
+    fetched = held.store.fetch(source.uri, tmp_path / "cache")
+    (fetched / SEEN_FILE).write_bytes(note)
     assert contents(held.store.fetch(source.uri, tmp_path / "cache")) == FILES
 
 

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import os
 import signal
+from hashlib import sha256
 from pathlib import Path
 
 from aiohttp import web
@@ -37,10 +38,12 @@ class Host:
         self.loads = {}
         self.in_flight = 0
         self.draining = False
+        self.stamped = None
 
     async def put_holds(self, request):
         told = await request.json()
         self.holds, self.coming = told["holds"], told["coming"]
+        self.stamped = sha256(told.get("stamp", "").encode()).hexdigest()
         for held in self.coming:
             if self.key(held) not in self.fetches:
                 self.fetches[self.key(held)] = asyncio.create_task(passed(held["settings"], "fetch"))
@@ -85,7 +88,8 @@ class Host:
             h["digest"] for h in self.coming if self.fetches[self.key(h)].done() and not h["digest"].startswith("bad")
         ]
         state = {"ready": ready, "loading": loading, "failures": failures, "fetched": at_hand}
-        return web.json_response({**state, "in_flight": self.in_flight, "draining": self.draining})
+        more = {"in_flight": self.in_flight, "draining": self.draining, "stamped": self.stamped}
+        return web.json_response({**state, **more})
 
     async def drain(self, _):
         self.draining = True

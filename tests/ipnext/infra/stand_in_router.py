@@ -57,9 +57,8 @@ class Router:
         count["requests"] += 1
         count["errors"] += status >= 500
         headers = {"x-ipnext-generation": asked, "x-ipnext-region": self.region}
-        return web.json_response(
-            {**body, "forwarded": request.headers.get("x-ipnext-forwarded-by")}, status=status, headers=headers
-        )
+        told = {name: request.headers.get(f"x-ipnext-{name}-by") for name in ("forwarded", "chosen")}
+        return web.json_response({**body, **told}, status=status, headers=headers)
 
     async def walk(self, model, served, body):
         """The whole request again, a few times, when a host is not ready for it."""

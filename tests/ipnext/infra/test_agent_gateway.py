@@ -206,7 +206,23 @@ def test_a_share_of_another_region_is_answered_there(new_agent, builder, tmp_pat
     counts = Counter((a.headers["x-ipnext-region"], a.headers["x-ipnext-generation"]) for a in answers)
     assert set(counts) == {("eu", "1"), ("us", "2")}
     assert 25 < counts["us", "2"] < 75
-    assert {a.json()["forwarded"] for a in answers if a.headers["x-ipnext-region"] == "us"} == {"eu"}
+    assert {a.json()["forwarded"] for a in answers if a.headers["x-ipnext-region"] == "us"} == {"eu;chosen-by=weight"}
+
+    assert {answer.json()["chosen"] for answer in answers if answer.headers["x-ipnext-region"] == "eu"} == {"weight"}
+
+    for more in ({"x-ipnext-generation": "1"}, {"x-ipnext-generation": "2"}):
+        forged = eu.client.post(
+            f"{eu.gateway}/v2/models/spread/infer",
+            json={"until": None},
+            headers={**more, "x-ipnext-chosen-by": "weight"},
+        )
+        assert (forged.status_code, forged.json()["chosen"]) == (200, None), "only gateways say who chose"
+    named = eu.client.post(
+        f"{eu.gateway}/v2/models/spread/versions/1/infer",
+        json={"until": None},
+        headers={"x-ipnext-chosen-by": "weight"},
+    )
+    assert (named.status_code, named.json()["chosen"]) == (200, None)
 
     pinned = eu.infer("spread", generation=2)
     assert pinned.headers["x-ipnext-region"] == "us"

@@ -60,6 +60,31 @@ def test_a_host_that_was_told_to_hold_more_drops_it_again(shared_agent, builder)
     )
 
 
+def test_a_host_that_was_told_to_hold_other_bytes_under_the_same_numbers_gets_its_own_again(shared_agent, builder):
+    model = builder("swapped")
+    shared_agent.serve(model, {1: (1,)}, {1: 1.0})
+    [replica] = shared_agent.replicas(model.key())
+    own = state(replica.url)
+    hold = {
+        "model": "swapped",
+        "part": "dense",
+        "engine": "torch",
+        "snapshot": 1,
+        "digest": "other",
+        "uri": "file:///s/1",
+    }
+    put_holds(replica.url, [hold | {"generations": [1], "settings": {}}])
+    until(lambda: state(replica.url).stamped == own.stamped, why=lambda: f"its agent's: {state(replica.url)}")
+    assert [held.generation for held in state(replica.url).ready] == [1]
+
+
+@pytest.mark.parametrize(("stamped", "sends"), [("mine", False), ("other", True), ("", True), (None, False)])
+def test_holds_of_another_stamp_are_replaced(stamped, sends):
+    told = None if stamped is None else HostHolds(holds=(), stamp=stamped).stamped
+    seen = HostState(ready=(HeldGeneration(model="m", part="p", generation=1, snapshot=1),), stamped=told)
+    assert HostRepair(AgentSettings()).must_send(seen, HostHolds(holds=(HOLD,)), stamp="mine") == sends
+
+
 def test_each_loss_is_corrected_at_once_and_one_that_lasts_now_and_then():
     sent = HostHolds(holds=(HOLD,))
     ready = HeldGeneration(model="m", part="p", generation=1, snapshot=1)

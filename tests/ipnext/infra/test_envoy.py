@@ -78,7 +78,7 @@ def test_direct_answers_stay_below_what_envoy_takes(gateway, builder):
         assert len(json.dumps(text)) < 4096
 
 
-def test_what_a_gateway_chose_for_a_client_of_a_generative_model_is_told_and_a_pin_is_not(gateway, builder):
+def test_what_a_gateway_chose_for_a_client_is_told_and_a_pin_is_not(gateway, builder):
     model = builder("m")
     table = model.table(1, {1: 0.5, ("us", 2): 0.5})
     served = tuple(one.model_copy(update={"engines": {"dense": "vllm"}}) for one in table.served)
@@ -89,9 +89,26 @@ def test_what_a_gateway_chose_for_a_client_of_a_generative_model_is_told_and_a_p
         kind = "generating" if "dynamic_metadata" in route["match"] else "other"
         told[kind] += [("x-ipnext-chosen-by", "weight") in _added(entry) for entry in entries]
         told["pinned"] += [] if entries else [("x-ipnext-chosen-by", "weight") in _added(route)]
-    assert told["generating"] == [True, True]
-    assert told["other"] == [False, False]
+    assert told["generating"] == told["other"] == [True, True]
     assert not any(told["pinned"])
+
+
+def test_what_clients_say_of_who_chose_is_taken_from_them(gateway, builder):
+    table = builder("m").table(1, {1: 0.5, ("us", 2): 0.5})
+    config = envoy.routes(gateway(table, peers={"us": "http://127.0.0.1:2"}))
+    sent_on = [rule for rule in config[0]["virtual_hosts"][0]["routes"] if "route" in rule]
+    weighted = [rule for rule in sent_on if "weighted_clusters" in rule["route"]]
+    assert weighted
+    for rule in sent_on:
+        removed = rule.get("request_headers_to_remove", [])
+        assert ("x-ipnext-chosen-by" in removed) == (rule not in weighted)
+    forwarded = [value for rule in sent_on for value in _values(rule, "x-ipnext-forwarded-by")]
+    assert sorted({*forwarded}) == ["eu", "eu;chosen-by=weight"], "a pin, and the weight's choice"
+
+
+def _values(rule, header):
+    clusters = rule["route"].get("weighted_clusters", {}).get("clusters", ())
+    return [value for entry in (rule, *clusters) for key, value in _added(entry) if key == header]
 
 
 def _added(entry):

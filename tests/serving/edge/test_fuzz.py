@@ -144,8 +144,13 @@ class Wire(asyncio.Transport):
     def close(self):
         self.ended = True
 
+    abort = close
+
     def set_protocol(self, protocol):
         self.protocol = protocol
+
+    def get_write_buffer_size(self):
+        return 0
 
     def pause_reading(self):
         """Nothing is read here."""

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ipnext.model.sketch import LATENCY_SECONDS, latency_bucket, prediction_bucket
 from serving.predictions import SAMPLE_SECONDS
-from serving.protocol import InferRequest, encode_request
+from serving.protocol import InferRequest, RequestedOutput, encode_request
 from serving.router_metrics import RouterMetrics
 from serving.tensors import Tensor
 
@@ -38,12 +38,18 @@ def running(request, new_edge):
         yield edge
 
 
-def ask(edge, model, *values, generation=1, binary=True, more=None, **headers):
-    """One request with rows of these values, twice each."""
+CHOSEN = {"x-ipnext-chosen-by": "weight"}
+PINNED = {}
+FORWARDED = {"x-ipnext-forwarded-by": "us;chosen-by=weight"}
+FORWARDED_PIN = {"x-ipnext-forwarded-by": "us"}
+
+
+def ask(edge, model, *values, generation=1, binary=True, more=None, by=CHOSEN, outputs=(), **headers):
+    """One request with rows of these values, twice each, as a gateway sends it that has chosen the generation."""
     rows = np.repeat(np.array(values, np.float32)[:, None], 2, axis=1)
     tensors = {"x": Tensor("FP32", rows), **(more or {})}
-    encoded = encode_request(InferRequest(tensors, binary_output=binary), binary=binary)
-    headers = {**encoded.headers, "x-ipnext-generation": str(generation), **headers}
+    encoded = encode_request(InferRequest(tensors, outputs, binary_output=binary), binary=binary)
+    headers = {**encoded.headers, "x-ipnext-generation": str(generation), **by, **headers}
     return httpx.post(f"{edge.url}/v2/models/{model}/infer", content=encoded.body, headers=headers, timeout=60)
 
 
@@ -89,6 +95,60 @@ def test_answers_with_nan_are_counted_in_binary_and_as_errors_too_in_json(runnin
     found = traffic(running, model)
     assert (found.requests, found.errors, found.non_finite) == (2, 1, 2)
     assert found.predictions["y"].values == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("by", "left_out"), [(CHOSEN, 0), (FORWARDED, 0), (PINNED, 3), (FORWARDED_PIN, 3)])
+def test_gates_count_only_what_a_gateway_chose(running, model, by, left_out):
+    for _ in range(2):
+        assert ask(running, model, 1.0, by=by).status_code == 200
+    assert ask(running, model, 1.0, by=by, **{"x-ipnext-generation": "1", "content-encoding": "br"}).status_code == 400
+    found = traffic(running, model)
+    assert (found.requests, sum(found.latency.values())) == (3, 2)
+    assert (found.aside.requests, sum(found.aside.latency.values())) == (left_out, left_out and 2)
+    assert bool(found.predictions) == (not left_out)
+
+
+@pytest.mark.parametrize("model", ["nan", "nan-chain"])
+def test_not_finite_answers_to_clients_that_chose_are_left_out_of_gates(running, model):
+    assert ask(running, model, 1.0, binary=False, by=PINNED).status_code == 500
+    found = traffic(running, model)
+    assert (found.errors, found.non_finite, found.aside.errors, found.aside.non_finite) == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite_answers_to_not_finite_inputs_are_the_clients_doing(running, model, value):
+    assert ask(running, model, value).status_code == 200
+    refused = ask(running, model, value, outputs=(RequestedOutput("y", binary=False),))
+    assert refused.status_code == 400
+    assert "inputs: hold NaN or infinity" in refused.json()["error"]
+    found = traffic(running, model)
+    assert (found.requests, found.errors, found.non_finite) == (2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("usual", "count", "late", "left_out"),
+    [(0.01, 20, 0.015, True), (0.01, 20, 0.5, False), (0.01, 19, 0.015, False), (10.0, 20, 15.0, True)],
+)
+def test_a_deadline_too_short_for_any_generation_says_nothing_of_one(usual, count, late, left_out):
+    metrics = RouterMetrics(region="north")
+    for _ in range(count):
+        metrics.note_answer("m", 1, status=200, seconds=usual)
+        metrics.note_answer("other", 1, status=200, seconds=1000.0)
+    metrics.note_answer("m", 2, status=504, seconds=late)
+    [found] = [told for told in metrics.traffic if (told.model, told.generation) == ("m", 2)]
+    assert (found.requests, found.errors) == (1, 1)
+    assert (found.aside.requests, found.aside.errors) == ((1, 1) if left_out else (0, 0))
+
+
+def test_a_slow_generation_is_judged_by_the_fast_one():
+    metrics = RouterMetrics(region="north")
+    for _ in range(20):
+        metrics.note_answer("m", 1, status=200, seconds=0.01)
+        metrics.note_answer("m", 2, status=200, seconds=1.0)
+    metrics.note_answer("m", 2, status=504, seconds=0.5)
+    assert [told.aside.errors for told in metrics.traffic] == [0, 0]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -227,7 +227,10 @@ async def client():
 
 
 class RawEngine:
-    """An engine that answers each request as `script` says: an async function of (method, path, body, writer)."""
+    """An engine that answers each request as `script` says: an async function of (method, path, body, writer).
+
+    It is well by `/health` until `ended` is set.
+    """
 
     def __init__(self, script):
         self.script = script
@@ -235,6 +238,7 @@ class RawEngine:
         self.left = 0
         self.url = ""
         self.running = set()
+        self.ended = False
 
     async def connected(self, reader, writer):
         task = asyncio.current_task()
@@ -248,6 +252,10 @@ class RawEngine:
                 body = await reader.readexactly(int(sizes[0]) if sizes else 0)
                 if path == b"/metrics":
                     writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                    continue
+                if path == b"/health":
+                    status = b"503 Service Unavailable" if self.ended else b"200 OK"
+                    writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
                     continue
                 self.requests.append((head, body))
                 await self.script(method, path, body, writer)

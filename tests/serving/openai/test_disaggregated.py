@@ -170,6 +170,16 @@ async def test_where_nobody_reads_the_prompt_the_decode_engine_does(edge, client
     assert edge.counts().prefills == {"failed": 1}
 
 
+async def test_a_prompt_that_ends_its_prefill_engine_goes_to_no_other_engine(edge, client):
+    async with engines(closing, closing, WRITES) as (one, other, decode):
+        one.ended = other.ended = True
+        edge.table(pair([one.url, other.url], [decode.url]))
+        answers = [await client.post(edge.url + COMPLETIONS, json=ask()) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert len(one.requests) + len(other.requests) == 1
+    assert decode.requests == []
+
+
 async def test_a_generation_without_prefill_engines_answers(edge, client):
     async with engines(WRITES) as (decode,):
         edge.table(pair([], [decode.url]))

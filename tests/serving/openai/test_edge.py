@@ -224,6 +224,30 @@ async def test_an_engine_that_ends_before_the_first_byte_is_replaced_by_another(
     assert edge.counts().retries == 1
 
 
+@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 500 X\r\ncontent-length: 2\r\n\r\n{}"])
+async def test_a_request_that_ends_an_engine_is_sent_to_no_other_one(edge, engine, client, first):
+    async def dies(_, __, ___, writer):
+        dying.ended = other.ended = True
+        writer.write(first)
+        await writer.drain()
+        writer.close()
+
+    async with raw_engine(dies) as dying, raw_engine(dies) as other:
+        edge.serve(dying.url, other.url)
+        body = ask(user="deadly")
+        answers = [await client.post(edge.url + CHAT, json=body) for _ in range(3)]
+        asked = len(dying.requests) + len(other.requests)
+        edge.serve(engine)
+        good = await client.post(edge.url + CHAT, json=ask(user="another"))
+        still = await client.post(edge.url + CHAT, json=body)
+    assert asked == 1
+    assert [answer.status_code for answer in answers] == [500 if first else 503, 503, 503]
+    assert answers[-1].headers["x-ipnext-error"] == "HostLost"
+    assert "the same bytes" in answers[-1].json()["error"]["message"]
+    assert (good.status_code, still.status_code) == (200, 503)
+    assert edge.counts().retries == 0
+
+
 async def test_another_generation_never_stands_in(edge, engine, client):
     models = RoutedModel(
         model="llm",

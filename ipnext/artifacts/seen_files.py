@@ -1,0 +1,64 @@
+"""Which files of a cached snapshot were hashed, as the system tells them: one that was changed since is hashed again.
+
+The time of a file's last change of status (ctime) moves with every write, rename or change of its other times, and no program
+can set it. Weights of many gigabytes are so checked by one `stat` instead of by reading them.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import file_digest
+from pathlib import Path
+from typing import Final
+
+from ipnext.artifacts.files import write_whole
+from ipnext.errors import Unavailable
+from ipnext.model.registry import ArtifactFile, SnapshotManifest
+from ipnext.names import LIBRARY_FILE
+
+SEEN_FILE: Final = ".seen.json"
+"""Beside the files of a snapshot: path -> size, inode, time of the last change, time of the last change of status."""
+
+
+def note_files(directory: Path, manifest: SnapshotManifest) -> None:
+    """Note the files of a snapshot that were hashed just now. Without room for the note they are hashed again next time."""
+    with suppress(OSError, Unavailable):
+        seen = {file.path: _state(directory / file.path) for file in manifest.files}
+        write_whole(directory / SEEN_FILE, [json.dumps(seen).encode()], scratch=directory)
+
+
+def are_whole(directory: Path, manifest: SnapshotManifest) -> bool:
+    """Return whether every file is there with its very bytes. Native code is hashed each time. OSError if one is missing."""
+    changed = tuple(_changed(directory, manifest))
+    for file in changed:
+        path = directory / file.path
+        if path.stat(follow_symlinks=False).st_size != file.size_bytes or _sha256(path) != file.sha256:
+            return False
+    if any(file.path != LIBRARY_FILE for file in changed):
+        note_files(directory, manifest)
+    return True
+
+
+def _changed(directory: Path, manifest: SnapshotManifest) -> Iterator[ArtifactFile]:
+    seen = _seen(directory)
+    for file in manifest.files:
+        if file.path == LIBRARY_FILE or seen.get(file.path) != _state(directory / file.path):
+            yield file
+
+
+def _seen(directory: Path) -> dict[str, object]:
+    try:
+        found = json.loads((directory / SEEN_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat(follow_symlinks=False)
+    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()

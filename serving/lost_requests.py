@@ -1,0 +1,112 @@
+"""Requests whose host or engine ended while it had them, by their bytes, for a minute: what ends another one is refused.
+
+Why: docs/decisions/0042. Used by a router, from its event loop.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
+
+from ipnext.errors import HostLost, QueryOfDeath
+
+REMEMBERED_SECONDS: Final = 60.0
+_KEPT: Final = 1024
+"""Requests that are remembered; of more, the oldest is forgotten."""
+_PIECE_BYTES: Final = 2**19
+"""Of a longer body its length, its beginning and its end count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Where a request was lost. With a `url` it may be asked again, as another client's innocent one of the same bytes; else not."""
+
+    until: float
+    part: str | None = None
+    url: str | None = None
+    deadly: bool = False
+    """Whether it ended its host twice."""
+
+
+class LostRequests:
+    """The requests that were lost of late."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.known: dict[bytes, Loss] = {}
+        """By their keys."""
+
+    def of(self, model: str, content: bytes | bytearray) -> "Record":
+        """Return what is remembered of one request."""
+        return Record(self, model, content)
+
+    def find(self, key: bytes) -> Loss | None:
+        """Return a loss that is not a minute old."""
+        loss = self.known.get(key)
+        if loss is not None and loss.until <= self._clock():
+            del self.known[key]
+            return None
+        return loss
+
+    def note(self, key: bytes, part: str | None = None, url: str | None = None, *, deadly: bool = False) -> None:
+        """Remember a loss, for a minute from now."""
+        self.known.pop(key, None)
+        self.known[key] = Loss(self._clock() + REMEMBERED_SECONDS, part, url, deadly)
+        if len(self.known) > _KEPT:
+            del self.known[next(iter(self.known))]
+
+    def forget(self, key: bytes) -> None:
+        """Forget a request that was answered."""
+        self.known.pop(key, None)
+
+
+class Record:
+    """One request and what is remembered of it. Its bytes are read only if there is something to look for, or to note."""
+
+    __slots__ = ("_content", "_key", "_losses", "_model")
+
+    def __init__(self, losses: LostRequests, model: str, content: bytes | bytearray) -> None:
+        self._losses = losses
+        self._model = model
+        self._content = content
+        self._key: bytes | None = None
+
+    @property
+    def key(self) -> bytes:
+        """By which the request is known: its model and its bytes."""
+        if self._key is None:
+            view = memoryview(self._content)
+            found = blake2b(f"{self._model}\0{len(view)}\0".encode(), digest_size=16)
+            found.update(view[:_PIECE_BYTES])
+            found.update(view[max(_PIECE_BYTES, len(view) - _PIECE_BYTES) :])
+            self._key = found.digest()
+        return self._key
+
+    def check(self) -> Loss | None:
+        """Return where the request was lost, if it may be asked again: what it is sent to then must not end, too.
+
+        Raises:
+            QueryOfDeath: it ended its host twice, less than a minute ago.
+            HostLost: it was lost, and no host may answer it.
+        """
+        loss = self._losses.find(self.key) if self._losses.known else None
+        if loss is None:
+            return None
+        again = f"a request with the same bytes was lost less than {REMEMBERED_SECONDS:.0f} s ago"
+        if loss.deadly:
+            msg = f"{again}: it ended its host twice; it is sent to none"
+            raise QueryOfDeath(msg)
+        if loss.url is None:
+            msg = f"{again}, as what it was sent to ended; it is sent to no other until then"
+            raise HostLost(msg)
+        return loss
+
+    def lost(self, part: str | None = None, url: str | None = None, *, deadly: bool = False) -> None:
+        """Remember that it was lost."""
+        self._losses.note(self.key, part, url, deadly=deadly)
+
+    def answered(self) -> None:
+        """Forget that it was lost."""
+        if self._losses.known:
+            self._losses.forget(self.key)

@@ -1,0 +1,116 @@
+"""A request that hosts did not answer is made again as a whole: elsewhere if they refused it, else where it was lost.
+
+A host that ended while it had the request may have ended by it. If the host had no other one, the request waits for that very
+host, which its agent starts again, and is sent to no other one; if it had, the request is tried on one other host (docs/decisions/0042).
+Used by routers, and by hosts that execute a graph.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from ipnext.errors import HostLost, QueryOfDeath, Unavailable
+from serving.host_call import Attempt, HostEnded, TryElsewhere
+from serving.lost_requests import Record
+
+ATTEMPTS: Final = 2
+"""A request that meets a host without its generation, or no host, is tried once more as a whole."""
+RETURN_SECONDS: Final = 30.0
+"""The longest wait for a host that ended, if the deadline is later."""
+MARGIN_SECONDS: Final = 0.1
+"""Before the deadline, in which the client is told."""
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 0.5
+
+T = TypeVar("T")
+
+
+async def retried(  # noqa: C901, PLR0912 - each way in which an attempt ends
+    attempt: Callable[[], Awaitable[T]],
+    asked: Attempt,
+    *,
+    again: Callable[[bool], None],
+    subject: str,
+    record: Record | None = None,
+    whom: str = "host",
+) -> T:
+    """Return what an attempt gives.
+
+    `again` is called before each further attempt; true: it counts as a retry, false: it goes on waiting for a host. `record`
+    remembers requests that were lost; None: the caller's caller does.
+
+    Raises:
+        Unavailable: no host took it.
+        HostLost: its host ended, and was not back in time.
+        QueryOfDeath: its host ended, came back and ended again.
+    """
+    before = record.check() if record is not None else None
+    reason, first, left = "", None, ATTEMPTS
+    while left:
+        left -= 1
+        try:
+            answer = await attempt()
+        except TryElsewhere as error:
+            reason = str(error)
+            if left:
+                again(True)
+        except HostEnded as ended:
+            if before is not None and record is not None:
+                record.lost(deadly=True)
+                msg = f"part {ended.part!r}: {ended.url} ended while it had this request, as {before.url} had less than a minute ago"
+                raise QueryOfDeath(msg) from ended
+            if first is None and ended.in_company:
+                first, left = ended, max(left, 1)
+                again(True)
+                continue
+            if record is not None:
+                record.lost(ended.part, ended.url)
+            again(True)
+            return await _by_the_same_host(attempt, asked, ended, again, record)
+        except (HostLost, QueryOfDeath) as error:  # of a host that executes the graph
+            if record is not None:
+                record.lost(deadly=isinstance(error, QueryOfDeath))
+            raise
+        else:
+            if before is not None and record is not None:
+                record.answered()
+            return answer
+    if first is not None:
+        if record is not None:
+            record.lost(first.part, first.url)
+        return await _by_the_same_host(attempt, asked, first, again, record)
+    msg = f"{subject}: no {whom} answers; {reason}"
+    raise Unavailable(msg)
+
+
+async def _by_the_same_host(
+    attempt: Callable[[], Awaitable[T]],
+    asked: Attempt,
+    ended: HostEnded,
+    again: Callable[[bool], None],
+    record: Record | None,
+) -> T:
+    """What the host gives that the request was lost at, once it is back."""
+    asked.only = {**asked.only, ended.part: ended.url}
+    limit = min(asked.deadline - MARGIN_SECONDS, time.monotonic() + RETURN_SECONDS)
+    pause, reason = _FIRST_PAUSE, "it is not back"
+    while time.monotonic() + pause < limit:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+        again(False)
+        try:
+            answer = await attempt()
+        except TryElsewhere as error:
+            reason = str(error)
+            continue
+        except HostEnded as twice:
+            if record is not None:
+                record.lost(deadly=True)
+            msg = f"part {ended.part!r}: {ended.url} ended while it had this request, and {twice.url} when it was asked again"
+            raise QueryOfDeath(msg) from twice
+        if record is not None:
+            record.answered()
+        return answer
+    msg = f"part {ended.part!r}: {ended.url} ended while it had this request, which is sent to no other host; {reason}"
+    raise HostLost(msg)
