@@ -17,7 +17,7 @@ from activities.causes import note_first, worst_region
 from activities.drafting import Draft
 from activities.drained import same
 from activities.fencing import of_a_wave, still_ours
-from activities.gate_windows import counted_since, former_generation, opened, traffic_of
+from activities.gate_windows import counted_since, former_generation, opened, traffic_of, uncompared
 from activities.gates import Asked, errors_only, judge
 from activities.pacing import hurried
 from activities.reaching import Reaching, led_to
@@ -150,13 +150,15 @@ class TransitionActivities:
 
         No gateway moves on while another one that has to can't be reached: its users would come on top of those who stay.
         A rollback and a way back don't wait for it.
-        Not done where a region was lost on the way, and users would come to the new generation faster than the rollout says.
+        Not done where a region was lost on the way, and users would come to the new generation faster than the rollout says,
+        nor where the gate has to compare and the generation that serves answers nobody.
         Unavailable while replicas that were ready for it are so no more: they may have ended since, as during a pause.
         """
         with self._store.read() as repository:
             reaching = Reaching.read(repository, wave, "routed")
-            rollout = repository.model(wave.model).manifest.spec.rollout
+            found = repository.model(wave.model)
             urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
+        rollout, serving = found.manifest.spec.rollout, found.serving_generation
         facts, state, transition = reaching.facts, reaching.state, reaching.transition
         deployments = led_to(reaching)
         if wave.back and facts.lost:
@@ -165,6 +167,10 @@ class TransitionActivities:
         if not urgent and (result := hurried(facts, transition, wave.index, shares, rollout)) is not None:
             self._note(wave, ConditionType.ROUTES_READY, result)
             return result
+        refusal = uncompared(transition, wave.model, wave.generation, serving=serving, gate=rollout.gate)
+        if not urgent and refusal is not None:
+            self._note_gate(wave, refusal)
+            return refusal
         regions = {*shares, *(region for _, region, _ in state.slots)} - facts.lost
         states, silent = observe(self._infrastructure, regions, [wave.model])
         if not urgent:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from activities.surviving import Surviving
 from ipnext.api.outbox import Outbox
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.model.lifecycle import ChangeKind, ChangeState
@@ -114,3 +115,62 @@ async def test_a_publish_that_nobody_approved_is_not_carried_out_again(
 def waits_for_approval(house, model):
     with house.store.read() as repository:
         return any(found.reason is Reason.AWAITING_APPROVAL for found in repository.conditions(model))
+
+
+def send_around(house):
+    """Declare Europe lost and send its users elsewhere, but let no plan repair it yet."""
+    house.infrastructure.cut(EUROPE)
+    with house.store.begin() as repository:
+        repository.add_drain(EUROPE, disaster=True)
+    return Surviving(house.store, house.infrastructure).send_around(EUROPE)
+
+
+@pytest.fixture
+def nowhere(house, model, carried_out):
+    """Generation 1 serves in Europe only, and Europe is lost: no region answers the model."""
+
+    async def lose(few):
+        house.apply_fleet(two_regions(east=40, east_cost=2.0))
+        gate = {"maxDrift": 0.25, "waitSeconds": 60, "onTooFew": few}
+        house.apply(model, demand=IN_EUROPE, rollout={"gate": gate, "canary": 0.5})
+        await carried_out(house.publish(model, 1))
+        assert send_around(house).unanswered == (model,)
+
+    return lose
+
+
+async def test_a_generation_that_can_be_compared_with_nothing_gets_no_traffic_if_too_few_answers_fail(
+    house, model, nowhere, carried_out
+):
+    await nowhere("fail")
+
+    change = await carried_out(house.publish(model, 2))
+
+    assert (change.state, change.reason) == (ChangeState.ROLLED_BACK, Reason.GATE_FAILED), change.message
+    assert "generation 1 serves and answers nobody now, so there is nothing to compare with" in change.message
+    sent = {
+        share.generation
+        for moment in house.infrastructure.history
+        for found in moment.routes.values()
+        for share in found.shares
+    }
+    assert sent == {1}
+
+
+async def test_a_generation_that_can_be_compared_with_nothing_serves_if_too_few_answers_pass(
+    house, model, nowhere, carried_out
+):
+    await nowhere("pass")
+
+    change = await carried_out(house.publish(model, 2))
+
+    assert (change.state, change.generation) == (ChangeState.DONE, 2), change.message
+
+
+async def test_a_rollback_is_not_compared_though_nothing_answers(house, model, nowhere, carried_out):
+    await nowhere("fail")
+    await carried_out(house.publish(model, 2))
+
+    change = await carried_out(house.ask(model, ChangeKind.ROLLBACK, "back", generation=1))
+
+    assert change.reason is not Reason.GATE_FAILED, change.message
