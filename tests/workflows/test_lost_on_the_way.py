@@ -224,3 +224,25 @@ async def test_a_change_that_goes_back_to_what_a_disaster_left_short_asks_for_a_
         asked = [(replan.id, replan.trigger) for replan in repository.replans()]
     assert asked == [(f"shortage-{model}-{change.sequence}", "shortage")]
     await until(lambda: users_of(house, model, "us-east") <= ready_for(house, model, "us-east"))
+
+
+async def test_a_way_back_leaves_users_their_answers_whose_region_came_back_meanwhile(
+    house, kit, model, nowhere, submit, ended, until
+):
+    await nowhere("pass")
+    house.infrastructure.stall()
+    dense = house.source(kit.DENSE, kit.weights(77))
+    house.infrastructure.fail_load(dense.manifest.digest, code="LoadFailed", message="broken on purpose")
+    change = house.publish(model, 2, dense=dense)
+    await submit(change)
+    await until(lambda: "us-east" in regions(house, model))
+    bring_back(house)
+    answered = house.infrastructure.table(model, EUROPE).shares
+    first = len(house.infrastructure.history)
+
+    house.infrastructure.release()
+
+    assert (await ended(change)).state is ChangeState.ROLLED_BACK
+    assert {(share.to, share.generation) for share in answered} == {(EUROPE, 1)}
+    assert {moment.routes[model, EUROPE].shares for moment in house.infrastructure.history[first:]} == {answered}
+    assert regions(house, model) == {EUROPE}
