@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from activities.problems import fleet_problem, model_as_served, model_problem, running
+from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.plan import (
     CurrentState,
     Plan,
@@ -170,7 +171,9 @@ def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
 def settle(repository: Repository, model: str, *, change_id: str) -> None:
     """Let the plan in force say what really runs of a model: after a change that did not come through.
 
-    What it gives all other models stays.
+    What it gives all other models stays. If what runs carries less than is sent to it, as after a disaster, a replan is recorded:
+    the plan that would have mended it may be the one that is replaced now. A move asks for none, or two could follow each other
+    for ever.
     """
     in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
     if in_force is None:
@@ -199,6 +202,14 @@ def settle(repository: Repository, model: str, *, change_id: str) -> None:
         created_at=datetime.now(UTC),
     )
     repository.adopt_plan(PreparedPlan.of(record), expected=in_force)
+    change = repository.change(change_id)
+    if change.kind is not ChangeKind.MOVE and is_short(problem, plan):
+        repository.add_shortage_replan(model, change.sequence)
+
+
+def is_short(problem: Problem, plan: Plan) -> bool:
+    """Whether a part has less throughput somewhere than the plan sends there."""
+    return any(violation.rule == "capacity" for violation in check(problem, plan))
 
 
 def _seen(

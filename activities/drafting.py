@@ -91,7 +91,9 @@ def _planned(repository: Repository, stage: StageInput, in_use: Units) -> Transi
     demand = model.manifest.spec.demand
     demanding = {item.region for item in demand}
     lost = Drained.of(repository.drains()).lost
-    origin = running_state(stage.model, deployments, tables, demanding=demanding, lost=lost)
+    origin = running_state(
+        stage.model, deployments, tables, demanding=demanding, lost=lost, serving=model.serving_generation
+    )
     to = planned_state(stage.model, stage.generation, placed.state)
     planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
     transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ipnext.model.comparison import Pair
 from ipnext.model.deployment import GenerationTraffic, RegionState
-from ipnext.model.gates import GateWindow, RegionTraffic
+from ipnext.model.gates import GateSpec, GateWindow, RegionTraffic
+from ipnext.model.lifecycle import WaveResult
 from ipnext.model.rollout import Transition
 from ipnext.model.sketch import PredictionSketch
+from ipnext.model.status import Reason
 
 MAX_WINDOW_BYTES = 128 * 1024
 """What a wave's counts may take in a run's history, where each look of a gate holds them once."""
@@ -20,6 +22,25 @@ def former_generation(transition: Transition, model: str, generation: int) -> in
             shares[share.generation] = shares.get(share.generation, 0.0) + share.fraction
     found = max(sorted(shares), key=shares.__getitem__, default=None)
     return None if found == generation else found
+
+
+def uncompared(
+    transition: Transition, model: str, generation: int, *, serving: int | None, gate: GateSpec
+) -> WaveResult | None:
+    """Why no traffic may move: a generation serves and answers nobody, as its regions are lost, so nothing can be compared.
+
+    `onTooFew` of the gate decides, for the answers of the former generation are too few: none. None where traffic may move.
+    """
+    asked = any(item.qps > 0 for item in transition.demand)
+    if serving in {None, generation} or not asked or any(share.model == model for share in transition.origin.traffic):
+        return None
+    if not gate.compares or gate.on_too_few == "pass":
+        return None
+    message = (
+        f"generation {serving} serves and answers nobody now, so there is nothing to compare with; onTooFew is fail: "
+        "publish again once it answers"
+    )
+    return WaveResult(ok=False, reason=Reason.GATE_FAILED, message=message)
 
 
 def traffic_of(model: str, generation: int, regions: Iterable[RegionState]) -> tuple[RegionTraffic, ...]:

@@ -17,7 +17,7 @@ from activities.causes import note_first, worst_region
 from activities.drafting import Draft
 from activities.drained import same
 from activities.fencing import of_a_wave, still_ours
-from activities.gate_windows import counted_since, former_generation, opened, traffic_of
+from activities.gate_windows import counted_since, former_generation, opened, traffic_of, uncompared
 from activities.gates import Asked, errors_only, judge
 from activities.pacing import hurried
 from activities.reaching import Reaching, led_to
@@ -25,7 +25,15 @@ from activities.regions import Failure, first_failure, missing_replicas, observe
 from activities.releasing import Left, Releasing, known, left_over, shrinking, stray
 from activities.routing import Gateways
 from activities.swapping import Announcement, leave_what_is_sent, not_gone_back
-from activities.undoing import answers_at_all, heard, held_for_lack, none_more, not_as_before, waiting
+from activities.undoing import (
+    answers_at_all,
+    heard,
+    held_for_lack,
+    none_more,
+    not_as_before,
+    still_answered,
+    waiting,
+)
 from activities.waiting import Deadline, beat
 from activities.wanted import Facts, shrinking_first, spared, wanted_deployments, wanted_shares
 from activities.waves import ModelState
@@ -150,21 +158,26 @@ class TransitionActivities:
 
         No gateway moves on while another one that has to can't be reached: its users would come on top of those who stay.
         A rollback and a way back don't wait for it.
-        Not done where a region was lost on the way, and users would come to the new generation faster than the rollout says.
+        Not done where a region was lost on the way and users would come to the new generation too fast, nor where the gate can compare nothing.
         Unavailable while replicas that were ready for it are so no more: they may have ended since, as during a pause.
         """
         with self._store.read() as repository:
             reaching = Reaching.read(repository, wave, "routed")
-            rollout = repository.model(wave.model).manifest.spec.rollout
+            found = repository.model(wave.model)
             urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
+        rollout, serving = found.manifest.spec.rollout, found.serving_generation
         facts, state, transition = reaching.facts, reaching.state, reaching.transition
         deployments = led_to(reaching)
         if wave.back and facts.lost:
             deployments = self._and_what_answers(facts, reaching.counted_on, deployments)
-        shares = wanted_shares(facts, state, deployments)
+        shares = still_answered(facts, transition, state, wanted_shares(facts, state, deployments))
         if not urgent and (result := hurried(facts, transition, wave.index, shares, rollout)) is not None:
             self._note(wave, ConditionType.ROUTES_READY, result)
             return result
+        refusal = uncompared(transition, wave.model, wave.generation, serving=serving, gate=rollout.gate)
+        if not urgent and refusal is not None:
+            self._note_gate(wave, refusal)
+            return refusal
         regions = {*shares, *(region for _, region, _ in state.slots)} - facts.lost
         states, silent = observe(self._infrastructure, regions, [wave.model])
         if not urgent:
@@ -231,7 +244,7 @@ class TransitionActivities:
         if wave.back and wave.by_waves:
             wanted = none_more(wanted, facts.deployments)
         gone = [d for d in left_over(facts, wanted) if last or known(record.transition, wave.model, d)]
-        shares = wanted_shares(facts, state, wanted)
+        shares = still_answered(facts, reaching.transition, state, wanted_shares(facts, state, wanted))
         if last:
             shares = {region: found for region, found in shares.items() if found or region in facts.tables}
         kept = wanted if last else (*wanted, *(d for d in left_over(facts, wanted) if d not in gone))

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from activities.returning import answered
 from activities.wanted import Facts
-from activities.waves import ModelState, Slot
+from activities.waves import ModelState, Slot, state_of
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+from ipnext.model.rollout import Transition
 
 
 def unfreed(
@@ -74,6 +75,44 @@ def waiting(
         if share.fraction > 0 and share.to in states and (origin, share.to, share.generation) not in sent
         if not answered(facts, states[share.to], share.generation)
     )
+
+
+def still_answered(
+    facts: Facts,
+    transition: Transition,
+    state: ModelState,
+    shares: Mapping[str, tuple[RouteShare, ...]],
+) -> dict[str, tuple[RouteShare, ...]]:
+    """Shares by users' region, where users whom the transition knows nothing of keep what answers them.
+
+    A transition that began while a region was lost has no shares for users whom nothing answered then. If the region came back
+    meanwhile, they are answered by what the transition began with, and no step may take that away while it is held.
+    """
+    origin = state_of(transition.origin, facts.model, apart=transition.apart)
+    held = {
+        (slot[1], number)
+        for (slot, number), count in state.counts.items()
+        if count and origin.counts.get((slot, number))
+    }
+    kept = dict(shares)
+    for region, table in facts.tables.items():
+        if kept.get(region) or origin.shares.get(region):
+            continue
+        sent = {(share.to, share.generation) for share in table.shares if share.fraction > 0}
+        if sent and sent <= held - _routed(transition, facts.model, region) and not facts.lost & {to for to, _ in sent}:
+            kept[region] = table.shares
+    return kept
+
+
+def _routed(transition: Transition, model: str, origin: str) -> set[tuple[str, int]]:
+    """(Region, generation) that the transition itself sends users of a region to."""
+    routes = (route for wave in transition.waves for route in wave.route)
+    return {
+        (share.to, share.generation)
+        for route in routes
+        if (route.model, route.origin) == (model, origin)
+        for share in route.shares
+    }
 
 
 def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, RegionState]) -> bool:

@@ -223,6 +223,7 @@ def running_state(
     *,
     demanding: Collection[str],
     lost: Collection[str] = (),
+    serving: int | None = None,
 ) -> FleetState:
     """What a transition starts from: the generations that answer traffic, where they run and how much they answer.
 
@@ -231,7 +232,8 @@ def running_state(
     what no replica set holds any more, as a step that was given up half way leaves them, count for those that are held; so
     do shares of `lost` regions, which answer nobody: the first wave that moves a user away from there has to carry all of them.
     Where processes go over, what is sent there and not held counts for what is held: a region that could not be told to go back
-    answers on, and nobody is to take its users for nobody's.
+    answers on, and nobody is to take its users for nobody's. If nothing answers, as after the loss of all its regions, the replicas
+    of what is `serving` count: no way back may end them.
     """
     deployments = tuple(deployments)
     held = {(d.key.region, g) for d in deployments for g in d.generations if d.replicas_of(g)}
@@ -239,6 +241,7 @@ def running_state(
     shares = {table.region: _as_held(table.shares, held, over) for table in tables}
     sending = [found for region, found in shares.items() if region in demanding or region not in lost]
     answering = {g for found in sending for to, g in _sent(found) if (to, g) in held}
+    answering = answering or {generation for _, generation in held if generation == serving}
     held = {(region, generation) for region, generation in held if region not in lost}
     traffic = tuple(
         GenerationShare.trusted(model, region, s.to, s.generation, s.fraction)

@@ -145,6 +145,7 @@ DRAIN_PREFIX: Final = "drain-"
 REPAIR_PREFIX: Final = "repair-"
 REPLAN_PREFIX: Final = "replan-"
 SCHEDULE_PREFIX: Final = "schedule-"
+SHORTAGE_PREFIX: Final = "shortage-"
 SUPPLY_PREFIX: Final = "supply-"
 
 RESERVED_PREFIXES: Final = (
@@ -154,6 +155,7 @@ RESERVED_PREFIXES: Final = (
     REPAIR_PREFIX,
     REPLAN_PREFIX,
     SCHEDULE_PREFIX,
+    SHORTAGE_PREFIX,
     SUPPLY_PREFIX,
 )
 """How ids of changes, replans and drains begin that the platform makes. The API takes none of them from a client."""
@@ -197,6 +199,11 @@ def drain_replan_id(drain_id: str, number: int) -> str:
 def supply_replan_id(fleet_version: int) -> str:
     """Id of the replan that a changed fleet asks for."""
     return f"{SUPPLY_PREFIX}{fleet_version}"
+
+
+def shortage_replan_id(model: str, sequence: int) -> str:
+    """Id of the replan that change `sequence` of a model asks for, as it ended with less capacity than traffic."""
+    return f"{SHORTAGE_PREFIX}{model}-{sequence}"
 
 
 def scheduled_replan_id(trigger: str, run_id: str) -> str:

@@ -401,7 +401,7 @@ class Done(Value):
     note: str = ""
 
 
-ReplanTrigger = Literal["schedule", "manual", "supply", "drain", "profile"]
+ReplanTrigger = Literal["schedule", "manual", "supply", "drain", "profile", "shortage"]
 """What asks for a replan: the clock, a person, a changed fleet, capacity that is about to go, a new measurement."""
 
 

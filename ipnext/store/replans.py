@@ -66,6 +66,16 @@ class Replans(Moves):
         self._add(row)
         return _replan(row)
 
+    def add_shortage_replan(self, model: str, sequence: int) -> Replan:
+        """Record the replan that a change asks for which ended with less capacity than traffic; once for each change.
+
+        Also in a unit of one model: no other one writes this row.
+        """
+        self._writing_any()
+        replan_id = names.shortage_replan_id(model, sequence)
+        row = self._find_replan(replan_id)
+        return _replan(row) if row else self._add_replan(replan_id, "shortage", not_before=self._now())
+
     def replan(self, replan_id: str) -> Replan:
         """One replan. NotFound."""
         row = self._find_replan(replan_id)

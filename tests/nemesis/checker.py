@@ -9,16 +9,13 @@ from tests.nemesis.floor import shortfalls
 from tests.nemesis.history import Event
 from tests.nemesis.owned import bad_generations, drained, frozen, paused
 from tests.nemesis.spans import Drained
-from tests.nemesis.story import FINAL, Asked, Story
+from tests.nemesis.story import FINAL, PLACING, REPAIR_SECONDS, Asked, Story
 
 OVERTAKEN_BY = {"publish": {"publish", "rollback", "retire"}, "apply": {"publish", "apply", "rollback", "retire"}}
 """Kind -> kinds of newer changes that make it pointless (docs/lifecycle.md, Order)."""
 FAILED_RUNS = frozenset({"FAILED", "TIMED_OUT", "TERMINATED"})
 ENTITY = "model"
 RECONCILER = "reconcile"
-PLACING = frozenset({"publish", "apply", "move"})
-REPAIR_SECONDS = 60.0
-"""How long the plan that repairs a disaster may take."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,9 @@ def order(story: Story) -> Iterable[str]:
         if story.lost(asked.region, asked.begin.at, asked.end.at):  # it answers with what it held
             continue
         allowed = story.allowed(asked.model, asked.begin.wall, asked.end.wall)
-        if asked.end.value["generation"] not in allowed:
-            yield f"{_place(asked)}: generation {asked.end.value['generation']} answered, expected one of {sorted(allowed)}"
+        answered = asked.end.value["generation"]
+        if answered not in allowed and answered not in story.left(asked.model, asked.begin.wall, asked.end.wall):
+            yield f"{_place(asked)}: generation {answered} answered, expected one of {sorted(allowed)}"
 
 
 def capacity_floor(story: Story) -> Iterable[str]:
@@ -144,11 +142,8 @@ def unrepaired(story: Story, model: str, event: Event) -> bool:
 
 def _repaired(story: Story, drain: Drained, model: str) -> float:
     """When the first change that was asked after the disaster had placed the model; else some time after the region's end."""
-    places = (c for c in story.changes[model] if c.kind in PLACING and c.state == "done" and c.created >= drain.wall)
-    placed = min((c.finished for c in places if c.finished is not None), default=None)
-    return (
-        placed if placed is not None else drain.wall - drain.asked + min(drain.drained, drain.returned) + REPAIR_SECONDS
-    )
+    over = drain.wall - drain.asked + min(drain.drained, drain.returned)
+    return story.ended(drain, model, PLACING, over + REPAIR_SECONDS)
 
 
 def supply(story: Story) -> Iterable[str]:

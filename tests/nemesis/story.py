@@ -12,6 +12,12 @@ FINAL = frozenset({"done", "refused", "rolled_back", "superseded"})
 SAMPLES_SECONDS = 5.0
 """How far from a request a sample may be that says where it went: while an agent is away there are none."""
 HALF_BACK = "not all of the way back is done"
+PLACING = frozenset({"publish", "apply", "move"})
+"""Kinds of changes that place a model."""
+SENDING = PLACING | {"rollback", "repair"}
+"""Kinds of changes that send users to the generation that serves."""
+REPAIR_SECONDS = 60.0
+"""How long the plan that repairs a disaster may take."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,40 @@ class Story:
             if change.created <= end and (not over or self._stays(change, begin)):
                 found.add(change.generation)
         return {generation for generation in found if generation is not None}
+
+    def left(self, model: str, begin: float, end: float) -> set[int]:
+        """Generations that may answer as well, for a disaster left nothing else.
+
+        They were allowed when the region was declared lost, and what serves was ready in no other one since. Users are sent to
+        them until a change that was asked since then is done (docs/drain.md, Disaster).
+        """
+        return set[int]().union(*(self._left_by(drain, model, begin, end) for drain in self.drains if drain.disaster))
+
+    def ended(self, drain: Drained, model: str, kinds: frozenset[str], otherwise: float) -> float:
+        """When the first change of some kinds that was asked after a drain was done, in seconds since 1970."""
+        since = (c for c in self.changes[model] if c.kind in kinds and c.state == "done" and c.created >= drain.wall)
+        return min((c.finished for c in since if c.finished is not None), default=otherwise)
+
+    def _left_by(self, drain: Drained, model: str, begin: float, end: float) -> set[int]:
+        returned = drain.wall - drain.asked + drain.returned
+        if end < drain.wall or begin > self.ended(drain, model, SENDING, returned + REPAIR_SECONDS):
+            return set()
+        serving = self.serving(model, begin)
+        elsewhere = (self._ready(event, model, serving) - {drain.region} for event in self._between(drain.wall, end))
+        return set() if any(elsewhere) else self.allowed(model, drain.wall, drain.wall)
+
+    def _between(self, begin: float, end: float) -> list[Event]:
+        """Samples of a time in seconds since 1970, and the last one before it."""
+        before = [event for event in self.samples if event.wall < begin][-1:]
+        return before + [event for event in self.samples if begin <= event.wall <= end]
+
+    def _ready(self, sample: Event, model: str, generation: int | None) -> set[str]:
+        """Regions in which every part of a generation is ready."""
+        ready = {
+            region: {part for name, part, held in rows if name == model and generation in held}
+            for region, rows in sample.value["replicas"].items()
+        }
+        return {region for region, parts in ready.items() if parts >= set(self.meta["parts"].get(model, ()))}
 
     def _stays(self, change: Change, wall: float) -> bool:
         """Whether a change left traffic on its generation that no later one has moved yet; it says so."""

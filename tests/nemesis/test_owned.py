@@ -217,6 +217,38 @@ def test_a_lost_region_may_answer_with_what_it_held(tale, drain):
     assert broken(tale) == {"order"}
 
 
+@pytest.fixture
+def lost_at_the_end(tale, make_change):
+    """us-east is declared lost while the publish of generation 2 ends there; a repair that is done at 33 sends users back to it."""
+    tale.event("drain", 29.0, "invoke", 70, region="us-east", disaster=True)
+    tale.event("drain", 29.1, "ok", 70, region="us-east", disaster=True)
+    tale.event("returned", 31.0, region="us-east")
+    tale.changes.append(make_change("r", 3, 2, 32.0, 33.0, kind="repair"))
+    return tale
+
+
+def test_users_get_what_a_disaster_left_until_the_repair_is_done(lost_at_the_end):
+    sample(lost_at_the_end, 30.5)
+    lost_at_the_end.answer(30.6, region="eu-west")
+    lost_at_the_end.answer(32.5)
+    assert broken(lost_at_the_end) == set()
+    lost_at_the_end.answer(33.5, region="eu-west")
+    assert broken(lost_at_the_end) == {"order"}
+
+
+def test_users_may_not_go_back_in_a_disaster_if_what_serves_is_ready_elsewhere(lost_at_the_end):
+    sample(lost_at_the_end, 30.5, ready=[["pair", "first", [1, 2]], ["pair", "second", [1, 2]]])
+    lost_at_the_end.answer(30.6, region="eu-west")
+    assert broken(lost_at_the_end) == {"order"}
+
+
+def test_a_disaster_leaves_nothing_but_what_was_at_work_when_it_came(lost_at_the_end, make_change):
+    lost_at_the_end.changes.append(make_change("c0", 0, 1, 0.0, 4.0))
+    lost_at_the_end.changes[0] |= {"generation": 2}
+    lost_at_the_end.answer(30.6, region="eu-west")
+    assert "order" in broken(lost_at_the_end)
+
+
 def test_capacity_may_lack_in_a_disaster_until_a_change_has_placed_the_model_anew(tale, drain, make_change):
     drain(disaster=True)
     tale.changes.append(make_change("m", 3, None, 11.2, 12.5, kind="move"))

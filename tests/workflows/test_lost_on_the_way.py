@@ -2,8 +2,11 @@
 
 import pytest
 
+from activities.returning import Returning
+from activities.surviving import Surviving
 from ipnext.api.outbox import Outbox
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
+from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import Reason
@@ -114,3 +117,132 @@ async def test_a_publish_that_nobody_approved_is_not_carried_out_again(
 def waits_for_approval(house, model):
     with house.store.read() as repository:
         return any(found.reason is Reason.AWAITING_APPROVAL for found in repository.conditions(model))
+
+
+def send_around(house):
+    """Declare Europe lost and send its users elsewhere, but let no plan repair it yet."""
+    house.infrastructure.cut(EUROPE)
+    with house.store.begin() as repository:
+        repository.add_drain(EUROPE, disaster=True)
+    return Surviving(house.store, house.infrastructure).send_around(EUROPE)
+
+
+def bring_back(house):
+    """Europe is in service again, as the store has it."""
+    house.infrastructure.mend(EUROPE)
+    told = Returning(house.store, house.infrastructure).bring_up(EUROPE)
+    with house.store.begin() as repository:
+        drain = repository.drain(EUROPE)
+        repository.update_drain(drain.id, state=DrainState.RETURNING)
+        assert told.written(repository, EUROPE)
+        repository.update_drain(drain.id, state=DrainState.RETURNED)
+
+
+@pytest.fixture
+def nowhere(house, model, carried_out):
+    """Generation 1 serves in Europe only, and Europe is lost: no region answers the model."""
+
+    async def lose(few):
+        house.apply_fleet(two_regions(east=40, east_cost=2.0))
+        gate = {"maxDrift": 0.25, "waitSeconds": 60, "onTooFew": few}
+        house.apply(model, demand=IN_EUROPE, rollout={"gate": gate, "canary": 0.5})
+        await carried_out(house.publish(model, 1))
+        assert send_around(house).unanswered == (model,)
+
+    return lose
+
+
+async def test_a_generation_that_can_be_compared_with_nothing_gets_no_traffic_if_too_few_answers_fail(
+    house, model, nowhere, carried_out
+):
+    await nowhere("fail")
+
+    change = await carried_out(house.publish(model, 2))
+
+    assert (change.state, change.reason) == (ChangeState.ROLLED_BACK, Reason.GATE_FAILED), change.message
+    assert "generation 1 serves and answers nobody now, so there is nothing to compare with" in change.message
+    sent = {
+        share.generation
+        for moment in house.infrastructure.history
+        for found in moment.routes.values()
+        for share in found.shares
+    }
+    assert sent == {1}
+
+
+async def test_a_generation_that_can_be_compared_with_nothing_serves_if_too_few_answers_pass(
+    house, model, nowhere, carried_out
+):
+    await nowhere("pass")
+
+    change = await carried_out(house.publish(model, 2))
+
+    assert (change.state, change.generation) == (ChangeState.DONE, 2), change.message
+
+
+async def test_a_rollback_is_not_compared_though_nothing_answers(house, model, nowhere, carried_out):
+    await nowhere("fail")
+    await carried_out(house.publish(model, 2))
+
+    change = await carried_out(house.ask(model, ChangeKind.ROLLBACK, "back", generation=1))
+
+    assert change.reason is not Reason.GATE_FAILED, change.message
+
+
+def ready_for(house, model, region):
+    """Requests per second that the weakest part of a model answers in a region."""
+    with house.store.read() as repository:
+        found = [d for d in repository.deployments(model) if d.key.region == region]
+    parts = {d.key.part for d in found}
+    return min(sum(d.replicas * d.qps for d in found if d.key.part == part) for part in parts)
+
+
+def users_of(house, model, region):
+    """Requests per second that go to a region, of 80 from each."""
+    with house.store.read() as repository:
+        tables = repository.routes(model)
+    return 80 * sum(share.fraction for table in tables for share in table.shares if share.to == region)
+
+
+async def test_a_change_that_goes_back_to_what_a_disaster_left_short_asks_for_a_plan_that_mends_it(
+    house, kit, model, carried_out, until, ended
+):
+    house.apply_fleet(two_regions(east=40))
+    house.apply(model, demand=[{"region": "us-east", "qps": 80}, *IN_EUROPE])
+    await carried_out(house.publish(model, 1))
+    assert regions(house, model) == {"us-east", EUROPE}
+    send_around(house)
+    bring_back(house)
+    assert users_of(house, model, "us-east") == 160 > ready_for(house, model, "us-east")
+    dense = house.source(kit.DENSE, kit.weights(77))
+    house.infrastructure.fail_load(dense.manifest.digest, code="LoadFailed", message="broken on purpose")
+
+    change = await carried_out(house.publish(model, 2, dense=dense))
+
+    assert change.state is ChangeState.ROLLED_BACK
+    with house.store.read() as repository:
+        asked = [(replan.id, replan.trigger) for replan in repository.replans()]
+    assert asked == [(f"shortage-{model}-{change.sequence}", "shortage")]
+    await until(lambda: users_of(house, model, "us-east") <= ready_for(house, model, "us-east"))
+
+
+async def test_a_way_back_leaves_users_their_answers_whose_region_came_back_meanwhile(
+    house, kit, model, nowhere, submit, ended, until
+):
+    await nowhere("pass")
+    house.infrastructure.stall()
+    dense = house.source(kit.DENSE, kit.weights(77))
+    house.infrastructure.fail_load(dense.manifest.digest, code="LoadFailed", message="broken on purpose")
+    change = house.publish(model, 2, dense=dense)
+    await submit(change)
+    await until(lambda: "us-east" in regions(house, model))
+    bring_back(house)
+    answered = house.infrastructure.table(model, EUROPE).shares
+    first = len(house.infrastructure.history)
+
+    house.infrastructure.release()
+
+    assert (await ended(change)).state is ChangeState.ROLLED_BACK
+    assert {(share.to, share.generation) for share in answered} == {(EUROPE, 1)}
+    assert {moment.routes[model, EUROPE].shares for moment in house.infrastructure.history[first:]} == {answered}
+    assert regions(house, model) == {EUROPE}

@@ -193,7 +193,7 @@ def shift_traffic(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     deployments = _led_to(world, wave, tuple(record.deployments.values()))
     if wave.back and world.out.lost:
         deployments += _what_answers(world, wave, _counted_on(world, wave, state), deployments)
-    shares = wanted_shares(world, wave.model, state, deployments)
+    shares = _still_answered(world, wave, state, wanted_shares(world, wave.model, state, deployments))
     regions_seen = {*shares, *(region for _, region, _ in state.slots)}
     waits = waiting(world, wave, shares, regions_seen) if wave.back else frozenset()
     if (hurried := _hurried(world, wave, shares)) is not None:
@@ -215,6 +215,14 @@ def _what_answers(
     states, _ = world.infra.observe(wave.model, {d.key.region for d in more})
     facts = SimpleNamespace(model=wave.model, generations=record.generations)
     return tuple(d for d in more if cast("Any", undoing.answers_at_all)(facts, d, states))
+
+
+def _still_answered(world: Any, wave: Wave, state: waves.ModelState, shares: Mapping[str, Any]) -> dict[str, Any]:
+    """By the real function: no step takes away what a region that came back answers its users with."""
+    record = world.journal.records[wave.model]
+    facts = SimpleNamespace(model=wave.model, tables=record.tables, lost=world.out.lost)
+    found: dict[str, Any] = cast("Any", undoing.still_answered)(facts, wave.moving.transition, state, shares)
+    return found
 
 
 def _hurried(world: Any, wave: Wave, shares: Mapping[str, tuple[RouteShare, ...]]) -> WaveResult | None:
@@ -275,7 +283,7 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     keys = {d.key for d in wanted_sets}
     left_over = [d for key, d in record.deployments.items() if key not in keys]
     gone = [d for d in left_over if last or (d.key.part, d.key.region, d.key.hardware) in _peak(world, wave)]
-    shares = wanted_shares(world, wave.model, state, wanted_sets)
+    shares = _still_answered(world, wave, state, wanted_shares(world, wave.model, state, wanted_sets))
     if last:
         shares = {region: found for region, found in shares.items() if found or region in record.tables}
     kept = wanted_sets if last else (*wanted_sets, *(d for d in left_over if d not in gone))

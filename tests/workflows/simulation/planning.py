@@ -28,6 +28,7 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
         record.tables.values(),
         demanding={item.region for item in record.manifest.spec.demand},
         lost=world.out.lost,
+        serving=record.serving,
     )
     to = waves.planned_state(change.model, generation, record.placement)
     demand = tuple(RegionDemand(region=item.region, qps=item.amount) for item in record.manifest.spec.demand)
