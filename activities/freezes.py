@@ -8,7 +8,7 @@ from temporalio import activity
 
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import Asked, frozen
-from ipnext.model.audit import Override
+from ipnext.model.freeze import Override
 from ipnext.model.freeze import FreezeAnswer, Frozen
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, StageInput
 from ipnext.model.status import ConditionType, Reason
