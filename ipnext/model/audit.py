@@ -20,7 +20,7 @@ GENESIS: Final = "0" * 64
 LONGEST_DOCUMENT: Final = 16_384
 """Bytes of the canonical JSON of a document that stands in an entry; of a larger one its SHA-256 does."""
 
-LONGEST_REASON: Final = 1000
+LONGEST_REASON: Final = 2000
 LONGEST_NAME: Final = 300
 
 REDACTED: Final = "[redacted]"
