@@ -98,6 +98,7 @@ def create_app(
     observer = observer or RegionObserver(infrastructure)
     shared = SharedAnswers(observer.states, store.revision)
     stream = Stream(store, shared.look)
+    recorder = Recorder(store)
     access = Access(store, policies_of(settings.policies_file), required=settings.authentication == "required")
 
     @contextlib.asynccontextmanager
@@ -105,6 +106,7 @@ def create_app(
         async with outbox.running(), resubmission.running():
             yield
             await stream.close()
+        await recorder.close()
         observer.close()
 
     app = Api(
@@ -121,7 +123,7 @@ def create_app(
     )
     install_error_handlers(app)
     app.add_middleware(BodyLimit)
-    app.state.recorder = recorder = Recorder(store)
+    app.state.recorder = recorder
     app.add_middleware(Authentication, access=access, recorder=recorder)
     app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))
     nouns = (

@@ -46,6 +46,10 @@ class _Bucket:
         self.left, self.at = min(most, self.left + (now - self.at) / every), now
 
 
+ITSELF: Final = Principal(kind="local", id="api", name="ipnext api")
+"""The API process, where it tells of itself."""
+
+
 class Refusals:
     """Decides which refusals are recorded. Any thread may ask."""
 
@@ -118,6 +122,18 @@ class Recorder:
         except IPnextError as error:  # the refusal stands, whether it is recorded or not
             self.refusals.give_back(acting.principal, left_out)
             structlog.get_logger().warning("refusal_not_recorded", code=error.code, error=error.message)
+
+    async def close(self) -> None:
+        """Record how many refusals this process has left out and no entry has told yet."""
+        left_out = self.refusals.pending
+        if not left_out:
+            return
+        who = Acting(ITSELF, "", "refusals.left-out", "refusals-are-bounded")
+        note = AuditNote(reason="the API process ends; so many refusals had no entry", left_out=left_out)
+        try:
+            await anyio.to_thread.run_sync(self._store.record, who, "refused", note)
+        except IPnextError as error:
+            structlog.get_logger().warning("refusals_not_recorded", left_out=left_out, code=error.code)
 
     def recording(self, scope: Scope, send: Send) -> Send:
         """Return a `send` that records a request which changed something, if no unit of work has done so by then.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -31,6 +31,9 @@ from ipnext.store.tables import METADATA, AuditRow
 _ENTRIES: Final = METADATA.tables[str(AuditRow.__tablename__)]
 _HEAD: Final = select(_ENTRIES.c.sequence, _ENTRIES.c.hash).order_by(_ENTRIES.c.sequence.desc()).limit(1)
 _FAMILY: Final = ".*"
+
+CLOCKS_DIFFER: Final = timedelta(minutes=10)
+"""Entries are in the order of their commits, their times are of several machines: a list by time begins so much earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,8 @@ def audit_note(
     **fields: Any,
 ) -> AuditNote:
     """Make a note with the documents as an entry holds them."""
-    return AuditNote(before=document_text(before), after=document_text(after), **fields)
+    clean = {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}
+    return AuditNote(before=document_text(before), after=document_text(after), **clean)
 
 
 def _filtered(query: Select[Any], wanted: AuditFilter) -> Select[Any]:
@@ -162,7 +166,10 @@ def _filtered(query: Select[Any], wanted: AuditFilter) -> Select[Any]:
         query = query.where(or_(of.object_name == wanted.object, of.model == wanted.object))
     if wanted.outcome is not None:
         query = query.where(of.outcome == wanted.outcome)
-    return query if wanted.since is None else query.where(of.at >= wanted.since)
+    if wanted.since is None:
+        return query
+    begin = select(of.sequence).where(of.at >= wanted.since - CLOCKS_DIFFER).order_by(of.at).limit(1).scalar_subquery()
+    return query.where(of.sequence >= begin, of.at >= wanted.since)
 
 
 def _text(value: str | None, longest: int | None = None) -> str | None:

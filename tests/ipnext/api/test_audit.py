@@ -1,6 +1,5 @@
 """The audit over HTTP: one entry for each request that changes something, refusals within bounds, no secret anywhere."""
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
@@ -22,6 +21,7 @@ from ipnext.model.lifecycle import ChangeState
 from tests.ipnext.api.test_freezes import document as freeze_document
 from tests.ipnext.api.test_profiles import document as chat_document
 from tests.ipnext.api.test_profiles import profile, source
+from tests.waiting import eventually
 
 Case = Callable[["World"], Awaitable[httpx.Response]]
 
@@ -29,7 +29,7 @@ Case = Callable[["World"], Awaitable[httpx.Response]]
 class Agreeing(MemoryLifecycle):
     """An engine whose runs do what they are asked."""
 
-    async def control(self, model, action, asked, *, change_id=None, update_id=None):
+    async def control(self, model, action, asked, *, change_id=None, update_id=None):  # noqa: ARG002
         self._answer()
         self.controls.append((model, action, asked))
         return ControlAnswer(model=model, action=action, change_id=change_id, message=f"{action.value} {asked.text}")
@@ -286,6 +286,13 @@ async def test_every_operation_that_changes_something_leaves_exactly_one_entry(w
     assert entry.owner == {"ranker": "search", "chat": "o", "": None}[model]
 
 
+async def test_a_replan_that_is_cancelled_leaves_an_entry_before_the_engine_is_asked(world):
+    world.mark()
+    assert (await world.http.post("/v1/replans/steer", json={"action": "cancel", "reason": "stop"})).is_success
+    (entry,) = world.since_mark()
+    assert (entry.action, entry.object.kind, entry.outcome, entry.reason) == ("replans.ask", "Moves", "asked", "stop")
+
+
 @pytest.mark.parametrize("operation", sorted(READING))
 async def test_an_operation_that_only_reads_leaves_none(world, operation):
     method, path = operation.split()
@@ -441,6 +448,23 @@ def test_refusals_of_many_principals_are_bounded_together_and_those_left_out_are
     assert told + refusals.pending == floods - BURST_OF_ALL
 
 
+async def test_a_process_that_ends_tells_what_it_left_out(rooms):
+    rooms.seed("ranker")
+    app = rooms.app()
+    headers = {"Authorization": f"Bearer {rooms.add_key('eve', Role.VIEWER)}"}
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http,
+    ):
+        for _ in range(BURST + 3):
+            assert (await http.delete("/v1/models/ranker")).status_code == 403
+    with rooms.store.read() as unit:
+        entries = unit.audit_page().items
+    assert len(entries) == BURST + 1
+    assert (entries[0].action, entries[0].left_out, entries[0].outcome) == ("refusals.left-out", 3, "refused")
+
+
 async def test_a_refusal_that_can_not_be_recorded_stands_and_is_counted(world, monkeypatch):
     def fails(*_):
         msg = "the database is full"
@@ -525,12 +549,10 @@ async def test_without_authentication_everybody_is_anybody(rooms):
 async def test_the_background_of_the_api_leaves_no_entry(world):
     """Submissions write on behalf of nobody: the change that caused them has its entry."""
     await publish(world)
-    async with asyncio.timeout(30):
-        while not world.rooms.lifecycle.submitted:
-            await asyncio.sleep(0.01)
-        while True:
-            with world.rooms.store.read() as unit:
-                if not unit.unsubmitted_changes():
-                    break
-            await asyncio.sleep(0.01)
+
+    def submitted():
+        with world.rooms.store.read() as unit:
+            return not unit.unsubmitted_changes()
+
+    await eventually(submitted)
     assert len(world.since_mark()) == 1

@@ -28,7 +28,12 @@ WHO = AuditWho(kind="key", id="abcdefghijklmnop", name="deployer")
 
 
 def entry_after(head, **fields):
-    own = {"who": WHO, "action": "models.publish", "object": AuditObject(kind="Model", name="ranker"), "outcome": "done"}
+    own = {
+        "who": WHO,
+        "action": "models.publish",
+        "object": AuditObject(kind="Model", name="ranker"),
+        "outcome": "done",
+    }
     given = {"sequence": head.sequence + 1, "at": NOW + timedelta(seconds=head.sequence), "request_id": "r", **own}
     return sealed(AuditEntry(**given | fields, prev_hash=head.hash, hash=GENESIS))
 
@@ -213,9 +218,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
 )
 def test_the_canonical_form_is_that_of_rfc_8785_and_survives_an_export(reason, name, left_out, at, after):
     fields = {"reason": reason, "left_out": left_out, "at": at.replace(tzinfo=UTC), "after": document_text(after)}
-    entry = entry_after(
-        AuditHead(sequence=0, hash=GENESIS), who=WHO.model_copy(update={"name": name}), **fields
-    )
+    entry = entry_after(AuditHead(sequence=0, hash=GENESIS), who=WHO.model_copy(update={"name": name}), **fields)
     plain = entry.plain()
     assert entry.hash == hashlib.sha256(jcs({k: v for k, v in plain.items() if k != "hash"}).encode()).hexdigest()
     assert found(read_entries(lines([plain]))) is None
