@@ -44,6 +44,8 @@ class Acting:
     """Of what the request acts on, as its path names it."""
     name: str = ""
     model: str = ""
+    owner: str = ""
+    """Of the model, as it was when the action was checked."""
     trail: Trail = field(default_factory=Trail)
 
 

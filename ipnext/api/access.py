@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from http.cookies import CookieError, SimpleCookie
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import anyio
@@ -52,6 +52,14 @@ def no_tokens(_: str) -> Principal:
     """Refuse every token: no identity provider is configured."""
     msg = "the credential is no API key, and no identity provider is configured (IPNEXT_OIDC_ISSUER)"
     raise Unauthenticated(msg)
+
+
+class Permission(NamedTuple):
+    """The policy that permits, and the model that the request is about with its owner, if it is there."""
+
+    policy: str
+    model: str = ""
+    owner: str = ""
 
 
 class Access:
@@ -137,17 +145,18 @@ class Access:
         """Whether the principal may read an owner's models."""
         return self.sees_all(principal) or owner in self._policies.visible_owners(principal, (owner,))
 
-    def check_model(self, principal: Principal, action: Action, unit: Repository, name: str) -> str:
-        """Return the policy that permits an action on a model. A model of others is answered as one that is not there."""
-        if not self.required:
-            return "authentication-is-off"
+    def check_model(self, principal: Principal, action: Action, unit: Repository, name: str) -> Permission:
+        """Permit an action on a model. A model of others is answered as one that is not there."""
         owner = unit.owner_of(name)
+        if not self.required:
+            return Permission("authentication-is-off", name, owner or "")
         if owner is None and self.sees_all(principal):
-            return action.policy  # the endpoint says what is missing, and which models there are
+            return Permission(action.policy)  # the endpoint says what is missing, and which models there are
         if owner is None or not self.can_see(principal, owner):
             msg = f"model {name!r} is not known; `ipnext get models` lists those that {principal.text} may see"
             raise NotFound(msg)
-        return self._policies.check(principal, action, Resource("Model", name, owner)).policy
+        policy = self._policies.check(principal, action, Resource("Model", name, owner)).policy
+        return Permission(policy, name, owner)
 
     def check_owner(self, principal: Principal, action: str, name: str, owner: str) -> None:
         """Check an action on a model of an owner, such as the one that a manifest names. Forbidden."""
@@ -303,13 +312,13 @@ def may(name: str, *, only_reads: bool = False) -> Any:
         acting = act(request, action=action.name, kind=kind, name=about, model=path.get("name", "") if of_model else "")
         acting.trail.only_reads = only_reads
         if of_model and ("name" in path or "change_id" in path):
-            policy, model = await anyio.to_thread.run_sync(_check_model, request, access, action)
+            found = await anyio.to_thread.run_sync(_check_model, request, access, action)
         elif of_model:
-            policy, model = action.policy, ""  # a list leaves out what is not the principal's to see
+            found = Permission(action.policy)  # a list leaves out what is not the principal's to see
         else:
             resource = Resource(action.kind, path.get("region", ""))
-            policy, model = access.check(acting.principal, action.name, resource), ""
-        act(request, policy=policy, model=model)
+            found = Permission(access.check(acting.principal, action.name, resource))
+        act(request, **found._asdict())
 
     of_model = action.kind == "Model"
 
@@ -341,16 +350,15 @@ def _check_plan(request: Request) -> None:
 _check_plan.action = ACTIONS["plans.read"]  # type: ignore[attr-defined]
 
 
-def _check_model(request: Request, access: Access, action: Action) -> tuple[str, str]:
-    """The policy that permits, and the name of the model."""
+def _check_model(request: Request, access: Access, action: Action) -> Permission:
     path, principal = request.path_params, principal_of(request)
     with request.app.state.platform.store.read() as unit:
         name = path.get("name") or _model_of_change(access, principal, unit, path["change_id"])
         if name is None:
-            return action.policy, ""  # the endpoint says that there is no such change
+            return Permission(action.policy)  # the endpoint says that there is no such change
         if action.name == "models.apply" and unit.owner_of(name) is None:
-            return action.policy, name  # the endpoint checks the owner that the manifest names
-        return access.check_model(principal, action, unit, name), name
+            return Permission(action.policy, name)  # the endpoint checks the owner that the manifest names
+        return access.check_model(principal, action, unit, name)
 
 
 def _model_of_change(access: Access, principal: Principal, unit: Repository, change_id: str) -> str | None:

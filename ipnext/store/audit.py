@@ -87,7 +87,7 @@ class Audit(Models):
     def append_audit(self, acting: Acting, outcome: Outcome, note: AuditNote) -> AuditEntry:
         """Append an entry. From here to the commit the unit holds the lock of the chain's head; nothing else may follow."""
         model = note.model or acting.model or None
-        owner = note.owner or (None if model is None else self.owner_of(model))
+        owner = note.owner or acting.owner or (None if model is None else self.owner_of(model))
         connection = self._session.connection()
         engines.lock_audit(connection)
         head = self.audit_head()
