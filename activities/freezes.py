@@ -8,8 +8,7 @@ from temporalio import activity
 
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import Asked, frozen
-from ipnext.model.audit import Override
-from ipnext.model.freeze import FreezeAnswer, Frozen
+from ipnext.model.freeze import FreezeAnswer, Frozen, Override
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, StageInput
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.repository import Repository

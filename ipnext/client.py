@@ -4,9 +4,11 @@ Calls that may be repeated are repeated for a moment while the API can't be reac
 `ipnext.errors`, with the server's text.
 """
 
+import json
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -25,12 +27,12 @@ from ipnext.client_user import header_of, system_user
 from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.loopback import is_loopback
 from ipnext.model.access import CreatedKey, KeyRequest, KeyView, SessionView, Ticket
-from ipnext.model.audit import AuditEntry, Override, OverrideRequest
+from ipnext.model.audit import AuditEntry, AuditHead, Outcome
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlRequest
 from ipnext.model.deployment import Replica
 from ipnext.model.drain import DrainRequest, DrainState, DrainView, ReturnRequest
 from ipnext.model.fleet import FleetManifest, FleetSpec
-from ipnext.model.freeze import FreezeManifest, FreezeNow, FreezeView
+from ipnext.model.freeze import FreezeManifest, FreezeNow, FreezeView, Override, OverrideRequest
 from ipnext.model.lifecycle import ReplanState, ValidationReport
 from ipnext.model.logs import DEFAULT_LINES, LogsView, ReplicaLog
 from ipnext.model.manifest import Manifest, ModelManifest, parse_manifests
@@ -74,6 +76,9 @@ Trigger = Literal["manual", "supply", "drain"]
 
 _ORDER: tuple[type, ...] = (FleetManifest, FreezeManifest, ModelManifest)
 """What others build on comes first."""
+
+EXPORTED_AT_ONCE = 500
+"""Entries of the audit."""
 
 POLL_SECONDS = 0.2
 SERVER_SIDE = ("file://", "s3://")
@@ -383,9 +388,33 @@ class Client:
         body = OverrideRequest(reason=reason)
         return self._call("POST", f"/v1/changes/{change_id}/override", Override, body=body)
 
-    def audit(self, *, limit: int | None = 100) -> Listing[AuditEntry]:
-        """Who did what by hand, and why; newest first."""
-        return self._list("/v1/audit", AuditEntry, limit)
+    def audit(
+        self,
+        *,
+        who: str | None = None,
+        action: str | None = None,
+        about: str | None = None,
+        outcome: Outcome | None = None,
+        since: datetime | None = None,
+        limit: int | None = 100,
+    ) -> Listing[AuditEntry]:
+        """Who did what, newest first. `who`: id or name of a principal; `action`: one, or `models.*`; `about`: an object or model."""
+        at = None if since is None else since.isoformat()
+        given = {"who": who, "action": action, "object": about, "outcome": outcome, "since": at}
+        return self._list("/v1/audit", AuditEntry, limit, **given)
+
+    def audit_head(self) -> AuditHead:
+        """Sequence and hash of the newest entry of the audit: an anchor for later verifications, if it is kept elsewhere."""
+        return self._get("/v1/audit/head", AuditHead)
+
+    def exported_audit(self, *, after: int = 0) -> Iterator[Mapping[str, Any]]:
+        """Entries in the order of the chain, as the API gives them out: for `ipnext.model.audit_chain.verify`."""
+        following: str | None = str(after)
+        while following is not None:
+            params = params_of(after=following, limit=EXPORTED_AT_ONCE, oldestFirst=True)
+            page = json.loads(self._retry(Unavailable, self._send, "GET", "/v1/audit", params=params))
+            yield from page["items"]
+            following = page.get("next")
 
     # access
 

@@ -124,6 +124,11 @@ class Unauthenticated(IPnextError):
     http_status = 401
     exit_status = EXIT_BAD_INPUT
 
+    def __init__(self, message: str, *, ended: object = None) -> None:
+        """`ended`: the principal of a credential that was right, but has expired or was revoked."""
+        super().__init__(message)
+        self.ended = ended
+
 
 class Forbidden(IPnextError):
     """What the principal may not do; `policy` decided."""

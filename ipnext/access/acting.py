@@ -1,10 +1,32 @@
 """Who acts in this request, for what is written down on its behalf. Follows the request into its threads."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+from uuid import uuid4
 
 from ipnext.model.access import Principal
+
+
+def _no_operation() -> str:
+    return ""
+
+
+@dataclass(slots=True)
+class Trail:
+    """What a request has left in the audit so far. One for each request; its threads share it."""
+
+    operation: Callable[[], str] = _no_operation
+    """Method and path of the request; known once it was routed."""
+    request_id: str = field(default_factory=lambda: uuid4().hex)
+    units: int = 0
+    """Units of work that were begun on behalf of the request."""
+    asked: bool = False
+    """Whether an entry was committed before something outside of the store was done: later units belong to it."""
+    only_reads: bool = False
+    """Whether the request changes nothing, whatever its method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +40,30 @@ class Acting:
     policy: str = ""
     said: str = ""
     """Who the caller says that it asks for (`X-IPnext-User`); not proved."""
+    kind: str = ""
+    """Of what the request acts on, as its path names it."""
+    name: str = ""
+    model: str = ""
+    owner: str = ""
+    """Of the model, as it was when the action was checked."""
+    trail: Trail = field(default_factory=Trail)
 
 
 ACTING: Final[ContextVar[Acting | None]] = ContextVar("acting", default=None)
+
+
+@contextmanager
+def acting(who: Acting) -> Iterator[Acting]:
+    """Act as somebody for as long as the context is open: units of work that write leave an entry in the audit."""
+    token = ACTING.set(who)
+    try:
+        yield who
+    finally:
+        ACTING.reset(token)
+
+
+def on_this_machine(name: str, action: str) -> Acting:
+    """A user of the machine that has the database's URL, who asks no API."""
+    return Acting(
+        Principal(kind="local", id="local", name=name), source="", action=action, policy="who-has-the-database-may"
+    )

@@ -13,18 +13,21 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from http.cookies import CookieError, SimpleCookie
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
+from urllib.parse import unquote
 
 import anyio
 import structlog
 from fastapi import Depends, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ipnext.access.acting import ACTING, Acting
+from ipnext.access.acting import ACTING, Acting, Trail
+from ipnext.access.acting import acting as acting_as
 from ipnext.access.actions import ACTIONS, Action
 from ipnext.access.keys import LONGEST, is_key, parse_key, proves
 from ipnext.access.policy import Policies, Resource
 from ipnext.api.errors import answer, error_body
+from ipnext.api.recording import SAFE_METHODS, Recorder, operation_of
 from ipnext.api.stream import Listener
 from ipnext.errors import IPnextError, NotFound, Unauthenticated, Unavailable
 from ipnext.model.access import ANY, Principal
@@ -40,7 +43,6 @@ USED_EVERY: Final = timedelta(minutes=1)
 PUBLIC: Final = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/sessions"})
 """Paths that need no credential: the page's shell, the schema, probes, and the login, which brings its own."""
 PUBLIC_FOLDER: Final = "/web/"
-SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ipnext"'}
 
 LOCAL: Final = Principal(kind="local", id="local", name="anybody", grants=())
@@ -54,6 +56,14 @@ def no_tokens(_: str) -> Principal:
     """Refuse every token: no identity provider is configured."""
     msg = "the credential is no API key, and no identity provider is configured (IPNEXT_OIDC_ISSUER)"
     raise Unauthenticated(msg)
+
+
+class Permission(NamedTuple):
+    """The policy that permits, and the model that the request is about with its owner, if it is there."""
+
+    policy: str
+    model: str = ""
+    owner: str = ""
 
 
 class Access:
@@ -102,7 +112,7 @@ class Access:
         if not key.is_valid(now):
             why = "was revoked" if key.revoked_at is not None else "has expired"
             msg = f"{key.kind} {key.name} {why}; ask an administrator for another one"
-            raise Unauthenticated(msg)
+            raise Unauthenticated(msg, ended=Principal(kind=key.kind, id=key.id, name=key.name))
         if key.last_used_at is None or now - key.last_used_at > USED_EVERY:
             self._used[key.id] = now
         return Principal(kind=key.kind, id=key.id, name=key.name, grants=key.grants)
@@ -172,17 +182,18 @@ class Access:
         """Whether the principal may read an owner's models."""
         return self.sees_all(principal) or owner in self._policies.visible_owners(principal, (owner,))
 
-    def check_model(self, principal: Principal, action: Action, unit: Repository, name: str) -> str:
-        """Return the policy that permits an action on a model. A model of others is answered as one that is not there."""
-        if not self.required:
-            return "authentication-is-off"
+    def check_model(self, principal: Principal, action: Action, unit: Repository, name: str) -> Permission:
+        """Permit an action on a model. A model of others is answered as one that is not there."""
         owner = unit.owner_of(name)
+        if not self.required:
+            return Permission("authentication-is-off", name, owner or "")
         if owner is None and self.sees_all(principal):
-            return action.policy  # the endpoint says what is missing, and which models there are
+            return Permission(action.policy)  # the endpoint says what is missing, and which models there are
         if owner is None or not self.can_see(principal, owner):
             msg = f"model {name!r} is not known; `ipnext get models` lists those that {principal.text} may see"
             raise NotFound(msg)
-        return self._policies.check(principal, action, Resource("Model", name, owner)).policy
+        policy = self._policies.check(principal, action, Resource("Model", name, owner)).policy
+        return Permission(policy, name, owner)
 
     def check_owner(self, principal: Principal, action: str, name: str, owner: str) -> None:
         """Check an action on a model of an owner, such as the one that a manifest names. Forbidden."""
@@ -224,29 +235,29 @@ def listener_of(access: Access, principal: Principal) -> Listener:
 class Authentication:
     """ASGI middleware: proves who asks, or answers 401 before anything of the body is read."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access, recorder: Recorder) -> None:
         self._app = app
         self._access = access
+        self._recorder = recorder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401, or pass the request on with its principal in `scope["state"]`."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        client, trail = scope.get("client"), Trail(lambda: operation_of(scope))
+        acting = Acting(LOCAL, client[0] if client else "", trail=trail)
         try:
             headers = _headers(scope)
-            principal = await self._principal(scope, headers)
+            acting = dataclasses.replace(acting, said=said_by(headers))
+            acting = dataclasses.replace(acting, principal=await self._principal(scope, headers))
         except IPnextError as error:
+            await self._recorder.refused_credential(acting, error)
             await answer(error_body(error), error.http_status, _headers_of(error))(scope, receive, send)
             return
-        client = scope.get("client")
-        acting = Acting(principal, client[0] if client else "", said=headers.get("x-ipnext-user", "")[:400])
         scope.setdefault("state", {})["acting"] = acting
-        token = ACTING.set(acting)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            ACTING.reset(token)
+        with acting_as(acting):
+            await self._app(scope, receive, self._recorder.recording(scope, send))
 
     async def _principal(self, scope: Scope, headers: Mapping[str, str]) -> Principal:
         if not self._access.required or is_public(scope["path"]):
@@ -309,22 +320,50 @@ async def visible_of(request: Request) -> frozenset[str] | None:
 Visible = Annotated[frozenset[str] | None, Depends(visible_of)]
 
 
-def may(name: str) -> Any:
-    """Make the dependency of an endpoint that checks an action, on the model, change or region of the path."""
+def act(request: Request, **known: Any) -> Acting:
+    """Add to what is known of who acts in this request, for the audit: fields of `Acting`."""
+    acting: Acting = dataclasses.replace(acting_of(request), **known)
+    request.state.acting = acting
+    ACTING.set(acting)
+    return acting
+
+
+def said_by(headers: Mapping[str, str]) -> str:
+    """Who the caller says that it asks for; not proved."""
+    said = unquote(headers.get("x-ipnext-user", "")[:400])
+    return "".join(letter for letter in said if letter.isprintable()).strip()[:100]
+
+
+def _target(action: Action, path: Mapping[str, str]) -> tuple[str, str]:
+    """Kind and name of what a request acts on, as its path has them. Endpoints may say it better."""
+    if "change_id" in path:
+        return "Change", path["change_id"]
+    return action.kind, path.get("name", "") if action.kind == "Model" else path.get("region", "")
+
+
+def may(name: str, *, only_reads: bool = False) -> Any:
+    """Make the dependency of an endpoint that checks an action, on the model, change or region of the path.
+
+    `only_reads`: a POST that changes nothing, so that the audit has no entry of it.
+    """
     action = ACTIONS[name]
 
     async def check(request: Request) -> None:
         access: Access = request.app.state.platform.access
-        acting = acting_of(request)
         path = request.path_params
-        if action.kind == "Model" and ("name" in path or "change_id" in path):
-            policy = await anyio.to_thread.run_sync(_check_model, request, access, action)
-        elif action.kind == "Model":
-            policy = action.policy  # a list leaves out what is not the principal's to see
+        kind, about = _target(action, path)
+        acting = act(request, action=action.name, kind=kind, name=about, model=path.get("name", "") if of_model else "")
+        acting.trail.only_reads = only_reads
+        if of_model and ("name" in path or "change_id" in path):
+            found = await anyio.to_thread.run_sync(_check_model, request, access, action)
+        elif of_model:
+            found = Permission(action.policy)  # a list leaves out what is not the principal's to see
         else:
-            policy = access.check(acting.principal, action.name, Resource(action.kind, path.get("region", "")))
-        request.state.acting = dataclasses.replace(acting, action=action.name, policy=policy)
-        ACTING.set(request.state.acting)
+            resource = Resource(action.kind, path.get("region", ""))
+            found = Permission(access.check(acting.principal, action.name, resource))
+        act(request, **found._asdict())
+
+    of_model = action.kind == "Model"
 
     check.__name__ = f"may_{name.replace('.', '_')}"
     check.action = action  # type: ignore[attr-defined]
@@ -354,14 +393,14 @@ def _check_plan(request: Request) -> None:
 _check_plan.action = ACTIONS["plans.read"]  # type: ignore[attr-defined]
 
 
-def _check_model(request: Request, access: Access, action: Action) -> str:
+def _check_model(request: Request, access: Access, action: Action) -> Permission:
     path, principal = request.path_params, principal_of(request)
     with request.app.state.platform.store.read() as unit:
         name = path.get("name") or _model_of_change(access, principal, unit, path["change_id"])
         if name is None:
-            return action.policy  # the endpoint says that there is no such change
+            return Permission(action.policy)  # the endpoint says that there is no such change
         if action.name == "models.apply" and unit.owner_of(name) is None:
-            return action.policy  # the endpoint checks the owner that the manifest names
+            return Permission(action.policy, name)  # the endpoint checks the owner that the manifest names
         return access.check_model(principal, action, unit, name)
 
 

@@ -11,6 +11,7 @@ from ipnext.access.policy import policies_of
 from ipnext.allowed_hosts import AllowedHosts
 from ipnext.api import (
     artifacts,
+    audit,
     controls,
     drains,
     fleet,
@@ -38,6 +39,7 @@ from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
 from ipnext.api.platform import Platform
+from ipnext.api.recording import Recorder
 from ipnext.api.resubmission import Resubmission
 from ipnext.api.shared import SharedAnswers
 from ipnext.api.sources import SourceCheck
@@ -96,6 +98,7 @@ def create_app(
     observer = observer or RegionObserver(infrastructure)
     shared = SharedAnswers(observer.states, store.revision)
     stream = Stream(store, shared.look)
+    recorder = Recorder(store)
     access = Access(store, policies_of(settings.policies_file), required=settings.authentication == "required")
 
     @contextlib.asynccontextmanager
@@ -103,6 +106,7 @@ def create_app(
         async with outbox.running(), resubmission.running(), access.running():
             yield
             await stream.close()
+        await recorder.close()
         observer.close()
 
     app = Api(
@@ -119,7 +123,8 @@ def create_app(
     )
     install_error_handlers(app)
     app.add_middleware(BodyLimit)
-    app.add_middleware(Authentication, access=access)
+    app.state.recorder = recorder
+    app.add_middleware(Authentication, access=access, recorder=recorder)
     app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))
     nouns = (
         models,
@@ -139,6 +144,7 @@ def create_app(
         validators,
         keys,
         sessions,
+        audit,
     )
     for noun in nouns:
         app.include_router(noun.router, responses=dict(_ERRORS))

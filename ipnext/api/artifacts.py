@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from ipnext.api.access import may
 from ipnext.api.platform import Rooms
+from ipnext.api.recording import record_asked
 from ipnext.errors import TooLarge, TooSlow, Unavailable
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.resource import BlobQuery, MissingBlobs, StoredSnapshot
@@ -32,7 +33,7 @@ LOWEST_BYTES_PER_SECOND = 1024
 _BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 
 
-@router.post("/missing", dependencies=[may("artifacts.upload")], summary="Ask which blobs to upload")
+@router.post("/missing", dependencies=[may("artifacts.upload", only_reads=True)], summary="Ask which blobs to upload")
 def missing(query: BlobQuery, rooms: Rooms) -> MissingBlobs:
     """Those of the given SHA-256 digests that the store does not hold: upload these only."""
     return MissingBlobs(missing=tuple(sorted(rooms.artifacts.missing(query.digests))))
@@ -51,6 +52,7 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms) -> Response:
     _check_size(int(request.headers.get("content-length", "0") or 0), limit)
     pieces = _from_thread(_pieces(request.stream(), limit))
     with _turn(request) as threads:
+        await anyio.to_thread.run_sync(lambda: record_asked(rooms.store, object=("Blob", sha256)))
         await anyio.to_thread.run_sync(rooms.artifacts.put_blob, sha256, pieces, limiter=threads)
     return Response(status_code=204)
 
@@ -58,6 +60,7 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms) -> Response:
 @router.post("/snapshots", dependencies=[may("artifacts.upload")], status_code=201, summary="Commit a snapshot")
 def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
     """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not)."""
+    record_asked(rooms.store, object=("Snapshot", manifest.digest))
     return StoredSnapshot(uri=rooms.artifacts.commit(manifest), digest=manifest.digest)
 
 
@@ -69,6 +72,8 @@ def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
 )
 def put_signature(digest: Sha256, envelope: SignatureEnvelope, rooms: Rooms) -> Response:
     """Keep a signature of a committed snapshot beside those that it has. One of another snapshot is refused (422)."""
+    signers = sorted(signature.keyid for signature in envelope.signatures)
+    record_asked(rooms.store, object=("Snapshot", digest), after={"signers": signers})
     rooms.artifacts.put_signature(digest, envelope)
     return Response(status_code=204)
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from ipnext.api.access import may
 from ipnext.api.platform import IdempotencyKey, ModelName, Platform, Rooms, User
+from ipnext.api.recording import record_asked
 from ipnext.errors import Conflict
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
 from ipnext.model.lifecycle import ChangeState
@@ -65,6 +66,8 @@ async def _said(rooms: Platform, model: str, action: ControlAction, asked: Contr
     if change_id is None and action in _OF_A_RUN:
         msg = f"no change of {model!r} runs: there is nothing to {action.value}"
         raise Conflict(msg)
+    note = {"after": {"action": action.value}, "reason": asked.reason, "change_id": change_id}
+    await asyncio.to_thread(record_asked, rooms.store, **note)
     update_id = f"{action.value}/{key}" if key else None
     answer = await rooms.lifecycle.control(model, action, asked, change_id=change_id, update_id=update_id)
     if action not in _NOTED_BY_THE_MODEL:

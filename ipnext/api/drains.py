@@ -39,6 +39,7 @@ def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms) -> Dra
     with rooms.store.begin() as unit:
         check_region_left(unit.fleet().spec, unit.drains(), region)
         drain = unit.add_drain(region, disaster=request.disaster, force=request.force, reason=request.reason)
+        unit.note_audit(after=request, reason=request.reason, change_id=drain.id)
     rooms.outbox.wake()
     return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
 
@@ -53,6 +54,7 @@ def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms) -> D
     """
     with rooms.store.begin() as unit:
         drain = unit.ask_return(region, reason=request.reason)
+        unit.note_audit(reason=request.reason, change_id=drain.id)
     rooms.outbox.wake()
     return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
 

@@ -56,8 +56,10 @@ def answer(body: ErrorBody, status: int, headers: Mapping[str, str] | None = Non
     return Response(text, status_code=status, headers=headers, media_type="application/json")
 
 
-async def _tree(_: Request, error: Exception) -> Response:
+async def _tree(request: Request, error: Exception) -> Response:
     assert isinstance(error, IPnextError)  # noqa: S101 - Starlette chooses the handler by this type
+    if isinstance(error, Forbidden):
+        await request.app.state.recorder.refused(request.state.acting, error)
     return answer(error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status == 503 else None)
 
 

@@ -43,6 +43,7 @@ def apply_fleet(
         if dry_run:
             return _checked(before, manifest, expected_version)
         record = unit.put_fleet(manifest.spec, expected_version=expected_version)
+        unit.note_audit(before=before.spec if before else None, after=manifest.spec)
         changed = before is None or before.version != record.version
         if changed and settings.replan_on_supply and unit.plan_in_force_id() is not None:
             unit.add_supply_replan(record.version, delay_seconds=settings.replan_delay_seconds)

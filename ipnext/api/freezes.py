@@ -1,4 +1,4 @@
-"""Freezes: apply, read, lift; let one change through; and the audit of it all."""
+"""Freezes: apply, read, lift; let one change through."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -13,8 +13,7 @@ from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, RecordId,
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
 from ipnext.freezes.evaluation import Asked, frozen, next_window, next_windows, open_window
-from ipnext.model.audit import AuditEntry, Override, OverrideRequest
-from ipnext.model.freeze import FreezableKind, FreezeManifest, FreezeNow, FreezeView, Frozen
+from ipnext.model.freeze import FreezableKind, FreezeManifest, FreezeNow, FreezeView, Frozen, Override, OverrideRequest
 from ipnext.model.lifecycle import Change
 from ipnext.model.resource import Listed
 from ipnext.model.value import Name
@@ -97,8 +96,15 @@ def apply_freeze(
         if dry_run:
             return _checked(calendar, before, at, expected_version)
         record = unit.put_freeze(manifest, expected_version=expected_version)
+        unit.note_audit(
+            object=("Freeze", name),
+            before=before.manifest if before else None,
+            after=manifest,
+            reason=manifest.spec.reason,
+        )
         if before is None or before.version != record.version:
-            _write_down(unit, record, user)
+            text = f"freeze {name}, version {record.version}, was applied by {user}: {manifest.spec.reason}"
+            unit.add_event(None, "FreezeApplied", text)
     rooms.outbox.freezes_changed()
     return _view(record, at)
 
@@ -114,8 +120,7 @@ def delete_freeze(
     """Take a freeze away: what waits for it alone goes on at once."""
     with rooms.store.begin() as unit:
         record = unit.delete_freeze(name, expected_version=expected_version)
-        detail = {"version": record.version, "manifest": record.manifest.model_dump(mode="json", by_alias=True)}
-        unit.add_audit("freeze_deleted", name, who=user, reason=reason or "lifted", detail=detail)
+        unit.note_audit(object=("Freeze", name), before=record.manifest, reason=reason or "lifted")
         unit.add_event(None, "FreezeLifted", f"freeze {name} was lifted by {user}" + (f": {reason}" if reason else ""))
     rooms.outbox.freezes_changed()
     return _view(record, datetime.now(UTC))
@@ -128,15 +133,9 @@ def override(change_id: RecordId, request: OverrideRequest, rooms: Rooms, user: 
         model = unit.change(change_id).model
     with rooms.store.begin(model) as unit:
         given = let_through(unit, unit.change(change_id), who=user, reason=request.reason)
+        unit.note_audit(after={"overrides": list(given.freezes)}, reason=request.reason, change_id=change_id)
     rooms.outbox.freezes_changed()
     return given
-
-
-@router.get("/audit", dependencies=[may("audit.read")], summary="Read the audit")
-def read_audit(rooms: Rooms, after: After = None, limit: Limit = 100) -> Listed[AuditEntry]:
-    """Who applied, lifted or overrode freezes, when and why; newest first."""
-    with rooms.store.read() as unit:
-        return listed(unit.audit_page(after=after, limit=limit))
 
 
 def let_through(unit: Repository, change: Change, *, who: str, reason: str) -> Override:
@@ -146,8 +145,6 @@ def let_through(unit: Repository, change: Change, *, who: str, reason: str) -> O
         return given
     passes = binding(unit, change.model, change.kind.value, datetime.now(UTC))
     made = unit.override_freezes(change.id, who=who, reason=reason, passes=passes)
-    detail = {"freezes": list(made.freezes), "kind": change.kind.value, "generation": change.generation}
-    unit.add_audit("freeze_overridden", change.id, who=who, reason=reason, model=change.model, detail=detail)
     named = f" ({', '.join(made.freezes)})" if made.freezes else ""
     unit.add_event(
         change.model, "FreezeOverridden", f"{change.kind} {change.id} passes freezes{named}, by {who}: {reason}"
@@ -166,14 +163,6 @@ def binding(unit: Repository, model: str, kind: str, at: datetime) -> Frozen | N
 def calendars_of(unit: Repository) -> tuple[FreezeCalendar, ...]:
     """Every freeze, ready to be asked."""
     return tuple(FreezeCalendar(record.manifest) for record in unit.freezes())
-
-
-def _write_down(unit: Repository, record: FreezeRecord, user: str) -> None:
-    manifest = record.manifest
-    detail = {"version": record.version, "manifest": manifest.model_dump(mode="json", by_alias=True)}
-    unit.add_audit("freeze_applied", manifest.name, who=user, reason=manifest.spec.reason, detail=detail)
-    text = f"freeze {manifest.name}, version {record.version}, was applied by {user}: {manifest.spec.reason}"
-    unit.add_event(None, "FreezeApplied", text)
 
 
 def _find(unit: Repository, name: str) -> FreezeRecord | None:

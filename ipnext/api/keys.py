@@ -9,7 +9,7 @@ from ipnext.access.keys import draw_key
 from ipnext.api.access import Asker, may
 from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.errors import InvalidInput
-from ipnext.model.access import ANY, ApiKey, CreatedKey, Grant, KeyId, KeyRequest, KeyView, Role, key_view
+from ipnext.model.access import ANY, ApiKey, CreatedKey, Grant, KeyId, KeyRequest, KeyView, Role, audited_key, key_view
 from ipnext.model.resource import Listed
 
 router = APIRouter(prefix="/v1/keys", tags=["access"])
@@ -35,6 +35,7 @@ def create_key(request: KeyRequest, rooms: Rooms, asker: Asker, response: Respon
     )
     with rooms.store.begin() as unit:
         unit.add_key(key)
+        unit.note_audit(object=("Key", key.id), after=audited_key(key))
     response.headers.update(NO_STORE)
     return CreatedKey(**key_view(key).model_dump(), key=drawn.text)
 
@@ -54,7 +55,9 @@ def revoke_key(
 ) -> KeyView:
     """End a key, and the sessions that were logged in with it; in force everywhere within 5 s."""
     with rooms.store.begin() as unit:
+        before = unit.find_key(key_id)
         key = unit.revoke_key(key_id)
+        unit.note_audit(object=("Key", key_id), before=audited_key(before) if before else None, after=audited_key(key))
     rooms.access.forget()
     return key_view(key)
 

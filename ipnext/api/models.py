@@ -91,6 +91,12 @@ def apply_model(
         change = _apply_change(unit, before, record)
         if before is not None and before.retired:
             note_restored(unit, name)
+        unit.note_audit(
+            owner=manifest.metadata.owner,
+            before=before.manifest if before else None,
+            after=manifest,
+            change_id=change.id if change else None,
+        )
     rooms.outbox.wake()
     view = None if change is None else change_view(change, rooms.lifecycle)
     return _applied(before, record, manifest, change=view)
@@ -107,6 +113,7 @@ def retire_model(name: ModelName, rooms: Rooms) -> ChangeView:
             msg = f"model {name!r} is retired already; apply its manifest to bring it back"
             raise Conflict(msg)
         change = running or unit.add_change(name, ChangeKind.RETIRE, change_id=uuid4().hex)
+        unit.note_audit(change_id=change.id, before={"generation": record.serving_generation})
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)
 

@@ -12,6 +12,7 @@ from ipnext.api.hiding import shown_moves, shown_plan, shown_replan
 from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import replan_view
 from ipnext.api.platform import After, IdempotencyKey, Limit, RecordId, Rooms, listed
+from ipnext.api.recording import record_asked
 from ipnext.errors import Unavailable
 from ipnext.model.moving import MoverAsked, ReplanProgress, SteerRequest
 from ipnext.model.plan import PlanDiff
@@ -22,6 +23,9 @@ from ipnext.store.session import Store
 
 BY_HAND = "by hand"
 """The reason of a pause that was given none."""
+
+MOVES = ("Moves", "")
+"""What is steered, in the audit."""
 
 NOTES_LOOKED_AT = 50
 """Newest events of the fleet among which a repeated request is looked for."""
@@ -83,6 +87,7 @@ def ask_replan(request: ReplanRequest, rooms: Rooms) -> ReplanView:
     replan_id = client_id("replanId", request.replan_id)
     with rooms.store.begin() as unit:
         replan = unit.add_replan(replan_id, request.trigger, dry_run=request.dry_run, max_moves=request.max_moves)
+        unit.note_audit(object=("Replan", replan_id), after=request, change_id=replan_id)
     rooms.outbox.wake()
     return replan_view(replan, rooms.lifecycle)
 
@@ -100,6 +105,9 @@ async def steer_replan(request: SteerRequest, rooms: Rooms, key: IdempotencyKey 
     cancelled and none runs.
     """
     if request.action == "cancel":
+        await asyncio.to_thread(
+            record_asked, rooms.store, object=MOVES, after={"action": "cancel"}, reason=request.reason
+        )
         return await rooms.lifecycle.cancel_replan(
             MoverAsked(reason=request.reason), update_id=f"cancel/{key}" if key else None
         )
@@ -118,6 +126,7 @@ def _steered(store: Store, request: SteerRequest, key: str) -> ReplanProgress:
     with store.begin() as unit:
         if not (key and unit.has_fleet_event(_detail(key), limit=NOTES_LOOKED_AT)):
             _steer(unit, request, key)
+            unit.note_audit(object=MOVES, after={"action": request.action}, reason=request.reason)
         pause, replan = unit.moves_pause(), unit.replan_under_way()
     found = replan.progress if replan and replan.progress else ReplanProgress(total=0)
     return found.model_copy(update={"paused": pause.reason if pause else ""})

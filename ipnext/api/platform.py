@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import unquote
 
 from fastapi import Depends, Header, Path, Query, Request
 
@@ -72,10 +71,9 @@ DryRun = Annotated[bool, Query(alias="dryRun", description="Validate and say wha
 def user_of(request: Request) -> str:
     """Who asks, as it was proved; with the name that the caller says it asks for (`X-IPnext-User`), which is not proved."""
     acting = acting_of(request)
-    said = "".join(letter for letter in unquote(acting.said) if letter.isprintable()).strip()[:100]
     if acting.principal.kind == "local":
-        return said or "unknown"
-    return f"{said} ({acting.principal.text})" if said else acting.principal.text
+        return acting.said or "unknown"
+    return f"{acting.said} ({acting.principal.text})" if acting.said else acting.principal.text
 
 
 User = Annotated[str, Depends(user_of)]

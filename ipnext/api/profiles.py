@@ -59,6 +59,7 @@ def put_profile(name: ModelName, part: PartName, number: SnapshotNumber, profile
         before = _rate(unit, record.manifest, serving, part, profile.hardware)
         known = {found.id for found in unit.profiles(name, part, number)}
         stored = unit.add_profile(name, part, number, profile)
+        unit.note_audit(object=("Profile", stored.id), after=profile)
         after = _rate(unit, record.manifest, serving, part, profile.hardware)
         replan_id = f"profile-{stored.id[:24]}"
         changed = after is not None and (before is None or abs(after - before) > WORTH_A_REPLAN * before)

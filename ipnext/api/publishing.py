@@ -43,8 +43,12 @@ def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User) 
     with rooms.store.begin(name) as unit:
         check_not_retiring(unit, record)
         change = unit.publish(name, sources, change_id=change_id)
+        digests = {part: source.manifest.digest for part, source in sources.items()}
+        after: dict[str, object] = {"generation": change.generation, "snapshots": digests}
         if request.override_freeze is not None and not change.state.final:
-            let_through(unit, change, who=user, reason=request.override_freeze)
+            given = let_through(unit, change, who=user, reason=request.override_freeze)
+            after["overrides"] = list(given.freezes)
+        unit.note_audit(change_id=change.id, after=after, reason=request.override_freeze)
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)
 
@@ -65,6 +69,8 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
             unfinished = bool(_ROLLS_OUT & unit.open_kinds(name).keys())
             target = _rollback_target(record, unit.generations(name), request.generation, unfinished=unfinished)
             change = unit.add_change(name, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
+        before = {"generation": record.serving_generation}
+        unit.note_audit(change_id=change.id, before=before, after={"generation": change.generation})
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)
 

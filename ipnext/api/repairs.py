@@ -37,5 +37,6 @@ def repair_model(name: ModelName, request: RepairRequest, rooms: Rooms) -> Chang
         recent = unit.changes(name)
         waiting = next((c for c in recent if c.kind is ChangeKind.REPAIR and not c.state.final), None)
         change = waiting or unit.add_change(name, ChangeKind.REPAIR, change_id=change_id)
+        unit.note_audit(change_id=change.id, after={"generation": record.serving_generation})
     rooms.outbox.wake()
     return change_view(change, rooms.lifecycle)

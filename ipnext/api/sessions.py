@@ -6,11 +6,11 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from ipnext.access.keys import draw_key, parse_key
-from ipnext.api.access import Asker, bearer_of, cookie_name
+from ipnext.api.access import Asker, act, bearer_of, cookie_name
 from ipnext.api.keys import NO_STORE
 from ipnext.api.platform import Rooms
 from ipnext.errors import Forbidden, Unauthenticated
-from ipnext.model.access import ApiKey, KeyKind, Principal, SessionView, Ticket
+from ipnext.model.access import ApiKey, KeyKind, Principal, SessionView, Ticket, audited_key
 from ipnext.store.repository import Repository
 
 router = APIRouter(prefix="/v1", tags=["access"])
@@ -30,10 +30,12 @@ def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
     if asker.kind == "user":
         msg = "a token of the identity provider is sent with each request; it can't become a session"
         raise Unauthenticated(msg)
+    act(request, principal=asker, action="sessions.begin", policy="credentials-log-in")
     with rooms.store.begin() as unit:
         parent = _parent(unit, asker, credential)
         key, text = drawn(asker, "session", SESSION_LASTS)
         unit.add_key(key, parent=parent)
+        unit.note_audit(object=("Session", key.id), after=audited_key(key))
     rooms.access.forget()
     response.set_cookie(
         cookie_name(request.scope),
@@ -57,11 +59,13 @@ def who_am_i(asker: Asker) -> SessionView:
 @router.delete("/sessions/current", status_code=204, summary="Log a browser out")
 def log_out(request: Request, asker: Asker, rooms: Rooms) -> Response:
     """End the session of the request's cookie. 403 for a key: `DELETE /v1/keys/{id}` revokes it."""
+    act(request, action="sessions.end", policy="sessions-end-themselves")
     if asker.kind != "session":
         msg = f"{asker.text} is no session; `ipnext keys revoke` ends a key"
         raise Forbidden(msg, policy="sessions-end-themselves")
     with rooms.store.begin() as unit:
         unit.revoke_key(asker.id)
+        unit.note_audit(object=("Session", asker.id))
     rooms.access.forget()
     answer = Response(status_code=204)
     answer.delete_cookie(cookie_name(request.scope), path="/")
@@ -69,14 +73,16 @@ def log_out(request: Request, asker: Asker, rooms: Rooms) -> Response:
 
 
 @router.post("/tickets", status_code=201, summary="Make a link that logs a browser in")
-def make_ticket(rooms: Rooms, asker: Asker, response: Response) -> Ticket:
+def make_ticket(request: Request, rooms: Rooms, asker: Asker, response: Response) -> Ticket:
     """Give out a ticket with the caller's own grants, good once and for ten minutes: `/#ticket=...` of the page takes it."""
+    act(request, action="tickets.create", policy="keys-make-tickets")
     if asker.kind != "key":
         msg = f"a ticket is made with an API key; {asker.text} is none"
         raise Forbidden(msg, policy="keys-make-tickets")
     key, text = drawn(asker, "ticket", TICKET_LASTS)
     with rooms.store.begin() as unit:
         unit.add_key(key, parent=asker.id)
+        unit.note_audit(object=("Ticket", key.id), after=audited_key(key))
     response.headers.update(NO_STORE)
     assert key.expires_at is not None  # noqa: S101 - a ticket always ends
     return Ticket(ticket=text, expires_at=key.expires_at)

@@ -8,6 +8,7 @@ import stamina.instrumentation
 import typer
 
 from ipnext.cli import (
+    audit,
     changing,
     controlling,
     draining,
@@ -57,7 +58,7 @@ MODULES = (
 for module in MODULES:
     for command in module.COMMANDS:
         app.command(command.name, help=command.help)(command.function)
-GROUPS = (keys, platform)
+GROUPS = (keys, audit, platform)
 """Modules whose commands share a first word: `GROUP` holds them."""
 for group in GROUPS:
     app.add_typer(group.GROUP)

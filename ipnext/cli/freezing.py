@@ -13,7 +13,6 @@ from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
-from ipnext.model.audit import AuditEntry
 from ipnext.model.freeze import FreezeManifest, FreezeView, Window
 from ipnext.model.manifest import parse_manifest
 
@@ -74,7 +73,7 @@ def override(
     reason: Reason,
     output: Output = Form.TABLE,
 ) -> None:
-    """Let one change through every freeze. Who, when and why stands in `ipnext get audit`."""
+    """Let one change through every freeze. Who, when and why stands in `ipnext audit list`."""
     given = client_of(context).override_freezes(change, reason)
     passes = ", ".join(given.freezes) or "no freeze that binds it now"
     told = f"change {given.change_id} of {given.model} passes {passes}; by {given.who}: {given.reason}"
@@ -95,13 +94,6 @@ def freeze_tables(view: FreezeView) -> Iterable[Table | str]:
     yield f"in force until {_time(view.in_force.end)}" if view.in_force else "not in force now"
     lines = ((_time(w.start), _time(w.end), _length(w)) for w in view.next)
     yield rows("\nnext windows", ("from", "until", "length"), lines)
-
-
-def audit_table(entries: Iterable[AuditEntry]) -> Table:
-    """One line for each entry."""
-    heads = ("when", "who", "what", "of", "model", "reason")
-    lines = ((_time(e.at), e.who, e.action.replace("_", " "), e.subject, e.model, e.reason) for e in entries)
-    return rows("", heads, lines)
 
 
 def end_of(text: str, now: datetime) -> datetime:

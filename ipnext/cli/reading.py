@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ipnext.cli.command import Command, ModelName
 from ipnext.cli.draining import drains_table
-from ipnext.cli.freezing import audit_table, freeze_tables, freezes_table
+from ipnext.cli.freezing import freeze_tables, freezes_table
 from ipnext.cli.layouts import layout_picture, layout_tables
 from ipnext.cli.output import Form, Output, age, number, plain, rows, say, write
 from ipnext.cli.planning import plan_tables, plans_table, replan_tables, replans_table
@@ -55,7 +55,6 @@ class Kind(StrEnum):
     DRAINS = "drains"
     FLEET = "fleet"
     FREEZES = "freezes"
-    AUDIT = "audit"
     VALIDATORS = "validators"
 
 
@@ -73,7 +72,7 @@ def get(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     search: Annotated[str | None, typer.Option(help="Only models with this text in their name.")] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """List models, changes, plans, replans, regions, drains, the fleet, freezes, the audit or validators."""
+    """List models, changes, plans, replans, regions, drains, the fleet, freezes or validators."""
     client, most = client_of(context), None if every else limit
     if kind is not Kind.MODELS and (owner or not_ready or search):
         msg = f"get {kind.value}: --owner, --not-ready and --search are for models"
@@ -426,11 +425,10 @@ _TABLES: Mapping[Kind, Callable[[Iterable[Any]], Table]] = {
     Kind.REGIONS: regions_table,
     Kind.DRAINS: drains_table,
     Kind.FREEZES: freezes_table,
-    Kind.AUDIT: audit_table,
 }
 
 COMMANDS = (
-    Command("get", "List models, changes, plans, replans, regions, drains, the fleet, freezes or the audit.", get),
+    Command("get", "List models, changes, plans, replans, regions, drains, the fleet, freezes or validators.", get),
     Command("describe", "Show all of one model, plan or freeze.", describe),
     Command("events", "Show what happened to a model.", events),
     Command("explain", "Explain why a model is, or is not, ready.", explain),

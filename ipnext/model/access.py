@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -128,6 +128,11 @@ class Ticket(Written):
 
     ticket: str
     expires_at: datetime
+
+
+def audited_key(key: ApiKey) -> dict[str, Any]:
+    """Return what the audit has of a key, session or ticket: neither its text nor a digest of it."""
+    return key.model_dump(mode="json", include={"id", "name", "kind", "grants", "expires_at", "revoked_at"})
 
 
 def key_view(key: ApiKey) -> KeyView:

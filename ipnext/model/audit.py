@@ -1,43 +1,151 @@
-"""Who did what by hand, and why: freezes, and changes that were let through them."""
+"""The audit: who did what, from where, on which object, by which policy; each entry sealed to the one before it.
 
+The store writes entries, the API gives them out, clients verify them (`ipnext.model.audit_chain`).
+"""
+
+import hashlib
+import re
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
 
-from ipnext.model.freeze import ReasonText
-from ipnext.model.value import Name, Value, Written
+from pydantic import BaseModel, Field, field_serializer
 
-AuditAction = Literal["freeze_applied", "freeze_deleted", "freeze_overridden"]
+from ipnext.model.access import PrincipalKind
+from ipnext.model.value import Sha256, Value, Written, canonical_json
+
+GENESIS: Final = "0" * 64
+"""`prev_hash` of the first entry."""
+
+LONGEST_DOCUMENT: Final = 16_384
+"""Bytes of the canonical JSON of a document that stands in an entry; of a larger one its SHA-256 does."""
+
+LONGEST_REASON: Final = 2000
+LONGEST_NAME: Final = 300
+
+REDACTED: Final = "[redacted]"
+_SECRET: Final = re.compile(
+    r"(token|secret|passw(or)?d|passphrase|credential|api_?key|access_?key|private_?key)s?$", re.IGNORECASE
+)
+_USERINFO: Final = re.compile(r"(?<=://)[^/\s@]+@")
+
+Outcome = Literal["done", "asked", "refused"]
+"""`done`: committed with the entry. `asked`: let through, written before it was carried out elsewhere. `refused`: not allowed."""
 
 
-class AuditEntry(Value):
-    """One line of the audit. It is never changed and never deleted."""
+class AuditWho(Written):
+    """The principal as it was proved."""
 
+    kind: PrincipalKind
+    id: str
+    name: str
+
+
+class AuditObject(Written):
+    """What was acted on: `Model ranker`, `Freeze holidays`, `Fleet`."""
+
+    kind: str
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """As lists show it."""
+        return f"{self.kind} {self.name}" if self.name else self.kind
+
+
+class AuditEntry(Written):
+    """One entry. It is never changed and never deleted; a field without a value is absent from its JSON."""
+
+    sequence: int = Field(ge=1)
+    """Rises by one from 1, without gaps, in the order of the commits."""
     at: datetime
-    who: str
-    """As the caller said (header `X-IPnext-User`); it is not proved."""
-    action: AuditAction
-    subject: str
-    """A freeze by its name, or a change by its id."""
-    model: Name | None = None
-    reason: str
-    detail: Mapping[str, Any] | None = None
-    """What was written; for an override, the freezes it passes."""
+    who: AuditWho
+    said: str | None = None
+    """Who the caller says that it asks for (`X-IPnext-User`); not proved."""
+    source: str | None = None
+    """Address of the client."""
+    action: str
+    operation: str | None = None
+    """Method and path of the request, with names of parameters for their values."""
+    policy: str | None = None
+    object: AuditObject
+    model: str | None = None
+    owner: str | None = None
+    outcome: Outcome
+    before: str | None = None
+    """Canonical JSON, or `sha256:` and the digest of that of a document of more than LONGEST_DOCUMENT bytes."""
+    after: str | None = None
+    reason: str | None = None
+    change_id: str | None = None
+    request_id: str
+    left_out: int | None = None
+    """Of a refusal: further refusals of this principal, before this one, that have no entry."""
+    prev_hash: Sha256
+    hash: Sha256
+
+    @field_serializer("at")
+    def _at(self, at: datetime) -> str:
+        """Write UTC with six digits of a second: the hash depends on the text."""
+        return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+    def plain(self) -> dict[str, Any]:
+        """Return the entry as JSON data, as it is exported."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-class OverrideRequest(Written):
-    """Body of an override: lets one change through all freezes."""
+class AuditHead(Written):
+    """The newest entry: kept elsewhere, it is the anchor that a later verification needs. `sequence` 0: there is none."""
 
-    reason: ReasonText
+    sequence: int = Field(ge=0)
+    hash: Sha256
 
 
-class Override(Value):
-    """A change that may pass every freeze."""
+class AuditNote(Value):
+    """What an endpoint adds to the entry of its unit of work. What is None is taken from the request."""
 
-    change_id: str
-    model: Name
-    at: datetime
-    who: str
-    reason: str
-    freezes: tuple[Name, ...] = ()
-    """Freezes that bound it when the override was given."""
+    object: tuple[str, str] | None = None
+    """Kind and name."""
+    model: str | None = None
+    owner: str | None = None
+    before: str | None = None
+    after: str | None = None
+    reason: str | None = None
+    change_id: str | None = None
+    left_out: int | None = None
+
+
+def hash_of(entry: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON of an exported entry without its `hash`. ValueError if it has a NaN."""
+    text = canonical_json({name: value for name, value in entry.items() if name != "hash"})
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sealed(entry: AuditEntry) -> AuditEntry:
+    """Return the entry with the hash of everything else."""
+    return entry.model_copy(update={"hash": hash_of(entry.plain())})
+
+
+def document_text(value: BaseModel | Mapping[str, Any] | None) -> str | None:
+    """What an entry holds of a document, without values of secrets: text up to LONGEST_DOCUMENT bytes, else its digest."""
+    if value is None:
+        return None
+    plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
+    text = canonical_json(_without_secrets(plain)).encode("utf-8", "replace")
+    if len(text) > LONGEST_DOCUMENT:
+        return f"sha256:{hashlib.sha256(text).hexdigest()}"
+    return text.decode()
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            name: REDACTED if isinstance(each, str) and _SECRET.search(str(name)) else _without_secrets(each)
+            for name, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_secrets(each) for each in value]
+    return _USERINFO.sub(f"{REDACTED}@", value) if isinstance(value, str) else value
+
+
+AuditName = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+"""Of a filter."""

@@ -199,3 +199,21 @@ class FreezeNow(Written):
     frozen: Frozen | None = None
     next_window: Window | None = None
     """The next one that opens for it."""
+
+
+class OverrideRequest(Written):
+    """Body of an override: lets one change through all freezes."""
+
+    reason: ReasonText
+
+
+class Override(Value):
+    """A change that may pass every freeze."""
+
+    change_id: str
+    model: Name
+    at: datetime
+    who: str
+    reason: str
+    freezes: tuple[Name, ...] = ()
+    """Freezes that bound it when the override was given."""

@@ -6,14 +6,16 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from ipnext.access.acting import acting, on_this_machine
 from ipnext.access.keys import NewKey, draw_key, parse_key, proves
 from ipnext.credentials import read_key, write_private
 from ipnext.errors import InvalidInput, Unauthenticated
-from ipnext.model.access import ApiKey, CreatedKey, Grant, KeyKind, Role, key_view
+from ipnext.model.access import ApiKey, CreatedKey, Grant, KeyKind, Role, audited_key, key_view
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
 DEV_ADMIN: Final = "dev-admin"
+BY_DEV: Final = "ipnext dev"
 FIRST_TICKET_LASTS: Final = timedelta(hours=1)
 
 
@@ -28,8 +30,9 @@ def create_admin_key(database_url: str, name: str, *, created_by: str) -> Create
     store = Store.open(database_url)
     try:
         store.migrate()
-        with store.begin() as unit:
+        with acting(on_this_machine(created_by, "keys.manage")), store.begin() as unit:
             unit.add_key(key)
+            unit.note_audit(object=("Key", key.id), after=audited_key(key))
     finally:
         store.close()
     return CreatedKey(**key_view(key).model_dump(), key=drawn.text)
@@ -42,14 +45,17 @@ def ensure_admin_key(file: Path, database_url: str) -> None:
     """
     store = Store.open(database_url)
     try:
-        with store.begin() as unit:
+        with acting(on_this_machine(BY_DEV, "keys.manage")), store.begin() as unit:
             if _is_valid(unit, read_key(file)):
                 return
             former = unit.valid_key_named(DEV_ADMIN)
             if former is not None:
                 unit.revoke_key(former.id)
             drawn = draw_key()
-            unit.add_key(_key(drawn, "key", DEV_ADMIN, created_by="ipnext dev"))
+            key = unit.add_key(_key(drawn, "key", DEV_ADMIN, created_by=BY_DEV))
+            unit.note_audit(
+                object=("Key", key.id), before=audited_key(former) if former else None, after=audited_key(key)
+            )
             write_private(file, drawn.text + "\n")
     finally:
         store.close()
@@ -60,9 +66,10 @@ def make_first_ticket(database_url: str, key: str | None) -> str:
     drawn, parent = draw_key(), parse_key(key or "")
     store = Store.open(database_url)
     try:
-        with store.begin() as unit:
-            ticket = _key(drawn, "ticket", DEV_ADMIN, created_by="ipnext dev", lasts=FIRST_TICKET_LASTS)
+        with acting(on_this_machine(BY_DEV, "tickets.create")), store.begin() as unit:
+            ticket = _key(drawn, "ticket", DEV_ADMIN, created_by=BY_DEV, lasts=FIRST_TICKET_LASTS)
             unit.add_key(ticket, parent=parent.id)
+            unit.note_audit(object=("Ticket", ticket.id), after=audited_key(ticket))
     finally:
         store.close()
     return drawn.text

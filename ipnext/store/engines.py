@@ -25,7 +25,10 @@ FILE_MODE = 0o644
 """As SQLite itself creates its files."""
 
 _BEGIN = "ipnext_begin"
+_READING = ("SELECT", "WITH", "BEGIN", "PRAGMA", "EXPLAIN", "SET ", "SHOW ")
+_WRITES = "ipnext_writes"
 _FLEET_LOCK, _MODEL_LOCK, MIGRATION_LOCK, _PLAN_LOCK = 0x49504E01, 0x49504E02, 0x49504E03, 0x49504E04
+_AUDIT_LOCK = 0x49504E05
 
 
 def parse(url: str) -> URL:
@@ -47,7 +50,9 @@ def parse(url: str) -> URL:
 
 def connect(url: URL) -> Engine:
     """An engine for a parsed URL. Connects to nothing yet."""
-    return _sqlite(url) if url.drivername == "sqlite" else _postgresql(url)
+    engine = _sqlite(url) if url.drivername == "sqlite" else _postgresql(url)
+    event.listen(engine, "after_cursor_execute", _count_writes)
+    return engine
 
 
 def is_absent(url: URL) -> bool:
@@ -120,7 +125,7 @@ def take_turn(connection: Connection, model: str | None) -> None:
 
     SQLite has one writer at a time anyway (BEGIN IMMEDIATE). PostgreSQL gets the same order by advisory locks: a unit
     of all models waits for every other, a unit of one model for those of that model only. The order of locks is fleet,
-    model, plan, and no unit waits for two models, so none can wait in a circle.
+    model, plan, audit, and no unit waits for two models, so none can wait in a circle.
     """
     if connection.dialect.name == "sqlite":
         return
@@ -152,6 +157,32 @@ def lock_plan(connection: Connection) -> None:
     """Wait until no other unit adopts a plan or admits a transition; the transaction's end lets the next one do so."""
     if connection.dialect.name != "sqlite":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_PLAN_LOCK}, 0)"))
+
+
+def lock_audit(connection: Connection) -> None:
+    """Wait until no other unit adds to the audit. The last lock of a unit, right before its commit."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_AUDIT_LOCK}, 0)"))
+
+
+def writes_of(connection: Connection) -> int:
+    """Statements so far that wrote rows by this connection to the server; only its growth means anything."""
+    found: int = connection.info.get(_WRITES, 0)
+    return found
+
+
+def forget_writes(connection: Connection, since: int) -> None:
+    """Take what was written since then for bookkeeping, which no entry of the audit is about."""
+    connection.info[_WRITES] = since
+
+
+def _count_writes(
+    connection: Connection, cursor: Any, statement: str, _parameters: object, context: Any, _many: object
+) -> None:
+    """Count a statement that wrote rows: one that SQLAlchemy made, or a text that does not begin as one that reads."""
+    made = context.isinsert or context.isupdate or context.isdelete
+    if (made and cursor.rowcount != 0) or (not made and not statement.startswith(_READING)):
+        connection.info[_WRITES] = connection.info.get(_WRITES, 0) + 1
 
 
 def _number_of(model: str) -> int:

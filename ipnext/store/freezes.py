@@ -1,20 +1,16 @@
-"""Freezes, changes that may pass them, changes that wait for them, and the audit of what was done by hand."""
-
-from collections.abc import Mapping
-from typing import Any
+"""Freezes, changes that may pass them, and changes that wait for them."""
 
 from sqlmodel import col, select
 
 from ipnext.errors import Conflict, NotFound, StaleWrite
-from ipnext.model.audit import AuditAction, AuditEntry, Override
-from ipnext.model.freeze import FreezeManifest, Frozen
+from ipnext.model.freeze import FreezeManifest, Frozen, Override
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
 from ipnext.model.status import Reason
 from ipnext.model.wire import decode
 from ipnext.store.changes import Changes, _change
 from ipnext.store.records import FreezeRecord
-from ipnext.store.tables import AuditRow, ChangeRow, FreezeOverrideRow, FreezeRow
-from ipnext.store.unit import document, known, plain, rows
+from ipnext.store.tables import ChangeRow, FreezeOverrideRow, FreezeRow
+from ipnext.store.unit import document, known, plain
 
 
 class Freezes(Changes):
@@ -95,31 +91,6 @@ class Freezes(Changes):
         query = select(ChangeRow).where(*running).order_by(col(ChangeRow.ordinal))
         return tuple(_change(row) for row in self._session.exec(query))
 
-    def add_audit(
-        self,
-        action: AuditAction,
-        subject: str,
-        *,
-        who: str,
-        reason: str,
-        model: str | None = None,
-        detail: Mapping[str, Any] | None = None,
-    ) -> AuditEntry:
-        """Add a line to the audit. `detail` is plain JSON data."""
-        if model is None:
-            self._writing_any()
-        else:
-            self._writing(model)
-        text = None if detail is None else document(dict(detail))
-        row = AuditRow(at=self._now(), who=who, action=action, subject=subject, model=model, reason=reason, detail=text)
-        self._add(row)
-        return _entry(row)
-
-    def audit(self, *, limit: int = 100) -> tuple[AuditEntry, ...]:
-        """The audit, newest first."""
-        query = select(AuditRow).order_by(col(AuditRow.ordinal).desc()).limit(rows(limit))
-        return tuple(_entry(row) for row in self._session.exec(query))
-
     def _freeze_row(self, name: str) -> FreezeRow:
         row = self._get(FreezeRow, name)
         if row is None:
@@ -152,8 +123,3 @@ def _override(row: FreezeOverrideRow) -> Override:
         reason=row.reason,
         freezes=tuple(plain(row.freezes)),
     )
-
-
-def _entry(row: AuditRow) -> AuditEntry:
-    detail = None if row.detail is None else plain(row.detail)
-    return AuditEntry.model_validate({**row.model_dump(exclude={"ordinal", "detail"}), "detail": detail})

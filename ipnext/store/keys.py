@@ -83,12 +83,13 @@ class Keys(Unit):
         return _key(row)
 
     def touch_key(self, key_id: str, at: datetime) -> None:
-        """Note that a key was used. May be called in a unit of any scope."""
+        """Note that a key was used. May be called in a unit of any scope; the audit has no entry of it."""
         self._writing_any()
         row = self._key_row(key_id)
         if row is not None and (row.last_used_at is None or row.last_used_at < at):
-            row.last_used_at = at
-            self._add(row)
+            with self._bookkeeping():
+                row.last_used_at = at
+                self._add(row)
 
     def _key_row(self, key_id: str) -> KeyRow | None:
         return self._session.exec(select(KeyRow).where(KeyRow.id == key_id)).first()

@@ -8,14 +8,12 @@ from sqlalchemy import ColumnElement
 from sqlalchemy import select as sa_select
 from sqlmodel import col, func, or_, select
 
-from ipnext.model.audit import AuditEntry
 from ipnext.model.drain import Drain
 from ipnext.model.lifecycle import Change, ChangeState, Replan
 from ipnext.model.profile import StoredProfile
 from ipnext.model.registry import Generation, Snapshot
 from ipnext.store.changes import _change
 from ipnext.store.drains import _drain
-from ipnext.store.freezes import _entry as _audit_entry
 from ipnext.store.freezes import _freeze
 from ipnext.store.journal import _event
 from ipnext.store.models import Models, _model
@@ -28,7 +26,6 @@ from ipnext.store.replans import _replan
 from ipnext.store.snapshots import _generation, _snapshot
 from ipnext.store.tables import (
     METADATA,
-    AuditRow,
     ChangeRow,
     DrainRow,
     EventRow,
@@ -168,10 +165,6 @@ class Listing(Models, Profiles, Plans):
     def replan_page(self, *, after: str | None = None, limit: int = 20) -> Page[Replan]:
         """Return replans."""
         return self._by_ordinal(ReplanRow, after, limit, _replan)
-
-    def audit_page(self, *, after: str | None = None, limit: int = 100) -> Page[AuditEntry]:
-        """Return the audit."""
-        return self._by_ordinal(AuditRow, after, limit, _audit_entry)
 
     def profile_page(
         self, model: str, part: str, snapshot: int, *, after: str | None = None, limit: int = 50

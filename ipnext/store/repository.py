@@ -1,5 +1,6 @@
 """The one repository: all queries, noun by noun. A unit of work gives it out and ends it."""
 
+from ipnext.store.audit import Audit
 from ipnext.store.belonging import Belonging
 from ipnext.store.deployments import Deployments
 from ipnext.store.drains import Drains
@@ -15,7 +16,19 @@ from ipnext.store.transitions import Transitions
 
 
 class Repository(
-    Listing, Publishing, Replans, Transitions, Deployments, Freezes, Drains, Pauses, Journal, Belonging, Overviews, Keys
+    Listing,
+    Publishing,
+    Replans,
+    Transitions,
+    Deployments,
+    Freezes,
+    Drains,
+    Pauses,
+    Journal,
+    Belonging,
+    Overviews,
+    Keys,
+    Audit,
 ):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
 

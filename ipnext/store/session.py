@@ -9,7 +9,9 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 from sqlmodel import Session
 
+from ipnext.access.acting import ACTING, Acting
 from ipnext.errors import Unavailable
+from ipnext.model.audit import AuditEntry, AuditNote, Outcome
 from ipnext.store import engines
 from ipnext.store.faults import translated
 from ipnext.store.migrating import SchemaRange, schema_range, upgrade
@@ -64,10 +66,12 @@ class Store:
         Units come one after another, so what a unit reads does not change before it writes. A unit that names a
         model may write that model only, and on PostgreSQL waits for units of that model only. Keep units short:
         nothing slow inside, and no unit inside another (it would wait for itself).
+
+        If a principal acts (`ipnext.access.acting`) and the unit writes, an entry of the audit is its last statement.
         """
-        with self._waiting(), self._translated(), Session(self._engine) as session, session.begin():
+        with self._session() as session:
             engines.take_turn(session.connection(), model)
-            yield Repository(session, scope=None if model is None else frozenset({model}), writable=True)
+            yield from _audited(session, None if model is None else frozenset({model}))
 
     @contextmanager
     def begin_free(self, models: Collection[str]) -> Iterator[Repository]:
@@ -75,9 +79,17 @@ class Store:
 
         On PostgreSQL it waits for no unit of a model. The others are left to units of their own.
         """
-        with self._waiting(), self._translated(), Session(self._engine) as session, session.begin():
+        with self._session() as session:
             scope = engines.take_free_turns(session.connection(), models)
-            yield Repository(session, scope=scope, writable=True)
+            yield from _audited(session, scope)
+
+    def record(self, acting: Acting, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
+        """Append an entry to the audit in a unit of its own: of a refusal, or of what is about to be done outside of the store."""
+        with self._session() as session:
+            unit = Repository(session, scope=frozenset(), writable=True)
+            entry = unit.append_audit(acting, outcome, note or AuditNote())
+        acting.trail.asked = acting.trail.asked or outcome == "asked"
+        return entry
 
     @contextmanager
     def read(self, visible: frozenset[str] | None = None) -> Iterator[Repository]:
@@ -106,6 +118,12 @@ class Store:
         return translated(self.name, is_absent=lambda: engines.is_absent(self._url))
 
     @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """A transaction that writes, once it is this thread's turn."""
+        with self._waiting(), self._translated(), Session(self._engine) as session, session.begin():
+            yield session
+
+    @contextmanager
     def _waiting(self) -> Iterator[None]:
         """Threads of one process queue here: SQLite's own wait is a sleep that may starve one of them."""
         if self._turn is None:
@@ -118,3 +136,13 @@ class Store:
             yield
         finally:
             self._turn.release()
+
+
+def _audited(session: Session, scope: frozenset[str] | None) -> Iterator[Repository]:
+    """Give out the repository of a unit; behind it comes the entry of what a principal wrote."""
+    repository, acting = Repository(session, scope=scope, writable=True), ACTING.get()
+    if acting is not None:
+        acting.trail.units += 1
+    yield repository
+    if acting is not None:
+        repository.close_audit(acting)

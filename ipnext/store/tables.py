@@ -481,18 +481,41 @@ class FreezeOverrideRow(Row, table=True):
 
 
 class AuditRow(Row, table=True):
-    """One line of the audit; never changed, never deleted."""
+    """An entry of the audit; triggers refuse to change or delete one."""
 
-    __tablename__ = "audit"
+    __tablename__ = "audit_entries"
+    __table_args__ = (
+        Index("ix_audit_entries_at", "at"),
+        Index("ix_audit_entries_who_id", "who_id", "sequence"),
+        Index("ix_audit_entries_who_name", "who_name", "sequence"),
+        Index("ix_audit_entries_action", "action", "sequence"),
+        Index("ix_audit_entries_object_name", "object_name", "sequence"),
+        Index("ix_audit_entries_model", "model", "sequence"),
+    )
 
-    ordinal: int | None = _ordinal()
+    sequence: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
     at: datetime = _time()
-    who: str = _text()
+    who_kind: str = _text()
+    who_id: str = _text()
+    who_name: str = _text()
+    said: str | None = _text(default=None)
+    source: str | None = _text(default=None)
     action: str = _text()
-    subject: str = _text()
+    operation: str | None = _text(default=None)
+    policy: str | None = _text(default=None)
+    object_kind: str = _text()
+    object_name: str | None = _text(default=None)
     model: str | None = _text(default=None)
-    reason: str = _text()
-    detail: str | None = _text(default=None)
+    owner: str | None = _text(default=None)
+    outcome: str = _text()
+    before: str | None = _text(default=None)
+    after: str | None = _text(default=None)
+    reason: str | None = _text(default=None)
+    change_id: str | None = _text(default=None)
+    request_id: str = _text()
+    left_out: int | None = _number(default=None)
+    prev_hash: str = _text()
+    hash: str = _text()
 
 
 class KeyRow(Row, table=True):

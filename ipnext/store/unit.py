@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from sqlmodel import Session
 
 from ipnext.errors import NotFound
 from ipnext.model.value import canonical_json
+from ipnext.store import engines
 from ipnext.store.tables import METADATA, ModelRow, Row
 
 Key = TypeVar("Key", bound=str | int | tuple[Any, ...])
@@ -57,6 +59,8 @@ class Unit:
         self._visible = visible
         self._writable = writable
         self._now = clock
+        self._writes = engines.writes_of(session.connection()) if writable else 0
+        """What the connection had written before this unit."""
         self._known_models: set[str] = set()
         self._got: list[Any] = []
         """Rows that were read by key. The session itself forgets a row that no caller holds, and would read it again."""
@@ -95,6 +99,21 @@ class Unit:
         else:
             found = any_(literal(list(values), ARRAY(column.type))) == column
         return found
+
+    @contextmanager
+    def _bookkeeping(self) -> Iterator[None]:
+        """Write what the audit has no entry of, such as when a key was used last."""
+        self._session.flush()
+        connection = self._session.connection()
+        before = engines.writes_of(connection)
+        yield
+        self._session.flush()
+        engines.forget_writes(connection, before)
+
+    def _has_written(self) -> bool:
+        """Whether this unit has written rows, bookkeeping apart."""
+        self._session.flush()
+        return engines.writes_of(self._session.connection()) != self._writes
 
     def _writing(self, model: str | None) -> None:
         """Refuse a write that this unit holds no lock for: a fault of the caller's code, so RuntimeError."""

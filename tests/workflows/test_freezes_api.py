@@ -69,5 +69,10 @@ async def test_an_override_lets_one_change_through_and_the_end_of_the_freeze_the
 
     assert (await ended(usual)).state is ChangeState.DONE
     assert (await http.get(f"/v1/models/{model}/explanation")).json()["reason"] == "Serving"
-    audit = [(e["action"], e["who"]) for e in (await http.get("/v1/audit")).json()["items"]]
-    assert audit == [("freeze_deleted", "unknown"), ("freeze_overridden", "ann"), ("freeze_applied", "unknown")]
+    entries = (await http.get("/v1/audit?limit=1000")).json()["items"]
+    audit = [(e["operation"], e.get("said")) for e in entries if e["action"] in {"freezes.change", "models.override"}]
+    assert audit == [
+        ("DELETE /v1/freezes/{name}", None),
+        ("POST /v1/changes/{change_id}/override", "ann"),
+        ("PUT /v1/freezes/{name}", None),
+    ]

@@ -74,9 +74,9 @@ def test_a_model_is_frozen_for_a_while_and_the_way_out_is_told(run):
     (view,) = json.loads(run("get", "freezes", "-o", "json").stdout)
     assert (view["version"], view["manifest"]["spec"]["reason"]) == (2, "it is still full")
     assert "freeze hold-ranker is lifted" in run("unfreeze", "hold-ranker", "--reason", "sold out").stdout
-    audit = run("get", "audit").stdout
-    assert re.search(r"ann \(key admin\) +freeze deleted +hold-ranker +- +sold out", audit)
-    assert re.search(r"ann \(key admin\) +freeze applied +hold-ranker +- +the shop is full", audit)
+    audit = run("audit", "list", "--action", "freezes.*").stdout
+    assert re.search(r"key admin for ann +127.0.0.1 +freezes.change +Freeze hold-ranker +- +done +sold out", audit)
+    assert re.search(r"key admin for ann .* Freeze hold-ranker +- +done +the shop is full", audit)
 
 
 def test_owners_and_regions_are_frozen_without_a_model(run):
@@ -111,7 +111,8 @@ def test_an_override_needs_a_reason_and_stands_in_the_audit(run, parts):
     assert "Missing option '--reason'" in run("override", change["id"], status=2).stderr
     told = run("override", "fix-1", "--reason", "a security fix").stdout
     assert told == "change fix-1 of ranker passes hold-ranker; by ann (key admin): a security fix\n"
-    assert re.search(r"ann \(key admin\) +freeze overridden +fix-1 +ranker +a security fix", run("get", "audit").stdout)
+    audit = run("audit", "list", "--object", "fix-1").stdout
+    assert re.search(r"key admin for ann .* models.override +Change fix-1 +ranker +done +a security fix", audit)
     assert "is not known" in run("override", "nothing", "--reason", "r", status=2).stderr
 
 
@@ -120,7 +121,7 @@ def test_a_publish_brings_its_override_only_with_a_reason(run, parts):
     assert "--override-freeze: needs a --reason" in refused.stderr
     assert "give --override-freeze too" in run("publish", "ranker", *parts, "--reason", "r", status=2).stderr
     run("publish", "ranker", *parts, "--override-freeze", "--reason", "a fix")
-    assert "freeze overridden" in run("get", "audit").stdout
+    assert re.search(r"models.publish +Model ranker +ranker +done +a fix", run("audit", "list").stdout)
 
 
 def test_what_can_not_be_described_names_what_can(run):

@@ -1,4 +1,4 @@
-"""Freezes, overrides and the audit; on both engines."""
+"""Freezes and overrides; on both engines."""
 
 from datetime import UTC, datetime
 
@@ -87,24 +87,6 @@ def test_changes_that_wait_are_found_until_they_go_on(applied, publish):
         unit.update_change("c2", state=ChangeState.RUNNING, reason=Reason.PROGRESSING, message="")
         unit.update_change("c3", state=ChangeState.SUPERSEDED)
         assert unit.frozen_changes() == ()
-
-
-def test_the_audit_is_read_newest_first_with_its_detail(applied):
-    with applied.begin() as unit:
-        unit.add_audit("freeze_applied", "holidays", who="ann", reason="we rest", detail={"version": 1})
-    with applied.begin("ctr") as unit:
-        unit.add_audit("freeze_overridden", "c1", who="bob", reason="urgent", model="ctr")
-    with applied.read() as unit:
-        newest, first = unit.audit()
-        assert len(unit.audit(limit=1)) == 1
-    assert (newest.who, newest.action, newest.subject, newest.model, newest.detail) == (
-        "bob",
-        "freeze_overridden",
-        "c1",
-        "ctr",
-        None,
-    )
-    assert (first.detail, first.model, first.reason) == ({"version": 1}, None, "we rest")
 
 
 def test_a_unit_of_one_model_may_not_write_what_all_share(applied):

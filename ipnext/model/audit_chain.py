@@ -1,0 +1,168 @@
+"""Verification of the audit from exported entries. Trusts neither the server nor the database that gave them out."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from ipnext.errors import InvalidInput
+from ipnext.model.audit import GENESIS, AuditHead, hash_of
+from ipnext.model.value import Value
+
+FaultKind = Literal["changed", "removed", "inserted", "reordered", "truncated"]
+
+
+class Fault(Value):
+    """The first entry that is not as it was written."""
+
+    kind: FaultKind
+    sequence: int
+    """Of that entry, or of the first one that is missing."""
+    message: str
+
+
+class Verification(Value):
+    """The result of a verification: the entries that are whole, from the first one to the last one, and what is wrong."""
+
+    first: int
+    last: int
+    hash: str
+    """Of the last whole entry: the anchor of the next verification."""
+    entries: int
+    anchors: int = 0
+    """Anchors that were met."""
+    fault: Fault | None = None
+
+
+def verify(entries: Iterable[Mapping[str, Any]], *, after: int = 0, anchors: Sequence[AuditHead] = ()) -> Verification:
+    """Verify entries as they were exported, in their order. Memory does not grow with their number.
+
+    `after`: the export began behind this entry. What was before is vouched for only by an anchor of that sequence.
+    """
+    chain = _Chain(after, anchors)
+    following = iter(entries)
+    for entry in following:
+        fault = chain.add(entry)
+        if fault is not None:
+            return chain.result(_displaced(fault, following))
+    return chain.result(chain.end())
+
+
+def _displaced(fault: Fault, rest: Iterable[Mapping[str, Any]]) -> Fault:
+    """The fault; if the missing entry comes later, it is one of the order."""
+    if fault.kind != "removed" or all(entry.get("sequence") != fault.sequence for entry in rest):
+        return fault
+    return Fault(kind="reordered", sequence=fault.sequence, message=f"entry {fault.sequence} comes behind later ones")
+
+
+class _Chain:
+    """As far as a verification has come."""
+
+    def __init__(self, after: int, anchors: Sequence[AuditHead]) -> None:
+        self._first, self._sequence = after + 1, after
+        self._anchors: dict[int, set[str]] = {}
+        for anchor in anchors:
+            self._anchors.setdefault(anchor.sequence, set()).add(anchor.hash)
+        self._met = 0
+        known = self._anchors.get(after, set())
+        self._hash: str | None = GENESIS if after == 0 else next(iter(known), None)
+
+    def add(self, entry: Mapping[str, Any]) -> Fault | None:
+        """Take the next entry; the fault if it is not the one that follows."""
+        expected = self._sequence + 1
+        sequence = entry.get("sequence")
+        if not isinstance(sequence, int) or isinstance(sequence, bool):
+            return Fault(kind="changed", sequence=expected, message=f"entry {expected} has no sequence")
+        if sequence != expected:
+            return self._misplaced(sequence, expected, entry)
+        fault = self._changed(entry, sequence)
+        if fault is not None:
+            return fault
+        found = str(entry["hash"])
+        wanted = self._anchors.get(sequence)
+        if wanted is not None and wanted != {found}:
+            message = f"entry {sequence} has the hash {found:.16}, the anchor {min(wanted - {found}):.16}: the audit was written again"
+            return Fault(kind="changed", sequence=sequence, message=message)
+        self._met += wanted is not None
+        self._sequence, self._hash = sequence, found
+        return None
+
+    def end(self) -> Fault | None:
+        """The fault if entries of an anchor are missing at the end."""
+        last = max(self._anchors, default=0)
+        if last <= self._sequence:
+            return None
+        message = f"the audit ends at entry {self._sequence}; when the anchor was taken it had {last}"
+        return Fault(kind="truncated", sequence=self._sequence + 1, message=message)
+
+    def result(self, fault: Fault | None) -> Verification:
+        """What was found."""
+        entries = self._sequence - self._first + 1
+        return Verification(
+            first=self._first,
+            last=self._sequence,
+            hash=self._hash or GENESIS,
+            entries=entries,
+            anchors=self._met,
+            fault=fault,
+        )
+
+    def _changed(self, entry: Mapping[str, Any], sequence: int) -> Fault | None:
+        try:
+            right = entry.get("hash") == hash_of(entry)
+        except ValueError:
+            right = False
+        if not right:
+            message = f"entry {sequence} is not what its hash was made of: it was changed"
+            return Fault(kind="changed", sequence=sequence, message=message)
+        if self._hash is not None and entry.get("prevHash") != self._hash:
+            message = f"entry {sequence} was sealed to another entry than the one before it, which was replaced"
+            return Fault(kind="changed", sequence=max(1, sequence - 1), message=message)
+        return None
+
+    def _misplaced(self, sequence: int, expected: int, entry: Mapping[str, Any]) -> Fault:
+        if sequence < expected:
+            same = sequence == self._sequence
+            kind: FaultKind = "inserted" if same and entry.get("hash") != self._hash else "reordered"
+            message = f"entry {sequence} comes behind entry {self._sequence}"
+            return Fault(kind=kind, sequence=sequence, message=message)
+        missing = f"entry {expected} is" if sequence == expected + 1 else f"entries {expected} to {sequence - 1} are"
+        return Fault(kind="removed", sequence=expected, message=f"{missing} missing before entry {sequence}")
+
+
+def read_entries(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
+    """Entries of JSON lines. A line that is no JSON object gives an entry without content, which no verification passes."""
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line, object_pairs_hook=_once)
+        except (ValueError, RecursionError):
+            found = None
+        yield found if isinstance(found, dict) else {}
+
+
+def read_anchors(text: str) -> tuple[AuditHead, ...]:
+    """One or more heads as `ipnext audit head -o json` prints them, one behind the other. Raises InvalidInput."""
+    decoder, found, position = json.JSONDecoder(), list[AuditHead](), 0
+    try:
+        while text[position:].strip():
+            position += len(text[position:]) - len(text[position:].lstrip())
+            value, position = decoder.raw_decode(text, position)
+            found.append(AuditHead.model_validate(value))
+    except (ValueError, ValidationError) as error:
+        msg = 'anchor: is not what `ipnext audit head -o json` prints; allowed: {"sequence": NUMBER, "hash": SHA-256}'
+        raise InvalidInput(msg, field="anchor") from error
+    if not found:
+        msg = "anchor: the file is empty; `ipnext audit head -o json` prints one"
+        raise InvalidInput(msg, field="anchor")
+    return tuple(found)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        msg = "a name is given twice"
+        raise ValueError(msg)
+    return found
