@@ -4,7 +4,8 @@ from collections.abc import Generator
 
 import httpx
 
-from ipnext.credentials import find_credential, origin_of
+from ipnext.client_login import current_credential
+from ipnext.credentials import origin_of
 from ipnext.errors import InvalidInput
 from ipnext.settings import ClientSettings
 
@@ -12,7 +13,8 @@ from ipnext.settings import ClientSettings
 class Credential(httpx.Auth):
     """Adds `Authorization` to requests to the API's own address.
 
-    What is written down in a file is read for each request: a platform that starts again writes another key.
+    What is written down in a file is read for each request: a platform that starts again writes another key. A token of an
+    identity provider is renewed before it ends.
     """
 
     def __init__(self, url: str, *, given: str | None, settings: ClientSettings) -> None:
@@ -28,9 +30,9 @@ class Credential(httpx.Auth):
             raise InvalidInput(msg, field="api_key")
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send a request with the credential, if there is one."""
+        """Send a request with the credential, if there is one. Unauthenticated for a login that has ended; Unavailable."""
         if origin_of(str(request.url)) == origin_of(self._url):
-            found = self._given or find_credential(self._url, self._file)
+            found = self._given or current_credential(self._url, self._file)
             if found is not None:
                 request.headers["Authorization"] = f"Bearer {found}"
         yield request

@@ -11,11 +11,24 @@ from ipnext.store.overviews import Overviews
 from ipnext.store.pauses import Pauses
 from ipnext.store.publishing import Publishing
 from ipnext.store.replans import Replans
+from ipnext.store.role_bindings import RoleBindings
 from ipnext.store.transitions import Transitions
 
 
 class Repository(
-    Listing, Publishing, Replans, Transitions, Deployments, Freezes, Drains, Pauses, Journal, Belonging, Overviews, Keys
+    Listing,
+    Publishing,
+    Replans,
+    Transitions,
+    Deployments,
+    Freezes,
+    Drains,
+    Pauses,
+    Journal,
+    Belonging,
+    Overviews,
+    Keys,
+    RoleBindings,
 ):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.
 
