@@ -49,6 +49,7 @@ class ProviderClient:
         self._http = httpx.Client(
             timeout=ANSWER_SECONDS,
             follow_redirects=False,
+            limits=httpx.Limits(max_keepalive_connections=0),  # minutes lie between two requests
             transport=transport,
             trust_env=not is_loopback(issuer),
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},

@@ -22,6 +22,8 @@ LASTS_SECONDS: Final = 12 * 3600.0
 """Age at which keys prove nothing any more if the provider did not answer since, in seconds."""
 BETWEEN_READS_SECONDS: Final = 5.0
 """Least time between two reads, in seconds, whatever tokens ask for."""
+MOST_WAITING: Final = 8
+"""Threads that may wait for a read; further ones are answered Unavailable at once."""
 MOST_KEYS: Final = 100
 RSA_BITS: Final = (2048, 8192)
 
@@ -43,7 +45,7 @@ ALGORITHMS: Final[Mapping[str, tuple[str, str | None]]] = {
 
 
 class SigningKeys:
-    """Keys by their id. Any thread may use it; at most one of them waits for the provider."""
+    """Keys by their id. Any thread may use it; one asks the provider, a few wait for it, and none that knows its key does."""
 
     def __init__(self, provider: ProviderClient, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._provider, self._clock = provider, clock
@@ -52,6 +54,7 @@ class SigningKeys:
         self._asked_at: float | None = None
         self._why = "it was not asked yet"
         self._reading = threading.Lock()
+        self._waiting = threading.BoundedSemaphore(MOST_WAITING)
 
     def find(self, kid: str | None, algorithm: str) -> SigningKey:
         """The key that a token names, or the only one of its algorithm if it names none.
@@ -92,14 +95,15 @@ class SigningKeys:
         return [key for key in self._keys if (kid is None or key.kid == kid) and _fits(key, algorithm)]
 
     def _read_now(self) -> None:
-        """Read the keys, unless they were asked for a moment ago. Unavailable while another thread does."""
-        if not self._reading.acquire(blocking=False):
+        """Read the keys, unless they were asked for a moment ago. Unavailable while too many threads wait for that."""
+        if not self._waiting.acquire(blocking=False):
             msg = "the identity provider's keys are being read; try again"
             raise Unavailable(msg)
         try:
-            self._read()
+            with self._reading:
+                self._read()
         finally:
-            self._reading.release()
+            self._waiting.release()
 
     def _read_aside(self) -> None:
         """Read the keys in the background, unless that is being done, or was a moment ago."""
@@ -121,13 +125,14 @@ class SigningKeys:
         """Read the keys. If that fails, the former ones stay."""
         if self._is_early():
             return
-        self._asked_at = self._clock()
         try:
             document = self._provider.read(self._provider.discover().jwks)
         except Unavailable as error:
             self._why = error.message
             structlog.get_logger().warning("identity_provider_keys_not_read", error=error.message)
             return
+        finally:
+            self._asked_at = self._clock()  # those that waited do not ask again
         self._keys, self._read_at = tuple(usable_keys(document.get("keys"))), self._clock()
 
 

@@ -18,6 +18,7 @@ from ipnext.access.signing_keys import (
     BETWEEN_READS_SECONDS,
     FRESH_SECONDS,
     LASTS_SECONDS,
+    MOST_WAITING,
     SigningKeys,
     usable_keys,
 )
@@ -256,7 +257,7 @@ HOSTILE = {
     "nested without cty": (lambda p: signed(p, rs256(p), encoded(p.token().encode())), "claims"),
     "token of a logout": (lambda p: p.token(header={"typ": "logout+jwt"}), "typ"),
     "typ a number": (lambda p: signed(p, rs256(p, typ=7), encoded(claims_of(p))), "typ"),
-    "encrypted": (lambda p: ".".join(["eyJhbGciOiJSU0EtT0FFUCIsImVuYyI6IkEyNTZHQ00ifQ", "a", "b", "c", "d"]), "JWT"),
+    "encrypted": (lambda _: "eyJhbGciOiJSU0EtT0FFUCIsImVuYyI6IkEyNTZHQ00ifQ.a.b.c.d", "JWT"),
     "huge": (lambda p: p.token(filler="x" * LONGEST_TOKEN), "JWT"),
     "huge header": (lambda p: p.token(header={"filler": "x" * 5000}), "signature"),
     "not JSON": (lambda p: signed(p, rs256(p), encoded(b"not JSON")), "claims"),
@@ -285,8 +286,8 @@ HOSTILE = {
     "blanks inside": (lambda p: p.token().replace(".", ". "), "JWT"),
     "padding": (lambda p: p.token() + "==", "JWT"),
     "line end": (lambda p: p.token() + "\n", "JWT"),
-    "empty": (lambda p: "", "JWT"),
-    "words": (lambda p: "let me in", "JWT"),
+    "empty": (lambda _: "", "JWT"),
+    "words": (lambda _: "let me in", "JWT"),
 }
 
 
@@ -406,20 +407,21 @@ def test_unknown_keys_make_the_provider_be_asked_once_in_a_while(provider, verif
         assert provider.asked["keys"] == 2 + turn
 
 
-def test_one_request_at_most_waits_for_a_provider_that_hangs(provider, verifier, ticking):
+def test_few_requests_wait_for_a_provider_that_hangs(provider, verifier, keys, ticking):
     known = provider.token()
     verifier.verify(known)
     ticking.now += BETWEEN_READS_SECONDS
     provider.gate = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(verifier.verify, provider.token(key=OTHER))
-        until(lambda: provider.asked["openid-configuration"] == 2)
+    with ThreadPoolExecutor(MOST_WAITING) as pool:
+        waiting = [pool.submit(verifier.verify, provider.token(key=OTHER)) for _ in range(MOST_WAITING)]
+        until(lambda: provider.asked["openid-configuration"] == 2 and not keys._waiting._value)
         with pytest.raises(Unavailable, match="being read"):
             verifier.verify(provider.token(key=OTHER))
         assert verifier.verify(known).name == "ann"
         provider.rotate(OTHER, keep=True)
         provider.gate.set()
-        assert waiting.result().name == "ann"
+        assert {each.result().name for each in waiting} == {"ann"}
+    assert provider.asked["openid-configuration"] == 2
 
 
 def test_a_provider_that_is_away_at_the_start_is_told_and_asked_again(provider, verifier, ticking):
