@@ -61,7 +61,7 @@ def page(
 
 def _given_key(*, asked: bool) -> str | None:
     """The key of standard input; None if there is none and none was asked for."""
-    if not sys.stdin.isatty():
+    if not _is_terminal():
         text = sys.stdin.read().strip()
     elif asked:
         text = str(typer.prompt("API key", hide_input=True, err=True)).strip()
@@ -71,6 +71,10 @@ def _given_key(*, asked: bool) -> str | None:
         msg = "login: no key was given; `ipnext keys create` makes one, `echo KEY | ipnext login` keeps it"
         raise InvalidInput(msg, field="api_key")
     return text or None
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _keep(settings: ClientSettings, key: str) -> None:
@@ -89,7 +93,7 @@ def _logged_in(settings: ClientSettings) -> str | None:
         try:
             options = client.login_options()
         except NotFound as error:
-            if not sys.stdin.isatty():
+            if not _is_terminal():
                 raise
             say(error.message)
             return _given_key(asked=True)
