@@ -4,7 +4,6 @@ Called in the unit of work that ends a change. The next change plans without the
 """
 
 from collections.abc import Iterable
-from datetime import datetime
 
 from activities.waves import peak
 from ipnext import names
@@ -39,7 +38,7 @@ def record_again(repository: Repository, change: Change, result: LifecycleResult
         return None
     if repository.model(change.model).retired or _replaced(repository.changes(change.model), change):
         return None
-    if not _lost_since(repository, regions_of(repository, change), change.created_at):
+    if not repository.lost_since(change.id, regions_of(repository, change)):
         return None
     change_id = names.again_id(change.model, change.sequence)
     again = repository.record_again(change, change_id=change_id)
@@ -72,9 +71,3 @@ def _replaced(changes: Iterable[Change], change: Change) -> bool:
     """Whether something newer was asked of the model. `changes`: the model's newest."""
     replaces = _REPLACES | {ChangeKind.APPLY} if change.kind is ChangeKind.APPLY else _REPLACES
     return any(other.sequence > change.sequence and other.kind in replaces for other in changes)
-
-
-def _lost_since(repository: Repository, regions: Iterable[str], since: datetime) -> bool:
-    """Whether one of the regions was declared lost, or asked back after that, since a moment."""
-    drains = (repository.drain(region) for region in sorted(regions))
-    return any(drain is not None and drain.disaster and drain.updated_at >= since for drain in drains)

@@ -76,6 +76,15 @@ class Reaching:
         return self._end.regions | (self.state.regions - self.origin.regions)
 
     @property
+    def may_drop_strays(self) -> bool:
+        """Whether replica sets that answer nobody and that no wave knows go before anything is added.
+
+        That is so at the first wave, also if it is undone before they went. A revert that counts on a lost region keeps what
+        is left.
+        """
+        return self.wave.index == 0 and not (self.wave.back and self.facts.lost & self.counted_on)
+
+    @property
     def unfreed(self) -> frozenset[str]:
         """On a way back wave by wave: regions that could not be undone so far, and stay as they are."""
         if not (self.wave.back and self.wave.by_waves):

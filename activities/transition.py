@@ -25,7 +25,7 @@ from activities.regions import Failure, first_failure, missing_replicas, observe
 from activities.releasing import Left, Releasing, known, left_over, shrinking, stray
 from activities.routing import Gateways
 from activities.swapping import Announcement, leave_what_is_sent, not_gone_back
-from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, waiting
+from activities.undoing import answers_at_all, heard, held_for_lack, none_more, not_as_before, waiting
 from activities.waiting import Deadline, beat
 from activities.wanted import Facts, shrinking_first, spared, wanted_deployments, wanted_shares
 from activities.waves import ModelState
@@ -123,7 +123,7 @@ class TransitionActivities:
         releasing = self._releasing(facts)
         for deployment in fewer:
             releasing.release(deployment, keep=True)  # a region that can't be reached is tried again below
-        if not wave.back and wave.index == 0:
+        if reaching.may_drop_strays:
             strays = stray(facts, reaching.transition)
             for deployment in strays if strays and self._known_routes(facts) else ():
                 releasing.release(deployment, keep=False)
@@ -226,7 +226,8 @@ class TransitionActivities:
         with self._store.read() as repository:
             reaching = Reaching.read(repository, wave, "released")
         facts, state, record, last = reaching.facts, reaching.state, reaching.record, reaching.is_last
-        wanted = whole = spared(facts, reaching.counted_on, wanted_deployments(facts, state))
+        target = wanted_deployments(facts, state)
+        wanted = whole = spared(facts, reaching.counted_on, target)
         if wave.back and wave.by_waves:
             wanted = none_more(wanted, facts.deployments)
         gone = [d for d in left_over(facts, wanted) if last or known(record.transition, wave.model, d)]
@@ -234,6 +235,8 @@ class TransitionActivities:
         if last:
             shares = {region: found for region, found in shares.items() if found or region in facts.tables}
         kept = wanted if last else (*wanted, *(d for d in left_over(facts, wanted) if d not in gone))
+        if wave.back:
+            kept = heard(kept, whole, self._and_what_answers(facts, reaching.counted_on, target))
         needed = held_for_lack(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
         releasing = self._releasing(facts)
         left = Left(releasing.waiting(shares, wanted), needed, self._keeping(reaching))

@@ -82,6 +82,17 @@ def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, Re
     return state is not None and any(answered(facts, state, number) for number in deployment.generations)
 
 
+def heard(
+    kept: Iterable[Deployment], spared: Iterable[Deployment], able: Iterable[Deployment]
+) -> tuple[Deployment, ...]:
+    """Return the replica sets of `kept` that routers learn of on a way back: of the `spared` ones only those that are `able`.
+
+    The others may never have started, and what is sent around a lost region goes to what routers know.
+    """
+    silent = {found.key for found in spared} - {found.key for found in able}
+    return tuple(found for found in kept if found.key not in silent)
+
+
 def not_as_before(facts: Facts, origin: ModelState, shares: Mapping[str, Sequence[RouteShare]]) -> str:
     """Which users are not answered as before the transition, for it began in a region that is lost; empty where all are."""
     former = {share.generation for found in origin.shares.values() for share in found}

@@ -31,9 +31,9 @@ from rich.table import Table
 from sqlalchemy import insert, text
 
 from ipnext.api.app import create_app
-from ipnext.api.collecting import collect_rarely
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.collecting import collect_rarely
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.deployment import Deployment, RegionState, Replica, ReplicaPhase
 from ipnext.model.fleet import FleetSpec

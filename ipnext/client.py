@@ -4,6 +4,7 @@ Calls that may be repeated are repeated for a moment while the API can't be reac
 `ipnext.errors`, with the server's text.
 """
 
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from ipnext.client_lists import Listing, params_of
 from ipnext.client_upload import published_manifest
 from ipnext.client_user import header_of, system_user
 from ipnext.errors import DeadlineExceeded, Unavailable
+from ipnext.loopback import is_loopback
 from ipnext.model.access import CreatedKey, KeyRequest, KeyView, SessionView, Ticket
 from ipnext.model.audit import AuditEntry, Override, OverrideRequest
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlRequest
@@ -104,13 +106,14 @@ class Client:
         user = user or settings.user
         self._credential = Credential(str(base_url), given=api_key, settings=settings)
         self._url = str(base_url).rstrip("/")
-        loopback = urlsplit(self._url).hostname in {"127.0.0.1", "localhost", "::1"}
+        loopback = is_loopback(urlsplit(self._url).hostname or "")
         self._http = httpx.Client(
             base_url=self._url,
             timeout=httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds)),
             transport=transport,
             headers={USER_HEADER: header_of(user or system_user())},
             auth=self._credential,
+            verify=True if settings.ca_file is None else ssl.create_default_context(cafile=str(settings.ca_file)),
             trust_env=not loopback,  # a proxy from the environment can't reach this machine's loopback
         )
         self._retry = stamina.RetryingCaller(attempts=4, wait_initial=0.1, wait_max=1.0, wait_jitter=0.1, timeout=None)

@@ -1,12 +1,14 @@
 """What proves the client to the API: given, of the environment, or written down for the API's address."""
 
 from collections.abc import Generator
+from urllib.parse import urlsplit
 
 import httpx
 
 from ipnext.client_login import current_credential
 from ipnext.credentials import origin_of
 from ipnext.errors import InvalidInput
+from ipnext.loopback import is_loopback
 from ipnext.settings import ClientSettings
 
 
@@ -23,6 +25,7 @@ class Credential(httpx.Auth):
         self._file = settings.credentials_file
         named = settings.api_key.get_secret_value() if settings.api_key is not None else None
         self._given = given or named
+        self._insecure = settings.insecure_transport
         if self._given is not None and not (
             self._given.isascii() and self._given.isprintable() and " " not in self._given
         ):
@@ -34,5 +37,16 @@ class Credential(httpx.Auth):
         if origin_of(str(request.url)) == origin_of(self._url):
             found = self._given or current_credential(self._url, self._file)
             if found is not None:
+                self._check_private()
                 request.headers["Authorization"] = f"Bearer {found}"
         yield request
+
+    def _check_private(self) -> None:
+        parts = urlsplit(self._url)
+        if parts.scheme == "https" or self._insecure or is_loopback(parts.hostname or ""):
+            return
+        msg = (
+            f"api_url (IPNEXT_API_URL): a credential would go to {parts.hostname} in clear text; use https://, or allow it by "
+            "IPNEXT_INSECURE_TRANSPORT=true"
+        )
+        raise InvalidInput(msg, field="api_url", value=self._url, allowed=("https://",))

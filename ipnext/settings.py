@@ -27,6 +27,10 @@ class ClientSettings(BaseSettings):
     """For whom it is asked, as the audit repeats it beside the principal; else the user of the operating system."""
     api_key: SecretStr | None = None
     """Key or token that proves who asks; None: what `ipnext dev` or `ipnext login` wrote down for the API's address."""
+    insecure_transport: bool = False
+    """Lets a credential go to another machine in clear text (`http://`)."""
+    ca_file: Path | None = None
+    """Certificates (PEM) that the API's own is checked by; None: those that httpx trusts."""
     credentials_file: Path | None = None
     """Where those are written down; None: `ipnext/credentials.json` in the user's configuration directory."""
 
@@ -155,6 +159,12 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, Timing):
     first worker of a deployment does, and later builds are promoted by `ipnext platform promote`."""
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8700, ge=0, le=65535)
+    api_tls_certificate_file: Path | None = None
+    """Certificate chain (PEM) of the API; with it the API speaks TLS only."""
+    api_tls_key_file: Path | None = None
+    """Its private key (PEM)."""
+    insecure_bind: bool = False
+    """Lets the API listen on another address than a loopback one without TLS, or without authentication."""
     authentication: Literal["required", "none"] = "required"
     """`none`: the API asks nobody for a credential, and everybody who reaches it may do everything."""
     policies_file: Path | None = None

@@ -1,39 +1,70 @@
-"""How the planner's kernels are compiled: by numba, once, into a cache that follows their sources.
+"""How the planner's kernels are compiled: by numba, once, into a cache that follows their sources (`planner.kernel_cache`)."""
 
-numba's own cache looks at one file only, and would keep a kernel whose callee in another file has changed. Here the cache's
-folder carries a digest of all sources with kernels, so that a change of any of them compiles anew.
-"""
-
-import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
-from platformdirs import user_cache_path
+from planner import kernel_cache
 
 os.environ.setdefault("NUMBA_OPT", "1")  # as fast here as more of it, and a quarter less to wait for the first time
 
 import numba
-
-CACHE = "numba"
-
-
-def _cache_folder() -> Path:
-    digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        text = source.read_bytes()
-        if b"from planner.compiled import" in text or source == Path(__file__):
-            digest.update(source.name.encode() + text)
-    return user_cache_path("ipnext") / CACHE / digest.hexdigest()[:16]
+from numba.core.caching import FunctionCache, NullCache
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """A function compiled on its first call; it lets other Python threads run meanwhile."""
-    setattr(numba.config, "CACHE_DIR", str(_FOLDER))  # noqa: B010 - numba sets its attributes at run time
-    return numba.njit(cache=True, nogil=True)(function)
+    found: Any = numba.njit(nogil=True)(function)
+    found._cache = ForgivingCache(function)  # noqa: SLF001 - as numba's own `cache=True` sets it
+    return found
+
+
+class ForgivingCache:
+    """numba's cache of one function, which takes an entry that can't be read or written for one that is absent.
+
+    numba's own raises what the spoilt file makes pickle raise (numba/numba#10434). It is looked for at the first call: an
+    import creates no folder.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @cached_property
+    def _entries(self) -> Any:
+        place = kernel_cache.folder()
+        if place is None:
+            return NullCache()
+        setattr(numba.config, "CACHE_DIR", str(place))  # noqa: B010 - numba sets its attributes at run time
+        cache_of: Any = FunctionCache
+        return cache_of(self._function)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled function, None if it has to be compiled. An index that can't be read is written anew."""
+        try:
+            return self._entries.load_overload(sig, target_context)
+        except Exception:  # noqa: BLE001 - what a spoilt pickle raises is any exception, by the documentation of pickle
+            self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled function; on a full disk this process alone has it."""
+        with suppress(OSError):
+            self._entries.save_overload(sig, data)
+
+    def flush(self) -> None:
+        """Forget all that is kept of the function."""
+        with suppress(OSError):
+            self._entries.flush()
+
+    @property
+    def cache_path(self) -> str | None:
+        """The folder, for numba's statistics."""
+        path: str | None = self._entries.cache_path
+        return path
 
 
 def side_by_side(items: int, work: Callable[[int, int], object]) -> None:
@@ -63,5 +94,3 @@ _COMPILED: set[object] = set()
 
 
 SLICE = 64
-
-_FOLDER = _cache_folder()

@@ -1,17 +1,71 @@
-"""Compiles the fleet-scale solver's kernels for this machine, so that no plan has to wait for it: `python -m planner.kernels`.
+"""The fleet-scale solver's kernels, loaded into this process, or compiled for this machine: `python -m planner.kernels`.
 
-`make setup` runs it. Without it the first large plan does the same, in about a minute.
+`make setup` runs the command, and a worker does that lacks them. Without it the first plan that needs them compiles them: about
+two minutes of one core. No plan's time limit counts that.
 """
 
+import ctypes
+import os
+import signal
 import subprocess
 import sys
+import time
+from functools import cache
+from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
+from planner import kernel_cache
 from planner.arrays import FleetArrays, Prices
 from planner.generate import generate
 
 HALVES = ("configurations", "bounds")
+PR_SET_PDEATHSIG = 1
+
+_TURN = Lock()
+
+
+class Preparation(NamedTuple):
+    """What it took to make the kernels ready."""
+
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of the thread that did it."""
+    compiled: bool = False
+    """They were not all in the cache."""
+
+
+def prepare() -> None:
+    """Load every kernel into this process; compile them first if the cache lacks some. At once if that was done.
+
+    If another process compiles them now, this waits for it.
+    """
+    with _TURN:
+        _prepared()
+
+
+def preparation() -> Preparation:
+    """What `prepare` has taken in this process so far."""
+    return _prepared() if _prepared.cache_info().currsize else Preparation()
+
+
+@cache
+def _prepared() -> Preparation:
+    wall, cpu = time.perf_counter(), time.thread_time()
+    complete = kernel_cache.is_complete()
+    if complete:
+        _load()
+    else:
+        with kernel_cache.compiling_alone():
+            _load()
+            kernel_cache.mark_complete()
+    return Preparation(time.perf_counter() - wall, time.thread_time() - cpu, compiled=not complete)
+
+
+def _load() -> None:
+    for half in HALVES:
+        compile_half(half)
 
 
 def compile_half(half: str) -> None:
@@ -30,13 +84,35 @@ def compile_half(half: str) -> None:
 
 
 def main() -> int:
-    """Both halves side by side; 0 where both went well."""
-    halves = [subprocess.Popen([sys.executable, "-m", "planner.kernels", half]) for half in HALVES]  # noqa: S603
-    return max(half.wait() for half in halves)
+    """Compile both halves side by side; 0 if both went well. Kernels that end their process are compiled once more."""
+    with kernel_cache.compiling_alone():
+        if kernel_cache.is_complete():
+            return 0
+        status = _compile_halves()
+        if status != 0:
+            kernel_cache.empty()
+            status = _compile_halves()
+        if status == 0:
+            kernel_cache.mark_complete()
+    return status
+
+
+def _compile_halves() -> int:
+    command = [sys.executable, "-m", "planner.kernels"]
+    halves = [subprocess.Popen([*command, half, str(os.getpid())]) for half in HALVES]  # noqa: S603
+    return max(abs(half.wait()) for half in halves)
+
+
+def _end_with(parent: int) -> None:
+    """Die when the parent does, also if it is killed; the kernel of Linux does it."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
+        _end_with(int(sys.argv[2]))
         compile_half(sys.argv[1])
     else:
         sys.exit(main())

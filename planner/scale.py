@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from ipnext.model.plan import Problem
 from planner.arrays import FleetArrays, Floats, Ints, Prices
 from planner.bounding import Hints, lower_bounds, total_bound
+from planner.kernels import prepare
 from planner.price_search import Effort, Found, Limits, search
 from planner.pricing import POLISHED, Columns, Placer, Single, best_columns, joined
 from planner.rounding import Holding, Improvement, complete, shared_out
@@ -48,8 +49,9 @@ def solve_fleet(problem: Problem, arrays: FleetArrays | None = None, *, anew: bo
     """The best plan found for a valid problem, of any size.
 
     Where most models run already, their placements are adapted to the problem; everything is planned anew where that
-    proves to be too dear, nothing runs, or `anew` asks for it.
+    proves to be too dear, nothing runs, or `anew` asks for it. The time limit begins once the kernels are ready.
     """
+    prepare()
     ends = time.monotonic() + problem.limits.time_seconds
     fleet = FleetArrays.of(problem) if arrays is None else arrays
     with threadpool_limits(

@@ -156,13 +156,17 @@ class _Answer:
 
 def _answers(problem: Problem, index: Index, method: Method) -> Iterator[_Answer]:
     """The reference where the problem is small; the other solver where that left a gap, or the problem is large."""
-    small = method == "reference" or (method == "auto" and _columns(problem) <= REFERENCE_COLUMNS)
-    if small:
+    if not asks_fleet(problem, method):
         first = _of_reference(problem, index)
         yield first
         if method == "reference" or _proves(problem, index, first):
             return
     yield _of_fleet(problem)
+
+
+def asks_fleet(problem: Problem, method: Method) -> bool:
+    """Whether the fleet's solver is asked alone: it needs the kernels."""
+    return method == "fleet" or (method == "auto" and _columns(problem) > REFERENCE_COLUMNS)
 
 
 def _columns(problem: Problem) -> int:

@@ -89,6 +89,7 @@ from workflows.reconcile import ReconcileWorkflow
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
 from workflows.timed import Timed
 from workflows.transition import TransitionWorkflow
+from workflows.warming import compile_kernels
 
 WORKFLOWS: Sequence[type] = (
     ModelWorkflow,
@@ -271,7 +272,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
                 await workers.enter_async_context(worker_of(client, group, activities, timing, interceptors=more))
             with announced(settings.worker_ready_file):
                 await _made_current(client, settings, stopped)
-                warming = asyncio.create_task(asyncio.to_thread(_warm_up))
+                warming = asyncio.gather(asyncio.to_thread(_warm_up), compile_kernels(stopped))
                 log.info("worker_ready", queues=[group.queue for group in groups], database=store.name)
                 await keep_ready(client, loads, settings.worker_ready_file, stopped)
             await warming

@@ -4,8 +4,9 @@ from typing import Final, Literal, NamedTuple
 
 from ipnext.model.access import Role
 
-Kind = Literal["Model", "Fleet", "Region", "Platform"]
-"""What an action acts on. `Model`: one, or those of a list. `Fleet`: what all models share. `Platform`: keys, roles and the audit."""
+Kind = Literal["Model", "Plan", "Fleet", "Region", "Platform"]
+"""What an action acts on. `Model`: one, or those of a list. `Plan`: of the whole fleet, with its models. `Fleet`: what all models share.
+`Platform`: keys, roles and the audit."""
 
 
 class Action(NamedTuple):
@@ -27,6 +28,7 @@ POLICIES: Final = {
     (Role.PUBLISHER, "Model"): "publishers-change-models-of-their-owners",
     (Role.OPERATOR, "Model"): "operators-steer-models-of-their-owners",
     (Role.ADMIN, "Model"): "admins-do-everything",
+    (Role.VIEWER, "Plan"): "viewers-of-all-owners-read-plans",
     (Role.VIEWER, "Fleet"): "viewers-read-the-fleet",
     (Role.PUBLISHER, "Fleet"): "publishers-upload-artifacts",
     (Role.OPERATOR, "Fleet"): "operators-change-the-fleet",
@@ -53,7 +55,7 @@ _ALL: Final = (
     Action("artifacts.upload", _P, "Fleet", "upload blobs and snapshots"),
     Action("fleet.read", _V, "Fleet", "read regions, supply, freezes, replans and validators"),
     Action("fleet.apply", _O, "Fleet", "apply the fleet's manifest"),
-    Action("plans.read", _O, "Fleet", "read plans of the whole fleet with their documents"),
+    Action("plans.read", _V, "Plan", "read plans of the whole fleet with their documents"),
     Action("replans.ask", _O, "Fleet", "plan the whole fleet again, and steer its moves"),
     Action("freezes.change", _O, "Fleet", "apply and lift freezes"),
     Action("regions.read", _V, "Region", "read a region's drains and the replicas of one's models"),

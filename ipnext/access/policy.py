@@ -1,13 +1,14 @@
 """Decides by Cedar policies whether a principal may act. A policy that forbids wins over every one that permits."""
 
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import cedarpy
 
-from ipnext.access.actions import ACTIONS, Action
+from ipnext.access.actions import ACTIONS, POLICIES, Action
 from ipnext.errors import Forbidden, InvalidInput, NotFound
 from ipnext.model.access import ANY, Grant, Principal, Role
 
@@ -39,10 +40,11 @@ class Policies:
     def __init__(self, more: str = "") -> None:
         """`more`: Cedar text of the operator, added to the built-in policies. InvalidInput if it is none, or lacks `@id`."""
         try:
+            _check_ids(more)
             self._policies = cedarpy.PolicySet.from_str(BUILT_IN.read_text(encoding="utf-8") + "\n" + more)
         except ValueError as error:
-            msg = f"the policies are not Cedar: {error}"
-            raise InvalidInput(msg, field="policies") from error
+            msg = f"policies_file (IPNEXT_POLICIES_FILE): not Cedar: {error}"
+            raise InvalidInput(msg, field="policies_file") from error
         self.has_own = bool(more.strip())
         """Whether the operator added policies, which may forbid what roles permit."""
         self._decide = functools.lru_cache(REMEMBERED)(self._decided)
@@ -81,6 +83,18 @@ class Policies:
         found = cedarpy.is_authorized(request, self._policies, _entities(uid, principal, action, resource))
         names = _named(found.diagnostics)
         return Decision(found.allowed, names or action.policy)
+
+
+def _check_ids(text: str) -> None:
+    """Refuse policies that can't be named in an answer. ValueError if they are no Cedar; InvalidInput without an `@id`."""
+    found = json.loads(cedarpy.policies_to_json_str(text)) if text.strip() else {}
+    taken = set(POLICIES.values())
+    for policy in found.get("staticPolicies", {}).values():
+        name = policy.get("annotations", {}).get("id")
+        if not name or name in taken:
+            msg = f"policies_file (IPNEXT_POLICIES_FILE): each policy needs an @id of its own, got {name!r}; answers name it"
+            raise InvalidInput(msg, field="policies_file", value=name)
+        taken.add(name)
 
 
 def policies_of(file: Path | None) -> Policies:

@@ -13,8 +13,9 @@ from ipnext.api.stream import Stream
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.artifacts.opening import open_store
 from ipnext.collecting import collect_rarely
-from ipnext.errors import EXIT_OK, IPnextError
+from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
+from ipnext.loopback import is_loopback
 from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
@@ -59,7 +60,8 @@ def main() -> int:
 
 
 def serve(settings: PlatformSettings) -> None:
-    """Open the rooms, migrate the store, serve, close the rooms."""
+    """Open the rooms, migrate the store, serve, close the rooms. InvalidInput for an address that would be open to everybody."""
+    check_listener(settings)
     store = Store.open(settings.database_url)
     store.migrate()
     artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
@@ -73,10 +75,35 @@ def serve(settings: PlatformSettings) -> None:
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=10,
+            ssl_certfile=settings.api_tls_certificate_file,
+            ssl_keyfile=settings.api_tls_key_file,
         )
         collect_rarely()
         Server(config, app.state.platform.stream).run()
     store.close()
+
+
+def check_listener(settings: PlatformSettings) -> None:
+    """Refuse an address that other machines reach, unless TLS and authentication are on or the operator insists."""
+    certificate, key = settings.api_tls_certificate_file, settings.api_tls_key_file
+    if (certificate is None) != (key is None):
+        missing = "api_tls_key_file" if key is None else "api_tls_certificate_file"
+        msg = f"{missing} (IPNEXT_{missing.upper()}): TLS needs a certificate and its key; give both, or none"
+        raise InvalidInput(msg, field=missing)
+    for name, file in (("api_tls_certificate_file", certificate), ("api_tls_key_file", key)):
+        if file is not None and not file.is_file():
+            msg = f"{name} (IPNEXT_{name.upper()}): there is no file {file}"
+            raise InvalidInput(msg, field=name, value=str(file))
+    if is_loopback(settings.api_host) or settings.insecure_bind:
+        return
+    lacks = [] if certificate is not None else ["TLS (IPNEXT_API_TLS_CERTIFICATE_FILE, IPNEXT_API_TLS_KEY_FILE)"]
+    lacks += [] if settings.authentication == "required" else ["authentication (IPNEXT_AUTHENTICATION=required)"]
+    if lacks:
+        msg = (
+            f"api_host (IPNEXT_API_HOST): {settings.api_host} can be reached from other machines, and the API lacks "
+            f"{' and '.join(lacks)}. Listen on 127.0.0.1, or give it that; IPNEXT_INSECURE_BIND=true lets it listen anyway"
+        )
+        raise InvalidInput(msg, field="api_host", value=settings.api_host, allowed=("127.0.0.1",))
 
 
 def _asked_to_end(_number: int, _frame: object) -> None:

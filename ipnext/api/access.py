@@ -4,16 +4,19 @@
 names its action by `may(...)`, which answers 403, or 404 where the model is not the principal's to see.
 """
 
+import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from http.cookies import CookieError, SimpleCookie
 from typing import Annotated, Any, Final
 
 import anyio
+import structlog
 from fastapi import Depends, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -32,6 +35,7 @@ KEPT_SECONDS: Final = 2.0
 """A credential that proved its principal is not looked up again for so long; a revocation is in force after it."""
 
 KEPT: Final = 4096
+NOTED_SECONDS: Final = 5.0
 USED_EVERY: Final = timedelta(minutes=1)
 PUBLIC: Final = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/sessions", "/v1/login"})
 """Paths that need no credential: the page's shell, the schema, probes, the login, which brings its own, and how to log in."""
@@ -71,6 +75,7 @@ class Access:
         """
         self._store, self._policies, self._tokens, self._clock = store, policies, tokens, clock
         self._is_valid_user = is_valid_user
+        self._used: dict[str, datetime] = {}
         self._kept: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
         self.required = required
 
@@ -104,8 +109,7 @@ class Access:
             msg = f"{key.kind} {key.name} {why}; ask an administrator for another one"
             raise Unauthenticated(msg)
         if key.last_used_at is None or now - key.last_used_at > USED_EVERY:
-            with self._store.begin_free(()) as unit:
-                unit.touch_key(key.id, now)
+            self._used[key.id] = now
         return Principal(kind=key.kind, id=key.id, name=key.name, grants=key.grants)
 
     def is_still_valid(self, principal: Principal) -> bool:
@@ -122,6 +126,32 @@ class Access:
         """Look every credential up again: keys have changed."""
         self._kept.clear()
 
+    def note_uses(self) -> None:
+        """Write down when keys were used last. Apart from requests: none of them waits for a writer. Unavailable."""
+        used, self._used = self._used, {}
+        if used:
+            with self._store.begin_free(()) as unit:
+                for key_id, at in used.items():
+                    unit.touch_key(key_id, at)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Write down uses in the background for as long as the context is open."""
+        task = asyncio.create_task(self._note(), name="key-uses")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _note(self) -> None:
+        while True:
+            await asyncio.sleep(NOTED_SECONDS)
+            try:
+                await anyio.to_thread.run_sync(self.note_uses)
+            except Unavailable as error:
+                structlog.get_logger().warning("key_uses_not_noted", error=error.message)
+
     # authorization
 
     def check(self, principal: Principal, action: str, resource: Resource) -> str:
@@ -131,12 +161,19 @@ class Access:
         return self._policies.check(principal, ACTIONS[action], resource).policy
 
     def visible(self, principal: Principal) -> frozenset[str] | None:
-        """Owners whose models the principal may read; None: all. Reads the store where it is not all."""
+        """Owners whose models the principal may read; None: all. Reads the store if the operator has policies of its own."""
         if self.sees_all(principal):
             return None
+        if not self._policies.has_own:
+            return granted_owners(principal)
         with self._store.read() as unit:
             owners = unit.owners()
         return self._policies.visible_owners(principal, owners)
+
+    @property
+    def has_own_policies(self) -> bool:
+        """Whether the operator added policies, so that grants alone do not tell what is visible."""
+        return self._policies.has_own
 
     def can_see(self, principal: Principal, owner: str) -> bool:
         """Whether the principal may read an owner's models."""
@@ -175,8 +212,8 @@ class _Listening:
     principal: Principal
 
     def sees(self, owner: str | None) -> bool:
-        """Whether it may read an owner's models; what is of the fleet it may."""
-        return owner is None or self.access.can_see(self.principal, owner)
+        """Whether it may read an owner's models. What is of the fleet may name any model: it is for who sees all."""
+        return owner is None or self.access.sees_all(self.principal) or self.access.can_see(self.principal, owner)
 
     def may_listen(self) -> bool:
         """Whether its credential still proves it. True while the store does not answer."""
@@ -203,8 +240,8 @@ class Authentication:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = _headers(scope)
         try:
+            headers = _headers(scope)
             principal = await self._principal(scope, headers)
         except IPnextError as error:
             await answer(error_body(error), error.http_status, _headers_of(error))(scope, receive, send)
@@ -243,6 +280,11 @@ def _headers_of(error: IPnextError) -> Mapping[str, str]:
     return CHALLENGE if isinstance(error, Unauthenticated) else {"Retry-After": "1"} if error.retryable else {}
 
 
+def granted_owners(principal: Principal) -> frozenset[str]:
+    """Owners that a principal's grants name: whose models it may read by the built-in policies."""
+    return frozenset(grant.owner for grant in principal.grants if grant.region == ANY)
+
+
 def is_public(path: str) -> bool:
     """Whether a path is answered without a credential."""
     return path in PUBLIC or path.startswith(PUBLIC_FOLDER)
@@ -266,8 +308,8 @@ async def visible_of(request: Request) -> frozenset[str] | None:
     """Owners whose models the request's principal may see; None: all."""
     access: Access = request.app.state.platform.access
     principal = principal_of(request)
-    if access.sees_all(principal):
-        return None
+    if not access.has_own_policies or access.sees_all(principal):
+        return access.visible(principal)
     return await anyio.to_thread.run_sync(access.visible, principal)
 
 
@@ -310,7 +352,7 @@ def _check_plan(request: Request) -> None:
         model = unit.scope_of_plan(plan_id)
         owner = None if model is None else unit.owner_of(model)
     if model is None:
-        access.check(principal, "plans.read", Resource("Fleet"))
+        access.check(principal, "plans.read", Resource("Plan", plan_id))
     elif owner is None or not access.can_see(principal, owner):
         msg = f"no plan has the id {plan_id!r}"
         raise NotFound(msg)
@@ -351,6 +393,10 @@ def bearer_of(request: Request) -> str | None:
 
 
 def _headers(scope: Scope) -> Mapping[str, str]:
+    """Headers by name. Unauthenticated for two credentials: it would not be clear which one counts."""
+    if sum(name.lower() == b"authorization" for name, _ in scope["headers"]) > 1:
+        msg = "Authorization: a request has at most one"
+        raise Unauthenticated(msg)
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
 

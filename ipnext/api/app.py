@@ -102,7 +102,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with outbox.running(), resubmission.running():
+        async with outbox.running(), resubmission.running(), access.running():
             yield
             await stream.close()
         observer.close()

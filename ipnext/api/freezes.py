@@ -6,8 +6,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from ipnext.access.actions import ACTIONS
-from ipnext.api.access import Asker, may
+from ipnext.api.access import Asker, Visible, may
 from ipnext.api.admission import check_storable
+from ipnext.api.hiding import shown_freeze
 from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, listed
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
@@ -17,6 +18,7 @@ from ipnext.model.freeze import FreezableKind, FreezeManifest, FreezeNow, Freeze
 from ipnext.model.lifecycle import Change
 from ipnext.model.resource import Listed
 from ipnext.model.value import Name
+from ipnext.store.paging import Page
 from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
 from ipnext.store.touched import touched_by
@@ -29,12 +31,13 @@ FreezeName = Annotated[Name, Path(description="Name of the freeze.")]
 
 
 @router.get("/freezes", dependencies=[may("fleet.read")], summary="List freezes")
-def list_freezes(rooms: Rooms, after: After = None, limit: Limit = 50) -> Listed[FreezeView]:
-    """By name, each with the window that is open now and the next ones."""
+def list_freezes(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> Listed[FreezeView]:
+    """By name, each with the window that is open now and the next ones. Those for models of other owners alone are left out."""
     with rooms.store.read() as unit:
         page = unit.freeze_page(after=after, limit=limit)
+        shown = [found for record in page.items if (found := shown_freeze(record, unit, visible)) is not None]
     at = datetime.now(UTC)
-    return listed(page.map(lambda record: _view(record, at)))
+    return listed(Page(tuple(_view(record, at) for record in shown), page.next))
 
 
 @router.get("/freezes/now", dependencies=[may("fleet.read")], summary="Ask whether a change would wait")
@@ -55,10 +58,19 @@ def frozen_now(
 
 
 @router.get("/freezes/{name}", dependencies=[may("fleet.read")], summary="Read a freeze")
-def read_freeze(name: FreezeName, rooms: Rooms) -> FreezeView:
+def read_freeze(name: FreezeName, rooms: Rooms, visible: Visible) -> FreezeView:
     """A freeze with the window that is open now and the next five."""
-    with rooms.store.read() as unit:
-        return _view(unit.freeze(name), datetime.now(UTC))
+    try:
+        with rooms.store.read() as unit:
+            found = shown_freeze(unit.freeze(name), unit, visible)
+    except NotFound:
+        if visible is None:
+            raise  # it names the ones that there are
+        found = None
+    if found is None:
+        msg = f"freeze {name!r} is not known; `ipnext get freezes` lists those for models that you may see"
+        raise NotFound(msg)
+    return _view(found, datetime.now(UTC))
 
 
 @router.put("/freezes/{name}", dependencies=[may("freezes.change")], summary="Apply a freeze")

@@ -9,6 +9,7 @@ from ipnext.model.deployment import Replica
 from ipnext.model.drain import DrainView
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.resource import MovesView, PlanSummary, RegionView, ReplanView
+from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
 
 Visible = frozenset[str] | None
@@ -54,6 +55,26 @@ def shown_fleet(spec: FleetSpec, visible: Visible) -> FleetSpec:
     if visible is None:
         return spec
     return spec.model_copy(update={"owners": tuple(o for o in spec.owners if o.owner in visible)})
+
+
+def shown_freeze(freeze: FreezeRecord, unit: Repository, visible: Visible) -> FreezeRecord | None:
+    """A freeze without the names of models and owners that are not visible; None if it is for such ones only."""
+    if visible is None:
+        return freeze
+    scope = freeze.manifest.spec.scope
+    seen = visible_models(unit, (name for name in scope.models if not _is_pattern(name)), visible)
+    models = tuple(name for name in scope.models if _is_pattern(name) or name in seen)
+    owners = tuple(name for name in scope.owners if name in visible or _is_pattern(name))
+    if (scope.models and not models) or (scope.owners and not owners):
+        return None
+    spec = freeze.manifest.spec.model_copy(
+        update={"scope": scope.model_copy(update={"models": models, "owners": owners})}
+    )
+    return freeze.model_copy(update={"manifest": freeze.manifest.model_copy(update={"spec": spec})})
+
+
+def _is_pattern(name: str) -> bool:
+    return not {"*", "?", "["}.isdisjoint(name)
 
 
 def shown_regions(views: Iterable[RegionView], unit: Repository, visible: Visible) -> tuple[RegionView, ...]:

@@ -45,7 +45,7 @@ class Listener(Protocol):
     """Who listens to a stream."""
 
     def sees(self, owner: str | None) -> bool:
-        """Whether it is told of a model of this owner; None: what is of no model, or of one that is gone."""
+        """Whether it is told of a model of this owner; empty: of the fleet as a whole; None: that something changed."""
 
     def may_listen(self) -> bool:
         """Whether it still may listen at all. May block for a moment."""
@@ -64,7 +64,7 @@ class Everything:
 
 
 class _Told(NamedTuple):
-    """A message with the owner of the model that it is about."""
+    """A message with the owner of the model that it is about: empty for the fleet's own, None for what says nothing of any."""
 
     ordinal: int
     message: bytes
@@ -213,7 +213,7 @@ class Stream:
             found = unit.events_since(ordinal, limit=limit)
             owners = unit.owners_of({event.model for _, event in found if event.model is not None})
         views = ((each, EventView.model_validate(event, from_attributes=True)) for each, event in found)
-        return [_Told(each, _message(each, view), owners.get(view.model or "")) for each, view in views]
+        return [_Told(each, _message(each, view), owners.get(view.model or "", "")) for each, view in views]
 
 
 def _message(ordinal: int, event: EventView) -> bytes:

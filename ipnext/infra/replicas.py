@@ -152,17 +152,11 @@ class HostReplica:
             failures=load_failures(self._failed_loads.all, adapters_of(self._wanted, self._told)),
             restarts=self._child.restarts,
             message=self._refusal or self._child.message,
-            coming=self._goal,
+            coming=self.coming,
             swaps=self._state.swaps if self._state else (),
             starts=self._state.starts if self._state else (),
             log=str(self._site.log_file(self.name)),
         )
-
-    @property
-    def _goal(self) -> tuple[int, ...]:
-        """Generations that it is going over to, from when their snapshots are fetched."""
-        following = self._over.next or (self._wanted if self._over.begun else None)
-        return () if following is None else tuple(sorted(generations(following) - {*self.ready}))
 
     @property
     def digests(self) -> frozenset[str]:
@@ -181,8 +175,13 @@ class HostReplica:
 
     @property
     def coming(self) -> tuple[int, ...]:
-        """Generations that it is going over to, and is not ready for yet."""
-        return tuple(sorted(generations(self._wanted) - {*self.ready})) if self._over.begun else ()
+        """Generations that it is going over to and is not ready for yet, from when their snapshots are fetched.
+
+        While it fetches, another part of the model may hold a later generation already: a process that ended starts with what
+        is wanted. Neither generation is complete then, and requests wait for this replica.
+        """
+        following = self._over.next or (self._wanted if self._over.begun else None)
+        return () if following is None else tuple(sorted(generations(following) - {*self.ready}))
 
     def want(
         self,

@@ -147,7 +147,8 @@ def _owner_of(settings: PlatformSettings) -> Look:
 
 def _owner(settings: PlatformSettings, namespace_id: str) -> Sequence[Item]:
     with closing(Store.open(settings.database_url)) as store:
-        if store.schema_range() is None:
+        found = store.schema_range()
+        if found is None or found.behind:
             return ()
         with store.read() as unit:
             owner = unit.belongs_to()
@@ -164,9 +165,12 @@ def _belonging(owner: WorkflowNamespace | None, namespace_id: str) -> Item:
 def _database(settings: PlatformSettings) -> Sequence[Item]:
     try:
         with closing(Store.open(settings.database_url)) as store:
-            found, name = store.schema_range(), store.name
+            found, name, absent = store.schema_range(), store.name, store.absent_file
     except IPnextError as error:
         return (Item(item="database", state="wrong", detail=error.message, todo="correct IPNEXT_DATABASE_URL"),)
+    if absent is not None:
+        todo = f"{SETUP}, which creates it, or correct IPNEXT_DATABASE_URL"
+        return (Item(item="database", state="missing", detail=f"no file {absent}", todo=todo),)
     there = Item(item="database", state="ok", detail=name)
     if found is None or found.behind:
         state: Literal["missing", "wrong"] = "missing" if found is None else "wrong"

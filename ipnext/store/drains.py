@@ -1,6 +1,6 @@
 """Drains of regions: what was asked, where it stands. The fleet's manifest knows nothing of them: applying it keeps them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import select as sa_select
@@ -12,6 +12,7 @@ from ipnext.model.drain import Drain, DrainState
 from ipnext.model.status import Reason
 from ipnext.store.tables import (
     METADATA,
+    ChangeRow,
     DeploymentRow,
     DrainRow,
     PlacedReplicasRow,
@@ -54,11 +55,14 @@ class Drains(Unit):
         if row is None or DrainState(row.state).over:
             return self._new_drain(region, disaster=disaster, force=force, reason=reason)
         back = row.state == DrainState.RETURNING.value
-        if back or (disaster and not row.disaster) or (force and not row.force):
+        worse = disaster and not row.disaster
+        if back or worse or (force and not row.force):
             row.disaster, row.force = row.disaster or disaster, row.force or force
             row.reason = reason or row.reason
             row.state, row.message, row.told, row.finished_at = DrainState.RECORDED.value, "", False, None
             row.updated_at = self._now()
+            if row.disaster and (back or worse):
+                row.lost_after_change = self._newest_change()
             self._add(row)
         return _drain(row)
 
@@ -73,8 +77,19 @@ class Drains(Unit):
             row.state, row.told, row.finished_at = DrainState.RETURNING.value, False, None
             row.message = f"asked back: {reason}" if reason else "asked back"
             row.updated_at = self._now()
+            if row.disaster:
+                row.lost_after_change = self._newest_change()
             self._add(row)
         return _drain(row)
+
+    def lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
+        """Whether one of the regions was declared lost, or asked back after that, since a change was recorded.
+
+        By the order in which the store recorded them: the writers' clocks may differ. False for an unknown change.
+        """
+        recorded = select(ChangeRow.ordinal).where(ChangeRow.id == change_id).scalar_subquery()
+        query = select(DrainRow.ordinal).where(self._among(col(DrainRow.region), sorted(set(regions))))
+        return self._session.exec(query.where(col(DrainRow.lost_after_change) >= recorded).limit(1)).first() is not None
 
     def drain(self, region: str) -> Drain | None:
         """The newest drain of a region."""
@@ -160,11 +175,16 @@ class Drains(Unit):
             traffic_left_qps=0.0,
             replans=0,
             told=False,
+            lost_after_change=self._newest_change() if disaster else None,
             created_at=now,
             updated_at=now,
         )
         self._add(row)
         return _drain(row)
+
+    def _newest_change(self) -> int:
+        """Ordinal of the newest change of all models, 0 before the first. Nothing else is recorded during this unit, which is of all models."""
+        return self._session.exec(select(func.max(ChangeRow.ordinal))).one() or 0
 
     def _newest_drain(self, region: str) -> DrainRow | None:
         query = select(DrainRow).where(DrainRow.region == region).order_by(col(DrainRow.ordinal).desc())
@@ -176,6 +196,6 @@ def _drain(row: DrainRow) -> Drain:
 
 
 def _read(row: Mapping[str, Any]) -> Drain:
-    left_out = {"ordinal", "told"}
+    left_out = {"ordinal", "told", "lost_after_change"}
     found = {name: value for name, value in row.items() if name not in left_out}
     return Drain(**found | {"state": DrainState(row["state"]), "cause": Reason(row["cause"])})

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from ipnext.errors import InvalidInput
+from ipnext.errors import InvalidInput, Unavailable
 
 LOCK_SECONDS = 10
 """Longest wait for another writer."""
@@ -20,6 +20,9 @@ IDLE_SECONDS = 60
 """PostgreSQL ends a unit of work whose process has stopped for so long, so that it blocks nobody."""
 
 ALLOWED = ("sqlite:///FILE", "postgresql+psycopg://USER@HOST/DATABASE")
+
+FILE_MODE = 0o644
+"""As SQLite itself creates its files."""
 
 _BEGIN = "ipnext_begin"
 _FLEET_LOCK, _MODEL_LOCK, MIGRATION_LOCK, _PLAN_LOCK = 0x49504E01, 0x49504E02, 0x49504E03, 0x49504E04
@@ -48,8 +51,23 @@ def connect(url: URL) -> Engine:
 
 
 def is_absent(url: URL) -> bool:
-    """True for SQLite without its file: a connection would create it."""
-    return url.drivername == "sqlite" and not Path(str(url.database)).exists()
+    """True for SQLite without its file."""
+    return url.drivername == "sqlite" and not file_of(url).exists()
+
+
+def file_of(url: URL) -> Path:
+    """The file of a SQLite URL, absolute."""
+    return Path(str(url.database)).absolute()
+
+
+def create_file(file: Path) -> None:
+    """Create an empty SQLite database with its directory if it is absent. Unavailable names the file and the fault."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=FILE_MODE)
+    except OSError as error:
+        msg = f"the database {file} can't be created ({error.strerror}); allowed: a file in a directory that can be written"
+        raise Unavailable(msg) from error
 
 
 def reading(engine: Engine) -> Engine:
@@ -84,9 +102,10 @@ class Revisions:
                 return str(connection.scalar(text("SELECT pg_current_snapshot()::text")))
         with self._lock:
             if self._connection is None:
-                self._connection = self._engine.raw_connection()
+                self._connection = self._engine.connect()
                 self._connection.detach()  # kept: the figure is one of this connection
-            return str(self._connection.dbapi_connection.execute("PRAGMA data_version").fetchone()[0])
+            found = self._connection.connection.dbapi_connection
+            return str(found.execute("PRAGMA data_version").fetchone()[0])
 
     def close(self) -> None:
         """Close the connection that is kept, if there is one."""
@@ -141,7 +160,6 @@ def _number_of(model: str) -> int:
 
 
 def _sqlite(url: URL) -> Engine:
-    Path(url.database or "").absolute().parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         url,
         connect_args={"timeout": LOCK_SECONDS, "check_same_thread": False},
@@ -149,9 +167,17 @@ def _sqlite(url: URL) -> Engine:
         max_overflow=24,
         pool_timeout=LOCK_SECONDS,
     )
+    event.listen(engine, "do_connect", _open_existing)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _open_existing(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Let a connection open a file that exists, and create none: only a migration does (`create_file`)."""
+    if not options.get("uri"):
+        arguments[0] = f"{Path(arguments[0]).absolute().as_uri()}?mode=rw"
+        options["uri"] = True
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -1,6 +1,6 @@
 """From the database's errors to ours: what a caller can act on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import exc
@@ -10,11 +10,14 @@ from ipnext.errors import Conflict, InvalidInput, Unavailable
 _UNMIGRATED = ("no such table", "no such column", "UndefinedTable", "UndefinedColumn")
 
 
-@contextmanager
-def translated(database: str) -> Iterator[None]:
-    """Raise Unavailable (down, locked, full, not migrated), Conflict (a constraint) or InvalidInput (a value).
+_UNUSABLE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
-    `database` names it in the text, without a password. An error that is a fault of our own passes as it is.
+
+@contextmanager
+def translated(database: str, *, is_absent: Callable[[], bool] = bool) -> Iterator[None]:
+    """Raise Unavailable (down, absent, locked, full, not migrated), Conflict (a constraint) or InvalidInput (a value).
+
+    `database` names it in the text, without a password. `is_absent`: whether it does not exist. An error that is a fault of our own passes as it is.
     """
     try:
         yield
@@ -22,6 +25,12 @@ def translated(database: str) -> Iterator[None]:
         text = _first_line(error)
         if any(sign in f"{type(getattr(error, 'orig', None)).__name__} {text}" for sign in _UNMIGRATED):
             msg = f"the database {database} lacks tables of this version ({text}); run the migrations first"
+            raise Unavailable(msg) from error
+        if _unreachable(error) and is_absent():
+            msg = f"the database {database} does not exist; `ipnext platform setup` creates it"
+            raise Unavailable(msg) from error
+        if getattr(getattr(error, "orig", None), "sqlite_errorname", "") in _UNUSABLE:
+            msg = f"the database {database} cannot be used ({text}); name another one, or restore it"
             raise Unavailable(msg) from error
         if _unreachable(error):
             msg = f"the database {database} cannot take this now ({text}); try again"

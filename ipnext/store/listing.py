@@ -137,10 +137,9 @@ class Listing(Models, Profiles, Plans):
         return self._by_ordinal(TransitionRow, after, limit, _transition, TransitionRow.model == model)
 
     def event_page(self, model: str | None = None, *, after: str | None = None, limit: int = 100) -> Page[Event]:
-        """Return the events of a model, or of all. NotFound."""
+        """Return the events of a model, or of all. NotFound. Events of no model are of the fleet: only who sees all has them."""
         if model is None:
-            seen = [or_(col(EventRow.model).is_(None), each) for each in self._seen(col(EventRow.model))]
-            return self._by_ordinal(EventRow, after, limit, _event, *seen)
+            return self._by_ordinal(EventRow, after, limit, _event, *self._seen(col(EventRow.model)))
         self._model_row(model)
         return self._by_ordinal(EventRow, after, limit, _event, EventRow.model == model)
 

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, delete, insert, inspect, select, text
 
 from ipnext.errors import Conflict
-from ipnext.store.engines import MIGRATION_LOCK
+from ipnext.store import engines
 from ipnext.store.tables import METADATA, SchemaCompatRow
 
 SCRIPTS = Path(__file__).parent / "migrations"
@@ -54,17 +54,20 @@ class SchemaRange:
 def upgrade(engine: Engine) -> None:
     """Bring the database to this build's version, in one transaction; a newer one that this build can use stays as it is.
 
-    Raises Conflict for a newer schema whose range begins beyond this build.
+    The file of a SQLite database is created if it is absent. Raises Conflict for a newer schema whose range begins beyond
+    this build, and Unavailable if the file can't be created.
     """
     if engine.dialect.name == "sqlite":
-        with _file_lock(Path(f"{engine.url.database}.migrate.lock")):
+        file = engines.file_of(engine.url)
+        engines.create_file(file)
+        with _file_lock(file.with_name(f"{file.name}.migrate.lock")):
             _keep_wal(engine)
             with engine.begin() as connection:
                 _run(connection)
         return
     with engine.begin() as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATION_SECONDS}s'"))
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK}, 0)"))
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({engines.MIGRATION_LOCK}, 0)"))
         _run(connection)
 
 

@@ -62,7 +62,10 @@ class FreezeRecord(Value):
 
 
 class SolveUse(Value):
-    """What a search for a plan took. It stands beside the plan document, which is the same whatever the clock says."""
+    """What a search for a plan took. It stands beside the plan document, which is the same whatever the clock says.
+
+    Making the planner's kernels ready is not counted, if the search had a process of its own.
+    """
 
     wall_seconds: float
     cpu_seconds: float

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
@@ -18,7 +19,7 @@ from ipnext.store.repository import Repository
 class Store:
     """The system of record on SQLite or PostgreSQL. One per process; any thread may use it.
 
-    The database raises Unavailable while it is down, locked by another writer for over 10 s, full or not migrated.
+    The database raises Unavailable while it is down, absent, locked by another writer for over 10 s, full or not migrated.
     """
 
     def __init__(self, engine: Engine, url: URL) -> None:
@@ -39,17 +40,22 @@ class Store:
         """The URL without its password."""
         return self._url.render_as_string(hide_password=True)
 
+    @property
+    def absent_file(self) -> Path | None:
+        """The file of a SQLite database that does not exist; None if it does, and on PostgreSQL."""
+        return engines.file_of(self._url) if engines.is_absent(self._url) else None
+
     def migrate(self) -> None:
-        """Create the tables or bring them to this version. Any number of processes may do so at once."""
-        with translated(self.name):
+        """Create the database and its tables, or bring them to this version. Any number of processes may do so at once."""
+        with self._translated():
             upgrade(self._engine)
 
     def schema_range(self) -> SchemaRange | None:
         """Version of the tables and the builds that can use them; None before the first migration. Writes nothing."""
         if engines.is_absent(self._url):
             return None
-        with translated(self.name):
-            return schema_range(self._engine)
+        with self._translated():
+            return schema_range(self._readers)
 
     @contextmanager
     def begin(self, model: str | None = None) -> Iterator[Repository]:
@@ -59,7 +65,7 @@ class Store:
         model may write that model only, and on PostgreSQL waits for units of that model only. Keep units short:
         nothing slow inside, and no unit inside another (it would wait for itself).
         """
-        with self._waiting(), translated(self.name), Session(self._engine) as session, session.begin():
+        with self._waiting(), self._translated(), Session(self._engine) as session, session.begin():
             engines.take_turn(session.connection(), model)
             yield Repository(session, scope=None if model is None else frozenset({model}), writable=True)
 
@@ -69,7 +75,7 @@ class Store:
 
         On PostgreSQL it waits for no unit of a model. The others are left to units of their own.
         """
-        with self._waiting(), translated(self.name), Session(self._engine) as session, session.begin():
+        with self._waiting(), self._translated(), Session(self._engine) as session, session.begin():
             scope = engines.take_free_turns(session.connection(), models)
             yield Repository(session, scope=scope, writable=True)
 
@@ -79,7 +85,7 @@ class Store:
 
         `visible`: owners whose models it lists and counts; None: all.
         """
-        with translated(self.name), Session(self._readers) as session, session.begin():
+        with self._translated(), Session(self._readers) as session, session.begin():
             yield Repository(session, scope=None, writable=False, visible=visible)
 
     def revision(self) -> str:
@@ -88,13 +94,16 @@ class Store:
         SQLite: `PRAGMA data_version` of a connection that never writes. PostgreSQL: `pg_current_snapshot()`, which other
         databases of the server move too.
         """
-        with translated(self.name):
+        with self._translated():
             return self._revisions.mark()
 
     def close(self) -> None:
         """End all connections; that of a unit that is still open ends with the unit."""
         self._revisions.close()
         engines.close(self._engine)
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.name, is_absent=lambda: engines.is_absent(self._url))
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:

@@ -558,6 +558,8 @@ class DrainRow(Row, table=True):
     replans: int = _number()
     told: bool = False
     """Whether the workflow engine knows of what was asked last."""
+    lost_after_change: int | None = _number(default=None)
+    """Ordinal of the newest change when the region was declared lost, or asked back after that, for the last time."""
     created_at: datetime = _time()
     updated_at: datetime = _time()
     finished_at: datetime | None = _time(default=None)

@@ -1,10 +1,11 @@
 """Which changes are carried out again because a region was lost in their way."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from activities.again import pend_again, record_again
+from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult
 from ipnext.model.registry import GenerationState
 from ipnext.model.rollout import Transition
@@ -25,27 +26,39 @@ def on_its_way(house):
         if kind is not ChangeKind.PUBLISH:
             generation = 1 if kind is ChangeKind.ROLLBACK else None
             change = house.ask("m", kind, "asked", generation=generation)
-        rows = [{"model": "m", "part": "dense", "region": "eu-west", "hardware": "cpu", "generation": 1, "count": 2}]
-        stated = {"from": {}, "to": {"replicas": rows}, "waves": ({"gate": "final"},)}
-        with house.store.begin("m") as unit:
-            unit.save_transition(
-                TransitionRecord(
-                    id=change.id,
-                    model="m",
-                    change_id=change.id,
-                    generation=1,
-                    transition=Transition.model_validate(stated),
-                    created_at=datetime.now(UTC),
-                )
-            )
+        send_to_europe(house, change)
         return change
 
     return ask
 
 
-def lose(house, region="eu-west"):
+def send_to_europe(house, change):
+    rows = [{"model": "m", "part": "dense", "region": "eu-west", "hardware": "cpu", "generation": 1, "count": 2}]
+    stated = {"from": {}, "to": {"replicas": rows}, "waves": ({"gate": "final"},)}
+    with house.store.begin("m") as unit:
+        unit.save_transition(
+            TransitionRecord(
+                id=change.id,
+                model="m",
+                change_id=change.id,
+                generation=1,
+                transition=Transition.model_validate(stated),
+                created_at=datetime.now(UTC),
+            )
+        )
+
+
+def lose(house, region="eu-west", *, clock_ahead=timedelta()):
+    """Declare a region lost, as an API whose clock is ahead of the workers' does."""
     with house.store.begin() as unit:
+        unit._now = lambda: datetime.now(UTC) + clock_ahead
         unit.add_drain(region, disaster=True)
+
+
+def bring_back(house, region="eu-west"):
+    with house.store.begin() as unit:
+        unit.ask_return(region)
+        unit.update_drain(unit.drain(region).id, state=DrainState.RETURNED)
 
 
 def recorded(house, change, result=LOST):
@@ -93,6 +106,27 @@ def test_a_region_that_was_not_declared_lost_or_is_none_of_the_change_repeats_no
 def test_a_region_that_was_lost_before_the_change_was_asked_for_repeats_nothing(house, on_its_way):
     lose(house)
     assert recorded(house, on_its_way()) is None
+
+
+@pytest.mark.parametrize("clock_ahead", [timedelta(hours=1), timedelta(hours=-1)], ids=["ahead", "behind"])
+def test_clocks_do_not_decide_whether_a_loss_was_before_a_change(house, on_its_way, clock_ahead):
+    change = on_its_way()
+    lose(house, clock_ahead=clock_ahead)
+
+    again = recorded(house, change)
+    send_to_europe(house, again)
+
+    assert recorded(house, again) is None
+
+
+def test_a_loss_counts_after_its_region_is_back_and_drained_as_planned(house, on_its_way):
+    change = on_its_way()
+    lose(house)
+    bring_back(house)
+    with house.store.begin() as unit:
+        unit.add_drain("eu-west", reason="racks")
+
+    assert recorded(house, change) is not None
 
 
 @pytest.mark.parametrize("kind", [ChangeKind.ROLLBACK, ChangeKind.RETIRE])

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,7 @@ from ipnext.model.plan import (
     RegionSupply,
 )
 from ipnext.model.status import Reason
+from planner import kernel_cache
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("subprocesses")
@@ -113,6 +115,32 @@ def test_a_process_that_hangs_is_ended_at_its_limit(problem):
     assert not caught.value.died, "another attempt would take as long"
     assert Reason(caught.value.code) is Reason.PLANNER_FAILED
     assert children() == []
+
+
+def test_the_limit_does_not_count_while_kernels_are_compiled(problem, tmp_path, monkeypatch):
+    """Thirty polls take three seconds or more: far beyond the limit."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel_cache.folder.cache_clear()
+    short = problem.model_copy(update={"limits": Limits(time_seconds=0.3)})
+    seen = []
+    with ExitStack() as compiling:
+        compiling.enter_context(kernel_cache.compiling_alone())
+
+        def beat(words):
+            for child in children():
+                child.suspend()
+            seen.append(words)
+            if len(seen) == 30:
+                compiling.close()
+
+        with pytest.raises(SolveFailed, match=r"took longer than 0\.8 s and was ended"):
+            ProcessSolver(grace_seconds=0.5).solve(short, beat=beat)
+    kernel_cache.folder.cache_clear()
+
+    assert all(
+        words.startswith("solving for 0 s, without the time in which the planner's kernels") for words in seen[:30]
+    )
+    assert "kernels" not in seen[30]
 
 
 def test_a_process_that_is_killed_is_told_with_the_memory_it_held(problem):

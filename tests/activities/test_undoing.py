@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from activities.undoing import answers_at_all, held_for_lack, none_more, not_as_before, unfreed, waiting
+from activities.undoing import answers_at_all, heard, held_for_lack, none_more, not_as_before, unfreed, waiting
 from activities.waves import ModelState
 from ipnext.model.deployment import (
     Deployment,
@@ -110,6 +110,14 @@ def test_users_keep_what_answers_them_where_what_shall_answer_them_did_not_come_
 
 def test_what_is_not_there_at_all_did_not_come_back():
     assert held_for_lack([deployed("eu", {1: 1})], {}, {"us": table("us", "eu", 1).shares}) == {("eu", 1)}
+
+
+def test_routers_learn_of_what_is_only_spared_if_it_answers():
+    target, answering, silent, other = (deployed(region, {1: 1}) for region in ("eu", "us", "asia", "africa"))
+
+    found = heard([target, answering, silent, other], [target, answering, silent], [target, answering])
+
+    assert found == (target, answering, other)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ipnext import errors
+from ipnext.access.actions import ACTIONS
 from ipnext.api.app import create_app
 from ipnext.api.errors import HTTP_CODES
 from ipnext.api.explanation import ADVICE, ADVICE_FOR_MOVES
@@ -16,6 +17,7 @@ from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.status import ConditionType, Reason
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
+from tests.ipnext.api.test_access import routes
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -29,11 +31,16 @@ def headings(name, level):
 
 
 @pytest.fixture
-def schema(tmp_path):
+def application(tmp_path):
     store = Store.open(f"sqlite:///{tmp_path}/unused.db")
     rooms = (store, FileArtifactStore(tmp_path), MemoryInfrastructure([]), MemoryLifecycle(), PlatformSettings())
-    yield create_app(*rooms).openapi()
+    yield create_app(*rooms)
     store.close()
+
+
+@pytest.fixture
+def schema(application):
+    return application.openapi()
 
 
 def test_every_endpoint_has_a_heading_and_no_heading_is_made_up(schema):
@@ -102,3 +109,15 @@ def test_every_setting_of_planning_is_named_with_its_default():
         default = fields[name].default
         shown = "true" if default is True else "" if default is None else f"{default:g}"
         assert f"| {shown}" in line, name
+
+
+def test_the_table_of_actions_is_that_of_the_code(application):
+    rows = re.findall(
+        r"^\| `([a-z]+\.[a-z]+)` \| (\w+) \| (\w+) \| (.+?) \| (.+?) \|$", text_of("../access.md"), flags=re.MULTILINE
+    )
+    guarded = {}
+    for method, path, actions in routes(application):
+        for action in actions:
+            guarded.setdefault(action.name, set()).add(f"`{method} {path}`")
+    expected = {a.name: (a.role.value, a.kind, a.about, guarded[a.name]) for a in ACTIONS.values()}
+    assert {name: (role, kind, about, set(paths.split(", "))) for name, role, kind, about, paths in rows} == expected

@@ -1,12 +1,17 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from planner import kernel_cache
 from planner.command import app
+from planner.commands import plans
+from planner.kernels import Preparation
+from planner.solve import solve
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "problems"
 
@@ -47,6 +52,25 @@ def test_solve_writes_the_plan_and_says_what_it_found(files):
 def test_solve_without_a_file_prints_nothing_but_the_plan(files):
     result = run("solve", files / "problem.json")
     assert json.loads(result.stdout)["replicas"][0]["count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "complete", "told"), [("fleet", False, True), ("fleet", True, False), ("reference", False, False)]
+)
+def test_solve_says_so_if_kernels_are_compiled_first(files, monkeypatch, method, complete, told):
+    monkeypatch.setattr(kernel_cache, "is_complete", lambda: complete)
+    monkeypatch.setattr(plans, "solve", lambda stated, **_: solve(stated, method="reference"))
+    result = run("solve", files / "problem.json", "-o", files / "plan.json", "--method", method)
+    assert (plans.NOT_COMPILED in result.stderr) == told
+
+
+def test_the_time_of_solve_is_without_that_of_the_kernels(files, monkeypatch):
+    monkeypatch.setattr(plans, "preparation", lambda: Preparation(wall_seconds=90.0, compiled=True))
+    clock = iter((0.0, 95.0))
+    monkeypatch.setattr(plans, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    result = run("solve", files / "problem.json", "-o", files / "plan.json")
+    assert re.search(r"time +5\.0 s", result.stderr)
+    assert "compiled for this machine in 90.0 s" in result.stderr
 
 
 def test_the_same_problem_gives_the_same_file(files):

@@ -95,6 +95,17 @@ MENDED_PREPARED = {
 }
 """The same of histories in which the stages before a transition are one activity."""
 
+MENDED_REPEATED = {
+    "users whom only a lost region answered are sent to a new generation, and its first wave brings the rest": 68960,
+    "a region comes back whose users the new generation has answered in others meanwhile": 81735,
+    "a process that starts anew is back before those that fetch, and neither generation is complete": 73593,
+    "a way back keeps what never started, its router hears of it, and users of a lost region are sent there": 21577,
+    "a way back adds what its wave had written down beside replicas that answer nobody": 86717,
+    "a region is lost at the first moment": 64524,
+    "the same, and a change is carried out again": 66994,
+}
+"""The same of histories in which changes are carried out again after a loss."""
+
 
 @pytest.mark.parametrize("name", MENDED)
 def test_what_was_found_once_does_not_come_back(name):
@@ -127,6 +138,13 @@ def test_what_was_found_of_runs_that_are_ended_does_not_come_back(name):
 @pytest.mark.parametrize("name", MENDED_PREPARED)
 def test_what_was_found_of_stages_in_one_attempt_does_not_come_back(name):
     found = history(MENDED_PREPARED[name], prepares=True)
+
+    assert found.violated is None, found.told
+
+
+@pytest.mark.parametrize("name", MENDED_REPEATED)
+def test_what_was_found_of_changes_that_are_carried_out_again_does_not_come_back(name):
+    found = history(MENDED_REPEATED[name])
 
     assert found.violated is None, found.told
 

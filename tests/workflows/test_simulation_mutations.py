@@ -8,7 +8,7 @@ import pytest
 
 import planner.line
 import planner.transition
-from activities import admitting, gates, problems, regions, undoing, waves
+from activities import admitting, gates, pacing, problems, regions, undoing, waves
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.rollout import Transition, TransitionState
 from tests.workflows.simulation import (
@@ -359,6 +359,15 @@ def test_a_way_back_that_drops_users_whom_the_new_generation_still_answers_is_ca
     found = history(seed, ends=False)
 
     assert found.violated == "I5 dropped", found.told
+
+
+def test_users_who_come_to_a_new_generation_too_fast_after_a_loss_are_seen(monkeypatch):
+    """So rare that the history in which it happens is named."""
+    monkeypatch.setattr(pacing, "hurried", lambda *_: None)
+
+    found = history(72593, ends=False)
+
+    assert found.violated == "pace", found.told
 
 
 def test_two_transitions_of_a_model_that_are_open_at_once_are_seen():

@@ -119,12 +119,17 @@ def test_a_next_snapshot_that_cannot_be_had_is_told_while_the_former_one_answers
     assert replica.ready == (1,)
 
 
-def test_the_table_says_what_is_coming_from_when_the_replica_leaves_until_it_is_ready(shared_agent, serving, gate):
+def test_the_table_says_what_is_coming_from_when_it_is_fetched_until_the_replica_is_ready(shared_agent, serving, gate):
     gate.touch()
-    model = serving(1, load_until=str(gate))
+    fetched = gate.with_name("fetched")
+    settings = {"fetch_until": str(fetched), "load_until": str(gate)}
+    model = serving(1, **settings)
     gate.unlink()
     assert (table_of(shared_agent, model)["swap"], table_of(shared_agent, model)["coming"]) == (True, [])
-    shared_agent.infra.apply(swapping(model, {2: 1}, load_until=str(gate)))
+    shared_agent.infra.apply(swapping(model, {2: 1}, **settings))
+    until(lambda: table_of(shared_agent, model)["coming"] == [2], why=lambda: "it fetches")
+    assert answering(shared_agent, model) == [1]
+    fetched.touch()
     until(lambda: answering(shared_agent, model) == [], why=lambda: "it leaves")
     assert table_of(shared_agent, model)["coming"] == [2]
     (replica,) = shared_agent.replicas(model.key())
@@ -148,6 +153,25 @@ def test_a_replica_that_crashes_on_its_way_comes_up_with_what_is_wanted_of_it(sh
     assert [name for name, (pid, _) in after.items() if before[name] != pid] == [
         name for name, (_, ready) in after.items() if ready == (2,)
     ]
+
+
+def test_the_table_says_what_is_coming_if_a_part_that_crashed_holds_it_before_the_others(shared_agent, builder, gate):
+    """Neither generation is complete meanwhile: requests wait for the part that fetches and are not refused."""
+    model, settings = builder("swapparts", parts=("dense", "head")), {"fetch_until": str(gate)}
+    for part in model.parts:
+        shared_agent.infra.apply(swapping(model, {1: 1}, part=part, **settings))
+    for part in model.parts:
+        shared_agent.await_ready(model.key(part), 1)
+    shared_agent.infra.route(model.table(1, {1: 1.0}, served=[1, 2]))
+    for part in model.parts:
+        shared_agent.infra.apply(swapping(model, {2: 1}, part=part, **settings))
+    shared_agent.child(f"{model.model}.head.cpu.").kill()
+    shared_agent.await_ready(model.key("head"), 2)
+    assert answering(shared_agent, model) == [1, 2]
+    assert table_of(shared_agent, model)["coming"] == [2]
+    gate.touch()
+    until(lambda: answering(shared_agent, model) == [2, 2], why=lambda: "both parts have it")
+    assert table_of(shared_agent, model)["coming"] == []
 
 
 def test_an_agent_that_starts_in_the_middle_of_a_hot_swap_completes_it(new_agent, builder, tmp_path):

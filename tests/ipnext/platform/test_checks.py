@@ -1,6 +1,8 @@
 """Single items of `ipnext platform check`; tests/workflows/test_platform_setup.py has the whole, with a server."""
 
-from ipnext.platform.checks import _artifacts
+import pytest
+
+from ipnext.platform.checks import _artifacts, _database, _owner
 from ipnext.settings import PlatformSettings
 
 
@@ -16,3 +18,21 @@ def test_an_artifact_store_without_its_directory_is_missing(tmp_path):
 def test_an_artifact_store_that_is_a_file_is_missing(tmp_path):
     (tmp_path / "artifacts").write_text("")
     assert _artifacts(PlatformSettings(artifacts_uri=f"file://{tmp_path}/artifacts")).state == "missing"
+
+
+@pytest.mark.parametrize("place", ["ipnext.db", "absent/folder/ipnext.db"])
+def test_a_database_that_is_absent_is_missing_and_stays_so(tmp_path, place):
+    settings = PlatformSettings(database_url=f"sqlite:///{tmp_path}/{place}")
+    (found,) = _database(settings)
+    assert (found.item, found.state, found.detail) == ("database", "missing", f"no file {tmp_path}/{place}")
+    assert found.todo == "run `ipnext platform setup`, which creates it, or correct IPNEXT_DATABASE_URL"
+    assert _owner(settings, "a") == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database_is_wrong_and_stays_as_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("no database " * 100)
+    (found,) = _database(PlatformSettings(database_url=f"sqlite:///{tmp_path}/notes.txt"))
+    assert (found.item, found.state, found.todo) == ("database", "wrong", "correct IPNEXT_DATABASE_URL")
+    assert "notes.txt" in found.detail
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

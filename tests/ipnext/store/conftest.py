@@ -48,6 +48,7 @@ def engine_name(request) -> str:
 def empty_url(engine_name, request, tmp_path) -> Iterator[str]:
     """The URL of a database without tables."""
     if engine_name == "sqlite":
+        (tmp_path / "empty.db").touch()
         yield f"sqlite:///{tmp_path}/empty.db"
         return
     yield from _copied(request.getfixturevalue("postgres_server"), template="template0")

@@ -4,6 +4,7 @@ import pytest
 
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.drain import DrainState
+from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.moving import MoveTrouble, ReplanProgress
 from ipnext.model.status import Reason
 
@@ -68,6 +69,93 @@ def test_a_drain_on_the_way_back_begins_anew(store):
         repository.add_drain("eu")
         repository.ask_return("eu")
         assert repository.add_drain("eu").state is DrainState.RECORDED
+
+
+@pytest.fixture
+def change(applied):
+    """A change that was recorded before all that a test does, by its id."""
+    with applied.begin() as repository:
+        return repository.add_change("ctr", ChangeKind.APPLY, change_id="before").id
+
+
+def lost_since(store, change, regions=("eu",)):
+    with store.read() as repository:
+        return repository.lost_since(change, regions)
+
+
+def drain(store, *, disaster=False):
+    with store.begin() as repository:
+        return repository.add_drain("eu", disaster=disaster).id
+
+
+def bring_back(store, drain_id):
+    with store.begin() as repository:
+        repository.ask_return("eu")
+        repository.update_drain(drain_id, state=DrainState.RETURNED)
+
+
+def later_change(store, change_id):
+    with store.begin() as repository:
+        return repository.add_change("ctr", ChangeKind.APPLY, change_id=change_id).id
+
+
+def test_a_loss_is_since_the_changes_before_it_and_none_after(applied, change):
+    assert not lost_since(applied, change)
+    drain(applied, disaster=True)
+
+    later = later_change(applied, "later")
+
+    assert (lost_since(applied, change), lost_since(applied, later)) == (True, False)
+    assert (lost_since(applied, change, ["us", "eu"]), lost_since(applied, change, ["us"])) == (True, False)
+    assert not lost_since(applied, change, [])
+
+
+def test_a_planned_drain_is_no_loss_until_it_becomes_one(applied, change):
+    drain(applied)
+    assert not lost_since(applied, change)
+
+    later = later_change(applied, "later")
+    drain(applied, disaster=True)
+
+    assert lost_since(applied, change)
+    assert lost_since(applied, later)
+
+
+def test_what_is_asked_again_of_a_lost_region_is_no_other_loss_and_its_return_changes_it(applied, change):
+    drain_id = drain(applied, disaster=True)
+    later = later_change(applied, "later")
+    drain(applied, disaster=True)
+    with applied.begin() as repository:
+        repository.add_drain("eu", disaster=True, force=True)
+    assert not lost_since(applied, later)
+
+    bring_back(applied, drain_id)
+
+    assert lost_since(applied, later)
+
+
+def test_a_loss_is_seen_through_any_number_of_later_drains(applied, change):
+    bring_back(applied, drain(applied, disaster=True))
+    later = later_change(applied, "later")
+    bring_back(applied, drain(applied))
+    drain(applied)
+
+    assert (lost_since(applied, change), lost_since(applied, later)) == (True, False)
+
+
+def test_a_region_that_is_lost_on_its_way_back_is_lost_again(applied):
+    drain(applied, disaster=True)
+    with applied.begin() as repository:
+        repository.ask_return("eu")
+    later = later_change(applied, "later")
+    drain(applied, disaster=True)
+
+    assert lost_since(applied, later)
+
+
+def test_a_change_that_is_not_known_saw_no_loss(applied):
+    drain(applied, disaster=True)
+    assert not lost_since(applied, "nothing")
 
 
 def test_a_reason_has_a_length_and_an_unknown_drain_is_not_found(store):

@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Boolean, bindparam, inspect, text
 
-from ipnext.errors import Conflict
+from ipnext.errors import Conflict, Unavailable
 from ipnext.model.value import canonical_json
 from ipnext.store import engines, migrating
 from ipnext.store.columns import UtcDateTime
@@ -260,7 +260,53 @@ def test_sqlite_keeps_a_write_ahead_log_and_every_commit(tmp_path):
     store.close()
 
 
-def test_looking_for_the_schema_creates_no_database(tmp_path):
-    with closing(Store.open(f"sqlite:///{tmp_path}/absent.db")) as store:
+@pytest.mark.parametrize("place", ["absent.db", "absent/folder/ipnext.db"])
+def test_only_migrating_creates_a_database(tmp_path, place):
+    with closing(Store.open(f"sqlite:///{tmp_path}/{place}")) as store:
         assert store.schema_range() is None
-    assert list(tmp_path.iterdir()) == []
+        for use in (store.begin, store.read):
+            with (
+                pytest.raises(Unavailable, match=f"{place} does not exist; `ipnext platform setup` creates it"),
+                use() as unit,
+            ):
+                unit.models()
+        with pytest.raises(Unavailable):
+            store.revision()
+        assert list(tmp_path.iterdir()) == []
+
+        store.migrate()
+
+        with store.read() as repository:
+            assert repository.models() == ()
+
+
+def test_looking_for_the_schema_leaves_the_directory_as_it_was_and_waits_for_no_writer(tmp_path, migrated_file):
+    shutil.copy(migrated_file, tmp_path / "ipnext.db")
+    before = (tmp_path / "ipnext.db").read_bytes()
+    with closing(Store.open(f"sqlite:///{tmp_path}/ipnext.db")) as store, store.begin():
+        assert store.schema_range() is not None
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("ipnext.db", before)]
+
+
+def test_a_name_with_signs_of_a_uri_is_a_name(tmp_path):
+    with closing(Store.open(f"sqlite:///{tmp_path}/a b%3Fc%23d.db")) as store:
+        store.migrate()
+        assert store.schema_range() is not None
+
+
+def test_a_database_that_can_not_be_created_says_which(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        closing(Store.open(f"sqlite:///{tmp_path}/file/ipnext.db")) as store,
+        pytest.raises(Unavailable, match=r"file/ipnext.db can't be created \(File exists\)"),
+    ):
+        store.migrate()
+
+
+def test_a_file_that_is_no_database_says_so(tmp_path):
+    (tmp_path / "notes.txt").write_text("no database " * 100)
+    with (
+        closing(Store.open(f"sqlite:///{tmp_path}/notes.txt")) as store,
+        pytest.raises(Unavailable, match=r"notes.txt cannot be used \(file is not a database\)"),
+    ):
+        store.schema_range()

@@ -60,7 +60,7 @@ class Host:
     """One process: each generation it holds is ready from some time on, or never. It may go over from one to another."""
 
     __slots__ = (
-        "due", "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "log", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
+        "alone", "due", "failing", "fetched_at", "former", "id", "interrupted", "key", "leaves", "log", "lost", "message", "number", "only", "over_to", "ready_at", "restarts",
         "takes", "world",
     )  # fmt: skip
     phase = ReplicaPhase.RUNNING
@@ -68,6 +68,8 @@ class Host:
     def __init__(self, world: Any, key: Key, number: int, only: int | None) -> None:
         self.world, self.key, self.id, self.only = world, key, f"{key.model}.{key.part}.{number}", only
         self.number, self.over_to, self.former = number, None, None
+        self.alone: int | None = None
+        """The generation that it came to by starting with it, without the others of its model."""
         self.fetched_at = self.takes = 0.0
         """Until when it fetches what it goes over to, and how many seconds it answers for neither generation then."""
         self.ready_at: dict[int, float] = {}
@@ -144,7 +146,7 @@ class Host:
     def go_over(self, generation: int) -> None:
         """Fetch a generation while the former one answers, then answer for neither until it is loaded. Back, where it was on its way from it."""
         now, former = self.world.clock.now, self.former if self.still_answers else self.only
-        self.only = generation
+        self.only, self.alone = generation, self.alone if self.apart else None
         if self.ready_at.get(generation, NEVER) <= now < self.leaves.get(generation, NEVER):
             self._keep(generation)
             return
@@ -152,7 +154,7 @@ class Host:
         if former not in self.ready:
             self._keep()
             self._load(generation, now + seconds, fails=fails)
-            self.over_to = generation
+            self.over_to = self.alone = generation
             return
         self._keep(former)
         if fails:  # seen while it is fetched: nothing is taken from the former one
@@ -165,6 +167,11 @@ class Host:
             self._load(generation, now + ready)
             self.world.faults.on_the_way(self, ready)
         self.former, self.over_to = former, generation
+
+    @property
+    def apart(self) -> bool:
+        """Whether it holds, or loads, what it came to without the others."""
+        return self.alone is not None and (self.alone in self.ready or self.alone == self.only)
 
     @property
     def still_answers(self) -> bool:
@@ -199,7 +206,7 @@ class Host:
         due = min(at, self.due.get(generation, at))
         self._keep()
         self.failing |= failing
-        self.over_to = generation
+        self.over_to = self.alone = generation
         self.ready_at[generation] = NEVER if at == NEVER else until + self.world.load_of(self.key.model, generation)[0]
         if at < NEVER:
             self.due[generation], self.lost[generation] = due, self.ready_at[generation]

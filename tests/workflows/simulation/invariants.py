@@ -57,6 +57,8 @@ class Invariants:
         """Model -> what was more than is carried while its gateways followed one by one: it stays so while one can't be reached."""
         self.crossing: set[str] = set()
         """Models whose gateways are told to send a region too much: no order sends less, or one of them stays as it is for now."""
+        self.unanswered: set[tuple[str, str]] = set()
+        """(Users' region, model) of users whom only a lost region answered, until the wave at hand has moved its traffic."""
         self.sent: dict[tuple[str, str], Any] = {}
         """(Users' region, model) -> the shares that the last look saw."""
         self.looks, self.breaches = 0, 0
@@ -269,20 +271,25 @@ class Invariants:
         if region not in self.demand[model]:
             return
         before = [share for share in before if share.to not in self.world.lost]
-        if not before:  # a lost region answered them, so nobody did: whoever is ready does
+        if not before or (region, model) in self.unanswered:  # nobody answered them: whoever is ready does
             return
         moved = _moved(before, after)
-        if model in self.strained:  # what was sent around a lost region may come home at once; a new generation may not
-            moved = _moved(self._new_of(model, before), self._new_of(model, after))
+        if model in self.strained:  # what was sent around may come home at once; no new generation may grow
+            moved = _sum(self._new_of(model, after)) - _sum(self._new_of(model, before))
         if moved <= SLACK:
             return
-        fresh, swap = sum(share.fraction for share in self._new_of(model, after)), self._swapping_wave(model)
+        fresh, swap = _sum(self._new_of(model, after)), self._swapping_wave(model)
         least = max((part for _, part in self._over(model, *swap).values()), default=0.0) if swap is not None else 0.0
         if run.command.index == 0 and fresh > max(rollout.canary, least) + SLACK:
             told = f"{model} in {region}: a new generation starts at {fresh:g}, the canary is {rollout.canary:g}"
             raise Violated("pace", told)
         if moved > max(rollout.max_step, least) + SLACK:
             raise Violated("pace", f"{model} in {region}: {moved:g} of the traffic move, {rollout.max_step:g} may")
+
+    def around(self, model: str, region: str, before: Iterable[Any]) -> None:
+        """Users were sent around a lost region; before, their gateway sent them by these shares."""
+        if all(share.to in self.world.lost for share in before):
+            self.unanswered.add((region, model))
 
     def _new_of(self, model: str, shares: Iterable[Any]) -> list[Any]:
         return [share for share in shares if share.generation not in self.known[model]]
@@ -296,6 +303,8 @@ class Invariants:
         """A run that was asked to stop begins no further wave; it begins with what serves being known."""
         if command.name == "shift_traffic":
             self.abandoned.pop(run.change.model, None)
+        else:
+            self.unanswered = {found for found in self.unanswered if found[1] != run.change.model}
         if command.back:
             return
         if run.stops and command.name in {"ensure_capacity", "shift_traffic", *WAITS}:
@@ -457,14 +466,16 @@ class Invariants:
     def _waits(self, region: Region, model: str, generation: int) -> bool:
         """Whether requests for a generation are answered with another one, or wait for one, where processes go over.
 
-        In the wave at hand, or left so by a way back, or one that was given up; the region's router has to know both.
+        In the wave at hand, or left so by a way back, or one that was given up; the region's router has to know both. They wait
+        for what fetches, too, if a process started anew came to its generation before the others.
         """
         served = region.served.get(model, frozenset())
         goes_over = self._swapping_wave(model) or model in self.left_behind or model in self.abandoned
         if not goes_over or generation not in served:
             return False
         hosts = [host for key, hosts in region.sets.items() if key.model == model for host in hosts]
-        coming = {host.over_to for host in hosts if host.goes_over and not host.ready}
+        mixed = any(host.apart for host in hosts)
+        coming = {host.over_to for host in hosts if host.goes_over and (mixed or not host.ready)}
         return any(number in coming or self._whole(region, model, number) for number in served)
 
     def _whole(self, region: Region, model: str, generation: int) -> bool:
@@ -501,6 +512,11 @@ def _moved(before: Iterable[Any], after: Iterable[Any]) -> float:
     """How much of the requests is answered elsewhere, or by another generation."""
     then = {(share.to, share.generation): share.fraction for share in before}
     return sum(max(0.0, s.fraction - then.get((s.to, s.generation), 0.0)) for s in after)
+
+
+def _sum(shares: Iterable[Any]) -> float:
+    """The fraction of the requests that is sent by shares."""
+    return float(sum(share.fraction for share in shares))
 
 
 def _at(lacking: Mapping[Place, float], place: tuple[str, str]) -> float:

@@ -67,6 +67,8 @@ class Change:
     model: str
     kind: ChangeKind
     sequence: int
+    ordinal: int
+    """Its place among the changes of all models."""
     recorded_at: float
     generation: int | None = None
     plan_id: str | None = None
@@ -156,7 +158,12 @@ class Journal:
         record = self.records[model]
         sequence = len(record.changes) + 1
         change = Change(
-            **{"id": f"{model}-{sequence}", **more}, model=model, kind=kind, sequence=sequence, recorded_at=now
+            **{"id": f"{model}-{sequence}", **more},
+            model=model,
+            kind=kind,
+            sequence=sequence,
+            ordinal=self.newest + 1,
+            recorded_at=now,
         )
         record.changes.append(change)
         self.by_id[change.id] = change
@@ -170,6 +177,11 @@ class Journal:
         moving = self.find_transition(change.id)
         if moving is not None and moving.state in UNDER_WAY:
             moving.state = TransitionState.DONE if state is ChangeState.DONE else TransitionState.ROLLED_BACK
+
+    @property
+    def newest(self) -> int:
+        """Ordinal of the newest change, 0 before the first."""
+        return len(self.by_id)
 
     @property
     def now(self) -> datetime:

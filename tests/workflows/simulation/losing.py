@@ -25,7 +25,7 @@ def lose(world: Any, region: str) -> None:
     for host in found.replicas:
         host.crash(float("inf"))
     world.lost.add(region)
-    world.drained_at[region] = world.clock.now
+    world.lost_after[region] = world.journal.newest
     world.faults.count("region lost")
     world.tell("fault", f"{region} is lost")
     world.invariants.strained.update(world.entities)
@@ -74,7 +74,7 @@ def returned(world: Any, region: str) -> Steps:
     for deployment in cast("Any", shrinking_first)(wanted.values(), running):
         world.infra.apply(deployment)
     world.lost.discard(region)
-    world.drained_at[region] = now
+    world.lost_after[region] = world.journal.newest
     for model in sorted({key.model for key in wanted}):
         reconciling.record_repair(world, model)
     world.invariants.strained.update(world.entities)
@@ -100,6 +100,7 @@ def _around(world: Any, model: str) -> None:
         world.invariants.strained.add(model)  # a transition may have been planned after the loss, and before this
         record.tables[region] = Table(region, revision, new[region], table.served)
         if region not in lost:
+            world.invariants.around(model, region, gateway.routes.get(model, (0, ()))[1])
             gateway.routes[model] = (revision, new[region])
 
 

@@ -83,7 +83,7 @@ def ensure_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     for deployment in fewer:
         with suppress(Unavailable):
             yield from _released(world, record, deployment, (True, lost), attempt)
-    if not wave.back and wave.index == 0:
+    if wave.index == 0 and not (wave.back and lost & _counted_on(world, wave, state)):
         yield from _without_strays(world, wave, attempt)
     told: Sequence[Deployment] = cast("Any", wanted.shrinking_first)(
         (d for d in wanted_sets if d.key.region not in lost), running
@@ -268,9 +268,8 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     """What the wave no longer needs goes: out of the routers first, then the replicas."""
     record, state = world.journal.records[wave.model], state_of(world, wave, "released")
     last = wave.last
-    wanted_sets = whole = spared(
-        world, wave, _counted_on(world, wave, state), wanted_deployments(world, wave.model, state)
-    )
+    target, counted_on = wanted_deployments(world, wave.model, state), _counted_on(world, wave, state)
+    wanted_sets = whole = spared(world, wave, counted_on, target)
     if wave.back and wave.by_waves:
         wanted_sets = cast("Any", undoing.none_more)(wanted_sets, record.deployments)
     keys = {d.key for d in wanted_sets}
@@ -280,6 +279,9 @@ def release_capacity(world: Any, wave: Wave, attempt: Attempt) -> Steps:
     if last:
         shares = {region: found for region, found in shares.items() if found or region in record.tables}
     kept = wanted_sets if last else (*wanted_sets, *(d for d in left_over if d not in gone))
+    if wave.back:
+        able = (*target, *_what_answers(world, wave, counted_on, target))
+        kept = cast("Any", undoing.heard)(kept, whole, able)
     unreachable: Unavailable | None = None
     lost, stored = world.out.lost, dict(record.deployments)
     try:

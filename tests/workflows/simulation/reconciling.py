@@ -4,7 +4,6 @@ What differs, and whether a model drifted, is decided by the real functions.
 """
 
 from collections.abc import Generator, Iterable
-from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +13,7 @@ from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult
 from ipnext.model.status import Reason
 
 from .infrastructure import Key
-from .journal import EPOCH, Table
+from .journal import Table
 
 Steps = Generator[Any, Any, None]
 EVERY_SECONDS = 15.0
@@ -37,9 +36,8 @@ def record_repair(world: Any, model: str) -> None:
 
 def record_again(world: Any, change: Any, state: ChangeState, reason: Reason) -> None:
     """By the real function: a change that a lost region was in the way of is carried out once more."""
-    asked = SimpleNamespace(**vars(change), created_at=EPOCH + timedelta(seconds=change.recorded_at))
     result = LifecycleResult(state=state, generation=change.generation, reason=reason)
-    if again.record_again(cast("Any", _Repository(world)), cast("Any", asked), result) is not None:
+    if again.record_again(cast("Any", _Repository(world)), cast("Any", change), result) is not None:
         world.faults.count("a change is carried out again")
 
 
@@ -231,9 +229,9 @@ class _Repository:
         generations = self.journal.records[model].generations
         return frozenset(n for n in numbers if generations[n].serving_at is not None)
 
-    def drain(self, region: str) -> SimpleNamespace | None:
-        at = self.world.drained_at.get(region)
-        return None if at is None else SimpleNamespace(disaster=True, updated_at=EPOCH + timedelta(seconds=at))
+    def lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
+        recorded = self.journal.by_id[change_id].ordinal
+        return any(self.world.lost_after.get(region, -1) >= recorded for region in regions)
 
     def find_transition(self, change_id: str) -> Any:
         return self.journal.find_transition(change_id)

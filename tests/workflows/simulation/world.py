@@ -78,8 +78,8 @@ class World:
         self.endings = Endings(self, Random(f"ends {seed}"))
         self.minds = Minds(self, Random(f"minds {seed}"))
         self.drained, self.lost, self.aborted, self.replans = set[str](), set[str](), set[str](), 0
-        self.drained_at: dict[str, float] = {}
-        """Second at which a region was lost, or came back, for the last time."""
+        self.lost_after: dict[str, int] = {}
+        """Region -> number of the newest change when it was lost, or came back, for the last time."""
         self.asked: dict[tuple[str, str], Any] = {}
         """What the planner was asked last for a change, and its answer."""
         self.frozen: dict[str, float] = {}

@@ -1,0 +1,469 @@
+"""Who may do what at the API: every endpoint by every role, and what of other owners' models shows anywhere."""
+
+import asyncio
+import json
+import re
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from ipnext.access.actions import ACTIONS
+from ipnext.api.access import PUBLIC, is_public
+from ipnext.errors import InvalidInput
+from ipnext.model.access import Role
+from ipnext.model.freeze import FreezeManifest
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.status import Reason
+from tests.waiting import eventually
+
+ANY_PRINCIPAL = {("GET", "/v1/sessions/current"), ("DELETE", "/v1/sessions/current"), ("POST", "/v1/tickets")}
+"""Endpoints about the asker itself: no action, but a credential."""
+
+HIDDEN, SHOWN = "ads-ranker", "ranker"
+
+
+def routes(app):
+    """(method, path, action) of every endpoint; the action is None where there is none."""
+    schema = app.openapi()
+    dependants = {}
+    for route in app.routes:
+        for each in getattr(route, "routes", [route]):
+            collect(each, dependants)
+    for path, operations in schema["paths"].items():
+        for method in operations:
+            yield method.upper(), path, dependants.get((method.upper(), path), ())
+
+
+def collect(route, found):
+    context = getattr(route, "effective_route_contexts", None)
+    for each in context() if callable(context) else [route]:
+        dependant = getattr(each, "dependant", None)
+        for method in getattr(each, "methods", None) or ():
+            actions = [a for d in getattr(dependant, "dependencies", ()) if (a := getattr(d.call, "action", None))]
+            found[method, each.path] = tuple(actions)
+
+
+@pytest.fixture
+def two_owners(rooms):
+    """A model of owner `search`, one of owner `ads`, with a history each, and a plan in force."""
+    rooms.seed(SHOWN)
+    document = rooms.model_document(HIDDEN)
+    document["metadata"]["owner"] = "ads"
+    with rooms.store.begin() as unit:
+        unit.put_model(ModelManifest.model_validate(document), expected_version=None)
+    for model in (SHOWN, HIDDEN):
+        rooms.publish_directly(model, "a")
+        rooms.serve(1, model=model)
+        rooms.publish_directly(model, "b")
+        rooms.refuse(2, Reason.SCHEMA_MISMATCH, f"{model} is refused", model=model)
+    for name, models in (("hold-ads", [HIDDEN]), ("hold-both", [HIDDEN, SHOWN])):
+        document = freeze_document(name, models)
+        with rooms.store.begin() as unit:
+            unit.put_freeze(FreezeManifest.model_validate(document), expected_version=None)
+            unit.add_event(None, "FreezeApplied", f"{name} holds {models}")
+    rooms.adopt_plan()
+    return rooms
+
+
+def freeze_document(name, models):
+    window = {"start": "2026-01-01T00:00", "end": "2036-01-01T00:00"}
+    spec = {"reason": "a sale", "windows": [window], "scope": {"models": models}}
+    return {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": name}, "spec": spec}
+
+
+BODIES = {
+    "/v1/keys": {"name": "made", "role": "viewer"},
+    "/v1/models/{name}/publish": {"parts": {}},
+    "/v1/regions/{region}/drain": {},
+    "/v1/replans": {},
+    "/v1/roles": {"subject": "user:ann", "role": "viewer"},
+}
+
+
+def request_of(path, model):
+    filled = path.format(
+        name=model,
+        change_id=f"{model}-b",
+        region="eu",
+        plan_id="plan-1",
+        key_id="a" * 16,
+        binding_id="a" * 16,
+        sha256="0" * 64,
+        digest="0" * 64,
+        generation=1,
+        part="dense",
+        number=1,
+        replan_id="r",
+    ).replace("{name}", "none")
+    return filled if "/freezes/now" not in filled else f"{filled}?model={model}"
+
+
+def expected(action, role, owner, region, model_owner):
+    """Status by the table, without Cedar: 'ok', 403 or 404."""
+    is_high_enough = role.rank >= action.role.rank
+    over_models = region == "*"
+    everything = over_models and owner == "*"
+    if action.kind == "Model":
+        if not over_models or owner not in {"*", model_owner}:
+            return 404
+        return "ok" if is_high_enough else 403
+    if action.kind == "Plan":
+        may = everything
+    elif action.role is Role.VIEWER:
+        may = True
+    elif action.name == "artifacts.upload":
+        may = over_models and is_high_enough
+    elif action.kind == "Region":
+        may = is_high_enough and owner == "*" and region in {"*", "eu"}
+    else:
+        may = everything and is_high_enough
+    return "ok" if may else 403
+
+
+SCOPES = [("*", "*"), ("search", "*"), ("ads", "*"), ("*", "eu"), ("*", "us")]
+
+
+def test_every_endpoint_names_one_action_or_is_public_or_about_the_asker(rooms):
+    unnamed = {(method, path) for method, path, actions in routes(rooms.app()) if len(actions) != 1}
+    assert unnamed == ANY_PRINCIPAL | {("POST", "/v1/sessions"), ("GET", "/healthz"), ("GET", "/readyz")}
+
+
+def test_every_action_guards_an_endpoint(rooms):
+    used = {action.name for _, _, actions in routes(rooms.app()) for action in actions}
+    assert used == set(ACTIONS)
+
+
+async def test_nobody_gets_401_from_every_endpoint_that_is_not_public(two_owners):
+    app = two_owners.app()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as http:
+        for method, path, _ in routes(app):
+            answer = await http.request(method, request_of(path, SHOWN), json={})
+            if is_public(path):
+                assert path in PUBLIC
+                continue
+            assert (answer.status_code, answer.json()["code"]) == (401, "Unauthenticated"), (method, path)
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+        for path in ("/nowhere", "/v1/models/x/y/z", "/v1"):
+            assert (await http.get(path)).status_code == 401, path
+
+
+@pytest.mark.parametrize(("owner", "region"), SCOPES)
+@pytest.mark.parametrize("role", list(Role))
+async def test_each_role_gets_what_the_table_says(two_owners, role, owner, region):
+    app = two_owners.app()
+    key = two_owners.add_key("asker", role, owner=owner, region=region)
+    headers = {"Authorization": f"Bearer {key}"}
+    async with two_owners.client() as admin:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http:
+            for method, path, actions in routes(app):
+                if not actions or path.endswith("/stream"):
+                    continue
+                (action,) = actions
+                told = expected(action, role, owner, region, "search")
+                about_a_model = "{name}" in path or "{change_id}" in path or path.endswith("/freezes/now")
+                if action.kind == "Model" and (not about_a_model or path.startswith("/v1/freezes/")):
+                    told = "ok"
+                if path.startswith("/v1/freezes/now") and (region != "*" or owner not in {"*", "search"}):
+                    told = 404
+                answer = await http.request(method, request_of(path, SHOWN), json=BODIES.get(path, {}))
+                where = (method, path, role, owner, region, answer.status_code, answer.text[:300])
+                if told == "ok":
+                    assert answer.status_code not in {401, 403}, where
+                else:
+                    assert answer.status_code == told, where
+                if told == 403:
+                    assert answer.json()["policy"], where
+                    assert action.name in answer.json()["message"], where
+                if told == 404:
+                    assert "known" in answer.json()["message"] or "no change" in answer.json()["message"], where
+        assert (await admin.get("/v1/models")).status_code == 200
+
+
+LISTS = (
+    "/v1/models",
+    "/v1/models?search=ranker",
+    "/v1/models?owner=ads",
+    "/v1/models?ready=false",
+    "/v1/overview",
+    "/v1/changes",
+    "/v1/events",
+    "/v1/plans",
+    "/v1/replans",
+    "/v1/moves",
+    "/v1/regions",
+    "/v1/regions/eu/replicas",
+    "/v1/drains",
+    "/v1/freezes",
+    "/v1/fleet",
+    "/metrics",
+)
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_models_of_other_owners_show_nowhere(two_owners, path):
+    key = two_owners.add_key("search-team", Role.OPERATOR, owner="search")
+    async with two_owners.client() as http:
+        everything = await http.get(path)
+        mine = await http.get(path, headers={"Authorization": f"Bearer {key}"})
+    assert everything.status_code == mine.status_code == 200
+    assert HIDDEN not in mine.text
+    assert '"ads"' not in mine.text
+    if HIDDEN in everything.text:
+        assert re.search(rf"(?<!ads-){SHOWN}", mine.text) or "owner=ads" in path
+
+
+async def test_a_freeze_of_other_owners_models_is_not_there_and_one_of_both_names_mine(two_owners):
+    headers = {"Authorization": f"Bearer {two_owners.add_key('search-team', Role.VIEWER, owner='search')}"}
+    async with two_owners.client() as http:
+        (shown,) = (await http.get("/v1/freezes", headers=headers)).json()["items"]
+        assert shown["manifest"]["spec"]["scope"]["models"] == [SHOWN]
+        theirs = await http.get("/v1/freezes/hold-ads", headers=headers)
+        none = await http.get("/v1/freezes/hold-none", headers=headers)
+        assert theirs.status_code == none.status_code == 404
+        assert theirs.text.replace("hold-ads", "hold-none") == none.text
+        assert HIDDEN not in (await http.get("/v1/freezes/hold-both", headers=headers)).text
+
+
+async def test_the_counts_are_those_of_what_may_be_seen(two_owners):
+    key = two_owners.add_key("search-team", Role.VIEWER, owner="search")
+    async with two_owners.client() as http:
+        mine = (await http.get("/v1/overview", headers={"Authorization": f"Bearer {key}"})).json()
+        everything = (await http.get("/v1/overview")).json()
+    assert (mine["model_count"], everything["model_count"]) == (1, 2)
+
+
+async def test_not_yours_is_answered_as_not_there(two_owners):
+    key = two_owners.add_key("search-team", Role.PUBLISHER, owner="search")
+    headers = {"Authorization": f"Bearer {key}"}
+    async with two_owners.client() as http:
+        for method, path, _ in routes(two_owners.app()):
+            if not path.startswith("/v1/models/{name}") or (method, path) == ("PUT", "/v1/models/{name}"):
+                continue
+            theirs = await http.request(method, request_of(path, HIDDEN), json={}, headers=headers)
+            none = await http.request(method, request_of(path, "none-at-all"), json={}, headers=headers)
+            assert theirs.status_code == none.status_code == 404, (method, path, theirs.text, none.text)
+            assert theirs.text.replace(HIDDEN, "X") == none.text.replace("none-at-all", "X"), path
+            assert set(theirs.headers) == set(none.headers)
+        theirs = await http.get(f"/v1/changes/{HIDDEN}-b", headers=headers)
+        none = await http.get("/v1/changes/none-b", headers=headers)
+        assert theirs.status_code == none.status_code == 404
+        assert theirs.text.replace(HIDDEN, "none") == none.text
+
+
+async def test_a_manifest_is_applied_by_who_may_change_its_owners_models(two_owners):
+    key = two_owners.add_key("search-team", Role.PUBLISHER, owner="search")
+    headers = {"Authorization": f"Bearer {key}"}
+    new = two_owners.model_document("new-one")
+    given_away = two_owners.model_document(SHOWN)
+    given_away["metadata"]["owner"] = "ads"
+    taken = two_owners.model_document(HIDDEN)
+    async with two_owners.client() as http:
+        assert (await http.put("/v1/models/new-one", json=new, headers=headers)).status_code == 200
+        foreign = two_owners.model_document("other-one") | {"metadata": {"name": "other-one", "owner": "ads"}}
+        refused = await http.put("/v1/models/other-one", json=foreign, headers=headers)
+        assert (refused.status_code, refused.json()["policy"]) == (403, "publishers-change-models-of-their-owners")
+        assert (await http.put(f"/v1/models/{SHOWN}", json=given_away, headers=headers)).status_code == 403
+        assert (await http.put(f"/v1/models/{HIDDEN}", json=taken, headers=headers)).status_code == 404
+        assert (await http.get("/v1/models/other-one")).status_code == 404
+        assert (await http.get(f"/v1/models/{HIDDEN}")).json()["manifest"]["metadata"]["owner"] == "ads"
+
+
+def credentials(rooms):
+    """Credentials that prove nobody."""
+    now = datetime.now(UTC)
+    good = rooms.add_key("good", Role.ADMIN)
+    gone = rooms.add_key("gone", Role.ADMIN, revoked_at=now)
+    old = rooms.add_key("old", Role.ADMIN, expires_at=now - timedelta(seconds=1))
+    session = rooms.add_key("s", Role.ADMIN, kind="session", parent=good.split("_")[1].split(".")[0])
+    name, _, secret = good.partition(".")
+    return {
+        "revoked": f"Bearer {gone}",
+        "expired": f"Bearer {old}",
+        "another secret": f"Bearer {name}.{secret[:-1]}{'A' if secret[-1] != 'A' else 'B'}",
+        "no secret": f"Bearer {name}.",
+        "an id that is not there": f"Bearer ipnext_{'a' * 16}.{secret}",
+        "a session in the header": f"Bearer {session}",
+        "a ticket": f"Bearer {rooms.ticket()}",
+        "basic": "Basic YTpi",
+        "no scheme": good,
+        "an empty one": "Bearer ",
+        "two": f"Bearer {good} {good}",
+        "a long one": f"Bearer {good}{'A' * 9000}",
+        "another case": f"Bearer {good.upper()}",
+        "not ASCII": "Bearer ipnext_é",
+        "alg none": "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.",
+    }
+
+
+async def test_credentials_that_prove_nobody_get_401_and_are_not_repeated(rooms):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=rooms.app()), base_url="http://localhost") as http:
+        for name, given in credentials(rooms).items():
+            answer = await http.get("/v1/models", headers={"Authorization": given.encode()})
+            assert (answer.status_code, answer.json()["code"]) == (401, "Unauthenticated"), name
+            assert given.partition(" ")[2][:30] not in answer.text or not given.partition(" ")[2], name
+
+
+async def test_a_revoked_key_and_its_sessions_are_refused_at_once_here_and_elsewhere_within_two_seconds(rooms):
+    key = rooms.add_key("leaver", Role.VIEWER)
+    headers = {"Authorization": f"Bearer {key}"}
+    elsewhere = rooms.app()
+    time = [0.0]
+    elsewhere.state.platform.access._clock = lambda: time[0]
+    other = httpx.AsyncClient(transport=httpx.ASGITransport(app=elsewhere), base_url="http://localhost")
+    async with rooms.client() as http, other:
+        login = await http.post("/v1/sessions", headers=headers)
+        assert login.status_code == 201
+        cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in login.cookies.items())}
+        http.cookies.clear()
+        assert (await other.get("/v1/models", headers=headers)).status_code == 200
+        assert (await other.get("/v1/models", headers=cookies)).status_code == 200
+        identity = key.split("_")[1].split(".")[0]
+        assert (await http.delete(f"/v1/keys/{identity}")).json()["revokedAt"]
+        assert (await http.get("/v1/models", headers=headers)).status_code == 401
+        time[0] = 2.0
+        assert (await other.get("/v1/models", headers=headers)).status_code == 401
+        assert (await other.get("/v1/models", headers=cookies)).status_code == 401
+
+
+async def test_a_key_is_created_used_listed_without_its_secret_and_its_use_is_noted(rooms):
+    async with rooms.client() as http:
+        made = (await http.post("/v1/keys", json={"name": "ci", "role": "publisher", "owner": "search"})).json()
+        assert re.fullmatch(r"ipnext_[a-z2-7]{16}\.[A-Za-z0-9_-]{43}", made["key"])
+        headers = {"Authorization": f"Bearer {made['key']}"}
+        me = (await http.get("/v1/sessions/current", headers=headers)).json()
+        assert (me["name"], me["grants"]) == ("ci", [{"role": "publisher", "owner": "search", "region": "*"}])
+        listing = await http.get("/v1/keys")
+        secret = made["key"].partition(".")[2]
+        assert secret not in listing.text
+        http._transport.app.state.platform.access.note_uses()
+        (mine,) = [key for key in (await http.get("/v1/keys")).json()["items"] if key["name"] == "ci"]
+        assert mine["lastUsedAt"] is not None
+        again = await http.post("/v1/keys", json={"name": "ci", "role": "viewer"})
+        assert (again.status_code, again.json()["code"]) == (409, "Conflict")
+    with rooms.store.read() as unit:
+        stored = json.dumps([key.model_dump(mode="json") for key in unit.key_page(after=None, limit=9).items])
+    assert secret not in stored
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"name": "Ci", "role": "viewer"}, "name"),
+        ({"name": "ci", "role": "king"}, "role"),
+        ({"name": "ci", "role": "viewer", "owner": "a b"}, "owner"),
+        ({"name": "ci", "role": "viewer", "owner": "ads", "region": "eu"}, "region"),
+        ({"name": "ci", "role": "publisher", "region": "eu"}, "role"),
+        ({"name": "ci", "role": "viewer", "expiresInSeconds": 0}, "expiresInSeconds"),
+        ({"name": "ci", "role": "viewer", "secret": "x"}, "secret"),
+    ],
+)
+async def test_a_key_that_makes_no_sense_is_refused_by_field(rooms, body, field):
+    async with rooms.client() as http:
+        answer = await http.post("/v1/keys", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidInput")
+    assert field in answer.json()["message"]
+
+
+async def test_a_ticket_logs_one_browser_in_once(rooms):
+    async with rooms.client() as http:
+        ticket = (await http.post("/v1/tickets")).json()["ticket"]
+        headers = {"Authorization": f"Bearer {ticket}"}
+        first, second = await asyncio.gather(*(http.post("/v1/sessions", headers=headers) for _ in range(2)))
+    assert sorted([first.status_code, second.status_code]) == [201, 401]
+    good = first if first.status_code == 201 else second
+    cookie = good.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert ticket.partition(".")[2] not in cookie
+
+
+async def test_a_session_changes_nothing_unless_its_own_page_asks(rooms):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=rooms.app()), base_url="http://localhost") as http:
+        assert (await http.post("/v1/sessions", headers=rooms.headers)).status_code == 201
+        assert (await http.get("/v1/models")).status_code == 200
+        body = {"name": "evil", "role": "admin"}
+        assert (await http.post("/v1/keys", json=body)).status_code == 401
+        foreign = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+        assert (await http.post("/v1/keys", json=body, headers=foreign)).status_code == 403
+        assert (await http.post("/v1/keys", json=body, headers={"Sec-Fetch-Site": "same-site"})).status_code in {
+            401,
+            403,
+        }
+        own = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+        assert (await http.post("/v1/keys", json=body, headers=own)).status_code == 201
+        assert (await http.post("/v1/tickets", headers=own)).status_code == 403
+        assert (await http.delete("/v1/sessions/current", headers=own)).status_code == 204
+        assert (await http.get("/v1/models")).status_code == 401
+
+
+async def test_a_policy_of_the_operator_that_forbids_wins_over_every_role(two_owners):
+    file = two_owners.directory / "own.cedar"
+    file.write_text(
+        """
+        @id("ads-is-locked")
+        forbid (principal, action, resource is Model) when { resource.owner == "ads" };
+        @id("no-drains-by-keys")
+        forbid (principal is Key, action == Action::"regions.drain", resource);
+        """
+    )
+    two_owners.settings = two_owners.settings.model_copy(update={"policies_file": file})
+    async with two_owners.client() as http:
+        assert (await http.get(f"/v1/models/{HIDDEN}")).status_code == 404
+        assert HIDDEN not in (await http.get("/v1/overview")).text
+        assert (await http.get(f"/v1/models/{SHOWN}")).status_code == 200
+        refused = await http.post("/v1/regions/eu/drain", json={})
+        assert (refused.status_code, refused.json()["policy"]) == (403, "no-drains-by-keys")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("permit(principal, action, resource) when", "not Cedar"),
+        ("permit(principal, action, resource);", "needs an @id"),
+        ('@id("admins-do-everything") forbid(principal, action, resource);', "of its own"),
+    ],
+)
+def test_policies_that_are_none_or_have_no_name_of_their_own_are_refused_at_the_start(rooms, text, said):
+    file = rooms.directory / "own.cedar"
+    file.write_text(text)
+    rooms.settings = rooms.settings.model_copy(update={"policies_file": file})
+    with pytest.raises(InvalidInput, match=said) as refused:
+        rooms.app()
+    assert "IPNEXT_POLICIES_FILE" in str(refused.value)
+
+
+async def test_two_credentials_in_one_request_count_as_none(rooms):
+    async with rooms.client() as http:
+        headers = [("authorization", f"Bearer {rooms.admin_key}"), ("authorization", f"Bearer {rooms.admin_key}")]
+        assert (await http.request("GET", "/v1/models", headers=httpx.Headers(headers))).status_code == 401
+
+
+async def test_a_stream_tells_of_visible_models_only_and_ends_with_its_key(two_owners, monkeypatch):
+    monkeypatch.setattr("ipnext.api.stream.VALID_SECONDS", 0.0)
+    key = two_owners.add_key("search-team", Role.VIEWER, owner="search")
+    app = two_owners.app()
+    platform = app.state.platform
+    principal = platform.access.prove(key)
+    from ipnext.api.access import listener_of  # noqa: PLC0415
+
+    told = []
+
+    async def follow():
+        messages = platform.stream.subscribe(0, listener_of(platform.access, principal))
+        while message := await anext(messages, b""):
+            told.append(message.decode())
+
+    task = asyncio.create_task(follow())
+    await eventually(lambda: any("generation 1 serves" in message for message in told))
+    with two_owners.store.begin() as unit:
+        unit.add_event(HIDDEN, "Seen", "by nobody")
+        unit.add_event(None, "FreezeApplied", f"of {HIDDEN}")
+        unit.add_event(SHOWN, "Seen", "by its owner")
+    await eventually(lambda: any("by its owner" in message for message in told))
+    with two_owners.store.begin() as unit:
+        unit.revoke_key(principal.id)
+    await eventually(task.done)
+    assert not any(HIDDEN in message for message in told)
+    await platform.stream.close()
