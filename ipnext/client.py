@@ -65,6 +65,7 @@ from ipnext.model.resource import (
     StoredSnapshot,
     TransitionView,
 )
+from ipnext.model.roles import LoginView, RoleRequest, RoleView
 from ipnext.model.signing import SignatureEnvelope
 from ipnext.model.value import Value, Written
 from ipnext.model.wire import decode
@@ -421,6 +422,22 @@ class Client:
     def who_am_i(self) -> SessionView:
         """As whom the API knows this client. Unauthenticated."""
         return self._get("/v1/sessions/current", SessionView)
+
+    def login_options(self) -> LoginView:
+        """How a person logs in. Needs no credential. NotFound if the API has no identity provider."""
+        return decode(LoginView, self._retry(Unavailable, self._send, "GET", "/v1/login", auth=None))
+
+    def grant_role(self, request: RoleRequest) -> RoleView:
+        """Bind a role to a group or user of the identity provider; the same grant again answers the binding there is."""
+        return self._call("POST", "/v1/roles", RoleView, body=request)
+
+    def roles(self, *, limit: int | None = 50) -> Listing[RoleView]:
+        """Role bindings, newest first."""
+        return self._list("/v1/roles", RoleView, limit)
+
+    def revoke_role(self, binding_id: str) -> RoleView:
+        """Remove a role binding. NotFound."""
+        return self._call("DELETE", f"/v1/roles/{binding_id}", RoleView, repeatable=False)
 
     def create_key(self, request: KeyRequest) -> CreatedKey:
         """Create an API key; `key` is its text, which the API gives out this once. Conflict if a valid key has the name."""

@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ipnext.credentials import find_credential, origin_of
+from ipnext.client_login import current_credential
+from ipnext.credentials import origin_of
 from ipnext.errors import InvalidInput
 from ipnext.loopback import is_loopback
 from ipnext.settings import ClientSettings
@@ -14,7 +15,8 @@ from ipnext.settings import ClientSettings
 class Credential(httpx.Auth):
     """Adds `Authorization` to requests to the API's own address.
 
-    What is written down in a file is read for each request: a platform that starts again writes another key.
+    What is written down in a file is read for each request: a platform that starts again writes another key. A token of an
+    identity provider is renewed before it ends.
     """
 
     def __init__(self, url: str, *, given: str | None, settings: ClientSettings) -> None:
@@ -31,9 +33,9 @@ class Credential(httpx.Auth):
             raise InvalidInput(msg, field="api_key")
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send a request with the credential, if there is one."""
+        """Send a request with the credential, if there is one. Unauthenticated for a login that has ended; Unavailable."""
         if origin_of(str(request.url)) == origin_of(self._url):
-            found = self._given or find_credential(self._url, self._file)
+            found = self._given or current_credential(self._url, self._file)
             if found is not None:
                 self._check_private()
                 request.headers["Authorization"] = f"Bearer {found}"

@@ -33,8 +33,8 @@ def find_credential(url: str, file: Path | None = None) -> str | None:
 
     A key that is named and not there any more counts as none: the platform that wrote it down has gone.
     """
-    entry = _read(credentials_file(file)).get(origin_of(url))
-    if not isinstance(entry, Mapping):
+    entry = find_entry(url, file)
+    if entry is None:
         return None
     if isinstance(entry.get("credential"), str):
         return str(entry["credential"])
@@ -42,6 +42,12 @@ def find_credential(url: str, file: Path | None = None) -> str | None:
     if not isinstance(named, str):
         return None
     return read_key(Path(named))
+
+
+def find_entry(url: str, file: Path | None = None) -> Mapping[str, Any] | None:
+    """Everything that is written down for an API, or None. InvalidInput if the file is not JSON."""
+    entry = _read(credentials_file(file)).get(origin_of(url))
+    return entry if isinstance(entry, Mapping) else None
 
 
 def read_key(file: Path) -> str | None:
@@ -75,19 +81,19 @@ def write_private(file: Path, text: str) -> None:
 
 def note_key_file(url: str, key_file: Path, file: Path | None = None) -> None:
     """Write down where the key for an API lies."""
-    with _changing(credentials_file(file)) as entries:
+    with changing(credentials_file(file)) as entries:
         entries[origin_of(url)] = {"key_file": str(key_file)}
 
 
 def note_credential(url: str, entry: Mapping[str, Any], file: Path | None = None) -> None:
     """Write down a credential for an API: `credential` and what renews it."""
-    with _changing(credentials_file(file)) as entries:
+    with changing(credentials_file(file)) as entries:
         entries[origin_of(url)] = dict(entry)
 
 
 def forget_credential(url: str, file: Path | None = None, *, key_file: Path | None = None) -> bool:
     """Strike off what was written down for an API; with `key_file` only if that is what it names. True if there was one."""
-    with _changing(credentials_file(file)) as entries:
+    with changing(credentials_file(file)) as entries:
         entry = entries.get(origin_of(url))
         if entry is None or (key_file is not None and entry.get("key_file") != str(key_file)):
             return False
@@ -116,8 +122,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _changing(file: Path) -> Iterator[dict[str, Any]]:
-    """The entries to change, while no other process changes them."""
+def changing(file: Path) -> Iterator[dict[str, Any]]:
+    """The entries by origin, to change while no other process changes them. An error leaves the file as it was."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (file.parent / f".{file.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -83,7 +83,26 @@ class NativeCodeSettings(BaseSettings):
     Whoever may publish such a part then runs code on its hosts. Set for workers and agents alike."""
 
 
-class PlatformSettings(NativeCodeSettings, Timing):
+class IdentitySettings(BaseSettings):
+    """The OpenID Connect provider whose tokens prove people to the API."""
+
+    model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
+
+    oidc_issuer: str | None = Field(default=None, min_length=1)
+    """The provider's `issuer`, letter by letter: https://..., or http:// of loopback. None: only API keys are taken."""
+    oidc_audience: str | None = Field(default=None, min_length=1)
+    """Audience (`aud`) of tokens for this platform; needed with an issuer."""
+    oidc_client_id: str | None = Field(default=None, min_length=1)
+    """Public client of the device flow, for `ipnext login`; None: people bring tokens by other ways."""
+    oidc_scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
+    """What `ipnext login` asks the provider for; `offline_access` gives a refresh token."""
+    oidc_name_claim: str | None = Field(default=None, min_length=1)
+    """Claim that names a person; None: `preferred_username`, else a verified `email`, else `sub`."""
+    oidc_groups_claim: str = Field(default="groups", min_length=1)
+    """Claim with the names of a person's groups, as a list."""
+
+
+class PlatformSettings(NativeCodeSettings, IdentitySettings, Timing):
     """What API and worker need. Going from one machine to many is a change of these, never of code."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)

@@ -6,7 +6,7 @@ from ipnext.model.access import Role
 
 Kind = Literal["Model", "Plan", "Fleet", "Region", "Platform"]
 """What an action acts on. `Model`: one, or those of a list. `Plan`: of the whole fleet, with its models. `Fleet`: what all models share.
-`Platform`: keys and the audit."""
+`Platform`: keys, roles and the audit."""
 
 
 class Action(NamedTuple):
@@ -62,6 +62,7 @@ _ALL: Final = (
     Action("regions.drain", _O, "Region", "take a region out of service, and bring it back"),
     Action("audit.read", _A, "Platform", "read the audit"),
     Action("keys.manage", _A, "Platform", "create, list and revoke API keys"),
+    Action("roles.manage", _A, "Platform", "grant, list and revoke roles of people and groups"),
 )
 
 ACTIONS: Final = {action.name: action for action in _ALL}

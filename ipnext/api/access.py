@@ -40,8 +40,8 @@ KEPT_SECONDS: Final = 2.0
 KEPT: Final = 4096
 NOTED_SECONDS: Final = 5.0
 USED_EVERY: Final = timedelta(minutes=1)
-PUBLIC: Final = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/sessions"})
-"""Paths that need no credential: the page's shell, the schema, probes, and the login, which brings its own."""
+PUBLIC: Final = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/sessions", "/v1/login"})
+"""Paths that need no credential: the page's shell, the schema, probes, the login, which brings its own, and how to log in."""
 PUBLIC_FOLDER: Final = "/web/"
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ipnext"'}
 
@@ -76,10 +76,15 @@ class Access:
         *,
         required: bool = True,
         tokens: Tokens = no_tokens,
+        is_valid_user: Callable[[Principal], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`required=False`: nobody is asked for a credential, and everybody may do everything."""
+        """`required=False`: nobody is asked for a credential, and everybody may do everything.
+
+        `is_valid_user`: whether a user that `tokens` proved before has the same roles still.
+        """
         self._store, self._policies, self._tokens, self._clock = store, policies, tokens, clock
+        self._is_valid_user = is_valid_user
         self._used: dict[str, datetime] = {}
         self._kept: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
         self.required = required
@@ -119,6 +124,8 @@ class Access:
 
     def is_still_valid(self, principal: Principal) -> bool:
         """Whether a principal that was proved before would be proved now. Reads the store."""
+        if principal.kind == "user":
+            return self._is_valid_user(principal)
         if principal.kind not in {"key", "session"}:
             return True
         with self._store.read() as unit:

@@ -29,6 +29,7 @@ from ipnext.api import (
     publishing,
     regions,
     repairs,
+    roles,
     sessions,
     validators,
 )
@@ -38,6 +39,7 @@ from ipnext.api.errors import install_error_handlers
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
+from ipnext.api.persons import persons_of
 from ipnext.api.platform import Platform
 from ipnext.api.recording import Recorder
 from ipnext.api.resubmission import Resubmission
@@ -99,7 +101,7 @@ def create_app(
     shared = SharedAnswers(observer.states, store.revision)
     stream = Stream(store, shared.look)
     recorder = Recorder(store)
-    access = Access(store, policies_of(settings.policies_file), required=settings.authentication == "required")
+    access = _access_of(settings, store)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -143,6 +145,7 @@ def create_app(
         overview,
         validators,
         keys,
+        roles,
         sessions,
         audit,
     )
@@ -153,3 +156,12 @@ def create_app(
         app.include_router(noun.router)
     app.mount("/web", page.assets(), name="web")
     return app
+
+
+def _access_of(settings: PlatformSettings, store: Store) -> Access:
+    """Access control by keys, and by tokens if an identity provider is configured. InvalidInput."""
+    policies, required = policies_of(settings.policies_file), settings.authentication == "required"
+    persons = persons_of(settings, store)
+    if persons is None:
+        return Access(store, policies, required=required)
+    return Access(store, policies, required=required, tokens=persons.prove, is_valid_user=persons.is_still_valid)

@@ -11,6 +11,7 @@ from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.errors import InvalidInput
 from ipnext.model.access import ANY, ApiKey, CreatedKey, Grant, KeyId, KeyRequest, KeyView, Role, audited_key, key_view
 from ipnext.model.resource import Listed
+from ipnext.model.roles import RoleRequest
 
 router = APIRouter(prefix="/v1/keys", tags=["access"])
 
@@ -62,7 +63,7 @@ def revoke_key(
     return key_view(key)
 
 
-def check_grant(request: KeyRequest) -> None:
+def check_grant(request: KeyRequest | RoleRequest) -> None:
     """Refuse a grant that would mean nothing. InvalidInput."""
     if ANY not in {request.region, request.owner}:
         msg = "region: a role over one region is about no owner's models; give owner or region, not both"

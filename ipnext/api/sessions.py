@@ -53,7 +53,7 @@ def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
 @router.get("/sessions/current", summary="Ask who is logged in")
 def who_am_i(asker: Asker) -> SessionView:
     """The principal of the request, and what it was granted."""
-    return SessionView(name=asker.name, kind=asker.kind, grants=asker.grants)
+    return SessionView(name=asker.name, kind=asker.kind, grants=asker.grants, expires_at=asker.expires_at)
 
 
 @router.delete("/sessions/current", status_code=204, summary="Log a browser out")

@@ -21,6 +21,7 @@ from ipnext.cli import (
     predicting,
     profiling,
     reading,
+    roles,
     running,
     signing,
 )
@@ -58,7 +59,7 @@ MODULES = (
 for module in MODULES:
     for command in module.COMMANDS:
         app.command(command.name, help=command.help)(command.function)
-GROUPS = (keys, audit, platform)
+GROUPS = (keys, roles, audit, platform)
 """Modules whose commands share a first word: `GROUP` holds them."""
 for group in GROUPS:
     app.add_typer(group.GROUP)

@@ -9,30 +9,35 @@ from ipnext.cli.command import Command
 from ipnext.cli.output import Form, Output, say, write
 from ipnext.cli.session import client_of, session_of
 from ipnext.client import Client
-from ipnext.credentials import forget_credential, note_credential, origin_of
-from ipnext.errors import InvalidInput
+from ipnext.client_login import end_login, entry_of, login_at
+from ipnext.credentials import note_credential, origin_of
+from ipnext.errors import Forbidden, InvalidInput, NotFound
 from ipnext.model.access import ANY, Grant
+from ipnext.settings import ClientSettings
 
 
-def login(context: typer.Context) -> None:
-    """Read an API key from standard input and keep it for this API's address, in a file that only you can read."""
-    settings = session_of(context).settings
-    url = str(settings.api_url)
-    key = (typer.prompt("API key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.read()).strip()
-    if not key:
-        msg = "login: no key was given; `ipnext keys create` makes one, `echo KEY | ipnext login` keeps it"
-        raise InvalidInput(msg, field="api_key")
-    with Client(url, settings.timeout_seconds, api_key=key) as client:
-        found = client.who_am_i()
-    note_credential(url, {"credential": key}, settings.credentials_file)
-    say(f"logged in to {origin_of(url)} as {found.name}: {_grants(found.grants)}")
+def login(
+    context: typer.Context,
+    key: Annotated[bool, typer.Option("--key", help="Keep an API key or token from standard input instead.")] = False,
+) -> None:
+    """Log in at the identity provider that the API names, in any browser; or keep the key that standard input gives.
+
+    What proves you is written down for this API's address, in a file that only you can read.
+    """
+    given = _given_key(asked=key)
+    if given is None:
+        given = _logged_in(session_of(context).settings)
+    if given is not None:
+        _keep(session_of(context).settings, given)
 
 
 def logout(context: typer.Context) -> None:
-    """Forget what `ipnext login` or `ipnext dev` wrote down for this API's address. The key stays valid."""
+    """Forget the credential for this API's address, and revoke a login at the identity provider. A key stays valid."""
     settings = session_of(context).settings
-    known = forget_credential(str(settings.api_url), settings.credentials_file)
+    known, remark = end_login(str(settings.api_url), settings.credentials_file)
     say(f"{'forgot the credential' if known else 'there was no credential'} for {origin_of(str(settings.api_url))}")
+    if remark:
+        say(remark)
 
 
 def whoami(context: typer.Context, output: Output = Form.TABLE) -> None:
@@ -54,6 +59,63 @@ def page(
         typer.launch(link)
 
 
+def _given_key(*, asked: bool) -> str | None:
+    """The key of standard input; None if there is none and none was asked for."""
+    if not _is_terminal():
+        text = sys.stdin.read().strip()
+    elif asked:
+        text = str(typer.prompt("API key", hide_input=True, err=True)).strip()
+    else:
+        text = ""
+    if asked and not text:
+        msg = "login: no key was given; `ipnext keys create` makes one, `echo KEY | ipnext login` keeps it"
+        raise InvalidInput(msg, field="api_key")
+    return text or None
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _keep(settings: ClientSettings, key: str) -> None:
+    """Write a key down that the API knows. Unauthenticated."""
+    url = str(settings.api_url)
+    with Client(url, settings.timeout_seconds, api_key=key) as client:
+        found = client.who_am_i()
+    note_credential(url, {"credential": key}, settings.credentials_file)
+    say(f"logged in to {origin_of(url)} as {found.name}: {_grants(found.grants)}")
+
+
+def _logged_in(settings: ClientSettings) -> str | None:
+    """Log a person in and write the tokens down. Without an identity provider: the key that a person types."""
+    url = str(settings.api_url)
+    with Client(url, settings.timeout_seconds) as client:
+        try:
+            options = client.login_options()
+        except NotFound as error:
+            if not _is_terminal():
+                raise
+            say(error.message)
+            return _given_key(asked=True)
+    with login_at(options.issuer, options.client_id) as device:
+        code = device.begin(options.scopes, options.audience)
+        say(
+            f"to log in to {origin_of(url)} at {options.issuer}, open {code.address} and enter the code {code.user_code}"
+        )
+        if code.complete_address is not None:
+            say(f"or open {code.complete_address}, and check that it shows that code")
+        tokens = device.wait(code)
+    with Client(url, settings.timeout_seconds, api_key=tokens.access) as client:
+        try:
+            found = client.who_am_i()
+            told = f"as {found.name}: {_grants(found.grants)}"
+        except Forbidden as error:  # a person without a role yet
+            told = f"without a role: {error.message}"
+    note_credential(url, entry_of(options.issuer, options.client_id, tokens), settings.credentials_file)
+    say(f"logged in to {origin_of(url)} {told}")
+    return None
+
+
 def _grants(grants: tuple[Grant, ...]) -> str:
     return "; ".join(_grant(grant) for grant in grants) or "no role"
 
@@ -65,7 +127,7 @@ def _grant(grant: Grant) -> str:
 
 
 COMMANDS = (
-    Command("login", "Keep an API key for this API's address.", login),
+    Command("login", "Log in at the identity provider, or keep an API key.", login),
     Command("logout", "Forget the credential for this API's address.", logout),
     Command("whoami", "Say who you are to the API.", whoami),
     Command("page", "Print a link that logs a browser in.", page),

@@ -12,6 +12,7 @@ from ipnext.cli.output import Form, Output, age, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
 from ipnext.model.access import ANY, KeyRequest, KeyView, Role
+from ipnext.model.roles import RoleView
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LENGTH = re.compile(r"([1-9][0-9]{0,4})([mhdw])")
@@ -39,7 +40,7 @@ def create(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     made = client_of(context).create_key(request)
     write(made, output, lambda: [made.key])
     say(
-        f"key {made.id} ({made.name}) is {made.role.value} of {_over(made)}; this is the only time that its text is shown"
+        f"key {made.id} ({made.name}) is {made.role.value} of {over(made)}; this is the only time that its text is shown"
     )
 
 
@@ -71,7 +72,7 @@ def _table(found: list[KeyView]) -> Table:
             key.id,
             key.name,
             key.role.value,
-            _over(key),
+            over(key),
             key.created_by,
             age(key.created_at),
             _when(key.last_used_at),
@@ -82,7 +83,8 @@ def _table(found: list[KeyView]) -> Table:
     return rows("", ("id", "name", "role", "over", "created by", "created", "last used", "state"), lines)
 
 
-def _over(key: KeyView) -> str:
+def over(key: KeyView | RoleView) -> str:
+    """Over what a key or binding has its role."""
     if key.region != ANY:
         return f"region {key.region}"
     return "everything" if key.owner == ANY else f"owner {key.owner}"

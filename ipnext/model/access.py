@@ -55,6 +55,8 @@ class Principal(Value):
     id: str
     name: str
     grants: tuple[Grant, ...] = ()
+    expires_at: datetime | None = None
+    """When the token that proved a user ends."""
 
     @property
     def text(self) -> str:

@@ -12,6 +12,7 @@ from ipnext.store.overviews import Overviews
 from ipnext.store.pauses import Pauses
 from ipnext.store.publishing import Publishing
 from ipnext.store.replans import Replans
+from ipnext.store.role_bindings import RoleBindings
 from ipnext.store.transitions import Transitions
 
 
@@ -28,6 +29,7 @@ class Repository(
     Belonging,
     Overviews,
     Keys,
+    RoleBindings,
     Audit,
 ):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.

@@ -543,6 +543,22 @@ class KeyRow(Row, table=True):
     last_used_at: datetime | None = _time(default=None)
 
 
+class RoleBindingRow(Row, table=True):
+    """A role of a person or group of the identity provider: `subject` is `group:NAME`, `user:NAME` or `sub:ID`."""
+
+    __tablename__ = "role_bindings"
+    __table_args__ = (UniqueConstraint("id"), UniqueConstraint("subject", "role", "owner", "region"))
+
+    ordinal: int | None = _ordinal()
+    id: str = _text()
+    subject: str = _text()
+    role: str = _text()
+    owner: str = _text()
+    region: str = _text()
+    created_at: datetime = _time()
+    created_by: str = _text()
+
+
 class DrainRow(Row, table=True):
     """One drain of one region; the newest of a region is the one that counts."""
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from joserfc.jwk import RSAKey
 
 from ipnext.access.keys import draw_key, parse_key
 from ipnext.api.app import create_app
@@ -55,6 +56,7 @@ from ipnext.settings import PlatformSettings
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import PlanEntry, PlanRecord, SolveUse
 from ipnext.store.session import Store
+from tests.identity_provider import Provider, rsa_key
 from tests.waiting import PATIENCE_SECONDS, until
 
 
@@ -341,6 +343,19 @@ class Live:
 
     url: str
     rooms: Rooms
+
+
+@pytest.fixture(scope="session")
+def provider_key() -> RSAKey:
+    return rsa_key("first")
+
+
+@pytest.fixture
+def provider(listeners: None, provider_key: RSAKey) -> Iterator[Provider]:
+    """An identity provider that signs by `provider_key`."""
+    found = Provider(provider_key).start()
+    yield found
+    found.stop()
 
 
 @pytest.fixture

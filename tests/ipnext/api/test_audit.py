@@ -204,6 +204,12 @@ async def log_out(w):
     return answer
 
 
+async def revoke_role(world):
+    made = await world.http.post("/v1/roles", json={"subject": "group:ml", "role": "viewer"})
+    world.mark()
+    return await world.http.delete(f"/v1/roles/{made.json()['id']}")
+
+
 MUTATING: dict[str, tuple[Case, tuple[str, str, str, str]]] = {
     "PUT /v1/models/{name}": (apply_model, ("models.apply", "Model ranker", "ranker", "done")),
     "DELETE /v1/models/{name}": (
@@ -248,6 +254,11 @@ MUTATING: dict[str, tuple[Case, tuple[str, str, str, str]]] = {
         sent("POST", "/v1/keys", {"name": "bot", "role": "viewer"}),
         ("keys.manage", "Key", "", "done"),
     ),
+    "POST /v1/roles": (
+        sent("POST", "/v1/roles", {"subject": "group:ml", "role": "viewer"}),
+        ("roles.manage", "Role", "", "done"),
+    ),
+    "DELETE /v1/roles/{binding_id}": (revoke_role, ("roles.manage", "Role", "", "done")),
     "DELETE /v1/keys/{key_id}": (revoke, ("keys.manage", "Key", "", "done")),
     "POST /v1/sessions": (log_in, ("sessions.begin", "Session", "", "done")),
     "DELETE /v1/sessions/current": (log_out, ("sessions.end", "Session", "", "done")),

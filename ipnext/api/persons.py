@@ -1,0 +1,90 @@
+"""People with tokens of the identity provider, and the roles that are bound to them."""
+
+from collections import OrderedDict
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Final
+
+from ipnext.access.oidc import Identity, TokenVerifier
+from ipnext.access.signing_keys import SigningKeys
+from ipnext.errors import Forbidden, InvalidInput
+from ipnext.identity_provider import ProviderClient
+from ipnext.model.access import Grant, Principal
+from ipnext.settings import PlatformSettings
+from ipnext.store.session import Store
+
+KEPT: Final = 4096
+"""Principals whose identity is kept, so that streams can ask whether they may go on."""
+GROUPS_SHOWN: Final = 5
+
+
+class Persons:
+    """Proves principals by tokens and gives them the roles of the store. Any thread may use it."""
+
+    def __init__(self, store: Store, verifier: TokenVerifier) -> None:
+        self._store, self._verifier = store, verifier
+        self._known: OrderedDict[Principal, Identity] = OrderedDict()
+
+    def prove(self, token: str) -> Principal:
+        """The principal of a token. Unauthenticated; Forbidden for a person without any role; Unavailable."""
+        identity = self._verifier.verify(token)
+        grants = self._grants(identity.subjects)
+        if not grants:
+            raise _without_role(identity)
+        principal = Principal(
+            kind="user",
+            id=identity.id,
+            name=identity.name,
+            grants=grants,
+            expires_at=datetime.fromtimestamp(identity.expires_at, UTC),
+        )
+        self._known.pop(principal, None)
+        self._known[principal] = identity
+        while len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        return principal
+
+    def is_still_valid(self, principal: Principal) -> bool:
+        """Whether the token of a principal that was proved before is in force, and its roles are the same. Reads the store."""
+        identity = self._known.get(principal)
+        if identity is None or self._verifier.is_expired(identity):
+            return False
+        return self._grants(identity.subjects) == principal.grants
+
+    def _grants(self, subjects: Collection[str]) -> tuple[Grant, ...]:
+        with self._store.read() as unit:
+            return unit.grants_of(subjects)
+
+
+def persons_of(settings: PlatformSettings, store: Store) -> Persons | None:
+    """The people of the configured provider, or None without one. InvalidInput for settings that do not go together.
+
+    The provider is not asked yet: the API starts, and answers keys, while it is away.
+    """
+    if settings.oidc_issuer is None:
+        return None
+    if settings.oidc_audience is None:
+        msg = (
+            "oidc_audience (IPNEXT_OIDC_AUDIENCE): is missing, and IPNEXT_OIDC_ISSUER is set; a token that was made for "
+            "another service must prove nobody here, so name the `aud` of tokens for this platform"
+        )
+        raise InvalidInput(msg, field="oidc_audience")
+    verifier = TokenVerifier(
+        settings.oidc_issuer,
+        settings.oidc_audience,
+        SigningKeys(ProviderClient(settings.oidc_issuer)),
+        name_claim=settings.oidc_name_claim,
+        groups_claim=settings.oidc_groups_claim,
+    )
+    return Persons(store, verifier)
+
+
+def _without_role(identity: Identity) -> Forbidden:
+    groups = ", ".join(map(repr, identity.groups[:GROUPS_SHOWN])) or "none"
+    more = len(identity.groups) - GROUPS_SHOWN
+    msg = (
+        f"user {identity.name} ({identity.id}) is known to the identity provider and has no role here; groups of the token: "
+        f"{groups}{f' and {more} more' if more > 0 else ''}; an administrator grants one by "
+        f"`ipnext roles grant user:NAME --role viewer` or `group:NAME`"
+    )
+    return Forbidden(msg, policy="people-need-a-role")

@@ -1,0 +1,97 @@
+"""Logins that are written down: what a login leaves in the credentials file, its renewal, and its end."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from ipnext.credentials import changing, credentials_file, find_credential, find_entry, forget_credential, origin_of
+from ipnext.device_flow import DeviceLogin, Tokens
+from ipnext.errors import Unauthenticated, Unavailable
+from ipnext.identity_provider import ProviderClient
+
+BEFORE_END_SECONDS: Final = 60.0
+"""A token is renewed so long before it ends, in seconds, or in the last quarter of its life if that is shorter."""
+
+Clock = Callable[[], float]
+
+
+@contextmanager
+def login_at(issuer: str, client_id: str) -> Iterator[DeviceLogin]:
+    """The device flow at a provider. InvalidInput for an issuer that is neither https nor of loopback."""
+    provider = ProviderClient(issuer)
+    try:
+        yield DeviceLogin(provider, client_id)
+    finally:
+        provider.close()
+
+
+def entry_of(issuer: str, client_id: str, tokens: Tokens, *, clock: Clock = time.time) -> Mapping[str, Any]:
+    """What is written down of a login."""
+    ends = clock() + tokens.lasts_seconds
+    return {
+        "credential": tokens.access,
+        "refresh_token": tokens.refresh,
+        "expires_at": ends,
+        "renew_at": ends - min(BEFORE_END_SECONDS, tokens.lasts_seconds / 4),
+        "issuer": issuer,
+        "client_id": client_id,
+    }
+
+
+def current_credential(url: str, file: Path | None = None, *, clock: Clock = time.time) -> str | None:
+    """The credential for an API, renewed if it is about to end; None without one.
+
+    Unauthenticated if the login has ended; Unavailable if the provider does not answer and the token has ended.
+    """
+    entry = find_entry(url, file)
+    if entry is None or not _is_ending(entry, clock()):
+        return find_credential(url, file)
+    with changing(credentials_file(file)) as entries:
+        found = entries.get(origin_of(url))
+        if not isinstance(found, Mapping):
+            return None
+        if _is_ending(found, clock()):  # no other process has renewed it meanwhile
+            found = _renewed(found, clock)
+            entries[origin_of(url)] = dict(found)
+        return str(found["credential"])
+
+
+def end_login(url: str, file: Path | None = None) -> tuple[bool, str]:
+    """Forget what is written down for an API, and revoke its refresh token. Whether there was one, and what to tell."""
+    entry = find_entry(url, file)
+    known = forget_credential(url, file)
+    if entry is None or not _can_renew(entry):
+        return known, ""
+    try:
+        with login_at(str(entry["issuer"]), str(entry["client_id"])) as login:
+            revoked = login.revoke(str(entry["refresh_token"]))
+    except Unavailable as error:
+        return known, f"the refresh token was not revoked: {error.message}"
+    return known, "" if revoked else "the identity provider offers no revocation; the refresh token ends by itself"
+
+
+def _renewed(entry: Mapping[str, Any], clock: Clock) -> Mapping[str, Any]:
+    issuer, client_id = str(entry["issuer"]), str(entry["client_id"])
+    try:
+        if not _can_renew(entry):
+            msg = (
+                f"the login at {issuer} has ended, and the provider gave no refresh token; `ipnext login` logs in again"
+            )
+            raise Unauthenticated(msg)  # noqa: TRY301 - ends like a refusal
+        with login_at(issuer, client_id) as login:
+            return entry_of(issuer, client_id, login.renew(str(entry["refresh_token"])), clock=clock)
+    except (Unauthenticated, Unavailable):
+        if clock() < entry["expires_at"]:
+            return entry
+        raise
+
+
+def _is_ending(entry: Mapping[str, Any], now: float) -> bool:
+    renew_at = entry.get("renew_at")
+    return isinstance(renew_at, int | float) and now >= renew_at
+
+
+def _can_renew(entry: Mapping[str, Any]) -> bool:
+    return all(isinstance(entry.get(name), str) for name in ("refresh_token", "issuer", "client_id"))
