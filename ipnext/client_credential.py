@@ -24,6 +24,9 @@ class Credential(httpx.Auth):
         self._url = url
         self._file = settings.credentials_file
         named = settings.api_key.get_secret_value() if settings.api_key is not None else None
+        if named is not None and not named.strip() and given is None:
+            msg = "api_key (IPNEXT_API_KEY): is set and empty; unset it to use what was written down, or give it a key"
+            raise InvalidInput(msg, field="api_key")
         self._given = given or named
         self._insecure = settings.insecure_transport
         if self._given is not None and not (

@@ -38,10 +38,20 @@ def find_credential(url: str, file: Path | None = None) -> str | None:
         return None
     if isinstance(entry.get("credential"), str):
         return str(entry["credential"])
-    named = entry.get("key_file")
-    if not isinstance(named, str):
+    named, pid = entry.get("key_file"), entry.get("pid")
+    if not isinstance(named, str) or (isinstance(pid, int) and not _runs(pid)):
         return None
     return read_key(Path(named))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 def find_entry(url: str, file: Path | None = None) -> Mapping[str, Any] | None:
@@ -80,9 +90,9 @@ def write_private(file: Path, text: str) -> None:
 
 
 def note_key_file(url: str, key_file: Path, file: Path | None = None) -> None:
-    """Write down where the key for an API lies."""
+    """Write down where the key for an API lies, which this process serves: once it has gone, the key is not sent there."""
     with changing(credentials_file(file)) as entries:
-        entries[origin_of(url)] = {"key_file": str(key_file)}
+        entries[origin_of(url)] = {"key_file": str(key_file), "pid": os.getpid()}
 
 
 def note_credential(url: str, entry: Mapping[str, Any], file: Path | None = None) -> None:
@@ -110,9 +120,13 @@ def origin_of(url: str) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as opened:
+            mode, text = os.fstat(opened.fileno()).st_mode, opened.read()
     except OSError:
         return {}
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        msg = f"{file} may be read by others than its owner; `chmod 600` it, and log in again"
+        raise InvalidInput(msg, field="credentials_file", value=str(file))
     try:
         entries = json.loads(text)
     except ValueError as error:
@@ -124,9 +138,21 @@ def _read(file: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def changing(file: Path) -> Iterator[dict[str, Any]]:
     """The entries by origin, to change while no other process changes them. An error leaves the file as it was."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (file.parent / f".{file.name}.lock").open("a") as lock:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (file.parent / f".{file.name}.lock").open("a")
+    except OSError as error:
+        raise _not_writable(file, error) from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         entries = _read(file)
         yield entries
-        write_private(file, json.dumps(entries, indent=2, sort_keys=True))
+        try:
+            write_private(file, json.dumps(entries, indent=2, sort_keys=True))
+        except OSError as error:
+            raise _not_writable(file, error) from error
+
+
+def _not_writable(file: Path, error: OSError) -> InvalidInput:
+    msg = f"credentials_file (IPNEXT_CREDENTIALS_FILE): {file} can't be written: {error.strerror}"
+    return InvalidInput(msg, field="credentials_file", value=str(file))

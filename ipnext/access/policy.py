@@ -73,7 +73,7 @@ class Policies:
         )
 
     def _decided(self, principal: Principal, action: Action, resource: Resource) -> Decision:
-        uid = {"type": principal.kind.capitalize(), "id": principal.id}
+        uid = _uid(principal)
         request = {
             "principal": uid,
             "action": {"type": "Action", "id": action.name},
@@ -106,6 +106,13 @@ def policies_of(file: Path | None) -> Policies:
     except OSError as error:
         msg = f"policies_file (IPNEXT_POLICIES_FILE): {file} can't be read: {error.strerror}"
         raise NotFound(msg) from error
+
+
+def _uid(principal: Principal) -> dict[str, str]:
+    """A session or a ticket is the key that it acts for: what is forbidden to the key is forbidden to them."""
+    if principal.kind in {"session", "ticket"}:
+        return {"type": "Key", "id": principal.acts_for}
+    return {"type": principal.kind.capitalize(), "id": principal.id}
 
 
 def _named(diagnostics: Any) -> str:

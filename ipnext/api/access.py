@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from http.cookies import CookieError, SimpleCookie
 from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -111,16 +110,19 @@ class Access:
         given, now = parse_key(text), datetime.now(UTC)
         with self._store.read() as unit:
             key = unit.find_key(given.id)
+            parent = "" if key is None or key.kind == "key" else unit.parent_of_key(given.id) or ""
         if key is None or not proves(given.secret, key.digest) or key.kind not in kinds:
             msg = "the API key is not known"
             raise Unauthenticated(msg)
         if not key.is_valid(now):
             why = "was revoked" if key.revoked_at is not None else "has expired"
             msg = f"{key.kind} {key.name} {why}; ask an administrator for another one"
+            if key.kind == "ticket":
+                msg = "this login link was used already, or has expired; `ipnext page` prints another one"
             raise Unauthenticated(msg, ended=Principal(kind=key.kind, id=key.id, name=key.name))
         if key.last_used_at is None or now - key.last_used_at > USED_EVERY:
             self._used[key.id] = now
-        return Principal(kind=key.kind, id=key.id, name=key.name, grants=key.grants)
+        return Principal(kind=key.kind, id=key.id, name=key.name, grants=key.grants, acts_for=parent)
 
     def is_still_valid(self, principal: Principal) -> bool:
         """Whether a principal that was proved before would be proved now. Reads the store."""
@@ -170,6 +172,19 @@ class Access:
             return "authentication-is-off"
         return self._policies.check(principal, ACTIONS[action], resource).policy
 
+    def check_list(self, principal: Principal, action: Action) -> str:
+        """Permit a list of models: it leaves out what is not the principal's to see. Forbidden if own policies forbid it."""
+        if not self.required or not self._policies.has_own:
+            return action.policy
+        owners = granted_owners(principal) or {""}
+        decisions = [
+            self._policies.decide(principal, action, Resource("Model", owner=owner)) for owner in sorted(owners)
+        ]
+        allowed = next((decision for decision in decisions if decision.allowed), None)
+        if allowed is None and granted_owners(principal):
+            self._policies.check(principal, action, Resource("Model", owner=min(owners)))
+        return action.policy if allowed is None else allowed.policy
+
     def visible(self, principal: Principal) -> frozenset[str] | None:
         """Owners whose models the principal may read; None: all. Reads the store if the operator has policies of its own."""
         if self.sees_all(principal):
@@ -178,7 +193,9 @@ class Access:
             return granted_owners(principal)
         with self._store.read() as unit:
             owners = unit.owners()
-        return self._policies.visible_owners(principal, owners)
+        found = self._policies.visible_owners(principal, owners)
+        everything = any(grant.owner == ANY and grant.region == ANY for grant in principal.grants)
+        return None if everything and len(found) == len(owners) else found
 
     @property
     def has_own_policies(self) -> bool:
@@ -224,7 +241,9 @@ class _Listening:
 
     def sees(self, owner: str | None) -> bool:
         """Whether it may read an owner's models. What is of the fleet may name any model: it is for who sees all."""
-        return owner is None or self.access.sees_all(self.principal) or self.access.can_see(self.principal, owner)
+        if owner:
+            return self.access.can_see(self.principal, owner)
+        return owner is None or self.access.visible(self.principal) is None
 
     def may_listen(self) -> bool:
         """Whether its credential still proves it. True while the store does not answer."""
@@ -272,9 +291,8 @@ class Authentication:
         credential, kinds = _bearer(headers), ("key",)
         if credential is None:
             credential, kinds = _cookie(scope, headers), ("session",)
-            if credential is not None and scope["method"] not in SAFE_METHODS and not _is_same_origin(headers):
-                msg = "a page's request that changes something names its origin; this one has neither Origin nor Sec-Fetch-Site"
-                raise Unauthenticated(msg)
+            if credential is not None:
+                _check_own_page(scope["method"], headers)
         if credential is None:
             msg = (
                 "this needs a credential: `Authorization: Bearer KEY`; the CLI and SDK take IPNEXT_API_KEY or what "
@@ -364,7 +382,7 @@ def may(name: str, *, only_reads: bool = False) -> Any:
         if of_model and ("name" in path or "change_id" in path):
             found = await anyio.to_thread.run_sync(_check_model, request, access, action)
         elif of_model:
-            found = Permission(action.policy)  # a list leaves out what is not the principal's to see
+            found = Permission(access.check_list(acting.principal, action))
         else:
             resource = Resource(action.kind, path.get("region", ""))
             found = Permission(access.check(acting.principal, action.name, resource))
@@ -388,9 +406,9 @@ def _check_plan(request: Request) -> None:
     if access.sees_all(principal):
         return
     with request.app.state.platform.store.read() as unit:
-        model = unit.scope_of_plan(plan_id)
+        known, model = unit.scope_of_plan(plan_id)
         owner = None if model is None else unit.owner_of(model)
-    if model is None:
+    if known and model is None:
         access.check(principal, "plans.read", Resource("Plan", plan_id))
     elif owner is None or not access.can_see(principal, owner):
         msg = f"no plan has the id {plan_id!r}"
@@ -458,16 +476,27 @@ def cookie_name(scope: Scope) -> str:
 
 
 def _cookie(scope: Scope, headers: Mapping[str, str]) -> str | None:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(cookie_name(scope))
-    except CookieError:
-        return None
-    return found.value if found is not None else None
+    """The session's cookie. Those of other programs on this host are none of ours, whatever they hold."""
+    wanted = cookie_name(scope)
+    for pair in headers.get("cookie", "").split(";"):
+        name, _, value = pair.partition("=")
+        if name.strip() == wanted:
+            return value.strip()
+    return None
 
 
-def _is_same_origin(headers: Mapping[str, str]) -> bool:
-    """Whether a browser says that its own page asks. That the origin is the right one was checked before."""
-    return "origin" in headers or headers.get("sec-fetch-site") == "same-origin"
+def _check_own_page(method: str, headers: Mapping[str, str]) -> None:
+    """Refuse a cookie that our own page does not send: browsers send it for pages on other ports of this host, too.
+
+    That an `Origin` is the right one was checked before. `none`: the person typed the address. Unauthenticated.
+    """
+    site = headers.get("sec-fetch-site")
+    if site not in {None, "same-origin", "none"}:
+        msg = f"a page of another origin asks (Sec-Fetch-Site: {site}); a session is for the page of the API"
+        raise Unauthenticated(msg)
+    if method not in SAFE_METHODS and "origin" not in headers and site != "same-origin":
+        msg = "a page's request that changes something names its origin; this one has neither Origin nor Sec-Fetch-Site"
+        raise Unauthenticated(msg)
 
 
 def _mark(credential: str, kinds: tuple[str, ...]) -> str:

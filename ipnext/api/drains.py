@@ -30,7 +30,7 @@ RegionName = Annotated[Name, Path(description="Name of the region.")]
 @router.post(
     "/{region}/drain", dependencies=[may("regions.drain")], status_code=202, summary="Take a region out of service"
 )
-def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms) -> DrainView:
+def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms, visible: Visible) -> DrainView:
     """Record a drain: it is carried out, even while the workflow engine is down. One under way is answered.
 
     Planned, it is checked first: `refused` names what would stay unserved. A disaster takes the region's traffic away at
@@ -41,13 +41,13 @@ def drain_region(region: RegionName, request: DrainRequest, rooms: Rooms) -> Dra
         drain = unit.add_drain(region, disaster=request.disaster, force=request.force, reason=request.reason)
         unit.note_audit(after=request, reason=request.reason, change_id=drain.id)
     rooms.outbox.wake()
-    return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
+    return shown_drain(drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {}), visible)
 
 
 @router.post(
     "/{region}/return", dependencies=[may("regions.drain")], status_code=202, summary="Bring a region back into service"
 )
-def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms) -> DrainView:
+def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms, visible: Visible) -> DrainView:
     """Ask a drained region back: its supply counts again, and a replan is asked for. Nothing moves before that plan.
 
     A region that was lost has to answer first. 404 where it is not drained.
@@ -56,7 +56,7 @@ def return_region(region: RegionName, request: ReturnRequest, rooms: Rooms) -> D
         drain = unit.ask_return(region, reason=request.reason)
         unit.note_audit(reason=request.reason, change_id=drain.id)
     rooms.outbox.wake()
-    return drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {})
+    return shown_drain(drain_view(drain, rooms.lifecycle, rooms.observer.states() if drain.lost else {}), visible)
 
 
 @router.get("/{region}/drain", dependencies=[may("regions.read")], summary="Follow a drain")

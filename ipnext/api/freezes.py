@@ -17,7 +17,7 @@ from ipnext.model.freeze import FreezableKind, FreezeManifest, FreezeNow, Freeze
 from ipnext.model.lifecycle import Change
 from ipnext.model.resource import Listed
 from ipnext.model.value import Name
-from ipnext.store.paging import Page
+from ipnext.store.paging import page_of
 from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
 from ipnext.store.touched import touched_by
@@ -32,11 +32,20 @@ FreezeName = Annotated[Name, Path(description="Name of the freeze.")]
 @router.get("/freezes", dependencies=[may("fleet.read")], summary="List freezes")
 def list_freezes(rooms: Rooms, visible: Visible, after: After = None, limit: Limit = 50) -> Listed[FreezeView]:
     """By name, each with the window that is open now and the next ones. Those for models of other owners alone are left out."""
+    shown: list[FreezeRecord] = []
     with rooms.store.read() as unit:
-        page = unit.freeze_page(after=after, limit=limit)
-        shown = [found for record in page.items if (found := shown_freeze(record, unit, visible)) is not None]
+        page = unit.freeze_page(after=after, limit=limit + 1)
+        while True:  # so that no cursor names a freeze that is left out
+            shown += [found for record in page.items if (found := shown_freeze(record, unit, visible)) is not None]
+            if len(shown) > limit or page.next is None:
+                break
+            page = unit.freeze_page(after=page.next, limit=limit + 1)
     at = datetime.now(UTC)
-    return listed(Page(tuple(_view(record, at) for record in shown), page.next))
+    return listed(
+        page_of(
+            shown[: limit + 1], limit, key=lambda record: record.manifest.name, value=lambda record: _view(record, at)
+        )
+    )
 
 
 @router.get("/freezes/now", dependencies=[may("fleet.read")], summary="Ask whether a change would wait")

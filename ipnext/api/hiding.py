@@ -4,6 +4,7 @@ Such records name models of all owners in lists and in words; their counts and s
 """
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from ipnext.model.deployment import Replica
 from ipnext.model.drain import DrainView
@@ -19,10 +20,16 @@ HIDDEN = "not shown: it may name models of other owners"
 
 
 def shown_plan(plan: PlanSummary, visible: Visible) -> PlanSummary:
-    """A plan's line. That of one model is the model's own: whoever may read the model may read it."""
-    if visible is None or plan.scope is not None or not plan.message:
+    """A plan's line without the plan before it, whose id may name a model, and if it is the fleet's without its words."""
+    if visible is None:
         return plan
-    return plan.model_copy(update={"message": HIDDEN})
+    message = HIDDEN if plan.message and plan.scope is None else plan.message
+    return plan.model_copy(update={"message": message, "based_on": None})
+
+
+def is_plan_shown(plan: PlanSummary, unit: Repository, visible: Visible) -> bool:
+    """Whether a plan may be shown at all: that of one model to who may read the model."""
+    return visible is None or plan.scope is None or bool(visible_models(unit, [plan.scope], visible))
 
 
 def shown_replan(replan: ReplanView, visible: Visible) -> ReplanView:
@@ -38,16 +45,17 @@ def shown_replan(replan: ReplanView, visible: Visible) -> ReplanView:
 
 def shown_moves(moves: MovesView, visible: Visible) -> MovesView:
     """How the moves of replans stand, without the names of models."""
-    if moves.replan is None:
+    if visible is None:
         return moves
-    return moves.model_copy(update={"replan": shown_replan(moves.replan, visible)})
+    pause = moves.pause and moves.pause.model_copy(update={"reason": HIDDEN})
+    return moves.model_copy(update={"pause": pause, "replan": moves.replan and shown_replan(moves.replan, visible)})
 
 
 def shown_drain(drain: DrainView, visible: Visible) -> DrainView:
     """A drain without the words that name what stays unserved."""
     if visible is None or not drain.message:
         return drain
-    return drain.model_copy(update={"message": HIDDEN})
+    return drain.model_copy(update={"message": HIDDEN, "summary": HIDDEN})
 
 
 def shown_fleet(spec: FleetSpec, visible: Visible) -> FleetSpec:
@@ -62,19 +70,15 @@ def shown_freeze(freeze: FreezeRecord, unit: Repository, visible: Visible) -> Fr
     if visible is None:
         return freeze
     scope = freeze.manifest.spec.scope
-    seen = visible_models(unit, (name for name in scope.models if not _is_pattern(name)), visible)
-    models = tuple(name for name in scope.models if _is_pattern(name) or name in seen)
-    owners = tuple(name for name in scope.owners if name in visible or _is_pattern(name))
+    names = unit.names_of_owners(visible) if scope.models else ()
+    models = tuple(pattern for pattern in scope.models if any(fnmatchcase(name, pattern) for name in names))
+    owners = tuple(pattern for pattern in scope.owners if any(fnmatchcase(name, pattern) for name in visible))
     if (scope.models and not models) or (scope.owners and not owners):
         return None
     spec = freeze.manifest.spec.model_copy(
         update={"scope": scope.model_copy(update={"models": models, "owners": owners})}
     )
     return freeze.model_copy(update={"manifest": freeze.manifest.model_copy(update={"spec": spec})})
-
-
-def _is_pattern(name: str) -> bool:
-    return not {"*", "?", "["}.isdisjoint(name)
 
 
 def shown_regions(views: Iterable[RegionView], unit: Repository, visible: Visible) -> tuple[RegionView, ...]:

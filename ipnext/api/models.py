@@ -5,6 +5,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Request, Response
 
 from ipnext import names
+from ipnext.access.actions import ACTIONS
 from ipnext.api.access import Asker, Visible, may
 from ipnext.api.admission import check_against_fleet, check_plugins, check_runs_no_code, check_storable, field_changes
 from ipnext.api.answers import answers_of
@@ -82,6 +83,8 @@ def apply_model(
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))
         before = _find(unit, name)
+        if before is not None:  # another owner may have taken the name since the request was let in
+            rooms.access.check_model(asker, ACTIONS["models.apply"], unit, name)
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
         if dry_run:

@@ -12,7 +12,7 @@ from ipnext.api.explanation import explanations_of
 from ipnext.api.facts import ModelFacts, throughputs_of
 from ipnext.api.filters import Wanted, WantedModels, fleet_readiness, found_models, serves
 from ipnext.api.freezes import calendars_of
-from ipnext.api.hiding import shown_plan, shown_regions
+from ipnext.api.hiding import is_plan_shown, shown_plan, shown_regions
 from ipnext.api.lifecycle import change_view
 from ipnext.api.plans import newest_replan, plan_in_force
 from ipnext.api.platform import Platform, Rooms
@@ -65,6 +65,8 @@ def _overview(rooms: Platform, states: States, wanted: Wanted, visible: frozense
         plan = plan_in_force(unit)
         replan = newest_replan(unit, plan)
         replan = replan and shown_plan(replan, visible)
+        if plan is not None and not is_plan_shown(plan.summary, unit, visible):
+            plan = None
         plan = plan and plan.model_copy(update={"summary": shown_plan(plan.summary, visible)})
         changes, events = unit.change_page(limit=CHANGES), unit.event_page(limit=EVENTS)
     return Overview(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from fastapi import APIRouter
 
-from ipnext.api.access import may
+from ipnext.api.access import Asker, may
 from ipnext.api.errors import MAX_ALLOWED
 from ipnext.api.freezes import let_through
 from ipnext.api.identifiers import client_id
@@ -28,16 +28,18 @@ _REACHABLE = frozenset({GenerationState.WARM, GenerationState.SERVING, Generatio
 
 
 @router.post("/{name}/publish", dependencies=[may("models.publish")], status_code=202, summary="Publish new snapshots")
-def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User) -> ChangeView:
+def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User, asker: Asker) -> ChangeView:
     """Record new snapshots of one or more parts as the next generation, and start its rollout.
 
     Each part is the digest of an uploaded snapshot, or a `file://` or `s3://` uri that the server may read. The answer
     comes once the change is recorded: it is not lost from there on. `changeId` makes a repeated request one change.
-    `overrideFreeze`, a reason, lets it pass every freeze.
+    `overrideFreeze`, a reason, lets it pass every freeze; an operator's role is needed for that.
     """
     change_id = client_id("changeId", request.change_id)
     with rooms.store.read() as unit:
         record = check_in_service(unit, unit.model(name))
+    if request.override_freeze is not None:
+        rooms.access.check_owner(asker, "models.override", name, record.manifest.metadata.owner)
     _check_parts(record, request.parts)
     sources = {part: _source(rooms, given) for part, given in request.parts.items()}
     with rooms.store.begin(name) as unit:
@@ -82,7 +84,8 @@ def _recorded(unit: Repository, change_id: str, model: str) -> Change | None:
     except NotFound:
         return None
     if (change.model, change.kind) != (model, ChangeKind.ROLLBACK):
-        msg = f"changeId: {change_id!r} is a {change.kind.value} of {change.model!r}; choose a new id for each change"
+        taken = f"a {change.kind.value} of {model!r}" if change.model == model else "another change"
+        msg = f"changeId: {change_id!r} is already {taken}; choose a new id for each change"
         raise Conflict(msg)
     return change
 

@@ -24,7 +24,7 @@ def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
     """Give out a session for the key or ticket of `Authorization`, in a cookie. A ticket is good once; 401 for others."""
     credential = bearer_of(request)
     if credential is None:
-        msg = "a login needs `Authorization: Bearer`, followed by an API key or a ticket of `ipnext login --page`"
+        msg = "a login needs `Authorization: Bearer`, followed by an API key or a ticket of `ipnext page`"
         raise Unauthenticated(msg)
     asker = rooms.access.prove(credential, kinds=("key", "ticket"))
     if asker.kind == "user":
@@ -111,7 +111,7 @@ def _parent(unit: Repository, asker: Principal, credential: str) -> str:
     ticket = unit.find_key(parse_key(credential).id)
     parent = unit.parent_of_key(asker.id)
     if ticket is None or parent is None or not ticket.is_valid(datetime.now(UTC)):
-        msg = "the ticket was used already, or has expired; `ipnext login --page` makes another one"
+        msg = "this login link was used already, or has expired; `ipnext page` prints another one"
         raise Unauthenticated(msg)
     unit.revoke_key(ticket.id)
     return parent

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
 from ipnext.cli.command import Command
@@ -12,9 +13,11 @@ from ipnext.cli.output import Form, Output, age, rows, say, write
 from ipnext.cli.session import client_of
 from ipnext.errors import InvalidInput
 from ipnext.model.access import ANY, KeyRequest, KeyView, Role
+from ipnext.model.manifest import invalid_input
 from ipnext.model.roles import RoleView
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_ID = re.compile(r"[a-z2-7]{16}")
 _LENGTH = re.compile(r"([1-9][0-9]{0,4})([mhdw])")
 
 
@@ -30,13 +33,11 @@ def create(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     output: Output = Form.TABLE,
 ) -> None:
     """Create a key. Its text is printed this once; only its digest is stored."""
-    request = KeyRequest(
-        name=name,
-        role=role,
-        owner=owner,
-        region=region,
-        expires_in_seconds=_seconds(expires_in) if expires_in else None,
-    )
+    lasts = _seconds(expires_in) if expires_in else None
+    try:
+        request = KeyRequest(name=name, role=role, owner=owner, region=region, expires_in_seconds=lasts)
+    except ValidationError as error:
+        raise invalid_input(error, KeyRequest) from error
     made = client_of(context).create_key(request)
     write(made, output, lambda: [made.key])
     say(
@@ -62,8 +63,17 @@ def revoke(
     output: Output = Form.TABLE,
 ) -> None:
     """Revoke a key and the sessions that were logged in with it; in force everywhere within 5 s."""
-    view = client_of(context).revoke_key(key_id)
+    view = client_of(context).revoke_key(_id_of(key_id))
     write(view, output, lambda: [f"key {view.id} ({view.name}) is revoked"])
+
+
+def _id_of(text: str) -> str:
+    """The id of a key, also of its whole text: that goes into no address and no error. InvalidInput."""
+    found = _ID.fullmatch(text.removeprefix("ipnext_").partition(".")[0])
+    if found is None:
+        msg = "ID: a key's id has 16 letters and digits, as `ipnext keys list` shows it"
+        raise InvalidInput(msg, field="id", allowed=("an id of `ipnext keys list`",))
+    return found[0]
 
 
 def _table(found: list[KeyView]) -> Table:

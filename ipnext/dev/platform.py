@@ -80,7 +80,7 @@ class Places:
 @contextmanager
 def locked(state: Path) -> Iterator[None]:
     """Hold the state directory. Raises Conflict with the pid of the one that holds it already."""
-    state.mkdir(parents=True, exist_ok=True)
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (state / "dev.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,7 +175,10 @@ class Platform:
             limit_seconds=START_LIMIT_SECONDS,
         )
         replace_file(self._places.endpoints, json.dumps(self.endpoints, indent=2).encode())
-        note_key_file(self._url("api"), self._places.admin_key, self._credentials)
+        try:
+            note_key_file(self._url("api"), self._places.admin_key, self._credentials)
+        except InvalidInput as error:
+            log.warning("CLI and SDK do not find the key by themselves: set IPNEXT_API_KEY", why=error.message)
         link = f"{self._url('api')}/#ticket={make_first_ticket(self._stores.database_url, read_key(self._places.admin_key))}"
         log.info("ready", **{k: v for k, v in self.endpoints.items() if k != "pid"} | {"page": link})
         self._family.start(*map(self._worker, more))

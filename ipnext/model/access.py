@@ -57,6 +57,8 @@ class Principal(Value):
     grants: tuple[Grant, ...] = ()
     expires_at: datetime | None = None
     """When the token that proved a user ends."""
+    acts_for: str = ""
+    """Of a session or ticket: the key that it acts for. Policies see that key."""
 
     @property
     def text(self) -> str:

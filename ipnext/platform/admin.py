@@ -16,7 +16,7 @@ from ipnext.store.session import Store
 
 DEV_ADMIN: Final = "dev-admin"
 BY_DEV: Final = "ipnext dev"
-FIRST_TICKET_LASTS: Final = timedelta(hours=1)
+FIRST_TICKET_LASTS: Final = timedelta(minutes=15)
 
 
 def create_admin_key(database_url: str, name: str, *, created_by: str) -> CreatedKey:
@@ -29,7 +29,11 @@ def create_admin_key(database_url: str, name: str, *, created_by: str) -> Create
         raise InvalidInput(msg, field="name", value=name) from error
     store = Store.open(database_url)
     try:
-        store.migrate()
+        if store.schema_range() is None:
+            msg = (
+                f"database_url (IPNEXT_DATABASE_URL): {store.name} holds no record; `ipnext platform setup` creates one"
+            )
+            raise InvalidInput(msg, field="database_url", value=store.name)
         with acting(on_this_machine(created_by, "keys.manage")), store.begin() as unit:
             unit.add_key(key)
             unit.note_audit(object=("Key", key.id), after=audited_key(key))
@@ -68,6 +72,7 @@ def make_first_ticket(database_url: str, key: str | None) -> str:
     try:
         with acting(on_this_machine(BY_DEV, "tickets.create")), store.begin() as unit:
             ticket = _key(drawn, "ticket", DEV_ADMIN, created_by=BY_DEV, lasts=FIRST_TICKET_LASTS)
+            unit.end_tickets(parent.id)
             unit.add_key(ticket, parent=parent.id)
             unit.note_audit(object=("Ticket", ticket.id), after=audited_key(ticket))
     finally:

@@ -191,7 +191,8 @@ class Changes(Snapshots):
             raise InvalidInput(msg, field="changeId", value=change_id[:LONGEST_ID])
         row = self._find_change(change_id)
         if row is not None and (row.model, row.kind) != (model, kind.value):
-            msg = f"change {change_id!r} is already a {row.kind} of model {row.model!r}; choose another id"
+            taken = f"a {row.kind} of model {model!r}" if row.model == model else "another change"
+            msg = f"changeId: {change_id!r} is already {taken}; choose another id"
             raise Conflict(msg)
         return row
 

@@ -82,6 +82,14 @@ class Keys(Unit):
         self._add(row)
         return _key(row)
 
+    def end_tickets(self, parent: str) -> None:
+        """Revoke the tickets of a key that were not used."""
+        self._writing(None)
+        waiting = (KeyRow.parent == parent, KeyRow.kind == "ticket", col(KeyRow.revoked_at).is_(None))
+        for row in self._session.exec(select(KeyRow).where(*waiting)):
+            row.revoked_at = self._now()
+            self._add(row)
+
     def touch_key(self, key_id: str, at: datetime) -> None:
         """Note that a key was used. May be called in a unit of any scope; the audit has no entry of it."""
         self._writing_any()

@@ -105,6 +105,10 @@ class Models(Unit):
         """Owners of models, retired ones too, by name."""
         return tuple(sorted(self._session.exec(select(ModelRow.owner).distinct())))
 
+    def names_of_owners(self, owners: Collection[str]) -> tuple[str, ...]:
+        """Models of these owners, retired ones too."""
+        return tuple(self._session.exec(select(ModelRow.name).where(self._among(col(ModelRow.owner), owners))))
+
     def owners_of(self, names: Collection[str]) -> Mapping[str, str]:
         """Model -> its owner, of those of these models that are known."""
         query = select(ModelRow.name, ModelRow.owner)

@@ -71,9 +71,10 @@ class Plans(Placements):
             raise _unknown(plan_id)
         return entry
 
-    def scope_of_plan(self, plan_id: str) -> str | None:
-        """The one model that a plan places; None for a plan of the fleet, and for one that is not known."""
-        return self._session.exec(select(PlanRow.scope).where(PlanRow.id == plan_id)).first()
+    def scope_of_plan(self, plan_id: str) -> tuple[bool, str | None]:
+        """Whether there is such a plan, and the one model that it places; None for a plan of the fleet."""
+        found = self._session.exec(select(PlanRow.scope).where(PlanRow.id == plan_id)).all()
+        return bool(found), found[0] if found else None
 
     def plan_documents(self, plan_id: str) -> PlanDocuments:
         """A plan's documents as text. NotFound, also where only its line is kept."""

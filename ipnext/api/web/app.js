@@ -582,16 +582,19 @@ document.getElementById("logout").addEventListener("click", async () => {
 
 async function begin() {
   const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket");
+  if (ticket) history.replaceState(null, "", location.pathname + location.search);
+  let known = await fetch("/v1/sessions/current", { cache: "no-store" });
   let refused = "";
-  if (ticket) {
-    history.replaceState(null, "", location.pathname + location.search);
+  // A link of someone else's must not replace who is logged in without a word.
+  if (ticket && (known.status === 401 || confirm(`Log in by this link, in place of ${(await known.json()).name}?`))) {
     refused = await logIn(ticket);
+    known = await fetch("/v1/sessions/current", { cache: "no-store" });
   }
-  const known = await fetch("/v1/sessions/current", { cache: "no-store" });
   if (known.status === 401) loggedOut(refused);
   else loggedIn();
 }
 
+window.addEventListener("hashchange", () => { if (location.hash.includes("ticket=")) begin(); });
 theme();
 filters();
 document.addEventListener("visibilitychange", visibility);

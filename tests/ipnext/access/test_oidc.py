@@ -337,7 +337,6 @@ PUBLIC = {
         "RSA",
         None,
     ],
-    ids=str,
 )
 def test_keys_that_can_not_verify_are_left_out_and_the_others_stay(data):
     assert [key.kid for key in usable_keys([data, PUBLIC["EC"]])] == ["elliptic"]

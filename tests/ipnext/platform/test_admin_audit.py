@@ -2,14 +2,22 @@
 
 from contextlib import closing
 
+import pytest
+
 from ipnext.access.keys import parse_key
 from ipnext.credentials import read_key
+from ipnext.errors import InvalidInput
 from ipnext.platform.admin import create_admin_key, ensure_admin_key, make_first_ticket
 from ipnext.store.session import Store
 
 
 def test_keys_and_tickets_made_beside_the_api_leave_an_entry_each(tmp_path):
     url = f"sqlite:///{tmp_path}/ipnext.db"
+    with pytest.raises(InvalidInput, match="holds no record; `ipnext platform setup`"):
+        create_admin_key(url, "root", created_by="ann")
+    assert not (tmp_path / "ipnext.db").exists()
+    with closing(Store.open(url)) as store:
+        store.migrate()
     made = create_admin_key(url, "root", created_by="ann by ipnext platform")
     for _ in range(2):
         ensure_admin_key(tmp_path / "key", url)
