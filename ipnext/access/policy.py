@@ -40,7 +40,7 @@ class Policies:
     def __init__(self, more: str = "") -> None:
         """`more`: Cedar text of the operator, added to the built-in policies. InvalidInput if it is none, or lacks `@id`."""
         try:
-            _check_ids(more)
+            _check(more)
             self._policies = cedarpy.PolicySet.from_str(BUILT_IN.read_text(encoding="utf-8") + "\n" + more)
         except ValueError as error:
             msg = f"policies_file (IPNEXT_POLICIES_FILE): not Cedar: {error}"
@@ -85,8 +85,25 @@ class Policies:
         return Decision(found.allowed, names or action.policy)
 
 
-def _check_ids(text: str) -> None:
-    """Refuse policies that can't be named in an answer. ValueError if they are no Cedar; InvalidInput without an `@id`."""
+def schema() -> str:
+    """The types, attributes and actions that policies may name, as a Cedar schema."""
+    owners = ", ".join(f"{role.value}: Set<String>" for role in Role)
+    lines = [
+        f"entity Key, User, Local = {{ name: String, {owners}, operated_regions: Set<String> }};",
+        f"entity {', '.join(sorted({action.kind for action in ACTIONS.values()}))} = {{ name: String, owner: String }};",
+        f"action {', '.join(role.value for role in Role)};",
+    ]
+    applies = "appliesTo {{ principal: [Key, User, Local], resource: [{0}] }};"
+    lines += [f'action "{a.name}" in [{a.role.value}] {applies.format(a.kind)}' for a in ACTIONS.values()]
+    return "\n".join(lines)
+
+
+def _check(text: str) -> None:
+    """Refuse policies that name what there is not, or that can't be named themselves. ValueError if they are no Cedar; InvalidInput."""
+    faults = cedarpy.validate_policies(text, schema()).errors if text.strip() else []
+    if faults:
+        msg = f"policies_file (IPNEXT_POLICIES_FILE): {faults[0].error}; docs/access.md names types, attributes and actions"
+        raise InvalidInput(msg, field="policies_file")
     found = json.loads(cedarpy.policies_to_json_str(text)) if text.strip() else {}
     taken = set(POLICIES.values())
     for policy in found.get("staticPolicies", {}).values():

@@ -2,6 +2,8 @@
 
 import json
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -122,3 +124,32 @@ def test_many_processes_that_write_at_once_lose_nothing(file):
 )
 def test_an_origin_is_scheme_host_and_port(url, origin):
     assert origin_of(url) == origin
+
+
+@pytest.mark.usefixtures("subprocesses")
+def test_a_key_of_a_platform_that_has_gone_is_not_sent_to_what_listens_there_now(file, tmp_path):
+    key_file = tmp_path / "admin-key"
+    write_private(key_file, "secret")
+    note_key_file(URL, key_file, file)
+    assert sent() == "Bearer secret"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    note_credential(URL, {"key_file": str(key_file), "pid": gone.pid}, file)
+    assert sent() is None
+
+
+def test_a_place_that_can_not_be_written_and_one_that_others_read_are_named(file, tmp_path):
+    (tmp_path / "a-file").write_text("")
+    with pytest.raises(errors.InvalidInput, match=r"credentials_file .* can't be written"):
+        note_credential(URL, {"credential": "x"}, tmp_path / "a-file" / "credentials.json")
+    note_credential(URL, {"credential": "x"}, file)
+    file.chmod(0o644)
+    with pytest.raises(errors.InvalidInput, match="read by others"):
+        find_credential(URL, file)
+
+
+def test_an_empty_key_in_the_environment_is_no_wish_for_the_administrators(file, monkeypatch):
+    note_credential(URL, {"credential": "administrator"}, file)
+    monkeypatch.setenv("IPNEXT_API_KEY", "")
+    with pytest.raises(errors.InvalidInput, match="is set and empty"):
+        sent()

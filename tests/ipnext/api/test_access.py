@@ -5,16 +5,21 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 
+import cedarpy
 import httpx
 import pytest
+from sqlmodel import select
 
 from ipnext.access.actions import ACTIONS
+from ipnext.access.policy import BUILT_IN, schema
 from ipnext.api.access import PUBLIC, is_public
 from ipnext.errors import InvalidInput
 from ipnext.model.access import Role
+from ipnext.model.drain import DrainState
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.status import Reason
+from ipnext.store.tables import PlanRow
 from tests.waiting import eventually
 
 ANY_PRINCIPAL = {("GET", "/v1/sessions/current"), ("DELETE", "/v1/sessions/current"), ("POST", "/v1/tickets")}
@@ -421,7 +426,10 @@ async def test_a_policy_of_the_operator_that_forbids_wins_over_every_role(two_ow
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("permit(principal, action, resource) when", "not Cedar"),
+        ("permit(principal, action, resource) when", "unexpected end of input|not Cedar"),
+        ('@id("a") forbid(principal, action == Action::"models.publsh", resource);', "unrecognized action"),
+        ('@id("a") forbid(principal, action, resource is Model) when { principal.nmae == "x" };', "`nmae`"),
+        ('@id("a") forbid(principal is Session, action, resource);', "unrecognized entity type `Session`"),
         ("permit(principal, action, resource);", "needs an @id"),
         ('@id("admins-do-everything") forbid(principal, action, resource);', "of its own"),
     ],
@@ -433,6 +441,135 @@ def test_policies_that_are_none_or_have_no_name_of_their_own_are_refused_at_the_
     with pytest.raises(InvalidInput, match=said) as refused:
         rooms.app()
     assert "IPNEXT_POLICIES_FILE" in str(refused.value)
+
+
+async def test_the_built_in_policies_fit_the_schema(rooms):
+    assert not cedarpy.validate_policies(BUILT_IN.read_text(), schema()).errors
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_a_name_that_another_owner_took_meanwhile_is_not_taken_over(two_owners, monkeypatch, dry_run):
+    """The owner is looked at in the unit of work that writes: between the first look and that one the model was created."""
+    document = two_owners.model_document("new-one")
+    theirs = two_owners.model_document("new-one")
+    theirs["metadata"]["owner"] = "ads"
+
+    def meanwhile(_):
+        with two_owners.store.begin() as unit:
+            unit.put_model(ModelManifest.model_validate(theirs), expected_version=None)
+
+    monkeypatch.setattr("ipnext.api.models.check_storable", meanwhile)
+    headers = {"Authorization": f"Bearer {two_owners.add_key('search-team', Role.PUBLISHER, owner='search')}"}
+    async with two_owners.client() as http:
+        answer = await http.put(f"/v1/models/new-one?dryRun={dry_run}", json=document, headers=headers)
+        assert (answer.status_code, "ads" in answer.text) == (404, False)
+        assert (await http.get("/v1/models/new-one")).json()["manifest"]["metadata"]["owner"] == "ads"
+
+
+async def test_a_publish_past_freezes_needs_the_role_of_an_override(two_owners):
+    keys = {role: two_owners.add_key(role.value, role, owner="search") for role in (Role.PUBLISHER, Role.OPERATOR)}
+    async with two_owners.client() as http:
+        for role, key in keys.items():
+            body = {"parts": {"dense": {"digest": "0" * 64}}, "overrideFreeze": "now"}
+            headers = {"Authorization": f"Bearer {key}"}
+            answer = await http.post(f"/v1/models/{SHOWN}/publish", json=body, headers=headers)
+            if role is Role.PUBLISHER:
+                assert (answer.status_code, answer.json()["policy"]) == (403, "operators-steer-models-of-their-owners")
+            else:
+                assert answer.status_code not in {401, 403}, answer.text
+
+
+async def test_a_session_may_not_what_its_key_may_not(two_owners):
+    file = two_owners.directory / "own.cedar"
+    file.write_text(
+        '@id("no-drains") forbid (principal is Key, action == Action::"regions.drain", resource);\n'
+        f'@id("not-this-key") forbid (principal == Key::"{two_owners.admin_key[7:23]}", action == Action::"replans.ask", resource);'
+    )
+    two_owners.settings = two_owners.settings.model_copy(update={"policies_file": file})
+    own = {"Origin": "http://localhost"}
+    async with two_owners.client() as http:
+        assert (await http.post("/v1/sessions")).status_code == 201
+        del http.headers["authorization"]
+        for path, policy in (("/v1/regions/eu/drain", "no-drains"), ("/v1/replans", "not-this-key")):
+            refused = await http.post(path, json={}, headers=own)
+            assert (refused.status_code, refused.json()["policy"]) == (403, policy)
+
+
+async def test_policies_that_forbid_lists_hold_and_who_still_sees_all_models_reads_the_fleets_words(two_owners):
+    file = two_owners.directory / "own.cedar"
+    file.write_text(
+        '@id("no-lists") forbid (principal is Key, action == Action::"models.list", resource) when { principal.name == "poor" };'
+    )
+    two_owners.settings = two_owners.settings.model_copy(update={"policies_file": file})
+    poor = {"Authorization": f"Bearer {two_owners.add_key('poor', Role.ADMIN)}"}
+    async with two_owners.client() as http:
+        for path in ("/v1/models", "/v1/overview", "/metrics", "/v1/events"):
+            refused = await http.get(path, headers=poor)
+            assert (refused.status_code, refused.json()["policy"]) == (403, "no-lists"), path
+            assert (await http.get(path)).status_code == 200
+        assert "hold-ads holds" in (await http.get("/v1/events")).text
+
+
+async def test_what_others_plan_drain_and_change_is_named_nowhere(two_owners):
+    with two_owners.store.begin() as unit:
+        drain = unit.add_drain("us")
+        unit.update_drain(drain.id, message=f"unserved would be {HIDDEN}: 5 requests/s", state=DrainState.REFUSED)
+    headers = {"Authorization": f"Bearer {two_owners.add_key('search-team', Role.PUBLISHER, owner='search')}"}
+    async with two_owners.client() as http:
+        assert HIDDEN in (await http.get("/v1/regions/us/drain")).json()["summary"]
+        for path in ("/v1/regions/us/drain", "/v1/drains", "/v1/regions", "/v1/overview"):
+            assert HIDDEN not in (await http.get(path, headers=headers)).text, path
+        body = {"parts": {"dense": {"digest": "0" * 64}}, "changeId": f"{HIDDEN}-b"}
+        for action in ("publish", "rollback"):
+            given = body if action == "publish" else {"changeId": f"{HIDDEN}-b"}
+            taken = await http.post(f"/v1/models/{SHOWN}/{action}", json=given, headers=headers)
+            assert f"of model '{HIDDEN}'" not in taken.text
+            assert f"of '{HIDDEN}'" not in taken.text
+        page = (await http.get("/v1/freezes?limit=1", headers=headers)).json()
+        assert ([item["manifest"]["metadata"]["name"] for item in page["items"]], page["next"]) == (["hold-both"], None)
+        texts = {(await http.get(f"/v1/plans/{plan}", headers=headers)).text for plan in ("none", "nil")}
+        assert {text.replace("none", "nil") for text in texts} == {
+            '{"code": "NotFound", "message": "no plan has the id \'nil\'"}'
+        }
+
+
+async def test_a_plan_of_one_model_in_force_is_shown_to_who_may_read_the_model(two_owners):
+    with two_owners.store.begin() as unit:
+        in_force = unit.plan_in_force()
+        assert in_force is not None
+        row = unit._session.get(
+            PlanRow, unit._session.exec(select(PlanRow.ordinal).where(PlanRow.id == in_force.id)).one()
+        )
+        row.scope = HIDDEN
+        unit._session.add(row)
+    async with two_owners.client() as http:
+        assert (await http.get("/v1/overview")).json()["plan"]["summary"]["scope"] == HIDDEN
+        for owner, shown in (("search", False), ("ads", True)):
+            headers = {"Authorization": f"Bearer {two_owners.add_key(owner, Role.VIEWER, owner=owner)}"}
+            assert ((await http.get("/v1/overview", headers=headers)).json()["plan"] is not None) is shown
+
+
+OTHER_COOKIES = ('foo={"a":1}', "x[y]=1", "novalue", "a=b c", "path=/q", 'q="un', "@@", "=", "ipnext_session_1=x")
+
+
+@pytest.mark.parametrize("other", OTHER_COOKIES)
+async def test_cookies_of_other_programs_log_nobody_out(rooms, other):
+    async with rooms.client() as http:
+        login = await http.post("/v1/sessions")
+        (mine,) = [f"{name}={value}" for name, value in login.cookies.items()]
+        http.cookies.clear()
+        del http.headers["authorization"]
+        for cookies in (f"{other}; {mine}", f"{mine}; {other}"):
+            assert (await http.get("/v1/models", headers={"Cookie": cookies})).status_code == 200, cookies
+
+
+async def test_a_page_on_another_port_of_this_host_reads_nothing_with_the_sessions_cookie(rooms):
+    async with rooms.client() as http:
+        assert (await http.post("/v1/sessions")).status_code == 201
+        del http.headers["authorization"]
+        for site, status in (("same-site", 401), ("same-origin", 200), ("none", 200)):
+            answer = await http.get("/v1/models", headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"})
+            assert answer.status_code == status, site
 
 
 async def test_two_credentials_in_one_request_count_as_none(rooms):
