@@ -102,10 +102,11 @@ def note_credential(url: str, entry: Mapping[str, Any], file: Path | None = None
 
 
 def forget_credential(url: str, file: Path | None = None, *, key_file: Path | None = None) -> bool:
-    """Strike off what was written down for an API; with `key_file` only if that is what it names. True if there was one."""
+    """Strike off what was written down for an API; with `key_file` only what this process noted of it. True if there was one."""
     with changing(credentials_file(file)) as entries:
         entry = entries.get(origin_of(url))
-        if entry is None or (key_file is not None and entry.get("key_file") != str(key_file)):
+        mine = {"key_file": str(key_file), "pid": os.getpid()}
+        if entry is None or (key_file is not None and entry != mine):
             return False
         del entries[origin_of(url)]
         return True

@@ -174,11 +174,11 @@ class Platform:
             what="the platform",
             limit_seconds=START_LIMIT_SECONDS,
         )
-        replace_file(self._places.endpoints, json.dumps(self.endpoints, indent=2).encode())
         try:
             note_key_file(self._url("api"), self._places.admin_key, self._credentials)
         except InvalidInput as error:
             log.warning("CLI and SDK do not find the key by themselves: set IPNEXT_API_KEY", why=error.message)
+        replace_file(self._places.endpoints, json.dumps(self.endpoints, indent=2).encode())
         link = f"{self._url('api')}/#ticket={make_first_ticket(self._stores.database_url, read_key(self._places.admin_key))}"
         log.info("ready", **{k: v for k, v in self.endpoints.items() if k != "pid"} | {"page": link})
         self._family.start(*map(self._worker, more))

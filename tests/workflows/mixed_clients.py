@@ -1,6 +1,7 @@
 """Clients of a platform of two builds: predictions, publishes and the stream of events, each without a pause while builds change."""
 
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any, Self
 import httpx
 
 from ipnext.client import Client
+from ipnext.credentials import find_credential
 from ipnext.errors import IPnextError, Unavailable
 from ipnext.model.lifecycle import ChangeState
 from tests.waiting import PATIENCE_SECONDS, until
@@ -164,7 +166,9 @@ class Listener:
     def _listen(self) -> None:
         with httpx.Client(trust_env=False, timeout=60) as client:
             while not self._ended.is_set():
-                headers = {"last-event-id": str(self.ids[-1])} if self.ids else {}
+                key = find_credential(self._api, Path(os.environ["IPNEXT_CREDENTIALS_FILE"]))
+                headers = {"authorization": f"Bearer {key}"}
+                headers |= {"last-event-id": str(self.ids[-1])} if self.ids else {}
                 with (
                     suppress(httpx.TransportError),
                     client.stream("GET", f"{self._api}/v1/events/stream", headers=headers) as answer,

@@ -14,11 +14,13 @@ from typing import Literal
 import httpx
 import psutil
 
+from ipnext.credentials import note_credential
 from ipnext.devfile import read_devfile
 from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
 from ipnext.model.deployment import RegionState, ReplicaPhase
 from ipnext.model.wire import decode
+from ipnext.platform.admin import create_admin_key
 from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -116,6 +118,11 @@ class MixedPlatform:
     def run(self, build: Build, *command: str) -> None:
         """Run a program to its end."""
         subprocess.run([self._pythons[build], *command], env=self._environment, check=True)
+
+    def note_administrator(self) -> None:
+        """Let clients of this process ask as an administrator. After the tables are there."""
+        key = create_admin_key(self.url, "admin", created_by="a test").key
+        note_credential(self.api, {"credential": key}, Path(os.environ["IPNEXT_CREDENTIALS_FILE"]))
 
     def start(self, name: str, build: Build) -> None:
         """Start `api`, `agent-REGION` or a worker, which `name` begins with; `ready` waits for it."""

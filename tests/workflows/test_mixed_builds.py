@@ -173,6 +173,7 @@ def begin(platform: MixedPlatform, client: Client, build: Build) -> None:
     """The platform, of one build on the newer schema, with both models applied."""
     migrate = "import sys; from ipnext.store.session import Store; store = Store.open(sys.argv[1]); store.migrate(); store.close()"
     platform.run("next", "-c", migrate, platform.url)
+    platform.note_administrator()
     processes = (f"agent-{EAST}", f"agent-{WEST}", "worker-1", "api")
     for name in processes:
         platform.start(name, build)

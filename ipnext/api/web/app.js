@@ -556,10 +556,12 @@ function loggedOut(why = "") {
   document.getElementById("logout").hidden = true;
   document.getElementById("login-refused").textContent = why;
   login.hidden = false;
+  localStorage.removeItem("ipnext-session");
   connection("waiting", "not logged in");
 }
 
 function loggedIn() {
+  localStorage.setItem("ipnext-session", "yes");
   login.hidden = true;
   document.querySelector("main").hidden = false;
   document.getElementById("logout").hidden = false;
@@ -583,13 +585,14 @@ document.getElementById("logout").addEventListener("click", async () => {
 async function begin() {
   const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket");
   if (ticket) history.replaceState(null, "", location.pathname + location.search);
-  let known = await fetch("/v1/sessions/current", { cache: "no-store" });
-  let refused = "";
   // A link of someone else's must not replace who is logged in without a word.
-  if (ticket && (known.status === 401 || confirm(`Log in by this link, in place of ${(await known.json()).name}?`))) {
+  const current = () => fetch("/v1/sessions/current", { cache: "no-store" });
+  const former = ticket && localStorage.getItem("ipnext-session") ? await current() : null;
+  let refused = "";
+  if (ticket && (!former?.ok || confirm(`Log in by this link, in place of ${(await former.json()).name}?`))) {
     refused = await logIn(ticket);
-    known = await fetch("/v1/sessions/current", { cache: "no-store" });
   }
+  const known = await current();
   if (known.status === 401) loggedOut(refused);
   else loggedIn();
 }

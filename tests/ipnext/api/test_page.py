@@ -12,7 +12,7 @@ from ipnext.model.manifest import parse_manifest
 from ipnext.model.sketch import latency_bucket
 from ipnext.model.starting import EngineStart
 from ipnext.model.status import ConditionType, Reason
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, until
 from tests.workflows import next_build
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -284,7 +284,7 @@ def test_a_page_that_is_open_goes_on_with_an_api_of_the_next_build(page, seeded,
     opened = []
     page.on("request", lambda request: opened.append(request.url) if request.url.endswith("/stream") else None)
     page.route("**/v1/overview*", lambda route: route.fulfill(json=extended(route.fetch().json())))
-    page.wait_for_function("reading.source.readyState === EventSource.OPEN")
+    until(lambda: page.evaluate("reading.source?.readyState === EventSource.OPEN"))
     page.evaluate(
         "(unknown) => { window.came = [];"
         " for (const kind of ['event', unknown]) reading.source.addEventListener(kind, (e) => came.push(kind)); }",
@@ -294,7 +294,7 @@ def test_a_page_that_is_open_goes_on_with_an_api_of_the_next_build(page, seeded,
         with seeded.rooms.store.begin() as unit:
             unit.add_event(None, "Test", text)
         page.locator("#events", has_text=text).wait_for()
-    page.wait_for_function("came.length === 4")
+    until(lambda: page.evaluate("came.length === 4"))  # the page itself evaluates no text
     assert page.evaluate("came") == 2 * ["event", next_build.ADDED]
     assert page.evaluate("reading.source.readyState === EventSource.OPEN")
     assert opened == [], "the stream went on"

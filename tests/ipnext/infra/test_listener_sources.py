@@ -45,6 +45,7 @@ def started(stack, directory, name, command, port):
     with (directory / f"{name}.log").open("wb") as log:
         environment = os.environ | NAMES | {"IPNEXT_DATABASE_URL": f"sqlite:///{directory}/ipnext.db"}
         environment |= {"IPNEXT_ARTIFACTS_URI": f"file://{directory}/artifacts", "IPNEXT_API_PORT": str(port)}
+        environment["IPNEXT_AUTHENTICATION"] = "none"
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=tether())  # noqa: PLW1509
     stack.callback(process.wait, PATIENCE_SECONDS)
     stack.callback(process.kill)
