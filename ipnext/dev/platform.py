@@ -174,6 +174,7 @@ class Platform:
             what="the platform",
             limit_seconds=START_LIMIT_SECONDS,
         )
+        ensure_admin_key(self._places.admin_key, self._stores.database_url)  # the record is this platform's: it serves
         try:
             note_key_file(self._url("api"), self._places.admin_key, self._credentials)
         except InvalidInput as error:
@@ -315,7 +316,6 @@ def run(
     with locked(state):
         places = Places(state)
         regions = prepare(state, stores, fleet)
-        ensure_admin_key(places.admin_key, stores.database_url)
         platform = Platform(
             places,
             config,
