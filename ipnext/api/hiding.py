@@ -6,6 +6,7 @@ Such records name models of all owners in lists and in words; their counts and s
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+from ipnext import names
 from ipnext.model.deployment import Replica
 from ipnext.model.drain import DrainView
 from ipnext.model.fleet import FleetSpec
@@ -43,12 +44,18 @@ def shown_replan(replan: ReplanView, visible: Visible) -> ReplanView:
     return replan.model_copy(update={"models": (), "progress": progress, "message": message})
 
 
+def is_replan_shown(replan: ReplanView, visible: Visible) -> bool:
+    """Whether a replan may be shown at all: the id of one that a model's shortage asked for names the model."""
+    return visible is None or not replan.id.startswith(names.SHORTAGE_PREFIX)
+
+
 def shown_moves(moves: MovesView, visible: Visible) -> MovesView:
     """How the moves of replans stand, without the names of models."""
     if visible is None:
         return moves
     pause = moves.pause and moves.pause.model_copy(update={"reason": HIDDEN})
-    return moves.model_copy(update={"pause": pause, "replan": moves.replan and shown_replan(moves.replan, visible)})
+    replan = moves.replan if moves.replan is not None and is_replan_shown(moves.replan, visible) else None
+    return moves.model_copy(update={"pause": pause, "replan": replan and shown_replan(replan, visible)})
 
 
 def shown_drain(drain: DrainView, visible: Visible) -> DrainView:

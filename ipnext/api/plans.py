@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from ipnext.api.access import Visible, may, may_read_plan
-from ipnext.api.hiding import shown_moves, shown_plan, shown_replan
+from ipnext.api.hiding import is_replan_shown, shown_moves, shown_plan, shown_replan
 from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import replan_view
 from ipnext.api.platform import After, IdempotencyKey, Limit, RecordId, Rooms, listed
 from ipnext.api.recording import record_asked
-from ipnext.errors import Unavailable
+from ipnext.errors import NotFound, Unavailable
 from ipnext.model.moving import MoverAsked, ReplanProgress, SteerRequest
 from ipnext.model.plan import PlanDiff
 from ipnext.model.resource import Listed, MovesView, PlanInForce, PlanSummary, PlanView, ReplanRequest, ReplanView
@@ -164,14 +164,19 @@ def list_replans(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
     """Newest first: who asked, where it stands, what came of it."""
     with rooms.store.read() as unit:
         page = unit.replan_page(after=after, limit=limit)
-    return listed(page.map(lambda replan: shown_replan(replan_view(replan, rooms.lifecycle), visible)))
+    found = page.map(lambda replan: shown_replan(replan_view(replan, rooms.lifecycle), visible))
+    return Listed(items=tuple(each for each in found.items if is_replan_shown(each, visible)), next=found.next)
 
 
 @router.get("/replans/{replan_id}", dependencies=[may("fleet.read")], summary="Follow a replan")
 def read_replan(replan_id: RecordId, rooms: Rooms, visible: Visible) -> ReplanView:
     """Where a replan stands, and what came of it once it is done."""
     with rooms.store.read() as unit:
-        return shown_replan(replan_view(unit.replan(replan_id), rooms.lifecycle), visible)
+        found = shown_replan(replan_view(unit.replan(replan_id), rooms.lifecycle), visible)
+    if not is_replan_shown(found, visible):
+        msg = f"replan {replan_id!r} is not known"
+        raise NotFound(msg)
+    return found
 
 
 def plan_in_force(unit: Repository) -> PlanInForce | None:

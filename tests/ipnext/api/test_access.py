@@ -513,11 +513,14 @@ async def test_policies_that_forbid_lists_hold_and_who_still_sees_all_models_rea
 async def test_what_others_plan_drain_and_change_is_named_nowhere(two_owners):
     with two_owners.store.begin() as unit:
         drain = unit.add_drain("us")
+        unit.add_shortage_replan(HIDDEN, 2)
         unit.update_drain(drain.id, message=f"unserved would be {HIDDEN}: 5 requests/s", state=DrainState.REFUSED)
     headers = {"Authorization": f"Bearer {two_owners.add_key('search-team', Role.PUBLISHER, owner='search')}"}
     async with two_owners.client() as http:
         assert HIDDEN in (await http.get("/v1/regions/us/drain")).json()["summary"]
-        for path in ("/v1/regions/us/drain", "/v1/drains", "/v1/regions", "/v1/overview"):
+        assert HIDDEN in (await http.get("/v1/replans")).text
+        assert (await http.get(f"/v1/replans/shortage-{HIDDEN}-2", headers=headers)).status_code == 404
+        for path in ("/v1/regions/us/drain", "/v1/drains", "/v1/regions", "/v1/overview", "/v1/replans", "/v1/moves"):
             assert HIDDEN not in (await http.get(path, headers=headers)).text, path
         body = {"parts": {"dense": {"digest": "0" * 64}}, "changeId": f"{HIDDEN}-b"}
         for action in ("publish", "rollback"):

@@ -14,6 +14,7 @@ MADE = {
     "drain_id": names.drain_id("eu", 1),
     "drain_replan_id": names.drain_replan_id(names.drain_id("eu", 1), 2),
     "supply_replan_id": names.supply_replan_id(7),
+    "shortage_replan_id": names.shortage_replan_id("ranker", 5),
     "scheduled_replan_id": names.scheduled_replan_id("schedule", "0199c2f0-7a3c"),
 }
 """An id of each kind that the platform makes, by the function that makes it."""
