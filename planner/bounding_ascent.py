@@ -168,7 +168,10 @@ def secured(case, room, point, split, program):
     if program == LOOSE:
         return fixed + loose
     full = _parts_value(case, room, value, split, extra, 0.0, program)
-    fine = case.missed - value.max()
+    most = value[0]
+    for v in value:  # not `value.max()`: see `leaf`
+        most = max(most, v)
+    fine = case.missed - most
     least, near = full, case.cover * UNROUNDED
     while fine * near < full - loose and near < case.cover:
         for k in range(4):

@@ -20,7 +20,11 @@ UNSET = -2
 
 
 def leaf(compiled: Any) -> Any:
-    """A kernel that makes no arrays. numba then counts no references to those it is given, which took most of the time."""
+    """A kernel that makes no arrays. numba then counts no references to those it is given, which took most of the time.
+
+    That holds for the functions of numpy that it calls, too, if it is the first in a process to have them compiled: those that make an
+    array within, such as `max`, can't be then.
+    """
     compiled.targetoptions["_nrt"] = False
     return compiled
 

@@ -81,7 +81,7 @@ def test_a_change_id_is_not_given_to_another_content_kind_or_model(applied, publ
         publish("c1", dense="other", sparse="s1")
     with applied.begin() as repository:
         repository.put_model(make.manifest("other"), expected_version=None)
-        with pytest.raises(Conflict, match="already a publish of model 'ctr'"):
+        with pytest.raises(Conflict, match="is already another change"):
             repository.publish("other", {"dense": make.source("x")}, change_id="c1")
         with pytest.raises(Conflict, match="already a publish"):
             repository.add_change("ctr", ChangeKind.ROLLBACK, change_id="c1")
