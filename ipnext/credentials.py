@@ -84,9 +84,8 @@ def write_private(file: Path, text: str) -> None:
             opened.flush()
             os.fsync(opened.fileno())
         Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    finally:
+        Path(name).unlink(missing_ok=True)  # of a write that failed; after one that did not it has the other name
 
 
 def note_key_file(url: str, key_file: Path, file: Path | None = None) -> None:

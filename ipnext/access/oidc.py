@@ -7,7 +7,7 @@ force. What a token says about its own key (`jku`, `jwk`, `x5u`, `x5c`) is never
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from joserfc import jws
@@ -19,6 +19,7 @@ from joserfc.util import urlsafe_b64decode
 from ipnext.access.signing_keys import ALGORITHMS, SigningKeys
 from ipnext.errors import Unauthenticated
 from ipnext.model.roles import LONGEST_NAME
+from ipnext.model.value import unique_names
 
 LEEWAY_SECONDS: Final = 30
 """How far the clocks of provider and platform may differ, in seconds, for `exp`, `nbf` and `iat`."""
@@ -174,7 +175,7 @@ def _document(segment: str, what: str) -> Mapping[str, Any]:
 def _parsed(content: bytes, what: str) -> Mapping[str, Any]:
     """A JSON object. Unauthenticated, also for a name that is given twice: readers would differ over which one counts."""
     try:
-        found = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=unique_names, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise _no_document(what) from error
     if not isinstance(found, dict):
@@ -185,14 +186,6 @@ def _parsed(content: bytes, what: str) -> Mapping[str, Any]:
 def _no_document(what: str) -> Unauthenticated:
     msg = f"the token's {what} can't be read: a JSON object, in which no name is given twice, is needed"
     return Unauthenticated(msg)
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        msg = "a name is given twice"
-        raise ValueError(msg)
-    return found
 
 
 def _no_number(_: str) -> float:

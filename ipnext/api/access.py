@@ -243,7 +243,7 @@ class _Listening:
         """Whether it may read an owner's models. What is of the fleet may name any model: it is for who sees all."""
         if owner:
             return self.access.can_see(self.principal, owner)
-        return owner is None or self.access.visible(self.principal) is None
+        return owner is None or self.access.sees_all(self.principal)
 
     def may_listen(self) -> bool:
         """Whether its credential still proves it. True while the store does not answer."""

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 from ipnext.access.actions import ACTIONS
 from ipnext.api.access import Asker, Visible, may
 from ipnext.api.admission import check_storable
-from ipnext.api.hiding import shown_freeze
+from ipnext.api.hiding import names_in_freezes, shown_freeze
 from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, listed
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.freezes.calendar import FreezeCalendar
@@ -34,9 +34,10 @@ def list_freezes(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
     """By name, each with the window that is open now and the next ones. Those for models of other owners alone are left out."""
     shown: list[FreezeRecord] = []
     with rooms.store.read() as unit:
+        names = names_in_freezes(unit, visible)
         page = unit.freeze_page(after=after, limit=limit + 1)
         while True:  # so that no cursor names a freeze that is left out
-            shown += [found for record in page.items if (found := shown_freeze(record, unit, visible)) is not None]
+            shown += [found for record in page.items if (found := shown_freeze(record, names, visible)) is not None]
             if len(shown) > limit or page.next is None:
                 break
             page = unit.freeze_page(after=page.next, limit=limit + 1)
@@ -70,7 +71,7 @@ def read_freeze(name: FreezeName, rooms: Rooms, visible: Visible) -> FreezeView:
     """A freeze with the window that is open now and the next five."""
     try:
         with rooms.store.read() as unit:
-            found = shown_freeze(unit.freeze(name), unit, visible)
+            found = shown_freeze(unit.freeze(name), names_in_freezes(unit, visible), visible)
     except NotFound:
         if visible is None:
             raise  # it names the ones that there are

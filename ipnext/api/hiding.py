@@ -3,7 +3,7 @@
 Such records name models of all owners in lists and in words; their counts and states stay.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 from ipnext import names
@@ -72,12 +72,16 @@ def shown_fleet(spec: FleetSpec, visible: Visible) -> FleetSpec:
     return spec.model_copy(update={"owners": tuple(o for o in spec.owners if o.owner in visible)})
 
 
-def shown_freeze(freeze: FreezeRecord, unit: Repository, visible: Visible) -> FreezeRecord | None:
+def names_in_freezes(unit: Repository, visible: Visible) -> tuple[str, ...]:
+    """Models of the visible owners, which freezes may name; read once for all that are shown."""
+    return () if visible is None else unit.names_of_owners(visible)
+
+
+def shown_freeze(freeze: FreezeRecord, names: Collection[str], visible: Visible) -> FreezeRecord | None:
     """A freeze without the names of models and owners that are not visible; None if it is for such ones only."""
     if visible is None:
         return freeze
     scope = freeze.manifest.spec.scope
-    names = unit.names_of_owners(visible) if scope.models else ()
     models = tuple(pattern for pattern in scope.models if any(fnmatchcase(name, pattern) for name in names))
     owners = tuple(pattern for pattern in scope.owners if any(fnmatchcase(name, pattern) for name in visible))
     if (scope.models and not models) or (scope.owners and not owners):

@@ -33,7 +33,7 @@ def log_in(request: Request, response: Response, rooms: Rooms) -> SessionView:
     act(request, principal=asker, action="sessions.begin", policy="credentials-log-in")
     with rooms.store.begin() as unit:
         parent = _parent(unit, asker, credential)
-        key, text = drawn(asker, "session", SESSION_LASTS)
+        key, text = draw_credential(asker, "session", SESSION_LASTS)
         unit.add_key(key, parent=parent)
         unit.note_audit(object=("Session", key.id), after=audited_key(key))
     rooms.access.forget()
@@ -79,7 +79,7 @@ def make_ticket(request: Request, rooms: Rooms, asker: Asker, response: Response
     if asker.kind != "key":
         msg = f"a ticket is made with an API key; {asker.text} is none"
         raise Forbidden(msg, policy="keys-make-tickets")
-    key, text = drawn(asker, "ticket", TICKET_LASTS)
+    key, text = draw_credential(asker, "ticket", TICKET_LASTS)
     with rooms.store.begin() as unit:
         unit.add_key(key, parent=asker.id)
         unit.note_audit(object=("Ticket", key.id), after=audited_key(key))
@@ -88,7 +88,7 @@ def make_ticket(request: Request, rooms: Rooms, asker: Asker, response: Response
     return Ticket(ticket=text, expires_at=key.expires_at)
 
 
-def drawn(asker: Principal, kind: KeyKind, lasts: timedelta) -> tuple[ApiKey, str]:
+def draw_credential(asker: Principal, kind: KeyKind, lasts: timedelta) -> tuple[ApiKey, str]:
     """Draw a session or ticket that acts for a principal, with its text."""
     new, now = draw_key(), datetime.now(UTC)
     key = ApiKey(

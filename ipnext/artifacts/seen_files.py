@@ -40,13 +40,13 @@ def are_whole(directory: Path, manifest: SnapshotManifest) -> bool:
 
 
 def _changed(directory: Path, manifest: SnapshotManifest) -> Iterator[ArtifactFile]:
-    seen = _seen(directory)
+    seen = _read_states(directory)
     for file in manifest.files:
         if file.path == LIBRARY_FILE or seen.get(file.path) != _state(directory / file.path):
             yield file
 
 
-def _seen(directory: Path) -> dict[str, object]:
+def _read_states(directory: Path) -> dict[str, object]:
     try:
         found = json.loads((directory / SEEN_FILE).read_bytes())
     except (OSError, ValueError):

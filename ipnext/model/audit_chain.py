@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ipnext.errors import InvalidInput
 from ipnext.model.audit import GENESIS, AuditHead, hash_of
-from ipnext.model.value import Value
+from ipnext.model.value import Value, unique_names
 
 FaultKind = Literal["changed", "removed", "inserted", "reordered", "truncated"]
 
@@ -137,7 +137,7 @@ def read_entries(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line, object_pairs_hook=_once)
+            found = json.loads(line, object_pairs_hook=unique_names)
         except (ValueError, RecursionError):
             found = None
         yield found if isinstance(found, dict) else {}
@@ -158,11 +158,3 @@ def read_anchors(text: str) -> tuple[AuditHead, ...]:
         msg = "anchor: the file is empty; `ipnext audit head -o json` prints one"
         raise InvalidInput(msg, field="anchor")
     return tuple(found)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        msg = "a name is given twice"
-        raise ValueError(msg)
-    return found

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -41,3 +42,12 @@ def canonical_json(value: BaseModel | Any) -> str:
 def digest_of(value: BaseModel | Any) -> str:
     """SHA-256 (hex) of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON that names each member once: for `object_pairs_hook`. ValueError for one that names a member twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        msg = "a name is given twice"
+        raise ValueError(msg)
+    return found

@@ -64,7 +64,7 @@ class Listing(Models, Profiles, Plans):
         `ready` filters by the recorded condition; `suspects` are models that `ready=False` returns in any case.
         `search` is a part of the name.
         """
-        query = select(ModelRow).where(col(ModelRow.retired).is_(False), *self._owned())
+        query = select(ModelRow).where(col(ModelRow.retired).is_(False), *self._has_visible_owner())
         if after is not None:
             query = query.where(col(ModelRow.name) > after)
         if owner is not None:
@@ -78,7 +78,9 @@ class Listing(Models, Profiles, Plans):
 
     def unready_models(self, *, suspects: Collection[str] = (), limit: int = 50) -> tuple[str, ...]:
         """Return the first names of models that are recorded as not ready, or are suspects; none that is retired."""
-        query = select(ModelRow.name).where(col(ModelRow.retired).is_(False), _unready(suspects), *self._owned())
+        query = select(ModelRow.name).where(
+            col(ModelRow.retired).is_(False), _unready(suspects), *self._has_visible_owner()
+        )
         return tuple(self._session.exec(query.order_by(col(ModelRow.name)).limit(bounded(limit))))
 
     def change_page(
@@ -89,7 +91,7 @@ class Listing(Models, Profiles, Plans):
         if state is not None:
             query = query.where(ChangeRow.state == state.value)
         if model is None:
-            query = query.where(*self._seen(col(ChangeRow.model)))
+            query = query.where(*self._is_of_visible_owner(col(ChangeRow.model)))
             query = query if ordinal is None else query.where(col(ChangeRow.ordinal) < ordinal)
             query = query.order_by(col(ChangeRow.ordinal).desc())
             key: Callable[[ChangeRow], object] = lambda row: row.ordinal  # noqa: E731
@@ -136,7 +138,7 @@ class Listing(Models, Profiles, Plans):
     def event_page(self, model: str | None = None, *, after: str | None = None, limit: int = 100) -> Page[Event]:
         """Return the events of a model, or of all. NotFound. Events of no model are of the fleet: only who sees all has them."""
         if model is None:
-            return self._by_ordinal(EventRow, after, limit, _event, *self._seen(col(EventRow.model)))
+            return self._by_ordinal(EventRow, after, limit, _event, *self._is_of_visible_owner(col(EventRow.model)))
         self._model_row(model)
         return self._by_ordinal(EventRow, after, limit, _event, EventRow.model == model)
 
@@ -152,7 +154,7 @@ class Listing(Models, Profiles, Plans):
     def plan_page(self, *, after: str | None = None, limit: int = 20, fleet_only: bool = False) -> Page[PlanEntry]:
         """Return the lines of plans."""
         where: list[ColumnElement[bool]] = [col(PlanRow.scope).is_(None)] if fleet_only else []
-        where += [or_(col(PlanRow.scope).is_(None), each) for each in self._seen(col(PlanRow.scope))]
+        where += [or_(col(PlanRow.scope).is_(None), each) for each in self._is_of_visible_owner(col(PlanRow.scope))]
         page: Page[PlanRow] = self._by_ordinal(PlanRow, after, limit, lambda row: row, *where, options=_LINE)
         held = self._holding([row.id for row in page.items])
         return page.map(lambda row: _plan_entry(row, has_documents=row.id in held))
@@ -184,7 +186,9 @@ class Listing(Models, Profiles, Plans):
     def change_counts(self, since: datetime) -> Mapping[ChangeState, int]:
         """Count changes by state: all that are open, and those of the ended ones that were recorded after `since`."""
         counted = (
-            select(ChangeRow.state, func.count()).where(*self._seen(col(ChangeRow.model))).group_by(ChangeRow.state)
+            select(ChangeRow.state, func.count())
+            .where(*self._is_of_visible_owner(col(ChangeRow.model)))
+            .group_by(ChangeRow.state)
         )
         final = [state.value for state in ChangeState if state.final]
         unfinished = self._session.exec(counted.where(col(ChangeRow.state).in_(_OPEN)))
@@ -195,7 +199,7 @@ class Listing(Models, Profiles, Plans):
         """(model, kind, state) -> seconds from record to end of its newest ended change among those recorded last."""
         row = METADATA.tables[ChangeRow.__tablename__].c
         newest = sa_select(row.model, row.kind, row.state, row.created_at, row.finished_at)
-        newest = newest.where(*self._seen(row.model)).order_by(row.ordinal.desc()).limit(bounded(among))
+        newest = newest.where(*self._is_of_visible_owner(row.model)).order_by(row.ordinal.desc()).limit(bounded(among))
         found = self._session.connection().execute(newest).all()
         return {
             (model, kind, state): (finished - created).total_seconds()

@@ -49,7 +49,7 @@ class Overviews(Unit):
         """Count the models that are not retired, and those of them that are recorded as ready."""
         query = (
             select(ModelRow.ready, func.count())
-            .where(col(ModelRow.retired).is_(False), *self._owned())
+            .where(col(ModelRow.retired).is_(False), *self._has_visible_owner())
             .group_by(col(ModelRow.ready))
         )
         counts = dict(self._session.exec(query).all())
@@ -57,7 +57,9 @@ class Overviews(Unit):
 
     def recorded_readiness(self, names: Collection[str]) -> Mapping[str, bool]:
         """Return for those of these models that are not retired whether they are recorded as ready."""
-        query = select(ModelRow.name, ModelRow.ready).where(col(ModelRow.retired).is_(False), *self._owned())
+        query = select(ModelRow.name, ModelRow.ready).where(
+            col(ModelRow.retired).is_(False), *self._has_visible_owner()
+        )
         return {
             name: ready
             for some in batches(names)
@@ -68,7 +70,7 @@ class Overviews(Unit):
         """Return name, recorded readiness and serving generation of every model that is not retired, by name."""
         query = select(ModelRow.name, ModelRow.ready, ModelRow.serving_generation)
         return self._session.exec(
-            query.where(col(ModelRow.retired).is_(False), *self._owned()).order_by(col(ModelRow.name))
+            query.where(col(ModelRow.retired).is_(False), *self._has_visible_owner()).order_by(col(ModelRow.name))
         ).all()
 
     def models_named(self, names: Collection[str]) -> tuple[ModelRecord, ...]:
@@ -178,7 +180,9 @@ class Overviews(Unit):
 
     def largest_unmet(self, *, limit: int) -> tuple[Unmet, ...]:
         """Return the demand that the plan in force leaves unserved, of the `limit` models with the most."""
-        query = select(PlacementRow.unmet).where(PlacementRow.unmet_qps > 0, *self._seen(col(PlacementRow.model)))
+        query = select(PlacementRow.unmet).where(
+            PlacementRow.unmet_qps > 0, *self._is_of_visible_owner(col(PlacementRow.model))
+        )
         query = query.order_by(col(PlacementRow.unmet_qps).desc(), col(PlacementRow.model)).limit(bounded(limit))
         return tuple(decode_plain(Unmet, item) for text in self._session.exec(query) for item in plain(text))
 
@@ -187,7 +191,7 @@ class Overviews(Unit):
         return self._session.exec(
             select(func.count())
             .select_from(PlacementRow)
-            .where(PlacementRow.unmet_qps > 0, *self._seen(col(PlacementRow.model)))
+            .where(PlacementRow.unmet_qps > 0, *self._is_of_visible_owner(col(PlacementRow.model)))
         ).one()
 
     def _newest(self, models: Collection[str], query: Select[Any], key: Column[Any], limit: int) -> list[Any]:

@@ -79,13 +79,13 @@ class Unit:
         self._got.append(row)
         return row
 
-    def _seen(self, model: Any) -> tuple[ColumnElement[bool], ...]:
+    def _is_of_visible_owner(self, model: Any) -> tuple[ColumnElement[bool], ...]:
         """Return the condition that a column names a model of the visible owners; none if all are."""
         if self._visible is None:
             return ()
-        return (model.in_(select(MODELS.c.name).where(*self._owned())),)
+        return (model.in_(select(MODELS.c.name).where(*self._has_visible_owner())),)
 
-    def _owned(self) -> tuple[ColumnElement[bool], ...]:
+    def _has_visible_owner(self) -> tuple[ColumnElement[bool], ...]:
         """Return the condition that a row of `models` has a visible owner; none if all are."""
         return () if self._visible is None else (self._among(MODELS.c.owner, self._visible),)
 
