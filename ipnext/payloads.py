@@ -7,7 +7,12 @@ from typing import Any
 
 from temporalio.api.common.v1 import Payload
 from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
-from temporalio.converter import CompositePayloadConverter, DataConverter, DefaultPayloadConverter
+from temporalio.converter import (
+    CompositePayloadConverter,
+    DataConverter,
+    DefaultPayloadConverter,
+    EncodingPayloadConverter,
+)
 
 from ipnext.model.wire import decode
 
@@ -20,13 +25,23 @@ class TolerantJson(PydanticJSONPlainPayloadConverter):
         return decode(Any if type_hint is None else type_hint, payload.data)
 
 
+def _converters() -> tuple[EncodingPayloadConverter, ...]:
+    json = TolerantJson()
+    defaults = DefaultPayloadConverter.default_encoding_payload_converters
+    return tuple(json if each.encoding == json.encoding else each for each in defaults)
+
+
+_CONVERTERS = _converters()
+
+
 class TolerantPayloads(CompositePayloadConverter):
-    """The SDK's converters, with TolerantJson in place of plain JSON."""
+    """The SDK's converters, with TolerantJson in place of plain JSON.
+
+    The SDK creates one for each task of a workflow and for each payload of it, so they share what they consist of: it has no state.
+    """
 
     def __init__(self) -> None:
-        json = TolerantJson()
-        defaults = DefaultPayloadConverter.default_encoding_payload_converters
-        super().__init__(*(json if each.encoding == json.encoding else each for each in defaults))
+        super().__init__(*_CONVERTERS)
 
 
 DATA_CONVERTER = DataConverter(payload_converter_class=TolerantPayloads)
