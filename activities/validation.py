@@ -1,6 +1,7 @@
 """Validation: a closed list of checks, and those that a platform engineer registers. The report is kept."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from temporalio import activity
@@ -16,9 +17,12 @@ from activities.signatures import EDGES, ENGINES, INTERFACE, check_edges, check_
 from activities.signing import SIGNATURE, check_signatures
 from activities.tensors import FINITE, check_finite
 from activities.waiting import beat
+from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
+from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.lifecycle import CheckResult, StageInput, ValidationReport
 from ipnext.model.registry import Generation, GenerationState, PartGraph, Snapshot, single_part_graph
+from ipnext.model.signing import SignerPolicy
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -44,7 +48,7 @@ BUILT_IN: Sequence[Validator] = (
 class ValidationActivities:
     """Needs the store and the artifact store. `validators` run after the built-in ones.
 
-    `native_libraries` is the operator's word that snapshots may bring native code (see `check_formats`).
+    `native_library_keys_file` has the keys of those whose native code the operator lets run (see `check_formats`).
     """
 
     def __init__(
@@ -53,11 +57,11 @@ class ValidationActivities:
         artifacts: ArtifactStore,
         *,
         validators: Sequence[Validator] = (),
-        native_libraries: bool = False,
+        native_library_keys_file: Path | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
-        self._native_libraries = native_libraries
+        self._native_library_keys_file = native_library_keys_file
         self._validators = (*BUILT_IN, *validators)
 
     @property
@@ -94,9 +98,17 @@ class ValidationActivities:
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             artifacts=self._artifacts,
             beat=beat,
-            native_libraries=self._native_libraries,
+            native_signers=_native_signers(self._native_library_keys_file),
             published=ancestors(repository, snapshots.values()),
         )
+
+
+def _native_signers(file: Path | None) -> SignerPolicy | None:
+    """Unavailable if the operator's file can't be read: that is no fault of the snapshot's."""
+    try:
+        return read_native_signers(file)
+    except InvalidInput as error:
+        raise Unavailable(error.message) from error
 
 
 def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[CheckResult]:
