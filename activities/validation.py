@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from temporalio import activity
+from temporalio.exceptions import CancelledError, TemporalError
 
 from activities.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.candidate import Candidate, FunctionValidator, Validator, failed, passed
@@ -19,7 +20,7 @@ from activities.tensors import FINITE, check_finite
 from activities.waiting import beat
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.errors import InvalidInput, Unavailable
+from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.lifecycle import CheckResult, StageInput, ValidationReport
 from ipnext.model.registry import Generation, GenerationState, PartGraph, Snapshot, single_part_graph
 from ipnext.model.signing import SignerPolicy
@@ -43,6 +44,10 @@ BUILT_IN: Sequence[Validator] = (
     FunctionValidator(INTERFACE, check_interface),
 )
 """In this order (as `ipnext.model.plugins.BUILT_IN_VALIDATORS` tells it); the first refusal ends the report, so that nothing is parsed that was not read and found safe before."""
+
+
+class ValidatorError(Exception):
+    """A fault of a validator's own, which says nothing about the candidate."""
 
 
 class ValidationActivities:
@@ -125,10 +130,26 @@ def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[C
         if validator.name in skip:
             yield passed(validator.name, candidate.manifest.name, f"skipped: {skip[validator.name]}")
             continue
-        results = tuple(validator.check(candidate))
+        results = _results(validator, candidate)
         yield from results
         if any(not result.passed for result in results):
             return
+
+
+def _results(validator: Validator, candidate: Candidate) -> Sequence[CheckResult]:
+    """What a validator found. A fault of its own is told by its name: most are the code of others."""
+    try:
+        results: Sequence[Any] = tuple(validator.check(candidate))
+    except (IPnextError, OSError, TemporalError, CancelledError):
+        raise
+    except (Exception, SystemExit) as error:
+        msg = f"validator {validator.name!r} ended with {type(error).__name__}: {error}"
+        raise ValidatorError(msg) from error
+    wrong = next((result for result in results if not isinstance(result, CheckResult)), None)
+    if wrong is not None:
+        msg = f"validator {validator.name!r} gave {wrong!r}; allowed: results of `activities.candidate.passed` and `failed`"
+        raise ValidatorError(msg)
+    return results
 
 
 def _snapshots(repository: Repository, generation: Generation) -> Mapping[str, Snapshot]:

@@ -62,7 +62,8 @@ class Site:
         if engine == "torch" and self.settings.load_seconds is not None:
             more += ["--load-seconds", str(self.settings.load_seconds)]
         if engine == "torch":
-            more += [f"--confinement={self.settings.host_confinement}"]
+            if self.settings.host_confinement != "available":  # a host's own default
+                more += [f"--confinement={self.settings.host_confinement}"]
             more += [f"--readable={path}" for path in self.settings.host_readable]
             more += [f"--writable={path}" for path in self.settings.host_writable]
         if engine == "vllm":
