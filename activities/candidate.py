@@ -12,6 +12,7 @@ from ipnext.model.lifecycle import CheckResult
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.part_tensors import graph_of_one
 from ipnext.model.registry import PartGraph, Snapshot
+from ipnext.model.signing import SignerPolicy
 from ipnext.model.status import Reason
 from ipnext.plugins import Plugins
 
@@ -36,8 +37,8 @@ class Candidate:
     beat: Callable[[str], None]
     published: Mapping[tuple[str, str], Snapshot] = field(default_factory=dict)
     """(part, digest) -> every snapshot that a delta of this generation stands on, its parent's parent included."""
-    native_libraries: bool = False
-    """Whether the operator of the platform lets snapshots bring native code."""
+    native_signers: SignerPolicy | None = None
+    """The keys of those whose native code the operator of the platform lets run; None: nobody's."""
 
     @property
     def graph(self) -> PartGraph:

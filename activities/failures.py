@@ -37,7 +37,10 @@ class _TypedActivity(ActivityInboundInterceptor):
             raise ApplicationError(error.message, took, type=error.code, non_retryable=lasting) from error
         except OSError as error:
             raise ApplicationError(str(error), time.monotonic() - began, type=Unavailable.code) from error
-        except Exception as error:
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # code of others may call sys.exit; it ends the attempt and not the worker
             lasting = activity.info().attempt >= BUG_ATTEMPTS
             text = f"{type(error).__name__}: {error}"
             raise ApplicationError(text, type=IPnextError.code, non_retryable=lasting) from error

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from activities.candidate import CHUNK_BYTES, Candidate, failed, passed
-from ipnext.errors import ArtifactMissing
+from ipnext.artifacts.native_code import SETTING
+from ipnext.artifacts.signing import check_signature
+from ipnext.errors import ArtifactMissing, SignatureInvalid
 from ipnext.model.lifecycle import CheckResult
-from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile
+from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, Snapshot
 from ipnext.model.status import Reason
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 
@@ -70,19 +72,20 @@ def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
 def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
     """Only formats that hold data, and content that is of its format.
 
-    The one exception is a compiled library, if both the operator of the platform and the settings of the part let native
-    code run: neither a snapshot nor a manifest does that alone.
+    The one exception is a compiled library, if the settings of the part let native code run and a key that the operator of the
+    platform trusts has signed it: neither a snapshot nor a manifest does that alone.
     """
-    for part, snapshot in sorted(candidate.snapshots.items()):
+    for _, snapshot in sorted(candidate.snapshots.items()):
         for file in snapshot.manifest.files:
-            yield _format_result(candidate, part, file)
+            yield _format_result(candidate, snapshot, file)
 
 
-def _format_result(candidate: Candidate, part: str, file: ArtifactFile) -> CheckResult:
+def _format_result(candidate: Candidate, snapshot: Snapshot, file: ArtifactFile) -> CheckResult:
+    part = snapshot.part
     subject = f"{part}/{file.path}"
     try:
         library = file.path == LIBRARY_FILE
-        fault = _library_fault(candidate, part, file) if library else _format_fault(candidate, file)
+        fault = _library_fault(candidate, snapshot, file) if library else _format_fault(candidate, file)
     except ArtifactMissing as error:
         return failed(FORMATS, subject, Reason.ARTIFACT_MISSING, error.message)
     return failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
@@ -107,15 +110,21 @@ def _read_through(candidate: Candidate, file: ArtifactFile, subject: str) -> tup
     return size, digest.hexdigest()
 
 
-def _library_fault(candidate: Candidate, part: str, file: ArtifactFile) -> str:
+def _library_fault(candidate: Candidate, snapshot: Snapshot, file: ArtifactFile) -> str:
+    part = snapshot.part
     asked = [spec.settings.get(COMPILE_SETTING) for spec in candidate.manifest.spec.parts if spec.name == part]
     if not any(given is True or isinstance(given, Mapping) for given in asked):
         return f"is native code; hosts run it only where settings.{COMPILE_SETTING} of part {part!r} asks for it"
-    if not candidate.native_libraries:
+    if candidate.native_signers is None:
         return (
             "is native code, which this platform runs of no snapshot; publish the source snapshot, or let the operator set "
-            "IPNEXT_NATIVE_LIBRARIES=true for workers and agents"
+            f"{SETTING} for workers and agents, with the key that signs it"
         )
+    try:
+        signature = candidate.artifacts.signature(snapshot.uri)
+        check_signature(candidate.native_signers, snapshot.digest, signature, "is native code", keys=SETTING)
+    except SignatureInvalid as error:
+        return error.message
     with candidate.open(file.sha256) as stream:
         return "" if stream.read(len(NATIVE_MAGIC)) == NATIVE_MAGIC else "is no native library under the name of one"
 

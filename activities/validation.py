@@ -1,9 +1,11 @@
 """Validation: a closed list of checks, and those that a platform engineer registers. The report is kept."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from temporalio import activity
+from temporalio.exceptions import CancelledError, TemporalError
 
 from activities.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
 from activities.candidate import Candidate, FunctionValidator, Validator, failed, passed
@@ -16,9 +18,12 @@ from activities.signatures import EDGES, ENGINES, INTERFACE, check_edges, check_
 from activities.signing import SIGNATURE, check_signatures
 from activities.tensors import FINITE, check_finite
 from activities.waiting import beat
+from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.port import ArtifactStore
+from ipnext.errors import InvalidInput, IPnextError, Unavailable
 from ipnext.model.lifecycle import CheckResult, StageInput, ValidationReport
 from ipnext.model.registry import Generation, GenerationState, PartGraph, Snapshot, single_part_graph
+from ipnext.model.signing import SignerPolicy
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
@@ -41,10 +46,14 @@ BUILT_IN: Sequence[Validator] = (
 """In this order (as `ipnext.model.plugins.BUILT_IN_VALIDATORS` tells it); the first refusal ends the report, so that nothing is parsed that was not read and found safe before."""
 
 
+class ValidatorError(Exception):
+    """A fault of a validator's own, which says nothing about the candidate."""
+
+
 class ValidationActivities:
     """Needs the store and the artifact store. `validators` run after the built-in ones.
 
-    `native_libraries` is the operator's word that snapshots may bring native code (see `check_formats`).
+    `native_library_keys_file` has the keys of those whose native code the operator lets run (see `check_formats`).
     """
 
     def __init__(
@@ -53,11 +62,11 @@ class ValidationActivities:
         artifacts: ArtifactStore,
         *,
         validators: Sequence[Validator] = (),
-        native_libraries: bool = False,
+        native_library_keys_file: Path | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
-        self._native_libraries = native_libraries
+        self._native_library_keys_file = native_library_keys_file
         self._validators = (*BUILT_IN, *validators)
 
     @property
@@ -94,9 +103,17 @@ class ValidationActivities:
             serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
             artifacts=self._artifacts,
             beat=beat,
-            native_libraries=self._native_libraries,
+            native_signers=_native_signers(self._native_library_keys_file),
             published=ancestors(repository, snapshots.values()),
         )
+
+
+def _native_signers(file: Path | None) -> SignerPolicy | None:
+    """Unavailable if the operator's file can't be read: that is no fault of the snapshot's."""
+    try:
+        return read_native_signers(file)
+    except InvalidInput as error:
+        raise Unavailable(error.message) from error
 
 
 def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[CheckResult]:
@@ -113,10 +130,26 @@ def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[C
         if validator.name in skip:
             yield passed(validator.name, candidate.manifest.name, f"skipped: {skip[validator.name]}")
             continue
-        results = tuple(validator.check(candidate))
+        results = _results(validator, candidate)
         yield from results
         if any(not result.passed for result in results):
             return
+
+
+def _results(validator: Validator, candidate: Candidate) -> Sequence[CheckResult]:
+    """What a validator found. A fault of its own is told by its name: most are the code of others."""
+    try:
+        results: Sequence[Any] = tuple(validator.check(candidate))
+    except (IPnextError, OSError, TemporalError, CancelledError):
+        raise
+    except (Exception, SystemExit) as error:
+        msg = f"validator {validator.name!r} ended with {type(error).__name__}: {error}"
+        raise ValidatorError(msg) from error
+    wrong = next((result for result in results if not isinstance(result, CheckResult)), None)
+    if wrong is not None:
+        msg = f"validator {validator.name!r} gave {wrong!r}; allowed: results of `activities.candidate.passed` and `failed`"
+        raise ValidatorError(msg)
+    return results
 
 
 def _snapshots(repository: Repository, generation: Generation) -> Mapping[str, Snapshot]:

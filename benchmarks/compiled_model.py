@@ -96,7 +96,7 @@ def eager(module: nn.Module) -> Callable[[Request], object]:
 def loaded(directory: Path, **settings: object) -> TorchPart:
     """A snapshot, warmed up."""
     manifest = SnapshotManifest.model_validate_json((directory / SNAPSHOT_FILE).read_bytes())
-    part = TorchEngine(native_libraries=True).load(directory, manifest, settings)
+    part = TorchEngine(trusts_libraries=True).load(directory, manifest, settings)
     part.warm_up()
     return part
 

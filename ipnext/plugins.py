@@ -63,7 +63,7 @@ def _validator(point: EntryPoint) -> FoundValidator:
     try:
         value = point.load()
         name, required, check = value.name, value.required, value.check
-    except Exception as error:  # noqa: BLE001 - the code of others: whatever it raises refuses it, and nothing else
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of others: whatever it raises refuses it, and nothing else
         return _refused(point.name, source, f"{type(error).__name__}: {error}")
     if not isinstance(name, str) or not name or not isinstance(required, bool) or not callable(check):
         reason = "a validator has name (text), required (true or false) and check (called with a candidate)"

@@ -74,13 +74,14 @@ def _read(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
 
 
 class NativeCodeSettings(BaseSettings):
-    """Whether snapshots may bring native code: the operator's word, of workers, agents and hosts."""
+    """Whose native code may run: the operator's word, of workers, agents and hosts."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)
 
-    native_libraries: bool = False
-    """Lets `library.so` of a compiled snapshot pass validation and run on hosts, for parts whose settings have `compile`.
-    Whoever may publish such a part then runs code on its hosts. Set for workers and agents alike."""
+    native_library_keys_file: Path | None = None
+    """File with public keys (PEM, one after another): `library.so` of a compiled snapshot that one of them signed passes validation
+    and runs on hosts, for parts whose settings have `compile`. None: no library runs. Read again for each snapshot. Set for workers
+    and agents alike."""
 
 
 class IdentitySettings(BaseSettings):

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Final, Protocol
 
@@ -22,6 +23,7 @@ from setproctitle import setproctitle
 
 from ipnext.artifacts.opening import open_store
 from ipnext.errors import IPnextError, LoadFailed, Unavailable
+from serving.fetching_keeper import FetchingKeeper, KeptProcess
 
 _NICENESS: Final = 10
 """Whoever answers requests comes first."""
@@ -41,16 +43,24 @@ class FetchingProcess:
         endpoint = ["--s3-endpoint-url", s3_endpoint_url] if s3_endpoint_url else []
         self._command = [sys.executable, "-m", "serving.fetching", "--artifacts", artifacts, *endpoint]
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | _Forked | None = None
+        self._keeper: FetchingKeeper | None = None
+        self._process: subprocess.Popen[str] | KeptProcess | None = None
 
     def start(self) -> None:
         """Start the process, so that the first fetch need not wait for it."""
+        if self._keeper is not None:
+            self._process = self._keeper.start()
+            return
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603  # our own command
 
     def fork(self) -> None:
-        """As `start`, in a few milliseconds. Only before this process has other threads, sockets or a loop of its own."""
-        self._process = _Forked(self._command)
+        """As `start`, in a few milliseconds, and so that later ones can be started by a process that is confined.
+
+        Only before this process has other threads, sockets or a loop of its own.
+        """
+        self._keeper = FetchingKeeper(partial(_run, self._command))
+        self.start()
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """As the store's own; Unavailable where the process ended meanwhile, and the next fetch starts another."""
@@ -67,7 +77,13 @@ class FetchingProcess:
         raise _kinds().get(told["code"], LoadFailed)(told["message"])
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does, and what would start another one."""
+        self._end()
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -87,41 +103,17 @@ class FetchingProcess:
             process.stdin.flush()
             answer = process.stdout.readline()
         if not answer:
-            self.close()
+            self._end()
         return answer
 
 
-class _Forked:
-    """What FetchingProcess needs of subprocess.Popen: this module's `main` in a fork, which has imported it already."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        asked, ask = os.pipe()
-        answered, answer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.dup2(asked, 0)
-            os.dup2(answer, 1)
-            os.closerange(3, max(asked, ask, answered, answer) + 1)
-            setproctitle(" ".join(command))
-            try:
-                main(command[3:])
-            except BaseException:  # noqa: BLE001  # the process edge: nothing above is this process's
-                traceback.print_exc()
-            os._exit(1)
-        os.close(asked)
-        os.close(answer)
-        self.stdin: IO[str] = os.fdopen(ask, "w")
-        self.stdout: IO[str] = os.fdopen(answered)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-
-    def wait(self) -> None:
-        """Return once it has ended."""
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+def _run(command: Sequence[str]) -> None:
+    """This module's `main` in a fork, which has imported it already."""
+    setproctitle(" ".join(command))
+    try:
+        main(command[3:])
+    except BaseException:  # noqa: BLE001  # the process edge: nothing above is this process's
+        traceback.print_exc()
 
 
 def _kinds() -> dict[str, type[IPnextError]]:

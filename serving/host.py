@@ -21,8 +21,10 @@ import structlog
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import HostHolds, HostMemoryState, HostState, SnapshotMemory
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from ipnext.settings import NativeCodeSettings
 from serving.balancing import EndpointLoads
 from serving.batching import InferenceQueue
+from serving.confinement import Confinement, confine, prepare
 from serving.engines.base import find_engine
 from serving.fetching import FetchingProcess
 from serving.frames import UPGRADE
@@ -175,6 +177,17 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="requests that run at once (default 1)")
     parser.add_argument("--queue", type=int, default=256, help="requests that may wait (default 256)")
+    parser.add_argument(
+        "--confinement",
+        type=Confinement,
+        choices=list(Confinement),
+        default=Confinement.AVAILABLE,
+        help="whether the host confines itself to what it needs (default available: as far as the kernel can)",
+    )
+    parser.add_argument(
+        "--readable", type=Path, action="append", default=[], help="path that it may read beside its code and its cache"
+    )
+    parser.add_argument("--writable", type=Path, action="append", default=[], help="path that it may write")
     add_allowed_hosts(parser)
     return parser.parse_args(arguments)
 
@@ -224,6 +237,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, fetching
 
 def preload() -> None:
     """Import what a torch snapshot will need, so that a fork of this process need not."""
+    prepare()
     for name in LATE_IMPORTS:
         with suppress(ImportError):
             import_module(name)
@@ -238,6 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fetching = FetchingProcess(parsed.artifacts, s3_endpoint_url=parsed.s3_endpoint_url)
     fetching.fork()  # before there are threads
     listener = listen(parsed.port)
+    parsed.cache.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(parsed.cache))  # torch makes sure of it as it is imported
+    keys = NativeCodeSettings().native_library_keys_file
+    readable = [parsed.cache, *parsed.readable, *([] if keys is None else [keys])]
+    confine(parsed.confinement, readable=readable, writable=parsed.writable)
     run(partial(_main, parsed, listener, fetching))
     os._exit(0)  # a forward pass or a download that hangs in its thread must not keep the process
 

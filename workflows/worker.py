@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -53,6 +54,7 @@ from activities.takeover import IsOpen, TakeoverActivities
 from activities.transition import TransitionActivities
 from activities.validation import ValidationActivities
 from ipnext import names
+from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.collecting import leave_out_imports
@@ -125,12 +127,14 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     validators: Sequence[Validator] = (),
     pause: Callable[[float], None] = time.sleep,
     cutter: Cutter = cut_in_process,
-    native_libraries: bool = False,
+    native_library_keys_file: Path | None = None,
     policy: PlanningPolicy | None = None,
 ) -> Activities:
     """The activities of the lifecycle and of the urgent queue. `pause` stands in for sleeping between two looks at what runs."""
     metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
-    validation = ValidationActivities(store, artifacts, validators=validators, native_libraries=native_libraries)
+    validation = ValidationActivities(
+        store, artifacts, validators=validators, native_library_keys_file=native_library_keys_file
+    )
     transition = TransitionActivities(store, infrastructure, pause=pause)
     placing = PlanningActivities(store, ThreadSolver(), policy)  # it never solves for the fleet
     prefetching = Prefetching(store, infrastructure)
@@ -260,7 +264,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             infrastructure,
             engine,
             validators=discovered(),
-            native_libraries=settings.native_libraries,
+            native_library_keys_file=settings.native_library_keys_file,
             policy=PlanningPolicy.of(settings),
         )
         groups, timing = queue_groups(settings), settings.timing
@@ -341,6 +345,9 @@ def main() -> int:
     try:
         check_neighbours()
         settings = platform_settings()
+        read_native_signers(
+            settings.native_library_keys_file
+        )  # a wrong file is told now and not at the first validation
         asyncio.run(_until_signalled(settings))
     except IPnextError as error:
         structlog.get_logger().error("worker_can_not_start", code=error.code, error=error.message)

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'ipnext[signing]'"
 
 
-def check_signature(policy: SignerPolicy | None, digest: str, content: bytes | None, subject: str) -> str:
-    """Judge a snapshot's signature file by a policy; what was found, in words.
+MANIFEST_KEYS = "spec.validation.signers.publicKeys"
+
+
+def check_signature(
+    policy: SignerPolicy | None, digest: str, content: bytes | None, subject: str, *, keys: str = MANIFEST_KEYS
+) -> str:
+    """Judge a snapshot's signature file by a policy; what was found, in words. `keys` is the field that names its keys.
 
     SignatureInvalid: none where one is required, one of another snapshot, or none by an allowed key.
     """
@@ -26,18 +31,24 @@ def check_signature(policy: SignerPolicy | None, digest: str, content: bytes | N
         return "no signature is asked for"
     if content is None:
         if policy.required:
-            msg = f"{subject}: has no signature, and spec.validation.signers requires one; sign it with `ipnext sign`, publish it again"
+            needs = keys.removesuffix(".publicKeys")
+            msg = f"{subject}: has no signature, and {needs} requires one; sign it with `ipnext sign`, publish it again"
             raise SignatureInvalid(msg)
         return "not signed; no signature is required"
     envelope = read_envelope(content, digest, subject)
-    allowed = [_public_key(key, index) for index, key in enumerate(policy.public_keys)]
+    allowed = check_keys(policy, keys)
     signer = _signer(envelope, digest, allowed)
     if signer is None:
         given = ", ".join(f"{one.keyid:.12}" for one in envelope.signatures)
         known = ", ".join(f"{key.keyid:.12}" for key in allowed)
-        msg = f"{subject}: no valid signature by an allowed key; it is signed by {given}, spec.validation.signers.publicKeys are {known}"
+        msg = f"{subject}: no valid signature by an allowed key; it is signed by {given}, {keys} are {known}"
         raise SignatureInvalid(msg)
     return f"signed by {signer:.12}"
+
+
+def check_keys(policy: SignerPolicy, keys: str) -> "list[SSlibKey]":
+    """The keys of a policy, read. SignatureInvalid names `keys` and the number of one that is none."""
+    return [_public_key(key, f"{keys}.{index}") for index, key in enumerate(policy.public_keys)]
 
 
 def signed(digest: str, key: Path) -> SignatureEnvelope:
@@ -69,7 +80,7 @@ def write_key_pair(private: Path, public: Path) -> str:
     told = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
     _write_new(private, secret, mode=0o600)
     _write_new(public, told, mode=0o644)
-    return _public_key(told.decode(), 0).keyid
+    return _public_key(told.decode(), "key").keyid
 
 
 def signature_in(directory: Path) -> bytes | None:
@@ -93,7 +104,7 @@ def _signer(envelope: SignatureEnvelope, digest: str, allowed: "list[SSlibKey]")
         return None
 
 
-def _public_key(pem: str, index: int) -> "SSlibKey":
+def _public_key(pem: str, field: str) -> "SSlibKey":
     _check_library()
     from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415 - a slow import
     from securesystemslib.signer import SSlibKey  # noqa: PLC0415 - a slow import
@@ -101,7 +112,7 @@ def _public_key(pem: str, index: int) -> "SSlibKey":
     try:
         return SSlibKey.from_crypto(load_pem_public_key(pem.encode()))
     except ValueError as error:
-        msg = f"spec.validation.signers.publicKeys.{index}: {error}; allowed: PEM texts of Ed25519, ECDSA or RSA keys"
+        msg = f"{field}: {error}; allowed: PEM texts of Ed25519, ECDSA or RSA keys"
         raise SignatureInvalid(msg) from error
 
 

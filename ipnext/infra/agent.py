@@ -18,6 +18,7 @@ import aiohttp
 import structlog
 from aiohttp import web
 
+from ipnext.artifacts.native_code import read_native_signers
 from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.infra.agent_app import agent_app
 from ipnext.infra.agent_settings import AgentSettings
@@ -27,6 +28,7 @@ from ipnext.infra.process_identity import ProcessIdentity, identify, open_proces
 from ipnext.infra.region import Region
 from ipnext.infra.site import Site
 from ipnext.infra.supervisor import Supervisor
+from ipnext.settings import NativeCodeSettings
 
 GATEWAY_PORT_NAME = "gateway"
 
@@ -157,6 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = read_arguments(arguments)
     try:
+        read_native_signers(
+            NativeCodeSettings().native_library_keys_file
+        )  # a wrong file is told now and not at the first load
         with sole_owner(given.state):
             asyncio.run(run_agent(given, AgentSettings()))
     except IPnextError as error:

@@ -3,6 +3,8 @@
 How long an agent waits for a silent process has defaults for a cluster; `ipnext dev` gives those of `temporal-dev.yaml`.
 """
 
+from typing import Literal
+
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -48,6 +50,13 @@ class AgentSettings(BaseSettings):
     may then run code on the hosts of this region, if an argument loads any."""
     engine_environment_allow: tuple[str, ...] = ()
     """The same for environment variables of its engines."""
+    host_confinement: Literal["off", "available", "required"] = "available"
+    """Whether hosts confine themselves: they read their code, their libraries and their cache, write nothing, start no program and listen on nothing
+    further. `available`: as far as the kernel can; `required`: a host does not start on a kernel without Landlock."""
+    host_readable: tuple[str, ...] = ()
+    """Paths that hosts may read beside those, such as one that an engine of the operator's needs."""
+    host_writable: tuple[str, ...] = ()
+    """Paths that hosts may write."""
     threads: int = Field(default=1, ge=1)
     """Compute threads of a host: replicas scale a part, and threads of neighbours would fight for the same cores."""
 

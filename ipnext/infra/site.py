@@ -13,6 +13,10 @@ from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.ports import LOOPBACK, PortBook
 from ipnext.infra.spawning import Processes, Unsupervised
 
+SECRETS = ("IPNEXT_DATABASE_URL", "IPNEXT_API_KEY", "IPNEXT_TEMPORAL_", "TEMPORAL_")
+"""Beginnings of the names of variables that are the control plane's own: `ipnext dev` starts agents in its environment. What the artifact
+store needs (`AWS_...`) stays, for hosts fetch with it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -57,6 +61,11 @@ class Site:
         more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
         if engine == "torch" and self.settings.load_seconds is not None:
             more += ["--load-seconds", str(self.settings.load_seconds)]
+        if engine == "torch":
+            if self.settings.host_confinement != "available":  # a host's own default
+                more += [f"--confinement={self.settings.host_confinement}"]
+            more += [f"--readable={path}" for path in self.settings.host_readable]
+            more += [f"--writable={path}" for path in self.settings.host_writable]
         if engine == "vllm":
             more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
             more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
@@ -78,8 +87,9 @@ class Site:
         return [*names, *(f"--allowed-origin={origin}" for origin in self.settings.allowed_origins)]
 
     def environment(self) -> Mapping[str, str]:
-        """The environment of child processes: this one's, with the thread count of hosts."""
-        return os.environ | {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
+        """The environment of child processes: this one's without the platform's secrets, with the thread count of hosts."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
+        return ours | {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
 
     def _filled(self, template: Sequence[str], port: int, **fields: str) -> Sequence[str]:
         return [part.format(python=sys.executable, port=port, region=self.region, **fields) for part in template]

@@ -121,7 +121,7 @@ def _write_about(draft: Path, recipe: Recipe, tolerance: float, found: tuple[Dif
 def _differences(
     directory: Path, draft: Path, source: SnapshotManifest, examples: Path | None
 ) -> tuple[Difference, ...]:
-    engine = TorchEngine(native_libraries=True)  # the library was made by this process
+    engine = TorchEngine(trusts_libraries=True)  # the library was made by this process
     eager = engine.load(directory, source, {})
     whole = source.model_copy(update={"files": _files(draft)})
     compiled = engine.load(draft, whole, {COMPILE_SETTING: True})

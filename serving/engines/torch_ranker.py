@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import structlog
 import torch
 
-from ipnext.errors import InvalidInput, IPnextError, LoadFailed
+from ipnext.artifacts.native_code import check_native_signature, read_native_signers
+from ipnext.errors import InvalidInput, IPnextError, LoadFailed, SignatureInvalid
 from ipnext.model.delta import DeltaDocument
 from ipnext.model.registry import Signature, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
@@ -185,31 +187,44 @@ class StagedTorch:
 class TorchEngine:
     """Loads snapshots of engine `torch`. Snapshots of one program share its graph."""
 
-    def __init__(self, *, native_libraries: bool | None = None) -> None:
-        """`native_libraries`: whether libraries of snapshots may run; None: as the operator has set it for this process."""
+    def __init__(self, *, trusts_libraries: bool = False) -> None:
+        """`trusts_libraries`: libraries run whoever signed them, if this process made them; else as the operator has set it."""
         self._blueprints = Blueprints()
-        self._native = NativeCodeSettings().native_libraries if native_libraries is None else native_libraries
+        self._trusts_libraries = trusts_libraries
 
     def load(self, directory: Path, manifest: SnapshotManifest, settings: Mapping[str, Any]) -> TorchPart:
         """Read the program. Setting `threads` (default 1) is torch's intra-operation thread count of this process.
 
-        With setting `compile` the library of a snapshot that has one runs in place of the program, if the operator of the
-        host lets libraries run; else the program runs.
+        With setting `compile` the library of a snapshot that has one runs in place of the program, if a key that the operator of
+        the host trusts has signed the snapshot; else the program runs.
         """
         threads = settings.get("threads", 1)
         if type(threads) is not int or threads < 1:
             msg = f"settings.threads must be a whole number >= 1, got {threads!r}"
             raise LoadFailed(msg)
         torch.set_num_threads(threads)
-        compiled = (
-            wants_compiled(settings) and self._native and any(file.path == LIBRARY_FILE for file in manifest.files)
-        )
+        has_library = any(file.path == LIBRARY_FILE for file in manifest.files)
+        compiled = wants_compiled(settings) and has_library and self._may_run(directory, manifest)
         program = read_compiled(directory) if compiled else read_program(directory, self._blueprints)
         given = {spec.name for spec in manifest.signature.inputs}, [spec.name for spec in manifest.signature.outputs]
         if (set(program.inputs), list(program.outputs)) != given:
             msg = f"the program takes {program.inputs} and gives {program.outputs}; its manifest says otherwise"
             raise LoadFailed(msg)
         return TorchPart(program, _in_order(manifest.signature, program.inputs))
+
+    def _may_run(self, directory: Path, manifest: SnapshotManifest) -> bool:
+        """Whether the snapshot's library may run here."""
+        if self._trusts_libraries:
+            return True
+        try:
+            policy = read_native_signers(NativeCodeSettings().native_library_keys_file)
+            if policy is None:
+                return False
+            check_native_signature(policy, manifest, directory)
+        except (InvalidInput, SignatureInvalid) as error:
+            structlog.get_logger().warning("the program runs in place of its library", reason=error.message)
+            return False
+        return True
 
 
 def _judged(error: Exception) -> IPnextError:

@@ -11,6 +11,7 @@ import pytest
 from activities.candidate import Candidate
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.registry import Snapshot
+from ipnext.model.signing import SignerPolicy
 
 
 def load_house() -> ModuleType:
@@ -42,7 +43,7 @@ def candidate(house, kit):
     """Build a candidate generation; `parts` replace sources, `spec` replaces fields of the manifest."""
 
     def build(
-        *, serving: dict | None = None, spec: dict | None = None, native_libraries: bool = False, **parts
+        *, serving: dict | None = None, spec: dict | None = None, native_signers: SignerPolicy | None = None, **parts
     ) -> Candidate:
         manifest = parse_manifest(kit.manifest("ranker", **(spec or {})))
         sources = {
@@ -58,7 +59,7 @@ def candidate(house, kit):
             serving_graph=manifest.spec.graph if serving else None,
             artifacts=house.artifacts,
             beat=lambda _: None,
-            native_libraries=native_libraries,
+            native_signers=native_signers,
         )
 
     return build

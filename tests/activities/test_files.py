@@ -5,6 +5,8 @@ import pickle
 import pytest
 
 from activities.files import check_digests, check_formats, check_paths
+from ipnext.artifacts.native_code import read_native_signers
+from ipnext.artifacts.signing import signed, write_key_pair
 from ipnext.model.registry import ArtifactFile
 from ipnext.model.status import Reason
 
@@ -23,6 +25,35 @@ def test_formats_that_may_hold_code_are_refused(candidate, house, kit, suffix):
     assert ".safetensors" in found.message
 
 
+class Signing:
+    """Signs every snapshot of a candidate; keys have names."""
+
+    def __init__(self, root):
+        self._root = root
+
+    def __call__(self, candidate, name):
+        self.public(name)
+        for snapshot in candidate.snapshots.values():
+            candidate.artifacts.put_signature(snapshot.digest, signed(snapshot.digest, self._root / f"{name}.pem"))
+
+    def public(self, name):
+        if not (self._root / f"{name}.pem").exists():
+            write_key_pair(self._root / f"{name}.pem", self._root / f"{name}.pub.pem")
+        return (self._root / f"{name}.pub.pem").read_text()
+
+
+@pytest.fixture
+def sign(tmp_path):
+    return Signing(tmp_path)
+
+
+@pytest.fixture
+def signers(tmp_path, sign):
+    """Whose libraries the operator lets run."""
+    sign.public("trusted")
+    return read_native_signers(tmp_path / "trusted.pub.pem")
+
+
 def with_library(house, kit, content=b"\x7fELF and more"):
     return house.source(kit.DENSE, kit.weights(2), more={"library.so": content})
 
@@ -34,34 +65,57 @@ def asking(kit, **settings):
 
 
 @pytest.mark.parametrize("settings", [{"compile": True}, {"compile": {"tolerance": 1e-5}}, {"compile": {}}])
-def test_a_compiled_library_passes_where_the_manifest_asks_for_it(candidate, house, kit, settings):
-    found = candidate(dense=with_library(house, kit), spec=asking(kit, **settings), native_libraries=True)
+def test_a_compiled_library_passes_if_the_manifest_asks_for_it_and_a_trusted_key_signed_it(
+    candidate, house, kit, signers, sign, settings
+):
+    found = candidate(dense=with_library(house, kit), spec=asking(kit, **settings), native_signers=signers)
+    sign(found, "trusted")
     assert refused(check_formats(found)) == []
 
 
-def test_a_compiled_library_is_refused_unless_the_operator_lets_libraries_run(candidate, house, kit):
+def test_a_compiled_library_that_no_trusted_key_signed_is_refused(candidate, house, kit, signers, sign):
+    """Not even if the manifest names the key that did sign it: who may apply a manifest names those."""
+    ours = asking(kit, compile=True) | {"validation": {"signers": {"publicKeys": [sign.public("stranger")]}}}
+    given = candidate(dense=with_library(house, kit), spec=ours, native_signers=signers)
+    (unsigned,) = refused(check_formats(given))
+    assert "has no signature, and IPNEXT_NATIVE_LIBRARY_KEYS_FILE requires one" in unsigned.message
+    sign(given, "stranger")
+    (signed_by_another,) = refused(check_formats(given))
+    assert signed_by_another.reason is Reason.UNSAFE_FORMAT
+    assert "no valid signature by an allowed key" in signed_by_another.message
+    sign(given, "trusted")
+    assert refused(check_formats(given)) == []
+
+
+def test_a_compiled_library_is_refused_unless_the_operator_names_keys(candidate, house, kit):
     found = candidate(dense=with_library(house, kit), spec=asking(kit, compile=True))
     (result,) = refused(check_formats(found))
     assert result.reason is Reason.UNSAFE_FORMAT
-    assert "IPNEXT_NATIVE_LIBRARIES=true" in result.message
+    assert "IPNEXT_NATIVE_LIBRARY_KEYS_FILE" in result.message
 
 
 @pytest.mark.parametrize("settings", [{}, {"compile": False}, {"threads": 2}])
-def test_a_compiled_library_is_refused_where_the_manifest_does_not_ask_for_it(candidate, house, kit, settings):
-    given = candidate(dense=with_library(house, kit), spec=asking(kit, **settings), native_libraries=True)
+def test_a_compiled_library_is_refused_where_the_manifest_does_not_ask_for_it(
+    candidate, house, kit, signers, sign, settings
+):
+    given = candidate(dense=with_library(house, kit), spec=asking(kit, **settings), native_signers=signers)
+    sign(given, "trusted")
     (found,) = refused(check_formats(given))
     assert found.reason is Reason.UNSAFE_FORMAT
     assert found.message == "is native code; hosts run it only where settings.compile of part 'dense' asks for it"
 
 
-def test_asking_for_a_library_lets_no_other_code_pass(candidate, house, kit):
+def test_asking_for_a_library_lets_no_other_code_pass(candidate, house, kit, signers, sign):
     asked = asking(kit, compile=True)
     other = house.source(kit.DENSE, kit.weights(2), more={"other.so": b"\x7fELF"})
     under = house.source(kit.DENSE, kit.weights(2), more={"library.SO": b"\x7fELF"})
     sparse = house.source(kit.SPARSE, kit.weights(1), more={"library.so": b"\x7fELF"})
     for sources in ({"dense": other}, {"dense": under}, {"sparse": sparse}):
-        assert len(refused(check_formats(candidate(**sources, spec=asked, native_libraries=True)))) == 1, sources
-    pickled = candidate(dense=with_library(house, kit, b"\x80\x04"), spec=asked, native_libraries=True)
+        given = candidate(**sources, spec=asked, native_signers=signers)
+        sign(given, "trusted")
+        assert len(refused(check_formats(given))) == 1, sources
+    pickled = candidate(dense=with_library(house, kit, b"\x80\x04"), spec=asked, native_signers=signers)
+    sign(pickled, "trusted")
     (found,) = refused(check_formats(pickled))
     assert found.message == "is no native library under the name of one"
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ipnext.artifacts.signing import write_key_pair
 from ipnext.client import Client
 from serving.export import export_model
 from tests.genai.hosts import mock_command
@@ -63,6 +64,10 @@ class Second(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"sum": x.sum(dim=1), "marks": torch.cat([x[:, 1:], self.mark + x[:, :1] * 0], dim=1)}
+
+
+NATIVE_KEY = "native.pem"
+"""The private key whose libraries the platform `bare` runs, beside its state directory."""
 
 
 class Running:
@@ -172,9 +177,13 @@ def running_pair(root: Path) -> Iterator[Running]:
 
 @contextmanager
 def running_bare(root: Path) -> Iterator[Running]:
-    """A platform without models, whose generative engines are mocks and whose operator lets libraries run."""
+    """A platform without models, whose generative engines are mocks and whose operator lets libraries run that its own key signed."""
     command = mock_command(name="llm", checkpoint="{directory}", itl_ms=10)
-    running = Running(root / "platform", IPNEXT_VLLM_COMMAND=command, IPNEXT_NATIVE_LIBRARIES="true").start()
+    allowed = root / "native.pub.pem"
+    write_key_pair(root / NATIVE_KEY, allowed)
+    running = Running(
+        root / "platform", IPNEXT_VLLM_COMMAND=command, IPNEXT_NATIVE_LIBRARY_KEYS_FILE=str(allowed)
+    ).start()
     try:
         yield running
     finally:

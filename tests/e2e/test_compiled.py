@@ -52,13 +52,15 @@ class Small(nn.Module):
 
 
 class Snapshots:
-    """`one` and `two` are of one program with different weights; both are compiled too, to one library."""
+    """`one` and `two` are of one program with different weights; both are compiled too, to one library, and signed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, key: Path) -> None:
         self.root = root
         for seed, name in enumerate(("one", "two")):
             export_model(Small(seed), {"x": torch.zeros(2, WIDTH)}, root / name)
             made = command("compile", str(root / name), "--out", str(self.compiled(name)), "--cache", str(root / "c"))
+            assert made.returncode == 0, made.stderr
+            made = command("sign", str(self.compiled(name)), "--key", str(key))
             assert made.returncode == 0, made.stderr
 
     def compiled(self, name: str) -> Path:
@@ -82,8 +84,8 @@ def platform(bare: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Snapshots:
-    return Snapshots(tmp_path_factory.mktemp("small"))
+def snapshots(tmp_path_factory: pytest.TempPathFactory, platform: Any) -> Snapshots:
+    return Snapshots(tmp_path_factory.mktemp("small"), platform.state.parent / "native.pem")
 
 
 @pytest.fixture

@@ -58,12 +58,16 @@ def acme(packages):
     groups = {"ipnext.validators": points, "ipnext.engines": {"mine": "acme_checks:Engine"}}
     write_distribution(packages, "acme_checks", CODE, groups)
     write_distribution(packages, "broken_checks", "1 / 0\n", {"ipnext.validators": {"broken": "broken_checks:check"}})
+    write_distribution(
+        packages, "leaving_checks", "raise SystemExit(3)\n", {"ipnext.validators": {"leaving": "leaving_checks:check"}}
+    )
     write_distribution(packages, "other_checks", CODE, {"ipnext.validators": {"size2": "other_checks:size"}})
 
 
 REFUSED = {
     "absent": "AttributeError: ",
     "broken": "ZeroDivisionError: division by zero",
+    "leaving": "SystemExit: 3",
     "nameless": "AttributeError: ",
     "odd": "a validator has name (text), required (true or false) and check",
     "safe-paths": "the name 'safe-paths' is taken by built-in",

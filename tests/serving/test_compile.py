@@ -13,11 +13,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.signing import signed, write_key_pair
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.cli.app import app
 from ipnext.errors import InvalidInput, LoadFailed
 from ipnext.model.deployment import HostedSnapshot
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry import SIGNATURE_FILE, SnapshotManifest
 from serving.compiling import compile as compiling
 from serving.compiling import library
 from serving.engines.torch_compiled import CompiledProgram, read_compiled
@@ -82,7 +83,7 @@ def manifest_of(directory):
 
 
 def load(directory, **settings):
-    part = TorchEngine(native_libraries=True).load(directory, manifest_of(directory), settings)
+    part = TorchEngine(trusts_libraries=True).load(directory, manifest_of(directory), settings)
     part.warm_up()
     return part
 
@@ -125,16 +126,34 @@ def test_without_the_setting_the_program_runs_and_no_native_code(place, monkeypa
     assert all(np.array_equal(expected[name], got[name]) for name in expected)
 
 
-@pytest.mark.parametrize("set_to", [None, "false"])
-def test_unless_the_operator_lets_libraries_run_the_program_does(place, monkeypatch, set_to):
-    monkeypatch.delenv("IPNEXT_NATIVE_LIBRARIES", raising=False)
-    if set_to is not None:
-        monkeypatch.setenv("IPNEXT_NATIVE_LIBRARIES", set_to)
-    part = TorchEngine().load(place / "compiled", manifest_of(place / "compiled"), {"compile": True})
-    assert not isinstance(part._program, CompiledProgram)
-    monkeypatch.setenv("IPNEXT_NATIVE_LIBRARIES", "true")
-    part = TorchEngine().load(place / "compiled", manifest_of(place / "compiled"), {"compile": True})
-    assert isinstance(part._program, CompiledProgram)
+def runs_its_library(directory):
+    part = TorchEngine().load(directory, manifest_of(directory), {"compile": True})
+    return isinstance(part._program, CompiledProgram)
+
+
+def test_the_program_runs_unless_a_key_that_the_operator_trusts_signed_its_library(place, tmp_path, monkeypatch):
+    snapshot = shutil.copytree(place / "compiled", tmp_path / "compiled")
+    for name in ("trusted", "other"):
+        write_key_pair(tmp_path / f"{name}.pem", tmp_path / f"{name}.pub.pem")
+
+    def sign(name):
+        digest = manifest_of(snapshot).digest
+        (snapshot / SIGNATURE_FILE).write_bytes(signed(digest, tmp_path / f"{name}.pem").content)
+
+    monkeypatch.delenv("IPNEXT_NATIVE_LIBRARY_KEYS_FILE", raising=False)
+    sign("trusted")
+    assert not runs_its_library(snapshot)
+    monkeypatch.setenv("IPNEXT_NATIVE_LIBRARY_KEYS_FILE", str(tmp_path / "trusted.pub.pem"))
+    assert runs_its_library(snapshot)
+    sign("other")
+    assert not runs_its_library(snapshot)
+    (snapshot / SIGNATURE_FILE).unlink()
+    assert not runs_its_library(snapshot)
+    sign("trusted")
+    (tmp_path / "trusted.pub.pem").write_bytes((tmp_path / "other.pub.pem").read_bytes())
+    assert not runs_its_library(snapshot), "the file of keys is read again"
+    (tmp_path / "trusted.pub.pem").unlink()
+    assert not runs_its_library(snapshot)
 
 
 def test_the_same_program_with_other_weights_is_not_compiled_again(place, tmp_path, monkeypatch):

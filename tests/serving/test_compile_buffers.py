@@ -33,7 +33,7 @@ class Scaled(nn.Module):
 
 def load(directory, **settings):
     manifest = SnapshotManifest.model_validate_json((directory / "snapshot.json").read_bytes())
-    part = TorchEngine(native_libraries=True).load(directory, manifest, settings)
+    part = TorchEngine(trusts_libraries=True).load(directory, manifest, settings)
     part.warm_up()
     return part
 

@@ -62,7 +62,7 @@ def place(tmp_path_factory, subprocesses):
 
 def load(directory, settings=SETTINGS):
     manifest = SnapshotManifest.model_validate_json((directory / "snapshot.json").read_bytes())
-    part = TorchEngine(native_libraries=True).load(directory, manifest, settings)
+    part = TorchEngine(trusts_libraries=True).load(directory, manifest, settings)
     part.warm_up()
     return part
 
@@ -92,12 +92,12 @@ def test_its_digests_are_counted_where_the_parent_is_loaded_for_its_sake(place):
     root, expected = place
     manifest = SnapshotManifest.model_validate_json((root / "one" / "snapshot.json").read_bytes())
     chain = Chain(manifest.digest, Fetched(root / "one", manifest), (root / "two", root / "three"))
-    part = chain.load(TorchEngine(native_libraries=True), SETTINGS, {})
+    part = chain.load(TorchEngine(trusts_libraries=True), SETTINGS, {})
     part.warm_up()
     assert near(part, expected["three"])
     with pytest.raises(LoadFailed, match="before the delta it must be"):
         Chain(manifest.digest, Fetched(root / "one", manifest), (root / "three",)).load(
-            TorchEngine(native_libraries=True), SETTINGS, {}
+            TorchEngine(trusts_libraries=True), SETTINGS, {}
         )
 
 

@@ -1,0 +1,42 @@
+"""Whose native code may run: the public keys that the operator of the platform trusts for compiled libraries.
+
+Used by validation and by hosts. A manifest's own signers (`spec.validation.signers`) say nothing about native code: who may
+apply a manifest names them.
+"""
+
+import re
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ipnext.artifacts.signing import check_keys, check_signature, signature_in
+from ipnext.errors import InvalidInput, SignatureInvalid
+from ipnext.model.registry import SnapshotManifest
+from ipnext.model.signing import SignerPolicy
+
+SETTING = "IPNEXT_NATIVE_LIBRARY_KEYS_FILE"
+
+_KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
+
+
+def read_native_signers(file: Path | None) -> SignerPolicy | None:
+    """The keys of `file`, PEM texts one after another; None if no file is set: nobody's libraries run.
+
+    InvalidInput names the setting if the file can't be read or holds no key, too many, or one of another kind.
+    """
+    if file is None:
+        return None
+    allowed = "a file with 1 to 32 public keys in PEM, as `ipnext keygen` writes them, one after another"
+    try:
+        policy = SignerPolicy(public_keys=tuple(_KEY.findall(file.read_text())))
+        check_keys(policy, SETTING)
+    except (OSError, UnicodeDecodeError, ValidationError, SignatureInvalid) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds no such keys, another one, or too many"
+        msg = f"{SETTING}: {file}: {reason}; allowed: {allowed}"
+        raise InvalidInput(msg, field=SETTING, value=str(file)) from error
+    return policy
+
+
+def check_native_signature(policy: SignerPolicy, manifest: SnapshotManifest, directory: Path) -> str:
+    """Who of those signed the snapshot that lies in `directory`, in words. SignatureInvalid if none did."""
+    return check_signature(policy, manifest.digest, signature_in(directory), "the compiled snapshot", keys=SETTING)

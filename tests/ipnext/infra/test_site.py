@@ -1,0 +1,35 @@
+"""What the processes of a region are started with."""
+
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.site import Site
+
+
+def site(root: Path, **settings: object) -> Site:
+    return Site(
+        region="us-east", directory=root, artifacts="file:///store", gateway_port=1,
+        settings=AgentSettings.model_validate(settings), ports=Mock(), session=Mock(),
+    )  # fmt: skip
+
+
+def test_processes_of_a_region_are_not_given_the_platforms_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("IPNEXT_DATABASE_URL", "IPNEXT_API_KEY", "TEMPORAL_API_KEY", "TEMPORAL_TLS_CLIENT_KEY_DATA"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "for the artifact store")
+    given = site(tmp_path).environment()
+    assert "secret" not in given.values()
+    assert given["AWS_SECRET_ACCESS_KEY"] == "for the artifact store"
+
+
+def test_a_torch_host_is_told_how_to_confine_itself_and_a_vllm_host_is_not(tmp_path: Path) -> None:
+    settings = {"host_confinement": "required", "host_readable": ["/opt/engine"], "host_writable": ["/var/tmp/engine"]}
+    command = site(tmp_path, **settings).host_command("one", 1)
+    assert [word for word in command if "confinement" in word] == ["--confinement=required"]
+    assert {"--readable=/opt/engine", "--writable=/var/tmp/engine"} < set(command)
+    assert not any("confinement" in word for word in site(tmp_path, **settings).host_command("one", 1, engine="vllm"))
