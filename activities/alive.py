@@ -60,17 +60,26 @@ class _BeatingActivity(ActivityInboundInterceptor):
         limit = activity.info().heartbeat_timeout
         seconds = limit.total_seconds() if limit else float("inf")
         pulse = Pulse(seconds)
-        beating = asyncio.create_task(self._beat(pulse, min(self._every_seconds, seconds / BEATS)))
+        every_seconds = min(self._every_seconds, seconds / BEATS)
+        beating: asyncio.Task[None] | None = None
+
+        def begin() -> None:
+            nonlocal beating
+            beating = asyncio.create_task(self._beat(pulse, every_seconds))
+
+        first = asyncio.get_running_loop().call_later(every_seconds, begin)  # most activities end before it
         try:
             with felt(pulse):
                 return await self.next.execute_activity(input)
         finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
+            first.cancel()
+            if beating is not None:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
 
     async def _beat(self, pulse: Pulse, every_seconds: float) -> None:
         """From a thread: while a synchronous activity runs, its heartbeat waits for this very event loop."""
         while True:
-            await asyncio.sleep(every_seconds)
             pulse.beat()
             await asyncio.to_thread(activity.heartbeat, *(self._words.said if self._words else ()))
+            await asyncio.sleep(every_seconds)

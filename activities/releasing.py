@@ -14,7 +14,7 @@ from activities.wanted import Facts
 from activities.waves import peak
 from ipnext.errors import Unavailable
 from ipnext.infra.port import Infrastructure
-from ipnext.model.deployment import Deployment, RouteShare
+from ipnext.model.deployment import Deployment, DeploymentKey, RouteShare
 from ipnext.model.rollout import Transition
 from ipnext.store.session import Store
 
@@ -67,39 +67,56 @@ class Releasing:
         except Unavailable as error:
             unreachable = error
         needed = left.needed | gateways.still_sent(shares)
-        for deployments, keep in ((wanted, True), (gone, False)):
-            for deployment in deployments:
-                if not answers(self._facts.deployments.get(deployment.key), needed):
-                    unreachable = self.release(deployment, keep=keep) or unreachable
-        return unreachable
+        kept = [found for found in wanted if not answers(self._facts.deployments.get(found.key), needed)]
+        dropped = [found for found in gone if not answers(self._facts.deployments.get(found.key), needed)]
+        return self.release(kept, dropped) or unreachable
 
-    def release(self, deployment: Deployment, *, keep: bool) -> Unavailable | None:
-        """The infrastructure first: what the store no longer names must be gone. A lost region is told when it is back.
+    def release(self, kept: Sequence[Deployment], dropped: Sequence[Deployment] = ()) -> Unavailable | None:
+        """Apply the counts of `kept` and delete `dropped`: in the infrastructure first, then all in one unit of work.
 
-        One that has come back meanwhile was told what the store named then, so it has to be asked after all. Nothing goes
-        where a region was lost meanwhile: its users may have been sent to what was to go.
+        What the store no longer names must be gone. A lost region is told when it is back. One that has come back since was
+        told what the store named then, so it has to be asked after all. Nothing goes where a region was lost since: its users
+        may have been sent to what was to go.
+
+        Returns the last region's error, if any could not be told; the others are written.
         """
-        model, lost, region = self._facts.model, self._facts.lost, deployment.key.region
         pulse.still_ours()
-        try:
-            unchanged(self._store, lost)
-            if region in lost:
-                pass
-            elif keep:
-                self._infrastructure.apply(deployment)
+        keys = {found.key for found in kept}
+        unreachable: Unavailable | None = None
+        told: list[Deployment] = []
+        for deployment in (*kept, *dropped):
+            try:
+                self._tell(deployment, keep=deployment.key in keys)
+            except Unavailable as error:
+                unreachable = error
             else:
-                self._infrastructure.delete(deployment.key)
-        except Unavailable as error:
-            return error
-        with self._store.begin(model) as repository:
+                told.append(deployment)
+        return (self._write(told, keys) if told else None) or unreachable
+
+    def _tell(self, deployment: Deployment, *, keep: bool) -> None:
+        unchanged(self._store, self._facts.lost)
+        if deployment.key.region in self._facts.lost:
+            return
+        if keep:
+            self._infrastructure.apply(deployment)
+        else:
+            self._infrastructure.delete(deployment.key)
+
+    def _write(self, told: Iterable[Deployment], kept: Collection[DeploymentKey]) -> Unavailable | None:
+        """Write what regions were told; an error names one that is back, of which nothing is written."""
+        returned: Unavailable | None = None
+        with self._store.begin(self._facts.model) as repository:
             still_ours(repository)
-            if region in lost and region not in Drained.of(repository.drains()).lost:
-                return Unavailable(f"region {region!r} is back, and still holds what was to go")
-            if keep:
-                repository.put_deployment(deployment)
-            else:
-                repository.delete_deployment(deployment.key)
-        return None
+            back = self._facts.lost - Drained.of(repository.drains()).lost
+            for deployment in told:
+                region = deployment.key.region
+                if region in back:
+                    returned = Unavailable(f"region {region!r} is back, and still holds what was to go")
+                elif deployment.key in kept:
+                    repository.put_deployment(deployment)
+                else:
+                    repository.delete_deployment(deployment.key)
+        return returned
 
 
 def shrinking(facts: Facts, wanted: Iterable[Deployment]) -> tuple[Deployment, ...]:

@@ -129,12 +129,10 @@ class TransitionActivities:
                 if deployment not in fewer:
                     repository.put_deployment(deployment)
         releasing = self._releasing(facts)
-        for deployment in fewer:
-            releasing.release(deployment, keep=True)  # a region that can't be reached is tried again below
+        releasing.release(fewer)  # a region that can't be reached is tried again below
         if reaching.may_drop_strays:
             strays = stray(facts, reaching.transition)
-            for deployment in strays if strays and self._known_routes(facts) else ():
-                releasing.release(deployment, keep=False)
+            releasing.release((), strays if strays and self._known_routes(facts) else ())
         running = {key: stored.replicas for key, stored in facts.deployments.items()}
         told = shrinking_first((found for found in wanted if found.key.region not in facts.lost), running)
         if not wave.back and (drains := capacity.until_drained(told)) is not None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import uvloop
 from temporalio.client import Client
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ from benchmarks.lifecycle_replan import AWAY, HOME, PATIENCE_SECONDS, ceiling, f
 from ipnext import names
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.collecting import leave_out_imports
+from ipnext.collecting import collect_rarely
 from ipnext.devfile import read_devfile
 from ipnext.model.lifecycle import Change, ChangeState
 from ipnext.model.manifest import ModelManifest
@@ -153,7 +154,7 @@ async def measured(count: int, generations: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         async with server(root) as client:
-            leave_out_imports()  # as a worker does
+            collect_rarely()  # as a worker does
             before = await ceiling(client, models, "before")
             cpu = time.process_time()
             seconds = await rolled_out(client, root, models, generations)
@@ -180,7 +181,8 @@ def main() -> None:
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
-    found = asyncio.run(measured(given.models, given.generations))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as a worker does
+        found = runner.run(measured(given.models, given.generations))
     report("publishes of many models at once", found, given.json)
 
 

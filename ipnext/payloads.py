@@ -3,7 +3,7 @@
 Used by every client, worker and replayer of the platform (`ipnext.temporal.connect`).
 """
 
-from typing import Any
+from typing import Any, Self
 
 from temporalio.api.common.v1 import Payload
 from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
@@ -12,6 +12,7 @@ from temporalio.converter import (
     DataConverter,
     DefaultPayloadConverter,
     EncodingPayloadConverter,
+    SerializationContext,
 )
 
 from ipnext.model.wire import decode
@@ -31,18 +32,30 @@ def _converters() -> tuple[EncodingPayloadConverter, ...]:
     return tuple(json if each.encoding == json.encoding else each for each in defaults)
 
 
-_CONVERTERS = _converters()
+_CONVERTERS = {each.encoding.encode(): each for each in _converters()}
 
 
 class TolerantPayloads(CompositePayloadConverter):
     """The SDK's converters, with TolerantJson in place of plain JSON.
 
-    The SDK creates one for each task of a workflow and for each payload of it, so they share what they consist of: it has no state.
+    The SDK creates two for each task of a workflow, so they share what they consist of: it has no state.
     """
 
     def __init__(self) -> None:
-        super().__init__(*_CONVERTERS)
+        self.converters = _CONVERTERS
+
+    def with_context(self, context: SerializationContext) -> Self:  # noqa: ARG002 - the SDK's signature
+        """Return itself: no part of it depends on the context."""
+        return self
 
 
-DATA_CONVERTER = DataConverter(payload_converter_class=TolerantPayloads)
+class PlatformDataConverter(DataConverter):
+    """The SDK asks for one that fits the context six times for each payload; this one fits all."""
+
+    def with_context(self, context: SerializationContext) -> Self:  # noqa: ARG002 - the SDK's signature
+        """Return itself: no part of it depends on the context."""
+        return self
+
+
+DATA_CONVERTER = PlatformDataConverter(payload_converter_class=TolerantPayloads)
 """The data converter of the platform."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import uvloop
 from temporalio.client import Client
 from temporalio.common import WorkerDeploymentVersion
 from temporalio.worker import (
@@ -57,7 +58,7 @@ from ipnext import names
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.port import ArtifactStore
-from ipnext.collecting import leave_out_imports
+from ipnext.collecting import collect_rarely
 from ipnext.devfile import TaskQueueGroup
 from ipnext.errors import Conflict, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.infra.local_process import LocalProcessInfrastructure
@@ -286,7 +287,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
 def _warm_up() -> None:
     """Import what the first plan would wait for, then keep all that is imported out of the garbage collector's way."""
     import_module(PLANNER)
-    leave_out_imports()
+    collect_rarely()
 
 
 async def _made_current(client: Client, settings: PlatformSettings, stopped: asyncio.Event) -> None:
@@ -345,10 +346,9 @@ def main() -> int:
     try:
         check_neighbours()
         settings = platform_settings()
-        read_native_signers(
-            settings.native_library_keys_file
-        )  # a wrong file is told now and not at the first validation
-        asyncio.run(_until_signalled(settings))
+        read_native_signers(settings.native_library_keys_file)  # now, and not at the first validation
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_until_signalled(settings))
     except IPnextError as error:
         structlog.get_logger().error("worker_can_not_start", code=error.code, error=error.message)
         return error.exit_status

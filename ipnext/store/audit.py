@@ -88,7 +88,7 @@ class Audit(Models):
         """Append an entry. From here to the commit the unit holds the lock of the chain's head; nothing else may follow."""
         model = note.model or acting.model or None
         owner = note.owner or acting.owner or (None if model is None else self.owner_of(model))
-        connection = self._session.connection()
+        connection = self._connection
         engines.lock_audit(connection)
         head = self.audit_head()
         kind, name = note.object or (acting.kind or "Platform", acting.name)
@@ -121,7 +121,7 @@ class Audit(Models):
 
     def audit_head(self) -> AuditHead:
         """The newest entry's sequence and hash; sequence 0 before the first."""
-        found = self._session.connection().execute(_HEAD).first()
+        found = self._connection.execute(_HEAD).first()
         return AuditHead(sequence=0, hash=GENESIS) if found is None else AuditHead(sequence=found[0], hash=found[1])
 
     def audit_page(
@@ -138,7 +138,7 @@ class Audit(Models):
         if sequence is not None:
             query = query.where(key > sequence if oldest_first else key < sequence)
         query = query.order_by(key if oldest_first else key.desc()).limit(bounded(limit) + 1)
-        found: Sequence[Any] = self._session.connection().execute(query).mappings().all()
+        found: Sequence[Any] = self._connection.execute(query).mappings().all()
         return page_of(found, bounded(limit), key=lambda row: row["sequence"], value=_entry_of)
 
 

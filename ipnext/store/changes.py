@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import bindparam
 from sqlalchemy import select as sa_select
+from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select
 
 from ipnext.errors import Conflict, InvalidInput, NotFound
@@ -18,6 +19,13 @@ from ipnext.store.unit import batches, rows
 CHANGES = METADATA.tables[ChangeRow.__tablename__]
 
 _ONE = sa_select(CHANGES).where(CHANGES.c.id == bindparam("id"))
+_ONE_IS = sa_update(CHANGES).where(CHANGES.c.id == bindparam("of_id"))
+_NEWEST = (
+    sa_select(CHANGES)
+    .where(CHANGES.c.model == bindparam("model"))
+    .order_by(CHANGES.c.sequence.desc())
+    .limit(bindparam("limit"))
+)
 
 LONGEST_ID = 200
 """Characters of a change's id."""
@@ -74,8 +82,7 @@ class Changes(Snapshots):
 
     def find_change(self, change_id: str) -> Change | None:
         """One change, None if it is not recorded."""
-        row = self._run(_ONE, id=change_id).first()
-        return None if row is None else _change(row)
+        return self._once(("change", change_id), lambda: _found(self._run(_ONE, id=change_id).first()))
 
     def open_kinds(self, model: str) -> Mapping[ChangeKind, str]:
         """Kind -> id of the newest change of a model that has not ended."""
@@ -95,9 +102,10 @@ class Changes(Snapshots):
 
     def changes(self, model: str, *, limit: int = 50) -> tuple[Change, ...]:
         """A model's changes, newest first. NotFound for an unknown model."""
-        self._model_row(model)
-        query = select(ChangeRow).where(ChangeRow.model == model).order_by(col(ChangeRow.sequence).desc())
-        return tuple(_change(row) for row in self._session.exec(query.limit(rows(limit))))
+        found = tuple(_change(row) for row in self._run(_NEWEST, model=model, limit=rows(limit)))
+        if not found:
+            self._check_known(model)
+        return found
 
     def ended_changes(self, ids: Collection[str]) -> frozenset[str]:
         """Those of the changes that have ended."""
@@ -160,19 +168,21 @@ class Changes(Snapshots):
         A change only goes forward: an update that comes late (to a final change, or back from RUNNING to QUEUED) is
         ignored, and the change as it stands is returned.
         """
-        row = self._change_row(change_id)
-        self._writing(row.model)
-        before = ChangeState(row.state)
+        known = self.change(change_id)
+        self._writing(known.model)
+        before = known.state
         late = not state.final and _ORDER.index(state) < _ORDER.index(before) if not before.final else True
         if late:
-            return _change(row)
-        row.state = state.value
-        row.reason = row.reason if reason is None else reason.value
-        row.message = row.message if message is None else message
-        row.run_id = row.run_id if run_id is None else run_id
-        row.finished_at = self._now() if state.final else None
-        self._add(row)
-        return _change(row)
+            return known
+        said = {
+            "state": state,
+            "reason": known.reason if reason is None else reason,
+            "message": known.message if message is None else message,
+            "run_id": known.run_id if run_id is None else run_id,
+            "finished_at": self._now() if state.final else None,
+        }
+        self._write(_ONE_IS, of_id=change_id, **said)
+        return known.model_copy(update=said)
 
     def _change_row(self, change_id: str) -> ChangeRow:
         row = self._find_change(change_id)
@@ -219,6 +229,10 @@ class Changes(Snapshots):
         )
         self._add(row)
         return _change(row)
+
+
+def _found(row: Any) -> Change | None:
+    return None if row is None else _change(row)
 
 
 def _change(row: Any) -> Change:

@@ -1,6 +1,6 @@
 """What the infrastructure is told: deployments and route tables."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import and_, bindparam, insert
@@ -40,24 +40,27 @@ class Deployments(Unit):
 
     def put_deployment(self, deployment: Deployment) -> Deployment:
         """Create or replace the wanted state of one replica set. NotFound for an unknown model."""
-        self._writing_known(deployment.key.model)
+        self._writing(deployment.key.model)
         key = dict(deployment.key)
         of = {f"of_{name}": value for name, value in key.items()}
         said = {"replicas": deployment.replicas, "units": deployment.units, "deployment": document(deployment)}
-        if not self._run(_DEPLOYMENT_IS, **of, **said).rowcount:
-            self._run(_NEW_DEPLOYMENT, **key, **said)
+        if not self._write(_DEPLOYMENT_IS, **of, **said):
+            self._check_known(deployment.key.model)
+            self._write(_NEW_DEPLOYMENT, **key, **said)
         return deployment
 
     def delete_deployment(self, key: DeploymentKey) -> None:
         """Forget a replica set; one that is not there is no error."""
         self._writing(key.model)
-        self._run(_NO_DEPLOYMENT, **{f"of_{name}": value for name, value in dict(key).items()})
+        self._write(_NO_DEPLOYMENT, **{f"of_{name}": value for name, value in dict(key).items()})
 
     def deployments(self, model: str | None = None) -> tuple[Deployment, ...]:
         """The wanted replica sets of a model, or of all, by key."""
-        rows = self._run(_DEPLOYMENTS) if model is None else self._run(_DEPLOYMENTS_OF, model=model)
-        found = [decode_frozen(Deployment, text) for text in rows.scalars()]
-        return tuple(sorted(found, key=lambda deployment: _identity(deployment.key)))
+        if model is None:
+            return _deployments(self._run(_DEPLOYMENTS).scalars())
+        return self._once(
+            ("deployments", model), lambda: _deployments(self._run(_DEPLOYMENTS_OF, model=model).scalars())
+        )
 
     def deployment(self, key: DeploymentKey) -> Deployment | None:
         """The wanted state of one replica set, if there is one."""
@@ -83,18 +86,20 @@ class Deployments(Unit):
 
         StaleWrite where its revision is not later than the stored one; the same content again changes nothing.
         """
-        self._writing_known(table.model)
+        self._writing(table.model)
         stored = self.route(table.model, table.region)
         if stored is not None and not _is_later(table, stored):
             return stored
         of = {"of_model": table.model, "of_region": table.region}
         if stored is None:
-            self._run(_NEW_ROUTE, **_route_columns(table))
+            self._check_known(table.model)
+            self._write(_NEW_ROUTE, **_route_columns(table))
         else:
-            self._run(_ROUTE_IS, **of, revision=table.revision, route_table=document(table))
-        self._run(_NO_SHARES, **of)
-        if shares := _share_rows(table):
-            self._session.connection().execute(_NEW_SHARES, shares)
+            self._write(_ROUTE_IS, **of, revision=table.revision, route_table=document(table))
+        if stored is None or stored.shares != table.shares:
+            self._write(_NO_SHARES, **of)
+            if shares := _share_rows(table):
+                self._connection.execute(_NEW_SHARES, shares)
         return table
 
     def put_routes(self, tables: Collection[RouteTable]) -> None:
@@ -111,7 +116,7 @@ class Deployments(Unit):
             if table.revision > revisions.get((table.model, table.region), -1)
             or _is_later(table, self.route(table.model, table.region))
         ]
-        connection = self._session.connection()
+        connection = self._connection
         for some in batches({(table.model, table.region) for table in new}):
             for row in (RouteShareRow, RouteRow):
                 connection.execute(delete(row).where(tuple_(col(row.model), col(row.region)).in_(some)))
@@ -120,7 +125,7 @@ class Deployments(Unit):
         shares = [row for table in new for row in _share_rows(table)]
         if shares:
             connection.execute(insert(RouteShareRow), shares)
-        self._session.expire_all()
+        self._forget_read()
 
     def _revisions(self, models: Collection[str]) -> Mapping[tuple[str, str], int]:
         query = select(RouteRow.model, RouteRow.region, RouteRow.revision)
@@ -138,9 +143,9 @@ class Deployments(Unit):
 
     def routes(self, model: str | None = None) -> tuple[RouteTable, ...]:
         """The route tables of a model, or of all, by model and region."""
-        rows = self._run(_ROUTES) if model is None else self._run(_ROUTES_OF, model=model)
-        found = [decode_frozen(RouteTable, text) for text in rows.scalars()]
-        return tuple(sorted(found, key=lambda table: (table.model, table.region)))
+        if model is None:
+            return _tables(self._run(_ROUTES).scalars())
+        return self._once(("routes", model), lambda: _tables(self._run(_ROUTES_OF, model=model).scalars()))
 
     def deployments_in(self, region: str) -> tuple[Deployment, ...]:
         """The wanted replica sets of a region, by key."""
@@ -163,6 +168,16 @@ class Deployments(Unit):
         self._writing(model)
         for table in (RouteShareRow, RouteRow):
             self._session.exec(delete(table).where(col(table.model) == model))
+
+
+def _deployments(documents: Iterable[str]) -> tuple[Deployment, ...]:
+    found = (decode_frozen(Deployment, text) for text in documents)
+    return tuple(sorted(found, key=lambda deployment: _identity(deployment.key)))
+
+
+def _tables(documents: Iterable[str]) -> tuple[RouteTable, ...]:
+    found = (decode_frozen(RouteTable, text) for text in documents)
+    return tuple(sorted(found, key=lambda table: (table.model, table.region)))
 
 
 def _identity(key: DeploymentKey) -> tuple[str, str, str, str]:

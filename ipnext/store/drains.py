@@ -98,7 +98,7 @@ class Drains(Unit):
 
     def drains(self) -> tuple[Drain, ...]:
         """The newest drain of each region that is not in service, by region."""
-        return tuple(_read(dict(row)) for row in self._run(_OUT_OF_SERVICE).mappings())
+        return self._once("drains", lambda: tuple(_read(dict(row)) for row in self._run(_OUT_OF_SERVICE).mappings()))
 
     def untold_drains(self) -> tuple[Drain, ...]:
         """Those that the workflow engine has not been told of, oldest first."""

@@ -1,5 +1,8 @@
 """Freezes, changes that may pass them, and changes that wait for them."""
 
+from typing import Any
+
+from sqlalchemy import select as sa_select
 from sqlmodel import col, select
 
 from ipnext.errors import Conflict, NotFound, StaleWrite
@@ -9,8 +12,10 @@ from ipnext.model.status import Reason
 from ipnext.model.wire import decode
 from ipnext.store.changes import Changes, _change
 from ipnext.store.records import FreezeRecord
-from ipnext.store.tables import ChangeRow, FreezeOverrideRow, FreezeRow
+from ipnext.store.tables import METADATA, ChangeRow, FreezeOverrideRow, FreezeRow
 from ipnext.store.unit import document, known, plain
+
+_ALL = sa_select(METADATA.tables[FreezeRow.__tablename__])
 
 
 class Freezes(Changes):
@@ -48,9 +53,7 @@ class Freezes(Changes):
 
     def freezes(self) -> tuple[FreezeRecord, ...]:
         """All freezes, by name."""
-        return tuple(
-            sorted((_freeze(row) for row in self._session.exec(select(FreezeRow))), key=lambda f: f.manifest.name)
-        )
+        return tuple(sorted(map(_freeze, self._run(_ALL)), key=lambda f: f.manifest.name))
 
     def override_freezes(self, change_id: str, *, who: str, reason: str, passes: Frozen | None) -> Override:
         """Let one change through every freeze. `passes`: what binds it now. Given again, the first one stays.
@@ -109,7 +112,7 @@ def _check_version(name: str, row: FreezeRow | None, expected: int | None) -> No
     raise StaleWrite(msg)
 
 
-def _freeze(row: FreezeRow) -> FreezeRecord:
+def _freeze(row: Any) -> FreezeRecord:
     manifest = decode(FreezeManifest, row.manifest)
     return FreezeRecord(manifest=manifest, version=row.version, created_at=row.created_at, updated_at=row.updated_at)
 

@@ -3,21 +3,32 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import bindparam, insert, update
+from sqlalchemy import bindparam, case, insert, update
 from sqlalchemy import select as sa_select
 from sqlmodel import col, select
 
 from ipnext.model.status import Condition, ConditionType, Reason
 from ipnext.store.records import Event
 from ipnext.store.tables import METADATA, ConditionRow, EventRow
-from ipnext.store.unit import Unit, batches, document, plain, rows
+from ipnext.store.unit import MODELS, Unit, batches, document, plain, rows
 
 CONDITIONS = METADATA.tables[ConditionRow.__tablename__]
 
 _EVENT = insert(METADATA.tables[EventRow.__tablename__])
 _SAME = (CONDITIONS.c.model == bindparam("of_model")) & (CONDITIONS.c.type == bindparam("of_type"))
-_CONDITION = sa_select(CONDITIONS).where(_SAME)
-_CONDITION_IS = update(CONDITIONS).where(_SAME)
+_SINCE = CONDITIONS.c.last_transition_time
+_CONDITION_IS = (
+    update(CONDITIONS)
+    .where(_SAME)
+    .values(
+        last_transition_time=case(
+            (CONDITIONS.c.status == bindparam("stays"), _SINCE), else_=bindparam("now", type_=_SINCE.type)
+        )
+    )
+)
+_NEW_CONDITION = insert(CONDITIONS)
+_CONDITIONS_OF = sa_select(CONDITIONS).where(CONDITIONS.c.model == bindparam("model"))
+_READY_IS = update(MODELS).where(MODELS.c.name == bindparam("of_name"))
 
 _SHOWN_FIRST = tuple(ConditionType)
 
@@ -32,27 +43,21 @@ class Journal(Unit):
         status: Literal["True", "False", "Unknown"],
         reason: Reason,
         message: str = "",
-    ) -> Condition:
+    ) -> None:
         """Write a condition; `last_transition_time` moves only when the status changes. NotFound."""
-        self._writing_known(model)
-        known = self._run(_CONDITION, of_model=model, of_type=type.value).first()
-        changed = known is None or known.status != status
-        since = self._now() if known is None or changed else known.last_transition_time
-        said = {"status": status, "reason": reason.value, "message": message, "last_transition_time": since}
-        if known is None:
-            self._run(insert(CONDITIONS), model=model, type=type.value, **said)
-        else:
-            self._run(_CONDITION_IS, of_model=model, of_type=type.value, **said)
+        self._writing(model)
+        said, now = {"status": status, "reason": reason.value, "message": message}, self._now()
+        if not self._write(_CONDITION_IS, of_model=model, of_type=type.value, stays=status, now=now, **said):
+            self._check_known(model)
+            self._write(_NEW_CONDITION, model=model, type=type.value, last_transition_time=now, **said)
         if type is ConditionType.READY:
-            of = self._model_row(model)
-            of.ready = status == "True"
-            self._add(of)
-        return Condition(type=type, **said)
+            self._write(_READY_IS, of_name=model, ready=status == "True")
 
     def conditions(self, model: str) -> tuple[Condition, ...]:
         """A model's conditions in the order of a rollout's stages. NotFound."""
-        self._model_row(model)
-        found = [_condition(row) for row in self._session.exec(select(ConditionRow).where(ConditionRow.model == model))]
+        found = [_condition(row) for row in self._run(_CONDITIONS_OF, model=model)]
+        if not found:
+            self._check_known(model)
         return tuple(sorted(found, key=lambda condition: _SHOWN_FIRST.index(condition.type)))
 
     def held_models(self, models: Collection[str]) -> Mapping[str, str]:
@@ -107,8 +112,14 @@ class Journal(Unit):
         return any(text is not None and plain(text) == detail for text in found)
 
 
-def _condition(row: ConditionRow) -> Condition:
-    return Condition.model_validate(row.model_dump(exclude={"model"}))
+def _condition(row: Any) -> Condition:
+    return Condition(
+        type=ConditionType(row.type),
+        status=row.status,
+        reason=Reason(row.reason),
+        message=row.message,
+        last_transition_time=row.last_transition_time,
+    )
 
 
 def _event(row: EventRow) -> Event:

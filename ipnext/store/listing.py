@@ -200,7 +200,7 @@ class Listing(Models, Profiles, Plans):
         row = METADATA.tables[ChangeRow.__tablename__].c
         newest = sa_select(row.model, row.kind, row.state, row.created_at, row.finished_at)
         newest = newest.where(*self._is_of_visible_owner(row.model)).order_by(row.ordinal.desc()).limit(bounded(among))
-        found = self._session.connection().execute(newest).all()
+        found = self._connection.execute(newest).all()
         return {
             (model, kind, state): (finished - created).total_seconds()
             for model, kind, state, created, finished in reversed(found)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import bindparam
 from sqlalchemy import select as sa_select
+from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select
 
 from ipnext.errors import NotFound, StaleWrite
@@ -14,13 +15,15 @@ from ipnext.model.manifest import DemandItem, ModelManifest
 from ipnext.model.throughput import TOKENS
 from ipnext.model.wire import decode_frozen, decode_plain
 from ipnext.store.records import FleetRecord, ModelRecord
-from ipnext.store.tables import FleetRow, ModelRow
+from ipnext.store.tables import METADATA, FleetRow, ModelRow
 from ipnext.store.unit import MODELS, NAMED_IN_ERRORS, Unit, batches, document, known, plain
 
 THE_FLEET = 1
 
 _OWNER = sa_select(MODELS.c.owner).where(MODELS.c.name == bindparam("name"))
 _ONE = sa_select(MODELS).where(MODELS.c.name == bindparam("name"))
+_ONE_IS = sa_update(MODELS).where(MODELS.c.name == bindparam("of_name"))
+_FLEET = sa_select(METADATA.tables[FleetRow.__tablename__])
 
 
 class Models(Unit):
@@ -28,16 +31,23 @@ class Models(Unit):
 
     def fleet(self) -> FleetRecord:
         """The fleet as applied. NotFound before the first."""
-        row = self._get(FleetRow, THE_FLEET)
-        if row is None:
+        found = self._fleet()
+        if found is None:
             msg = "no fleet is applied yet; apply a manifest of kind: Fleet first"
             raise NotFound(msg)
-        return _fleet(row)
+        return found
 
     def region_names(self) -> tuple[str, ...]:
         """Regions of the fleet in its order; none before the first fleet is applied."""
-        row = self._get(FleetRow, THE_FLEET)
-        return () if row is None else tuple(_fleet(row).spec.regions)
+        found = self._fleet()
+        return () if found is None else tuple(found.spec.regions)
+
+    def _fleet(self) -> FleetRecord | None:
+        def read() -> FleetRecord | None:
+            row = self._run(_FLEET).first()
+            return None if row is None else _fleet(row)
+
+        return self._once("fleet", read)
 
     def put_fleet(self, spec: FleetSpec, *, expected_version: int | None) -> FleetRecord:
         """Create or replace the fleet; an equal one stays as it is.
@@ -92,9 +102,13 @@ class Models(Unit):
 
     def model(self, name: str) -> ModelRecord:
         """One model, retired or not. NotFound names known ones."""
+        return self._once(("model", name), lambda: self._read_model(name))
+
+    def _read_model(self, name: str) -> ModelRecord:
         row = self._run(_ONE, name=name).first()
         if row is None:
             raise self._no_model(name)
+        self._known_models.add(name)
         return _model(row)
 
     def owner_of(self, name: str) -> str | None:
@@ -165,21 +179,26 @@ class Models(Unit):
         retired: bool | EllipsisType = ...,
     ) -> ModelRecord:
         """Write down what the platform observed or retired; what is left out stays. NotFound."""
-        row = self._writing_model(name)
-        before = (row.serving_generation, row.target_generation, row.observed_generation, row.retired)
-        if not isinstance(serving_generation, EllipsisType):
-            row.serving_generation = serving_generation
-        if not isinstance(target_generation, EllipsisType):
-            row.target_generation = target_generation
-        if not isinstance(observed_generation, EllipsisType):
-            row.observed_generation = observed_generation
-        if not isinstance(retired, EllipsisType) and retired != row.retired:
-            row.retired = retired
-            row.version += 1
-        if before != (row.serving_generation, row.target_generation, row.observed_generation, row.retired):
-            row.updated_at = self._now()
-            self._add(row)
-        return _model(row)
+        self._writing(name)
+        record = self.model(name)
+        told = {
+            "serving_generation": serving_generation,
+            "target_generation": target_generation,
+            "observed_generation": observed_generation,
+            "retired": retired,
+        }
+        said: dict[str, Any] = {
+            field: value
+            for field, value in told.items()
+            if not isinstance(value, EllipsisType) and value != getattr(record, field)
+        }
+        if not said:
+            return record
+        said["updated_at"] = self._now()
+        if "retired" in said:
+            said["version"] = record.version + 1
+        self._write(_ONE_IS, of_name=name, **said)
+        return record.model_copy(update=said)
 
     def _no_model(self, name: str) -> NotFound:
         names = self._session.exec(select(ModelRow.name).order_by(col(ModelRow.name)).limit(NAMED_IN_ERRORS)).all()
@@ -196,7 +215,7 @@ def _check_version(subject: str, current: int, expected: int | None) -> None:
     raise StaleWrite(msg)
 
 
-def _fleet(row: FleetRow) -> FleetRecord:
+def _fleet(row: Any) -> FleetRecord:
     return FleetRecord(spec=decode_frozen(FleetSpec, row.spec), version=row.version, updated_at=row.updated_at)
 
 

@@ -31,7 +31,7 @@ class Moves(Unit):
             {"plan_id": plan_id, "position": at, "model": model, "state": WAITING, "change_id": "", "message": ""}
             for at, model in enumerate(models)
         ]
-        self._session.connection().execute(insert(ReplanMoveRow), columns)
+        self._connection.execute(insert(ReplanMoveRow), columns)
 
     def moves(self, plan_id: str, *, state: str, after: int = -1, limit: int = 1000) -> tuple[PlannedMove, ...]:
         """A page of the moves of a replan in one state, in their order, behind position `after`."""
@@ -74,7 +74,7 @@ class Moves(Unit):
         """Drop the lists of all replans but these. Only replans write these rows, one at a time."""
         self._writing_any()
         gone = ReplanMoveRow.__table__.delete()  # type: ignore[attr-defined]
-        self._session.connection().execute(gone.where(col(ReplanMoveRow.plan_id).not_in(tuple(keep))))
+        self._connection.execute(gone.where(col(ReplanMoveRow.plan_id).not_in(tuple(keep))))
 
     def moves_pause(self) -> MovesPause | None:
         """Why no further model is asked to move, and since when; None if moves go on."""
@@ -103,7 +103,7 @@ class Moves(Unit):
         self._writing(plan_id)
         row = ReplanMoveRow
         marked = update(row).where(col(row.plan_id) == plan_id, col(row.position).in_(tuple(positions)))
-        self._session.connection().execute(marked.values(**values))
+        self._connection.execute(marked.values(**values))
 
 
 def _move(row: ReplanMoveRow) -> PlannedMove:

@@ -116,7 +116,7 @@ class Overviews(Unit):
     def reports_of(self, generations: Mapping[str, int]) -> Mapping[str, ValidationReport]:
         """Return for each of these models the report of the generation that is named, if it was validated."""
         key = tuple_(REPORTS.c.model, REPORTS.c.generation)
-        connection = self._session.connection()
+        connection = self._connection
         found = (connection.execute(sa_select(REPORTS).where(key.in_(some))) for some in batches(generations.items()))
         return {row.model: decode(ValidationReport, row.report) for rows in found for row in rows}
 
@@ -204,7 +204,7 @@ class Overviews(Unit):
 
     def _rows_of(self, names: Collection[str], query: Select[Any], column: Column[Any]) -> list[Any]:
         """Return plain rows, which cost a fifth of the objects around them."""
-        connection = self._session.connection()
+        connection = self._connection
         found = (connection.execute(query.where(self._among(column, some))).all() for some in batches(names))
         return [row for some in found for row in some]
 

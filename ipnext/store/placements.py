@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, insert
+from sqlalchemy import and_, bindparam, delete, insert
 from sqlalchemy import select as sa_select
 from sqlmodel import col, func, select
 
@@ -65,6 +65,19 @@ _SUMS_BEYOND = (
 )
 """What runs beyond what is placed."""
 
+_UNPLACED_SUMS = (
+    sa_select(DEPLOYMENTS.c.region, DEPLOYMENTS.c.hardware, func.sum(_NOW))
+    .where(DEPLOYMENTS.c.model != bindparam("but"), DEPLOYMENTS.c.model.not_in(sa_select(PLACEMENTS.c.model)))
+    .group_by(DEPLOYMENTS.c.region, DEPLOYMENTS.c.hardware)
+)
+"""What runs of models that the plan in force does not know."""
+
+_OWNER_SUMS = (
+    sa_select(PLACED.c.region, PLACED.c.hardware, func.sum(PLACED.c["count"] * PLACED.c.units))
+    .where(PLACED.c.owner == bindparam("owner"), PLACED.c.model != bindparam("but"))
+    .group_by(PLACED.c.region, PLACED.c.hardware)
+)
+
 DIGITS = 9
 """Sums of fractions come in the database's own order: what lies below is noise."""
 
@@ -74,12 +87,16 @@ class Placements(Unit):
 
     def placement(self, model: str) -> Placement | None:
         """What the plan in force gives a model; None where it does not know it."""
-        row = self._run(_ONE, model=model).first()
-        return None if row is None else _placement(row)
+
+        def read() -> Placement | None:
+            row = self._run(_ONE, model=model).first()
+            return None if row is None else _placement(row)
+
+        return self._once(("placement", model), read)
 
     def placements(self, models: Collection[str] | None = None) -> tuple[Placement, ...]:
         """What the plan in force gives these models, or every model, by name."""
-        query, connection = sa_select(PLACEMENTS), self._session.connection()
+        query, connection = sa_select(PLACEMENTS), self._connection
         named = (
             [query]
             if models is None
@@ -99,12 +116,7 @@ class Placements(Unit):
 
     def units_entitled(self, *, but: str) -> Units:
         """Units that all models but one may hold by the plan in force, or by what runs where it does not know them."""
-        placed, running = PlacedReplicasRow, DeploymentRow
-        unknown = ~col(running.model).in_(select(PlacementRow.model))
-        return _summed(
-            self._sums(placed, col(placed.count) * col(placed.units), col(placed.model) != but),
-            self._sums(running, col(running.replicas) * col(running.units), col(running.model) != but, unknown),
-        )
+        return _summed(self._run(_PLACED_SUMS, but=[but]), self._run(_UNPLACED_SUMS, but=but))
 
     def units_needed(self, *, but: Collection[str]) -> Units:
         """Units that all models but some need at most: of each replica set what is placed or what runs, the larger."""
@@ -121,14 +133,11 @@ class Placements(Unit):
 
     def units_of_owner(self, owner: str, *, but: str) -> Units:
         """Units that an owner's models, but one, may hold by the plan in force."""
-        placed = PlacedReplicasRow
-        taken = col(placed.count) * col(placed.units)
-        return _summed(self._sums(placed, taken, col(placed.owner) == owner, col(placed.model) != but))
+        return _summed(self._run(_OWNER_SUMS, owner=owner, but=but))
 
     def units_placed(self) -> Units:
         """Units that the plan in force takes."""
-        placed = PlacedReplicasRow
-        return _summed(self._sums(placed, col(placed.count) * col(placed.units)))
+        return _summed(self._run(_PLACED_SUMS, but=[]))
 
     def owner_figures(self) -> Mapping[str, tuple[float, float]]:
         """Owner -> $/h and unmet requests a second by the plan in force."""
@@ -143,10 +152,6 @@ class Placements(Unit):
         row = PlacementRow
         query = select(row.priority, func.sum(row.unmet_qps)).group_by(col(row.priority))
         return dict(sorted(self._session.exec(query).all(), reverse=True))
-
-    def _sums(self, row: Any, taken: ColumnElement[Any], *where: ColumnElement[bool]) -> Iterable[Any]:
-        query = select(row.region, row.hardware, func.sum(taken)).where(*where)
-        return self._session.exec(query.group_by(row.region, row.hardware)).all()
 
     def _figures(self, *, but: str | None = None) -> dict[str, float]:
         """Cost and unmet demand of the plan in force, of all models or all but one."""
@@ -169,7 +174,7 @@ class Placements(Unit):
                 columns[name] = columns[name] | {key: known[name][key] for key in ("plan_id", "replicas", "traffic")}
         changed = sorted(name for name in columns if columns[name] != known.get(name))
         self._forget([*gone, *(name for name in changed if name in known)])
-        connection = self._session.connection()
+        connection = self._connection
         if changed:
             connection.execute(insert(PlacementRow), [columns[name] for name in changed])
         replicas = [row for name in changed for row in _replica_rows(wanted[name])]
@@ -180,12 +185,12 @@ class Placements(Unit):
         query = sa_select(PLACEMENTS)
         if models is not None:
             query = query.where(PLACEMENTS.c.model.in_(tuple(models)))
-        return {row["model"]: dict(row) for row in self._session.connection().execute(query).mappings()}
+        return {row["model"]: dict(row) for row in self._connection.execute(query).mappings()}
 
     def _forget(self, models: Collection[str]) -> None:
         for some in batches(models):
             for table in (PlacedReplicasRow, PlacementRow):
-                self._session.connection().execute(delete(table).where(self._among(col(table.model), some)))
+                self._connection.execute(delete(table).where(self._among(col(table.model), some)))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any, cast
 
 from sqlalchemy import delete, update
+from sqlalchemy import select as sa_select
 from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
@@ -14,7 +15,7 @@ from ipnext.model.wire import decode
 from ipnext.store import engines
 from ipnext.store.placements import Placements, PreparedPlan
 from ipnext.store.records import PlanDocuments, PlanEntry, PlanOutcome, PlanRecord, SolveUse
-from ipnext.store.tables import PlanInForceRow, PlanRow
+from ipnext.store.tables import METADATA, PlanInForceRow, PlanRow
 from ipnext.store.unit import batches, rows
 
 IN_FORCE = 1
@@ -27,6 +28,20 @@ _HELD = col(PlanRow.plan).is_not(None)
 """Whether a plan still has its documents."""
 
 _LINES = select(PlanRow, _HELD).options(*_LINE)
+
+PLANS = METADATA.tables[PlanRow.__tablename__]
+POINTER = METADATA.tables[PlanInForceRow.__tablename__]
+
+_LINE_IN_FORCE = (
+    sa_select(
+        *(column for column in PLANS.c if column.name not in {"problem", "plan", "diff"}),
+        PLANS.c.plan.is_not(None).label("has_documents"),
+    )
+    .join(POINTER, POINTER.c.plan_id == PLANS.c.id)
+    .where(POINTER.c.id == IN_FORCE)
+)
+
+_LOCKED = sa_select(POINTER.c.plan_id).where(POINTER.c.id == IN_FORCE).with_for_update()
 
 
 class Plans(Placements):
@@ -107,8 +122,8 @@ class Plans(Placements):
 
     def plan_in_force(self) -> PlanEntry | None:
         """The line of the plan adopted last, none before the first; what it gives each model say `placements`."""
-        current = col(PlanInForceRow.plan_id) == col(PlanRow.id)
-        return self._first(_LINES.join(PlanInForceRow, current).where(PlanInForceRow.id == IN_FORCE))
+        row = self._run(_LINE_IN_FORCE).first()
+        return None if row is None else _entry(row, has_documents=row.has_documents)
 
     def plan_in_force_id(self) -> str | None:
         """The id of the plan adopted last."""
@@ -121,10 +136,9 @@ class Plans(Placements):
         Placements, and the transitions under way, are stable from here on; those of other models may end.
         """
         engines.lock_plan(self.connection())  # the row is not there before the first plan
-        self._session.expire_all()  # what was read before the lock may have changed
-        query = select(PlanInForceRow).where(PlanInForceRow.id == IN_FORCE).with_for_update()
-        row = self._session.exec(query.execution_options(populate_existing=True)).first()
-        return None if row is None else row.plan_id
+        self._forget_read()  # what was read before the lock may have changed
+        found: str | None = self._run(_LOCKED).scalar()
+        return found
 
     def adopt_plan(self, plan: PreparedPlan, *, expected: str | None, keeping: Collection[str] = ()) -> PlanEntry:
         """Keep a plan and put it in force after `expected` (None: there was none). The one in force again: no change.
@@ -164,13 +178,13 @@ class Plans(Placements):
             return 0
         last = self.newest_fleet_plan(outcomes=("adopted",))
         old = (col(PlanRow.scope).is_(None), col(PlanRow.ordinal) < oldest)
-        connection = self._session.connection()
+        connection = self._connection
         gone = connection.execute(delete(PlanRow).where(*old, col(PlanRow.outcome) != "adopted"))
         adopted = update(PlanRow).where(
             *old, col(PlanRow.plan).is_not(None), col(PlanRow.id) != (last.id if last else "")
         )
         emptied = connection.execute(adopted.values(problem=None, plan=None, diff=None))
-        self._session.expire_all()
+        self._forget_read()
         return int(gone.rowcount + emptied.rowcount)
 
     def _kept(self, plan_id: str, columns: dict[str, Any]) -> PlanEntry:
@@ -269,13 +283,13 @@ def _failure_columns(entry: PlanEntry) -> dict[str, Any]:
     }
 
 
-def _use(row: PlanRow) -> SolveUse | None:
+def _use(row: Any) -> SolveUse | None:
     if row.wall_seconds is None or row.cpu_seconds is None:
         return None
     return SolveUse(wall_seconds=row.wall_seconds, cpu_seconds=row.cpu_seconds, peak_memory_bytes=row.peak_memory_bytes)
 
 
-def _entry(row: PlanRow, *, has_documents: bool) -> PlanEntry:
+def _entry(row: Any, *, has_documents: bool) -> PlanEntry:
     return PlanEntry(
         id=row.id,
         trigger=row.trigger,

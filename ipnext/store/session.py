@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
-from sqlmodel import Session
 
 from ipnext.access.acting import ACTING, Acting
 from ipnext.errors import Unavailable
@@ -69,9 +68,9 @@ class Store:
 
         If a principal acts (`ipnext.access.acting`) and the unit writes, an entry of the audit is its last statement.
         """
-        with self._session() as session:
-            engines.take_turn(session.connection(), model)
-            yield from _audited(session, None if model is None else frozenset({model}))
+        with self._transaction() as connection:
+            engines.take_turn(connection, model)
+            yield from _audited(connection, None if model is None else frozenset({model}))
 
     @contextmanager
     def begin_free(self, models: Collection[str]) -> Iterator[Repository]:
@@ -79,14 +78,16 @@ class Store:
 
         On PostgreSQL it waits for no unit of a model. The others are left to units of their own.
         """
-        with self._session() as session:
-            scope = engines.take_free_turns(session.connection(), models)
-            yield from _audited(session, scope)
+        with self._transaction() as connection:
+            scope = engines.take_free_turns(connection, models)
+            yield from _audited(connection, scope)
 
     def record(self, acting: Acting, outcome: Outcome, note: AuditNote | None = None) -> AuditEntry:
         """Append an entry to the audit in a unit of its own: of a refusal, or of what is about to be done outside of the store."""
-        with self._session() as session:
-            unit = Repository(session, scope=frozenset(), writable=True)
+        with (
+            self._transaction() as connection,
+            closing(Repository(connection, scope=frozenset(), writable=True)) as unit,
+        ):
             entry = unit.append_audit(acting, outcome, note or AuditNote())
         acting.trail.asked = acting.trail.asked or outcome == "asked"
         return entry
@@ -97,8 +98,12 @@ class Store:
 
         `visible`: owners whose models it lists and counts; None: all.
         """
-        with self._translated(), Session(self._readers) as session, session.begin():
-            yield Repository(session, scope=None, writable=False, visible=visible)
+        with (
+            self._translated(),
+            self._readers.begin() as connection,
+            closing(Repository(connection, scope=None, writable=False, visible=visible)) as repository,
+        ):
+            yield repository
 
     def revision(self) -> str:
         """Return a mark of the committed content: equal marks of one store mean that nothing was committed in between.
@@ -118,10 +123,10 @@ class Store:
         return translated(self.name, is_absent=lambda: engines.is_absent(self._url))
 
     @contextmanager
-    def _session(self) -> Iterator[Session]:
-        """A transaction that writes, once it is this thread's turn."""
-        with self._waiting(), self._translated(), Session(self._engine) as session, session.begin():
-            yield session
+    def _transaction(self) -> Iterator[Connection]:
+        """Begin a transaction that writes, once it is this thread's turn."""
+        with self._waiting(), self._translated(), self._engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -138,11 +143,13 @@ class Store:
             self._turn.release()
 
 
-def _audited(session: Session, scope: frozenset[str] | None) -> Iterator[Repository]:
+def _audited(connection: Connection, scope: frozenset[str] | None) -> Iterator[Repository]:
     """Give out the repository of a unit; behind it comes the entry of what a principal wrote."""
-    repository, acting = Repository(session, scope=scope, writable=True), ACTING.get()
+    acting = ACTING.get()
     if acting is not None:
         acting.trail.units += 1
-    yield repository
-    if acting is not None:
-        repository.close_audit(acting)
+    with closing(Repository(connection, scope=scope, writable=True)) as repository:
+        yield repository
+        repository.flush()
+        if acting is not None:
+            repository.close_audit(acting)

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, insert
 from sqlalchemy import select as sa_select
+from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select, tuple_
 
 from ipnext.errors import Conflict, NotFound
@@ -16,8 +17,34 @@ from ipnext.store.unit import Unit, batches, document, known, plain
 
 GENERATIONS = METADATA.tables[GenerationRow.__tablename__]
 SNAPSHOTS = METADATA.tables[SnapshotRow.__tablename__]
+REPORTS = METADATA.tables[ReportRow.__tablename__]
 
 _OF_MODEL = sa_select(GENERATIONS).where(GENERATIONS.c.model == bindparam("model"))
+_ONE = _OF_MODEL.where(GENERATIONS.c.number == bindparam("number"))
+_ONE_IS = sa_update(GENERATIONS).where(
+    GENERATIONS.c.model == bindparam("of_model"), GENERATIONS.c.number == bindparam("of_number")
+)
+_COOLED = (
+    sa_update(GENERATIONS)
+    .where(GENERATIONS.c.model == bindparam("of_model"), GENERATIONS.c.state == GenerationState.SERVING.value)
+    .values(state=GenerationState.WARM.value)
+)
+_NUMBERS = (
+    sa_select(GENERATIONS.c.number).where(GENERATIONS.c.model == bindparam("model")).order_by(GENERATIONS.c.number)
+)
+_IN_STATES = _NUMBERS.where(GENERATIONS.c.state.in_(bindparam("states", expanding=True)))
+_SERVED = _NUMBERS.where(
+    GENERATIONS.c.number.in_(bindparam("numbers", expanding=True)), GENERATIONS.c.serving_at.is_not(None)
+)
+_SNAPSHOT = sa_select(SNAPSHOTS).where(
+    SNAPSHOTS.c.model == bindparam("model"),
+    SNAPSHOTS.c.part == bindparam("part"),
+    SNAPSHOTS.c.number == bindparam("number"),
+)
+_REPORT_IS = sa_update(REPORTS).where(
+    REPORTS.c.model == bindparam("of_model"), REPORTS.c.generation == bindparam("of_generation")
+)
+_NEW_REPORT = insert(REPORTS)
 _NUMBERED = _OF_MODEL.where(GENERATIONS.c.number.in_(bindparam("numbers", expanding=True)))
 _FORMER = (
     _OF_MODEL.where(
@@ -36,9 +63,12 @@ class Snapshots(Unit):
 
     def snapshot(self, model: str, part: str, number: int) -> Snapshot:
         """One snapshot. NotFound names the newest number there is."""
-        row = self._get(SnapshotRow, (model, part, number))
+        return self._once(("snapshot", model, part, number), lambda: self._read_snapshot(model, part, number))
+
+    def _read_snapshot(self, model: str, part: str, number: int) -> Snapshot:
+        row = self._run(_SNAPSHOT, model=model, part=part, number=number).first()
         if row is None:
-            self._model_row(model)
+            self._check_known(model)
             newest = self._newest_snapshots(model)
             there = known([f"{name} 1..{snapshot.number}" for name, snapshot in sorted(newest.items())])
             msg = f"model {model!r} has no snapshot {number} of part {part!r}; {there}"
@@ -66,7 +96,11 @@ class Snapshots(Unit):
 
     def generation(self, model: str, number: int) -> Generation:
         """One generation. NotFound names the newest there is."""
-        return _generation(self._generation_row(model, number))
+        return self._once(("generation", model, number), lambda: self._read_generation(model, number))
+
+    def _read_generation(self, model: str, number: int) -> Generation:
+        row = self._run(_ONE, model=model, number=number).first()
+        return _generation(self._generation_row(model, number) if row is None else row)
 
     def generations(self, model: str) -> tuple[Generation, ...]:
         """All generations of a model, newest first. NotFound."""
@@ -76,12 +110,7 @@ class Snapshots(Unit):
 
     def have_served(self, model: str, numbers: Collection[int]) -> frozenset[int]:
         """Those of the generations that serve or have served."""
-        query = select(GenerationRow.number).where(
-            GenerationRow.model == model,
-            col(GenerationRow.number).in_(sorted(numbers)),
-            col(GenerationRow.serving_at).is_not(None),
-        )
-        return frozenset(self._session.exec(query))
+        return frozenset(self._run(_SERVED, model=model, numbers=sorted(numbers)).scalars())
 
     def generations_at_work(self, model: str, numbers: Collection[int], *, former: int = 0) -> tuple[Generation, ...]:
         """Those of these generations that exist, and the `former` others that have served last, by number."""
@@ -102,10 +131,7 @@ class Snapshots(Unit):
 
     def generation_numbers(self, model: str, *states: GenerationState) -> tuple[int, ...]:
         """The numbers of a model's generations in these states, ascending."""
-        query = select(GenerationRow.number).where(
-            GenerationRow.model == model, col(GenerationRow.state).in_([state.value for state in states])
-        )
-        return tuple(self._session.exec(query.order_by(col(GenerationRow.number))))
+        return tuple(self._run(_IN_STATES, model=model, states=[state.value for state in states]).scalars())
 
     def served_generations(self, model: str, *, limit: int) -> tuple[int, ...]:
         """The numbers of the generations that have served, the one that began last first, at most `limit`."""
@@ -166,30 +192,22 @@ class Snapshots(Unit):
 
         SERVING sets `serving_at` when it begins, and what served before becomes WARM: one generation serves.
         """
-        self._writing_model(model)
-        row = self._generation_row(model, number)
-        if state is GenerationState.SERVING and row.state != GenerationState.SERVING:
-            self._cool_down(model)
-            row.serving_at = self._now()
-        row.state, row.reason, row.message = state.value, reason, message
-        self._add(row)
-        return _generation(row)
-
-    def _cool_down(self, model: str) -> None:
-        query = select(GenerationRow).where(GenerationRow.model == model)
-        for row in self._session.exec(query.where(GenerationRow.state == GenerationState.SERVING.value)):
-            row.state = GenerationState.WARM.value
-            self._session.add(row)
+        self._writing(model)
+        before = self.generation(model, number)
+        said: dict[str, Any] = {"state": state, "reason": reason, "message": message}
+        if state is GenerationState.SERVING and before.state is not GenerationState.SERVING:
+            self._write(_COOLED, of_model=model)
+            said["serving_at"] = self._now()
+        self._write(_ONE_IS, of_model=model, of_number=number, **said)
+        return before.model_copy(update=said)
 
     def save_report(self, report: ValidationReport) -> None:
         """Keep the report of a generation; a later one replaces it. NotFound for an unknown generation."""
-        self._writing_model(report.model)
-        self._generation_row(report.model, report.generation)
-        row = self._get(ReportRow, (report.model, report.generation))
-        if row is None:
-            row = ReportRow(model=report.model, generation=report.generation, report="")
-        row.report = document(report)
-        self._add(row)
+        self._writing(report.model)
+        self.generation(report.model, report.generation)
+        of, text = {"of_model": report.model, "of_generation": report.generation}, document(report)
+        if not self._write(_REPORT_IS, **of, report=text):
+            self._write(_NEW_REPORT, model=report.model, generation=report.generation, report=text)
 
     def report(self, model: str, generation: int) -> ValidationReport | None:
         """The report of a generation, none before its validation."""

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, insert
 from sqlalchemy import select as sa_select
+from sqlalchemy import update as sa_update
 from sqlmodel import col, func, select
 
 from ipnext.errors import FenceLost, InvalidInput, NotFound, Unavailable
@@ -33,6 +34,24 @@ MODELS = METADATA.tables[ModelRow.__tablename__]
 TRANSITIONS = METADATA.tables[TransitionRow.__tablename__]
 
 _ONE = sa_select(TRANSITIONS).where(TRANSITIONS.c.id == bindparam("id"))
+_ONE_IS = sa_update(TRANSITIONS).where(TRANSITIONS.c.id == bindparam("of_id"))
+_NEW = insert(TRANSITIONS)
+
+_OTHERS_OPEN = sa_select(TRANSITIONS.c.change_id).where(
+    TRANSITIONS.c.model == bindparam("model"),
+    TRANSITIONS.c.change_id != bindparam("id"),
+    TRANSITIONS.c.state.in_(UNDER_WAY),
+)
+_OTHERS_RETIRING = sa_select(CHANGES.c.id).where(
+    CHANGES.c.model == bindparam("model"),
+    CHANGES.c.id != bindparam("id"),
+    CHANGES.c.kind == ChangeKind.RETIRE.value,
+    CHANGES.c.state == ChangeState.RUNNING.value,
+)
+_OTHER_MOVER = sa_select(
+    func.coalesce(_OTHERS_OPEN.limit(1).scalar_subquery(), _OTHERS_RETIRING.limit(1).scalar_subquery())
+)
+"""A change that moves a model beside one change; None if there is none."""
 
 _FENCE = sa_select(
     sa_select(CHANGES.c.state).where(CHANGES.c.id == bindparam("id")).scalar_subquery(),
@@ -62,19 +81,24 @@ class Transitions(Unit):
 
     def save_transition(self, record: TransitionRecord) -> TransitionRecord:
         """Keep a transition; the same id again replaces it unless it has begun. Returns what is kept. NotFound."""
-        self._writing_model(record.model)
-        row = self._find_transition(record.id)
-        if row is None:
-            row = TransitionRow(id=record.id, created_at=record.created_at, **_transition_columns(record))
-        elif row.state == TransitionState.PLANNED.value and row.waves_done == 0:
-            for name, value in _transition_columns(record).items():
-                setattr(row, name, value)
-        self._add(row)
-        return _transition(row)
+        self._writing(record.model)
+        self._check_known(record.model)
+        known = self.find_transition(record.id)
+        if known is None:
+            self._write(_NEW, id=record.id, created_at=record.created_at, **_transition_columns(record))
+            return record
+        if known.state is not TransitionState.PLANNED or known.waves_done:
+            return known
+        self._write(_ONE_IS, of_id=record.id, **_transition_columns(record))
+        return record.model_copy(update={"created_at": known.created_at})
 
     def transition(self, transition_id: str) -> TransitionRecord:
         """One transition. NotFound."""
-        return self.find_transition(transition_id) or _transition(self._transition_row(transition_id))
+        found = self.find_transition(transition_id)
+        if found is None:
+            msg = f"transition {transition_id!r} is not known"
+            raise NotFound(msg)
+        return found
 
     def transitions(self, model: str, *, limit: int = 20) -> tuple[TransitionRecord, ...]:
         """A model's transitions, newest first. NotFound for an unknown model."""
@@ -139,8 +163,7 @@ class Transitions(Unit):
 
     def find_transition(self, transition_id: str) -> TransitionRecord | None:
         """One transition; None if there is none of that id."""
-        row = self._run(_ONE, id=transition_id).first()
-        return None if row is None else _transition(row)
+        return self._once(("transition", transition_id), lambda: _found(self._run(_ONE, id=transition_id).first()))
 
     def check_only_mover(self, model: str, change_id: str) -> None:
         """Let a change begin to move a model only if no other change is moving it.
@@ -148,14 +171,7 @@ class Transitions(Unit):
         Raises:
             Unavailable: a transition of another change is open, or another retirement runs. It ends later.
         """
-        query = select(TransitionRow.change_id).where(
-            TransitionRow.model == model, TransitionRow.change_id != change_id
-        )
-        moving = self._session.exec(query.where(col(TransitionRow.state).in_(UNDER_WAY))).first()
-        if moving is None:
-            retiring = select(ChangeRow.id).where(ChangeRow.model == model, ChangeRow.id != change_id)
-            retiring = retiring.where(ChangeRow.kind == ChangeKind.RETIRE.value)
-            moving = self._session.exec(retiring.where(ChangeRow.state == ChangeState.RUNNING.value)).first()
+        moving = self._run(_OTHER_MOVER, model=model, id=change_id).scalar()
         if moving is not None:
             msg = f"change {moving!r} still moves model {model!r}; change {change_id!r} begins to move when that has ended"
             raise Unavailable(msg)
@@ -182,24 +198,24 @@ class Transitions(Unit):
             NotFound: no such transition.
             Unavailable: the token is another one by now: look again.
         """
-        row = self._transition_row(transition_id)
-        self._writing(row.model)
-        if row.fence != fence:
-            msg = f"transition {transition_id!r} has token {row.fence}, not {fence}: another run took it over meanwhile"
+        known = self.transition(transition_id)
+        self._writing(known.model)
+        if known.fence != fence:
+            msg = (
+                f"transition {transition_id!r} has token {known.fence}, not {fence}: another run took it over meanwhile"
+            )
             raise Unavailable(msg)
-        row.fence = fence + 1
-        self._add(row)
-        return _transition(row)
+        self._write(_ONE_IS, of_id=transition_id, fence=fence + 1)
+        return known.model_copy(update={"fence": fence + 1})
 
     def close_transition(self, transition_id: str, *, done: bool, message: str = "") -> None:
         """End a transition that is open; one that has ended, or that there is not, stays as it is."""
-        row = self._find_transition(transition_id)
-        if row is None or row.state not in UNDER_WAY:
+        known = self.find_transition(transition_id)
+        if known is None or not known.is_open:
             return
-        self._writing(row.model)
-        row.state = (TransitionState.DONE if done else TransitionState.ROLLED_BACK).value
-        row.message = message
-        self._add(row)
+        self._writing(known.model)
+        state = TransitionState.DONE if done else TransitionState.ROLLED_BACK
+        self._write(_ONE_IS, of_id=transition_id, state=state, message=message)
 
     def advance_transition(
         self,
@@ -210,27 +226,17 @@ class Transitions(Unit):
         message: str | None = None,
     ) -> TransitionRecord:
         """Write down how far a transition is; what is None stays. NotFound; InvalidInput beyond its waves."""
-        row = self._transition_row(transition_id)
-        self._writing(row.model)
-        waves = len(_transition(row).transition.waves)
+        known = self.transition(transition_id)
+        self._writing(known.model)
+        waves = len(known.transition.waves)
         if waves_done is not None and not 0 <= waves_done <= waves:
             msg = f"waves_done: transition {transition_id!r} has {waves} waves, got {waves_done}"
             raise InvalidInput(msg, field="waves_done", value=waves_done)
-        row.waves_done = row.waves_done if waves_done is None else waves_done
-        row.state = row.state if state is None else state.value
-        row.message = row.message if message is None else message
-        self._add(row)
-        return _transition(row)
-
-    def _find_transition(self, transition_id: str) -> TransitionRow | None:
-        return self._session.exec(select(TransitionRow).where(TransitionRow.id == transition_id)).first()
-
-    def _transition_row(self, transition_id: str) -> TransitionRow:
-        row = self._find_transition(transition_id)
-        if row is None:
-            msg = f"transition {transition_id!r} is not known"
-            raise NotFound(msg)
-        return row
+        told = {"waves_done": waves_done, "state": state, "message": message}
+        said = {field: value for field, value in told.items() if value is not None and value != getattr(known, field)}
+        if said:
+            self._write(_ONE_IS, of_id=transition_id, **said)
+        return known.model_copy(update=said)
 
 
 def _transition_columns(record: TransitionRecord) -> dict[str, Any]:
@@ -245,6 +251,10 @@ def _transition_columns(record: TransitionRecord) -> dict[str, Any]:
         "fence": record.fence,
         "revision": record.revision,
     }
+
+
+def _found(row: Any) -> TransitionRecord | None:
+    return None if row is None else _transition(row)
 
 
 def _transition(row: Any) -> TransitionRecord:

@@ -19,6 +19,7 @@ Key = TypeVar("Key", bound=str | int | tuple[Any, ...])
 """What one statement asks for many of."""
 
 R = TypeVar("R", bound=Row)
+T = TypeVar("T")
 
 MODELS = METADATA.tables[ModelRow.__tablename__]
 
@@ -47,31 +48,80 @@ class Unit:
 
     def __init__(
         self,
-        session: Session,
+        connection: Connection,
         *,
         scope: frozenset[str] | None,
         writable: bool,
         clock: Callable[[], datetime] = utc_now,
         visible: frozenset[str] | None = None,
     ) -> None:
-        self._session = session
+        self._connection = connection
+        self._objects: Session | None = None
         self.scope = scope
         self._visible = visible
         self._writable = writable
         self._now = clock
-        self._writes = engines.writes_of(session.connection()) if writable else 0
+        self._writes = engines.writes_of(connection)
         """What the connection had written before this unit."""
         self._known_models: set[str] = set()
         self._got: list[Any] = []
         """Rows that were read by key. The session itself forgets a row that no caller holds, and would read it again."""
+        self._read: dict[Any, Any] = {}
+        """Answers since the last write of this unit, by question."""
+        self._read_after = self._writes
+        """What the connection had written when they were read."""
+
+    @property
+    def _session(self) -> Session:
+        """Row objects, for queries that are not prepared: most units need none, and making them costs more than a statement."""
+        if self._objects is None:
+            self._objects = Session(self._connection, join_transaction_mode="rollback_only")
+        return self._objects
 
     def connection(self) -> Connection:
         """The connection of this unit's transaction, for the store's own modules."""
-        return self._session.connection()
+        return self._connection
+
+    def flush(self) -> None:
+        """Send what was added as row objects to the database."""
+        if self._objects is not None:
+            self._objects.flush()
+
+    def close(self) -> None:
+        """Let go of the row objects; the transaction is its owner's to end."""
+        if self._objects is not None:
+            self._objects.close()
 
     def _run(self, statement: Executable, **parameters: Any) -> CursorResult[Any]:
         """Execute a statement of tables and columns, without the objects of the session. All that was added is flushed."""
-        return self._session.connection().execute(statement, parameters)
+        return self._connection.execute(statement, parameters)
+
+    def _write(self, statement: Executable, **parameters: Any) -> int:
+        """Execute a statement that writes, and return how many rows it changed. Row objects are read again after it."""
+        count: int = self._run(statement, **parameters).rowcount
+        if self._objects is not None:
+            self._objects.expire_all()
+        return count
+
+    def _once(self, question: Any, read: Callable[[], T]) -> T:
+        """Return what `read` finds: it is asked once, and again after a write of this unit.
+
+        Only for rows that no other unit changes meanwhile: those of the unit's own model, and those that all models share.
+        """
+        writes = engines.writes_of(self._connection)
+        if writes != self._read_after:
+            self._read.clear()
+            self._read_after = writes
+        if question not in self._read:
+            self._read[question] = read()
+        found: T = self._read[question]
+        return found
+
+    def _forget_read(self) -> None:
+        """Ask again whatever was read: a lock was taken since, and other units may have written before it."""
+        self._read.clear()
+        if self._objects is not None:
+            self._objects.expire_all()
 
     def _get(self, kind: type[R], key: Any) -> R | None:
         """The row of a key; read once for each unit."""
@@ -94,7 +144,7 @@ class Unit:
 
         On PostgreSQL they are one parameter, so that the server plans the statement once for any number of values.
         """
-        if self._session.get_bind().dialect.name == "sqlite":
+        if self._connection.dialect.name == "sqlite":
             found: ColumnElement[bool] = column.in_(values)
         else:
             found = any_(literal(list(values), ARRAY(column.type))) == column
@@ -103,17 +153,17 @@ class Unit:
     @contextmanager
     def _bookkeeping(self) -> Iterator[None]:
         """Write what the audit has no entry of, such as when a key was used last."""
-        self._session.flush()
-        connection = self._session.connection()
-        before = engines.writes_of(connection)
+        self.flush()
+        before = engines.writes_of(self._connection)
         yield
-        self._session.flush()
-        engines.forget_writes(connection, before)
+        self.flush()
+        engines.forget_writes(self._connection, before)
+        self._read.clear()
 
     def _has_written(self) -> bool:
         """Whether this unit has written rows, bookkeeping apart."""
-        self._session.flush()
-        return engines.writes_of(self._session.connection()) != self._writes
+        self.flush()
+        return engines.writes_of(self._connection) != self._writes
 
     def _writing(self, model: str | None) -> None:
         """Refuse a write that this unit holds no lock for: a fault of the caller's code, so RuntimeError."""
@@ -136,9 +186,8 @@ class Unit:
         self._writing(name)
         return self._model_row(name)
 
-    def _writing_known(self, name: str) -> None:
-        """Check that a model that is about to be written exists. NotFound names known models."""
-        self._writing(name)
+    def _check_known(self, name: str) -> None:
+        """Check that a model exists: before the first row of it in a table, as later rows prove it. NotFound names known models."""
         if name in self._known_models:
             return
         if self._run(_MODEL_EXISTS, name=name).first() is None:

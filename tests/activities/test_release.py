@@ -80,7 +80,7 @@ class Written:
     """A store that only remembers what is left out of it."""
 
     def __init__(self) -> None:
-        self.deleted, self.drains = [], ()
+        self.put, self.deleted, self.drains, self.units = [], [], (), 0
 
     @contextmanager
     def read(self):
@@ -88,9 +88,10 @@ class Written:
 
     @contextmanager
     def begin(self, _):
+        self.units += 1
         yield SimpleNamespace(
             put_route=lambda _: None,
-            put_deployment=lambda _: None,
+            put_deployment=self.put.append,
             delete_deployment=self.deleted.append,
             drains=lambda: self.drains,
         )
@@ -220,6 +221,21 @@ def test_a_replica_set_that_would_go_stays_while_the_region_that_replaces_it_is_
     assert {d.key.region: d.replicas for d in found} == {"eu": 3, "de": 1}
 
 
+def test_what_is_released_is_written_in_one_unit_and_nothing_of_a_region_that_is_away():
+    written, regions = Written(), Regions("us")
+    facts = SimpleNamespace(model=M, lost=frozenset())
+    release = Releasing(written, regions, facts).release
+
+    error = ActivityEnvironment().run(
+        lambda: release([deployed("eu", 1), deployed("us", 1)], [deployed("de", 1), deployed("fr", 1)])
+    )
+
+    assert error is not None
+    assert [found.key for found in written.put] == [key("eu")]
+    assert written.deleted == [key("de"), key("fr")]
+    assert written.units == 1
+
+
 @pytest.mark.parametrize("back", [False, True])
 def test_what_a_lost_region_held_is_struck_off_only_while_it_is_lost(back):
     """Once it is back it was told what the store named then: to be asked again, it has to stay written down."""
@@ -229,7 +245,7 @@ def test_what_a_lost_region_held_is_struck_off_only_while_it_is_lost(back):
     facts = SimpleNamespace(model=M, lost=frozenset({"eu"}))
     release = Releasing(written, regions, facts).release
 
-    error = ActivityEnvironment().run(lambda: release(deployed("eu", 1), keep=False))
+    error = ActivityEnvironment().run(lambda: release((), [deployed("eu", 1)]))
 
     assert (error is not None, written.deleted, regions.told) == (back, [] if back else [key("eu")], [])
 

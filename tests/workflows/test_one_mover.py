@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from sqlalchemy import update
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment import DeploymentActivities
@@ -17,7 +18,7 @@ from ipnext.model.lifecycle import ChangeKind, ChangeState, ModelEntityState, St
 from ipnext.model.rollout import TransitionState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.store.repository import Repository
-from ipnext.store.transitions import Transitions
+from ipnext.store.transitions import TRANSITIONS, Transitions
 from ipnext.temporal import control
 
 pytestmark = pytest.mark.usefixtures("workers")
@@ -324,7 +325,8 @@ async def test_an_activity_of_a_run_that_lost_its_transition_changes_nothing(hou
                 ActivityEnvironment().run(late, wave.model_copy(update={"back": back}))
     assert len(house.infrastructure.calls(*CHANGES)) == before
     with house.store.begin(model) as repository:
-        repository._transition_row(second.id).fence = 0
+        former = update(TRANSITIONS).where(TRANSITIONS.c.id == second.id).values(fence=0)
+        repository.connection().execute(former)
     assert (await promote(second)).state is ChangeState.DONE
     assert (await promote(third)).state is ChangeState.DONE
 

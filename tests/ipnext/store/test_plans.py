@@ -296,14 +296,17 @@ def test_a_later_route_replaces_an_earlier_one_only(applied):
 
 def test_a_condition_moves_its_time_only_with_its_status(applied):
     with applied.begin("ctr") as repository:
-        first = repository.set_condition("ctr", ConditionType.READY, "False", Reason.PENDING)
+        repository.set_condition("ctr", ConditionType.READY, "False", Reason.PENDING)
+        (first,) = repository.conditions("ctr")
     with applied.begin("ctr") as repository:
-        same = repository.set_condition("ctr", ConditionType.READY, "False", Reason.LOAD_FAILED, "out of luck")
+        repository.set_condition("ctr", ConditionType.READY, "False", Reason.LOAD_FAILED, "out of luck")
+        (same,) = repository.conditions("ctr")
         assert same.last_transition_time == first.last_transition_time
         assert (same.reason, same.message) == (Reason.LOAD_FAILED, "out of luck")
     with applied.begin("ctr") as repository:
-        moved = repository.set_condition("ctr", ConditionType.READY, "True", Reason.SERVING)
+        repository.set_condition("ctr", ConditionType.READY, "True", Reason.SERVING)
         repository.set_condition("ctr", ConditionType.RESOLVED, "True", Reason.SUCCEEDED)
+        moved = repository.conditions("ctr")[-1]
         assert moved.last_transition_time > first.last_transition_time
         assert [condition.type for condition in repository.conditions("ctr")] == ["SnapshotsResolved", "Ready"]
 
