@@ -113,6 +113,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
         await runner.cleanup()
         await region.stop(hurry)
         await supervisor.end()
+        site.places.close()
 
 
 def _protocols(runner: web.AppRunner) -> Callable[[], asyncio.BaseProtocol]:

@@ -47,6 +47,10 @@ class Places:
         if is_socket_url(url):
             self.release(url)
 
+    def close(self) -> None:
+        """Remove the sockets' directory: everything that listened there has ended."""
+        shutil.rmtree(self._run, ignore_errors=True)
+
     def release(self, url: str) -> None:
         """Give one of several addresses of a name back."""
         if is_socket_url(url):

@@ -98,6 +98,14 @@ def test_a_directory_of_another_user_is_not_used(tmp_path, monkeypatch):
         make_own_directory(tmp_path / "link")
 
 
+def test_an_agent_that_ends_leaves_no_sockets(new_agent):
+    agent = new_agent("eu", real=True).start()
+    place = run_directory(agent.state.resolve())
+    assert place.is_dir()
+    agent.end()
+    assert not place.exists()
+
+
 class OnePort:
     """A book with one port for everybody."""
 
