@@ -201,7 +201,7 @@ async def replanned(client: Client, root: Path, models: Sequence[str], window: i
     store.migrate()
     published(store, models)
     infrastructure = InstantInfrastructure((HOME, AWAY))
-    engine = engine_of(client, asyncio.get_running_loop())
+    engine = engine_of(lambda: client, asyncio.get_running_loop())
     ours = lifecycle_activities(store, FileArtifactStore(root / "artifacts"), infrastructure, engine)
     theirs = planner_activities(store, ThreadSolver(), PlanningPolicy(window=window))
     devfile = read_devfile()

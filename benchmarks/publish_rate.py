@@ -131,7 +131,7 @@ async def rolled_out(client: Client, root: Path, models: Sequence[str], generati
         for name in models:
             repository.put_model(manifest(name), expected_version=None)
     artifacts = FileArtifactStore(root / "artifacts")
-    engine = engine_of(client, asyncio.get_running_loop())
+    engine = engine_of(lambda: client, asyncio.get_running_loop())
     ours = lifecycle_activities(store, artifacts, InstantInfrastructure((HOME, AWAY)), engine)
     theirs = planner_activities(store, ThreadSolver(), PlanningPolicy())
     devfile = read_devfile()

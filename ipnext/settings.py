@@ -7,7 +7,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from ipnext.components.settings import ComponentSettings
 from ipnext.errors import InvalidInput
+from ipnext.temporal_access import TemporalSettings
 from ipnext.timing import Timing
 
 Settings = TypeVar("Settings", bound=BaseSettings)
@@ -48,6 +50,10 @@ class DevSettings(BaseSettings):
     """The artifact store: s3://BUCKET/PREFIX of a bucket that exists; None: a directory in the state directory."""
     s3_endpoint_url: str | None = None
     """For an S3 server other than AWS; credentials come from boto3's own chain."""
+    dev_certificate_hours: float = Field(default=24.0, gt=0, le=24 * 365)
+    """How long a certificate that `ipnext dev` issues to a component is good."""
+    dev_certificate_renewal: float = Field(default=2 / 3, gt=0, lt=1)
+    """Share of a certificate's life after which it is replaced."""
 
 
 def client_settings(**given: Any) -> ClientSettings:
@@ -103,7 +109,7 @@ class IdentitySettings(BaseSettings):
     """Claim with the names of a person's groups, as a list."""
 
 
-class PlatformSettings(NativeCodeSettings, IdentitySettings, Timing):
+class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, TemporalSettings, Timing):
     """What API and worker need. Going from one machine to many is a change of these, never of code."""
 
     model_config = SettingsConfigDict(env_prefix="IPNEXT_", frozen=True)

@@ -39,7 +39,7 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
 from ipnext import names
 from ipnext.devfile import ReplanSchedule
@@ -58,6 +58,7 @@ from ipnext.model.moving import MoverAsked, ReplanProgress
 from ipnext.model.reconciliation import ReconcileInput
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.payloads import DATA_CONVERTER
+from ipnext.temporal_access import TemporalAccess, read_access, temporal_settings
 from ipnext.timing import Timing
 
 Connection: TypeAlias = Client
@@ -125,10 +126,11 @@ async def connect(
     timing: Timing | None = None,
     lazy: bool = False,
     runtime: Runtime | None = None,
+    access: TemporalAccess | None = None,
 ) -> Client:
     """A client for the server of temporal.toml and TEMPORAL_*, or of `address`. Unavailable if it can't be reached.
 
-    `timing` has the task time-out of the workflows that it starts. A `lazy` client connects with its first call, so that an
+    `access`: else what IPNEXT_TEMPORAL_... names; InvalidInput if a file of those is not good. `timing` has the task time-out of the workflows that it starts. A `lazy` client connects with its first call, so that an
     API starts before the server does.
     """
     starts = TimedStarts((timing or Timing()).workflow_task)
@@ -137,10 +139,26 @@ async def connect(
     config["target_host"] = target
     if namespace is not None:
         config["namespace"] = namespace
+    secured = _secured(access or read_access(temporal_settings()))
     async with reaching(target):
         return await Client.connect(
-            **config, data_converter=DATA_CONVERTER, interceptors=[starts], lazy=lazy, runtime=runtime
+            **{**config, **secured}, data_converter=DATA_CONVERTER, interceptors=[starts], lazy=lazy, runtime=runtime
         )
+
+
+def _secured(access: TemporalAccess) -> dict[str, Any]:
+    """Return what is given to `Client.connect`; what is not set is left to TEMPORAL_... of the environment."""
+    given: dict[str, Any] = {}
+    if access.says_how:
+        given["tls"] = TLSConfig(
+            server_root_ca_cert=access.authorities,
+            domain=access.server_name,
+            client_cert=access.certificate,
+            client_private_key=access.key,
+        )
+    if access.api_key is not None:
+        given = {"tls": True, **given, "api_key": access.api_key}
+    return given
 
 
 async def namespace_of(client: Client) -> WorkflowNamespace:

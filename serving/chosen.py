@@ -7,7 +7,8 @@ from serving.http import Request
 def is_chosen(request: Request) -> bool:
     """Return whether this region's gateway chose it, or another region's that sent it here.
 
-    Gateways take CHOSEN_HEADER from what clients send; a client that calls itself another region's gateway is believed.
+    Gateways take CHOSEN_HEADER from what clients send, and FORWARDED_HEADER too where other regions come in by a listener of their own; where
+    they do not, a client that calls itself another region's gateway is believed.
     """
     headers = request.headers
     return CHOSEN_HEADER in headers or headers.get(FORWARDED_HEADER, "").endswith(CHOSEN_BY_WEIGHT)

@@ -20,6 +20,8 @@ import ipnext
 import serving
 from ipnext.errors import Unavailable
 
+_FILES: Final = ~AccessFS.RESOLVE_UNIX
+"""All that is done with files. Sockets of other hosts and routers are reached by their paths, and judge who calls."""
 _READ: Final = AccessFS.READ_FILE | AccessFS.READ_DIR
 _WRITE: Final = (
     _READ | AccessFS.WRITE_FILE | AccessFS.TRUNCATE | AccessFS.MAKE_REG | AccessFS.MAKE_DIR | AccessFS.REMOVE_FILE
@@ -51,10 +53,13 @@ def prepare() -> None:
     _version()
 
 
-def confine(mode: Confinement, *, readable: Iterable[Path], writable: Iterable[Path] = ()) -> bool:
+def confine(
+    mode: Confinement, *, readable: Iterable[Path], writable: Iterable[Path] = (), connects: bool = False
+) -> bool:
     """Confine this process; whether it is. Only while it has one thread: others would stay as they were.
 
-    `readable` and `writable` are beside the code and the system's libraries. Unavailable if it is required and the kernel can't.
+    `readable` and `writable` are beside the code and the system's libraries. `connects`: whether it opens TCP connections. Unavailable
+    if it is required and the kernel can't.
     """
     if mode is Confinement.OFF:
         return False
@@ -66,7 +71,8 @@ def confine(mode: Confinement, *, readable: Iterable[Path], writable: Iterable[P
         structlog.get_logger().warning("the host is not confined", reason="this kernel has no Landlock")
         return False
     tempfile.gettempdir()  # torch asks for its name as it is imported, and finding it takes a file that is written there
-    with Ruleset(handled_net=AccessNet.BIND_TCP, scoped=Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL) as rules:
+    network = AccessNet.BIND_TCP if connects else AccessNet.BIND_TCP | AccessNet.CONNECT_TCP
+    with Ruleset(handled_fs=_FILES, handled_net=network, scoped=Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL) as rules:
         for path in {*_code(), *map(Path, _SYSTEM), *readable}:
             _allow(rules, path, _READ)
         for path in {Path(os.devnull), *writable}:

@@ -1,12 +1,11 @@
 """The host process: holds snapshots of parts and answers inference requests for their generations.
 
-Started by a region's agent: `python -m serving.host --port P --region R --id ID --artifacts URI --cache DIR`.
+Started by a region's agent: `python -m serving.host --sockets DIR --region R --id ID --artifacts URI --cache DIR`.
 """
 
 import argparse
 import asyncio
 import os
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Sequence
@@ -18,6 +17,7 @@ from typing import Final
 
 import structlog
 
+from ipnext.components.identity import Component
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import HostHolds, HostMemoryState, HostState, SnapshotMemory
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
@@ -35,15 +35,17 @@ from serving.host_frames import HostFrames
 from serving.host_metrics import HostMetrics
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.http_limits import OpenConnections
+from serving.listeners import Listener, add_listener, listeners
 from serving.loading import LOAD_SECONDS, Loader
 from serving.memory import HostMemory, keep_freed, settle, shared_bytes
 from serving.part_server import About, PartServer
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
 from serving.served import Served
-from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
+from serving.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
 from serving.tallies import CONTENT_TYPE
 from serving.walking import Walker
 
+CALLERS: Final = (Component.AGENT, Component.ROUTER)
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 SWITCH_SECONDS: Final = 0.0005
 """How long a thread that loads may keep the interpreter while a request waits for it; Python's own 5 ms are two requests."""
@@ -160,7 +162,7 @@ def _generation(request: Request) -> int:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving.host", description=__doc__)
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    add_listener(parser)
     parser.add_argument("--region", required=True)
     parser.add_argument("--id", required=True, help="name of this replica")
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
@@ -208,7 +210,7 @@ def _positive(text: str) -> int:
     return number
 
 
-async def _main(arguments: argparse.Namespace, listener: socket.socket, fetching: FetchingProcess) -> None:
+async def _main(arguments: argparse.Namespace, bound: Sequence[Listener], fetching: FetchingProcess) -> None:
     held: HeldSnapshots[Served] = HeldSnapshots()
     memory = HostMemory(arguments.memory_bytes, counted=shared_bytes)
     loader = Loader(held, lambda: fetching, arguments.cache, find_engine, memory=memory, before_serving=settle)
@@ -217,13 +219,13 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, fetching
     connections = OpenConnections()
     parts = PartServer(held, queue, loader.dispose, region=arguments.region, budget=connections.budget)
     host = Host(held, loader, parts, region=arguments.region)
-    structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
+    structlog.get_logger().info("host listens", id=arguments.id, at=[listener.address for listener in bound])
     others = HostClient(EndpointLoads(time.monotonic), time.monotonic)
     walker = Walker(parts, others)
     upgrades = {UPGRADE: lambda transport, rest: HostFrames(parts, walker, connections).take_over(transport, rest)}
     await serve(
         host.handle,
-        listener,
+        bound,
         upgrades=upgrades,
         allowed=allowed_hosts(arguments),
         connections=connections,
@@ -251,13 +253,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed()
     fetching = FetchingProcess(parsed.artifacts, s3_endpoint_url=parsed.s3_endpoint_url)
     fetching.fork()  # before there are threads
-    listener = listen(parsed.port)
+    bound = listeners(parsed, Component.HOST, CALLERS)
     parsed.cache.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(parsed.cache))  # torch makes sure of it as it is imported
     keys = NativeCodeSettings().native_library_keys_file
     readable = [parsed.cache, *parsed.readable, *([] if keys is None else [keys])]
-    confine(parsed.confinement, readable=readable, writable=parsed.writable)
-    run(partial(_main, parsed, listener, fetching))
+    connects = parsed.sockets is None  # hosts on sockets ask others on sockets
+    confine(parsed.confinement, readable=readable, writable=parsed.writable, connects=connects)
+    run(partial(_main, parsed, bound, fetching))
     os._exit(0)  # a forward pass or a download that hangs in its thread must not keep the process
 
 

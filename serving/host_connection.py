@@ -6,6 +6,8 @@ from itertools import count
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from ipnext.components.identity import Component
+from ipnext.components.sockets import is_socket_url, socket_path
 from serving.frames import UPGRADE, Frame, FrameProtocol, bytes_frame
 from serving.router_table import GenerationRoute
 
@@ -171,20 +173,28 @@ class Pieces:
 
 
 async def connect(url: str) -> HostConnection:
-    """A connection to the host at `url` (http://host:port), upgraded to frames. ConnectionLost."""
-    where = urlsplit(url)
+    """A connection to the host at `url` (http://host:port, or unix://directory), upgraded to frames. ConnectionLost."""
     connection = HostConnection()
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            _, handshake = await loop.create_connection(
-                lambda: _Handshake(where.netloc, connection.frames), where.hostname or "", where.port or 80
-            )
-            await handshake.done
+            await (await _begun(url, connection.frames)).done
     except (OSError, TimeoutError) as error:
         connection.close()
         raise ConnectionLost from error
     return connection
+
+
+async def _begun(url: str, frames: FrameProtocol) -> "_Handshake":
+    loop = asyncio.get_running_loop()
+    if is_socket_url(url):
+        path = socket_path(url, Component.ROUTER)
+        _, handshake = await loop.create_unix_connection(lambda: _Handshake("localhost", frames), path)
+        return handshake
+    where = urlsplit(url)
+    _, handshake = await loop.create_connection(
+        lambda: _Handshake(where.netloc, frames), where.hostname or "", where.port or 80
+    )
+    return handshake
 
 
 class _Handshake(asyncio.Protocol):

@@ -15,15 +15,18 @@ import httptools
 import structlog
 
 from ipnext.allowed_hosts import AllowedHosts
-from ipnext.errors import InvalidInput, IPnextError, TooLarge, TooSlow
+from ipnext.errors import Forbidden, InvalidInput, IPnextError, TooLarge, TooSlow
 from serving.http import Answer, Flow, Handler, Request, Response, Streamed, error_response
 from serving.http_limits import BodyBudget, HttpLimits, OpenConnections, Reading
 from serving.http_stream import BodyWriter
+from serving.listeners import Guard
 
 MAX_PIPELINED: Final = 32
 """Requests that may wait on one connection; then nothing more is read from it."""
 _MAX_PIPELINED_BYTES: Final = 2**20
 _VERSIONS: Final = ("1.1", "1.0")
+FRAMES_PATH: Final = "/frames"
+"""The path of an upgrade in the table of callers, whatever path the request names."""
 _SOURCES: Final = frozenset({"origin", "sec-fetch-site"})
 """Headers of which all values count."""
 _JOINED_BYTES: Final = 64 * 2**10
@@ -44,6 +47,7 @@ class HttpProtocol(asyncio.Protocol):
         open_connections: OpenConnections,
         upgrades: Mapping[str, Upgrade],
         allowed: AllowedHosts,
+        guard: Guard | None = None,
     ) -> None:
         self._handler = handler
         self._open = open_connections
@@ -51,6 +55,7 @@ class HttpProtocol(asyncio.Protocol):
         self._upgrades = upgrades
         self._limits = open_connections.budget.limits
         self._allowed = allowed
+        self._guard = guard
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[Request | IPnextError, bool]] = deque()
@@ -79,6 +84,11 @@ class HttpProtocol(asyncio.Protocol):
         """A client has come."""
         self._transport = transport  # type: ignore[assignment]  # a stream's is a Transport
         self._open.add(self)
+        if self._guard is not None:
+            try:
+                self._guard.check_connection(transport)
+            except Forbidden as error:
+                self._refuse(error)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """The client has gone: nobody waits for what runs."""
@@ -154,6 +164,8 @@ class HttpProtocol(asyncio.Protocol):
         self._in_head = False
         self._on_text_end()
         self._check_source()
+        if self._guard is not None:
+            self._check_caller(self._guard)
         self._check_framing()
         length = self._headers.get("content-length", "0")
         if length.isdigit():
@@ -264,6 +276,11 @@ class HttpProtocol(asyncio.Protocol):
             self._allowed.check_host(host)
         if not headers.keys().isdisjoint(_SOURCES):
             self._allowed.check_source(self._parser.get_method().decode("latin-1"), host, headers)
+
+    def _check_caller(self, guard: Guard) -> None:
+        """Refuse what the callers of this socket may not ask for. Another protocol is asked for by its name, on any path."""
+        change = self._headers.get("upgrade", "").lower()
+        guard.check(FRAMES_PATH if change in self._upgrades else self._url.decode("latin-1"))
 
     def _check_framing(self) -> None:
         """Refuse a body whose end another reader could see elsewhere (RFC 9112, 6.1)."""
@@ -455,9 +472,10 @@ def http_factory(
     allowed: AllowedHosts | None = None,
     *,
     connections: OpenConnections | None = None,
+    guard: Guard | None = None,
 ) -> tuple[Callable[[], HttpProtocol], OpenConnections]:
     """What makes the connections of one server, and the set that holds the open ones; `connections` has its own limits."""
     opened = OpenConnections(BodyBudget(limits)) if connections is None else connections
     known: Mapping[str, Any] = upgrades or {}
     answered = allowed or AllowedHosts()
-    return lambda: HttpProtocol(handler, opened, known, answered), opened
+    return lambda: HttpProtocol(handler, opened, known, answered, guard), opened

@@ -1,11 +1,10 @@
 """The router process: the V2 edge of a region's models. Walks the part graph over hosts of one generation.
 
-Started by a region's agent: `python -m serving.router --port P --region R --table FILE`.
+Started by a region's agent: `python -m serving.router --sockets DIR --region R --table FILE`.
 """
 
 import argparse
 import asyncio
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from ipnext.components.identity import Component
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
 from ipnext.model.deployment import DRAIN_SECONDS
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
@@ -31,6 +31,7 @@ from serving.host_call import Attempt
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, error_response, seconds_left
 from serving.http_limits import MAX_BODY_BYTES, BodyBudget, Claim, OpenConnections
+from serving.listeners import Listener, add_listener, listeners
 from serving.lost_requests import LostRequests, Record
 from serving.openai.edge import MAX_REQUEST_BYTES, ROOTS, SILENT_SECONDS, EdgeLimits, OpenAIEdge
 from serving.openai.engines import Engines
@@ -50,10 +51,11 @@ from serving.protocol import (
 from serving.retrying import retried
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
-from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
+from serving.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
 from serving.tallies import CANCELLED
 from serving.tensors import all_finite, decoded_bytes
 
+CALLERS: Final = (Component.AGENT, Component.GATEWAY)
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 _FOREVER: Final = 1e9
 
@@ -299,7 +301,7 @@ class Router:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving.router", description=__doc__)
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    add_listener(parser)
     parser.add_argument("--region", required=True)
     parser.add_argument("--table", type=Path, required=True, help="file to follow (a RouterTable as JSON)")
     parser.add_argument(
@@ -340,7 +342,7 @@ def _log_out(url: str, why: str) -> None:
     structlog.get_logger().warning("host left out for a while", url=url, why=why)
 
 
-async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
+async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> None:
     hosts = HostClient(EndpointLoads(time.monotonic, on_out=_log_out), time.monotonic)
 
     def changed(routes: Routes) -> None:
@@ -368,10 +370,10 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
     )
     follower.look()
     following = asyncio.create_task(follower.follow())
-    structlog.get_logger().info("router listens", port=listener.getsockname()[1])
+    structlog.get_logger().info("router listens", at=[listener.address for listener in bound])
     await serve(
         router.handle,
-        listener,
+        bound,
         allowed=allowed_hosts(arguments),
         connections=connections,
         before_exit=router.drained,
@@ -385,8 +387,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a router until SIGTERM; then it finishes what it has, and a second one ends it at once."""
     parsed = _arguments(arguments)
     log_as_json()
-    listener = listen(parsed.port)
-    run(partial(_main, parsed, listener))
+    bound = listeners(parsed, Component.ROUTER, CALLERS)
+    run(partial(_main, parsed, bound))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Runs one handler on a loopback port until SIGTERM or SIGINT. Used by host and router."""
+"""Runs one handler on its listeners until SIGTERM or SIGINT. Used by host and router."""
 
 import argparse
 import asyncio
 import logging
 import signal
-import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -15,19 +14,12 @@ import uvloop
 
 from ipnext.allowed_hosts import AllowedHosts
 from serving.http import Handler
-from serving.http_limits import OpenConnections
+from serving.http_limits import BodyBudget, OpenConnections
 from serving.http_server import Upgrade, http_factory
+from serving.listeners import Listener
 
 _SHUTDOWN_SECONDS: Final = 2
 """How long requests under way may take to finish once the server closes."""
-
-
-def listen(port: int) -> socket.socket:
-    """A listening socket on 127.0.0.1; port 0 takes a free one."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
-    return listener
 
 
 def add_allowed_hosts(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +37,7 @@ def allowed_hosts(arguments: argparse.Namespace) -> AllowedHosts:
 
 async def serve(
     handler: Handler,
-    listener: socket.socket,
+    listeners: Sequence[Listener],
     *,
     upgrades: Mapping[str, Upgrade] | None = None,
     allowed: AllowedHosts | None = None,
@@ -65,13 +57,18 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    factory, opened = http_factory(handler, upgrades, allowed=allowed, connections=connections)
-    server = await loop.create_server(factory, sock=listener, backlog=2048)
+    opened = OpenConnections(BodyBudget()) if connections is None else connections
+    servers = []
+    for listener in listeners:
+        factory, _ = http_factory(handler, upgrades, allowed=allowed, connections=opened, guard=listener.guard)
+        make = loop.create_server if listener.guard is None else loop.create_unix_server
+        servers.append(await make(factory, sock=listener.socket, backlog=2048))
     await asked.wait()
     opened.closing = True
     if before_exit is not None:
         await _unless(insisted, before_exit())
-    server.close()
+    for server in servers:
+        server.close()
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
     while not (insisted.is_set() or all(c.idle for c in opened)) and time.monotonic() < deadline:  # noqa: ASYNC110  # asked once, at the end
         await asyncio.sleep(0.01)

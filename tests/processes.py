@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import httpx
 import psutil
 
 
@@ -24,3 +25,21 @@ def runs(process: psutil.Process) -> bool:
 def gone(processes: Iterable[psutil.Process]) -> bool:
     """Whether none of them runs any more."""
     return not any(runs(process) for process in processes)
+
+
+def client_of(process: psutil.Process, *, caller: str = "agent") -> httpx.Client:
+    """A client of a router, host or engine, by its command line: at its port, or at its socket for such a caller."""
+    words = process.cmdline()
+    if "--port" in words:
+        base = f"http://127.0.0.1:{words[words.index('--port') + 1]}"
+        return httpx.Client(base_url=base, trust_env=False, timeout=120)
+    path = (
+        words[words.index("--uds") + 1] if "--uds" in words else f"{words[words.index('--sockets') + 1]}/{caller}.sock"
+    )
+    return httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=path), timeout=120)
+
+
+def get_from(process: psutil.Process, path: str, *, caller: str = "agent") -> httpx.Response:
+    """What it answers."""
+    with client_of(process, caller=caller) as client:
+        return client.get(path)

@@ -7,7 +7,7 @@ hangs itself removes nothing.
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,9 @@ def announced(file: Path | None) -> Iterator[None]:
                 file.unlink(missing_ok=True)
 
 
-async def keep_ready(client: Client, loads: Mapping[str, Load], file: Path | None, stopped: asyncio.Event) -> None:
+async def keep_ready(
+    client: Callable[[], Client], loads: Mapping[str, Load], file: Path | None, stopped: asyncio.Event
+) -> None:
     """Keep the ready file fresh until `stopped`; it is absent while no work can come, and the log says why."""
     while not stopped.is_set():
         with contextlib.suppress(TimeoutError):
@@ -92,7 +94,7 @@ async def keep_ready(client: Client, loads: Mapping[str, Load], file: Path | Non
                 await stopped.wait()
         if file is None or stopped.is_set():
             continue
-        why = await _why_not(client, loads)
+        why = await _why_not(client(), loads)
         if why:
             structlog.get_logger().warning("worker_not_ready", error=why)
         try:

@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import structlog
 import uvloop
 from temporalio.client import Client
 from temporalio.common import WorkerDeploymentVersion
+from temporalio.runtime import Runtime
 from temporalio.worker import (
     Interceptor,
     PollerBehaviorAutoscaling,
@@ -80,6 +82,7 @@ from ipnext.temporal import (
     submit_change,
     wake_replan,
 )
+from ipnext.temporal_access import read_access
 from ipnext.timing import Timing
 from workflows.drain import DrainWorkflow
 from workflows.faults import Faults, fault_of
@@ -89,6 +92,7 @@ from workflows.model import ModelWorkflow
 from workflows.neighbours import check_neighbours
 from workflows.policies import BUILD_ID
 from workflows.reconcile import ReconcileWorkflow
+from workflows.renewing import CurrentClient
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
 from workflows.timed import Timed
 from workflows.transition import TransitionWorkflow
@@ -223,17 +227,17 @@ def worker_of(
     )
 
 
-def engine_of(client: Client, loop: asyncio.AbstractEventLoop) -> Engine:
-    """Asks from an activity's thread through the worker's own client."""
+def engine_of(client: Callable[[], Client], loop: asyncio.AbstractEventLoop) -> Engine:
+    """Asks from an activity's thread through the worker's own client, the one of now."""
 
     def submit(change: Change) -> None:
-        asyncio.run_coroutine_threadsafe(submit_change(client, change), loop).result()
+        asyncio.run_coroutine_threadsafe(submit_change(client(), change), loop).result()
 
     def wake() -> None:
-        asyncio.run_coroutine_threadsafe(wake_replan(client), loop).result()
+        asyncio.run_coroutine_threadsafe(wake_replan(client()), loop).result()
 
     def open_now(workflow_id: str) -> bool:
-        return asyncio.run_coroutine_threadsafe(is_open(client, workflow_id), loop).result()
+        return asyncio.run_coroutine_threadsafe(is_open(client(), workflow_id), loop).result()
 
     return Engine(submit=submit, wake=wake, is_open=open_now)
 
@@ -252,13 +256,17 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
     with ExitStack() as resources:
         store = resources.enter_context(closing(Store.open(settings.database_url)))
         infrastructure = resources.enter_context(
-            LocalProcessInfrastructure(settings.agents, answer_seconds=settings.agent_answer_seconds)
+            LocalProcessInfrastructure(
+                settings.agents, answer_seconds=settings.agent_answer_seconds, components=settings
+            )
         )
         artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
-        client = await _prepared(store, settings, stopped)
+        runtime = None if settings.worker_metrics_address is None else metrics_runtime(settings.worker_metrics_address)
+        client = await _prepared(store, settings, runtime, stopped)
         if client is None:
             return
-        engine = engine_of(client, asyncio.get_running_loop())
+        current = CurrentClient(client, settings)
+        engine = engine_of(current.get, asyncio.get_running_loop())
         ours = lifecycle_activities(
             store,
             artifacts,
@@ -272,14 +280,18 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
         loads = {group.queue: Load(group) for group in groups}
         theirs = planner_activities(store, solver_of(groups[-1], settings), PlanningPolicy.of(settings))
         async with AsyncExitStack() as workers:
+            started = []
             for group, activities in zip(groups, (ours, ours, theirs), strict=True):
                 more = (*interceptors, loads[group.queue])
-                await workers.enter_async_context(worker_of(client, group, activities, timing, interceptors=more))
+                started.append(worker_of(client, group, activities, timing, interceptors=more))
+                await workers.enter_async_context(started[-1])
             with announced(settings.worker_ready_file):
                 await _made_current(client, settings, stopped)
                 warming = asyncio.gather(asyncio.to_thread(_warm_up), compile_kernels(stopped))
                 log.info("worker_ready", queues=[group.queue for group in groups], database=store.name)
-                await keep_ready(client, loads, settings.worker_ready_file, stopped)
+                following = asyncio.create_task(current.follow(started, partial(_connected, settings, runtime)))
+                await keep_ready(current.get, loads, settings.worker_ready_file, stopped)
+                following.cancel()
             await warming
             log.info("worker_stops")
 
@@ -311,18 +323,22 @@ async def _made_current(client: Client, settings: PlatformSettings, stopped: asy
             return
 
 
-async def _prepared(store: Store, settings: PlatformSettings, stopped: asyncio.Event) -> Client | None:
+def _connected(settings: PlatformSettings, runtime: Runtime | None) -> Awaitable[Client]:
+    return connect(runtime=runtime, timing=settings.timing, access=read_access(settings))
+
+
+async def _prepared(
+    store: Store, settings: PlatformSettings, runtime: Runtime | None, stopped: asyncio.Event
+) -> Client | None:
     """Database migrated, Temporal reached, the record its own, schedule in place. None where it was stopped before.
 
     Conflict where the record belongs to another namespace, or to a later version of IPnext.
     """
     log = structlog.get_logger()
-    address = settings.worker_metrics_address
-    runtime = None if address is None else metrics_runtime(address)
     while not stopped.is_set():
         try:
             await asyncio.to_thread(store.migrate)
-            client = await connect(runtime=runtime, timing=settings.timing)
+            client = await _connected(settings, runtime)
             await asyncio.to_thread(_belong, store, await namespace_of(client))
             await warn_of_missing(client)
             await ensure_schedule(client, replan_schedule(settings), settings.timing)

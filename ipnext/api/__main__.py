@@ -65,8 +65,9 @@ def serve(settings: PlatformSettings) -> None:
     store = Store.open(settings.database_url)
     store.migrate()
     artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
-    lifecycle = TemporalLifecycle(ui_url=settings.temporal_ui_url, timing=settings.timing)
-    with LocalProcessInfrastructure(settings.agents, timeout_seconds=OBSERVE_SECONDS) as infrastructure:
+    lifecycle = TemporalLifecycle(ui_url=settings.temporal_ui_url, timing=settings.timing, access=settings)
+    agents = LocalProcessInfrastructure(settings.agents, timeout_seconds=OBSERVE_SECONDS, components=settings)
+    with agents as infrastructure:
         app = create_app(store, artifacts, infrastructure, lifecycle, settings)
         config = uvicorn.Config(
             app,

@@ -1,21 +1,32 @@
 """The workflow engine for real: Temporal. Connects with its first call, so that the API starts and reads without it."""
 
 import asyncio
+import time
+from contextlib import suppress
+from typing import Final
 
 from ipnext import names, temporal
+from ipnext.errors import InvalidInput
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.lifecycle import Change, ChangeAccepted
 from ipnext.model.moving import MoverAsked, ReplanProgress
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.setup import warn_of_missing
+from ipnext.temporal_access import Stamp, TemporalSettings, read_access, stamp_of, temporal_settings
 from ipnext.timing import Timing
+
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at the files with the credentials for Temporal."""
 
 
 class TemporalLifecycle:
     """A Lifecycle over `ipnext.temporal`. Where the server is says temporal.toml or TEMPORAL_*."""
 
-    def __init__(self, *, ui_url: str, timing: Timing | None = None) -> None:
+    def __init__(self, *, ui_url: str, timing: Timing | None = None, access: TemporalSettings | None = None) -> None:
         self._ui_url = ui_url
+        self._access = access or temporal_settings()
+        self._stamp: Stamp = ()
+        self._looked_at = 0.0
         self._timing = timing
         self._client: temporal.Connection | None = None
         self._connecting = asyncio.Lock()
@@ -86,6 +97,17 @@ class TemporalLifecycle:
 
     async def _connected(self) -> temporal.Connection:
         async with self._connecting:
-            if self._client is None:
-                self._client = await temporal.connect(lazy=True, timing=self._timing)
+            if self._client is None or self._has_new_credentials():
+                access = read_access(self._access)
+                self._client = await temporal.connect(lazy=True, timing=self._timing, access=access)
+                self._stamp = access.stamp
             return self._client
+
+    def _has_new_credentials(self) -> bool:
+        """Look at most once a second; files that are not there for a moment change nothing."""
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return False
+        self._looked_at = time.monotonic()
+        with suppress(InvalidInput):
+            return stamp_of(self._access) != self._stamp
+        return False

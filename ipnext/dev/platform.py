@@ -22,12 +22,15 @@ from typing import Any
 import httpx
 import structlog
 
+from ipnext.components.settings import component_settings
 from ipnext.credentials import forget_credential, note_key_file, read_key
+from ipnext.dev.certificates import DevCertificates
 from ipnext.dev.children import Child, Family, end_orphans
 from ipnext.dev.ports import choose
 from ipnext.dev.stores import Stores, prepare
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Conflict, InvalidInput
+from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.forked import Orphans, become_subreaper
@@ -39,6 +42,7 @@ from ipnext.settings import DevSettings, client_settings
 
 HOST = "127.0.0.1"
 START_LIMIT_SECONDS = 90.0
+PROBE_SECONDS = 0.5
 BEYOND_DRAINS_SECONDS = 10.0
 """What an agent's end takes at most beside drains and the grace times of Envoy and of the hosts: answers that it waits for."""
 
@@ -63,6 +67,11 @@ class Places:
     def admin_key(self) -> Path:
         """The key of the platform's first administrator; only this user can read it."""
         return self.state / "admin-key"
+
+    @property
+    def certificates(self) -> Path:
+        """The authority of the platform's components, and their certificates."""
+        return self.state / "certificates"
 
     def region(self, name: str) -> Path:
         """State directory of a region's agent."""
@@ -104,6 +113,7 @@ class Platform:
         regions: tuple[str, ...],
         *,
         stores: Stores,
+        certificates: DevCertificates,
         free_ports: bool,
         workers: int,
         credentials: Path | None = None,
@@ -111,6 +121,7 @@ class Platform:
         config = read_devfile(config_path)
         self._places = places
         self._stores = stores
+        self._certificates = certificates
         self._config = config
         self._regions = regions
         self._credentials = credentials
@@ -124,6 +135,8 @@ class Platform:
         }
         wanted |= {f"gateway {region}": config.gateways.first_port + i for i, region in enumerate(regions)}
         wanted |= {f"agent {region}": None for region in regions}
+        if certificates.secure:
+            wanted |= {f"peers {region}": None for region in regions}
         wanted |= {f"metrics {worker}": None for worker in self._workers}
         self._ports = choose(wanted, remembered=places.state / "ports.json", free_ports=free_ports)
 
@@ -158,7 +171,7 @@ class Platform:
         log = structlog.get_logger()
         self._places.endpoints.unlink(missing_ok=True)
         (self._places.state / "logs").mkdir(exist_ok=True)
-        replace_file(self._places.peers, json.dumps(self.gateways).encode())
+        replace_file(self._places.peers, json.dumps(self._peers).encode())
         for left in self._places.state.glob("worker*.ready"):
             left.unlink()
         become_subreaper()  # a region's supervisor belongs to this process once its agent has died
@@ -168,12 +181,18 @@ class Platform:
         self._family.wait_until(self._temporal_listens, what="Temporal", limit_seconds=START_LIMIT_SECONDS)
         log.info("starting API and worker")
         self._family.start(self._program("api", "ipnext.api"), self._worker(first))
-        addresses = [self._url("api") + "/readyz", *(self._url(f"agent {r}") + "/healthz" for r in self._regions)]
-        self._family.wait_until(
-            lambda: self._places.ready(first).exists() and all(map(_answers, addresses)),
-            what="the platform",
-            limit_seconds=START_LIMIT_SECONDS,
-        )
+        with contextlib.closing(
+            AgentClients(self._agent_urls, httpx.Timeout(PROBE_SECONDS), self._certificates.control_plane())
+        ) as agents:
+            self._family.wait_until(
+                lambda: (
+                    self._places.ready(first).exists()
+                    and _answers(self._url("api") + "/readyz")
+                    and all(self._agent_answers(agents, region) for region in self._regions)
+                ),
+                what="the platform",
+                limit_seconds=START_LIMIT_SECONDS,
+            )
         ensure_admin_key(self._places.admin_key, self._stores.database_url)  # the record is this platform's: it serves
         try:
             note_key_file(self._url("api"), self._places.admin_key, self._credentials)
@@ -191,6 +210,7 @@ class Platform:
         while not stop.wait(0.1):
             self._family.tend()
             orphans.look()
+            self._certificates.renew()
             if logs.due:
                 logs.look()
 
@@ -210,17 +230,36 @@ class Platform:
         """Give up what the data planes are still finishing."""
         self._family.hurry()
 
+    @property
+    def _peers(self) -> Mapping[str, str]:
+        """Where the gateways reach each other."""
+        if not self._certificates.secure:
+            return self.gateways
+        return {region: f"https://{HOST}:{self._ports[f'peers {region}']}" for region in self._regions}
+
+    @property
+    def _agent_urls(self) -> Mapping[str, str]:
+        scheme = "https" if self._certificates.secure else "http"
+        return {region: f"{scheme}://{HOST}:{self._ports[f'agent {region}']}" for region in self._regions}
+
+    def _agent_answers(self, agents: AgentClients, region: str) -> bool:
+        try:
+            with agents.client(region) as client:
+                return client.get(f"{self._agent_urls[region]}/healthz").status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
     def _environment(self) -> Mapping[str, str]:
-        agents = {region: self._url(f"agent {region}") for region in self._regions}
         given = {**self._config.worker_settings(), **self._config.agent_settings()}
         settings = {name: os.environ.get(name, value) for name, value in given.items()}
         return settings | {
+            **self._certificates.environment(),
             "IPNEXT_DATABASE_URL": self._stores.database_url,
             "IPNEXT_ARTIFACTS_URI": self._stores.artifacts_uri,
             "IPNEXT_ARTIFACT_ROOTS": os.environ.get(
                 "IPNEXT_ARTIFACT_ROOTS", json.dumps([str(self._places.state / "incoming")])
             ),
-            "IPNEXT_AGENTS": json.dumps(agents),
+            "IPNEXT_AGENTS": json.dumps(self._agent_urls),
             "IPNEXT_TEMPORAL_UI_URL": self._url("temporal_ui"),
             "IPNEXT_API_PORT": str(self._ports["api"]),
             "TEMPORAL_ADDRESS": f"{HOST}:{self._ports['temporal']}",
@@ -258,7 +297,9 @@ class Platform:
             *("--gateway-port", str(self._ports[f"gateway {region}"])),
             *("--artifacts", self._stores.artifacts_uri, "--peers", str(self._places.peers)),
             *("--owner", str(os.getpid())),
+            *(("--peer-port", str(self._ports[f"peers {region}"])) if self._certificates.secure else ()),
         )
+        agent.environment = {**agent.environment, **self._certificates.environment(region)}
         agent.unhurried = True
         self._agents[region] = agent
         return agent
@@ -284,7 +325,7 @@ def ending_seconds(directory: Path) -> float:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=0.5, trust_env=False).status_code == 200
+        return httpx.get(url, timeout=PROBE_SECONDS, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -321,6 +362,7 @@ def run(
             config,
             regions,
             stores=stores,
+            certificates=DevCertificates(places.certificates, regions, component_settings(), settings),
             free_ports=free_ports,
             workers=settings.dev_workers,
             credentials=client_settings().credentials_file,

@@ -9,20 +9,25 @@ import asyncio
 import fcntl
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import aiohttp
 import structlog
 from aiohttp import web
 
 from ipnext.artifacts.native_code import read_native_signers
+from ipnext.components.certificates import CertificateFiles
+from ipnext.components.http_sessions import HttpSessions
+from ipnext.components.settings import component_settings
 from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.infra.agent_app import agent_app
+from ipnext.infra.agent_listener import AgentListener, listener_files
 from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.envoy_tls import PeerTls
 from ipnext.infra.peers import PeersFile
+from ipnext.infra.places import Places
 from ipnext.infra.ports import LOOPBACK, PortBook
 from ipnext.infra.process_identity import ProcessIdentity, identify, open_process
 from ipnext.infra.region import Region
@@ -39,8 +44,10 @@ class AgentArguments:
 
     region: str
     state: Path
+    host: str
     port: int
     gateway_port: int
+    peer_port: int | None
     artifacts: str
     peers: Path | None
     owner: int | None
@@ -51,8 +58,14 @@ def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
     parser = argparse.ArgumentParser(prog="python -m ipnext.infra.agent", description="The agent of one region.")
     parser.add_argument("--region", required=True, help="name of the region")
     parser.add_argument("--state", required=True, type=Path, help="directory for wanted state, logs and caches")
-    parser.add_argument("--port", required=True, type=int, help="loopback port of the agent")
+    parser.add_argument("--host", default=LOOPBACK, help=f"address of the agent (default {LOOPBACK})")
+    parser.add_argument("--port", required=True, type=int, help="port of the agent")
     parser.add_argument("--gateway-port", required=True, type=int, help="loopback port of Envoy; 0 picks and remembers")
+    parser.add_argument(
+        "--peer-port",
+        type=int,
+        help="loopback port for gateways of other regions, which prove themselves by certificates",
+    )
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store")
     parser.add_argument("--peers", type=Path, help="JSON file: region -> URL of its gateway")
     parser.add_argument("--owner", type=int, help="process id: all that the agent started ends with this process")
@@ -62,6 +75,8 @@ def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
 async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
     """Run until SIGTERM or SIGINT, then end everything in order; at once with the second one."""
     ended, hurry = asyncio.Event(), asyncio.Event()
+    components = component_settings()
+    files = listener_files(components, arguments.host, insecure_bind=settings.insecure_bind)
     owner = _owner(arguments.owner)
 
     def signalled() -> None:
@@ -75,8 +90,8 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
         asyncio.get_running_loop().add_reader(descriptor, orphaned)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled)
-    async with aiohttp.ClientSession(trust_env=False) as session:
-        site = _site(arguments, settings, session)
+    async with aclosing(HttpSessions()) as session:
+        site = _site(arguments, settings, session, components.trust_domain)
         supervisor = Supervisor(
             site.directory,
             settings=settings,
@@ -87,16 +102,27 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
         await supervisor.connect()
         region = Region(replace(site, processes=supervisor), PeersFile(arguments.peers))
         await region.start()
-        runner = web.AppRunner(agent_app(region, region_name=arguments.region, allowed=site.allowed), access_log=None)
+        app = agent_app(region, region_name=arguments.region, allowed=site.allowed, authenticated=files is not None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
-        await web.TCPSite(runner, LOOPBACK, arguments.port, shutdown_timeout=1.0).start()
+        listener = AgentListener(_protocols(runner), files, trust_domain=components.trust_domain)
+        await listener.start(arguments.host, arguments.port)
         structlog.get_logger().info(
             "agent runs", region=arguments.region, port=arguments.port, adopted=len(supervisor.found)
         )
         await ended.wait()
+        await listener.stop()
         await runner.cleanup()
         await region.stop(hurry)
         await supervisor.end()
+        site.places.close()
+
+
+def _protocols(runner: web.AppRunner) -> Callable[[], asyncio.BaseProtocol]:
+    if runner.server is None:
+        msg = "the runner of the agent's application is not set up"
+        raise RuntimeError(msg)
+    return runner.server
 
 
 def _owner(pid: int | None) -> ProcessIdentity | None:
@@ -118,19 +144,37 @@ def _forked(settings: AgentSettings) -> list[str]:
     ]
 
 
-def _site(arguments: AgentArguments, settings: AgentSettings, session: aiohttp.ClientSession) -> Site:
+def _site(arguments: AgentArguments, settings: AgentSettings, session: HttpSessions, trust_domain: str) -> Site:
     ports = PortBook(arguments.state / "ports.json")
     gateway = arguments.gateway_port or ports.known(GATEWAY_PORT_NAME) or ports.port(GATEWAY_PORT_NAME)
     ports.remember(GATEWAY_PORT_NAME, gateway)
+    tls = _peer_tls(arguments, settings, trust_domain)
     return Site(
         region=arguments.region,
         directory=arguments.state.resolve(),
         artifacts=arguments.artifacts,
         gateway_port=gateway,
+        peer_port=arguments.peer_port,
+        peer_tls=tls,
         settings=settings,
-        ports=ports,
+        places=Places(arguments.state.resolve(), ports),
         session=session,
     )
+
+
+def _peer_tls(arguments: AgentArguments, settings: AgentSettings, trust_domain: str) -> PeerTls | None:
+    """Return how gateways prove themselves. InvalidInput for a port without the three files, and the other way round."""
+    names = ("gateway_certificate_file", "gateway_key_file", "gateway_ca_file")
+    certificate, key, authorities = found = [getattr(settings, name) for name in names]
+    if arguments.peer_port is None and not any(found):
+        return None
+    if arguments.peer_port is None or certificate is None or key is None or authorities is None:
+        wanted = ", ".join(f"IPNEXT_AGENT_{name.upper()}" for name in names)
+        msg = f"--peer-port: a gateway for peers needs a port and {wanted}; give all of them, or none"
+        raise InvalidInput(msg, field="peer_port", value=arguments.peer_port)
+    files = CertificateFiles(certificate.absolute(), key.absolute(), authorities.absolute())
+    files.stamp()
+    return PeerTls(files=files, trust_domain=trust_domain, secrets=arguments.state.resolve() / "envoy")
 
 
 @contextmanager

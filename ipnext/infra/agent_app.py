@@ -9,7 +9,10 @@ from aiohttp.typedefs import Middleware
 from pydantic import ValidationError
 
 from ipnext.allowed_hosts import AllowedHosts, joined_headers
-from ipnext.errors import InvalidInput, IPnextError, Unavailable
+from ipnext.components.authorisation import authorise
+from ipnext.components.certificates import CheckedSSLObject
+from ipnext.components.identity import Component
+from ipnext.errors import InvalidInput, IPnextError, Unauthenticated, Unavailable
 from ipnext.infra.error_body import error_body
 from ipnext.infra.region import Region
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
@@ -28,12 +31,13 @@ Body = TypeVar("Body", bound=Value)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def agent_app(region: Region, *, region_name: str, allowed: AllowedHosts | None = None) -> web.Application:
-    """The application; the region must be started by the caller."""
+def agent_app(
+    region: Region, *, region_name: str, allowed: AllowedHosts | None = None, authenticated: bool = False
+) -> web.Application:
+    """The application; the region must be started by the caller. `authenticated`: only components may call, each its own routes."""
     surface = AgentSurface(region, region_name)
-    app = web.Application(
-        middlewares=[errors_as_json, of_good_source(allowed or AllowedHosts())], client_max_size=MAX_BODY_BYTES
-    )
+    checks = [errors_as_json, of_good_source(allowed or AllowedHosts()), *([of_component] if authenticated else [])]
+    app = web.Application(middlewares=checks, client_max_size=MAX_BODY_BYTES)
     app.router.add_get("/healthz", surface.healthz)
     app.router.add_get("/state", surface.state)
     app.router.add_get("/changes", surface.changes)
@@ -137,6 +141,17 @@ def of_good_source(allowed: AllowedHosts) -> Middleware:
         return await handler(request)
 
     return check
+
+
+@web.middleware
+async def of_component(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what the component at the other end of the connection may not ask for."""
+    connection = request.get_extra_info("ssl_object")
+    if not isinstance(connection, CheckedSSLObject):
+        msg = "a component proves itself by a certificate; this connection has none"
+        raise Unauthenticated(msg)
+    authorise(Component.AGENT, connection.peer.component, request.path)
+    return await handler(request)
 
 
 def _error_response(error: IPnextError) -> web.Response:

@@ -3,20 +3,23 @@
 How long an agent waits for a silent process has defaults for a cluster; `ipnext dev` gives those of `temporal-dev.yaml`.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 HOST_COMMAND = (
-    *("{python}", "-m", "serving.host", "--port", "{port}", "--region", "{region}", "--id", "{id}"),
+    *("{python}", "-m", "serving.host", "--sockets", "{sockets}", "--region", "{region}", "--id", "{id}"),
     *("--artifacts", "{artifacts}", "--cache", "{cache}"),
 )
 VLLM_HOST_COMMAND = (
-    *("{python}", "-m", "serving.genai.host", "--port", "{port}", "--region", "{region}", "--id", "{id}"),
+    *("{python}", "-m", "serving.genai.host", "--sockets", "{sockets}", "--region", "{region}", "--id", "{id}"),
     *("--artifacts", "{artifacts}", "--cache", "{cache}"),
 )
-ROUTER_COMMAND = ("{python}", "-m", "serving.router", "--port", "{port}", "--region", "{region}", "--table", "{table}")
+ROUTER_COMMAND = (
+    *("{python}", "-m", "serving.router", "--sockets", "{sockets}", "--region", "{region}", "--table", "{table}"),
+)
 
 
 class AgentSettings(BaseSettings):
@@ -25,11 +28,12 @@ class AgentSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="IPNEXT_AGENT_", frozen=True, populate_by_name=True)
 
     host_command: tuple[str, ...] = HOST_COMMAND
-    """Starts a host. Fields: python, port, region, id, artifacts, cache."""
+    """Starts a host. Fields: python, sockets, port, region, id, artifacts, cache. One that names the field `port` and not `sockets` listens on
+    a loopback port, where any process of the machine may call it."""
     vllm_host_command: tuple[str, ...] = VLLM_HOST_COMMAND
     """The same for a part of engine `vllm`."""
     router_command: tuple[str, ...] = ROUTER_COMMAND
-    """Starts the router. Fields: python, port, region, table."""
+    """Starts the router. Fields: python, sockets, port, region, table."""
     fork_server: tuple[str, ...] = ("serving.host", "serving.router")
     """Modules that one process of the region imports once, so that `python -m MODULE` is a fork of it, which takes a fraction of
     the time. Only the commands above that begin so are forked; with none of them here there is no such process."""
@@ -45,6 +49,17 @@ class AgentSettings(BaseSettings):
         default=(), validation_alias=AliasChoices("IPNEXT_AGENT_ALLOWED_ORIGINS", "IPNEXT_ALLOWED_ORIGINS")
     )
     """Origins whose pages may ask them: `https://ui.example.com`."""
+    insecure_bind: bool = Field(
+        default=False, validation_alias=AliasChoices("IPNEXT_AGENT_INSECURE_BIND", "IPNEXT_INSECURE_BIND")
+    )
+    """Lets an agent that asks nobody for a certificate listen on another address than a loopback one."""
+    gateway_certificate_file: Path | None = None
+    """Certificate chain (PEM) of the region's gateway, which it shows to gateways of other regions; with `--peer-port` only. Envoy watches
+    its directory for files that are renamed into it."""
+    gateway_key_file: Path | None = None
+    """Its private key (PEM), in the same directory."""
+    gateway_ca_file: Path | None = None
+    """Certificates (PEM) that those of other gateways are checked by."""
     engine_arguments_allow: tuple[str, ...] = ()
     """Arguments of vLLM that manifests may give beyond the built-in list, such as `--speculative-config`. Who may write a manifest
     may then run code on the hosts of this region, if an argument loads any."""

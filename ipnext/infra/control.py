@@ -5,6 +5,9 @@ from typing import TypeVar
 import aiohttp
 from pydantic import ValidationError
 
+from ipnext.components.http_sessions import HttpSessions
+from ipnext.components.identity import Component
+from ipnext.components.sockets import caller_url
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import HostHolds, HostState, RouterState
 from ipnext.model.wire import decode
@@ -13,31 +16,31 @@ State = TypeVar("State", HostState, RouterState)
 
 
 class Control:
-    """Short calls over loopback with one limit for each."""
+    """Short calls of an agent within one machine, with one limit for each."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, probe_seconds: float) -> None:
+    def __init__(self, session: HttpSessions, *, probe_seconds: float) -> None:
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=probe_seconds)
 
     async def host_state(self, url: str) -> HostState:
         """What a host holds."""
-        return _parsed(HostState, await self.call("GET", f"{url}/control/state"))
+        return _parsed(HostState, await self.call("GET", f"{_at(url)}/control/state"))
 
     async def load_ended(self, url: str, revision: int) -> None:
         """Return once a load of a host has ended since its state had this revision; after a second in any case."""
-        await self.call("GET", f"{url}/control/state/after/{revision}")
+        await self.call("GET", f"{_at(url)}/control/state/after/{revision}")
 
     async def router_state(self, url: str) -> RouterState:
         """Which table a router follows and what it counted."""
-        return _parsed(RouterState, await self.call("GET", f"{url}/control/state"))
+        return _parsed(RouterState, await self.call("GET", f"{_at(url)}/control/state"))
 
     async def put_holds(self, url: str, holds: HostHolds) -> None:
         """Tell a host what to hold."""
-        await self.call("PUT", f"{url}/control/holds", holds.model_dump_json())
+        await self.call("PUT", f"{_at(url)}/control/holds", holds.model_dump_json())
 
     async def drain(self, url: str) -> None:
         """Tell a host or a router that it gets no new requests."""
-        await self.call("POST", f"{url}/control/drain")
+        await self.call("POST", f"{_at(url)}/control/drain")
 
     async def call(self, method: str, url: str, body: str | None = None) -> bytes:
         """One call; the body of a good answer."""
@@ -52,6 +55,10 @@ class Control:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             msg = f"no answer to {method} {url}: {error!r}"
             raise Unavailable(msg) from error
+
+
+def _at(url: str) -> str:
+    return caller_url(url, Component.AGENT)
 
 
 def _parsed(kind: type[State], content: bytes) -> State:

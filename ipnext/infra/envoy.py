@@ -7,12 +7,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ipnext.allowed_hosts import LOOPBACK_AUTHORITY, AllowedHosts
+from ipnext.components.identity import Component
+from ipnext.components.sockets import is_socket_url, socket_path
 from ipnext.infra import envoy_openai
 from ipnext.infra.envoy_openai import type_url as _type
+from ipnext.infra.envoy_tls import PeerTls
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.weights import WEIGHT_TOTAL, weights
 from ipnext.model.deployment import RouteShare, RouteTable
@@ -47,7 +50,8 @@ class Gateway:
     """All that a region's Envoy is configured from."""
 
     region: str
-    router_port: int
+    router_url: str
+    """http:// of a loopback port, or unix:// of its sockets."""
     peers: Mapping[str, str]
     """Other region -> URL of its gateway."""
     tables: Mapping[str, RouteTable]
@@ -55,6 +59,16 @@ class Gateway:
     request_seconds: float
     stream_idle_seconds: float = STREAM_IDLE_SECONDS
     allowed: AllowedHosts = field(default_factory=AllowedHosts)
+    tls: PeerTls | None = None
+    """How peers at https:// are reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerListener:
+    """Where gateways of other regions come in, and nobody else."""
+
+    port: int
+    tls: PeerTls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +85,7 @@ class GatewayLimits:
     """As the `Gateway` has it: what a client is told whose request took longer."""
 
 
-def bootstrap(
+def bootstrap(  # noqa: PLR0913 - all but two by keyword
     gateway_port: int,
     admin_socket: str,
     *,
@@ -79,18 +93,25 @@ def bootstrap(
     routes_file: str,
     clusters_file: str,
     limits: GatewayLimits | None = None,
+    peers: PeerListener | None = None,
 ) -> Json:
     """The static part: admin endpoint, listener, and where the dynamic parts lie.
 
-    `admin_socket`: path of the Unix socket that only this user may open: no page in a browser reaches it.
+    With `peers`, what a client says about a region that has sent its request on is removed: those regions use the other
+    listener. `admin_socket`: path of the Unix socket that only this user may open: no page in a browser reaches it.
     """
     limits = limits or GatewayLimits()
     mappers = envoy_openai.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
+    connections = _connections(routes_file, mappers, limits.header_seconds)
+    public = connections if peers is None else {**connections, "early_header_mutation_extensions": [_UNFORWARDED]}
+    listeners = [_listener("gateway", gateway_port, public)]
+    if peers is not None:
+        listeners.append(_listener("peers", peers.port, connections, peers.tls.downstream()))
     return {
         "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
         "admin": {"address": {"pipe": {"path": admin_socket, "mode": ADMIN_MODE}}},
         "dynamic_resources": {"cds_config": _watched(clusters_file)},
-        "static_resources": {"listeners": [_listener(gateway_port, routes_file, mappers, limits.header_seconds)]},
+        "static_resources": {"listeners": listeners},
         "overload_manager": _overload(limits),
     }
 
@@ -125,8 +146,8 @@ def discovery(version: int, resources: Sequence[Json]) -> Json:
 
 def clusters(gateway: Gateway) -> list[Json]:
     """The router, and the gateway of each other region."""
-    router = _cluster(ROUTER_CLUSTER, LOOPBACK, gateway.router_port)
-    return [router, *(_peer_cluster(region, url) for region, url in sorted(gateway.peers.items()))]
+    router = _cluster(ROUTER_CLUSTER, gateway.router_url)
+    return [router, *(_peer_cluster(gateway, region, url) for region, url in sorted(gateway.peers.items()))]
 
 
 def routes(gateway: Gateway) -> list[Json]:
@@ -336,23 +357,25 @@ def _peer(region: str) -> str:
     return f"region-{region}"
 
 
-def _peer_cluster(region: str, url: str) -> Json:
-    target = urlsplit(url)
-    return _cluster(_peer(region), target.hostname or LOOPBACK, target.port or 80)
+def _peer_cluster(gateway: Gateway, region: str, url: str) -> Json:
+    cluster = _cluster(_peer(region), url)
+    if gateway.tls is not None and url.startswith("https://"):
+        cluster["transport_socket"] = gateway.tls.upstream(region)
+    return cluster
 
 
-def _cluster(name: str, host: str, port: int) -> Json:
+def _cluster(name: str, url: str) -> Json:
     protocol = {
         "@type": _type("extensions.upstreams.http.v3.HttpProtocolOptions"),
         "common_http_protocol_options": {"idle_timeout": f"{UPSTREAM_IDLE_SECONDS}s"},
         "explicit_http_config": {"http_protocol_options": {}},
     }
     limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), MANY)
-    endpoint = {"endpoint": {"address": _address(host, port)}}
+    endpoint = {"endpoint": {"address": _upstream(url)}}
     return {
         "@type": _type("config.cluster.v3.Cluster"),
         "name": name,
-        "type": "STATIC" if _is_ip(host) else "STRICT_DNS",
+        "type": "STATIC" if is_socket_url(url) or _is_ip(urlsplit(url).hostname or LOOPBACK) else "STRICT_DNS",
         "connect_timeout": "1s",
         "circuit_breakers": {"thresholds": [limits]},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol},
@@ -360,8 +383,17 @@ def _cluster(name: str, host: str, port: int) -> Json:
     }
 
 
-def _listener(port: int, routes_file: str, mappers: list[Json], header_seconds: float) -> Json:
-    connections = {
+_UNFORWARDED: Final = {
+    "name": "envoy.http.early_header_mutation.header_mutation",
+    "typed_config": {
+        "@type": _type("extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"),
+        "mutations": [{"remove": FORWARDED_HEADER}],
+    },
+}
+
+
+def _connections(routes_file: str, mappers: list[Json], header_seconds: float) -> Json:
+    return {
         "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": STAT_PREFIX,
         "generate_request_id": False,
@@ -378,10 +410,17 @@ def _listener(port: int, routes_file: str, mappers: list[Json], header_seconds: 
             {"name": "envoy.filters.http.router", "typed_config": _router_filter()},
         ],
     }
-    chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": connections}]}
+
+
+def _listener(name: str, port: int, connections: Json, transport: Json | None = None) -> Json:
+    secured = {"transport_socket": transport} if transport is not None else {}
+    chain = {
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": connections}],
+        **secured,
+    }
     # Without port reuse a second Envoy on this port fails, instead of taking half of the connections in silence.
     return {
-        "name": "gateway",
+        "name": name,
         "address": _address(LOOPBACK, port),
         "enable_reuse_port": False,
         "filter_chains": [chain],
@@ -398,6 +437,13 @@ def _router_filter() -> Json:
 
 def _watched(path: str) -> Json:
     return {"path_config_source": {"path": path}, "resource_api_version": "V3"}
+
+
+def _upstream(url: str) -> Json:
+    if is_socket_url(url):
+        return {"pipe": {"path": socket_path(url, Component.GATEWAY)}}
+    target = urlsplit(url)
+    return _address(target.hostname or LOOPBACK, target.port or 80)
 
 
 def _address(host: str, port: int) -> Json:

@@ -3,14 +3,10 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final
 
-import aiohttp
-
+from ipnext.components.http_sessions import HttpSessions
+from ipnext.components.sockets import LONGEST_PATH, SCHEME
 from ipnext.infra.control import Control
-
-_LONGEST_PATH: Final = 100
-"""Bytes; the kernel takes 107."""
 
 
 class AdminSocket:
@@ -20,7 +16,7 @@ class AdminSocket:
         self._temporary: Path | None = None
         self._directory = directory
         self._probe_seconds = probe_seconds
-        self._session: aiohttp.ClientSession | None = None
+        self._session: HttpSessions | None = None
 
     @property
     def path(self) -> Path:
@@ -29,7 +25,7 @@ class AdminSocket:
 
     def make_place(self) -> None:
         """Make the directory, for this user alone, and remove the socket of an Envoy that has ended."""
-        if self._temporary is None and len(bytes(self._directory)) > _LONGEST_PATH - len("/admin.sock"):
+        if self._temporary is None and len(bytes(self._directory)) > LONGEST_PATH - len("/admin.sock"):
             self._temporary = Path(tempfile.mkdtemp(prefix="ipnext-envoy-"))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.parent.chmod(0o700)
@@ -43,14 +39,13 @@ class AdminSocket:
     async def call(self, method: str, path: str) -> bytes:
         """Make one call; return the body of a good answer. Unavailable."""
         if self._session is None:
-            connector = aiohttp.UnixConnector(str(self.path))
-            self._session = aiohttp.ClientSession(connector=connector, trust_env=False)
+            self._session = HttpSessions()
         control = Control(self._session, probe_seconds=self._probe_seconds)
-        return await control.call(method, f"http://localhost/{path}")
+        return await control.call(method, f"{SCHEME}{self.path}/{path}")
 
     async def close(self) -> None:
         """Close the connections, and remove a temporary directory."""
         if self._session is not None:
-            await self._session.close()
+            await self._session.aclose()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)

@@ -155,12 +155,16 @@ class EnvoyProcess:
 
     def _command(self) -> Sequence[str]:
         self._admin.make_place()
+        tls, port = self._site.peer_tls, self._site.peer_port
+        for path, content in (tls.secret_files() if tls is not None else {}).items():
+            replace_file(path, envoy.as_json(content))
         config = envoy.bootstrap(
             self._site.gateway_port,
             str(self._admin.path),
             region=self._site.region,
             routes_file=str(self._routes_file),
             clusters_file=str(self._clusters_file),
+            peers=None if tls is None or port is None else envoy.PeerListener(port=port, tls=tls),
             limits=envoy.GatewayLimits(
                 stream_idle_seconds=self._site.settings.stream_idle_seconds,
                 header_seconds=self._site.settings.gateway_header_seconds,

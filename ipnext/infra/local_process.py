@@ -1,4 +1,4 @@
-"""The real embedded infrastructure: one agent process for each region, reached over loopback HTTP."""
+"""The real embedded infrastructure: one agent process for each region, reached over HTTP."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Self
@@ -6,7 +6,9 @@ from urllib.parse import urlencode
 
 import httpx
 
+from ipnext.components.settings import ComponentSettings
 from ipnext.errors import RegionUnreachable
+from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.error_body import error_from
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
@@ -31,12 +33,17 @@ class LocalProcessInfrastructure:
     """
 
     def __init__(
-        self, agents: Mapping[str, str], *, timeout_seconds: float = 30.0, answer_seconds: float = 3.0
+        self,
+        agents: Mapping[str, str],
+        *,
+        timeout_seconds: float = 30.0,
+        answer_seconds: float = 3.0,
+        components: ComponentSettings | None = None,
     ) -> None:
+        """`components` has the certificate for agents at https://. InvalidInput if it is needed and not there."""
         self._agents = {region: str(url).rstrip("/") for region, url in agents.items()}
         timeout = httpx.Timeout(timeout_seconds, connect=min(2.0, timeout_seconds))
-        # Loopback only: a proxy from the environment must not get in between.
-        self._client = httpx.Client(timeout=timeout, trust_env=False)
+        self._clients = AgentClients(self._agents, timeout, components)
         self._gateway_seconds = timeout_seconds
         self._answer_seconds = answer_seconds
 
@@ -81,7 +88,7 @@ class LocalProcessInfrastructure:
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._clients.close()
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +105,8 @@ class LocalProcessInfrastructure:
         try:
             limit = httpx.Timeout(min(seconds, self._gateway_seconds), connect=min(2.0, self._gateway_seconds))
             headers = JSON if content else None
-            answer = self._client.request(method, url, content=content, headers=headers, timeout=limit)
+            with self._clients.client(region) as client:
+                answer = client.request(method, url, content=content, headers=headers, timeout=limit)
         except httpx.TransportError as error:
             msg = f"the agent of region {region!r} did not answer {method} {url}: {error!r}; is it running?"
             raise RegionUnreachable(msg) from error

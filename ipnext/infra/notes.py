@@ -18,7 +18,7 @@ class HostNote(Value):
     key: DeploymentKey
     number: int
     engine: str
-    port: int
+    url: str
     sent: HostHolds | None = None
     """Written before it is sent: the host may not have received it."""
     stamp: str = ""
@@ -32,7 +32,7 @@ class RouterNote(Value):
 
     router: int
     """Number of the router; unique among those that run."""
-    port: int
+    url: str
     leaving: bool = False
 
 

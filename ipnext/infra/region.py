@@ -341,12 +341,13 @@ class Region:
             return self._envoy.version
         gateway = Gateway(
             region=self._site.region,
-            router_port=self._router.port,
+            router_url=self._router.url,
             peers={region: url for region, url in self._peers.gateways.items() if region != self._site.region},
             tables=dict(self._routes),
             request_seconds=self._site.settings.request_seconds,
             stream_idle_seconds=self._site.settings.stream_idle_seconds,
             allowed=self._site.allowed,
+            tls=self._site.peer_tls,
         )
         return self._envoy.publish(gateway)
 

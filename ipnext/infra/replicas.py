@@ -31,7 +31,6 @@ from ipnext.infra.holds import (
 from ipnext.infra.host_repair import FailedLoads, HostRepair
 from ipnext.infra.load_watch import rest, tells
 from ipnext.infra.notes import HostNote, as_note
-from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.site import Site
 from ipnext.infra.spawning import Note, Running
@@ -64,7 +63,8 @@ class HostReplica:
         self._control = Control(site.session, probe_seconds=site.settings.probe_seconds)
         self._around = around
         self._router, self._publish, self._changed = around.router, around.publish, around.changed
-        self._port = 0
+        self.url = ""
+        """Where its host listens."""
         self._memory_bytes: int | None = None
         self._drain_seconds = site.settings.drain_seconds
         self._wanted = HostHolds(holds=())
@@ -93,8 +93,8 @@ class HostReplica:
 
     def _adopt(self, note: HostNote, running: Running) -> None:
         """Go on from what the host was sent last. It is asked what it has before anything is decided."""
-        self._port = note.port
-        self._site.ports.adopt(self.name, note.port)
+        self.url = note.url
+        self._site.places.adopt(self.name, note.url)
         self._answered_at = time.monotonic()
         self._stamp = note.stamp or self._stamp
         if note.sent is not None:
@@ -111,16 +111,11 @@ class HostReplica:
 
     def _note(self, sent: HostHolds | None = None) -> Note:
         """What is kept with its process; `sent` is what it is about to be sent."""
-        note = HostNote(key=self.key, number=self.number, engine=self._engine, port=self._port, sent=sent or self._told)
+        note = HostNote(key=self.key, number=self.number, engine=self._engine, url=self.url, sent=sent or self._told)
         return as_note(note.model_copy(update={"swapping": self._over.begun is not None, "stamp": self._stamp}))
 
     def _keep_note(self, sent: HostHolds | None = None) -> None:
         self._site.processes.note(self.name, self._note(sent))
-
-    @property
-    def url(self) -> str:
-        """Base URL of the host."""
-        return f"http://{LOOPBACK}:{self._port}"
 
     @property
     def ready(self) -> tuple[int, ...]:
@@ -241,8 +236,8 @@ class HostReplica:
         await self._child.stop(self._settings.grace_seconds)
 
     def _command(self) -> Sequence[str]:
-        self._port = self._site.ports.port(self.name)
-        return self._site.host_command(self.name, self._port, engine=self._engine, memory_bytes=self._memory_bytes)
+        self.url = self._site.places.choose(self.name, self._site.host_template(self._engine))
+        return self._site.host_command(self.name, self.url, engine=self._engine, memory_bytes=self._memory_bytes)
 
     def _process_changed(self) -> None:
         """It has just started or ended: whatever it held is not there any more."""
@@ -409,4 +404,4 @@ class HostReplica:
         await asyncio.sleep(self._settings.settle_seconds)
         await finish(self._control, self.url, drain_seconds=self._drain_seconds, settings=self._settings)
         await self._child.stop(self._settings.grace_seconds)
-        self._site.ports.forget(self.name)
+        self._site.places.forget(self.name, self.url)

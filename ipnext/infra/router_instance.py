@@ -10,7 +10,6 @@ from ipnext.errors import Unavailable
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.control import Control
 from ipnext.infra.notes import RouterNote, as_note
-from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.site import Site
 from ipnext.infra.spawning import Note, Running
 from ipnext.model.deployment import RouterState
@@ -42,7 +41,7 @@ class RouterInstance:
         """As last told; None while it does not run."""
         self._answered_at = 0.0
         self._let_go_at = 0.0
-        self.port = 0
+        self.url = ""
         """Where it listens."""
         self.name = f"router.{number}"
         self.child = ChildProcess(
@@ -55,11 +54,11 @@ class RouterInstance:
             spawn=site.processes.spawn(self.name, self._note),
         )
         if adopted is None:
-            self.port = site.ports.port("router")
+            self.url = self._chosen()
             return
         note, self._adopted = adopted
-        self.port, self.leaving = note.port, note.leaving
-        site.ports.adopt("router", note.port)
+        self.url, self.leaving = note.url, note.leaving
+        site.places.adopt("router", note.url)
 
     def start(self) -> None:
         """Start its process, or go on with the one that was adopted."""
@@ -88,7 +87,7 @@ class RouterInstance:
         if pid is None:
             return
         try:
-            state = await self._control.router_state(f"http://{LOOPBACK}:{self.port}")
+            state = await self._control.router_state(self.url)
         except Unavailable:
             self._not_answered()
             return
@@ -101,7 +100,7 @@ class RouterInstance:
         self._let_go_at = self._let_go_at or time.monotonic()
         if self.child.pid is not None:
             with suppress(Unavailable):
-                await self._control.drain(f"http://{LOOPBACK}:{self.port}")
+                await self._control.drain(self.url)
 
     def overdue(self, drain_seconds: float) -> bool:
         """Return whether it should have ended: it was let go, and has finished what it had or has had so long for it."""
@@ -114,7 +113,7 @@ class RouterInstance:
         return seconds > (drain_seconds if busy else self._site.settings.grace_seconds)
 
     def _note(self) -> Note:
-        return as_note(RouterNote(router=self.number, port=self.port, leaving=self.leaving))
+        return as_note(RouterNote(router=self.number, url=self.url, leaving=self.leaving))
 
     def _not_answered(self) -> None:
         settings = self._site.settings
@@ -128,5 +127,8 @@ class RouterInstance:
         self._on_change()
 
     def _command(self) -> Sequence[str]:
-        self.port = self._site.ports.port("router")
-        return self._site.router_command(self._table, self.port)
+        self.url = self._chosen()
+        return self._site.router_command(self._table, self.url)
+
+    def _chosen(self) -> str:
+        return self._site.places.choose("router", self._site.settings.router_command, sockets=self.name)

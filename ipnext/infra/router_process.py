@@ -13,7 +13,6 @@ from ipnext.errors import Unavailable
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.control import Control
 from ipnext.infra.notes import RouterNote, found
-from ipnext.infra.ports import LOOPBACK, release
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.router_instance import RouterInstance
 from ipnext.infra.site import Site
@@ -66,14 +65,9 @@ class RouterProcess:
         self._handovers: set[asyncio.Task[None]] = set()
 
     @property
-    def port(self) -> int:
-        """Where Envoy points. Another one calls `on_change`."""
-        return self._asked.port
-
-    @property
     def url(self) -> str:
-        """Base URL of the router."""
-        return f"http://{LOOPBACK}:{self.port}"
+        """Where Envoy points. Another one calls `on_change`."""
+        return self._asked.url
 
     @property
     def revision(self) -> int:
@@ -237,8 +231,8 @@ class RouterProcess:
                 await leaving.child.stop(settings.grace_seconds)
         self._asked = self._now
         self._on_change()
-        if leaving.port != self._now.port:
-            release(leaving.port)
+        if leaving.url != self._now.url:
+            self._site.places.release(leaving.url)
 
     @property
     def _longest_drain(self) -> float:

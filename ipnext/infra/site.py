@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
-
 from ipnext.allowed_hosts import AllowedHosts
+from ipnext.components.http_sessions import HttpSessions
 from ipnext.infra.agent_settings import AgentSettings
-from ipnext.infra.ports import LOOPBACK, PortBook
+from ipnext.infra.envoy_tls import PeerTls
+from ipnext.infra.places import Places, address_fields
+from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.spawning import Processes, Unsupervised
 
-SECRETS = ("IPNEXT_DATABASE_URL", "IPNEXT_API_KEY", "IPNEXT_TEMPORAL_", "TEMPORAL_")
-"""Beginnings of the names of variables that are the control plane's own: `ipnext dev` starts agents in its environment. What the artifact
-store needs (`AWS_...`) stays, for hosts fetch with it."""
+SECRETS = (
+    *("IPNEXT_DATABASE_URL", "IPNEXT_API_KEY", "IPNEXT_TEMPORAL_", "TEMPORAL_"),
+    *("IPNEXT_COMPONENT_", "IPNEXT_AGENT_GATEWAY_"),
+)
+"""Beginnings of the names of variables that are the control plane's and the agent's own; some name where keys lie. `ipnext dev` starts
+agents in its environment. What the artifact store needs (`AWS_...`) stays, for hosts fetch with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,12 @@ class Site:
     artifacts: str
     gateway_port: int
     settings: AgentSettings
-    ports: PortBook
-    session: aiohttp.ClientSession
+    places: Places
+    session: HttpSessions
+    peer_tls: PeerTls | None = None
+    """How the gateway proves itself to those of other regions; None: clear text, by the port that clients use."""
+    peer_port: int | None = None
+    """Where those of other regions reach it."""
     processes: Processes = field(default_factory=Unsupervised)
     """Starts all processes of the region, and knows those that ran before this agent."""
 
@@ -52,7 +60,7 @@ class Site:
         return self.logs / f"{name}.log"
 
     def host_command(
-        self, name: str, port: int, *, engine: str = "torch", memory_bytes: int | None = None
+        self, name: str, url: str, *, engine: str = "torch", memory_bytes: int | None = None
     ) -> Sequence[str]:
         """The command line of a host process for an engine. `memory_bytes` is the most that it may take, if there is a limit."""
         fields = {"id": name, "artifacts": self.artifacts, "cache": str(self.cache)}
@@ -69,12 +77,15 @@ class Site:
         if engine == "vllm":
             more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
             more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]
-        command = self.settings.vllm_host_command if engine == "vllm" else self.settings.host_command
-        return [*self._filled(command, port, **fields), *more]
+        return [*self._filled(self.host_template(engine), url, **fields), *more]
 
-    def router_command(self, table: Path, port: int) -> Sequence[str]:
+    def host_template(self, engine: str) -> Sequence[str]:
+        """The command line of hosts of an engine, with its fields."""
+        return self.settings.vllm_host_command if engine == "vllm" else self.settings.host_command
+
+    def router_command(self, table: Path, url: str) -> Sequence[str]:
         """The command line of the router process."""
-        return [*self._filled(self.settings.router_command, port, table=str(table)), *self._names()]
+        return [*self._filled(self.settings.router_command, url, table=str(table)), *self._names()]
 
     @property
     def allowed(self) -> AllowedHosts:
@@ -91,5 +102,6 @@ class Site:
         ours = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
         return ours | {"OMP_NUM_THREADS": str(self.settings.threads), "PYTHONUNBUFFERED": "1"}
 
-    def _filled(self, template: Sequence[str], port: int, **fields: str) -> Sequence[str]:
-        return [part.format(python=sys.executable, port=port, region=self.region, **fields) for part in template]
+    def _filled(self, template: Sequence[str], url: str, **fields: str) -> Sequence[str]:
+        given = {"python": sys.executable, "region": self.region, **address_fields(url), **fields}
+        return [part.format(**given) for part in template]

@@ -159,7 +159,12 @@ class Supervisor:
             path.chmod(0o600)
             listener.listen()
             self._process = subprocess.Popen(  # noqa: S603 - our own command
-                command, stdin=listener.fileno(), stdout=log, stderr=log, start_new_session=True
+                command,
+                env=dict(self._environment),
+                stdin=listener.fileno(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         link = self._listening()
         if link is None:

@@ -200,7 +200,8 @@ def _agents(settings: PlatformSettings) -> Sequence[Item]:
     if not settings.agents:
         todo = "set IPNEXT_AGENTS: region -> URL of its agent, as JSON"
         return (Item(item="agents", state="missing", detail="no region has an agent", todo=todo),)
-    with LocalProcessInfrastructure(settings.agents, timeout_seconds=AGENT_SECONDS) as infrastructure:
+    agents = LocalProcessInfrastructure(settings.agents, timeout_seconds=AGENT_SECONDS, components=settings)
+    with agents as infrastructure:
         return [_agent(infrastructure, region, url) for region, url in sorted(settings.agents.items())]
 
 

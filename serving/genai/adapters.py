@@ -6,9 +6,9 @@ A generation is complete on an engine once all its adapters are loaded there and
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 
-import aiohttp
 import structlog
 
+from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, Unavailable
 from ipnext.model.adapter import engine_name
 from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure
@@ -26,7 +26,7 @@ _RETRY_SECONDS = 1.0
 class EngineAdapters:
     """The adapters in one engine, by their names there. Forgotten with each start of its process."""
 
-    def __init__(self, session: aiohttp.ClientSession, engine: Engine) -> None:
+    def __init__(self, session: HttpSessions, engine: Engine) -> None:
         self.wanted: Mapping[str, Fetched] = {}
         self.loaded: set[str] = set()
         """Those that have answered."""
@@ -97,7 +97,7 @@ class EngineAdapters:
 class Adapters:
     """All adapters that a host is asked to hold, and the engines that have them."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: HttpSessions) -> None:
         self.held: HeldSnapshots[Fetched] = HeldSnapshots()
         self._session = session
         self._holds: tuple[HostedSnapshot, ...] = ()

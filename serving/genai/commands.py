@@ -37,21 +37,27 @@ class Node:
 def engine_command(
     model: str,
     directory: Path,
-    port: int,
+    address: int | Path,
     settings: VllmSettings,
     *,
     environment: Mapping[str, str],
     storage: Path | None = None,
 ) -> Sequence[str]:
-    """What starts the engine on a loopback port. LoadFailed where there is no vLLM, or the template has a mistake.
+    """What starts the engine on a loopback port, or on the Unix socket of a path. LoadFailed where there is no vLLM, or the template has a mistake.
 
     `storage`: see serving.genai.kv_transfer.
     """
     template = environment.get(COMMAND_VARIABLE)
     if not template:
-        arguments = server_arguments(model, directory, port, settings, storage=storage)
+        arguments = server_arguments(model, directory, address, settings, storage=storage)
         return (vllm_python(environment), *SERVER, *arguments)
-    fields = {"python": sys.executable, "port": port, "model": model, "directory": directory}
+    fields = {
+        "python": sys.executable,
+        "port": address,
+        "socket": address,
+        "model": model,
+        "directory": directory,
+    }
     try:
         return tuple(word.format(**fields) for word in shlex.split(template))
     except (KeyError, IndexError, ValueError) as error:
@@ -62,18 +68,18 @@ def engine_command(
 def server_arguments(
     model: str,
     directory: Path,
-    port: int,
+    address: int | Path,
     settings: VllmSettings,
     *,
     host: str = "127.0.0.1",
     storage: Path | None = None,
 ) -> Sequence[str]:
     """Arguments of a process that answers requests. IPnext's own come after those of the manifest: vLLM takes the last one."""
-    address = ("--host", host, "--port", str(port))
+    where = ("--uds", str(address)) if isinstance(address, Path) else ("--host", host, "--port", str(address))
     drain = ("--shutdown-timeout", str(max(1, round(settings.grace_seconds))))
     own = ("--disable-uvicorn-access-log", "--enable-server-load-tracking")
     named = ("--model", str(directory), "--served-model-name", model)
-    return (*settings.extra_args, *named, *address, *drain, *own, *_of(settings, storage))
+    return (*settings.extra_args, *named, *where, *drain, *own, *_of(settings, storage))
 
 
 def node_command(model: str, directory: Path, port: int, settings: VllmSettings, node: Node) -> Sequence[str]:
@@ -94,8 +100,8 @@ def engine_environment(
     """The parent's, with its OMP_NUM_THREADS; if that is set vLLM binds no thread to a core. The part's own comes behind, ours last.
 
     `side_port`: the port on which other engines ask this one for keys and values; its address is the parent's
-    VLLM_NIXL_SIDE_CHANNEL_HOST, else loopback. With `swap` vLLM's routes that change weights are open, which call anything: its
-    port is on loopback only.
+    VLLM_NIXL_SIDE_CHANNEL_HOST, else loopback. With `swap` vLLM's routes that change weights are open, which call anything: it
+    listens on a socket of this user alone, or on loopback.
     """
     threads = environment.get("OMP_NUM_THREADS")
     address = environment.get(SIDE_CHANNEL_HOST, "127.0.0.1")
@@ -110,11 +116,17 @@ def engine_environment(
     }
 
 
+def takes_socket(environment: Mapping[str, str]) -> bool:
+    """Whether the engine's command can listen on a Unix socket: vLLM's own can, and a template with the field `socket`."""
+    template = environment.get(COMMAND_VARIABLE)
+    return not template or "{socket}" in template
+
+
 def with_adapters(settings: VllmSettings, adapters: int) -> VllmSettings:
     """The settings of an engine on which `adapters` parts stand: room for those of four generations, and one place more.
 
     vLLM fills its places from the first, and its kernels for a CPU take the last one for requests that want no adapter: it has
-    to stay empty. The routes that load adapters are open then, on the engine's loopback port only.
+    to stay empty. The routes that load adapters are open then, on the engine's own socket only.
     """
     if not adapters:
         return settings

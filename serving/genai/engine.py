@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import structlog
 
+from ipnext.components.sockets import SUFFIX, socket_url
 from ipnext.errors import IPnextError, LoadFailed, Unavailable
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.engine_settings import VllmSettings
 from ipnext.model.starting import StartStage
-from serving.genai.commands import engine_command, engine_environment
+from serving.genai.commands import engine_command, engine_environment, takes_socket
 from serving.genai.probe import EngineProbe
 from serving.genai.process import KeptProcess, ending, keep_former, log_tail, tree_bytes
 from serving.genai.shared_storage import SharedStorage
@@ -26,6 +27,8 @@ LOOPBACK: Final = "127.0.0.1"
 _LOWEST_PORT: Final = 20_000
 _HIGHEST_PORT: Final = 32_000
 """Below the range from which the kernel takes ports for outgoing connections."""
+
+_SOCKET_PREFIX: Final = "e-"
 
 Probes = Callable[[str, str], EngineProbe]
 """Makes the probe of an engine at a URL, asked for a model."""
@@ -46,14 +49,23 @@ class EngineSpec:
     checkpoint: Checkpoint | None = None
     """What is in the directory, where that is known."""
     swap: bool = False
-    """Whether it gets the routes that change its weights, on its loopback port."""
+    """Whether it gets the routes that change its weights, on its own socket."""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
-    def command(self, port: int) -> Sequence[str]:
+    sockets: Path | None = None
+    """Directory for its Unix socket; None: it listens on a loopback port."""
+
+    def address(self) -> int | Path:
+        """A path for the socket of one start; a port if it listens on one."""
+        if self.sockets is None or not takes_socket(self.environment):
+            return free_port()
+        return self.sockets / f"{_SOCKET_PREFIX}{secrets.token_hex(3)}{SUFFIX}"
+
+    def command(self, address: int | Path) -> Sequence[str]:
         """The command line for one start."""
         storage = self.storage.directory if self.storage else None
         return engine_command(
-            self.model, self.directory, port, self.settings, environment=self.environment, storage=storage
+            self.model, self.directory, address, self.settings, environment=self.environment, storage=storage
         )
 
 
@@ -184,19 +196,20 @@ class Engine:
 
     async def _run_once(self) -> str:
         """One life of the engine; why it is over."""
-        port = free_port()
+        address = self.spec.address()
         try:
             keep_former(self.spec.log_file)
             if self.spec.storage is not None:
                 await asyncio.to_thread(self.spec.storage.take)
-            command = self.spec.command(port)
+            command = self.spec.command(address)
             environment = engine_environment(
                 self.spec.settings, self.spec.environment, side_port=free_port(), swap=self.spec.swap
             )
             self._process = process = await KeptProcess.spawn(command, environment, self.spec.log_file)
         except (OSError, IPnextError) as error:
             return f"could not be started: {error}"
-        self.url, self._answered_at = f"http://{LOOPBACK}:{port}", time.monotonic()
+        self.url = socket_url(address) if isinstance(address, Path) else f"http://{LOOPBACK}:{address}"
+        self._answered_at = time.monotonic()
         ended, watch = asyncio.create_task(process.ended()), asyncio.create_task(self._watch())
         tasks: list[asyncio.Task[Any]] = [ended, watch, asyncio.create_task(self._ending.wait())]
         try:
@@ -207,6 +220,8 @@ class Engine:
             self.resident_bytes, self.start_stage = 0, None
             for task in tasks:
                 task.cancel()
+            if isinstance(address, Path):
+                address.unlink(missing_ok=True)
 
     async def _over(self, process: KeptProcess, ended: asyncio.Task[int], watch: asyncio.Task[str]) -> str:
         self.ready = False
@@ -264,6 +279,12 @@ class Engine:
         self.message = self.start_stage = None
         self.ready = not self.retiring
         structlog.get_logger().info("engine is ready", engine=self.spec.log_file.stem, url=self.url)
+
+
+def forget_sockets(directory: Path) -> None:
+    """Remove the sockets of engines that ended with a former host."""
+    for path in directory.glob(f"{_SOCKET_PREFIX}*{SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def free_port() -> int:

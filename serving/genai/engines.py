@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import aiohttp
-
+from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, MemoryExceeded
 from ipnext.model.deployment import (
     STREAM_DRAIN_SECONDS,
@@ -65,10 +64,11 @@ class Engines:
         host_id: str,
         check: Check,
         adapters: Adapters,
-        session: aiohttp.ClientSession,
+        session: HttpSessions,
         budget_bytes: int | None = None,
         pace: Pace | None = None,
         transfer: Path | None = None,
+        sockets: Path | None = None,
         allowances: EngineAllowances = NO_ALLOWANCES,
     ) -> None:
         self.held: HeldSnapshots[Engine] = HeldSnapshots()
@@ -80,6 +80,7 @@ class Engines:
         self._check = check
         self._adapters = adapters
         self._pace = pace
+        self._sockets = sockets
         self._transfer = transfer or cache.parent / "transfer"
         self._allowances = allowances
         self._weights: dict[str, int] = {}
@@ -248,6 +249,7 @@ class Engines:
             storage=self._storage(hold, settings),
             checkpoint=fetched.manifest.checkpoint,
             swap=hold.swap,
+            sockets=self._sockets,
         )
         engine = Engine(spec, self._probes, pace=self._pace)
         if self.held.loaded(hold, engine):

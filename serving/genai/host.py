@@ -1,34 +1,38 @@
 """The host of generative and embedding parts: runs one vLLM for each snapshot that it holds, and says where it answers.
 
-Started by a region's agent: `python -m serving.genai.host --port P --region R --id ID --artifacts URI --cache DIR`.
+Started by a region's agent: `python -m serving.genai.host --sockets DIR --region R --id ID --artifacts URI --cache DIR`.
 """
 
 import argparse
 import asyncio
 import os
-import socket
 import time
 from collections.abc import Awaitable, Sequence
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import aiohttp
 import structlog
 
+from ipnext.components.http_sessions import HttpSessions
+from ipnext.components.identity import Component
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS, HostHolds, HostMemoryState, HostState
 from ipnext.model.engine_allowances import EngineAllowances
 from serving.draining import Drain
 from serving.fetching import FetchingProcess
 from serving.genai.adapters import Adapters
+from serving.genai.engine import forget_sockets
 from serving.genai.engines import Engines
 from serving.genai.metrics import EngineMetrics
 from serving.genai.probe import EngineProbe
 from serving.genai.verification import verify
 from serving.http import Request, Response, json_response, not_found, parse_model
-from serving.server import add_allowed_hosts, allowed_hosts, listen, log_as_json, run, serve
+from serving.listeners import Listener, add_listener, listeners
+from serving.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
 from serving.tallies import CONTENT_TYPE
 
+CALLERS: Final = (Component.AGENT,)
 NOTICE_SECONDS: Final = 1.0
 """From the signal to end on, requests may still come: until the agent has seen it, and the router follows."""
 DRAIN_POLL_SECONDS: Final = 0.25
@@ -103,7 +107,7 @@ class GenerativeHost:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving.genai.host", description=__doc__)
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    add_listener(parser)
     parser.add_argument("--region", required=True)
     parser.add_argument("--id", required=True, help="name of this replica")
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
@@ -123,10 +127,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
+async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> None:
     fetching = FetchingProcess(arguments.artifacts, s3_endpoint_url=arguments.s3_endpoint_url)
     fetching.start()
-    async with aiohttp.ClientSession() as session:
+    async with aclosing(HttpSessions()) as session:
         engines = Engines(
             fetching,
             arguments.cache,
@@ -137,11 +141,12 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket) -> None:
             session=session,
             budget_bytes=arguments.memory_bytes,
             transfer=arguments.transfer,
+            sockets=arguments.sockets,
             allowances=EngineAllowances(tuple(arguments.allow_argument), tuple(arguments.allow_environment)),
         )
         host = GenerativeHost(engines, region=arguments.region)
-        structlog.get_logger().info("host listens", id=arguments.id, port=listener.getsockname()[1])
-        await serve(host.handle, listener, allowed=allowed_hosts(arguments), before_exit=host.ended)
+        structlog.get_logger().info("host listens", id=arguments.id, at=[listener.address for listener in bound])
+        await serve(host.handle, bound, allowed=allowed_hosts(arguments), before_exit=host.ended)
     fetching.close()
 
 
@@ -149,8 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a host until SIGTERM; then its engines finish what they have, and a second one ends it at once."""
     parsed = _arguments(arguments)
     log_as_json()
-    listener = listen(parsed.port)
-    run(partial(_main, parsed, listener))
+    bound = listeners(parsed, Component.HOST, CALLERS)
+    if parsed.sockets is not None:
+        forget_sockets(parsed.sockets)
+    run(partial(_main, parsed, bound))
     os._exit(0)  # a download that hangs in its thread must not keep the process
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, Unavailable
 
 CANARY_PROMPT: Final = "The quick brown fox"
@@ -19,7 +20,7 @@ _GAUGE: Final = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})
 class EngineProbe:
     """One engine at a base URL, asked for one model. Each call raises Unavailable when there is no answer."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, model: str) -> None:
+    def __init__(self, session: HttpSessions, url: str, model: str) -> None:
         self._session = session
         self._url = url
         self._model = model

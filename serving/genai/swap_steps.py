@@ -8,9 +8,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import aiohttp
 import structlog
 
+from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import IPnextError, LoadFailed
 from ipnext.model.deployment import EngineSwap, HeldGeneration, HostedSnapshot, HostFailure, SwapState
 from ipnext.model.footprint import needed_bytes
@@ -43,7 +43,7 @@ class Swaps:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        session: HttpSessions,
         held: HeldSnapshots[Engine],
         *,
         arrive: Callable[[HostedSnapshot], Awaitable[Fetched]],

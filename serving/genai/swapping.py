@@ -13,6 +13,7 @@ from typing import Final
 
 import aiohttp
 
+from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, Unavailable
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS
@@ -36,7 +37,7 @@ class Swapped:
 
 
 async def swap_weights(  # noqa: PLR0913 - each is passed by name
-    session: aiohttp.ClientSession,
+    session: HttpSessions,
     url: str,
     model: str,
     *,
@@ -83,7 +84,7 @@ def check_alike(running: Path, new: Fetched) -> None:
             raise LoadFailed(read_once(path))
 
 
-async def check_alone(session: aiohttp.ClientSession, url: str, model: str) -> None:
+async def check_alone(session: HttpSessions, url: str, model: str) -> None:
     """LoadFailed where the engine serves more than the model itself: adapters were made for the weights that it has."""
     limit = aiohttp.ClientTimeout(total=30)
     try:
@@ -97,20 +98,18 @@ async def check_alone(session: aiohttp.ClientSession, url: str, model: str) -> N
         raise LoadFailed(msg)
 
 
-async def load_adapter(
-    session: aiohttp.ClientSession, url: str, name: str, directory: Path, *, again: bool = False
-) -> None:
+async def load_adapter(session: HttpSessions, url: str, name: str, directory: Path, *, again: bool = False) -> None:
     """Serve an adapter under a model name of its own. `again`: in the place of the one that has the name."""
     body = {"lora_name": name, "lora_path": str(directory), **({"load_inplace": True} if again else {})}
     await _step(session, f"{url}/v1/load_lora_adapter", body, seconds=60)
 
 
-async def unload_adapter(session: aiohttp.ClientSession, url: str, name: str) -> None:
+async def unload_adapter(session: HttpSessions, url: str, name: str) -> None:
     """Serve an adapter no more."""
     await _step(session, f"{url}/v1/unload_lora_adapter", {"lora_name": name}, seconds=60)
 
 
-async def _step(session: aiohttp.ClientSession, url: str, body: Mapping[str, object], *, seconds: float) -> None:
+async def _step(session: HttpSessions, url: str, body: Mapping[str, object], *, seconds: float) -> None:
     try:
         async with session.post(url, json=body, timeout=aiohttp.ClientTimeout(total=seconds)) as answer:
             text = await answer.text()

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from ipnext.components.identity import Component
+from ipnext.components.sockets import is_socket_url, socket_path
 from serving.openai.engine_answer import EngineAnswer, EngineLost
 
 CONNECT_SECONDS: Final = 1.0
@@ -139,8 +141,10 @@ class EnginePool:
 
     def __init__(self, url: str) -> None:
         where = urlsplit(url)
+        self._socket = socket_path(url, Component.ROUTER) if is_socket_url(url) else None
         self._host, self._port = where.hostname or "", where.port or 80
-        self._netloc = where.netloc
+        self._netloc = where.netloc or "localhost"
+        self._url = url
         self._idle: list[EngineConnection] = []
         self.busy: set[EngineConnection] = set()
         """Those that an answer is awaited on, or comes on."""
@@ -201,8 +205,11 @@ class EnginePool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, connection = await loop.create_connection(lambda: EngineConnection(self), self._host, self._port)
+                if self._socket is not None:
+                    made = await loop.create_unix_connection(lambda: EngineConnection(self), self._socket)
+                else:
+                    made = await loop.create_connection(lambda: EngineConnection(self), self._host, self._port)
         except (OSError, TimeoutError) as error:
-            msg = f"{self._netloc}: no connection: {error or 'timed out'}"
+            msg = f"{self._url}: no connection: {error or 'timed out'}"
             raise EngineLost(msg, sent=False) from error
-        return connection
+        return made[1]

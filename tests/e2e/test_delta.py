@@ -23,6 +23,7 @@ from serving.deltas.changes import Rows
 from serving.deltas.export import export_delta
 from serving.engines.base import find_engine
 from serving.export import export_model
+from tests.processes import get_from
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.e2e
@@ -132,9 +133,7 @@ class Shop:
 
 def state(host: psutil.Process) -> Mapping[str, Any]:
     """What a host tells of itself."""
-    words = host.cmdline()
-    port = words[words.index("--port") + 1]
-    return httpx.get(f"http://127.0.0.1:{port}/control/state", timeout=60, trust_env=False).json()
+    return get_from(host, "/control/state").json()
 
 
 def ways(shop: Shop, snapshot: int) -> list[str]:

@@ -363,7 +363,8 @@ def new_id(kind):
 
 def options(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--socket")
     parser.add_argument("--model", required=True)
     parser.add_argument("--name", default="word")
     parser.add_argument("--stamp", type=float, default=0.0)
@@ -388,7 +389,8 @@ def main():
     async def app():  # made in the loop that runs it
         return Engine(arguments).routes()
 
-    web.run_app(app(), host="127.0.0.1", port=arguments.port, print=None, access_log=None, handler_cancellation=True)
+    where = {"path": arguments.socket} if arguments.socket else {"host": "127.0.0.1", "port": arguments.port}
+    web.run_app(app(), **where, print=None, access_log=None, handler_cancellation=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import httpx
 from ipnext.model.deployment import Deployment, HeldSnapshot, RouterTable
 from tests.genai.hosts import mock_command, stream
 from tests.ipnext.infra.conftest import Builder, RunningAgent
+from tests.processes import get_from
 from tests.waiting import PATIENCE_SECONDS, until
 
 ITL_MS = 20
@@ -44,8 +45,7 @@ class Bed:
     def offered(self):
         """Whether the router may send a request to an engine: by the table that it was told, or by one of before."""
         told = RouterTable.model_validate_json((self.agent.state / "router.json").read_bytes())
-        words = self.agent.child("serving.router").cmdline()
-        state = httpx.get(f"http://127.0.0.1:{words[words.index('--port') + 1]}/control/state", timeout=60).json()
+        state = get_from(self.agent.child("serving.router"), "/control/state").json()
         return state["revision"] < told.revision or any(one.generations for m in told.models for one in m.endpoints)
 
     def begun(self, tokens, **asked):

@@ -104,6 +104,8 @@ def test_our_own_arguments_and_variables_have_the_last_word():
     words = list(server_arguments("chat", SNAPSHOT, 21_000, settings))
     last = {name: words[len(words) - words[::-1].index(name)] for name in ("--port", "--host", "--model")}
     assert last == {"--port": "21000", "--host": "127.0.0.1", "--model": "/cache/abc"}
+    words = list(server_arguments("chat", SNAPSHOT, Path("/run/e.sock"), settings))
+    assert words[len(words) - words[::-1].index("--uds")] == "/run/e.sock"  # then vLLM looks at no host and port
     given = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "VLLM_NO_USAGE_STATS": "0"}
     assert not given.items() & engine_environment(VllmSettings(environment=given), {}).items()
 
@@ -117,7 +119,7 @@ def test_a_template_replaces_the_command():
     assert command(IPNEXT_VLLM_COMMAND="{python} x.py --port {port} '--model={model}' {directory}") == [
         *(sys.executable, "x.py", "--port", "21000", "--model=chat", "/cache/abc")
     ]
-    with pytest.raises(LoadFailed, match="fields: python, port, model, directory"):
+    with pytest.raises(LoadFailed, match="fields: python, port, socket, model, directory"):
         command(IPNEXT_VLLM_COMMAND="{pyhton}")
 
 

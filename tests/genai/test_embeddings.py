@@ -1,14 +1,12 @@
 """A model that embeds on the whole platform with real vLLM: published, and asked through Envoy by the unmodified openai client."""
 
-import re
-
 import httpx
 import openai
 import pytest
 
 from tests.genai.serving_benchmark import benchmarked
 from tests.genai.tiny_models import tiny_bert
-from tests.processes import command_line
+from tests.processes import client_of
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]
 
@@ -54,16 +52,15 @@ def client(platform):
     return openai.OpenAI(base_url=platform.endpoints["gateways"][REGION] + "/v1", api_key="none", timeout=120)
 
 
-def engine_url(platform):
-    """Of the one engine, by its command line."""
+def engine(platform):
+    """A client of the one engine, by its command line."""
     (server, *_) = platform.found("--served-model-name", "vectors")
-    port = re.search(r"--port (\d+)", command_line(server)).group(1)
-    return f"http://127.0.0.1:{port}"
+    return client_of(server)
 
 
 def test_vectors_are_those_of_the_engine_asked_directly(platform, client):
     body = {"model": "vectors", "input": TEXTS, "encoding_format": "float"}
-    direct = httpx.post(engine_url(platform) + "/v1/embeddings", json=body, timeout=120).json()["data"]
+    direct = engine(platform).post("/v1/embeddings", json=body).json()["data"]
     answer = client.embeddings.with_raw_response.create(model="vectors", input=TEXTS)
     assert answer.headers["x-ipnext-snapshots"] == "encoder=1"
     vectors = [item.embedding for item in answer.parse().data]

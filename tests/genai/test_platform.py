@@ -1,7 +1,6 @@
 """A generative model on the whole platform: published, answered through Envoy, rolled over under streams, rolled back."""
 
 import json
-import re
 import signal
 from collections import Counter
 from contextlib import suppress
@@ -15,7 +14,7 @@ from ipnext.errors import InvalidInput
 from tests.genai.checkpoints import write_vllm_adapter
 from tests.genai.serving_benchmark import benchmarked
 from tests.genai.talking import STREAMS, Talk, greedy
-from tests.processes import command_line, gone
+from tests.processes import get_from, gone
 from tests.waiting import until
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]
@@ -264,8 +263,7 @@ def test_another_adapter_comes_into_the_engine_that_runs_under_streams_and_goes_
 def engine_names(platform):
     """The adapters in the one engine of the model, by their names there."""
     (pid,) = server_pids(platform)
-    port = re.search(r"--port (\d+)", command_line(psutil.Process(pid))).group(1)
-    cards = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).json()["data"]
+    cards = get_from(psutil.Process(pid), "/v1/models").json()["data"]
     return {card["id"] for card in cards if card["id"] != "styled"}
 
 

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 
-import httpx
 import pytest
 
 from tests.genai.checkpoints import write_llama
@@ -11,6 +10,7 @@ from tests.genai.hosts import mock_command, stream
 from tests.genai.platforms import platform_with
 from tests.genai.talking import STREAMS, Talk
 from tests.genai.test_platform import MANIFEST, REGION, START_SECONDS
+from tests.processes import get_from
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(1800)
@@ -107,8 +107,8 @@ def test_one_engine_goes_over_and_back_and_its_clients_wait_for_it(first, record
 
 def test_a_host_is_not_told_before_the_last_stream_of_the_former_generation_has_ended(first):
     """So no request that was on its way gets the new weights under the old generation's number."""
-    (host,) = {port_of(p) for p in first.running.found("serving.genai.host", f"--id {MODEL}.llm.")}
-    (router,) = {port_of(p) for p in first.running.found("serving.router", "--region us-east")}
+    host, *_ = first.running.found("serving.genai.host", f"--id {MODEL}.llm.")
+    router, *_ = first.running.found("serving.router", "--region us-east")
     whole = "".join(text for text, _ in stream(first.url, tokens=LONG, model=MODEL))
     begun = stream(first.url, tokens=LONG, model=MODEL)
     pieces = [next(begun)[0]]
@@ -116,7 +116,7 @@ def test_a_host_is_not_told_before_the_last_stream_of_the_former_generation_has_
     for text, _ in begun:
         pieces.append(text)
         if len(pieces) % 20 == 0:
-            told = httpx.get(f"http://127.0.0.1:{host}/control/state", trust_env=False, timeout=60).json()
+            told = get_from(host, "/control/state").json()
             if (
                 told["swaps"] and told["swaps"][-1]["state"] == "swapping"
             ):  # what is left was on its way to the client then
@@ -128,15 +128,10 @@ def test_a_host_is_not_told_before_the_last_stream_of_the_former_generation_has_
 
 def under_way(router):
     """Streams of generation 1 that have not come from their engine to their end, by the router's own count."""
-    text = httpx.get(f"http://127.0.0.1:{router}/metrics", trust_env=False, timeout=60).text
+    text = get_from(router, "/metrics").text
     found = re.findall(r'^ipnext_requests_in_flight\{generation="1",model="going-over".*\} (\S+)$', text, re.MULTILINE)
     assert len(found) == 1, text
     return float(found[0])
-
-
-def port_of(process):
-    words = process.cmdline()
-    return words[words.index("--port") + 1]
 
 
 def test_of_two_engines_one_answers_while_the_other_goes_over(first, record_property):

@@ -16,7 +16,9 @@ from typing import Any
 import httpx
 import psutil
 
+from ipnext.components.settings import ComponentSettings
 from ipnext.dev import children
+from ipnext.infra.agent_settings import HOST_COMMAND, ROUTER_COMMAND
 from ipnext.infra.tether import tether
 from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until
@@ -37,6 +39,13 @@ CONTROL_PLANE = ("worker", "api", "temporal")
 EVERY_ONE = frozenset({"workers"})
 """Roles whose processes are struck together."""
 WORKERS = 2
+TCP = {
+    f"IPNEXT_AGENT_{name}_COMMAND": json.dumps(
+        [word.replace("sockets}", "port}").replace("--sockets", "--port") for word in words]
+    )
+    for name, words in (("HOST", HOST_COMMAND), ("ROUTER", ROUTER_COMMAND))
+}
+"""Hosts and routers on ports, whose packets the kernel can swallow; Unix sockets have none."""
 
 
 class Stack:
@@ -69,6 +78,7 @@ class Stack:
                     **os.environ,
                     "IPNEXT_REPLAN_DELAY_SECONDS": "1",
                     "IPNEXT_DEV_WORKERS": str(WORKERS),
+                    **TCP,
                     **(faults if self._pinned else {}),
                 },
             )
@@ -126,7 +136,14 @@ class Stack:
     def agents(self) -> Mapping[str, str]:
         """Region -> URL of its agent."""
         ports = json.loads((self.state / "ports.json").read_text())
-        return {n.split()[1]: f"http://127.0.0.1:{p}" for n, p in ports.items() if n.startswith("agent ")}
+        return {n.split()[1]: f"https://127.0.0.1:{p}" for n, p in ports.items() if n.startswith("agent ")}
+
+    @property
+    def components(self) -> ComponentSettings:
+        """What the control plane proves itself to the agents with."""
+        place = self.state / "certificates" / "control-plane"
+        names = {"certificate": "certificate", "key": "key", "ca": "ca"}
+        return ComponentSettings(**{f"component_{name}_file": place / f"{file}.pem" for name, file in names.items()})
 
     def ports(self, link: str, region: str | None = None) -> list[int]:
         """The ports of a link: temporal, api, agent, router or hosts."""

@@ -28,7 +28,9 @@ class Watch:
         self._parts = parts
         self._recorder = recorder
         self._stack = stack
-        self._infrastructure = LocalProcessInfrastructure(stack.agents, timeout_seconds=1.5)
+        self._infrastructure = LocalProcessInfrastructure(
+            stack.agents, timeout_seconds=1.5, components=stack.components
+        )
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="watch")
         self._last: tuple[float, Mapping[str, Any]] = (0.0, {})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def listen():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
 
+def connect():
+    with socket.create_connection(("127.0.0.1", int(sys.argv[4])), 10):
+        pass
+
+def ask():
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect(str(outside / "socket"))
+
 told = {
     "reads its cache": tried((cache / "weights").read_bytes),
     "imports a module": tried(lambda: __import__("sqlite3")),
@@ -46,6 +55,8 @@ told = {
     "starts a program": tried(lambda: subprocess.run(["/bin/true"])),
     "starts another Python": tried(lambda: subprocess.run([sys.executable, "-c", ""])),
     "listens": tried(listen),
+    "connects": tried(connect),
+    "asks by a socket file": tried(ask),
     "signals another process": tried(lambda: os.kill(parent, 0)),
     "reads another's environment": tried(lambda: Path(f"/proc/{parent}/environ").read_bytes()),
     "reads its own": tried(lambda: Path("/proc/self/environ").read_bytes()),
@@ -70,11 +81,15 @@ def test_what_a_confined_process_may_do(tmp_path: Path) -> None:
         directory.mkdir()
     (cache / "weights").write_bytes(b"w")
     (outside / "secret").write_bytes(b"s")
-    command = [sys.executable, "-c", CONFINED, str(cache), str(outside), str(os.getpid())]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, cwd=outside,
-        env={**os.environ, "PYTHONPATH": str(Path(confinement.__file__).parents[1])},
-    )  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as named:
+        named.bind(str(outside / "socket"))
+        named.listen()
+        words = (str(cache), str(outside), str(os.getpid()), str(server.getsockname()[1]))
+        ran = subprocess.run(
+            [sys.executable, "-c", CONFINED, *words],
+            capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, cwd=outside,
+            env={**os.environ, "PYTHONPATH": str(Path(confinement.__file__).parents[1])},
+        )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     refused = "PermissionError"
     assert json.loads(ran.stdout) == {
@@ -90,6 +105,8 @@ def test_what_a_confined_process_may_do(tmp_path: Path) -> None:
         "starts a program": refused,
         "starts another Python": refused,
         "listens": refused,
+        "connects": refused,
+        "asks by a socket file": "done",
         "signals another process": refused,
         "reads another's environment": refused,
         "reads its own": "done",

@@ -204,7 +204,7 @@ def serving(house, client) -> Callable[[], contextlib.AbstractAsyncContextManage
     @contextlib.asynccontextmanager
     async def serve(solver: Solver | None = None, policy: PlanningPolicy | None = None) -> AsyncIterator[None]:
         devfile = read_devfile()
-        engine = engine_of(client, asyncio.get_running_loop())
+        engine = engine_of(lambda: client, asyncio.get_running_loop())
         ours = lifecycle_activities(
             house.store,
             house.artifacts,

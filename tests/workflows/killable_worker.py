@@ -36,7 +36,7 @@ async def main(root: Path, socket: str, address: str) -> None:
     client = await connect(address=address, timing=read_devfile().timing)
     fault = fault_of(os.environ)
     interceptors = [Faults(fault)] if fault else []
-    engine = engine_of(client, asyncio.get_running_loop())
+    engine = engine_of(lambda: client, asyncio.get_running_loop())
     ours = lifecycle_activities(store, FileArtifactStore(root / "artifacts"), remote.infrastructure(), engine)
     devfile = read_devfile()
     async with AsyncExitStack() as workers:

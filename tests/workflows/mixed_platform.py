@@ -108,6 +108,7 @@ class MixedPlatform:
             "IPNEXT_ARTIFACTS_URI": self._artifacts,
             "IPNEXT_API_PORT": str(self._api),
             "IPNEXT_AGENTS": json.dumps({region.name: region.agent for region in regions}),
+            "IPNEXT_COMPONENT_AUTHENTICATION": "none",
             "IPNEXT_PLANNER_EXECUTOR": "threads",
             "IPNEXT_RECONCILE_EVERY_SECONDS": "1",
             "IPNEXT_AGENT_IDLE_POLL_SECONDS": "0.2",

@@ -153,7 +153,7 @@ async def main(address: str, root: Path) -> None:
     house = load_house().House(root)
     house.apply_fleet()
     devfile = read_devfile()
-    engine = engine_of(client, asyncio.get_running_loop())
+    engine = engine_of(lambda: client, asyncio.get_running_loop())
     ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine, cutter=house.cutter)
     theirs = planner_activities(house.store, ThreadSolver())
     async with AsyncExitStack() as workers:

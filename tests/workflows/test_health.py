@@ -27,7 +27,7 @@ async def own(temporal_address, model):
 def serve(house, own):
     """A worker of one queue, for as long as the context is open."""
     ours = lifecycle_activities(
-        house.store, house.artifacts, house.infrastructure, engine_of(own, asyncio.get_event_loop())
+        house.store, house.artifacts, house.infrastructure, engine_of(lambda: own, asyncio.get_event_loop())
     )
     theirs = planner_activities(house.store, ThreadSolver())
     devfile = read_devfile()
@@ -63,7 +63,7 @@ async def test_the_ready_file_is_absent_while_a_queue_is_not_polled(own, serve, 
         for queue in (names.LIFECYCLE_QUEUE, names.URGENT_QUEUE):
             await workers.enter_async_context(serve(queue))
         with announced(file):
-            keeping = asyncio.create_task(keep_ready(own, {}, file, stopped))
+            keeping = asyncio.create_task(keep_ready(lambda: own, {}, file, stopped))
             await until(lambda: not file.exists())
             await workers.enter_async_context(serve(names.PLANNER_QUEUE))
             await until(file.exists)
@@ -91,7 +91,7 @@ async def test_the_ready_file_is_removed_while_temporal_hangs(tmp_path, monkeypa
     file, stopped, server = tmp_path / "ready", asyncio.Event(), Hanging()
     with announced(file):
         assert file.exists()
-        keeping = asyncio.create_task(keep_ready(server, {}, file, stopped))
+        keeping = asyncio.create_task(keep_ready(lambda: server, {}, file, stopped))
 
         await until(lambda: not file.exists())
         await until(lambda: server.asked > 2)
@@ -109,7 +109,7 @@ async def test_a_ready_file_that_can_not_be_written_ends_no_worker(own, tmp_path
         raise FileNotFoundError(2, "No such file or directory", str(file))
 
     monkeypatch.setattr(health, "_mark", mark)
-    keeping = asyncio.create_task(keep_ready(own, {}, tmp_path / "gone" / "ready", stopped))
+    keeping = asyncio.create_task(keep_ready(lambda: own, {}, tmp_path / "gone" / "ready", stopped))
     await until(lambda: len(marked) > 1 or keeping.done())
 
     stopped.set()

@@ -36,7 +36,7 @@ SKIPPING = ["--dynamic-config-value", "frontend.WorkflowTimeSkippingEnabled=true
 
 def workers(house, client):
     devfile = read_devfile()
-    engine = engine_of(client, asyncio.get_running_loop())
+    engine = engine_of(lambda: client, asyncio.get_running_loop())
     ours = lifecycle_activities(
         house.store,
         house.artifacts,

@@ -70,7 +70,7 @@ def workers(house, settings):
     @asynccontextmanager
     async def serve():
         client = await connect()
-        engine = engine_of(client, asyncio.get_running_loop())
+        engine = engine_of(lambda: client, asyncio.get_running_loop())
         ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine, cutter=house.cutter)
         lifecycle, urgent, planner = queue_groups(settings)
         theirs = planner_activities(house.store, ThreadSolver())

@@ -31,7 +31,7 @@ def unusual_workers(house, unusual_client):
 
     @contextlib.asynccontextmanager
     async def serve():
-        devfile, engine = read_devfile(), engine_of(unusual_client, asyncio.get_running_loop())
+        devfile, engine = read_devfile(), engine_of(lambda: unusual_client, asyncio.get_running_loop())
         ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine)
         theirs = planner_activities(house.store, ThreadSolver())
         async with (

@@ -32,7 +32,7 @@ def few_slots(house, client):
 
     @contextlib.asynccontextmanager
     async def serve():
-        devfile, engine = read_devfile(), engine_of(client, asyncio.get_running_loop())
+        devfile, engine = read_devfile(), engine_of(lambda: client, asyncio.get_running_loop())
         ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine)
         lifecycle = devfile.group(names.LIFECYCLE_QUEUE).model_copy(update={"activity_slots": SLOTS})
         async with (
@@ -91,7 +91,7 @@ def usual_queue_full(house, client):
 
     @contextlib.asynccontextmanager
     async def serve():
-        devfile, engine = read_devfile(), engine_of(client, asyncio.get_running_loop())
+        devfile, engine = read_devfile(), engine_of(lambda: client, asyncio.get_running_loop())
         ours = lifecycle_activities(house.store, house.artifacts, house.infrastructure, engine)
         theirs = planner_activities(house.store, ThreadSolver())
         async with (

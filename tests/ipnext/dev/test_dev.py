@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ipnext.components.settings import ComponentSettings
 from ipnext.dev import children
+from ipnext.dev.certificates import DevCertificates
 from ipnext.dev.children import STEADY_SECONDS, Child, Family
 from ipnext.dev.platform import BEYOND_DRAINS_SECONDS, Places, Platform, ending_seconds, locked, run
 from ipnext.dev.ports import PortInUse, choose
@@ -273,7 +275,10 @@ def test_the_logs_of_the_platform_are_looked_after_while_it_is_tended(tmp_path: 
     log.write_text("long ago")
     os.utime(log, (0, 0))
     stores = Stores.of(tmp_path, dev_settings())
-    platform = Platform(Places(tmp_path), None, (), stores=stores, free_ports=True, workers=1)
+    certificates = DevCertificates(tmp_path / "certificates", (), ComponentSettings(), dev_settings())
+    platform = Platform(
+        Places(tmp_path), None, (), stores=stores, certificates=certificates, free_ports=True, workers=1
+    )
     stop = threading.Event()
     tending = threading.Thread(target=platform.tend, args=(stop,), daemon=True)
     tending.start()

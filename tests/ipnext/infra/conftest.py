@@ -39,6 +39,8 @@ STAND_INS = {
 }
 
 
+OPEN = {"IPNEXT_COMPONENT_AUTHENTICATION": "none"}
+"""What certificates do has tests of its own (test_agent_certificates.py)."""
 PATIENT = {f"IPNEXT_AGENT_{name}_SECONDS": "60" for name in ("UNANSWERED", "GATEWAY_HUNG", "CONFIRM")}
 """A process that gets no processor for a while is not taken for one that hangs."""
 
@@ -98,7 +100,16 @@ class RunningAgent:
     """An agent process and what a client sees of it."""
 
     def __init__(
-        self, region, directory, *, peers=None, environment=None, artifacts="file:///nowhere", real=False, owner=None
+        self,
+        region,
+        directory,
+        *,
+        peers=None,
+        environment=None,
+        artifacts="file:///nowhere",
+        real=False,
+        owner=None,
+        certificates=None,
     ):
         self.region = region
         self.state = directory / region
@@ -107,8 +118,14 @@ class RunningAgent:
         self.peers = peers
         self.artifacts = artifacts
         self.owner = owner
-        self.environment = os.environ | PATIENT | ({} if real else STAND_INS) | (environment or {})
-        self.infra = PatientInfrastructure({region: f"http://127.0.0.1:{self.port}"}, timeout_seconds=PATIENCE_SECONDS)
+        self.environment = os.environ | PATIENT | OPEN | ({} if real else STAND_INS) | (environment or {})
+        self.url = f"http://127.0.0.1:{self.port}"
+        components = self.peer_port = None
+        if certificates is not None:
+            self.url, components = f"https://127.0.0.1:{self.port}", certificates.control_plane()
+            self.environment |= certificates.environment(region)
+            self.peer_port = PortBook(directory / f"{region}-test-peer-ports.json").port("peers")
+        self.infra = PatientInfrastructure({region: self.url}, timeout_seconds=PATIENCE_SECONDS, components=components)
         self.client = httpx.Client(trust_env=False, timeout=60)
         self.process = None
 
@@ -121,6 +138,8 @@ class RunningAgent:
         """Start it; return once it answers."""
         command = [sys.executable, "-m", "ipnext.infra.agent", "--region", self.region, "--state", str(self.state)]
         command += ["--port", str(self.port), "--gateway-port", "0", "--artifacts", self.artifacts]
+        if self.peer_port:
+            command += ["--peer-port", str(self.peer_port)]
         if self.peers:
             command += ["--peers", str(self.peers)]
         if self.owner:

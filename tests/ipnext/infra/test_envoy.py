@@ -12,7 +12,7 @@ def gateway(builder):
     def gateway(*tables, peers=None):
         return envoy.Gateway(
             region="eu",
-            router_port=1,
+            router_url="http://127.0.0.1:1",
             peers=peers or {},
             tables={table.model: table for table in tables},
             request_seconds=60.0,

@@ -55,7 +55,7 @@ class Site:
         (self.directory / "router.json").write_text(router_table.model_dump_json())
         gateway = envoy.Gateway(
             region=self.region,
-            router_port=self.ports["router"],
+            router_url=f"http://127.0.0.1:{self.ports['router']}",
             peers=peers or {},
             tables={table.model: table for table in tables},
             request_seconds=5.0,
@@ -333,7 +333,7 @@ def test_requests_of_v2_are_not_held_until_they_are_whole(eu):
 def test_the_configuration_leaves_v2_alone(builder):
     gateway = envoy.Gateway(
         region="eu",
-        router_port=1,
+        router_url="http://127.0.0.1:1",
         peers={},
         tables={"m": builder("m").table(1, {1: 1.0}), "g": generating(builder, "g", "eu", {1: 1.0}, [1])},
         request_seconds=60.0,

@@ -1,5 +1,6 @@
 """Every listener answers its own names only, and no page of another origin: a page whose name is rebound to loopback is refused."""
 
+import json
 import os
 import socket
 import subprocess
@@ -20,6 +21,12 @@ NAMES = {
     "IPNEXT_ALLOWED_HOSTS": '["ipnext.example", "10.1.2.3"]',
     "IPNEXT_ALLOWED_ORIGINS": '["https://ui.example"]',
 }
+ON_A_PORT = {
+    "IPNEXT_AGENT_ROUTER_COMMAND": json.dumps(
+        ["{python}", "-m", "serving.router", "--port", "{port}", "--region", "{region}", "--table", "{table}"]
+    )
+}
+"""So that a browser could reach it at all; test_inner_listeners.py has the default, Unix sockets."""
 ARGUMENTS = ("--allowed-host=ipnext.example", "--allowed-host=10.1.2.3", "--allowed-origin=https://ui.example")
 PATHS = {
     "api": "/v1/models",
@@ -63,7 +70,9 @@ def started(stack, directory, name, command, port):
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory, running_agent):
     store = FileArtifactStore(tmp_path_factory.mktemp("store"))
-    agent = running_agent("eu", tmp_path_factory.mktemp("agent"), environment=NAMES, artifacts=store.uri, real=True)
+    agent = running_agent(
+        "eu", tmp_path_factory.mktemp("agent"), environment=NAMES | ON_A_PORT, artifacts=store.uri, real=True
+    )
     try:
         yield agent.start()
     finally:

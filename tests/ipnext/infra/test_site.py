@@ -12,7 +12,7 @@ from ipnext.infra.site import Site
 def site(root: Path, **settings: object) -> Site:
     return Site(
         region="us-east", directory=root, artifacts="file:///store", gateway_port=1,
-        settings=AgentSettings.model_validate(settings), ports=Mock(), session=Mock(),
+        settings=AgentSettings.model_validate(settings), places=Mock(), session=Mock(),
     )  # fmt: skip
 
 
@@ -29,7 +29,10 @@ def test_processes_of_a_region_are_not_given_the_platforms_secrets(
 
 def test_a_torch_host_is_told_how_to_confine_itself_and_a_vllm_host_is_not(tmp_path: Path) -> None:
     settings = {"host_confinement": "required", "host_readable": ["/opt/engine"], "host_writable": ["/var/tmp/engine"]}
-    command = site(tmp_path, **settings).host_command("one", 1)
+    command = site(tmp_path, **settings).host_command("one", "unix:///run/one")
     assert [word for word in command if "confinement" in word] == ["--confinement=required"]
     assert {"--readable=/opt/engine", "--writable=/var/tmp/engine"} < set(command)
-    assert not any("confinement" in word for word in site(tmp_path, **settings).host_command("one", 1, engine="vllm"))
+    assert not any(
+        "confinement" in word
+        for word in site(tmp_path, **settings).host_command("one", "unix:///run/one", engine="vllm")
+    )

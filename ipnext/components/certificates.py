@@ -1,0 +1,117 @@
+"""A component's certificate, key and authorities as files, and the TLS contexts made of them.
+
+Something else writes the files (`ipnext dev`, SPIRE, cert-manager) and replaces them before the certificate ends. Both ends of a
+connection check the other's certificate, and which component it names, within the handshake.
+"""
+
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ipnext.components.identity import Identity, parse_identity
+from ipnext.errors import InvalidInput
+
+Stamp = tuple[tuple[int, int, int], ...]
+Accept = Callable[[Identity], bool]
+
+_READ_ATTEMPTS: Final = 5
+_READ_PAUSE_SECONDS: Final = 0.02
+"""Files that are replaced one after the other do not fit for a moment."""
+
+
+@dataclass(frozen=True)
+class CertificateFiles:
+    """Where a component's own certificate (with its chain) and key lie, and the authorities that it trusts. All PEM."""
+
+    certificate: Path
+    key: Path
+    authorities: Path
+
+    def stamp(self) -> Stamp:
+        """Changes with the files. InvalidInput if one is missing."""
+        try:
+            stats = [path.stat() for path in (self.certificate, self.key, self.authorities)]
+        except OSError as error:
+            msg = f"no certificate of this component: {error.strerror}: {error.filename}"
+            raise InvalidInput(msg, field="component_certificate_file", value=error.filename) from error
+        return tuple((stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats)
+
+
+class CheckedSSLObject(ssl.SSLObject):
+    """One end of a TLS connection of asyncio; the handshake fails unless the other end is an accepted component."""
+
+    accepts: Accept
+    peer: Identity
+    """Who is at the other end, after the handshake."""
+
+    def do_handshake(self) -> None:
+        """Check the certificate, then the name in it. ssl.SSLCertVerificationError."""
+        super().do_handshake()
+        self.peer = _checked(self.getpeercert(), type(self).accepts)
+
+
+class CheckedSSLSocket(ssl.SSLSocket):
+    """The same for a socket that blocks."""
+
+    accepts: Accept
+    peer: Identity
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Check the certificate, then the name in it. ssl.SSLCertVerificationError."""
+        super().do_handshake(block)
+        self.peer = _checked(self.getpeercert(), type(self).accepts)
+
+
+def server_context(files: CertificateFiles, accept: Accept) -> ssl.SSLContext:
+    """A context that asks each client for its certificate. InvalidInput if the files are not good."""
+    return _context(ssl.PROTOCOL_TLS_SERVER, files, accept)
+
+
+def client_context(files: CertificateFiles, accept: Accept) -> ssl.SSLContext:
+    """A context that shows the certificate to the server. InvalidInput if the files are not good."""
+    return _context(ssl.PROTOCOL_TLS_CLIENT, files, accept)
+
+
+def _context(protocol: int, files: CertificateFiles, accept: Accept) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # a component is known by its name in the certificate, which `accept` checks
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    bound = {"accepts": staticmethod(accept)}
+    context.sslobject_class = type("_CheckedObject", (CheckedSSLObject,), bound)
+    context.sslsocket_class = type("_CheckedSocket", (CheckedSSLSocket,), bound)
+    _load(context, files)
+    return context
+
+
+def _load(context: ssl.SSLContext, files: CertificateFiles) -> None:
+    for attempt in range(_READ_ATTEMPTS):
+        try:
+            context.load_cert_chain(files.certificate, files.key)
+            context.load_verify_locations(files.authorities)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            if attempt + 1 == _READ_ATTEMPTS:
+                msg = f"{files.certificate}, {files.key}, {files.authorities}: not a certificate, its key and authorities: {error}"
+                raise InvalidInput(msg, field="component_certificate_file", value=str(files.certificate)) from error
+            time.sleep(_READ_PAUSE_SECONDS)
+        else:
+            return
+
+
+def _checked(certificate: Any, accept: Accept) -> Identity:
+    names = [name for kind, name in (certificate or {}).get("subjectAltName", ()) if kind == "URI"]
+    if len(names) != 1:
+        msg = f"a component's certificate has exactly one URI, got {len(names)}"
+        raise ssl.SSLCertVerificationError(msg)
+    try:
+        peer = parse_identity(names[0])
+    except InvalidInput as error:
+        raise ssl.SSLCertVerificationError(error.message) from error
+    if not accept(peer):
+        msg = f"{peer.uri} is not the component that is expected here"
+        raise ssl.SSLCertVerificationError(msg)
+    return peer

@@ -1,0 +1,53 @@
+"""An HTTP client for TCP ports and Unix sockets alike."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from ipnext.components.sockets import is_socket_url, split_url
+
+
+class HttpSessions:
+    """An aiohttp session for each Unix socket, and one for all TCP ports. Close it in the loop that it was made in."""
+
+    def __init__(self) -> None:
+        self._tcp = aiohttp.ClientSession(trust_env=False)
+        self._sockets: dict[str, aiohttp.ClientSession] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def request(self, method: str, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """As of `aiohttp.ClientSession`; `url` may be `unix://PATH.sock/...` too."""
+        if not is_socket_url(url):
+            return self._tcp.request(method, url, **more)
+        path, rest = split_url(url)
+        return self._socket(path).request(method, f"http://localhost{rest}", **more)
+
+    def get(self, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """As of `aiohttp.ClientSession`."""
+        return self.request("GET", url, **more)
+
+    def post(self, url: str, **more: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """As of `aiohttp.ClientSession`."""
+        return self.request("POST", url, **more)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await asyncio.gather(*(one.close() for one in (self._tcp, *self._sockets.values())), *self._ending)
+
+    def _socket(self, path: str) -> aiohttp.ClientSession:
+        session = self._sockets.get(path)
+        if session is None:
+            self._forget_gone()
+            session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(path), trust_env=False)
+            self._sockets[path] = session
+        return session
+
+    def _forget_gone(self) -> None:
+        """Sessions of sockets that are no longer there end; a process that comes back there gets another one."""
+        for path in [path for path in self._sockets if not Path(path).exists()]:
+            task = asyncio.create_task(self._sockets.pop(path).close(), name="close a session")
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)

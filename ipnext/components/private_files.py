@@ -1,0 +1,51 @@
+"""Files for this user alone, and sets of files that change as one."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_CURRENT: Final = "..data"
+"""As Kubernetes names it: a link to the directory that holds the files of now."""
+
+
+def make_private_directory(path: Path) -> None:
+    """Make a directory that only this user may enter."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.chmod(0o700)
+
+
+def write_private_file(path: Path, content: bytes) -> None:
+    """Replace a file as a whole. It never exists with another mode than 0600."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    temporary.replace(path)
+
+
+def replace_file_set(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Put files in force together: their names are links through one link, which is renamed into place.
+
+    Who reads one file after the other may still meet two sets, and has to check that they fit.
+    """
+    make_private_directory(directory)
+    former = (directory / _CURRENT).resolve()
+    current = directory / f"..{secrets.token_hex(8)}"
+    make_private_directory(current)
+    for name, content in files.items():
+        write_private_file(current / name, content)
+    _link(directory / _CURRENT, current.name)
+    for name in files:
+        if not (directory / name).is_symlink():
+            _link(directory / name, f"{_CURRENT}/{name}")
+    if former.name != _CURRENT:
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def _link(path: Path, target: str) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.symlink_to(target)
+    temporary.replace(path)

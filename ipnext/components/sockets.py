@@ -1,0 +1,74 @@
+"""Unix sockets between the components of one region on one machine.
+
+A process listens in a directory of its own, which only its user may enter, on one socket for each kind of caller: `agent.sock`,
+`router.sock`, `gateway.sock`. The directory proves the user, the socket says who calls. URL: `unix://DIRECTORY`.
+"""
+
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from ipnext.components.identity import Component
+from ipnext.components.private_files import make_private_directory
+from ipnext.errors import Forbidden
+
+SCHEME: Final = "unix://"
+SUFFIX: Final = ".sock"
+LONGEST_PATH: Final = 100
+"""Bytes of a socket's path; the kernel takes 107."""
+LONGEST_NAME: Final = len("/gateway.sock")
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+class _Socket(Protocol):
+    def getsockopt(self, level: int, name: int, size: int, /) -> Any: ...
+
+
+def socket_url(directory: Path) -> str:
+    """Return the URL of a process that listens in this directory."""
+    return f"{SCHEME}{directory}"
+
+
+def is_socket_url(url: str) -> bool:
+    """Whether a URL is of Unix sockets."""
+    return url.startswith(SCHEME)
+
+
+def caller_url(url: str, caller: Component) -> str:
+    """Return where `caller` reaches a process; the URL of a TCP port or of a single socket is the same for all."""
+    if not is_socket_url(url) or url.endswith(SUFFIX):
+        return url
+    return f"{url}/{caller}{SUFFIX}"
+
+
+def socket_path(url: str, caller: Component) -> str:
+    """Return the path of the socket that `caller` connects to. `url` must be of sockets."""
+    return caller_url(url, caller).removeprefix(SCHEME)
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Return the socket's path and the rest of a URL such as `unix:///run/h1/agent.sock/control/state`."""
+    path, found, rest = url.removeprefix(SCHEME).partition(SUFFIX)
+    return path + found, rest or "/"
+
+
+def bind_socket(directory: Path, caller: Component) -> socket.socket:
+    """Bind the socket of one kind of caller, in place of one that a former process has left."""
+    make_private_directory(directory)
+    path = directory / f"{caller}{SUFFIX}"
+    path.unlink(missing_ok=True)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound.bind(str(path))
+    path.chmod(0o600)
+    return bound
+
+
+def check_peer(connection: _Socket) -> None:
+    """Forbidden unless the process at the other end runs as this process's user, or as root."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(raw)
+    if user not in {0, os.geteuid()}:
+        msg = f"user {user} may not call this component; allowed: user {os.geteuid()}"
+        raise Forbidden(msg, policy="components")

@@ -1,0 +1,137 @@
+"""HTTP clients of agents: each proves itself, checks that it speaks to the agent of the right region, and follows new certificates."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+import structlog
+
+from ipnext.components.certificates import CertificateFiles, Stamp, client_context
+from ipnext.components.identity import Component, Identity
+from ipnext.components.settings import ComponentSettings
+from ipnext.errors import InvalidInput
+from ipnext.loopback import is_loopback
+
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at the certificate's files."""
+
+
+class AgentClients:
+    """One client for all agents of http://, one for each of https://. Safe to use from several threads."""
+
+    def __init__(
+        self, agents: Mapping[str, str], timeout: httpx.Timeout, settings: ComponentSettings | None = None
+    ) -> None:
+        """InvalidInput if an agent needs a certificate and there is none, or is on another machine in clear text."""
+        # No proxy from the environment may get in between.
+        self._plain = httpx.Client(timeout=timeout, trust_env=False)
+        self._secure = {
+            region: _secure_client(region, timeout, settings)
+            for region, url in agents.items()
+            if url.startswith("https://")
+        }
+        for region, url in agents.items():
+            if region not in self._secure and settings is not None:
+                _check_clear_text(region, url, settings)
+
+    @contextmanager
+    def client(self, region: str) -> Iterator[httpx.Client]:
+        """Give the client of a region's agent; it is not closed while it is in use."""
+        secure = self._secure.get(region)
+        if secure is None:
+            yield self._plain
+            return
+        with secure.client() as client:
+            yield client
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._plain.close()
+        for client in self._secure.values():
+            client.close()
+
+
+def _secure_client(region: str, timeout: httpx.Timeout, settings: ComponentSettings | None) -> "SecureClient":
+    files = settings.certificate_files if settings is not None else None
+    if files is None or settings is None:
+        msg = (
+            f"agents (IPNEXT_AGENTS): the agent of {region} is at https://, which needs a certificate of this component: "
+            "IPNEXT_COMPONENT_CERTIFICATE_FILE, IPNEXT_COMPONENT_KEY_FILE, IPNEXT_COMPONENT_CA_FILE"
+        )
+        raise InvalidInput(msg, field="component_certificate_file")
+    expected = Identity(settings.trust_domain, Component.AGENT, region)
+
+    def make() -> httpx.Client:
+        context = client_context(files, lambda peer: peer == expected)
+        return httpx.Client(timeout=timeout, trust_env=False, verify=context)
+
+    return SecureClient(files, make)
+
+
+def _check_clear_text(region: str, url: str, settings: ComponentSettings) -> None:
+    if settings.component_authentication == "required" and not is_loopback(urlsplit(url).hostname or ""):
+        msg = (
+            f"agents (IPNEXT_AGENTS): the agent of {region} is on another machine, and {url} is clear text; allowed: https://, "
+            "or http:// with IPNEXT_COMPONENT_AUTHENTICATION=none"
+        )
+        raise InvalidInput(msg, field="agents", value=url)
+
+
+@dataclass(eq=False)
+class _Client:
+    http: httpx.Client
+    stamp: Stamp
+    users: int = 0
+
+
+class SecureClient:
+    """A client that is made again once the certificate's files have changed; the former one ends with its last call."""
+
+    def __init__(self, files: CertificateFiles, make: Callable[[], httpx.Client]) -> None:
+        self._files = files
+        self._make = make
+        self._lock = threading.Lock()
+        self._now = _Client(make(), files.stamp())
+        self._looked_at = time.monotonic()
+
+    @contextmanager
+    def client(self) -> Iterator[httpx.Client]:
+        """Give the client of now for one call."""
+        with self._lock:
+            self._look()
+            taken = self._now
+            taken.users += 1
+        try:
+            yield taken.http
+        finally:
+            with self._lock:
+                taken.users -= 1
+                self._end(taken)
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            self._now.http.close()
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            stamp = self._files.stamp()
+            if stamp == self._now.stamp:
+                return
+            former, self._now = self._now, _Client(self._make(), stamp)
+        except InvalidInput as error:  # the former one serves until it ends
+            structlog.get_logger().warning("certificate not read, the former one stays", reason=error.message)
+            return
+        self._end(former)
+
+    def _end(self, client: _Client) -> None:
+        if client is not self._now and not client.users:
+            client.http.close()

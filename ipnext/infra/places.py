@@ -1,0 +1,84 @@
+"""Where the processes of a region listen: in a directory with Unix sockets each, or on loopback ports."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from ipnext.components.private_files import make_private_directory
+from ipnext.components.sockets import LONGEST_NAME, LONGEST_PATH, is_socket_url, socket_url
+from ipnext.errors import Conflict
+from ipnext.infra.ports import LOOPBACK, PortBook, release
+
+_NAME_LETTERS: Final = 12
+
+
+class Places:
+    """Chooses an address for each process by its name, which keeps it over restarts."""
+
+    def __init__(self, directory: Path, ports: PortBook) -> None:
+        """`directory` is the agent's; its sockets are in `run` below it, or in a temporary directory if that path is too long."""
+        self._run = run_directory(directory)
+        self._ports = ports
+
+    def choose(self, name: str, command: Sequence[str], *, sockets: str | None = None) -> str:
+        """Return the URL for a process of this command: of sockets unless it names the field `port` only.
+
+        `sockets` names the directory, if not `name`. Conflict if the directory belongs to another user.
+        """
+        text = " ".join(command)
+        if "{port}" in text and "{sockets}" not in text:
+            return f"http://{LOOPBACK}:{self._ports.port(name)}"
+        make_own_directory(self._run)
+        return socket_url(self._run / sha256((sockets or name).encode()).hexdigest()[:_NAME_LETTERS])
+
+    def adopt(self, name: str, url: str) -> None:
+        """Keep the address of a process that runs already."""
+        if not is_socket_url(url):
+            self._ports.adopt(name, urlsplit(url).port or 0)
+
+    def forget(self, name: str, url: str) -> None:
+        """Give the address of `name` back; its process has ended."""
+        self._ports.forget(name)
+        if is_socket_url(url):
+            self.release(url)
+
+    def close(self) -> None:
+        """Remove the sockets' directory: everything that listened there has ended."""
+        shutil.rmtree(self._run, ignore_errors=True)
+
+    def release(self, url: str) -> None:
+        """Give one of several addresses of a name back."""
+        if is_socket_url(url):
+            shutil.rmtree(url.removeprefix("unix://"), ignore_errors=True)
+        else:
+            release(urlsplit(url).port or 0)
+
+
+def run_directory(directory: Path) -> Path:
+    """Return where the sockets of an agent's state directory are. The next agent there finds the same place."""
+    run = directory / "run"
+    if len(bytes(run)) + 1 + _NAME_LETTERS + LONGEST_NAME <= LONGEST_PATH:
+        return run
+    name = sha256(bytes(directory)).hexdigest()[:_NAME_LETTERS]
+    return Path(tempfile.gettempdir()) / f"ipnext-run-{os.geteuid()}-{name}"
+
+
+def make_own_directory(path: Path) -> None:
+    """Make a directory for this user alone. Conflict if another user has made it."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.is_symlink() or path.stat().st_uid != os.geteuid():
+        msg = f"{path} belongs to another user; remove it, or give the agent a --state with a shorter path"
+        raise Conflict(msg)
+    make_private_directory(path)
+
+
+def address_fields(url: str) -> Mapping[str, str]:
+    """Return the fields `port` and `sockets` of a command, for the one that the URL has."""
+    if is_socket_url(url):
+        return {"sockets": url.removeprefix("unix://"), "port": ""}
+    return {"port": str(urlsplit(url).port or 0), "sockets": ""}

@@ -1,0 +1,72 @@
+"""Where host and router listen: on a loopback port for any caller, or on Unix sockets with one kind of caller each."""
+
+import argparse
+import asyncio
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipnext.components.authorisation import authorise
+from ipnext.components.identity import Component
+from ipnext.components.sockets import bind_socket, check_peer
+from ipnext.errors import Forbidden
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Lets the callers of one Unix socket in, to the routes that are theirs."""
+
+    listener: Component
+    caller: Component
+
+    def check_connection(self, transport: asyncio.BaseTransport) -> None:
+        """Forbidden if the connection comes from another user of the machine."""
+        connection = transport.get_extra_info("socket")
+        if connection is None:
+            msg = "the connection has no socket, so that its user is not known"
+            raise Forbidden(msg, policy="components")
+        check_peer(connection)
+
+    def check(self, path: str) -> None:
+        """Forbidden if the path is not one of this caller."""
+        authorise(self.listener, self.caller, path)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A bound socket, and the guard of its connections; None: any caller may ask for anything."""
+
+    socket: socket.socket
+    guard: Guard | None = None
+
+    @property
+    def address(self) -> str:
+        """Port or path, for a log."""
+        name = self.socket.getsockname()
+        return name if isinstance(name, str) else str(name[1])
+
+
+def listen(port: int) -> socket.socket:
+    """A listening socket on 127.0.0.1; port 0 takes a free one."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    return listener
+
+
+def add_listener(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `listeners`."""
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--port", type=int, help="port on 127.0.0.1, where any process of the machine may call")
+    where.add_argument(
+        "--sockets", type=Path, metavar="DIR", help="directory for Unix sockets, one for each kind of caller"
+    )
+
+
+def listeners(arguments: argparse.Namespace, component: Component, callers: Sequence[Component]) -> Sequence[Listener]:
+    """Bind what the command line names. OSError."""
+    if arguments.sockets is None:
+        return (Listener(listen(arguments.port)),)
+    directory: Path = arguments.sockets
+    return tuple(Listener(bind_socket(directory, caller), Guard(component, caller)) for caller in callers)

@@ -1,0 +1,122 @@
+"""A region as it is by default: whatever listens in it is known, and only the gateway's port and the agent's are open to others."""
+
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.components.identity import Component
+from ipnext.errors import Conflict
+from ipnext.infra.places import Places, make_own_directory, run_directory
+from tests.waiting import until
+
+PROCESSES = {
+    "serving.router": {Component.AGENT, Component.GATEWAY},
+    "serving.host": {Component.AGENT, Component.ROUTER},
+}
+HOST = ("{python}", "-m", "serving.host", "--sockets", "{sockets}")
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory, running_agent, builder):
+    """An agent with a router and a host as they are by default; the snapshot is not there, and that does not matter here."""
+    store = FileArtifactStore(tmp_path_factory.mktemp("store"))
+    agent = running_agent("eu", tmp_path_factory.mktemp("a"), artifacts=store.uri, real=True)
+    try:
+        agent.start()
+        agent.infra.apply(builder("ranker").deployment({1: (1,)}))
+        agent.child("serving.host")
+        yield agent
+    finally:
+        agent.close()
+
+
+def sockets_of(process):
+    """Unix sockets with a path that a process listens on: the kernel gives accepted connections the path of their listener."""
+    return {Path(one.laddr) for one in process.net_connections("unix") if one.laddr.startswith("/")}
+
+
+def test_only_gateway_and_agent_listen_on_ports(agent):
+    found = Counter()
+    for process in [psutil.Process(agent.process.pid), *agent.children()]:
+        for one in process.net_connections("inet"):
+            if one.status == psutil.CONN_LISTEN:
+                found[one.laddr] += 1
+    assert {address.port for address in found} == {agent.port, httpx.URL(agent.gateway).port}
+    assert {address.ip for address in found} == {"127.0.0.1"}
+
+
+def test_every_other_listener_is_a_socket_of_this_user_alone_and_known(agent):
+    admin = sockets_of(agent.child("envoy"))
+    assert {path.name for path in admin} == {"admin.sock"}
+    known = set(admin)
+    for module, callers in PROCESSES.items():
+        process = agent.child(module)
+        until(lambda one=process: sockets_of(one), why=lambda name=module: f"{name} listens")
+        found = sockets_of(process)
+        assert {path.name for path in found} == {f"{caller}.sock" for caller in callers}
+        known |= found
+    everything = {path for process in agent.children() for path in sockets_of(process)}
+    (supervisor,) = everything - known  # bound by a short path, /proc/self/fd/N/...
+    assert supervisor.name == "supervisor.sock", "a listener that this test does not know"
+    for path in {*known, agent.state / "supervisor.sock"}:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+        assert path.stat().st_uid == os.geteuid()
+        if path.name != "supervisor.sock":
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700, path
+
+
+def test_envoy_and_agent_reach_the_router_over_its_sockets(agent):
+    assert agent.get("/v2/health/live") == 200
+    assert agent.get("/control/state") == 404
+    (gateway,) = (path for path in sockets_of(agent.child("serving.router")) if path.name == "gateway.sock")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(gateway))) as client:
+        assert client.post("http://localhost/control/drain", timeout=60).status_code == 403
+
+
+def test_a_directory_with_a_long_path_has_its_sockets_elsewhere(tmp_path):
+    short, long = Path("/s"), tmp_path / ("x" * 100)
+    assert run_directory(short) == Path("/s/run")
+    assert run_directory(long) == run_directory(long), "the next agent finds it"
+    assert len(bytes(run_directory(long))) < 60
+    assert run_directory(long) != run_directory(tmp_path / ("y" * 100))
+
+
+def test_a_directory_of_another_user_is_not_used(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(Conflict, match="belongs to another user"):
+        make_own_directory(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.undo()
+    with pytest.raises(Conflict):
+        make_own_directory(tmp_path / "link")
+
+
+def test_an_agent_that_ends_leaves_no_sockets(new_agent):
+    agent = new_agent("eu", real=True).start()
+    place = run_directory(agent.state.resolve())
+    assert place.is_dir()
+    agent.end()
+    assert not place.exists()
+
+
+class OnePort:
+    """A book with one port for everybody."""
+
+    def port(self, _):
+        return 20_001
+
+
+def test_a_command_of_an_operator_that_takes_a_port_gets_one(tmp_path):
+    places = Places(tmp_path, OnePort())
+    assert places.choose("h", ("x", "--port", "{port}")) == "http://127.0.0.1:20001"
+    first, second = places.choose("h", HOST), places.choose("i", HOST)
+    assert first.startswith("unix://")
+    assert first != second
+    assert places.choose("h", HOST) == first
