@@ -13,6 +13,7 @@ from ipnext.cli.draining import drains_table
 from ipnext.cli.freezing import freeze_tables, freezes_table
 from ipnext.cli.layouts import layout_picture, layout_tables
 from ipnext.cli.output import Form, Output, age, number, plain, rows, say, write
+from ipnext.cli.owners import owner_tables, owners_table
 from ipnext.cli.planning import plan_tables, plans_table, replan_tables, replans_table
 from ipnext.cli.profiles import profile_tables
 from ipnext.cli.session import client_of
@@ -55,6 +56,7 @@ class Kind(StrEnum):
     DRAINS = "drains"
     FLEET = "fleet"
     FREEZES = "freezes"
+    OWNERS = "owners"
     VALIDATORS = "validators"
 
 
@@ -72,7 +74,7 @@ def get(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     search: Annotated[str | None, typer.Option(help="Only models with this text in their name.")] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """List models, changes, plans, replans, regions, drains, the fleet, freezes or validators."""
+    """List models, changes, plans, replans, regions, drains, the fleet, freezes, owners or validators."""
     client, most = client_of(context), None if every else limit
     if kind is not Kind.MODELS and (owner or not_ready or search):
         msg = f"get {kind.value}: --owner, --not-ready and --search are for models"
@@ -100,8 +102,8 @@ def describe(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL | snapshot MODEL PART N | plan PLAN | replan REPLAN | freeze NAME",
-            help="A model, a snapshot with its profiles, a plan or a replan by its id, or a freeze.",
+            metavar="MODEL | snapshot MODEL PART N | plan PLAN | replan REPLAN | freeze NAME | owner NAME",
+            help="A model, a snapshot with its profiles, a plan or a replan by its id, a freeze, or an owner.",
             show_default=False,
         ),
     ],
@@ -110,11 +112,15 @@ def describe(
     ] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Show all of one model (conditions, traffic, parts, replicas, generations, changes), of a plan, a replan or a freeze."""
+    """Show all of one model (conditions, traffic, parts, replicas, generations, changes), of a plan, a replan, a freeze or an owner."""
     client = client_of(context)
     if len(what) == 2 and what[0] == "freeze":
         freeze = client.freeze(what[1])
         write(freeze, output, lambda: freeze_tables(freeze))
+        return
+    if len(what) == 2 and what[0] == "owner":
+        owner = client.owner(what[1])
+        write(owner, output, lambda: owner_tables(owner))
         return
     if len(what) == 2 and what[0] == "plan":
         summary = client.plan_summary(what[1])
@@ -131,7 +137,7 @@ def describe(
         write(whole, output, lambda: snapshot_tables(snapshot, profiles))
         return
     if len(what) != 1:
-        allowed = ("MODEL", "snapshot MODEL PART N", "plan PLAN", "replan REPLAN", "freeze NAME")
+        allowed = ("MODEL", "snapshot MODEL PART N", "plan PLAN", "replan REPLAN", "freeze NAME", "owner NAME")
         msg = f"describe: {' '.join(what)!r} is not known; allowed: {', '.join(allowed)}"
         raise InvalidInput(msg, field="what", value=" ".join(what), allowed=allowed)
     model = what[0]
@@ -425,6 +431,7 @@ _TABLES: Mapping[Kind, Callable[[Iterable[Any]], Table]] = {
     Kind.REGIONS: regions_table,
     Kind.DRAINS: drains_table,
     Kind.FREEZES: freezes_table,
+    Kind.OWNERS: owners_table,
 }
 
 COMMANDS = (
