@@ -68,6 +68,7 @@ from ipnext.model.resource import (
 )
 from ipnext.model.roles import LoginView, RoleRequest, RoleView
 from ipnext.model.signing import SignatureEnvelope
+from ipnext.model.status import ConditionStatus, ConditionType
 from ipnext.model.value import Value, Written
 from ipnext.model.wire import decode
 from ipnext.names import IDEMPOTENCY_HEADER, USER_HEADER
@@ -311,18 +312,32 @@ class Client:
         on_update: Callable[[ModelView], None] | None = None,
     ) -> ModelView:
         """Wait until the newest wanted state of a model serves. DeadlineExceeded says why it does not."""
+        return self.wait_condition(model, ConditionType.READY, timeout_seconds=timeout_seconds, on_update=on_update)
+
+    def wait_condition(
+        self,
+        model: str,
+        kind: ConditionType,
+        status: ConditionStatus = "True",
+        *,
+        timeout_seconds: float = 600.0,
+        on_update: Callable[[ModelView], None] | None = None,
+    ) -> ModelView:
+        """Wait until a condition of a model has a status. DeadlineExceeded says which conditions are not true, and why."""
         last: ModelView | None = None
         for _ in _until(timeout_seconds):
             view = self._glance(lambda: self.model(model))
             if view is not None and view != last and on_update is not None:
                 on_update(view)
             last = view or last
-            if last is not None and last.status.ready:
+            if last is not None and last.status.is_met(kind, status):
                 return last
         why = "; ".join(
             f"{c.type}: {c.reason} {c.message}" for c in (last.status.conditions if last else ()) if c.status != "True"
         )
-        msg = f"model {model!r} is not ready after {timeout_seconds:g} s ({why or 'nothing was published'}); try `ipnext explain {model}`"
+        ready = (kind, status) == (ConditionType.READY, "True")
+        what = "is not ready" if ready else f"has not {kind}={status}"
+        msg = f"model {model!r} {what} after {timeout_seconds:g} s ({why or 'nothing was published'}); try `ipnext explain {model}`"
         raise DeadlineExceeded(msg)
 
     # history

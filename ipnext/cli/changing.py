@@ -12,6 +12,7 @@ from ipnext.cli.command import Command, ModelName, Timeout, Wait
 from ipnext.cli.output import Form, Output, change_line, rows, say, write
 from ipnext.cli.planning import replan
 from ipnext.cli.session import client_of
+from ipnext.cli.waiting import ForChange, ForCondition, target_of
 from ipnext.client import SERVER_SIDE, Client
 from ipnext.errors import EXIT_FAILURE, InvalidInput
 from ipnext.model.freeze import FreezeView
@@ -19,6 +20,7 @@ from ipnext.model.lifecycle import ChangeState
 from ipnext.model.owner import OwnerView
 from ipnext.model.registry import ArtifactFile
 from ipnext.model.resource import ChangeView, FleetView, ModelApplied
+from ipnext.model.status import ConditionType
 
 
 def apply(
@@ -135,22 +137,22 @@ def delete(
 def wait(
     context: typer.Context,
     model: ModelName,
-    what: Annotated[str, typer.Option("--for", metavar="ready|change=ID", help="What to wait for.")] = "ready",
+    what: Annotated[
+        str,
+        typer.Option("--for", metavar="CONDITION[=STATUS]|change=ID", help="Condition or change to wait for."),
+    ] = "ready",
     timeout: Timeout = 600.0,
     output: Output = Form.TABLE,
 ) -> None:
-    """Wait until a model is ready, or a change has ended."""
-    client = client_of(context)
-    kind, _, change_id = what.partition("=")
-    if kind == "change" and change_id:
-        _finish(client, client.change(change_id), wait=True, timeout=timeout, output=output)
+    """Wait until a condition of a model is true or has another status (Ready, Serving, UpToDate=False), or a change has ended."""
+    target, client = target_of(what), client_of(context)
+    if isinstance(target, ForChange):
+        _finish(client, client.change(target.change_id), wait=True, timeout=timeout, output=output)
         return
-    if what != "ready":
-        msg = f"--for: {what!r} is not known; allowed: ready, change=ID"
-        raise InvalidInput(msg, field="for", value=what, allowed=("ready", "change=ID"))
     client.model(model)
-    view = client.wait_ready(model, timeout)
-    line = (view.status.model, "ready", view.status.serving_generation)
+    view = client.wait_condition(model, target.kind, target.status, timeout_seconds=timeout)
+    state = "ready" if target == ForCondition(ConditionType.READY, "True") else f"{target.kind}={target.status}"
+    line = (view.status.model, state, view.status.serving_generation)
     write(view, output, lambda: rows("", ("model", "state", "serving"), [line]))
 
 
@@ -252,6 +254,6 @@ COMMANDS = (
     Command("rollback", "Go back to a former generation.", rollback),
     Command("repair", "Bring the serving generation about again.", repair),
     Command("replan", "Plan the whole fleet again.", replan),
-    Command("wait", "Wait until a model is ready, or a change has ended.", wait),
+    Command("wait", "Wait for a condition of a model, or for the end of a change.", wait),
     Command("delete", "Retire a model, or delete an owner.", delete),
 )

@@ -190,7 +190,7 @@ def explain(context: typer.Context, model: ModelName, output: Output = Form.TABL
 
 def models_table(models: Iterable[ModelView]) -> Table:
     """One line for each model."""
-    heads = ("model", "ready", "reason", "serving", "target", "replicas", "regions", "age")
+    heads = ("model", "ready", "serving", "up-to-date", "reason", "generation", "target", "replicas", "regions", "age")
     return rows("", heads, (_model_line(view) for view in models))
 
 
@@ -379,12 +379,15 @@ def explanation_tables(explanation: Explanation) -> Iterable[Table | str]:
 
 def _model_line(view: ModelView) -> tuple[object, ...]:
     status = view.status
-    ready = next((c for c in status.conditions if c.type is ConditionType.READY), None)
+    found = {condition.type: condition for condition in status.conditions}
+    kinds = (ConditionType.READY, ConditionType.SERVING, ConditionType.UP_TO_DATE)
+    states = (found[kind].status if kind in found else "Unknown" for kind in kinds)
+    ready = found.get(ConditionType.READY)
     replicas = f"{sum(d.ready for d in view.deployments)}/{sum(d.wanted for d in view.deployments)}"
     regions = ",".join(sorted({d.key.region for d in view.deployments if d.wanted}))
-    state = (ready.status, ready.reason.value) if ready else ("Unknown", "NotPublished")
+    reason = ready.reason.value if ready else "NotPublished"
     targets = (status.serving_generation, status.target_generation)
-    return (status.model, *state, *targets, replicas, regions, age(view.created_at))
+    return (status.model, *states, reason, *targets, replicas, regions, age(view.created_at))
 
 
 def _use(units: float, used: float, free: float) -> tuple[str, str, str]:

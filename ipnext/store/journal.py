@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, insert, update
 from sqlalchemy import select as sa_select
 from sqlmodel import col, select
 
-from ipnext.model.status import Condition, ConditionType, Reason
+from ipnext.model.status import Condition, ConditionType, Reason, with_ready
 from ipnext.store.records import Event
 from ipnext.store.tables import METADATA, ConditionRow, EventRow
 from ipnext.store.unit import Unit, batches, document, plain, rows
@@ -19,7 +19,11 @@ _SAME = (CONDITIONS.c.model == bindparam("of_model")) & (CONDITIONS.c.type == bi
 _CONDITION = sa_select(CONDITIONS).where(_SAME)
 _CONDITION_IS = update(CONDITIONS).where(_SAME)
 
-_SHOWN_FIRST = tuple(ConditionType)
+_HALVES = {
+    ConditionType.SERVING: ConditionType.UP_TO_DATE,
+    ConditionType.UP_TO_DATE: ConditionType.SERVING,
+}
+"""Each half of `Ready` -> the other one."""
 
 
 class Journal(Unit):
@@ -33,8 +37,14 @@ class Journal(Unit):
         reason: Reason,
         message: str = "",
     ) -> Condition:
-        """Write a condition; `last_transition_time` moves only when the status changes. NotFound."""
+        """Write a condition; `last_transition_time` moves only when the status changes. NotFound.
+
+        `Ready` follows from others and is not written: a fault of the caller's code, so RuntimeError.
+        """
         self._writing_known(model)
+        if type is ConditionType.READY:
+            msg = "Ready follows from Serving and UpToDate; write these"
+            raise RuntimeError(msg)
         known = self._run(_CONDITION, of_model=model, of_type=type.value).first()
         changed = known is None or known.status != status
         since = self._now() if known is None or changed else known.last_transition_time
@@ -43,17 +53,18 @@ class Journal(Unit):
             self._run(insert(CONDITIONS), model=model, type=type.value, **said)
         else:
             self._run(_CONDITION_IS, of_model=model, of_type=type.value, **said)
-        if type is ConditionType.READY:
+        if (other := _HALVES.get(type)) is not None:
+            half = self._run(_CONDITION, of_model=model, of_type=other.value).first()
             of = self._model_row(model)
-            of.ready = status == "True"
+            of.ready = status == "True" and half is not None and half.status == "True"
             self._add(of)
         return Condition(type=type, **said)
 
     def conditions(self, model: str) -> tuple[Condition, ...]:
-        """A model's conditions in the order of a rollout's stages. NotFound."""
+        """A model's conditions in the order of a rollout's stages, with `Ready`. NotFound."""
         self._model_row(model)
-        found = [_condition(row) for row in self._session.exec(select(ConditionRow).where(ConditionRow.model == model))]
-        return tuple(sorted(found, key=lambda condition: _SHOWN_FIRST.index(condition.type)))
+        found = self._session.exec(select(ConditionRow).where(ConditionRow.model == model))
+        return with_ready(_condition(row) for row in found)
 
     def held_models(self, models: Collection[str]) -> Mapping[str, str]:
         """Model -> why its changes do not go on now, of these models; those that go on are left out."""

@@ -296,16 +296,18 @@ def test_a_later_route_replaces_an_earlier_one_only(applied):
 
 def test_a_condition_moves_its_time_only_with_its_status(applied):
     with applied.begin("ctr") as repository:
-        first = repository.set_condition("ctr", ConditionType.READY, "False", Reason.PENDING)
+        first = repository.set_condition("ctr", ConditionType.UP_TO_DATE, "False", Reason.PENDING)
     with applied.begin("ctr") as repository:
-        same = repository.set_condition("ctr", ConditionType.READY, "False", Reason.LOAD_FAILED, "out of luck")
+        same = repository.set_condition("ctr", ConditionType.UP_TO_DATE, "False", Reason.LOAD_FAILED, "out of luck")
         assert same.last_transition_time == first.last_transition_time
         assert (same.reason, same.message) == (Reason.LOAD_FAILED, "out of luck")
     with applied.begin("ctr") as repository:
-        moved = repository.set_condition("ctr", ConditionType.READY, "True", Reason.SERVING)
+        moved = repository.set_condition("ctr", ConditionType.UP_TO_DATE, "True", Reason.SERVING)
         repository.set_condition("ctr", ConditionType.RESOLVED, "True", Reason.SUCCEEDED)
         assert moved.last_transition_time > first.last_transition_time
-        assert [condition.type for condition in repository.conditions("ctr")] == ["SnapshotsResolved", "Ready"]
+        assert [condition.type for condition in repository.conditions("ctr")] == [
+            "SnapshotsResolved", "UpToDate", "Ready",
+        ]  # fmt: skip
 
 
 def test_events_are_listed_newest_first_for_a_model_or_for_all(applied, make):

@@ -1,4 +1,4 @@
-"""Owners, and what each model counts for in the quotas of its owner."""
+"""Owners, what each model counts for in the quotas of its owner, and the condition `Ready` as its halves."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -35,10 +35,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "quota", name="pk_owner_claims"),
     )
     _count_models()
+    _split_ready()
 
 
 def downgrade() -> None:
-    """Remove the tables: no owner has a quota or a priority. Members keep their roles."""
+    """Remove the tables: no owner has a quota or a priority. Members keep their roles. `UpToDate` is `Ready` again."""
+    op.execute("DELETE FROM conditions WHERE type = 'Serving'")
+    op.execute("UPDATE conditions SET type = 'Ready' WHERE type = 'UpToDate'")
     op.drop_table("owner_claims")
     op.drop_table("owners")
 
@@ -53,3 +56,19 @@ def _count_models() -> None:
         rows = [{"model": name, "quota": quota, "amount": amount} for quota, amount in sorted(amounts.items())]
         if rows:
             connection.execute(sa.insert(claims), rows)
+
+
+def _split_ready() -> None:
+    """`Ready` said whether the newest wanted state serves; what serves is known of the model."""
+    op.execute("UPDATE conditions SET type = 'UpToDate' WHERE type = 'Ready'")
+    op.execute(
+        "INSERT INTO conditions (model, type, status, reason, message, last_transition_time) "
+        "SELECT name, 'Serving', 'True', 'Serving', 'generation ' || serving_generation || ' serves', updated_at "
+        "FROM models WHERE serving_generation IS NOT NULL AND NOT retired"
+    )
+    op.execute(
+        "INSERT INTO conditions (model, type, status, reason, message, last_transition_time) "
+        "SELECT c.model, 'Serving', 'False', c.reason, c.message, c.last_transition_time FROM conditions c "
+        "JOIN models m ON m.name = c.model "
+        "WHERE c.type = 'UpToDate' AND (m.serving_generation IS NULL OR m.retired)"
+    )
