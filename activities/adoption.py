@@ -22,6 +22,7 @@ from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import Placement, PlanRecord
 from ipnext.store.repository import Repository
 from planner.diff import diff
+from planner.owner_priority import compared_by_level, unmet_by_level
 from planner.solution import check
 
 PLACEMENT_RULES = frozenset({"served", "latency", "capacity", "survive", "min_replicas", "supply", "budget", "names"})
@@ -76,12 +77,13 @@ def replaces(
         what = in_unit(broken[0].message, unit_in(model, tokens))
         return Verdict(adopt=True, message=f"the plan in force no longer holds: {broken[0].subject}: {what}")
     before, after = figures_of(problem, held), figures_of(problem, plan)
-    if after.unmet < before.unmet - NOISE * max(1.0, before.unmet):
+    order = compared_by_level(unmet_by_level(problem, plan), unmet_by_level(problem, held), noise=NOISE)
+    if order < 0:
         return Verdict(adopt=True, message=_more_served(held, plan, tokens))
     saved = before.spent - after.spent
     share = saved / before.cost if before.cost > 0 else 0.0
     words = f"saves {saved:.2f} $/h ({share:.1%})"
-    if after.unmet <= before.unmet + NOISE * max(1.0, before.unmet) and saved > 0 and share >= dead_band:
+    if order == 0 and saved > 0 and share >= dead_band:
         return Verdict(adopt=True, message=words)
     return Verdict(adopt=False, message=f"{words}, within the dead band of {dead_band:.1%}: nothing moves")
 
@@ -120,7 +122,6 @@ def figures_of(problem: Problem, plan: Plan) -> Figures:
         for j, to in enumerate(problem.regions)
     }
     demand = {(m.model, item.region): item.qps for m in problem.models for item in m.demand}
-    priority = {m.model: m.priority for m in problem.models}
     started = sum(max(0, row.count - now.get(_placement(row), 0)) for row in plan.replicas)
     travelled = sum(
         demand.get((row.model, row.origin), 0.0) * row.fraction * rtt.get((row.origin, row.to), 0.0)
@@ -130,7 +131,7 @@ def figures_of(problem: Problem, plan: Plan) -> Figures:
         cost=cost_of(plan.replicas, units, prices),
         latency=problem.objective.latency_weight * travelled,
         moves=problem.objective.move_cost * started,
-        unmet=sum(priority.get(item.model, 1.0) * item.qps for item in plan.unmet),
+        unmet=sum(unmet_by_level(problem, plan)),
     )
 
 

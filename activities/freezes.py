@@ -68,7 +68,9 @@ def _hold(unit: Repository, change: Change, stage: StageInput, bound: Frozen) ->
     if change.kind in _SHOWS_CONDITIONS:
         unit.set_condition(change.model, ConditionType.PLANNED, "Unknown", Reason.FROZEN, bound.told)
         told = f"{change.kind} of generation {stage.generation} is {bound.told}"
-        unit.set_condition(change.model, ConditionType.READY, "False", Reason.FROZEN, told + _serving(unit, change))
+        unit.set_condition(
+            change.model, ConditionType.UP_TO_DATE, "False", Reason.FROZEN, told + _serving(unit, change)
+        )
 
 
 def _let_go(unit: Repository, change: Change, stage: StageInput, bound: Frozen | None, given: Override | None) -> str:
@@ -85,7 +87,7 @@ def _let_go(unit: Repository, change: Change, stage: StageInput, bound: Frozen |
         generation = f"generation {stage.generation}"
         unit.set_condition(change.model, ConditionType.PLANNED, "Unknown", Reason.PENDING, generation)
         told = f"{change.kind} of {generation} is under way{_serving(unit, change)}"
-        unit.set_condition(change.model, ConditionType.READY, "False", Reason.PROGRESSING, told)
+        unit.set_condition(change.model, ConditionType.UP_TO_DATE, "False", Reason.PROGRESSING, told)
     return why
 
 

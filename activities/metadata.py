@@ -177,8 +177,11 @@ def _write_beginning(
         repository.update_model(record.name, target_generation=generation)
     serving = f"; generation {record.serving_generation} serves" if record.serving_generation else ""
     repository.set_condition(
-        record.name, ConditionType.READY, "False", Reason.PROGRESSING, f"{subject} is under way{serving}"
+        record.name, ConditionType.UP_TO_DATE, "False", Reason.PROGRESSING, f"{subject} is under way{serving}"
     )
+    if record.serving_generation is None:
+        message = f"nothing serves: {subject} is under way"
+        repository.set_condition(record.name, ConditionType.SERVING, "False", Reason.PROGRESSING, message)
     for condition in (ConditionType.RESOLVED, ConditionType.VALIDATED, ConditionType.PLANNED):
         repository.set_condition(record.name, condition, "Unknown", Reason.PENDING, f"generation {generation}")
     if change.kind is ChangeKind.ROLLBACK:

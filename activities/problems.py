@@ -90,11 +90,18 @@ def fleet_problem(
     current: CurrentState | None = None,
     objective: Objective | None = None,
     limits: Limits | None = None,
+    priorities: Mapping[str, int] | None = None,
 ) -> Problem:
-    """The whole problem. An owner that the fleet does not name has no limit; rows of unknown names are left out."""
+    """The whole problem. An owner that the fleet does not name has no limit; rows of unknown names are left out.
+
+    `priorities`: owner -> its priority; an owner that is not named has 0.
+    """
     owners = {item.owner: Owner.of(item) for item in fleet.owners}
     for model in models:
         owners.setdefault(model.owner, Owner(owner=model.owner))
+    for name, priority in sorted((priorities or {}).items()):
+        if name in owners:
+            owners[name] = owners[name].model_copy(update={"priority": priority})
     return Problem(
         regions=fleet.regions,
         rtt_ms=fleet.rtt_ms,

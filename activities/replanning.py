@@ -222,6 +222,7 @@ def fleet_snapshot(
             current=now,
             objective=objective,
             limits=limits,
+            priorities=repository.owner_priorities(),
         ),
         running=rows_by_model(now),
         movable=frozenset(found.name for found in records if found.serving_generation and not found.retired),

@@ -35,6 +35,9 @@ POLL_SECONDS = 0.1
 GRACE_SECONDS = 120.0
 """Beyond the problem's own time limit: reading, building the model, rounding and writing are not counted there."""
 
+SEARCHES = 2
+"""A fleet whose owners have different priorities may be planned twice (`planner.owner_priority`)."""
+
 LAST_WORDS_BYTES = 4000
 """How much of the end of the process's standard error is looked at."""
 
@@ -105,7 +108,8 @@ class ProcessSolver:
             files = (given.fileno(), answer.fileno())
             command = [sys.executable, "-m", "activities.solving", str(os.getpid()), *map(str, files)]
             command += [] if self._memory is None else [str(self._memory)]
-            watch = _Watch(problem.limits.time_seconds + self._grace, beat)
+            seconds = problem.limits.time_seconds * (SEARCHES if len(problem.levels) > 1 else 1)
+            watch = _Watch(seconds + self._grace, beat)
             status = watch.run(command, files, errors)
             answer.seek(0)
             text = answer.read().decode()

@@ -75,7 +75,7 @@ def write_histories(store: Store) -> None:
         for table, found in rows.items():
             for start in range(0, len(found), BATCH):
                 connection.execute(insert(METADATA.tables[table]), found[start : start + BATCH])
-        ready = "SELECT model FROM conditions WHERE type = 'Ready' AND status = 'True'"
+        ready = "SELECT model FROM conditions WHERE type = 'UpToDate' AND status = 'True'"
         connection.execute(text(f"UPDATE models SET ready = TRUE, serving_generation = 4 WHERE name IN ({ready})"))
 
 
@@ -93,7 +93,7 @@ def _history(rows: dict[str, list[dict[str, Any]]], name: str, *, ready: bool) -
             {"at": moment, "model": name, "kind": kind, "message": f"generation {number}", "run_id": "r"}
             for kind in ("Recorded", "Serving")
         ]
-    for kind in ConditionType:
+    for kind in set(ConditionType) - {ConditionType.READY}:
         status, reason = ("True", "Serving") if ready else ("False", "LoadFailed")
         condition = {"model": name, "type": kind.value, "status": status, "reason": reason, "message": ""}
         rows["conditions"].append(condition | {"last_transition_time": at})

@@ -37,6 +37,7 @@ from ipnext.model.lifecycle import ReplanState, ValidationReport
 from ipnext.model.logs import DEFAULT_LINES, LogsView, ReplicaLog
 from ipnext.model.manifest import Manifest, ModelManifest, parse_manifests
 from ipnext.model.moving import MoverAction, ReplanProgress, SteerRequest
+from ipnext.model.owner import OwnerManifest, OwnerView
 from ipnext.model.plan import PlanDiff
 from ipnext.model.plugins import ValidatorView
 from ipnext.model.profile import Profile, ProfileView
@@ -67,6 +68,7 @@ from ipnext.model.resource import (
 )
 from ipnext.model.roles import LoginView, RoleRequest, RoleView
 from ipnext.model.signing import SignatureEnvelope
+from ipnext.model.status import ConditionStatus, ConditionType
 from ipnext.model.value import Value, Written
 from ipnext.model.wire import decode
 from ipnext.names import IDEMPOTENCY_HEADER, USER_HEADER
@@ -75,7 +77,7 @@ from ipnext.settings import client_settings
 T = TypeVar("T")
 Trigger = Literal["manual", "supply", "drain"]
 
-_ORDER: tuple[type, ...] = (FleetManifest, FreezeManifest, ModelManifest)
+_ORDER: tuple[type, ...] = (FleetManifest, OwnerManifest, FreezeManifest, ModelManifest)
 """What others build on comes first."""
 
 EXPORTED_AT_ONCE = 500
@@ -137,15 +139,17 @@ class Client:
 
     def apply(
         self, manifest: str | Manifest, *, dry_run: bool = False
-    ) -> tuple[ModelApplied | FleetView | FreezeView, ...]:
+    ) -> tuple[ModelApplied | FleetView | FreezeView | OwnerView, ...]:
         """Apply YAML text (one or more documents, fleets first) or one manifest. Raises InvalidInput before sending."""
         manifests = parse_manifests(manifest) if isinstance(manifest, str) else (manifest,)
         ordered = sorted(manifests, key=lambda m: _ORDER.index(type(m)))
         return tuple(self._applied(each, dry_run=dry_run) for each in ordered)
 
-    def _applied(self, manifest: Manifest, *, dry_run: bool) -> ModelApplied | FleetView | FreezeView:
+    def _applied(self, manifest: Manifest, *, dry_run: bool) -> ModelApplied | FleetView | FreezeView | OwnerView:
         if isinstance(manifest, ModelManifest):
             return self.put_model(manifest, dry_run=dry_run)
+        if isinstance(manifest, OwnerManifest):
+            return self.put_owner(manifest, dry_run=dry_run)
         if isinstance(manifest, FreezeManifest):
             return self.put_freeze(manifest, dry_run=dry_run)
         return self.put_fleet(manifest, dry_run=dry_run)
@@ -308,18 +312,32 @@ class Client:
         on_update: Callable[[ModelView], None] | None = None,
     ) -> ModelView:
         """Wait until the newest wanted state of a model serves. DeadlineExceeded says why it does not."""
+        return self.wait_condition(model, ConditionType.READY, timeout_seconds=timeout_seconds, on_update=on_update)
+
+    def wait_condition(
+        self,
+        model: str,
+        kind: ConditionType,
+        status: ConditionStatus = "True",
+        *,
+        timeout_seconds: float = 600.0,
+        on_update: Callable[[ModelView], None] | None = None,
+    ) -> ModelView:
+        """Wait until a condition of a model has a status. DeadlineExceeded says which conditions are not true, and why."""
         last: ModelView | None = None
         for _ in _until(timeout_seconds):
             view = self._glance(lambda: self.model(model))
             if view is not None and view != last and on_update is not None:
                 on_update(view)
             last = view or last
-            if last is not None and last.status.ready:
+            if last is not None and last.status.is_met(kind, status):
                 return last
         why = "; ".join(
             f"{c.type}: {c.reason} {c.message}" for c in (last.status.conditions if last else ()) if c.status != "True"
         )
-        msg = f"model {model!r} is not ready after {timeout_seconds:g} s ({why or 'nothing was published'}); try `ipnext explain {model}`"
+        ready = (kind, status) == (ConditionType.READY, "True")
+        what = "is not ready" if ready else f"has not {kind}={status}"
+        msg = f"model {model!r} {what} after {timeout_seconds:g} s ({why or 'nothing was published'}); try `ipnext explain {model}`"
         raise DeadlineExceeded(msg)
 
     # history
@@ -357,6 +375,28 @@ class Client:
         """Events of a model, or of all, newest first."""
         path = "/v1/events" if model is None else f"/v1/models/{model}/events"
         return self._list(path, EventView, limit)
+
+    # owners
+
+    def put_owner(
+        self, owner: OwnerManifest, *, expected_version: int | None = None, dry_run: bool = False
+    ) -> OwnerView:
+        """Create or replace an owner. StaleWrite unless `expected_version` (0: none) is in force."""
+        params = params_of(expectedVersion=expected_version, dryRun=dry_run)
+        return self._put(f"/v1/owners/{owner.name}", owner, OwnerView, params=params)
+
+    def owners(self, *, limit: int | None = None) -> Listing[OwnerView]:
+        """Owners with their usage, by name."""
+        return self._list("/v1/owners", OwnerView, limit)
+
+    def owner(self, name: str) -> OwnerView:
+        """One owner with its members, and its usage beside its quotas. NotFound."""
+        return self._get(f"/v1/owners/{name}", OwnerView)
+
+    def delete_owner(self, name: str, *, expected_version: int | None = None) -> OwnerView:
+        """Remove an owner, its quotas and its members' roles. Conflict while it has models; NotFound; StaleWrite."""
+        params = params_of(expectedVersion=expected_version)
+        return self._call("DELETE", f"/v1/owners/{name}", OwnerView, params=params, repeatable=False)
 
     # freezes
 

@@ -6,6 +6,7 @@ IPnextError
 │   ├── UnsupportedModel    422  a module that cannot be exported
 │   ├── TooLarge            413  a body beyond the server's limit
 │   ├── TooSlow             408  a request that does not come whole in time
+│   ├── QuotaExceeded       409  more than an owner's quota has left
 │   ├── MisdirectedRequest  421  a `Host` that a listener does not serve
 │   └── ForeignOrigin       403  a page of another origin asks
 ├── Unauthenticated         401  no credential, or one that proves nothing
@@ -101,6 +102,13 @@ class TooSlow(InvalidInput):
 
     code = "TooSlow"
     http_status = 408
+
+
+class QuotaExceeded(InvalidInput):
+    """A manifest that takes its owner beyond a quota; the message names the figure used and the limit."""
+
+    code = "QuotaExceeded"
+    http_status = 409
 
 
 class MisdirectedRequest(InvalidInput):

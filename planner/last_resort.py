@@ -13,6 +13,7 @@ from ipnext.errors import Infeasible
 from ipnext.model.plan import ModelProblem, PartOption, Plan, Problem, Unmet
 from planner import solve as priced
 from planner.leftover import leftover
+from planner.owner_priority import by_priority
 from planner.solution import check
 
 NO_RULE = frozenset({"unmet_cost", "gap", "time_seconds"})
@@ -23,7 +24,15 @@ MARGIN = 2.0
 
 
 def solve(problem: Problem) -> Plan:
-    """Plan all models as `planner.solve.solve` does, then serve what was refused for its price. Raises InvalidInput."""
+    """Plan all models as `planner.solve.solve` does, then serve what was refused for its price. Raises InvalidInput.
+
+    If demand of an owner stays unserved while owners of lower priority hold capacity, the fleet is planned once more, owners of
+    the highest priority first.
+    """
+    return by_priority(problem, _whole(problem), solve=_whole)
+
+
+def _whole(problem: Problem) -> Plan:
     return serve_what_fits(problem, priced.solve(problem))
 
 

@@ -204,7 +204,11 @@ def _budget(problem: Problem, change: Change) -> Problem:
     owners = {**dict.fromkeys(model.owner for model in problem.models), **owners}
     if whose == "owner" and name in owners:
         owners[name] = _figure(change, owners[name])
-        listed = tuple(Owner(owner=owner, budget_per_hour=limit) for owner, limit in owners.items())
+        priority = {owner.owner: owner.priority for owner in problem.owners}
+        listed = tuple(
+            Owner(owner=owner, budget_per_hour=limit, priority=priority.get(owner, 0))
+            for owner, limit in owners.items()
+        )
         return problem.model_copy(update={"owners": listed})
     known = [*(f"owner/{owner}" for owner in owners), *(f"model/{model.model}" for model in problem.models)]
     _refuse("budget", change.target, "no such owner or model", known)

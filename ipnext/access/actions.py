@@ -4,8 +4,8 @@ from typing import Final, Literal, NamedTuple
 
 from ipnext.model.access import Role
 
-Kind = Literal["Model", "Plan", "Fleet", "Region", "Platform"]
-"""What an action acts on. `Model`: one, or those of a list. `Plan`: of the whole fleet, with its models. `Fleet`: what all models share.
+Kind = Literal["Model", "Owner", "Plan", "Fleet", "Region", "Platform"]
+"""What an action acts on. `Model`, `Owner`: one, or those of a list. `Plan`: of the whole fleet, with its models. `Fleet`: what all models share.
 `Platform`: keys, roles and the audit."""
 
 
@@ -28,6 +28,8 @@ POLICIES: Final = {
     (Role.PUBLISHER, "Model"): "publishers-change-models-of-their-owners",
     (Role.OPERATOR, "Model"): "operators-steer-models-of-their-owners",
     (Role.ADMIN, "Model"): "admins-do-everything",
+    (Role.VIEWER, "Owner"): "viewers-read-their-owners",
+    (Role.ADMIN, "Owner"): "admins-do-everything",
     (Role.VIEWER, "Plan"): "viewers-of-all-owners-read-plans",
     (Role.VIEWER, "Fleet"): "viewers-read-the-fleet",
     (Role.PUBLISHER, "Fleet"): "publishers-upload-artifacts",
@@ -55,6 +57,8 @@ _ALL: Final = (
     Action("artifacts.upload", _P, "Fleet", "upload blobs and snapshots"),
     Action("fleet.read", _V, "Fleet", "read regions, supply, freezes, replans and validators"),
     Action("fleet.apply", _O, "Fleet", "apply the fleet's manifest"),
+    Action("owners.read", _V, "Owner", "read owners, their members, quotas and usage; other owners are left out"),
+    Action("owners.manage", _A, "Owner", "apply and delete owners"),
     Action("plans.read", _V, "Plan", "read plans of the whole fleet with their documents"),
     Action("replans.ask", _O, "Fleet", "plan the whole fleet again, and steer its moves"),
     Action("freezes.change", _O, "Fleet", "apply and lift freezes"),

@@ -29,7 +29,7 @@ from ipnext.api.errors import answer, error_body
 from ipnext.api.recording import SAFE_METHODS, Recorder, operation_of
 from ipnext.api.stream import Listener
 from ipnext.errors import IPnextError, NotFound, Unauthenticated, Unavailable
-from ipnext.model.access import ANY, Principal
+from ipnext.model.access import ANY, Principal, Role
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 
@@ -178,11 +178,11 @@ class Access:
             return action.policy
         owners = granted_owners(principal) or {""}
         decisions = [
-            self._policies.decide(principal, action, Resource("Model", owner=owner)) for owner in sorted(owners)
+            self._policies.decide(principal, action, Resource(action.kind, owner=owner)) for owner in sorted(owners)
         ]
         allowed = next((decision for decision in decisions if decision.allowed), None)
         if allowed is None and granted_owners(principal):
-            self._policies.check(principal, action, Resource("Model", owner=min(owners)))
+            self._policies.check(principal, action, Resource(action.kind, owner=min(owners)))
         return action.policy if allowed is None else allowed.policy
 
     def visible(self, principal: Principal) -> frozenset[str] | None:
@@ -218,6 +218,15 @@ class Access:
             raise NotFound(msg)
         policy = self._policies.check(principal, action, Resource("Model", name, owner)).policy
         return Permission(policy, name, owner)
+
+    def check_own(self, principal: Principal, action: Action, owner: str) -> Permission:
+        """Permit an action on the object of an owner. One whose models are hidden is answered as one that is not there."""
+        if not self.required:
+            return Permission("authentication-is-off", owner=owner)
+        if action.role is Role.VIEWER and not self.can_see(principal, owner):
+            msg = f"owner {owner!r} is not known; `ipnext get owners` lists those that you may see"
+            raise NotFound(msg)
+        return Permission(self._policies.check(principal, action, Resource("Owner", owner, owner)).policy, owner=owner)
 
     def check_owner(self, principal: Principal, action: str, name: str, owner: str) -> None:
         """Check an action on a model of an owner, such as the one that a manifest names. Forbidden."""
@@ -363,7 +372,8 @@ def _target(action: Action, path: Mapping[str, str]) -> tuple[str, str]:
     """Kind and name of what a request acts on, as its path has them. Endpoints may say it better."""
     if "change_id" in path:
         return "Change", path["change_id"]
-    return action.kind, path.get("name", "") if action.kind == "Model" else path.get("region", "")
+    named = {"Model": "name", "Owner": "owner"}.get(action.kind, "region")
+    return action.kind, path.get(named, "")
 
 
 def may(name: str, *, only_reads: bool = False) -> Any:
@@ -381,7 +391,9 @@ def may(name: str, *, only_reads: bool = False) -> Any:
         acting.trail.only_reads = only_reads
         if of_model and ("name" in path or "change_id" in path):
             found = await anyio.to_thread.run_sync(_check_model, request, access, action)
-        elif of_model:
+        elif action.kind == "Owner" and "owner" in path:
+            found = access.check_own(acting.principal, action, path["owner"])
+        elif of_model or action.kind == "Owner":
             found = Permission(access.check_list(acting.principal, action))
         else:
             resource = Resource(action.kind, path.get("region", ""))

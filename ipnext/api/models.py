@@ -13,6 +13,7 @@ from ipnext.api.explanation import explanation_of
 from ipnext.api.facts import model_facts, throughputs_of
 from ipnext.api.filters import WantedModels, found_models
 from ipnext.api.lifecycle import change_view
+from ipnext.api.owners import admit
 from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
 from ipnext.api.retirement import check_not_retiring, note_restored
 from ipnext.api.states import States
@@ -70,7 +71,8 @@ def apply_model(
 ) -> ModelApplied:
     """Create or replace a manifest. The same manifest twice changes nothing. A retired model is brought back, and waits for a publish.
 
-    Demand regions and hardware kinds must exist in the fleet. Where the model serves, or is on its way to serve, a
+    Demand regions and hardware kinds must exist in the fleet. A manifest that takes its owner beyond a quota is refused
+    (`QuotaExceeded`), with the figure used now and the limit. Where the model serves, or is on its way to serve, a
     changed spec is also a change of kind `apply`, which plans again and moves traffic safely.
     """
     if manifest.name != name:
@@ -87,10 +89,13 @@ def apply_model(
             rooms.access.check_model(asker, ACTIONS["models.apply"], unit, name)
         check_not_retiring(unit, before)
         check_measured(manifest, unit.profiles_of(name, before.serving_generation) if before else {})
+        serving = before.serving_generation if before else None
+        claims = admit(unit, manifest, generation=serving)
         if dry_run:
             _check_version(before, expected_version)
             return _applied(before, before, manifest, dry_run=True)
         record = unit.put_model(manifest, expected_version=expected_version)
+        unit.claim(name, claims)
         change = _apply_change(unit, before, record)
         if before is not None and before.retired:
             note_restored(unit, name)

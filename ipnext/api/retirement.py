@@ -30,6 +30,7 @@ def check_not_retiring(unit: Repository, record: ModelRecord | None) -> None:
 
 
 def note_restored(unit: Repository, name: str) -> None:
-    """Write down that a retired model is back: in its events, and in `Ready`, which said that it is retired."""
-    unit.set_condition(name, ConditionType.READY, "False", Reason.NOT_PUBLISHED, RESTORED)
+    """Write down that a retired model is back: in its events, and in its conditions, which said that it is retired."""
+    for condition in (ConditionType.UP_TO_DATE, ConditionType.SERVING):
+        unit.set_condition(name, condition, "False", Reason.NOT_PUBLISHED, RESTORED)
     unit.add_event(name, "Restored", RESTORED)

@@ -1,7 +1,7 @@
 """The status of a model: what the store recorded, corrected by what the regions report now. Pure functions.
 
-A recorded condition says how the last run ended. Where the regions contradict it, the observation wins: `Ready` is
-never true while no replica answers. Such a condition carries the time at which the observation was first made.
+A recorded condition says how the last run ended. If the regions contradict it, the observation wins: `Serving`, and with it
+`Ready`, is never true while no replica answers. Such a condition carries the time at which the observation was first made.
 """
 
 from collections import defaultdict
@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Literal
 
 from ipnext.api.facts import ModelFacts
+from ipnext.api.progress import progress_of
 from ipnext.api.states import States
 from ipnext.model.deployment import (
     Deployment,
@@ -22,8 +23,8 @@ from ipnext.model.deployment import (
 )
 from ipnext.model.lifecycle import DeploymentStatus
 from ipnext.model.resource import ModelView
-from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of
-from ipnext.model.unserved import binding_reason, unserved_message, unserved_regions
+from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of, with_ready
+from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 
 CRASH_LOOP_RESTARTS = 3
 """A replica that isn't ready after so many restarts is in a crash loop."""
@@ -104,15 +105,20 @@ def deployment_statuses(facts: ModelFacts, states: States) -> tuple[DeploymentSt
 
 
 def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, ...]:
-    """The recorded conditions; those recorded as true are contradicted by what is observed."""
+    """The recorded conditions; those recorded as true are contradicted by what is observed. `Ready` follows from them."""
     generation = facts.record.serving_generation
-    if generation is None:
-        return facts.conditions
-    worst = {
-        ConditionType.CAPACITY_READY: _worst(capacity_troubles(facts, states, generation)),
-        ConditionType.READY: _worst(serving_troubles(facts, states)),
-    }
-    return tuple(_contradict(condition, worst.get(condition.type), states.at) for condition in facts.conditions)
+    worst: Mapping[ConditionType, Trouble | None] = {}
+    if generation is not None:
+        worst = {
+            ConditionType.CAPACITY_READY: _worst(capacity_troubles(facts, states, generation)),
+            ConditionType.SERVING: _worst(serving_troubles(facts, states, promised=True)),
+        }
+    found = [
+        _contradict(condition, worst.get(condition.type), states.at)
+        for condition in facts.conditions
+        if condition.type is not ConditionType.PROGRESSING
+    ]
+    return with_ready([*found, *progress_of(facts.conditions, facts.changes, since=facts.record.created_at)])
 
 
 def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tuple[Trouble, ...]:
@@ -123,11 +129,16 @@ def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tup
     return tuple(trouble for trouble in found if trouble is not None)
 
 
-def serving_troubles(facts: ModelFacts, states: States) -> tuple[Trouble, ...]:
-    """Users' regions that nothing serves; routes to a region where a part has no ready replica, or that can't be seen."""
-    replicas = states.of(facts.record.name)
-    serves = facts.record.serving_generation is not None
-    unserved = unserved_regions(facts.record.manifest, facts.routes) if serves else {}
+def serving_troubles(facts: ModelFacts, states: States, *, promised: bool = False) -> tuple[Trouble, ...]:
+    """Users' regions that nothing serves; routes to a region where a part has no ready replica, or that can't be seen.
+
+    `promised`: without regions that only a newer manifest names, which was not brought to serving yet.
+    """
+    replicas, record = states.of(facts.record.name), facts.record
+    serves = record.serving_generation is not None
+    unserved = unserved_regions(record.manifest, facts.routes) if serves else {}
+    if promised and record.observed_generation < record.generation:
+        unserved = routed_before(unserved, facts.routes)
     troubles = [
         Trouble("False", binding_reason(rules), unserved_message(region, rules), region)
         for region, rules in unserved.items()

@@ -12,12 +12,15 @@ from ipnext.cli.command import Command, ModelName, Timeout, Wait
 from ipnext.cli.output import Form, Output, change_line, rows, say, write
 from ipnext.cli.planning import replan
 from ipnext.cli.session import client_of
+from ipnext.cli.waiting import ForChange, ForCondition, target_of
 from ipnext.client import SERVER_SIDE, Client
 from ipnext.errors import EXIT_FAILURE, InvalidInput
 from ipnext.model.freeze import FreezeView
 from ipnext.model.lifecycle import ChangeState
+from ipnext.model.owner import OwnerView
 from ipnext.model.registry import ArtifactFile
 from ipnext.model.resource import ChangeView, FleetView, ModelApplied
+from ipnext.model.status import ConditionType
 
 
 def apply(
@@ -31,12 +34,15 @@ def apply(
     ] = False,
     output: Output = Form.TABLE,
 ) -> None:
-    """Apply manifests of kind Model, Fleet and Freeze."""
+    """Apply manifests of kind Model, Fleet, Owner and Freeze."""
     applied = client_of(context).apply("\n---\n".join(map(_text_of, file)), dry_run=dry_run)
     write(applied, output, lambda: _applied_table(applied, dry_run=dry_run))
     for each in applied:
         if isinstance(each, FleetView) and not dry_run:
             say("the fleet is applied; where it changed, a replan follows by itself: `ipnext get replans`")
+        if isinstance(each, OwnerView):
+            for warning in each.warnings:
+                say(f"owner {each.manifest.name}: {warning}")
         if isinstance(each, ModelApplied) and each.restored and not dry_run:
             say(
                 f"{each.model} was retired: nothing serves until you publish it (`ipnext publish {each.model} --part NAME=DIR`) "
@@ -108,35 +114,45 @@ def repair(
 
 def delete(
     context: typer.Context,
-    model: ModelName,
+    what: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL | owner NAME", help="A model, or an owner.", show_default=False),
+    ],
     wait: Wait = False,
     timeout: Timeout = 600.0,
     output: Output = Form.TABLE,
 ) -> None:
-    """Retire a model: take it out of serving and free its capacity. Its history stays."""
+    """Retire a model: take it out of serving and free its capacity. Its history stays. Or delete an owner without models."""
     client = client_of(context)
-    _finish(client, client.delete(model), wait=wait, timeout=timeout, output=output)
+    if len(what) == 2 and what[0] == "owner":
+        owner = client.delete_owner(what[1])
+        write(owner, output, lambda: [f"owner {what[1]} is deleted, with its quotas and its members' roles"])
+        return
+    if len(what) != 1:
+        msg = f"delete: {' '.join(what)!r} is not known; allowed: MODEL, owner NAME"
+        raise InvalidInput(msg, field="what", value=" ".join(what), allowed=("MODEL", "owner NAME"))
+    _finish(client, client.delete(what[0]), wait=wait, timeout=timeout, output=output)
 
 
 def wait(
     context: typer.Context,
     model: ModelName,
-    what: Annotated[str, typer.Option("--for", metavar="ready|change=ID", help="What to wait for.")] = "ready",
+    what: Annotated[
+        str,
+        typer.Option("--for", metavar="CONDITION[=STATUS]|change=ID", help="Condition or change to wait for."),
+    ] = "ready",
     timeout: Timeout = 600.0,
     output: Output = Form.TABLE,
 ) -> None:
-    """Wait until a model is ready, or a change has ended."""
-    client = client_of(context)
-    kind, _, change_id = what.partition("=")
-    if kind == "change" and change_id:
-        _finish(client, client.change(change_id), wait=True, timeout=timeout, output=output)
+    """Wait until a condition of a model is true or has another status (Ready, Serving, UpToDate=False), or a change has ended."""
+    target, client = target_of(what), client_of(context)
+    if isinstance(target, ForChange):
+        _finish(client, client.change(target.change_id), wait=True, timeout=timeout, output=output)
         return
-    if what != "ready":
-        msg = f"--for: {what!r} is not known; allowed: ready, change=ID"
-        raise InvalidInput(msg, field="for", value=what, allowed=("ready", "change=ID"))
     client.model(model)
-    view = client.wait_ready(model, timeout)
-    line = (view.status.model, "ready", view.status.serving_generation)
+    view = client.wait_condition(model, target.kind, target.status, timeout_seconds=timeout)
+    state = "ready" if target == ForCondition(ConditionType.READY, "True") else f"{target.kind}={target.status}"
+    line = (view.status.model, state, view.status.serving_generation)
     write(view, output, lambda: rows("", ("model", "state", "serving"), [line]))
 
 
@@ -201,15 +217,18 @@ def _change_table(change: ChangeView) -> Table:
     return rows("", ("change", "model", "kind", "generation", "state", "run"), [line])
 
 
-def _applied_table(applied: Sequence[ModelApplied | FleetView | FreezeView], *, dry_run: bool) -> Sequence[Table | str]:
+def _applied_table(
+    applied: Sequence[ModelApplied | FleetView | FreezeView | OwnerView], *, dry_run: bool
+) -> Sequence[Table | str]:
     lines = []
     tables: list[Table | str] = []
     for each in applied:
         if isinstance(each, FleetView):
             lines.append(("fleet", "fleet", each.version, "would be applied" if dry_run else "applied"))
             continue
-        if isinstance(each, FreezeView):
-            lines.append(("freeze", each.manifest.name, each.version, "would be applied" if dry_run else "applied"))
+        if isinstance(each, FreezeView | OwnerView):
+            kind = each.manifest.kind.lower()
+            lines.append((kind, each.manifest.name, each.version, "would be applied" if dry_run else "applied"))
             continue
         lines.append(("model", each.model, each.version, _verb(each, dry_run=dry_run)))
         if each.fields and dry_run:
@@ -230,11 +249,11 @@ def _short(value: object) -> str:
 
 
 COMMANDS = (
-    Command("apply", "Apply manifests of kind Model, Fleet and Freeze.", apply),
+    Command("apply", "Apply manifests of kind Model, Fleet, Owner and Freeze.", apply),
     Command("publish", "Publish new snapshots.", publish),
     Command("rollback", "Go back to a former generation.", rollback),
     Command("repair", "Bring the serving generation about again.", repair),
     Command("replan", "Plan the whole fleet again.", replan),
-    Command("wait", "Wait until a model is ready, or a change has ended.", wait),
-    Command("delete", "Retire a model.", delete),
+    Command("wait", "Wait for a condition of a model, or for the end of a change.", wait),
+    Command("delete", "Retire a model, or delete an owner.", delete),
 )

@@ -13,6 +13,7 @@ from ipnext.cli.draining import drains_table
 from ipnext.cli.freezing import freeze_tables, freezes_table
 from ipnext.cli.layouts import layout_picture, layout_tables
 from ipnext.cli.output import Form, Output, age, number, plain, rows, say, write
+from ipnext.cli.owners import owner_tables, owners_table
 from ipnext.cli.planning import plan_tables, plans_table, replan_tables, replans_table
 from ipnext.cli.profiles import profile_tables
 from ipnext.cli.session import client_of
@@ -55,6 +56,7 @@ class Kind(StrEnum):
     DRAINS = "drains"
     FLEET = "fleet"
     FREEZES = "freezes"
+    OWNERS = "owners"
     VALIDATORS = "validators"
 
 
@@ -72,7 +74,7 @@ def get(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     search: Annotated[str | None, typer.Option(help="Only models with this text in their name.")] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """List models, changes, plans, replans, regions, drains, the fleet, freezes or validators."""
+    """List models, changes, plans, replans, regions, drains, the fleet, freezes, owners or validators."""
     client, most = client_of(context), None if every else limit
     if kind is not Kind.MODELS and (owner or not_ready or search):
         msg = f"get {kind.value}: --owner, --not-ready and --search are for models"
@@ -100,8 +102,8 @@ def describe(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL | snapshot MODEL PART N | plan PLAN | replan REPLAN | freeze NAME",
-            help="A model, a snapshot with its profiles, a plan or a replan by its id, or a freeze.",
+            metavar="MODEL | snapshot MODEL PART N | plan PLAN | replan REPLAN | freeze NAME | owner NAME",
+            help="A model, a snapshot with its profiles, a plan or a replan by its id, a freeze, or an owner.",
             show_default=False,
         ),
     ],
@@ -110,11 +112,15 @@ def describe(
     ] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Show all of one model (conditions, traffic, parts, replicas, generations, changes), of a plan, a replan or a freeze."""
+    """Show all of one model (conditions, traffic, parts, replicas, generations, changes), of a plan, a replan, a freeze or an owner."""
     client = client_of(context)
     if len(what) == 2 and what[0] == "freeze":
         freeze = client.freeze(what[1])
         write(freeze, output, lambda: freeze_tables(freeze))
+        return
+    if len(what) == 2 and what[0] == "owner":
+        owner = client.owner(what[1])
+        write(owner, output, lambda: owner_tables(owner))
         return
     if len(what) == 2 and what[0] == "plan":
         summary = client.plan_summary(what[1])
@@ -131,7 +137,7 @@ def describe(
         write(whole, output, lambda: snapshot_tables(snapshot, profiles))
         return
     if len(what) != 1:
-        allowed = ("MODEL", "snapshot MODEL PART N", "plan PLAN", "replan REPLAN", "freeze NAME")
+        allowed = ("MODEL", "snapshot MODEL PART N", "plan PLAN", "replan REPLAN", "freeze NAME", "owner NAME")
         msg = f"describe: {' '.join(what)!r} is not known; allowed: {', '.join(allowed)}"
         raise InvalidInput(msg, field="what", value=" ".join(what), allowed=allowed)
     model = what[0]
@@ -184,7 +190,7 @@ def explain(context: typer.Context, model: ModelName, output: Output = Form.TABL
 
 def models_table(models: Iterable[ModelView]) -> Table:
     """One line for each model."""
-    heads = ("model", "ready", "reason", "serving", "target", "replicas", "regions", "age")
+    heads = ("model", "ready", "serving", "up-to-date", "reason", "generation", "target", "replicas", "regions", "age")
     return rows("", heads, (_model_line(view) for view in models))
 
 
@@ -373,12 +379,15 @@ def explanation_tables(explanation: Explanation) -> Iterable[Table | str]:
 
 def _model_line(view: ModelView) -> tuple[object, ...]:
     status = view.status
-    ready = next((c for c in status.conditions if c.type is ConditionType.READY), None)
+    found = {condition.type: condition for condition in status.conditions}
+    kinds = (ConditionType.READY, ConditionType.SERVING, ConditionType.UP_TO_DATE)
+    states = (found[kind].status if kind in found else "Unknown" for kind in kinds)
+    ready = found.get(ConditionType.READY)
     replicas = f"{sum(d.ready for d in view.deployments)}/{sum(d.wanted for d in view.deployments)}"
     regions = ",".join(sorted({d.key.region for d in view.deployments if d.wanted}))
-    state = (ready.status, ready.reason.value) if ready else ("Unknown", "NotPublished")
+    reason = ready.reason.value if ready else "NotPublished"
     targets = (status.serving_generation, status.target_generation)
-    return (status.model, *state, *targets, replicas, regions, age(view.created_at))
+    return (status.model, *states, reason, *targets, replicas, regions, age(view.created_at))
 
 
 def _use(units: float, used: float, free: float) -> tuple[str, str, str]:
@@ -425,6 +434,7 @@ _TABLES: Mapping[Kind, Callable[[Iterable[Any]], Table]] = {
     Kind.REGIONS: regions_table,
     Kind.DRAINS: drains_table,
     Kind.FREEZES: freezes_table,
+    Kind.OWNERS: owners_table,
 }
 
 COMMANDS = (

@@ -63,6 +63,8 @@ class FleetSpec(Written):
     hardware: tuple[Name, ...] = Field(min_length=1)
     supply: tuple[SupplyItem, ...]
     owners: tuple[OwnerBudget, ...] = ()
+    require_owners: bool = False
+    """Whether a manifest is refused whose owner has no object of kind Owner."""
 
     @model_validator(mode="after")
     def _names_and_shapes_agree(self) -> Self:

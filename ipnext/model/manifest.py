@@ -18,6 +18,7 @@ from ipnext.model.gates import GateSpec
 from ipnext.model.kv_transfer import Handoff
 from ipnext.model.metadata import Metadata
 from ipnext.model.mixed_graph import Role, check_pair_alone, check_roles
+from ipnext.model.owner import OwnerManifest
 from ipnext.model.profile import LatencyTarget
 from ipnext.model.registry import REQUEST, PartGraph, SyncPolicy, source_node
 from ipnext.model.signing import SignerPolicy
@@ -383,12 +384,13 @@ class _Header(Value):
     kind: str
 
 
-Manifest: TypeAlias = ModelManifest | FleetManifest | FreezeManifest
+Manifest: TypeAlias = ModelManifest | FleetManifest | FreezeManifest | OwnerManifest
 
-KINDS: Mapping[str, type[ModelManifest] | type[FleetManifest] | type[FreezeManifest]] = {
+KINDS: Mapping[str, type[Manifest]] = {
     "Model": ModelManifest,
     "Fleet": FleetManifest,
     "Freeze": FreezeManifest,
+    "Owner": OwnerManifest,
 }
 
 

@@ -60,10 +60,12 @@ class RegionSupply(Row):
 
 
 class Owner(Value):
-    """An owner and what it may spend, $/h; null is no limit."""
+    """An owner and what it may spend, $/h; null is no limit. A document has no priority of 0."""
 
     owner: str
     budget_per_hour: float | None = Field(default=None, ge=0)
+    priority: int = Field(default=0, exclude_if=lambda priority: priority == 0)
+    """If supply is short, demand of owners with a higher priority is served first."""
 
     @classmethod
     def of(cls, item: OwnerBudget) -> "Owner":
@@ -161,6 +163,15 @@ class Problem(Value):
     current: CurrentState = CurrentState()
     objective: Objective = Objective()
     limits: Limits = Limits()
+
+    @property
+    def levels(self) -> tuple[frozenset[str], ...]:
+        """The models by the priority of their owners, the highest first. An owner that is not listed has 0."""
+        priority = {item.owner: item.priority for item in self.owners}
+        models: dict[int, set[str]] = {}
+        for model in self.models:
+            models.setdefault(priority.get(model.owner, 0), set()).add(model.model)
+        return tuple(frozenset(models[level]) for level in sorted(models, reverse=True))
 
 
 class Unmet(Value):

@@ -1,6 +1,6 @@
 """Status that tells the truth: conditions with positive polarity and a closed list of reasons."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal
@@ -12,7 +12,7 @@ from ipnext.model.value import Name, Written
 
 
 class ConditionType(StrEnum):
-    """Each is true when all is well. `Ready` is true only while the newest wanted state serves."""
+    """Each is true when all is well. `Ready` is `Serving` and `UpToDate`, and is derived from them (`ready_of`)."""
 
     RESOLVED = "SnapshotsResolved"
     VALIDATED = "Validated"
@@ -20,7 +20,11 @@ class ConditionType(StrEnum):
     CAPACITY_READY = "CapacityReady"
     ROUTES_READY = "RoutesReady"
     PROGRESSING = "Progressing"
-    """Nothing holds the model's changes back."""
+    """Nothing holds the model's changes back; while a change runs, the message names its step."""
+    SERVING = "Serving"
+    """A validated generation answers, in every region whose users the model is for."""
+    UP_TO_DATE = "UpToDate"
+    """The newest wanted state, generation and manifest, is the one that is routed to."""
     READY = "Ready"
 
 
@@ -80,15 +84,50 @@ def reason_of(code: str | None, *, otherwise: Reason = Reason.INTERNAL_ERROR) ->
     return Reason(code) if code in set(Reason) else otherwise
 
 
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+
 class Condition(Written):
     """One condition of an object."""
 
     type: ConditionType
-    status: Literal["True", "False", "Unknown"]
+    status: ConditionStatus
     reason: Reason
     message: str = ""
     last_transition_time: datetime
     """When `status` last changed."""
+
+
+def ready_of(conditions: Iterable[Condition]) -> Condition | None:
+    """`Ready` of a model with these conditions; None if neither `Serving` nor `UpToDate` is among them.
+
+    It has the reason and the message of what keeps it from being true: `UpToDate` first, as its reason is that of the newest
+    change. `Unknown` if one of the two was never written.
+    """
+    found = {condition.type: condition for condition in conditions}
+    halves = [found[kind] for kind in (ConditionType.UP_TO_DATE, ConditionType.SERVING) if kind in found]
+    if not halves:
+        return None
+    unmet = [half for status in ("False", "Unknown") for half in halves if half.status == status]
+    if unmet:
+        since = min(half.last_transition_time for half in unmet if half.status == unmet[0].status)
+        return unmet[0].model_copy(update={"type": ConditionType.READY, "last_transition_time": since})
+    since = max(half.last_transition_time for half in halves)
+    ready = halves[-1].model_copy(update={"type": ConditionType.READY, "last_transition_time": since})
+    if len(halves) < 2:
+        ready = ready.model_copy(update={"status": "Unknown", "reason": Reason.PENDING})
+    return ready
+
+
+def with_ready(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """The conditions with `Ready` as it follows from the others, in the order of a rollout's stages."""
+    found = [condition for condition in conditions if condition.type is not ConditionType.READY]
+    ready = ready_of(found)
+    shown = found if ready is None else [*found, ready]
+    return tuple(sorted(shown, key=lambda condition: _SHOWN_FIRST.index(condition.type)))
+
+
+_SHOWN_FIRST = tuple(ConditionType)
 
 
 class ModelStatus(Written):
@@ -112,5 +151,10 @@ class ModelStatus(Written):
 
     @property
     def ready(self) -> bool:
-        """True where the condition `Ready` is."""
-        return any(c.type is ConditionType.READY and c.status == "True" for c in self.conditions)
+        """True if the condition `Ready` is."""
+        return self.is_met(ConditionType.READY)
+
+    def is_met(self, kind: ConditionType, status: ConditionStatus = "True") -> bool:
+        """Whether a condition has this status; one that is not there is `Unknown`."""
+        found = next((condition.status for condition in self.conditions if condition.type is kind), "Unknown")
+        return found == status

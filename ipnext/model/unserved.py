@@ -15,6 +15,14 @@ def unserved_regions(manifest: ModelManifest, tables: Iterable[RouteTable]) -> M
     return {region: known[region].unmet_rules if region in known else () for region in missing}
 
 
+def routed_before(
+    unserved: Mapping[str, tuple[str, ...]], tables: Iterable[RouteTable]
+) -> Mapping[str, tuple[str, ...]]:
+    """Those of the unserved regions that have a route table: the others were never served."""
+    known = {table.region for table in tables}
+    return {region: rules for region, rules in unserved.items() if region in known}
+
+
 def binding_reason(rules: Sequence[str]) -> Reason:
     """OverBudget if only budgets bind, NoCapacity if supply does or no rule is known, else PlannerInfeasible."""
     if rules and all(rule.startswith("budget") for rule in rules):

@@ -10,7 +10,7 @@ from typing import Literal
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, LifecycleResult, RecordInput
 from ipnext.model.registry import Generation, GenerationState
 from ipnext.model.status import ConditionType, Reason
-from ipnext.model.unserved import binding_reason, unserved_message, unserved_regions
+from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
@@ -100,28 +100,22 @@ def release_hold(repository: Repository, model: str) -> None:
 
 @dataclass(frozen=True)
 class Readiness:
-    """What the condition `Ready` says."""
+    """What the condition `Serving` or `UpToDate` says."""
 
     status: Literal["True", "False"]
     reason: Reason
     message: str
 
 
-def readiness(
-    record: ModelRecord,
-    wanted: Generation | None,
-    changes: Sequence[Change],
-    unserved: Mapping[str, Sequence[str]] | None = None,
-) -> Readiness:
-    """`Ready` is true only while the newest wanted state serves: the target generation, and the newest manifest.
+def judge_up_to_date(record: ModelRecord, wanted: Generation | None, changes: Sequence[Change]) -> Readiness:
+    """`UpToDate` is true while the newest wanted state is routed to: the target generation, and the newest manifest.
 
     `wanted` is the target generation, `changes` are the model's, newest first. Moves and repairs don't count: they bring no
-    other state. `unserved`: users' region that nothing serves -> the rules of the plan that leave it so.
+    other state.
     """
     serving = f"generation {record.serving_generation} serves" if record.serving_generation else "nothing serves"
     if record.retired or wanted is None:
-        why = "the model is retired" if record.retired else "no snapshots are published"
-        return Readiness("False", Reason.NOT_PUBLISHED, why)
+        return Readiness("False", Reason.NOT_PUBLISHED, _not_published(record))
     own = [change for change in changes if change.kind not in BRINGS_NOTHING_NEW]
     waiting = [change for change in own if change.state in {ChangeState.RECORDED, ChangeState.QUEUED}]
     if waiting:
@@ -132,9 +126,29 @@ def readiness(
         return Readiness("False", reason, f"generation {wanted.number} does not serve{told}; {serving}")
     if record.observed_generation < record.generation:
         return _old_manifest(record, own[0] if own else None)
-    for region, rules in (unserved or {}).items():
-        return Readiness("False", binding_reason(rules), f"{unserved_message(region, rules)}; {serving}")
-    return Readiness("True", Reason.SERVING, serving)
+    newest = f"generation {wanted.number} is the newest, by revision {record.generation} of the manifest"
+    return Readiness("True", Reason.SUCCEEDED, newest)
+
+
+def judge_serving(record: ModelRecord, wanted: Readiness, unserved: Mapping[str, Sequence[str]]) -> Readiness:
+    """`Serving` is true while a generation answers the users of every region that the manifest names.
+
+    `wanted`: what `UpToDate` says; its reason is why nothing serves yet. `unserved`: users' region that nothing serves -> the
+    rules of the plan that leave it so.
+    """
+    if record.retired or record.serving_generation is None:
+        message = (
+            _not_published(record) if wanted.reason is Reason.NOT_PUBLISHED else f"nothing serves: {wanted.message}"
+        )
+        return Readiness("False", wanted.reason, message)
+    serves = f"generation {record.serving_generation} serves"
+    for region, rules in unserved.items():
+        return Readiness("False", binding_reason(rules), f"{unserved_message(region, rules)}; {serves}")
+    return Readiness("True", Reason.SERVING, serves)
+
+
+def _not_published(record: ModelRecord) -> str:
+    return "the model is retired" if record.retired else "no snapshots are published"
 
 
 def _old_manifest(record: ModelRecord, last: Change | None) -> Readiness:
@@ -186,10 +200,16 @@ def _cool_down(repository: Repository, model: str) -> None:
 
 
 def _write_ready(repository: Repository, record: ModelRecord) -> None:
+    """Write both halves of `Ready`."""
     wanted = repository.generation(record.name, record.target_generation) if record.target_generation else None
-    unserved = unserved_regions(record.manifest, repository.routes(record.name))
-    ready = readiness(record, wanted, repository.changes(record.name), unserved)
-    repository.set_condition(record.name, ConditionType.READY, ready.status, ready.reason, ready.message)
+    newest = judge_up_to_date(record, wanted, repository.changes(record.name))
+    tables = repository.routes(record.name)
+    unserved = unserved_regions(record.manifest, tables)
+    if record.observed_generation < record.generation:
+        unserved = routed_before(unserved, tables)
+    answers = judge_serving(record, newest, unserved)
+    for condition, found in ((ConditionType.UP_TO_DATE, newest), (ConditionType.SERVING, answers)):
+        repository.set_condition(record.name, condition, found.status, found.reason, found.message)
 
 
 def _event_kind(state: ChangeState) -> str:

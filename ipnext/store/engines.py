@@ -28,7 +28,7 @@ _BEGIN = "ipnext_begin"
 _READING = ("SELECT", "WITH", "BEGIN", "PRAGMA", "EXPLAIN", "SET ", "SHOW ")
 _WRITES = "ipnext_writes"
 _FLEET_LOCK, _MODEL_LOCK, MIGRATION_LOCK, _PLAN_LOCK = 0x49504E01, 0x49504E02, 0x49504E03, 0x49504E04
-_AUDIT_LOCK = 0x49504E05
+_AUDIT_LOCK, _OWNER_LOCK = 0x49504E05, 0x49504E06
 
 
 def parse(url: str) -> URL:
@@ -125,7 +125,7 @@ def take_turn(connection: Connection, model: str | None) -> None:
 
     SQLite has one writer at a time anyway (BEGIN IMMEDIATE). PostgreSQL gets the same order by advisory locks: a unit
     of all models waits for every other, a unit of one model for those of that model only. The order of locks is fleet,
-    model, plan, audit, and no unit waits for two models, so none can wait in a circle.
+    model, owner, plan, audit, and no unit waits for two models or owners, so none can wait in a circle.
     """
     if connection.dialect.name == "sqlite":
         return
@@ -151,6 +151,13 @@ def take_free_turns(connection: Connection, models: Collection[str]) -> frozense
     found = connection.execute(query, {"space": _MODEL_LOCK, "numbers": sorted(set(numbers.values()))})
     free = frozenset(found.scalars())
     return frozenset(model for model, number in numbers.items() if number in free)
+
+
+def lock_owner(connection: Connection, owner: str) -> None:
+    """Wait until no other unit counts and writes what this owner's models claim; the transaction's end lets the next one do so."""
+    if connection.dialect.name != "sqlite":
+        key = {"space": _OWNER_LOCK, "number": _number_of(owner)}
+        connection.execute(text("SELECT pg_advisory_xact_lock(:space, :number)"), key)
 
 
 def lock_plan(connection: Connection) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import bindparam, case, insert, update
+from sqlalchemy import Boolean, and_, bindparam, case, insert, update
 from sqlalchemy import select as sa_select
 from sqlmodel import col, select
 
-from ipnext.model.status import Condition, ConditionType, Reason
+from ipnext.model.status import Condition, ConditionType, Reason, with_ready
 from ipnext.store.records import Event
 from ipnext.store.tables import METADATA, ConditionRow, EventRow
 from ipnext.store.unit import MODELS, Unit, batches, document, plain, rows
@@ -28,9 +28,20 @@ _CONDITION_IS = (
 )
 _NEW_CONDITION = insert(CONDITIONS)
 _CONDITIONS_OF = sa_select(CONDITIONS).where(CONDITIONS.c.model == bindparam("model"))
-_READY_IS = update(MODELS).where(MODELS.c.name == bindparam("of_name"))
+_OTHER_HALF = sa_select(CONDITIONS.c.status).where(
+    CONDITIONS.c.model == MODELS.c.name, CONDITIONS.c.type == bindparam("of_other"), CONDITIONS.c.status == "True"
+)
+_READY_IS = (
+    update(MODELS)
+    .where(MODELS.c.name == bindparam("of_name"))
+    .values(ready=and_(bindparam("this", type_=Boolean), _OTHER_HALF.exists()))
+)
 
-_SHOWN_FIRST = tuple(ConditionType)
+_HALVES = {
+    ConditionType.SERVING: ConditionType.UP_TO_DATE,
+    ConditionType.UP_TO_DATE: ConditionType.SERVING,
+}
+"""Each half of `Ready` -> the other one."""
 
 
 class Journal(Unit):
@@ -44,21 +55,27 @@ class Journal(Unit):
         reason: Reason,
         message: str = "",
     ) -> None:
-        """Write a condition; `last_transition_time` moves only when the status changes. NotFound."""
+        """Write a condition; `last_transition_time` moves only when the status changes. NotFound.
+
+        `Ready` follows from others and is not written: a fault of the caller's code, so RuntimeError.
+        """
         self._writing(model)
+        if type is ConditionType.READY:
+            msg = "Ready follows from Serving and UpToDate; write these"
+            raise RuntimeError(msg)
         said, now = {"status": status, "reason": reason.value, "message": message}, self._now()
         if not self._write(_CONDITION_IS, of_model=model, of_type=type.value, stays=status, now=now, **said):
             self._check_known(model)
             self._write(_NEW_CONDITION, model=model, type=type.value, last_transition_time=now, **said)
-        if type is ConditionType.READY:
-            self._write(_READY_IS, of_name=model, ready=status == "True")
+        if (other := _HALVES.get(type)) is not None:
+            self._write(_READY_IS, of_name=model, of_other=other.value, this=status == "True")
 
     def conditions(self, model: str) -> tuple[Condition, ...]:
-        """A model's conditions in the order of a rollout's stages. NotFound."""
+        """A model's conditions in the order of a rollout's stages, with `Ready`. NotFound."""
         found = [_condition(row) for row in self._run(_CONDITIONS_OF, model=model)]
         if not found:
             self._check_known(model)
-        return tuple(sorted(found, key=lambda condition: _SHOWN_FIRST.index(condition.type)))
+        return with_ready(found)
 
     def held_models(self, models: Collection[str]) -> Mapping[str, str]:
         """Model -> why its changes do not go on now, of these models; those that go on are left out."""

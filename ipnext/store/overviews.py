@@ -13,7 +13,7 @@ from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle import Change, ValidationReport
 from ipnext.model.plan import Unmet
 from ipnext.model.registry import Generation, Layout
-from ipnext.model.status import Condition, ConditionType, Reason
+from ipnext.model.status import Condition, ConditionType, Reason, with_ready
 from ipnext.model.wire import decode, decode_plain
 from ipnext.store.changes import _change
 from ipnext.store.models import _model
@@ -23,8 +23,6 @@ from ipnext.store.snapshots import _generation
 from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, PlacedReplicasRow, PlacementRow
 from ipnext.store.transitions import _transition
 from ipnext.store.unit import Unit, batches, plain
-
-_SHOWN_FIRST = tuple(ConditionType)
 
 Item = TypeVar("Item")
 
@@ -79,13 +77,11 @@ class Overviews(Unit):
         return tuple(sorted(map(_model, found), key=lambda record: record.name))
 
     def conditions_of(self, models: Collection[str]) -> Mapping[str, tuple[Condition, ...]]:
-        """Model -> its conditions in the order of a rollout's stages."""
+        """Model -> its conditions in the order of a rollout's stages, with `Ready`."""
         found: dict[str, list[Condition]] = defaultdict(list)
         for row in self._rows_of(models, sa_select(CONDITIONS), CONDITIONS.c.model):
             found[row.model].append(_condition(row))
-        return {
-            m: tuple(sorted(of, key=lambda condition: _SHOWN_FIRST.index(condition.type))) for m, of in found.items()
-        }
+        return {model: with_ready(of) for model, of in found.items()}
 
     def deployments_of(self, models: Collection[str]) -> tuple[Deployment, ...]:
         """The wanted replica sets of these models, by key."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import ModelManifest
+from ipnext.model.owner import OwnerManifest
 from ipnext.model.plan import (
     CurrentState,
     ModelProblem,
@@ -59,6 +60,33 @@ class FreezeRecord(Value):
     version: int
     created_at: datetime
     updated_at: datetime
+
+
+class OwnerRecord(Value):
+    """An owner as applied, without members. `version` guards writes."""
+
+    manifest: OwnerManifest
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def name(self) -> str:
+        """The owner's name."""
+        return self.manifest.name
+
+
+class OwnerUse(Value):
+    """What an owner's models that are not retired count for, and what the plan in force gives them."""
+
+    claimed: Mapping[str, float] = {}
+    """Quota -> the sum of the models' claims; `models` is their number."""
+    without_budget: int = 0
+    """Models without a claim of $/h."""
+    placed_units: Mapping[str, float] = {}
+    """Hardware kind -> units in all regions."""
+    placed_cost: float = 0.0
+    """$/h."""
 
 
 class SolveUse(Value):

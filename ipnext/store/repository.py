@@ -9,6 +9,7 @@ from ipnext.store.journal import Journal
 from ipnext.store.keys import Keys
 from ipnext.store.listing import Listing
 from ipnext.store.overviews import Overviews
+from ipnext.store.owners import Owners
 from ipnext.store.pauses import Pauses
 from ipnext.store.publishing import Publishing
 from ipnext.store.replans import Replans
@@ -30,6 +31,7 @@ class Repository(
     Overviews,
     Keys,
     RoleBindings,
+    Owners,
     Audit,
 ):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.

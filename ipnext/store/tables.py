@@ -559,6 +559,30 @@ class RoleBindingRow(Row, table=True):
     created_by: str = _text()
 
 
+class OwnerRow(Row, table=True):
+    """An owner as applied; its members are role bindings. `priority` repeats its manifest, for the planner."""
+
+    __tablename__ = "owners"
+
+    name: str = _text(primary_key=True)
+    manifest: str = _text()
+    priority: int = _number()
+    version: int = _number()
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class OwnerClaimRow(Row, table=True):
+    """What one model counts for in one quota of its owner; written with the manifest."""
+
+    __tablename__ = "owner_claims"
+    __table_args__ = (_of_model(),)
+
+    model: str = _text(primary_key=True)
+    quota: str = _text(primary_key=True)
+    amount: float
+
+
 class DrainRow(Row, table=True):
     """One drain of one region; the newest of a region is the one that counts."""
 

@@ -148,6 +148,15 @@ def test_demand_of_a_higher_priority_counts_more():
     assert not replaces(serves_low, serves_high, given, dead_band=0.0).adopt
 
 
+def test_demand_of_an_owner_of_higher_priority_counts_before_any_other():
+    low, high = wishes("low", qps=900, owner="p"), wishes("high", qps=100, owner="o")
+    given = problem(low, high, units=9, owners=(Owner(owner="o", priority=1), Owner(owner="p")))
+    serves_low = plan(placed(of=low, count=9), placed(of=high, count=0, served=0), given=given)
+    serves_high = plan(placed(of=low, count=0, served=0), placed(of=high, count=1), given=given)
+    assert replaces(serves_high, serves_low, given, dead_band=0.5).adopt
+    assert not replaces(serves_low, serves_high, given, dead_band=0.0).adopt
+
+
 def test_figures_are_those_of_the_objective():
     given = problem(wishes(priority=2), current=CurrentState(replicas=placed(count=1).replicas))
     found = figures_of(given, plan(placed(count=2, served=0.5), given=given))

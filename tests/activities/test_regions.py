@@ -6,7 +6,7 @@ from activities.regions import first_failure, missing_replicas
 from activities.waves import ModelState
 from ipnext.model.deployment import DeploymentKey, LoadFailure, RegionState, Replica, ReplicaPhase
 from ipnext.model.status import Reason
-from ipnext.store.ending import readiness
+from ipnext.store.ending import judge_up_to_date
 
 KEY = DeploymentKey(model="ranker", part="dense", region="us-east", hardware="cpu")
 STATE = ModelState(counts={(("dense", "us-east", "cpu"), 2): 2})
@@ -66,7 +66,7 @@ def test_a_replica_that_ends_again_and_again_is_a_crash_loop():
 
 
 class Record:
-    """What `readiness` reads of a model."""
+    """What `judge_up_to_date` reads of a model."""
 
     def __init__(self, **more: object) -> None:
         self.__dict__ = {"retired": False, "serving_generation": 1, "observed_generation": 1, "generation": 1, **more}
@@ -80,7 +80,7 @@ class Wanted:
 @pytest.mark.parametrize(
     ("record", "wanted", "expected"),
     [
-        (Record(), Wanted(1), ("True", Reason.SERVING)),
+        (Record(), Wanted(1), ("True", Reason.SUCCEEDED)),
         (Record(), Wanted(2, "GateFailed", "too many errors"), ("False", Reason.GATE_FAILED)),
         (Record(), Wanted(2), ("False", Reason.PROGRESSING)),
         (Record(generation=2), Wanted(1), ("False", Reason.PENDING)),
@@ -88,7 +88,7 @@ class Wanted:
         (Record(serving_generation=None), None, ("False", Reason.NOT_PUBLISHED)),
     ],
 )
-def test_ready_is_true_only_while_the_newest_wanted_state_serves(record, wanted, expected):
-    found = readiness(record, wanted, [])
+def test_up_to_date_is_true_only_while_the_newest_wanted_state_serves(record, wanted, expected):
+    found = judge_up_to_date(record, wanted, [])
 
     assert (found.status, found.reason) == expected

@@ -1,20 +1,23 @@
 """docs/reference and the code name the same things."""
 
+import ast
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from ipnext import errors
 from ipnext.access.actions import ACTIONS
 from ipnext.api.app import create_app
 from ipnext.api.errors import HTTP_CODES
-from ipnext.api.explanation import ADVICE, ADVICE_FOR_MOVES
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.cli.app import GROUPS, MODULES
 from ipnext.infra.memory import MemoryInfrastructure
-from ipnext.model.status import ConditionType, Reason
+from ipnext.model.reasons import ADVICE, ADVICE_FOR_MOVES
+from ipnext.model.status import Condition, ConditionType, Reason
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
 from tests.ipnext.api.test_access import routes
@@ -77,6 +80,35 @@ def test_every_reason_has_a_heading_with_its_advice():
         assert ADVICE_FOR_MOVES.get(reason, "") in text_of("reasons.md")
     for condition in ConditionType:
         assert f"`{condition.value}`" in text_of("reasons.md")
+
+
+def names_of_reasons(path):
+    """Reasons that a module names: `Reason.NAME`, or its text."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Reason":
+            yield node.attr
+        elif isinstance(node, ast.Constant) and node.value in {reason.value for reason in Reason}:
+            yield Reason(node.value).name
+
+
+def test_every_reason_of_the_code_is_in_the_catalogue_and_each_of_the_catalogue_is_given_by_the_code():
+    root = REFERENCE.parents[1]
+    catalogue = {"ipnext/model/status.py", "ipnext/model/reasons.py"}
+    modules = (path for of in ("ipnext", "activities", "workflows", "planner") for path in (root / of).rglob("*.py"))
+    given = {
+        name
+        for path in modules
+        if str(path.relative_to(root)) not in catalogue
+        for name in names_of_reasons(path)
+        if name in Reason.__members__
+    }
+    assert set(ADVICE) == set(Reason)
+    assert given == {reason.name for reason in ADVICE}
+
+
+def test_a_condition_can_have_no_reason_outside_of_the_catalogue():
+    with pytest.raises(ValidationError, match="reason"):
+        Condition(type=ConditionType.SERVING, status="True", reason="Tired", last_transition_time=datetime.now(UTC))
 
 
 def test_every_error_code_has_a_heading_with_its_status():

@@ -214,8 +214,8 @@ class Rooms:
             self.infrastructure.route(table)
             unit.set_generation_state(model, generation, GenerationState.SERVING)
             unit.update_model(model, serving_generation=generation, target_generation=generation, observed_generation=1)
-            for kind in ConditionType:
-                reason = Reason.SERVING if kind is ConditionType.READY else Reason.SUCCEEDED
+            for kind in set(ConditionType) - {ConditionType.READY}:
+                reason = Reason.SERVING if kind is ConditionType.SERVING else Reason.SUCCEEDED
                 unit.set_condition(model, kind, "True", reason)
             run = f"run-of-{generation}"
             unit.update_change(change.id, state=ChangeState.DONE, reason=Reason.SUCCEEDED, run_id=run)

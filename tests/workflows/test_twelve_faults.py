@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from ipnext.api.explanation import ADVICE, explanation_of
+from ipnext.api.explanation import explanation_of
 from ipnext.api.facts import model_facts
 from ipnext.api.states import States
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import DeploymentKey
 from ipnext.model.freeze import FreezeManifest
+from ipnext.model.reasons import ADVICE
 from ipnext.model.resource import Explanation
 from ipnext.model.status import Reason
 

@@ -191,6 +191,7 @@ function modelCard(item) {
   const { manifest, status, deployments, layout } = item.model;
   const ready = status.conditions.find((c) => c.type === "Ready");
   const isReady = ready !== undefined && ready.status === "True";
+  const isServing = status.conditions.some((c) => c.type === "Serving" && c.status === "True");
   const progressing = ready !== undefined && ["Progressing", "Pending", "Frozen"].includes(ready.reason);
   const label = isReady ? "ready" : ready ? words(ready.reason) : item.generations.length ? "pending" : "not published";
   const kind = isReady ? "good" : progressing ? "busy" : ready && ready.status === "False" ? "bad" : "";
@@ -203,7 +204,7 @@ function modelCard(item) {
     "article", { class: "card", "data-model": manifest.metadata.name, "aria-label": `Model ${manifest.metadata.name}` },
     el(
       "div", { class: "row" },
-      el("h3", {}, manifest.metadata.name), badge(label, kind), item.frozen ? frozenBadge(item.frozen) : null,
+      el("h3", {}, manifest.metadata.name), badge(label, kind), isServing && !isReady ? badge("serving", "good") : null, item.frozen ? frozenBadge(item.frozen) : null,
       el("span", { class: "quiet" }, `${manifest.spec.task}, ${layout ? partsSummary(layout.parts) : partsSummary(manifest.spec.parts)}, ${manifest.spec.sync.policy}, owner ${manifest.metadata.owner}`),
       el("span", { class: "end", "data-serving": serving === null ? "" : serving }, serving === null ? "nothing serves" : `generation ${serving}${toward}`),
     ),

@@ -18,6 +18,7 @@ from ipnext.model.access import Role
 from ipnext.model.drain import DrainState
 from ipnext.model.freeze import FreezeManifest
 from ipnext.model.manifest import ModelManifest
+from ipnext.model.owner import OwnerManifest
 from ipnext.model.status import Reason
 from ipnext.store.tables import PlanRow
 from tests.waiting import eventually
@@ -57,6 +58,10 @@ def two_owners(rooms):
     document["metadata"]["owner"] = "ads"
     with rooms.store.begin() as unit:
         unit.put_model(ModelManifest.model_validate(document), expected_version=None)
+    with rooms.store.begin() as unit:
+        for owner in ("search", "ads"):
+            manifest = OwnerManifest.model_validate(OWNER | {"metadata": {"name": owner}})
+            unit.put_owner(manifest, expected_version=None)
     for model in (SHOWN, HIDDEN):
         rooms.publish_directly(model, "a")
         rooms.serve(1, model=model)
@@ -77,12 +82,15 @@ def freeze_document(name, models):
     return {"apiVersion": "ipnext/v1", "kind": "Freeze", "metadata": {"name": name}, "spec": spec}
 
 
+OWNER = {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": "search"}}
+
 BODIES = {
     "/v1/keys": {"name": "made", "role": "viewer"},
     "/v1/models/{name}/publish": {"parts": {}},
     "/v1/regions/{region}/drain": {},
     "/v1/replans": {},
     "/v1/roles": {"subject": "user:ann", "role": "viewer"},
+    "/v1/owners/{owner}": OWNER,
 }
 
 
@@ -100,6 +108,7 @@ def request_of(path, model):
         part="dense",
         number=1,
         replan_id="r",
+        owner="search",
     ).replace("{name}", "none")
     return filled if "/freezes/now" not in filled else f"{filled}?model={model}"
 
@@ -113,6 +122,8 @@ def expected(action, role, owner, region, model_owner):
         if not over_models or owner not in {"*", model_owner}:
             return 404
         return "ok" if is_high_enough else 403
+    if action.kind == "Owner" and action.role is Role.VIEWER:
+        return "ok" if over_models and owner in {"*", model_owner} else 404
     if action.kind == "Plan":
         may = everything
     elif action.role is Role.VIEWER:
@@ -169,6 +180,8 @@ async def test_each_role_gets_what_the_table_says(two_owners, role, owner, regio
                 (action,) = actions
                 told = expected(action, role, owner, region, "search")
                 about_a_model = "{name}" in path or "{change_id}" in path or path.endswith("/freezes/now")
+                if path == "/v1/owners":
+                    told = "ok"
                 if action.kind == "Model" and (not about_a_model or path.startswith("/v1/freezes/")):
                     told = "ok"
                 if path.startswith("/v1/freezes/now") and (region != "*" or owner not in {"*", "search"}):
@@ -203,6 +216,7 @@ LISTS = (
     "/v1/drains",
     "/v1/freezes",
     "/v1/fleet",
+    "/v1/owners",
     "/metrics",
 )
 

@@ -165,6 +165,15 @@ async def apply_model(w):
     return await w.http.put("/v1/models/ranker", json=w.rooms.model_document(qps=20))
 
 
+OWNER = {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": "search"}}
+
+
+async def delete_owner(w):
+    (await w.http.put("/v1/owners/ads", json=OWNER | {"metadata": {"name": "ads"}})).raise_for_status()
+    w.mark()
+    return await w.http.delete("/v1/owners/ads")
+
+
 async def lift_freeze(w):
     (await w.http.put("/v1/freezes/sale", json=freeze_document())).raise_for_status()
     w.mark()
@@ -244,6 +253,11 @@ MUTATING: dict[str, tuple[Case, tuple[str, str, str, str]]] = {
         ("freezes.change", "Freeze sale", "", "done"),
     ),
     "DELETE /v1/freezes/{name}": (lift_freeze, ("freezes.change", "Freeze sale", "", "done")),
+    "PUT /v1/owners/{owner}": (
+        sent("PUT", "/v1/owners/search", OWNER),
+        ("owners.manage", "Owner search", "", "done"),
+    ),
+    "DELETE /v1/owners/{owner}": (delete_owner, ("owners.manage", "Owner ads", "", "done")),
     "POST /v1/changes/{change_id}/override": (override, ("models.override", "Change", "ranker", "done")),
     "POST /v1/regions/{region}/drain": (
         sent("POST", "/v1/regions/eu/drain", {"reason": "racks"}),
@@ -294,7 +308,8 @@ async def test_every_operation_that_changes_something_leaves_exactly_one_entry(w
     assert (entry.operation, entry.source) == (operation, "127.0.0.1")
     assert entry.who.name == "admin"
     assert entry.policy
-    assert entry.owner == {"ranker": "search", "chat": "o", "": None}[model]
+    itself = about.partition(" ")[2] if about.startswith("Owner ") else None
+    assert entry.owner == {"ranker": "search", "chat": "o", "": itself}[model]
 
 
 async def test_a_replan_that_is_cancelled_leaves_an_entry_before_the_engine_is_asked(world):

@@ -37,7 +37,7 @@ def wait(rooms, change_id: str, message: str = "frozen until 2026-12-27 00:00:00
     with rooms.store.begin() as unit:
         unit.update_change(change_id, state=ChangeState.RUNNING, reason=Reason.FROZEN, message=message)
         unit.set_condition("ranker", ConditionType.PLANNED, "Unknown", Reason.FROZEN, message)
-        unit.set_condition("ranker", ConditionType.READY, "False", Reason.FROZEN, message)
+        unit.set_condition("ranker", ConditionType.UP_TO_DATE, "False", Reason.FROZEN, message)
 
 
 async def test_a_freeze_is_applied_read_and_listed_with_its_windows(applied):

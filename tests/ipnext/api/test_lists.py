@@ -46,7 +46,8 @@ def fill(rooms, count, *, ready=lambda _: True, owner="search"):
             unit.put_model(ModelManifest.model_validate(document), expected_version=None)
             status = "True" if ready(number) else "False"
             reason = Reason.SERVING if ready(number) else Reason.LOAD_FAILED
-            unit.set_condition(name_of(number), ConditionType.READY, status, reason)
+            for half in (ConditionType.UP_TO_DATE, ConditionType.SERVING):
+                unit.set_condition(name_of(number), half, status, reason)
 
 
 @contextmanager
@@ -231,7 +232,8 @@ def measure(rooms, count):
                 for hours in range(2):
                     unit.add_profile(name, "llm", number, profile(number, hours=hours))
             unit.update_model(name, serving_generation=1)
-            unit.set_condition(name, ConditionType.READY, "True", Reason.SERVING)
+            for half in (ConditionType.UP_TO_DATE, ConditionType.SERVING):
+                unit.set_condition(name, half, "True", Reason.SERVING)
 
 
 @pytest.mark.parametrize("path", ["/v1/overview?limit=200", f"/v1/models/{name_of(0)}"])
@@ -350,7 +352,7 @@ async def test_a_write_without_an_event_is_seen_by_the_next_reader(quiet):
     fill(quiet.rooms, 1)
     first = await quiet.http.get("/v1/models")
     with quiet.rooms.store.begin() as unit:
-        unit.set_condition(name_of(0), ConditionType.READY, "False", Reason.LOAD_FAILED)
+        unit.set_condition(name_of(0), ConditionType.SERVING, "False", Reason.LOAD_FAILED)
     second = await quiet.http.get("/v1/models", headers={"If-None-Match": first.headers["etag"]})
     assert second.status_code == 200
     assert second.json()["items"][0]["status"]["conditions"][0]["status"] == "False"

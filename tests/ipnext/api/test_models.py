@@ -166,7 +166,8 @@ async def test_applying_a_retired_model_brings_it_back_and_says_what_to_do(appli
     with applied.rooms.store.begin() as unit:
         unit.set_generation_state("ranker", 1, GenerationState.RETIRED)
         unit.update_model("ranker", serving_generation=None, target_generation=None, retired=True)
-        unit.set_condition("ranker", ConditionType.READY, "False", Reason.NOT_PUBLISHED, "the model is retired")
+        for half in (ConditionType.UP_TO_DATE, ConditionType.SERVING):
+            unit.set_condition("ranker", half, "False", Reason.NOT_PUBLISHED, "the model is retired")
     document = applied.rooms.model_document()
     tried = (await applied.http.put("/v1/models/ranker?dryRun=true", json=document)).json()
     assert (tried["restored"], tried["dryRun"]) == (True, True)

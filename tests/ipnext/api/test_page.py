@@ -315,7 +315,8 @@ def crowd(browser, live):
             document = live.rooms.model_document(f"model-{number:02}")
             unit.put_model(parse_manifest(document), expected_version=None)
             status, reason = ("False", Reason.LOAD_FAILED) if number == 7 else ("True", Reason.SERVING)
-            unit.set_condition(f"model-{number:02}", ConditionType.READY, status, reason, MARKUP)
+            for half in (ConditionType.UP_TO_DATE, ConditionType.SERVING):
+                unit.set_condition(f"model-{number:02}", half, status, reason, MARKUP)
     context = patient(browser.new_context(viewport={"width": 1360, "height": 1200}))
     page = context.new_page()
     page.goto(f"{live.url}/#ticket={live.rooms.ticket()}", wait_until="domcontentloaded")

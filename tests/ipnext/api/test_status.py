@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 import pytest
 
 from ipnext.api.chain import cause_steps, trouble_steps
-from ipnext.api.explanation import ADVICE
 from ipnext.api.status import Trouble, cause_of
 from ipnext.model.cause import Cause, Place
 from ipnext.model.deployment import (
@@ -20,9 +19,10 @@ from ipnext.model.deployment import (
 )
 from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.reasons import ADVICE
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.starting import EngineStart
-from ipnext.model.status import Reason
+from ipnext.model.status import ConditionType, Reason
 from ipnext.store.records import TransitionRecord
 
 KEY = DeploymentKey(model="ranker", part="dense", region="eu", hardware="cpu")
@@ -174,6 +174,63 @@ async def test_a_move_that_a_person_stopped_asks_for_no_publish(applied):
     assert (answer["reason"], answer["ready"]) == ("Aborted", True)
     assert "ipnext replan" in answer["advice"]
     assert "ublish" not in answer["advice"]
+
+
+async def test_a_publish_that_is_refused_leaves_the_model_serving_and_not_up_to_date(applied):
+    await serving(applied)
+    await applied.publish("b")
+    applied.rooms.refuse(2, Reason.SCHEMA_MISMATCH, "edge x")
+    with applied.rooms.store.begin() as unit:
+        unit.set_condition("ranker", ConditionType.UP_TO_DATE, "False", Reason.SCHEMA_MISMATCH, "edge x")
+    conditions = conditions_of(await status_of(applied))
+    assert conditions["Serving"] == ("True", "Serving")
+    assert conditions["UpToDate"] == conditions["Ready"] == ("False", "SchemaMismatch")
+    assert conditions["Progressing"] == ("True", "Succeeded")
+
+
+async def test_a_lost_replica_of_each_part_leaves_the_model_up_to_date_and_not_serving(applied):
+    await serving(applied)
+    applied.rooms.infrastructure.cut("eu")
+    conditions = conditions_of(await status_of(applied))
+    assert conditions["UpToDate"][0] == "True"
+    assert conditions["Serving"] == conditions["Ready"] == ("Unknown", "RegionUnreachable")
+
+
+async def test_a_region_that_only_a_newer_manifest_names_is_no_outage_until_it_was_brought_to_serving(applied):
+    await serving(applied)
+    document = applied.rooms.model_document()
+    document["spec"]["demand"].append({"region": "us", "qps": 1})
+    (await applied.http.put("/v1/models/ranker", json=document)).raise_for_status()
+    assert conditions_of(await status_of(applied))["Serving"] == ("True", "Serving")
+    with applied.rooms.store.begin() as unit:
+        unit.update_model("ranker", observed_generation=2)
+    assert conditions_of(await status_of(applied))["Serving"] == ("False", "NoCapacity")
+
+
+async def test_progressing_names_the_change_and_its_step_or_what_holds_it_back(applied):
+    def progressing(status):
+        return next(c for c in status["conditions"] if c["type"] == "Progressing")
+
+    assert (await status_of(applied))["conditions"] == []
+    await applied.publish("a")
+    waits = progressing(await status_of(applied))
+    assert (waits["status"], waits["reason"]) == ("True", "Pending")
+    with applied.rooms.store.begin() as unit:
+        change = unit.changes("ranker")[0].id
+        unit.update_change(change, state=ChangeState.RUNNING)
+        unit.set_condition("ranker", ConditionType.RESOLVED, "True", Reason.SUCCEEDED)
+        unit.set_condition("ranker", ConditionType.VALIDATED, "Unknown", Reason.PENDING, "generation 1")
+    runs = progressing(await status_of(applied))
+    assert (runs["status"], runs["reason"]) == ("True", "Progressing")
+    assert runs["message"] == f"publish {change} of generation 1, step: validate: generation 1"
+    with applied.rooms.store.begin() as unit:
+        unit.update_change(change, state=ChangeState.RUNNING, reason=Reason.FROZEN, message="frozen until tomorrow")
+    frozen = progressing(await status_of(applied))
+    assert (frozen["status"], frozen["reason"]) == ("False", "Frozen")
+    with applied.rooms.store.begin() as unit:
+        unit.set_condition("ranker", ConditionType.PROGRESSING, "False", Reason.PAUSED, "paused by ann")
+    paused = progressing(await status_of(applied))
+    assert (paused["status"], paused["reason"], paused["message"]) == ("False", "Paused", "paused by ann")
 
 
 async def test_one_lost_replica_is_missing_capacity_but_the_model_is_ready(applied):

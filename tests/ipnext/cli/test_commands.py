@@ -15,7 +15,7 @@ from ipnext.client import Client
 from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeState, ReplanState
 from ipnext.model.moving import MoveTrouble, ReplanProgress
-from ipnext.model.status import Reason
+from ipnext.model.status import ConditionType, Reason
 from tests.waiting import until
 
 
@@ -110,8 +110,10 @@ def test_changes_of_all_models_are_listed(serving):
 def test_the_table_of_models_tells_what_matters(serving):
     table = serving("get", "models").stdout
     head, line = table.splitlines()[:2]
-    assert head.split() == ["model", "ready", "reason", "serving", "target", "replicas", "regions", "age"]
-    assert line.split()[:7] == ["ranker", "True", "Serving", "1", "1", "4/4", "eu"]
+    assert head.split() == [
+        "model", "ready", "serving", "up-to-date", "reason", "generation", "target", "replicas", "regions", "age",
+    ]  # fmt: skip
+    assert line.split()[:9] == ["ranker", "True", "True", "True", "Serving", "1", "1", "4/4", "eu"]
 
 
 def test_describe_events_and_explain_show_one_model(serving):
@@ -262,6 +264,24 @@ def test_wait_for_ready_a_change_and_too_long(serving, live):
     live.rooms.infrastructure.cut("eu")
     result = serving("wait", "ranker", "--timeout", "0.1", status=1)
     assert "RegionUnreachable" in result.stderr
+
+
+def test_wait_takes_any_condition_with_its_status_and_the_form_of_kubectl(serving, live):
+    for what in ("Serving", "serving", "Serving=True", "condition=Serving", "condition=ready=true", "Progressing"):
+        assert json.loads(serving("wait", "ranker", "--for", what, "-o", "json").stdout)["status"]["model"] == "ranker"
+    with live.rooms.store.begin() as unit:
+        unit.set_condition("ranker", ConditionType.UP_TO_DATE, "False", Reason.GATE_FAILED, "too many errors")
+    assert "UpToDate=False" in serving("wait", "ranker", "--for", "UpToDate=False").stdout
+    assert "Ready=False" in serving("wait", "ranker", "--for", "condition=Ready=False").stdout
+    assert "Serving=True" in serving("wait", "ranker", "--for", "Serving").stdout
+    late = serving("wait", "ranker", "--for", "UpToDate", "--timeout", "0.1", status=1)
+    assert "has not UpToDate=True" in late.stderr
+    assert "UpToDate: GateFailed too many errors" in late.stderr
+    for wrong in ("Tea", "Serving=maybe", "condition=", "condition", "change=", "Serving="):
+        refused = serving("wait", "ranker", "--for", wrong, status=2)
+        assert "allowed: ready, SnapshotsResolved, " in refused.stderr
+    live.rooms.infrastructure.cut("eu")
+    assert "Serving=Unknown" in serving("wait", "ranker", "--for", "Serving=Unknown").stdout
 
 
 def test_parts_of_the_same_content_are_given_together(applied, live, parts):

@@ -29,7 +29,8 @@ def many(store, make):
         for number in (3, 0, 6, 1, 5, 2, 4):
             repository.put_model(make.manifest(f"m{number}"), expected_version=None)
             status = "True" if number % 2 else "False"
-            repository.set_condition(f"m{number}", ConditionType.READY, status, Reason.SERVING)
+            for half in (ConditionType.UP_TO_DATE, ConditionType.SERVING):
+                repository.set_condition(f"m{number}", half, status, Reason.SERVING)
         repository.update_model("m5", retired=True)
     return store
 
@@ -43,11 +44,27 @@ def test_models_come_in_pages_by_name_without_the_retired(many):
 
 def test_readiness_follows_the_condition_whoever_writes_it(many):
     with many.begin("m1") as repository:
-        repository.set_condition("m1", ConditionType.READY, "Unknown", Reason.REGION_UNREACHABLE)
+        repository.set_condition("m1", ConditionType.SERVING, "Unknown", Reason.REGION_UNREACHABLE)
         repository.set_condition("m1", ConditionType.PLANNED, "True", Reason.SUCCEEDED)
     with many.read() as repository:
         assert [record.name for record in repository.model_page(ready=True).items] == ["m3"]
         assert repository.recorded_readiness(["m1", "m3", "m5", "none"]) == {"m1": False, "m3": True}
+
+
+def test_a_model_is_ready_once_both_halves_are_true_in_whatever_order_they_are_written(many):
+    with many.begin("m0") as repository:
+        repository.set_condition("m0", ConditionType.SERVING, "True", Reason.SERVING)
+        assert not repository.recorded_readiness(["m0"])["m0"]
+        repository.set_condition("m0", ConditionType.UP_TO_DATE, "True", Reason.SUCCEEDED)
+        assert repository.recorded_readiness(["m0"])["m0"]
+        repository.set_condition("m0", ConditionType.SERVING, "False", Reason.OUT_OF_MEMORY)
+        repository.set_condition("m0", ConditionType.UP_TO_DATE, "True", Reason.SUCCEEDED)
+        assert not repository.recorded_readiness(["m0"])["m0"]
+
+
+def test_ready_follows_and_is_not_written(many):
+    with many.begin("m1") as repository, pytest.raises(RuntimeError, match="Serving and UpToDate"):
+        repository.set_condition("m1", ConditionType.READY, "True", Reason.SERVING)
 
 
 def test_suspects_are_listed_among_those_that_are_not_ready(many):
@@ -106,7 +123,7 @@ def test_the_revision_moves_with_every_commit_and_with_nothing_else(many):
         repository.models()
     assert many.revision() == first
     with many.begin("m0") as repository:
-        repository.set_condition("m0", ConditionType.READY, "True", Reason.SERVING)
+        repository.set_condition("m0", ConditionType.SERVING, "True", Reason.SERVING)
     second = many.revision()
     assert second != first
     other = Store.open(many._engine.url.render_as_string(hide_password=False))

@@ -15,6 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Boolean, bindparam, inspect, text
 
 from ipnext.errors import Conflict, Unavailable
+from ipnext.model.status import ConditionType, Reason
 from ipnext.model.value import canonical_json
 from ipnext.store import engines, migrating
 from ipnext.store.columns import UtcDateTime
@@ -310,3 +311,22 @@ def test_a_file_that_is_no_database_says_so(tmp_path):
         pytest.raises(Unavailable, match=r"notes.txt cannot be used \(file is not a database\)"),
     ):
         store.schema_range()
+
+
+def test_models_that_there_are_count_for_their_owners_and_ready_becomes_its_halves(applied):
+    with applied.begin("ctr") as repository:
+        repository.update_model("ctr", serving_generation=1)
+        repository.set_condition("ctr", ConditionType.UP_TO_DATE, "False", Reason.GATE_FAILED, "too slow")
+        repository.set_condition("ctr", ConditionType.SERVING, "True", Reason.SERVING)
+    with applied._engine.begin() as connection:
+        command.downgrade(alembic_config(connection), "0019-1")
+        assert list(connection.execute(text("SELECT type, reason FROM conditions"))) == [("Ready", "GateFailed")]
+    applied.migrate()
+    with applied.read() as repository:
+        found = {c.type: (c.status, c.reason) for c in repository.conditions("ctr")}
+        assert found == {
+            ConditionType.SERVING: ("True", Reason.SERVING),
+            ConditionType.UP_TO_DATE: ("False", Reason.GATE_FAILED),
+            ConditionType.READY: ("False", Reason.GATE_FAILED),
+        }
+        assert repository.claimed("default", but="") == {"models": 1, "requestsPerSecond": 10, "units.cpu": 2}

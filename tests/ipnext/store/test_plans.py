@@ -296,19 +296,21 @@ def test_a_later_route_replaces_an_earlier_one_only(applied):
 
 def test_a_condition_moves_its_time_only_with_its_status(applied):
     with applied.begin("ctr") as repository:
-        repository.set_condition("ctr", ConditionType.READY, "False", Reason.PENDING)
-        (first,) = repository.conditions("ctr")
+        repository.set_condition("ctr", ConditionType.UP_TO_DATE, "False", Reason.PENDING)
+        first, _ready = repository.conditions("ctr")
     with applied.begin("ctr") as repository:
-        repository.set_condition("ctr", ConditionType.READY, "False", Reason.LOAD_FAILED, "out of luck")
-        (same,) = repository.conditions("ctr")
+        repository.set_condition("ctr", ConditionType.UP_TO_DATE, "False", Reason.LOAD_FAILED, "out of luck")
+        same, _ready = repository.conditions("ctr")
         assert same.last_transition_time == first.last_transition_time
         assert (same.reason, same.message) == (Reason.LOAD_FAILED, "out of luck")
     with applied.begin("ctr") as repository:
-        repository.set_condition("ctr", ConditionType.READY, "True", Reason.SERVING)
+        repository.set_condition("ctr", ConditionType.UP_TO_DATE, "True", Reason.SERVING)
         repository.set_condition("ctr", ConditionType.RESOLVED, "True", Reason.SUCCEEDED)
-        moved = repository.conditions("ctr")[-1]
+        moved = repository.conditions("ctr")[-2]
         assert moved.last_transition_time > first.last_transition_time
-        assert [condition.type for condition in repository.conditions("ctr")] == ["SnapshotsResolved", "Ready"]
+        assert [condition.type for condition in repository.conditions("ctr")] == [
+            "SnapshotsResolved", "UpToDate", "Ready",
+        ]  # fmt: skip
 
 
 def test_events_are_listed_newest_first_for_a_model_or_for_all(applied, make):

@@ -82,10 +82,10 @@ def test_a_unit_that_only_asks_for_columns_makes_no_row_objects(applied, publish
     with applied.begin("ctr") as repository:
         repository.update_change(change.id, state=ChangeState.RUNNING, run_id="run")
         repository.update_model("ctr", target_generation=1)
-        repository.set_condition("ctr", ConditionType.READY, "False", Reason.PROGRESSING)
+        repository.set_condition("ctr", ConditionType.SERVING, "False", Reason.PROGRESSING)
         repository.set_generation_state("ctr", 1, GenerationState.VALIDATED)
         repository.check_only_mover("ctr", change.id)
     with applied.read() as repository:
         assert repository.change(change.id).run_id == "run"
         assert repository.generation("ctr", 1).state is GenerationState.VALIDATED
-        assert [c.reason for c in repository.conditions("ctr")] == [Reason.PROGRESSING]
+        assert repository.conditions("ctr")[0].reason is Reason.PROGRESSING

@@ -1,0 +1,54 @@
+"""The condition `Progressing`: what is under way at which step, or what holds it back. Pure."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from ipnext.model.cause import STEPS
+from ipnext.model.lifecycle import Change, ChangeState
+from ipnext.model.status import Condition, ConditionType, Reason
+
+
+def progress_of(
+    conditions: Iterable[Condition], changes: Sequence[Change], *, since: datetime
+) -> tuple[Condition, ...]:
+    """`Progressing` of a model with these recorded conditions and changes, newest first; empty before the first change.
+
+    False while something holds the oldest open change back (a pause, an approval, a freeze): its reason and message say what.
+    Else true: with reason `Progressing` and the step if a change runs, `Pending` if one waits, `Succeeded` if none is open.
+    `since`: the condition's time if none was recorded.
+    """
+    found = {condition.type: condition for condition in conditions}
+    recorded = found.get(ConditionType.PROGRESSING)
+    if recorded is not None and recorded.status != "True":
+        return (recorded,)
+    if recorded is None and not changes:
+        return ()
+    at = since if recorded is None else recorded.last_transition_time
+    under_way = next((change for change in reversed(changes) if not change.state.final), None)
+    if under_way is None:
+        return (_progressing(Reason.SUCCEEDED, "no change is open", at),)
+    told = f"{under_way.kind} {under_way.id}" + (
+        f" of generation {under_way.generation}" if under_way.generation else ""
+    )
+    if under_way.state is not ChangeState.RUNNING:
+        return (_progressing(Reason.PENDING, f"{told} waits for its turn", at),)
+    if under_way.reason is Reason.FROZEN:
+        held = _progressing(Reason.FROZEN, f"{told} is {under_way.message}", at)
+        return (held.model_copy(update={"status": "False"}),)
+    return (_progressing(Reason.PROGRESSING, f"{told}, {_step(found.values())}", at),)
+
+
+def _step(conditions: Iterable[Condition]) -> str:
+    """The first step whose condition is not true, with what it says; the steps of a move leave conditions as they are."""
+    found = {condition.type: condition for condition in conditions}
+    kind = next((kind for kind in STEPS if kind in found and found[kind].status != "True"), None)
+    if kind is None:
+        return "step: move capacity and traffic"
+    message = found[kind].message
+    return f"step: {STEPS[kind]}" + (f": {message}" if message else "")
+
+
+def _progressing(reason: Reason, message: str, at: datetime) -> Condition:
+    return Condition(
+        type=ConditionType.PROGRESSING, status="True", reason=reason, message=message, last_transition_time=at
+    )

@@ -1,0 +1,113 @@
+"""What a model's manifest counts for in the quotas of its owner. Pure.
+
+The figures are those that the manifest declares, not what the planner gives the model: admission knows no plan.
+
+| quota | figure |
+|---|---|
+| `dollarsPerHour` | `spec.budgetPerHour`, which every plan keeps |
+| `requestsPerSecond` | the sum of `spec.demand` in requests a second; a model in tokens a second counts 0 |
+| `units.KIND` | the replicas that the demand needs if all of it is served on this kind, times their units |
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from ipnext.errors import QuotaExceeded
+from ipnext.model.fleet import HardwareOption
+from ipnext.model.manifest import ModelManifest, ModelSpec, PartSpec
+from ipnext.model.owner import DOLLARS, MODELS, REQUESTS, UNITS, OwnerManifest
+from ipnext.model.throughput import REQUESTS as IN_REQUESTS
+
+COPIES_TO_SURVIVE: Final = 2
+"""A model that survives the loss of a region counts so many times: two regions may each have to hold all of it."""
+
+_NOISE: Final = 1e-9
+"""Relative: what sums of fractions differ by."""
+
+
+class Claim(NamedTuple):
+    """What a model counts for now, and without a stored claim nothing."""
+
+    amounts: Mapping[str, float]
+    """Quota -> figure."""
+    is_counted: bool
+    """Whether the model counts among its owner's: it exists, is not retired and has this owner."""
+
+
+def claims_of(manifest: ModelManifest) -> Mapping[str, float]:
+    """Quota -> what the manifest counts for. `dollarsPerHour` is absent if the manifest states no budget."""
+    spec = manifest.spec
+    found: dict[str, float] = defaultdict(float)
+    if spec.budget_per_hour is not None:
+        found[DOLLARS] = spec.budget_per_hour
+    if spec.unit == IN_REQUESTS:
+        found[REQUESTS] = sum(item.amount for item in spec.demand)
+    for part in spec.hosted:
+        units: dict[str, float] = defaultdict(float)
+        for option in part.hardware:
+            units[option.kind] = max(units[option.kind], _units(spec, part, option))
+        for kind, figure in units.items():
+            found[f"{UNITS}{kind}"] += figure
+    return dict(found)
+
+
+def check_quotas(owner: OwnerManifest, claims: Mapping[str, float], before: Claim, others: Mapping[str, float]) -> None:
+    """Refuse claims that take an owner beyond a quota. QuotaExceeded names field, value, the figure used and the limit.
+
+    `before`: what the model counts for now; a claim that does not grow is never refused, so that a model of an owner whose
+    quota was lowered can still be changed. `others`: what the owner's other models count for.
+    """
+    known = before.amounts if before.is_counted else {}
+    for quota, limit in owner.spec.quotas.limits.items():
+        if quota == MODELS:
+            claimed, grows = 1.0, not before.is_counted
+        elif quota == DOLLARS and DOLLARS not in claims:
+            if not before.is_counted or DOLLARS in known:
+                raise _unstated(owner, limit, others.get(DOLLARS, 0.0))
+            continue
+        else:
+            claimed = claims.get(quota, 0.0)
+            grows = claimed > known.get(quota, 0.0) * (1 + _NOISE)
+        used = others.get(quota, 0.0)
+        if grows and used + claimed > limit * (1 + _NOISE):
+            raise _exceeded(owner, quota, claimed, used, limit)
+
+
+def _units(spec: ModelSpec, part: PartSpec, option: HardwareOption) -> float:
+    """Units of the replicas that serve all demand with this option: in each users' region at least `minReplicas`."""
+    copies = COPIES_TO_SURVIVE if spec.survive == "region" else 1
+    least = max(part.min_replicas, 1)
+    replicas = sum(
+        max(least, math.ceil(item.amount / option.rate * (1 - _NOISE))) if option.rate else least
+        for item in spec.demand
+        if item.amount > 0
+    )
+    return copies * replicas * option.units
+
+
+_FIELDS: Final = {MODELS: "metadata.owner", DOLLARS: "spec.budgetPerHour", REQUESTS: "spec.demand"}
+_NOUNS: Final = {MODELS: "models", DOLLARS: "$/h", REQUESTS: "requests/s"}
+
+
+def _exceeded(owner: OwnerManifest, quota: str, claimed: float, used: float, limit: float) -> QuotaExceeded:
+    field = _FIELDS.get(quota, "spec.parts")
+    noun = _NOUNS.get(quota) or f"units of {quota.removeprefix(UNITS)}"
+    value: object = owner.name if quota == MODELS else claimed
+    asked = "one more model" if quota == MODELS else f"{claimed:g} {noun}"
+    return _refusal(f"{field}: {asked}", owner, quota, f"{used:g} of {limit:g} {noun}", limit - used, field, value)
+
+
+def _unstated(owner: OwnerManifest, limit: float, used: float) -> QuotaExceeded:
+    asked = f"spec.budgetPerHour: absent, and each model of an owner with a quota of {_NOUNS[DOLLARS]} states what it may cost"
+    usage = f"{used:g} of {limit:g} {_NOUNS[DOLLARS]}"
+    return _refusal(asked, owner, DOLLARS, usage, limit - used, "spec.budgetPerHour", None)
+
+
+def _refusal(  # noqa: PLR0913, PLR0917 - the parts of the message
+    asked: str, owner: OwnerManifest, quota: str, usage: str, left: float, field: str, value: object
+) -> QuotaExceeded:
+    allowed = f"at most {max(0.0, left):g}"
+    msg = f"{asked}; owner {owner.name!r} uses {usage} in its other models (quotas.{quota}); allowed: {allowed}"
+    return QuotaExceeded(msg, field=field, value=value, allowed=(allowed,))

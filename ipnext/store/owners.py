@@ -1,0 +1,226 @@
+"""Owners as applied, and what their models claim of their quotas."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+
+from sqlalchemy import insert as sa_insert
+from sqlmodel import col, delete, func, select
+
+from ipnext.errors import Conflict, NotFound, StaleWrite
+from ipnext.model.access import ANY, Grant
+from ipnext.model.owner import DOLLARS, MODELS, OwnerManifest, OwnerMember
+from ipnext.model.owner_claims import Claim
+from ipnext.model.wire import decode_frozen
+from ipnext.store import engines
+from ipnext.store.paging import Page, bounded, page_of
+from ipnext.store.records import OwnerRecord, OwnerUse
+from ipnext.store.tables import (
+    ModelRow,
+    OwnerClaimRow,
+    OwnerRow,
+    PlacedReplicasRow,
+    PlacementRow,
+    RoleBindingRow,
+)
+from ipnext.store.unit import NAMED_IN_ERRORS, Unit, batches, document, known
+
+
+class Owners(Unit):
+    """Owners concern all models, so a unit that names one may not write them; a claim is of one model."""
+
+    def put_owner(self, manifest: OwnerManifest, *, expected_version: int | None) -> OwnerRecord:
+        """Create or replace an owner, without its members; an equal one stays as it is.
+
+        `expected_version`: the version the caller read, 0 if there was none; StaleWrite on another. None: any.
+        """
+        self._writing(None)
+        row = self._get(OwnerRow, manifest.name)
+        _check_version(manifest.name, row, expected_version)
+        plain = manifest.model_copy(update={"spec": manifest.spec.model_copy(update={"members": None})})
+        text, now = document(plain), self._now()
+        if row is None:
+            row = OwnerRow(
+                name=manifest.name,
+                manifest=text,
+                priority=manifest.spec.priority,
+                version=1,
+                created_at=now,
+                updated_at=now,
+            )
+        elif row.manifest != text:
+            row.manifest, row.priority, row.version, row.updated_at = text, manifest.spec.priority, row.version + 1, now
+        self._add(row)
+        return _owner(row)
+
+    def delete_owner(self, name: str, *, expected_version: int | None) -> OwnerRecord:
+        """Remove an owner and return what it was. NotFound; StaleWrite; Conflict while it has models that are not retired."""
+        self._writing(None)
+        row = self._owner_row(name)
+        _check_version(name, row, expected_version)
+        of = (col(ModelRow.owner) == name, col(ModelRow.retired).is_(False))
+        models = self._session.exec(
+            select(ModelRow.name).where(*of).order_by(col(ModelRow.name)).limit(NAMED_IN_ERRORS)
+        ).all()
+        if models:
+            count = self._session.exec(select(func.count()).select_from(ModelRow).where(*of)).one()
+            more = f" and {count - len(models)} more" if count > len(models) else ""
+            msg = f"owner {name!r} still has models: {', '.join(models)}{more}; retire them or give them another owner first"
+            raise Conflict(msg)
+        record = _owner(row)
+        self._session.delete(row)
+        self._session.flush()
+        return record
+
+    def owner(self, name: str) -> OwnerRecord:
+        """One owner. NotFound names known ones."""
+        return _owner(self._owner_row(name))
+
+    def find_owner(self, name: str) -> OwnerRecord | None:
+        """One owner, or None without an object of that name."""
+        row = self._get(OwnerRow, name)
+        return None if row is None else _owner(row)
+
+    def owner_page(self, *, after: str | None, limit: int) -> Page[OwnerRecord]:
+        """Owners by name; those that are visible to this unit."""
+        query = select(OwnerRow).order_by(col(OwnerRow.name))
+        if self._visible is not None:
+            query = query.where(self._among(col(OwnerRow.name), self._visible))
+        query = query if after is None else query.where(col(OwnerRow.name) > after)
+        found = self._session.exec(query.limit(bounded(limit) + 1)).all()
+        return page_of(found, bounded(limit), key=lambda row: row.name, value=_owner)
+
+    def owner_priorities(self) -> Mapping[str, int]:
+        """Owner -> its priority, of those that have another one than 0."""
+        query = select(OwnerRow.name, OwnerRow.priority).where(col(OwnerRow.priority) != 0)
+        return dict(self._session.exec(query).all())
+
+    # members
+
+    def owner_members(self, owners: Collection[str]) -> Mapping[str, tuple[OwnerMember, ...]]:
+        """Owner -> the role bindings over its models, by subject and role."""
+        found: dict[str, list[OwnerMember]] = defaultdict(list)
+        for row in self._member_rows(owners):
+            found[row.owner].append(OwnerMember.model_validate({"subject": row.subject, "role": row.role}))
+        return {owner: tuple(sorted(of, key=lambda m: (m.subject, m.role.rank))) for owner, of in found.items()}
+
+    def remove_members(self, owner: str, *, but: Collection[OwnerMember] = ()) -> None:
+        """Remove the role bindings over an owner's models, except those of some members."""
+        self._writing(None)
+        kept = {(member.subject, member.role.value) for member in but}
+        for row in self._member_rows((owner,)):
+            if (row.subject, row.role) not in kept:
+                self._session.delete(row)
+        self._session.flush()
+
+    def _member_rows(self, owners: Collection[str]) -> Sequence[RoleBindingRow]:
+        row = RoleBindingRow
+        query = select(row).where(self._among(col(row.owner), owners), col(row.region) == ANY)
+        return self._session.exec(query).all()
+
+    # quotas
+
+    def lock_owner(self, name: str) -> None:
+        """Wait for other units that admit a model of this owner: claims are counted and written by one at a time."""
+        engines.lock_owner(self._session.connection(), name)
+
+    def claim(self, model: str, amounts: Mapping[str, float]) -> None:
+        """Write what a model counts for, in place of what it counted for before. The same again writes nothing."""
+        self._writing(model)
+        known = select(OwnerClaimRow.quota, OwnerClaimRow.amount).where(OwnerClaimRow.model == model)
+        if dict(self._session.exec(known).all()) == dict(amounts):
+            return
+        self._session.connection().execute(delete(OwnerClaimRow).where(col(OwnerClaimRow.model) == model))
+        rows = [{"model": model, "quota": quota, "amount": amount} for quota, amount in sorted(amounts.items())]
+        if rows:
+            self._session.connection().execute(sa_insert(OwnerClaimRow), rows)
+
+    def claim_of(self, model: str, owner: str) -> Claim:
+        """What a model counts for now among the models of an owner."""
+        row = self._get(ModelRow, model)
+        query = select(OwnerClaimRow.quota, OwnerClaimRow.amount).where(OwnerClaimRow.model == model)
+        is_counted = row is not None and not row.retired and row.owner == owner
+        return Claim(dict(self._session.exec(query).all()), is_counted)
+
+    def claimed(self, owner: str, *, but: str) -> Mapping[str, float]:
+        """Quota -> what an owner's models, except one, count for; `models` is their number."""
+        return self._claimed((owner,), but)[owner]
+
+    def owner_uses(self, owners: Collection[str]) -> Mapping[str, OwnerUse]:
+        """Owner -> what its models count for and are given; for each of these owners."""
+        claimed, stated = self._claimed(owners), self._models_with_budget(owners)
+        units, costs = self._placed(owners)
+        return {
+            owner: OwnerUse(
+                claimed=claimed[owner],
+                without_budget=round(claimed[owner][MODELS]) - stated.get(owner, 0),
+                placed_units=units.get(owner, {}),
+                placed_cost=costs.get(owner, 0.0),
+            )
+            for owner in owners
+        }
+
+    def _claimed(self, owners: Collection[str], but: str = "") -> Mapping[str, Mapping[str, float]]:
+        model, claim = ModelRow, OwnerClaimRow
+        counted = (col(model.retired).is_(False), col(model.name) != but)
+        found: dict[str, dict[str, float]] = {owner: {MODELS: 0.0} for owner in owners}
+        for some in batches(owners):
+            of = (self._among(col(model.owner), some), *counted)
+            numbers = select(model.owner, func.count()).where(*of).group_by(model.owner)
+            for owner, count in self._session.exec(numbers):
+                found[owner][MODELS] = float(count)
+            sums = select(model.owner, claim.quota, func.sum(claim.amount)).join(claim, col(claim.model) == model.name)
+            for owner, quota, amount in self._session.exec(sums.where(*of).group_by(model.owner, claim.quota)):
+                found[owner][quota] = amount
+        return found
+
+    def _models_with_budget(self, owners: Collection[str]) -> Mapping[str, int]:
+        model, claim = ModelRow, OwnerClaimRow
+        query = select(model.owner, func.count()).join(claim, col(claim.model) == model.name)
+        query = query.where(col(claim.quota) == DOLLARS, col(model.retired).is_(False)).group_by(model.owner)
+        return {
+            owner: count
+            for some in batches(owners)
+            for owner, count in self._session.exec(query.where(self._among(col(model.owner), some)))
+        }
+
+    def _placed(self, owners: Collection[str]) -> tuple[Mapping[str, Mapping[str, float]], Mapping[str, float]]:
+        """Owner -> units by hardware kind, and owner -> $/h, by the plan in force."""
+        row, placed = PlacedReplicasRow, PlacementRow
+        units: dict[str, dict[str, float]] = defaultdict(dict)
+        costs: dict[str, float] = {}
+        for some in batches(owners):
+            taken = select(row.owner, row.hardware, func.sum(col(row.count) * col(row.units)))
+            for owner, hardware, figure in self._session.exec(
+                taken.where(self._among(col(row.owner), some)).group_by(row.owner, row.hardware)
+            ):
+                units[owner][hardware] = figure
+            paid = select(placed.owner, func.sum(placed.cost_per_hour)).group_by(placed.owner)
+            costs |= dict(self._session.exec(paid.where(self._among(col(placed.owner), some))).all())
+        return units, costs
+
+    def _owner_row(self, name: str) -> OwnerRow:
+        row = self._get(OwnerRow, name)
+        if row is None:
+            names = sorted(self._session.exec(select(OwnerRow.name)))
+            msg = f"owner {name!r} is not known; {known(names)}"
+            raise NotFound(msg)
+        return row
+
+
+def member_grant(owner: str, member: OwnerMember) -> Grant:
+    """What a member is granted: a role over the owner's models."""
+    return Grant(role=member.role, owner=owner)
+
+
+def _check_version(name: str, row: OwnerRow | None, expected: int | None) -> None:
+    current = 0 if row is None else row.version
+    if expected is None or expected == current:
+        return
+    state = f"is at version {current}" if current else "does not exist (version 0)"
+    msg = f"owner {name!r} {state}, the write expects version {expected}; read it again, then write"
+    raise StaleWrite(msg)
+
+
+def _owner(row: OwnerRow) -> OwnerRecord:
+    manifest = decode_frozen(OwnerManifest, row.manifest)
+    return OwnerRecord(manifest=manifest, version=row.version, created_at=row.created_at, updated_at=row.updated_at)

@@ -1,0 +1,85 @@
+"""Owners of a higher priority are served first if supply is short.
+
+Called by `planner.last_resort` with the best plan of the whole fleet. That plan weighs unserved demand by the priorities of
+models, so it may leave demand of an important owner unserved that another owner's demand would cost more units to serve. Then
+the fleet is planned once more in levels: the models of the owners of the highest priority on the whole supply, those of the
+next priority on what is left, and so on. A fleet without such a shortage keeps its plan: priorities cost nothing there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ipnext.errors import Infeasible
+from ipnext.model.plan import Plan, Problem
+from planner import solve as priced
+from planner.leftover import leftover
+from planner.solution import check
+
+NOISE: Final = 1e-6
+"""Relative: unserved demand that differs by less is the same."""
+
+
+def by_priority(problem: Problem, plan: Plan, *, solve: Callable[[Problem], Plan]) -> Plan:
+    """Return `plan`, or one in levels if it serves more of the owners of the highest priority whose demand is short.
+
+    `solve` plans a smaller problem. The levels share the time limit of the problem once more.
+    """
+    if not is_overtaken(problem, plan):
+        return plan
+    by_level = _in_levels(problem, plan, solve)
+    if by_level is None or check(problem, by_level):
+        return plan
+    better = compared_by_level(unmet_by_level(problem, by_level), unmet_by_level(problem, plan), noise=NOISE) < 0
+    return by_level if better else plan
+
+
+def is_overtaken(problem: Problem, plan: Plan) -> bool:
+    """Whether demand of some owner is unserved while models of an owner of lower priority hold replicas."""
+    levels = problem.levels
+    if len(levels) < 2 or not plan.unmet:
+        return False
+    short, holding = {item.model for item in plan.unmet}, {row.model for row in plan.replicas if row.count}
+    first = next((i for i, models in enumerate(levels) if models & short), len(levels))
+    return any(models & holding for models in levels[first + 1 :])
+
+
+def unmet_by_level(problem: Problem, plan: Plan) -> tuple[float, ...]:
+    """Unserved QPS times the models' priority, for each priority of owners, the highest first."""
+    priority = {model.model: model.priority for model in problem.models}
+    missing: dict[str, float] = {}
+    for item in plan.unmet:
+        missing[item.model] = missing.get(item.model, 0.0) + item.qps * priority.get(item.model, 1.0)
+    levels = problem.levels or (frozenset(),)
+    named = frozenset().union(*levels)
+    rest = sum(figure for model, figure in missing.items() if model not in named)
+    figures = [sum(missing.get(model, 0.0) for model in sorted(models)) for models in levels]
+    return (*figures[:-1], figures[-1] + rest)
+
+
+def compared_by_level(one: Sequence[float], other: Sequence[float], *, noise: float) -> int:
+    """Return -1 if `one` leaves less unserved at the first level at which the two differ, 1 if more, 0 if none does."""
+    for mine, yours in zip(one, other, strict=True):
+        if abs(mine - yours) > noise * max(1.0, yours):
+            return -1 if mine < yours else 1
+    return 0
+
+
+def _in_levels(problem: Problem, plan: Plan, solve: Callable[[Problem], Plan]) -> Plan | None:
+    """The plan made level by level; None if some level has no plan on what those above it leave."""
+    levels = problem.levels
+    limits = problem.limits.model_copy(update={"time_seconds": problem.limits.time_seconds / len(levels)})
+    so_far = plan.model_copy(update={"replicas": (), "traffic": (), "unmet": ()})
+    for models in levels:
+        rest = leftover(problem, so_far, models)
+        left = limits.model_copy(update={"max_moves": rest.limits.max_moves})
+        try:
+            found = solve(rest.model_copy(update={"limits": left}))
+        except Infeasible:
+            return None
+        so_far = so_far.model_copy(
+            update={
+                "replicas": (*so_far.replicas, *found.replicas),
+                "traffic": (*so_far.traffic, *found.traffic),
+            }
+        )
+    return priced.restated(problem, so_far)

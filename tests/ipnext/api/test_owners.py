@@ -1,0 +1,192 @@
+"""Owners over HTTP: apply, read, delete; admission of their models; and who may see them."""
+
+import asyncio
+
+import pytest
+
+from ipnext.model.access import Role
+from ipnext.model.plan import Owner
+
+
+def owner_document(name="search", **spec):
+    return {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": name}, "spec": spec}
+
+
+async def put(world, name="search", *, status=200, query="", **spec):
+    answer = await world.http.put(f"/v1/owners/{name}{query}", json=owner_document(name, **spec))
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+async def put_model(world, name, *, status=200, query="", qps=10, owner="search", **spec):
+    document = world.rooms.model_document(name, qps=qps)
+    document["metadata"]["owner"] = owner
+    document["spec"] |= spec
+    answer = await world.http.put(f"/v1/models/{name}{query}", json=document)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def line(view, quota):
+    return next(use for use in view["usage"] if use["quota"] == quota)
+
+
+async def test_an_owner_is_applied_read_and_listed_with_its_usage(applied):
+    view = await put(applied, description="ranking", quotas={"models": 3, "units": {"cpu": 8}}, priority=4)
+    assert (view["version"], view["warnings"], view["dryRun"]) == (1, [], False)
+    assert line(view, "models") == {"quota": "models", "used": 1, "limit": 3, "placed": None}
+    assert line(view, "units.cpu") == {"quota": "units.cpu", "used": 2, "limit": 8, "placed": 0}
+    assert line(view, "requestsPerSecond")["used"] == 10
+    assert view["modelsWithoutBudget"] == 1
+    assert (await applied.http.get("/v1/owners/search")).json() == view
+    assert (await applied.http.get("/v1/owners")).json()["items"] == [view]
+    again = await put(applied, description="ranking", quotas={"models": 3, "units": {"cpu": 8}}, priority=4)
+    assert again["version"] == 1
+    assert (await applied.http.get("/v1/owners/none")).status_code == 404
+
+
+async def test_a_dry_run_writes_nothing_and_another_version_is_refused(applied):
+    assert (await put(applied, query="?dryRun=true", priority=2))["dryRun"]
+    assert (await applied.http.get("/v1/owners")).json()["items"] == []
+    await put(applied, query="?expectedVersion=0")
+    assert (await put(applied, query="?expectedVersion=4", status=409))["code"] == "StaleWrite"
+    assert (await put(applied, query="?expectedVersion=4&dryRun=true", status=409))["code"] == "StaleWrite"
+    assert (await applied.http.delete("/v1/owners/search?expectedVersion=4")).status_code == 409
+
+
+async def test_units_of_hardware_that_the_fleet_lacks_are_refused(applied):
+    refused = await put(applied, status=400, quotas={"units": {"h100": 1}})
+    assert (refused["field"], refused["allowed"]) == ("spec.quotas.units.h100", ["cpu", "gpu"])
+
+
+async def test_a_manifest_beyond_a_quota_is_refused_and_nothing_is_written(applied):
+    await put(applied, quotas={"models": 2, "units": {"cpu": 6}, "requestsPerSecond": 500})
+    refused = await put_model(applied, "big", status=409, qps=300)
+    assert (refused["code"], refused["field"], refused["value"]) == ("QuotaExceeded", "spec.parts", 6)
+    assert refused["allowed"] == ["at most 4"]
+    assert "owner 'search' uses 2 of 6 units of cpu" in refused["message"]
+    assert (await applied.http.get("/v1/models/big")).status_code == 404
+    await put_model(applied, "second", status=409, query="?dryRun=true", qps=300)
+    await put_model(applied, "second", qps=100)
+    third = await put_model(applied, "third", status=409)
+    assert (third["field"], third["value"]) == ("metadata.owner", "search")
+    assert "uses 2 of 2 models" in third["message"]
+    await put_model(applied, "third", owner="ads")
+
+
+async def test_under_a_quota_of_dollars_each_new_manifest_states_its_budget(applied):
+    await put(applied, quotas={"dollarsPerHour": 20})
+    assert (await put_model(applied, "second", status=409))["field"] == "spec.budgetPerHour"
+    await put_model(applied, "second", budgetPerHour=15)
+    assert "uses 15 of 20 $/h" in (await put_model(applied, "third", status=409, budgetPerHour=6))["message"]
+    await put_model(applied, "ranker")  # it had no budget before there was a quota
+    view = (await applied.http.get("/v1/owners/search")).json()
+    assert (line(view, "dollarsPerHour")["used"], view["modelsWithoutBudget"]) == (15, 1)
+
+
+async def test_a_quota_below_what_is_used_is_taken_with_a_warning_and_refuses_growth_only(applied):
+    await put_model(applied, "second")
+    view = await put(applied, quotas={"models": 1, "requestsPerSecond": 15})
+    assert [warning.partition(":")[0] for warning in view["warnings"]] == ["quotas.models", "quotas.requestsPerSecond"]
+    assert "nothing that runs changes" in view["warnings"][0]
+    assert (await applied.http.get("/v1/models")).json()["items"][1]["version"] == 1
+    await put_model(applied, "second", priority=2)
+    await put_model(applied, "second", qps=9)
+    await put_model(applied, "second", status=409, qps=11)
+
+
+async def test_a_retired_model_does_not_count_until_it_is_back(applied):
+    await put(applied, quotas={"models": 1})
+    with applied.rooms.store.begin() as unit:
+        unit.update_model("ranker", retired=True)
+    await put_model(applied, "second")
+    assert "uses 1 of 1 models" in (await put_model(applied, "ranker", status=409))["message"]
+
+
+async def test_two_applies_at_the_same_time_do_not_pass_a_quota_together(applied):
+    await put(applied, quotas={"models": 3})
+    documents = {f"m{i}": applied.rooms.model_document(f"m{i}") for i in range(6)}
+    answers = await asyncio.gather(
+        *(applied.http.put(f"/v1/models/{name}", json=document) for name, document in documents.items())
+    )
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 409, 409, 409, 409]
+
+
+async def test_without_an_object_an_owner_has_no_limit_unless_the_fleet_requires_one(applied):
+    await put_model(applied, "free", owner="ads", qps=1e6)
+    fleet = applied.rooms.fleet_document()
+    fleet["spec"]["requireOwners"] = True
+    (await applied.http.put("/v1/fleet", json=fleet)).raise_for_status()
+    refused = await put_model(applied, "second", status=400, owner="ads")
+    assert (refused["field"], refused["value"]) == ("metadata.owner", "ads")
+    await put(applied, "ads")
+    await put_model(applied, "second", owner="ads")
+
+
+async def test_members_are_the_role_bindings_over_the_owner(applied):
+    roles = {"subject": "user:bob", "role": "viewer", "owner": "search"}
+    (await applied.http.post("/v1/roles", json=roles)).raise_for_status()
+    (await applied.http.post("/v1/roles", json={"subject": "user:eve", "role": "viewer"})).raise_for_status()
+    kept = await put(applied)
+    assert kept["manifest"]["spec"]["members"] == [{"subject": "user:bob", "role": "viewer"}]
+    ann = {"subject": "user:ann", "role": "publisher"}
+    replaced = await put(applied, members=[ann])
+    assert replaced["manifest"]["spec"]["members"] == [ann]
+    bindings = (await applied.http.get("/v1/roles")).json()["items"]
+    assert {(b["subject"], b["role"], b["owner"]) for b in bindings} == {
+        ("user:ann", "publisher", "search"), ("user:eve", "viewer", "*"),
+    }  # fmt: skip
+    again = await put(applied, members=[ann])
+    assert again == replaced
+    assert (await put(applied, members=[]))["manifest"]["spec"]["members"] == []
+
+
+async def test_an_owner_is_deleted_with_its_members_once_it_has_no_models(applied):
+    await put(applied, members=[{"subject": "user:ann", "role": "viewer"}])
+    refused = await applied.http.delete("/v1/owners/search")
+    assert refused.status_code == 409
+    assert "still has models: ranker" in refused.json()["message"]
+    with applied.rooms.store.begin() as unit:
+        unit.update_model("ranker", retired=True)
+    assert (await applied.http.delete("/v1/owners/search")).status_code == 200
+    assert (await applied.http.get("/v1/owners/search")).status_code == 404
+    assert (await applied.http.get("/v1/roles")).json()["items"] == []
+
+
+async def test_owners_are_there_for_those_only_who_may_read_their_models(applied):
+    await put(applied)
+    await put(applied, "ads", members=[{"subject": "user:eve", "role": "viewer"}])
+    key = applied.rooms.add_key("search-team", Role.OPERATOR, owner="search")
+    headers = {"Authorization": f"Bearer {key}"}
+    mine = (await applied.http.get("/v1/owners", headers=headers)).json()["items"]
+    assert [view["manifest"]["metadata"]["name"] for view in mine] == ["search"]
+    assert (await applied.http.get("/v1/owners/search", headers=headers)).status_code == 200
+    theirs = await applied.http.get("/v1/owners/ads", headers=headers)
+    none = await applied.http.get("/v1/owners/none", headers=headers)
+    assert theirs.status_code == none.status_code == 404
+    assert theirs.text.replace("ads", "none") == none.text
+    nothing = await applied.http.get("/v1/owners/search-2", headers=headers)
+    assert nothing.text.replace("search-2", "none") == none.text
+    refused = await applied.http.put("/v1/owners/search", json=owner_document(), headers=headers)
+    assert (refused.status_code, refused.json()["policy"]) == (403, "admins-do-everything")
+
+
+async def test_an_owner_that_is_visible_and_has_no_object_is_answered_like_one_that_is_not(applied):
+    key = applied.rooms.add_key("search-team", Role.VIEWER, owner="search")
+    headers = {"Authorization": f"Bearer {key}"}
+    mine = await applied.http.get("/v1/owners/search", headers=headers)
+    theirs = await applied.http.get("/v1/owners/ads", headers=headers)
+    assert mine.status_code == theirs.status_code == 404
+    assert mine.text.replace("search", "ads") == theirs.text
+
+
+@pytest.mark.parametrize("priority", [0, 7])
+async def test_the_priority_reaches_the_planner(applied, priority):
+    from activities.problems import fleet_problem, model_problem  # noqa: PLC0415
+
+    await put(applied, priority=priority)
+    with applied.rooms.store.read() as unit:
+        problem = fleet_problem(
+            unit.fleet().spec, [model_problem(unit.model("ranker").manifest)], priorities=unit.owner_priorities()
+        )
+    assert problem.owners == (Owner(owner="search", priority=priority),)

@@ -1,0 +1,109 @@
+"""Owners' manifests, and what a model counts for in the quotas of its owner."""
+
+import pytest
+
+from ipnext.errors import InvalidInput, QuotaExceeded
+from ipnext.model.manifest import parse_manifest
+from ipnext.model.owner_claims import Claim, check_quotas, claims_of
+
+NONE = Claim({}, is_counted=False)
+
+
+def owner(**spec):
+    return parse_manifest({"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": "search"}, "spec": spec})
+
+
+def model(*options, demand=(("eu", 250.0),), parts=1, unit="qps", **spec):
+    listed = options or ({"kind": "l4", "units": 2, unit: 100},)
+    named = [{"name": f"p{i}", "hardware": list(listed), **spec.pop("part", {})} for i in range(parts)]
+    nodes = [{"name": p["name"], "part": p["name"], "inputs": {"x": "request.x"}} for p in named]
+    graph = {"graph": {"nodes": nodes, "outputs": {"y": "p0.y"}}} if parts > 1 else {}
+    found = {"parts": named, "demand": [{"region": r, unit: q} for r, q in demand], **graph, **spec}
+    document = {"apiVersion": "ipnext/v1", "kind": "Model", "metadata": {"name": "m", "owner": "search"}, "spec": found}
+    return parse_manifest(document)
+
+
+def test_units_are_those_of_the_replicas_that_the_demand_of_each_region_needs():
+    assert claims_of(model())["units.l4"] == 6
+    assert claims_of(model(demand=(("eu", 250.0), ("us", 50.0), ("asia", 0.0))))["units.l4"] == 8
+    assert claims_of(model(demand=(("eu", 300.0),)))["units.l4"] == 6
+    assert claims_of(model(parts=2))["units.l4"] == 12
+    assert claims_of(model(part={"minReplicas": 5}))["units.l4"] == 10
+
+
+def test_a_model_that_survives_the_loss_of_a_region_counts_twice():
+    assert claims_of(model(survive="region"))["units.l4"] == 12
+
+
+def test_options_on_two_kinds_count_in_full_for_both():
+    found = claims_of(model({"kind": "l4", "units": 1, "qps": 100}, {"kind": "cpu", "units": 0.5, "qps": 10}))
+    assert (found["units.l4"], found["units.cpu"]) == (3, 12.5)
+
+
+def test_demand_counts_in_requests_and_not_in_tokens():
+    assert claims_of(model())["requestsPerSecond"] == 250
+    assert "requestsPerSecond" not in claims_of(model(unit="tokensPerSecond"))
+
+
+def test_the_budget_counts_if_it_is_stated():
+    assert claims_of(model(budgetPerHour=12))["dollarsPerHour"] == 12
+    assert claims_of(model(budgetPerHour=0))["dollarsPerHour"] == 0
+    assert "dollarsPerHour" not in claims_of(model())
+
+
+@pytest.mark.parametrize(
+    ("quotas", "claims", "others", "field", "words"),
+    [
+        ({"models": 3}, {}, {"models": 3}, "metadata.owner", "one more model; owner 'search' uses 3 of 3 models"),
+        ({"units": {"l4": 10}}, {"units.l4": 6}, {"units.l4": 5}, "spec.parts", "6 units of l4; owner 'search' uses 5 of 10"),
+        ({"dollarsPerHour": 50}, {"dollarsPerHour": 11}, {"dollarsPerHour": 40}, "spec.budgetPerHour", "uses 40 of 50 $/h"),
+        ({"dollarsPerHour": 50}, {}, {"dollarsPerHour": 40}, "spec.budgetPerHour", "absent"),
+        ({"requestsPerSecond": 500}, {"requestsPerSecond": 101}, {"requestsPerSecond": 400}, "spec.demand", "400 of 500"),
+    ],
+)  # fmt: skip
+def test_a_claim_beyond_a_quota_is_refused_with_the_figure_used_and_the_limit(quotas, claims, others, field, words):
+    with pytest.raises(QuotaExceeded) as refused:
+        check_quotas(owner(quotas=quotas), claims, NONE, others)
+    assert refused.value.field == field
+    assert words in refused.value.message
+    (allowed,) = refused.value.allowed
+    assert allowed in refused.value.message
+    assert allowed.startswith("at most ")
+
+
+def test_a_claim_that_fills_a_quota_is_taken():
+    quotas = {"models": 3, "units": {"l4": 11}, "dollarsPerHour": 51, "requestsPerSecond": 500}
+    claims = {"units.l4": 6.0, "dollarsPerHour": 11.0, "requestsPerSecond": 100.0}
+    others = {"models": 2.0, "units.l4": 5.0, "dollarsPerHour": 40.0, "requestsPerSecond": 400.0}
+    check_quotas(owner(quotas=quotas), claims, NONE, others)
+
+
+def test_below_a_quota_that_was_lowered_only_growth_is_refused():
+    tight = owner(quotas={"models": 0, "units": {"l4": 1}, "dollarsPerHour": 1, "requestsPerSecond": 1})
+    now = {"units.l4": 6.0, "requestsPerSecond": 250.0}
+    others = {"models": 2.0, "units.l4": 5.0}
+    check_quotas(tight, now, Claim(now, is_counted=True), others)
+    check_quotas(tight, now | {"units.l4": 2.0}, Claim(now, is_counted=True), others)
+    with pytest.raises(QuotaExceeded, match=r"units\.l4"):
+        check_quotas(tight, now | {"units.l4": 7.0}, Claim(now, is_counted=True), others)
+    with pytest.raises(QuotaExceeded, match="one more model"):
+        check_quotas(tight, now, Claim(now, is_counted=False), others)
+    with pytest.raises(QuotaExceeded, match="absent"):
+        check_quotas(owner(quotas={"dollarsPerHour": 1}), {}, Claim({"dollarsPerHour": 9.0}, is_counted=True), {})
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"members": [{"subject": "ann", "role": "viewer"}]}, "subject"),
+        ({"members": [{"subject": "user:ann", "role": "owner"}]}, "role"),
+        ({"members": [{"subject": "user:ann", "role": "viewer"}] * 2}, "twice"),
+        ({"quotas": {"units": {"l4": -1}}}, "l4"),
+        ({"quotas": {"gpus": 1}}, "unknown field; allowed here: dollarsPerHour, models, requestsPerSecond, units"),
+        ({"priority": 1001}, "priority"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_refused_by_its_field(spec, words):
+    with pytest.raises(InvalidInput, match="spec") as refused:
+        owner(**spec)
+    assert words in refused.value.message
