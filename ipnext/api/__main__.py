@@ -16,6 +16,7 @@ from ipnext.collecting import collect_rarely
 from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.loopback import is_loopback
+from ipnext.platform.access_lists import AccessPublisher, note_settings
 from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
@@ -68,6 +69,7 @@ def serve(settings: PlatformSettings) -> None:
     lifecycle = TemporalLifecycle(ui_url=settings.temporal_ui_url, timing=settings.timing)
     with LocalProcessInfrastructure(settings.agents, timeout_seconds=OBSERVE_SECONDS) as infrastructure:
         app = create_app(store, artifacts, infrastructure, lifecycle, settings)
+        provider = note_settings(store, settings)
         config = uvicorn.Config(
             app,
             host=settings.api_host,
@@ -79,7 +81,8 @@ def serve(settings: PlatformSettings) -> None:
             ssl_keyfile=settings.api_tls_key_file,
         )
         collect_rarely()
-        Server(config, app.state.platform.stream).run()
+        with AccessPublisher(store, infrastructure, provider=provider).running():
+            Server(config, app.state.platform.stream).run()
     store.close()
 
 
