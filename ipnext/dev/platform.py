@@ -56,7 +56,7 @@ class Places:
 
     @property
     def peers(self) -> Path:
-        """Gateways of all regions, for the agents."""
+        """Gateways of all regions, for those of the others."""
         return self.state / "peers.json"
 
     @property
@@ -124,6 +124,7 @@ class Platform:
         }
         wanted |= {f"gateway {region}": config.gateways.first_port + i for i, region in enumerate(regions)}
         wanted |= {f"agent {region}": None for region in regions}
+        wanted |= {f"gateway of {region} for peers": None for region in regions}
         wanted |= {f"metrics {worker}": None for worker in self._workers}
         self._ports = choose(wanted, remembered=places.state / "ports.json", free_ports=free_ports)
 
@@ -134,6 +135,11 @@ class Platform:
     def gateways(self) -> Mapping[str, str]:
         """Region -> URL for requests."""
         return {region: self._url(f"gateway {region}") for region in self._regions}
+
+    @property
+    def _peers(self) -> Mapping[str, str]:
+        """Region -> URL for requests of other regions' gateways."""
+        return {region: self._url(f"gateway of {region} for peers") for region in self._regions}
 
     @property
     def endpoints(self) -> Mapping[str, Any]:
@@ -158,7 +164,7 @@ class Platform:
         log = structlog.get_logger()
         self._places.endpoints.unlink(missing_ok=True)
         (self._places.state / "logs").mkdir(exist_ok=True)
-        replace_file(self._places.peers, json.dumps(self.gateways).encode())
+        replace_file(self._places.peers, json.dumps(self._peers).encode())
         for left in self._places.state.glob("worker*.ready"):
             left.unlink()
         become_subreaper()  # a region's supervisor belongs to this process once its agent has died
@@ -256,6 +262,7 @@ class Platform:
             "ipnext.infra.agent",
             *("--region", region, "--state", str(directory), "--port", str(self._ports[f"agent {region}"])),
             *("--gateway-port", str(self._ports[f"gateway {region}"])),
+            *("--peer-port", str(self._ports[f"gateway of {region} for peers"])),
             *("--artifacts", self._stores.artifacts_uri, "--peers", str(self._places.peers)),
             *("--owner", str(os.getpid())),
         )

@@ -24,11 +24,13 @@ from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.peers import PeersFile
 from ipnext.infra.ports import LOOPBACK, PortBook
 from ipnext.infra.process_identity import ProcessIdentity, identify, open_process
+from ipnext.infra.public_listener import public_listener
 from ipnext.infra.region import Region
 from ipnext.infra.site import Site
 from ipnext.infra.supervisor import Supervisor
 
 GATEWAY_PORT_NAME = "gateway"
+PEER_PORT_NAME = "gateway for peers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class AgentArguments:
     state: Path
     port: int
     gateway_port: int
+    peer_port: int
     artifacts: str
     peers: Path | None
     owner: int | None
@@ -51,8 +54,11 @@ def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
     parser.add_argument("--state", required=True, type=Path, help="directory for wanted state, logs and caches")
     parser.add_argument("--port", required=True, type=int, help="loopback port of the agent")
     parser.add_argument("--gateway-port", required=True, type=int, help="loopback port of Envoy; 0 picks and remembers")
+    parser.add_argument(
+        "--peer-port", type=int, default=0, help="loopback port of Envoy for other gateways; 0 picks and remembers"
+    )
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store")
-    parser.add_argument("--peers", type=Path, help="JSON file: region -> URL of its gateway")
+    parser.add_argument("--peers", type=Path, help="JSON file: region -> URL of its gateway for other gateways")
     parser.add_argument("--owner", type=int, help="process id: all that the agent started ends with this process")
     return AgentArguments(**vars(parser.parse_args(arguments)))
 
@@ -118,8 +124,8 @@ def _forked(settings: AgentSettings) -> list[str]:
 
 def _site(arguments: AgentArguments, settings: AgentSettings, session: aiohttp.ClientSession) -> Site:
     ports = PortBook(arguments.state / "ports.json")
-    gateway = arguments.gateway_port or ports.known(GATEWAY_PORT_NAME) or ports.port(GATEWAY_PORT_NAME)
-    ports.remember(GATEWAY_PORT_NAME, gateway)
+    gateway = _remembered(ports, GATEWAY_PORT_NAME, arguments.gateway_port)
+    peers = _remembered(ports, PEER_PORT_NAME, arguments.peer_port)
     return Site(
         region=arguments.region,
         directory=arguments.state.resolve(),
@@ -128,7 +134,16 @@ def _site(arguments: AgentArguments, settings: AgentSettings, session: aiohttp.C
         settings=settings,
         ports=ports,
         session=session,
+        peer_port=peers,
+        listener=public_listener(settings),
     )
+
+
+def _remembered(ports: PortBook, name: str, given: int) -> int:
+    """The port that was given, or that of the last time."""
+    port = given or ports.known(name) or ports.port(name)
+    ports.remember(name, port)
+    return port
 
 
 @contextmanager

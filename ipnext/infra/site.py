@@ -11,6 +11,7 @@ import aiohttp
 from ipnext.allowed_hosts import AllowedHosts
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.ports import LOOPBACK, PortBook
+from ipnext.infra.public_listener import PublicListener
 from ipnext.infra.spawning import Processes, Unsupervised
 
 
@@ -25,6 +26,10 @@ class Site:
     settings: AgentSettings
     ports: PortBook
     session: aiohttp.ClientSession
+    peer_port: int = 0
+    """Where the gateways of other regions send requests."""
+    listener: PublicListener = field(default_factory=PublicListener)
+    """Where clients do."""
     processes: Processes = field(default_factory=Unsupervised)
     """Starts all processes of the region, and knows those that ran before this agent."""
 
@@ -36,7 +41,12 @@ class Site:
     @property
     def gateway_url(self) -> str:
         """Where clients send requests."""
-        return f"http://{LOOPBACK}:{self.gateway_port}"
+        return self.listener.url_at(self.gateway_port)
+
+    @property
+    def peer_url(self) -> str:
+        """Where the gateways of other regions send requests."""
+        return f"http://{LOOPBACK}:{self.peer_port}"
 
     @property
     def logs(self) -> Path:
@@ -65,7 +75,13 @@ class Site:
 
     def router_command(self, table: Path, port: int) -> Sequence[str]:
         """The command line of the router process."""
-        return [*self._filled(self.settings.router_command, port, table=str(table)), *self._names()]
+        fields = {"table": str(table), "access": str(self.access_file)}
+        return [*self._filled(self.settings.router_command, port, **fields), *self._names()]
+
+    @property
+    def access_file(self) -> Path:
+        """The list by which the router checks predictions, beside its table."""
+        return self.directory / "access.json"
 
     @property
     def allowed(self) -> AllowedHosts:
