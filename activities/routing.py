@@ -141,7 +141,13 @@ class Gateways:
     def _table(self, region: str, revision: int, shares: Shares, served: tuple[ServedGeneration, ...]) -> RouteTable:
         rules = () if shares else self._facts.unmet_rules.get(region, ())
         return RouteTable(
-            model=self._facts.model, region=region, revision=revision, shares=shares, served=served, unmet_rules=rules
+            model=self._facts.model,
+            region=region,
+            revision=revision,
+            shares=shares,
+            served=served,
+            access=self._facts.access,
+            unmet_rules=rules,
         )
 
     def _says(self, stored: RouteTable | None, table: RouteTable) -> bool:

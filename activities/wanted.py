@@ -28,6 +28,7 @@ from ipnext.model.fleet import HardwareOption
 from ipnext.model.layout import laid_out
 from ipnext.model.manifest import ModelManifest, PartSpec
 from ipnext.model.part_tensors import graph_of_one, request_tensors, signatures
+from ipnext.model.predictions import PredictionAccess
 from ipnext.model.prompt import PROMPT
 from ipnext.model.registry import Generation, PartGraph, Snapshot, TensorSpec
 from ipnext.model.routing import RoutingPolicy, host_settings, routing_policy
@@ -59,6 +60,11 @@ class Facts:
     def model(self) -> str:
         """The model's name."""
         return self.manifest.name
+
+    @property
+    def access(self) -> PredictionAccess:
+        """Whether predictions need a credential."""
+        return self.manifest.spec.access.predictions
 
     @property
     def demand(self) -> Mapping[str, float]:

@@ -19,7 +19,7 @@ import stamina
 
 from ipnext.artifacts.checked import chunks_of
 from ipnext.artifacts.sources import DirectorySource, Source, signature_of
-from ipnext.client_credential import Credential
+from ipnext.client_credential import Credential, GatewayCredential
 from ipnext.client_errors import error_of, no_answer
 from ipnext.client_lists import Listing, params_of
 from ipnext.client_upload import published_manifest
@@ -112,6 +112,12 @@ class Client:
         timeout_seconds = settings.timeout_seconds if timeout_seconds is None else timeout_seconds
         user = user or settings.user
         self._credential = Credential(str(base_url), given=api_key, settings=settings)
+        self.gateway_auth = GatewayCredential(self._credential)
+        """For requests to gateways: gives one that asks for a credential that of the API."""
+        self.trusted: ssl.SSLContext | bool = (
+            True if settings.ca_file is None else ssl.create_default_context(cafile=str(settings.ca_file))
+        )
+        """Certificates by which API and gateways are checked."""
         self._url = str(base_url).rstrip("/")
         loopback = is_loopback(urlsplit(self._url).hostname or "")
         self._http = httpx.Client(
@@ -120,7 +126,7 @@ class Client:
             transport=transport,
             headers={USER_HEADER: header_of(user or system_user())},
             auth=self._credential,
-            verify=True if settings.ca_file is None else ssl.create_default_context(cafile=str(settings.ca_file)),
+            verify=self.trusted,
             trust_env=not loopback,  # a proxy from the environment can't reach this machine's loopback
         )
         self._retry = stamina.RetryingCaller(attempts=4, wait_initial=0.1, wait_max=1.0, wait_jitter=0.1, timeout=None)

@@ -38,18 +38,39 @@ class Credential(httpx.Auth):
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Send a request with the credential, if there is one. Unauthenticated for a login that has ended; Unavailable."""
         if origin_of(str(request.url)) == origin_of(self._url):
-            found = self._given or current_credential(self._url, self._file)
+            found = self.find()
             if found is not None:
-                self._check_private()
+                self.check_private(self._url, "api_url (IPNEXT_API_URL)")
                 request.headers["Authorization"] = f"Bearer {found}"
         yield request
 
-    def _check_private(self) -> None:
-        parts = urlsplit(self._url)
+    def find(self) -> str | None:
+        """The key or token, or None. Unauthenticated for a login that has ended; Unavailable."""
+        return self._given or current_credential(self._url, self._file)
+
+    def check_private(self, url: str, field: str) -> None:
+        """Refuse an address to which a credential would go in clear text. InvalidInput."""
+        parts = urlsplit(url)
         if parts.scheme == "https" or self._insecure or is_loopback(parts.hostname or ""):
             return
         msg = (
-            f"api_url (IPNEXT_API_URL): a credential would go to {parts.hostname} in clear text; use https://, or allow it by "
+            f"{field}: a credential would go to {parts.hostname} in clear text; use https://, or allow it by "
             "IPNEXT_INSECURE_TRANSPORT=true"
         )
-        raise InvalidInput(msg, field="api_url", value=self._url, allowed=("https://",))
+        raise InvalidInput(msg, field=field.partition(" ")[0], value=url, allowed=("https://",))
+
+
+class GatewayCredential(httpx.Auth):
+    """Adds the credential for the API to a request to a gateway that the API named, if the gateway asks for one."""
+
+    def __init__(self, credential: Credential) -> None:
+        self._credential = credential
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Send a request; once more, with the credential, if the answer is 401 and there is one."""
+        answer = yield request
+        found = self._credential.find() if answer.status_code == 401 else None
+        if found is not None:
+            self._credential.check_private(str(request.url), "gateway")
+            request.headers["Authorization"] = f"Bearer {found}"
+            yield request

@@ -25,6 +25,7 @@ IPnextError
 ├── MemoryExceeded          507  a host's memory budget has no room for a snapshot
 ├── GenerationNotHeld       409  a host does not hold the asked generation
 ├── QueryOfDeath            500  a request that ended its host twice
+├── RateLimited             429  the caller asks more often than its limit
 ├── Unavailable             503  a dependency is down or full; try again
 │   ├── RegionUnreachable   503  the infrastructure of a region does not answer
 │   ├── RouteFailed         503  a gateway did not take its routes
@@ -249,6 +250,18 @@ class GenerationNotHeld(Conflict):
 
     code = "GenerationNotHeld"
     retryable = True
+
+
+class RateLimited(IPnextError):
+    """The caller asks more often than it may; `seconds` until it may again, if it is alone."""
+
+    code = "RateLimited"
+    http_status = 429
+    retryable = True
+
+    def __init__(self, message: str, *, seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class Unavailable(IPnextError):

@@ -97,14 +97,34 @@ REFUSED_HEADER: Final = "x-ipnext-refused"
 
 Clients never see it.
 """
+NO_CAPACITY_HEADER: Final = "x-ipnext-no-capacity"
+"""Set by a gateway on a request for a model that needs a credential and has no capacity: the router says so to whom it concerns."""
 SNAPSHOTS_HEADER: Final = "x-ipnext-snapshots"
 REGION_HEADER: Final = "x-ipnext-region"
 DEADLINE_HEADER: Final = "x-ipnext-deadline-ms"
+SESSION_HEADER: Final = "x-ipnext-session"
+"""Names what requests belong together, so that one engine answers them if it can."""
+ERROR_HEADER: Final = "x-ipnext-error"
+"""Carries the code of `ipnext.errors` beside a protocol's error text."""
 
 # HTTP headers of the API
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 USER_HEADER: Final = "x-ipnext-user"
 """Who asks, for the audit: as the caller says, not proved."""
+
+CLIENT_HEADERS: Final = (GENERATION_HEADER, DEADLINE_HEADER, SESSION_HEADER)
+"""What clients of a gateway may say."""
+INNER_HEADERS: Final = (
+    CHOSEN_HEADER,
+    FORWARDED_HEADER,
+    REFUSED_HEADER,
+    NO_CAPACITY_HEADER,
+    SNAPSHOTS_HEADER,
+    REGION_HEADER,
+    ERROR_HEADER,
+    USER_HEADER,
+)
+"""What a gateway takes from requests of clients: it is for components to say, or of answers only."""
 
 # entry-point groups a platform engineer adds to
 COMMAND_GROUP: Final = "ipnext.commands"

@@ -1,6 +1,6 @@
 """What a client may ask of the router besides inference: what is served, how often it was asked, what there is not."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 import orjson
@@ -10,10 +10,11 @@ from ipnext.errors import InvalidInput, Unavailable
 from ipnext.model.deployment import RouterState
 from ipnext.names import GENERATION_HEADER
 from serving.generation_counts import GenerationCounts
+from serving.guard import Guard, Refused
 from serving.handover import Handover
 from serving.host_call import TryElsewhere
 from serving.host_client import HostClient
-from serving.http import Request, Response, json_response, not_found
+from serving.http import Request, Response, error_response, json_response, not_found
 from serving.model_metadata import model_signature
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, Routes, TableFollower
@@ -53,23 +54,38 @@ class Discovery:
         *,
         engines: Callable[[], Mapping[str, int]] = dict,
         ending: Handover,
+        guard: Guard,
     ) -> None:
         self._follower = follower
         self._hosts = hosts
         self._metrics = metrics
         self._engines = engines
         self._ending = ending
+        self._guard = guard
 
     def answer(self, request: Request, steps: list[str]) -> Response | Awaitable[Response]:
-        """Route a request whose path has these steps. NotFound, or InvalidInput for what V2 has and this router has not."""
+        """Route a request whose path has these steps. NotFound, or InvalidInput for what V2 has and this router has not.
+
+        What is about a model that is not open is answered to those who may ask it.
+        """
+        if steps[:2] == ["v2", "models"] and steps[2:] not in ([], ["stats"]):
+            try:
+                self._guard.admit(request, steps[2], predicts=False)
+            except Refused as refused:
+                known = steps[2] in self._follower.routes.models
+                self._metrics.refusals.note(steps[2] if known else None, refused.reason)
+                return error_response(refused.error)
+        return self._answer(request, steps)
+
+    def _answer(self, request: Request, steps: list[str]) -> Response | Awaitable[Response]:
         match request.method, steps:
             case "POST", ["v2", "repository", "index"]:
-                return repository_index(request, self._follower.routes)
+                return repository_index(request, self._guard.visible(request))
             case "POST", ["control", "drain"]:
                 self._ending.let_go()
                 return self._state()
             case "GET", ["v2", "models", *below, "stats"] if len(below) in (0, 1, 3):
-                return self._statistics(below)
+                return self._statistics(request, below)
         refuse_extension(steps)
         match request.method, steps:
             case "GET", ["v2", "models", model, "versions", version, *rest]:
@@ -128,10 +144,11 @@ class Discovery:
             return json_response({"name": model, "ready": False}, 503)
         return json_response({"name": model, "version": str(route.generation), "ready": True})
 
-    def _statistics(self, below: list[str]) -> Response:
+    def _statistics(self, request: Request, below: list[str]) -> Response:
         """Of `/v2/models/[{model}/[versions/{generation}/]]stats`."""
         if not below:
-            return statistics(self._metrics, None, None)
+            hidden = self._guard.closed - self._guard.visible(request).models.keys()
+            return statistics(self._metrics, None, None, hidden=hidden)
         routes = self._follower.routes.model(below[0])
         generation = routes.pinned(below[2]).generation if len(below) == 3 else None
         return statistics(self._metrics, routes.model, generation)
@@ -183,15 +200,17 @@ def _entry(route: GenerationRoute) -> dict[str, str]:
     return {"name": route.model, "version": str(route.generation), "state": state, "reason": reason}
 
 
-def statistics(metrics: RouterMetrics, model: str | None, generation: int | None) -> Response:
-    """Requests and their time by outcome, of all models or one, of all its generations or one.
+def statistics(
+    metrics: RouterMetrics, model: str | None, generation: int | None, *, hidden: Collection[str] = ()
+) -> Response:
+    """Requests and their time by outcome, of all models but the hidden ones or of one, of all its generations or one.
 
     The statistics extension of V2, as far as a router knows: times within a host are in the host's own metrics.
     """
     found = [
         _statistics(name, number, counts)
         for (name, number), counts in metrics.generations.items()
-        if model in (None, name) and generation in (None, number)
+        if model in (None, name) and generation in (None, number) and name not in hidden
     ]
     return Response(200, orjson.dumps({"model_stats": found}), {"content-type": "application/json"})
 

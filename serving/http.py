@@ -1,21 +1,22 @@
 """Requests, responses and errors of the little HTTP that host and router need. The connection is in serving.http_server."""
 
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ipnext.errors import InvalidInput, IPnextError, NotFound, Unavailable
+from ipnext.errors import InvalidInput, IPnextError, NotFound, RateLimited, Unauthenticated, Unavailable
 from ipnext.model.wire import decode
-from ipnext.names import DEADLINE_HEADER
+from ipnext.names import DEADLINE_HEADER, ERROR_HEADER
 
 M = TypeVar("M", bound=BaseModel)
 
-ERROR_HEADER: Final = "x-ipnext-error"
-"""Carries the code of `ipnext.errors` beside the protocol's error text."""
 RETRY_AFTER_SECONDS: Final = 1
+CHALLENGE: Final = 'Bearer realm="ipnext"'
+"""How a client proves who it is, in answers with status 401."""
 _MAX_DEADLINE_MS: Final = 3_600_000
 
 
@@ -98,10 +99,19 @@ def json_response(value: BaseModel | Mapping[str, Any], status: int = 200) -> Re
 
 def error_response(error: IPnextError) -> Response:
     """The protocol's error form, `{"error": text}`, with the stable code in the header `x-ipnext-error`."""
+    return Response(error.http_status, json.dumps({"error": error.message}).encode(), error_headers(error))
+
+
+def error_headers(error: IPnextError) -> dict[str, str]:
+    """Headers of an error's answer, in whatever form its body is: its code, and what a client is to do."""
     headers = {"content-type": "application/json", ERROR_HEADER: error.code}
-    if isinstance(error, Unavailable):
+    if isinstance(error, RateLimited):
+        headers["retry-after"] = str(max(1, math.ceil(error.seconds)))
+    elif isinstance(error, Unavailable):
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
-    return Response(error.http_status, json.dumps({"error": error.message}).encode(), headers)
+    elif isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = CHALLENGE
+    return headers
 
 
 def not_found(request: Request) -> NotFound:

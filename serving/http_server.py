@@ -28,7 +28,9 @@ _VERSIONS: Final = ("1.1", "1.0")
 FRAMES_PATH: Final = "/frames"
 """The path of an upgrade in the table of callers, whatever path the request names."""
 _SOURCES: Final = frozenset({"origin", "sec-fetch-site"})
-"""Headers of which all values count."""
+"""What says that a browser asks, and for whose page."""
+_JOINED: Final = _SOURCES | {"authorization"}
+"""Headers of which all values count: two credentials are none."""
 _JOINED_BYTES: Final = 64 * 2**10
 """Up to this size head and body are written as one piece."""
 
@@ -153,7 +155,7 @@ class HttpProtocol(asyncio.Protocol):
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         if key == "host":
             self._hosts += 1
-        if key in _SOURCES and key in self._headers:
+        if key in _JOINED and key in self._headers:
             text = f"{self._headers[key]}, {text}"
         self._headers[key] = text
 

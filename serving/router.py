@@ -18,6 +18,7 @@ from ipnext.components.identity import Component
 from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError
 from ipnext.model.deployment import DRAIN_SECONDS
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from serving.access_list import AccessFollower
 from serving.admission import DEFAULT_MAX_IN_FLIGHT, Admission
 from serving.answer_forms import NotFinite, not_finite_inputs
 from serving.balancing import EndpointLoads
@@ -26,6 +27,7 @@ from serving.compression import packed, unpacked
 from serving.discovery import Discovery
 from serving.frames import Frame
 from serving.graph import Tensors, run_graph
+from serving.guard import Guard, Refused
 from serving.handover import Handover
 from serving.host_call import Attempt
 from serving.host_client import HostClient
@@ -83,7 +85,7 @@ class RouterLimits:
 class Router:
     """The routes of the edge."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the entry point has made
         self,
         follower: TableFollower,
         hosts: HostClient,
@@ -92,7 +94,11 @@ class Router:
         region: str,
         limits: RouterLimits | None = None,
         hosts_walk: bool = True,
+        access: AccessFollower | None = None,
     ) -> None:
+        """`access`: who may ask; None: nobody may ask a model that is not open."""
+        follows = access or AccessFollower(None)
+        self._guard = Guard(lambda: follower.routes, lambda: follows.callers)
         self._follower = follower
         self._hosts = hosts
         self._metrics = metrics
@@ -110,6 +116,7 @@ class Router:
             metrics,
             engines=lambda: self.engines.loads.under_way,
             ending=self._ending,
+            guard=self._guard,
         )
         self._openai = OpenAIEdge(
             follower,
@@ -117,6 +124,7 @@ class Router:
             metrics,
             hosts=hosts,
             admission=self._admission,
+            guard=self._guard,
             limits=EdgeLimits(self._limits.silent_seconds, self._limits.max_prompt_bytes, self._budget),
         )
         self._hosts_walk = hosts_walk
@@ -128,9 +136,9 @@ class Router:
             return self._ending.refusal(steps[0])
         match request.method, steps:
             case "POST", ["v2", "models", model, "infer"]:
-                return self._counted(request, model, request.header(GENERATION_HEADER))
+                return self._guarded(request, model, request.header(GENERATION_HEADER))
             case "POST", ["v2", "models", model, "versions", version, "infer"]:
-                return self._counted(request, model, version)
+                return self._guarded(request, model, version)
         if steps[0] in ROOTS:
             return self._openai.answer(request)
         return self._discovery.answer(request, steps)
@@ -139,6 +147,15 @@ class Router:
         """As of `Handover.finished`."""
         limits = {name: model.drain_seconds for name, model in self._follower.routes.models.items()}
         await self._ending.finished(lambda: (limits.get(model, DRAIN_SECONDS) for model in self._admission.under_way))
+
+    def _guarded(self, request: Request, model: str, pin: str | None) -> Response | Awaitable[Answer]:
+        """Answer a request that is let through; what is not counts as refused, and nowhere else."""
+        try:
+            self._guard.admit(request, model)
+        except Refused as refused:
+            self._metrics.refusals.note(model if model in self._follower.routes.models else None, refused.reason)
+            return _refusal(refused, self._region)
+        return self._counted(request, model, pin)
 
     async def _counted(self, request: Request, model: str, pin: str | None) -> Response:
         began = time.perf_counter()
@@ -299,11 +316,21 @@ class Router:
         }
 
 
+def _refusal(refused: Refused, region: str) -> Response:
+    response = error_response(refused.error)
+    return Response(response.status, response.body, {**response.headers, REGION_HEADER: region})
+
+
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving.router", description=__doc__)
     add_listener(parser)
     parser.add_argument("--region", required=True)
     parser.add_argument("--table", type=Path, required=True, help="file to follow (a RouterTable as JSON)")
+    parser.add_argument(
+        "--access",
+        type=Path,
+        help="file to follow (an AccessList as JSON); without it models that are not open answer nobody",
+    )
     parser.add_argument(
         "--walk",
         choices=("hosts", "router"),
@@ -350,6 +377,8 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
         router.engines.keep(routes.engine_urls, chosen_among=routes.engine_choices)
 
     follower = TableFollower(arguments.table, region=arguments.region, on_change=changed)
+    access = AccessFollower(arguments.access)
+    follower.beside = (access.look,)
     metrics = RouterMetrics(
         region=arguments.region, served=lambda: follower.routes.all, sample_seconds=arguments.sample_seconds
     )
@@ -367,6 +396,7 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
         region=arguments.region,
         limits=limits,
         hosts_walk=arguments.walk == "hosts",
+        access=access,
     )
     follower.look()
     following = asyncio.create_task(follower.follow())

@@ -13,6 +13,7 @@ from ipnext.model.deployment import GenerationTraffic
 from serving.counted import Counted
 from serving.generation_counts import Aside, GenerationCounts
 from serving.predictions import SAMPLE_SECONDS, Sketches
+from serving.refusals import Refusals
 from serving.router_table import GenerationRoute
 from serving.tallies import Histogram, StreamTally
 
@@ -38,6 +39,8 @@ class RouterMetrics(Collector):
         self._served = served
         self._counts: dict[tuple[str, int | None], GenerationCounts] = {}
         self._of_model: defaultdict[str, list[GenerationCounts]] = defaultdict(list)
+        self.refusals = Refusals(region)
+        """Requests that were not let through, which count nowhere else."""
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -166,6 +169,7 @@ class RouterMetrics(Collector):
         yield from self._predictions()
         yield from self._streams()
         yield self._prefills()
+        yield from self.refusals.collect()
 
     def _answers(self) -> Iterator[Metric]:
         labels = (*_LABELS, "code")

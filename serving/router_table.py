@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.deployment import DRAIN_SECONDS, STREAM_DRAIN_SECONDS, RoutedModel, RouterTable, ServedGeneration
 from ipnext.model.kv_transfer import Handoff
+from ipnext.model.predictions import PredictionAccess
 from ipnext.model.registry import TensorSpec
 from ipnext.model.routing import RoutingPolicy
 from ipnext.model.wire import decode
@@ -96,6 +97,8 @@ class ModelRoutes:
     """How long its requests under way may go on when what answers them leaves, or the router is to end."""
     swap_wait_seconds: float = STREAM_DRAIN_SECONDS
     """How long a request waits at most for a process that goes over."""
+    access: PredictionAccess = "open"
+    """As of the route table; the access list wins if it has the model."""
 
     @property
     def engine_urls(self) -> frozenset[str]:
@@ -184,7 +187,9 @@ def compile_routes(table: RouterTable) -> Routes:
 def _model_routes(model: RoutedModel) -> ModelRoutes:
     served = sorted(model.served, key=lambda one: one.generation)
     routes = {one.generation: generation_route(model, one) for one in served}
-    return ModelRoutes(model.model, routes, model.swap, model.coming, model.drain_seconds, model.swap_wait_seconds)
+    return ModelRoutes(
+        model.model, routes, model.swap, model.coming, model.drain_seconds, model.swap_wait_seconds, model.access
+    )
 
 
 def generation_route(model: RoutedModel, served: ServedGeneration) -> GenerationRoute:
@@ -250,6 +255,8 @@ class TableFollower:
     def __init__(self, path: Path, *, region: str, on_change: Callable[[Routes], None] = lambda _: None) -> None:
         self._path = path
         self._on_change = on_change
+        self.beside: tuple[Callable[[], None], ...] = ()
+        """Called at each look, before the table's own file: followers of files that lie beside it."""
         self._region = region
         self._seen: tuple[int, int, int] | None = None
         self.routes = Routes(0, {})
@@ -270,6 +277,8 @@ class TableFollower:
 
     def look(self) -> None:
         """Take the file over if it is a new one. A bad one is logged and the former routes stay."""
+        for look in self.beside:
+            look()
         try:
             stat = self._path.stat()
         except OSError:

@@ -30,15 +30,37 @@ def ec_key(kid: str, curve: str = "P-256") -> jwk.ECKey:
     return jwk.ECKey.generate_key(curve, {"kid": kid})
 
 
-class Provider:
-    """One provider with one person, `ann`."""
+class Signer:
+    """Signs tokens of one person, `ann`, and listens nowhere."""
+
+    issuer = "http://127.0.0.1:1/realms/shop"
 
     def __init__(self, key: Key) -> None:
         self.key = key
-        self.published: list[Mapping[str, Any]] = [key.as_dict(private=False)]
-        """Keys of the key set."""
         self.claims: dict[str, Any] = {"preferred_username": "ann", "groups": ["search-team"]}
         """Claims of tokens that it gives out."""
+        self.lasts_seconds = 600
+
+    def token(self, *, key: Key | None = None, header: Mapping[str, Any] | None = None, **claims: Any) -> str:
+        """A token that proves ann, with these changes; a claim that is None is left out."""
+        key, now = key or self.key, int(time.time())
+        algorithm = {"RSA": "RS256", "EC": "ES256", "OKP": "Ed25519"}[key.key_type]
+        of = {"iss": self.issuer, "aud": AUDIENCE, "sub": "1234", "iat": now, "exp": now + self.lasts_seconds}
+        found = {name: value for name, value in (of | self.claims | claims).items() if value is not None}
+        given = {"alg": algorithm, "kid": key.kid} | dict(header or {})
+        registry = jws.JWSRegistry(algorithms=[given["alg"]], strict_check_header=False)
+        registry.max_header_length = 10**6
+        registry.max_payload_length = 10**6
+        return jwt.encode({k: v for k, v in given.items() if v is not None}, found, key, registry=registry)
+
+
+class Provider(Signer):
+    """One provider with one person, `ann`."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(key)
+        self.published: list[Mapping[str, Any]] = [key.as_dict(private=False)]
+        """Keys of the key set."""
         self.device_answers: list[str] = []
         """Errors that polls get, in this order, before the person has agreed."""
         self.changed_discovery: dict[str, Any] = {}
@@ -51,7 +73,6 @@ class Provider:
         """If set: answers wait for it."""
         self.asked: Counter[str] = Counter()
         self.forms: list[tuple[str, dict[str, str]]] = []
-        self.lasts_seconds = 600
         self.refresh_tokens: set[str] = set()
         self.revoked: list[str] = []
         self._loop = asyncio.new_event_loop()
@@ -74,7 +95,7 @@ class Provider:
         self._loop.close()
 
     @property
-    def issuer(self) -> str:
+    def issuer(self) -> str:  # type: ignore[override]  # it has a port once it listens
         return f"http://127.0.0.1:{self.port}/realms/shop"
 
     async def _listen(self) -> None:
@@ -94,18 +115,6 @@ class Provider:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_SECONDS)
 
     # tokens
-
-    def token(self, *, key: Key | None = None, header: Mapping[str, Any] | None = None, **claims: Any) -> str:
-        """A token that proves ann, with these changes; a claim that is None is left out."""
-        key, now = key or self.key, int(time.time())
-        algorithm = {"RSA": "RS256", "EC": "ES256", "OKP": "Ed25519"}[key.key_type]
-        of = {"iss": self.issuer, "aud": AUDIENCE, "sub": "1234", "iat": now, "exp": now + self.lasts_seconds}
-        found = {name: value for name, value in (of | self.claims | claims).items() if value is not None}
-        given = {"alg": algorithm, "kid": key.kid} | dict(header or {})
-        registry = jws.JWSRegistry(algorithms=[given["alg"]], strict_check_header=False)
-        registry.max_header_length = 10**6
-        registry.max_payload_length = 10**6
-        return jwt.encode({k: v for k, v in given.items() if v is not None}, found, key, registry=registry)
 
     def rotate(self, key: Key, *, keep: bool = False) -> None:
         """Sign by another key from now on."""

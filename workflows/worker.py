@@ -67,6 +67,7 @@ from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
+from ipnext.platform.access_lists import AccessPublisher
 from ipnext.platform.builds import make_first_current, promote
 from ipnext.platform.setup import replan_schedule, warn_of_missing
 from ipnext.process_end import end_process
@@ -265,6 +266,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
         client = await _prepared(store, settings, runtime, stopped)
         if client is None:
             return
+        resources.enter_context(AccessPublisher(store, infrastructure).running())
         current = CurrentClient(client, settings)
         engine = engine_of(current.get, asyncio.get_running_loop())
         ours = lifecycle_activities(

@@ -24,6 +24,7 @@ class Action(NamedTuple):
 
 
 POLICIES: Final = {
+    (Role.CALLER, "Model"): "callers-ask-models-of-their-owners",
     (Role.VIEWER, "Model"): "viewers-read-models-of-their-owners",
     (Role.PUBLISHER, "Model"): "publishers-change-models-of-their-owners",
     (Role.OPERATOR, "Model"): "operators-steer-models-of-their-owners",
@@ -41,9 +42,10 @@ POLICIES: Final = {
 }
 """(role, kind) -> the policy of `policies.cedar` that permits such actions."""
 
-_V, _P, _O, _A = Role
+_C, _V, _P, _O, _A = Role
 
 _ALL: Final = (
+    Action("models.predict", _C, "Model", "ask a model for predictions, at the gateways"),
     Action("models.list", _V, "Model", "list models; those of other owners are left out"),
     Action("models.read", _V, "Model", "read a model, its history, logs and explanation"),
     Action("models.apply", _P, "Model", "apply a model's manifest"),

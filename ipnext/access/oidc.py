@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from joserfc import jws
 from joserfc.errors import JoseError
@@ -16,7 +16,7 @@ from joserfc.jwt import JWTClaimsRegistry
 from joserfc.registry import HeaderParameter
 from joserfc.util import urlsafe_b64decode
 
-from ipnext.access.signing_keys import ALGORITHMS, SigningKeys
+from ipnext.access.key_sets import ALGORITHMS, SigningKey
 from ipnext.errors import Unauthenticated
 from ipnext.model.roles import LONGEST_NAME
 from ipnext.model.value import unique_names
@@ -58,6 +58,13 @@ class Identity(NamedTuple):
         return (f"user:{self.name}", f"sub:{self.sub}", *(f"group:{group}" for group in self.groups))
 
 
+class KeyFinder(Protocol):
+    """Where public keys are found: read of the provider itself, or as they were sent here."""
+
+    def find(self, kid: str | None, algorithm: str) -> SigningKey:
+        """The key that a token names, or the only one of its algorithm. Unauthenticated; Unavailable."""
+
+
 class _Registry(jws.JWSRegistry):
     """Algorithms that are listed; other header parameters than `alg` and `kid` are not looked at."""
 
@@ -75,7 +82,7 @@ class TokenVerifier:
         self,
         issuer: str,
         audience: str,
-        keys: SigningKeys,
+        keys: KeyFinder,
         *,
         name_claim: str | None = None,
         groups_claim: str = "groups",

@@ -20,11 +20,15 @@ UNNAMED: Final = "-"
 
 
 class Resource(NamedTuple):
-    """What an action acts on: `owner` of a Model, `name` of a Model or Region."""
+    """What an action acts on: `owner` of a Model, `name` of a Model or Region.
+
+    `callers` of a Model: further owners whose principals may ask it for predictions.
+    """
 
     kind: str
     name: str = ""
     owner: str = ""
+    callers: tuple[str, ...] = ()
 
 
 class Decision(NamedTuple):
@@ -88,9 +92,10 @@ class Policies:
 def schema() -> str:
     """The types, attributes and actions that policies may name, as a Cedar schema."""
     owners = ", ".join(f"{role.value}: Set<String>" for role in Role)
+    kinds = ", ".join(sorted({action.kind for action in ACTIONS.values()}))
     lines = [
-        f"entity Key, User, Local = {{ name: String, {owners}, operated_regions: Set<String> }};",
-        f"entity {', '.join(sorted({action.kind for action in ACTIONS.values()}))} = {{ name: String, owner: String }};",
+        f"entity Key, User, Local = {{ name: String, {owners}, viewed_regions: Set<String>, operated_regions: Set<String> }};",
+        f"entity {kinds} = {{ name: String, owner: String, callers: Set<String> }};",
         f"action {', '.join(role.value for role in Role)};",
     ]
     applies = "appliesTo {{ principal: [Key, User, Local], resource: [{0}] }};"
@@ -140,18 +145,20 @@ def _named(diagnostics: Any) -> str:
 def _entities(uid: Mapping[str, str], principal: Principal, action: Action, resource: Resource) -> list[dict[str, Any]]:
     of_resource = {"type": resource.kind, "id": resource.name or resource.owner or ANY}
     parents = [{"type": "Action", "id": role.value} for role in Role if role is action.role]
+    of_its_own = {"name": resource.name, "owner": resource.owner, "callers": list(resource.callers)}
     return [
         {"uid": uid, "attrs": {"name": principal.name, **_attributes(principal.grants)}, "parents": []},
         {"uid": {"type": "Action", "id": action.name}, "attrs": {}, "parents": parents},
-        {"uid": of_resource, "attrs": {"name": resource.name, "owner": resource.owner}, "parents": []},
+        {"uid": of_resource, "attrs": of_its_own, "parents": []},
     ]
 
 
 def _attributes(grants: Sequence[Grant]) -> Mapping[str, list[str]]:
-    """Owners at each role or a higher one, and regions that may be operated."""
+    """Owners at each role or a higher one, and regions that may be read and operated."""
     everywhere = [grant for grant in grants if grant.region == ANY]
     owners = {
         role.value: sorted({grant.owner for grant in everywhere if grant.role.rank >= role.rank}) for role in Role
     }
     operated = {grant.region for grant in grants if grant.role.rank >= Role.OPERATOR.rank and grant.owner == ANY}
-    return {**owners, "operated_regions": sorted(operated)}
+    viewed = {grant.region for grant in grants if grant.role.rank >= Role.VIEWER.rank}
+    return {**owners, "viewed_regions": sorted(viewed), "operated_regions": sorted(operated)}

@@ -16,6 +16,7 @@ from ipnext.collecting import collect_rarely
 from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.loopback import is_loopback
+from ipnext.platform.access_lists import AccessPublisher, note_settings
 from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
@@ -69,6 +70,7 @@ def serve(settings: PlatformSettings) -> None:
     agents = LocalProcessInfrastructure(settings.agents, timeout_seconds=OBSERVE_SECONDS, components=settings)
     with agents as infrastructure:
         app = create_app(store, artifacts, infrastructure, lifecycle, settings)
+        provider = note_settings(store, settings)
         config = uvicorn.Config(
             app,
             host=settings.api_host,
@@ -80,7 +82,8 @@ def serve(settings: PlatformSettings) -> None:
             ssl_keyfile=settings.api_tls_key_file,
         )
         collect_rarely()
-        Server(config, app.state.platform.stream).run()
+        with AccessPublisher(store, infrastructure, provider=provider).running():
+            Server(config, app.state.platform.stream).run()
     store.close()
 
 

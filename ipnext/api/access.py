@@ -174,7 +174,11 @@ class Access:
 
     def check_list(self, principal: Principal, action: Action) -> str:
         """Permit a list of models: it leaves out what is not the principal's to see. Forbidden if own policies forbid it."""
-        if not self.required or not self._policies.has_own:
+        if not self.required:
+            return action.policy
+        if not reads_anything(principal):
+            return self._policies.check(principal, action, Resource("Model")).policy
+        if not self._policies.has_own:
             return action.policy
         owners = granted_owners(principal) or {""}
         decisions = [
@@ -194,8 +198,7 @@ class Access:
         with self._store.read() as unit:
             owners = unit.owners()
         found = self._policies.visible_owners(principal, owners)
-        everything = any(grant.owner == ANY and grant.region == ANY for grant in principal.grants)
-        return None if everything and len(found) == len(owners) else found
+        return None if ANY in granted_owners(principal) and len(found) == len(owners) else found
 
     @property
     def has_own_policies(self) -> bool:
@@ -237,8 +240,7 @@ class Access:
         """Whether no model is hidden from the principal, whatever owners there are."""
         if not self.required:
             return True
-        everything = any(grant.owner == ANY and grant.region == ANY for grant in principal.grants)
-        return everything and not self._policies.has_own
+        return ANY in granted_owners(principal) and not self._policies.has_own
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -320,7 +322,13 @@ def _headers_of(error: IPnextError) -> Mapping[str, str]:
 
 def granted_owners(principal: Principal) -> frozenset[str]:
     """Owners that a principal's grants name: whose models it may read by the built-in policies."""
-    return frozenset(grant.owner for grant in principal.grants if grant.region == ANY)
+    viewer = Role.VIEWER.rank
+    return frozenset(grant.owner for grant in principal.grants if grant.region == ANY and grant.role.rank >= viewer)
+
+
+def reads_anything(principal: Principal) -> bool:
+    """Whether a principal has more than role caller over anything: callers ask for predictions and read nothing here."""
+    return any(grant.role.rank >= Role.VIEWER.rank for grant in principal.grants)
 
 
 def is_public(path: str) -> bool:

@@ -14,14 +14,25 @@ from ipnext.cli.command import Command, ModelName
 from ipnext.cli.output import Form, Output, rows, write
 from ipnext.cli.session import client_of
 from ipnext.client import Client
-from ipnext.errors import DeadlineExceeded, InvalidInput, IPnextError, NotFound, Unavailable
+from ipnext.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InvalidInput,
+    IPnextError,
+    NotFound,
+    RateLimited,
+    Unauthenticated,
+    Unavailable,
+)
 from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 
 REQUEST_SECONDS = 30.0
 _KINDS: Mapping[int, type[IPnextError]] = {
     400: InvalidInput,
+    401: Unauthenticated,
+    403: Forbidden,
     404: NotFound,
-    429: Unavailable,
+    429: RateLimited,
     502: Unavailable,
     503: Unavailable,
     504: DeadlineExceeded,
@@ -36,12 +47,24 @@ def predict(
     generation: Annotated[int | None, typer.Option(min=1, help="Pin this generation.")] = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Ask a model through a region's gateway. Shows which generation and snapshots answered, and where."""
-    gateway = gateway_of(client_of(context), region)
+    """Ask a model through a region's gateway. Shows which generation and snapshots answered, and where.
+
+    A model that needs a credential is given the one that the API gets.
+    """
+    client = client_of(context)
+    gateway = gateway_of(client, region)
     headers = {} if generation is None else {GENERATION_HEADER: str(generation)}
     url = f"{gateway}/v2/models/{model}/infer"
     try:
-        answer = httpx.post(url, json=_request_of(file), headers=headers, timeout=REQUEST_SECONDS, trust_env=False)
+        answer = httpx.post(
+            url,
+            json=_request_of(file),
+            headers=headers,
+            timeout=REQUEST_SECONDS,
+            trust_env=False,
+            auth=client.gateway_auth,
+            verify=client.trusted,
+        )
     except httpx.TimeoutException as error:
         msg = f"the gateway at {gateway} did not answer in {REQUEST_SECONDS:g} s"
         raise DeadlineExceeded(msg) from error

@@ -60,7 +60,7 @@ class Places:
 
     @property
     def peers(self) -> Path:
-        """Gateways of all regions, for the agents."""
+        """Gateways of all regions, for those of the others."""
         return self.state / "peers.json"
 
     @property
@@ -135,8 +135,7 @@ class Platform:
         }
         wanted |= {f"gateway {region}": config.gateways.first_port + i for i, region in enumerate(regions)}
         wanted |= {f"agent {region}": None for region in regions}
-        if certificates.secure:
-            wanted |= {f"peers {region}": None for region in regions}
+        wanted |= {f"gateway of {region} for peers": None for region in regions}
         wanted |= {f"metrics {worker}": None for worker in self._workers}
         self._ports = choose(wanted, remembered=places.state / "ports.json", free_ports=free_ports)
 
@@ -232,10 +231,10 @@ class Platform:
 
     @property
     def _peers(self) -> Mapping[str, str]:
-        """Where the gateways reach each other."""
-        if not self._certificates.secure:
-            return self.gateways
-        return {region: f"https://{HOST}:{self._ports[f'peers {region}']}" for region in self._regions}
+        """Region -> URL for requests of other regions' gateways."""
+        scheme = "https" if self._certificates.secure else "http"
+        ports = {region: self._ports[f"gateway of {region} for peers"] for region in self._regions}
+        return {region: f"{scheme}://{HOST}:{port}" for region, port in ports.items()}
 
     @property
     def _agent_urls(self) -> Mapping[str, str]:
@@ -295,9 +294,9 @@ class Platform:
             "ipnext.infra.agent",
             *("--region", region, "--state", str(directory), "--port", str(self._ports[f"agent {region}"])),
             *("--gateway-port", str(self._ports[f"gateway {region}"])),
+            *("--peer-port", str(self._ports[f"gateway of {region} for peers"])),
             *("--artifacts", self._stores.artifacts_uri, "--peers", str(self._places.peers)),
             *("--owner", str(os.getpid())),
-            *(("--peer-port", str(self._ports[f"peers {region}"])) if self._certificates.secure else ()),
         )
         agent.environment = {**agent.environment, **self._certificates.environment(region)}
         agent.unhurried = True

@@ -30,12 +30,14 @@ from ipnext.infra.peers import PeersFile
 from ipnext.infra.places import Places
 from ipnext.infra.ports import LOOPBACK, PortBook
 from ipnext.infra.process_identity import ProcessIdentity, identify, open_process
+from ipnext.infra.public_listener import public_listener
 from ipnext.infra.region import Region
 from ipnext.infra.site import Site
 from ipnext.infra.supervisor import Supervisor
 from ipnext.settings import NativeCodeSettings
 
 GATEWAY_PORT_NAME = "gateway"
+PEER_PORT_NAME = "gateway for peers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class AgentArguments:
     host: str
     port: int
     gateway_port: int
-    peer_port: int | None
+    peer_port: int
     artifacts: str
     peers: Path | None
     owner: int | None
@@ -64,10 +66,11 @@ def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
     parser.add_argument(
         "--peer-port",
         type=int,
-        help="loopback port for gateways of other regions, which prove themselves by certificates",
+        default=0,
+        help="loopback port of Envoy for the gateways of other regions; 0 picks and remembers",
     )
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store")
-    parser.add_argument("--peers", type=Path, help="JSON file: region -> URL of its gateway")
+    parser.add_argument("--peers", type=Path, help="JSON file: region -> URL of its gateway for other gateways")
     parser.add_argument("--owner", type=int, help="process id: all that the agent started ends with this process")
     return AgentArguments(**vars(parser.parse_args(arguments)))
 
@@ -146,32 +149,41 @@ def _forked(settings: AgentSettings) -> list[str]:
 
 def _site(arguments: AgentArguments, settings: AgentSettings, session: HttpSessions, trust_domain: str) -> Site:
     ports = PortBook(arguments.state / "ports.json")
-    gateway = arguments.gateway_port or ports.known(GATEWAY_PORT_NAME) or ports.port(GATEWAY_PORT_NAME)
-    ports.remember(GATEWAY_PORT_NAME, gateway)
+    gateway = _remembered(ports, GATEWAY_PORT_NAME, arguments.gateway_port)
+    peers = _remembered(ports, PEER_PORT_NAME, arguments.peer_port)
     tls = _peer_tls(arguments, settings, trust_domain)
     return Site(
         region=arguments.region,
         directory=arguments.state.resolve(),
         artifacts=arguments.artifacts,
         gateway_port=gateway,
-        peer_port=arguments.peer_port,
         peer_tls=tls,
         settings=settings,
         places=Places(arguments.state.resolve(), ports),
         session=session,
+        peer_port=peers,
+        listener=public_listener(settings),
     )
 
 
+def _remembered(ports: PortBook, name: str, given: int) -> int:
+    """The port that was given, or that of the last time."""
+    port = given or ports.known(name) or ports.port(name)
+    ports.remember(name, port)
+    return port
+
+
 def _peer_tls(arguments: AgentArguments, settings: AgentSettings, trust_domain: str) -> PeerTls | None:
-    """Return how gateways prove themselves. InvalidInput for a port without the three files, and the other way round."""
+    """Return how gateways prove themselves; None: they do not. InvalidInput if some of the three files are missing."""
     names = ("gateway_certificate_file", "gateway_key_file", "gateway_ca_file")
     certificate, key, authorities = found = [getattr(settings, name) for name in names]
-    if arguments.peer_port is None and not any(found):
+    if not any(found):
         return None
-    if arguments.peer_port is None or certificate is None or key is None or authorities is None:
+    if certificate is None or key is None or authorities is None:
+        missing = next(name for name, file in zip(names, found, strict=True) if file is None)
         wanted = ", ".join(f"IPNEXT_AGENT_{name.upper()}" for name in names)
-        msg = f"--peer-port: a gateway for peers needs a port and {wanted}; give all of them, or none"
-        raise InvalidInput(msg, field="peer_port", value=arguments.peer_port)
+        msg = f"IPNEXT_AGENT_{missing.upper()}: a gateway proves itself by all of {wanted}; give all of them, or none"
+        raise InvalidInput(msg, field=missing)
     files = CertificateFiles(certificate.absolute(), key.absolute(), authorities.absolute())
     files.stamp()
     return PeerTls(files=files, trust_domain=trust_domain, secrets=arguments.state.resolve() / "envoy")

@@ -17,12 +17,13 @@ from ipnext.infra.error_body import error_body
 from ipnext.infra.region import Region
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.logs import LogQuery
+from ipnext.model.predictions import AccessList, AccessRevision
 from ipnext.model.prefetch import Prefetch
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
 
-MAX_BODY_BYTES = 16 * 2**20
-"""A route table of a thousand generations is far smaller."""
+MAX_BODY_BYTES = 64 * 2**20
+"""An access list of a hundred thousand models and as many keys is smaller, and a route table of a thousand generations."""
 
 LONGEST_POLL_SECONDS = 600.0
 """Of a wait for a change."""
@@ -47,6 +48,8 @@ def agent_app(
     app.router.add_delete("/deployments/{model}/{part}/{hardware}", surface.delete_deployment)
     app.router.add_put("/routes/{model}", surface.put_route)
     app.router.add_delete("/routes/{model}", surface.delete_route)
+    app.router.add_put("/access", surface.put_access)
+    app.router.add_get("/access", surface.access)
     return app
 
 
@@ -109,6 +112,16 @@ class AgentSurface:
         """A model leaves the gateway."""
         await self._region.unroute(request.match_info["model"])
         return web.json_response({})
+
+    async def put_access(self, request: web.Request) -> web.Response:
+        """An AccessList becomes the one by which predictions are checked."""
+        await self._region.put_access(await _body(request, AccessList))
+        return web.json_response({})
+
+    async def access(self, _: web.Request) -> web.Response:
+        """AccessRevision: which list is in force. The list itself is not given out."""
+        revision = AccessRevision(revision=self._region.access_revision)
+        return web.Response(text=revision.model_dump_json(), content_type="application/json")
 
 
 @web.middleware

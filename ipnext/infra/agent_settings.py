@@ -6,7 +6,7 @@ How long an agent waits for a silent process has defaults for a cluster; `ipnext
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, HttpUrl
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 HOST_COMMAND = (
@@ -19,6 +19,7 @@ VLLM_HOST_COMMAND = (
 )
 ROUTER_COMMAND = (
     *("{python}", "-m", "serving.router", "--sockets", "{sockets}", "--region", "{region}", "--table", "{table}"),
+    *("--access", "{access}"),
 )
 
 
@@ -33,7 +34,7 @@ class AgentSettings(BaseSettings):
     vllm_host_command: tuple[str, ...] = VLLM_HOST_COMMAND
     """The same for a part of engine `vllm`."""
     router_command: tuple[str, ...] = ROUTER_COMMAND
-    """Starts the router. Fields: python, sockets, port, region, table."""
+    """Starts the router. Fields: python, sockets, port, region, table, access."""
     fork_server: tuple[str, ...] = ("serving.host", "serving.router")
     """Modules that one process of the region imports once, so that `python -m MODULE` is a fork of it, which takes a fraction of
     the time. Only the commands above that begin so are forked; with none of them here there is no such process."""
@@ -52,7 +53,7 @@ class AgentSettings(BaseSettings):
     insecure_bind: bool = Field(
         default=False, validation_alias=AliasChoices("IPNEXT_AGENT_INSECURE_BIND", "IPNEXT_INSECURE_BIND")
     )
-    """Lets an agent that asks nobody for a certificate listen on another address than a loopback one."""
+    """Lets a gateway without TLS, and an agent that asks nobody for a certificate, listen on another address than a loopback one."""
     gateway_certificate_file: Path | None = None
     """Certificate chain (PEM) of the region's gateway, which it shows to gateways of other regions; with `--peer-port` only. Envoy watches
     its directory for files that are renamed into it."""
@@ -127,6 +128,15 @@ class AgentSettings(BaseSettings):
     steady_seconds: float = Field(default=10.0, gt=0)
     """A process that ran for so long starts over with the first pause."""
 
+    gateway_host: str = "127.0.0.1"
+    """IP address on which clients reach the gateway. Another one than a loopback address needs TLS."""
+    gateway_tls_certificate_file: Path | None = None
+    """Certificate chain (PEM) of the gateway; with it the gateway speaks TLS only. A new one that is renamed into its place is
+    in force without a restart."""
+    gateway_tls_key_file: Path | None = None
+    """Its private key (PEM), in the same directory."""
+    gateway_url: HttpUrl | None = None
+    """What clients are told of where the gateway is; None: its address and port."""
     gateway_header_seconds: float = Field(default=20.0, gt=0)
     """A request whose headers have not come whole by then is answered 408 by the gateway."""
     gateway_connections: int = Field(default=10_000, gt=0)

@@ -4,14 +4,16 @@ import os
 from pathlib import Path
 
 
-def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+def replace_file(path: Path, content: bytes, *, durable: bool = False, private: bool = False) -> None:
     """Write `content` under a temporary name beside `path` and rename it into place.
 
-    `durable` also survives a power cut: file and directory are synced.
+    `durable` also survives a power cut: file and directory are synced. `private`: only this user may read it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("wb") as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)
         file.write(content)
         if durable:
             file.flush()

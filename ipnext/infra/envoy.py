@@ -7,19 +7,29 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 from ipnext.allowed_hosts import LOOPBACK_AUTHORITY, AllowedHosts
 from ipnext.components.identity import Component
 from ipnext.components.sockets import is_socket_url, socket_path
 from ipnext.infra import envoy_openai
+from ipnext.infra.envoy_listeners import Listeners, listeners_of
+from ipnext.infra.envoy_listeners import address as _address
+from ipnext.infra.envoy_listeners import watched as _watched
 from ipnext.infra.envoy_openai import type_url as _type
 from ipnext.infra.envoy_tls import PeerTls
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.weights import WEIGHT_TOTAL, weights
 from ipnext.model.deployment import RouteShare, RouteTable
-from ipnext.names import CHOSEN_BY_WEIGHT, CHOSEN_HEADER, FORWARDED_HEADER, GENERATION_HEADER, REFUSED_HEADER
+from ipnext.names import (
+    CHOSEN_BY_WEIGHT,
+    CHOSEN_HEADER,
+    FORWARDED_HEADER,
+    GENERATION_HEADER,
+    NO_CAPACITY_HEADER,
+    REFUSED_HEADER,
+)
 
 ROUTER_CLUSTER = "router"
 ROUTES_NAME = "gateway"
@@ -61,14 +71,8 @@ class Gateway:
     allowed: AllowedHosts = field(default_factory=AllowedHosts)
     tls: PeerTls | None = None
     """How peers at https:// are reached."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerListener:
-    """Where gateways of other regions come in, and nobody else."""
-
-    port: int
-    tls: PeerTls
+    closed: frozenset[str] = frozenset()
+    """Models that need a credential: what is said of them, the router says, to whom it concerns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ class GatewayLimits:
     """As the `Gateway` has it: what a client is told whose request took longer."""
 
 
-def bootstrap(  # noqa: PLR0913 - all but two by keyword
+def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
     gateway_port: int,
     admin_socket: str,
     *,
@@ -93,25 +97,20 @@ def bootstrap(  # noqa: PLR0913 - all but two by keyword
     routes_file: str,
     clusters_file: str,
     limits: GatewayLimits | None = None,
-    peers: PeerListener | None = None,
+    listeners: Listeners | None = None,
 ) -> Json:
-    """The static part: admin endpoint, listener, and where the dynamic parts lie.
+    """The static part: admin endpoint, listeners, and where the dynamic parts lie.
 
-    With `peers`, what a client says about a region that has sent its request on is removed: those regions use the other
-    listener. `admin_socket`: path of the Unix socket that only this user may open: no page in a browser reaches it.
+    `admin_socket`: path of the Unix socket that only this user may open: no page in a browser reaches it.
     """
     limits = limits or GatewayLimits()
     mappers = envoy_openai.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
     connections = _connections(routes_file, mappers, limits.header_seconds)
-    public = connections if peers is None else {**connections, "early_header_mutation_extensions": [_UNFORWARDED]}
-    listeners = [_listener("gateway", gateway_port, public)]
-    if peers is not None:
-        listeners.append(_listener("peers", peers.port, connections, peers.tls.downstream()))
     return {
         "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
         "admin": {"address": {"pipe": {"path": admin_socket, "mode": ADMIN_MODE}}},
         "dynamic_resources": {"cds_config": _watched(clusters_file)},
-        "static_resources": {"listeners": listeners},
+        "static_resources": {"listeners": listeners_of(gateway_port, listeners or Listeners(), connections)},
         "overload_manager": _overload(limits),
     }
 
@@ -153,6 +152,7 @@ def clusters(gateway: Gateway) -> list[Json]:
 def routes(gateway: Gateway) -> list[Json]:
     """The route configuration; a single resource."""
     known = sorted(gateway.tables)
+    told = sorted(gateway.tables.keys() - gateway.closed)
     rules = _refused_sources(gateway.allowed)
     rules += [_route({"path": path}, _to_router(gateway)) for path in OF_ALL_MODELS]
     for model in known:
@@ -160,7 +160,7 @@ def routes(gateway: Gateway) -> list[Json]:
     rules += [
         _route({"path": "/v2"}, _to_router(gateway)),
         _route({"path_separated_prefix": "/v2/health"}, _to_router(gateway)),
-        _refusal({"prefix": "/v2/models/"}, 404, f"no such model in region {gateway.region}; known: {_some(known)}"),
+        _no_model(gateway, told),
         *_openai_routes(gateway),
         _refusal({"prefix": "/"}, 404, _NO_SUCH_PATH),
     ]
@@ -173,6 +173,24 @@ def routes(gateway: Gateway) -> list[Json]:
             "response_headers_to_remove": [REFUSED_HEADER],
         }
     ]
+
+
+def _no_model(gateway: Gateway, known: Sequence[str]) -> Json:
+    """Refuse models that are not here. If some models need a credential, the router does, in the same words as for those."""
+    match: Json = {"prefix": "/v2/models/"}
+    if gateway.closed:
+        return _route(match, _to_router(gateway))
+    return _refusal(match, 404, f"no such model in region {gateway.region}; known: {_some(known)}")
+
+
+def _absent(gateway: Gateway, table: RouteTable, match: Json, served: Iterable[int]) -> Json:
+    """Refuse generations that are not here. Of a model that needs a credential the router says so, to whom it concerns."""
+    if table.model in gateway.closed:
+        return _route(match, _to_router(gateway))
+    known = _some(map(str, served))
+    return _refusal(
+        match, 404, f"model {table.model} has no such generation in region {gateway.region}; served: {known}"
+    )
 
 
 def _refused_sources(allowed: AllowedHosts) -> list[Json]:
@@ -200,15 +218,15 @@ def _model_routes(gateway: Gateway, table: RouteTable) -> list[Json]:
     base = f"/v2/models/{table.model}"
     versions = f"{base}/versions"
     pins = _pins(gateway, table)
-    absent = f"model {table.model} has no such generation in region {gateway.region}; served: {_some(map(str, pins))}"
     rules = []
     for generation, pin in pins.items():
         rules.append(_route(_under(base, _exactly(generation), *pin.unless), pin.action))
-    rules.append(_refusal(_under(base, {"name": GENERATION_HEADER, "present_match": True}), 404, absent))
+    pinned = {"name": GENERATION_HEADER, "present_match": True}
+    rules.append(_absent(gateway, table, _under(base, pinned), pins))
     for generation, pin in pins.items():
         named = _under(f"{versions}/{generation}", *pin.unless)
         rules.append(_route(named, pin.action, headers={GENERATION_HEADER: str(generation)}))
-    rules.append(_refusal(_under(versions), 404, absent))
+    rules.append(_absent(gateway, table, _under(versions), pins))
     return [*rules, _weighted(gateway, table, _under(base))]
 
 
@@ -226,12 +244,11 @@ def _generating(gateway: Gateway, table: RouteTable) -> list[Json]:
     """In order: a generation pinned by header, then the choice by weight."""
     pins = _pins(gateway, table)
     model, pinned = table.model, {"name": GENERATION_HEADER, "present_match": True}
-    absent = f"model {model} has no such generation in region {gateway.region}; served: {_some(map(str, pins))}"
     rules = [
         _route(envoy_openai.of_model(model, _exactly(generation), *pin.unless), pin.action)
         for generation, pin in pins.items()
     ]
-    rules.append(_refusal(envoy_openai.of_model(model, pinned), 404, absent))
+    rules.append(_absent(gateway, table, envoy_openai.of_model(model, pinned), pins))
     return [*rules, _weighted(gateway, table, envoy_openai.of_model(model))]
 
 
@@ -263,6 +280,8 @@ def _pins(gateway: Gateway, table: RouteTable) -> dict[int, _Pin]:
 
 def _weighted(gateway: Gateway, table: RouteTable, match: Json) -> Json:
     shares = _usable(gateway, table)
+    if not shares and table.model in gateway.closed:
+        return _route(match, _to_router(gateway), headers={NO_CAPACITY_HEADER: "1"})
     if not shares:
         message = _no_capacity(gateway.region, table)
         return _refusal(match, 503, message, headers={"retry-after": str(envoy_openai.RETRY_AFTER_SECONDS)})
@@ -383,16 +402,8 @@ def _cluster(name: str, url: str) -> Json:
     }
 
 
-_UNFORWARDED: Final = {
-    "name": "envoy.http.early_header_mutation.header_mutation",
-    "typed_config": {
-        "@type": _type("extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"),
-        "mutations": [{"remove": FORWARDED_HEADER}],
-    },
-}
-
-
 def _connections(routes_file: str, mappers: list[Json], header_seconds: float) -> Json:
+    """How requests are read and routed, whichever listener they come to."""
     return {
         "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": STAT_PREFIX,
@@ -412,21 +423,6 @@ def _connections(routes_file: str, mappers: list[Json], header_seconds: float) -
     }
 
 
-def _listener(name: str, port: int, connections: Json, transport: Json | None = None) -> Json:
-    secured = {"transport_socket": transport} if transport is not None else {}
-    chain = {
-        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": connections}],
-        **secured,
-    }
-    # Without port reuse a second Envoy on this port fails, instead of taking half of the connections in silence.
-    return {
-        "name": name,
-        "address": _address(LOOPBACK, port),
-        "enable_reuse_port": False,
-        "filter_chains": [chain],
-    }
-
-
 def _router_filter() -> Json:
     return {
         "@type": _type("extensions.filters.http.router.v3.Router"),
@@ -435,19 +431,11 @@ def _router_filter() -> Json:
     }
 
 
-def _watched(path: str) -> Json:
-    return {"path_config_source": {"path": path}, "resource_api_version": "V3"}
-
-
 def _upstream(url: str) -> Json:
     if is_socket_url(url):
         return {"pipe": {"path": socket_path(url, Component.GATEWAY)}}
     target = urlsplit(url)
     return _address(target.hostname or LOOPBACK, target.port or 80)
-
-
-def _address(host: str, port: int) -> Json:
-    return {"socket_address": {"address": host, "port_value": port}}
 
 
 def _is_ip(host: str) -> bool:

@@ -18,6 +18,7 @@ from ipnext.infra import envoy
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.child_process import ChildProcess
 from ipnext.infra.envoy_admin import AdminSocket
+from ipnext.infra.envoy_listeners import Listeners, certificate
 from ipnext.infra.notes import GatewayNote, as_note, found
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.site import Site
@@ -41,6 +42,7 @@ class EnvoyProcess:
         self._bootstrap_file = directory / "bootstrap.json"
         self._routes_file = directory / "routes.json"
         self._clusters_file = directory / "clusters.json"
+        self._certificate_file = directory / "certificate.json"
         self._found = found(site.processes, GatewayNote).get("envoy")
         self._version = max(_version_in(self._routes_file), _version_in(self._clusters_file))
         self._gateway: envoy.Gateway | None = None
@@ -94,8 +96,10 @@ class EnvoyProcess:
             self._admin.adopt(Path(note.admin_socket))
             self._answered_at = time.monotonic()
         self._child.start(running)
-        if note is not None and note.gateway_port != self._site.gateway_port:
-            structlog.get_logger().warning("gateway port changed, Envoy is started again", former=note.gateway_port)
+        if note is not None and (note.gateway_port, note.listeners) != (self._site.gateway_port, self._mark):
+            structlog.get_logger().warning(
+                "gateway's listeners changed, Envoy is started again", former=note.gateway_port
+            )
             self._child.signal(signal.SIGTERM)
         self._task = asyncio.create_task(self._follow(), name="follow Envoy")
 
@@ -147,29 +151,42 @@ class EnvoyProcess:
                 return
             await asyncio.sleep(CONFIRM_POLL_SECONDS)
 
+    @property
+    def _mark(self) -> str:
+        return f"{self._site.listener.mark} {self._site.peer_port}"
+
     def _note(self) -> Note:
         note = GatewayNote(
-            gateway_port=self._site.gateway_port, admin_socket=str(self._admin.path), revisions=self._revisions
+            gateway_port=self._site.gateway_port,
+            admin_socket=str(self._admin.path),
+            listeners=self._mark,
+            revisions=self._revisions,
         )
         return as_note(note)
 
     def _command(self) -> Sequence[str]:
         self._admin.make_place()
-        tls, port = self._site.peer_tls, self._site.peer_port
+        tls = self._site.peer_tls
         for path, content in (tls.secret_files() if tls is not None else {}).items():
             replace_file(path, envoy.as_json(content))
+        replace_file(self._certificate_file, self._file(certificate(self._site.listener)))
         config = envoy.bootstrap(
             self._site.gateway_port,
             str(self._admin.path),
             region=self._site.region,
             routes_file=str(self._routes_file),
             clusters_file=str(self._clusters_file),
-            peers=None if tls is None or port is None else envoy.PeerListener(port=port, tls=tls),
             limits=envoy.GatewayLimits(
                 stream_idle_seconds=self._site.settings.stream_idle_seconds,
                 header_seconds=self._site.settings.gateway_header_seconds,
                 connections=self._site.settings.gateway_connections,
                 heap_bytes=self._site.settings.gateway_heap_bytes,
+            ),
+            listeners=Listeners(
+                public=self._site.listener,
+                certificate_file=str(self._certificate_file),
+                peer_port=self._site.peer_port or None,
+                peer_tls=tls,
             ),
         )
         replace_file(self._bootstrap_file, envoy.as_json(config))

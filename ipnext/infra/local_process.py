@@ -12,6 +12,7 @@ from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.error_body import error_from
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
+from ipnext.model.predictions import AccessList, AccessRevision
 from ipnext.model.prefetch import MOST_SNAPSHOTS, Prefetch
 from ipnext.model.value import Value
 from ipnext.model.wire import decode
@@ -81,6 +82,14 @@ class LocalProcessInfrastructure:
     def unroute(self, model: str, region: str) -> None:
         """See the port."""
         self._call("DELETE", region, f"/routes/{model}", seconds=self._gateway_seconds)
+
+    def put_access(self, region: str, access: AccessList) -> None:
+        """See the port."""
+        self._call("PUT", region, "/access", access, seconds=self._gateway_seconds)
+
+    def access_revision(self, region: str) -> int:
+        """See the port."""
+        return decode(AccessRevision, self._call("GET", region, "/access")).revision
 
     def logs(self, region: str, query: LogQuery) -> tuple[ReplicaLog, ...]:
         """See the port. POST, since what is known of many logs is too long for a line."""

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from ipnext.errors import IPnextError, NotFound, RegionUnreachable
 from ipnext.infra.memory_history import Moment
 from ipnext.infra.memory_region import Answering, Faults, MemoryRegion, ReplicaSet
-from ipnext.infra.route_rules import check_destinations, check_revision
+from ipnext.infra.route_rules import check_access, check_destinations, check_revision
 from ipnext.infra.state_token import with_token
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+from ipnext.model.predictions import AccessList
 
 LONGEST_WAIT_SECONDS = 0.05
 """Of a wait for a change: what a test switches on is seen within it."""
@@ -39,6 +40,7 @@ class MemoryInfrastructure:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._prefetched: dict[str, list[str]] = {}
+        self._access: dict[str, AccessList] = {}
 
     # the port
 
@@ -105,7 +107,26 @@ class MemoryInfrastructure:
         with self._call("unroute", region, model):
             self._routes.pop((model, region), None)
 
+    def put_access(self, region: str, access: AccessList) -> None:
+        """See the port. Beside the history, as what is prefetched."""
+        with self._lock:
+            self._reach(region)
+            check_access(access, self.access_revision(region), region=region)
+            self._access[region] = access
+
+    def access_revision(self, region: str) -> int:
+        """See the port."""
+        with self._lock:
+            self._reach(region)
+            found = self._access.get(region)
+            return 0 if found is None else found.revision
+
     # what a test reads
+
+    def access(self, region: str) -> AccessList | None:
+        """The list in force in a region."""
+        with self._lock:
+            return self._access.get(region)
 
     @property
     def history(self) -> tuple[Moment, ...]:

@@ -41,6 +41,8 @@ class GatewayNote(Value):
 
     gateway_port: int
     admin_socket: str
+    listeners: str = ""
+    """Another text for other listeners: Envoy has to start again to bind them."""
     revisions: Mapping[int, Mapping[str, int]] = Field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteTable
 from ipnext.model.logs import LogQuery, ReplicaLog
+from ipnext.model.predictions import AccessList
 
 
 class Infrastructure(Protocol):
@@ -52,6 +53,15 @@ class Infrastructure(Protocol):
 
     def unroute(self, model: str, region: str) -> None:
         """Take a model out of a region's gateway."""
+
+    def put_access(self, region: str, access: AccessList) -> None:
+        """Keep this as the list by which the region checks predictions; it is in force a moment later, and outlives all processes.
+
+        An older revision than the one in force is refused with StaleWrite; the same one changes nothing.
+        """
+
+    def access_revision(self, region: str) -> int:
+        """Revision of the list that the region has; 0: none."""
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ import structlog
 
 from ipnext.errors import InvalidInput, Unavailable
 from ipnext.infra import router_table
+from ipnext.infra.access_file import AccessFile
 from ipnext.infra.around import Around
 from ipnext.infra.control import Control
 from ipnext.infra.envoy import Gateway
@@ -38,6 +39,7 @@ from ipnext.model.deployment import (
     ServedGeneration,
 )
 from ipnext.model.logs import LogQuery, ReplicaLog
+from ipnext.model.predictions import AccessList, PredictionAccess
 from ipnext.revision import Revision
 
 ADOPT_POLL_SECONDS = 0.01
@@ -50,6 +52,7 @@ class Region:
         self._site = site
         self._peers = peers
         self._wanted = WantedState(site.directory / "wanted")
+        self._access = AccessFile(site.directory / "wanted" / "access.json", site.access_file, region=site.region)
         control = Control(site.session, probe_seconds=site.settings.probe_seconds)
         self._changes = Revision()
         self._router = RouterProcess(
@@ -64,6 +67,8 @@ class Region:
         self._lives: set[asyncio.Task[None]] = set()
         self._routes: dict[str, RouteTable] = dict(self._wanted.routes)
         self._served: dict[str, tuple[ServedGeneration, ...]] = {m: t.served for m, t in self._routes.items()}
+        self._accesses: dict[str, PredictionAccess] = {m: t.access for m, t in self._routes.items()}
+        """As their tables said last: a model on its way out stays as closed as it was."""
         self._route_locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._forgetting = Forgetting(site.settings.settle_seconds, self._forget_later)
         self._prefetching = Prefetching(site)
@@ -211,6 +216,18 @@ class Region:
                 await self._envoy.confirmed(self._publish_gateway())
                 await self._forget(model, ())
 
+    @property
+    def access_revision(self) -> int:
+        """Revision of the list by which predictions are checked; 0: none."""
+        return self._access.revision
+
+    async def put_access(self, access: AccessList) -> None:
+        """Keep a list by which predictions are checked; the router follows it within milliseconds."""
+        self._access.put(access)
+        self._publish_access()
+        with suppress(OSError):  # repeated soon
+            self._publish_gateway()
+
     async def state(self, models: Collection[str] | None = None) -> RegionState:
         """What runs now, of some models or of all."""
         traffic = await self._router.traffic()  # first: what replicas are ready for depends on what the router follows
@@ -229,6 +246,7 @@ class Region:
         whole = RegionState(
             region=self._site.region,
             gateway_url=self._site.gateway_url,
+            peer_url=self._site.peer_url,
             replicas=tuple(r.observed() for key in keys for r in self._replicas[key]),
             routes=dict(self._envoy.routes),
             traffic=traffic,
@@ -317,15 +335,24 @@ class Region:
         """Write the router's table if it changed; the revision to wait for, also where writing has to be repeated."""
         if not self._publishing:
             return self._router.revision
+        self._publish_access()
         held = [r for replicas in self._replicas.values() for r in replicas]
         endpoints = ((r.key.model, endpoint) for r in held for endpoint in r.endpoints)
         coming = ((r.key.model, generation) for r in held for generation in r.coming)
-        models = router_table.routed_models(self._served, endpoints, coming, self._terms)
+        self._accesses |= {model: table.access for model, table in self._wanted.routes.items()}
+        models = router_table.routed_models(self._served, endpoints, coming, self._terms, self._accesses)
         try:
             return self._router.publish(models)
         except OSError as error:
             structlog.get_logger().error("router table not written, tried again soon", reason=str(error))
             return self._router.revision + 1
+
+    def _publish_access(self) -> None:
+        """Write the router's access list if it changed; a disk that is full is tried again soon."""
+        try:
+            self._access.publish({*self._served, *self._routes, *self._wanted.routes})
+        except OSError as error:
+            structlog.get_logger().error("access list not written, tried again soon", reason=str(error))
 
     @property
     def _terms(self) -> Mapping[str, router_table.Terms]:
@@ -348,6 +375,7 @@ class Region:
             stream_idle_seconds=self._site.settings.stream_idle_seconds,
             allowed=self._site.allowed,
             tls=self._site.peer_tls,
+            closed=self._access.closed(self._routes.values()),
         )
         return self._envoy.publish(gateway)
 

@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from ipnext.errors import InvalidInput, StaleWrite
 from ipnext.model.deployment import RouteTable
+from ipnext.model.predictions import AccessList
 
 
 def check_revision(table: RouteTable, in_force: RouteTable | None) -> None:
@@ -17,6 +18,16 @@ def check_revision(table: RouteTable, in_force: RouteTable | None) -> None:
         f"but {reason}; give a revision above {in_force.revision}"
     )
     raise StaleWrite(msg)
+
+
+def check_access(access: AccessList, in_force: int, *, region: str) -> None:
+    """Raise StaleWrite unless a list may replace the one in force, given by its revision: it is not older."""
+    if access.revision < in_force:
+        msg = (
+            f"access list of region {region!r}: revision {access.revision} was given, but revision {in_force} is in force; "
+            f"give a revision above {in_force}"
+        )
+        raise StaleWrite(msg)
 
 
 def check_destinations(table: RouteTable, regions: Collection[str]) -> None:

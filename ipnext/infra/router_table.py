@@ -11,6 +11,7 @@ from ipnext.model.deployment import (
     RoutedModel,
     ServedGeneration,
 )
+from ipnext.model.predictions import PredictionAccess
 
 Served = Mapping[str, tuple[ServedGeneration, ...]]
 """Model -> generations that the router may answer with."""
@@ -43,10 +44,12 @@ def routed_models(
     endpoints: Iterable[tuple[str, PartEndpoint]],
     coming: Iterable[tuple[str, int]] = (),
     terms: Mapping[str, "Terms"] | None = None,
+    access: Mapping[str, PredictionAccess] | None = None,
 ) -> tuple[RoutedModel, ...]:
     """Every served model with the (model, endpoint) pairs that are ready for it, in a fixed order.
 
     `coming` are the (model, generation) pairs that processes are going over to, `terms` those of the models that are run here.
+    `access`: what the models' own tables say of it.
     """
     over, known = set(coming), terms or {}
     by_model: dict[str, list[PartEndpoint]] = {model: [] for model in served}
@@ -59,6 +62,7 @@ def routed_models(
             served=served[model],
             endpoints=tuple(sorted(by_model[model], key=lambda endpoint: (endpoint.part, endpoint.url))),
             coming=tuple(sorted(generation for name, generation in over if name == model)),
+            access=(access or {}).get(model, "open"),
             **asdict(known.get(model, Terms())),
         )
         for model in sorted(served)

@@ -12,6 +12,7 @@ from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.envoy_tls import PeerTls
 from ipnext.infra.places import Places, address_fields
 from ipnext.infra.ports import LOOPBACK
+from ipnext.infra.public_listener import PublicListener
 from ipnext.infra.spawning import Processes, Unsupervised
 
 SECRETS = (
@@ -33,10 +34,12 @@ class Site:
     settings: AgentSettings
     places: Places
     session: HttpSessions
+    peer_port: int = 0
+    """Where the gateways of other regions send requests."""
     peer_tls: PeerTls | None = None
-    """How the gateway proves itself to those of other regions; None: clear text, by the port that clients use."""
-    peer_port: int | None = None
-    """Where those of other regions reach it."""
+    """How the gateway proves itself to those of other regions, and they to it; None: clear text."""
+    listener: PublicListener = field(default_factory=PublicListener)
+    """Where clients send requests."""
     processes: Processes = field(default_factory=Unsupervised)
     """Starts all processes of the region, and knows those that ran before this agent."""
 
@@ -48,7 +51,13 @@ class Site:
     @property
     def gateway_url(self) -> str:
         """Where clients send requests."""
-        return f"http://{LOOPBACK}:{self.gateway_port}"
+        return self.listener.url_at(self.gateway_port)
+
+    @property
+    def peer_url(self) -> str:
+        """Where the gateways of other regions send requests."""
+        scheme = "http" if self.peer_tls is None else "https"
+        return f"{scheme}://{LOOPBACK}:{self.peer_port}"
 
     @property
     def logs(self) -> Path:
@@ -85,7 +94,13 @@ class Site:
 
     def router_command(self, table: Path, url: str) -> Sequence[str]:
         """The command line of the router process."""
-        return [*self._filled(self.settings.router_command, url, table=str(table)), *self._names()]
+        fields = {"table": str(table), "access": str(self.access_file)}
+        return [*self._filled(self.settings.router_command, url, **fields), *self._names()]
+
+    @property
+    def access_file(self) -> Path:
+        """The list by which the router checks predictions, beside its table."""
+        return self.directory / "access.json"
 
     @property
     def allowed(self) -> AllowedHosts:

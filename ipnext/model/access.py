@@ -22,6 +22,7 @@ LONGEST_SECONDS: Final = 10 * 366 * 86_400
 class Role(StrEnum):
     """What a principal may do; each role may do what the ones before it may."""
 
+    CALLER = "caller"
     VIEWER = "viewer"
     PUBLISHER = "publisher"
     OPERATOR = "operator"

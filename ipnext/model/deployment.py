@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ipnext.model.adapter import ServedAdapter
 from ipnext.model.kv_transfer import Handoff
+from ipnext.model.predictions import PredictionAccess
 from ipnext.model.registry import PartGraph, SyncPolicy, TensorSpec
 from ipnext.model.routing import RoutingPolicy
 from ipnext.model.signing import SignerPolicy
@@ -253,6 +254,8 @@ class RouteTable(Value):
     revision: int = Field(ge=1)
     shares: tuple[RouteShare, ...]
     served: tuple[ServedGeneration, ...]
+    access: PredictionAccess = "open"
+    """What the manifest said as the table was made. The region's access list says it as it is now, and wins if it has the model."""
     unmet_rules: tuple[str, ...] = ()
     """Rules of the plan that leave the region's users without a region to serve them; read only if `shares` is empty."""
 
@@ -298,6 +301,8 @@ class RegionState(Value):
 
     region: Name
     gateway_url: str
+    peer_url: str = ""
+    """Where the gateways of other regions send requests to this one's."""
     replicas: tuple[Replica, ...] = ()
     routes: Mapping[str, int] = Field(default_factory=dict)
     """Model -> revision of the route table that its gateway follows."""
@@ -313,6 +318,7 @@ class RegionState(Value):
         return RegionState(
             region=self.region,
             gateway_url=self.gateway_url,
+            peer_url=self.peer_url,
             replicas=tuple(replica for replica in self.replicas if replica.key.model in models),
             routes={model: revision for model, revision in self.routes.items() if model in models},
             traffic=tuple(count for count in self.traffic if count.model in models),
@@ -446,6 +452,8 @@ class RoutedModel(Value):
     """How long requests under way may go on when what answers them leaves, or the router is to end."""
     swap_wait_seconds: float = Field(default=STREAM_DRAIN_SECONDS, ge=0)
     """How long a request waits at most for a process that goes over."""
+    access: PredictionAccess = "open"
+    """As of the route table."""
 
 
 class RouterTable(Value):

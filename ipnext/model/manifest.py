@@ -19,6 +19,7 @@ from ipnext.model.kv_transfer import Handoff
 from ipnext.model.metadata import Metadata
 from ipnext.model.mixed_graph import Role, check_pair_alone, check_roles
 from ipnext.model.owner import OwnerManifest
+from ipnext.model.predictions import AccessSpec
 from ipnext.model.profile import LatencyTarget
 from ipnext.model.registry import REQUEST, PartGraph, SyncPolicy, source_node
 from ipnext.model.signing import SignerPolicy
@@ -196,6 +197,8 @@ class ModelSpec(Written):
     budget_per_hour: float | None = Field(default=None, ge=0)
     rollout: RolloutSpec = RolloutSpec()
     validation: ValidationSpec = ValidationSpec()
+    access: AccessSpec = AccessSpec()
+    """Who may ask it for predictions."""
 
     @property
     def hosted(self) -> tuple[PartSpec, ...]:

@@ -1,5 +1,6 @@
 """The one repository: all queries, noun by noun. A unit of work gives it out and ends it."""
 
+from ipnext.store.access_lists import AccessLists
 from ipnext.store.audit import Audit
 from ipnext.store.belonging import Belonging
 from ipnext.store.deployments import Deployments
@@ -32,6 +33,7 @@ class Repository(
     Keys,
     RoleBindings,
     Owners,
+    AccessLists,
     Audit,
 ):
     """Reads and writes of one unit of work. It gives out frozen records, never rows; it never commits.

@@ -543,6 +543,20 @@ class KeyRow(Row, table=True):
     last_used_at: datetime | None = _time(default=None)
 
 
+class AccessListRow(Row, table=True):
+    """The one row about the list by which regions check predictions: its revision, and what of it no other row has."""
+
+    __tablename__ = "access_list"
+
+    id: int = _number(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    revision: int = _number()
+    digest: str = _text()
+    policies: str = _text()
+    issuer: str | None = _text(default=None)
+    signing_keys: str | None = _text(default=None)
+    signing_keys_at: datetime | None = _time(default=None)
+
+
 class RoleBindingRow(Row, table=True):
     """A role of a person or group of the identity provider: `subject` is `group:NAME`, `user:NAME` or `sub:ID`."""
 

@@ -17,9 +17,10 @@ from ipnext.errors import (
     TooLarge,
     Unavailable,
 )
-from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
+from ipnext.names import GENERATION_HEADER, REGION_HEADER, SESSION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import Admission
 from serving.chosen import is_chosen
+from serving.guard import Guard, Refused
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, Streamed, seconds_left
 from serving.http_limits import BodyBudget, Claim
@@ -35,12 +36,11 @@ from serving.openai.engine_answer import EngineAnswer, EngineLost
 from serving.openai.engines import Engines
 from serving.openai.errors import Full, WrongType, openai_error
 from serving.openai.exchange import Exchange
-from serving.openai.model_cards import generative, generative_names, model_card, model_list
+from serving.openai.model_cards import generative, generative_names, is_generative, model_card, model_list
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, ModelRoutes, Routes, TableFollower
 from serving.synchrony import Offer
 
-SESSION_HEADER: Final = "x-ipnext-session"
 MAX_REQUEST_BYTES: Final = 32 * 2**20
 """Of one request's body: room for images in a prompt. Envoy takes as much (ipnext.infra.openai_routes)."""
 SILENT_SECONDS: Final = 600.0
@@ -68,6 +68,7 @@ _NOT_PASSED: Final = frozenset(
     {
         *("host", "content-length", "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"),
         *("expect", "accept-encoding", "authorization", "cookie", "proxy-connection", "proxy-authorization"),
+        *("x-api-key", "api-key"),
     }
 )
 _NOT_RETURNED: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "server", "date"})
@@ -85,7 +86,7 @@ class EdgeLimits:
 class OpenAIEdge:
     """Answers what OpenAI's clients ask, for all generative models of the table."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the router has made
         self,
         follower: TableFollower,
         engines: Engines,
@@ -93,6 +94,7 @@ class OpenAIEdge:
         *,
         hosts: HostClient,
         admission: Admission,
+        guard: Guard,
         limits: EdgeLimits | None = None,
     ) -> None:
         self._lost = LostRequests()
@@ -102,6 +104,7 @@ class OpenAIEdge:
         self._metrics = metrics
         self._region = metrics.region
         self._admission = admission
+        self._guard = guard
         self._limits = limits or EdgeLimits()
         self._prefill = Prefill(engines, metrics)
 
@@ -112,15 +115,18 @@ class OpenAIEdge:
             return self._generated(request, path)
         try:
             return self._about(request, path)
+        except Refused as refused:
+            return openai_error(refused.error)
         except IPnextError as error:
             return openai_error(error)
 
     def _about(self, request: Request, path: str) -> Response:
-        routes = self._follower.routes
+        routes = self._guard.visible(request)
         match request.method, path.split("/"):
             case "GET", ["", "v1", "models"]:
                 return _json(model_list(routes))
             case "GET", ["", "v1", "models", name]:
+                self._check(request, name, predicts=False)
                 return _json(model_card(generative(routes, name), name))
         msg = f"{request.method} {path} is not served here; served: {_SERVED}"
         raise NotFound(msg)
@@ -132,6 +138,8 @@ class OpenAIEdge:
             asked = await self._asked(request, path, exchange, claim)
             answer = await self._in_time(request, path, asked)
             _check_task(answer, asked.name, path)
+        except Refused as refused:
+            return openai_error(refused.error)
         except IPnextError as error:
             return self._refused(exchange, error)
         except asyncio.CancelledError:
@@ -147,8 +155,10 @@ class OpenAIEdge:
     async def _asked(self, request: Request, path: str, exchange: Exchange, claim: Claim) -> "_Asked":
         """Read the request, and choose the generation that answers it."""
         body = _read(request, self._limits.body_bytes, claim)
-        name = _model_of(body, self._follower.routes)
-        model = generative(self._follower.routes, name)
+        routes = self._routes_for(request, body)
+        name = _model_of(body, routes)
+        self._check(request, name)
+        model = generative(routes, name)
         exchange.model = model.model
         if path == BATCH_PATH:
             check_batch(body)
@@ -160,6 +170,21 @@ class OpenAIEdge:
             return _Asked(route, exchange, record, claim, name, body, request.content)
         renamed = alias.renamed(body)
         return _Asked(route, exchange, record, claim, name, renamed, orjson.dumps(renamed), alias)
+
+    def _routes_for(self, request: Request, body: Mapping[str, Any]) -> Routes:
+        """All routes; without those that are not for who asks if an error may name what is served."""
+        name, routes = body.get("model"), self._follower.routes
+        model = routes.models.get(name.partition(":")[0]) if isinstance(name, str) else None
+        return routes if model is not None and is_generative(model) else self._guard.visible(request)
+
+    def _check(self, request: Request, name: str, *, predicts: bool = True) -> None:
+        """Return if the request may be answered for a model, or an adapter of it. Refused, which counts as such and nowhere else."""
+        model = name.partition(":")[0]
+        try:
+            self._guard.admit(request, model, predicts=predicts)
+        except Refused as refused:
+            self._metrics.refusals.note(model if model in self._follower.routes.models else None, refused.reason)
+            raise
 
     async def _begun(self, request: Request, model: ModelRoutes, exchange: Exchange) -> GenerationRoute:
         """The generation that answers. Where its engines are going over, the request waits for them as one under way."""

@@ -8,11 +8,13 @@ from typing import Any, Final
 
 import orjson
 
-from ipnext.errors import InvalidInput, IPnextError, NotFound, Unavailable
-from serving.http import ERROR_HEADER, RETRY_AFTER_SECONDS, Response
+from ipnext.errors import InvalidInput, IPnextError, NotFound, Unauthenticated, Unavailable
+from serving.http import Response, error_headers
 
 TYPES: Final[Mapping[int, str]] = {
     400: "BadRequestError",
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     408: "TimeoutError",
     413: "BadRequestError",
@@ -45,8 +47,6 @@ def openai_error(error: IPnextError) -> Response:
     status = error.http_status
     param = "model" if isinstance(error, UnknownModel) else getattr(error, "field", None)
     code: Any = "model_not_found" if isinstance(error, UnknownModel) else status
-    headers = {"content-type": "application/json", ERROR_HEADER: error.code}
-    if isinstance(error, Unavailable):
-        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    code = "invalid_api_key" if isinstance(error, Unauthenticated) else code
     body = {"message": error.message, "type": TYPES.get(status, "InternalServerError"), "param": param, "code": code}
-    return Response(status, orjson.dumps({"error": body}), headers)
+    return Response(status, orjson.dumps({"error": body}), error_headers(error))

@@ -53,6 +53,7 @@ def facts_of(tables: dict[str, RouteTable], *, lost: Collection[str] = (), deman
         lost=frozenset(lost),
         generations={number: SimpleNamespace(parts=("p",)) for number in (1, 2)},
         deployments={},
+        access="open",
     )
 
 
@@ -96,6 +97,17 @@ def test_every_router_learns_before_any_gateway_sends(follow):
     follow(regions, {"us": (share("eu", 2),), "eu": (share("eu", 2),)})
 
     assert {region: table.shares[0].generation for region, table in regions.tables.items()} == {"us": 2, "eu": 2}
+
+
+def test_a_table_says_whether_its_model_needs_a_credential(monkeypatch):
+    """Also where only that has changed: a region that has no access list yet closes the model by its table."""
+    monkeypatch.setattr(routing, "served_generations", lambda *_: served(1))
+    regions = Regions()
+    before = RouteTable(model=M, region="us", revision=1, shares=(share("us", 1),), served=served(1))
+    facts = facts_of({"us": before})
+    facts.access = "authenticated"
+    routing.Gateways(NoStore(), regions, facts).follow({"us": (share("us", 1),)}, ())
+    assert regions.tables["us"].access == "authenticated"
 
 
 def test_who_leaves_a_region_is_told_before_who_comes_to_it(monkeypatch):

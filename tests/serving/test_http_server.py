@@ -130,6 +130,14 @@ async def test_headers_behind_the_body_are_dropped(connect, answers):
     assert answers.requests[0].headers == {"host": "localhost", "transfer-encoding": "chunked"}
 
 
+async def test_of_two_credentials_neither_counts_alone(connect, answers):
+    """A gateway may read the first one and a router the last one: they are one text, which no key has."""
+    async with connect() as (reader, writer):
+        writer.write(post("/echo", b"", "Authorization: Bearer a", "AUTHORIZATION: Bearer b"))
+        assert (await answer(reader))[0] == 200
+    assert answers.requests[0].headers["authorization"] == "Bearer a, Bearer b"
+
+
 async def test_answers_leave_in_the_order_of_their_requests(connect, answers):
     async with connect() as (reader, writer):
         writer.write(post("/wait/1") + post("/echo", b"2") + post("/echo", b"3"))

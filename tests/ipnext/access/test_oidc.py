@@ -12,15 +12,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.jwk import OKPKey
 
+from ipnext.access.key_sets import ALGORITHMS, usable_keys
 from ipnext.access.oidc import LEEWAY_SECONDS, LONGEST_TOKEN, TokenVerifier
 from ipnext.access.signing_keys import (
-    ALGORITHMS,
     BETWEEN_READS_SECONDS,
     FRESH_SECONDS,
     LASTS_SECONDS,
     MOST_WAITING,
     SigningKeys,
-    usable_keys,
 )
 from ipnext.errors import Unauthenticated, Unavailable
 from ipnext.identity_provider import ProviderClient

@@ -159,6 +159,10 @@ class RunningAgent:
     def gateway(self):
         return self.infra.observe(self.region).gateway_url
 
+    @property
+    def peer_url(self):
+        return self.infra.observe(self.region).peer_url
+
     def get(self, path):
         with suppress(httpx.TransportError):
             return self.client.get(self.gateway + path).status_code

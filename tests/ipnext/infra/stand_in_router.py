@@ -58,6 +58,7 @@ class Router:
         count["errors"] += status >= 500
         headers = {"x-ipnext-generation": asked, "x-ipnext-region": self.region}
         told = {name: request.headers.get(f"x-ipnext-{name}-by") for name in ("forwarded", "chosen")}
+        told["steering"] = {n.lower(): v for n, v in request.headers.items() if n.lower().startswith("x-ipnext-")}
         return web.json_response({**body, **told}, status=status, headers=headers)
 
     async def walk(self, model, served, body):

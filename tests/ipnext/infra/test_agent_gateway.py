@@ -191,7 +191,7 @@ def test_scaling_down_under_load_has_no_error(shared_agent, builder, load):
 def test_a_share_of_another_region_is_answered_there(new_agent, builder, tmp_path):
     peers = tmp_path / "peers.json"
     eu, us = new_agent("eu", peers=peers).start(), new_agent("us", peers=peers).start()
-    peers.write_text(json.dumps({"eu": eu.gateway, "us": us.gateway}))
+    peers.write_text(json.dumps({"eu": eu.peer_url, "us": us.peer_url}))
     here, there = builder("spread", "eu"), builder("spread", "us")
     us.serve(there, {1: (1,), 2: (2,)}, {1: 1.0})
     us.infra.route(there.table(2, {1: 1.0}, served=[1, 2]))

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from ipnext.infra import envoy
+from ipnext.infra.envoy_listeners import Listeners, certificate
+from ipnext.infra.public_listener import PublicListener
+from ipnext.names import CLIENT_HEADERS, INNER_HEADERS
 
 
 @pytest.fixture
@@ -113,3 +116,62 @@ def _values(rule, header):
 
 def _added(entry):
     return {(h["header"]["key"], h["header"]["value"]) for h in entry.get("request_headers_to_add", ())}
+
+
+def test_of_models_that_need_a_credential_the_gateway_itself_says_nothing(builder):
+    tables = [
+        builder(name).table(1, shares) for name, shares in (("free", {1: 1.0}), ("secret", {1: 1.0}), ("empty", {}))
+    ]
+    given = envoy.Gateway(
+        region="eu",
+        router_port=1,
+        peers={},
+        tables={table.model: table for table in tables},
+        request_seconds=60.0,
+        closed=frozenset({"secret", "empty"}),
+    )
+    rules = envoy.routes(given)[0]["virtual_hosts"][0]["routes"]
+    said = [rule["direct_response"]["body"]["inline_string"] for rule in rules if "direct_response" in rule]
+    assert any("model free has no such generation" in text for text in said)
+    assert not [text for text in said if "secret" in text or "empty" in text or "no such model" in text]
+    [empty] = [
+        r
+        for r in rules
+        if r["match"].get("path_separated_prefix") == "/v2/models/empty" and "headers" not in r["match"]
+    ]
+    assert _added(empty) == {("x-ipnext-no-capacity", "1")}
+    assert empty["route"]["cluster"] == envoy.ROUTER_CLUSTER
+
+
+def test_the_public_listener_takes_inner_headers_from_clients_and_that_for_peers_does_not():
+    listeners = Listeners(peer_port=2)
+    given = {"region": "eu", "routes_file": "r", "clusters_file": "c", "listeners": listeners}
+    public, peers = envoy.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
+    removed = {
+        change["remove"]
+        for change in _connections(public)["early_header_mutation_extensions"][0]["typed_config"]["mutations"]
+    }
+    assert removed == set(INNER_HEADERS)
+    assert not removed & set(CLIENT_HEADERS)
+    assert "early_header_mutation_extensions" not in _connections(peers)
+    assert peers["address"]["socket_address"]["address"] == "127.0.0.1"
+    assert "transport_socket" not in public["filter_chains"][0]
+
+
+def test_a_certificate_is_followed_and_not_written_into_the_configuration(tmp_path):
+    public = PublicListener(host="192.0.2.1", certificate=tmp_path / "c.pem", key=tmp_path / "k.pem")
+    listeners = Listeners(peer_port=2, public=public, certificate_file="certificate.json")
+    given = {"region": "eu", "routes_file": "r", "clusters_file": "c", "listeners": listeners}
+    listener, peers = envoy.bootstrap(1, "admin.sock", **given)["static_resources"]["listeners"]
+    assert listener["address"]["socket_address"]["address"] == "192.0.2.1"
+    tls = listener["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"]
+    assert (
+        tls["tls_certificate_sds_secret_configs"][0]["sds_config"]["path_config_source"]["path"] == "certificate.json"
+    )
+    assert "transport_socket" not in peers["filter_chains"][0], "peers prove themselves otherwise"
+    [secret] = certificate(public)
+    assert secret["tls_certificate"]["watched_directory"]["path"] == str(tmp_path)
+
+
+def _connections(listener):
+    return listener["filter_chains"][0]["filters"][0]["typed_config"]

@@ -16,6 +16,7 @@ import pytest
 
 from ipnext.infra import envoy
 from ipnext.infra.atomic_file import replace_file
+from ipnext.infra.envoy_listeners import Listeners
 from ipnext.infra.envoy_process import envoy_binary
 from ipnext.infra.ports import PortBook
 from ipnext.model.deployment import PartEndpoint, RoutedModel, RouterTable
@@ -33,8 +34,9 @@ class Site:
         directory.mkdir(exist_ok=True)
         self.engines = {}
         book = PortBook(directory / "ports.json")
-        self.ports = {name: book.port(name) for name in ("gateway", "router", "g1", "g2")}
+        self.ports = {name: book.port(name) for name in ("gateway", "peers", "router", "g1", "g2")}
         self.url = f"http://127.0.0.1:{self.ports['gateway']}"
+        self.peer_url = f"http://127.0.0.1:{self.ports['peers']}"
         self.router_url = f"http://127.0.0.1:{self.ports['router']}"
 
     def start(self, models, tables, *, peers=None, idle_seconds=60.0):
@@ -71,6 +73,7 @@ class Site:
             routes_file=str(files["routes"]),
             clusters_file=str(files["clusters"]),
             limits=envoy.GatewayLimits(stream_idle_seconds=idle_seconds),
+            listeners=Listeners(peer_port=self.ports["peers"]),
         )
         (self.directory / "bootstrap.json").write_bytes(envoy.as_json(config))
         for number in (1, 2):
@@ -132,9 +135,9 @@ def sites(tmp_path_factory, builder):
                 generating(builder, "shared", "eu", {("us", 2): 1.0}, []),
                 ranker,
             ],
-            peers={"us": us.url},
+            peers={"us": us.peer_url},
         )
-        us.start("shared", [generating(builder, "shared", "us", {1: 1.0}, [1, 2])], peers={"eu": eu.url})
+        us.start("shared", [generating(builder, "shared", "us", {1: 1.0}, [1, 2])], peers={"eu": eu.peer_url})
         yield eu, us
 
 

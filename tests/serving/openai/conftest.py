@@ -25,6 +25,7 @@ from ipnext.model.deployment import (
     SnapshotFacts,
 )
 from ipnext.model.registry import GraphNode, PartGraph
+from serving.access_list import AccessFollower
 from serving.balancing import EndpointLoads
 from serving.generation_counts import GenerationCounts
 from serving.host_client import HostClient
@@ -162,7 +163,9 @@ class Edge:
         self.metrics = RouterMetrics(region=REGION, served=lambda: self.follower.routes.all)
         self.hosts = HostClient(EndpointLoads(time.monotonic), time.monotonic)
         self.follower = TableFollower(path, region=REGION, on_change=self.changed)
-        self.router = Router(self.follower, self.hosts, self.metrics, region=REGION, limits=limits)
+        self.access = AccessFollower(path.with_name("access.json"))
+        self.follower.beside = (self.access.look,)
+        self.router = Router(self.follower, self.hosts, self.metrics, region=REGION, limits=limits, access=self.access)
         self.revision = 0
         self.url = ""
 
@@ -181,6 +184,13 @@ class Edge:
         """One model whose engines are at these URLs."""
         endpoints = tuple(endpoint(url, generation) for url in urls)
         self.table(RoutedModel(model=model, served=(served(generation, **more),), endpoints=endpoints))
+
+    def allow(self, access):
+        """Put an access list in force."""
+        new = self.path.with_name("access.new")
+        new.write_text(access.model_dump_json())
+        new.replace(self.path.with_name("access.json"))
+        self.follower.look()
 
     def counts(self, generation=1, model="llm"):
         return self.metrics.generations.get((model, generation)) or GenerationCounts()

@@ -9,7 +9,7 @@ from ipnext.model.wire import decode
 from ipnext.store import columns
 
 revision = "0019"
-down_revision = "0017"
+down_revision = "0018"
 branch_labels = None
 depends_on = None
 

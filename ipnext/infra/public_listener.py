@@ -1,0 +1,87 @@
+"""Where clients reach a gateway: its address, its certificate, and what is refused as too open."""
+
+import ssl
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+from ipnext.errors import InvalidInput
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.ports import LOOPBACK
+from ipnext.loopback import is_loopback
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicListener:
+    """An address, with TLS if there is a certificate. Files are read again when they are replaced."""
+
+    host: str = LOOPBACK
+    certificate: Path | None = None
+    """Certificate chain (PEM)."""
+    key: Path | None = None
+    """Its private key (PEM)."""
+    url: str | None = None
+    """What clients are told; None: the address itself."""
+
+    def url_at(self, port: int) -> str:
+        """Where clients send requests."""
+        if self.url is not None:
+            return self.url
+        scheme = "http" if self.certificate is None else "https"
+        address = ip_address(self.host)
+        host = LOOPBACK if address.is_unspecified else self.host
+        return (
+            f"{scheme}://[{host}]:{port}" if isinstance(ip_address(host), IPv6Address) else f"{scheme}://{host}:{port}"
+        )
+
+    @property
+    def mark(self) -> str:
+        """Another text for another listener: Envoy binds and reads it once, at its start."""
+        return f"{self.host} {self.certificate} {self.key}"
+
+
+def public_listener(settings: AgentSettings) -> PublicListener:
+    """The listener of the settings. InvalidInput for one that other machines reach in clear text, or without its files."""
+    certificate, key = settings.gateway_tls_certificate_file, settings.gateway_tls_key_file
+    try:
+        ip_address(settings.gateway_host)
+    except ValueError as error:
+        msg = f"gateway_host (IPNEXT_AGENT_GATEWAY_HOST): {settings.gateway_host!r} is no IP address; allowed: an address such as 127.0.0.1 or 0.0.0.0"
+        raise InvalidInput(msg, field="gateway_host", value=settings.gateway_host) from error
+    if (certificate is None) != (key is None):
+        missing = "gateway_tls_key_file" if key is None else "gateway_tls_certificate_file"
+        msg = f"{missing} (IPNEXT_AGENT_{missing.upper()}): TLS needs a certificate and its key; give both, or none"
+        raise InvalidInput(msg, field=missing)
+    if certificate is not None and key is not None:
+        _check_pair(certificate, key)
+    elif not is_loopback(settings.gateway_host) and not settings.insecure_bind:
+        msg = (
+            f"gateway_host (IPNEXT_AGENT_GATEWAY_HOST): {settings.gateway_host} can be reached from other machines, and the gateway lacks "
+            "TLS (IPNEXT_AGENT_GATEWAY_TLS_CERTIFICATE_FILE, IPNEXT_AGENT_GATEWAY_TLS_KEY_FILE). Listen on 127.0.0.1, or give it "
+            "that; IPNEXT_INSECURE_BIND=true lets it listen anyway"
+        )
+        raise InvalidInput(msg, field="gateway_host", value=settings.gateway_host, allowed=(LOOPBACK,))
+    url = None if settings.gateway_url is None else str(settings.gateway_url).rstrip("/")
+    return PublicListener(host=settings.gateway_host, certificate=certificate, key=key, url=url)
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    if certificate.parent.resolve() != key.parent.resolve():
+        msg = (
+            f"gateway_tls_key_file (IPNEXT_AGENT_GATEWAY_TLS_KEY_FILE): {key} has to lie in the directory of the certificate, "
+            f"{certificate.parent}: that is watched for new ones"
+        )
+        raise InvalidInput(msg, field="gateway_tls_key_file", value=str(key))
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        msg = (
+            f"gateway_tls_certificate_file (IPNEXT_AGENT_GATEWAY_TLS_CERTIFICATE_FILE): {certificate} and {key} are no certificate "
+            f"and its key without a password, as PEM: {error}"
+        )
+        raise InvalidInput(msg, field="gateway_tls_certificate_file", value=str(certificate)) from error
+
+
+def _no_password() -> str:
+    msg = "the key needs a password"
+    raise ValueError(msg)

@@ -1,0 +1,118 @@
+"""Access to predictions: `spec.access` of a manifest, and the list by which regions check requests.
+
+The control plane makes one list of all models, keys and roles and sends it to every region. It has digests of keys, no keys.
+"""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ipnext.model.access import Grant, KeyId, Scope
+from ipnext.model.value import Name, Value, Written
+
+PredictionAccess = Literal["open", "authenticated"]
+"""`open`: everybody may ask. `authenticated`: only those with a credential that permits it."""
+
+
+class RateLimit(Written):
+    """A token bucket: a steady rate, and how much may come at once after a quiet time."""
+
+    requests_per_second: float = Field(gt=0, le=1_000_000)
+    burst: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Requests at once; left out: those of one second, at least one."""
+
+    @property
+    def capacity(self) -> float:
+        """Requests that a full bucket lets through at once."""
+        return float(self.burst or max(1, math.ceil(self.requests_per_second)))
+
+
+class PredictionLimits(Written):
+    """What callers may ask of one model in each region. None: as much as they like."""
+
+    per_key: RateLimit | None = None
+    """Of each API key, or each person."""
+    per_owner: RateLimit | None = None
+    """Of all keys and persons of one owner together."""
+
+
+class AccessSpec(Written):
+    """Who may ask a model for predictions."""
+
+    predictions: PredictionAccess = "open"
+    callers: tuple[Scope, ...] = Field(default=(), max_length=1000)
+    """Owners whose keys may ask beside those of the model's own; `*`: every valid key that has a role over models."""
+    limits: PredictionLimits = PredictionLimits()
+
+    @model_validator(mode="after")
+    def _knows_its_callers(self) -> Self:
+        if self.predictions == "open" and (self.callers or self.limits != PredictionLimits()):
+            field = "callers" if self.callers else "limits"
+            msg = f"{field}: goes with predictions: authenticated; an open model does not know who asks"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may ask."""
+        return self.predictions == "open"
+
+
+class ModelAccess(Value):
+    """A model as the list has it."""
+
+    model: Name
+    owner: Name
+    access: AccessSpec
+
+
+class CallerKey(Value):
+    """An API key as the list has it: `digest` is the SHA-256 of its secret."""
+
+    id: KeyId
+    name: Name
+    digest: str
+    grants: tuple[Grant, ...]
+    expires_at: datetime | None = None
+
+
+class CallerRole(Value):
+    """A role that a person or a group of the identity provider has."""
+
+    subject: str
+    grant: Grant
+
+
+class TokenIssuer(Value):
+    """The identity provider, and its public keys as they were read last."""
+
+    issuer: str
+    audience: str
+    name_claim: str | None = None
+    groups_claim: str = "groups"
+    keys: tuple[Mapping[str, Any], ...] = ()
+    """JSON Web Keys (RFC 7517)."""
+    valid_until: float = 0.0
+    """When the keys prove nothing any more unless they were read again; Unix time in seconds."""
+
+
+class AccessList(Value):
+    """Everything that decides whether a request may be answered. A later revision replaces an earlier one."""
+
+    revision: int = Field(ge=0)
+    models: tuple[ModelAccess, ...] = ()
+    keys: tuple[CallerKey, ...] = ()
+    roles: tuple[CallerRole, ...] = ()
+    tokens: TokenIssuer | None = None
+    """None: no identity provider, so no token proves anybody."""
+    policies: str = ""
+    """Cedar policies of the operator, added to the built-in ones."""
+
+
+class AccessRevision(Value):
+    """Which list a region has; 0: none."""
+
+    revision: int = Field(ge=0)

@@ -1,0 +1,251 @@
+"""Sends every region the list by which it checks predictions: who may ask which model.
+
+API and workers each run a publisher, so that a revocation reaches the regions while one of them starts again. Content and
+revision are made in one unit of work, so that a later revision never has older content, whichever process sends it.
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import structlog
+
+from ipnext.access.key_sets import usable_documents
+from ipnext.access.signing_keys import FRESH_SECONDS, LASTS_SECONDS
+from ipnext.errors import InvalidInput, IPnextError, StaleWrite, Unavailable
+from ipnext.identity_provider import ProviderClient
+from ipnext.model.predictions import AccessList, ModelAccess, TokenIssuer
+from ipnext.settings import PlatformSettings
+from ipnext.store.access_lists import AccessListState
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at the store. A revocation is in force in every region that answers after one and a few milliseconds."""
+CHECK_SECONDS: Final = 5.0
+"""After which a region is asked whether it still has the list, as one with a new state directory has none."""
+KEYS_AGAIN_SECONDS: Final = 5.0
+"""Between two tries to read the provider's keys."""
+_HOUR: Final = 3600.0
+_MOST_THREADS: Final = 32
+
+
+class Regions(Protocol):
+    """What a publisher needs of the infrastructure."""
+
+    def regions(self) -> tuple[str, ...]:
+        """Names of the regions."""
+
+    def put_access(self, region: str, access: AccessList) -> None:
+        """Put a list in force. StaleWrite if a later one is; Unavailable."""
+
+    def access_revision(self, region: str) -> int:
+        """Revision of the list in force; 0: none. Unavailable."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What a region has, as far as is known."""
+
+    revision: int = -1
+    checked_at: float = 0.0
+    under_way: bool = False
+    silent: bool = False
+
+
+class AccessPublisher:
+    """Makes the list from the store and sends it. Start it, and close it."""
+
+    def __init__(
+        self,
+        store: Store,
+        infrastructure: Regions,
+        *,
+        provider: ProviderClient | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`provider`: read for its public keys; None: another process does, or there is none."""
+        self._store, self._infrastructure, self._provider, self._clock = store, infrastructure, provider, clock
+        self._list: AccessList | None = None
+        self._basis: tuple[Any, ...] | None = None
+        self._mark: str | None = None
+        self._models: dict[str, tuple[int, ModelAccess]] = {}
+        self._sent: dict[str, _Sent] = {}
+        self._keys_asked_at: float | None = None
+        self._above = 0
+        self._store_away = False
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="access-lists")
+        self._thread = threading.Thread(target=self._run, name="access-lists", daemon=True)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Look and send in the background for as long as the context is open."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            if self._provider is not None:
+                self._provider.close()
+
+    def look(self) -> list[Future[None]]:
+        """Make the list if anything changed, and begin to send it to the regions that lack it. Unavailable."""
+        self._refresh()
+        if self._provider is not None and self._keys_are_due():
+            self._pool.submit(self._read_keys, self._provider)
+        begun = []
+        for region in self._infrastructure.regions():
+            sent = self._sent.setdefault(region, _Sent())
+            if self._list is not None and not sent.under_way and self._is_due(sent, self._list):
+                sent.under_way = True
+                begun.append(self._pool.submit(self._send, region, sent, self._list))
+        return begun
+
+    def _run(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            try:
+                self.look()
+                self._store_away = False
+            except IPnextError as error:  # the list that regions have stays in force
+                if not self._store_away:
+                    structlog.get_logger().warning("access_list_not_made", error=error.message)
+                self._store_away = True
+            except Exception:  # noqa: BLE001 - the edge of the thread: logged, and tried again
+                structlog.get_logger().exception("access_list_failed")
+
+    # the list
+
+    def _refresh(self) -> None:
+        mark = self._store.revision()
+        if mark == self._mark and not self._above:
+            return
+        with self._store.read() as unit:
+            basis = (*unit.access_marks(), unit.access_list_state())
+        if basis != self._basis or self._above:
+            with self._store.begin() as unit:
+                self._list, self._basis = self._made(unit)
+            self._above = 0
+        self._mark = mark
+
+    def _made(self, unit: Repository) -> tuple[AccessList, tuple[Any, ...]]:
+        """The list as the unit sees it, with its revision, and what it was made of."""
+        marks, state = unit.access_marks(), unit.access_list_state()
+        content = AccessList(
+            revision=0,
+            models=tuple(self._accesses(unit)),
+            keys=unit.caller_keys(),
+            roles=unit.caller_roles(),
+            tokens=_tokens(state),
+            policies=state.policies,
+        )
+        digest = hashlib.sha256(content.model_dump_json().encode()).hexdigest()
+        revision = unit.note_access_content(digest, above=self._above)
+        made = content.model_copy(update={"revision": revision})
+        return made, (*marks, state._replace(revision=revision, digest=digest))
+
+    def _accesses(self, unit: Repository) -> Iterator[ModelAccess]:
+        """By name. Manifests that have the version of the last time are not read again."""
+        versions = unit.model_versions()
+        changed = [name for name, version in versions.items() if self._models.get(name, (None,))[0] != version]
+        for found in unit.model_accesses(changed):
+            self._models[found.model] = (versions[found.model], found)
+        for gone in self._models.keys() - versions.keys():
+            del self._models[gone]
+        return (self._models[name][1] for name in sorted(versions))
+
+    # the regions
+
+    def _is_due(self, sent: _Sent, access: AccessList) -> bool:
+        return sent.revision != access.revision or self._clock() - sent.checked_at >= CHECK_SECONDS
+
+    def _send(self, region: str, sent: _Sent, access: AccessList) -> None:
+        try:
+            has = self._infrastructure.access_revision(region) if sent.revision == access.revision else -1
+            if has > access.revision:
+                self._rise_above(region, has)
+            elif has < access.revision:
+                self._infrastructure.put_access(region, access)
+            sent.revision, sent.checked_at, sent.silent = access.revision, self._clock(), False
+        except StaleWrite:
+            self._rise_above(region, self._infrastructure.access_revision(region))
+        except Unavailable as error:
+            sent.revision = -1
+            if not sent.silent:
+                structlog.get_logger().warning("access_list_not_sent", region=region, error=error.message)
+            sent.silent = True
+        finally:
+            sent.under_way = False
+
+    def _rise_above(self, region: str, has: int) -> None:
+        """A region has a later list. Another publisher sent it, and the next look sees it; or the database is an older copy."""
+        with self._store.read() as unit:
+            known = unit.access_list_state().revision
+        if has > known:
+            structlog.get_logger().warning("region_has_a_later_access_list", region=region, has=has, known=known)
+            self._above = max(self._above, has)
+
+    # the identity provider's keys
+
+    def _keys_are_due(self) -> bool:
+        if self._basis is None or self._list is None or self._list.tokens is None:
+            return False
+        state: AccessListState = self._basis[-1]
+        age = None if state.signing_keys_at is None else (datetime.now(UTC) - state.signing_keys_at).total_seconds()
+        asked = self._keys_asked_at
+        early = asked is not None and self._clock() - asked < KEYS_AGAIN_SECONDS
+        return not early and (age is None or age > FRESH_SECONDS)
+
+    def _read_keys(self, provider: ProviderClient) -> None:
+        self._keys_asked_at = self._clock()
+        try:
+            keys = usable_documents(provider.read(provider.discover().jwks).get("keys"))
+            with self._store.begin() as unit:
+                unit.note_signing_keys(provider.issuer, keys, datetime.now(UTC))
+        except Unavailable as error:
+            structlog.get_logger().warning("identity_provider_keys_not_read", error=error.message)
+        finally:
+            self._keys_asked_at = self._clock()
+
+
+def _tokens(state: AccessListState) -> TokenIssuer | None:
+    """The provider with its keys. Their end is a full hour, so that reading the same keys again makes no new list."""
+    if state.issuer is None:
+        return None
+    read_at = state.signing_keys_at
+    ends = 0.0 if read_at is None else (read_at.timestamp() // _HOUR + 1) * _HOUR + LASTS_SECONDS
+    return state.issuer.model_copy(update={"keys": state.signing_keys, "valid_until": ends})
+
+
+def note_settings(store: Store, settings: PlatformSettings) -> ProviderClient | None:
+    """Write down what the API's settings say of access to predictions, for all publishers; the provider to read keys of.
+
+    InvalidInput for settings that do not go together.
+    """
+    policies = "" if settings.policies_file is None else settings.policies_file.read_text(encoding="utf-8")
+    issuer = _issuer(settings)
+    with store.begin() as unit:
+        unit.note_access_settings(policies=policies, issuer=issuer)
+    return None if issuer is None else ProviderClient(issuer.issuer)
+
+
+def _issuer(settings: PlatformSettings) -> TokenIssuer | None:
+    if settings.oidc_issuer is None:
+        return None
+    if settings.oidc_audience is None:
+        msg = "oidc_audience (IPNEXT_OIDC_AUDIENCE): is missing, and IPNEXT_OIDC_ISSUER is set"
+        raise InvalidInput(msg, field="oidc_audience")
+    return TokenIssuer(
+        issuer=settings.oidc_issuer,
+        audience=settings.oidc_audience,
+        name_claim=settings.oidc_name_claim,
+        groups_claim=settings.oidc_groups_claim,
+    )

@@ -1,0 +1,128 @@
+"""What the list is made of by which regions check predictions (`ipnext.model.predictions`), and its revision."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from sqlmodel import col, func, select
+
+from ipnext.model.predictions import AccessSpec, CallerKey, CallerRole, ModelAccess, TokenIssuer
+from ipnext.model.wire import decode, decode_plain
+from ipnext.store.tables import AccessListRow, KeyRow, ModelRow, RoleBindingRow
+from ipnext.store.unit import Unit, batches, plain
+
+THE_LIST: Final = 1
+
+
+class AccessListState(NamedTuple):
+    """What the store has of the list itself. `digest` is of its content without the revision."""
+
+    revision: int = 0
+    digest: str = ""
+    policies: str = ""
+    issuer: TokenIssuer | None = None
+    """Without its keys."""
+    signing_keys: tuple[Mapping[str, Any], ...] = ()
+    signing_keys_at: datetime | None = None
+    """When they were read."""
+
+
+class AccessLists(Unit):
+    """Reads of keys, roles and models for the list. Its row is of no model: a unit that names one may not write it."""
+
+    def access_list_state(self) -> AccessListState:
+        """What is written down; the default before the first write."""
+        row = self._get(AccessListRow, THE_LIST)
+        if row is None:
+            return AccessListState()
+        return AccessListState(
+            row.revision,
+            row.digest,
+            row.policies,
+            None if row.issuer is None else decode(TokenIssuer, row.issuer),
+            () if row.signing_keys is None else tuple(json.loads(row.signing_keys)),
+            row.signing_keys_at,
+        )
+
+    def access_marks(self) -> tuple[Any, ...]:
+        """Return what is another value once keys, roles or manifests are others. Rows are counted, none is read."""
+        of_keys = select(func.count(), func.max(KeyRow.ordinal), func.count(col(KeyRow.revoked_at)))
+        of_roles = select(func.count(), func.max(RoleBindingRow.ordinal), func.max(RoleBindingRow.created_at))
+        of_models = select(func.count(), func.coalesce(func.sum(ModelRow.version), 0))
+        keys = self._session.exec(of_keys.where(KeyRow.kind == "key")).one()
+        return (*keys, *self._session.exec(of_roles).one(), *self._session.exec(of_models).one())
+
+    def caller_keys(self) -> tuple[CallerKey, ...]:
+        """API keys that are neither revoked nor expired, by id. Sessions and tickets are for the API alone."""
+        valid = (KeyRow.kind == "key", col(KeyRow.revoked_at).is_(None))
+        rows = self._session.exec(select(KeyRow).where(*valid))
+        now = self._now()
+        found = (
+            CallerKey(id=row.id, name=row.name, digest=row.digest, grants=plain(row.grants), expires_at=row.expires_at)
+            for row in rows
+            if row.expires_at is None or now < row.expires_at
+        )
+        return tuple(sorted(found, key=lambda key: key.id))
+
+    def caller_roles(self) -> tuple[CallerRole, ...]:
+        """Roles of people and groups, in a fixed order."""
+        rows = self._session.exec(select(RoleBindingRow).order_by(col(RoleBindingRow.ordinal)))
+        return tuple(
+            decode_plain(
+                CallerRole,
+                {"subject": row.subject, "grant": {"role": row.role, "owner": row.owner, "region": row.region}},
+            )
+            for row in rows
+        )
+
+    def model_versions(self) -> Mapping[str, int]:
+        """Model -> version of its record, retired ones too."""
+        return dict(self._session.exec(select(ModelRow.name, ModelRow.version)).all())
+
+    def model_accesses(self, names: Collection[str]) -> Sequence[ModelAccess]:
+        """Access of these models, as their manifests say. Nothing else of a manifest is read."""
+        query = select(ModelRow.name, ModelRow.owner, ModelRow.manifest)
+        return [
+            ModelAccess(
+                model=name, owner=owner, access=decode_plain(AccessSpec, plain(text)["spec"].get("access") or {})
+            )
+            for some in batches(names)
+            for name, owner, text in self._session.exec(query.where(self._among(col(ModelRow.name), some)))
+        ]
+
+    def note_access_content(self, digest: str, *, above: int = 0) -> int:
+        """Return the revision of the list with this content: a later one if its content is new, and one above `above`."""
+        self._writing(None)
+        row = self._list_row()
+        if row.digest != digest or row.revision <= above:
+            row.digest, row.revision = digest, max(row.revision, above) + 1
+            self._add(row)
+        return row.revision
+
+    def note_access_settings(self, *, policies: str, issuer: TokenIssuer | None) -> None:
+        """Write down the operator's policies and the identity provider, as the API has them in its settings.
+
+        Keys of another provider are forgotten.
+        """
+        self._writing(None)
+        row = self._list_row()
+        text = None if issuer is None else issuer.model_dump_json()
+        if (row.policies, row.issuer) == (policies, text):
+            return
+        former = None if row.issuer is None else decode(TokenIssuer, row.issuer)
+        if issuer is None or former is None or former.issuer != issuer.issuer:
+            row.signing_keys = row.signing_keys_at = None
+        row.policies, row.issuer = policies, text
+        self._add(row)
+
+    def note_signing_keys(self, issuer: str, keys: Sequence[Mapping[str, Any]], at: datetime) -> None:
+        """Write down the public keys of the identity provider, unless it is another one by now."""
+        self._writing(None)
+        row = self._list_row()
+        if row.issuer is not None and decode(TokenIssuer, row.issuer).issuer == issuer:
+            row.signing_keys, row.signing_keys_at = json.dumps(list(keys)), at
+            self._add(row)
+
+    def _list_row(self) -> AccessListRow:
+        return self._get(AccessListRow, THE_LIST) or AccessListRow(id=THE_LIST, revision=0, digest="", policies="")

@@ -1,0 +1,76 @@
+"""Token buckets: who asks more often than a steady rate allows is told when to come back. No clock of its own but the one given.
+
+One limiter counts for one process. Any hashable value names a bucket, such as a key and a model, or an owner.
+"""
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Final, NamedTuple
+
+MOST_BUCKETS: Final = 65_536
+"""Buckets that are kept; full ones are forgotten first, which changes nothing, then those that were used least recently."""
+
+
+class Rate(NamedTuple):
+    """What a bucket lets through: `per_second` steadily, `burst` at once after a quiet time."""
+
+    per_second: float
+    burst: float
+
+
+class _Bucket:
+    __slots__ = ("at", "rate", "tokens")
+
+    def __init__(self, rate: Rate, at: float) -> None:
+        self.rate, self.tokens, self.at = rate, rate.burst, at
+
+    def fill(self, rate: Rate, now: float) -> None:
+        """Add what came since the last time. A bucket whose rate is another one keeps what it has, as far as it holds it."""
+        self.tokens = min(rate.burst, self.tokens + max(0.0, now - self.at) * rate.per_second)
+        self.rate, self.at = rate, now
+
+    def is_full(self, now: float) -> bool:
+        return self.tokens + (now - self.at) * self.rate.per_second >= self.rate.burst
+
+
+class RateLimiter:
+    """Buckets by name. Not for several threads."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, most: int = MOST_BUCKETS) -> None:
+        """`clock`: seconds that never go back."""
+        self._clock, self._most = clock, most
+        self._buckets: dict[Hashable, _Bucket] = {}
+
+    def take(self, wanted: Sequence[tuple[Hashable, Rate]]) -> float:
+        """Take one token from each of these buckets, or none from any.
+
+        Returns 0 if they were taken, else the seconds after which they can be, if nobody else comes before.
+        """
+        now = self._clock()
+        buckets = [self._bucket(name, rate, now) for name, rate in wanted]
+        missing = max(((1.0 - one.tokens) / one.rate.per_second for one in buckets), default=0.0)
+        if missing > 0.0:
+            return missing
+        for one in buckets:
+            one.tokens -= 1.0
+        return 0.0
+
+    def __len__(self) -> int:
+        """Buckets that are kept."""
+        return len(self._buckets)
+
+    def _bucket(self, name: Hashable, rate: Rate, now: float) -> _Bucket:
+        found = self._buckets.pop(name, None)
+        if found is None:
+            if len(self._buckets) >= self._most:
+                self._forget(now)
+            found = _Bucket(rate, now)
+        self._buckets[name] = found  # behind all others: the first ones were used least recently
+        found.fill(rate, now)
+        return found
+
+    def _forget(self, now: float) -> None:
+        for name in [name for name, bucket in self._buckets.items() if bucket.is_full(now)]:
+            del self._buckets[name]
+        for name in list(self._buckets)[: len(self._buckets) - self._most + 1]:
+            del self._buckets[name]

@@ -1,0 +1,72 @@
+"""A region's access list on disk."""
+
+import json
+import stat
+
+import pytest
+
+from ipnext.errors import StaleWrite
+from ipnext.infra.access_file import AccessFile
+from ipnext.model.deployment import RouteTable
+from ipnext.model.predictions import AccessList, AccessSpec, ModelAccess
+
+CLOSED = AccessSpec(predictions="authenticated")
+
+
+def listed(revision, **models):
+    return AccessList(
+        revision=revision, models=tuple(ModelAccess(model=m, owner="o", access=access) for m, access in models.items())
+    )
+
+
+def table(model, access="open"):
+    return RouteTable(model=model, region="eu", revision=1, shares=(), served=(), access=access)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    return lambda: AccessFile(tmp_path / "kept.json", tmp_path / "followed.json", region="eu")
+
+
+def test_the_router_gets_the_models_that_are_routed_here(opened, tmp_path):
+    file = opened()
+    file.publish({"a"})
+    assert not (tmp_path / "followed.json").exists(), "there is no list yet"
+    file.put(listed(3, a=CLOSED, b=CLOSED))
+    file.publish({"a"})
+    followed = json.loads((tmp_path / "followed.json").read_text())
+    assert [one["model"] for one in followed["models"]] == ["a"]
+    file.publish({"a", "b"})
+    assert len(json.loads((tmp_path / "followed.json").read_text())["models"]) == 2
+
+
+def test_a_list_outlives_the_agent_and_only_this_user_may_read_it(opened, tmp_path):
+    opened().put(listed(3, a=CLOSED))
+    again = opened()
+    assert again.revision == 3
+    again.publish({"a"})
+    for name in ("kept.json", "followed.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_an_older_list_is_refused_and_the_same_one_is_not(opened):
+    file = opened()
+    file.put(listed(3, a=CLOSED))
+    file.put(listed(3, a=CLOSED))
+    with pytest.raises(StaleWrite, match="revision 2 was given, but revision 3 is in force"):
+        file.put(listed(2, a=AccessSpec()))
+    assert file.closed([table("a")]) == {"a"}
+
+
+def test_a_list_that_can_not_be_read_is_set_aside(opened, tmp_path):
+    (tmp_path / "kept.json").write_text("{")
+    assert opened().revision == 0
+    assert (tmp_path / "kept.refused").exists()
+
+
+def test_a_model_is_closed_by_the_list_or_else_by_its_table(opened):
+    tables = [table("a", "authenticated"), table("b"), table("c", "authenticated"), table("d")]
+    file = opened()
+    assert file.closed(tables) == {"a", "c"}
+    file.put(listed(1, a=AccessSpec(), b=CLOSED))
+    assert file.closed(tables) == {"b", "c"}

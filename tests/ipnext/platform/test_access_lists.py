@@ -1,0 +1,285 @@
+"""The list of who may ask for predictions, from the store to the regions: what is in it, and that a revocation gets there."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ipnext.access.keys import draw_key, parse_key
+from ipnext.errors import RegionUnreachable, Unavailable
+from ipnext.identity_provider import ProviderClient
+from ipnext.infra.memory import MemoryInfrastructure
+from ipnext.model.access import Grant, Role
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.predictions import TokenIssuer
+from ipnext.model.roles import RoleBinding
+from ipnext.platform.access_lists import CHECK_SECONDS, AccessPublisher, note_settings
+from tests.identity_provider import AUDIENCE, rsa_key
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def make(rooms, clock):
+    """Makes publishers that end with the test."""
+    made = []
+
+    def make(**more):
+        made.append(AccessPublisher(rooms.store, rooms.infrastructure, clock=clock, **more))
+        return made[-1]
+
+    yield make
+    for publisher in made:
+        publisher._pool.shutdown()
+
+
+def look(publisher):
+    """One look, and all that it sends."""
+    for sent in publisher.look():
+        sent.result()
+
+
+def lists(rooms):
+    return [rooms.infrastructure.access(region) for region in ("eu", "us")]
+
+
+def put(rooms, name, **access):
+    document = rooms.model_document(name)
+    document["spec"]["access"] = access
+    with rooms.store.begin() as unit:
+        unit.put_model(ModelManifest.model_validate(document), expected_version=None)
+
+
+def ids(access):
+    return [key.id for key in access.keys]
+
+
+def test_every_region_gets_models_keys_and_roles_and_no_secret(rooms, make):
+    rooms.seed("ranker")
+    put(rooms, "closed", predictions="authenticated", callers=["ads"])
+    text = rooms.add_key("app", Role.CALLER, owner="search")
+    session = rooms.add_key("s", Role.ADMIN, kind="session", parent=parse_key(rooms.admin_key).id)
+    bound = RoleBinding(
+        id=draw_key().id,
+        subject="group:a",
+        grant=Grant(role=Role.CALLER, owner="ads"),
+        created_at=datetime.now(UTC),
+        created_by="a test",
+    )
+    with rooms.store.begin() as unit:
+        unit.bind_role(bound)
+    look(make())
+    eu, us = lists(rooms)
+    assert eu == us
+    assert [(one.model, one.owner, one.access.predictions, one.access.callers) for one in eu.models] == [
+        ("closed", "search", "authenticated", ("ads",)),
+        ("ranker", "search", "open", ()),
+    ]
+    assert set(ids(eu)) == {parse_key(text).id, parse_key(rooms.admin_key).id}
+    assert [(role.subject, role.grant.owner) for role in eu.roles] == [("group:a", "ads")]
+    written = eu.model_dump_json()
+    for secret in (text, session, rooms.admin_key):
+        assert parse_key(secret).secret not in written
+        assert parse_key(secret).secret not in repr(eu)
+
+
+def test_a_revoked_or_expired_key_is_not_in_the_next_list(rooms, make):
+    text, short = (
+        rooms.add_key("app", Role.CALLER),
+        rooms.add_key("old", Role.CALLER, expires_at=datetime(2020, 1, 1, tzinfo=UTC)),
+    )
+    publisher = make()
+    look(publisher)
+    first = rooms.infrastructure.access("eu")
+    assert parse_key(text).id in ids(first)
+    assert parse_key(short).id not in ids(first)
+    with rooms.store.begin() as unit:
+        unit.revoke_key(parse_key(text).id)
+    look(publisher)
+    then = rooms.infrastructure.access("eu")
+    assert parse_key(text).id not in ids(then)
+    assert then.revision > first.revision
+
+
+@pytest.mark.parametrize("change", ["role", "model", "owner"])
+def test_every_change_that_matters_makes_a_later_list(rooms, make, change):
+    rooms.seed("ranker")
+    publisher = make()
+    look(publisher)
+    before = rooms.infrastructure.access("eu")
+    if change == "role":
+        with rooms.store.begin() as unit:
+            grant = Grant(role=Role.CALLER)
+            unit.bind_role(
+                RoleBinding(
+                    id=draw_key().id, subject="user:ann", grant=grant, created_at=datetime.now(UTC), created_by="t"
+                )
+            )
+    elif change == "model":
+        put(rooms, "ranker", predictions="authenticated")
+    else:
+        document = rooms.model_document("ranker")
+        document["metadata"]["owner"] = "ads"
+        with rooms.store.begin() as unit:
+            unit.put_model(ModelManifest.model_validate(document), expected_version=None)
+    look(publisher)
+    after = rooms.infrastructure.access("eu")
+    assert after.revision == before.revision + 1
+    assert (after.roles, after.models) != (before.roles, before.models)
+
+
+def test_what_changes_nothing_makes_no_list_and_writes_nothing(rooms, make, clock):
+    rooms.seed("ranker")
+    publisher = make()
+    look(publisher)
+    before, mark = rooms.infrastructure.access("eu"), rooms.store.revision()
+    with rooms.store.begin() as unit:
+        unit.add_event("ranker", "Said", "nothing of access")
+    look(publisher)
+    clock.now += CHECK_SECONDS
+    look(publisher)
+    assert rooms.infrastructure.access("eu") is before
+    assert rooms.store.revision() != mark
+    mark = rooms.store.revision()
+    look(publisher)
+    assert rooms.store.revision() == mark
+
+
+def test_of_two_publishers_none_undoes_what_the_other_sent(rooms, make):
+    """As with an API and a worker; one that starts again has all of it from the store."""
+    first, second = make(), make()
+    text = rooms.add_key("app", Role.CALLER)
+    look(first)
+    look(second)
+    assert rooms.infrastructure.access("eu").revision == 1
+    with rooms.store.begin() as unit:
+        unit.revoke_key(parse_key(text).id)
+    look(second)
+    assert ids(rooms.infrastructure.access("eu")) == [parse_key(rooms.admin_key).id]
+    for publisher in (first, second, make(), first):
+        look(publisher)
+        assert rooms.infrastructure.access("eu").revision == 2
+
+
+def test_a_list_that_is_slow_on_its_way_is_not_put_behind_a_later_one(rooms, make):
+    slow, fast = make(), make()
+    text = rooms.add_key("app", Role.CALLER)
+    slow._refresh()
+    old = slow._list
+    with rooms.store.begin() as unit:
+        unit.revoke_key(parse_key(text).id)
+    look(fast)
+    slow._send("eu", slow._sent.setdefault("eu", _sent()), old)
+    assert parse_key(text).id not in ids(rooms.infrastructure.access("eu"))
+
+
+def _sent():
+    from ipnext.platform.access_lists import _Sent  # noqa: PLC0415
+
+    return _Sent()
+
+
+def test_a_region_that_was_away_is_told_when_it_is_back(rooms, make):
+    publisher = make()
+    rooms.infrastructure.cut("us")
+    look(publisher)
+    assert rooms.infrastructure.access("us") is None
+    assert rooms.infrastructure.access("eu").revision == 1, "one that is away does not hold the others up"
+    rooms.infrastructure.mend("us")
+    look(publisher)
+    assert rooms.infrastructure.access("us").revision == 1
+
+
+def test_a_region_that_lost_its_state_is_told_again(rooms, make, clock):
+    publisher = make()
+    look(publisher)
+    rooms.infrastructure._access.clear()
+    clock.now += CHECK_SECONDS - 1
+    look(publisher)
+    assert rooms.infrastructure.access("eu") is None
+    clock.now += 2
+    look(publisher)
+    assert rooms.infrastructure.access("eu").revision == 1
+
+
+def test_a_restored_database_gets_above_the_lists_that_regions_have(rooms, make):
+    publisher = make()
+    look(publisher)
+    later = rooms.infrastructure.access("eu").model_copy(update={"revision": 41, "keys": ()})
+    rooms.infrastructure.put_access("eu", later)
+    restarted = make()
+    for _ in range(3):
+        look(restarted)
+    assert [(one.revision, len(one.keys)) for one in lists(rooms)] == [(42, 1), (42, 1)]
+
+
+def test_a_database_that_does_not_answer_leaves_the_regions_what_they_have(rooms, make, monkeypatch):
+    publisher = make()
+    look(publisher)
+
+    def away():
+        msg = "down"
+        raise Unavailable(msg)
+
+    monkeypatch.setattr(rooms.store, "revision", away)
+    with pytest.raises(Unavailable):
+        publisher.look()
+    assert rooms.infrastructure.access("eu").revision == 1
+
+
+def test_policies_and_provider_of_the_apis_settings_reach_publishers_without_them(rooms, make, tmp_path):
+    policies = tmp_path / "own.cedar"
+    policies.write_text('@id("none") forbid (principal, action == Action::"models.predict", resource);')
+    settings = rooms.settings.model_copy(
+        update={"policies_file": policies, "oidc_issuer": "https://login.example.com", "oidc_audience": AUDIENCE}
+    )
+    note_settings(rooms.store, settings).close()
+    worker = make()
+    look(worker)
+    found = rooms.infrastructure.access("eu")
+    assert "models.predict" in found.policies
+    assert found.tokens == TokenIssuer(issuer="https://login.example.com", audience=AUDIENCE)
+    assert note_settings(rooms.store, rooms.settings) is None
+    look(worker)
+    found = rooms.infrastructure.access("eu")
+    assert (found.policies, found.tokens) == ("", None)
+
+
+def test_keys_of_the_provider_reach_the_regions_and_outlive_its_absence(rooms, make, provider):
+    settings = rooms.settings.model_copy(update={"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE})
+    note_settings(rooms.store, settings).close()
+    publisher = make(provider=ProviderClient(provider.issuer))
+    look(publisher)
+    publisher._read_keys(publisher._provider)
+    look(publisher)
+    found = rooms.infrastructure.access("eu").tokens
+    assert [key["kid"] for key in found.keys] == [provider.key.kid]
+    assert not {"d", "p", "x5c"} & found.keys[0].keys()
+    now = datetime.now(UTC).timestamp()
+    assert timedelta(hours=12).total_seconds() <= found.valid_until - now <= timedelta(hours=13).total_seconds()
+    provider.away = True
+    publisher._read_keys(publisher._provider)
+    restarted = make()
+    look(restarted)
+    assert rooms.infrastructure.access("eu").tokens.keys == found.keys
+    provider.away = False
+    provider.rotate(rsa_key("next"))
+    publisher._read_keys(publisher._provider)
+    look(restarted)
+    assert [key["kid"] for key in rooms.infrastructure.access("eu").tokens.keys] == ["next"]
+
+
+def test_a_region_that_can_not_be_reached_says_so(rooms):
+    infrastructure = MemoryInfrastructure(["eu"])
+    infrastructure.cut("eu")
+    with pytest.raises(RegionUnreachable):
+        infrastructure.access_revision("eu")

@@ -1,0 +1,144 @@
+"""Models that need a credential, asked in OpenAI's protocol: what is refused, in which form, and what an engine gets to see."""
+
+import json
+
+import openai
+import pytest
+
+from ipnext.access.keys import draw_key
+from ipnext.model.access import Grant, Role
+from ipnext.model.deployment import RoutedModel
+from ipnext.model.predictions import AccessList, AccessSpec, CallerKey, ModelAccess
+
+from .conftest import endpoint, raw_engine, served
+
+BODY = {"model": "secret", "messages": [{"role": "user", "content": "hello"}]}
+CLOSED = AccessSpec(predictions="authenticated")
+
+
+def bearer(key):
+    return {"authorization": f"Bearer {key}"}
+
+
+async def answer(method, path, body, writer):
+    content = b'{"choices": []}'
+    writer.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(content) + content
+    )
+
+
+@pytest.fixture
+async def engine(listeners):
+    async with raw_engine(answer) as engine:
+        yield engine
+
+
+@pytest.fixture
+def keys():
+    return {owner: draw_key() for owner in ("ads", "search")}
+
+
+@pytest.fixture
+async def ask(edge, client, engine, keys):
+    """Serves `free` and `secret`, which is of owner ads."""
+
+    def serve(**access):
+        models = [
+            RoutedModel(model=model, served=(served(1),), endpoints=(endpoint(engine.url, 1),), access=kind)
+            for model, kind in (("free", "open"), ("secret", "authenticated"))
+        ]
+        edge.table(*models)
+        spec = AccessSpec.model_validate({"predictions": "authenticated", **access})
+        grants = {owner: (Grant(role=Role.CALLER, owner=owner),) for owner in keys}
+        edge.allow(
+            AccessList(
+                revision=1,
+                models=(
+                    ModelAccess(model="free", owner="ads", access=AccessSpec()),
+                    ModelAccess(model="secret", owner="ads", access=spec),
+                ),
+                keys=tuple(
+                    CallerKey(id=key.id, name=owner, digest=key.digest, grants=grants[owner])
+                    for owner, key in keys.items()
+                ),
+            )
+        )
+
+    async def ask(model="secret", key=None, *, path="/v1/chat/completions", **headers):
+        given = {} if key is None else bearer(key.text)
+        return await client.post(edge.url + path, json={**BODY, "model": model}, headers=given | headers)
+
+    serve()
+    ask.serve = serve
+    return ask
+
+
+async def test_a_client_without_a_key_gets_openais_error(edge, ask, engine):
+    found = await ask()
+    assert (found.status_code, found.headers["www-authenticate"]) == (401, 'Bearer realm="ipnext"')
+    error = found.json()["error"]
+    assert (error["type"], error["code"]) == ("AuthenticationError", "invalid_api_key")
+    assert engine.requests == []
+    assert edge.counts(model="secret").answers == {}
+    assert edge.metrics.traffic == ()
+    assert (
+        'refused_requests_total{model="secret",reason="unauthenticated",region="north"} 1.0'
+        in edge.metrics.text().decode()
+    )
+
+
+async def test_openais_own_client_sends_the_key_and_raises_its_errors(edge, ask, keys):
+    async def complete(key, model="secret"):
+        async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key=key, max_retries=0) as client:
+            return await client.chat.completions.create(model=model, messages=BODY["messages"])
+
+    await complete(keys["ads"].text)
+    await complete("EMPTY", "free")
+    with pytest.raises(openai.AuthenticationError):
+        await complete("EMPTY")
+    with pytest.raises(openai.NotFoundError):
+        await complete(keys["search"].text)
+    ask.serve(limits={"perKey": {"requestsPerSecond": 0.001, "burst": 1}})
+    await complete(keys["ads"].text)
+    with pytest.raises(openai.RateLimitError) as limited:
+        await complete(keys["ads"].text)
+    assert int(limited.value.response.headers["retry-after"]) >= 1
+    assert 'reason="rate_limited"' in edge.metrics.text().decode()
+
+
+async def test_no_engine_sees_a_credential_of_a_client(ask, engine, keys):
+    secret = keys["ads"].text.split(".")[1]
+    credentials = {"cookie": secret, "proxy-authorization": secret, "x-api-key": secret, "api-key": secret}
+    for model in ("secret", "free"):
+        assert (await ask(model, keys["ads"], **credentials, **{"x-ipnext-user": "eve"})).status_code == 200
+    assert len(engine.requests) == 2
+    for head, body in engine.requests:
+        assert secret.encode() not in head + body
+        assert b"x-ipnext" not in head
+        assert b"authorization" not in head.lower()
+
+
+async def test_lists_and_errors_name_only_what_is_for_who_asks(edge, client, ask, keys):
+    async def names(key=None):
+        found = await client.get(f"{edge.url}/v1/models", headers=bearer(key.text) if key else {})
+        return [one["id"] for one in found.json()["data"]]
+
+    assert (await names(), await names(keys["search"]), await names(keys["ads"])) == (
+        *(["free"], ["free"], ["free", "secret"]),
+    )
+    for key, status in ((None, 401), (keys["search"], 404), (keys["ads"], 200)):
+        found = await client.get(f"{edge.url}/v1/models/secret", headers=bearer(key.text) if key else {})
+        assert found.status_code == status
+    empty = await client.post(f"{edge.url}/v1/completions", json={"prompt": "x"})
+    assert "secret" not in empty.text
+    absent, foreign = await ask("absent", keys["search"]), await ask("secret", keys["search"])
+    assert absent.text.replace("absent", "secret") == foreign.text
+
+
+async def test_an_adapter_is_as_closed_as_its_model(ask):
+    assert (await ask("secret:style")).status_code == 401
+
+
+async def test_a_refusal_reads_no_prompt_into_the_error(ask):
+    found = await ask(path="/v1/completions")
+    assert "hello" not in json.dumps(found.json())
