@@ -17,7 +17,6 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from ipnext.artifacts.native_code import read_native_signers
 from ipnext.components.certificates import CertificateFiles
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.components.settings import component_settings
@@ -34,7 +33,6 @@ from ipnext.infra.public_listener import public_listener
 from ipnext.infra.region import Region
 from ipnext.infra.site import Site
 from ipnext.infra.supervisor import Supervisor
-from ipnext.settings import NativeCodeSettings
 
 GATEWAY_PORT_NAME = "gateway"
 PEER_PORT_NAME = "gateway for peers"
@@ -215,9 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = read_arguments(arguments)
     try:
-        read_native_signers(
-            NativeCodeSettings().native_library_keys_file
-        )  # a wrong file is told now and not at the first load
         with sole_owner(given.state):
             asyncio.run(run_agent(given, AgentSettings()))
     except IPnextError as error:

@@ -1,11 +1,12 @@
 """Whose native code may run: the operator's file of keys."""
 
 import pytest
+import structlog
 
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.signing import write_key_pair
 from ipnext.errors import InvalidInput
-from ipnext.infra import agent
+from workflows import worker
 
 
 @pytest.fixture
@@ -50,9 +51,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         read_native_signers(tmp_path / "keys.pem")
 
 
-def test_an_agent_with_a_wrong_file_does_not_start(tmp_path, monkeypatch, capsys):
+def test_a_worker_with_a_wrong_file_does_not_start(tmp_path, monkeypatch):
     monkeypatch.setenv("IPNEXT_NATIVE_LIBRARY_KEYS_FILE", str(tmp_path / "keys.pem"))
-    arguments = ["--region", "us-east", "--artifacts", f"file://{tmp_path}", "--state", str(tmp_path / "state")]
-    arguments += ["--port", "1", "--gateway-port", "0"]
-    assert agent.main(arguments) == InvalidInput.exit_status
-    assert "IPNEXT_NATIVE_LIBRARY_KEYS_FILE" in capsys.readouterr().err
+    with structlog.testing.capture_logs() as logs:
+        assert worker.main() == InvalidInput.exit_status
+    assert "IPNEXT_NATIVE_LIBRARY_KEYS_FILE" in logs[-1]["error"]
