@@ -25,6 +25,7 @@ class Rule:
 
 RULES: Final = (
     Rule(Component.AGENT, ("healthz",), ANY),
+    Rule(Component.AGENT, ("access",), _PLANE),
     Rule(Component.AGENT, ("state",), _PLANE),
     Rule(Component.AGENT, ("changes",), _PLANE),
     Rule(Component.AGENT, ("logs",), _PLANE),

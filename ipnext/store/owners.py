@@ -7,7 +7,7 @@ from sqlalchemy import insert as sa_insert
 from sqlmodel import col, delete, func, select
 
 from ipnext.errors import Conflict, NotFound, StaleWrite
-from ipnext.model.access import ANY, Grant
+from ipnext.model.access import ANY, Grant, Role
 from ipnext.model.owner import DOLLARS, MODELS, OwnerManifest, OwnerMember
 from ipnext.model.owner_claims import Claim
 from ipnext.model.wire import decode_frozen
@@ -100,7 +100,7 @@ class Owners(Unit):
         """Owner -> the role bindings over its models, by subject and role."""
         found: dict[str, list[OwnerMember]] = defaultdict(list)
         for row in self._member_rows(owners):
-            found[row.owner].append(OwnerMember.model_validate({"subject": row.subject, "role": row.role}))
+            found[row.owner].append(OwnerMember(subject=row.subject, role=Role(row.role)))
         return {owner: tuple(sorted(of, key=lambda m: (m.subject, m.role.rank))) for owner, of in found.items()}
 
     def remove_members(self, owner: str, *, but: Collection[OwnerMember] = ()) -> None:

@@ -108,6 +108,7 @@ def released(monkeypatch):
         tables = {"us": table("us", "eu", 2), "eu": table("eu", "de", 2)}
         facts = SimpleNamespace(
             model=M,
+            access="open",
             demand=dict.fromkeys(tables, 1.0),
             generations={number: SimpleNamespace(parts=("p",)) for number in (1, 2)},
             deployments=stored,
@@ -298,7 +299,9 @@ def test_a_region_is_told_of_fewer_replicas_before_the_store_names_fewer():
 def test_no_gateway_is_sent_to_replica_sets_that_a_wave_does_not_lead_to(back, expected):
     """They may never have started: on a way back all that it does not leave, on the way there what an earlier change left."""
     stored = {key(region): deployed(region, 1) for region in ("eu", "de", "us")}
-    facts = SimpleNamespace(model=M, deployments=stored, tables={"us": table("us", "us", 1)}, lost=frozenset())
+    facts = SimpleNamespace(
+        model=M, access="open", deployments=stored, tables={"us": table("us", "us", 1)}, lost=frozenset()
+    )
     planned = transition(end="eu")
     released = state_undone(planned, M, 0, "released")
     reaching = SimpleNamespace(wave=SimpleNamespace(back=back), facts=facts, transition=planned, released=released)

@@ -29,7 +29,7 @@ def test_every_option_is_named(text):
     }
     general = {"--output", "--help", "--install-completion", "--show-completion"}
     assert {option for option in options - general if option not in text} == set()
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= options | {"--verify", "--part"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= options | {"--verify", "--part", "--key"}
 
 
 def test_every_file_level_and_field_is_named():

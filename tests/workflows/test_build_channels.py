@@ -49,6 +49,7 @@ BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
     "activities/reconciliation.py": frozenset({DOCUMENT}),
     "ipnext/client.py": frozenset({API_ANSWER}),
     "ipnext/client_errors.py": frozenset({API_ANSWER}),
+    "ipnext/infra/access_file.py": frozenset({STATE}),
     "ipnext/infra/agent_app.py": frozenset({AGENT_REQUEST}),
     "ipnext/infra/control.py": frozenset({HOST_ANSWER, ROUTER_ANSWER}),
     "ipnext/infra/error_body.py": frozenset({AGENT_ANSWER}),
@@ -68,10 +69,12 @@ BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
         f"ipnext/store/{name}.py": frozenset({DOCUMENT})
         for name in (
             *(
+                "access_lists",
                 "deployments",
                 "keys",
                 "models",
                 "overviews",
+                "owners",
                 "pauses",
                 "placements",
                 "plans",
@@ -82,6 +85,7 @@ BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
             *("snapshots", "transitions", "unit"),
         )
     },
+    "serving/access_list.py": frozenset({TABLE}),
     "serving/frames.py": frozenset({TO_HOST, TO_ROUTER}),
     "serving/genai/host.py": frozenset({HOST_REQUEST}),
     "serving/host.py": frozenset({HOST_REQUEST}),
@@ -140,7 +144,6 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/profiling/engine.py": OTHERS,
     "ipnext/store/audit.py": COLUMNS,
     "ipnext/store/freezes.py": COLUMNS,
-    "ipnext/store/journal.py": COLUMNS,
     "ipnext/store/role_bindings.py": COLUMNS,
     "serving/arrival.py": DIGEST,
     "serving/deltas/snapshot.py": DIGEST,

@@ -124,7 +124,7 @@ def test_of_models_that_need_a_credential_the_gateway_itself_says_nothing(builde
     ]
     given = envoy.Gateway(
         region="eu",
-        router_port=1,
+        router_url="http://127.0.0.1:1",
         peers={},
         tables={table.model: table for table in tables},
         request_seconds=60.0,
