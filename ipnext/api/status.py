@@ -5,7 +5,7 @@ A recorded condition says how the last run ended. If the regions contradict it, 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -154,15 +154,14 @@ def serving_troubles(facts: ModelFacts, states: States, *, promised: bool = Fals
     return tuple(troubles)
 
 
-def _routed(facts: ModelFacts) -> Iterable[tuple[str, int, tuple[str, ...]]]:
-    """(serving region, generation, parts) of every route that carries traffic, each once."""
-    seen: dict[tuple[str, int], tuple[str, ...]] = {}
-    for table in facts.routes:
-        parts = {served.generation: _hosted(facts, served) for served in table.served}
-        for share in table.shares:
-            if share.fraction > 0:
-                seen[share.to, share.generation] = parts.get(share.generation, ())
-    return [(region, generation, names) for (region, generation), names in sorted(seen.items())]
+def _routed(facts: ModelFacts) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+    """(serving region, generation, parts) of every route that carries traffic, each once. Tables tell the parts of what their own region serves."""
+    served = {(table.region, one.generation): one for table in facts.routes for one in table.served}
+    anywhere = {generation: one for (_, generation), one in served.items()}
+    seen = {(share.to, share.generation) for table in facts.routes for share in table.shares if share.fraction > 0}
+    for region, generation in sorted(seen):
+        found = served.get((region, generation), anywhere.get(generation))
+        yield region, generation, _hosted(facts, found) if found is not None else ()
 
 
 def _hosted(facts: ModelFacts, served: ServedGeneration) -> tuple[str, ...]:

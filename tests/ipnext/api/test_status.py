@@ -1,16 +1,19 @@
 """Status tells the truth: what is recorded is corrected by what the regions report."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
 from ipnext.api.chain import cause_steps, trouble_steps
-from ipnext.api.status import Trouble, cause_of
+from ipnext.api.states import States
+from ipnext.api.status import Trouble, cause_of, serving_troubles
 from ipnext.model.cause import Cause, Place
 from ipnext.model.deployment import (
     Deployment,
     DeploymentKey,
     HeldSnapshot,
+    RegionState,
     Replica,
     ReplicaPhase,
     RouteShare,
@@ -20,6 +23,7 @@ from ipnext.model.deployment import (
 from ipnext.model.drain import DrainState
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.reasons import ADVICE
+from ipnext.model.registry import GraphNode, PartGraph
 from ipnext.model.rollout import Transition, TransitionState
 from ipnext.model.starting import EngineStart
 from ipnext.model.status import ConditionType, Reason
@@ -352,6 +356,33 @@ async def test_a_serving_model_is_explained_as_serving(applied):
     answer, steps = await explained(applied)
     assert (answer["ready"], answer["reason"]) == (True, "Serving")
     assert set(steps) == {"deployment", "change", "cause"}
+
+
+@pytest.mark.parametrize("other", ["asia", "us"])
+def test_a_region_without_replicas_is_seen_whatever_other_regions_tables_say(other):
+    """The table of a region that sends its users elsewhere names no parts: `asia` comes before `eu`, `us` behind it."""
+    served = ServedGeneration(
+        generation=1,
+        snapshots={"dense": 1},
+        graph=PartGraph(nodes=(GraphNode(name="d", part="dense", inputs={}),), outputs={"y": "d.y"}),
+    )
+    share = RouteShare(to="eu", generation=1, fraction=1.0)
+    tables = tuple(
+        RouteTable(
+            model="ranker", region=region, revision=1, shares=(share,), served=(served,) if region == "eu" else ()
+        )
+        for region in sorted(["eu", other])
+    )
+    record = SimpleNamespace(name="ranker", serving_generation=None)
+    facts = SimpleNamespace(record=record, routes=tables, deployments=())
+    states = States(
+        {
+            "eu": RegionState(region="eu", gateway_url="http://eu"),
+            other: RegionState(region=other, gateway_url="http://other"),
+        }
+    )
+    (trouble,) = serving_troubles(facts, states)
+    assert trouble.message.startswith("no replica of 'dense' answers for generation 1 in eu")
 
 
 def test_a_host_is_explained_with_the_file_of_its_log_while_it_is_seen_and_long_after():
