@@ -63,14 +63,13 @@ from ipnext.infra.port import Infrastructure
 from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.builds import make_first_current, promote
-from ipnext.platform.setup import replan_schedule, warn_of_missing
+from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of
+from ipnext.platform.setup import warn_of_missing
 from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
 from ipnext.temporal import (
     connect,
-    ensure_reconciler,
-    ensure_schedule,
     is_open,
     metrics_runtime,
     namespace_of,
@@ -270,6 +269,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             for group, activities in zip(groups, (ours, ours, theirs), strict=True):
                 more = (*interceptors, loads[group.queue])
                 await workers.enter_async_context(worker_of(client, group, activities, timing, interceptors=more))
+            await workers.enter_async_context(keeping_schedules(client, schedules_of(settings)))
             with announced(settings.worker_ready_file):
                 await _made_current(client, settings, stopped)
                 warming = asyncio.gather(asyncio.to_thread(_warm_up), compile_kernels(stopped))
@@ -307,7 +307,7 @@ async def _made_current(client: Client, settings: PlatformSettings, stopped: asy
 
 
 async def _prepared(store: Store, settings: PlatformSettings, stopped: asyncio.Event) -> Client | None:
-    """Database migrated, Temporal reached, the record its own, schedule in place. None where it was stopped before.
+    """Database migrated, Temporal reached, the record its own, schedules in place. None where it was stopped before.
 
     Conflict where the record belongs to another namespace, or to a later version of IPnext.
     """
@@ -320,8 +320,7 @@ async def _prepared(store: Store, settings: PlatformSettings, stopped: asyncio.E
             client = await connect(runtime=runtime, timing=settings.timing)
             await asyncio.to_thread(_belong, store, await namespace_of(client))
             await warn_of_missing(client)
-            await ensure_schedule(client, replan_schedule(settings), settings.timing)
-            await ensure_reconciler(client, settings.timing, every_seconds=settings.reconcile_every_seconds)
+            await create_missing(client, schedules_of(settings))
         except Unavailable as error:
             log.warning("worker_waits", error=error.message)
             await asyncio.sleep(CONNECT_PAUSE_SECONDS)
