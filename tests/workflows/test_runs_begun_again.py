@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import pytest
 from temporalio.client import WorkflowExecutionStatus
@@ -12,10 +13,11 @@ from ipnext.api.outbox import Outbox
 from ipnext.api.resubmission import Resubmission
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.model.drain import DrainState
-from ipnext.model.lifecycle import ReplanState
+from ipnext.model.lifecycle import ChangeKind, ReplanState
 from ipnext.temporal import tell_drain, wake_replan
 from tests.fleets import two_regions
 from tests.workflows.drains import EUROPE, drain_of, regions, replans_ended, stored_destinations
+from workflows.worker import WORKFLOWS
 
 DRAIN = names.drain_workflow_id(EUROPE)
 
@@ -201,6 +203,25 @@ async def test_the_same_drain_asked_again_begins_at_once(house, engine, draining
 
         await drains.reaches(DrainState.DRAINED)
     assert drain_of(house).disaster == bool(more)
+
+
+def test_the_documentation_names_who_begins_each_workflow_again():
+    text = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text(encoding="utf-8")
+    table = text.split("### Who begins a run again")[1].split("\n#")[0]
+    ids = {
+        names.MODEL_WORKFLOW: names.model_workflow_id("MODEL"),
+        names.LIFECYCLE_WORKFLOW: names.lifecycle_workflow_id("MODEL", "CHANGE"),
+        names.TRANSITION_WORKFLOW: names.transition_workflow_id("CHANGE"),
+        names.REPLAN_WORKFLOW: names.REPLAN_ID,
+        names.SCHEDULED_REPLAN_WORKFLOW: "replan/schedule-TIME",
+        names.DRAIN_WORKFLOW: names.drain_workflow_id("REGION"),
+        names.RECONCILE_WORKFLOW: "reconcile-TIME",
+    }
+    assert {vars(found)["__temporal_workflow_definition"].name for found in WORKFLOWS} == set(ids), (
+        "a workflow that nobody begins again?"
+    )
+    assert [found for found in ids.values() if f"| `{found}`" not in table] == []
+    assert [kind for kind in ChangeKind if f"`{kind.value}`" not in table] == []
 
 
 def replans(house):

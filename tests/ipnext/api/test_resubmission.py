@@ -60,6 +60,17 @@ async def test_entities_that_are_missing_begin_once(store: Store) -> None:
     assert first == ["model/m03", "model/m07"]
 
 
+@pytest.mark.parametrize("kind", sorted(set(ChangeKind) - {ChangeKind.PUBLISH}))
+async def test_a_change_of_any_kind_needs_the_entity_of_its_model(drained: Store, kind: ChangeKind) -> None:
+    with drained.begin() as repository:
+        repository.add_change("idle", kind, change_id="c1")
+        repository.update_change("c1", state=ChangeState.RUNNING)
+    lifecycle = MemoryLifecycle()
+    lifecycle.fleet_runs |= {names.drain_workflow_id(region) for region in REGIONS}
+
+    assert await resubmission(drained, lifecycle).look() == ["model/idle"]
+
+
 async def test_a_change_that_was_just_recorded_is_left_alone(store: Store) -> None:
     lifecycle = await with_entities(store)
     lifecycle.entities.clear()
