@@ -58,8 +58,6 @@ class ReplanSchedule(Value):
 
     every_hours: float = Field(gt=0)
     jitter_minutes: float = Field(default=0.0, ge=0)
-    overlap: Literal["skip", "buffer_one"] = "skip"
-    paused: bool = False
 
 
 class Schedules(Value):

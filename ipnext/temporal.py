@@ -1,11 +1,10 @@
-"""The one Temporal client: submits changes, starts replans, keeps the schedule. Workflows are started by name.
+"""The one Temporal client: submits changes, starts replans and drains. Workflows are started by name.
 
 Called by the API (through its port), the worker and tests. The connection is Temporal's own matter: temporal.toml and
 TEMPORAL_* say where the server is.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -17,15 +16,6 @@ from temporalio.client import (
     Client,
     Interceptor,
     OutboundInterceptor,
-    Schedule,
-    ScheduleActionStartWorkflow,
-    ScheduleAlreadyRunningError,
-    ScheduleIntervalSpec,
-    ScheduleOverlapPolicy,
-    SchedulePolicy,
-    ScheduleSpec,
-    ScheduleState,
-    ScheduleUpdate,
     StartWorkflowInput,
     StartWorkflowUpdateWithStartInput,
     WithStartWorkflowOperation,
@@ -42,8 +32,7 @@ from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
 from ipnext import names
-from ipnext.devfile import ReplanSchedule
-from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, NotFound, Unavailable
+from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, Unavailable
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.drain import DrainInput
 from ipnext.model.lifecycle import (
@@ -52,10 +41,8 @@ from ipnext.model.lifecycle import (
     ModelEntityInput,
     QueuedChange,
     ReplanInput,
-    ScheduledReplan,
 )
 from ipnext.model.moving import MoverAsked, ReplanProgress
-from ipnext.model.reconciliation import ReconcileInput
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.temporal_access import TemporalAccess, read_access, temporal_settings
@@ -69,8 +56,6 @@ DEFAULT_ADDRESS = "127.0.0.1:7233"
 SUBMIT_SECONDS = 10.0
 """Longest wait until an entity takes a change: without a worker it never does, and the caller submits again later."""
 
-RECONCILER_LOOK = timedelta(minutes=1)
-"""How soon a reconciler that was terminated is started again."""
 _CLOSED = frozenset(WorkflowExecutionStatus) - {
     WorkflowExecutionStatus.RUNNING,
     WorkflowExecutionStatus.CONTINUED_AS_NEW,
@@ -78,8 +63,6 @@ _CLOSED = frozenset(WorkflowExecutionStatus) - {
 """Any other status, also one that this client does not know, is that of a run that may go on."""
 
 _MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
-
-_OVERLAP = {"skip": ScheduleOverlapPolicy.SKIP, "buffer_one": ScheduleOverlapPolicy.BUFFER_ONE}
 
 
 def metrics_runtime(address: str) -> Runtime:
@@ -337,72 +320,6 @@ async def tell_drain(client: Client, region: str) -> None:
         )
 
 
-async def ensure_schedule(client: Client, wanted: ReplanSchedule, timing: Timing) -> bool:
-    """Create the replan schedule if there is none; False if there is one. What an operator changed stays. Unavailable."""
-    async with reaching("the replan schedule"):
-        try:
-            await client.create_schedule(names.REPLAN_SCHEDULE, _schedule(wanted, timing))
-        except ScheduleAlreadyRunningError:
-            return False
-    return True
-
-
-async def reset_schedule(client: Client, wanted: ReplanSchedule, timing: Timing) -> None:
-    """Bring the replan schedule back to the settings, whatever an operator changed but a pause. NotFound, Unavailable."""
-    schedule = _schedule(wanted, timing)
-    async with reaching("the replan schedule"):
-        try:
-            await client.get_schedule_handle(names.REPLAN_SCHEDULE).update(
-                lambda found: ScheduleUpdate(
-                    Schedule(
-                        action=schedule.action,
-                        spec=schedule.spec,
-                        policy=schedule.policy,
-                        state=found.description.schedule.state,
-                    )
-                )
-            )
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
-            msg = f"schedule {names.REPLAN_SCHEDULE!r} does not exist; `ipnext platform setup` creates it"
-            raise NotFound(msg) from error
-
-
-async def ensure_reconciler(client: Client, timing: Timing, *, every_seconds: float) -> None:
-    """Create the schedule that keeps workflow `reconcile` running, unless there is one. Unavailable.
-
-    The workflow runs for ever; the schedule only starts it again if it was terminated.
-    """
-    schedule = Schedule(
-        action=ScheduleActionStartWorkflow(
-            names.RECONCILE_WORKFLOW,
-            ReconcileInput(every_seconds=every_seconds),
-            id=names.RECONCILE_WORKFLOW,
-            task_queue=names.LIFECYCLE_QUEUE,
-            task_timeout=timing.workflow_task,
-            static_summary="compares every region with the store, repairs models that drifted",
-        ),
-        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=RECONCILER_LOOK)]),
-        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=RECONCILER_LOOK),
-    )
-    async with reaching("the reconciler's schedule"):
-        with contextlib.suppress(ScheduleAlreadyRunningError):
-            await client.create_schedule(names.RECONCILE_SCHEDULE, schedule, trigger_immediately=True)
-
-
-async def schedule_hours(client: Client) -> tuple[float, ...] | None:
-    """The intervals of the replan schedule, in hours (none if it is by calendar); None if it does not exist. Unavailable."""
-    async with reaching("the replan schedule"):
-        try:
-            found = await client.get_schedule_handle(names.REPLAN_SCHEDULE).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
-    return tuple(each.every.total_seconds() / 3600 for each in found.schedule.spec.intervals)
-
-
 async def reachable(client: Client) -> bool:
     """Whether the server answers now. Never raises."""
     try:
@@ -416,25 +333,6 @@ def ui_link(base: str, namespace: str, workflow_id: str, run_id: str | None = No
     """The page of a run in the Temporal UI at `base`; without a run id, of the workflow's runs."""
     page = f"{base.rstrip('/')}/namespaces/{quote(namespace, safe='')}/workflows/{quote(workflow_id, safe='')}"
     return f"{page}/{quote(run_id, safe='')}" if run_id else page
-
-
-def _schedule(wanted: ReplanSchedule, timing: Timing) -> Schedule:
-    every = timedelta(hours=wanted.every_hours)
-    return Schedule(
-        action=ScheduleActionStartWorkflow(
-            names.SCHEDULED_REPLAN_WORKFLOW,
-            ScheduledReplan(),
-            id=f"{names.REPLAN_ID}/schedule",
-            task_queue=names.LIFECYCLE_QUEUE,
-            task_timeout=timing.workflow_task,
-            static_summary="asks for a replan (schedule)",
-        ),
-        spec=ScheduleSpec(
-            intervals=[ScheduleIntervalSpec(every=every)], jitter=timedelta(minutes=wanted.jitter_minutes)
-        ),
-        policy=SchedulePolicy(overlap=_OVERLAP[wanted.overlap]),
-        state=ScheduleState(paused=wanted.paused),
-    )
 
 
 _ABSENT = frozenset(

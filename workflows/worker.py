@@ -69,14 +69,13 @@ from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.access_lists import AccessPublisher
 from ipnext.platform.builds import make_first_current, promote
-from ipnext.platform.setup import replan_schedule, warn_of_missing
+from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of
+from ipnext.platform.setup import warn_of_missing
 from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings, platform_settings
 from ipnext.store.session import Store
 from ipnext.temporal import (
     connect,
-    ensure_reconciler,
-    ensure_schedule,
     is_open,
     metrics_runtime,
     namespace_of,
@@ -287,6 +286,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
                 more = (*interceptors, loads[group.queue])
                 started.append(worker_of(client, group, activities, timing, interceptors=more))
                 await workers.enter_async_context(started[-1])
+            await workers.enter_async_context(keeping_schedules(current.get, schedules_of(settings)))
             with announced(settings.worker_ready_file):
                 await _made_current(client, settings, stopped)
                 warming = asyncio.gather(asyncio.to_thread(_warm_up), compile_kernels(stopped))
@@ -332,7 +332,7 @@ def _connected(settings: PlatformSettings, runtime: Runtime | None) -> Awaitable
 async def _prepared(
     store: Store, settings: PlatformSettings, runtime: Runtime | None, stopped: asyncio.Event
 ) -> Client | None:
-    """Database migrated, Temporal reached, the record its own, schedule in place. None where it was stopped before.
+    """Database migrated, Temporal reached, the record its own, schedules in place. None where it was stopped before.
 
     Conflict where the record belongs to another namespace, or to a later version of IPnext.
     """
@@ -343,8 +343,7 @@ async def _prepared(
             client = await _connected(settings, runtime)
             await asyncio.to_thread(_belong, store, await namespace_of(client))
             await warn_of_missing(client)
-            await ensure_schedule(client, replan_schedule(settings), settings.timing)
-            await ensure_reconciler(client, settings.timing, every_seconds=settings.reconcile_every_seconds)
+            await create_missing(client, schedules_of(settings))
         except Unavailable as error:
             log.warning("worker_waits", error=error.message)
             await asyncio.sleep(CONNECT_PAUSE_SECONDS)

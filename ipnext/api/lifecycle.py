@@ -38,8 +38,8 @@ class Lifecycle(Protocol):
         Conflict if it does not fit what runs.
         """
 
-    async def entity_runs(self, model: str) -> bool:
-        """Whether the entity of a model runs, so that it knows of every change that was submitted."""
+    async def runs(self, workflow_id: str) -> bool:
+        """Whether a run of a workflow is open now."""
 
     async def begin_entity(self, model: str) -> None:
         """Start the entity of a model unless it runs; it takes up what the store has of the model."""
@@ -83,6 +83,8 @@ class MemoryLifecycle:
         """Models whose entity runs; take one out as if it were terminated."""
         self.entities_begun: list[str] = []
         """Those that were begun without a submission."""
+        self.fleet_runs: set[str] = set()
+        """Ids of drains and the replan that run; take one out as if it were terminated."""
         self._ui_url = ui_url
         self._answered: dict[str | None, ControlAnswer] = {}
         self._cancels: set[str | None] = set()
@@ -126,10 +128,10 @@ class MemoryLifecycle:
             self._answered[update_id] = answer
         return answer
 
-    async def entity_runs(self, model: str) -> bool:
-        """True once anything of a model was submitted."""
+    async def runs(self, workflow_id: str) -> bool:
+        """True once anything of a model was submitted, a drain was asked or a replan was asked for."""
         self._answer()
-        return model in self.entities
+        return workflow_id in self.fleet_runs | {names.model_workflow_id(model) for model in self.entities}
 
     async def begin_entity(self, model: str) -> None:
         """Remember it."""
@@ -141,6 +143,7 @@ class MemoryLifecycle:
         """Count it."""
         self._answer()
         self.replans_woken += 1
+        self.fleet_runs.add(names.REPLAN_ID)
 
     async def tell_freeze_changed(self, change: Change) -> None:
         """Note the change's id."""
@@ -164,6 +167,7 @@ class MemoryLifecycle:
         """Remember it."""
         self._answer()
         self.drains_told.append(region)
+        self.fleet_runs.add(names.drain_workflow_id(region))
 
     async def reachable(self) -> bool:
         """True unless `down`."""

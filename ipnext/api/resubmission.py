@@ -1,33 +1,50 @@
-"""Resubmission: changes that were acknowledged and whose entity does not run any more get an entity again.
+"""Resubmission: what was acknowledged and has no run any more gets a run again: changes, drains and replans.
 
-Level-triggered beside the outbox, which submits what no entity has taken yet. One query finds the models with a change that
-has been open for a while; only their entities are looked up. An entity that begins takes up all that the store has of its
-model, by the ids that it has. A submission would not do: the engine answers an update of a known id for a run that has gone.
+Level-triggered beside the outbox, which submits what the engine has not taken yet. The store says what needs a run: the entity of
+each model with a change that has been open for a while, `drain/REGION` of each drain that goes on, `replan` if replans were taken
+and have not ended. Only these runs are looked up. A run that begins takes up all that the store has of it, by the ids that it
+has; its workflow id sees to it that there is one. A submission would not do for a change: the engine answers an update of a
+known id for a run that has gone.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 
+from ipnext import names
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.errors import Conflict, IPnextError
-from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.store.session import Store
 
 EVERY_SECONDS = 20.0
-"""Between two looks: with `OPEN_SECONDS` and `ANSWER_SECONDS`, a minute at most until an entity is begun again."""
+"""Between two looks: with `OPEN_SECONDS` and `ANSWER_SECONDS`, a minute at most until a run is begun again."""
 
 OPEN_SECONDS = 30.0
 """A change that was recorded later than this is not looked for: most end sooner."""
 
 AT_ONCE = 32
-"""Entities that are asked side by side."""
+"""Runs that are asked side by side."""
 
 ANSWER_SECONDS = 10.0
 """For each of them."""
+
+
+@dataclass(frozen=True)
+class NeededRun:
+    """A workflow that has to run, and what needs it."""
+
+    workflow_id: str
+    begin: Callable[[], Awaitable[None]] = field(compare=False)
+    """Start it unless it runs."""
+    needed_by: Mapping[str, str] = field(compare=False)
+    """For the log."""
+
+
+Needs = Callable[[], Sequence[NeededRun]]
 
 
 class Resubmission:
@@ -50,43 +67,68 @@ class Resubmission:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run in the background for as long as the context is open."""
-        task = asyncio.create_task(self._run(), name="resubmission")
+        """Run in the background for as long as the context is open. No drain waits for the look at many models."""
+        tasks = [
+            asyncio.create_task(self._run(needs), name=f"resubmission of {what}")
+            for what, needs in (("the fleet's runs", self._fleet_runs), ("entities", self._entities))
+        ]
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def look(self) -> Sequence[Change]:
-        """Begin the entities that are missing; the first open change of each. Nothing of a record of another platform."""
-        changes = await asyncio.to_thread(self._long_open)
-        if not changes or not await self._belongs():
-            return ()
-        turns = asyncio.Semaphore(self._at_once)
-        again = await asyncio.gather(*(self._looked_at(change, turns) for change in changes))
-        return [change for change, submitted in zip(changes, again, strict=True) if submitted]
+    async def look(self) -> Sequence[str]:
+        """Begin the runs that are missing; their workflow ids. Nothing of a record of another platform."""
+        return [*await self._look_at(self._fleet_runs), *await self._look_at(self._entities)]
 
-    async def _run(self) -> None:
+    async def _run(self, needs: Needs) -> None:
         while True:
             try:
-                await self.look()
+                await self._look_at(needs)
             except Exception:  # noqa: BLE001 - the edge of a background process: log it and go on
                 structlog.get_logger().exception("resubmission_failed")
             await asyncio.sleep(self._every)
 
-    async def _looked_at(self, change: Change, turns: asyncio.Semaphore) -> bool:
-        log = structlog.get_logger().bind(model=change.model, change_id=change.id, kind=change.kind)
+    async def _look_at(self, needs: Needs) -> Sequence[str]:
+        """A run that is missing may have ended after the first read: what a second one still needs is begun."""
+        needed = await asyncio.to_thread(needs)
+        if not needed or not await self._belongs():
+            return ()
+        missing = await self._those(needed, self._is_missing)
+        if missing:
+            still = frozenset(await asyncio.to_thread(needs))
+            missing = await self._those([run for run in missing if run in still], self._begin)
+        return [run.workflow_id for run in missing]
+
+    async def _those(
+        self, runs: Sequence[NeededRun], call: Callable[[NeededRun], Awaitable[bool]]
+    ) -> Sequence[NeededRun]:
+        """Those for which a call answers true, in their order. One that fails is logged, and tried with the next look."""
+        turns = asyncio.Semaphore(self._at_once)
+        found = await asyncio.gather(*(self._answered(run, call, turns) for run in runs))
+        return [run for run, answer in zip(runs, found, strict=True) if answer]
+
+    async def _answered(
+        self, run: NeededRun, call: Callable[[NeededRun], Awaitable[bool]], turns: asyncio.Semaphore
+    ) -> bool:
         async with turns:
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    if await self._lifecycle.entity_runs(change.model):
-                        return False
-                    await self._lifecycle.begin_entity(change.model)
+                    return await call(run)
             except (TimeoutError, IPnextError) as error:
-                log.warning("change_not_submitted_again_yet", error=str(error) or "timed out")
+                log = structlog.get_logger().bind(workflow_id=run.workflow_id, **run.needed_by)
+                log.warning("run_not_begun_again_yet", error=str(error) or "timed out")
                 return False
-        log.warning("change_submitted_again", why="the entity of its model did not run")
+
+    async def _is_missing(self, run: NeededRun) -> bool:
+        return not await self._lifecycle.runs(run.workflow_id)
+
+    async def _begin(self, run: NeededRun) -> bool:
+        await run.begin()
+        log = structlog.get_logger().bind(workflow_id=run.workflow_id, **run.needed_by)
+        log.warning("run_begun_again", why="what needs it was acknowledged, and it did not run")
         return True
 
     async def _belongs(self) -> bool:
@@ -109,6 +151,32 @@ class Resubmission:
             with self._store.begin() as unit:
                 unit.belong_to(namespace)
 
-    def _long_open(self) -> Sequence[Change]:
+    def _fleet_runs(self) -> Sequence[NeededRun]:
+        """The drains that go on, and the replan if replans were taken; lost regions first."""
         with self._store.read() as unit:
-            return unit.long_open_changes(seconds=self._open)
+            drains, replans = unit.taken_drains(), unit.taken_replans()
+        found = [
+            NeededRun(
+                names.drain_workflow_id(drain.region),
+                lambda region=drain.region: self._lifecycle.tell_drain(region),  # type: ignore[misc]
+                {"drain": drain.id, "state": drain.state.value},
+            )
+            for drain in sorted(drains, key=lambda drain: (not drain.disaster, drain.region))
+        ]
+        if replans:
+            needed_by = {"replan": replans[0].id, "state": replans[0].state.value}
+            found.append(NeededRun(names.REPLAN_ID, self._lifecycle.wake_replan, needed_by))
+        return found
+
+    def _entities(self) -> Sequence[NeededRun]:
+        """The entities of models with a change that has been open for long."""
+        with self._store.read() as unit:
+            changes = unit.long_open_changes(seconds=self._open)
+        return [
+            NeededRun(
+                names.model_workflow_id(change.model),
+                lambda model=change.model: self._lifecycle.begin_entity(model),  # type: ignore[misc]
+                {"model": change.model, "change_id": change.id, "kind": change.kind.value},
+            )
+            for change in changes
+        ]

@@ -58,9 +58,9 @@ class TemporalLifecycle:
         client = await self._connected()
         return await temporal.control(client, model, action, asked, change_id=change_id, update_id=update_id)
 
-    async def entity_runs(self, model: str) -> bool:
+    async def runs(self, workflow_id: str) -> bool:
         """See the port."""
-        return await temporal.is_open(await self._connected(), names.model_workflow_id(model))
+        return await temporal.is_open(await self._connected(), workflow_id)
 
     async def begin_entity(self, model: str) -> None:
         """See the port."""

@@ -33,10 +33,10 @@ def setup(
         int, typer.Option("--retention-days", min=1, help="How long a namespace that is created keeps ended runs.")
     ] = 7,
     reset_schedule: Annotated[
-        bool, typer.Option("--reset-schedule", help="Bring an existing schedule back to the settings, too.")
+        bool, typer.Option("--reset-schedule", help="Bring existing schedules back to the settings, too.")
     ] = False,
 ) -> None:
-    """Create what is absent: namespace, search attributes, replan schedule, tables. Changes nothing that exists."""
+    """Create what is absent: namespace, search attributes, schedules, tables. Changes nothing that exists."""
     with _installed():
         from ipnext.platform import setup as making  # noqa: PLC0415 - the platform's dependencies are an extra
     retention = timedelta(days=retention_days)

@@ -15,9 +15,10 @@ from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.builds import builds
 from ipnext.platform.namespace import attributes_of, retention_of
 from ipnext.platform.polling import POLLED, pollers
+from ipnext.platform.schedules import FoundSchedule, PlatformSchedule, describe_interval, find_schedule, schedules_of
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
-from ipnext.temporal import Connection, connect, namespace_of, schedule_hours
+from ipnext.temporal import Connection, connect, namespace_of
 
 SETUP = "run `ipnext platform setup`"
 AGENT_SECONDS = 3.0
@@ -53,7 +54,7 @@ async def check(settings: PlatformSettings) -> tuple[Item, ...]:
     if found[-1].state != "missing":
         for item, look in (
             ("search attributes", _attributes),
-            ("schedule", _schedule_of(settings)),
+            ("schedules", _schedules_of(settings)),
             ("task queues", _queues),
             ("current build", _current),
             ("database owner", _owner_of(settings)),
@@ -101,17 +102,28 @@ def _attribute(name: str, kind: str, missing: bool, wrong: str | None) -> Item:
     return Item(item=item, state="ok", detail=kind)
 
 
-def _schedule_of(settings: PlatformSettings) -> Look:
+def _schedules_of(settings: PlatformSettings) -> Look:
     async def look(client: Connection) -> Sequence[Item]:
-        hours, item = await schedule_hours(client), f"schedule {names.REPLAN_SCHEDULE}"
-        if hours is None:
-            return (Item(item=item, state="missing", todo=SETUP),)
-        told = " and ".join(f"every {each:g} h" for each in hours) or "by calendar"
-        differs = hours != (settings.replan_every_hours,)
-        note = f", changed by hand: IPNEXT_REPLAN_EVERY_HOURS is {settings.replan_every_hours:g}" if differs else ""
-        return (Item(item=item, state="ok", detail=told + note),)
+        return [_schedule(each, await find_schedule(client, each.name)) for each in schedules_of(settings)]
 
     return look
+
+
+def _schedule(wanted: PlatformSchedule, found: FoundSchedule | None) -> Item:
+    item = f"schedule {wanted.name}"
+    if found is None:
+        return Item(item=item, state="missing", todo=f"{SETUP}, or wait for a worker, which creates it")
+    detail = " and ".join(map(describe_interval, found.intervals)) or "by calendar"
+    if found.intervals != (wanted.every,):
+        detail += f", changed by hand: {describe_interval(wanted.every)} by the settings"
+    if not found.paused:
+        return Item(item=item, state="ok", detail=detail)
+    if not wanted.keeps:
+        return Item(item=item, state="ok", detail=f"{detail}, paused")
+    todo = f"run `temporal schedule toggle --unpause --schedule-id {wanted.name}`"
+    return Item(
+        item=item, state="wrong", detail=f"{detail}, paused: nothing starts workflow {wanted.keeps} again", todo=todo
+    )
 
 
 async def _queues(client: Connection) -> Sequence[Item]:

@@ -8,8 +8,6 @@ from datetime import timedelta
 
 import structlog
 
-from ipnext import names
-from ipnext.devfile import ReplanSchedule
 from ipnext.errors import EngineRefused, Unavailable
 from ipnext.platform.namespace import (
     DEFAULT_RETENTION,
@@ -19,9 +17,10 @@ from ipnext.platform.namespace import (
     register_attributes,
     retention_of,
 )
+from ipnext.platform.schedules import create_missing, describe_interval, reset_schedules, schedules_of
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
-from ipnext.temporal import Connection, connect, ensure_schedule, reset_schedule
+from ipnext.temporal import Connection, connect
 
 APPEAR_SECONDS = 60.0
 """How long a new namespace or search attribute may take to be known to every server of a cluster: its cache's age."""
@@ -32,9 +31,9 @@ LOOK_SECONDS = 0.5
 async def setup(
     settings: PlatformSettings, *, retention: timedelta = DEFAULT_RETENTION, with_reset: bool = False
 ) -> Sequence[str]:
-    """Create namespace, search attributes, schedule and tables where they are absent; return what was done, in words.
+    """Create namespace, search attributes, schedules and tables where they are absent; return what was done, in words.
 
-    `with_reset`: bring an existing schedule back to the settings. Raises Conflict (a schema beyond this build),
+    `with_reset`: bring existing schedules back to the settings. Raises Conflict (a schema beyond this build),
     EngineRefused, NotFound and Unavailable.
     """
     client = await connect()
@@ -49,18 +48,16 @@ async def setup(
         await _until_registered(client)
     await asyncio.to_thread(_migrate, settings)
     done.append("database migrated")
-    wanted = replan_schedule(settings)
-    if await ensure_schedule(client, wanted, settings.timing):
-        done.append(f"schedule {names.REPLAN_SCHEDULE} created: every {wanted.every_hours:g} h")
-    elif with_reset:
-        await reset_schedule(client, wanted, settings.timing)
-        done.append(f"schedule {names.REPLAN_SCHEDULE} reset: every {wanted.every_hours:g} h")
+    wanted = schedules_of(settings)
+    created = await create_missing(client, wanted)
+    existing = [each for each in wanted if each not in created]
+    if with_reset:
+        await reset_schedules(client, existing)
+    for each in wanted:
+        if each in created or with_reset:
+            what = "created" if each in created else "reset"
+            done.append(f"schedule {each.name} {what}: {describe_interval(each.every)}")
     return done
-
-
-def replan_schedule(settings: PlatformSettings) -> ReplanSchedule:
-    """The schedule of the settings."""
-    return ReplanSchedule(every_hours=settings.replan_every_hours, jitter_minutes=settings.replan_jitter_minutes)
 
 
 async def warn_of_missing(client: Connection) -> None:

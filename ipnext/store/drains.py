@@ -38,12 +38,14 @@ _OUT_OF_SERVICE = (
     .order_by(DRAINS.c.region)
 )
 
+_TAKEN = _OUT_OF_SERVICE.where(DRAINS.c.told, DRAINS.c.state != DrainState.DRAINED.value)
+
 
 class Drains(Unit):
     """The journal of drains; of each region the newest counts."""
 
     def add_drain(self, region: str, *, disaster: bool = False, force: bool = False, reason: str = "") -> Drain:
-        """Record a drain. One that is under way is answered; a disaster, or `force`, makes more of it.
+        """Record a drain. One that is under way is answered, and given to the workflow engine again; a disaster, or `force`, makes more of it.
 
         One that is on its way back begins anew. The caller looks whether any region is left.
         """
@@ -64,10 +66,12 @@ class Drains(Unit):
             if row.disaster and (back or worse):
                 row.lost_after_change = self._newest_change()
             self._add(row)
+        else:
+            self._tell_again(row)
         return _drain(row)
 
     def ask_return(self, region: str, *, reason: str = "") -> Drain:
-        """Ask a drained region back. NotFound where it is not drained. One that only waits for its check is over at once."""
+        """Ask a drained region back; asked again, it is given to the workflow engine again. NotFound if it is not drained."""
         self._writing(None)
         row = self._newest_drain(region)
         if row is None or DrainState(row.state).over:
@@ -80,6 +84,8 @@ class Drains(Unit):
             if row.disaster:
                 row.lost_after_change = self._newest_change()
             self._add(row)
+        else:
+            self._tell_again(row)
         return _drain(row)
 
     def lost_since(self, change_id: str, regions: Iterable[str]) -> bool:
@@ -104,6 +110,10 @@ class Drains(Unit):
         """Those that the workflow engine has not been told of, oldest first."""
         query = select(DrainRow).where(col(DrainRow.told).is_(False)).order_by(col(DrainRow.ordinal))
         return tuple(_drain(row) for row in self._session.exec(query))
+
+    def taken_drains(self) -> tuple[Drain, ...]:
+        """The drains that the workflow engine has taken and whose run has not ended: each needs one. By region."""
+        return tuple(_read(dict(row)) for row in self._run(_TAKEN).mappings())
 
     def tell_drains(self, found: Collection[Drain]) -> None:
         """The engine has been told of these, as they were then; what was asked after that is still to be told."""
@@ -181,6 +191,12 @@ class Drains(Unit):
         )
         self._add(row)
         return _drain(row)
+
+    def _tell_again(self, row: DrainRow) -> None:
+        """Give a drain that goes on to the workflow engine once more: its run may have been terminated."""
+        if row.told and row.state != DrainState.DRAINED.value:
+            row.told = False
+            self._add(row)
 
     def _newest_change(self) -> int:
         """Ordinal of the newest change of all models, 0 before the first. Nothing else is recorded during this unit, which is of all models."""

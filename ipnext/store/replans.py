@@ -24,6 +24,7 @@ LONGEST_WAIT = 6
 """Further changes put a recorded replan off again and again, but never beyond so many delays after the first."""
 
 _OPEN = tuple(state.value for state in ReplanState if not state.final)
+_TAKEN = (ReplanState.QUEUED.value, ReplanState.PLANNING.value, ReplanState.MOVING.value)
 _WAITING = (ReplanState.RECORDED.value, ReplanState.QUEUED.value)
 
 
@@ -105,6 +106,11 @@ class Replans(Moves):
         query = select(ReplanRow).where(ReplanRow.state == ReplanState.RECORDED.value)
         query = query.where(ReplanRow.not_before <= self._now()).order_by(col(ReplanRow.ordinal))
         return tuple(_replan(row) for row in self._session.exec(query))
+
+    def taken_replans(self) -> tuple[Replan, ...]:
+        """Those that the workflow has taken and not answered, oldest first: it has to run. Those that a pause holds back don't count."""
+        query = select(ReplanRow).where(col(ReplanRow.state).in_(_TAKEN), self._not_paused())
+        return tuple(_replan(row) for row in self._session.exec(query.order_by(col(ReplanRow.ordinal))))
 
     def waiting_replans(self, trigger: ReplanTrigger | None = None) -> int:
         """How many wait for a run and are due: all, or those of one trigger. Those that a pause holds back don't count."""

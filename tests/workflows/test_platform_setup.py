@@ -25,10 +25,16 @@ from ipnext.model.lifecycle import ChangeState
 from ipnext.platform import builds as versions
 from ipnext.platform.checks import check
 from ipnext.platform.namespace import attributes_of, create_namespace, retention_of
+from ipnext.platform.schedules import (
+    create_missing,
+    find_schedule,
+    keeping_schedules,
+    reset_schedules,
+    schedules_of,
+)
 from ipnext.platform.setup import setup
 from ipnext.settings import PlatformSettings
-from ipnext.temporal import connect, ensure_schedule, reachable, reset_schedule, schedule_hours
-from ipnext.timing import Timing
+from ipnext.temporal import connect, reachable
 from tests.waiting import PATIENCE_SECONDS, eventually, until
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, queue_groups, worker_of
 
@@ -176,30 +182,101 @@ async def test_the_command_line_prints_each_item_and_fails_while_one_is_missing(
     assert "no worker of build 'nothing' has polled; known: none" in err
 
 
-async def test_a_schedule_that_an_operator_changed_stays_until_it_is_reset(client):
-    wanted = read_devfile().schedules.replan.model_copy(update={"every_hours": 2})
-    assert await ensure_schedule(client, wanted, Timing())
-    handle = client.get_schedule_handle(names.REPLAN_SCHEDULE)
-    try:
+def every_hours(*hours):
+    return tuple(timedelta(hours=each) for each in hours)
 
-        def by_hand(found):
-            schedule = found.description.schedule
-            schedule.spec.intervals = [ScheduleIntervalSpec(every=timedelta(hours=6))]
-            schedule.state.paused = True
-            return ScheduleUpdate(schedule)
 
-        await handle.update(by_hand)
-        assert not await ensure_schedule(client, wanted, Timing())
-        assert await schedule_hours(client) == (6,)
+@pytest.mark.parametrize("index", [0, 1], ids=[names.REPLAN_SCHEDULE, names.RECONCILE_SCHEDULE])
+async def test_a_schedule_that_an_operator_changed_stays_until_it_is_reset(bare, settings, index):
+    await setup(settings)
+    client = await connect()
+    wanted = schedules_of(settings)
+    name, every = wanted[index].name, wanted[index].every
+    handle = client.get_schedule_handle(name)
 
-        await reset_schedule(client, wanted, Timing())
-        assert await schedule_hours(client) == (2,)
-        assert (await handle.describe()).schedule.state.paused, "a pause by hand stays"
-    finally:
-        await handle.delete()
-    assert await schedule_hours(client) is None
+    def by_hand(found):
+        schedule = found.description.schedule
+        schedule.spec.intervals = [ScheduleIntervalSpec(every=timedelta(hours=6))]
+        schedule.state.paused = True
+        return ScheduleUpdate(schedule)
+
+    await handle.update(by_hand)
+    assert await create_missing(client, wanted) == ()
+    assert (await find_schedule(client, name)).intervals == every_hours(6)
+    item = {item.item: item for item in await check(settings)}[f"schedule {name}"]
+    assert "every 6 h, changed by hand" in item.detail
+    assert "paused" in item.detail
+    assert (item.state, bool(item.todo)) == (("ok", False), ("wrong", True))[index], (
+        "nothing else starts the reconciler"
+    )
+
+    await setup(settings, with_reset=True)
+    found = await find_schedule(client, name)
+    assert found.intervals == (every,)
+    assert found.paused, "a pause by hand stays"
+
+    await handle.delete()
+    assert await find_schedule(client, name) is None
     with pytest.raises(NotFound, match="platform setup"):
-        await reset_schedule(client, wanted, Timing())
+        await reset_schedules(client, wanted)
+
+
+async def test_every_schedule_that_was_deleted_is_missed_by_the_check_and_made_by_the_set_up(bare, settings):
+    await setup(settings)
+    client = await connect()
+    found = {each.id async for each in await client.list_schedules()}
+    assert found == {each.name for each in schedules_of(settings)}
+    items = [f"schedule {name}" for name in found]
+    assert {states_of(await check(settings))[item] for item in items} == {"ok"}
+
+    for name in found:
+        await client.get_schedule_handle(name).delete()
+    missing = {item.item: item for item in await check(settings) if item.item in items}
+    assert {item.state for item in missing.values()} == {"missing"}
+    assert all("ipnext platform setup" in item.todo for item in missing.values())
+
+    done = await setup(settings)
+    assert {name for name in found if any(line.startswith(f"schedule {name} created") for line in done)} == found
+    assert {states_of(await check(settings))[item] for item in items} == {"ok"}
+
+
+async def test_a_schedule_that_is_deleted_is_made_again_while_a_worker_runs(bare, settings):
+    await setup(settings)
+    client = await connect()
+    wanted = schedules_of(settings)
+    async with keeping_schedules(lambda: client, wanted, every_seconds=0.1):
+        for each in wanted:
+            await client.get_schedule_handle(each.name).delete()
+
+        async def there():
+            if None in [await find_schedule(client, each.name) for each in wanted]:
+                raise NotFound("")
+
+        await again_until(there, NotFound)
+
+
+async def test_there_is_one_reconciler_after_its_schedule_was_deleted_and_made_again(bare, settings):
+    await setup(settings)
+    client = await connect()
+    (first,) = await again_until(lambda: reconcilers(client), NotFound)
+    await client.get_schedule_handle(names.RECONCILE_SCHEDULE).delete()
+
+    await asyncio.gather(*(setup(settings) for _ in range(3)))
+
+    async def another():
+        found = await reconcilers(client)
+        if first in found or len(found) != 1:
+            raise NotFound("")
+
+    await again_until(another, NotFound)
+
+
+async def reconcilers(client):
+    query = f"WorkflowType = '{names.RECONCILE_WORKFLOW}' AND ExecutionStatus = 'Running'"
+    found = {run.run_id async for run in client.list_workflows(query)}
+    if not found:
+        raise NotFound("")
+    return found
 
 
 @workflow.defn(name="a_run", versioning_behavior=VersioningBehavior.PINNED)

@@ -1,4 +1,4 @@
-"""Models with acknowledged changes and no entity get one again: these and no others."""
+"""What was acknowledged and has no run gets one again: entities of models, drains and the replan, these and no others."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ipnext import names
 from ipnext.api.lifecycle import MemoryLifecycle
 from ipnext.api.resubmission import Resubmission
-from ipnext.model.lifecycle import ChangeKind, ChangeState
+from ipnext.model.drain import DrainState
+from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanState
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.store.session import Store
@@ -55,7 +57,18 @@ async def test_entities_that_are_missing_begin_once(store: Store) -> None:
     assert await resubmission(store, lifecycle).look() == []
 
     assert sorted(lifecycle.entities_begun) == ["m03", "m07"]
-    assert [change.id for change in first] == ["m03-1", "m07-1"]
+    assert first == ["model/m03", "model/m07"]
+
+
+@pytest.mark.parametrize("kind", sorted(set(ChangeKind) - {ChangeKind.PUBLISH}))
+async def test_a_change_of_any_kind_needs_the_entity_of_its_model(drained: Store, kind: ChangeKind) -> None:
+    with drained.begin() as repository:
+        repository.add_change("idle", kind, change_id="c1")
+        repository.update_change("c1", state=ChangeState.RUNNING)
+    lifecycle = MemoryLifecycle()
+    lifecycle.fleet_runs |= {names.drain_workflow_id(region) for region in REGIONS}
+
+    assert await resubmission(drained, lifecycle).look() == ["model/idle"]
 
 
 async def test_a_change_that_was_just_recorded_is_left_alone(store: Store) -> None:
@@ -75,7 +88,7 @@ async def test_nothing_is_asked_of_the_engine_if_nothing_is_open(store: Store) -
     lifecycle = MemoryLifecycle()
     lifecycle.down = True
 
-    assert await resubmission(store, lifecycle).look() == ()
+    assert await resubmission(store, lifecycle).look() == []
 
 
 async def test_an_engine_that_is_down_is_asked_again(store: Store) -> None:
@@ -95,7 +108,7 @@ async def test_nothing_of_a_record_of_another_platform_is_submitted(store: Store
     lifecycle = await with_entities(store)
     lifecycle.entities.clear()
 
-    assert await resubmission(store, lifecycle).look() == ()
+    assert await resubmission(store, lifecycle).look() == []
     assert lifecycle.entities_begun == []
 
 
@@ -103,7 +116,7 @@ async def test_so_many_entities_are_asked_at_once_and_no_more(store: Store) -> N
     class Busy(MemoryLifecycle):
         asked = most = 0
 
-        async def entity_runs(self, _: str) -> bool:
+        async def runs(self, _: str) -> bool:
             self.asked += 1
             self.most = max(self.most, self.asked)
             await asyncio.sleep(0)
@@ -118,3 +131,108 @@ async def test_so_many_entities_are_asked_at_once_and_no_more(store: Store) -> N
 
     assert await resubmission(store, lifecycle, at_once=4).look() == []
     assert lifecycle.most == 4
+
+
+REGIONS = ("eu", "us", "asia", "africa")
+
+
+@pytest.fixture
+def drained(store: Store) -> Store:
+    """Four drains that the engine has taken: planned, of a lost region, asked back, drained. No change is open."""
+    with store.begin() as repository:
+        for name in MODELS:
+            for change in repository.open_changes(name):
+                repository.update_change(change.id, state=ChangeState.DONE)
+        for region in REGIONS:
+            repository.add_drain(region, disaster=region == "us")
+        repository.ask_return("asia")
+        repository.update_drain("drain-eu-1", state=DrainState.DRAINING)
+        repository.update_drain("drain-africa-1", state=DrainState.DRAINED)
+        repository.tell_drains([drain for region in REGIONS if (drain := repository.drain(region))])
+    return store
+
+
+async def test_drains_that_go_on_and_have_no_run_begin_lost_regions_first(drained: Store) -> None:
+    lifecycle = MemoryLifecycle()
+
+    first = await resubmission(drained, lifecycle).look()
+    assert await resubmission(drained, lifecycle).look() == []
+
+    assert first == ["drain/us", "drain/asia", "drain/eu"]
+    assert lifecycle.drains_told == ["us", "asia", "eu"]
+
+
+async def test_a_drain_that_the_engine_has_not_taken_yet_is_left_to_the_outbox(drained: Store) -> None:
+    lifecycle = MemoryLifecycle()
+    lifecycle.fleet_runs |= {"drain/us", "drain/asia"}
+    with drained.begin() as repository:
+        repository.add_drain("eu", force=True)
+
+    assert await resubmission(drained, lifecycle).look() == []
+
+
+async def test_a_run_that_ended_while_it_was_looked_for_is_not_begun(drained: Store) -> None:
+    class Late(MemoryLifecycle):
+        async def runs(self, workflow_id: str) -> bool:
+            with drained.begin() as repository:
+                repository.update_drain("drain-eu-1", state=DrainState.DRAINED)
+            return await super().runs(workflow_id)
+
+    lifecycle = Late()
+    lifecycle.fleet_runs |= {"drain/us", "drain/asia"}
+
+    assert await resubmission(drained, lifecycle).look() == []
+    assert lifecycle.drains_told == []
+
+
+@pytest.mark.parametrize("state", [ReplanState.QUEUED, ReplanState.PLANNING, ReplanState.MOVING])
+async def test_a_replan_that_was_taken_and_has_no_run_begins(store: Store, state: ReplanState) -> None:
+    lifecycle = await with_entities(store)
+    with store.begin() as repository:
+        repository.add_replan("r1", "manual")
+        repository.queue_replans(["r1"])
+        if state is not ReplanState.QUEUED:
+            repository.take_replans("p1", run_id="run")
+    with store.begin("p1") as repository:
+        if state is ReplanState.MOVING:
+            repository.update_replans("p1", state=state)
+
+    assert await resubmission(store, lifecycle).look() == [names.REPLAN_ID]
+    assert await resubmission(store, lifecycle).look() == []
+    assert lifecycle.replans_woken == 1
+
+
+async def test_no_replan_begins_for_those_that_a_pause_holds_back_or_that_have_ended(store: Store) -> None:
+    lifecycle = await with_entities(store)
+    with store.begin() as repository:
+        repository.add_replan("ended", "manual")
+        repository.take_replans("p1", run_id="run")
+    with store.begin("p1") as repository:
+        repository.update_replans("p1", state=ReplanState.KEPT)
+    with store.begin() as repository:
+        repository.add_replan("waits", "manual")
+        repository.queue_replans(["waits"])
+        repository.pause_moves("by hand")
+
+    assert await resubmission(store, lifecycle).look() == []
+    with store.begin() as repository:
+        repository.add_replan("of-a-drain", "drain")
+        repository.queue_replans(["of-a-drain"])
+    assert await resubmission(store, lifecycle).look() == [names.REPLAN_ID]
+
+
+async def test_a_drain_begins_although_the_look_at_the_models_takes_long(drained: Store) -> None:
+    class Slow(MemoryLifecycle):
+        async def runs(self, workflow_id: str) -> bool:
+            if workflow_id.startswith("model/"):
+                await asyncio.Event().wait()
+            return await super().runs(workflow_id)
+
+    lifecycle = Slow()
+    with drained.begin() as repository:
+        for name in MODELS:
+            repository.add_change(name, ChangeKind.APPLY, change_id=f"{name}-3")
+            repository.update_change(f"{name}-3", state=ChangeState.QUEUED)
+
+    async with resubmission(drained, lifecycle).running():
+        await eventually(lambda: lifecycle.drains_told == ["us", "asia", "eu"])

@@ -41,6 +41,25 @@ def test_more_of_a_drain_begins_it_anew_and_it_has_to_be_told(store, more):
         assert repository.add_drain("eu") == again
 
 
+@pytest.mark.parametrize("more", [{}, {"disaster": True}])
+def test_the_same_drain_asked_again_is_told_again_until_it_is_drained(store, more):
+    with store.begin() as repository:
+        drain = repository.add_drain("eu", **more)
+        repository.tell_drains([drain])
+        assert repository.taken_drains() == (drain,)
+        assert repository.add_drain("eu", **more) == drain
+        assert repository.untold_drains() == (drain,)
+        assert repository.taken_drains() == ()
+        repository.tell_drains([drain])
+        drained = repository.update_drain(drain.id, state=DrainState.DRAINED)
+        assert repository.add_drain("eu", **more) == drained
+        assert repository.untold_drains() == repository.taken_drains() == ()
+        back = repository.ask_return("eu")
+        repository.tell_drains([back])
+        assert repository.ask_return("eu") == back
+        assert repository.untold_drains() == (back,)
+
+
 def test_what_was_asked_after_the_engine_was_told_is_still_to_be_told(store):
     with store.begin() as repository:
         seen = repository.add_drain("eu")

@@ -17,7 +17,7 @@ OFTEN = (
     "region away beyond the deadline",
 ) * 3
 SCHEDULE_SECONDS = 60.0
-"""After this long at most a schedule starts the reconciler and the replan again, and a person asks for a drain again."""
+"""After this long at most a schedule starts the reconciler again, and the API the replan and a drain."""
 
 
 class Endings:

@@ -135,7 +135,7 @@ class World:
         return not any(reconciling.difference(self, region, model) for region in regions for model in models)
 
     def drain(self, name: str, body: Callable[[], Any], *, after: float = 0.0) -> None:
-        """A run of workflow `drain`. One that is terminated goes on when it is asked again."""
+        """A run of workflow `drain`. The API begins one that is terminated again."""
         if not self.ends:
             self.clock.spawn(name, body(), after=after)
         else:
