@@ -72,5 +72,5 @@ def _rounded(ways: list[tuple[int, float]], demand: float) -> list[tuple[int, fl
 
 
 def _nearest(arrays: FleetArrays, m: int, origin: int, held: set[int]) -> int | None:
-    near = [int(r) for r in np.flatnonzero(arrays.rtt[origin] <= arrays.tolerance[m])]
-    return min(near, key=lambda r: (r not in held, arrays.rtt[origin, r], r), default=None)
+    near = [int(r) for r in np.flatnonzero(arrays.rtt[origin] <= arrays.tolerance[m]) if int(r) in held]
+    return min(near, key=lambda r: (arrays.rtt[origin, r], r), default=None)

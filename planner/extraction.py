@@ -157,12 +157,13 @@ def _shrink(shares: Shares, qps: Mapping[RouteKey, float], keys: Sequence[RouteK
 
 
 def _idle_shares(index: Index, model: ModelProblem, capacity: Mapping[str, float]) -> Shares:
-    """A demand of zero is sent to the nearest region within tolerance, one that holds the model where there is one."""
+    """A demand of zero is sent to the nearest region within tolerance that holds the model; if none does, it is served by nobody."""
     shares: Shares = {}
     for demand in model.demand:
         if demand.qps == 0:
-            near = [r for r in index.problem.regions if index.rtt[demand.region, r] <= model.latency_tolerance_ms]
+            within = (r for r in index.problem.regions if index.rtt[demand.region, r] <= model.latency_tolerance_ms)
+            near = [r for r in within if capacity[r] > 0]
             if near:
-                to = min(near, key=lambda r: (not capacity[r], index.rtt[demand.region, r], r))
+                to = min(near, key=lambda r: (index.rtt[demand.region, r], r))
                 shares[model.model, demand.region, to] = 1.0
     return shares

@@ -42,3 +42,23 @@ async def test_a_region_without_supply_is_not_ready_and_its_gateway_knows_why(ho
     assert tables["eu-west"].shares == ()
     assert "supply eu-west/cpu" in tables["eu-west"].unmet_rules
     assert house.infrastructure.table(model, "eu-west") == tables["eu-west"]
+
+
+@pytest.mark.parametrize("supply", [10, 0])
+async def test_a_region_that_is_named_without_demand_holds_up_no_other_region(house, model, carried_out, supply):
+    """Out of the other region's latency, with supply of its own and without: no replica is worth anything there."""
+    house.apply_fleet(two_regions(10, supply))
+    house.apply(
+        model, demand=[{"region": "us-east", "qps": 100}, {"region": "eu-west", "qps": 0}], latencyToleranceMs=50
+    )
+
+    change = await carried_out(house.publish(model, 1))
+
+    assert change.state is ChangeState.DONE, change
+    with house.store.read() as repository:
+        tables = {table.region: table.shares for table in repository.routes(model)}
+    assert [share.to for share in tables["us-east"]] == ["us-east"]
+    assert tables["eu-west"] == ()
+    ready = ready_of(house, model)
+    assert ready.status == "False", "a region that the manifest names and nothing serves is never behind a Ready"
+    assert "no region serves users of eu-west" in ready.message
