@@ -6,6 +6,7 @@ Host and keeper talk over a pair of sockets. The keeper has at most one fetching
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Final, NoReturn
@@ -74,7 +75,7 @@ class FetchingKeeper:
 
 def _keep(channel: socket.socket, run: Callable[[], None]) -> NoReturn:
     """The keeper's process: one request after another, until the host has gone."""
-    setproctitle("serving.fetching_keeper")
+    setproctitle(f"{sys.executable} -m serving.fetching_keeper")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host decides when to end
     pid = 0
     while request := _request(channel):

@@ -4,7 +4,8 @@ import sys
 from functools import partial
 
 from serving.http import Request, Response
-from serving.server import listen, run, serve
+from serving.listeners import Listener, listen
+from serving.server import run, serve
 
 
 def main(port: int, size: int) -> None:
@@ -14,7 +15,7 @@ def main(port: int, size: int) -> None:
     def handle(_: Request) -> Response:
         return answer
 
-    run(partial(serve, handle, listen(port)))
+    run(partial(serve, handle, [Listener(listen(port))]))
 
 
 if __name__ == "__main__":

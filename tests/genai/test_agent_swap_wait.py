@@ -7,6 +7,7 @@ import pytest
 
 from tests.genai.hosts import complete
 from tests.genai.regions import ENDLESS, LONG, region
+from tests.processes import get_from
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("subprocesses")
@@ -74,6 +75,5 @@ def test_a_stream_that_goes_on_beyond_the_drain_is_cut_and_the_engine_goes_over(
     bed.agent.await_ready(bed.key, 2)
     answer = complete(bed.url)
     assert (answer.status_code, answer.headers["x-ipnext-generation"]) == (200, "2")
-    [replica] = bed.agent.replicas(bed.key)
-    [swap] = httpx.get(f"{replica.url}/control/state", timeout=60).json()["swaps"]
+    [swap] = get_from(bed.agent.child("serving.genai.host"), "/control/state").json()["swaps"]
     assert (swap["state"], swap["snapshot"]) == ("swapped", 2), swap

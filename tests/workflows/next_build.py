@@ -315,7 +315,9 @@ def _extend_worker_calls(module: ModuleType) -> None:
 
     def extended(self: Any, *arguments: Any, **options: Any) -> None:
         made(self, *arguments, **options)
-        self._client.headers[HEADER] = "new"
+        clients = self._clients
+        for client in (clients._plain, *(secure._now.http for secure in clients._secure.values())):
+            client.headers[HEADER] = "new"
         use(AGENT_REQUEST)
 
     kind.__init__ = extended

@@ -24,7 +24,7 @@ from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 from tests.workflows.mixed_clients import Listener, Load, Publisher, again, tells_the_field
 from tests.workflows.mixed_platform import THIS, Build, MixedPlatform, MixedRegion
-from tests.workflows.next_build import API_ANSWER, CHANNELS, IDENTITY, TO_AGENT, used
+from tests.workflows.next_build import API_ANSWER, CHANNELS, IDENTITY, PORTS, TO_AGENT, used
 
 EAST, WEST = "us-east", "eu-west"
 FLEET = """
@@ -112,7 +112,7 @@ def client(platform):
 
 @pytest.mark.parametrize(
     ("before", "after", "unused"),
-    [("this", "next", {API_ANSWER, TO_AGENT, IDENTITY}), ("next", "this", {API_ANSWER})],
+    [("this", "next", {API_ANSWER, TO_AGENT, IDENTITY, PORTS}), ("next", "this", {API_ANSWER})],
     ids=["upgrade", "way back"],
 )
 def test_no_answer_fails_and_no_publish_is_lost_while_builds_are_mixed(

@@ -47,7 +47,10 @@ def test_only_gateway_and_agent_listen_on_ports(agent):
         for one in process.net_connections("inet"):
             if one.status == psutil.CONN_LISTEN:
                 found[one.laddr] += 1
-    assert {address.port for address in found} == {agent.port, httpx.URL(agent.gateway).port}
+    assert {address.port for address in found} == {
+        agent.port,
+        *(httpx.URL(url).port for url in (agent.gateway, agent.peer_url)),
+    }
     assert {address.ip for address in found} == {"127.0.0.1"}
 
 
