@@ -60,7 +60,8 @@ def engine(platform):
 
 def test_vectors_are_those_of_the_engine_asked_directly(platform, client):
     body = {"model": "vectors", "input": TEXTS, "encoding_format": "float"}
-    direct = engine(platform).post("/v1/embeddings", json=body).json()["data"]
+    with engine(platform) as asked:
+        direct = asked.post("/v1/embeddings", json=body).json()["data"]
     answer = client.embeddings.with_raw_response.create(model="vectors", input=TEXTS)
     assert answer.headers["x-ipnext-snapshots"] == "encoder=1"
     vectors = [item.embedding for item in answer.parse().data]

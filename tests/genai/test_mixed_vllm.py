@@ -1,5 +1,6 @@
 """Embedding and generation by real vLLM, ranking by torch, as one model on the whole platform: published, and asked by the `openai` client."""
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -63,9 +64,11 @@ def client(platform):
 def wanted(platform):
     """The prompt, by the vectors of the embedding engine itself."""
     (replica,) = [r for r in platform.client.model("answers").status.replicas if r.key.part == "embedder"]
-    with openai.OpenAI(base_url=f"{replica.engines[1]}/v1", api_key="none", timeout=120) as engine:
-        told = engine.embeddings.create(model="answers", input=[QUESTION, *DOCUMENTS], encoding_format="float")
-    query, *vectors = (np.array(one.embedding, np.float32) for one in told.data)
+    asked = {"model": "answers", "input": [QUESTION, *DOCUMENTS], "encoding_format": "float"}
+    transport = httpx.HTTPTransport(uds=replica.engines[1].removeprefix("unix://"))
+    with httpx.Client(base_url="http://localhost", transport=transport, timeout=120) as engine:
+        told = engine.post("/v1/embeddings", json=asked).raise_for_status().json()["data"]
+    query, *vectors = (np.array(one["embedding"], np.float32) for one in told)
     scores = [float(query @ vector) for vector in vectors]
     assert len(query) == SIZE
     second, first = sorted(scores)[-2:]
