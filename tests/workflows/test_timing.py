@@ -11,8 +11,9 @@ from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.model.lifecycle import ScheduledReplan
+from ipnext.platform.schedules import schedules_of
 from ipnext.settings import PlatformSettings
-from ipnext.temporal import _schedule, connect, submit_change, tell_drain, wake_replan
+from ipnext.temporal import connect, submit_change, tell_drain, wake_replan
 from ipnext.timing import Timing
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 
@@ -84,10 +85,11 @@ async def test_replans_and_drains_begin_with_the_limit_of_who_starts_them(unusua
         assert await task_seconds(unusual_client, names.drain_workflow_id("us-east")) == UNUSUAL.workflow_task_seconds
 
 
-def test_what_the_schedule_starts_has_it_too():
-    action = _schedule(read_devfile().schedules.replan, UNUSUAL).action
-    assert action.task_timeout == UNUSUAL.workflow_task
-    assert action.args == [ScheduledReplan()]
+def test_what_the_schedules_start_has_it_too():
+    settings = PlatformSettings(workflow_task_seconds=UNUSUAL.workflow_task_seconds)
+    replan, reconcile = (found.schedule.action for found in schedules_of(settings))
+    assert {replan.task_timeout, reconcile.task_timeout} == {UNUSUAL.workflow_task}
+    assert replan.args == [ScheduledReplan()]
 
 
 def test_the_embedded_platform_is_quicker_than_the_defaults_for_a_cluster(monkeypatch):
