@@ -147,7 +147,11 @@ def wait(
     """Wait until a condition of a model is true or has another status (Ready, Serving, UpToDate=False), or a change has ended."""
     target, client = target_of(what), client_of(context)
     if isinstance(target, ForChange):
-        _finish(client, client.change(target.change_id), wait=True, timeout=timeout, output=output)
+        change = client.change(target.change_id)
+        if change.model != model:
+            msg = f"--for: change {change.id!r} is one of model {change.model!r}; allowed: a change of {model!r}"
+            raise InvalidInput(msg, field="for", value=what)
+        _finish(client, change, wait=True, timeout=timeout, output=output)
         return
     client.model(model)
     view = client.wait_condition(model, target.kind, target.status, timeout_seconds=timeout)

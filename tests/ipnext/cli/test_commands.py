@@ -261,6 +261,8 @@ def test_wait_for_ready_a_change_and_too_long(serving, live):
         change_id = unit.changes("ranker")[0].id
     assert "ready" in serving("wait", "ranker").stdout
     assert "done" in serving("wait", "ranker", "--for", f"change={change_id}").stdout
+    wrong = serving("wait", "another", "--for", f"change={change_id}", status=2)
+    assert "is one of model 'ranker'; allowed: a change of 'another'" in " ".join(wrong.stderr.split())
     live.rooms.infrastructure.cut("eu")
     result = serving("wait", "ranker", "--timeout", "0.1", status=1)
     assert "RegionUnreachable" in result.stderr
