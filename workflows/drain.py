@@ -12,6 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.drain import DrainInput, DrainSeen, DrainState, status_of
     from workflows import policies
+    from workflows.failing import end_if_told
     from workflows.policies import perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)
@@ -67,6 +68,7 @@ class DrainWorkflow:
 
     async def _wait(self) -> None:
         """Until something is asked, or it is time to look again: soon at first, seldom later."""
+        end_if_told()
         self._looks += 1
         pause = policies.DRAIN_LOOK if self._looks <= policies.DRAIN_LOOKS_SOON else policies.DRAIN_LOOK_LATER
         try:

@@ -82,6 +82,15 @@ def stop_reason() -> str | None:
     return None if why is None else _PASSED_ON.sub("", why, count=1)
 
 
+def end_if_told() -> None:
+    """Raise CancelledError if this run was told to end. Call it before each wait of a run that may be told.
+
+    A stop that comes while an activity runs ends nothing else if that activity ends well, so the wait would begin all the same.
+    """
+    if workflow.cancellation_reason() is not None:
+        raise asyncio.CancelledError
+
+
 async def to_the_end(work: Coroutine[Any, Any, A]) -> A:
     """Wait for `work` although this run is cancelled meanwhile, however often."""
     task = asyncio.create_task(work)

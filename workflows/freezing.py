@@ -9,6 +9,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.freeze import Frozen
     from ipnext.model.lifecycle import StageInput
     from workflows import policies
+    from workflows.failing import end_if_told
     from workflows.policies import perform
 
 
@@ -41,6 +42,7 @@ class Thaw:
             await self._sleep(answer.frozen)
 
     async def _sleep(self, frozen: Frozen) -> None:
+        end_if_told()
         try:
             await workflow.wait_condition(
                 lambda: self._look_again or self._newer(),

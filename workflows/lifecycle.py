@@ -46,7 +46,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from ipnext.model.value import Value
     from workflows import policies
-    from workflows.failing import explained, last_words, stop_reason, stopped, to_the_end
+    from workflows.failing import end_if_told, explained, last_words, stop_reason, stopped, to_the_end
     from workflows.freezing import Thaw
     from workflows.ordering import PASSES_PAUSE
     from workflows.policies import perform
@@ -291,6 +291,7 @@ class LifecycleWorkflow(Walked):
         """
         while self._held is not None and self._input.change.kind not in PASSES_PAUSE:
             self._enter("paused", begun.generation)
+            end_if_told()
             await workflow.wait_condition(lambda: self._held is None or self._newer is not None)
             if self._newer is not None:
                 return self._superseded(begun, self._newer)

@@ -11,6 +11,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from ipnext.model.moving import MoverState, MoveTurn, ReplanProgress
     from workflows import policies
+    from workflows.failing import end_if_told
     from workflows.policies import perform
 
 NAMED = 3
@@ -68,6 +69,7 @@ class Mover:
         self._change(progress=answer.progress)
         self._turns += 1
         if not self.finished and not self.idle:
+            end_if_told()
             soon = self._turns <= policies.MOVER_LOOKS_SOON
             await workflow.sleep(policies.MOVER_LOOK_SOON if soon else policies.MOVER_LOOK, summary="models move")
         if asking and not answer.progress.paused:

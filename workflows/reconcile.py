@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle import Done
     from ipnext.model.reconciliation import ReconcileInput, RegionAsked, RegionReconciled, RepairsRecorded
     from workflows import policies
-    from workflows.failing import explained
+    from workflows.failing import end_if_told, explained
     from workflows.policies import perform
 
 PASSES = 200
@@ -33,6 +33,7 @@ class ReconcileWorkflow:
         """Pass after pass for ever, `every_seconds` apart."""
         for _ in range(PASSES):
             await self._pass()
+            end_if_told()
             await workflow.sleep(timedelta(seconds=input.every_seconds), summary="until the next pass")
             if workflow.info().is_continue_as_new_suggested():
                 break

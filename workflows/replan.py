@@ -27,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.moving import MoverAsked, MoverState, ReplanProgress
     from ipnext.model.status import Reason
     from workflows import policies
-    from workflows.failing import explained, to_the_end
+    from workflows.failing import end_if_told, explained, to_the_end
     from workflows.mover import Mover
     from workflows.policies import perform
 
@@ -133,6 +133,7 @@ class ReplanWorkflow:
 
     async def _pause_over(self, mover: Mover) -> None:
         """Wait until moves are steered, or it is time to look at the pause again."""
+        end_if_told()
         with contextlib.suppress(TimeoutError):
             await workflow.wait_condition(
                 lambda: self._asked or self._steered_meanwhile or not mover.idle,

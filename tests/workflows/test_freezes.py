@@ -1,30 +1,37 @@
 """A change of a frozen model waits before it takes any supply, and goes on by itself, when it is let, or not at all."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from temporalio import activity
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
+from activities.freezes import FreezeActivities
 from activities.mover import MoverActivities
 from ipnext import names
 from ipnext.model.controls import ControlAction, ControlAsked
-from ipnext.model.freeze import FreezeManifest
-from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
+from ipnext.model.freeze import FreezeAnswer, FreezeManifest
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, StageInput
 from ipnext.model.moving import MoveTurn
 from ipnext.model.registry import GenerationState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.temporal import connect, control, submit_change, tell_freeze_changed
+from tests.waiting import PATIENCE_SECONDS
 from workflows import policies
 from workflows.freezing import pause_before
 
 LONG = 3600.0
 SHORT = 15.0
 """Its end is waited for, and a busy machine is to come to it before."""
+
+STOP_PASSED_ON = EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED
 
 
 def freeze_manifest(
@@ -163,6 +170,40 @@ async def test_a_rollback_passes_at_once_and_ends_the_publish_that_waits(ice, ho
     with house.store.read() as unit:
         assert unit.generation(ice.model, 3).state is GenerationState.SUPERSEDED
         assert unit.transitions(ice.model, limit=1)[0].change_id == back.id, "no traffic of generation 3 ever moved"
+
+
+async def test_a_publish_that_is_stopped_while_it_asks_for_freezes_ends(
+    ice, house, client, workers, carried_out, ended, until, monkeypatch
+):
+    """The answer comes after the stop was asked, and says that the publish is frozen."""
+    asks, answers = threading.Event(), threading.Event()
+    freeze_of = FreezeActivities.freeze_of
+
+    @activity.defn(name="freeze_of", no_thread_cancel_exception=True)
+    def slow(self: FreezeActivities, stage: StageInput) -> FreezeAnswer:
+        answer = freeze_of(self, stage)
+        if activity.info().activity_type == "freeze_of" and answer.frozen is not None:
+            asks.set()
+            assert answers.wait(PATIENCE_SECONDS)
+        return answer
+
+    monkeypatch.setattr(FreezeActivities, "freeze_of", slow)
+    await carried_out(house.publish(ice.model, 1))
+    await carried_out(house.publish(ice.model, 2))
+    ice.freeze()
+    publish = house.publish(ice.model, 3)
+    await ice.submit(publish)
+    await until(asks.is_set)
+
+    rollback = house.ask(ice.model, ChangeKind.ROLLBACK, f"{ice.model}-back", generation=1)
+    await ice.submit(rollback)
+    run = client.get_workflow_handle(names.lifecycle_workflow_id(ice.model, publish.id))
+    while not any(event.event_type == STOP_PASSED_ON for event in (await run.fetch_history()).events):  # noqa: ASYNC110 - the server tells
+        await asyncio.sleep(0.05)
+    answers.set()
+
+    assert (await ended(publish)).state is ChangeState.SUPERSEDED
+    assert (await ended(rollback)).state is ChangeState.DONE
 
 
 async def test_of_three_publishes_in_a_freeze_only_the_newest_serves(ice, house, workers, ended):
