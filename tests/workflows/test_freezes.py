@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -89,6 +89,25 @@ def ice(house, client, model, submit, until) -> Ice:
     return Ice(house, client, model, submit, until)
 
 
+@pytest.fixture
+def slow_answers(monkeypatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Set once a run asks for freezes and is frozen; to set so that it gets the answer. For workers that begin after it."""
+    asked, answers = threading.Event(), threading.Event()
+    freeze_of = FreezeActivities.freeze_of
+
+    @activity.defn(name="freeze_of", no_thread_cancel_exception=True)
+    def slow(self, stage: StageInput) -> FreezeAnswer:
+        answer = freeze_of(self, stage)
+        if activity.info().activity_type == "freeze_of" and answer.frozen is not None:
+            asked.set()
+            assert answers.wait(PATIENCE_SECONDS)
+        return answer
+
+    monkeypatch.setattr(FreezeActivities, "freeze_of", slow)
+    yield asked, answers
+    answers.set()
+
+
 async def test_a_publish_in_a_freeze_waits_with_its_reason_and_goes_on_by_itself(ice, house, workers, ended):
     change = house.publish(ice.model, 1)
     ice.freeze(SHORT)
@@ -173,37 +192,27 @@ async def test_a_rollback_passes_at_once_and_ends_the_publish_that_waits(ice, ho
 
 
 async def test_a_publish_that_is_stopped_while_it_asks_for_freezes_ends(
-    ice, house, client, workers, carried_out, ended, until, monkeypatch
+    ice, house, client, slow_answers, serving, carried_out, ended, until
 ):
     """The answer comes after the stop was asked, and says that the publish is frozen."""
-    asks, answers = threading.Event(), threading.Event()
-    freeze_of = FreezeActivities.freeze_of
+    asked, answers = slow_answers
+    async with serving():
+        await carried_out(house.publish(ice.model, 1))
+        await carried_out(house.publish(ice.model, 2))
+        ice.freeze()
+        publish = house.publish(ice.model, 3)
+        await ice.submit(publish)
+        await until(asked.is_set)
 
-    @activity.defn(name="freeze_of", no_thread_cancel_exception=True)
-    def slow(self: FreezeActivities, stage: StageInput) -> FreezeAnswer:
-        answer = freeze_of(self, stage)
-        if activity.info().activity_type == "freeze_of" and answer.frozen is not None:
-            asks.set()
-            assert answers.wait(PATIENCE_SECONDS)
-        return answer
+        rollback = house.ask(ice.model, ChangeKind.ROLLBACK, f"{ice.model}-back", generation=1)
+        await ice.submit(rollback)
+        run = client.get_workflow_handle(names.lifecycle_workflow_id(ice.model, publish.id))
+        while not any(event.event_type == STOP_PASSED_ON for event in (await run.fetch_history()).events):  # noqa: ASYNC110 - the server tells
+            await asyncio.sleep(0.05)
+        answers.set()
 
-    monkeypatch.setattr(FreezeActivities, "freeze_of", slow)
-    await carried_out(house.publish(ice.model, 1))
-    await carried_out(house.publish(ice.model, 2))
-    ice.freeze()
-    publish = house.publish(ice.model, 3)
-    await ice.submit(publish)
-    await until(asks.is_set)
-
-    rollback = house.ask(ice.model, ChangeKind.ROLLBACK, f"{ice.model}-back", generation=1)
-    await ice.submit(rollback)
-    run = client.get_workflow_handle(names.lifecycle_workflow_id(ice.model, publish.id))
-    while not any(event.event_type == STOP_PASSED_ON for event in (await run.fetch_history()).events):  # noqa: ASYNC110 - the server tells
-        await asyncio.sleep(0.05)
-    answers.set()
-
-    assert (await ended(publish)).state is ChangeState.SUPERSEDED
-    assert (await ended(rollback)).state is ChangeState.DONE
+        assert (await ended(publish)).state is ChangeState.SUPERSEDED
+        assert (await ended(rollback)).state is ChangeState.DONE
 
 
 async def test_of_three_publishes_in_a_freeze_only_the_newest_serves(ice, house, workers, ended):
