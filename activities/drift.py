@@ -12,6 +12,7 @@ from activities.drained import Drained
 from ipnext import names
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
+from ipnext.store.ending import write_ready
 from ipnext.store.repository import Repository
 
 FIRST_PAUSE = timedelta(seconds=15)
@@ -79,6 +80,7 @@ def withdraw_unserved(repository: Repository, model: str) -> bool:
     repository.add_event(
         model, "Withdrawn", f"no generation serves: {len(deployments)} replica sets and all routes are removed"
     )
+    write_ready(repository, repository.model(model))
     return True
 
 

@@ -50,6 +50,9 @@ class DesiredRegion:
     """Model -> revision of its route table."""
     settled: frozenset[str]
     """Models of the store without an open change; others are left alone."""
+    refusing: Mapping[str, int] = field(default_factory=dict)
+    """Model that never served -> revision of the table that refuses its users. A gateway without any table of it is told this
+    one although a change is open: a first rollout may take long."""
     astray: frozenset[str] = frozenset()
     """Models with a gateway on a generation that does not serve: only their repair may take its replicas away."""
 
@@ -237,6 +240,7 @@ def desired_region(repository: Repository, region: str, parsed: "ParsedSets") ->
         sets={key: found for key, found in sets.items() if key.model in settled},
         tables={model: number for model, number in repository.route_revisions(region).items() if model in settled},
         settled=settled,
+        refusing=repository.refusing_revisions(region),
         astray=frozenset(repository.models_astray()),
     )
 
@@ -254,7 +258,9 @@ def differences(desired: DesiredRegion, state: RegionState) -> Differences:
     told = desired.settled - desired.astray
     gone = (key for key in running if key not in desired.sets and key.model in told)
     found.delete.extend(sorted(gone, key=str))
-    found.route.extend(sorted(m for m, number in desired.tables.items() if state.routes.get(m, 0) != number))
+    missing = {model: number for model, number in desired.refusing.items() if model not in state.routes}
+    tables = {**missing, **desired.tables}
+    found.route.extend(sorted(m for m, number in tables.items() if state.routes.get(m, 0) != number))
     found.unroute.extend(sorted(m for m in state.routes if m not in desired.tables and m in desired.settled))
     return found
 

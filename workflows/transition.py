@@ -140,7 +140,7 @@ class TransitionWorkflow(Steered):
             )
             left += await self._undone(wave, why)
         self._show(f"went back ({why})")
-        undone = f"not all of the way back is done: {'; '.join(left)}" if left else ""
+        undone = f"not all of the way back was done then: {'; '.join(left)}" if left else ""
         message = f"{failed.message}; {undone}" if undone else failed.message
         return TransitionResult(
             done=False,

@@ -11,6 +11,7 @@ from typing import TypeVar
 from ipnext.model.deployment import Deployment, RouteTable
 from ipnext.model.lifecycle import Change
 from ipnext.model.measured import throughputs, wants_profiles
+from ipnext.model.plan import Unmet
 from ipnext.model.profile import PartThroughput
 from ipnext.model.registry import Layout
 from ipnext.model.status import Condition
@@ -33,6 +34,8 @@ class ModelFacts:
     changes: tuple[Change, ...] = ()
     plan_id: str | None = None
     """The plan that decided where the model is placed."""
+    unmet: tuple[Unmet, ...] = ()
+    """Demand that this plan leaves unserved."""
     layout: Layout | None = None
     """How the serving generation is cut."""
 
@@ -52,7 +55,8 @@ def facts_of(unit: Repository, records: Sequence[ModelRecord]) -> tuple[ModelFac
             routes=routes.get(record.name, ()),
             deployments=deployments.get(record.name, ()),
             changes=changes.get(record.name, ()),
-            plan_id=plans.get(record.name),
+            plan_id=plans[record.name][0] if record.name in plans else None,
+            unmet=plans[record.name][1] if record.name in plans else (),
             layout=layouts.get(record.name),
         )
         for record in records

@@ -24,6 +24,7 @@ from ipnext.model.deployment import (
 from ipnext.model.lifecycle import DeploymentStatus
 from ipnext.model.resource import ModelView
 from ipnext.model.status import Condition, ConditionType, ModelStatus, Reason, reason_of, with_ready
+from ipnext.model.throughput import amount
 from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 
 CRASH_LOOP_RESTARTS = 3
@@ -110,11 +111,13 @@ def observed_conditions(facts: ModelFacts, states: States) -> tuple[Condition, .
     worst: Mapping[ConditionType, Trouble | None] = {}
     if generation is not None:
         worst = {
-            ConditionType.CAPACITY_READY: _worst(capacity_troubles(facts, states, generation)),
+            ConditionType.CAPACITY_READY: _worst(
+                (*capacity_troubles(facts, states, generation), *unmet_troubles(facts))
+            ),
             ConditionType.SERVING: _worst(serving_troubles(facts, states, promised=True)),
         }
     found = [
-        _contradict(condition, worst.get(condition.type), states.at)
+        _observed(condition, worst, states.at, settled=all(change.state.final for change in facts.changes[:1]))
         for condition in facts.conditions
         if condition.type is not ConditionType.PROGRESSING
     ]
@@ -127,6 +130,20 @@ def capacity_troubles(facts: ModelFacts, states: States, generation: int) -> tup
     sets = _replica_sets(states.of(facts.record.name))
     found = (_shortage(d, states, sets.get(_slot(d.key), ()), generation) for d in wanted)
     return tuple(trouble for trouble in found if trouble is not None)
+
+
+def unmet_troubles(facts: ModelFacts) -> tuple[Trouble, ...]:
+    """Users' regions of whose demand the plan in force leaves a part unserved, or all."""
+    unit = facts.record.manifest.spec.unit
+    return tuple(
+        Trouble(
+            "False",
+            binding_reason(unmet.rules),
+            f"the plan leaves {amount(unmet.qps, unit)} of users of {unmet.region} unserved: {', '.join(unmet.rules)}",
+            unmet.region,
+        )
+        for unmet in facts.unmet
+    )
 
 
 def serving_troubles(facts: ModelFacts, states: States, *, promised: bool = False) -> tuple[Trouble, ...]:
@@ -277,6 +294,20 @@ def _worst(troubles: Iterable[Trouble]) -> Trouble | None:
     """What is known to be wrong goes before what is not known; a cause goes before mere progress."""
     ranked = sorted(troubles, key=lambda t: (t.status != "False", t.reason is Reason.PROGRESSING))
     return ranked[0] if ranked else None
+
+
+def _observed(
+    condition: Condition, worst: Mapping[ConditionType, Trouble | None], at: datetime, *, settled: bool
+) -> Condition:
+    """A condition as it is observed now. `settled`: no change is under way, so what it lacked once is there by now."""
+    trouble = worst.get(condition.type)
+    lacks = condition.type is ConditionType.CAPACITY_READY and condition.status == "False"
+    if lacks and settled and trouble is None and condition.type in worst:
+        message = f"what was missing is ready by now; it was: {condition.message}"
+        return condition.model_copy(
+            update={"status": "True", "reason": Reason.SUCCEEDED, "message": message, "last_transition_time": at}
+        )
+    return _contradict(condition, trouble, at)
 
 
 def _contradict(condition: Condition, trouble: Trouble | None, at: datetime) -> Condition:

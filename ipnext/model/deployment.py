@@ -257,7 +257,13 @@ class RouteTable(Value):
     access: PredictionAccess = "open"
     """What the manifest said as the table was made. The region's access list says it as it is now, and wins if it has the model."""
     unmet_rules: tuple[str, ...] = ()
-    """Rules of the plan that leave the region's users without a region to serve them; read only if `shares` is empty."""
+    """Rules of the plan that leave the region's users without a region to serve them; read only if `shares` is empty.
+    Of a model that has never served: why it has not."""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it sends nobody anywhere and lists no generation: all that it says is why."""
+        return not self.shares and not self.served
 
 
 class AsideTraffic(Value):

@@ -12,7 +12,7 @@ from sqlmodel import col, delete, func, select, tuple_
 from ipnext.errors import StaleWrite
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteTable
 from ipnext.model.wire import decode_frozen
-from ipnext.store.tables import METADATA, DeploymentRow, RouteRow, RouteShareRow
+from ipnext.store.tables import METADATA, DeploymentRow, ModelRow, RouteRow, RouteShareRow
 from ipnext.store.unit import Unit, batches, document
 
 DEPLOYMENTS = METADATA.tables[DeploymentRow.__tablename__]
@@ -81,6 +81,14 @@ class Deployments(Unit):
         query = select(RouteRow.model, RouteRow.revision).where(RouteRow.region == region)
         return dict(self._session.exec(query).all())
 
+    def refusing_revisions(self, region: str) -> Mapping[str, int]:
+        """Model of which no generation serves -> revision of the table by which a region's gateway refuses its users."""
+        query = select(RouteRow.model, RouteRow.revision).join(ModelRow, col(ModelRow.name) == col(RouteRow.model))
+        query = query.where(
+            RouteRow.region == region, col(RouteRow.refuses), col(ModelRow.serving_generation).is_(None)
+        )
+        return dict(self._session.exec(query).all())
+
     def put_route(self, table: RouteTable) -> RouteTable:
         """Replace the route table of a model in a region. Returns the one that holds. NotFound for an unknown model.
 
@@ -95,7 +103,7 @@ class Deployments(Unit):
             self._check_known(table.model)
             self._write(_NEW_ROUTE, **_route_columns(table))
         else:
-            self._write(_ROUTE_IS, **of, revision=table.revision, route_table=document(table))
+            self._write(_ROUTE_IS, **of, revision=table.revision, refuses=table.refuses, route_table=document(table))
         if stored is None or stored.shares != table.shares:
             self._write(_NO_SHARES, **of)
             if shares := _share_rows(table):
@@ -202,6 +210,7 @@ def _route_columns(table: RouteTable) -> dict[str, Any]:
         "model": table.model,
         "region": table.region,
         "revision": table.revision,
+        "refuses": table.refuses,
         "route_table": document(table),
     }
 

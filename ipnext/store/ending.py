@@ -12,6 +12,7 @@ from ipnext.model.registry import Generation, GenerationState
 from ipnext.model.status import ConditionType, Reason
 from ipnext.model.unserved import binding_reason, routed_before, unserved_message, unserved_regions
 from ipnext.store.records import ModelRecord
+from ipnext.store.refusing import refuse_users
 from ipnext.store.repository import Repository
 
 BRINGS_NOTHING_NEW = frozenset({ChangeKind.MOVE, ChangeKind.REPAIR})
@@ -39,7 +40,7 @@ def end_change(repository: Repository, record: RecordInput) -> None:
         change.id, state=result.state, reason=result.reason, message=result.message, run_id=record.run_id or None
     )
     end_hold(repository, record.model)
-    _write_ready(repository, repository.model(record.model))
+    write_ready(repository, repository.model(record.model))
     text = f"{change.kind} {result.state}" + (f": {result.message}" if result.message else "")
     repository.add_event(record.model, _event_kind(result.state), text, run_id=record.run_id or None)
 
@@ -199,8 +200,8 @@ def _cool_down(repository: Repository, model: str) -> None:
             repository.set_generation_state(model, number, GenerationState.RETIRED)
 
 
-def _write_ready(repository: Repository, record: ModelRecord) -> None:
-    """Write both halves of `Ready`."""
+def write_ready(repository: Repository, record: ModelRecord) -> None:
+    """Write both halves of `Ready`, and what users are told while none of the model's generations serves."""
     wanted = repository.generation(record.name, record.target_generation) if record.target_generation else None
     newest = judge_up_to_date(record, wanted, repository.changes(record.name))
     tables = repository.routes(record.name)
@@ -210,6 +211,14 @@ def _write_ready(repository: Repository, record: ModelRecord) -> None:
     answers = judge_serving(record, newest, unserved)
     for condition, found in ((ConditionType.UP_TO_DATE, newest), (ConditionType.SERVING, answers)):
         repository.set_condition(record.name, condition, found.status, found.reason, found.message)
+    refuse_users(repository, record, _why_nothing_serves(record, newest))
+
+
+def _why_nothing_serves(record: ModelRecord, newest: Readiness) -> str:
+    """In words for users: without what a check or a host said, which may name what is not theirs to know."""
+    if newest.reason is Reason.NOT_PUBLISHED:
+        return _not_published(record)
+    return f"generation {record.target_generation} does not serve ({newest.reason})"
 
 
 def _event_kind(state: ChangeState) -> str:

@@ -137,13 +137,13 @@ class Overviews(Unit):
         found = self._rows_of(models, query.where(GENERATIONS.c.layout.is_not(None)), MODELS.c.name)
         return {row.model: decode(Layout, row.layout) for row in found}
 
-    def plans_of(self, models: Collection[str]) -> Mapping[str, str]:
-        """Model -> the plan that decided its placement."""
-        query = select(PlacementRow.model, PlacementRow.plan_id)
+    def plans_of(self, models: Collection[str]) -> Mapping[str, tuple[str, tuple[Unmet, ...]]]:
+        """Model -> the plan that decided its placement, and the demand that it leaves unserved."""
+        query = select(PlacementRow.model, PlacementRow.plan_id, PlacementRow.unmet)
         return {
-            model: plan
+            model: (plan, tuple(decode_plain(Unmet, item) for item in plain(unmet)))
             for some in batches(models)
-            for model, plan in self._session.exec(query.where(self._among(col(PlacementRow.model), some)))
+            for model, plan, unmet in self._session.exec(query.where(self._among(col(PlacementRow.model), some)))
         }
 
     def placed_regions(self, models: Collection[str]) -> Mapping[str, frozenset[str]]:

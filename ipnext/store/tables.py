@@ -408,6 +408,7 @@ class RouteRow(Row, table=True):
     model: str = _text(primary_key=True)
     region: str = _text(primary_key=True)
     revision: int = _number()
+    refuses: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     route_table: str = _text()
 
 

@@ -147,8 +147,12 @@ class Transitions(Unit):
         return tuple(sorted(self._session.exec(query)))
 
     def models_unserved(self) -> tuple[str, ...]:
-        """Models without an open change and without a serving generation that still have routes or replicas, by name."""
-        routed, held = select(RouteRow.model), select(DeploymentRow.model)
+        """Models without an open change and without a serving generation that still have routes or replicas, by name.
+
+        Tables that only refuse users are no such routes.
+        """
+        routed = select(RouteRow.model).where(col(RouteRow.refuses).is_(False))
+        held = select(DeploymentRow.model)
         query = select(ModelRow.name).where(col(ModelRow.serving_generation).is_(None))
         query = query.where(col(ModelRow.name).in_(routed) | col(ModelRow.name).in_(held))
         return tuple(sorted(self._session.exec(query.where(col(ModelRow.name).not_in(_MOVED)))))

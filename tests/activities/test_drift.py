@@ -141,7 +141,8 @@ def test_nothing_stays_of_a_model_whose_first_publish_was_not_reverted_everywher
         assert unit.models_unserved() == ("m",)
     with served.store.begin() as unit:
         assert withdraw_unserved(unit, "m")
-        assert (unit.routes("m"), unit.deployments("m"), unit.models_unserved()) == ((), (), ())
+        assert (unit.deployments("m"), unit.models_unserved()) == ((), ())
+        assert {table.region: table.refuses for table in unit.routes("m")} == {"us-east": True, "eu-west": True}
         assert next(event.kind for event in unit.events("m")) == "Withdrawn"
 
 

@@ -37,3 +37,13 @@ def test_replicas_of_a_model_whose_users_are_astray_are_left_to_its_repair(ready
     found = differences(desired(astray=True), state(KEY, OTHER, ready=ready))
 
     assert (found.apply, found.delete, found.route) == ([], [], ["m"])
+
+
+@pytest.mark.parametrize(("followed", "told"), [({}, ["n"]), ({"n": 3}, [])])
+def test_a_gateway_that_knows_nothing_of_a_model_in_its_first_rollout_is_told_to_refuse_its_users(
+    followed, told
+) -> None:
+    """What the rollout has told it stays."""
+    moving = DesiredRegion(sets={}, tables={}, settled=frozenset(), refusing={"n": 1})
+
+    assert differences(moving, state().model_copy(update={"routes": followed})).route == told

@@ -11,7 +11,7 @@ from tests.nemesis.spans import Drained, Span, drains, freezes, pauses
 FINAL = frozenset({"done", "refused", "rolled_back", "superseded"})
 SAMPLES_SECONDS = 5.0
 """How far from a request a sample may be that says where it went: while an agent is away there are none."""
-HALF_BACK = "not all of the way back is done"
+HALF_BACK = "not all of the way back was done then"
 PLACING = frozenset({"publish", "apply", "move"})
 """Kinds of changes that place a model."""
 SENDING = PLACING | {"rollback", "repair"}

@@ -90,7 +90,7 @@ def test_an_answer_by_what_neither_serves_nor_is_brought_is_told(tale, at, gener
 
 
 def test_traffic_may_stay_where_a_way_back_says_that_it_could_not_be_done(tale, make_change):
-    half = "lost; not all of the way back is done: send the traffic back"
+    half = "lost; not all of the way back was done then: send the traffic back"
     tale.changes.append(make_change("c3", 3, 1, 31.0, 32.0, state="rolled_back", message=half))
     tale.answer(33.0)
     assert broken(tale) == set()

@@ -29,6 +29,7 @@ from ipnext.errors import Unavailable
 from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
 from ipnext.model.lifecycle import Change
+from ipnext.model.reconciliation import ReconcileInput
 from ipnext.store import migrating
 from ipnext.temporal import connect, submit_change
 from tests.waiting import PATIENCE_SECONDS, eventually
@@ -286,6 +287,19 @@ async def two_served(house, model, carried_out, workers) -> tuple[str, str]:
         house.apply(name)
         await carried_out(house.publish(name, 1))
     return found
+
+
+@pytest.fixture
+async def reconciler(client):
+    """The workflow, passing twice a second."""
+    handle = await client.start_workflow(
+        names.RECONCILE_WORKFLOW,
+        ReconcileInput(every_seconds=0.5),
+        id=f"reconcile-{uuid.uuid4().hex[:8]}",
+        task_queue=names.LIFECYCLE_QUEUE,
+    )
+    yield handle
+    await handle.terminate()
 
 
 @pytest.fixture(name="until")

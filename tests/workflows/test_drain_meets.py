@@ -241,7 +241,7 @@ async def test_a_way_back_to_a_region_that_was_lost_leaves_no_user_unanswered_an
 
     stopped = await ended(publish)
     assert stopped.state is ChangeState.ROLLED_BACK
-    assert "not all of the way back is done" in stopped.message
+    assert "not all of the way back was done then" in stopped.message
     assert "generation 2 goes on answering users of eu-west" in stopped.message
     assert (await ended(rollback)).state is ChangeState.DONE
     assert {share.generation for share in house.infrastructure.table(model, EUROPE).shares} == {1}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipnext.model.lifecycle import ChangeState
+from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.status import ConditionType, Reason
 from tests.fleets import two_regions
 
@@ -62,3 +62,58 @@ async def test_a_region_that_is_named_without_demand_holds_up_no_other_region(ho
     ready = ready_of(house, model)
     assert ready.status == "False", "a region that the manifest names and nothing serves is never behind a Ready"
     assert "no region serves users of eu-west" in ready.message
+
+
+def refusals(house, model):
+    """Region -> why its gateway refuses the model's users."""
+    tables = {region: house.infrastructure.table(model, region) for region in ("us-east", "eu-west")}
+    return {region: table.unmet_rules for region, table in tables.items() if table is not None and table.refuses}
+
+
+@pytest.mark.usefixtures("reconciler")
+async def test_a_model_that_never_served_is_refused_with_the_reason_in_the_regions_of_its_users(
+    house, model, carried_out, until
+):
+    house.apply(model)
+    await carried_out(house.ask(model, ChangeKind.APPLY, f"{model}-apply"))
+    why = ("no snapshots are published",)
+    await until(lambda: refusals(house, model) == {"us-east": why, "eu-west": why})
+
+    house.apply(model, demand=[{"region": "us-east", "qps": 100}])
+    await carried_out(house.ask(model, ChangeKind.APPLY, f"{model}-again"))
+    await until(lambda: refusals(house, model) == {"us-east": why})
+
+    house.apply(model, demand=SMALL)
+    assert (await carried_out(house.publish(model, 1))).state is ChangeState.DONE
+    assert refusals(house, model) == {}
+    assert house.shares(model) == {"us-east": {1: 1.0}, "eu-west": {1: 1.0}}
+
+    await carried_out(house.ask(model, ChangeKind.RETIRE, f"{model}-retire"))
+    assert house.infrastructure.table(model, "us-east") is None
+
+
+@pytest.mark.usefixtures("reconciler")
+async def test_after_a_refused_first_publish_users_are_told_its_reason_but_not_its_message(
+    house, model, carried_out, until
+):
+    house.apply_fleet(two_regions(0, 0))
+    house.apply(model)
+
+    change = await carried_out(house.publish(model, 1))
+
+    assert change.state is ChangeState.REFUSED
+    why = (f"generation 1 does not serve ({change.reason})",)
+    await until(lambda: refusals(house, model) == {"us-east": why, "eu-west": why})
+
+
+@pytest.mark.usefixtures("reconciler")
+async def test_a_model_that_is_retired_before_it_served_is_known_to_no_gateway(house, model, carried_out, until):
+    house.apply(model)
+    await carried_out(house.ask(model, ChangeKind.APPLY, f"{model}-apply"))
+    await until(lambda: len(refusals(house, model)) == 2)
+
+    await carried_out(house.ask(model, ChangeKind.RETIRE, f"{model}-retire"))
+
+    with house.store.read() as repository:
+        assert repository.routes(model) == ()
+    await until(lambda: refusals(house, model) == {})

@@ -246,6 +246,28 @@ async def test_one_lost_replica_is_missing_capacity_but_the_model_is_ready(appli
     assert conditions["CapacityReady"] == ("False", "Progressing")
 
 
+async def test_demand_that_the_plan_leaves_unserved_is_missing_capacity(applied):
+    await serving(applied)
+    applied.rooms.adopt_plan()
+    found = {c["type"]: c for c in (await status_of(applied))["conditions"]}
+    assert (found["CapacityReady"]["status"], found["CapacityReady"]["reason"]) == ("False", "NoCapacity")
+    assert found["CapacityReady"]["message"] == "the plan leaves 12.5 requests/s of users of eu unserved: supply"
+    assert found["Ready"]["status"] == "True", "users of eu are answered as far as the capacity goes"
+
+
+@pytest.mark.parametrize(("ready", "status"), [(True, "True"), (False, "False")])
+async def test_capacity_that_was_missing_is_there_once_it_is_seen(applied, ready, status):
+    await serving(applied)
+    with applied.rooms.store.begin("ranker") as unit:
+        unit.set_condition("ranker", ConditionType.CAPACITY_READY, "False", Reason.REGION_UNREACHABLE, "eu is away")
+    if not ready:
+        applied.rooms.infrastructure.stall(KEY)
+        applied.rooms.infrastructure.crash(KEY)
+    found = {c["type"]: c for c in (await status_of(applied))["conditions"]}
+    assert found["CapacityReady"]["status"] == status
+    assert "eu is away" in found["CapacityReady"]["message"]
+
+
 async def test_a_model_without_a_ready_replica_of_a_part_is_not_ready_and_says_why(applied):
     await serving(applied)
     digest = applied.rooms.snapshot_manifest(b"densea").digest
