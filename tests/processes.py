@@ -1,6 +1,8 @@
 """What processes under test run, and whether they have ended: each may end while one looks."""
 
+import socket
 from collections.abc import Iterable
+from pathlib import Path
 
 import httpx
 import psutil
@@ -25,6 +27,12 @@ def runs(process: psutil.Process) -> bool:
 def gone(processes: Iterable[psutil.Process]) -> bool:
     """Whether none of them runs any more."""
     return not any(runs(process) for process in processes)
+
+
+def accepts(path: Path) -> bool:
+    """Whether someone listens on a Unix socket: its file is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as one:
+        return one.connect_ex(str(path)) == 0
 
 
 def client_of(process: psutil.Process, *, caller: str = "agent") -> httpx.Client:

@@ -13,7 +13,7 @@ from ipnext.model.deployment import HostHolds, HostState
 from serving.genai.engine import forget_sockets
 from serving.openai.engine_connection import EnginePool
 from tests.genai.hosts import MOCK
-from tests.processes import client_of, get_from
+from tests.processes import accepts, client_of, get_from
 from tests.waiting import PATIENCE_SECONDS, until
 
 
@@ -30,7 +30,7 @@ def host(shelf, tmp_path, subprocesses):
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=tether())  # noqa: PLW1509
     try:
-        until((place / "agent.sock").exists, why=(tmp_path / "log").read_text)
+        until(lambda: accepts(place / "agent.sock"), why=(tmp_path / "log").read_text)
         yield psutil.Process(process.pid)
     finally:
         process.terminate()
