@@ -3,7 +3,9 @@
 import socket
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import httpcore
 import httpx
 import psutil
 
@@ -35,6 +37,23 @@ def accepts(path: Path) -> bool:
         return one.connect_ex(str(path)) == 0
 
 
+class _Probing(httpcore.SyncBackend):
+    """Connects only where someone listens: httpcore leaves a Unix socket open whose connection was refused."""
+
+    def connect_unix_socket(self, path: str, *arguments: Any, **options: Any) -> httpcore.NetworkStream:
+        if not accepts(Path(path)):
+            msg = f"nobody listens on {path}"
+            raise httpcore.ConnectError(msg)
+        return super().connect_unix_socket(path, *arguments, **options)
+
+
+def unix_transport(path: str) -> httpx.HTTPTransport:
+    """For a client of a server on a Unix socket."""
+    transport = httpx.HTTPTransport(uds=path)
+    transport._pool._network_backend = _Probing()
+    return transport
+
+
 def client_of(process: psutil.Process, *, caller: str = "agent") -> httpx.Client:
     """A client of a router, host or engine, by its command line: at its port, or at its socket for such a caller."""
     words = process.cmdline()
@@ -44,7 +63,7 @@ def client_of(process: psutil.Process, *, caller: str = "agent") -> httpx.Client
     path = (
         words[words.index("--uds") + 1] if "--uds" in words else f"{words[words.index('--sockets') + 1]}/{caller}.sock"
     )
-    return httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=path), timeout=120)
+    return httpx.Client(base_url="http://localhost", transport=unix_transport(path), timeout=120)
 
 
 def get_from(process: psutil.Process, path: str, *, caller: str = "agent") -> httpx.Response:

@@ -8,6 +8,7 @@ import yaml
 
 from tests.mixed import manifest
 from tests.mixed_ranker import DotRanker, export_ranker
+from tests.processes import unix_transport
 
 pytestmark = [pytest.mark.genai, pytest.mark.timeout(1800)]
 
@@ -65,7 +66,7 @@ def wanted(platform):
     """The prompt, by the vectors of the embedding engine itself."""
     (replica,) = [r for r in platform.client.model("answers").status.replicas if r.key.part == "embedder"]
     asked = {"model": "answers", "input": [QUESTION, *DOCUMENTS], "encoding_format": "float"}
-    transport = httpx.HTTPTransport(uds=replica.engines[1].removeprefix("unix://"))
+    transport = unix_transport(replica.engines[1].removeprefix("unix://"))
     with httpx.Client(base_url="http://localhost", transport=transport, timeout=120) as engine:
         told = engine.post("/v1/embeddings", json=asked).raise_for_status().json()["data"]
     query, *vectors = (np.array(one["embedding"], np.float32) for one in told)

@@ -12,6 +12,7 @@ import pytest
 
 from ipnext.infra.tether import tether
 from serving.frames import UPGRADE
+from tests.processes import unix_transport
 from tests.waiting import PATIENCE_SECONDS, until
 
 CALLERS = {"host": ("agent", "router"), "vllm-host": ("agent",), "router": ("agent", "gateway")}
@@ -51,7 +52,7 @@ def answers(root, name, process):
 
 
 def ask(place, caller, path, *, method="GET", headers=None):
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(place / f"{caller}.sock"))) as client:
+    with httpx.Client(transport=unix_transport(str(place / f"{caller}.sock"))) as client:
         return client.request(method, f"http://localhost{path}", headers=headers, timeout=60)
 
 

@@ -13,6 +13,7 @@ from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.components.identity import Component
 from ipnext.errors import Conflict
 from ipnext.infra.places import Places, make_own_directory, run_directory
+from tests.processes import unix_transport
 from tests.waiting import until
 
 PROCESSES = {
@@ -78,7 +79,7 @@ def test_envoy_and_agent_reach_the_router_over_its_sockets(agent):
     assert agent.get("/v2/health/live") == 200
     assert agent.get("/control/state") == 404
     (gateway,) = (path for path in sockets_of(agent.child("serving.router")) if path.name == "gateway.sock")
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(gateway))) as client:
+    with httpx.Client(transport=unix_transport(str(gateway))) as client:
         assert client.post("http://localhost/control/drain", timeout=60).status_code == 403
 
 

@@ -15,6 +15,7 @@ from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
 from serving.frames import UPGRADE
+from tests.processes import unix_transport
 from tests.waiting import PATIENCE_SECONDS, until
 
 NAMES = {
@@ -202,7 +203,7 @@ def test_the_gateways_admin_endpoint_is_a_socket_of_this_user_alone(agent):
     (admin,) = {one.laddr for one in envoy.net_connections("unix") if one.laddr.endswith("admin.sock")}
     assert os.stat(admin).st_mode & 0o077 == 0  # noqa: PTH116 - a text
     assert os.stat(os.path.dirname(admin)).st_mode & 0o077 == 0  # noqa: PTH116, PTH120
-    transport = httpx.HTTPTransport(uds=admin)
+    transport = unix_transport(admin)
     with httpx.Client(transport=transport) as client:
         assert client.get("http://localhost/ready", timeout=60).status_code == 200
 
