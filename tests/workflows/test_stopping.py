@@ -1,8 +1,11 @@
 """A run that is stopped at an awkward moment goes no further."""
 
+import ast
 import asyncio
 import threading
 import typing
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from temporalio import activity
@@ -94,3 +97,34 @@ async def test_a_rollback_while_waves_are_planned_or_traffic_moves_is_heard_befo
 @pytest.mark.parametrize("bug", [NameError, UnboundLocalError, AttributeError, KeyError, TypeError, ZeroDivisionError])
 def test_a_slip_in_workflow_code_fails_the_run_instead_of_hanging_it(bug):
     assert issubclass(bug, policies.BUGS)
+
+
+GO_ON_THOUGH_TOLD = {
+    "model.py": "the entity of a model ends with its model",
+    "held.py": "updates of the entity",
+    "takeover.py": "part of a way back, which goes to its end",
+    "transition.py": "its handlers, after the walk or the way back",
+}
+"""Modules whose own waits begin although their run was told to end, and why."""
+
+
+def waits(module: Path) -> Iterator[ast.AsyncFunctionDef]:
+    """Functions of a module that wait for a time, or until something is so."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.AsyncFunctionDef) and {"workflow.sleep", "workflow.wait_condition"} & calls_in(node):
+            yield node
+
+
+def calls_in(node: ast.AST) -> set[str]:
+    return {ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)}
+
+
+def test_no_wait_begins_after_the_run_was_told_to_end():
+    """A stop that came while an activity ran, which ended well, ends no wait that begins later."""
+    looks = ("end_if_told()", "self._stopping", "stopping()", "workflow.all_handlers_finished")
+    modules = [path for path in Path("workflows").glob("*.py") if path.name not in GO_ON_THOUGH_TOLD]
+    found = [(module.name, wait) for module in modules for wait in waits(module)]
+    assert {"freezing.py", "drain.py", "replan.py", "mover.py", "steered.py"} <= {name for name, _ in found}
+    assert [
+        f"{name}: {wait.name}" for name, wait in found if not any(look in ast.unparse(wait) for look in looks)
+    ] == []
