@@ -73,6 +73,9 @@ class AgentSettings(BaseSettings):
     """Paths that hosts may read beside those, such as one that an engine of the operator's needs."""
     host_writable: tuple[str, ...] = ()
     """Paths that hosts may write."""
+    host_memory_allowance_bytes: int = Field(default=2**30, ge=0)
+    """What a host and its engines may take beyond `memoryBytes` of their part, where a manifest says that. A host that takes more is
+    ended and started again."""
     threads: int = Field(default=1, ge=1)
     """Compute threads of a host: replicas scale a part, and threads of neighbours would fight for the same cores."""
 

@@ -69,6 +69,7 @@ class ChildProcess:
         self._process: Running | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending = asyncio.Event()
+        self._killed_for: str | None = None
 
     @property
     def pid(self) -> int | None:
@@ -109,6 +110,11 @@ class ChildProcess:
         if self._process is not None:
             self._process.signal(number)
 
+    def kill(self, why: str) -> None:
+        """SIGKILL; `why` is told in place of the signal."""
+        self._killed_for = why
+        self.signal(signal.SIGKILL)
+
     async def _keep_running(self) -> None:
         pause = self._settings.backoff_first_seconds
         while not self._ending.is_set():
@@ -130,7 +136,8 @@ class ChildProcess:
             return
         status = await process.wait()
         self._process = None
-        self.message = f"{_ending(status)}; last output: {log_tail(self._log_file) or 'none'}"
+        why, self._killed_for = self._killed_for or _ending(status), None
+        self.message = f"{why}; last output: {log_tail(self._log_file) or 'none'}"
         self._on_change()
 
     async def _started(self) -> Running | None:

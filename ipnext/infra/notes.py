@@ -25,6 +25,8 @@ class HostNote(Value):
     """Of all that it is sent."""
     swapping: bool = False
     """Whether it is out of routing for a hot swap."""
+    memory_bytes: int | None = None
+    """What its process was started with."""
 
 
 class RouterNote(Value):

@@ -30,6 +30,7 @@ from ipnext.infra.holds import (
 )
 from ipnext.infra.host_repair import FailedLoads, HostRepair
 from ipnext.infra.load_watch import rest, tells
+from ipnext.infra.memory_watch import MemoryWatch
 from ipnext.infra.notes import HostNote, as_note
 from ipnext.infra.pulse import Pulse
 from ipnext.infra.site import Site
@@ -66,6 +67,7 @@ class HostReplica:
         self.url = ""
         """Where its host listens."""
         self._memory_bytes: int | None = None
+        self._memory = MemoryWatch(site.settings.host_memory_allowance_bytes)
         self._drain_seconds = site.settings.drain_seconds
         self._wanted = HostHolds(holds=())
         self._told: HostHolds | None = None
@@ -97,6 +99,7 @@ class HostReplica:
         self._site.places.adopt(self.name, note.url)
         self._answered_at = time.monotonic()
         self._stamp = note.stamp or self._stamp
+        self._memory.budget_bytes = note.memory_bytes
         if note.sent is not None:
             self._told, self._wanted = note.sent, HostHolds(holds=note.sent.holds)
         if note.swapping:
@@ -112,7 +115,8 @@ class HostReplica:
     def _note(self, sent: HostHolds | None = None) -> Note:
         """What is kept with its process; `sent` is what it is about to be sent."""
         note = HostNote(key=self.key, number=self.number, engine=self._engine, url=self.url, sent=sent or self._told)
-        return as_note(note.model_copy(update={"swapping": self._over.begun is not None, "stamp": self._stamp}))
+        more = {"swapping": self._over.begun is not None, "stamp": self._stamp}
+        return as_note(note.model_copy(update={**more, "memory_bytes": self._memory.budget_bytes}))
 
     def _keep_note(self, sent: HostHolds | None = None) -> None:
         self._site.processes.note(self.name, self._note(sent))
@@ -236,6 +240,7 @@ class HostReplica:
         await self._child.stop(self._settings.grace_seconds)
 
     def _command(self) -> Sequence[str]:
+        self._memory.budget_bytes = self._memory_bytes
         self.url = self._site.places.choose(self.name, self._site.host_template(self._engine))
         return self._site.host_command(self.name, self.url, engine=self._engine, memory_bytes=self._memory_bytes)
 
@@ -268,7 +273,7 @@ class HostReplica:
 
     async def _ask(self) -> None:
         pid = self._child.pid
-        if pid is None:
+        if pid is None or self._too_large(pid):
             return
         try:
             state = await self._control.host_state(self.url)
@@ -278,6 +283,14 @@ class HostReplica:
         if pid == self._child.pid:
             self._answered_at = time.monotonic()
             self._see(state)
+
+    def _too_large(self, pid: int) -> bool:
+        """End a host that takes more memory than it may: others of the machine need what is left."""
+        excess = self._memory.excess(pid)
+        if excess is not None:
+            structlog.get_logger().error("host takes too much memory, killed", replica=self.name, reason=excess)
+            self._child.kill(excess)
+        return excess is not None
 
     def _see(self, state: HostState | None) -> None:
         """Take over what the host says, and tell the router at once where that changes what it is ready for."""

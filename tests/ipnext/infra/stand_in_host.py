@@ -39,6 +39,8 @@ class Host:
         self.in_flight = 0
         self.draining = False
         self.stamped = None
+        self.grown = []
+        """What loads have taken: `grow_bytes` of the settings each."""
 
     async def put_holds(self, request):
         told = await request.json()
@@ -64,6 +66,7 @@ class Host:
 
     async def load(self, held):
         await passed(held["settings"], "load")
+        self.grown.append(bytearray(b"x") * held["settings"].get("grow_bytes", 0))
         if held["digest"].startswith("bad"):
             self.failures[self.key(held)] = "broken on purpose"
         else:
