@@ -106,8 +106,9 @@ class Router:
         self._limits = limits or RouterLimits()
         self._budget = self._limits.budget
         self._admission = Admission(self._limits.max_in_flight)
-        self.engines = Engines()
+        self.engines = Engines(region=region)
         """Those that serve by themselves; whoever follows the table tells which there are."""
+        metrics.registry.register(self.engines.foreign)
         self._lost = LostRequests()
         self._ending = Handover(region=region)
         self._discovery = Discovery(

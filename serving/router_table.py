@@ -57,6 +57,8 @@ class GenerationRoute:
     """Those of these parts that have several engines of which one is picked."""
     proof: str = ""
     """The snapshots as headers name them."""
+    answers_as: Mapping[str, str] = field(default_factory=dict)
+    """URL of an engine -> what it writes into its answers as `model`, if that is known."""
     before: GraphPlan | None = None
     """The nodes before the generator, where its prompt is made of what they give; None: the request goes to it as it came."""
 
@@ -222,6 +224,7 @@ def generation_route(model: RoutedModel, served: ServedGeneration) -> Generation
         engines=engines,
         choices=frozenset(part for part in engines if any(len(tier) > 1 for tier in found[part])),
         proof=snapshots_text(served.snapshots),
+        answers_as={one.url: one.answers_as for one in model.endpoints if one.answers_as is not None},
         before=before_last(plan) if plan.nodes[-1].prompt is not None else None,
     )
 

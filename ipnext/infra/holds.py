@@ -192,9 +192,11 @@ def endpoints(
     wanted: HostHolds, answered: Collection[int], ready: Iterable[HeldGeneration], *, host: str
 ) -> tuple[PartEndpoint, ...]:
     """How a router reaches the parts that a host is to hold; only generations in `answered` are sent there."""
-    engines = {(one.part, one.generation): one.url for one in ready if one.url}
+    found = [one for one in ready if one.url]
+    engines = {(one.part, one.generation): one.url for one in found if one.url}
+    names = {one.url: one.answers_as for one in found}
     return tuple(
-        PartEndpoint(part=part, url=url, generations=numbers)
+        PartEndpoint(part=part, url=url, generations=numbers, answers_as=names.get(url))
         for part, held in pieces(wanted, answered).items()
         for url, numbers in by_url(part, held, engines, host).items()
     )

@@ -384,6 +384,8 @@ class HeldGeneration(Value):
     snapshot: int
     url: str | None = None
     """Where an engine that serves by itself, such as vLLM, answers for it; None: the host does."""
+    answers_as: str | None = None
+    """What that engine writes into its answers as `model`, which proves its snapshot; None: not known."""
 
 
 class HostFailure(Value):
@@ -442,6 +444,8 @@ class PartEndpoint(Value):
     part: Name
     url: str
     generations: tuple[int, ...]
+    answers_as: str | None = None
+    """What an engine writes into its answers as `model`; routers pass on no answer with another name. None: not checked."""
 
 
 class RoutedModel(Value):

@@ -10,7 +10,7 @@ import structlog
 
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, Unavailable
-from ipnext.model.adapter import engine_name
+from ipnext.model.adapter import adapter_in, engine_name
 from ipnext.model.deployment import HeldGeneration, HostedSnapshot, HostFailure
 from serving.arrival import Fetched
 from serving.genai.engine import Engine
@@ -74,8 +74,9 @@ class EngineAdapters:
             await asyncio.to_thread(verify_adapter, fetched, spec.directory, spec.settings)
             again = name in self._there
             self._there.add(name)
-            await load_adapter(self._session, self._url, name, fetched.directory, again=again)
-            probe = EngineProbe(self._session, self._url, name)
+            there = adapter_in(name, spec.answers_as)
+            await load_adapter(self._session, self._url, there, fetched.directory, again=again)
+            probe = EngineProbe(self._session, self._url, there)
             await probe.canary(pooling=spec.settings.runner == "pooling", seconds=spec.settings.start_seconds)
         except LoadFailed as error:
             log.error("adapter not loaded", reason=error.message)  # noqa: TRY400 - the reason says all
@@ -88,7 +89,7 @@ class EngineAdapters:
         """What runs with it goes on: vLLM forgets the name, and drops the weights once it needs their place."""
         self.loaded.discard(name)
         try:
-            await unload_adapter(self._session, self._url, name)
+            await unload_adapter(self._session, self._url, adapter_in(name, self._engine.spec.answers_as))
         except LoadFailed as error:
             structlog.get_logger().warning("adapter not unloaded", adapter=name, reason=error.message)
         self._there.discard(name)

@@ -34,7 +34,7 @@ class Node:
     master_port: int = 29501
 
 
-def engine_command(
+def engine_command(  # noqa: PLR0913 - each is passed by name
     model: str,
     directory: Path,
     address: int | Path,
@@ -42,20 +42,22 @@ def engine_command(
     *,
     environment: Mapping[str, str],
     storage: Path | None = None,
+    answers_as: str | None = None,
 ) -> Sequence[str]:
     """What starts the engine on a loopback port, or on the Unix socket of a path. LoadFailed where there is no vLLM, or the template has a mistake.
 
-    `storage`: see serving.genai.kv_transfer.
+    `storage`: see serving.genai.kv_transfer. `answers_as`: what the engine writes into its answers as `model`, its own name else.
     """
     template = environment.get(COMMAND_VARIABLE)
     if not template:
-        arguments = server_arguments(model, directory, address, settings, storage=storage)
+        arguments = server_arguments(model, directory, address, settings, storage=storage, answers_as=answers_as)
         return (vllm_python(environment), *SERVER, *arguments)
     fields = {
         "python": sys.executable,
         "port": address,
         "socket": address,
         "model": model,
+        "name": answers_as or model,
         "directory": directory,
     }
     try:
@@ -65,7 +67,7 @@ def engine_command(
         raise LoadFailed(msg) from error
 
 
-def server_arguments(
+def server_arguments(  # noqa: PLR0913 - each is passed by name
     model: str,
     directory: Path,
     address: int | Path,
@@ -73,12 +75,17 @@ def server_arguments(
     *,
     host: str = "127.0.0.1",
     storage: Path | None = None,
+    answers_as: str | None = None,
 ) -> Sequence[str]:
-    """Arguments of a process that answers requests. IPnext's own come after those of the manifest: vLLM takes the last one."""
+    """Arguments of a process that answers requests. IPnext's own come after those of the manifest: vLLM takes the last one.
+
+    vLLM serves both names and answers by the first one.
+    """
     where = ("--uds", str(address)) if isinstance(address, Path) else ("--host", host, "--port", str(address))
     drain = ("--shutdown-timeout", str(max(1, round(settings.grace_seconds))))
     own = ("--disable-uvicorn-access-log", "--enable-server-load-tracking")
-    named = ("--model", str(directory), "--served-model-name", model)
+    names = (model,) if answers_as is None else (answers_as, model)
+    named = ("--model", str(directory), "--served-model-name", *names)
     return (*settings.extra_args, *named, *where, *drain, *own, *_of(settings, storage))
 
 
@@ -120,6 +127,12 @@ def takes_socket(environment: Mapping[str, str]) -> bool:
     """Whether the engine's command can listen on a Unix socket: vLLM's own can, and a template with the field `socket`."""
     template = environment.get(COMMAND_VARIABLE)
     return not template or "{socket}" in template
+
+
+def takes_name(environment: Mapping[str, str]) -> bool:
+    """Whether the engine's command says by which name it answers: vLLM's own does, and a template with the field `name`."""
+    template = environment.get(COMMAND_VARIABLE)
+    return not template or "{name}" in template
 
 
 def with_adapters(settings: VllmSettings, adapters: int) -> VllmSettings:

@@ -18,7 +18,7 @@ from ipnext.errors import IPnextError, LoadFailed, Unavailable
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.engine_settings import VllmSettings
 from ipnext.model.starting import StartStage
-from serving.genai.commands import engine_command, engine_environment, takes_socket
+from serving.genai.commands import engine_command, engine_environment, takes_name, takes_socket
 from serving.genai.probe import EngineProbe
 from serving.genai.process import KeptProcess, ending, keep_former, log_tail, tree_bytes
 from serving.genai.shared_storage import SharedStorage
@@ -54,6 +54,18 @@ class EngineSpec:
 
     sockets: Path | None = None
     """Directory for its Unix socket; None: it listens on a loopback port."""
+    name: str | None = None
+    """What it is to write into its answers as `model`."""
+
+    @property
+    def answers_as(self) -> str | None:
+        """What it writes into its answers as `model`; None if its command does not say."""
+        return self.name if takes_name(self.environment) else None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All names under which it serves its model."""
+        return frozenset({self.model, self.answers_as or self.model})
 
     def address(self) -> int | Path:
         """A path for the socket of one start; a port if it listens on one."""
@@ -65,7 +77,13 @@ class EngineSpec:
         """The command line for one start."""
         storage = self.storage.directory if self.storage else None
         return engine_command(
-            self.model, self.directory, address, self.settings, environment=self.environment, storage=storage
+            self.model,
+            self.directory,
+            address,
+            self.settings,
+            environment=self.environment,
+            storage=storage,
+            answers_as=self.answers_as,
         )
 
 
@@ -165,7 +183,7 @@ class Engine:
 
     @property
     def _probe(self) -> EngineProbe:
-        return self._probes(self.url, self.spec.model)
+        return self._probes(self.url, self.spec.answers_as or self.spec.model)
 
     async def _keep_running(self) -> None:
         try:

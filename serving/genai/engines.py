@@ -4,6 +4,7 @@ A snapshot is `loaded` as soon as its engine is being kept running. It answers o
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from ipnext.components.http_sessions import HttpSessions
 from ipnext.errors import LoadFailed, MemoryExceeded
+from ipnext.model.adapter import answering_name
 from ipnext.model.deployment import (
     STREAM_DRAIN_SECONDS,
     EngineSwap,
@@ -134,7 +136,7 @@ class Engines:
     def ready(self) -> tuple[HeldGeneration, ...]:
         """Generations whose engine answers and has all their adapters, with its URL; and those adapters."""
         whole = [(self._adapters.complete(hold, engine), engine) for hold, engine in self.held.values if engine.ready]
-        own = (g for hold, engine in whole for g in _generations(hold, engine.url))
+        own = (g for hold, engine in whole for g in _generations(hold, engine.url, engine.spec.answers_as))
         return (*own, *(g for hold, _ in whole for g in self._adapters.ready(hold)))
 
     @property
@@ -250,6 +252,7 @@ class Engines:
             checkpoint=fetched.manifest.checkpoint,
             swap=hold.swap,
             sockets=self._sockets,
+            name=answering_name(hold.model, hold.digest, secrets.token_hex(4) if hold.swap else ""),
         )
         engine = Engine(spec, self._probes, pace=self._pace)
         if self.held.loaded(hold, engine):
@@ -318,6 +321,13 @@ def _settings(hold: HostedSnapshot, allowances: EngineAllowances) -> VllmSetting
         raise LoadFailed(str(error)) from error
 
 
-def _generations(hold: HostedSnapshot, url: str | None) -> Iterator[HeldGeneration]:
+def _generations(hold: HostedSnapshot, url: str | None, answers_as: str | None = None) -> Iterator[HeldGeneration]:
     for generation in hold.generations:
-        yield HeldGeneration(model=hold.model, part=hold.part, generation=generation, snapshot=hold.snapshot, url=url)
+        yield HeldGeneration(
+            model=hold.model,
+            part=hold.part,
+            generation=generation,
+            snapshot=hold.snapshot,
+            url=url,
+            answers_as=answers_as,
+        )

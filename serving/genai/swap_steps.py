@@ -181,7 +181,7 @@ class Swaps:
             msg = "it hands keys and values over, which have to be of the same weights on both sides"
             raise LoadFailed(msg)
         await asyncio.to_thread(check_alike, spec.directory, new)
-        await check_alone(self._session, engine.url, spec.model)
+        await check_alone(self._session, engine.url, spec.names)
         told = await swap_weights(
             self._session,
             engine.url,

@@ -6,7 +6,7 @@ only, since whoever reaches those routes may call anything. `swap_steps` and `ad
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -84,7 +84,7 @@ def check_alike(running: Path, new: Fetched) -> None:
             raise LoadFailed(read_once(path))
 
 
-async def check_alone(session: HttpSessions, url: str, model: str) -> None:
+async def check_alone(session: HttpSessions, url: str, own: Collection[str]) -> None:
     """LoadFailed where the engine serves more than the model itself: adapters were made for the weights that it has."""
     limit = aiohttp.ClientTimeout(total=30)
     try:
@@ -93,8 +93,8 @@ async def check_alone(session: HttpSessions, url: str, model: str) -> None:
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError) as error:
         msg = f"no answer to GET {url}/v1/models: {error!r}"
         raise Unavailable(msg) from error
-    if names != {model}:
-        msg = f"it serves {sorted(names - {model})} beside the model"
+    if names != {*own}:
+        msg = f"it serves {sorted(names - {*own})} beside the model"
         raise LoadFailed(msg)
 
 

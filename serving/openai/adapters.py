@@ -1,12 +1,12 @@
-"""Adapters as clients ask for them, `MODEL:PART`, and as the engines of a generation know them."""
+"""Models and adapters as clients ask for them, `MODEL` and `MODEL:PART`, and as the engines of a generation know them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from ipnext.model.adapter import client_name
+from ipnext.model.adapter import adapter_in, client_name
 from serving.http import Flow, Sink
 from serving.openai.errors import UnknownModel
 from serving.router_table import GenerationRoute
@@ -14,12 +14,20 @@ from serving.router_table import GenerationRoute
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """One adapter under two names."""
+    """One model or adapter under two names."""
 
     asked: str
     """By which the client asks, and is answered."""
     engine: str
-    """By which the engine is asked."""
+    """By which the engine answers."""
+
+    def beside(self, answers_as: str | None) -> "Alias":
+        """An adapter as an engine of this name has it."""
+        return replace(self, engine=adapter_in(self.engine, answers_as))
+
+    def moved(self, content: bytes | bytearray, former: "Alias") -> bytes | bytearray:
+        """A request's bytes that were made for `former`."""
+        return content.replace(b'"model":' + orjson.dumps(former.engine), b'"model":' + orjson.dumps(self.engine))
 
     def renamed(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A request's body for the engine."""
@@ -84,6 +92,6 @@ class _Restored:
             self._sink.abort()
 
     def _begun_at_the_end(self, data: bytes) -> int:
-        """How many of the last bytes are the beginning of the engine's name."""
-        longest = min(len(self._needle) - 1, len(data))
-        return next((size for size in range(longest, 0, -1) if data.endswith(self._needle[:size])), 0)
+        """How many of the last bytes are the beginning of the engine's name. Its only quotes are the first byte and the last."""
+        place = data.rfind(b'"', -len(self._needle) + 1)
+        return len(data) - place if place >= 0 and self._needle.startswith(data[place:]) else 0

@@ -15,6 +15,7 @@ from ipnext.model.kv_transfer import Handoff
 from serving.openai.affinity import Wish
 from serving.openai.engine_answer import EngineAnswer, EngineLost
 from serving.openai.engines import Engines
+from serving.openai.proof import names
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute
 from serving.synchrony import Offer
@@ -91,12 +92,15 @@ class Prefill:
         content = prefill_content(handoff, prompt)
         tried: list[str] = []
         for _ in range(ATTEMPTS):
-            offers = _untried(route.offers[handoff.prefill], tried)
+            offers = {offer.url: offer for offer in _untried(route.offers[handoff.prefill], tried)}
             if not offers:
                 break
-            url = self._engines.loads.choose(offers, prompt.wish, policy=route.prefill_routing or "prefix")
+            url = self._engines.loads.choose(list(offers), prompt.wish, policy=route.prefill_routing or "prefix")
             tried.append(url)
             status, answer = await self._asked(url, prompt, content)
+            if status == 200 and url in route.answers_as and not names(answer, route.answers_as[url]):
+                self._engines.note_foreign(route, offers[url])
+                continue
             if status == 200:  # HTTP's OK
                 given = _parameters(answer)
                 handed = handoff.connector == "example" or given is not None
@@ -163,10 +167,10 @@ def decode_content(handoff: Handoff, prompt: Prompt, given: Mapping[str, Any] | 
     return orjson.dumps(body)
 
 
-def _untried(tiers: Sequence[Sequence[Offer]], tried: Sequence[str]) -> Sequence[str]:
+def _untried(tiers: Sequence[Sequence[Offer]], tried: Sequence[str]) -> Sequence[Offer]:
     """Engines of the best tier that has any left."""
-    found = ([offer.url for offer in tier if offer.url not in tried] for tier in tiers)
-    return next((urls for urls in found if urls), [])
+    found = ([offer for offer in tier if offer.url not in tried] for tier in tiers)
+    return next((offers for offers in found if offers), [])
 
 
 def _parameters(answer: bytes) -> Mapping[str, Any] | None:

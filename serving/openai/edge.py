@@ -10,33 +10,31 @@ import orjson
 from ipnext.errors import (
     DeadlineExceeded,
     HostLost,
-    InvalidInput,
     IPnextError,
     NotFound,
     QueryOfDeath,
-    TooLarge,
     Unavailable,
 )
-from ipnext.names import GENERATION_HEADER, REGION_HEADER, SESSION_HEADER, SNAPSHOTS_HEADER
+from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from serving.admission import Admission
 from serving.chosen import is_chosen
 from serving.guard import Guard, Refused
 from serving.host_client import HostClient
 from serving.http import Answer, Request, Response, Streamed, seconds_left
 from serving.http_limits import BodyBudget, Claim
-from serving.json_size import parsed_bytes
-from serving.lost_requests import LostRequests, Record
+from serving.lost_requests import LostRequests
 from serving.openai.adapters import Alias, alias_of
-from serving.openai.affinity import Wish, blocks_of, prompt_of
+from serving.openai.asked import Asked, model_of, passed_headers, read_body, wish_of
 from serving.openai.batch import BATCH_PATH, check_batch
 from serving.openai.before import Before
 from serving.openai.choosing import choose, may_wait, wait
 from serving.openai.disaggregated import Prefill, Prompt
 from serving.openai.engine_answer import EngineAnswer, EngineLost
 from serving.openai.engines import Engines
-from serving.openai.errors import Full, WrongType, openai_error
+from serving.openai.errors import Full, openai_error
 from serving.openai.exchange import Exchange
-from serving.openai.model_cards import generative, generative_names, is_generative, model_card, model_list
+from serving.openai.model_cards import generative, is_generative, model_card, model_list
+from serving.openai.proof import is_proven, restored_headers
 from serving.router_metrics import RouterMetrics
 from serving.router_table import GenerationRoute, ModelRoutes, Routes, TableFollower
 from serving.synchrony import Offer
@@ -64,13 +62,6 @@ _NO_ROUTE: Final = b'{"detail":"Not Found"}'
 _ENDING: Final = frozenset({500, 502, 503})
 """Of an engine that ends or has no room: another one may answer."""
 _FULL: Final = 503
-_NOT_PASSED: Final = frozenset(
-    {
-        *("host", "content-length", "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"),
-        *("expect", "accept-encoding", "authorization", "cookie", "proxy-connection", "proxy-authorization"),
-        *("x-api-key", "api-key"),
-    }
-)
 _NOT_RETURNED: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "server", "date"})
 
 
@@ -150,13 +141,13 @@ class OpenAIEdge:
             raise
         finally:
             claim.set(0)
-        return self._passed_on(exchange, answer, asked.alias)
+        return self._passed_on(exchange, answer, asked.answering)
 
-    async def _asked(self, request: Request, path: str, exchange: Exchange, claim: Claim) -> "_Asked":
+    async def _asked(self, request: Request, path: str, exchange: Exchange, claim: Claim) -> Asked:
         """Read the request, and choose the generation that answers it."""
-        body = _read(request, self._limits.body_bytes, claim)
+        body = read_body(request, self._limits.body_bytes, claim)
         routes = self._routes_for(request, body)
-        name = _model_of(body, routes)
+        name = model_of(body, routes)
         self._check(request, name)
         model = generative(routes, name)
         exchange.model = model.model
@@ -167,9 +158,9 @@ class OpenAIEdge:
         record = self._lost.of(model.model, request.content)
         record.check()
         if alias is None:
-            return _Asked(route, exchange, record, claim, name, body, request.content)
+            return Asked(route, exchange, record, claim, name, body, request.content)
         renamed = alias.renamed(body)
-        return _Asked(route, exchange, record, claim, name, renamed, orjson.dumps(renamed), alias)
+        return Asked(route, exchange, record, claim, name, renamed, orjson.dumps(renamed), alias)
 
     def _routes_for(self, request: Request, body: Mapping[str, Any]) -> Routes:
         """All routes; without those that are not for who asks if an error may name what is served."""
@@ -225,7 +216,7 @@ class OpenAIEdge:
         exchange.end(response.status, size=len(response.body))
         return Response(response.status, response.body, {**response.headers, **self._proof(exchange)})
 
-    async def _in_time(self, request: Request, path: str, asked: "_Asked") -> EngineAnswer:
+    async def _in_time(self, request: Request, path: str, asked: Asked) -> EngineAnswer:
         seconds = seconds_left(request, default=self._limits.silent_seconds)
         try:
             async with asyncio.timeout(seconds):
@@ -239,21 +230,21 @@ class OpenAIEdge:
             msg = f"no answer has begun within the deadline of {seconds * 1000:.0f} ms"
             raise DeadlineExceeded(msg) from error
 
-    async def _prepare(self, request: Request, path: str, asked: "_Asked", seconds: float) -> None:
+    async def _prepare(self, request: Request, path: str, asked: Asked, seconds: float) -> None:
         """What other parts do before: nodes give the prompt, which stands in the body then; one that prefills reads it."""
         if asked.route.before is not None:
             prepared = await self._before.run(asked.route, path, asked.body, seconds)
             asked.exchange.used = prepared.used
             asked.body, asked.content = prepared.body, orjson.dumps(prepared.body)
         if asked.route.choices and "prefix" in {asked.route.routing, asked.route.prefill_routing}:
-            asked.wish = _wish(request, asked.body)
+            asked.wish = wish_of(request, asked.body)
         if asked.route.handoff is not None:
-            prompt = Prompt(path, _passed(request), asked.content, asked.body, asked.wish)
+            prompt = Prompt(path, passed_headers(request), asked.content, asked.body, asked.wish)
             asked.content = await self._prefill.content(asked.route, prompt, seconds=seconds)
 
-    async def _tried(self, request: Request, path: str, asked: "_Asked") -> EngineAnswer:
+    async def _tried(self, request: Request, path: str, asked: Asked) -> EngineAnswer:
         """An answer that has begun. Until then, and no longer, another engine of the same generation may be asked."""
-        headers = _passed(request)
+        headers = passed_headers(request)
         tried: list[str] = []
         reason = ""
         for number in range(ATTEMPTS):
@@ -264,8 +255,10 @@ class OpenAIEdge:
                 self._metrics.note_retry(asked.route.model, asked.route.generation)
             tried.append(offer.url)
             asked.exchange.ask(offer.snapshot, self._engines.loads.calling(offer.url))
+            content = asked.content_for(offer.url)
             try:
-                answer = await self._engines.ask(offer.url, "POST", path, headers, asked.content)
+                answer = await self._engines.ask(offer.url, "POST", path, headers, content)
+                is_own = await is_proven(answer, path, asked.expected)
             except EngineLost as error:
                 reason = str(error)
                 self._engines.loads.note_lost(offer.url)
@@ -273,6 +266,10 @@ class OpenAIEdge:
                     await self._engines.check_alive(offer.url)
                 if error.reused and self._offer(asked, tried) is None:
                     tried.remove(offer.url)
+                continue
+            if not is_own:
+                answer.cancel()
+                reason = self._engines.note_foreign(asked.route, offer)
                 continue
             if answer.status not in _ENDING or number + 1 == ATTEMPTS or self._offer(asked, tried) is None:
                 return answer
@@ -285,7 +282,7 @@ class OpenAIEdge:
         msg = f"generation {route.generation} of {route.model}: no engine answers; {reason}"
         raise Unavailable(msg)
 
-    def _offer(self, asked: "_Asked", tried: list[str]) -> Offer | None:
+    def _offer(self, asked: Asked, tried: list[str]) -> Offer | None:
         """An engine that was not tried yet, from the table as it is now; None where there is none."""
         route = asked.route = self._fresh(asked.route) if tried else self._current(asked.route)
         for tier in route.offers[route.generator or ""]:
@@ -313,6 +310,7 @@ class OpenAIEdge:
 
     def _passed_on(self, exchange: Exchange, answer: EngineAnswer, alias: Alias | None) -> Answer:
         headers = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}
+        headers |= {} if alias is None else restored_headers(headers, alias.engine, alias.asked)
         headers.update(self._proof(exchange))
         whole = answer.complete
         if whole is not None:
@@ -341,67 +339,6 @@ class OpenAIEdge:
         }
 
 
-@dataclass(slots=True)
-class _Asked:
-    """A request on its way to an engine."""
-
-    route: GenerationRoute
-    exchange: Exchange
-    record: Record
-    claim: Claim
-    """Memory that it takes beside its body as it came."""
-    name: str
-    """The model's name as the client gave it."""
-    body: Mapping[str, Any]
-    content: bytes | bytearray
-    """The body's bytes, as they go to the engine."""
-    alias: Alias | None = None
-    wish: Wish | None = None
-
-    def keep_bytes(self, *, beside: bytearray) -> None:
-        """Let go of the values of the body: an engine takes its bytes, and may take minutes."""
-        self.body = {}
-        self.claim.set(0 if self.content is beside else len(self.content))
-
-
-def _passed(request: Request) -> Mapping[str, str]:
-    found = request.headers.items()
-    return {name: value for name, value in found if name not in _NOT_PASSED and not name.startswith("x-ipnext-")}
-
-
-def _read(request: Request, limit: int, claim: Claim) -> Mapping[str, Any]:
-    kind = request.header("content-type") or ""
-    if not kind.lower().startswith("application/json"):
-        msg = f"content-type: must be application/json, got {kind[:80]!r}"
-        raise WrongType(msg, field="content-type", value=kind, allowed=("application/json",))
-    if packing := request.header("content-encoding"):
-        msg = f"content-encoding: must be left out, since bodies are taken as they are, got {packing[:80]!r}"
-        raise WrongType(msg, field="content-encoding", value=packing)
-    if len(request.content) > limit:
-        msg = f"the body must have at most {limit} bytes, got {len(request.content)}"
-        raise TooLarge(msg, field="body")
-    if size := parsed_bytes(request.content):
-        claim.set(size)
-    try:
-        body = orjson.loads(request.content)
-    except ValueError as error:
-        msg = f"the body is not JSON: {error}"
-        raise InvalidInput(msg, field="body") from error
-    if not isinstance(body, dict):
-        msg = f"the body must be an object, got a {type(body).__name__}"
-        raise InvalidInput(msg, field="body")
-    return body
-
-
-def _model_of(body: Mapping[str, Any], routes: Routes) -> str:
-    name = body.get("model")
-    if isinstance(name, str) and name:
-        return name
-    wrong = "model is required" if name is None or name == "" else f"model must be a text, got {str(name)[:80]}"
-    msg = f"{wrong}: the name of a model. Served: {generative_names(routes)}"
-    raise InvalidInput(msg, field="model", value=name)
-
-
 def _check_task(answer: EngineAnswer, model: str, path: str) -> None:
     """NotFound where the engine has no such path, in words."""
     if answer.status == NOT_FOUND and answer.complete == _NO_ROUTE:
@@ -410,12 +347,6 @@ def _check_task(answer: EngineAnswer, model: str, path: str) -> None:
             "/v1/chat/completions, /v1/completions, /v1/responses and /v1/messages; one that embeds (runner: pooling) /v1/embeddings"
         )
         raise NotFound(msg)
-
-
-def _wish(request: Request, body: Mapping[str, Any]) -> Wish:
-    session = request.header(SESSION_HEADER) or body.get("prompt_cache_key") or body.get("user")
-    name = str(body["model"])
-    return Wish(f"{name}\0{session}"[:256] if session else None, blocks_of(name, prompt_of(body)))
 
 
 def _json(value: Any) -> Response:

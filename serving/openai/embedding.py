@@ -13,6 +13,7 @@ from serving.graph import Tensors
 from serving.host_call import Attempt, TryElsewhere
 from serving.openai.engine_answer import EngineLost
 from serving.openai.engines import Engines
+from serving.openai.proof import names
 from serving.router_table import GenerationRoute
 from serving.synchrony import Offer, of_snapshot
 from serving.tensors import Tensor
@@ -48,6 +49,10 @@ async def embed(engines: Engines, route: GenerationRoute, part: str, inputs: Ten
         refused: type[IPnextError] = InvalidInput if status in {400, 413, 422} else IPnextError
         msg = f"part {part!r}: {_message(content)}"
         raise refused(msg)
+    if offer.url in route.answers_as and not names(content, route.answers_as[offer.url]):
+        attempt.tried.add(offer.url)
+        msg = f"part {part!r}: {engines.note_foreign(route, offer)}"
+        raise TryElsewhere(msg)
     return {EMBEDDING: _vectors(part, content, len(texts))}
 
 

@@ -45,6 +45,7 @@ class EngineAnswer:
         "_begun",
         "_end",
         "_line",
+        "_more",
         "_pieces",
         "_silent",
         "_sink",
@@ -62,6 +63,7 @@ class EngineAnswer:
         self._sink: Sink | None = None
         self._end: End | None = None
         self._silent: _Silence | None = None
+        self._more: asyncio.Future[None] | None = None
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.pieces = 0
@@ -83,6 +85,26 @@ class EngineAnswer:
             self.cancel()
             raise
         return self
+
+    def since(self, number: int) -> bytes:
+        """The pieces behind the first `number`, of an answer that was not started."""
+        return b"".join(self._pieces[number:])
+
+    async def grown(self, pieces: int) -> bool:
+        """Return True once there are more pieces than so many, False at the end of the body. EngineLost if its end is missing."""
+        while self.pieces == pieces:
+            if self._end == "whole":
+                return False
+            if self._end is not None:
+                msg = "it closed the connection before it had said which model it is"
+                raise EngineLost(msg)
+            self._more = asyncio.get_running_loop().create_future()
+            try:
+                await self._more
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+        return True
 
     async def rest(self) -> bytes:
         """The whole body. EngineLost where its end is missing."""
@@ -112,6 +134,7 @@ class EngineAnswer:
         self._pieces.append(data)
         if not self._begun.done():
             self._begun.set_result(None)
+        self._woken()
 
     def pass_on(self) -> None:
         """All that came together is here: one write takes it to the client."""
@@ -176,12 +199,18 @@ class EngineAnswer:
         if self._end is not None and not (how == "cancelled" and self._sink is None):
             return
         self._end = self._end or how
+        self._woken()
         if self._silent is not None:
             self._silent.stop()
         if self._sink is not None:
             self._tell()
         elif how == "cancelled":
             self._report(how)
+
+    def _woken(self) -> None:
+        more, self._more = self._more, None
+        if more is not None and not more.done():
+            more.set_result(None)
 
     def _tell(self) -> None:
         if self._end is None or self._sink is None:

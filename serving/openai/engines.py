@@ -12,6 +12,9 @@ from ipnext.errors import HostLost
 from serving.openai.balancing import EngineLoads, EngineReport
 from serving.openai.engine_answer import EngineAnswer, EngineLost
 from serving.openai.engine_connection import EnginePool
+from serving.openai.proof import ForeignAnswers
+from serving.router_table import GenerationRoute
+from serving.synchrony import Offer
 
 POLL_SECONDS: Final = 0.5
 REPORT_LIMIT_SECONDS: Final = 2.0
@@ -27,8 +30,9 @@ _NAMES: Final = {
 class Engines:
     """All engines of the table. Those that a request has a choice between are asked for their metrics twice a second."""
 
-    def __init__(self, loads: EngineLoads | None = None) -> None:
+    def __init__(self, loads: EngineLoads | None = None, *, region: str = "") -> None:
         self.loads = loads or EngineLoads(time.monotonic)
+        self.foreign = ForeignAnswers(region)
         self._pools: dict[str, EnginePool] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._drains: Mapping[str, float] = {}
@@ -43,6 +47,14 @@ class Engines:
         if pool is None:
             pool = self._pools[url] = EnginePool(url)
         return await pool.ask(method, path, headers, body)
+
+    def note_foreign(self, route: GenerationRoute, offer: Offer) -> str:
+        """Count an answer of an engine that is not the one of the table, and leave that out for a while. Returns what is wrong."""
+        self.foreign.note(route.model, route.generation)
+        self.loads.note_lost(offer.url)
+        msg = f"{offer.url} does not answer as {route.answers_as[offer.url]}, the engine of snapshot {offer.snapshot}"
+        structlog.get_logger().error("another engine answered", model=route.model, reason=msg)
+        return msg
 
     async def is_gone(self, url: str) -> bool:
         """Return whether an engine does not say at once that it is well."""

@@ -12,19 +12,29 @@ from tests.genai.hosts import MODEL, complete, stream
 from tests.waiting import until
 
 
+def served(url):
+    """The name that answers have."""
+    return httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"]
+
+
 class Alike:
     """A class of tests over `url`, the base URL of an engine, and `adapter`, the directory of one that it can take."""
 
-    def test_the_model_is_listed_under_its_name(self, url):
+    def test_the_model_is_listed_under_both_its_names(self, url):
         cards = [
             card for card in httpx.get(f"{url}/v1/models", timeout=60).json()["data"] if card.get("parent") is None
         ]
-        assert [(card["id"], card["object"]) for card in cards] == [(MODEL, "model")]
+        assert [(card["id"], card["object"]) for card in cards] == [(served(url), "model"), (MODEL, "model")]
+        assert served(url).startswith(f"{MODEL}@")
         assert cards[0]["max_model_len"] > 0
+
+    def test_an_answer_has_the_first_name_whichever_was_asked_for(self, url):
+        for name in (MODEL, served(url)):
+            assert complete(url, max_tokens=1, model=name).json()["model"] == served(url)
 
     def test_a_whole_answer_has_openais_form(self, url):
         answer = complete(url, max_tokens=5, ignore_eos=True).json()
-        assert (answer["object"], answer["model"]) == ("text_completion", MODEL)
+        assert (answer["object"], answer["model"]) == ("text_completion", served(url))
         assert answer["choices"][0]["finish_reason"] == "length"
         usage = answer["usage"]
         assert usage["completion_tokens"] == 5
@@ -77,7 +87,7 @@ class Alike:
     def test_what_scaling_and_draining_look_at_has_the_same_names(self, url):
         text = httpx.get(f"{url}/metrics", timeout=60).text
         for name in ("running", "waiting"):
-            assert f'vllm:num_requests_{name}{{engine="0",model_name="{MODEL}"}}' in text
+            assert f'vllm:num_requests_{name}{{engine="0",model_name="{served(url)}"}}' in text
         for name in ("kv_cache_usage_perc", "prefix_cache_queries_total", "prefix_cache_hits_total"):
             assert f"vllm:{name}{{" in text
         assert "vllm:num_preemptions_total{" in text
@@ -108,7 +118,7 @@ class Alike:
         loaded = told(url, "load", lora_name="style@1", lora_path=str(adapter))
         assert (loaded.status_code, "style@1" in loaded.text) == (200, True)
         cards = {card["id"]: card for card in httpx.get(f"{url}/v1/models", timeout=60).json()["data"]}
-        assert (cards["style@1"]["parent"], cards["style@1"]["root"]) == (MODEL, str(adapter))
+        assert (cards["style@1"]["parent"], cards["style@1"]["root"]) == (served(url), str(adapter))
         answer = complete(url, model="style@1", max_tokens=5, ignore_eos=True).json()
         assert (answer["model"], answer["usage"]["completion_tokens"]) == ("style@1", 5)
         assert answer["choices"][0]["text"] != complete(url, max_tokens=5, ignore_eos=True).json()["choices"][0]["text"]

@@ -16,7 +16,7 @@ from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
-from ipnext.model.adapter import engine_name
+from ipnext.model.adapter import adapter_in, answering_name, engine_name
 from ipnext.model.deployment import HostedSnapshot, HostHolds, HostState
 from tests.processes import command_line
 from tests.waiting import PATIENCE_SECONDS, until
@@ -28,7 +28,7 @@ MOCK = Path(__file__).parent / "mock_engine.py"
 def mock_command(**options):
     """IPNEXT_VLLM_COMMAND for the mock engine."""
     more = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
-    return f"{{python}} {MOCK} --port {{port}} --model {{model}}{more}"
+    return f"{{python}} {MOCK} --port {{port}} --model {{model}} --served {{name}}{more}"
 
 
 @dataclass
@@ -58,9 +58,10 @@ class Shelf:
         """An adapter on part `llm`."""
         return self.hold(number, *generations, part="style", adapter_of="llm", **changes)
 
-    def name(self, number):
-        """Of an adapter in its engine."""
-        return engine_name("style", self.published[number].manifest.digest)
+    def name(self, number, base=1):
+        """Of an adapter in the engine of a base."""
+        name = engine_name("style", self.published[number].manifest.digest)
+        return adapter_in(name, answering_name(MODEL, self.published[base].manifest.digest))
 
 
 @dataclass

@@ -85,7 +85,7 @@ class Engine:
         self.version, self.beside = "default", arguments.beside
         self.gate = Gate()
         self.reload_seconds, self.reloads = arguments.reload_ms / 1000, not arguments.broken_reload
-        self.model = arguments.model
+        self.model, self.served = arguments.model, arguments.served or arguments.model
         self.first_seconds = arguments.ttft_ms / 1000
         self.token_seconds = arguments.itl_ms / 1000
         self.prompt_seconds = arguments.prompt_us_per_token / 1e6
@@ -172,16 +172,17 @@ class Engine:
         return web.Response()
 
     async def models(self, _):
-        card = {"id": self.model, "object": "model", "created": 0, "owned_by": "mock", "max_model_len": 2048}
+        card = {"id": self.served, "object": "model", "created": 0, "owned_by": "mock", "max_model_len": 2048}
+        own = [card | {"id": name} for name in dict.fromkeys((self.served, self.model))]
         beside = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "mock", "root": path, "parent": self.model}
+            {"id": name, "object": "model", "created": 0, "owned_by": "mock", "root": path, "parent": self.served}
             for name, path in self.adapters.items()
         ]
-        beside += [card | {"id": self.beside, "parent": self.model}] if self.beside else []
-        return web.json_response({"object": "list", "data": [card, *beside]})
+        beside += [card | {"id": self.beside, "parent": self.served}] if self.beside else []
+        return web.json_response({"object": "list", "data": [*own, *beside]})
 
     async def metrics(self, _):
-        labels = f'{{engine="0",model_name="{self.model}"}}'
+        labels = f'{{engine="0",model_name="{self.served}"}}'
         values = {
             "num_requests_running": self.running,
             "num_requests_waiting": self.waiting,
@@ -209,7 +210,7 @@ class Engine:
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
         usage = {"prompt_tokens": 1, "total_tokens": 1}
         return web.json_response(
-            {"id": new_id("embd"), "object": "list", "model": body["model"], "data": data, "usage": usage}
+            {"id": new_id("embd"), "object": "list", "model": self.named(body["model"]), "data": data, "usage": usage}
         )
 
     async def completions(self, request):
@@ -218,7 +219,7 @@ class Engine:
         except ValueError as error:
             return refused(400, "BadRequestError", f"the body is not JSON: {error}")
         model = body.get("model")
-        if model != self.model and model not in self.adapters:
+        if model not in {self.model, self.served, *self.adapters}:
             return refused(404, "NotFoundError", f"The model `{model}` does not exist.")
         wanted = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_TOKENS
         if not isinstance(wanted, int) or wanted < 1:
@@ -247,7 +248,8 @@ class Engine:
             await asyncio.sleep(self.first_seconds + self.prompt_seconds * (len(words) - cached))
             usage = {"prompt_tokens": len(words), "completion_tokens": wanted, "total_tokens": len(words) + wanted}
             usage["prompt_tokens_details"] = {"cached_tokens": cached}
-            head = {"id": new_id("chatcmpl" if chat else "cmpl"), "created": int(time.time()), "model": body["model"]}
+            head = {"id": new_id("chatcmpl" if chat else "cmpl"), "created": int(time.time())}
+            head["model"] = self.named(body["model"])
             if body.get("stream"):
                 response = await self.streamed(request, body, head, wanted, usage)
             else:
@@ -289,7 +291,11 @@ class Engine:
         return web.json_response(head | {"object": kind, "choices": choices, "usage": usage})
 
     def word(self, head):
-        return self.name if head["model"] == self.model else head["model"]
+        return self.name if head["model"] == self.served else head["model"]
+
+    def named(self, model):
+        """What an answer says of the model that was asked for: its first name."""
+        return self.served if model == self.model else model
 
     async def streamed(self, request, body, head, wanted, usage):
         chat = request.path.startswith("/v1/chat")
@@ -366,6 +372,7 @@ def options(arguments=None):
     parser.add_argument("--port", type=int)
     parser.add_argument("--socket")
     parser.add_argument("--model", required=True)
+    parser.add_argument("--served", help="name that answers have; it answers to that of --model too")
     parser.add_argument("--name", default="word")
     parser.add_argument("--stamp", type=float, default=0.0)
     parser.add_argument("--checkpoint", type=Path)

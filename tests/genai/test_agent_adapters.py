@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from ipnext.model.adapter import ServedAdapter
+from ipnext.model.adapter import ServedAdapter, engine_name
 from ipnext.model.deployment import HeldSnapshot
 from tests.genai.regions import LONG, region
 from tests.waiting import until
@@ -51,7 +51,9 @@ class Styled:
 
     def route(self, generation, *, adapters=True):
         table = self.bed.model.table(generation, {generation: 1.0}, served=[generation])
-        style = ServedAdapter(base="llm", name=self.shelf.name(10 + generation))
+        style = ServedAdapter(
+            base="llm", name=engine_name("style", self.shelf.published[10 + generation].manifest.digest)
+        )
         change = {"engines": {"llm": "vllm"}, "adapters": {"style": style} if adapters else {}}
         change["snapshots"] = {"llm": 1} | ({"style": 10 + generation} if adapters else {})
         served = tuple(one.model_copy(update=change) for one in table.served)
@@ -60,7 +62,7 @@ class Styled:
     @property
     def loaded(self):
         cards = httpx.get(f"{self.engine}/v1/models", timeout=60).json()["data"]
-        return {card["id"] for card in cards} - {"chat"}
+        return {card["id"] for card in cards if card.get("parent")}
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_a_template_replaces_the_command():
     assert command(IPNEXT_VLLM_COMMAND="{python} x.py --port {port} '--model={model}' {directory}") == [
         *(sys.executable, "x.py", "--port", "21000", "--model=chat", "/cache/abc")
     ]
-    with pytest.raises(LoadFailed, match="fields: python, port, socket, model, directory"):
+    with pytest.raises(LoadFailed, match="fields: python, port, socket, model, name, directory"):
         command(IPNEXT_VLLM_COMMAND="{pyhton}")
 
 

@@ -1,5 +1,6 @@
 """The host of generative parts, with the mock engine: what is ready, what fails and why, and that nothing is left behind."""
 
+import re
 import signal
 import threading
 
@@ -11,6 +12,7 @@ from tests.genai.hosts import complete, mock_command, stream
 from tests.processes import gone
 from tests.waiting import PATIENCE_SECONDS, until
 
+RUNS_ONE = r'num_requests_running\{engine="0",model_name="chat@\w+"\} 1'
 MOCK = {"IPNEXT_VLLM_COMMAND": mock_command()}
 MEGA = 10**6
 
@@ -48,7 +50,9 @@ def test_an_embedding_part_is_ready_once_it_has_embedded(host, shelf):
 
 
 def test_a_canary_that_is_refused_never_becomes_ready(yard, shelf):
-    host = yard.start("host", IPNEXT_VLLM_COMMAND=mock_command().replace("{model}", "another"))
+    host = yard.start(
+        "host", IPNEXT_VLLM_COMMAND=mock_command().replace("{model}", "another").replace("{name}", "another")
+    )
     host.hold(shelf.hold(1))
     (failure,) = host.failed()
     assert failure.code == "LoadFailed"
@@ -208,9 +212,7 @@ def test_a_dropped_snapshot_is_ended_only_when_its_last_stream_has(yard, shelf):
     url = host.ready().ready[0].url
     engines = host.engines()
     thread, pieces = in_thread(lambda: list(stream(url, tokens=120)))
-    until(
-        lambda: 'num_requests_running{engine="0",model_name="chat"} 1' in httpx.get(f"{url}/metrics", timeout=60).text
-    )
+    until(lambda: re.search(RUNS_ONE, httpx.get(f"{url}/metrics", timeout=60).text))
     host.hold()
     assert not host.state().ready
     assert not gone(engines)
@@ -252,9 +254,7 @@ def test_a_drained_host_counts_what_its_engines_work_on(yard, shelf):
     host.hold(shelf.hold(1))
     url = host.ready().ready[0].url
     thread, _ = in_thread(lambda: list(stream(url, tokens=120)))
-    until(
-        lambda: 'num_requests_running{engine="0",model_name="chat"} 1' in httpx.get(f"{url}/metrics", timeout=60).text
-    )
+    until(lambda: re.search(RUNS_ONE, httpx.get(f"{url}/metrics", timeout=60).text))
     drained = httpx.post(f"{host.url}/control/drain", timeout=60).json()
     assert (drained["draining"], drained["in_flight"]) == (True, 1)
     thread.join()
@@ -311,11 +311,7 @@ def streaming(yard, shelf):
         host.hold(shelf.hold(1, settings={"graceSeconds": 0.3}), **drains)  # so short that a stream would be cut
         url = host.ready().ready[0].url
         running, pieces = in_thread(lambda: read(url, tokens))
-        until(
-            lambda: (
-                'num_requests_running{engine="0",model_name="chat"} 1' in httpx.get(f"{url}/metrics", timeout=60).text
-            )
-        )
+        until(lambda: re.search(RUNS_ONE, httpx.get(f"{url}/metrics", timeout=60).text))
         host.process.terminate()
         return host, running, pieces, host.family()
 

@@ -18,6 +18,7 @@ from tests.waiting import until
 def url(subprocesses):
     port = free_port()
     command = [sys.executable, str(MOCK), "--port", str(port), "--model", MODEL, "--itl-ms", "20"]
+    command += ["--served", f"{MODEL}@1"]
     switches = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}
     process = subprocess.Popen(command, env={**os.environ, **switches})
     url = f"http://127.0.0.1:{port}"

@@ -264,7 +264,7 @@ def engine_names(platform):
     """The adapters in the one engine of the model, by their names there."""
     (pid,) = server_pids(platform)
     cards = get_from(psutil.Process(pid), "/v1/models").json()["data"]
-    return {card["id"] for card in cards if card["id"] != "styled"}
+    return {card["id"] for card in cards if card.get("parent")}
 
 
 PROMPTS = [f"prompt {number}" for number in range(STREAMS)]

@@ -65,8 +65,8 @@ def test_a_tiny_llama_answers_through_the_url_of_its_generation(host, url):
 
 
 def test_the_engine_has_the_settings_of_its_part(url):
-    card, _ = httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
-    assert (card["id"], card["max_model_len"]) == ("chat", 512)
+    card, *_ = httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
+    assert card["max_model_len"] == 512
     refused = complete(url, max_tokens=1000)
     assert refused.status_code == 400, refused.text
 

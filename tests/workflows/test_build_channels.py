@@ -155,7 +155,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "serving/genai/probe.py": OTHERS,
     "serving/genai/swapping.py": DIGEST,
     "serving/openai/disaggregated.py": OTHERS,
-    "serving/openai/edge.py": PEOPLE,
+    "serving/openai/asked.py": PEOPLE,
     "serving/openai/embedding.py": OTHERS,
     "serving/protocol.py": PEOPLE,
     "serving/snapshot_directory.py": DIGEST,

@@ -4,6 +4,7 @@ import pytest
 
 from ipnext.infra.holds import (
     assigned,
+    endpoints,
     engines_of,
     generations,
     goes_over,
@@ -138,6 +139,18 @@ def test_the_engines_of_a_part_are_known_by_generation():
         for part, generation, url in (("llm", 1, "http://a"), ("llm", 2, "http://b"), ("llm", 3, None), ("x", 1, "c"))
     ]
     assert engines_of("llm", found) == {1: "http://a", 2: "http://b"}
+
+
+def test_a_router_is_told_by_which_name_each_engine_answers(builder):
+    holds = host_holds(builder("m").deployment({1: (1,), 2: (2,)}))
+    ready = [
+        HeldGeneration(model="m", part="dense", generation=n, snapshot=n, url=f"unix:///{n}", answers_as=f"m@{n}")
+        for n in (1, 2)
+    ]
+    found = endpoints(holds, (1, 2), ready, host="http://host")
+    assert {one.url: one.answers_as for one in found} == {"unix:///1": "m@1", "unix:///2": "m@2"}
+    (plain,) = endpoints(holds, (1, 2), [], host="http://host")
+    assert plain.answers_as is None
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.upload import ingest_directory
+from ipnext.components.sockets import socket_url
 from ipnext.model.adapter import ServedAdapter
 from ipnext.model.deployment import (
     HostedSnapshot,
@@ -64,8 +65,8 @@ def served(generation, *, engines=None, routing=None, snapshot=None, adapters=No
     )
 
 
-def endpoint(url, *generations):
-    return PartEndpoint(part="llm", url=url, generations=generations)
+def endpoint(url, *generations, answers_as=None):
+    return PartEndpoint(part="llm", url=url, generations=generations, answers_as=answers_as)
 
 
 def free_port():
@@ -75,17 +76,26 @@ def free_port():
 
 
 @contextmanager
-def mock_engine(model="llm", **options):
-    """A process of mock_engine.py; its base URL."""
-    port = free_port()
+def mock_engine(model="llm", at=None, **options):
+    """A process of mock_engine.py, on a port or on the socket `at`; its base URL."""
+    port = None if at else free_port()
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    command = [sys.executable, str(MOCK), "--port", str(port), "--model", model, *flags]
+    where = ["--socket", str(at)] if at else ["--port", str(port)]
+    command = [sys.executable, str(MOCK), *where, "--model", model, *flags]
     process = subprocess.Popen(command, env={**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"})
     try:
-        yield await_ready(f"http://127.0.0.1:{port}", process)
+        if at:
+            until(lambda: answers_at(at), why=lambda: f"{at} is not ready")
+        yield socket_url(at) if at else await_ready(f"http://127.0.0.1:{port}", process)
     finally:
         process.kill()
         process.wait()
+
+
+def answers_at(path):
+    with socket.socket(socket.AF_UNIX) as asking, suppress(OSError):
+        asking.connect(str(path))
+        return True
 
 
 def await_ready(url, process, *, path="/health"):
@@ -180,9 +190,10 @@ class Edge:
         new.replace(self.path)
         self.follower.look()
 
-    def serve(self, *urls, model="llm", generation=1, **more):
-        """One model whose engines are at these URLs."""
-        endpoints = tuple(endpoint(url, generation) for url in urls)
+    def serve(self, *urls, model="llm", generation=1, answers_as=None, **more):
+        """One model whose engines are at these URLs; `answers_as`: URL -> the name of the engine there."""
+        names = answers_as or {}
+        endpoints = tuple(endpoint(url, generation, answers_as=names.get(url)) for url in urls)
         self.table(RoutedModel(model=model, served=(served(generation, **more),), endpoints=endpoints))
 
     def allow(self, access):

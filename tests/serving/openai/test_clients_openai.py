@@ -10,7 +10,7 @@ import pytest
 from tests.genai.hosts import Shelf, Yard
 from tests.waiting import eventually, until
 
-from .conftest import router_process
+from .conftest import mock_engine, router_process
 
 MESSAGES = [{"role": "user", "content": "say something"}]
 
@@ -24,14 +24,21 @@ SETTINGS = {"maxModelLen": 2048, "maxNumSeqs": 16, "kvCacheGib": 0.1, "enforceEa
 
 @pytest.fixture(scope="module")
 def real_engine(vllm, llamas, tmp_path_factory):
-    """The URL of an engine that a host started."""
+    """What a host says of an engine that it started."""
     shelf = Shelf(tmp_path_factory.mktemp("real"))
     shelf.publish(1, llamas[1])
     yard = Yard(shelf.root, shelf.store)
     host = yard.start("real", IPNEXT_VLLM_PYTHON=vllm)
     host.hold(shelf.hold(1, model="llm", settings=SETTINGS | {"startSeconds": START_SECONDS}))
-    yield host.ready(seconds=START_SECONDS).ready[0].url
+    (held,) = host.ready(seconds=START_SECONDS).ready
+    yield held.url, held.answers_as
     yard.close()
+
+
+@pytest.fixture(scope="module")
+def named_engine(subprocesses):
+    with mock_engine(name="word", served="llm@1") as url:
+        yield url, "llm@1"
 
 
 @pytest.fixture(params=[MOCK, VLLM])
@@ -41,12 +48,13 @@ def real(request):
 
 @pytest.fixture
 def any_engine(request, real):
-    return request.getfixturevalue("real_engine" if real == "vllm" else "engine")
+    return request.getfixturevalue("real_engine" if real == "vllm" else "named_engine")
 
 
 @pytest.fixture
 async def asking(edge, any_engine):
-    edge.serve(any_engine)
+    url, name = any_engine
+    edge.serve(url, answers_as={url: name})
     async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
@@ -171,7 +179,7 @@ async def test_a_stream_that_is_closed_ends_the_engines_work(asking, any_engine,
     """vLLM counts no request whose client has left, so what is seen is that it runs nothing and made few tokens."""
 
     async def metric(name):
-        return value((await client.get(f"{any_engine}/metrics")).text, name)
+        return value((await client.get(f"{any_engine[0]}/metrics")).text, name)
 
     before = await metric("vllm:generation_tokens_total{")
     stream = await asking.chat.completions.create(
@@ -179,16 +187,31 @@ async def test_a_stream_that_is_closed_ends_the_engines_work(asking, any_engine,
     )
     async for _ in stream:
         break
-    until(lambda: running(any_engine) == 1, why=lambda: "the engine does not count it")  # the loop would end the stream
+    until(
+        lambda: running(any_engine[0]) == 1, why=lambda: "the engine does not count it"
+    )  # the loop would end the stream
     await stream.close()
-    await eventually(lambda: not running(any_engine), why=lambda: "the engine goes on")
+    await eventually(lambda: not running(any_engine[0]), why=lambda: "the engine goes on")
     assert await metric("vllm:generation_tokens_total{") - before < 1500
 
 
 def test_the_blocking_client(any_engine, tmp_path):
     """Through a router process of its own."""
-    with router_process(tmp_path, any_engine) as url:
+    with router_process(tmp_path, any_engine[0]) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
         stream = client.chat.completions.create(model="llm", messages=MESSAGES, max_tokens=4, stream=True)
         assert [event.choices[0].finish_reason for event in stream][-1] == "length"
         client.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_no_answer_of_another_snapshots_engine_is_passed_on(edge, any_engine, real, stream):
+    url, _ = any_engine
+    edge.serve(url, answers_as={url: "llm@0000000000000000"})
+    async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        with pytest.raises(openai.InternalServerError, match="does not answer as llm@0000000000000000"):
+            await client.chat.completions.create(model="llm", messages=MESSAGES, stream=stream)
+        if real == "vllm":  # the mock has no such path
+            with pytest.raises(openai.InternalServerError, match="does not answer as"):
+                await client.responses.create(model="llm", input="say something", stream=stream)
+    assert edge.router.engines.foreign.count("llm", 1) == (2 if real == "vllm" else 1)
