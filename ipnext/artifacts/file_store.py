@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -11,8 +12,9 @@ from ipnext.artifacts import layout
 from ipnext.artifacts.checked import checked
 from ipnext.artifacts.fetching import lay_out, lay_signature
 from ipnext.artifacts.files import refusing_full_disk, write_whole
+from ipnext.artifacts.port import StoredItem
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.signing import SignatureEnvelope
 
 BLOB_MODE: Final = 0o640
@@ -99,6 +101,25 @@ class FileArtifactStore:
         lay_signature(final, self.signature(uri))
         return final
 
+    def items(self) -> Iterator[StoredItem]:
+        """All blobs and manifests."""
+        with refusing_full_disk(self._root):
+            for path in (self._root / "blobs").glob("*"):
+                yield from _item(path, path.name)
+            for path in (self._root / "snapshots").glob(f"*/{SNAPSHOT_FILE}"):
+                yield from _item(path, path.parent.name, is_manifest=True)
+
+    def remove(self, item: StoredItem) -> None:
+        """Remove a blob, or a manifest with its signature: the manifest goes first, as it says that the snapshot is there."""
+        keys = (layout.snapshot_key, layout.signature_key) if item.is_manifest else (layout.blob_key,)
+        paths = [self._root / key(item.digest) for key in keys]
+        with refusing_full_disk(self._root):
+            for path in paths:
+                path.unlink(missing_ok=True)
+            if item.is_manifest:
+                with suppress(OSError):  # a signature that just came
+                    paths[0].parent.rmdir()
+
     def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:
         """Remove what writers that were killed left in the scratch directory; return how many files."""
         removed = 0
@@ -122,3 +143,11 @@ class FileArtifactStore:
         if found != size_bytes:
             msg = f"file {path!r}: blob {sha256} has {found} bytes, the manifest says {size_bytes}"
             raise ArtifactDigestMismatch(msg)
+
+
+def _item(path: Path, digest: str, *, is_manifest: bool = False) -> Iterator[StoredItem]:
+    """None if it is gone, or is nothing of ours."""
+    with suppress(FileNotFoundError):
+        if layout.is_digest(digest):
+            found = path.stat()
+            yield StoredItem(digest, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), is_manifest)

@@ -22,6 +22,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
+def is_digest(name: str) -> bool:
+    """Whether a name is a SHA-256 as the store writes it."""
+    return _SHA256.fullmatch(name) is not None
+
+
 def blob_key(sha256: str) -> str:
     """Where a blob lies below the store's root. InvalidInput for what is no SHA-256."""
     return f"blobs/{_digest(sha256)}"

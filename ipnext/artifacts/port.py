@@ -5,11 +5,22 @@ where it is signed. Equal files are stored once. A snapshot exists once its mani
 """
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.signing import SignatureEnvelope
+
+
+class StoredItem(NamedTuple):
+    """A blob, or the manifest of a snapshot (`is_manifest`), as it lies in the store."""
+
+    digest: str
+    size_bytes: int
+    changed_at: datetime
+    """When it was written last."""
+    is_manifest: bool = False
 
 
 class ArtifactStore(Protocol):
@@ -52,3 +63,12 @@ class ArtifactStore(Protocol):
         Returns `directory/<digest>`; one that is already complete there is checked by size and kept. A half-written
         one never carries the final name.
         """
+
+    def items(self) -> Iterator[StoredItem]:
+        """All blobs and manifests, in any order; what comes or goes meanwhile may be missing or gone."""
+
+    def remove(self, item: StoredItem) -> None:
+        """Remove a blob, or a manifest with its signature. One that is gone already is no error."""
+
+    def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:
+        """Remove what writers left that were killed; return how many. A bucket's own rule does so for its uploads."""

@@ -14,10 +14,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from ipnext.artifacts import layout
 from ipnext.artifacts.checked import checked, regrouped
 from ipnext.artifacts.fetching import lay_out, lay_signature
+from ipnext.artifacts.port import StoredItem
 from ipnext.artifacts.s3_client import S3Client, answering, s3_client, status_of
 from ipnext.artifacts.s3_stream import open_object
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing
-from ipnext.model.registry import SnapshotManifest
+from ipnext.model.registry import SNAPSHOT_FILE, SnapshotManifest
 from ipnext.model.signing import SignatureEnvelope
 
 PART_BYTES = 16 << 20
@@ -121,6 +122,30 @@ class S3ArtifactStore:
         final = lay_out(self.manifest(uri), directory, digest=digest, open_blob=self.open_blob)
         lay_signature(final, self.signature(uri))
         return final
+
+    def items(self) -> Iterator[StoredItem]:
+        """All blobs and manifests."""
+        for folder, is_manifest in (("blobs/", False), ("snapshots/", True)):
+            with answering(self._name(folder)):
+                pages = self._client.get_paginator("list_objects_v2").paginate(
+                    Bucket=self._bucket, Prefix=self._key(folder)
+                )
+                for page in pages:
+                    for found in page.get("Contents", ()):
+                        digest, _, file = found["Key"].removeprefix(self._key(folder)).partition("/")
+                        if layout.is_digest(digest) and file == (SNAPSHOT_FILE if is_manifest else ""):
+                            yield StoredItem(digest, found["Size"], found["LastModified"], is_manifest)
+
+    def remove(self, item: StoredItem) -> None:
+        """Remove a blob, or a manifest with its signature: the manifest goes first, as it says that the snapshot is there."""
+        keys = (layout.snapshot_key, layout.signature_key) if item.is_manifest else (layout.blob_key,)
+        for key in keys:
+            with answering(self._name(key(item.digest))):
+                self._client.delete_object(**self._at(key(item.digest)))
+
+    def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:  # noqa: ARG002 - the port's form
+        """None: a rule of the bucket ends uploads that nobody completes."""
+        return 0
 
     def close(self) -> None:
         """End the connections."""

@@ -1,7 +1,7 @@
 """Publishing into a store: every file is checked, missing blobs are put, the manifest comes last."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ipnext.artifacts.checked import chunks_of
@@ -12,14 +12,17 @@ from ipnext.artifacts.sources import DirectorySource, Source, signature_of
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest, SnapshotSource
 
+Announce = Callable[[SnapshotManifest], None]
+"""Called with the manifest before the store is asked what it holds of it: what is there is kept from a collection."""
 
-def ingest_directory(store: ArtifactStore, directory: Path) -> SnapshotSource:
+
+def ingest_directory(store: ArtifactStore, directory: Path, *, announce: Announce = lambda _: None) -> SnapshotSource:
     """Bring a snapshot directory into the store. Links may lead to files inside the directory only.
 
     Each file's size and SHA-256 are checked, those that the store holds already too. Raises InvalidInput (no
     snapshot.json, a bad one, an unsafe path), ArtifactMissing, ArtifactDigestMismatch, Unavailable.
     """
-    return ingest(store, DirectorySource(directory, roots=(directory,)))
+    return ingest(store, DirectorySource(directory, roots=(directory,)), announce=announce)
 
 
 def ingest_uri(
@@ -29,6 +32,7 @@ def ingest_uri(
     roots: Sequence[Path] = (),
     buckets: Sequence[str] = (),
     endpoint_url: str | None = None,
+    announce: Announce = lambda _: None,
 ) -> SnapshotSource:
     """Bring what a uri names into the store: a directory below a root, or a prefix in one of the buckets.
 
@@ -36,12 +40,14 @@ def ingest_uri(
     """
     if uri.startswith(f"{store.uri}/snapshots/"):
         return SnapshotSource(manifest=store.manifest(uri), uri=uri)
-    return ingest(store, open_source(uri, roots=roots, buckets=buckets, endpoint_url=endpoint_url))
+    source = open_source(uri, roots=roots, buckets=buckets, endpoint_url=endpoint_url)
+    return ingest(store, source, announce=announce)
 
 
-def ingest(store: ArtifactStore, source: Source) -> SnapshotSource:
+def ingest(store: ArtifactStore, source: Source, *, announce: Announce = lambda _: None) -> SnapshotSource:
     """Bring a source into the store: check and put each blob, then commit."""
     manifest = _manifest_of(source)
+    announce(manifest)
     for file in manifest.files:
         _check_size(source, file)
     missing = store.missing({file.sha256 for file in manifest.files})

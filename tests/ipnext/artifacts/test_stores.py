@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.seen_files import SEEN_FILE
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
-from ipnext.model.registry import SNAPSHOT_FILE
+from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE
 from ipnext.names import LIBRARY_FILE
+from tests.waiting import PATIENCE_SECONDS
 
 FILES = {"weights.safetensors": bytes(range(256)) * 64, "program/graph.json": b'{"nodes": []}', "empty": b""}
 
@@ -296,3 +298,34 @@ def test_a_file_below_another_file_is_refused(store, manifest, paths):
     put(store, b"x")
     with pytest.raises(InvalidInput, match="below another file"):
         store.commit(manifest(dict.fromkeys(paths, b"x")))
+
+
+def test_what_a_store_holds_is_listed_and_removed(store, manifest):
+    named = manifest({"w": b"weights"})
+    blob = put(store, b"weights")
+    other = put(store, b"other")
+    uri = store.commit(named)
+    items = {item.digest: item for item in store.items()}
+    assert {digest: item.is_manifest for digest, item in items.items()} == {
+        blob: False,
+        other: False,
+        named.digest: True,
+    }
+    assert items[blob].size_bytes == len(b"weights")
+    assert abs((items[blob].changed_at - datetime.now(UTC)).total_seconds()) < PATIENCE_SECONDS
+    for _ in range(2):  # what is gone is no error
+        store.remove(items[named.digest])
+        store.remove(items[blob])
+    with pytest.raises(ArtifactMissing):
+        store.manifest(uri)
+    assert [item.digest for item in store.items()] == [other]
+
+
+def test_a_signature_goes_with_its_manifest(store, held, manifest):
+    named = manifest({"w": b"weights"})
+    put(store, b"weights")
+    store.commit(named)
+    held.write(f"snapshots/{named.digest}/{SIGNATURE_FILE}", b"{}")
+    (item,) = [item for item in store.items() if item.is_manifest]
+    store.remove(item)
+    assert {key for key in held.stored_keys() if key.startswith("snapshots")} == set()
