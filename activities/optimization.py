@@ -15,12 +15,14 @@ from activities.cutting import CutRefused, Cutter, cut_in_process
 from activities.waiting import beat
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.upload import ingest_directory
+from ipnext.errors import Unavailable
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.lifecycle import Optimized, StageInput
 from ipnext.model.manifest import ModelSpec
-from ipnext.model.registry import Generation, Layout, LayoutPart, Segment, Snapshot, SnapshotSource
+from ipnext.model.registry import Generation, Layout, LayoutPart, Segment, Snapshot, SnapshotManifest, SnapshotSource
 from ipnext.model.split import SplitPolicy, options_of
 from ipnext.model.status import ConditionType
+from ipnext.store.artifacts import sizes_of
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
 from serving.splitting.report import FORM, PartReport, SplitReport
@@ -68,15 +70,23 @@ class OptimizationActivities:
             sources = {}
             for segment in report.segments:
                 beat(f"storing {segment.name}")
-                sources[segment.name] = ingest_directory(self._artifacts, out / segment.name)
+                sources[segment.name] = ingest_directory(self._artifacts, out / segment.name, announce=self._touch)
         with self._store.begin(stage.model) as repository:
             layout = _layout(repository, source, report, sources, cut=policy.cut, whole=_options(spec, source.part))
         return self._keep(stage, layout, again=False)
+
+    def _touch(self, manifest: SnapshotManifest) -> None:
+        """Keep from a collection what of a segment is in the artifact store already."""
+        with self._store.begin_free(()) as repository:
+            repository.touch_artifacts(sizes_of(manifest))
 
     def _keep(self, stage: StageInput, layout: Layout | None, *, again: bool) -> Optimized:
         summary = "not cut" if layout is None else _told(layout) + (" (cut before)" if again else "")
         with self._store.begin(stage.model) as repository:
             before = repository.generation(stage.model, stage.generation).layout
+            if layout is not None and repository.collected_snapshots(stage.model) & _segments(layout):
+                msg = "segments that were cut before were collected just now; they are cut again"
+                raise Unavailable(msg)
             repository.set_layout(stage.model, stage.generation, layout)
             if before != layout:
                 repository.add_event(stage.model, "Split", f"generation {stage.generation}: {summary}")
@@ -99,15 +109,22 @@ def _known(repository: Repository, spec: ModelSpec, generation: Generation, sour
     """The layout of a generation of the same bytes that was cut by the same policy, and not as models were cut once."""
     if spec.split is None:
         return None
-    cut = spec.split.cut
+    cut, gone = spec.split.cut, repository.collected_snapshots(generation.model)
     for other in (generation, *repository.cut_before(generation.model, limit=LOOKED_AT)):
         if other.layout is None or other.layout.cut != cut or other.layout.source != source.part:
+            continue
+        if gone & _segments(other.layout):
             continue
         if other.number != generation.number and other.layout.form != FORM:
             continue
         if _source(repository, other).digest == source.digest:
             return other.layout
     return None
+
+
+def _segments(layout: Layout) -> frozenset[tuple[str, int]]:
+    """(Name, snapshot) of all segments."""
+    return frozenset((segment.name, segment.snapshot) for segment in layout.segments)
 
 
 def _options(spec: ModelSpec, part: str) -> tuple[HardwareOption, ...]:

@@ -27,6 +27,7 @@ from ipnext.client_user import header_of, system_user
 from ipnext.errors import DeadlineExceeded, Unavailable
 from ipnext.loopback import is_loopback
 from ipnext.model.access import CreatedKey, KeyRequest, KeyView, SessionView, Ticket
+from ipnext.model.artifact_use import CollectionView
 from ipnext.model.audit import AuditEntry, AuditHead, Outcome
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlRequest
 from ipnext.model.deployment import Replica
@@ -239,7 +240,7 @@ class Client:
         Files that the server lacks are uploaded first. The same `change_id` twice is one change. `override_freeze`: the
         reason for which it passes every freeze; it stands in the audit.
         """
-        published = {source: self._published(source, on_upload) for source in dict.fromkeys(parts.values())}
+        published = {source: self._published(model, source, on_upload) for source in dict.fromkeys(parts.values())}
         given = {part: published[source] for part, source in parts.items()}
         request = PublishRequest(change_id=change_id or uuid4().hex, parts=given, override_freeze=override_freeze)
         return self._call("POST", f"/v1/models/{model}/publish", ChangeView, body=request)
@@ -648,13 +649,19 @@ class Client:
         msg = f"region {region} is {where} after {timeout_seconds:g} s; it goes on without you"
         raise DeadlineExceeded(msg)
 
+    def collect_artifacts(self, *, dry_run: bool = False) -> CollectionView:
+        """Remove what nothing names in the artifact store, or show what would go."""
+        return self._call("GET" if dry_run else "POST", "/v1/artifacts/collect", CollectionView)
+
     def readiness(self) -> Readiness:
         """Is the API up, and what of its surroundings is."""
         return self._get("/readyz", Readiness)
 
     # inside
 
-    def _published(self, source: Path | str, on_upload: Callable[[ArtifactFile], None] | None) -> PublishPart:
+    def _published(
+        self, model: str, source: Path | str, on_upload: Callable[[ArtifactFile], None] | None
+    ) -> PublishPart:
         if isinstance(source, str) and source.startswith(SERVER_SIDE):
             return PublishPart(uri=source)
         directory = Path(source)
@@ -664,7 +671,7 @@ class Client:
         for file in {f.sha256: f for f in manifest.files if f.sha256 in missing}.values():
             if on_upload is not None:
                 on_upload(file)
-            self._retry(Unavailable, self._upload, files, file)
+            self._retry(Unavailable, self._upload, model, files, file)
         envelope = signature_of(files, manifest)
         stored = self._call("POST", "/v1/artifacts/snapshots", StoredSnapshot, body=manifest)
         if envelope is not None:
@@ -676,10 +683,11 @@ class Client:
         answer = self._call("POST", "/v1/artifacts/missing", MissingBlobs, body=BlobQuery(digests=digests))
         return frozenset(answer.missing)
 
-    def _upload(self, source: Source, file: ArtifactFile) -> None:
+    def _upload(self, model: str, source: Source, file: ArtifactFile) -> None:
         headers = {"content-type": "application/octet-stream", "content-length": str(file.size_bytes)}
         with source.open(file.path) as stream:
-            self._send("PUT", f"/v1/artifacts/blobs/{file.sha256}", content=chunks_of(stream), headers=headers)
+            path = f"/v1/artifacts/blobs/{file.sha256}"
+            self._send("PUT", path, content=chunks_of(stream), headers=headers, params={"model": model})
 
     def _sign(self, digest: str, envelope: SignatureEnvelope) -> None:
         headers = {"content-type": "application/json"}

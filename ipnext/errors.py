@@ -106,7 +106,7 @@ class TooSlow(InvalidInput):
 
 
 class QuotaExceeded(InvalidInput):
-    """A manifest that takes its owner beyond a quota; the message names the figure used and the limit."""
+    """A manifest, upload or publish that takes its owner beyond a quota; the message names the figure used and the limit."""
 
     code = "QuotaExceeded"
     http_status = 409

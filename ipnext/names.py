@@ -25,6 +25,7 @@ SCHEDULED_REPLAN_WORKFLOW: Final = "scheduled_replan"
 RETIRE_WORKFLOW: Final = "retire"
 DRAIN_WORKFLOW: Final = "drain"
 RECONCILE_WORKFLOW: Final = "reconcile"
+COLLECT_WORKFLOW: Final = "collect"
 
 # updates, signals and queries of the model entity
 SUBMIT_CHANGE: Final = "submit_change"
@@ -66,6 +67,7 @@ DRAIN_PROGRESS: Final = "drain_progress"
 
 REPLAN_SCHEDULE: Final = "replan"
 RECONCILE_SCHEDULE: Final = "reconcile"
+COLLECT_SCHEDULE: Final = "collect"
 
 # search attributes
 MODEL_ATTRIBUTE: Final = "IPnextModel"

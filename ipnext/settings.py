@@ -182,6 +182,17 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """Origins, beside the API's own, whose pages may ask: `https://ui.example.com`."""
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
+    artifact_bytes: int = Field(default=4 * 2**40, gt=0, lt=2**63)
+    """Bytes in the artifact store of an owner whose object has no quota `artifactBytes`; and of uploads of one key or person that
+    are not published yet."""
+    artifact_grace_hours: float = Field(default=24.0, ge=1)
+    """What nothing names in the artifact store is removed once it was not used for so long. Above the time of the longest upload and publish."""
+    artifact_unserved_days: float = Field(default=7.0, ge=0)
+    """The bytes of snapshots that have never served, and never will, are given free after so long."""
+    artifact_retired_days: float = Field(default=30.0, ge=0)
+    """Those of a retired model so long after it was retired."""
+    artifact_collection_hours: float = Field(default=6.0, gt=0)
+    """Interval of the schedule that collects them as it is created."""
     metrics_models: int = Field(default=500, ge=0, le=100_000)
     """Largest fleet for which `/metrics` has series of each model; of a larger one it has the counts only. 0: never."""
     engine_arguments_allow: tuple[str, ...] = ()

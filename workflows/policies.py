@@ -82,6 +82,8 @@ SUPPLY_RETRY = RetryPolicy(
 )
 """For supply that another model's transition is about to free."""
 
+COLLECTION_LIMIT = timedelta(hours=4)
+"""Of a pass over the artifact store; the next one goes on with what is left."""
 STEP_PATIENCE = timedelta(hours=24)
 """All attempts at a step that changes nothing or can be undone: then the run ends, in words. It outlasts an outage of the database or
 of a region for a day, and ends what would be tried for ever (a lasting Conflict)."""
@@ -281,6 +283,7 @@ REPLAN_FLEET = Step(
     busy=True,
     urgent=True,
 )
+COLLECT_ARTIFACTS = Step("collect_artifacts", wire.Done, COLLECTION_LIMIT, total=STEP_PATIENCE)
 ASK_REPLAN = Step("ask_replan", wire.Done, total=STEP_PATIENCE)
 WAITING_REPLANS = Step("waiting_replans", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
 FINISH_REPLAN = Step("finish_replan", wire.ReplansWaiting, unbounded=KEEPS_THE_RECORD, queue=names.URGENT_QUEUE)
@@ -332,6 +335,7 @@ STEPS: tuple[Step[Any], ...] = (
     WITHDRAW_MODEL,
     RELEASE_MODEL,
     REPLAN_FLEET,
+    COLLECT_ARTIFACTS,
     ASK_REPLAN,
     WAITING_REPLANS,
     FINISH_REPLAN,

@@ -35,6 +35,7 @@ from temporalio.worker import (
 
 from activities.alive import Alive
 from activities.candidate import Validator, discovered
+from activities.collecting import CollectingActivities
 from activities.cutting import Cutter, cut_in_process
 from activities.deployment import DeploymentActivities
 from activities.draining import DrainCheckActivities
@@ -69,6 +70,7 @@ from ipnext.model.lifecycle import Change
 from ipnext.model.workflow_namespace import WorkflowNamespace
 from ipnext.platform.access_lists import AccessPublisher
 from ipnext.platform.builds import make_first_current, promote
+from ipnext.platform.collection import DEFAULT_GRACE, Grace
 from ipnext.platform.schedules import create_missing, keeping_schedules, schedules_of
 from ipnext.platform.setup import warn_of_missing
 from ipnext.process_end import end_process
@@ -84,6 +86,7 @@ from ipnext.temporal import (
 )
 from ipnext.temporal_access import read_access
 from ipnext.timing import Timing
+from workflows.collecting import CollectWorkflow
 from workflows.drain import DrainWorkflow
 from workflows.faults import Faults, fault_of
 from workflows.health import Load, announced, keep_ready
@@ -106,6 +109,7 @@ WORKFLOWS: Sequence[type] = (
     ScheduledReplanWorkflow,
     DrainWorkflow,
     ReconcileWorkflow,
+    CollectWorkflow,
 )
 
 CONNECT_PAUSE_SECONDS = 1.0
@@ -134,6 +138,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
     cutter: Cutter = cut_in_process,
     native_library_keys_file: Path | None = None,
     policy: PlanningPolicy | None = None,
+    grace: Grace = DEFAULT_GRACE,
 ) -> Activities:
     """The activities of the lifecycle and of the urgent queue. `pause` stands in for sleeping between two looks at what runs."""
     metadata, freezes = MetadataActivities(store, artifacts), FreezeActivities(store)
@@ -157,6 +162,7 @@ def lifecycle_activities(  # noqa: PLR0913 - a composition root
         *ReplanActivities(store, engine.wake).all(),
         *DrainActivities(store, infrastructure, engine.wake).all(),
         *ReconciliationActivities(store, infrastructure).all(),
+        *CollectingActivities(store, artifacts, grace).all(),
     )
 
 
@@ -276,6 +282,7 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             validators=discovered(),
             native_library_keys_file=settings.native_library_keys_file,
             policy=PlanningPolicy.of(settings),
+            grace=Grace.of(settings),
         )
         groups, timing = queue_groups(settings), settings.timing
         loads = {group.queue: Load(group) for group in groups}

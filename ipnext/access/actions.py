@@ -57,6 +57,7 @@ _ALL: Final = (
     Action("models.profile", _P, "Model", "record measurements of a snapshot"),
     Action("models.override", _O, "Model", "let a change through the freezes"),
     Action("artifacts.upload", _P, "Fleet", "upload blobs and snapshots"),
+    Action("artifacts.collect", _A, "Platform", "collect what nothing names in the artifact store"),
     Action("fleet.read", _V, "Fleet", "read regions, supply, freezes, replans and validators"),
     Action("fleet.apply", _O, "Fleet", "apply the fleet's manifest"),
     Action("owners.read", _V, "Owner", "read owners, their members, quotas and usage; other owners are left out"),

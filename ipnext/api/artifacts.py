@@ -4,20 +4,26 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import anyio.from_thread
 import anyio.to_thread
-from anyio import CapacityLimiter
-from fastapi import APIRouter, Request, Response
+from anyio import CancelScope, CapacityLimiter
+from fastapi import APIRouter, Query, Request, Response
 
-from ipnext.api.access import may
-from ipnext.api.platform import Rooms
+from ipnext.access.actions import ACTIONS
+from ipnext.api.access import Asker, may
+from ipnext.api.platform import Platform, Rooms
 from ipnext.api.recording import record_asked
 from ipnext.errors import TooLarge, TooSlow, Unavailable
+from ipnext.model.access import Principal
+from ipnext.model.artifact_use import CollectionView, owners_allowance, uploaders_allowance
 from ipnext.model.registry import SnapshotManifest
 from ipnext.model.resource import BlobQuery, MissingBlobs, StoredSnapshot
 from ipnext.model.signing import SignatureEnvelope
-from ipnext.model.value import Sha256
+from ipnext.model.value import Name, Sha256
+from ipnext.platform.collection import Collection, Grace
+from ipnext.store.artifacts import sizes_of
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
@@ -30,13 +36,23 @@ UPLOADS_AT_ONCE = 32
 SILENT_SECONDS = 30.0
 LOWEST_BYTES_PER_SECOND = 1024
 
+UploadedFor = Annotated[Name | None, Query(description="The model that it is uploaded for.")]
+
 _BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 
 
 @router.post("/missing", dependencies=[may("artifacts.upload", only_reads=True)], summary="Ask which blobs to upload")
 def missing(query: BlobQuery, rooms: Rooms) -> MissingBlobs:
-    """Those of the given SHA-256 digests that the store does not hold: upload these only."""
-    return MissingBlobs(missing=tuple(sorted(rooms.artifacts.missing(query.digests))))
+    """Those of the given SHA-256 digests that the store does not hold: upload these only. The others are kept for the grace time."""
+    with rooms.store.begin_free(()) as unit:
+        known = unit.touch_known(query.digests)
+    absent = rooms.artifacts.missing(query.digests)
+    unknown = frozenset(query.digests) - known - absent
+    if unknown:  # a collection may take them until they are touched
+        with rooms.store.begin_free(()) as unit:
+            unit.touch_artifacts(dict.fromkeys(unknown, 0))
+        absent |= rooms.artifacts.missing(unknown)
+    return MissingBlobs(missing=tuple(sorted(absent)))
 
 
 @router.put(
@@ -46,14 +62,25 @@ def missing(query: BlobQuery, rooms: Rooms) -> MissingBlobs:
     summary="Upload a blob",
     openapi_extra=_BINARY,
 )
-async def put_blob(sha256: Sha256, request: Request, rooms: Rooms) -> Response:
-    """Store a blob. Content of another digest is refused (422) and leaves nothing behind."""
+async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker, model: UploadedFor = None) -> Response:
+    """Store a blob. Content of another digest is refused (422) and leaves nothing behind.
+
+    Its bytes count for the owner of `model`, else for who uploads until it is published; beyond what that may have it is refused
+    (409) before it is read. Without `content-length` it counts as the largest blob until it is stored.
+    """
     limit = rooms.settings.max_upload_bytes
-    _check_size(int(request.headers.get("content-length", "0") or 0), limit)
-    pieces = _from_thread(_pieces(request.stream(), limit))
+    size = int(request.headers.get("content-length") or limit)
+    _check_size(size, limit)
+    upload = _Upload(request.stream(), size)
     with _turn(request) as threads:
-        await anyio.to_thread.run_sync(lambda: record_asked(rooms.store, object=("Blob", sha256)))
-        await anyio.to_thread.run_sync(rooms.artifacts.put_blob, sha256, pieces, limiter=threads)
+        await anyio.to_thread.run_sync(lambda: _admit(rooms, sha256, size, asker, model))
+        try:
+            await anyio.to_thread.run_sync(rooms.artifacts.put_blob, sha256, upload.content(), limiter=threads)
+        except BaseException:
+            with CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: _ended(rooms, sha256, None))
+            raise
+        await anyio.to_thread.run_sync(lambda: _ended(rooms, sha256, upload.size))
     return Response(status_code=204)
 
 
@@ -61,6 +88,8 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms) -> Response:
 def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
     """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not)."""
     record_asked(rooms.store, object=("Snapshot", manifest.digest))
+    with rooms.store.begin_free(()) as unit:
+        unit.touch_artifacts(sizes_of(manifest))
     return StoredSnapshot(uri=rooms.artifacts.commit(manifest), digest=manifest.digest)
 
 
@@ -78,6 +107,22 @@ def put_signature(digest: Sha256, envelope: SignatureEnvelope, rooms: Rooms) -> 
     return Response(status_code=204)
 
 
+@router.get("/collect", dependencies=[may("artifacts.collect")], summary="Show what a collection would remove")
+def collectable(rooms: Rooms) -> CollectionView:
+    """What would go now; of snapshots that would be given free the blobs go with a later pass."""
+    return Collection(rooms.store, rooms.artifacts, Grace.of(rooms.settings), dry_run=True).run()
+
+
+@router.post("/collect", dependencies=[may("artifacts.collect")], summary="Collect what nothing names")
+def collect(rooms: Rooms) -> CollectionView:
+    """Give free the bytes of snapshots that nothing can want any more, and remove blobs that no snapshot names and nobody used for the grace time.
+
+    The platform does so on a schedule.
+    """
+    record_asked(rooms.store, object=("Artifacts", "unnamed"))
+    return Collection(rooms.store, rooms.artifacts, Grace.of(rooms.settings)).run()
+
+
 @contextmanager
 def _turn(request: Request) -> Iterator[CapacityLimiter]:
     """Threads of uploads alone: clients that send slowly hold up no other endpoint. Unavailable if all are taken."""
@@ -92,6 +137,46 @@ def _turn(request: Request) -> Iterator[CapacityLimiter]:
         yield state.upload_threads
     finally:
         state.uploads -= 1
+
+
+def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str | None) -> None:
+    """Record that a blob comes, and count it. QuotaExceeded, NotFound, Forbidden."""
+    default = rooms.settings.artifact_bytes
+    with rooms.store.read() as unit:
+        allowance = uploaders_allowance(asker, default=default)
+        if model is not None:
+            rooms.access.check_model(asker, ACTIONS["models.publish"], unit, model)
+            owner = unit.model(model).manifest.metadata.owner
+            record = unit.find_owner(owner)
+            allowance = owners_allowance(owner, record.manifest if record else None, default=default)
+    record_asked(rooms.store, object=("Blob", sha256))
+    with rooms.store.begin_free(()) as unit:
+        unit.reserve_blob(sha256, size, allowance)
+
+
+def _ended(rooms: Platform, sha256: str, size: int | None) -> None:
+    """Count a blob as it came; None: it did not."""
+    with rooms.store.begin_free(()) as unit:
+        if size is None:
+            unit.blob_refused(sha256)
+        else:
+            unit.blob_stored(sha256, size)
+
+
+class _Upload:
+    """A body on its way into the artifact store."""
+
+    def __init__(self, stream: AsyncIterator[bytes], limit: int) -> None:
+        self.size = 0
+        """Bytes so far."""
+        self._stream = stream
+        self._limit = limit
+
+    def content(self) -> Iterator[bytes]:
+        """The chunks, for code in a worker thread."""
+        for chunk in _from_thread(_pieces(self._stream, self._limit)):
+            self.size += len(chunk)
+            yield chunk
 
 
 def _check_size(size_bytes: int, limit: int) -> None:

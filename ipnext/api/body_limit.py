@@ -8,8 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ipnext.api.errors import answer, error_body
 from ipnext.errors import TooLarge
 
-MOST_BYTES: Final = 64 * 2**20
-"""Of one body; the largest manifest of a snapshot is a quarter of that."""
+MOST_BYTES: Final = 17 * 2**20
+"""Of one body: the largest manifest of a snapshot has 16 MiB."""
 STREAMED: Final = "/v1/artifacts/blobs/"
 
 

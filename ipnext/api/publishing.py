@@ -1,6 +1,6 @@
 """Publish and roll back: record one change, answer 202; the outbox hands it to the workflow engine."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fastapi import APIRouter
 
@@ -11,12 +11,14 @@ from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Platform, Rooms, User
 from ipnext.api.retirement import check_in_service, check_not_retiring
-from ipnext.artifacts.layout import snapshot_uri
+from ipnext.artifacts.layout import digest_in, snapshot_uri
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.model.artifact_use import owners_allowance
 from ipnext.model.lifecycle import Change, ChangeKind
-from ipnext.model.registry import Generation, GenerationState, SnapshotSource
+from ipnext.model.registry import Generation, GenerationState, SnapshotManifest, SnapshotSource
 from ipnext.model.resource import ChangeView, PublishPart, PublishRequest, RollbackRequest
+from ipnext.store.artifacts import sizes_of
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
@@ -41,9 +43,13 @@ def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User, 
     if request.override_freeze is not None:
         rooms.access.check_owner(asker, "models.override", name, record.manifest.metadata.owner)
     _check_parts(record, request.parts)
-    sources = {part: _source(rooms, given) for part, given in request.parts.items()}
+    owner = record.manifest.metadata.owner
+    sources = {part: _source(rooms, owner, given) for part, given in request.parts.items()}
+    _check_there(rooms, sources)
     with rooms.store.begin(name) as unit:
         check_not_retiring(unit, record)
+        for source in sources.values():
+            _charge(unit, rooms, owner, source.manifest)
         change = unit.publish(name, sources, change_id=change_id)
         digests = {part: source.manifest.digest for part, source in sources.items()}
         after: dict[str, object] = {"generation": change.generation, "snapshots": digests}
@@ -69,7 +75,7 @@ def rollback(name: ModelName, request: RollbackRequest, rooms: Rooms) -> ChangeV
         change = _recorded(unit, change_id, name)
         if change is None:
             unfinished = bool(_ROLLS_OUT & unit.open_kinds(name).keys())
-            target = _rollback_target(record, unit.generations(name), request.generation, unfinished=unfinished)
+            target = _rollback_target(record, _with_bytes(unit, name), request.generation, unfinished=unfinished)
             change = unit.add_change(name, ChangeKind.ROLLBACK, change_id=change_id, generation=target)
         before = {"generation": record.serving_generation}
         unit.note_audit(change_id=change.id, before=before, after={"generation": change.generation})
@@ -98,18 +104,48 @@ def _check_parts(record: ModelRecord, given: Iterable[str]) -> None:
             raise InvalidInput(msg, field=f"parts.{part}", value=part, allowed=known)
 
 
-def _source(rooms: Platform, given: PublishPart) -> SnapshotSource:
-    """Where a part's content lies in the artifact store; a uri is read into it first."""
+def _source(rooms: Platform, owner: str, given: PublishPart) -> SnapshotSource:
+    """Where a part's content lies in the artifact store; a uri is read into it first. It is announced."""
     if given.digest is not None:
         uri = snapshot_uri(rooms.artifacts.uri, given.digest)
-        return SnapshotSource(manifest=rooms.artifacts.manifest(uri), uri=uri)
+        source = SnapshotSource(manifest=rooms.artifacts.manifest(uri), uri=uri)
+        _announced(rooms, owner, source.manifest)
+        return source
+    if (given.uri or "").startswith(f"{rooms.artifacts.uri}/snapshots/"):
+        return _source(rooms, owner, PublishPart(digest=digest_in(given.uri or "", rooms.artifacts.uri)))
     return ingest_uri(
         rooms.artifacts,
         given.uri or "",
         roots=rooms.settings.artifact_roots,
         buckets=rooms.settings.artifact_buckets,
         endpoint_url=rooms.settings.s3_endpoint_url,
+        announce=lambda manifest: _announced(rooms, owner, manifest),
     )
+
+
+def _announced(rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
+    """Count what is about to be read or named, and keep what of it is there from a collection. QuotaExceeded."""
+    with rooms.store.begin_free(()) as unit:
+        _charge(unit, rooms, owner, manifest)
+
+
+def _check_there(rooms: Platform, sources: Mapping[str, SnapshotSource]) -> None:
+    """Look again for what a collection may have taken before it was announced: a manifest goes before its blobs. ArtifactMissing."""
+    for source in sources.values():
+        rooms.artifacts.manifest(source.uri)
+
+
+def _charge(unit: Repository, rooms: Platform, owner: str, manifest: SnapshotManifest) -> None:
+    """Count for the owner what counts for none yet. QuotaExceeded."""
+    record = unit.find_owner(owner)
+    allowance = owners_allowance(owner, record.manifest if record else None, default=rooms.settings.artifact_bytes)
+    unit.charge_artifacts(sizes_of(manifest), allowance)
+
+
+def _with_bytes(unit: Repository, model: str) -> tuple[Generation, ...]:
+    """The generations whose snapshots' bytes are kept."""
+    gone = unit.collected_snapshots(model)
+    return tuple(one for one in unit.generations(model) if not gone & set(one.snapshots.items()))
 
 
 def _rollback_target(

@@ -8,6 +8,7 @@ import stamina.instrumentation
 import typer
 
 from ipnext.cli import (
+    artifacts,
     audit,
     changing,
     controlling,
@@ -59,7 +60,7 @@ MODULES = (
 for module in MODULES:
     for command in module.COMMANDS:
         app.command(command.name, help=command.help)(command.function)
-GROUPS = (keys, roles, audit, platform)
+GROUPS = (keys, roles, audit, artifacts, platform)
 """Modules whose commands share a first word: `GROUP` holds them."""
 for group in GROUPS:
     app.add_typer(group.GROUP)

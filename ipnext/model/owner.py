@@ -19,6 +19,7 @@ HIGHEST_PRIORITY: Final = 1000
 MODELS: Final = "models"
 DOLLARS: Final = "dollarsPerHour"
 REQUESTS: Final = "requestsPerSecond"
+ARTIFACTS: Final = "artifactBytes"
 UNITS: Final = "units."
 """First part of the name of a quota of units: `units.l4`."""
 
@@ -43,12 +44,16 @@ class OwnerQuotas(Written):
     """$/h: the sum of the models' `spec.budgetPerHour`."""
     requests_per_second: float | None = Field(default=None, ge=0)
     """The sum of the models' declared demand in requests a second."""
+    artifact_bytes: int | None = Field(default=None, ge=0, lt=2**63)
+    """Bytes in the artifact store that were uploaded for the owner's models; left out: as the platform's setting says."""
 
     @property
     def limits(self) -> Mapping[str, float]:
         """Quota by its name, such as `units.l4`, -> its limit."""
         found = {MODELS: self.models, DOLLARS: self.dollars_per_hour, REQUESTS: self.requests_per_second}
         named = {name: float(limit) for name, limit in found.items() if limit is not None}
+        if self.artifact_bytes is not None:
+            named[ARTIFACTS] = float(self.artifact_bytes)
         return named | {f"{UNITS}{kind}": limit for kind, limit in sorted(self.units.items())}
 
 
@@ -96,9 +101,9 @@ class QuotaUse(Value):
     """One quota beside what the owner's models ask for."""
 
     quota: str
-    """`models`, `units.KIND`, `dollarsPerHour` or `requestsPerSecond`."""
+    """`models`, `units.KIND`, `dollarsPerHour`, `requestsPerSecond` or `artifactBytes`."""
     used: float
-    """What the manifests of the models that are not retired add up to; admission compares this with the limit."""
+    """What the manifests of the models that are not retired add up to, or bytes stored; admission compares this with the limit."""
     limit: float | None = None
     """None: no limit."""
     placed: float | None = None

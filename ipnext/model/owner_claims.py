@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from ipnext.errors import QuotaExceeded
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.manifest import ModelManifest, ModelSpec, PartSpec
-from ipnext.model.owner import DOLLARS, MODELS, REQUESTS, UNITS, OwnerManifest
+from ipnext.model.owner import ARTIFACTS, DOLLARS, MODELS, REQUESTS, UNITS, OwnerManifest
 from ipnext.model.throughput import REQUESTS as IN_REQUESTS
 
 COPIES_TO_SURVIVE: Final = 2
@@ -61,6 +61,8 @@ def check_quotas(owner: OwnerManifest, claims: Mapping[str, float], before: Clai
     """
     known = before.amounts if before.is_counted else {}
     for quota, limit in owner.spec.quotas.limits.items():
+        if quota == ARTIFACTS:
+            continue  # no manifest declares bytes: uploads and publishes are admitted by them
         if quota == MODELS:
             claimed, grows = 1.0, not before.is_counted
         elif quota == DOLLARS and DOLLARS not in claims:

@@ -27,6 +27,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ipnext import names
 from ipnext.errors import EngineRefused, NotFound, Unavailable
+from ipnext.model.artifact_use import CollectInput
 from ipnext.model.lifecycle import ScheduledReplan
 from ipnext.model.reconciliation import ReconcileInput
 from ipnext.settings import PlatformSettings
@@ -39,6 +40,8 @@ KEPT_EVERY_SECONDS = 30.0
 """Between two looks of a worker for schedules that were deleted."""
 
 HOUR = timedelta(hours=1)
+
+COLLECTION_JITTER = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,25 @@ def schedules_of(settings: PlatformSettings) -> tuple[PlatformSchedule, ...]:
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=RECONCILER_LOOK)]),
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=RECONCILER_LOOK),
     )
+    collect = Schedule(
+        action=ScheduleActionStartWorkflow(
+            names.COLLECT_WORKFLOW,
+            CollectInput(),
+            id=names.COLLECT_WORKFLOW,
+            task_queue=names.LIFECYCLE_QUEUE,
+            task_timeout=settings.timing.workflow_task,
+            static_summary="collects what nothing names in the artifact store",
+        ),
+        spec=ScheduleSpec(
+            intervals=[ScheduleIntervalSpec(every=settings.artifact_collection_hours * HOUR)],
+            jitter=COLLECTION_JITTER,
+        ),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP),
+    )
     return (
         PlatformSchedule(names.REPLAN_SCHEDULE, replan),
         PlatformSchedule(names.RECONCILE_SCHEDULE, reconcile, keeps=names.RECONCILE_WORKFLOW),
+        PlatformSchedule(names.COLLECT_SCHEDULE, collect),
     )
 
 

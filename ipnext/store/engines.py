@@ -28,7 +28,7 @@ _BEGIN = "ipnext_begin"
 _READING = ("SELECT", "WITH", "BEGIN", "PRAGMA", "EXPLAIN", "SET ", "SHOW ")
 _WRITES = "ipnext_writes"
 _FLEET_LOCK, _MODEL_LOCK, MIGRATION_LOCK, _PLAN_LOCK = 0x49504E01, 0x49504E02, 0x49504E03, 0x49504E04
-_AUDIT_LOCK, _OWNER_LOCK = 0x49504E05, 0x49504E06
+_AUDIT_LOCK, _OWNER_LOCK, _ARTIFACT_LOCK = 0x49504E05, 0x49504E06, 0x49504E07
 
 
 def parse(url: str) -> URL:
@@ -125,7 +125,7 @@ def take_turn(connection: Connection, model: str | None) -> None:
 
     SQLite has one writer at a time anyway (BEGIN IMMEDIATE). PostgreSQL gets the same order by advisory locks: a unit
     of all models waits for every other, a unit of one model for those of that model only. The order of locks is fleet,
-    model, owner, plan, audit, and no unit waits for two models or owners, so none can wait in a circle.
+    model, owner, artifacts, plan, audit, and no unit waits for two models or owners, so none can wait in a circle.
     """
     if connection.dialect.name == "sqlite":
         return
@@ -158,6 +158,16 @@ def lock_owner(connection: Connection, owner: str) -> None:
     if connection.dialect.name != "sqlite":
         key = {"space": _OWNER_LOCK, "number": _number_of(owner)}
         connection.execute(text("SELECT pg_advisory_xact_lock(:space, :number)"), key)
+
+
+def lock_artifacts(connection: Connection, *, alone: bool) -> None:
+    """Keep what the artifact store holds from being removed until the transaction's end; `alone`: keep others from using it.
+
+    Behind the lock of an owner and before that of the plan.
+    """
+    if connection.dialect.name != "sqlite":
+        shared = "" if alone else "_shared"
+        connection.execute(text(f"SELECT pg_advisory_xact_lock{shared}({_ARTIFACT_LOCK}, 0)"))
 
 
 def lock_plan(connection: Connection) -> None:

@@ -8,10 +8,11 @@ from sqlmodel import col, delete, func, select
 
 from ipnext.errors import Conflict, NotFound, StaleWrite
 from ipnext.model.access import ANY, Grant, Role
-from ipnext.model.owner import DOLLARS, MODELS, OwnerManifest, OwnerMember
+from ipnext.model.owner import ARTIFACTS, DOLLARS, MODELS, OwnerManifest, OwnerMember
 from ipnext.model.owner_claims import Claim
 from ipnext.model.wire import decode_frozen
 from ipnext.store import engines
+from ipnext.store.artifacts import Artifacts
 from ipnext.store.paging import Page, bounded, page_of
 from ipnext.store.records import OwnerRecord, OwnerUse
 from ipnext.store.tables import (
@@ -22,10 +23,10 @@ from ipnext.store.tables import (
     PlacementRow,
     RoleBindingRow,
 )
-from ipnext.store.unit import NAMED_IN_ERRORS, Unit, batches, document, known
+from ipnext.store.unit import NAMED_IN_ERRORS, batches, document, known
 
 
-class Owners(Unit):
+class Owners(Artifacts):
     """Owners concern all models, so a unit that names one may not write them; a claim is of one model."""
 
     def put_owner(self, manifest: OwnerManifest, *, expected_version: int | None) -> OwnerRecord:
@@ -148,10 +149,11 @@ class Owners(Unit):
     def owner_uses(self, owners: Collection[str]) -> Mapping[str, OwnerUse]:
         """Owner -> what its models count for and are given; for each of these owners."""
         claimed, stated = self._claimed(owners), self._models_with_budget(owners)
+        stored = self.owners_artifact_bytes(owners)
         units, costs = self._placed(owners)
         return {
             owner: OwnerUse(
-                claimed=claimed[owner],
+                claimed={**claimed[owner], **({ARTIFACTS: float(stored[owner])} if owner in stored else {})},
                 without_budget=round(claimed[owner][MODELS]) - stated.get(owner, 0),
                 placed_units=units.get(owner, {}),
                 placed_cost=costs.get(owner, 0.0),

@@ -53,6 +53,7 @@ class Publishing(Changes):
         numbers = {part: self._left_out(model, part, newest, parts) for part in wanted if part in newest}
         for part, source in sorted(parts.items()):
             if part in newest and newest[part].digest == source.manifest.digest:
+                self._keep_again(newest[part])
                 continue
             numbers[part] = newest[part].number + 1 if part in newest else 1
             self._add_snapshot(model, part, source, number=numbers[part])
@@ -62,9 +63,10 @@ class Publishing(Changes):
     def _left_out(
         self, model: str, part: str, newest: Mapping[str, SnapshotRow], given: Mapping[str, SnapshotSource]
     ) -> int:
-        """The snapshot of a part: the newest, less those of a part not given that a report names as what was refused."""
+        """The snapshot of a part: the newest, less those of a part not given that were collected, or that a report names as what was refused."""
         number = newest[part].number
         refused = frozenset[int]() if part in given else self._refused_snapshots(model, part)
+        refused |= {n for of, n in self.collected_snapshots(model) if of == part and part not in given}
         sound = (n for n in range(number, 0, -1) if n not in refused)
         return next(sound, number)
 
@@ -134,6 +136,13 @@ def _check_publishable(
     for part in sorted(set(parts) - set(wanted)):
         msg = f"parts.{part}: model {row.name!r} has no such part; allowed: {', '.join(wanted)}"
         raise InvalidInput(msg, field=f"parts.{part}", value=part, allowed=wanted)
+    gone = [part for part in wanted if part in newest and newest[part].collected_at is not None and part not in parts]
+    if gone:
+        msg = (
+            f"parts: the bytes of the newest snapshot of {', '.join(gone)} of model {row.name!r} were collected; publish it "
+            "again together with these"
+        )
+        raise InvalidInput(msg, field="parts", value=sorted(parts), allowed=wanted)
     lacking = [part for part in wanted if part not in newest and part not in parts]
     if lacking:
         msg = f"parts: {', '.join(lacking)} of model {row.name!r} has no snapshot yet; publish it together with these"

@@ -81,6 +81,13 @@ class Snapshots(Unit):
         found = [_snapshot(row) for row in self._session.exec(select(SnapshotRow).where(SnapshotRow.model == model))]
         return tuple(sorted(found, key=lambda snapshot: (snapshot.part, -snapshot.number)))
 
+    def collected_snapshots(self, model: str) -> frozenset[tuple[str, int]]:
+        """(Part, number) of a model's snapshots whose bytes were given free."""
+        query = sa_select(SNAPSHOTS.c.part, SNAPSHOTS.c.number).where(
+            SNAPSHOTS.c.model == bindparam("model"), SNAPSHOTS.c.collected_at.is_not(None)
+        )
+        return frozenset((row.part, row.number) for row in self._run(query, model=model))
+
     def snapshots_named(self, names: Collection[tuple[str, str, int]]) -> tuple[Snapshot, ...]:
         """Those of these snapshots (model, part, number) that exist, sorted. The cost follows their count, not the history."""
         found = [_snapshot(row) for some in batches(names) for row in self._run(_SNAPSHOTS_NAMED, names=some)]
@@ -178,6 +185,7 @@ class Snapshots(Unit):
         known = select(SnapshotRow).where(SnapshotRow.model == model, SnapshotRow.part == segment)
         row = self._session.exec(known.where(SnapshotRow.digest == source.manifest.digest)).first()
         if row is not None:
+            self._keep_again(row)
             return _snapshot(row)
         newest = self._session.exec(
             select(func.max(SnapshotRow.number)).where(SnapshotRow.model == model, SnapshotRow.part == segment)
@@ -240,6 +248,12 @@ class Snapshots(Unit):
     def _last_generation(self, model: str) -> int:
         query = select(func.max(GenerationRow.number)).where(GenerationRow.model == model)
         return self._session.exec(query).one() or 0
+
+    def _keep_again(self, row: SnapshotRow) -> None:
+        """The bytes of a snapshot whose bytes were given free are in the artifact store again."""
+        if row.collected_at is not None:
+            row.collected_at = None
+            self._add(row)
 
     def _add_snapshot(self, model: str, part: str, source: SnapshotSource, *, number: int) -> None:
         row = SnapshotRow(

@@ -122,6 +122,24 @@ class SnapshotRow(Row, table=True):
     uri: str = _text()
     manifest: str = _text()
     created_at: datetime = _time()
+    collected_at: datetime | None = _time(default=None)
+    """When its bytes were given free, as nothing could want them any more; None: they are kept."""
+
+
+class ArtifactRow(Row, table=True):
+    """A blob or the manifest of a snapshot in the artifact store: whom it counts for, and when it was last in use."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (Index("ix_artifacts_account", "account"), Index("ix_artifacts_touched", "touched_at"))
+
+    digest: str = _text(primary_key=True)
+    size_bytes: int = _number()
+    account: str = _text(default="")
+    uploads: int = _number(default=0)
+    """Uploads of it that are under way."""
+    stored: bool = False
+    """Whether an upload has ended well; until then its size is what it said."""
+    touched_at: datetime = _time()
 
 
 class ProfileRow(Row, table=True):

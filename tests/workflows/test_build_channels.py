@@ -70,6 +70,7 @@ BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
         for name in (
             *(
                 "access_lists",
+                "artifacts",
                 "deployments",
                 "keys",
                 "models",

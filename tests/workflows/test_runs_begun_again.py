@@ -216,6 +216,7 @@ def test_the_documentation_names_who_begins_each_workflow_again():
         names.SCHEDULED_REPLAN_WORKFLOW: "replan/schedule-TIME",
         names.DRAIN_WORKFLOW: names.drain_workflow_id("REGION"),
         names.RECONCILE_WORKFLOW: "reconcile-TIME",
+        names.COLLECT_WORKFLOW: "collect-TIME",
     }
     assert {vars(found)["__temporal_workflow_definition"].name for found in WORKFLOWS} == set(ids), (
         "a workflow that nobody begins again?"

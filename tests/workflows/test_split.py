@@ -129,6 +129,21 @@ async def test_the_same_bytes_and_policy_again_are_not_cut_again(
     assert generation(3).layout == generation(1).layout
 
 
+async def test_pieces_whose_bytes_were_collected_are_cut_again(
+    cut_in_the_middle, house, kit, model, carried_out, generation
+):
+    collected = generation(1).layout.segments[0]
+    with house.store.begin(model) as repository:
+        repository.give_free(model, [(collected.name, collected.snapshot)])
+    house.apply_split(model, kit.BY_TABLE)
+    change = await carried_out(house.publish_whole(model, 1, change_id=f"{model}-3"))
+
+    assert (change.state, change.generation) == (ChangeState.DONE, 3)
+    assert house.cutter.calls == 3
+    with house.store.read() as repository:
+        assert repository.collected_snapshots(model) == frozenset()
+
+
 async def test_bytes_that_were_cut_in_an_earlier_form_are_cut_again(
     cut_in_the_middle, house, kit, model, carried_out, monkeypatch
 ):

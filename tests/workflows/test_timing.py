@@ -87,8 +87,8 @@ async def test_replans_and_drains_begin_with_the_limit_of_who_starts_them(unusua
 
 def test_what_the_schedules_start_has_it_too():
     settings = PlatformSettings(workflow_task_seconds=UNUSUAL.workflow_task_seconds)
-    replan, reconcile = (found.schedule.action for found in schedules_of(settings))
-    assert {replan.task_timeout, reconcile.task_timeout} == {UNUSUAL.workflow_task}
+    replan, *others = (found.schedule.action for found in schedules_of(settings))
+    assert {found.task_timeout for found in (replan, *others)} == {UNUSUAL.workflow_task}
     assert replan.args == [ScheduledReplan()]
 
 

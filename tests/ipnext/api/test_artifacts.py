@@ -2,12 +2,15 @@
 
 import asyncio
 import hashlib
+import os
+import time
 from collections import Counter
 
 import pytest
 
 from ipnext.api import artifacts
 from ipnext.api.body_limit import MOST_BYTES
+from ipnext.model.access import Role
 from ipnext.model.value import digest_of
 
 
@@ -129,3 +132,116 @@ async def first_of(tasks, count):
             done.add(task)
             yield task
         tasks = [task for task in tasks if task not in done]
+
+
+def sha(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+async def put(world, content, **options):
+    return await world.http.put(f"/v1/artifacts/blobs/{sha(content)}", content=content, **options)
+
+
+async def apply_owner(world, **quotas):
+    document = {"apiVersion": "ipnext/v1", "kind": "Owner", "metadata": {"name": "search"}, "spec": {"quotas": quotas}}
+    answer = await world.http.put("/v1/owners/search", json=document)
+    answer.raise_for_status()
+    return answer.json()
+
+
+async def stored(world):
+    owner = (await world.http.get("/v1/owners/search")).json()
+    return next((use for use in owner["usage"] if use["quota"] == "artifactBytes"), None)
+
+
+async def test_an_upload_for_a_model_counts_for_its_owner_and_is_refused_beyond_the_quota(world):
+    world.rooms.seed("ranker")
+    await apply_owner(world, artifactBytes=10)
+    assert (await put(world, b"eight by", params={"model": "ranker"})).status_code == 204
+    refused = await put(world, b"three", params={"model": "ranker"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "QuotaExceeded")
+    assert "owner 'search' uses 8 of 10 bytes in the artifact store (quotas.artifactBytes)" in refused.json()["message"]
+    assert world.rooms.artifacts.missing([sha(b"three")]) == {sha(b"three")}
+    assert await stored(world) == {"quota": "artifactBytes", "used": 8, "limit": 10, "placed": None}
+
+
+async def test_of_uploads_at_the_same_time_no_more_pass_than_the_quota_has_room_for(world):
+    world.rooms.seed("ranker")
+    await apply_owner(world, artifactBytes=35)
+    answers = await asyncio.gather(*(put(world, b"%010d" % n, params={"model": "ranker"}) for n in range(8)))
+    assert Counter(answer.status_code for answer in answers) == {204: 3, 409: 5}
+    assert (await stored(world))["used"] == 30
+
+
+async def test_a_publish_beyond_the_quota_is_refused_and_one_within_it_counts(world):
+    world.rooms.seed("ranker")
+    await apply_owner(world, artifactBytes=10)
+    digests = {part: await world.upload(content) for part, content in (("sparse", b"123456"), ("dense", b"abcdef"))}
+    body = {"changeId": "c1", "parts": {part: {"digest": digest} for part, digest in digests.items()}}
+    refused = await world.http.post("/v1/models/ranker/publish", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (409, "QuotaExceeded")
+    await apply_owner(world, artifactBytes=12)
+    assert (await world.http.post("/v1/models/ranker/publish", json=body)).status_code == 202
+    assert (await stored(world))["used"] == 12
+
+
+async def test_what_no_owner_limits_is_limited_by_the_platform(world):
+    world.rooms.settings = world.rooms.settings.model_copy(update={"artifact_bytes": 10})
+    async with world.rooms.client() as client:
+        content = b"more than ten bytes"
+        answer = await client.put(f"/v1/artifacts/blobs/{sha(content)}", content=content)
+    assert (answer.status_code, answer.json()["code"]) == (409, "QuotaExceeded")
+    assert "of 10 bytes in the artifact store (IPNEXT_ARTIFACT_BYTES)" in answer.json()["message"]
+
+
+async def test_an_upload_that_is_refused_counts_for_nobody(world):
+    world.rooms.seed("ranker")
+    await apply_owner(world, artifactBytes=10)
+    wrong = await world.http.put(f"/v1/artifacts/blobs/{sha(b'right')}", content=b"wrong", params={"model": "ranker"})
+    assert wrong.status_code == 422
+    assert await stored(world) == {"quota": "artifactBytes", "used": 0, "limit": 10, "placed": None}
+
+
+async def test_nobody_uploads_for_a_model_of_an_owner_that_is_not_theirs(world):
+    world.rooms.seed("ranker")
+    key = world.rooms.add_key("other", Role.PUBLISHER, owner="ads")
+    answer = await put(world, b"x", params={"model": "ranker"}, headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code == 404
+    assert world.rooms.artifacts.missing([sha(b"x")]) == {sha(b"x")}
+
+
+async def collected(world, *, dry_run=False):
+    return await world.http.request("GET" if dry_run else "POST", "/v1/artifacts/collect")
+
+
+def grow_old(world, digest):
+    then = time.time() - 3 * 86_400
+    os.utime(world.rooms.artifacts.root / "blobs" / digest, (then, then))
+
+
+async def test_a_dry_run_shows_what_a_collection_removes(world):
+    content = b"nobody names it"
+    world.rooms.artifacts.put_blob(sha(content), iter([content]))
+    grow_old(world, sha(content))
+    shown = (await collected(world, dry_run=True)).json()
+    assert (shown["dryRun"], shown["blobs"], shown["items"][0]["name"]) == (True, 1, sha(content))
+    assert not world.rooms.artifacts.missing([sha(content)])
+    assert (await collected(world)).json()["blobs"] == 1
+    assert world.rooms.artifacts.missing([sha(content)]) == {sha(content)}
+    entries = (await world.http.get("/v1/audit", params={"action": "artifacts.collect"})).json()["items"]
+    assert [entry["outcome"] for entry in entries] == ["asked"]
+
+
+async def test_a_blob_that_a_client_was_told_is_there_stays(world):
+    content = b"held for long"
+    world.rooms.artifacts.put_blob(sha(content), iter([content]))
+    grow_old(world, sha(content))
+    assert (await world.http.post("/v1/artifacts/missing", json={"digests": [sha(content)]})).json() == {"missing": []}
+    assert (await collected(world)).json()["blobs"] == 0
+
+
+async def test_an_operator_collects_nothing(world):
+    key = world.rooms.add_key("op", Role.OPERATOR)
+    for method in ("GET", "POST"):
+        answer = await world.http.request(method, "/v1/artifacts/collect", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 403

@@ -188,3 +188,14 @@ async def test_a_model_that_serves_nothing_has_nothing_to_repair(applied):
     answer = await applied.http.post("/v1/models/ranker/repair", json={})
     assert (answer.status_code, answer.json()["code"]) == (409, "Conflict")
     assert "serves no generation yet" in answer.json()["message"]
+
+
+async def test_a_rollback_does_not_reach_a_generation_whose_bytes_were_collected(applied):
+    for salt in "abc":
+        applied.rooms.serve(applied.rooms.publish_directly("ranker", salt))
+    with applied.rooms.store.begin("ranker") as unit:
+        unit.give_free("ranker", [("dense", 2)])
+    refused = await applied.http.post("/v1/models/ranker/rollback", json={"generation": 2})
+    assert (refused.status_code, refused.json()["allowed"]) == (400, ["1"])
+    answer = await applied.http.post("/v1/models/ranker/rollback", json={})
+    assert (answer.status_code, answer.json()["generation"]) == (202, 1)

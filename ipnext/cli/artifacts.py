@@ -1,0 +1,33 @@
+"""The artifact store on the command line: `artifacts collect`."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ipnext.cli.command import Command
+from ipnext.cli.output import Form, Output, rows, say, write
+from ipnext.cli.session import client_of
+from ipnext.model.artifact_use import CollectionView
+
+
+def collect(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; remove nothing.")] = False,
+    output: Output = Form.TABLE,
+) -> None:
+    """Remove blobs that no snapshot names and nobody used for the grace time. The platform does so on a schedule."""
+    found = client_of(context).collect_artifacts(dry_run=dry_run)
+    say(f"{found.summary}; in use since {found.unused_since:%Y-%m-%d %H:%M} UTC: kept")
+    write(found, output, lambda: _table(found))
+
+
+def _table(found: CollectionView) -> Table:
+    lines = ((item.kind, item.name, item.size_bytes, item.reason) for item in found.items)
+    return rows("", ("kind", "name", "bytes", "reason"), lines)
+
+
+COMMANDS = (Command("collect", "Remove what no snapshot names from the artifact store.", collect),)
+GROUP = typer.Typer(name="artifacts", help="Look after the artifact store.", no_args_is_help=True)
+for command in COMMANDS:
+    GROUP.command(command.name, help=command.help)(command.function)

@@ -1,0 +1,110 @@
+"""Whom the bytes of the artifact store count for, and what a collection does. Pure values."""
+
+from datetime import datetime
+from typing import Final, Literal, NamedTuple
+
+from ipnext.errors import QuotaExceeded
+from ipnext.model.access import Principal
+from ipnext.model.owner import ARTIFACTS, OwnerManifest
+from ipnext.model.value import Value, Written
+
+_OWNER: Final = "owner/"
+"""Begins the accounts of owners; those of who uploads begin with the kind of the principal."""
+
+SETTING: Final = "IPNEXT_ARTIFACT_BYTES"
+
+
+class Allowance(NamedTuple):
+    """An account, and how many bytes it may have."""
+
+    account: str
+    limit: int
+    source: str
+    """The quota or the setting that says so."""
+
+    @property
+    def is_of_owner(self) -> bool:
+        """Whether it is an owner's."""
+        return is_owners(self.account)
+
+    @property
+    def subject(self) -> str:
+        """The account as messages name it."""
+        kind, _, name = self.account.partition("/")
+        return f"{kind} {name!r}"
+
+    def check(self, used: int, more: int) -> None:
+        """QuotaExceeded if the account has no room for so many bytes more."""
+        if used + more > self.limit:
+            allowed = f"at most {max(0, self.limit - used)}"
+            msg = (
+                f"blobs: {more} bytes; {self.subject} uses {used} of {self.limit} bytes in the artifact store ({self.source}); "
+                f"allowed: {allowed}"
+            )
+            raise QuotaExceeded(msg, field="blobs", value=more, allowed=(allowed,))
+
+
+def account_of(owner: str) -> str:
+    """The account of an owner."""
+    return f"{_OWNER}{owner}"
+
+
+def is_owners(account: str) -> bool:
+    """Whether an account is an owner's."""
+    return account.startswith(_OWNER)
+
+
+def owners_allowance(owner: str, manifest: OwnerManifest | None, *, default: int) -> Allowance:
+    """What an owner may have: by its quota, else by the platform's setting."""
+    quota = None if manifest is None else manifest.spec.quotas.artifact_bytes
+    if quota is None:
+        return Allowance(account_of(owner), default, SETTING)
+    return Allowance(account_of(owner), quota, f"quotas.{ARTIFACTS}")
+
+
+def uploaders_allowance(principal: Principal, *, default: int) -> Allowance:
+    """What a principal may upload for no model: until it is published it counts for who uploaded it."""
+    return Allowance(f"{principal.kind}/{principal.id}", default, SETTING)
+
+
+Kind = Literal["blob", "manifest", "snapshot", "upload"]
+"""`snapshot`: the record that gives its bytes free. `manifest`: its file in the store. `upload`: what a writer that was killed left."""
+
+
+class CollectInput(Value):
+    """What a collection on schedule is asked for."""
+
+
+class CollectedItem(Written):
+    """One thing that a collection removes, or would."""
+
+    kind: Kind
+    name: str
+    """Digest; of a snapshot MODEL/PART/NUMBER."""
+    size_bytes: int = 0
+    reason: str
+
+
+class CollectionView(Written):
+    """What a collection of the artifact store removed, or would remove."""
+
+    dry_run: bool
+    blobs: int
+    size_bytes: int
+    """Of these blobs."""
+    snapshots: int
+    """Snapshots whose bytes are given free; the blobs of these go a grace time later."""
+    kept_blobs: int
+    unused_since: datetime
+    """What was in use since then stays."""
+    items: tuple[CollectedItem, ...] = ()
+    """The first of them."""
+
+    @property
+    def summary(self) -> str:
+        """In a line."""
+        did = "would be removed" if self.dry_run else "removed"
+        return (
+            f"{self.blobs} blobs of {self.size_bytes} bytes {did}, {self.snapshots} snapshots "
+            f"{'would be ' if self.dry_run else ''}given free, {self.kept_blobs} blobs kept"
+        )

@@ -1,0 +1,228 @@
+"""Bytes of the artifact store: whom they count for, what is in use, and what nothing can want any more.
+
+Who is about to use a blob touches it first and looks for it in the artifact store afterwards. A collection removes a blob within
+a unit that keeps all touches waiting, and only one that was not touched for its grace time. So a blob that was there after it was
+touched stays there for the grace time.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ipnext.model.artifact_use import Allowance, account_of, is_owners
+from ipnext.model.registry import GenerationState, SnapshotManifest
+from ipnext.model.wire import decode
+from ipnext.store import engines
+from ipnext.store.snapshots import SNAPSHOTS, Snapshots
+from ipnext.store.tables import METADATA, ArtifactRow, ModelRow
+from ipnext.store.unit import batches
+
+ARTIFACTS = METADATA.tables[ArtifactRow.__tablename__]
+_MODELS = METADATA.tables[ModelRow.__tablename__]
+_IS = ARTIFACTS.c.digest == bindparam("of_digest")
+_AMONG = ARTIFACTS.c.digest.in_(bindparam("digests", expanding=True))
+_ONE = select(ARTIFACTS).where(_IS)
+_SOME = select(ARTIFACTS).where(_AMONG)
+_CHANGE = update(ARTIFACTS).where(_IS)
+_TOUCH = update(ARTIFACTS).where(_AMONG).values(touched_at=bindparam("now"))
+_KEPT = select(SNAPSHOTS.c.digest, SNAPSHOTS.c.manifest).where(SNAPSHOTS.c.collected_at.is_(None))
+_SNAPSHOT_IS = update(SNAPSHOTS).where(
+    SNAPSHOTS.c.model == bindparam("of_model"),
+    SNAPSHOTS.c.part == bindparam("of_part"),
+    SNAPSHOTS.c.number == bindparam("of_number"),
+)
+_READ_AT_ONCE = 500
+
+NEVER_SERVED = frozenset({GenerationState.REFUSED, GenerationState.FAILED, GenerationState.SUPERSEDED})
+"""States in which a generation that never served ends: no rollback reaches it."""
+
+
+class Artifacts(Snapshots):
+    """Uploads as they are counted, touches, and what a collection may take. No entry of the audit is written for them."""
+
+    def reserve_blob(self, digest: str, size_bytes: int, allowance: Allowance) -> None:
+        """Count an upload before it comes. QuotaExceeded. One of a blob that is counted already costs nothing."""
+        self._writing_any()
+        engines.lock_owner(self._connection, allowance.account)
+        engines.lock_artifacts(self._connection, alone=False)
+        with self._bookkeeping():
+            row = self._run(_ONE, of_digest=digest).first()
+            counted = 0 if row is None or not row.account else row.size_bytes
+            more = 0 if row is not None and row.stored and row.account else max(0, size_bytes - counted)
+            if more:
+                allowance.check(self.artifact_bytes(allowance.account), more)
+            account = row.account if row is not None and row.account else allowance.account
+            given = {"digest": digest, "size_bytes": counted + more, "account": account, "uploads": 1}
+            self._put_artifacts([given], {"account": None, "size_bytes": None, "uploads": ARTIFACTS.c.uploads + 1})
+
+    def blob_stored(self, digest: str, size_bytes: int) -> None:
+        """An upload that was reserved has ended well; so many bytes came."""
+        with self._bookkeeping():
+            self._write(_CHANGE, of_digest=digest, size_bytes=size_bytes, stored=True, touched_at=self._now())
+            self._end_upload(digest)
+
+    def blob_refused(self, digest: str) -> None:
+        """An upload that was reserved has failed: it counts no more, unless another one of the same blob goes on."""
+        with self._bookkeeping():
+            self._end_upload(digest)
+            over = _CHANGE.where(ARTIFACTS.c.stored.is_(False), ARTIFACTS.c.uploads <= 0)
+            self._write(over.values(account="", size_bytes=0), of_digest=digest)
+
+    def touch_artifacts(self, sizes: Mapping[str, int]) -> None:
+        """Keep these for the grace time, whether they are in the artifact store or come to it. Digest -> bytes."""
+        self._writing_any()
+        engines.lock_artifacts(self._connection, alone=False)
+        rows = [{"digest": digest, "size_bytes": size, "account": "", "uploads": 0} for digest, size in sizes.items()]
+        with self._bookkeeping():
+            self._put_artifacts(rows, {})
+
+    def touch_known(self, digests: Collection[str]) -> frozenset[str]:
+        """Keep those of these for the grace time that were used before, and return them. The others have no row: look, then touch."""
+        self._writing_any()
+        engines.lock_artifacts(self._connection, alone=False)
+        found = frozenset(row.digest for some in batches(digests) for row in self._run(_SOME, digests=some))
+        with self._bookkeeping():
+            for some in batches(found):
+                self._write(_TOUCH, digests=some, now=self._now())
+        return found
+
+    def charge_artifacts(self, sizes: Mapping[str, int], allowance: Allowance) -> None:
+        """Count for an owner what counts for none yet, as of a publish, and touch it. QuotaExceeded."""
+        engines.lock_owner(self._connection, allowance.account)
+        self.touch_artifacts(sizes)
+        rows = [row for some in batches(sizes) for row in self._run(_SOME, digests=some)]
+        new = {row.digest: sizes[row.digest] for row in rows if not is_owners(row.account)}
+        if new:
+            allowance.check(self.artifact_bytes(allowance.account), sum(new.values()))
+        with self._bookkeeping():
+            owned = {"account": allowance.account, "stored": True}
+            given = [{"digest": digest, "size_bytes": size, "uploads": 0, **owned} for digest, size in new.items()]
+            self._put_artifacts(given, dict.fromkeys(("account", "stored", "size_bytes")))
+
+    def artifact_bytes(self, account: str) -> int:
+        """Bytes that count for an account, uploads under way included."""
+        query = select(func.coalesce(func.sum(ARTIFACTS.c.size_bytes), 0)).where(ARTIFACTS.c.account == account)
+        return int(self._run(query).scalar_one())
+
+    def owners_artifact_bytes(self, owners: Collection[str]) -> Mapping[str, int]:
+        """Owner -> its bytes; those with none are left out."""
+        accounts = {account_of(owner): owner for owner in owners}
+        account, size = ARTIFACTS.c.account, func.sum(ARTIFACTS.c.size_bytes).label("size")
+        found: dict[str, int] = {}
+        for some in batches(accounts):
+            for row in self._run(select(account, size).where(self._among(account, some)).group_by(account)):
+                found[accounts[row.account]] = int(row.size)
+        return found
+
+    # collection
+
+    def kept_artifacts(self, *, since: datetime | None = None) -> Iterator[str]:
+        """Digests that a snapshot names which is not given free: its manifest's and its blobs'. `since`: of those made since then."""
+        query = _KEPT if since is None else _KEPT.where(SNAPSHOTS.c.created_at >= since)
+        for row in self._run(query.execution_options(yield_per=_READ_AT_ONCE)):
+            yield row.digest
+            yield from (file.sha256 for file in decode(SnapshotManifest, row.manifest).files)
+
+    def artifacts_in_use(self, since: datetime) -> frozenset[str]:
+        """Digests that were touched since then."""
+        query = select(ARTIFACTS.c.digest).where(ARTIFACTS.c.touched_at >= since)
+        return frozenset(self._run(query).scalars())
+
+    def free_artifacts(self, digests: Collection[str], *, unused_since: datetime, began: datetime) -> frozenset[str]:
+        """Those that may be removed before this unit ends: nobody can touch one meanwhile.
+
+        `began`: when the collection read `kept_artifacts`; snapshots that were made since then keep theirs.
+        """
+        self._writing_any()
+        engines.lock_artifacts(self._connection, alone=True)
+        rows = [row for some in batches(digests) for row in self._run(_SOME, digests=some)]
+        used = {row.digest for row in rows if row.touched_at >= unused_since}
+        return frozenset(digests) - used - frozenset(self.kept_artifacts(since=began))
+
+    def forget_artifacts(self, digests: Collection[str]) -> None:
+        """They are in the artifact store no more, and count for nobody."""
+        with self._bookkeeping():
+            for some in batches(digests):
+                self._write(delete(ARTIFACTS).where(_AMONG), digests=some)
+
+    def unused_artifacts(self, unused_since: datetime) -> frozenset[str]:
+        """Digests with a row that were not touched since then."""
+        query = select(ARTIFACTS.c.digest).where(ARTIFACTS.c.touched_at < unused_since)
+        return frozenset(self._run(query).scalars())
+
+    def models_with_snapshots(self) -> tuple[str, ...]:
+        """Models that have a snapshot whose bytes are kept."""
+        query = select(SNAPSHOTS.c.model).where(SNAPSHOTS.c.collected_at.is_(None)).distinct()
+        return tuple(self._run(query.order_by(SNAPSHOTS.c.model)).scalars())
+
+    def unwanted_snapshots(
+        self, model: str, *, retired_before: datetime, made_before: datetime
+    ) -> Mapping[tuple[str, int], str]:
+        """(Part, number) -> why nothing can want that snapshot any more; of those that are not given free.
+
+        All of a model that has been retired since before `retired_before`. Else those made before `made_before` of generations that
+        never served and never will, unless one is the newest of its part, or a delta that is kept stands on it.
+        """
+        row = self._model_row(model)
+        collected = self.collected_snapshots(model)
+        held = [one for one in self.snapshots(model) if (one.part, one.number) not in collected]
+        if row.retired:
+            why = "its model is retired"
+            return {(one.part, one.number): why for one in held} if row.updated_at < retired_before else {}
+        wanted = self._wanted_snapshots(model)
+        newest = {part: snapshot.number for part, snapshot in self._newest_snapshots(model).items()}
+        kept = [
+            one
+            for one in held
+            if (one.part, one.number) in wanted or newest.get(one.part) == one.number or one.created_at >= made_before
+        ]
+        parents = {one.manifest.parent for one in kept}
+        while found := [one for one in held if one.digest in parents and one not in kept]:
+            kept += found
+            parents |= {one.manifest.parent for one in found}
+        why = "no generation with it has served or can serve"
+        return {(one.part, one.number): why for one in held if one not in kept}
+
+    def give_free(self, model: str, snapshots: Collection[tuple[str, int]]) -> None:
+        """Let a collection take the bytes of these snapshots."""
+        self._writing(model)
+        with self._bookkeeping():
+            for part, number in sorted(snapshots):
+                self._write(_SNAPSHOT_IS, of_model=model, of_part=part, of_number=number, collected_at=self._now())
+
+    def _wanted_snapshots(self, model: str) -> frozenset[tuple[str, int]]:
+        """(Part or segment, number) of the generations that serve, have served, or may come to it."""
+        found = set[tuple[str, int]]()
+        for one in self.generations(model):
+            if one.serving_at is None and one.state in NEVER_SERVED:
+                continue
+            found |= set(one.snapshots.items())
+            found |= {(segment.name, segment.snapshot) for segment in (one.layout.segments if one.layout else ())}
+        return frozenset(found)
+
+    def _put_artifacts(self, rows: list[dict[str, Any]], changed: Mapping[str, Any]) -> None:
+        """Write rows as touched now. Of those that are there `changed` changes besides; a column without a value takes that of the row."""
+        if not rows:
+            return
+        kind = sqlite if self._connection.dialect.name == "sqlite" else postgresql
+        new = kind.insert(ARTIFACTS)
+        values = {name: new.excluded[name] if value is None else value for name, value in changed.items()}
+        new = new.on_conflict_do_update(
+            index_elements=[ARTIFACTS.c.digest], set_={"touched_at": new.excluded.touched_at, **values}
+        )
+        now = self._now()
+        ordered = sorted(
+            rows, key=lambda row: str(row["digest"])
+        )  # two units that touch the same never wait in a circle
+        self._connection.execute(new, [{"stored": False, "touched_at": now, **row} for row in ordered])
+
+    def _end_upload(self, digest: str) -> None:
+        self._write(_CHANGE.values(uploads=ARTIFACTS.c.uploads - 1), of_digest=digest)
+
+
+def sizes_of(manifest: SnapshotManifest) -> Mapping[str, int]:
+    """Digest -> bytes of a snapshot's blobs, and of its manifest, which counts nothing."""
+    return {file.sha256: file.size_bytes for file in manifest.files} | {manifest.digest: 0}

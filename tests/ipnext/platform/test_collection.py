@@ -1,0 +1,181 @@
+"""A collection of record and artifact store: what goes, what stays, and a publish that comes in between."""
+
+import hashlib
+import os
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ipnext.artifacts.file_store import FileArtifactStore
+from ipnext.artifacts.layout import snapshot_uri
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.registry import GenerationState, SnapshotSource
+from ipnext.platform.collection import Collection, Grace
+from ipnext.store.artifacts import sizes_of
+from ipnext.store.session import Store
+from tests.ipnext.conftest import model_document, snapshot_manifest
+
+GRACE = Grace(timedelta(hours=24), timedelta(days=7), timedelta(days=30))
+OLD = 2 * 86_400
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store.open(f"sqlite:///{tmp_path}/ipnext.db")
+    opened.migrate()
+    with opened.begin() as unit:
+        unit.put_model(ModelManifest.model_validate(model_document("ranker")), expected_version=None)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    return FileArtifactStore(tmp_path / "artifacts")
+
+
+def put(artifacts, content, *, age=OLD):
+    sha = hashlib.sha256(content).hexdigest()
+    artifacts.put_blob(sha, iter([content]))
+    grow_old(artifacts, "blobs", sha, age=age)
+    return sha
+
+
+def grow_old(artifacts, *steps, age=OLD):
+    then = time.time() - age
+    os.utime(artifacts.root.joinpath(*steps), (then, then))
+
+
+def committed(artifacts, content, *, age=OLD):
+    put(artifacts, content, age=age)
+    manifest = snapshot_manifest(content)
+    artifacts.commit(manifest)
+    grow_old(artifacts, "snapshots", manifest.digest, "snapshot.json", age=age)
+    return SnapshotSource(manifest=manifest, uri=snapshot_uri(artifacts.uri, manifest.digest))
+
+
+def collect(store, artifacts, *, dry_run=False, after=timedelta()):
+    """One pass as if so much time had passed."""
+    clock = datetime.now(UTC) + after
+    return Collection(store, artifacts, GRACE, dry_run=dry_run, clock=lambda: clock).run()
+
+
+def held(artifacts):
+    return {item.digest for item in artifacts.items()}
+
+
+def publish(store, change, **parts):
+    with store.begin("ranker") as unit:
+        for source in parts.values():
+            unit.touch_artifacts(sizes_of(source.manifest))
+        unit.publish("ranker", parts, change_id=change)
+
+
+def test_an_old_blob_that_nothing_names_goes_and_a_young_one_stays(store, artifacts):
+    old, young = put(artifacts, b"old"), put(artifacts, b"young", age=60)
+    found = collect(store, artifacts)
+    assert held(artifacts) == {young}
+    assert (found.blobs, found.size_bytes, found.kept_blobs, found.dry_run) == (1, 3, 1, False)
+    assert [(item.kind, item.name) for item in found.items] == [("blob", old)]
+
+
+def test_a_dry_run_shows_the_same_and_removes_nothing(store, artifacts):
+    old = put(artifacts, b"old")
+    source = committed(artifacts, b"never published")
+    found = collect(store, artifacts, dry_run=True)
+    assert {item.name for item in found.items} == {old, source.manifest.digest, source.manifest.files[0].sha256}
+    assert found.dry_run
+    assert held(artifacts) == {item.name for item in found.items}
+    assert collect(store, artifacts).items == found.items
+
+
+def test_what_a_snapshot_names_stays_however_old(store, artifacts):
+    one, two = committed(artifacts, b"one"), committed(artifacts, b"two")
+    publish(store, "c1", sparse=one, dense=two)
+    collect(store, artifacts, after=timedelta(days=900))
+    for source in (one, two):
+        artifacts.manifest(source.uri)
+        assert not artifacts.missing({file.sha256 for file in source.manifest.files})
+
+
+def test_a_snapshot_that_failed_is_given_free_and_its_blobs_go(store, artifacts):
+    sparse, bad, good = (committed(artifacts, content) for content in (b"sparse", b"bad", b"good"))
+    publish(store, "c1", sparse=sparse, dense=bad)
+    with store.begin("ranker") as unit:
+        unit.set_generation_state("ranker", 1, GenerationState.FAILED)
+    publish(store, "c2", dense=good)
+    assert collect(store, artifacts).snapshots == 0, "it is young"
+    found = collect(store, artifacts, after=timedelta(days=8))
+    assert found.snapshots == 1
+    assert found.items[0].name == "ranker/dense/1"
+    assert bad.manifest.digest not in held(artifacts)
+    assert {sparse.manifest.digest, good.manifest.digest} <= held(artifacts)
+
+
+def test_a_retired_models_bytes_go_and_what_another_one_names_stays(store, artifacts):
+    shared, own = committed(artifacts, b"shared"), committed(artifacts, b"own")
+    publish(store, "c1", sparse=shared, dense=own)
+    with store.begin() as unit:
+        unit.put_model(ModelManifest.model_validate(model_document("other")), expected_version=None)
+    with store.begin("other") as unit:
+        unit.publish("other", {"sparse": shared, "dense": shared}, change_id="c2")
+    with store.begin("ranker") as unit:
+        unit.update_model("ranker", retired=True)
+    collect(store, artifacts, after=timedelta(days=29))
+    assert own.manifest.digest in held(artifacts)
+    collect(store, artifacts, after=timedelta(days=31))
+    assert held(artifacts) == {shared.manifest.digest, shared.manifest.files[0].sha256}
+
+
+class Between(FileArtifactStore):
+    """Runs something once a collection has listed the store."""
+
+    then = staticmethod(lambda: None)
+
+    def items(self):
+        yield from list(super().items())
+        self.then()
+
+
+def test_a_publish_that_comes_between_look_and_removal_loses_nothing(store, artifacts, tmp_path):
+    """What it names was old and unnamed when the collection looked."""
+    one, two = committed(artifacts, b"one"), committed(artifacts, b"two")
+    between = Between(artifacts.root)
+    between.then = lambda: publish(store, "c1", sparse=one, dense=two)
+    assert collect(store, between).blobs == 0
+    assert not artifacts.missing({one.manifest.files[0].sha256, two.manifest.files[0].sha256})
+
+
+def test_a_snapshot_named_without_a_touch_between_look_and_removal_stays(store, artifacts):
+    one, two = committed(artifacts, b"one"), committed(artifacts, b"two")
+    between = Between(artifacts.root)
+
+    def name():
+        with store.begin("ranker") as unit:
+            unit.publish("ranker", {"sparse": one, "dense": two}, change_id="c1")
+
+    between.then = name
+    assert collect(store, between).blobs == 0
+
+
+def test_a_blob_that_was_asked_for_stays_for_the_grace_time(store, artifacts):
+    sha = put(artifacts, b"old")
+    with store.begin_free(()) as unit:
+        unit.touch_artifacts({sha: 3})
+    assert collect(store, artifacts).blobs == 0
+    assert collect(store, artifacts, after=timedelta(hours=25)).blobs == 1
+
+
+def test_an_upload_whose_server_died_counts_no_more_after_the_grace_time(store, artifacts):
+    from ipnext.model.artifact_use import Allowance  # noqa: PLC0415 - for this test
+
+    alice = Allowance("key/alice", 10, "x")
+    with store.begin_free(()) as unit:
+        unit.reserve_blob("0" * 64, 7, alice)
+    collect(store, artifacts)
+    with store.read() as unit:
+        assert unit.artifact_bytes(alice.account) == 7
+    collect(store, artifacts, after=timedelta(hours=25))
+    with store.read() as unit:
+        assert unit.artifact_bytes(alice.account) == 0

@@ -1,0 +1,20 @@
+"""Workflow `collect`: one collection of the artifact store. A schedule starts it, one at a time."""
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from ipnext import names
+    from ipnext.model.artifact_use import CollectInput
+    from ipnext.model.lifecycle import Done
+    from workflows import policies
+    from workflows.policies import perform
+
+
+@workflow.defn(name=names.COLLECT_WORKFLOW, failure_exception_types=policies.BUGS, versioning_behavior=policies.ONE_RUN)
+class CollectWorkflow:
+    """Collects what nothing names in the artifact store."""
+
+    @workflow.run
+    async def run(self, asked: CollectInput) -> Done:
+        """Collect and end. A pass that fails is left to the next one after some tries."""
+        return await perform(policies.COLLECT_ARTIFACTS, asked, "collect what nothing names")
