@@ -1,8 +1,7 @@
 """The application: routers, error handlers, the outbox in the background. Made once, at the composition root."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
@@ -44,12 +43,12 @@ from ipnext.api.persons import persons_of
 from ipnext.api.platform import Platform
 from ipnext.api.recording import Recorder
 from ipnext.api.resubmission import Resubmission
+from ipnext.api.schema import ERRORS, OF_PROBES, Api
 from ipnext.api.shared import SharedAnswers
 from ipnext.api.sources import SourceCheck
 from ipnext.api.stream import Stream
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.infra.port import Infrastructure
-from ipnext.model.resource import ErrorBody
 from ipnext.plugins import Plugins
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
@@ -60,31 +59,6 @@ Writes are idempotent: PUT takes `expectedVersion`, publish and rollback take a 
 with 202 is recorded and will be carried out, even while the workflow engine is down. Every other answer than a success
 has a body with `code` and `message`, and where they help `field`, `value` and `allowed`.
 """
-
-_ERRORS: Mapping[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "InvalidInput: the field, the value given, what is allowed"},
-    401: {"model": ErrorBody, "description": "Unauthenticated: no valid credential"},
-    403: {"model": ErrorBody, "description": "Forbidden: `policy` names the policy that decided"},
-    404: {"model": ErrorBody, "description": "NotFound"},
-    409: {"model": ErrorBody, "description": "Conflict, StaleWrite or DuplicateSnapshot"},
-    503: {"model": ErrorBody, "description": "Unavailable: try again"},
-}
-
-
-class Api(FastAPI):
-    """FastAPI whose schema tells the truth about errors: invalid requests are 400 with an ErrorBody, never 422."""
-
-    def openapi(self) -> dict[str, Any]:
-        """The schema without the answers that this application never gives."""
-        schema = super().openapi()
-        for operations in schema["paths"].values():
-            for operation in operations.values():
-                answer = operation["responses"].get("422", {})
-                if "HTTPValidationError" in str(answer):
-                    del operation["responses"]["422"]
-        for unused in ("HTTPValidationError", "ValidationError"):
-            schema.get("components", {}).get("schemas", {}).pop(unused, None)
-        return schema
 
 
 def create_app(
@@ -152,10 +126,11 @@ def create_app(
         audit,
     )
     for noun in nouns:
-        app.include_router(noun.router, responses=dict(_ERRORS))
-    app.include_router(drains.listing, responses=dict(_ERRORS))
-    for noun in (metrics, health, page):
-        app.include_router(noun.router)
+        app.include_router(noun.router, responses=ERRORS)
+    app.include_router(drains.listing, responses=ERRORS)
+    app.include_router(metrics.router, responses=ERRORS)
+    app.include_router(health.router, responses=OF_PROBES)
+    app.include_router(page.router)
     app.mount("/web", page.assets(), name="web")
     return app
 

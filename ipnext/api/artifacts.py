@@ -15,6 +15,7 @@ from ipnext.access.actions import ACTIONS
 from ipnext.api.access import Asker, may
 from ipnext.api.platform import Platform, Rooms
 from ipnext.api.recording import record_asked
+from ipnext.api.schema import OF_ARTIFACTS, OF_UPLOADS
 from ipnext.errors import TooLarge, TooSlow, Unavailable
 from ipnext.model.access import Principal
 from ipnext.model.artifact_use import CollectionView, owners_allowance, uploaders_allowance
@@ -61,6 +62,7 @@ def missing(query: BlobQuery, rooms: Rooms) -> MissingBlobs:
     status_code=204,
     summary="Upload a blob",
     openapi_extra=_BINARY,
+    responses={**OF_ARTIFACTS, **OF_UPLOADS},
 )
 async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker, model: UploadedFor = None) -> Response:
     """Store a blob. Content of another digest is refused (422) and leaves nothing behind.
@@ -84,7 +86,13 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
     return Response(status_code=204)
 
 
-@router.post("/snapshots", dependencies=[may("artifacts.upload")], status_code=201, summary="Commit a snapshot")
+@router.post(
+    "/snapshots",
+    dependencies=[may("artifacts.upload")],
+    status_code=201,
+    summary="Commit a snapshot",
+    responses=OF_ARTIFACTS,
+)
 def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
     """Write a snapshot's manifest. Every blob it names must be there (422 names the first that is not)."""
     record_asked(rooms.store, object=("Snapshot", manifest.digest))
@@ -98,6 +106,7 @@ def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
     dependencies=[may("artifacts.upload")],
     status_code=204,
     summary="Upload a signature",
+    responses=OF_ARTIFACTS,
 )
 def put_signature(digest: Sha256, envelope: SignatureEnvelope, rooms: Rooms) -> Response:
     """Keep a signature of a committed snapshot beside those that it has. One of another snapshot is refused (422)."""

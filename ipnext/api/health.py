@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 
 from ipnext.api.platform import Platform, Rooms
+from ipnext.api.schema import UNREADY
 from ipnext.errors import Unavailable
 from ipnext.model.resource import Readiness
 
@@ -16,7 +17,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Can it answer")
+@router.get("/readyz", summary="Can it answer", responses=UNREADY)
 async def readyz(rooms: Rooms, response: Response) -> Readiness:
     """200 where the store answers and is this platform's, else 503. Temporal may be down: changes are recorded and submitted later."""
     unsubmitted = await run_in_threadpool(_unsubmitted, rooms)

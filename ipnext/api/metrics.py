@@ -17,6 +17,7 @@ from ipnext.api.outbox import Outbox
 from ipnext.api.plan_metrics import plan_metrics, replan_metrics
 from ipnext.api.platform import Platform, Rooms
 from ipnext.api.regions import fleet_or_none, region_views
+from ipnext.api.schema import NOT_MODIFIED
 from ipnext.api.states import States
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.resource import RegionView
@@ -31,7 +32,13 @@ ENDED = 1000
 """Changes, the ones recorded last, among which durations are looked for."""
 
 
-@router.get("/metrics", dependencies=[may("models.list")], summary="Prometheus metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    dependencies=[may("models.list")],
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses=NOT_MODIFIED,
+)
 async def metrics(request: Request, rooms: Rooms, visible: Visible) -> Response:
     """Text exposition: changes, models, plan, replans, supply, run durations. Base units; every name begins with `ipnext_`."""
 

@@ -16,6 +16,7 @@ from ipnext.api.lifecycle import change_view
 from ipnext.api.owners import admit
 from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
 from ipnext.api.retirement import check_not_retiring, note_restored
+from ipnext.api.schema import NOT_MODIFIED
 from ipnext.api.states import States
 from ipnext.api.status import model_view
 from ipnext.errors import Conflict, InvalidInput, NotFound, StaleWrite
@@ -32,7 +33,13 @@ from ipnext.store.repository import Repository
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", dependencies=[may("models.list")], summary="List models", response_model=Listed[ModelView])
+@router.get(
+    "",
+    dependencies=[may("models.list")],
+    summary="List models",
+    response_model=Listed[ModelView],
+    responses=NOT_MODIFIED,
+)
 async def list_models(request: Request, rooms: Rooms, wanted: WantedModels, visible: Visible) -> Response:
     """Models that are not retired, by name, with their status.
 

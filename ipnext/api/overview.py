@@ -17,6 +17,7 @@ from ipnext.api.lifecycle import change_view
 from ipnext.api.plans import newest_replan, plan_in_force
 from ipnext.api.platform import Platform, Rooms
 from ipnext.api.regions import fleet_or_none, region_views
+from ipnext.api.schema import NOT_MODIFIED
 from ipnext.api.states import States
 from ipnext.api.status import model_view
 from ipnext.freezes.evaluation import Asked, frozen
@@ -34,7 +35,13 @@ EXPLAINED = 10
 """Models of the page that are explained: the first ones, by name, that are not ready."""
 
 
-@router.get("", dependencies=[may("models.list")], summary="Read everything the page shows", response_model=Overview)
+@router.get(
+    "",
+    dependencies=[may("models.list")],
+    summary="Read everything the page shows",
+    response_model=Overview,
+    responses=NOT_MODIFIED,
+)
 async def overview(request: Request, rooms: Rooms, wanted: WantedModels, visible: Visible) -> Response:
     """A page of models with their newest generations; regions, recent changes and events, counts, the plan in force.
 

@@ -11,6 +11,7 @@ from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Platform, Rooms, User
 from ipnext.api.retirement import check_in_service, check_not_retiring
+from ipnext.api.schema import OF_ARTIFACTS
 from ipnext.artifacts.layout import digest_in, snapshot_uri
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
@@ -29,7 +30,13 @@ _ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 _REACHABLE = frozenset({GenerationState.WARM, GenerationState.SERVING, GenerationState.RETIRED})
 
 
-@router.post("/{name}/publish", dependencies=[may("models.publish")], status_code=202, summary="Publish new snapshots")
+@router.post(
+    "/{name}/publish",
+    dependencies=[may("models.publish")],
+    status_code=202,
+    summary="Publish new snapshots",
+    responses=OF_ARTIFACTS,
+)
 def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User, asker: Asker) -> ChangeView:
     """Record new snapshots of one or more parts as the next generation, and start its rollout.
 

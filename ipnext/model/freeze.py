@@ -7,7 +7,7 @@ anything, is `ipnext.freezes`, which the API asks before it takes a freeze.
 from datetime import date, datetime, timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
 from ipnext.model.metadata import Metadata
 from ipnext.model.value import Name, Value, Written
@@ -52,7 +52,12 @@ def _local_time(value: datetime) -> datetime:
     return value
 
 
-LocalTime = Annotated[datetime, BeforeValidator(_written_time), AfterValidator(_local_time)]
+LocalTime = Annotated[
+    datetime,
+    BeforeValidator(_written_time),
+    AfterValidator(_local_time),
+    WithJsonSchema({"type": "string", "examples": ["2026-12-20T00:00:00"]}),
+]
 """What a clock on the wall shows in the window's time zone; a date alone is its midnight."""
 
 

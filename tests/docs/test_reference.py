@@ -20,7 +20,7 @@ from ipnext.model.reasons import ADVICE, ADVICE_FOR_MOVES
 from ipnext.model.status import Condition, ConditionType, Reason
 from ipnext.settings import PlatformSettings
 from ipnext.store.session import Store
-from tests.ipnext.api.test_access import routes
+from tests.ipnext.api.surface import routes
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 

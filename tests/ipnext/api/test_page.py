@@ -1,6 +1,5 @@
 """The page in a real browser, against a real server."""
 
-import shutil
 from datetime import UTC, datetime
 
 import pytest
@@ -12,39 +11,11 @@ from ipnext.model.manifest import parse_manifest
 from ipnext.model.sketch import latency_bucket
 from ipnext.model.starting import EngineStart
 from ipnext.model.status import ConditionType, Reason
-from tests.waiting import PATIENCE_SECONDS, until
+from tests.ipnext.api.browsers import patient
+from tests.waiting import until
 from tests.workflows import next_build
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
-
 pytestmark = pytest.mark.browser
-
-
-def patient(context):
-    """Waits for what comes in the page as long as other tests do."""
-    context.set_default_timeout(1000 * PATIENCE_SECONDS)
-    return context
-
-
-@pytest.fixture(scope="module")
-def browser(platforms):
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no browser on the PATH (looked for {', '.join(BROWSERS)}); install chromium to run this test")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,85 @@
+"""The OpenAPI schema of the API: every answer that an endpoint gives, and the credential that it asks for."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+
+from ipnext.api.access import is_public
+from ipnext.model.resource import ErrorBody, Readiness
+
+Responses = dict[int | str, dict[str, Any]]
+"""Status -> answer, as FastAPI takes them."""
+
+
+def _error(description: str) -> dict[str, Any]:
+    return {"model": ErrorBody, "description": description}
+
+
+ERRORS: Final[Responses] = {
+    400: _error("InvalidInput: the field, the value given, what is allowed"),
+    401: _error("Unauthenticated: no valid credential"),
+    403: _error("Forbidden: `policy` names the policy that decided. ForeignOrigin: a page of another origin asks"),
+    404: _error("NotFound"),
+    409: _error("Conflict, StaleWrite, DuplicateSnapshot or QuotaExceeded"),
+    421: _error("MisdirectedRequest: `Host` is not a name of this server"),
+    503: _error("Unavailable: try again"),
+}
+"""Of every endpoint below `/v1`, and of the metrics."""
+
+OF_PROBES: Final[Responses] = {status: ERRORS[status] for status in (400, 403, 421)}
+"""Of endpoints that need no credential: they too check `Host` and the origin."""
+
+NOT_MODIFIED: Final[Responses] = {
+    304: {"description": "Nothing has changed since the answer that `If-None-Match` names"}
+}
+"""Of endpoints whose answers are shared by all who ask (`ipnext.api.shared`)."""
+
+OF_ARTIFACTS: Final[Responses] = {
+    422: _error(
+        "ArtifactMissing, ArtifactDigestMismatch or SignatureInvalid: an artifact that cannot be used as it lies"
+    )
+}
+OF_UPLOADS: Final[Responses] = {408: _error("TooSlow: the body comes too slowly")}
+UNREADY: Final[Responses] = {
+    503: {"model": Readiness, "description": "The store does not answer, or it is another platform's"}
+}
+
+TOO_LARGE: Final = {
+    "description": "TooLarge: the body is larger than the limit, which the message names",
+    "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}},
+}
+"""Of every endpoint that takes a body."""
+
+BEARER: Final = "bearer"
+_SCHEME: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key (`ipnext_ID.SECRET`), or a token of the identity provider. The page uses a cookie instead.",
+}
+
+
+class Api(FastAPI):
+    """FastAPI whose schema tells the truth about errors: invalid requests are 400 with an ErrorBody, never 422."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the schema with the answers that this application gives, and without those that it never gives."""
+        if self.openapi_schema is not None:
+            return self.openapi_schema
+        schema = super().openapi()
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                _correct(operation, needs_credential=not is_public(path))
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schema.get("components", {}).get("schemas", {}).pop(unused, None)
+        schema["components"]["securitySchemes"] = {BEARER: _SCHEME}
+        return schema
+
+
+def _correct(operation: dict[str, Any], *, needs_credential: bool) -> None:
+    responses = operation["responses"]
+    if "HTTPValidationError" in str(responses.get("422", {})):
+        del responses["422"]
+    if "requestBody" in operation:
+        responses["413"] = TOO_LARGE
+    if needs_credential:
+        operation["security"] = [{BEARER: []}]
