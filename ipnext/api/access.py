@@ -209,6 +209,26 @@ class Access:
         """Whether the principal may read an owner's models."""
         return self.sees_all(principal) or owner in self._policies.visible_owners(principal, (owner,))
 
+    def is_seen(self, principal: Principal, owner: str | None) -> bool:
+        """Whether a model of this owner is there for the principal; None: there is no such model."""
+        return owner is not None and self.can_see(principal, owner)
+
+    def check_new(self, principal: Principal, action: Action) -> str:
+        """Permit an action on a model that is not there for the principal to who may do it to models of some owner.
+
+        The endpoint checks the owner that the manifest names, and then whether the name is taken. Forbidden.
+        """
+        if not self.required:
+            return "authentication-is-off"
+        owners = granted_owners(principal) or {""}
+        decisions = [
+            self._policies.decide(principal, action, Resource("Model", owner=owner)) for owner in sorted(owners)
+        ]
+        allowed = next((decision for decision in decisions if decision.allowed), None)
+        if allowed is None:
+            return self._policies.check(principal, action, Resource("Model", owner=min(owners))).policy
+        return allowed.policy
+
     def check_model(self, principal: Principal, action: Action, unit: Repository, name: str) -> Permission:
         """Permit an action on a model. A model of others is answered as one that is not there."""
         owner = unit.owner_of(name)
@@ -216,7 +236,7 @@ class Access:
             return Permission("authentication-is-off", name, owner or "")
         if owner is None and self.sees_all(principal):
             return Permission(action.policy)  # the endpoint says what is missing, and which models there are
-        if owner is None or not self.can_see(principal, owner):
+        if owner is None or not self.is_seen(principal, owner):
             msg = f"model {name!r} is not known; `ipnext get models` lists those that {principal.text} may see"
             raise NotFound(msg)
         policy = self._policies.check(principal, action, Resource("Model", name, owner)).policy
@@ -427,10 +447,10 @@ def _check_plan(request: Request) -> None:
         return
     with request.app.state.platform.store.read() as unit:
         known, model = unit.scope_of_plan(plan_id)
-        owner = None if model is None else unit.owner_of(model)
+        owner = unit.owner_of(model or "")
     if known and model is None:
         access.check(principal, "plans.read", Resource("Plan", plan_id))
-    elif owner is None or not access.can_see(principal, owner):
+    elif not access.is_seen(principal, owner):
         msg = f"no plan has the id {plan_id!r}"
         raise NotFound(msg)
 
@@ -444,21 +464,21 @@ def _check_model(request: Request, access: Access, action: Action) -> Permission
         name = path.get("name") or _model_of_change(access, principal, unit, path["change_id"])
         if name is None:
             return Permission(action.policy)  # the endpoint says that there is no such change
-        if action.name == "models.apply" and unit.owner_of(name) is None:
-            return Permission(action.policy, name)  # the endpoint checks the owner that the manifest names
+        if action.name == "models.apply" and not access.is_seen(principal, unit.owner_of(name)):
+            return Permission(access.check_new(principal, action), name)
         return access.check_model(principal, action, unit, name)
 
 
 def _model_of_change(access: Access, principal: Principal, unit: Repository, change_id: str) -> str | None:
     """The model of a change. NotFound for one that is not there, and in the same words for one of a model of others.
 
-    None for one that is not there if nothing is hidden from the principal.
+    The store is asked the same of both, so that time does not tell them apart either. None for one that is not there if nothing is hidden from the principal.
     """
     change = unit.find_change(change_id)
     if change is None and access.sees_all(principal):
         return None
-    owner = None if change is None else unit.owner_of(change.model)
-    if change is None or owner is None or not access.can_see(principal, owner):
+    owner = unit.owner_of("" if change is None else change.model)
+    if change is None or not access.is_seen(principal, owner):
         msg = f"no change has the id {change_id!r}"
         raise NotFound(msg)
     return change.model

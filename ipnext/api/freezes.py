@@ -69,13 +69,10 @@ def frozen_now(
 @router.get("/freezes/{name}", dependencies=[may("fleet.read")], summary="Read a freeze")
 def read_freeze(name: FreezeName, rooms: Rooms, visible: Visible) -> FreezeView:
     """A freeze with the window that is open now and the next five."""
-    try:
-        with rooms.store.read() as unit:
-            found = shown_freeze(unit.freeze(name), names_in_freezes(unit, visible), visible)
-    except NotFound:
-        if visible is None:
-            raise  # it names the ones that there are
-        found = None
+    with rooms.store.read() as unit:
+        record = unit.find_freeze(name) if visible is not None else unit.freeze(name)
+        names = names_in_freezes(unit, visible)
+    found = None if record is None else shown_freeze(record, names, visible)
     if found is None:
         msg = f"freeze {name!r} is not known; `ipnext get freezes` lists those for models that you may see"
         raise NotFound(msg)
@@ -102,7 +99,7 @@ def apply_freeze(
     calendar, at = FreezeCalendar(manifest), datetime.now(UTC)
     calendar.check(at)
     with rooms.store.begin() as unit:
-        before = _find(unit, name)
+        before = unit.find_freeze(name)
         if dry_run:
             return _checked(calendar, before, at, expected_version)
         record = unit.put_freeze(manifest, expected_version=expected_version)
@@ -173,13 +170,6 @@ def binding(unit: Repository, model: str, kind: str, at: datetime) -> Frozen | N
 def calendars_of(unit: Repository) -> tuple[FreezeCalendar, ...]:
     """Every freeze, ready to be asked."""
     return tuple(FreezeCalendar(record.manifest) for record in unit.freezes())
-
-
-def _find(unit: Repository, name: str) -> FreezeRecord | None:
-    try:
-        return unit.freeze(name)
-    except NotFound:
-        return None
 
 
 def _checked(calendar: FreezeCalendar, before: FreezeRecord | None, at: datetime, expected: int | None) -> FreezeView:

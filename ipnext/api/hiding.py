@@ -3,14 +3,15 @@
 Such records name models of all owners in lists and in words; their counts and states stay.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from ipnext import names
+from ipnext.api.states import States
 from ipnext.model.deployment import Replica
 from ipnext.model.drain import DrainView
 from ipnext.model.fleet import FleetSpec
-from ipnext.model.resource import MovesView, PlanSummary, RegionView, ReplanView
+from ipnext.model.resource import MovesView, PlanSummary, ReplanView
 from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
 
@@ -92,29 +93,31 @@ def shown_freeze(freeze: FreezeRecord, names: Collection[str], visible: Visible)
     return freeze.model_copy(update={"manifest": freeze.manifest.model_copy(update={"spec": spec})})
 
 
-def shown_regions(views: Iterable[RegionView], unit: Repository, visible: Visible) -> tuple[RegionView, ...]:
-    """Regions with the replicas of visible models among those that are shown."""
-    found = tuple(views)
+def shown_states(states: States, unit: Repository, visible: Visible) -> States:
+    """Reports of regions about visible models, so that counts made of them tell of no others."""
     if visible is None:
-        return found
-    seen = visible_models(unit, {replica.key.model for view in found for replica in view.replicas}, visible)
-    return tuple(
-        view.model_copy(
-            update={
-                "replicas": tuple(r for r in view.replicas if r.key.model in seen),
-                "drain": None if view.drain is None else shown_drain(view.drain, visible),
-            }
-        )
-        for view in found
-    )
+        return states
+    reports = [report for report in states.values() if report is not None]
+    named = {replica.key.model for report in reports for replica in report.replicas}
+    named |= {model for report in reports for model in (*report.routes, *(count.model for count in report.traffic))}
+    seen = visible_models(unit, named, visible)
+    shown = {region: None if report is None else report.only(seen) for region, report in states.items()}
+    return States(shown, revision=states.revision, at=states.at)
 
 
-def shown_replicas(replicas: Iterable[Replica], unit: Repository, visible: Visible) -> tuple[Replica, ...]:
-    """Replicas of visible models."""
+def shown_drains(drains: Mapping[str, DrainView], visible: Visible) -> Mapping[str, DrainView]:
+    """Drains by region, without the words that name what stays unserved."""
+    return {region: shown_drain(drain, visible) for region, drain in drains.items()}
+
+
+def shown_replicas(
+    replicas: Iterable[Replica], unit: Repository, visible: Visible, *, of: str | None = None
+) -> tuple[Replica, ...]:
+    """Replicas of visible models. `of`: all are of this model, which the store is asked for even if it has none."""
     found = tuple(replicas)
     if visible is None:
         return found
-    seen = visible_models(unit, {replica.key.model for replica in found}, visible)
+    seen = visible_models(unit, {replica.key.model for replica in found} if of is None else {of}, visible)
     return tuple(replica for replica in found if replica.key.model in seen)
 
 

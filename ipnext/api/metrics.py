@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from ipnext.api.access import Visible, may
 from ipnext.api.filters import contradicted
-from ipnext.api.hiding import shown_fleet
+from ipnext.api.hiding import shown_fleet, shown_states
 from ipnext.api.metric_families import counter, gauge
 from ipnext.api.outbox import Outbox
 from ipnext.api.plan_metrics import plan_metrics, replan_metrics
@@ -61,7 +61,7 @@ def _families(rooms: Platform, states: States, visible: frozenset[str] | None) -
             *_model_metrics(unit, states, most=rooms.settings.metrics_models),
             *plan_metrics(unit, fleet and shown_fleet(fleet, visible)),
             *replan_metrics(unit),
-            *_region_metrics(region_views(fleet, unit.units_running(), states)),
+            *_region_metrics(region_views(fleet, unit.units_running(), shown_states(states, unit, visible))),
             gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)]),
         ]
 

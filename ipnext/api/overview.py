@@ -12,7 +12,7 @@ from ipnext.api.explanation import explanations_of
 from ipnext.api.facts import ModelFacts, throughputs_of
 from ipnext.api.filters import Wanted, WantedModels, fleet_readiness, found_models, serves
 from ipnext.api.freezes import calendars_of
-from ipnext.api.hiding import is_plan_shown, shown_plan, shown_regions
+from ipnext.api.hiding import is_plan_shown, shown_drains, shown_plan, shown_states
 from ipnext.api.lifecycle import change_view
 from ipnext.api.plans import newest_replan, plan_in_force
 from ipnext.api.platform import Platform, Rooms
@@ -65,10 +65,9 @@ def _overview(rooms: Platform, states: States, wanted: Wanted, visible: frozense
         views = {name: _view(each, states, rates[name]) for name, each in zip(names, facts, strict=True)}
         unready = [each for each in facts if each.changes and not serves(views[each.record.name].status.conditions)]
         explanations = explanations_of(unit, unready[:EXPLAINED], states)
-        regions = region_views(
-            fleet_or_none(unit), unit.units_running(), states, drains_by_region(unit, rooms.lifecycle, states)
-        )
-        regions = shown_regions(regions, unit, visible)
+        drains = shown_drains(drains_by_region(unit, rooms.lifecycle, states), visible)
+        reported = shown_states(states, unit, visible)
+        regions = region_views(fleet_or_none(unit), unit.units_running(), reported, drains)
         plan = plan_in_force(unit)
         replan = newest_replan(unit, plan)
         replan = replan and shown_plan(replan, visible)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 
 from ipnext.api.access import Visible, may
 from ipnext.api.drains import drains_by_region
-from ipnext.api.hiding import shown_regions, shown_replicas
+from ipnext.api.hiding import shown_drains, shown_replicas, shown_states
 from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.api.states import States
 from ipnext.errors import NotFound, Unavailable
@@ -32,8 +32,8 @@ def list_regions(rooms: Rooms, visible: Visible, after: After = None, limit: Lim
     states = rooms.observer.states()
     with rooms.store.read() as unit:
         fleet, used = fleet_or_none(unit), unit.units_running()
-        drains = drains_by_region(unit, rooms.lifecycle, states)
-        views = shown_regions(region_views(fleet, used, states, drains), unit, visible)
+        drains = shown_drains(drains_by_region(unit, rooms.lifecycle, states), visible)
+        views = region_views(fleet, used, shown_states(states, unit, visible), drains)
     start = 0
     if after is not None:
         names = [view.region for view in views]
@@ -63,10 +63,10 @@ def list_replicas(
     if state is None:
         msg = f"region {region} does not answer; try again"
         raise Unavailable(msg)
-    mine = state.replicas if model is None else (r for r in states.of(model) if r.key.region == region)
+    mine = state.replicas if model is None else tuple(r for r in states.of(model) if r.key.region == region)
     if visible is not None:
         with rooms.store.read() as unit:
-            mine = shown_replicas(mine, unit, visible)
+            mine = shown_replicas(mine, unit, visible, of=model)
     found = nsmallest(limit + 1, (r for r in mine if after is None or r.id > after), key=lambda r: r.id)
     return listed(page_of(found, limit, key=lambda replica: replica.id, value=lambda replica: replica))
 

@@ -51,6 +51,11 @@ class Freezes(Changes):
         """One freeze. NotFound names known ones."""
         return _freeze(self._freeze_row(name))
 
+    def find_freeze(self, name: str) -> FreezeRecord | None:
+        """One freeze, or None without one of that name."""
+        row = self._get(FreezeRow, name)
+        return None if row is None else _freeze(row)
+
     def freezes(self) -> tuple[FreezeRecord, ...]:
         """All freezes, by name."""
         return tuple(sorted(map(_freeze, self._run(_ALL)), key=lambda f: f.manifest.name))
