@@ -105,9 +105,9 @@ clients: $(READY) ## the KServe SDK's own client against the edge, in an environ
 	@$(VENV)-kserve/bin/python -m pip install --quiet --disable-pip-version-check '$(KSERVE)'
 	IPNEXT_KSERVE_PYTHON=$(VENV)-kserve/bin/python $(BIN)/pytest tests/serving/edge/test_clients_kserve.py $(ARGS)
 
-fuzz: $(READY) ## atheris on the codecs of the data plane (ARGS: seconds for each target, default 60)
+fuzz: $(READY) ## atheris on all that reads bytes of others (ARGS: seconds for each target, default 60)
 	@test -x $(VENV)-fuzz/bin/python || $(PYTHON) -m venv $(VENV)-fuzz
-	@$(VENV)-fuzz/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . '$(ATHERIS)' numpy orjson structlog httptools
+	@$(VENV)-fuzz/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[signing]' '$(ATHERIS)' cedarpy httptools joserfc numpy orjson structlog
 	$(VENV)-fuzz/bin/python tests/fuzz/run.py $(or $(ARGS),60)
 
 docs: $(READY) ## check that the documentation agrees with the code

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.manifest import invalid_input
+from ipnext.model.manifest import NOT_YAML, invalid_input
 from ipnext.model.value import Value
 from ipnext.timing import Timing
 
@@ -142,7 +142,7 @@ def read_devfile(path: Path | None = None) -> DevFile:
         raise NotFound(msg)
     try:
         document = yaml.safe_load(found.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         msg = f"{found.name}: not YAML: {error}"
         raise InvalidInput(msg) from error
     try:

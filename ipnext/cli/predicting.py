@@ -98,7 +98,7 @@ def _request_of(file: str) -> Any:
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         return json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"{file} holds no JSON request: {error}"
         raise InvalidInput(msg, field="file", value=file) from error
 

@@ -16,7 +16,7 @@ def error_from(status: int, body: bytes, *, source: str) -> IPnextError:
     try:
         told = json.loads(body)
         code, message = str(told["code"]), str(told["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         code, message = "", body[:500].decode(errors="replace")
     known = {kind.code: kind for kind in _tree(IPnextError) if "code" in vars(kind)}
     fallback = Unavailable if status in {502, 503, 504} else IPnextError

@@ -55,7 +55,7 @@ class MessageLink(asyncio.Protocol):
         try:
             for line in lines:
                 self._on_message(self, json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             self._abort()
         if len(self._rest) > MESSAGE_BYTES:
             self._abort()

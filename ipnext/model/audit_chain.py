@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from ipnext.errors import InvalidInput
 from ipnext.model.audit import GENESIS, AuditHead, hash_of
 from ipnext.model.value import Value, unique_names
@@ -151,7 +149,7 @@ def read_anchors(text: str) -> tuple[AuditHead, ...]:
             position += len(text[position:]) - len(text[position:].lstrip())
             value, position = decoder.raw_decode(text, position)
             found.append(AuditHead.model_validate(value))
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         msg = 'anchor: is not what `ipnext audit head -o json` prints; allowed: {"sequence": NUMBER, "hash": SHA-256}'
         raise InvalidInput(msg, field="anchor") from error
     if not found:

@@ -397,11 +397,15 @@ KINDS: Mapping[str, type[Manifest]] = {
 }
 
 
+NOT_YAML: Final = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises: ValueError for a date or number that is none, RecursionError for what is nested too deeply."""
+
+
 def parse_manifests(text: str) -> tuple[Manifest, ...]:
     """Read one or more YAML documents. Raises InvalidInput that names the field's path and what is allowed."""
     try:
         documents = [d for d in yaml.safe_load_all(text) if d is not None]
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         msg = f"not YAML: {error}"
         raise InvalidInput(msg) from error
     if not documents:

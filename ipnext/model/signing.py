@@ -5,7 +5,6 @@ digest of the snapshot's manifest. The manifest names the SHA-256 and size of ev
 """
 
 import base64
-import binascii
 import json
 from typing import Any, Literal, Self
 
@@ -81,7 +80,7 @@ def read_envelope(content: bytes, digest: str, subject: str) -> SignatureEnvelop
     try:
         envelope = SignatureEnvelope.model_validate_json(content)
         payload = base64.b64decode(envelope.payload, validate=True)
-    except (ValidationError, binascii.Error) as error:
+    except ValueError as error:  # of pydantic, or of base64
         msg = f"{subject}: its signature can't be read ({_first_fault(error)}); sign it with `ipnext sign`"
         raise SignatureInvalid(msg) from error
     if payload != statement(digest):
@@ -97,12 +96,12 @@ def read_envelope(content: bytes, digest: str, subject: str) -> SignatureEnvelop
 def _digest_in(payload: bytes) -> str:
     try:
         found: Any = json.loads(payload)["subject"][0]["digest"]["sha256"]
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return "none"
     return str(found)
 
 
-def _first_fault(error: ValidationError | binascii.Error) -> str:
+def _first_fault(error: ValueError) -> str:
     if isinstance(error, ValidationError):
         fault = error.errors(include_url=False)[0]
         return f"{'.'.join(str(step) for step in fault['loc']) or 'file'}: {fault['msg']}"

@@ -10,17 +10,21 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 FOUND = Path(".ipnext") / "fuzz"
+CODECS = ("codec", "tensors", "frames", "http")
+DOCUMENTS = ("credential", "access_list", "audit", "manifests", "signature")
 
 
 def fuzz(name, seconds):
     """Run a target in this process, from its seeds."""
     import atheris  # noqa: PLC0415  # in an environment of its own
 
-    with atheris.instrument_imports(include=["serving", "targets"]):
-        import targets  # noqa: PLC0415  # instrumented as it is imported
+    with atheris.instrument_imports(include=["serving", "ipnext", "targets", "documents"]):
+        import documents  # noqa: PLC0415  # instrumented as it is imported
+        import targets  # noqa: PLC0415  # as above
     corpus = Path(tempfile.mkdtemp())
-    target = targets.TARGETS[name]
-    for number, seed in enumerate(targets.SEEDS[target]):
+    seeds = {target.__name__: (target, found) for target, found in (targets.SEEDS | documents.SEEDS).items()}
+    target, found = seeds[name]
+    for number, seed in enumerate(found):
         (corpus / str(number)).write_bytes(seed)
     FOUND.mkdir(parents=True, exist_ok=True)
     options = [
@@ -41,7 +45,7 @@ def main(arguments):
         fuzz(arguments[1], int(arguments[2]))
         return 0
     seconds = arguments[0] if arguments else "60"
-    names = arguments[1:] or ["codec", "tensors", "frames", "http"]
+    names = arguments[1:] or [*CODECS, *DOCUMENTS]
     failed = [
         name
         for name in names

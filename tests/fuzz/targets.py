@@ -154,4 +154,3 @@ SEEDS = {
         b"\x30POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     ],
 }
-TARGETS = {target.__name__: target for target in SEEDS}

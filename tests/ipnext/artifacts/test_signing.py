@@ -77,9 +77,22 @@ def test_a_statement_that_was_changed_under_a_good_signature_is_refused(key):
         check_signature(SignerPolicy(public_keys=(public,)), OTHER, json.dumps(forged).encode(), "s")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"no json", b'{"payload": "!", "signatures": []}'])
+def envelope(payload):
+    return json.dumps({"payload": payload, "signatures": [{"keyid": "k", "sig": "AAAA"}]}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"no json", b'{"payload": "!", "signatures": []}', envelope("!"), envelope("A"), envelope("\u00e9")],
+)
 def test_what_is_no_envelope_is_refused(key, content):
     with pytest.raises(SignatureInvalid, match="can't be read"):
+        check_signature(SignerPolicy(public_keys=(key()[1],)), DIGEST, content, "s")
+
+
+def test_a_payload_that_is_nested_too_deeply_is_of_no_snapshot(key):
+    content = envelope(base64.b64encode(b"[" * 3000).decode())
+    with pytest.raises(SignatureInvalid, match="is of snapshot none"):
         check_signature(SignerPolicy(public_keys=(key()[1],)), DIGEST, content, "s")
 
 

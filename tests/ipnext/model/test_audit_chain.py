@@ -189,7 +189,7 @@ def test_anchors_are_read_as_they_were_printed_one_behind_the_other():
     first, second = AuditHead(sequence=1, hash="a" * 64), AuditHead(sequence=2, hash="b" * 64)
     printed = "".join(json.dumps(head.model_dump(), indent=2) + "\n" for head in (first, second))
     assert read_anchors(printed) == (first, second)
-    for wrong in ("", "x", '{"sequence": 1}', '{"sequence": 1, "hash": "short"}'):
+    for wrong in ("", "x", '{"sequence": 1}', '{"sequence": 1, "hash": "short"}', "[" * 3000):
         with pytest.raises(InvalidInput, match="anchor: "):
             read_anchors(wrong)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ipnext.errors import InvalidInput
-from ipnext.model.manifest import parse_manifest
+from ipnext.model.manifest import parse_manifest, parse_manifests
 
 HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]
 
@@ -52,3 +52,11 @@ def test_a_model_that_is_named_as_a_path_of_the_data_plane_is_refused():
     named = document({}) | {"metadata": {"name": "stats", "owner": "a"}}
     with pytest.raises(InvalidInput, match=r"metadata\.name: 'stats' is a path of the data plane"):
         parse_manifest(named)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "at: 2026-13-45", "at: 2026-01-01T99:00:00", "n: !!int x", "[" * 3000, "? [a]\n: b"]
+)
+def test_text_that_is_no_yaml_is_refused_in_words(text):
+    with pytest.raises(InvalidInput, match="not YAML"):
+        parse_manifests(text)
