@@ -25,6 +25,8 @@ from typing import Any, Final
 
 import structlog
 
+from ipnext.components.sockets import check_peer
+from ipnext.errors import Forbidden
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.fork_server import ForkServer
 from ipnext.infra.message_link import Message, MessageLink, from_object
@@ -96,6 +98,12 @@ class Supervisor:
         listener.setblocking(False)
         while True:
             link, _ = await loop.sock_accept(listener)
+            try:
+                check_peer(link)
+            except Forbidden as error:
+                structlog.get_logger().warning("caller refused", reason=error.message)
+                link.close()
+                continue
             await loop.connect_accepted_socket(lambda: MessageLink(self._take, self._lose), link)
 
     def _lose(self, link: MessageLink) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ipnext.access.keys import digest_of_secret
 from ipnext.artifacts.signing import check_signature, signed, write_key_pair
-from ipnext.errors import InvalidInput, SignatureInvalid, Unauthenticated
+from ipnext.errors import InvalidInput, SignatureInvalid, Unauthenticated, Unavailable
 from ipnext.model.audit import GENESIS, AuditEntry, AuditObject, AuditWho, sealed
 from ipnext.model.audit_chain import read_anchors, read_entries, verify
 from ipnext.model.manifest import parse_manifests
@@ -86,7 +86,7 @@ def access_list(data):
     for text in (_KEY, _TOKEN):
         try:
             caller = callers.prove(text)
-        except Unauthenticated:
+        except (Unauthenticated, Unavailable):
             continue
         for model in callers.models.values():
             callers.decide(caller, model)

@@ -1,18 +1,21 @@
 """People at the API: tokens of a real identity provider, roles that are bound to names and groups, and how to log in."""
 
 import asyncio
+import base64
+import re
 
 import httpx
 import pytest
 
 from ipnext.access.policy import Policies
-from ipnext.api.access import KEPT_SECONDS, Access
+from ipnext.api.access import KEPT_SECONDS, Access, is_public
 from ipnext.api.app import create_app
 from ipnext.api.persons import persons_of
 from ipnext.errors import Forbidden, InvalidInput
 from ipnext.model.access import Grant, Role
 from ipnext.settings import PlatformSettings, platform_settings
 from tests.identity_provider import AUDIENCE, CLIENT_ID, rsa_key
+from tests.ipnext.api.surface import routes
 
 
 @pytest.fixture
@@ -270,3 +273,26 @@ def test_settings_come_from_the_environment(monkeypatch):
         "groups",
     )
     assert PlatformSettings.model_fields["oidc_name_claim"].default is None
+
+
+async def test_no_endpoint_takes_a_token_that_proves_nothing(people, provider):
+    await grant(people, "user:ann", "admin")
+    good = provider.token()
+    header, claims, _ = good.split(".")
+    none = base64.urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
+    tokens = {
+        "expired": provider.token(exp=1),
+        "wrong audience": provider.token(aud="another"),
+        "wrong issuer": provider.token(iss="https://id.example.com"),
+        "forged": provider.token(key=rsa_key("first")),
+        "alg none": f"{none}.{claims}.",
+        "alg none, signed": f"{none}.{claims}.{good.rpartition('.')[2]}",
+        "without a signature": f"{header}.{claims}.",
+    }
+    for method, path, _ in routes(people.http._transport.app):
+        filled = re.sub(r"\{\w+\}", "1", path)
+        if not is_public(path):
+            for name, token in tokens.items():
+                answer = await people.http.request(method, filled, json={}, headers=bearer(token))
+                assert answer.status_code == 401, (name, method, path)
+    assert (await people.http.get("/v1/roles", headers=bearer(good))).status_code == 200
