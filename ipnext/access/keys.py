@@ -60,4 +60,4 @@ def digest_of_secret(secret: str) -> str:
 
 def proves(secret: str, digest: str) -> bool:
     """Whether a secret has this digest; compared in constant time."""
-    return hmac.compare_digest(digest_of_secret(secret), digest)
+    return hmac.compare_digest(digest_of_secret(secret).encode(), digest.encode())

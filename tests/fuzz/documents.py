@@ -182,7 +182,10 @@ spec:
 
 SEEDS = {
     credential: [_KEY.encode(), _TOKEN.encode(), b"eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.", b"Bearer x"],
-    access_list: [json.dumps(_LIST).encode()],
+    access_list: [
+        json.dumps(_LIST).encode(),
+        json.dumps(_LIST).replace(digest_of_secret(_SECRET), "\u00e9").encode(),  # no digest
+    ],
     audit: [_entries(3)],
     manifests: [_OWNER, _FREEZE],
     signature: [_SIGNATURE],
