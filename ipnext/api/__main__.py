@@ -13,6 +13,7 @@ from ipnext.api.stream import Stream
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.artifacts.opening import open_store
 from ipnext.collecting import collect_rarely
+from ipnext.components.private_files import keep_new_files_private
 from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
 from ipnext.loopback import is_loopback
@@ -40,6 +41,7 @@ class Server(uvicorn.Server):
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Exit status 0, or that of the error that kept it from starting."""
+    keep_new_files_private()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

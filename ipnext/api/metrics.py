@@ -59,7 +59,7 @@ def _families(rooms: Platform, states: States, visible: frozenset[str] | None) -
             *_change_metrics(counts),
             *_outbox_metrics(rooms.outbox),
             *_model_metrics(unit, states, most=rooms.settings.metrics_models),
-            *plan_metrics(unit, fleet and shown_fleet(fleet, visible)),
+            *plan_metrics(unit, fleet and shown_fleet(fleet, visible), whole=visible is None),
             *replan_metrics(unit),
             *_region_metrics(region_views(fleet, unit.units_running(), shown_states(states, unit, visible))),
             gauge("event_streams", "Open streams of events.", [], [([], rooms.stream.subscribers)]),

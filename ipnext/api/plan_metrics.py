@@ -17,8 +17,8 @@ SEARCHED = ("adopted", "kept")
 """Outcomes of a replan that found a plan; dry runs may have other limits."""
 
 
-def plan_metrics(unit: Repository, fleet: FleetSpec | None) -> Iterator[Metric]:
-    """The plan in force: what it costs, what it takes, what it leaves unserved."""
+def plan_metrics(unit: Repository, fleet: FleetSpec | None, *, whole: bool) -> Iterator[Metric]:
+    """The plan in force: what it costs, what it takes, what it leaves unserved. `whole`: of all owners, and not of those that are visible."""
     in_force = unit.plan_in_force()
     if in_force is None:
         return
@@ -42,7 +42,8 @@ def plan_metrics(unit: Repository, fleet: FleetSpec | None) -> Iterator[Metric]:
         ["priority"],
         [([f"{priority:g}"], qps) for priority, qps in unit.unmet_by_priority().items()],
     )
-    yield gauge("plan_cost_dollars_per_hour", "Cost of the plan in force.", [], [([], in_force.cost_per_hour)])
+    cost = in_force.cost_per_hour if whole else sum(figures[0] for figures in owners.values())
+    yield gauge("plan_cost_dollars_per_hour", "Cost of the plan in force.", [], [([], cost)])
     yield gauge(
         "owner_cost_dollars_per_hour",
         "Cost of an owner's models by the plan in force.",

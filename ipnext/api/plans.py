@@ -54,10 +54,10 @@ def list_plans(
 
 
 @router.get("/plans/{plan_id}", dependencies=[may_read_plan()], summary="Read a plan", response_model=PlanView)
-def read_plan(plan_id: RecordId, rooms: Rooms) -> Response:
+def read_plan(plan_id: RecordId, rooms: Rooms, visible: Visible) -> Response:
     """A plan with the problem it answers and its difference to the plan before it; 404 where only its line is kept."""
     with rooms.store.read() as unit:
-        summary = plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id())
+        summary = shown_plan(plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id()), visible)
         found = unit.plan_documents(plan_id)
     head = summary.model_dump_json(by_alias=True).removesuffix("}")
     text = f'{head},"problem":{found.problem},"plan":{found.plan},"diff":{found.diff}}}'
@@ -65,10 +65,10 @@ def read_plan(plan_id: RecordId, rooms: Rooms) -> Response:
 
 
 @router.get("/plans/{plan_id}/summary", dependencies=[may_read_plan()], summary="Read a plan's line")
-def read_summary(plan_id: RecordId, rooms: Rooms) -> PlanSummary:
+def read_summary(plan_id: RecordId, rooms: Rooms, visible: Visible) -> PlanSummary:
     """A plan without its documents, which may be megabytes."""
     with rooms.store.read() as unit:
-        return plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id())
+        return shown_plan(plan_summary(unit.plan_entry(plan_id), unit.plan_in_force_id()), visible)
 
 
 @router.get("/plans/{plan_id}/diff", dependencies=[may_read_plan()], summary="Read a plan's difference")

@@ -204,6 +204,37 @@ async def test_the_counts_are_those_of_what_may_be_seen(two_owners):
     assert sum(shown["phases"].values()) == shown["replica_count"] == len(shown["replicas"])
 
 
+async def test_the_figures_of_regions_are_those_of_what_may_be_seen(two_owners):
+    two_owners.infrastructure.count(HIDDEN, "eu", 1, requests=1000, errors=100)
+    headers = {"Authorization": f"Bearer {two_owners.add_key('search-team', Role.VIEWER, owner='search')}"}
+    async with two_owners.client() as http:
+        (whole, *_) = (await http.get("/v1/regions")).json()["items"]
+        (listed, *_) = (await http.get("/v1/regions", headers=headers)).json()["items"]
+        (shown, *_) = (await http.get("/v1/overview", headers=headers)).json()["regions"]
+        metrics = (await http.get("/metrics", headers=headers)).text
+    assert (whole["replica_count"], whole["routed_models"]) == (8, 2)
+    assert (whole["requests"] >= 1000, whole["errors"] >= 100) == (True, True)
+    for region in (listed, shown):
+        assert (region["replica_count"], sum(region["phases"].values()), region["routed_models"]) == (4, 4, 1)
+        assert (region["requests"] < 1000, region["errors"]) == (True, 0)
+    assert 'ipnext_replicas{phase="running",region="eu"} 4.0' in metrics
+
+
+async def test_the_plan_before_a_plan_of_mine_is_not_named(two_owners):
+    """Its id may name a model."""
+    with two_owners.store.begin() as unit:
+        in_force = unit.plan_in_force()
+        row = unit._session.exec(select(PlanRow).where(PlanRow.id == in_force.id)).one()
+        row.scope, row.based_on = SHOWN, f"apply-{HIDDEN}-2"
+        unit._session.add(row)
+    headers = {"Authorization": f"Bearer {two_owners.add_key('search-team', Role.VIEWER, owner='search')}"}
+    async with two_owners.client() as http:
+        for path in (f"/v1/plans/{in_force.id}", f"/v1/plans/{in_force.id}/summary", "/v1/plans"):
+            assert HIDDEN in (await http.get(path)).text, path
+            mine = await http.get(path, headers=headers)
+            assert (mine.status_code, HIDDEN in mine.text) == (200, False), path
+
+
 async def test_not_yours_is_answered_as_not_there(two_owners):
     key = two_owners.add_key("search-team", Role.PUBLISHER, owner="search")
     headers = {"Authorization": f"Bearer {key}"}
