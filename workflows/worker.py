@@ -62,6 +62,7 @@ from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.collecting import collect_rarely
+from ipnext.components.private_files import keep_new_files_private
 from ipnext.devfile import TaskQueueGroup
 from ipnext.errors import Conflict, InvalidInput, IPnextError, NotFound, Unavailable
 from ipnext.infra.local_process import LocalProcessInfrastructure
@@ -366,6 +367,7 @@ def _belong(store: Store, namespace: WorkflowNamespace) -> None:
 
 def main() -> int:
     """The process. Exit status 0 after a signal, that of the error where it can't start."""
+    keep_new_files_private()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         check_neighbours()

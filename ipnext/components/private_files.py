@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from ipnext.errors import Conflict
+
 _CURRENT: Final = "..data"
 """As Kubernetes names it: a link to the directory that holds the files of now."""
 
@@ -15,6 +17,23 @@ def make_private_directory(path: Path) -> None:
     """Make a directory that only this user may enter."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.chmod(0o700)
+
+
+def make_own_directory(path: Path, *, otherwise: str) -> None:
+    """Make a directory for this user alone where others may write, too, such as among the temporary files.
+
+    Conflict if another user has made it, or a link; `otherwise` says what helps besides removing it.
+    """
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.is_symlink() or path.stat().st_uid != os.geteuid():
+        msg = f"{path} belongs to another user; remove it, or {otherwise}"
+        raise Conflict(msg)
+    make_private_directory(path)
+
+
+def keep_new_files_private() -> None:
+    """Let only this user read what this process, and those that it starts, write from now on. For the start of a program."""
+    os.umask(0o077)
 
 
 def write_private_file(path: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from typing import Any
 import httpx
 import structlog
 
+from ipnext.components.private_files import keep_new_files_private
 from ipnext.components.settings import component_settings
 from ipnext.credentials import forget_credential, note_key_file, read_key
 from ipnext.dev.certificates import DevCertificates
@@ -88,8 +90,12 @@ class Places:
 
 @contextmanager
 def locked(state: Path) -> Iterator[None]:
-    """Hold the state directory. Raises Conflict with the pid of the one that holds it already."""
+    """Hold the state directory. Raises Conflict with the pid of the one that holds it already, or if others may write into it."""
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = state.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
+        msg = f"{state} belongs to another user, or others may write into it; choose another --state, or make it your own: chmod 700"
+        raise Conflict(msg)
     with (state / "dev.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -342,6 +348,7 @@ def run(
     Raises Conflict (the directory or a port is in use, or the directory belongs to other stores), InvalidInput (config, fleet,
     stores) and Unavailable (a process does not come up, a store does not answer).
     """
+    keep_new_files_private()
     state = state.resolve()
     stores = Stores.of(state, settings)
     stop = threading.Event()

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from ipnext.components.certificates import CertificateFiles
 from ipnext.components.http_sessions import HttpSessions
+from ipnext.components.private_files import keep_new_files_private
 from ipnext.components.settings import component_settings
 from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.infra.agent_app import agent_app
@@ -202,6 +203,7 @@ def sole_owner(directory: Path) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run an agent; the exit status."""
+    keep_new_files_private()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

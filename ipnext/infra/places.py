@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from ipnext.components.private_files import make_private_directory
+from ipnext.components.private_files import make_own_directory
 from ipnext.components.sockets import LONGEST_NAME, LONGEST_PATH, is_socket_url, socket_url
-from ipnext.errors import Conflict
 from ipnext.infra.ports import LOOPBACK, PortBook, release
 
 _NAME_LETTERS: Final = 12
@@ -33,7 +32,7 @@ class Places:
         text = " ".join(command)
         if "{port}" in text and "{sockets}" not in text:
             return f"http://{LOOPBACK}:{self._ports.port(name)}"
-        make_own_directory(self._run)
+        make_own_directory(self._run, otherwise="give the agent a --state with a shorter path")
         return socket_url(self._run / sha256((sockets or name).encode()).hexdigest()[:_NAME_LETTERS])
 
     def adopt(self, name: str, url: str) -> None:
@@ -66,15 +65,6 @@ def run_directory(directory: Path) -> Path:
         return run
     name = sha256(bytes(directory)).hexdigest()[:_NAME_LETTERS]
     return Path(tempfile.gettempdir()) / f"ipnext-run-{os.geteuid()}-{name}"
-
-
-def make_own_directory(path: Path) -> None:
-    """Make a directory for this user alone. Conflict if another user has made it."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if path.is_symlink() or path.stat().st_uid != os.geteuid():
-        msg = f"{path} belongs to another user; remove it, or give the agent a --state with a shorter path"
-        raise Conflict(msg)
-    make_private_directory(path)
 
 
 def address_fields(url: str) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
+from ipnext.components.private_files import make_own_directory
 from ipnext.infra.atomic_file import replace_file
 
 LOOPBACK = "127.0.0.1"
@@ -86,9 +87,9 @@ def reserve(port: int) -> bool:
     """
     if port in _RESERVED:
         return True
-    directory = Path(tempfile.gettempdir()) / f"ipnext-ports-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(directory / str(port), os.O_RDWR | os.O_CREAT, 0o600)
+    directory = Path(tempfile.gettempdir()) / f"ipnext-ports-{os.geteuid()}"
+    make_own_directory(directory, otherwise="set TMPDIR to a directory of your own")
+    descriptor = os.open(directory / str(port), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -103,6 +103,14 @@ def doors_of(platform: Any) -> list[Door]:
     return sorted(found)
 
 
+def test_nothing_that_the_platform_writes_is_for_others_to_read(platform: Any) -> None:
+    """Weights, logs, databases. What the fixture of these tests makes itself is left out."""
+    written = [path for path in platform.state.rglob("*") if path != platform.log and not path.is_symlink()]
+    assert len(written) > 20
+    modes = {path: path.stat().st_mode for path in written if path.exists()}
+    assert [f"{stat.filemode(mode)} {path}" for path, mode in modes.items() if mode & 0o077] == []
+
+
 def test_every_listener_is_known_and_on_this_machine_alone(platform: Any) -> None:
     workers = len(platform.endpoints["worker_metrics"])
     until(lambda: len(ports_of(platform).get("worker", ())) == workers, why=lambda: ports_of(platform))

@@ -259,6 +259,15 @@ def test_a_state_directory_has_one_holder_who_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_state_directory_that_others_may_write_into_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    with pytest.raises(Conflict, match="chmod 700"), locked(state):
+        pass
+    assert not list(state.iterdir())
+
+
 def test_a_fleet_file_that_holds_no_fleet_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"nowhere\.yaml"):
         read_fleet(tmp_path / "nowhere.yaml")

@@ -11,8 +11,9 @@ import pytest
 
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.components.identity import Component
+from ipnext.components.private_files import make_own_directory
 from ipnext.errors import Conflict
-from ipnext.infra.places import Places, make_own_directory, run_directory
+from ipnext.infra.places import Places, run_directory
 from tests.processes import unix_transport
 from tests.waiting import until
 
@@ -95,11 +96,11 @@ def test_a_directory_of_another_user_is_not_used(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(Conflict, match="belongs to another user"):
-        make_own_directory(tmp_path / "run")
+        make_own_directory(tmp_path / "run", otherwise="move")
     (tmp_path / "link").symlink_to(tmp_path / "run")
     monkeypatch.undo()
     with pytest.raises(Conflict):
-        make_own_directory(tmp_path / "link")
+        make_own_directory(tmp_path / "link", otherwise="move")
 
 
 def test_an_agent_that_ends_leaves_no_sockets(new_agent):

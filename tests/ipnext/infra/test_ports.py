@@ -1,14 +1,28 @@
 """Ports are picked free and remembered."""
 
 import multiprocessing
+import os
 import socket
+import tempfile
 
 import pytest
 
+from ipnext.errors import Conflict
 from ipnext.infra.ports import PortBook, is_free, release, reserve
 from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("listeners", "subprocesses")
+
+
+def test_a_directory_of_locks_that_is_somebody_elses_is_not_used(tmp_path, monkeypatch):
+    """Among the temporary files anybody may have made it before, as a link for one."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / f"ipnext-ports-{os.geteuid()}").symlink_to(elsewhere)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(Conflict, match="set TMPDIR"):
+        reserve(23)
+    assert not list(elsewhere.iterdir())
 
 
 def test_a_name_keeps_its_port_over_a_restart(tmp_path):
