@@ -61,7 +61,7 @@ def verify_entries(
     after: After = 0,
     output: Output = Form.TABLE,
 ) -> None:
-    """Verify the chain on this machine. Exit status 1 at the first entry that was changed, removed, inserted or moved.
+    """Verify the chain on this machine. Exit status 1 if an entry was changed, removed, inserted or moved.
 
     A tail that was cut off, or a chain that was made again from some entry on, is found by an anchor only.
     """
@@ -90,7 +90,7 @@ def entries_table(entries: Iterable[AuditEntry]) -> Table:
     lines = (
         (
             entry.sequence,
-            f"{entry.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z",
+            entry.at if isinstance(entry.at, str) else f"{entry.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z",
             f"{entry.who.kind} {entry.who.name}" + (f" for {entry.said}" if entry.said else ""),
             entry.source,
             entry.action,
@@ -125,7 +125,9 @@ def _why(entry: AuditEntry) -> str:
 def _told(found: Verification, anchors: tuple[AuditHead, ...]) -> str:
     if found.fault is not None:
         whole = f"; entries {found.first} to {found.last} are whole" if found.entries else ""
-        return f"NOT VERIFIED: {found.fault.kind} at entry {found.fault.sequence}: {found.fault.message}{whole}"
+        first = f"NOT VERIFIED: {found.fault.kind} at entry {found.fault.sequence}: {found.fault.message}{whole}"
+        further = [f"{fault.kind} at entry {fault.sequence}: {fault.message}" for fault in found.further]
+        return "\n".join((first, *further))
     if not found.entries:
         return "there are no entries" + (f" after {found.first - 1}" if found.first > 1 else "")
     text = f"verified: entries {found.first} to {found.last}, hash {found.hash}"

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, field_serializer
 
-from ipnext.model.access import PrincipalKind
 from ipnext.model.value import Sha256, Value, Written, canonical_json
 
 GENESIS: Final = "0" * 64
@@ -34,9 +33,9 @@ Outcome = Literal["done", "asked", "refused"]
 
 
 class AuditWho(Written):
-    """The principal as it was proved."""
+    """The principal as it was proved. `kind`: a `PrincipalKind`, as it was written."""
 
-    kind: PrincipalKind
+    kind: str
     id: str
     name: str
 
@@ -54,11 +53,15 @@ class AuditObject(Written):
 
 
 class AuditEntry(Written):
-    """One entry. It is never changed and never deleted; a field without a value is absent from its JSON."""
+    """One entry. It is never changed and never deleted; a field without a value is absent from its JSON.
 
-    sequence: int = Field(ge=1)
+    Read from a database that somebody changed it has what is stored there: the verification says which entry it is.
+    """
+
+    sequence: int
     """Rises by one from 1, without gaps, in the order of the commits."""
-    at: datetime
+    at: datetime | str = Field(union_mode="left_to_right")
+    """Text where the database holds no time."""
     who: AuditWho
     said: str | None = None
     """Who the caller says that it asks for (`X-IPnext-User`); not proved."""
@@ -71,21 +74,24 @@ class AuditEntry(Written):
     object: AuditObject
     model: str | None = None
     owner: str | None = None
-    outcome: Outcome
+    outcome: str
+    """An `Outcome`, as it was written."""
     before: str | None = None
     """Canonical JSON, or `sha256:` and the digest of that of a document of more than LONGEST_DOCUMENT bytes."""
     after: str | None = None
     reason: str | None = None
     change_id: str | None = None
     request_id: str
-    left_out: int | None = None
-    """Of a refusal: further refusals of this principal, before this one, that have no entry."""
-    prev_hash: Sha256
-    hash: Sha256
+    left_out: int | str | None = None
+    """Of a refusal: further refusals of this principal, before this one, that have no entry. Text where that is no number."""
+    prev_hash: str
+    hash: str
 
     @field_serializer("at")
-    def _at(self, at: datetime) -> str:
+    def _at(self, at: datetime | str) -> str:
         """Write UTC with six digits of a second: the hash depends on the text."""
+        if isinstance(at, str):
+            return at
         return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     def plain(self) -> dict[str, Any]:
@@ -97,6 +103,12 @@ class AuditHead(Written):
     """The newest entry: kept elsewhere, it is the anchor that a later verification needs. `sequence` 0: there is none."""
 
     sequence: int = Field(ge=0)
+    hash: str
+
+
+class AuditAnchor(AuditHead):
+    """A head that was kept elsewhere."""
+
     hash: Sha256
 
 

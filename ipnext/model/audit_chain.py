@@ -2,17 +2,20 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from ipnext.errors import InvalidInput
-from ipnext.model.audit import GENESIS, AuditHead, hash_of
+from ipnext.model.audit import GENESIS, AuditAnchor, AuditHead, hash_of
 from ipnext.model.value import Value, unique_names
 
 FaultKind = Literal["changed", "removed", "inserted", "reordered", "truncated"]
 
 
+MOST_FURTHER: Final = 100
+
+
 class Fault(Value):
-    """The first entry that is not as it was written."""
+    """An entry that is not as it was written."""
 
     kind: FaultKind
     sequence: int
@@ -21,7 +24,7 @@ class Fault(Value):
 
 
 class Verification(Value):
-    """The result of a verification: the entries that are whole, from the first one to the last one, and what is wrong."""
+    """The result of a verification: the entries that are whole, from the first one up to the first fault, and what is wrong."""
 
     first: int
     last: int
@@ -31,6 +34,8 @@ class Verification(Value):
     anchors: int = 0
     """Anchors that were met."""
     fault: Fault | None = None
+    further: tuple[Fault, ...] = ()
+    """Other faults behind the first one, MOST_FURTHER at most: a changed entry leaves those behind it to be judged."""
 
 
 def verify(entries: Iterable[Mapping[str, Any]], *, after: int = 0, anchors: Sequence[AuditHead] = ()) -> Verification:
@@ -65,25 +70,24 @@ class _Chain:
         self._met = 0
         known = self._anchors.get(after, set())
         self._hash: str | None = GENESIS if after == 0 else next(iter(known), None)
+        self._whole = AuditHead(sequence=after, hash=self._hash or GENESIS)
+        self._faults: list[Fault] = []
 
     def add(self, entry: Mapping[str, Any]) -> Fault | None:
-        """Take the next entry; the fault if it is not the one that follows."""
+        """Take the next entry. The fault if it is not the one that follows: what is behind it can't be judged."""
         expected = self._sequence + 1
         sequence = entry.get("sequence")
         if not isinstance(sequence, int) or isinstance(sequence, bool):
             return Fault(kind="changed", sequence=expected, message=f"entry {expected} has no sequence")
         if sequence != expected:
             return self._misplaced(sequence, expected, entry)
-        fault = self._changed(entry, sequence)
+        right = _is_sealed(entry)
+        fault = self._changed(entry, sequence) if right else _not_sealed(sequence)
+        self._sequence, self._hash = sequence, str(entry["hash"]) if right else None
         if fault is not None:
-            return fault
-        found = str(entry["hash"])
-        wanted = self._anchors.get(sequence)
-        if wanted is not None and wanted != {found}:
-            message = f"entry {sequence} has the hash {found:.16}, the anchor {min(wanted - {found}):.16}: the audit was written again"
-            return Fault(kind="changed", sequence=sequence, message=message)
-        self._met += wanted is not None
-        self._sequence, self._hash = sequence, found
+            self._note(fault)
+        elif not self._faults:
+            self._whole = AuditHead(sequence=sequence, hash=str(entry["hash"]))
         return None
 
     def end(self) -> Fault | None:
@@ -94,29 +98,37 @@ class _Chain:
         message = f"the audit ends at entry {self._sequence}; when the anchor was taken it had {last}"
         return Fault(kind="truncated", sequence=self._sequence + 1, message=message)
 
-    def result(self, fault: Fault | None) -> Verification:
-        """What was found."""
-        entries = self._sequence - self._first + 1
+    def result(self, last: Fault | None) -> Verification:
+        """What was found; `last` is the fault at which it ended."""
+        if last is not None:
+            self._note(last)
+        whole = self._whole
         return Verification(
             first=self._first,
-            last=self._sequence,
-            hash=self._hash or GENESIS,
-            entries=entries,
+            last=whole.sequence,
+            hash=whole.hash,
+            entries=whole.sequence - self._first + 1,
             anchors=self._met,
-            fault=fault,
+            fault=next(iter(self._faults), None),
+            further=tuple(self._faults[1:]),
         )
 
+    def _note(self, fault: Fault) -> None:
+        """Keep a fault: of one entry the first, so many that memory does not grow with their number."""
+        known = self._faults and self._faults[-1].sequence == fault.sequence
+        if not known and len(self._faults) <= MOST_FURTHER:
+            self._faults.append(fault)
+
     def _changed(self, entry: Mapping[str, Any], sequence: int) -> Fault | None:
-        try:
-            right = entry.get("hash") == hash_of(entry)
-        except ValueError:
-            right = False
-        if not right:
-            message = f"entry {sequence} is not what its hash was made of: it was changed"
-            return Fault(kind="changed", sequence=sequence, message=message)
+        """The fault of an entry that has the hash of what it holds."""
         if self._hash is not None and entry.get("prevHash") != self._hash:
             message = f"entry {sequence} was sealed to another entry than the one before it, which was replaced"
             return Fault(kind="changed", sequence=max(1, sequence - 1), message=message)
+        found, wanted = str(entry["hash"]), self._anchors.get(sequence)
+        if wanted is not None and wanted != {found}:
+            message = f"entry {sequence} has the hash {found:.16}, the anchor {min(wanted - {found}):.16}: the audit was written again"
+            return Fault(kind="changed", sequence=sequence, message=message)
+        self._met += wanted is not None
         return None
 
     def _misplaced(self, sequence: int, expected: int, entry: Mapping[str, Any]) -> Fault:
@@ -127,6 +139,18 @@ class _Chain:
             return Fault(kind=kind, sequence=sequence, message=message)
         missing = f"entry {expected} is" if sequence == expected + 1 else f"entries {expected} to {sequence - 1} are"
         return Fault(kind="removed", sequence=expected, message=f"{missing} missing before entry {sequence}")
+
+
+def _is_sealed(entry: Mapping[str, Any]) -> bool:
+    try:
+        return bool(entry.get("hash") == hash_of(entry))
+    except ValueError:
+        return False
+
+
+def _not_sealed(sequence: int) -> Fault:
+    message = f"entry {sequence} is not what its hash was made of: it was changed"
+    return Fault(kind="changed", sequence=sequence, message=message)
 
 
 def read_entries(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
@@ -148,7 +172,7 @@ def read_anchors(text: str) -> tuple[AuditHead, ...]:
         while text[position:].strip():
             position += len(text[position:]) - len(text[position:].lstrip())
             value, position = decoder.raw_decode(text, position)
-            found.append(AuditHead.model_validate(value))
+            found.append(AuditHead(**dict(AuditAnchor.model_validate(value))))
     except (ValueError, RecursionError) as error:
         msg = 'anchor: is not what `ipnext audit head -o json` prints; allowed: {"sequence": NUMBER, "hash": SHA-256}'
         raise InvalidInput(msg, field="anchor") from error

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from pydantic import BaseModel
-from sqlalchemy import Select, insert, or_, select
+from sqlalchemy import Select, String, insert, or_, select, type_coerce
 
 from ipnext.access.acting import Acting
 from ipnext.model.audit import (
@@ -30,6 +30,8 @@ from ipnext.store.tables import METADATA, AuditRow
 
 _ENTRIES: Final = METADATA.tables[str(AuditRow.__tablename__)]
 _HEAD: Final = select(_ENTRIES.c.sequence, _ENTRIES.c.hash).order_by(_ENTRIES.c.sequence.desc()).limit(1)
+_STORED: Final = [type_coerce(column, String).label("at") if column.name == "at" else column for column in _ENTRIES.c]
+"""The columns, times as the driver gives them: one that is none must not keep the other entries from being read."""
 _FAMILY: Final = ".*"
 
 CLOCKS_DIFFER: Final = timedelta(minutes=10)
@@ -134,7 +136,7 @@ class Audit(Models):
     ) -> Page[AuditEntry]:
         """Return entries by sequence, the newest first unless `oldest_first`."""
         sequence, key = ordinal_of(after), _ENTRIES.c.sequence
-        query = _filtered(select(_ENTRIES), wanted or AuditFilter())
+        query = _filtered(select(*_STORED), wanted or AuditFilter())
         if sequence is not None:
             query = query.where(key > sequence if oldest_first else key < sequence)
         query = query.order_by(key if oldest_first else key.desc()).limit(bounded(limit) + 1)
@@ -192,7 +194,24 @@ def _row_of(entry: AuditEntry) -> Mapping[str, Any]:
 
 
 def _entry_of(row: Mapping[str, Any]) -> AuditEntry:
-    fields = {name: value for name, value in row.items() if not name.startswith(("who_", "object_"))}
-    who = {"kind": row["who_kind"], "id": row["who_id"], "name": row["who_name"]}
-    of = {"kind": row["object_kind"], "name": row["object_name"]}
+    """The entry as it is stored: whether it is the one that was written is for the verification to say."""
+    given = {
+        name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for name, value in row.items()
+    }
+    fields = {name: value for name, value in given.items() if not name.startswith(("who_", "object_"))}
+    fields["at"] = _time_of(given["at"])
+    fields["left_out"] = str(given["left_out"]) if isinstance(given["left_out"], float) else given["left_out"]
+    who = {"kind": given["who_kind"], "id": given["who_id"], "name": given["who_name"]}
+    of = {"kind": given["object_kind"], "name": given["object_name"]}
     return AuditEntry.model_validate({**fields, "who": who, "object": of})
+
+
+def _time_of(stored: datetime | str | None) -> datetime | str:
+    """A time of the driver: SQLite's is text, without a zone."""
+    try:
+        at = datetime.fromisoformat(stored) if isinstance(stored, str) else stored
+    except ValueError:
+        at = None
+    if at is None:
+        return str(stored)
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 
 from ipnext.access.keys import parse_key
 from ipnext.api.access import LOCAL
@@ -15,13 +18,17 @@ from ipnext.api.recording import BURST, BURST_OF_ALL, EVERY_SECONDS, PRINCIPALS,
 from ipnext.artifacts.signing import signed, write_key_pair
 from ipnext.errors import Unavailable
 from ipnext.model.access import Principal, Role
+from ipnext.model.audit import AuditEntry
 from ipnext.model.audit_chain import verify
 from ipnext.model.controls import ControlAnswer
 from ipnext.model.lifecycle import ChangeState
+from ipnext.model.resource import Listed
 from tests.ipnext.api.test_freezes import document as freeze_document
 from tests.ipnext.api.test_profiles import document as chat_document
 from tests.ipnext.api.test_profiles import profile, source
 from tests.waiting import eventually
+
+AUDIT = TypeAdapter(Listed[AuditEntry])
 
 Case = Callable[["World"], Awaitable[httpx.Response]]
 
@@ -130,6 +137,10 @@ async def sign(w):
     digest = await w.applied.upload(b"x")
     private = w.rooms.directory / "key.pem"
     write_key_pair(private, w.rooms.directory / "key.pub.pem")
+    document = w.rooms.model_document()
+    key = (w.rooms.directory / "key.pub.pem").read_text()
+    document["spec"]["validation"] = {"signers": {"publicKeys": [key]}}
+    (await w.http.put("/v1/models/ranker", json=document)).raise_for_status()
     w.mark()
     headers = {"content-type": "application/json"}
     path = f"/v1/artifacts/snapshots/{digest}/signature"
@@ -582,3 +593,45 @@ async def test_the_background_of_the_api_leaves_no_entry(world):
 
     await eventually(submitted)
     assert len(world.since_mark()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "who_kind = 'ghost'",
+        "outcome = 'nothing'",
+        "at = 'never'",
+        "at = '2026-11-28'",
+        "left_out = 'many'",
+        "left_out = 1.5",
+        "hash = 'short'",
+        "prev_hash = ''",
+        "action = x'41'",
+        "request_id = ''",
+    ],
+)
+async def test_a_changed_row_is_read_and_named_whatever_stands_in_it(world, change):
+    for number in range(4):
+        (await world.http.put("/v1/models/ranker", json=world.rooms.model_document(qps=30 + number))).raise_for_status()
+    last = world.head()
+    with closing(sqlite3.connect(world.rooms.directory / "ipnext.db")) as database, database:
+        database.execute("DROP TRIGGER audit_entries_no_update")
+        database.execute(f"UPDATE audit_entries SET {change} WHERE sequence = 3")
+
+    answer = await world.http.get("/v1/audit", params={"oldestFirst": True})
+    assert answer.status_code == 200
+    result = verify(answer.json()["items"])
+    assert (result.fault.kind, result.fault.sequence, result.further) == ("changed", 3, ())
+    assert [entry["sequence"] for entry in answer.json()["items"]] == list(range(1, last + 1))
+    assert AUDIT.validate_python(answer.json()).items
+
+
+async def test_a_changed_hash_of_the_newest_entry_keeps_nobody_from_working(world):
+    last = world.head()
+    with closing(sqlite3.connect(world.rooms.directory / "ipnext.db")) as database, database:
+        database.execute("DROP TRIGGER audit_entries_no_update")
+        database.execute("UPDATE audit_entries SET hash = 'short' WHERE sequence = ?", [last])
+    assert (await world.http.get("/v1/audit/head")).json() == {"sequence": last, "hash": "short"}
+    (await world.http.put("/v1/models/ranker", json=world.rooms.model_document(qps=30))).raise_for_status()
+    found = verify((await world.http.get("/v1/audit", params={"oldestFirst": True})).json()["items"])
+    assert (found.fault.sequence, found.further) == (last, ())

@@ -21,7 +21,7 @@ from ipnext.model.audit import (
     hash_of,
     sealed,
 )
-from ipnext.model.audit_chain import read_anchors, read_entries, verify
+from ipnext.model.audit_chain import MOST_FURTHER, read_anchors, read_entries, verify
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 WHO = AuditWho(kind="key", id="abcdefghijklmnop", name="deployer")
@@ -81,6 +81,27 @@ def test_a_changed_field_is_found_at_its_entry(name, place):
     entries = chain(5)
     entries[place - 1][name] = {"kind": "key", "id": "x", "name": "y"} if name == "who" else "changed"
     assert found(entries) == ("changed", place)
+
+
+def test_what_is_behind_a_changed_entry_is_judged_too():
+    entries = chain(9)
+    entries[1]["outcome"] = "nothing"
+    entries[4] = resealed(entries[4], reason="another one")
+    entries[6]["hash"] = "f" * 64
+    result = verify(entries)
+    assert (result.last, result.entries) == (1, 1)
+    assert [(fault.kind, fault.sequence) for fault in (result.fault, *result.further)] == [
+        ("changed", 2),
+        ("changed", 5),
+        ("changed", 7),
+    ]
+    del entries[7]
+    assert [fault.kind for fault in verify(entries).further] == ["changed", "changed", "removed"]
+
+
+def test_faults_without_number_are_told_up_to_a_limit():
+    spoilt = [entry | {"outcome": "x"} for entry in chain(MOST_FURTHER + 20)]
+    assert len(verify(spoilt).further) == MOST_FURTHER
 
 
 @pytest.mark.parametrize("name", ["reason", "hash", "prevHash", "action"])
