@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from ipnext import names
 from ipnext.errors import InvalidInput, NotFound
-from ipnext.model.manifest import NOT_YAML, invalid_input
+from ipnext.model.documents import read_documents
+from ipnext.model.manifest import invalid_input
 from ipnext.model.value import Value
 from ipnext.timing import Timing
 
@@ -141,12 +141,15 @@ def read_devfile(path: Path | None = None) -> DevFile:
         msg = f"no file {found}; give another with --devfile or leave it out for the packaged one"
         raise NotFound(msg)
     try:
-        document = yaml.safe_load(found.read_text(encoding="utf-8"))
-    except NOT_YAML as error:
-        msg = f"{found.name}: not YAML: {error}"
-        raise InvalidInput(msg) from error
+        documents = read_documents(found.read_text(encoding="utf-8"))
+    except InvalidInput as error:
+        msg = f"{found.name}: {error.message}"
+        raise InvalidInput(msg, field=error.field) from error
+    if len(documents) > 1:
+        msg = f"{found.name}: holds {len(documents)} documents; allowed: one"
+        raise InvalidInput(msg)
     try:
-        return DevFile.model_validate(document)
+        return DevFile.model_validate(documents[0] if documents else None)
     except ValidationError as error:
         fault = invalid_input(error, DevFile)
         msg = f"{found.name}: {fault.message}"

@@ -36,6 +36,7 @@ from ipnext.api import (
 from ipnext.api.access import Access, Authentication
 from ipnext.api.body_limit import BodyLimit
 from ipnext.api.errors import install_error_handlers
+from ipnext.api.json_bodies import JsonBodies
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.observation import RegionObserver
 from ipnext.api.outbox import Outbox
@@ -99,6 +100,7 @@ def create_app(
         store, artifacts_store, infrastructure, lifecycle, outbox, observer, shared, stream, settings, Plugins(), access
     )
     install_error_handlers(app)
+    app.add_middleware(JsonBodies)
     app.add_middleware(BodyLimit)
     app.state.recorder = recorder
     app.add_middleware(Authentication, access=access, recorder=recorder)

@@ -71,6 +71,8 @@ async def _request(request: Request, error: Exception) -> Response:
 
 async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    if isinstance(error.__cause__, IPnextError):
+        return answer(error_body(error.__cause__), error.status_code, error.headers)
     message = f"{request.method} {_text(request.url.path)}: {str(error.detail).lower()}; /docs lists the endpoints"
     code = HTTP_CODES.get(error.status_code, InvalidInput.code)
     return answer(ErrorBody(code=code, message=message), error.status_code, error.headers)

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Self, TypeAlias
 
-import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 from pydantic_core import ErrorDetails
 
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import SERVING_ENGINES
 from ipnext.model.disaggregated import check_graph, handoff_graph, handoff_of
+from ipnext.model.documents import read_documents
 from ipnext.model.engine_settings import torch_settings, vllm_settings
 from ipnext.model.faults import fault_text
 from ipnext.model.fleet import FleetManifest, HardwareOption
@@ -397,17 +397,9 @@ KINDS: Mapping[str, type[Manifest]] = {
 }
 
 
-NOT_YAML: Final = (yaml.YAMLError, ValueError, RecursionError)
-"""What PyYAML raises: ValueError for a date or number that is none, RecursionError for what is nested too deeply."""
-
-
 def parse_manifests(text: str) -> tuple[Manifest, ...]:
     """Read one or more YAML documents. Raises InvalidInput that names the field's path and what is allowed."""
-    try:
-        documents = [d for d in yaml.safe_load_all(text) if d is not None]
-    except NOT_YAML as error:
-        msg = f"not YAML: {error}"
-        raise InvalidInput(msg) from error
+    documents = [document for document in read_documents(text) if document is not None]
     if not documents:
         msg = "the manifest is empty; it needs apiVersion, kind, metadata and spec"
         raise InvalidInput(msg)

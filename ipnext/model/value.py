@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -44,10 +45,18 @@ def digest_of(value: BaseModel | Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+class NameTwice(ValueError):
+    """An object of JSON names a member twice: readers would differ over which one counts."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} is given twice in one object")
+        self.name = name
+
+
 def unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of JSON that names each member once: for `object_pairs_hook`. ValueError for one that names a member twice."""
+    """Make an object of JSON that names each member once: for `object_pairs_hook`. NameTwice."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        msg = "a name is given twice"
-        raise ValueError(msg)
+        counts = Counter(name for name, _ in pairs)
+        raise NameTwice(max(counts, key=counts.__getitem__))
     return found

@@ -3,6 +3,7 @@
 import pytest
 
 from ipnext.errors import InvalidInput
+from ipnext.model.documents import read_documents
 from ipnext.model.manifest import parse_manifest, parse_manifests
 
 HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]
@@ -60,3 +61,23 @@ def test_a_model_that_is_named_as_a_path_of_the_data_plane_is_refused():
 def test_text_that_is_no_yaml_is_refused_in_words(text):
     with pytest.raises(InvalidInput, match="not YAML"):
         parse_manifests(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "lines"),
+    [
+        ("kind: Fleet\nkind: Model\n", "kind", "1 and 2"),
+        ("kind: Fleet\nspec:\n  supply: []\n  'supply': []\n", "supply", "3 and 4"),
+        ("kind: Fleet\n---\nspec: {a: 1, a: 2}\n", "a", "3 and 3"),
+        ("spec:\n- {x: &a {q: 1, q: 2}}\n", "q", "2 and 2"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_with_its_lines(text, name, lines):
+    with pytest.raises(InvalidInput, match=f"{name}: is given twice in one mapping, in lines {lines}") as refused:
+        parse_manifests(text)
+    assert refused.value.field == name
+
+
+def test_a_merged_mapping_may_be_overridden():
+    (found,) = read_documents("base: &b {x: 1, y: 2}\nother: {<<: *b, x: 3}\nagain: {<<: *b}\n")
+    assert (found["other"], found["again"]) == ({"x": 3, "y": 2}, {"x": 1, "y": 2})

@@ -1,0 +1,67 @@
+"""Refuses JSON bodies that two readers could read differently: an object that names a member twice, or another encoding than UTF-8."""
+
+import json
+from typing import Final
+
+import anyio.to_thread
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ipnext.api.body_limit import STREAMED
+from ipnext.errors import InvalidInput
+from ipnext.model.value import NameTwice, unique_names
+
+LARGE: Final = 2**18
+"""Bytes from which on a body is checked in a thread: other requests are answered meanwhile."""
+
+
+class JsonBodies:
+    """ASGI middleware of the API. A body that is no JSON passes: what asked for JSON says what is wrong with it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; its body is checked once it is whole."""
+        if scope["type"] != "http" or scope["path"].startswith(STREAMED):
+            await self._app(scope, receive, send)
+            return
+        pieces: list[bytes] = []
+
+        async def checked() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                pieces.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    body = b"".join(pieces)
+                    pieces.clear()
+                    await _check(body)
+            return message
+
+        await self._app(scope, checked, send)
+
+
+async def _check(body: bytes) -> None:
+    """HTTPException whose cause is the InvalidInput: FastAPI passes on no other error while it reads a body."""
+    try:
+        if len(body) > LARGE:
+            await anyio.to_thread.run_sync(check_json, body)
+        else:
+            check_json(body)
+    except InvalidInput as error:
+        raise HTTPException(error.http_status, error.message) from error
+
+
+def check_json(body: bytes) -> None:
+    """InvalidInput for JSON with a doubled name, or in another encoding than UTF-8. What is no JSON passes."""
+    encoding = json.detect_encoding(body) if body else "utf-8"
+    try:
+        json.loads(body, object_pairs_hook=unique_names)
+    except NameTwice as error:
+        msg = f"the body: {error}; allowed: each name once"
+        raise InvalidInput(msg, field=error.name) from error
+    except (ValueError, RecursionError):
+        return
+    if not encoding.startswith("utf-8"):
+        msg = f"the body is JSON in {encoding}; allowed: UTF-8"
+        raise InvalidInput(msg)

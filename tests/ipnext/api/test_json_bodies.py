@@ -1,0 +1,88 @@
+"""Bodies that two readers could read differently are refused, whatever asks for them."""
+
+import json
+
+import pytest
+
+from ipnext.api.json_bodies import check_json
+from ipnext.errors import InvalidInput
+
+
+def doubled(document, name, value):
+    """The document's JSON with one more member at its end."""
+    return json.dumps(document)[:-1] + f", {json.dumps(name)}: {json.dumps(value)}}}"
+
+
+async def send(world, method, path, content, **headers):
+    return await world.http.request(
+        method, path, content=content, headers={"content-type": "application/json"} | headers
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "document"),
+    [
+        ("PUT", "/v1/fleet", "fleet"),
+        ("PUT", "/v1/models/ranker", "model"),
+        ("POST", "/v1/artifacts/snapshots", "snapshot"),
+        ("POST", "/v1/models/ranker/publish", {"parts": {}}),
+        ("POST", "/v1/keys", {"name": "k"}),
+        ("POST", "/v1/artifacts/missing", {"digests": []}),
+    ],
+)
+async def test_a_body_that_names_a_member_twice_is_refused_by_its_name(world, method, path, document):
+    own = {"fleet": world.rooms.fleet_document, "model": world.rooms.model_document}
+    if document == "snapshot":
+        document = world.rooms.snapshot_manifest(b"w").model_dump(mode="json")
+    document = own[document]() if isinstance(document, str) else document
+    name = next(iter(document))
+    refused = await send(world, method, path, doubled(document, name, document[name]))
+    assert (refused.status_code, refused.json()["code"], refused.json()["field"]) == (400, "InvalidInput", name)
+    assert f"{name!r} is given twice" in refused.json()["message"]
+
+
+async def test_a_name_twice_deep_inside_changes_nothing(applied):
+    body = json.dumps(applied.rooms.model_document(qps=20)).replace('"qps": 20', '"qps": 20, "qps": 30')
+    before = (await applied.http.get("/v1/models/ranker")).json()
+    refused = await send(applied, "PUT", "/v1/models/ranker", body)
+    assert (refused.status_code, refused.json()["field"]) == (400, "qps")
+    assert (await applied.http.get("/v1/models/ranker")).json() == before
+
+
+async def test_a_body_that_comes_in_pieces_is_checked_as_one(world):
+    content = doubled(world.rooms.fleet_document(), "kind", "Fleet").encode()
+
+    async def pieces():
+        for start in range(0, len(content), 7):
+            yield content[start : start + 7]
+
+    refused = await send(world, "PUT", "/v1/fleet", pieces())
+    assert refused.json()["field"] == "kind"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+async def test_another_encoding_than_utf_8_is_refused(world, encoding):
+    content = json.dumps(world.rooms.fleet_document()).encode(encoding)
+    refused = await send(world, "PUT", "/v1/fleet", content)
+    assert (refused.status_code, refused.json()["code"]) == (400, "InvalidInput")
+    assert "allowed: UTF-8" in refused.json()["message"]
+    assert (await world.http.get("/v1/fleet")).status_code == 404
+
+
+async def test_what_is_no_json_is_answered_as_before(world):
+    refused = await send(world, "PUT", "/v1/fleet", b"{nothing")
+    assert (refused.status_code, refused.json()["message"][:20]) == (400, "the body is not JSON")
+
+
+async def test_blobs_are_no_documents(world):
+    assert await world.upload(b'{"a": 1, "a": 2}')
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"a": {"b": 1}, "b": {"a": 1}}', b"[" * 100_000, b"\xff", b"\x00\xd8"])
+def test_what_names_nothing_twice_passes(body):
+    check_json(body)
+
+
+def test_names_are_compared_as_they_read():
+    with pytest.raises(InvalidInput, match="'a' is given twice"):
+        check_json(rb'{"a": 1, "\u0061": 2}')
