@@ -87,7 +87,7 @@ class NativeCodeSettings(BaseSettings):
     native_library_keys_file: Path | None = None
     """File with public keys (PEM, one after another): `library.so` of a compiled snapshot that one of them signed passes validation
     and runs on hosts, for parts whose settings have `compile`. None: no library runs. Read again for each snapshot. Set for workers
-    and agents alike."""
+    and agents alike, and for the API, which then keeps signatures by these keys."""
 
 
 class IdentitySettings(BaseSettings):

@@ -16,6 +16,7 @@ from ipnext.api.access import Asker, may
 from ipnext.api.platform import Platform, Rooms
 from ipnext.api.recording import record_asked
 from ipnext.api.schema import OF_ARTIFACTS, OF_UPLOADS
+from ipnext.api.signatures import keep_signatures
 from ipnext.errors import TooLarge, TooSlow, Unavailable
 from ipnext.model.access import Principal
 from ipnext.model.artifact_use import CollectionView, owners_allowance, uploaders_allowance
@@ -108,11 +109,15 @@ def commit(manifest: SnapshotManifest, rooms: Rooms) -> StoredSnapshot:
     summary="Upload a signature",
     responses=OF_ARTIFACTS,
 )
-def put_signature(digest: Sha256, envelope: SignatureEnvelope, rooms: Rooms) -> Response:
-    """Keep a signature of a committed snapshot beside those that it has. One of another snapshot is refused (422)."""
+def put_signature(digest: Sha256, envelope: SignatureEnvelope, rooms: Rooms, asker: Asker) -> Response:
+    """Keep signatures of a committed snapshot beside those that it has.
+
+    Each has to be valid, by a key that a model which the asker may publish names in `spec.validation.signers.publicKeys`, or that
+    the operator trusts for native code. Others, malformed ones and those of another snapshot are refused (422); none is kept then.
+    """
     signers = sorted(signature.keyid for signature in envelope.signatures)
     record_asked(rooms.store, object=("Snapshot", digest), after={"signers": signers})
-    rooms.artifacts.put_signature(digest, envelope)
+    keep_signatures(rooms, asker, digest, envelope)
     return Response(status_code=204)
 
 

@@ -12,9 +12,11 @@ from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Platform, Rooms, User
 from ipnext.api.retirement import check_in_service, check_not_retiring
 from ipnext.api.schema import OF_ARTIFACTS
+from ipnext.api.signatures import keep_signatures
 from ipnext.artifacts.layout import digest_in, snapshot_uri
 from ipnext.artifacts.upload import ingest_uri
 from ipnext.errors import Conflict, InvalidInput, NotFound
+from ipnext.model.access import Principal
 from ipnext.model.artifact_use import owners_allowance
 from ipnext.model.lifecycle import Change, ChangeKind
 from ipnext.model.registry import Generation, GenerationState, SnapshotManifest, SnapshotSource
@@ -51,7 +53,7 @@ def publish(name: ModelName, request: PublishRequest, rooms: Rooms, user: User, 
         rooms.access.check_owner(asker, "models.override", name, record.manifest.metadata.owner)
     _check_parts(record, request.parts)
     owner = record.manifest.metadata.owner
-    sources = {part: _source(rooms, owner, given) for part, given in request.parts.items()}
+    sources = {part: _source(rooms, asker, owner, given) for part, given in request.parts.items()}
     _check_there(rooms, sources)
     with rooms.store.begin(name) as unit:
         check_not_retiring(unit, record)
@@ -111,7 +113,7 @@ def _check_parts(record: ModelRecord, given: Iterable[str]) -> None:
             raise InvalidInput(msg, field=f"parts.{part}", value=part, allowed=known)
 
 
-def _source(rooms: Platform, owner: str, given: PublishPart) -> SnapshotSource:
+def _source(rooms: Platform, asker: Principal, owner: str, given: PublishPart) -> SnapshotSource:
     """Where a part's content lies in the artifact store; a uri is read into it first. It is announced."""
     if given.digest is not None:
         uri = snapshot_uri(rooms.artifacts.uri, given.digest)
@@ -119,7 +121,7 @@ def _source(rooms: Platform, owner: str, given: PublishPart) -> SnapshotSource:
         _announced(rooms, owner, source.manifest)
         return source
     if (given.uri or "").startswith(f"{rooms.artifacts.uri}/snapshots/"):
-        return _source(rooms, owner, PublishPart(digest=digest_in(given.uri or "", rooms.artifacts.uri)))
+        return _source(rooms, asker, owner, PublishPart(digest=digest_in(given.uri or "", rooms.artifacts.uri)))
     return ingest_uri(
         rooms.artifacts,
         given.uri or "",
@@ -127,6 +129,7 @@ def _source(rooms: Platform, owner: str, given: PublishPart) -> SnapshotSource:
         buckets=rooms.settings.artifact_buckets,
         endpoint_url=rooms.settings.s3_endpoint_url,
         announce=lambda manifest: _announced(rooms, owner, manifest),
+        sign=lambda digest, envelope: keep_signatures(rooms, asker, digest, envelope),
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,11 +78,11 @@ class FileArtifactStore:
                 raise ArtifactMissing(msg) from error
         return layout.read_stored(content, digest, f"manifest of {uri}")
 
-    def put_signature(self, digest: str, envelope: SignatureEnvelope) -> None:
+    def put_signature(self, digest: str, envelope: SignatureEnvelope, *, keep: Collection[str] | None = None) -> None:
         """Keep a signature beside the manifest; those that are there already stay."""
         uri = layout.snapshot_uri(self.uri, digest)
         self.manifest(uri)
-        content = layout.joined_signatures(self.signature(uri), envelope, digest)
+        content = layout.joined_signatures(self.signature(uri), envelope, digest, keep)
         write_whole(self._root / layout.signature_key(digest), [content], scratch=self._scratch)
 
     def signature(self, uri: str) -> bytes | None:

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from ipnext.errors import ArtifactDigestMismatch, InvalidInput, SignatureInvalid
 from ipnext.model.manifest import invalid_input
 from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
-from ipnext.model.signing import SignatureEnvelope, read_envelope
+from ipnext.model.signing import MOST_KEPT, SignatureEnvelope, read_envelope
 from ipnext.model.value import canonical_json
 
 CHUNK_BYTES = 1 << 20
@@ -82,15 +83,24 @@ def read_stored(content: bytes, digest: str, subject: str) -> SnapshotManifest:
     return read_manifest(content, subject)
 
 
-def joined_signatures(known: bytes | None, envelope: SignatureEnvelope, digest: str) -> bytes:
-    """The signature file with a further envelope. What is there and can't be read gives way. SignatureInvalid."""
-    read_envelope(envelope.content, digest, f"snapshot {digest:.16}")
-    if known is None:
-        return envelope.content
-    try:
-        return read_envelope(known, digest, "").joined(envelope).content
-    except SignatureInvalid:
-        return envelope.content
+def joined_signatures(
+    known: bytes | None, envelope: SignatureEnvelope, digest: str, keep: Collection[str] | None = None
+) -> bytes:
+    """The signature file with a further envelope. What is there and can't be read gives way. SignatureInvalid.
+
+    `keep`: keys whose signatures stay if there are more than MOST_KEPT; None: all.
+    """
+    subject = f"snapshot {digest:.16}"
+    joined = read_envelope(envelope.content, digest, subject)
+    if known is not None:
+        with suppress(SignatureInvalid):
+            joined = read_envelope(known, digest, "").joined(joined)
+    if len(joined.signatures) > MOST_KEPT and keep is not None:
+        joined = joined.only(keep)
+    if len(joined.signatures) > MOST_KEPT:
+        msg = f"{subject}: has {MOST_KEPT} signatures, as many as a snapshot may have; nothing was added"
+        raise SignatureInvalid(msg)
+    return joined.content
 
 
 def check_paths(files: Sequence[ArtifactFile]) -> None:

@@ -4,7 +4,7 @@ Layout below the store's root (or key prefix): `blobs/<sha256>` and `snapshots/<
 where it is signed. Equal files are stored once. A snapshot exists once its manifest does, and its manifest only once all of its blobs do.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -48,9 +48,10 @@ class ArtifactStore(Protocol):
     def manifest(self, uri: str) -> SnapshotManifest:
         """The manifest of a snapshot uri of this store. ArtifactMissing, ArtifactDigestMismatch."""
 
-    def put_signature(self, digest: str, envelope: SignatureEnvelope) -> None:
+    def put_signature(self, digest: str, envelope: SignatureEnvelope, *, keep: Collection[str] | None = None) -> None:
         """Keep a signature beside the manifest of a snapshot that is committed; those that are there already stay.
 
+        `keep`: ids of keys whose signatures stay if there would be more than MOST_KEPT; None: all.
         ArtifactMissing where the snapshot is not; SignatureInvalid where the envelope is of another one.
         """
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -101,11 +101,14 @@ class S3ArtifactStore:
             raise ArtifactMissing(msg) from error
         return layout.read_stored(content, digest, f"manifest of {uri}")
 
-    def put_signature(self, digest: str, envelope: SignatureEnvelope) -> None:
+    def put_signature(self, digest: str, envelope: SignatureEnvelope, *, keep: Collection[str] | None = None) -> None:
         """Keep a signature beside the manifest; those that are there already stay."""
         uri = layout.snapshot_uri(self.uri, digest)
         self.manifest(uri)
-        key, content = layout.signature_key(digest), layout.joined_signatures(self.signature(uri), envelope, digest)
+        key, content = (
+            layout.signature_key(digest),
+            layout.joined_signatures(self.signature(uri), envelope, digest, keep),
+        )
         with answering(self._name(key)):
             self._client.put_object(**self._at(key), Body=content, ChecksumSHA256=_checksum(content))
 

@@ -4,12 +4,21 @@ Used by `ipnext sign`, by validation, and by hosts before they load. The library
 """
 
 import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipnext.errors import InvalidInput, SignatureInvalid, Unavailable
 from ipnext.model.registry import SIGNATURE_FILE
-from ipnext.model.signing import PAYLOAD_TYPE, SignatureEnvelope, SignerPolicy, read_envelope, statement
+from ipnext.model.signing import (
+    PAYLOAD_TYPE,
+    EnvelopeSignature,
+    SignatureEnvelope,
+    SignerPolicy,
+    read_envelope,
+    statement,
+)
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
@@ -37,7 +46,7 @@ def check_signature(
         return "not signed; no signature is required"
     envelope = read_envelope(content, digest, subject)
     allowed = check_keys(policy, keys)
-    signer = _signer(envelope, digest, allowed)
+    signer = next(iter(signers(envelope, digest, allowed)), None)
     if signer is None:
         given = ", ".join(f"{one.keyid:.12}" for one in envelope.signatures)
         known = ", ".join(f"{key.keyid:.12}" for key in allowed)
@@ -49,6 +58,43 @@ def check_signature(
 def check_keys(policy: SignerPolicy, keys: str) -> "list[SSlibKey]":
     """The keys of a policy, read. SignatureInvalid names `keys` and the number of one that is none."""
     return [_public_key(key, f"{keys}.{index}") for index, key in enumerate(policy.public_keys)]
+
+
+def read_keys(pems: Iterable[str]) -> "Mapping[str, SSlibKey]":
+    """Public keys by their ids. PEM texts that are no keys are left out."""
+    found = {}
+    for pem in frozenset(pems):
+        with suppress(SignatureInvalid):
+            key = _public_key(pem, "")
+            found[key.keyid] = key
+    return found
+
+
+def signers(envelope: SignatureEnvelope, digest: str, allowed: "Iterable[SSlibKey]") -> Mapping[str, EnvelopeSignature]:
+    """Id of each allowed key that signed the statement of `digest` -> its signature.
+
+    Every signature is judged by itself: one of another key, or one that is wrong, says nothing about the others.
+    """
+    from securesystemslib.dsse import Envelope  # noqa: PLC0415 - a slow import
+
+    keys = {key.keyid: key for key in allowed}
+    signed_bytes = Envelope(statement(digest), PAYLOAD_TYPE, {}).pae()
+    found: dict[str, EnvelopeSignature] = {}
+    for one in envelope.signatures:
+        if one.keyid in keys and one.keyid not in found and _is_by(one, keys[one.keyid], signed_bytes):
+            found[one.keyid] = one
+    return found
+
+
+def _is_by(signature: EnvelopeSignature, key: "SSlibKey", signed_bytes: bytes) -> bool:
+    from securesystemslib.exceptions import Error  # noqa: PLC0415 - a slow import
+    from securesystemslib.signer import Signature  # noqa: PLC0415 - a slow import
+
+    try:
+        key.verify_signature(Signature(signature.keyid, signature.content.hex()), signed_bytes)
+    except (Error, ValueError):
+        return False
+    return True
 
 
 def signed(digest: str, key: Path) -> SignatureEnvelope:
@@ -88,19 +134,6 @@ def signature_in(directory: Path) -> bytes | None:
     try:
         return (directory / SIGNATURE_FILE).read_bytes()
     except FileNotFoundError:
-        return None
-
-
-def _signer(envelope: SignatureEnvelope, digest: str, allowed: "list[SSlibKey]") -> str | None:
-    """The id of an allowed key that signed the statement of `digest`."""
-    from securesystemslib.dsse import Envelope  # noqa: PLC0415 - a slow import
-    from securesystemslib.exceptions import VerificationError  # noqa: PLC0415 - a slow import
-
-    try:
-        found = Envelope.from_dict(envelope.model_dump(by_alias=True))
-        found.payload = statement(digest)
-        return next(iter(found.verify(list(allowed), threshold=1)))
-    except (VerificationError, ValueError):
         return None
 
 

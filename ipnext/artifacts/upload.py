@@ -11,9 +11,13 @@ from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.sources import DirectorySource, Source, signature_of
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
 from ipnext.model.registry import SNAPSHOT_FILE, ArtifactFile, SnapshotManifest, SnapshotSource
+from ipnext.model.signing import SignatureEnvelope
 
 Announce = Callable[[SnapshotManifest], None]
 """Called with the manifest before the store is asked what it holds of it: what is there is kept from a collection."""
+
+Sign = Callable[[str, SignatureEnvelope], None]
+"""Keeps the signatures of a committed snapshot, by its digest; what it refuses ends the upload."""
 
 
 def ingest_directory(store: ArtifactStore, directory: Path, *, announce: Announce = lambda _: None) -> SnapshotSource:
@@ -25,7 +29,7 @@ def ingest_directory(store: ArtifactStore, directory: Path, *, announce: Announc
     return ingest(store, DirectorySource(directory, roots=(directory,)), announce=announce)
 
 
-def ingest_uri(
+def ingest_uri(  # noqa: PLR0913 - what may be read, and what is done meanwhile
     store: ArtifactStore,
     uri: str,
     *,
@@ -33,6 +37,7 @@ def ingest_uri(
     buckets: Sequence[str] = (),
     endpoint_url: str | None = None,
     announce: Announce = lambda _: None,
+    sign: Sign | None = None,
 ) -> SnapshotSource:
     """Bring what a uri names into the store: a directory below a root, or a prefix in one of the buckets.
 
@@ -41,10 +46,12 @@ def ingest_uri(
     if uri.startswith(f"{store.uri}/snapshots/"):
         return SnapshotSource(manifest=store.manifest(uri), uri=uri)
     source = open_source(uri, roots=roots, buckets=buckets, endpoint_url=endpoint_url)
-    return ingest(store, source, announce=announce)
+    return ingest(store, source, announce=announce, sign=sign)
 
 
-def ingest(store: ArtifactStore, source: Source, *, announce: Announce = lambda _: None) -> SnapshotSource:
+def ingest(
+    store: ArtifactStore, source: Source, *, announce: Announce = lambda _: None, sign: Sign | None = None
+) -> SnapshotSource:
     """Bring a source into the store: check and put each blob, then commit."""
     manifest = _manifest_of(source)
     announce(manifest)
@@ -60,7 +67,7 @@ def ingest(store: ArtifactStore, source: Source, *, announce: Announce = lambda 
     envelope = signature_of(source, manifest)
     uri = store.commit(manifest)
     if envelope is not None:
-        store.put_signature(manifest.digest, envelope)
+        (sign or store.put_signature)(manifest.digest, envelope)
     return SnapshotSource(manifest=manifest, uri=uri)
 
 

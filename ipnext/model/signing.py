@@ -6,6 +6,7 @@ digest of the snapshot's manifest. The manifest names the SHA-256 and size of ev
 
 import base64
 import json
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -18,8 +19,13 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:ipnext:snapshot:v1"
 PAYLOAD_TYPE: Literal["application/vnd.in-toto+json"] = "application/vnd.in-toto+json"
 
-LARGEST_SIGNATURE_BYTES = 64 << 10
+LARGEST_SIGNATURE_BYTES = 1 << 20
 MOST_SIGNATURES = 32
+"""Of one upload, and of the keys of one owner beside a snapshot."""
+MOST_KEPT = 256
+"""Beside one snapshot."""
+LONGEST_KEY_ID = 128
+LONGEST_SIGNATURE = 2048
 
 _PEM_START = "-----BEGIN PUBLIC KEY-----"
 
@@ -45,8 +51,25 @@ class SignerPolicy(Written):
 class EnvelopeSignature(Value):
     """One signature of an envelope: the key's id, and the signature in base64."""
 
-    keyid: str = Field(min_length=1, max_length=128)
-    sig: str = Field(min_length=1, max_length=2048)
+    keyid: str
+    sig: str
+
+    @property
+    def content(self) -> bytes:
+        """The signature's bytes. ValueError if `sig` is no base64."""
+        return base64.b64decode(self.sig, validate=True)
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with its form; None if nothing is."""
+        if not 1 <= len(self.keyid) <= LONGEST_KEY_ID:
+            return f"keyid: has {len(self.keyid)} characters; allowed: 1 to {LONGEST_KEY_ID}"
+        if not 1 <= len(self.sig) <= LONGEST_SIGNATURE:
+            return f"sig: has {len(self.sig)} characters; allowed: 1 to {LONGEST_SIGNATURE}"
+        try:
+            return None if self.content else "sig: is empty"
+        except ValueError:
+            return f"sig: {self.sig[:40]!r} is no base64"
 
 
 class SignatureEnvelope(Written):
@@ -54,7 +77,7 @@ class SignatureEnvelope(Written):
 
     payload_type: Literal["application/vnd.in-toto+json"] = PAYLOAD_TYPE
     payload: str = Field(max_length=4096)
-    signatures: tuple[EnvelopeSignature, ...] = Field(min_length=1, max_length=MOST_SIGNATURES)
+    signatures: tuple[EnvelopeSignature, ...] = Field(min_length=1)
 
     @property
     def content(self) -> bytes:
@@ -62,10 +85,26 @@ class SignatureEnvelope(Written):
         return canonical_json(self).encode()
 
     def joined(self, other: Self) -> Self:
-        """All signatures of both; one key signs once, and what is there stays."""
-        mine = {one.keyid for one in self.signatures}
-        more = tuple(one for one in other.signatures if one.keyid not in mine)
-        return self.model_copy(update={"signatures": (*self.signatures, *more)[:MOST_SIGNATURES]})
+        """All signatures of both, each once. None takes the place of another, whatever key it names."""
+        return self.model_copy(update={"signatures": tuple(dict.fromkeys((*self.signatures, *other.signatures)))})
+
+    def only(self, keys: Collection[str]) -> Self:
+        """Those that name one of these keys."""
+        kept = tuple(one for one in self.signatures if one.keyid in keys)
+        return self.model_copy(update={"signatures": kept})
+
+
+def check_form(envelope: SignatureEnvelope, subject: str) -> None:
+    """Refuse an envelope that is too long, or has a signature that is malformed or stands twice. SignatureInvalid names it."""
+    given = envelope.signatures
+    if len(given) > MOST_SIGNATURES:
+        msg = f"{subject}: signatures: there are {len(given)}; allowed: {MOST_SIGNATURES} in one upload"
+        raise SignatureInvalid(msg)
+    for index, one in enumerate(given):
+        fault = one.fault or ("stands there twice" if one in given[:index] else None)
+        if fault is not None:
+            msg = f"{subject}: signatures.{index}.{fault}" if one.fault else f"{subject}: signatures.{index}: {fault}"
+            raise SignatureInvalid(msg)
 
 
 def statement(digest: str) -> bytes:
@@ -76,11 +115,14 @@ def statement(digest: str) -> bytes:
 
 
 def read_envelope(content: bytes, digest: str, subject: str) -> SignatureEnvelope:
-    """Parse a signature file, and see that it is of the snapshot `digest`. SignatureInvalid; keys are not looked at."""
+    """Parse a signature file, and see that it is of the snapshot `digest`. SignatureInvalid; keys are not looked at.
+
+    Malformed signatures in it are left out: they say nothing about the others.
+    """
     try:
-        envelope = SignatureEnvelope.model_validate_json(content)
+        envelope = SignatureEnvelope.model_validate(_well_formed(content))
         payload = base64.b64decode(envelope.payload, validate=True)
-    except ValueError as error:  # of pydantic, or of base64
+    except (ValueError, RecursionError) as error:
         msg = f"{subject}: its signature can't be read ({_first_fault(error)}); sign it with `ipnext sign`"
         raise SignatureInvalid(msg) from error
     if payload != statement(digest):
@@ -93,6 +135,21 @@ def read_envelope(content: bytes, digest: str, subject: str) -> SignatureEnvelop
     return envelope
 
 
+def _well_formed(content: bytes) -> Any:
+    """The document of a signature file, without signatures that are none."""
+    found = json.loads(content)
+    if not isinstance(found, dict) or not isinstance(found.get("signatures"), list):
+        return found
+    return found | {"signatures": [one for one in found["signatures"] if _is_signature(one)]}
+
+
+def _is_signature(document: object) -> bool:
+    try:
+        return EnvelopeSignature.model_validate(document).fault is None
+    except ValidationError:
+        return False
+
+
 def _digest_in(payload: bytes) -> str:
     try:
         found: Any = json.loads(payload)["subject"][0]["digest"]["sha256"]
@@ -101,8 +158,10 @@ def _digest_in(payload: bytes) -> str:
     return str(found)
 
 
-def _first_fault(error: ValueError) -> str:
+def _first_fault(error: Exception) -> str:
     if isinstance(error, ValidationError):
         fault = error.errors(include_url=False)[0]
         return f"{'.'.join(str(step) for step in fault['loc']) or 'file'}: {fault['msg']}"
+    if isinstance(error, RecursionError | json.JSONDecodeError | UnicodeDecodeError):
+        return "it is no JSON"
     return f"payload: {error}"

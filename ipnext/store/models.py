@@ -153,6 +153,18 @@ class Models(Unit):
             for name, text in found
         }
 
+    def signer_keys(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+        """Name, owner and public keys (PEM) of each model that names signers."""
+        query = select(ModelRow.name, ModelRow.owner, ModelRow.manifest).where(
+            col(ModelRow.manifest).contains("publicKeys")
+        )
+        found = ((name, owner, decode_frozen(ModelManifest, text)) for name, owner, text in self._session.exec(query))
+        return tuple(
+            (name, owner, manifest.spec.validation.signers.public_keys)
+            for name, owner, manifest in found
+            if manifest.spec.validation.signers is not None
+        )
+
     def manifests_basis(self) -> tuple[int, int]:
         """Changes if any model's manifest does: how many there are, and the sum of their versions, which only rise."""
         count, versions = self._session.exec(select(func.count(), func.coalesce(func.sum(ModelRow.version), 0))).one()

@@ -57,6 +57,38 @@ def test_a_second_signature_joins_the_first(key):
     check_signature(SignerPolicy(public_keys=(public,)), DIGEST, both.content, "s")
 
 
+@pytest.mark.parametrize(
+    "junk",
+    [
+        {"keyid": "x", "sig": "!!!"},
+        {"keyid": "x", "sig": "AAAA"},
+        {"keyid": "KEY", "sig": "AAAA"},
+        {"keyid": "KEY", "sig": "!!!"},
+        {"keyid": "", "sig": ""},
+        {"keyid": 7, "sig": None},
+        {"sig": "AAAA", "more": 1},
+        "text",
+    ],
+)
+def test_a_signature_that_is_wrong_spoils_no_right_one(key, junk):
+    private, public = key()
+    content = json.loads(signed(DIGEST, private).content)
+    (right,) = content["signatures"]
+    if isinstance(junk, dict) and junk.get("keyid") == "KEY":
+        junk = junk | {"keyid": right["keyid"]}
+    for entries in ([junk, right], [right, junk], [junk, junk, right, right]):
+        found = json.dumps(content | {"signatures": entries}).encode()
+        assert check_signature(SignerPolicy(public_keys=(public,)), DIGEST, found, "s").startswith("signed by ")
+
+
+def test_no_signature_takes_the_place_of_another(key):
+    right = signed(DIGEST, key()[0])
+    junk = [right.signatures[0].model_copy(update={"sig": "AAAA"})]
+    junk += [junk[0].model_copy(update={"keyid": f"k{n}"}) for n in range(40)]
+    joined = right.model_copy(update={"signatures": tuple(junk)}).joined(right)
+    assert {*joined.signatures} == {*junk, *right.signatures}
+
+
 def test_another_key_is_refused_and_both_are_named(key):
     private, _ = key("mine")
     with pytest.raises(SignatureInvalid, match="no valid signature by an allowed key"):

@@ -1,0 +1,149 @@
+"""Whose signatures are kept beside a snapshot: those by keys that a model of the asker's owners trusts, or that the operator does.
+
+Anybody who uploads may name any snapshot by its digest. What is kept is valid and one for each key, so that nobody fills up
+the place of another's signature.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ipnext.api.platform import Platform
+from ipnext.artifacts.layout import snapshot_uri
+from ipnext.artifacts.native_code import SETTING, read_native_signers
+from ipnext.artifacts.signing import MANIFEST_KEYS, read_keys, signers
+from ipnext.errors import Forbidden, SignatureInvalid
+from ipnext.model.access import Principal
+from ipnext.model.signing import (
+    MOST_SIGNATURES,
+    EnvelopeSignature,
+    SignatureEnvelope,
+    check_form,
+    read_envelope,
+)
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import SSlibKey
+else:
+    SSlibKey = Any
+
+_TURN: Final = threading.Lock()
+"""A signature file is read, added to and written again."""
+
+
+def keep_signatures(rooms: Platform, asker: Principal, digest: str, envelope: SignatureEnvelope) -> None:
+    """Keep signatures of a committed snapshot beside those that it has.
+
+    ArtifactMissing where the snapshot is not; SignatureInvalid where the envelope is of another one, or one of its signatures
+    is malformed, wrong, or by a key that the asker's models do not trust. Nothing of it is kept then.
+    """
+    subject, uri = f"snapshot {digest:.16}", snapshot_uri(rooms.artifacts.uri, digest)
+    check_form(envelope, subject)
+    read_envelope(envelope.content, digest, subject)
+    rooms.artifacts.manifest(uri)
+    trust = _trust_of(rooms)
+    with _TURN:
+        known = _known(rooms.artifacts.signature(uri), digest)
+        added = _Judgement(rooms, asker, digest, known, trust).added(envelope)
+        if added:
+            more = envelope.model_copy(update={"signatures": added})
+            rooms.artifacts.put_signature(digest, more, keep=frozenset(trust.all))
+
+
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """Keys by their ids: of the operator, and of each model with its owner."""
+
+    operator: Mapping[str, SSlibKey]
+    models: tuple[tuple[str, str, Mapping[str, SSlibKey]], ...]
+
+    @property
+    def all(self) -> Mapping[str, SSlibKey]:
+        """Every key that anybody trusts."""
+        found = dict(self.operator)
+        for _, _, keys in self.models:
+            found |= keys
+        return found
+
+    def of_owner(self, owner: str) -> Mapping[str, SSlibKey]:
+        """The keys of an owner's models."""
+        return {name: key for _, of, keys in self.models if of == owner for name, key in keys.items()}
+
+
+def _trust_of(rooms: Platform) -> _Trust:
+    policy = read_native_signers(rooms.settings.native_library_keys_file)
+    with rooms.store.read() as unit:
+        asked = unit.signer_keys()
+    models = tuple((name, owner, read_keys(keys)) for name, owner, keys in asked)
+    return _Trust({} if policy is None else read_keys(policy.public_keys), models)
+
+
+def _known(content: bytes | None, digest: str) -> SignatureEnvelope | None:
+    """The signatures that are there; None without a file, or with one that can't be read."""
+    try:
+        return None if content is None else read_envelope(content, digest, "")
+    except SignatureInvalid:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    """Judges what an asker adds to a snapshot's signatures."""
+
+    rooms: Platform
+    asker: Principal
+    digest: str
+    known: SignatureEnvelope | None
+    trust: _Trust
+
+    def added(self, envelope: SignatureEnvelope) -> tuple[EnvelopeSignature, ...]:
+        """Those that are new, one for each key. SignatureInvalid for one that is not to be kept."""
+        there = () if self.known is None else self.known.signatures
+        signed = set(self._signers(there, self.trust.all))
+        found: dict[str, EnvelopeSignature] = {}
+        for index, one in enumerate(envelope.signatures):
+            if one in there:
+                continue
+            owners = self._check(one, f"snapshot {self.digest:.16}: signatures.{index}")
+            if one.keyid not in signed | found.keys():
+                self._check_share(owners, [*there, *found.values()])
+                found[one.keyid] = one
+        return tuple(found.values())
+
+    def _check(self, one: EnvelopeSignature, place: str) -> frozenset[str]:
+        """Owners of the asker that trust the signature's key; none: the operator does."""
+        owners = frozenset(
+            owner for name, owner, keys in self.trust.models if one.keyid in keys and self._may(name, owner)
+        )
+        if not owners and one.keyid not in self.trust.operator:
+            msg = (
+                f"{place}: no model that you may publish trusts key {one.keyid:.12}; allowed: keys of {MANIFEST_KEYS} "
+                f"of such a model, and those of {SETTING}; apply the manifest that names the key first"
+            )
+            raise SignatureInvalid(msg)
+        if not self._signers((one,), self.trust.all):
+            msg = f"{place}: is no valid signature of this snapshot by key {one.keyid:.12}; sign it with `ipnext sign`"
+            raise SignatureInvalid(msg)
+        return frozenset() if one.keyid in self.trust.operator else owners
+
+    def _check_share(self, owners: frozenset[str], there: Iterable[EnvelopeSignature]) -> None:
+        """Leave room for other owners."""
+        there = tuple(there)
+        counts = [len(self._signers(there, self.trust.of_owner(owner))) for owner in owners]
+        if counts and min(counts) >= MOST_SIGNATURES:
+            msg = f"snapshot {self.digest:.16}: has signatures by {min(counts)} keys of owner {min(owners)!r}; allowed: {MOST_SIGNATURES}"
+            raise SignatureInvalid(msg)
+
+    def _may(self, model: str, owner: str) -> bool:
+        try:
+            self.rooms.access.check_owner(self.asker, "models.publish", model, owner)
+        except Forbidden:
+            return False
+        return True
+
+    def _signers(self, given: tuple[EnvelopeSignature, ...], keys: Mapping[str, SSlibKey]) -> tuple[str, ...]:
+        if not given:
+            return ()
+        envelope = SignatureEnvelope(payload="", signatures=given)
+        return tuple(signers(envelope, self.digest, keys.values()))

@@ -1,0 +1,203 @@
+"""Signatures over HTTP: what a stranger uploads takes no place and spoils nothing."""
+
+import base64
+import json
+from collections import Counter
+
+import pytest
+
+from ipnext.api import signatures
+from ipnext.artifacts import layout
+from ipnext.artifacts.signing import check_signature, signed, write_key_pair
+from ipnext.model.access import Role
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.signing import MOST_KEPT, SignatureEnvelope, SignerPolicy
+
+B64 = base64.b64encode(bytes(64)).decode()
+
+
+class House:
+    """Two owners, each with a model that trusts a key of its own and a publisher, and a snapshot of beta's."""
+
+    def __init__(self, world):
+        self.http, self.rooms = world.http, world.rooms
+        self._askers = {}
+
+    def pair(self, name):
+        """The private file and the public text of a key."""
+        private, public = self.rooms.directory / f"{name}.pem", self.rooms.directory / f"{name}.pub.pem"
+        if not private.exists():
+            write_key_pair(private, public)
+        return private, public.read_text()
+
+    def trust(self, owner, *keys, model=None):
+        """Apply a model of an owner with these keys."""
+        document = self.rooms.model_document(model or f"of-{owner}")
+        document["metadata"]["owner"] = owner
+        document["spec"]["validation"] = {"signers": {"publicKeys": [self.pair(key)[1] for key in keys]}}
+        with self.rooms.store.begin() as unit:
+            unit.put_model(ModelManifest.model_validate(document), expected_version=None)
+
+    def signed(self, *keys):
+        """A signature of the snapshot by each key, as entries of an envelope."""
+        return [json.loads(signed(self.digest, self.pair(key)[0]).content)["signatures"][0] for key in keys]
+
+    async def put(self, owner, entries, digest=None):
+        if owner not in self._askers:
+            self._askers[owner] = self.rooms.add_key(f"of-{owner}", Role.PUBLISHER, owner=owner)
+        payload = json.loads(signed(self.digest, self.pair("any")[0]).content)["payload"]
+        body = {"payloadType": "application/vnd.in-toto+json", "payload": payload, "signatures": entries}
+        path = f"/v1/artifacts/snapshots/{digest or self.digest}/signature"
+        return await self.http.put(path, json=body, headers={"Authorization": f"Bearer {self._askers[owner]}"})
+
+    @property
+    def kept(self):
+        """The entries beside the snapshot."""
+        content = self.rooms.artifacts.signature(layout.snapshot_uri(self.rooms.artifacts.uri, self.digest))
+        return [] if content is None else json.loads(content)["signatures"]
+
+    def put_directly(self, entries):
+        """Entries that came into the file by another way."""
+        envelope = json.loads(signed(self.digest, self.pair("any")[0]).content) | {"signatures": entries}
+        content = json.dumps(envelope).encode()
+        (self.rooms.artifacts.root / layout.signature_key(self.digest)).write_bytes(content)
+
+    def check(self, *keys):
+        """Judge the file as hosts do. SignatureInvalid."""
+        content = self.rooms.artifacts.signature(layout.snapshot_uri(self.rooms.artifacts.uri, self.digest))
+        policy = SignerPolicy(public_keys=tuple(self.pair(key)[1] for key in keys))
+        return check_signature(policy, self.digest, content, "s")
+
+
+@pytest.fixture
+async def house(world):
+    world.rooms.seed()
+    found = House(world)
+    found.digest = await world.upload(b"weights of beta's")
+    found.trust("alpha", "alpha")
+    found.trust("beta", "beta")
+    return found
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{"keyid": "x", "sig": "!!!"}],
+        [{"keyid": "x", "sig": "AAAA"}],
+        [{"keyid": "", "sig": "AAAA"}],
+        [{"keyid": "x", "sig": ""}],
+        [{"keyid": "x", "sig": "A" * 4096}],
+        [{"keyid": "x" * 200, "sig": "AAAA"}],
+        [{"keyid": "x", "sig": "AAAA"}] * 2,
+        [{"keyid": f"x{n}", "sig": B64} for n in range(32)],
+        [{"keyid": f"x{n}", "sig": B64} for n in range(33)],
+    ],
+)
+@pytest.mark.parametrize("order", ["before", "after"])
+async def test_junk_is_refused_and_spoils_no_signature(house, entries, order):
+    if order == "after":
+        assert (await house.put("beta", house.signed("beta"))).status_code == 204
+    refused = await house.put("alpha", entries)
+    assert (refused.status_code, refused.json()["code"]) == (422, "SignatureInvalid")
+    assert "signatures" in refused.json()["message"]
+    if order == "before":
+        assert (await house.put("beta", house.signed("beta"))).status_code == 204
+    assert house.check("beta").startswith("signed by ")
+    assert len(house.kept) == 1
+
+
+async def test_a_stranger_cannot_write_under_the_key_of_another_owner(house):
+    (right,) = house.signed("beta")
+    refused = await house.put("alpha", [right | {"sig": B64}])
+    assert refused.status_code == 422
+    assert "no model that you may publish trusts key" in refused.json()["message"]
+    assert "spec.validation.signers.publicKeys" in refused.json()["message"]
+    assert house.kept == []
+
+
+async def test_a_wrong_signature_under_ones_own_key_is_refused_and_nothing_of_the_upload_is_kept(house):
+    (right,) = house.signed("alpha")
+    refused = await house.put("alpha", [right, right | {"sig": B64}])
+    assert refused.status_code == 422
+    assert "signatures.1: is no valid signature" in refused.json()["message"]
+    assert house.kept == []
+
+
+async def test_junk_that_lies_there_under_the_key_does_not_keep_the_signature_out(house):
+    (right,) = house.signed("beta")
+    house.put_directly([right | {"sig": B64}, right | {"sig": "!!!"}, {"keyid": 7}, *house.signed("any")])
+    assert (await house.put("beta", [right])).status_code == 204
+    assert house.check("beta").startswith("signed by ")
+
+
+async def test_keys_of_two_owners_sign_one_snapshot(house):
+    for owner in ("alpha", "beta"):
+        assert (await house.put(owner, house.signed(owner))).status_code == 204
+    assert house.check("alpha")
+    assert house.check("beta")
+
+
+async def test_the_same_upload_again_adds_nothing(house):
+    for _ in range(2):
+        assert (await house.put("beta", house.signed("beta"))).status_code == 204
+    assert len(house.kept) == 1
+
+
+async def test_signatures_that_are_there_may_come_again_with_another_one(house):
+    await house.put("alpha", house.signed("alpha"))
+    assert (await house.put("beta", house.signed("alpha", "beta"))).status_code == 204
+    assert len(house.kept) == 2
+
+
+async def test_a_key_of_the_operators_file_signs_for_every_owner(world):
+    world.rooms.settings = world.rooms.settings.model_copy(
+        update={"native_library_keys_file": world.rooms.directory / "build.pub.pem"}
+    )
+    async with world.rooms.client() as client:
+        house = House(world)
+        house.http, house.digest = client, await world.upload(b"a library")
+        house.pair("build")
+        assert (await house.put("alpha", house.signed("build"))).status_code == 204
+        assert house.check("build")
+
+
+async def test_one_owner_s_keys_leave_room_for_those_of_others(house, monkeypatch):
+    """Also after it changed its keys: what nobody trusts any more gives way once there is no room."""
+    monkeypatch.setattr(signatures, "MOST_SIGNATURES", 2)
+    monkeypatch.setattr(layout, "MOST_KEPT", 4)
+    found = Counter()
+    for turn in range(3):
+        keys = [f"alpha-{turn}-{n}" for n in range(3)]
+        house.trust("alpha", *keys)
+        for key in keys:
+            found[(await house.put("alpha", house.signed(key))).status_code] += 1
+    assert found == {204: 6, 422: 3}
+    assert len(house.kept) <= 4
+    assert (await house.put("beta", house.signed("beta"))).status_code == 204
+    assert house.check("beta")
+    house.trust("alpha", "alpha-9")
+    assert (await house.put("alpha", house.signed("alpha-9"))).status_code == 204
+    assert house.check("beta")
+
+
+async def test_a_directory_that_the_server_reads_is_judged_alike(house):
+    directory = house.rooms.settings.artifact_roots[0] / "one"
+    house.rooms.write_snapshot(directory, b"weights of beta's")
+    envelope = json.loads(signed(house.digest, house.pair("beta")[0]).content)
+    for entries, status in ([{"keyid": "x", "sig": B64}], 422), (house.signed("beta"), 202):
+        (directory / "snapshot.json.sig").write_text(json.dumps(envelope | {"signatures": entries}))
+        body = {"parts": {"sparse": {"uri": directory.as_uri()}, "dense": {"uri": directory.as_uri()}}}
+        answer = await house.http.post("/v1/models/of-beta/publish", json=body)
+        assert answer.status_code == status, answer.text
+    assert house.check("beta")
+
+
+def test_a_full_file_takes_no_more_and_loses_nothing(house):
+    envelope = signed(house.digest, house.pair("beta")[0])
+    entry = envelope.signatures[0]
+    more = tuple(entry.model_copy(update={"keyid": f"k{n}"}) for n in range(MOST_KEPT))
+    full = SignatureEnvelope(payload=envelope.payload, signatures=(entry, *more[1:]))
+    content = layout.joined_signatures(full.content, envelope, house.digest)
+    assert json.loads(content) == json.loads(full.content)
+    with pytest.raises(layout.SignatureInvalid, match="as many as a snapshot may have"):
+        layout.joined_signatures(full.content, envelope.model_copy(update={"signatures": more[:1]}), house.digest)
