@@ -158,7 +158,7 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """Touched every few seconds while the worker serves its queues and Temporal answers, absent otherwise: for a readiness probe."""
     worker_metrics_address: str | None = None
     """HOST:PORT where a worker gives out Temporal's own metrics for Prometheus (slots, latencies, sticky cache); None: nowhere.
-    There is no authentication: a loopback or a private address."""
+    It has neither TLS nor authentication: another address than a loopback one is refused without IPNEXT_INSECURE_BIND=true."""
     worker_build_id: str | None = None
     """Of the worker's code, where runs are to end on the build that they began on; None: any worker takes any run."""
     worker_makes_current: bool = False
@@ -170,8 +170,17 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """Certificate chain (PEM) of the API; with it the API speaks TLS only."""
     api_tls_key_file: Path | None = None
     """Its private key (PEM)."""
+    api_header_seconds: float = Field(default=20.0, gt=0)
+    """A request whose headers have not come whole by then is answered 408; a connection without a byte is closed.
+    Other bodies than blobs have so long, and a second more for each 64 KiB."""
+    api_keep_alive_seconds: int = Field(default=5, ge=1)
+    """A connection without a request is closed after so long."""
+    api_connections: int | None = Field(default=None, gt=0)
+    """Open connections; one more is answered 503 and closed. None: as many as the process may open files, less 256, and at most 10,000."""
+    api_connections_per_source: int | None = Field(default=None, gt=0)
+    """Those of one address; None: half of all. Raise it if all clients come through one proxy."""
     insecure_bind: bool = False
-    """Lets the API listen on another address than a loopback one without TLS, or without authentication."""
+    """Lets the API, and a worker's metrics, listen on another address than a loopback one without TLS or authentication."""
     authentication: Literal["required", "none"] = "required"
     """`none`: the API asks nobody for a credential, and everybody who reaches it may do everything."""
     policies_file: Path | None = None
@@ -182,6 +191,10 @@ class PlatformSettings(NativeCodeSettings, IdentitySettings, ComponentSettings, 
     """Origins, beside the API's own, whose pages may ask: `https://ui.example.com`."""
     max_upload_bytes: int = Field(default=64 * 2**30, gt=0)
     """A larger blob is refused before it is read."""
+    upload_bytes_per_second: int = Field(default=64 * 2**10, gt=0)
+    """A blob that comes more slowly is refused, once the grace time is over: it is there by its size divided by this."""
+    upload_grace_seconds: float = Field(default=60.0, gt=0)
+    """How long an upload may take whatever its size."""
     artifact_bytes: int = Field(default=4 * 2**40, gt=0, lt=2**63)
     """Bytes in the artifact store of an owner whose object has no quota `artifactBytes`; and of uploads of one key or person that
     are not published yet."""

@@ -33,6 +33,7 @@ from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
 from ipnext import names
 from ipnext.errors import Conflict, EngineRefused, InvalidInput, IPnextError, Unavailable
+from ipnext.loopback import check_bind_with_port
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked
 from ipnext.model.drain import DrainInput
 from ipnext.model.lifecycle import (
@@ -65,8 +66,11 @@ _CLOSED = frozenset(WorkflowExecutionStatus) - {
 _MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 
 
-def metrics_runtime(address: str) -> Runtime:
-    """The SDK's runtime with its metrics for Prometheus at HOST:PORT; one for each process. InvalidInput if it can't listen there."""
+def metrics_runtime(address: str, *, insecure_bind: bool = False) -> Runtime:
+    """The SDK's runtime with its metrics for Prometheus at HOST:PORT; one for each process. InvalidInput if it can't, or may not, listen there."""
+    field, name = "worker_metrics_address", "worker_metrics_address (IPNEXT_WORKER_METRICS_ADDRESS)"
+    lacks = ["TLS and authentication"]
+    check_bind_with_port(address, field=field, name=name, lacks=lacks, insecure_bind=insecure_bind)
     try:
         return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=address)))
     except (RuntimeError, ValueError) as error:

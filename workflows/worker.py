@@ -268,7 +268,8 @@ async def serve(settings: PlatformSettings, stopped: asyncio.Event) -> None:
             )
         )
         artifacts = open_store(settings.artifacts_uri, endpoint_url=settings.s3_endpoint_url)
-        runtime = None if settings.worker_metrics_address is None else metrics_runtime(settings.worker_metrics_address)
+        address, insecure_bind = settings.worker_metrics_address, settings.insecure_bind
+        runtime = None if address is None else metrics_runtime(address, insecure_bind=insecure_bind)
         client = await _prepared(store, settings, runtime, stopped)
         if client is None:
             return

@@ -2,21 +2,19 @@
 
 import logging
 import signal
-import socket
 import sys
 
 import structlog
-import uvicorn
 
 from ipnext.api.app import create_app
-from ipnext.api.stream import Stream
+from ipnext.api.server import Server, server_config
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.artifacts.opening import open_store
 from ipnext.collecting import collect_rarely
 from ipnext.components.private_files import keep_new_files_private
 from ipnext.errors import EXIT_OK, InvalidInput, IPnextError
 from ipnext.infra.local_process import LocalProcessInfrastructure
-from ipnext.loopback import is_loopback
+from ipnext.loopback import check_bind
 from ipnext.platform.access_lists import AccessPublisher, note_settings
 from ipnext.process_end import end_process
 from ipnext.settings import PlatformSettings, platform_settings
@@ -24,19 +22,6 @@ from ipnext.store.session import Store
 
 OBSERVE_SECONDS = 3.0
 """Longest call to an agent: the API only observes, and answers without a region that takes longer than a second."""
-
-
-class Server(uvicorn.Server):
-    """Ends the open streams before it waits for open connections."""
-
-    def __init__(self, config: uvicorn.Config, stream: Stream) -> None:
-        super().__init__(config)
-        self._stream = stream
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the streams, then as uvicorn does."""
-        await self._stream.close()
-        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -73,16 +58,7 @@ def serve(settings: PlatformSettings) -> None:
     with agents as infrastructure:
         app = create_app(store, artifacts, infrastructure, lifecycle, settings)
         provider = note_settings(store, settings)
-        config = uvicorn.Config(
-            app,
-            host=settings.api_host,
-            port=settings.api_port,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=10,
-            ssl_certfile=settings.api_tls_certificate_file,
-            ssl_keyfile=settings.api_tls_key_file,
-        )
+        config = server_config(app, settings)
         collect_rarely()
         with AccessPublisher(store, infrastructure, provider=provider).running():
             Server(config, app.state.platform.stream).run()
@@ -100,16 +76,15 @@ def check_listener(settings: PlatformSettings) -> None:
         if file is not None and not file.is_file():
             msg = f"{name} (IPNEXT_{name.upper()}): there is no file {file}"
             raise InvalidInput(msg, field=name, value=str(file))
-    if is_loopback(settings.api_host) or settings.insecure_bind:
-        return
     lacks = [] if certificate is not None else ["TLS (IPNEXT_API_TLS_CERTIFICATE_FILE, IPNEXT_API_TLS_KEY_FILE)"]
     lacks += [] if settings.authentication == "required" else ["authentication (IPNEXT_AUTHENTICATION=required)"]
-    if lacks:
-        msg = (
-            f"api_host (IPNEXT_API_HOST): {settings.api_host} can be reached from other machines, and the API lacks "
-            f"{' and '.join(lacks)}. Listen on 127.0.0.1, or give it that; IPNEXT_INSECURE_BIND=true lets it listen anyway"
-        )
-        raise InvalidInput(msg, field="api_host", value=settings.api_host, allowed=("127.0.0.1",))
+    check_bind(
+        settings.api_host,
+        field="api_host",
+        name="api_host (IPNEXT_API_HOST)",
+        lacks=lacks,
+        insecure_bind=settings.insecure_bind,
+    )
 
 
 def _asked_to_end(_number: int, _frame: object) -> None:

@@ -27,6 +27,7 @@ from ipnext.access.keys import LONGEST, is_key, parse_key, proves
 from ipnext.access.policy import Policies, Resource
 from ipnext.api.errors import answer, error_body
 from ipnext.api.recording import SAFE_METHODS, Recorder, operation_of
+from ipnext.api.slots import holder_of
 from ipnext.api.stream import Listener
 from ipnext.errors import IPnextError, NotFound, Unauthenticated, Unavailable
 from ipnext.model.access import ANY, Principal, Role
@@ -269,6 +270,11 @@ class _Listening:
 
     access: Access
     principal: Principal
+
+    @property
+    def holder(self) -> str | None:
+        """Its principal, if there is one."""
+        return holder_of(self.principal)
 
     def sees(self, owner: str | None) -> bool:
         """Whether it may read an owner's models. What is of the fleet may name any model: it is for who sees all."""

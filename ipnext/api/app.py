@@ -101,7 +101,7 @@ def create_app(
     )
     install_error_handlers(app)
     app.add_middleware(JsonBodies)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, seconds=settings.api_header_seconds)
     app.state.recorder = recorder
     app.add_middleware(Authentication, access=access, recorder=recorder)
     app.add_middleware(SourceCheck, allowed=AllowedHosts(settings.allowed_hosts, settings.allowed_origins))

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import anyio.from_thread
 import anyio.to_thread
@@ -17,7 +17,8 @@ from ipnext.api.platform import Platform, Rooms
 from ipnext.api.recording import record_asked
 from ipnext.api.schema import OF_ARTIFACTS, OF_UPLOADS
 from ipnext.api.signatures import keep_signatures
-from ipnext.errors import TooLarge, TooSlow, Unavailable
+from ipnext.api.slots import Slots, holder_of
+from ipnext.errors import TooLarge, TooSlow
 from ipnext.model.access import Principal
 from ipnext.model.artifact_use import CollectionView, owners_allowance, uploaders_allowance
 from ipnext.model.registry import SnapshotManifest
@@ -25,6 +26,7 @@ from ipnext.model.resource import BlobQuery, MissingBlobs, StoredSnapshot
 from ipnext.model.signing import SignatureEnvelope
 from ipnext.model.value import Name, Sha256
 from ipnext.platform.collection import Collection, Grace
+from ipnext.settings import PlatformSettings
 from ipnext.store.artifacts import sizes_of
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -36,7 +38,7 @@ UPLOADS_AT_ONCE = 32
 """Each holds a thread while it comes."""
 
 SILENT_SECONDS = 30.0
-LOWEST_BYTES_PER_SECOND = 1024
+"""No pause of an upload is longer."""
 
 UploadedFor = Annotated[Name | None, Query(description="The model that it is uploaded for.")]
 
@@ -74,8 +76,8 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
     limit = rooms.settings.max_upload_bytes
     size = int(request.headers.get("content-length") or limit)
     _check_size(size, limit)
-    upload = _Upload(request.stream(), size)
-    with _turn(request) as threads:
+    upload = _Upload(request.stream(), size, Pace.of(rooms.settings))
+    with _turn(request, asker) as threads:
         await anyio.to_thread.run_sync(lambda: _admit(rooms, sha256, size, asker, model))
         try:
             await anyio.to_thread.run_sync(rooms.artifacts.put_blob, sha256, upload.content(), limiter=threads)
@@ -138,19 +140,18 @@ def collect(rooms: Rooms) -> CollectionView:
 
 
 @contextmanager
-def _turn(request: Request) -> Iterator[CapacityLimiter]:
-    """Threads of uploads alone: clients that send slowly hold up no other endpoint. Unavailable if all are taken."""
+def _turn(request: Request, asker: Principal) -> Iterator[CapacityLimiter]:
+    """Threads of uploads alone: clients that send slowly hold up no other endpoint.
+
+    Raises:
+        Unavailable: all are taken.
+        RateLimited: the principal has its share of them.
+    """
     state = request.app.state
     if not hasattr(state, "uploads"):
-        state.uploads, state.upload_threads = 0, CapacityLimiter(UPLOADS_AT_ONCE)
-    if state.uploads >= UPLOADS_AT_ONCE:
-        msg = f"{UPLOADS_AT_ONCE} uploads are under way, as many as this server takes at once; try again"
-        raise Unavailable(msg)
-    state.uploads += 1
-    try:
+        state.uploads, state.upload_threads = Slots(UPLOADS_AT_ONCE, "uploads"), CapacityLimiter(UPLOADS_AT_ONCE)
+    with state.uploads.taken(holder_of(asker)):
         yield state.upload_threads
-    finally:
-        state.uploads -= 1
 
 
 def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str | None) -> None:
@@ -177,18 +178,35 @@ def _ended(rooms: Platform, sha256: str, size: int | None) -> None:
             unit.blob_stored(sha256, size)
 
 
+class Pace(NamedTuple):
+    """How slowly an upload may come."""
+
+    bytes_per_second: int
+    grace_seconds: float
+
+    @classmethod
+    def of(cls, settings: PlatformSettings) -> "Pace":
+        """Return the pace of the settings."""
+        return cls(settings.upload_bytes_per_second, settings.upload_grace_seconds)
+
+    def allows_seconds(self, size: int) -> float:
+        """Return by when more than `size` bytes must be there. It never exceeds the time of a whole blob at the lowest rate."""
+        return self.grace_seconds + size / self.bytes_per_second
+
+
 class _Upload:
     """A body on its way into the artifact store."""
 
-    def __init__(self, stream: AsyncIterator[bytes], limit: int) -> None:
+    def __init__(self, stream: AsyncIterator[bytes], limit: int, pace: Pace) -> None:
         self.size = 0
         """Bytes so far."""
         self._stream = stream
         self._limit = limit
+        self._pace = pace
 
     def content(self) -> Iterator[bytes]:
         """The chunks, for code in a worker thread."""
-        for chunk in _from_thread(_pieces(self._stream, self._limit)):
+        for chunk in _from_thread(_pieces(self._stream, self._limit, self._pace)):
             self.size += len(chunk)
             yield chunk
 
@@ -199,22 +217,25 @@ def _check_size(size_bytes: int, limit: int) -> None:
         raise TooLarge(msg)
 
 
-async def _pieces(stream: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[bytes]]:
+async def _pieces(stream: AsyncIterator[bytes], limit: int, pace: Pace) -> AsyncIterator[list[bytes]]:
     """The body's chunks as they come, so many at once that they have PIECE_BYTES.
 
     Raises:
         TooLarge: as soon as the limit is passed.
-        TooSlow: nothing came for SILENT_SECONDS, or the whole comes slower than LOWEST_BYTES_PER_SECOND.
+        TooSlow: nothing came for SILENT_SECONDS, or the whole comes slower than `pace`.
     """
     size, gathered, began = 0, 0, time.monotonic()
     piece: list[bytes] = []
     while True:
-        left = SILENT_SECONDS + size / LOWEST_BYTES_PER_SECOND - (time.monotonic() - began)
+        left = pace.allows_seconds(size) - (time.monotonic() - began)
         try:
             async with asyncio.timeout(max(0.0, min(SILENT_SECONDS, left))):
                 chunk = await anext(stream, None)
         except TimeoutError as error:
-            msg = f"the body comes too slowly: {size} bytes so far; at least {LOWEST_BYTES_PER_SECOND} bytes/s are wanted, and no pause of {SILENT_SECONDS:g} s"
+            msg = (
+                f"the body comes too slowly: {size} bytes so far; after {pace.grace_seconds:g} s at least {pace.bytes_per_second} "
+                f"bytes/s are wanted (IPNEXT_UPLOAD_BYTES_PER_SECOND), and no pause of {SILENT_SECONDS:g} s"
+            )
             raise TooSlow(msg) from error
         if chunk is None:
             break

@@ -1,27 +1,31 @@
-"""Bounds the bodies of requests, which the API reads whole into memory. Blobs are streamed and have a limit of their own."""
+"""Bounds size and time of the bodies of requests, which the API reads whole into memory. Blobs are streamed and have a limit of their own."""
 
+import asyncio
 from typing import Final
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ipnext.api.errors import answer, error_body
-from ipnext.errors import TooLarge
+from ipnext.errors import TooLarge, TooSlow
 
 MOST_BYTES: Final = 17 * 2**20
 """Of one body: the largest manifest of a snapshot has 16 MiB."""
+BYTES_PER_SECOND: Final = 64 * 2**10
 STREAMED: Final = "/v1/artifacts/blobs/"
 
 
 class BodyLimit:
     """ASGI middleware of the API."""
 
-    def __init__(self, app: ASGIApp, most: int = MOST_BYTES) -> None:
+    def __init__(self, app: ASGIApp, most: int = MOST_BYTES, seconds: float = 20.0) -> None:
+        """`seconds`: a body must be there by then, with a second more for each BYTES_PER_SECOND of it that have come."""
         self._app = app
         self._most = most
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413 to a body that is too large, as soon as that is known, or pass the request on."""
+        """Answer 413 to a body that is too large, as soon as that is known, 408 to one that is too slow, or pass the request on."""
         if scope["type"] != "http" or scope["path"].startswith(STREAMED):
             await self._app(scope, receive, send)
             return
@@ -30,14 +34,23 @@ class BodyLimit:
             error = TooLarge(self._message)
             await answer(error_body(error), error.http_status)(scope, receive, send)
             return
-        read = 0
+        read, is_whole, loop = 0, False, asyncio.get_running_loop()
+        began = loop.time()
 
         async def counted() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, is_whole
+            if is_whole:  # what comes now is the end of the connection
+                return await receive()
+            try:
+                async with asyncio.timeout_at(began + self._seconds + read / BYTES_PER_SECOND):
+                    message = await receive()
+            except TimeoutError as error:
+                msg = f"the body has not come whole in time; {read} bytes of it are here"
+                raise HTTPException(TooSlow.http_status, msg) from error
             read += len(message.get("body", b""))
             if read > self._most:
                 raise HTTPException(TooLarge.http_status, self._message)
+            is_whole = not message.get("more_body", False)
             return message
 
         await self._app(scope, counted, send)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ipnext.errors import Forbidden, Infeasible, InvalidInput, IPnextError, TooLarge
+from ipnext.errors import Forbidden, Infeasible, InvalidInput, IPnextError, TooLarge, TooSlow
 from ipnext.model.manifest import invalid_input
 from ipnext.model.resource import ErrorBody
 from ipnext.model.value import Value, Written
@@ -22,7 +22,7 @@ MAX_VALUE_CHARACTERS = 500
 MAX_ALLOWED = 20
 """Allowed values that an answer lists: a model may have thousands of snapshots or generations."""
 
-HTTP_CODES: Mapping[int, str] = {404: "NotFound", 405: "MethodNotAllowed", 413: TooLarge.code}
+HTTP_CODES: Mapping[int, str] = {404: "NotFound", 405: "MethodNotAllowed", 408: TooSlow.code, 413: TooLarge.code}
 """Codes of errors that are raised before any endpoint: by the router, and while a body is read."""
 
 
@@ -60,7 +60,9 @@ async def _tree(request: Request, error: Exception) -> Response:
     assert isinstance(error, IPnextError)  # noqa: S101 - Starlette chooses the handler by this type
     if isinstance(error, Forbidden):
         await request.app.state.recorder.refused(request.state.acting, error)
-    return answer(error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status == 503 else None)
+    return answer(
+        error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status in {429, 503} else None
+    )
 
 
 async def _request(request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from ipnext import names
 from ipnext.api.access import Asker, Visible, listener_of, may
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, listed
+from ipnext.api.schema import OF_SHARED
 from ipnext.errors import NotFound
 from ipnext.model.lifecycle import ChangeState, ValidationReport
 from ipnext.model.registry import Generation, Snapshot
@@ -121,6 +122,7 @@ def list_all_events(rooms: Rooms, visible: Visible, after: After = None, limit: 
     "/events/stream",
     dependencies=[may("models.list")],
     summary="Follow the events of all models",
+    responses=dict(OF_SHARED),
     response_class=StreamingResponse,
 )
 async def follow_events(
@@ -131,7 +133,7 @@ async def follow_events(
     """Server-sent events. `event` is a line of the history, its id the ordinal; `changed` says that something else changed.
 
     With `Last-Event-ID` the events since that one come first, at most 1000. A comment is sent after 15 s of silence. 503 if
-    200 streams are open. A client that reads too slowly is cut off and resumes by its id.
+    200 streams are open, 429 if 50 of them are of the same key or person. A client that reads too slowly is cut off and resumes by its id.
     """
     messages = rooms.stream.subscribe(ordinal_of(last_event_id), listener_of(rooms.access, asker))
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -39,7 +39,8 @@ OF_ARTIFACTS: Final[Responses] = {
         "ArtifactMissing, ArtifactDigestMismatch or SignatureInvalid: an artifact that cannot be used as it lies"
     )
 }
-OF_UPLOADS: Final[Responses] = {408: _error("TooSlow: the body comes too slowly")}
+OF_SHARED: Final[Responses] = {429: _error("RateLimited: the key or person has its share of these open")}
+OF_UPLOADS: Final[Responses] = {408: _error("TooSlow: the body comes too slowly"), **OF_SHARED}
 UNREADY: Final[Responses] = {
     503: {"model": Readiness, "description": "The store does not answer, or it is another platform's"}
 }

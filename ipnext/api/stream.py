@@ -15,8 +15,9 @@ import anyio
 import structlog
 from fastapi.sse import format_sse_event
 
+from ipnext.api.slots import Slots
 from ipnext.api.states import States
-from ipnext.errors import IPnextError, Unavailable
+from ipnext.errors import IPnextError, RateLimited, Unavailable
 from ipnext.model.resource import EventView
 from ipnext.store.session import Store
 
@@ -25,6 +26,8 @@ MOST_SUBSCRIBERS = 200
 
 BUFFERED = 256
 """Messages that wait for one subscriber; more, and it is cut off."""
+
+HINT = "poll /v1/overview instead, or try again"
 
 RESUMED = 1000
 """Events that a client which comes back gets at most; `changed` tells it of the rest."""
@@ -44,6 +47,10 @@ VALID_SECONDS = 3.0
 class Listener(Protocol):
     """Who listens to a stream."""
 
+    @property
+    def holder(self) -> str | None:
+        """Whose share of the open streams it counts for; None: nobody's."""
+
     def sees(self, owner: str | None) -> bool:
         """Whether it is told of a model of this owner; empty: of the fleet as a whole; None: that something changed."""
 
@@ -53,6 +60,8 @@ class Listener(Protocol):
 
 class Everything:
     """A listener that is told of everything, as long as it likes."""
+
+    holder: str | None = None
 
     def sees(self, owner: str | None) -> bool:  # noqa: ARG002 - of the protocol
         """Tell it."""
@@ -92,7 +101,7 @@ class Stream:
     ) -> None:
         self._store = store
         self._look = look
-        self._most = most
+        self._slots = Slots(most, "streams")
         self._look_seconds = look_seconds
         self._beat_seconds = beat_seconds
         self._subscribers: set[_Subscriber] = set()
@@ -107,14 +116,20 @@ class Stream:
         return len(self._subscribers)
 
     def subscribe(self, after: int | None, listener: Listener | None = None) -> AsyncIterator[bytes]:
-        """Return the messages from now on, or from after an event on. Raises Unavailable if too many listen.
+        """Return the messages from now on, or from after an event on. The stream ends once it may no longer listen.
 
-        `listener`: who listens; None: one that is told of everything. The stream ends once it may no longer listen.
+        `listener`: who listens; None: one that is told of everything.
+
+        Raises:
+            Unavailable: too many listen.
+            RateLimited: the listener's principal has its share of the streams open.
         """
-        if self._is_full():
-            msg = f"{self._most} streams are open, which is the most; poll /v1/overview instead, or try again"
+        if self._closed:
+            msg = "this server is about to end; try again"
             raise Unavailable(msg)
-        return self._messages(after, listener or Everything())
+        listener = listener or Everything()
+        self._slots.check(listener.holder, hint=HINT)
+        return self._messages(after, listener)
 
     async def close(self) -> None:
         """End every stream and the task."""
@@ -127,11 +142,16 @@ class Stream:
 
     async def _messages(self, after: int | None, listener: Listener) -> AsyncIterator[bytes]:
         """Register first, then read what was missed, so that no event falls between the two."""
-        if self._is_full():
-            return
-        subscriber = _Subscriber(listener)
-        self._subscribers.add(subscriber)
-        try:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._slots.taken(listener.holder))
+            except (Unavailable, RateLimited):  # others were quicker
+                return
+            if self._closed:
+                return
+            subscriber = _Subscriber(listener)
+            self._subscribers.add(subscriber)
+            held.callback(self._subscribers.discard, subscriber)
             await self._begin()
             missed = [] if after is None else await anyio.to_thread.run_sync(self._since, after, RESUMED)
             yield format_sse_event(data_str="{}", event="changed", retry=2000)
@@ -142,8 +162,6 @@ class Stream:
             async for ordinal, message in self._heard(subscriber):
                 if ordinal > sent or not ordinal:
                     yield message
-        finally:
-            self._subscribers.discard(subscriber)
 
     async def _heard(self, subscriber: _Subscriber) -> AsyncIterator[tuple[int, bytes]]:
         """Messages and heartbeats until the subscriber is cut off; 0 is the ordinal of all but events."""
@@ -156,9 +174,6 @@ class Stream:
             if found is None:
                 return
             yield found
-
-    def _is_full(self) -> bool:
-        return self._closed or len(self._subscribers) >= self._most
 
     async def _begin(self) -> None:
         """Look for as long as somebody listens."""

@@ -12,7 +12,7 @@ from ipnext.components.certificates import CertificateFiles, Stamp, server_conte
 from ipnext.components.identity import Identity
 from ipnext.components.settings import ComponentSettings
 from ipnext.errors import InvalidInput
-from ipnext.loopback import is_loopback
+from ipnext.loopback import check_bind
 
 LOOK_SECONDS: Final = 1.0
 """Between two looks at the certificate's files: far below what is left of its life when it is replaced."""
@@ -30,12 +30,8 @@ def listener_files(settings: ComponentSettings, host: str, *, insecure_bind: boo
             )
             raise InvalidInput(msg, field="component_certificate_file")
         return files
-    if not is_loopback(host) and not insecure_bind:
-        msg = (
-            f"--host: {host} can be reached from other machines, and IPNEXT_COMPONENT_AUTHENTICATION=none asks nobody who "
-            "calls. Listen on 127.0.0.1, or require certificates; IPNEXT_INSECURE_BIND=true lets it listen anyway"
-        )
-        raise InvalidInput(msg, field="host", value=host, allowed=("127.0.0.1",))
+    lacks = ["authentication: IPNEXT_COMPONENT_AUTHENTICATION=none asks nobody who calls"]
+    check_bind(host, field="host", name="--host", lacks=lacks, insecure_bind=insecure_bind)
     return None
 
 

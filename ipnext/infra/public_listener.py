@@ -8,7 +8,7 @@ from pathlib import Path
 from ipnext.errors import InvalidInput
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.ports import LOOPBACK
-from ipnext.loopback import is_loopback
+from ipnext.loopback import check_bind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +54,14 @@ def public_listener(settings: AgentSettings) -> PublicListener:
         raise InvalidInput(msg, field=missing)
     if certificate is not None and key is not None:
         _check_pair(certificate, key)
-    elif not is_loopback(settings.gateway_host) and not settings.insecure_bind:
-        msg = (
-            f"gateway_host (IPNEXT_AGENT_GATEWAY_HOST): {settings.gateway_host} can be reached from other machines, and the gateway lacks "
-            "TLS (IPNEXT_AGENT_GATEWAY_TLS_CERTIFICATE_FILE, IPNEXT_AGENT_GATEWAY_TLS_KEY_FILE). Listen on 127.0.0.1, or give it "
-            "that; IPNEXT_INSECURE_BIND=true lets it listen anyway"
-        )
-        raise InvalidInput(msg, field="gateway_host", value=settings.gateway_host, allowed=(LOOPBACK,))
+    lacks = "TLS (IPNEXT_AGENT_GATEWAY_TLS_CERTIFICATE_FILE, IPNEXT_AGENT_GATEWAY_TLS_KEY_FILE)"
+    check_bind(
+        settings.gateway_host,
+        field="gateway_host",
+        name="gateway_host (IPNEXT_AGENT_GATEWAY_HOST)",
+        lacks=[lacks] if certificate is None else [],
+        insecure_bind=settings.insecure_bind,
+    )
     url = None if settings.gateway_url is None else str(settings.gateway_url).rstrip("/")
     return PublicListener(host=settings.gateway_host, certificate=certificate, key=key, url=url)
 

@@ -106,21 +106,38 @@ async def test_a_body_that_does_not_come_is_given_up(world, stalled, monkeypatch
     go.set()
 
 
-async def test_uploads_that_hang_hold_up_no_other_endpoint(world, stalled):
+async def test_uploads_that_hang_hold_up_no_other_endpoint_and_no_other_key(world, stalled):
     """More of them than there are threads for what is not asynchronous."""
     pieces, go = stalled
+    share = artifacts.UPLOADS_AT_ONCE // 4
     hanging = [
         asyncio.create_task(world.http.put(address_of(b"x"), content=pieces()))
         for _ in range(artifacts.UPLOADS_AT_ONCE + 20)
     ]
     try:
-        refused = [task async for task in first_of(hanging, 20)]
-        assert {task.result().status_code for task in refused} == {503}
+        refused = [task async for task in first_of(hanging, artifacts.UPLOADS_AT_ONCE + 20 - share)]
+        assert {task.result().status_code for task in refused} == {429}
+        assert f"{share} uploads of yours" in refused[0].result().json()["message"]
         assert (await world.http.get("/v1/models")).status_code == 200
+        other = {"authorization": f"Bearer {world.rooms.add_key('other', Role.PUBLISHER)}"}
+        assert (await world.http.put(address_of(b"y"), content=b"y", headers=other)).status_code == 204
     finally:
         go.set()
     answers = await asyncio.gather(*hanging)
-    assert Counter(answer.status_code for answer in answers) == {204: artifacts.UPLOADS_AT_ONCE, 503: 20}
+    assert Counter(answer.status_code for answer in answers)[204] == share
+
+
+async def test_an_upload_at_a_trickle_is_refused_by_its_deadline(world, monkeypatch):
+    monkeypatch.setattr("ipnext.api.artifacts.Pace.of", lambda _: artifacts.Pace(1000, 0.3))
+
+    async def trickle():
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.05)
+
+    answer = await world.http.put(address_of(b"x"), content=trickle())
+    assert (answer.status_code, answer.json()["code"]) == (408, "TooSlow")
+    assert "at least 1000 bytes/s are wanted (IPNEXT_UPLOAD_BYTES_PER_SECOND)" in answer.json()["message"]
 
 
 async def first_of(tasks, count):

@@ -8,8 +8,8 @@ import pytest
 
 from ipnext.api.observation import RegionObserver
 from ipnext.api.shared import SharedAnswers
-from ipnext.api.stream import BEAT, BUFFERED, Stream
-from ipnext.errors import Unavailable
+from ipnext.api.stream import BEAT, BUFFERED, Everything, Stream
+from ipnext.errors import RateLimited, Unavailable
 from tests.waiting import PATIENCE_SECONDS
 
 
@@ -98,6 +98,33 @@ async def test_no_more_than_the_most_may_subscribe(rooms, stream):
     for messages in (*open_ones[1:], again):
         await messages.aclose()
     assert stream.subscribers == 0
+
+
+class Holder(Everything):
+    """A listener of a principal."""
+
+    def __init__(self, holder):
+        self.holder = holder
+
+
+async def test_one_principal_takes_no_stream_of_the_others(rooms):
+    stream = Stream(rooms.store, _nothing, most=8, look_seconds=PATIENCE_SECONDS)
+    open_ones = [stream.subscribe(None, Holder("viewer")) for _ in range(2)]
+    late = stream.subscribe(None, Holder("viewer"))
+    for messages in open_ones:
+        await heard(messages, "changed")
+    assert [message async for message in late] == [], "asked for while there was room, and begun when there was none"
+    with pytest.raises(RateLimited, match="2 streams of yours are open"):
+        stream.subscribe(None, Holder("viewer"))
+    others = [stream.subscribe(None, Holder(name)) for name in ("admin", "operator")]
+    for messages in others:
+        await heard(messages, "changed")
+    await open_ones[0].aclose()
+    await heard(again := stream.subscribe(None, Holder("viewer")), "changed")
+    for messages in (open_ones[1], again, *others):
+        await messages.aclose()
+    assert stream.subscribers == 0
+    await stream.close()
 
 
 async def test_one_that_does_not_read_is_cut_off_after_its_buffer_and_holds_up_no_other(rooms, stream):

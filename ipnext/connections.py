@@ -1,0 +1,228 @@
+"""Bounds on the connections of a server: how many, from where, and how long a client may keep one without a request.
+
+The protocol of an HTTP library, such as uvicorn's, stands behind a `Bounded` one, which counts its connection before a byte of HTTP
+has come; of TLS, once its handshake is done. Once a second all open connections are looked at.
+"""
+
+import asyncio
+import ipaddress
+import json
+import resource
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ipnext.errors import InvalidInput, IPnextError, TooSlow, Unavailable
+
+SWEEP_SECONDS: Final = 1.0
+"""Connections are looked at so often; a limit in seconds holds to within it."""
+MOST_CONNECTIONS: Final = 10_000
+"""Of one server if the settings name no figure, and the process may open so many files."""
+RESERVED_FILES: Final = 256
+"""Open files of a process that are no connections of clients: database, logs, uploads, calls to other processes."""
+BACKLOG: Final = 128
+"""Connections that wait to be accepted: all of them at once still fit into the reserve."""
+STALLED_SECONDS: Final = 60.0
+"""A client that takes nothing of its answer for so long is cut off."""
+
+_PHRASES: Final = {408: "Request Timeout", 503: "Service Unavailable"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """Limits of one server."""
+
+    connections: int = MOST_CONNECTIONS
+    """All open connections; one more is answered 503 and closed."""
+    per_source: int = MOST_CONNECTIONS // 2
+    """Those of one address, or of one IPv6 network of 64 bits."""
+    header_seconds: float = 20.0
+    """From the first byte of a request to the end of its headers, else 408; also from the connection to its first byte."""
+    keep_alive_seconds: float = 5.0
+    """Between two requests of a connection."""
+    stalled_seconds: float = STALLED_SECONDS
+
+
+def room_for_connections(given: int | None, *, field: str, variable: str) -> int:
+    """Return how many connections a server takes: `given`, else as many as the process may open files, less the reserve.
+
+    Raises:
+        InvalidInput: more are given than that.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return given or MOST_CONNECTIONS
+    room = max(1, files - min(RESERVED_FILES, files // 2))
+    if given is not None and given > room:
+        msg = f"{field} ({variable}): {given} connections need more open files than this process may have, {files} (ulimit -n); allowed: at most {room}"
+        raise InvalidInput(msg, field=field, value=given)
+    return given or min(MOST_CONNECTIONS, room)
+
+
+def source_of(peer: object) -> str:
+    """Return the address of a peer name; of IPv6 its network of 64 bits, which one client has to itself."""
+    host = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+
+
+class Connections:
+    """The open connections of one server. To be used from one event loop."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        self._open: dict[Bounded, str] = {}
+        self._sources: Counter[str] = Counter()
+        self._round: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: "Bounded", source: str) -> None:
+        """Count a connection. Unavailable if there is no room for it."""
+        if len(self._open) >= self.limits.connections:
+            msg = f"{self.limits.connections} connections are open, as many as this server takes; try again"
+            raise Unavailable(msg)
+        if self._sources[source] >= self.limits.per_source:
+            msg = f"{self.limits.per_source} connections of {source} are open, as many as this server takes of one address; try again"
+            raise Unavailable(msg)
+        self._open[connection] = source
+        self._sources[source] += 1
+        if self._round is None:
+            self._round = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+
+    def discard(self, connection: "Bounded") -> None:
+        """Count a connection no longer."""
+        source = self._open.pop(connection, None)
+        if source is None:
+            return
+        self._sources[source] -= 1
+        if not self._sources[source]:
+            del self._sources[source]
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        for connection in tuple(self._open):
+            connection.check(loop.time())
+        self._round = loop.call_later(SWEEP_SECONDS, self._sweep) if self._open else None
+
+
+class Bounded(asyncio.Protocol):
+    """One connection in front of the protocol that answers its requests."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        make: Callable[[], Any],
+        is_busy: Callable[[Any], bool],
+    ) -> None:
+        """Prepare for one connection.
+
+        `make` makes the protocol behind this one. `is_busy` tells whether a request, whose headers have come whole, is not yet
+        answered whole.
+        """
+        self._connections = connections
+        self._make = make
+        self._is_busy = is_busy
+        self._inner: Any = None
+        self._transport: Any = None
+        self._began: float | None = None
+        """When the first byte of a request came whose headers are not whole."""
+        self._quiet: float | None = None
+        """Since when there is no request."""
+        self._heard = self._paused = self._ended = False
+        self._unsent, self._stalled = 0, 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream
+        """Take the connection, or answer 503 and close it."""
+        self._transport = transport
+        try:
+            self._connections.add(self, source_of(transport.get_extra_info("peername")))
+        except Unavailable as error:
+            self._end(error)
+            return
+        self._quiet = asyncio.get_running_loop().time()
+        self._inner = self._make()
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass it on, and note when a request begins."""
+        if self._ended:
+            return
+        self._heard, self._quiet = True, None
+        if self._began is None and not self._is_busy(self._inner):
+            self._began = asyncio.get_running_loop().time()
+        self._inner.data_received(data)
+        if self._is_busy(self._inner):
+            self._began = None
+
+    def eof_received(self) -> bool | None:
+        """Pass it on."""
+        return self._inner.eof_received() if self._inner is not None else None
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        self._paused, self._unsent = True, 0
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        self._paused = False
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count it no longer."""
+        self._connections.discard(self)
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
+
+    def check(self, now: float) -> None:
+        """End the connection if its client has kept it too long. `now` is of the event loop."""
+        limits = self._connections.limits
+        if self._ended or self._is_stalled(now):
+            self._transport.abort()
+        elif self._began is not None:
+            if now - self._began > limits.header_seconds:
+                self._end(TooSlow(f"the headers of the request have not come whole in {limits.header_seconds:g} s"))
+        elif self._is_busy(self._inner):
+            self._quiet = None
+        elif self._quiet is None:
+            self._quiet = now
+        elif now - self._quiet > (limits.keep_alive_seconds if self._heard else limits.header_seconds):
+            self._end(None)
+
+    def _is_stalled(self, now: float) -> bool:
+        """Whether an answer waits for a client that takes nothing of it."""
+        unsent = self._transport.get_write_buffer_size()
+        waits = unsent and (self._paused or self._transport.is_closing())
+        if not waits or not self._unsent or unsent < self._unsent:
+            self._unsent, self._stalled = unsent if waits else 0, now
+        return now - self._stalled > self._connections.limits.stalled_seconds
+
+    def _end(self, error: IPnextError | None) -> None:
+        """Close the connection, with an answer if there is something to say."""
+        self._ended = True
+        transport = self._transport
+        if error is not None:
+            transport.write(_answer(error))
+        transport.close()
+
+
+def _answer(error: IPnextError) -> bytes:
+    body = json.dumps({"code": error.code, "message": error.message}).encode()
+    retry = "retry-after: 1\r\n" if error.retryable else ""
+    head = (
+        f"HTTP/1.1 {error.http_status} {_PHRASES[error.http_status]}\r\ncontent-type: application/json\r\n{retry}"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body

@@ -1,0 +1,160 @@
+"""Connections of the API: clients without a credential that keep them don't lock the others out."""
+
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from ipnext.api.server import limits_of
+from ipnext.client import Client
+from ipnext.connections import ConnectionLimits, room_for_connections, source_of
+from ipnext.errors import InvalidInput
+from ipnext.model.fleet import FleetManifest
+from ipnext.settings import PlatformSettings
+from tests.ipnext.api.test_listener import certificate  # noqa: F401 - a fixture
+from tests.ipnext.api.test_process import environment
+from tests.waiting import PATIENCE_SECONDS, until
+
+HALF = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
+STRANGER = "127.0.0.2"
+"""Another loopback address: another source than that of the client who shall be served."""
+FILES = 300
+
+
+@contextmanager
+def api(directory, *, scheme="http", verify=True, **settings):
+    """An API process that may open FILES files, and its address."""
+    env = environment(directory, **settings)
+    url = f"{scheme}://127.0.0.1:{env['IPNEXT_API_PORT']}"
+    command = f"ulimit -n {FILES}; exec {shlex.quote(sys.executable)} -m ipnext.api"
+    with (directory / "api.log").open("wb") as log:
+        process = subprocess.Popen(["sh", "-c", command], env=env, stdout=log, stderr=log)
+    try:
+
+        def answers():
+            assert process.poll() is None, (directory / "api.log").read_text()
+            with suppress(httpx.TransportError):
+                return httpx.get(f"{url}/healthz", verify=verify).status_code == 200
+
+        until(answers)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def connect(url, source=STRANGER):
+    parts = urlsplit(url)
+    return socket.create_connection((parts.hostname, parts.port), PATIENCE_SECONDS, source_address=(source, 0))
+
+
+def take(stack, url, count, sent, source=STRANGER):
+    """So many connections that send only this."""
+    found = []
+    for _ in range(count):
+        client = stack.enter_context(connect(url, source))
+        with suppress(OSError):  # it may be closed already
+            client.sendall(sent)
+        found.append(client)
+    return found
+
+
+def read_all(client):
+    """What comes until the other side closes."""
+    received = b""
+    with suppress(ConnectionError):
+        while data := client.recv(65536):
+            received += data
+    return received
+
+
+@pytest.mark.usefixtures("platforms")
+@pytest.mark.parametrize("sent", [HALF, b""], ids=["half a header", "nothing"])
+def test_connections_without_a_request_lock_no_other_client_out(tmp_path, sent):
+    with api(tmp_path, IPNEXT_API_HEADER_SECONDS="300") as url, ExitStack() as stack:
+        held = take(stack, url, 2 * FILES, sent)
+        for _ in range(5):
+            assert httpx.get(f"{url}/readyz").json()["store"] == "ok"
+        refused = read_all(held[-1])
+        assert refused == b"" or refused.startswith(b"HTTP/1.1 503 "), refused
+
+
+@pytest.mark.usefixtures("platforms")
+def test_a_client_of_the_same_address_is_served_once_the_headers_are_late(tmp_path):
+    with api(tmp_path, IPNEXT_API_HEADER_SECONDS="1") as url, ExitStack() as stack:
+        held = take(stack, url, 2 * FILES, HALF, source="127.0.0.1")
+
+        def is_served():
+            with suppress(httpx.TransportError):
+                return httpx.get(f"{url}/healthz").status_code == 200
+
+        until(is_served)
+        answer = read_all(held[0])
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code": "TooSlow"' in answer
+
+
+@pytest.mark.usefixtures("platforms")
+def test_deadlines_of_headers_and_silence_close_no_stream_and_no_upload(tmp_path, rooms):
+    settings = {"IPNEXT_API_HEADER_SECONDS": "5", "IPNEXT_API_KEEP_ALIVE_SECONDS": "5"}
+    with (
+        api(tmp_path, **settings) as url,
+        Client(url, api_key=rooms.admin_key) as client,
+        client._http.stream("GET", "/v1/events/stream") as stream,
+    ):
+        messages = stream.iter_lines()
+        assert next(messages) == "event: changed"
+
+        def slow():
+            for _ in range(8):
+                yield b"x"
+                time.sleep(1)  # longer in all than the server's limits
+
+        answer = client._http.put("/v1/artifacts/blobs/" + "0" * 64, content=slow())
+        assert (answer.status_code, answer.json()["code"]) == (422, "ArtifactDigestMismatch"), answer.text
+        client.put_fleet(FleetManifest.model_validate(rooms.fleet_document()))
+        assert any(line == "event: changed" for line in messages), "the stream goes on"
+
+
+@pytest.mark.usefixtures("platforms")
+def test_an_idle_connection_is_closed(tmp_path):
+    with api(tmp_path, IPNEXT_API_KEEP_ALIVE_SECONDS="1") as url, connect(url) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        received = read_all(client)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.endswith(b'{"status":"ok"}')
+
+
+@pytest.mark.parametrize(
+    ("peer", "source"),
+    [
+        (("10.0.0.7", 1), "10.0.0.7"),
+        (("::ffff:10.0.0.7", 1, 0, 0), "10.0.0.7"),
+        (("2001:db8:1:2:3:4:5:6", 1, 0, 0), "2001:db8:1:2::/64"),
+        (("2001:db8:1:2:ffff::", 1, 0, 0), "2001:db8:1:2::/64"),
+        (("fe80::1%eth0", 1, 0, 2), "fe80::/64"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_a_source_is_an_address_or_an_ipv6_network(peer, source):
+    assert source_of(peer) == source
+
+
+def test_connections_leave_room_for_other_files(monkeypatch):
+    names = {"field": "api_connections", "variable": "IPNEXT_API_CONNECTIONS"}
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 4096))
+    assert room_for_connections(None, **names) == 1024 - 256
+    assert room_for_connections(5, **names) == 5
+    with pytest.raises(InvalidInput, match=r"IPNEXT_API_CONNECTIONS.*1024 \(ulimit -n\); allowed: at most 768"):
+        room_for_connections(769, **names)
+    limits = limits_of(PlatformSettings())
+    assert (limits.connections, limits.per_source) == (768, 384)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1_048_576, 1_048_576))
+    assert room_for_connections(None, **names) == ConnectionLimits().connections
