@@ -245,6 +245,10 @@ MUTATING: dict[str, tuple[Case, tuple[str, str, str, str]]] = {
     },
     "PUT /v1/artifacts/blobs/{sha256}": (upload, ("artifacts.upload", "Blob", "", "asked")),
     "POST /v1/artifacts/snapshots": (commit, ("artifacts.upload", "Snapshot", "", "asked")),
+    "POST /v1/artifacts/collect": (
+        sent("POST", "/v1/artifacts/collect"),
+        ("artifacts.collect", "Artifacts unnamed", "", "asked"),
+    ),
     "PUT /v1/artifacts/snapshots/{digest}/signature": (sign, ("artifacts.upload", "Snapshot", "", "asked")),
     "PUT /v1/models/{name}/snapshots/{part}/{number}/profiles": (
         put_profile,
