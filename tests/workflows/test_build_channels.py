@@ -119,6 +119,7 @@ WITHIN_ONE_BUILD: Mapping[str, str] = {
     "ipnext/access/policy.py": ONE_BUILD,
     "ipnext/api/errors.py": PEOPLE,
     "ipnext/api/history.py": ONE_BUILD,
+    "ipnext/api/json_bodies.py": PEOPLE,
     "ipnext/api/overview.py": ONE_BUILD,
     "ipnext/api/stream.py": ONE_BUILD,
     "ipnext/artifacts/checkpoints.py": OTHERS,
