@@ -10,6 +10,7 @@ from serving.generations import HeldSnapshots
 from serving.host_metrics import HostMetrics
 from serving.http_limits import HttpLimits
 from serving.json_size import MAX_STRUCTURES, SMALL_BYTES
+from serving.openai.proof import ForeignAnswers
 from serving.protocol import MAX_JSON_BYTES, MAX_JSON_ELEMENTS
 from serving.router import RouterLimits
 from serving.router_metrics import RouterMetrics
@@ -31,7 +32,9 @@ def test_every_option_is_documented(main, capsys):
 
 
 def test_every_metric_is_documented_and_none_is_made_up():
-    registries = (RouterMetrics(region="r").registry, HostMetrics(HeldSnapshots(), HostTally(), region="r").registry)
+    router_registry = RouterMetrics(region="r").registry
+    router_registry.register(ForeignAnswers("r"))
+    registries = (router_registry, HostMetrics(HeldSnapshots(), HostTally(), region="r").registry)
     families = {family.name: family.type for registry in registries for family in registry.collect()}
     names = {name + ("_total" if kind == "counter" else "") for name, kind in families.items()}
     assert names == set(re.findall(r"`(ipnext_\w+)`", PROTOCOL))
