@@ -17,7 +17,6 @@ from ipnext.connections import ConnectionLimits, room_for_connections, source_of
 from ipnext.errors import InvalidInput
 from ipnext.model.fleet import FleetManifest
 from ipnext.settings import PlatformSettings
-from tests.ipnext.api.test_listener import certificate  # noqa: F401 - a fixture
 from tests.ipnext.api.test_process import environment
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -28,10 +27,10 @@ FILES = 300
 
 
 @contextmanager
-def api(directory, *, scheme="http", verify=True, **settings):
+def api(directory, **settings):
     """An API process that may open FILES files, and its address."""
     env = environment(directory, **settings)
-    url = f"{scheme}://127.0.0.1:{env['IPNEXT_API_PORT']}"
+    url = f"http://127.0.0.1:{env['IPNEXT_API_PORT']}"
     command = f"ulimit -n {FILES}; exec {shlex.quote(sys.executable)} -m ipnext.api"
     with (directory / "api.log").open("wb") as log:
         process = subprocess.Popen(["sh", "-c", command], env=env, stdout=log, stderr=log)
@@ -40,7 +39,7 @@ def api(directory, *, scheme="http", verify=True, **settings):
         def answers():
             assert process.poll() is None, (directory / "api.log").read_text()
             with suppress(httpx.TransportError):
-                return httpx.get(f"{url}/healthz", verify=verify).status_code == 200
+                return httpx.get(f"{url}/healthz").status_code == 200
 
         until(answers)
         yield url
