@@ -66,11 +66,16 @@ _CLOSED = frozenset(WorkflowExecutionStatus) - {
 _MODEL = SearchAttributeKey.for_keyword(names.MODEL_ATTRIBUTE)
 
 
-def metrics_runtime(address: str, *, insecure_bind: bool = False) -> Runtime:
-    """The SDK's runtime with its metrics for Prometheus at HOST:PORT; one for each process. InvalidInput if it can't, or may not, listen there."""
+def check_metrics_address(address: str, *, insecure_bind: bool) -> None:
+    """Check that a worker may give out its metrics at HOST:PORT. InvalidInput."""
     field, name = "worker_metrics_address", "worker_metrics_address (IPNEXT_WORKER_METRICS_ADDRESS)"
     lacks = ["TLS and authentication"]
     check_bind_with_port(address, field=field, name=name, lacks=lacks, insecure_bind=insecure_bind)
+
+
+def metrics_runtime(address: str, *, insecure_bind: bool = False) -> Runtime:
+    """The SDK's runtime with its metrics for Prometheus at HOST:PORT; one for each process. InvalidInput if it can't, or may not, listen there."""
+    check_metrics_address(address, insecure_bind=insecure_bind)
     try:
         return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=address)))
     except (RuntimeError, ValueError) as error:

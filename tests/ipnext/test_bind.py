@@ -1,4 +1,4 @@
-"""Every setting that names an address is refused where other machines reach it, unless the operator insists."""
+"""Every setting that names an address is refused where other machines reach it, unless the operator insists. Nothing here listens."""
 
 import pytest
 from pydantic_settings import BaseSettings
@@ -12,7 +12,7 @@ from ipnext.infra.agent_listener import listener_files
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.public_listener import public_listener
 from ipnext.settings import PlatformSettings
-from ipnext.temporal import metrics_runtime
+from ipnext.temporal import check_metrics_address, metrics_runtime
 
 
 def api(host, insecure):
@@ -20,7 +20,7 @@ def api(host, insecure):
 
 
 def metrics(host, insecure):
-    return metrics_runtime(f"{host}:0", insecure_bind=insecure)
+    return check_metrics_address(f"{host}:9464", insecure_bind=insecure)
 
 
 def gateway(host, insecure):
@@ -62,3 +62,8 @@ def test_a_loopback_address_is_taken_and_with_the_flag_any(name):
 def test_an_address_of_metrics_without_host_and_port_says_what_is_allowed(address):
     with pytest.raises(InvalidInput, match="allowed: HOST:PORT"):
         metrics_runtime(address)
+
+
+def test_a_worker_checks_the_address_before_it_listens():
+    with pytest.raises(InvalidInput, match="can be reached"):
+        metrics_runtime("0.0.0.0:9464")
