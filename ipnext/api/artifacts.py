@@ -79,13 +79,13 @@ async def put_blob(sha256: Sha256, request: Request, rooms: Rooms, asker: Asker,
     upload = _Upload(request.stream(), size, Pace.of(rooms.settings))
     with _turn(request, asker) as threads:
         await anyio.to_thread.run_sync(lambda: _admit(rooms, sha256, size, asker, model))
+        stored: int | None = None
         try:
             await anyio.to_thread.run_sync(rooms.artifacts.put_blob, sha256, upload.content(), limiter=threads)
-        except BaseException:
-            with CancelScope(shield=True):
-                await anyio.to_thread.run_sync(lambda: _ended(rooms, sha256, None))
-            raise
-        await anyio.to_thread.run_sync(lambda: _ended(rooms, sha256, upload.size))
+            stored = upload.size
+        finally:
+            with CancelScope(shield=True):  # what a client that has gone had reserved counts no more
+                await anyio.to_thread.run_sync(lambda: _count_ended(rooms, sha256, stored))
     return Response(status_code=204)
 
 
@@ -150,7 +150,7 @@ def _turn(request: Request, asker: Principal) -> Iterator[CapacityLimiter]:
     state = request.app.state
     if not hasattr(state, "uploads"):
         state.uploads, state.upload_threads = Slots(UPLOADS_AT_ONCE, "uploads"), CapacityLimiter(UPLOADS_AT_ONCE)
-    with state.uploads.taken(holder_of(asker)):
+    with state.uploads.occupy(holder_of(asker)):
         yield state.upload_threads
 
 
@@ -169,7 +169,7 @@ def _admit(rooms: Platform, sha256: str, size: int, asker: Principal, model: str
         unit.reserve_blob(sha256, size, allowance)
 
 
-def _ended(rooms: Platform, sha256: str, size: int | None) -> None:
+def _count_ended(rooms: Platform, sha256: str, size: int | None) -> None:
     """Count a blob as it came; None: it did not."""
     with rooms.store.begin_free(()) as unit:
         if size is None:

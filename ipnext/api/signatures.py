@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from ipnext.api.platform import Platform
 from ipnext.artifacts.layout import snapshot_uri
@@ -22,6 +23,7 @@ from ipnext.model.signing import (
     check_form,
     read_envelope,
 )
+from ipnext.store.session import Store
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
@@ -30,6 +32,12 @@ else:
 
 _TURN: Final = threading.Lock()
 """A signature file is read, added to and written again."""
+
+ModelKeys = tuple[str, str, Mapping[str, SSlibKey]]
+"""Model, its owner, and the keys that it names by their ids."""
+
+_READ: Final[WeakKeyDictionary[Store, tuple[tuple[int, int], tuple[ModelKeys, ...]]]] = WeakKeyDictionary()
+"""Store -> the basis of its manifests as they were read last, and their keys."""
 
 
 def keep_signatures(rooms: Platform, asker: Principal, digest: str, envelope: SignatureEnvelope) -> None:
@@ -44,7 +52,7 @@ def keep_signatures(rooms: Platform, asker: Principal, digest: str, envelope: Si
     rooms.artifacts.manifest(uri)
     trust = _trust_of(rooms)
     with _TURN:
-        known = _known(rooms.artifacts.signature(uri), digest)
+        known = _parse_kept(rooms.artifacts.signature(uri), digest)
         added = _Judgement(rooms, asker, digest, known, trust).added(envelope)
         if added:
             more = envelope.model_copy(update={"signatures": added})
@@ -56,7 +64,7 @@ class _Trust:
     """Keys by their ids: of the operator, and of each model with its owner."""
 
     operator: Mapping[str, SSlibKey]
-    models: tuple[tuple[str, str, Mapping[str, SSlibKey]], ...]
+    models: tuple[ModelKeys, ...]
 
     @property
     def all(self) -> Mapping[str, SSlibKey]:
@@ -73,13 +81,23 @@ class _Trust:
 
 def _trust_of(rooms: Platform) -> _Trust:
     policy = read_native_signers(rooms.settings.native_library_keys_file)
-    with rooms.store.read() as unit:
+    return _Trust({} if policy is None else read_keys(policy.public_keys), _model_keys(rooms.store))
+
+
+def _model_keys(store: Store) -> tuple[ModelKeys, ...]:
+    """The keys of all models, read anew only if a manifest has changed since: of thousands of models that takes seconds."""
+    with store.read() as unit:
+        basis = unit.manifests_basis()
+        last = _READ.get(store)
+        if last is not None and last[0] == basis:
+            return last[1]
         asked = unit.signer_keys()
-    models = tuple((name, owner, read_keys(keys)) for name, owner, keys in asked)
-    return _Trust({} if policy is None else read_keys(policy.public_keys), models)
+    found = tuple((name, owner, read_keys(keys)) for name, owner, keys in asked)
+    _READ[store] = basis, found
+    return found
 
 
-def _known(content: bytes | None, digest: str) -> SignatureEnvelope | None:
+def _parse_kept(content: bytes | None, digest: str) -> SignatureEnvelope | None:
     """The signatures that are there; None without a file, or with one that can't be read."""
     try:
         return None if content is None else read_envelope(content, digest, "")

@@ -44,8 +44,8 @@ class Slots:
             raise RateLimited(msg)
 
     @contextmanager
-    def taken(self, holder: str | None, *, hint: str = "try again later") -> Iterator[None]:
-        """Hold a slot. Raises as `check`."""
+    def occupy(self, holder: str | None, *, hint: str = "try again later") -> Iterator[None]:
+        """Occupy a slot. Raises as `check`."""
         self.check(holder, hint=hint)
         self._held[holder] += 1
         try:

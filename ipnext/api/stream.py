@@ -144,7 +144,7 @@ class Stream:
         """Register first, then read what was missed, so that no event falls between the two."""
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(self._slots.taken(listener.holder))
+                held.enter_context(self._slots.occupy(listener.holder))
             except (Unavailable, RateLimited):  # others were quicker
                 return
             if self._closed:

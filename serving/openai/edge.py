@@ -126,7 +126,7 @@ class OpenAIEdge:
         exchange = Exchange(self._metrics, len(request.content), judged=is_chosen(request))
         claim = self._limits.budget.claim()
         try:
-            asked = await self._asked(request, path, exchange, claim)
+            asked = await self._read_request(request, path, exchange, claim)
             answer = await self._in_time(request, path, asked)
             _check_task(answer, asked.name, path)
         except Refused as refused:
@@ -143,7 +143,7 @@ class OpenAIEdge:
             claim.set(0)
         return self._passed_on(exchange, answer, asked.answering)
 
-    async def _asked(self, request: Request, path: str, exchange: Exchange, claim: Claim) -> Asked:
+    async def _read_request(self, request: Request, path: str, exchange: Exchange, claim: Claim) -> Asked:
         """Read the request, and choose the generation that answers it."""
         body = read_body(request, self._limits.body_bytes, claim)
         routes = self._routes_for(request, body)

@@ -90,8 +90,8 @@ class EngineAnswer:
         """The pieces behind the first `number`, of an answer that was not started."""
         return b"".join(self._pieces[number:])
 
-    async def grown(self, pieces: int) -> bool:
-        """Return True once there are more pieces than so many, False at the end of the body. EngineLost if its end is missing."""
+    async def await_more(self, pieces: int) -> bool:
+        """Wait for a piece; True once there are more pieces than so many, False at the end of the body. EngineLost if its end is missing."""
         while self.pieces == pieces:
             if self._end == "whole":
                 return False

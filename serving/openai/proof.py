@@ -89,7 +89,7 @@ async def _names_itself(answer: EngineAnswer, needle: bytes, *, events: bool) ->
         if ended:
             return _is_error(answer.since(0).partition(_EVENT_END)[0])
         tail = new[-len(needle) :]
-        if not await answer.grown(seen):
+        if not await answer.await_more(seen):
             return False
 
 

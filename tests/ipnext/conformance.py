@@ -43,5 +43,5 @@ def _response(request: httpx.Request, answer: httpx.Response) -> Any:
         content=answer.content,
         request=requests.Request(request.method, str(request.url)).prepare(),
         elapsed=0.0,
-        verify=False,
+        verify=False,  # a field of the record: nothing is asked
     )

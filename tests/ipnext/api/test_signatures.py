@@ -12,6 +12,7 @@ from ipnext.artifacts.signing import check_signature, signed, write_key_pair
 from ipnext.model.access import Role
 from ipnext.model.manifest import ModelManifest
 from ipnext.model.signing import MOST_KEPT, SignatureEnvelope, SignerPolicy
+from ipnext.store.repository import Repository
 
 B64 = base64.b64encode(bytes(64)).decode()
 
@@ -201,3 +202,21 @@ def test_a_full_file_takes_no_more_and_loses_nothing(house):
     assert json.loads(content) == json.loads(full.content)
     with pytest.raises(layout.SignatureInvalid, match="as many as a snapshot may have"):
         layout.joined_signatures(full.content, envelope.model_copy(update={"signatures": more[:1]}), house.digest)
+
+
+async def test_the_keys_of_all_models_are_read_again_only_after_a_manifest_has_changed(house, monkeypatch):
+    reads = Counter[str]()
+    signer_keys = Repository.signer_keys
+
+    def counted(unit):
+        reads["all"] += 1
+        return signer_keys(unit)
+
+    monkeypatch.setattr(Repository, "signer_keys", counted)
+    for _ in range(3):
+        assert (await house.put("beta", house.signed("beta"))).status_code == 204
+    assert reads["all"] == 1
+    assert (await house.put("beta", house.signed("later"))).status_code == 422
+    house.trust("beta", "later", model="of-beta-too")
+    assert (await house.put("beta", house.signed("later"))).status_code == 204
+    assert reads["all"] == 2
