@@ -556,12 +556,20 @@ def test_a_snapshot_is_signed_and_the_signature_goes_up_with_it(applied, live, p
     directory = live.rooms.directory / "sparse"
     key = live.rooms.directory / "ci.pem"
     assert "keep it secret" in applied("keygen", key).output
-    assert (live.rooms.directory / "ci.pub.pem").read_text().startswith("-----BEGIN PUBLIC KEY-----")
+    trust_key(applied, live, live.rooms.directory / "ci.pub.pem")
     assert "is signed by" in applied("sign", directory, "--key", key).output
     applied("publish", "ranker", *parts)
     with live.rooms.store.read() as unit:
         snapshot = unit.snapshot("ranker", "sparse", 1)
     assert live.rooms.artifacts.signature(snapshot.uri) == (directory / "snapshot.json.sig").read_bytes()
+
+
+def trust_key(applied, live, public):
+    document = live.rooms.model_document()
+    document["spec"]["validation"] = {"signers": {"publicKeys": [public.read_text()]}}
+    manifest = live.rooms.directory / "model.yaml"
+    manifest.write_text(yaml.safe_dump(document))
+    applied("apply", "-f", manifest)
 
 
 def test_signing_a_damaged_directory_or_with_no_key_is_refused(run, live):

@@ -99,7 +99,10 @@ def test_below_a_quota_that_was_lowered_only_growth_is_refused():
         ({"members": [{"subject": "user:ann", "role": "owner"}]}, "role"),
         ({"members": [{"subject": "user:ann", "role": "viewer"}] * 2}, "twice"),
         ({"quotas": {"units": {"l4": -1}}}, "l4"),
-        ({"quotas": {"gpus": 1}}, "unknown field; allowed here: dollarsPerHour, models, requestsPerSecond, units"),
+        (
+            {"quotas": {"gpus": 1}},
+            "unknown field; allowed here: artifactBytes, dollarsPerHour, models, requestsPerSecond, units",
+        ),
         ({"priority": 1001}, "priority"),
     ],
 )
