@@ -30,7 +30,7 @@ from ipnext.model.rollout import FleetState, Refresh, Swap, Transition, Wave
 from ipnext.model.throughput import in_unit
 from ipnext.store.placements import Units
 from ipnext.store.repository import Repository
-from planner.transition import StepPolicy, admit
+from planner.transition.planner import StepPolicy, admit
 
 AT_ONCE = frozenset({ChangeKind.ROLLBACK, ChangeKind.REPAIR})
 """Kinds that go in one step: the generation has served before, and users wait for it."""

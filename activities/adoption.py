@@ -21,9 +21,9 @@ from ipnext.model.value import digest_of
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import Placement, PlanRecord
 from ipnext.store.repository import Repository
-from planner.diff import diff
+from planner.core.diff import diff
 from planner.owner_priority import compared_by_level, unmet_by_level
-from planner.solution import check
+from planner.verify.plan_checker import check
 
 PLACEMENT_RULES = frozenset({"served", "latency", "capacity", "survive", "min_replicas", "supply", "budget", "names"})
 """Rules that say whether a placement holds; the others concern a plan's own figures."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from activities.waves import route_share
 from ipnext.model.deployment import Deployment, RouteShare
-from planner.succession import Move, Place, succession
+from planner.transition.gateway_order import Move, Place, succession
 
 Shares = tuple[RouteShare, ...]
 

@@ -31,8 +31,8 @@ from ipnext.names import replan_plan_id
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import Placement, PlanRecord
 from ipnext.store.session import Store
-from planner.diff import diff
-from planner.solution import check
+from planner.core.diff import diff
+from planner.verify.plan_checker import check
 
 _TURN = threading.Lock()
 """One model is placed at a time in a process."""

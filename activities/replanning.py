@@ -27,7 +27,7 @@ from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import ModelRecord, Placement, PlanEntry, PlanRecord
 from ipnext.store.repository import Repository
 from ipnext.store.session import Store
-from planner.diff import diff
+from planner.core.diff import diff
 
 ATTEMPTS = 3
 """A planner that died, or a plan that came too late to be adopted, is tried so often in all."""

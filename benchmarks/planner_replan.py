@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ipnext.model.plan import CurrentState, Limits, Objective, Problem, RegionDemand
-from planner.arrays import FleetArrays
-from planner.generate import generate
-from planner.scale import FleetAnswer, solve_fleet
-from planner.solution import check
+from planner.core.arrays import FleetArrays
+from planner.fleet.solver import FleetAnswer, solve_fleet
+from planner.generate.generate import generate
 from planner.solve import solve
+from planner.verify.plan_checker import check
 
 
 def changed(problem: Problem, noise: float, seed: int) -> Problem:

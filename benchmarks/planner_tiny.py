@@ -2,7 +2,7 @@
 
     python benchmarks/planner_tiny.py --problems 200
 
-Each problem is drawn by `planner.generate` at a small size. `auto` is what `ipnext plan solve` does; `fleet` is the
+Each problem is drawn by `planner.generate.generate` at a small size. `auto` is what `ipnext plan solve` does; `fleet` is the
 fleet-scale solver alone, as a stress of it. Excess is over the reference's optimum (proved to the gap below).
 """
 
@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ipnext.model.plan import Limits, Plan, Problem
-from planner.generate import generate
-from planner.solution import check
+from planner.generate.generate import generate
 from planner.solve import Method, solve
+from planner.verify.plan_checker import check
 
 PROVED = 1e-4
 """Gap at which the reference counts as the optimum."""

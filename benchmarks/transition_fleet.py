@@ -27,10 +27,10 @@ from rich.table import Table  # noqa: E402
 
 from ipnext.model.plan import Problem  # noqa: E402
 from ipnext.model.rollout import FleetState  # noqa: E402
-from planner.course import Course  # noqa: E402
-from planner.ground import Ground  # noqa: E402
-from planner.standing import Standing, standings  # noqa: E402
-from planner.transition import StepPolicy, check_transition, plan_transition  # noqa: E402
+from planner.transition.instance import Ground  # noqa: E402
+from planner.transition.model_state import Standing, standings  # noqa: E402
+from planner.transition.planner import StepPolicy, check_transition, plan_transition  # noqa: E402
+from planner.transition.trajectory import Course  # noqa: E402
 
 PAGE = ROOT / "docs" / "transition.md"
 BEGIN, END = "<!-- measured: fleet -->", "<!-- end -->"

@@ -7,7 +7,7 @@ A request of a locked model needs every part of one generation, so what the flee
 capacity**, is the sum over generations of the least fraction of a part's replicas that is ready. Each snapshot has
 processes of its own, so replicas of both generations add up; the surge is what stands beyond the settled number.
 
-- planner: the waves of `planner.transition`, after each phase;
+- planner: the waves of `planner.transition.planner`, after each phase;
 - sequential: part after part, in each part a replica of the new generation up, then one of the old one down;
 - lag-first: the same, but each time for the part that has gone the smallest part of its way.
 """
@@ -26,7 +26,7 @@ from rich.table import Table  # noqa: E402
 
 from ipnext.model.plan import Problem  # noqa: E402
 from ipnext.model.rollout import FleetState, Transition  # noqa: E402
-from planner.transition import StepPolicy, plan_transition  # noqa: E402
+from planner.transition.planner import StepPolicy, plan_transition  # noqa: E402
 
 PAGE = ROOT / "docs" / "transition.md"
 BEGIN, END = "<!-- measured: rule -->", "<!-- end -->"

@@ -93,10 +93,10 @@ def _digest() -> str:
     cpu = f"{llvmlite.binding.get_host_cpu_name()} {llvmlite.binding.get_host_cpu_features().flatten()}"
     sources = Path(__file__).parent
     digest = hashlib.sha256(f"{version('numba')} {cpu} {sources.absolute()}".encode())
-    for source in sorted(sources.glob("*.py")):
+    for source in sorted(sources.rglob("*.py")):
         text = source.read_bytes()
-        if b"from planner.compiled import" in text or source.name == "compiled.py":
-            digest.update(source.name.encode() + text)
+        if b"from planner.jit import" in text or source.name == "jit.py":
+            digest.update(source.relative_to(sources).as_posix().encode() + text)
     return digest.hexdigest()[:16]
 
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from planner import kernel_cache
-from planner.arrays import FleetArrays, Prices
-from planner.generate import generate
+from planner.core.arrays import FleetArrays, Prices
+from planner.generate.generate import generate
 
 HALVES = ("configurations", "bounds")
 PR_SET_PDEATHSIG = 1
@@ -73,11 +73,11 @@ def compile_half(half: str) -> None:
     arrays = FleetArrays.of(generate(models=4, regions=3, hardware=2, current=True))
     prices = Prices(np.zeros_like(arrays.supply), np.zeros_like(arrays.owner_budget), 0.0)
     if half == "bounds":
-        from planner.bounding import lower_bounds  # noqa: PLC0415 - each half loads its own kernels only
+        from planner.bound.bound import lower_bounds  # noqa: PLC0415 - each half loads its own kernels only
 
         lower_bounds(arrays, prices)
         return
-    from planner.pricing import Placer, best_columns  # noqa: PLC0415
+    from planner.fleet.pricing import Placer, best_columns  # noqa: PLC0415
 
     best_columns(arrays, prices, np.arange(arrays.models, dtype=np.int64), effort=1)
     Placer(arrays).best(0, prices, arrays.supply, effort=1)

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterator
 from ipnext.errors import Infeasible
 from ipnext.model.plan import ModelProblem, PartOption, Plan, Problem, Unmet
 from planner import solve as priced
-from planner.leftover import leftover
 from planner.owner_priority import by_priority
-from planner.solution import check
+from planner.plan_fit import leftover
+from planner.verify.plan_checker import check
 
 NO_RULE = frozenset({"unmet_cost", "gap", "time_seconds"})
 """Rules of `Plan.unmet` that no limit of the fleet, of an owner or of the model stands behind."""

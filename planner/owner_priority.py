@@ -12,8 +12,8 @@ from typing import Final
 from ipnext.errors import Infeasible
 from ipnext.model.plan import Plan, Problem
 from planner import solve as priced
-from planner.leftover import leftover
-from planner.solution import check
+from planner.plan_fit import leftover
+from planner.verify.plan_checker import check
 
 NOISE: Final = 1e-6
 """Relative: unserved demand that differs by less is the same."""

@@ -1,8 +1,8 @@
 """From a problem to a plan that keeps every rule: the two entry points of the planner.
 
 Called by the command and the planning activity. Two solvers stand behind them: the readable reference
-(`planner.formulation`) for small problems, and the one for fleets (`planner.scale`). Whatever a solver says, only a plan
-that `planner.solution.check` accepts leaves here. The same problem gives the same plan, byte for byte, unless the time
+(`planner.exact.formulation`) for small problems, and the one for fleets (`planner.fleet.solver`). Whatever a solver says, only a plan
+that `planner.verify.plan_checker.check` accepts leaves here. The same problem gives the same plan, byte for byte, unless the time
 limit ends the search first.
 """
 
@@ -13,16 +13,16 @@ from typing import Literal
 
 from ipnext.errors import Infeasible, InvalidInput
 from ipnext.model.plan import Plan, Problem, SolverInfo, Unmet
-from planner.arrays import FleetArrays
-from planner.diff import replica_of, share_of
-from planner.explain import explain, unmet_of
-from planner.extraction import Holding, routed, trimmed
-from planner.formulation import Formulation
-from planner.index import Index
-from planner.leftover import holding_of as held_by
-from planner.problem import validate
-from planner.residual import kept_of, only, residual
-from planner.solution import Violation, check, rules_of
+from planner.core.arrays import FleetArrays
+from planner.core.diff import replica_of, share_of
+from planner.core.index import Index
+from planner.core.residual import kept_of, only, residual
+from planner.core.solution import Holding, routed, trimmed
+from planner.core.unmet_reasons import explain, unmet_of
+from planner.exact.formulation import Formulation
+from planner.io.problem import validate
+from planner.plan_fit import holding_of as held_by
+from planner.verify.plan_checker import Violation, check, rules_of
 
 EVERY_PLAN = "all plans of the stated problem"
 KEPT_PLANS = "plans that leave every other model as it runs now"
@@ -200,8 +200,8 @@ def _of_reference(problem: Problem, index: Index) -> _Answer:
 
 
 def _of_fleet(problem: Problem) -> _Answer:
-    from planner.assembly import holding_of  # noqa: PLC0415 - numba takes a second to import: only where it is needed
-    from planner.scale import solve_fleet  # noqa: PLC0415
+    from planner.fleet.assembly import holding_of  # noqa: PLC0415 - numba takes a second to import: only where it is needed
+    from planner.fleet.solver import solve_fleet  # noqa: PLC0415
 
     arrays = FleetArrays.of(problem)
     answer = solve_fleet(problem, arrays)

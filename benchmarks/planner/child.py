@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.planner.peers import PEERS, Answer
 from ipnext.model.plan import Problem
-from planner.generate import generate
+from planner.generate.generate import generate
 
 COMPILED = ("ours", "greedy", "partition", "rebalancer")
 """Peers whose kernels numba compiles; the code is kept on disk for later processes."""

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.planner.greedy import model_of
 from benchmarks.planner.greedy_kernel import Model, fill_region
 from ipnext.model.plan import Problem
-from planner.arrays import FleetArrays, Floats
+from planner.core.arrays import FleetArrays, Floats
 
 CHOICES = 3
 """Choice v takes of every part the v-th cheapest hardware."""

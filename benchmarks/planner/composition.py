@@ -17,7 +17,7 @@ import numpy as np
 
 from ipnext.errors import InvalidInput
 from ipnext.model.plan import Problem
-from planner.arrays import Floats
+from planner.core.arrays import Floats
 
 SERVICES = "ali_gpu-v2025__disaggregated_DLRM_trace.csv"
 NODES = "ali_gpu-v2023__openb_node_list_all_node.csv"

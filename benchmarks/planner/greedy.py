@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.planner.greedy_kernel import Model, place
 from benchmarks.planner.holding import Holding
 from ipnext.model.plan import Problem
-from planner.arrays import FleetArrays, Floats, Ints
+from planner.core.arrays import FleetArrays, Floats, Ints
 
 Placed = tuple[int, Floats, Floats]
 """A model, its replicas (O, R) and flows (R, R)."""

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from benchmarks.planner.peers import PEERS
 from benchmarks.planner.side_venvs import ROOT
 from ipnext.model.plan import Plan, Problem
-from planner.solution import Violation, check
+from planner.verify.plan_checker import Violation, check
 
 GRACE = 1.5
 """A peer is ended at so many times its time limit and a minute: building a model does not look at the clock."""

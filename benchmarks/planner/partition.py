@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.planner.greedy import sizes_of
 from benchmarks.planner.holding import Holding
 from ipnext.model.plan import CurrentState, ModelProblem, Owner, Plan, Problem
-from planner.arrays import FleetArrays
+from planner.core.arrays import FleetArrays
 from planner.solve import Method, solve
 
 MODELS_A_GROUP = 250

@@ -15,9 +15,9 @@ from benchmarks.planner.partition import solve_partition
 from benchmarks.planner.program import Program
 from benchmarks.planner.side_venvs import python_of
 from ipnext.model.plan import Plan, Problem
-from planner.arrays import FleetArrays, Floats
-from planner.extraction import routed, trimmed
-from planner.index import Index
+from planner.core.arrays import FleetArrays, Floats
+from planner.core.index import Index
+from planner.core.solution import routed, trimmed
 from planner.solve import solve
 
 SIDE = Path(__file__).parent / "side"

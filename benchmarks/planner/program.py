@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from planner.arrays import FleetArrays, Floats, Ints
+from planner.core.arrays import FleetArrays, Floats, Ints
 
 
 @dataclass(frozen=True)

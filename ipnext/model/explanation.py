@@ -1,6 +1,6 @@
 """Why a plan is as it is, what stands in the way of more, and what a change would do: as data.
 
-`planner.explanation`, `planner.conflict`, `planner.whatif` and `planner.picture` make these values; the command writes
+`planner.explain.explanation`, `planner.explain.conflict`, `planner.explain.what_if` and `planner.cli.charts` make these values; the command writes
 them. Rules are named as in plans (docs/planner.md). Money is $/h, units are units of a hardware kind.
 """
 

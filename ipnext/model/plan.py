@@ -152,7 +152,7 @@ class Limits(Value):
 
 
 class Problem(Value):
-    """problem.json. `planner.problem` reads files into it and checks that its names agree."""
+    """problem.json. `planner.io.problem` reads files into it and checks that its names agree."""
 
     regions: tuple[str, ...] = Field(min_length=1)
     rtt_ms: tuple[tuple[float, ...], ...]

@@ -6,7 +6,7 @@ from activities.problems import fleet_left, fleet_problem, model_problem, with_r
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import Deployment, DeploymentKey
 from ipnext.model.manifest import parse_manifest
-from planner.problem import validate
+from planner.io.problem import validate
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from benchmarks.planner.partition import parts_of, solve_partition
 from benchmarks.planner.program import Program
 from benchmarks.planner.report import Report, best_of, rewritten
 from ipnext.errors import InvalidInput
-from planner.arrays import FleetArrays
-from planner.generate import generate
-from planner.problem import validate
-from planner.solution import check
+from planner.core.arrays import FleetArrays
+from planner.generate.generate import generate
+from planner.io.problem import validate
 from planner.solve import solve
+from planner.verify.plan_checker import check
 
 INSTANCE = Instance(section="sweep", models=3, supply_use=0.8, seed=0)
 SERVICES = "instance_sn,role,app_name,cpu_request\n" + "".join(

@@ -1,4 +1,4 @@
-"""One model's priced problem as a mixed-integer program, stated rule by rule: what `planner.bounding` must never exceed."""
+"""One model's priced problem as a mixed-integer program, stated rule by rule: what `planner.bound.bound` must never exceed."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from planner.arrays import FleetArrays, Prices
+from planner.core.arrays import FleetArrays, Prices
 
 FORGIVEN = 1e-6
 """The checker lets a cell hold this share, and as many units, more than its supply."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ipnext.model.plan import Problem
 from ipnext.model.rollout import FleetState
-from planner.step_policy import StepPolicy
+from planner.core.step_policy import StepPolicy
 
 REGIONS = ("a", "b", "c")
 HARDWARE = ("h", "k")

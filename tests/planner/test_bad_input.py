@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from ipnext.errors import InvalidInput
 from ipnext.model.plan import Plan, Problem
-from planner import wire
-from planner.command import app
-from planner.problem import read_plan, read_problem, read_state, read_transition, validate
-from planner.wire import read_value
+from planner.cli.app import app
+from planner.io import json_reader as wire
+from planner.io.json_reader import read_value
+from planner.io.problem import read_plan, read_problem, read_state, read_transition, validate
 from tests.planner.strategies import plans, problems, settled
 
 LONGEST_LINE = 1_200

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from planner import kernel_cache
-from planner.compiled import kernel
+from planner.jit import kernel
 
 SPOILT = {"empty": b"", "cut": b"\x80\x05\x95", "zeros": bytes(200), "text": b"no pickle at all"}
 
@@ -102,7 +102,7 @@ def test_each_installation_and_each_source_has_a_folder_of_its_own(user_cache, t
     for name, text in (("one", "a"), ("two", "a"), ("two", "b")):
         installation = tmp_path / name
         installation.mkdir(exist_ok=True)
-        (installation / "compiled.py").write_text(text)
+        (installation / "jit.py").write_text(text)
         monkeypatch.setattr(kernel_cache, "__file__", str(installation / "kernel_cache.py"))
         kernel_cache.folder.cache_clear()
         found.add(kernel_cache.folder())

@@ -7,15 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from planner import kernel_cache, kernels, scale
-from planner.generate import generate
+from planner import kernel_cache, kernels
+from planner.fleet import solver as scale
+from planner.generate.generate import generate
 
 COMPILING_SECONDS = 1000.0
 
 PROGRAM = """
-import json, sys, planner.scale, planner.rounding, planner.runner_up, planner.worth
-from planner.explanation import explain
-from planner.generate import generate
+import json, sys, planner.fleet.solver, planner.fleet.rounding, planner.explain.runner_up, planner.explain.marginal_value
+from planner.explain.explanation import explain
+from planner.generate.generate import generate
 from planner.kernels import prepare, preparation
 from planner.solve import place, solve
 

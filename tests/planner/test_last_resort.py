@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 
 from planner import last_resort, solve
-from planner.solution import check
+from planner.verify.plan_checker import check
 from tests.planner.strategies import problems
 
 FAR = [[1.0, 200.0], [200.0, 1.0]]

@@ -23,7 +23,7 @@ MAKE_ARRAYS = {
     "empty",
     "ones",
 }
-SOURCES = sorted(Path(planner.__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(planner.__file__).parent.rglob("*.py"))
 
 
 def leaves():

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from ipnext.model.rollout import Dip, RouteChange, Share
-from planner.course import Course
-from planner.line import Lines
-from planner.march import PARTS, _Wave
-from planner.transition import StepPolicy, _Planning, check_transition, plan_transition
-from planner.trimming import dips_of
+from planner.transition.paths import Lines
+from planner.transition.planner import StepPolicy, _Planning, check_transition, plan_transition
+from planner.transition.trajectory import Course
+from planner.transition.trim import dips_of
+from planner.transition.wave_scheduler import PARTS, _Wave
 
 POLICY = StepPolicy(canary=0.1, max_step=0.4, refresh="replace")
 
@@ -154,7 +154,9 @@ def test_a_dip_that_is_not_stated_or_understated_is_named(dipping, monkeypatch):
     assert rules(dipping, whole.model_copy(update={"dips": ()})) == {"capacity"}
     less = Dip(model="m", part="p", region="a", fraction=0.09)
     assert rules(dipping, whole.model_copy(update={"dips": (less,)})) == {"capacity"}
-    monkeypatch.setattr("planner.dipping.dips_of", lambda *args: {k: v / 2 for k, v in dips_of(*args).items()})
+    monkeypatch.setattr(
+        "planner.transition.dip_search.dips_of", lambda *args: {k: v / 2 for k, v in dips_of(*args).items()}
+    )
     assert rules(dipping, planned(dipping)) == {"capacity"}
 
 

@@ -9,11 +9,11 @@ from ipnext.errors import Infeasible, InvalidInput
 from ipnext.model.plan import Problem
 from ipnext.model.value import canonical_json
 from planner import solve as solving
-from planner.diff import diff, state_of
-from planner.formulation import Answer
-from planner.index import Index
-from planner.solution import check
+from planner.core.diff import diff, state_of
+from planner.core.index import Index
+from planner.exact.formulation import Answer
 from planner.solve import place, solve
+from planner.verify.plan_checker import check
 from tests.planner.strategies import problems
 
 

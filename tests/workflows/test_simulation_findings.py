@@ -8,7 +8,7 @@ import pytest
 from activities import admitting
 from ipnext.model.plan import Problem
 from ipnext.model.rollout import FleetState
-from planner.transition import StepPolicy, plan_transition
+from planner.transition.planner import StepPolicy, plan_transition
 from tests.workflows.simulation.world import KNOWN, history
 
 STORIES = {"I1 between": 4607}

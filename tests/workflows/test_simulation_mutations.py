@@ -6,8 +6,8 @@ from random import Random
 import numpy as np
 import pytest
 
-import planner.line
-import planner.transition
+import planner.transition.paths
+import planner.transition.planner
 from activities import admitting, gates, pacing, problems, regions, undoing, waves
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.rollout import Transition, TransitionState

@@ -1,0 +1,71 @@
+"""The smaller problem that is left when some models keep what they have. Called by `planner.solve.place`."""
+
+from collections import defaultdict
+from collections.abc import Collection
+
+from ipnext.errors import InvalidInput
+from ipnext.model.plan import CurrentState, Problem
+from planner.core.index import counts_of, shares_of
+from planner.core.solution import Holding
+
+
+def kept_of(problem: Problem, kept: Collection[str]) -> Holding:
+    """What the models of `kept` run and serve now. Raises InvalidInput where that needs hardware they have no option for."""
+    current = _of_models(problem.current, frozenset(kept))
+    options = {(m.model, p.part, o.hardware) for m in problem.models for p in m.parts for o in p.options}
+    for item in current.replicas:
+        if item.count and (item.model, item.part, item.hardware) not in options:
+            msg = (
+                f"current.replicas: {item.model}/{item.part} runs on {item.hardware}, for which it has no option; "
+                f"add the option or place {item.model} too"
+            )
+            raise InvalidInput(msg, field="current.replicas", value=item.hardware)
+    return Holding(counts_of(current), shares_of(current))
+
+
+def only(problem: Problem, models: Collection[str]) -> Problem:
+    """The problem of these models alone, with the whole supply and all budgets."""
+    wanted = frozenset(models)
+    return problem.model_copy(
+        update={
+            "models": tuple(model for model in problem.models if model.model in wanted),
+            "current": _of_models(problem.current, wanted),
+        }
+    )
+
+
+def residual(problem: Problem, holding: Holding, models: Collection[str]) -> Problem:
+    """The problem of `models` on what `holding` leaves of supply and owners' budgets."""
+    units, spent = _taken(problem, holding)
+    supply = tuple(
+        item.model_copy(update={"units": max(0.0, item.units - units[item.region, item.hardware])})
+        for item in problem.supply
+    )
+    owners = tuple(
+        owner.model_copy(update={"budget_per_hour": max(0.0, owner.budget_per_hour - spent[owner.owner])})
+        if owner.budget_per_hour is not None
+        else owner
+        for owner in problem.owners
+    )
+    return only(problem, models).model_copy(update={"supply": supply, "owners": owners})
+
+
+def _of_models(state: CurrentState, models: frozenset[str]) -> CurrentState:
+    return CurrentState(
+        replicas=tuple(item for item in state.replicas if item.model in models),
+        traffic=tuple(item for item in state.traffic if item.model in models),
+    )
+
+
+def _taken(problem: Problem, holding: Holding) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
+    """Units by region and hardware, and $/h by owner, that a holding takes."""
+    unit_cost = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
+    owner = {model.model: model.owner for model in problem.models}
+    option = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
+    units: dict[tuple[str, str], float] = defaultdict(float)
+    spent: dict[str, float] = defaultdict(float)
+    for (model, part, region, hardware), count in holding.counts.items():
+        taken = count * option[model, part, hardware]
+        units[region, hardware] += taken
+        spent[owner[model]] += taken * unit_cost.get((region, hardware), 0.0)
+    return units, spent

@@ -1,0 +1,209 @@
+"""Why a plan is as it is: for each placement the rules that hold it there, for each limit what one more is worth.
+
+Called by the command; reads the problem and the plan alone. What is too dear for a whole fleet is computed for the one
+model that is asked for; `Explanation.covers` says what there is.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ipnext.errors import DeadlineExceeded, InvalidInput
+from ipnext.model.explanation import (
+    Explanation,
+    LimitUse,
+    ModelCost,
+    ModelExplanation,
+    RuleUnmet,
+    SupplyUse,
+    UnmetExplanation,
+)
+from ipnext.model.plan import Plan, Problem, Unmet
+from planner.core.figures import figures, rounded, spent, started, used_units
+from planner.core.index import Index
+from planner.explain.conflict import conflict_alone
+from planner.explain.marginal_value import MOST_RELAXED, Worth, worth_of
+from planner.explain.placement_bindings import Placed
+from planner.explain.runner_up import MOST_PROVED, best, runners_up
+from planner.explain.shadow_prices import limit_figures, needs
+from planner.io.problem import validate
+from planner.plan_fit import broken_rules, holding_of, leftover
+
+MOST_EXPLAINED = 10
+"""Models that a whole plan may have for each to be explained."""
+
+DEAREST = 10
+"""Models listed by cost."""
+
+
+def explain(problem: Problem, plan: Plan, model: str | None = None, *, priced: bool | None = None) -> Explanation:
+    """The plan explained: the use and price of every limit, what is unmet by rule, the dearest models.
+
+    Each placement with its rules and its runner-up, and for unmet demand the needs and the conflict: for `model`, or for
+    every model of a plan with at most MOST_EXPLAINED. `priced` says whether limits are priced; left out, they are unless
+    one model of more than MOST_RELAXED is asked for: a fleet's prices take as long as a part of solving it. Raises
+    InvalidInput for a model or a name that the problem lacks.
+    """
+    validate(problem)
+    names = [item.model for item in problem.models]
+    if model is not None and model not in names:
+        msg = f"--model: unknown model {model!r}; known: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+        raise InvalidInput(msg, field="--model", value=model, allowed=names)
+    broken = broken_rules(problem, plan)
+    explained = names if model is None and len(names) <= MOST_EXPLAINED else [name for name in names if name == model]
+    asked = priced if priced is not None else model is None or len(names) <= MOST_RELAXED
+    return _Reading(problem, plan, worth_of(problem) if asked else None).explanation(explained, broken)
+
+
+class _Reading:
+    """A problem and a plan for it."""
+
+    def __init__(self, problem: Problem, plan: Plan, worth: Worth | None) -> None:
+        self.problem, self.plan, self.worth = problem, plan, worth or Worth()
+        self.index = Index(problem)
+        self.holding = holding_of(plan)
+        self.cost = spent(self.index, self.holding.counts)
+        self.priority = {model.model: model.priority for model in problem.models}
+
+    def explanation(self, models: Sequence[str], broken: tuple[str, ...]) -> Explanation:
+        """What there is to say, with these models in detail."""
+        return Explanation(
+            covers=_covers(models, len(self.problem.models)),
+            prices_from=self.worth.source,
+            broken=broken,
+            figures=figures(self.index, self.holding),
+            supply=supply_use(self.problem, self.plan, self.worth),
+            limits=tuple(self.limits()),
+            unmet_by_rule=self.unmet_by_rule(),
+            dearest=self.dearest(),
+            models=tuple(self.model(name) for name in models),
+        )
+
+    def limits(self) -> list[LimitUse]:
+        """Budgets and moves."""
+        used = {f"budget model {model}": cost for model, cost in self.cost.items()}
+        for model in self.problem.models:
+            rule = f"budget owner {model.owner}"
+            used[rule] = used.get(rule, 0.0) + self.cost.get(model.model, 0.0)
+        used["moves"] = float(started(self.index, self.holding.counts))
+        limits = {rule: limit for rule, limit in limit_figures(self.problem).items() if not rule.startswith("supply ")}
+        return [
+            LimitUse(
+                rule=rule,
+                limit=limit,
+                used=rounded(used.get(rule, 0.0)),
+                free=rounded(limit - used.get(rule, 0.0)),
+                price=self.worth.price.get(rule),
+                saves=self.worth.saves.get(rule),
+            )
+            for rule, limit in limits.items()
+        ]
+
+    def unmet_by_rule(self) -> tuple[RuleUnmet, ...]:
+        """Unmet demand by each rule that it names, the dearest first."""
+        of_rule: dict[str, list[Unmet]] = defaultdict(list)
+        for item in self.plan.unmet:
+            for rule in item.rules:
+                of_rule[rule].append(item)
+        found = [
+            RuleUnmet(
+                rule=rule,
+                demands=len(items),
+                qps=rounded(sum(item.qps for item in items)),
+                unmet_per_hour=rounded(sum(self.unmet_cost(item) for item in items)),
+            )
+            for rule, items in sorted(of_rule.items())
+        ]
+        return tuple(sorted(found, key=lambda item: -item.unmet_per_hour))
+
+    def unmet_cost(self, item: Unmet) -> float:
+        """$/h that leaving this demand unmet costs."""
+        return self.problem.objective.unmet_cost * self.priority[item.model] * item.qps
+
+    def dearest(self) -> tuple[ModelCost, ...]:
+        """The models that cost most."""
+        replicas: dict[str, int] = defaultdict(int)
+        unmet: dict[str, float] = defaultdict(float)
+        for key, count in self.holding.counts.items():
+            replicas[key[0]] += count
+        for item in self.plan.unmet:
+            unmet[item.model] += item.qps
+        first = sorted(self.cost.items(), key=lambda item: (-item[1], item[0]))[:DEAREST]
+        return tuple(
+            ModelCost(
+                model=model, cost_per_hour=rounded(cost), replicas=replicas[model], unmet_qps=rounded(unmet[model])
+            )
+            for model, cost in first
+        )
+
+    def model(self, name: str) -> ModelExplanation:
+        """One model, on what the others leave."""
+        rest = leftover(self.problem, self.plan, [name])
+        placed = Placed(rest, self.holding, name, self.worth.price)
+        now = figures(placed.index, placed.holding)
+        unmet = tuple(
+            UnmetExplanation(
+                model=item.model,
+                region=item.region,
+                qps=item.qps,
+                unmet_per_hour=rounded(self.unmet_cost(item)),
+                rules=item.rules,
+            )
+            for item in self.plan.unmet
+            if item.model == name
+        )
+        second = runners_up(rest, sorted(placed.holding.counts), now)
+        return ModelExplanation(
+            model=name,
+            figures=now,
+            best=best(rest, now, proved=len(second) <= MOST_PROVED),
+            placements=tuple(
+                placed.explained(key, count, second[key]) for key, count in sorted(placed.holding.counts.items())
+            ),
+            unmet=unmet,
+            **_served(rest) if unmet else {},
+        )
+
+
+RELAXATION = (
+    "the relaxation of the stated problem (parts of replicas allowed), solved again with one more of each limit"
+)
+
+
+def _covers(models: Sequence[str], of: int) -> str:
+    if not models:
+        return f"all {of} models together; name one to have its placements explained"
+    return f"the placements of {len(models)} of {of} models, each with all others as the plan has them"
+
+
+def _served(rest: Problem) -> dict[str, Any]:
+    """Whether all of a model can be served, and what stands in the way. None is known where the solver can't tell."""
+    try:
+        found = conflict_alone(rest)
+    except DeadlineExceeded:
+        return {"needs": needs(rest)}
+    return {"servable": found is None, "conflict": found, "needs": needs(rest) if found else ()}
+
+
+def supply_use(
+    problem: Problem,
+    plan: Plan,
+    worth: Worth | None = None,
+    surge: Mapping[tuple[str, str], float] | None = None,
+) -> tuple[SupplyUse, ...]:
+    """Used and free units of every supply entry, in the problem's order; with prices and surge where they are given."""
+    used, told = used_units(Index(problem), holding_of(plan).counts), worth or Worth()
+    return tuple(
+        SupplyUse(
+            region=item.region,
+            hardware=item.hardware,
+            units=item.units,
+            used=rounded(used.get((item.region, item.hardware), 0.0)),
+            free=rounded(item.units - used.get((item.region, item.hardware), 0.0)),
+            surge=(surge or {}).get((item.region, item.hardware), 0.0),
+            unit_cost=item.unit_cost,
+            price=told.price.get(f"supply {item.region}/{item.hardware}"),
+            saves=told.saves.get(f"supply {item.region}/{item.hardware}"),
+        )
+        for item in problem.supply
+    )

@@ -1,0 +1,77 @@
+"""The smallest dip with which an order exists: which parts miss how much of their throughput against the traffic.
+
+A dip frees units for the first step, and every step frees those of the next one; so the dip is a fraction of the traffic
+that stays the same on the whole way. Only what the owner allows is asked for.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planner.transition.model_state import Standing
+from planner.transition.paths import EPSILON
+from planner.transition.trajectory import Course
+from planner.transition.trim import Dips, Place, dips_of, lean, levels
+
+MOST_SPARED = 12
+"""Places that are tried without their dip."""
+
+
+@dataclass(frozen=True)
+class Dipped:
+    """A course to the end, and the fraction that each place misses at most on it."""
+
+    course: Course
+    dips: Mapping[Place, float]
+
+
+class _Search:
+    def __init__(self, course: Course, start: Mapping[str, Standing], to: Mapping[str, Standing]) -> None:
+        self.course, self.start, self.to = course, start, to
+
+    def reached(self, dips: Dips) -> Course | None:
+        """The course with these dips, where it leads to the end."""
+        course = lean(self.course, self.to, dips)
+        return None if course.pending(self.to) else course
+
+
+def dipped(
+    course: Course, start: Mapping[str, Standing], to: Mapping[str, Standing], most: Mapping[str, float]
+) -> Dipped | None:
+    """The smallest fraction that is enough for all, then none for those that it is not needed of.
+
+    `most` is the largest fraction by model; models that are not in it never dip. None where that is not enough.
+    """
+    search = _Search(course, start, to)
+    places = {
+        (model, copy[0], copy[1])
+        for model in course.pending(to)
+        for end in (course.at(model), to.get(model, Standing()))
+        for copy in end.counts
+        if most.get(model, 0.0) > 0
+    }
+    largest = max((most[place[0]] for place in places), default=0.0)
+    ladder = [level for level in levels(course, to, places) if level <= largest + EPSILON]
+
+    def at(level: float) -> dict[Place, float]:
+        return {place: min(level, most[place[0]]) for place in places}
+
+    if not ladder or search.reached(at(ladder[-1])) is None:
+        return None
+    enough = bisect_left(ladder[:-1], True, key=lambda level: search.reached(at(level)) is not None)
+    return _spared(search, at(ladder[enough]))
+
+
+def _spared(search: _Search, dips: dict[Place, float]) -> Dipped | None:
+    """Without the dips that are not needed, the largest first."""
+    best = search.reached(dips)
+    if best is None:
+        return None
+    worst = dips_of(best, search.start, dips)
+    dips = {place: dips[place] for place in worst}
+    for place in sorted(worst, key=lambda place: (-worst[place], place))[:MOST_SPARED]:
+        fewer = {other: level for other, level in dips.items() if other != place}
+        found = search.reached(fewer)
+        if found is not None:
+            best, dips = found, fewer
+    return Dipped(best, dips_of(best, search.start, worst))

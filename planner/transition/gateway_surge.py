@@ -1,0 +1,228 @@
+"""Replicas for the moment in which a wave's gateways follow one by one: added with the wave's others, released after its traffic moved.
+
+Called by `planner.transition.planner` for waves that hold before and after. Where users of several regions change places, a region
+may be sent more meanwhile than at either end, in the best order of the gateways too (`planner.transition.gateway_order`). What is then
+lacking is added where units are free in that wave; where they are not, the wave stays as it is.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ipnext.model.rollout import GenerationReplicas, RouteChange, Wave
+from planner.transition.gateway_order import Move, Place, succession
+from planner.transition.instance import SLACK, Floats, Ground
+from planner.transition.model_state import Copy, Standing, loads, replica_row
+
+PIECES = 8
+"""Pieces that the gateways are counted on to move in, where they are not too many for that."""
+ROUNDING = 1e-9
+"""A change of a share by less is none."""
+NONE_FREE = 1e6
+"""How many times as much a unit counts where none is free."""
+Sent = dict[tuple[str, int], float]
+"""Region that serves, generation -> share of the users of one region."""
+Owned = tuple[str, Copy]
+"""A model and one of its copies."""
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """The waves with what was added, and the units that it takes of each row: wave -> (R,)."""
+
+    waves: tuple[Wave, ...]
+    units: Mapping[int, Floats] = field(default_factory=dict)
+
+
+class _Count(NamedTuple):
+    """Replicas of a copy in a wave that adds some: before it, until its traffic has moved, after it."""
+
+    before: int
+    up: int
+    after: int
+
+
+def crossed(
+    ground: Ground, origin: Mapping[str, Standing], waves: Sequence[Wave], heights: Sequence[Floats]
+) -> Crossed:
+    """The waves from `origin` on. `heights`: (R,) units that all models hold in each wave while its traffic moves."""
+    fleet, units = _Fleet(ground, origin), dict[int, Floats]()
+    added: list[dict[Owned, _Count]] = []
+    for number, wave in enumerate(waves):
+        former = fleet.scale(wave.scale_up)
+        more, taken = fleet.moved(wave.route, ground.limits - heights[number])
+        up = {owned: fleet.count(owned) for owned in more}
+        fleet.scale(wave.scale_down)
+        added.append({o: _Count(former.get(o, up[o]), up[o] + n, fleet.count(o)) for o, n in more.items()})
+        if more:
+            units[number] = taken
+    return Crossed(tuple(_written(waves, added)) if units else tuple(waves), units)
+
+
+def _written(waves: Sequence[Wave], added: Sequence[Mapping[Owned, _Count]]) -> Iterator[Wave]:
+    """What the next wave adds again stays meanwhile."""
+    stood: dict[Owned, int] = {}
+    for number, wave in enumerate(waves):
+        here, further = added[number], added[number + 1] if number + 1 < len(waves) else {}
+        stays = {o: max(c.after, min(c.up, further[o].up)) if o in further else c.after for o, c in here.items()}
+        if here:
+            scale_up = _changed(wave.scale_up, {o: (stood.get(o, c.before), c.up) for o, c in here.items()})
+            scale_down = _changed(wave.scale_down, {o: (c.up, stays[o]) for o, c in here.items()})
+            yield wave.model_copy(update={"scale_up": scale_up, "scale_down": scale_down})
+        else:
+            yield wave
+        stood = stays
+
+
+def _changed(
+    rows: Iterable[GenerationReplicas], changes: Mapping[Owned, tuple[int, int]]
+) -> tuple[GenerationReplicas, ...]:
+    """Rows with other counts of some copies, where these are not what they were before."""
+    counts = {_owned(row): row.count for row in rows if _owned(row) not in changes}
+    counts.update({owned: now for owned, (before, now) in changes.items() if now != before})
+    return tuple(replica_row(*owned, count) for owned, count in sorted(counts.items()))
+
+
+def _owned(row: GenerationReplicas) -> Owned:
+    return row.model, (row.part, row.region, row.hardware, row.generation)
+
+
+class _Fleet:
+    """Where the models stand as the waves go."""
+
+    def __init__(self, ground: Ground, origin: Mapping[str, Standing]) -> None:
+        self.ground = ground
+        self.counts = defaultdict[str, dict[Copy, int]](dict, {m: dict(s.counts) for m, s in origin.items()})
+        self.shares: dict[str, dict[str, Sent]] = defaultdict(lambda: defaultdict(dict))
+        for model, standing in origin.items():
+            for (users, to, generation), share in standing.shares.items():
+                self.shares[model][users][to, generation] = share
+
+    def count(self, owned: Owned) -> int:
+        """Replicas of a copy."""
+        return self.counts[owned[0]].get(owned[1], 0)
+
+    def scale(self, rows: Iterable[GenerationReplicas]) -> dict[Owned, int]:
+        """Take over counts; returns what they were."""
+        former = {}
+        for row in rows:
+            model, copy = _owned(row)
+            former[model, copy] = self.counts[model].get(copy, 0)
+            self.counts[model][copy] = row.count
+        return former
+
+    def moved(self, route: Iterable[RouteChange], free: Floats) -> tuple[dict[Owned, int], Floats]:
+        """Move the traffic; returns the replicas to add meanwhile, and the units that they take of each row."""
+        of_model: dict[str, dict[str, Sent]] = defaultdict(dict)
+        for change in route:
+            of_model[change.model][change.origin] = {(s.to, s.generation): s.fraction for s in change.shares}
+        more, units = dict[Owned, int](), np.zeros_like(free)
+        for model, then in of_model.items():
+            found = self._lacking(model, then, free - units) if self._crosses(model, then) else {}
+            if found and (units + self._taken(model, found) <= free + SLACK).all():
+                more |= {(model, copy): n for copy, n in found.items()}
+                units += self._taken(model, found)
+            self.shares[model].update(then)
+        return more, units
+
+    def _crosses(self, model: str, then: Mapping[str, Sent]) -> bool:
+        """Whether one gateway brings requests to where another one takes some away."""
+        gains, losses = set[tuple[str, int] | str](), set[tuple[str, int] | str]()
+        together = not self.ground.apart(model)
+        for users, sent in then.items():
+            now, total = self.shares[model][users], defaultdict[str, float](float)
+            changes = {place: sent.get(place, 0.0) - now.get(place, 0.0) for place in now.keys() | sent.keys()}
+            for (region, _), more in changes.items():
+                total[region] += more
+            for place, more in (*changes.items(), *(total.items() if together else ())):
+                if abs(more) > ROUNDING:
+                    (gains if more > 0 else losses).add(place)
+        return not gains.isdisjoint(losses)
+
+    def _taken(self, model: str, more: Mapping[Copy, int]) -> Floats:
+        counts = self.counts[model]
+        both = {**counts, **{copy: counts[copy] + n for copy, n in more.items()}}
+        return self.ground.used(model, both) - self.ground.used(model, counts)
+
+    def _lacking(self, model: str, then: Mapping[str, Sent], free: Floats) -> dict[Copy, int]:
+        """Replicas to add while a model's gateways follow, by the order that takes the fewest of the free units."""
+        moves = [Move(users, self._change(model, users, sent)) for users, sent in then.items()]
+        load, able = self._load(model, self.shares[model]), self._able(model, {})
+        if succession(load, moves, able, most_pieces=PIECES).beyond <= 0.0:
+            return {}
+        found = succession(load, moves, able, most_pieces=PIECES, price=self._prices(model, free))
+        more: dict[Copy, int] = {}
+        for place, qps in sorted(found.lacking.items(), key=lambda item: (item[0][2] is None, item[0][:2])):
+            left = qps - (self._able(model, more)[place] - able[place])
+            copy = self._cheapest(model, place, left, more, free) if left > 0 else None
+            if copy is not None:
+                more[copy] = more.get(copy, 0) + self._replicas(model, copy, left)
+        return more
+
+    def _change(self, model: str, users: str, then: Sent) -> dict[Place, float]:
+        before, after = self._load(model, {users: self.shares[model][users]}), self._load(model, {users: then})
+        return {place: after.get(place, 0.0) - before.get(place, 0.0) for place in {**before, **after}}
+
+    def _load(self, model: str, shares: Mapping[str, Sent]) -> dict[Place, float]:
+        """QPS that shares of some users' regions ask of each place."""
+        ground = self.ground
+        flows = {(users, *place): share for users, sent in shares.items() for place, share in sent.items()}
+        of_generation = loads(flows, ground.demand[model], ground.parts[model], ground.policy_of(model).calls)
+        load: dict[Place, float] = defaultdict(float)
+        for (part, region, generation), qps in of_generation.items():
+            load[part, region, generation] += qps
+            if not ground.apart(model):
+                load[part, region, None] += qps
+        return load
+
+    def _able(self, model: str, more: Mapping[Copy, int]) -> dict[Place, float]:
+        """QPS that each place carries."""
+        able: dict[Place, float] = defaultdict(float)
+        processes: dict[tuple[str, str, str], int] = defaultdict(int)
+        for copy, held in self.counts[model].items():
+            part, region, hardware, generation = copy
+            count = held + more.get(copy, 0)
+            able[part, region, generation] += count * self._qps(model, copy)
+            processes[part, region, hardware] = max(processes[part, region, hardware], count)
+        if not self.ground.apart(model):
+            for (part, region, hardware), count in processes.items():
+                able[part, region, None] += count * self._qps(model, (part, region, hardware, 0))
+        return able
+
+    def _prices(self, model: str, free: Floats) -> dict[Place, float]:
+        """Units that a request/s more takes at a place; very many where no unit for it is free."""
+        prices: dict[Place, float] = {}
+        for part, region, hardware, generation in (copy for copy, n in self.counts[model].items() if n > 0):
+            option = self.ground.options[model][part, hardware]
+            full = option.units > free[self.ground.row[region, hardware]] + SLACK
+            price = option.units / option.qps * (NONE_FREE if full else 1.0)
+            for place in ((part, region, generation), (part, region, None)):
+                prices[place] = min(price, prices.get(place, price))
+        return prices
+
+    def _cheapest(self, model: str, place: Place, qps: float, more: Mapping[Copy, int], free: Floats) -> Copy | None:
+        """The copy that carries so much more with the fewest units, of those that are free if it may.
+
+        More of processes that hold several generations: of what they hold most.
+        """
+        part, region, generation = place
+        held = {c: n + more.get(c, 0) for c, n in self.counts[model].items() if n > 0 and c[:2] == (part, region)}
+        if generation is None:
+            most = {c[2]: max((n, other[3]) for other, n in held.items() if other[2] == c[2]) for c in held}
+            held = {c: n for c, n in held.items() if most[c[2]] == (n, c[3])}
+        else:
+            held = {c: n for c, n in held.items() if c[3] == generation}
+        units = {c: self._replicas(model, c, qps) * self.ground.options[model][part, c[2]].units for c in held}
+        return min(
+            held, key=lambda c: (units[c] > free[self.ground.row[region, c[2]]] + SLACK, units[c], c), default=None
+        )
+
+    def _replicas(self, model: str, copy: Copy, qps: float) -> int:
+        return math.ceil(qps / self._qps(model, copy) - SLACK)
+
+    def _qps(self, model: str, copy: Copy) -> float:
+        return self.ground.options[model][copy[0], copy[2]].qps

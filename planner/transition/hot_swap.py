@@ -1,0 +1,208 @@
+"""Hot swaps: replicas that stand go over to another generation where they are, a few at a time, and take no further unit.
+
+Called by `planner.transition.planner` before anything moves to another place. A replica that goes over answers for neither
+generation for a while. In a serving region all old replicas are in so many equal shares as they can be (the greatest common
+divisor of their counts); a share of the traffic goes over with a share of the replicas, so that every generation has
+afterwards what its traffic needs. A wave takes as many shares as `canary` and `max_step` allow, at least one, and never more
+than half of a region's where it has two or more.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from ipnext.model.rollout import GenerationReplicas, Swap, Wave
+from planner.core.step_policy import StepPolicy
+from planner.transition.instance import Ground
+from planner.transition.model_state import Copy, Flow, Standing, loads, replica_row, routes
+from planner.transition.paths import EPSILON, LEAST_STEP
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """Waves in which replicas go over, where the models stand after them, and what that says of the price."""
+
+    waves: tuple[Wave, ...]
+    standing: Mapping[str, Standing]
+    swaps: tuple[Swap, ...]
+
+
+@dataclass(frozen=True)
+class _Step:
+    model: str
+    before: Standing
+    after: Standing
+    canary: bool
+
+
+@dataclass(frozen=True)
+class _Region:
+    """The old replicas of one serving region and the traffic to them."""
+
+    name: str
+    counts: Mapping[Copy, int]
+    flows: Mapping[Flow, float]
+
+    @property
+    def whole(self) -> int:
+        """Equal shares of all that goes over."""
+        return math.gcd(*self.counts.values())
+
+
+def swapped(ground: Ground, origin: Mapping[str, Standing], to: Mapping[str, Standing]) -> Swapped:
+    """The swaps on the way from `origin` to `to`, of all models side by side. Models of another policy stay."""
+    steps: list[list[_Step]] = []
+    standing = dict(origin)
+    for model in sorted(origin):
+        if ground.policy_of(model).refresh == "swap":
+            found = list(_steps(ground, model, origin[model], to.get(model, Standing())))
+            steps += [found] if found else []
+            standing[model] = found[-1].after if found else origin[model]
+    sides = [[step for step in side if step is not None] for side in zip_longest(*steps)]
+    arrived = [model for model in standing if standing[model] != to.get(model, Standing())]
+    waves = [_wave(ground, side, final=not arrived and side is sides[-1]) for side in sides]
+    return Swapped(tuple(waves), standing, tuple(_swaps(ground, [step for side in steps for step in side])))
+
+
+def _steps(ground: Ground, model: str, now: Standing, end: Standing) -> Iterator[_Step]:
+    generation = _target(ground, model, now, end)
+    regions = [] if generation is None else list(_regions(ground, model, (now, end), generation))
+    if generation is None or not regions:
+        return
+    at = now
+    for done in _walk(regions, ground.policy_of(model), fresh=generation not in now.generations):
+        after = _settled(_standing(now, generation, zip(regions, done, strict=True)), end)
+        yield _Step(model, at, after, canary=generation not in at.generations and after.generations != {generation})
+        at = after
+
+
+def _target(ground: Ground, model: str, now: Standing, end: Standing) -> int | None:
+    """The one generation of the end, where those that run have the same parts; else nothing can go over to it."""
+    there = {copy[3] for copy in end.counts} | end.generations
+    if len(there) != 1:
+        return None
+    (generation,) = there
+    calls, parts = ground.policy_of(model).calls, ground.parts[model]
+    alike = {frozenset(calls.get(number, parts)) for number in {*(copy[3] for copy in now.counts), generation}}
+    return generation if len(alike) == 1 else None
+
+
+def _regions(ground: Ground, model: str, ends: tuple[Standing, Standing], generation: int) -> Iterator[_Region]:
+    """Those that keep replicas of every part in a slot where some are now. What another region has, starts and ends."""
+    now, end = ends
+    parts = set(ground.policy_of(model).calls.get(generation, ground.parts[model]))
+    for region in sorted({copy[1] for copy in now.counts}):
+        old = {copy: count for copy, count in now.counts.items() if copy[1] == region and copy[3] != generation}
+        kept = {copy[0] for copy in now.counts if copy[1] == region and (*copy[:3], generation) in end.counts}
+        if old and kept >= parts:
+            flows = {f: share for f, share in now.shares.items() if f[1] == region and f[2] != generation}
+            yield _Region(region, old, flows)
+
+
+def _walk(regions: Sequence[_Region], policy: StepPolicy, *, fresh: bool) -> Iterator[tuple[int, ...]]:
+    """Shares of each region that have gone over, after each wave.
+
+    A region in which one share is more than the policy's step goes in a wave in which no other one does so.
+    """
+    done = (0,) * len(regions)
+    reach = 0.0
+    while any(k < region.whole for k, region in zip(done, regions, strict=True)):
+        begins = fresh and not any(done)
+        step = max(min(policy.canary, policy.max_step) if begins else policy.max_step, LEAST_STEP)
+        reach = min(1.0, reach + step)
+        rounded, after = False, []
+        for k, region in zip(done, regions, strict=True):
+            most = math.floor(step * region.whole + EPSILON)
+            goal = math.floor(reach * region.whole + EPSILON)
+            alone = most < 1 and goal > k
+            after.append(k if alone and rounded else _further(k, goal, most, region.whole))
+            rounded = rounded or alone
+        if tuple(after) != done:
+            done = tuple(after)
+            yield done
+
+
+def _further(done: int, goal: int, most: int, whole: int) -> int:
+    step = max(1, min(most, whole // 2))
+    return max(done, min(goal, done + step))
+
+
+def _standing(now: Standing, generation: int, reached: Iterable[tuple[_Region, int]]) -> Standing:
+    """Where the model stands once so many shares of each region have gone over."""
+    counts: dict[Copy, int] = defaultdict(int, now.counts)
+    shares: dict[Flow, float] = defaultdict(float, now.shares)
+    for region, done in reached:
+        for copy, count in region.counts.items():
+            gone = count * done // region.whole
+            counts[copy] -= gone
+            counts[*copy[:3], generation] += gone
+        for flow, share in region.flows.items():
+            left = share * (1.0 - done / region.whole) if done < region.whole else 0.0
+            shares[flow] = round(left, 12)
+            shares[*flow[:2], generation] += share - left
+    return Standing(
+        {copy: count for copy, count in counts.items() if count},
+        {flow: round(share, 12) for flow, share in shares.items() if share > 0},
+    )
+
+
+def _settled(at: Standing, end: Standing) -> Standing:
+    """The same, with the end's own figure for each share that is the end's but for rounding."""
+    near = {flow for flow, share in at.shares.items() if abs(share - end.shares.get(flow, -1.0)) < EPSILON}
+    return Standing(at.counts, {flow: end.shares[flow] if flow in near else at.shares[flow] for flow in at.shares})
+
+
+def _wave(ground: Ground, steps: Sequence[_Step], *, final: bool) -> Wave:
+    scale = [row for step in steps for row in _changed(step)]
+    route = [change for step in steps for change in routes(step.model, step.before.shares, step.after.shares)]
+    return Wave(
+        scale_up=tuple(scale),
+        route=tuple(route),
+        hold_seconds=max(ground.policy_of(step.model).hold_seconds for step in steps),
+        gate="canary" if any(step.canary for step in steps) else "final" if final else "step",
+    )
+
+
+def _changed(step: _Step) -> Iterator[GenerationReplicas]:
+    before, after = step.before.counts, step.after.counts
+    for copy in sorted(before.keys() | after.keys()):
+        if before.get(copy, 0) != after.get(copy, 0):
+            yield replica_row(step.model, copy, after.get(copy, 0))
+
+
+def _swaps(ground: Ground, steps: Iterable[_Step]) -> Iterator[Swap]:
+    """How many replicas of a part go over in a region, and the most that its traffic misses meanwhile."""
+    replicas: dict[tuple[str, str, str], int] = defaultdict(int)
+    missing: dict[tuple[str, str, str], float] = defaultdict(float)
+    for step in steps:
+        for (part, region), (count, fraction) in _gone(ground, step).items():
+            place = step.model, part, region
+            replicas[place] += count
+            missing[place] = max(missing[place], fraction)
+    for (model, part, region), count in sorted(replicas.items()):
+        fraction = min(1.0, math.ceil(missing[model, part, region] * 1e9) / 1e9)
+        yield Swap(model=model, part=part, region=region, replicas=count, fraction=fraction)
+
+
+def _gone(ground: Ground, step: _Step) -> Mapping[tuple[str, str], tuple[int, float]]:
+    """(part, region) -> replicas that go over, and the fraction of what its traffic needs that is missing until they have."""
+    able: dict[tuple[str, str, int], float] = defaultdict(float)
+    leaving: dict[tuple[str, str, int], float] = defaultdict(float)
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for copy in step.before.counts:
+        part, region, hardware, generation = copy
+        qps, left = ground.options[step.model][part, hardware].qps, step.after.counts.get(copy, 0)
+        gone = max(0, step.before.counts[copy] - left)
+        able[part, region, generation] += min(left, step.before.counts[copy]) * qps
+        leaving[part, region, generation] += gone * qps
+        counts[part, region] += gone
+    policy = ground.policy_of(step.model)
+    load = loads(step.before.shares, ground.demand[step.model], ground.parts[step.model], policy.calls)
+    whole: dict[tuple[str, str], float] = defaultdict(float)
+    short: dict[tuple[str, str], float] = defaultdict(float)
+    for hold, qps in load.items():
+        whole[hold[:2]] += qps
+        short[hold[:2]] += min(leaving[hold], max(0.0, qps - able[hold]))
+    return {place: (n, short[place] / whole[place] if whole[place] > 0 else 0.0) for place, n in counts.items() if n}

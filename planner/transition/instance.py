@@ -1,0 +1,90 @@
+"""What transitions of one fleet have in common: rows of supply, options, demand, policies, limits."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ipnext.model.plan import Problem
+from planner.core.step_policy import StepPolicy
+from planner.transition.model_state import Copy, Row, Standing
+
+if TYPE_CHECKING:
+    from planner.transition.paths import Lines
+
+Floats = npt.NDArray[np.float64]
+SLACK = 1e-6
+"""Units below which a shortage is rounding."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A replica of a part on a hardware kind: units it takes, QPS it gives."""
+
+    units: float
+    qps: float
+
+
+class Ground:
+    """The figures of a problem in the form that transitions need, R rows of (region, hardware)."""
+
+    def __init__(self, problem: Problem, policies: Mapping[str, StepPolicy], origin: Mapping[str, Standing]) -> None:
+        self.regions, self.rtt_ms = problem.regions, problem.rtt_ms
+        self.rows: list[Row] = [(region, kind) for region in problem.regions for kind in problem.hardware]
+        self.row = {row: number for number, row in enumerate(self.rows)}
+        self.policy = {m.model: policies.get(m.model, StepPolicy()) for m in problem.models}
+        self.parts = {m.model: tuple(p.part for p in m.parts) for m in problem.models}
+        self.demand = {m.model: {d.region: d.qps for d in m.demand} for m in problem.models}
+        self.tolerance_ms = {m.model: m.latency_tolerance_ms for m in problem.models}
+        self.options: Mapping[str, Mapping[tuple[str, str], Option]] = {
+            m.model: {(p.part, o.hardware): Option(o.units, o.qps) for p in m.parts for o in p.options}
+            for m in problem.models
+        }
+        supply = {(item.region, item.hardware): item.units for item in problem.supply}
+        stated = np.array([supply.get(row, 0.0) for row in self.rows])
+        self.limits: Floats = np.maximum(stated, self.total(origin))
+        """(R,) the supply, or what runs there at the start where supply was taken away."""
+        self.lines: list[Lines] = []
+        """The last lines that were drawn: a search begins many of its ways alike."""
+        self.effort = math.inf
+        """Work that the search may still do, in copies looked at; counted and not timed, so that the same input gives the same waves."""
+
+    def policy_of(self, model: str) -> StepPolicy:
+        """The model's policy, or the default one."""
+        return self.policy[model]
+
+    def apart(self, model: str) -> bool:
+        """Whether each snapshot has processes of its own, so that units of generations add up."""
+        return self.policy[model].refresh != "in_place"
+
+    def divisible(self, model: str, *standings: Standing) -> bool:
+        """Whether the replicas of each generation count alone: no process of these standings holds several."""
+        return self.apart(model) or len({copy[3] for standing in standings for copy in standing.counts}) <= 1
+
+    def used(self, model: str, counts: Mapping[Copy, int]) -> Floats:
+        """(R,) units of one model."""
+        groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+        for (part, region, hardware, _), count in counts.items():
+            groups[part, region, hardware].append(count)
+        joined = sum if self.apart(model) else max
+        units = np.zeros(len(self.rows))
+        for (part, region, hardware), of_generations in groups.items():
+            taken = joined(of_generations) * self.options[model][part, hardware].units
+            units[self.row[region, hardware]] += taken
+        return units
+
+    def total(self, standing: Mapping[str, Standing]) -> Floats:
+        """(R,) units of all models."""
+        units = np.zeros(len(self.rows))
+        for model in sorted(standing):
+            units += self.used(model, standing[model].counts)
+        return units
+
+    def near(self, model: str, origin: str, to: str) -> bool:
+        """Whether users of `origin` may be served in `to`."""
+        ms = self.rtt_ms[self.regions.index(origin)][self.regions.index(to)]
+        return ms <= self.tolerance_ms[model]

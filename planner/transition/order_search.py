@@ -1,0 +1,125 @@
+"""Which of a few models takes its next step first: a search through all orders, one whole replica at a time.
+
+For the small and tight cases in which no rule of thumb finds the order. A step of one whole replica takes the least
+there is to take, so where no order of such steps fits, no longer steps do.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.transition.instance import SLACK, Floats
+from planner.transition.model_state import Standing
+from planner.transition.paths import Lines
+from planner.transition.trajectory import Course
+from planner.transition.wave_scheduler import March
+
+MOST_MODELS = 8
+MOST_STEPS = 400
+"""Steps of all models together up to which the search is tried."""
+MOST_VISITED = 20_000
+
+Position = tuple[int, ...]
+"""Steps that each model has taken."""
+
+
+def searched(course: Course, to: Mapping[str, Standing]) -> Course:
+    """On to `to` in an order that was searched for; the same course where there is none, or too much to search."""
+    lines = course.lines(to)
+    if len(lines.models) > MOST_MODELS:
+        return course
+    limits = course.ground.limits - course.held(but=lines.models)
+    steps = _Steps.of(lines)
+    if steps is None:
+        return course
+    order = steps.order(limits)
+    return course if order is None else course.walked(March(lines, list(_joined(lines, steps, order, limits))))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """For each model its points, and the units (R,) at each point and on the way from it to the next one."""
+
+    points: Sequence[Sequence[float]]
+    units: Sequence[Sequence[Floats]]
+    rising: Sequence[Sequence[Floats]]
+
+    @classmethod
+    def of(cls, lines: Lines) -> "_Steps | None":
+        """The finest steps of all models; None where they are too many."""
+        x = np.zeros(len(lines.models))
+        points, units, rising = ([[] for _ in lines.models] for _ in range(3))  # type: ignore[var-annotated]  # three kinds of lists
+        total = 0
+        while True:
+            after = lines.ahead(x, 0.0)
+            counts, then = lines.counts(x), lines.counts(after)
+            now, up = lines.used(counts), lines.used(np.maximum(counts, then))
+            for m in range(len(lines.models)):
+                if not points[m] or x[m] > points[m][-1]:
+                    points[m].append(float(x[m]))
+                    units[m].append(now[m])
+                    rising[m].append(up[m])
+            total += int((after > x).sum())
+            if total > MOST_STEPS:
+                return None
+            if (x >= 1.0).all():
+                return cls(points, units, rising)
+            x = after
+
+    def order(self, limits: Floats) -> list[int] | None:
+        """Models in the order of their steps; depth first, those that free most first."""
+        end: Position = tuple(len(points) - 1 for points in self.points)
+        first: Position = (0,) * len(end)
+        seen, path = {first}, list[int]()
+        stack = [(first, self._choices(first, end, limits))]
+        while stack and len(seen) <= MOST_VISITED:
+            at, choices = stack[-1]
+            if at == end:
+                return path
+            m = next((m for m in choices if _next(at, m) not in seen), None)
+            if m is None:
+                stack.pop()
+                path = path[:-1]
+                continue
+            after = _next(at, m)
+            seen.add(after)
+            path.append(m)
+            stack.append((after, self._choices(after, end, limits)))
+        return None
+
+    def _choices(self, at: Position, end: Position, limits: Floats) -> Iterator[int]:
+        total = np.sum([self.units[m][k] for m, k in enumerate(at)], axis=0)
+        fitting = []
+        for m, k in enumerate(at):
+            if k < end[m] and (total - self.units[m][k] + self.rising[m][k] <= limits + SLACK).all():
+                fitting.append((float((self.units[m][k + 1] - self.units[m][k]).sum()), m))
+        return iter([m for _, m in sorted(fitting)])
+
+
+def _next(at: Position, m: int) -> Position:
+    return (*at[:m], at[m] + 1, *at[m + 1 :])
+
+
+def _joined(lines: Lines, steps: _Steps, order: Sequence[int], limits: Floats) -> Iterator[Floats]:
+    """Stops of the waves: steps that follow each other are one wave where its scale-up fits and no step is too large."""
+    taken = [0] * len(lines.models)
+    x = np.zeros(len(lines.models))
+    after = x.copy()
+    yield x
+    for m in order:
+        taken[m] += 1
+        further = after.copy()
+        further[m] = steps.points[m][taken[m]]
+        if not _fits(lines, x, further, limits):
+            yield after
+            x, further = after, after.copy()
+            further[m] = steps.points[m][taken[m]]
+        after = further
+    yield after
+
+
+def _fits(lines: Lines, x: Floats, after: Floats, limits: Floats) -> bool:
+    up = np.maximum(lines.counts(x), lines.counts(after))
+    held = lines.used(up).sum(axis=0)
+    return bool((held <= limits + SLACK).all() and lines.paced(x, after))

@@ -1,0 +1,205 @@
+"""From one state of the fleet to another in safe waves. Called by the transition activity and the command.
+
+What swaps goes over first, where it stands (`planner.transition.hot_swap`). Then each model walks the straight line to its end (`planner.transition.paths`), all side by side as far as the supply holds them
+(`planner.transition.wave_scheduler`). Where no rule of thumb leads all to their ends, what helps is tried in this order: every order of the
+steps of a few models, tight ends, detours through units that are free elsewhere, dips that the owner allows. What is left
+is refused, with who waits for whom, and the surge or the dip it would cost. What leaves here has passed `check_transition`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from ipnext.model.admission import Admission
+from ipnext.model.plan import Problem
+from ipnext.model.rollout import Dip, FleetState, SurgeItem, Transition
+from planner.core.step_policy import StepPolicy
+from planner.transition.detour import detoured
+from planner.transition.dip_search import Dipped, dipped
+from planner.transition.gateway_surge import crossed
+from planner.transition.hot_swap import Swapped, swapped
+from planner.transition.input_checks import check_names
+from planner.transition.instance import Floats, Ground
+from planner.transition.model_state import Standing, fleet_state, standings
+from planner.transition.order_search import searched
+from planner.transition.shortage import NAMED, few, shortage, told, with_surge
+from planner.transition.split_moves import piecewise
+from planner.transition.trajectory import Course, surge_items
+from planner.transition.trim import Place, lean, lean_with_surge
+from planner.verify.plan_checker import rules_of
+from planner.verify.transition_checker import check_state, check_transition
+
+__all__ = ["StepPolicy", "admit", "check_transition", "plan_transition"]
+
+EFFORT = 600_000.0
+"""For the ways that are tried when models are stuck, and again for the dips, in copies looked at (about a second on one core)."""
+PROBED_MODELS = 50
+"""Stuck models up to which a refusal looks for the least surge in several ways, and says what dip would do."""
+
+
+def plan_transition(
+    problem: Problem, origin: FleetState, to: FleetState, policies: Mapping[str, StepPolicy]
+) -> Transition:
+    """Waves from `origin` to `to`, or the reason why there are none in `refused`.
+
+    A model without a policy has the default one. In a refused transition `surge` is what the waves would need beyond the
+    larger of the two states. Raises InvalidInput for names that the problem does not have.
+    """
+    return admit(problem, origin, to, policies)[0]
+
+
+def admit(
+    problem: Problem, origin: FleetState, to: FleetState, policies: Mapping[str, StepPolicy]
+) -> tuple[Transition, Admission]:
+    """The transition, and what it costs or why it does not start. Raises InvalidInput as `plan_transition`."""
+    check_names(problem, origin, "from")
+    check_names(problem, to, "to")
+    broken = check_state(problem, to, origin, policies)
+    if broken:
+        return _refused(origin, to, f"the target breaks {'; '.join(rules_of(broken))}")
+    planning = _Planning(problem, origin, to, policies)
+    begun = swapped(planning.ground, planning.origin, planning.to)
+    if begun.waves:
+        planning = _Planning(problem, fleet_state(begun.standing), to, policies)
+    found = planning.found()
+    if found is None:
+        transition, admission = planning.refused()
+        return transition.model_copy(update={"origin": origin}), admission
+    transition, admission = _with_swaps(begun, origin, *planning.written(found))
+    ways = {policy.refresh for policy in planning.ground.policy.values()}
+    if len(ways) == 1:
+        transition = transition.model_copy(update={"refresh": ways.pop()})
+    wrong = check_transition(problem, transition, policies)
+    if wrong:
+        return _refused(origin, to, f"the waves would break {'; '.join(rules_of(wrong))}")
+    return transition, admission
+
+
+def _with_swaps(
+    begun: Swapped, origin: FleetState, transition: Transition, admission: Admission
+) -> tuple[Transition, Admission]:
+    """The swaps from `origin` on, then the waves from there to the end."""
+    if not begun.waves:
+        return transition, admission
+    waves = (*begun.waves, *transition.waves)
+    whole = transition.model_copy(update={"origin": origin, "waves": waves, "swaps": begun.swaps})
+    return whole, admission.model_copy(update={"swaps": begun.swaps})
+
+
+def _refused(
+    origin: FleetState,
+    to: FleetState,
+    reason: str,
+    *,
+    surge: tuple[SurgeItem, ...] = (),
+    dips: tuple[Dip, ...] = (),
+    waits_for: tuple[str, ...] = (),
+) -> tuple[Transition, Admission]:
+    admission = Admission(feasible=False, mode="refused", surge=surge, dips=dips, waits_for=waits_for, reason=reason)
+    return Transition(origin=origin, to=to, surge=surge, refused=reason), admission
+
+
+class _Planning:
+    def __init__(
+        self, problem: Problem, state: FleetState, goal: FleetState, policies: Mapping[str, StepPolicy]
+    ) -> None:
+        self.state, self.goal = state, goal
+        self.origin = standings(state)
+        self.to = {**dict.fromkeys(self.origin, Standing()), **standings(goal)}
+        self.ground = Ground(problem, policies, self.origin)
+        self.start = Course.begin(self.ground, self.origin)
+        self.stuck = self.start
+
+    def found(self) -> Dipped | None:
+        """A course to the end, without a dip where there is one."""
+        self.stuck = self.start.go(self.to)
+        if not self.stuck.pending(self.to):
+            return Dipped(self.stuck, {})
+        self.ground.effort = EFFORT
+        begins = [self.stuck, self.start] if self.stuck.legs else [self.start]
+        for begin in begins:
+            for way in (searched, lean, piecewise, detoured):
+                course = way(begin, self.to)
+                if not course.pending(self.to):
+                    return Dipped(course, {})
+        return self._with_dips(begins, self._allowed())
+
+    def _allowed(self) -> dict[str, float]:
+        policies = {m: self.ground.policy_of(m) for m in self.stuck.pending(self.to)}
+        return {m: policy.max_dip for m, policy in policies.items() if policy.when_short == "dip"}
+
+    def _with_dips(self, begins: Sequence[Course], most: Mapping[str, float]) -> Dipped | None:
+        """The smaller of the dips from these beginnings."""
+        if not any(most.values()):
+            return None
+        self.ground.effort = EFFORT
+        found = [dipped(begin, self.origin, self.to, most) for begin in begins]
+        return min((d for d in found if d is not None), key=lambda d: max(d.dips.values(), default=0.0), default=None)
+
+    def written(self, found: Dipped) -> tuple[Transition, Admission]:
+        """The waves of a course to the end, with what is added while gateways follow one by one."""
+        heights = list(found.course.heights(self.origin))
+        crossing = crossed(self.ground, self.origin, tuple(found.course.waves()), heights)
+        peaks = [self.start.held(), *(units + crossing.units.get(n, 0.0) for n, units in enumerate(heights))]
+        surge, dips = surge_items(self.ground, np.max(peaks, axis=0) - self._ends()), _dip_rows(found.dips)
+        transition = Transition.model_construct(
+            origin=self.state, to=self.goal, waves=crossing.waves, surge=surge, dips=dips, refused=None
+        )
+        mode: Literal["as is", "surge", "dip"] = "dip" if dips else "surge" if surge else "as is"
+        return transition, Admission(feasible=True, mode=mode, surge=surge, dips=dips)
+
+    def _beyond(self, course: Course) -> Floats:
+        """(R,) units of a course beyond the larger of the two states."""
+        return course.peak(self.origin) - self._ends()
+
+    def _ends(self) -> Floats:
+        """(R,) units of the larger of the two states."""
+        return np.maximum(self.start.held(), self.ground.total(self.to))
+
+    def _missing_units(self, course: Course) -> float:
+        return float((course.peak(self.origin) - self.ground.limits).clip(min=0.0).sum())
+
+    def refused(self) -> tuple[Transition, Admission]:
+        """The refusal: who waits for whom, the surge that would do, and the dip it would cost instead."""
+        pending, waits = self.stuck.pending(self.to), list(shortage(self.stuck, self.to).waits())
+        many = len(pending) > PROBED_MODELS
+        begins = (self.stuck,) if many else (self.stuck, self.start)
+        ways = [
+            way(begin, self.to)
+            for begin in begins
+            for way in ((with_surge,) if many else (with_surge, lean_with_surge))
+        ]
+        course = min(ways, key=self._missing_units)
+        short = surge_items(self.ground, course.peak(self.origin) - self.ground.limits)
+        needs = " and ".join(f"{item.units:.9g} units more of {item.region}/{item.hardware}" for item in short)
+        dips = self._dips_instead(pending)
+        reason = f"supply: {few(pending)} cannot move: {told(waits)}; a surge of {needs} than there are would do"
+        reason += f", or {_dips_told(dips)}" if dips else ""
+        if any(self.ground.policy_of(m).when_short == "wait" for m in pending):
+            reason += f"; waits until {needs} are free"
+        holders = {holder for wait in waits for holder in wait.holders}
+        surge = surge_items(self.ground, self._beyond(course))
+        return _refused(self.state, self.goal, reason, surge=surge, dips=dips, waits_for=tuple(sorted(holders)))
+
+    def _dips_instead(self, pending: Sequence[str]) -> tuple[Dip, ...]:
+        """The dips without a surge, whatever the owners allow; empty where none was found or too many models are stuck."""
+        if len(pending) > PROBED_MODELS:
+            return ()
+        found = self._with_dips([self.start], dict.fromkeys(pending, 1.0))
+        return () if found is None else _dip_rows(found.dips)
+
+
+def _dip_rows(dips: Mapping[Place, float]) -> tuple[Dip, ...]:
+    """Rounded up, so that what is stated is never less than what is taken."""
+    return tuple(
+        Dip.trusted(model, part, region, min(1.0, math.ceil(fraction * 1e9) / 1e9))
+        for (model, part, region), fraction in sorted(dips.items())
+    )
+
+
+def _dips_told(dips: Sequence[Dip]) -> str:
+    shown = [f"{dip.fraction:.3g} of {dip.model}/{dip.part} in {dip.region}" for dip in dips[:NAMED]]
+    more = f" and {len(dips) - NAMED} more" if len(dips) > NAMED else ""
+    return f"a dip of {', '.join(shown)}{more}"
