@@ -8,13 +8,13 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.freezes import FreezeActivities
-from activities.metadata import MetadataActivities
-from activities.planning import PlanningActivities
-from activities.prefetching import Prefetching
-from activities.transition import TransitionActivities
-from activities.validation import ValidationActivities
-from activities.waiting import beat
+from activities.deployment.freeze_activities import FreezeActivities
+from activities.metadata.activities import MetadataActivities
+from activities.metadata.prefetch import Prefetching
+from activities.planning.activities import PlanningActivities
+from activities.runtime.deadline import beat
+from activities.transition.activities import TransitionActivities
+from activities.validation.activities import ValidationActivities
 from ipnext.errors import Conflict, IPnextError
 from ipnext.model.lifecycle import ChangeKind, StageInput
 from ipnext.model.preparation import PreparationInput, Prepared, StageName

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from activities.regions import observe
-from activities.routing import Gateways
-from activities.surviving import Surviving
-from activities.wanted import Facts, read_facts, sent_around, survivors
+from activities.regions.failover import Surviving
+from activities.state.desired import Facts, read_facts, sent_around, survivors
+from activities.state.observed import observe
+from activities.transition.traffic_shift import Gateways
 from ipnext.infra.memory import MemoryInfrastructure
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.fleet import FleetSpec, SupplyItem

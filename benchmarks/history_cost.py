@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, delete, insert
 
-from activities.reaching import Reaching
-from activities.surviving import Surviving
-from activities.validation import ValidationActivities
+from activities.regions.failover import Surviving
+from activities.transition.wave_context import Reaching
+from activities.validation.activities import ValidationActivities
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.errors import Unavailable
 from ipnext.infra.memory import MemoryInfrastructure

@@ -25,9 +25,9 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from activities.planning_policy import PlanningPolicy
-from activities.problems import fleet_problem, model_problem
-from activities.solving import ThreadSolver
+from activities.planning.policy import PlanningPolicy
+from activities.planning.problem import fleet_problem, model_problem
+from activities.planning.solver import ThreadSolver
 from benchmarks.lifecycle.figures import report
 from benchmarks.lifecycle.instant import InstantInfrastructure
 from ipnext import names

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from temporalio.testing import ActivityEnvironment
 
-from activities.adoption import settle
-from activities.planning import PlanningActivities
-from activities.problems import fleet_problem, model_problem, residual_problem, units_in_use
-from activities.solving import ThreadSolver
+from activities.planning.activities import PlanningActivities
+from activities.planning.adoption import settle
+from activities.planning.problem import fleet_problem, model_problem, residual_problem, units_in_use
+from activities.planning.solver import ThreadSolver
 from ipnext.model.deployment import Deployment, DeploymentKey, RouteShare, RouteTable
 from ipnext.model.fleet import FleetSpec, OwnerBudget, SupplyItem
 from ipnext.model.lifecycle import ChangeKind, StageInput

@@ -25,8 +25,8 @@ import uvloop
 from temporalio.client import Client
 from torch import Tensor, nn
 
-from activities.planning_policy import PlanningPolicy
-from activities.solving import ThreadSolver
+from activities.planning.policy import PlanningPolicy
+from activities.planning.solver import ThreadSolver
 from benchmarks.lifecycle.figures import report
 from benchmarks.lifecycle.instant import InstantInfrastructure
 from benchmarks.lifecycle_replan import AWAY, HOME, PATIENCE_SECONDS, ceiling, fleet, server

@@ -33,30 +33,30 @@ from temporalio.worker import (
     WorkerDeploymentConfig,
 )
 
-from activities.alive import Alive
-from activities.candidate import Validator, discovered
-from activities.collecting import CollectingActivities
-from activities.cutting import Cutter, cut_in_process
-from activities.deployment import DeploymentActivities
-from activities.draining import DrainCheckActivities
-from activities.drains import DrainActivities
-from activities.failures import TypedFailures
-from activities.freezes import FreezeActivities
-from activities.holding import HoldingActivities
-from activities.metadata import MetadataActivities
-from activities.mover import MoverActivities, Submit
-from activities.optimization import OptimizationActivities
-from activities.planning import PlanningActivities
-from activities.planning_policy import PlanningPolicy
-from activities.prefetching import Prefetching
+from activities.deployment.activities import DeploymentActivities
+from activities.deployment.freeze_activities import FreezeActivities
+from activities.deployment.hold_activities import HoldingActivities
+from activities.metadata.activities import MetadataActivities
+from activities.metadata.collection import CollectingActivities
+from activities.metadata.prefetch import Prefetching
+from activities.optimization.activities import OptimizationActivities
+from activities.optimization.split_process import Cutter, cut_in_process
+from activities.planning.activities import PlanningActivities
+from activities.planning.move_window import MoverActivities, Submit
+from activities.planning.policy import PlanningPolicy
+from activities.planning.replan_activities import ReplanActivities, Wake
+from activities.planning.solver import PLANNER, ProcessSolver, Solver, ThreadSolver
 from activities.preparation import PreparationActivities
-from activities.pulse import SENT_LATE_SECONDS
-from activities.reconciliation import ReconciliationActivities
-from activities.replans import ReplanActivities, Wake
-from activities.solving import PLANNER, ProcessSolver, Solver, ThreadSolver
-from activities.takeover import IsOpen, TakeoverActivities
-from activities.transition import TransitionActivities
-from activities.validation import ValidationActivities
+from activities.regions.activities import DrainActivities
+from activities.regions.drain_check import DrainCheckActivities
+from activities.regions.reconciliation import ReconciliationActivities
+from activities.runtime.errors import TypedFailures
+from activities.runtime.heartbeat import Alive
+from activities.runtime.lease import SENT_LATE_SECONDS
+from activities.transition.activities import TransitionActivities
+from activities.transition.takeover import IsOpen, TakeoverActivities
+from activities.validation.activities import ValidationActivities
+from activities.validation.validator import Validator, discovered
 from ipnext import names
 from ipnext.artifacts.native_code import read_native_signers
 from ipnext.artifacts.opening import open_store

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from activities.candidate import Candidate
+from activities.validation.validator import Candidate
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.registry import Snapshot
 from ipnext.model.signing import SignerPolicy

@@ -6,15 +6,15 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities import preparation
-from activities.candidate import FunctionValidator, passed
-from activities.freezes import FreezeActivities
-from activities.metadata import MetadataActivities
-from activities.planning import PlanningActivities
-from activities.prefetching import Prefetching
+from activities.deployment.freeze_activities import FreezeActivities
+from activities.metadata.activities import MetadataActivities
+from activities.metadata.prefetch import Prefetching
+from activities.planning.activities import PlanningActivities
+from activities.planning.solver import ThreadSolver
 from activities.preparation import PreparationActivities
-from activities.solving import ThreadSolver
-from activities.transition import TransitionActivities
-from activities.validation import ValidationActivities
+from activities.transition.activities import TransitionActivities
+from activities.validation.activities import ValidationActivities
+from activities.validation.validator import FunctionValidator, passed
 from ipnext.errors import ArtifactMissing, RegionUnreachable, Unavailable
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot
 from ipnext.model.freeze import FreezeManifest

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from activities.planning_policy import OBJECTIVE
-from activities.problems import fleet_problem, model_problem
+from activities.planning.policy import OBJECTIVE
+from activities.planning.problem import fleet_problem, model_problem
 from ipnext.api.admission import check_against_fleet
 from ipnext.dev.stores import EMBEDDED_FLEET
 from ipnext.model.fleet import FleetManifest

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic.alias_generators import to_camel
 
-from activities.gate_windows import MAX_WINDOW_BYTES
-from activities.gates import EARLY_REQUESTS
+from activities.transition.gate import EARLY_REQUESTS
+from activities.transition.gate_window import MAX_WINDOW_BYTES
 from ipnext.model.distributions import _Z
 from ipnext.model.gates import ENOUGH_REQUESTS, GateSpec
 from ipnext.model.manifest import parse_manifests

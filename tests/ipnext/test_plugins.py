@@ -6,8 +6,8 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from activities.candidate import discovered
-from activities.validation import BUILT_IN
+from activities.validation.activities import BUILT_IN
+from activities.validation.validator import discovered
 from ipnext.cli import app
 from ipnext.model.manifest import parse_manifest
 from ipnext.model.plugins import BUILT_IN_VALIDATORS

@@ -19,10 +19,10 @@ import pytest
 from temporalio.client import Client
 from temporalio.worker._workflow import _WorkflowWorker
 
-from activities import transition
-from activities.planning_policy import PlanningPolicy
-from activities.solving import Solver, ThreadSolver
-from activities.waiting import LOOK_SECONDS, Deadline
+from activities.planning.policy import PlanningPolicy
+from activities.planning.solver import Solver, ThreadSolver
+from activities.runtime.deadline import LOOK_SECONDS, Deadline
+from activities.transition import activities as transition
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.errors import Unavailable

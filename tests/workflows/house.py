@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from safetensors.numpy import save
 
-from activities.cutting import Beat
+from activities.optimization.split_process import Beat
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.program_schema import FORMAT
 from ipnext.artifacts.upload import ingest_directory

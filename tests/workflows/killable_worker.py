@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.devfile import read_devfile

@@ -19,7 +19,7 @@ from typing import Any
 from conftest import load_house, until, until_up
 from temporalio.client import Client
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile, server_command, temporal_binary
 from ipnext.infra.ports import free_port

@@ -46,7 +46,7 @@ STRICT = frozenset({"model_validate", "model_validate_json", "validate_json", "v
 PLAIN = frozenset({"json", "orjson", "pickle"})
 
 BETWEEN_BUILDS: Mapping[str, frozenset[str]] = {
-    "activities/reconciliation.py": frozenset({DOCUMENT}),
+    "activities/regions/reconciliation.py": frozenset({DOCUMENT}),
     "ipnext/client.py": frozenset({API_ANSWER}),
     "ipnext/client_errors.py": frozenset({API_ANSWER}),
     "ipnext/infra/access_file.py": frozenset({STATE}),
@@ -109,12 +109,12 @@ OTHERS = "is written by other software than IPnext"
 PEOPLE = "is written by people or their programs: a misspelt field is refused"
 WHOLE = "is of `ipnext dev`, which is started again as a whole"
 WITHIN_ONE_BUILD: Mapping[str, str] = {
-    "activities/admitting.py": ONE_BUILD,
-    "activities/cutting.py": ONE_BUILD,
-    "activities/deltas.py": DIGEST,
-    "activities/files.py": DIGEST,
-    "activities/problems.py": ONE_BUILD,
-    "activities/solving.py": ONE_BUILD,
+    "activities/transition/admission.py": ONE_BUILD,
+    "activities/optimization/split_process.py": ONE_BUILD,
+    "activities/validation/deltas.py": DIGEST,
+    "activities/validation/files.py": DIGEST,
+    "activities/planning/problem.py": ONE_BUILD,
+    "activities/planning/solver.py": ONE_BUILD,
     "ipnext/access/oidc.py": OTHERS,
     "ipnext/access/policy.py": ONE_BUILD,
     "ipnext/api/errors.py": PEOPLE,

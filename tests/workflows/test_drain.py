@@ -1,7 +1,7 @@
 """Regions go and come back: planned without a request lost, a disaster at once."""
 
-from activities.drains import DrainActivities
-from activities.returning import Returning
+from activities.regions.activities import DrainActivities
+from activities.regions.recovery import Returning
 from ipnext import names
 from ipnext.model.deployment import DeploymentKey, ReplicaPhase
 from ipnext.model.drain import DrainInput, DrainSeen, DrainState

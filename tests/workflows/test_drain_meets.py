@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.drain import DrainState

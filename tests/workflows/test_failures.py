@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from activities import routing
-from activities.transition import TransitionActivities
+from activities.transition import traffic_shift as routing
+from activities.transition.activities import TransitionActivities
 from ipnext.errors import Unavailable
 from ipnext.model.deployment import RouteShare
 from ipnext.model.lifecycle import ChangeKind, ChangeState, WaveInput

@@ -13,8 +13,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
-from activities.freezes import FreezeActivities
-from activities.mover import MoverActivities
+from activities.deployment.freeze_activities import FreezeActivities
+from activities.planning.move_window import MoverActivities
 from ipnext import names
 from ipnext.model.controls import ControlAction, ControlAsked
 from ipnext.model.freeze import FreezeAnswer, FreezeManifest

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 from temporalio.client import Client
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import TaskQueueGroup, read_devfile
 from ipnext.errors import InvalidInput

@@ -2,8 +2,8 @@
 
 import pytest
 
-from activities.returning import Returning
-from activities.surviving import Surviving
+from activities.regions.failover import Surviving
+from activities.regions.recovery import Returning
 from ipnext.api.outbox import Outbox
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.model.drain import DrainState

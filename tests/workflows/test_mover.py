@@ -8,7 +8,7 @@ import pytest
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.service import RPCError
 
-from activities.planning_policy import PlanningPolicy
+from activities.planning.policy import PlanningPolicy
 from ipnext import names
 from ipnext.errors import Conflict
 from ipnext.model.deployment import DeploymentKey

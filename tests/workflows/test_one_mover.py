@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import update
 from temporalio.testing import ActivityEnvironment
 
-from activities.deployment import DeploymentActivities
-from activities.transition import TransitionActivities
+from activities.deployment.activities import DeploymentActivities
+from activities.transition.activities import TransitionActivities
 from ipnext import names
 from ipnext.api.resubmission import Resubmission
 from ipnext.api.temporal_lifecycle import TemporalLifecycle

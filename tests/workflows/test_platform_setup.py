@@ -14,7 +14,7 @@ from temporalio.client import ScheduleIntervalSpec, ScheduleUpdate
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.api.outbox import Outbox
 from ipnext.api.temporal_lifecycle import TemporalLifecycle

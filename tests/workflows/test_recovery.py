@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from temporalio import activity
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.infra.tether import tether

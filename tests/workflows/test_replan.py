@@ -9,8 +9,8 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError
 
-from activities.planning_policy import PlanningPolicy
-from activities.solving import SolveFailed, ThreadSolver
+from activities.planning.policy import PlanningPolicy
+from activities.planning.solver import SolveFailed, ThreadSolver
 from ipnext import names
 from ipnext.errors import Infeasible
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ReplanState, ScheduledReplan

@@ -2,7 +2,7 @@
 
 import pytest
 
-from activities.transition import TransitionActivities
+from activities.transition.activities import TransitionActivities
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.status import ConditionType, Reason
 from tests.fleets import two_regions

@@ -5,7 +5,7 @@ A test of a weakness that passes here unexpectedly says that its weakness is gon
 
 import pytest
 
-from activities import admitting
+from activities.transition import admission as admitting
 from ipnext.model.plan import Problem
 from ipnext.model.rollout import FleetState
 from planner.transition.planner import StepPolicy, plan_transition

@@ -8,7 +8,13 @@ import pytest
 
 import planner.transition.paths
 import planner.transition.planner
-from activities import admitting, gates, pacing, problems, regions, undoing, waves
+from activities.planning import problem as problems
+from activities.state import observed as regions
+from activities.state import wave_state as waves
+from activities.transition import admission as admitting
+from activities.transition import gate as gates
+from activities.transition import revert as undoing
+from activities.transition import step_limit as pacing
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.rollout import Transition, TransitionState
 from tests.workflows.simulation import (

@@ -2,8 +2,8 @@
 
 import pytest
 
-from activities import optimization
-from activities.cutting import CutEnded, CutRefused
+from activities.optimization import activities as optimization
+from activities.optimization.split_process import CutEnded, CutRefused
 from ipnext.model.deployment import DeploymentKey
 from ipnext.model.lifecycle import ChangeKind, ChangeState, ScheduledReplan
 from ipnext.model.registry import GenerationState

@@ -11,7 +11,7 @@ import pytest
 from temporalio import activity
 from temporalio.api.enums.v1 import EventType
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.model.lifecycle import ChangeKind, ChangeState

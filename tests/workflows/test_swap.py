@@ -2,8 +2,8 @@
 
 import pytest
 
-from activities import reaching
-from activities.transition import TransitionActivities
+from activities.transition import wave_context as reaching
+from activities.transition.activities import TransitionActivities
 from ipnext.artifacts.checkpoint_import import import_checkpoint
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import RegionUnreachable

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 from temporalio.service import RPCError
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.infra.agent_settings import AgentSettings

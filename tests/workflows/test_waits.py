@@ -8,7 +8,7 @@ import pytest
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.model.controls import ControlAction, ControlAsked

@@ -16,7 +16,7 @@ from temporalio import activity, workflow
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
-from activities.solving import ThreadSolver
+from activities.planning.solver import ThreadSolver
 from ipnext.model.deployment import Deployment, HostHolds, HostState, RegionState, RouterState, RouterTable, RouteTable
 from ipnext.model.fleet import FleetSpec
 from ipnext.model.freeze import FreezeManifest

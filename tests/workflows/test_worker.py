@@ -12,7 +12,7 @@ import httpx
 import pytest
 from temporalio import activity
 
-from activities.solving import ProcessSolver, ThreadSolver
+from activities.planning.solver import ProcessSolver, ThreadSolver
 from ipnext import names
 from ipnext.devfile import read_devfile
 from ipnext.errors import EXIT_BAD_INPUT, Conflict, InvalidInput, Unavailable

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from sqlalchemy import event
 
-from activities.replanning import measured_records
+from activities.planning.replan import measured_records
 from ipnext.api.states import States
 from ipnext.model.cause import Cause, Place
 from ipnext.model.deployment import DeploymentKey, RegionState, Replica, ReplicaPhase

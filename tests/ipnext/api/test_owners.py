@@ -182,7 +182,7 @@ async def test_an_owner_that_is_visible_and_has_no_object_is_answered_like_one_t
 
 @pytest.mark.parametrize("priority", [0, 7])
 async def test_the_priority_reaches_the_planner(applied, priority):
-    from activities.problems import fleet_problem, model_problem  # noqa: PLC0415
+    from activities.planning.problem import fleet_problem, model_problem  # noqa: PLC0415
 
     await put(applied, priority=priority)
     with applied.rooms.store.read() as unit:

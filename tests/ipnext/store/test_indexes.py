@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import event, insert, text
 
-from activities.reaching import Reaching
-from activities.routed import read_routed
+from activities.state.routed_models import read_routed
+from activities.transition.wave_context import Reaching
 from ipnext.api.facts import facts_of
 from ipnext.model.cause import Cause
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable

@@ -6,10 +6,10 @@ from threading import Barrier
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.planning import PlanningActivities
-from activities.planning_policy import PlanningPolicy
-from activities.replanning import FleetReplan
-from activities.solving import ThreadSolver
+from activities.planning.activities import PlanningActivities
+from activities.planning.policy import PlanningPolicy
+from activities.planning.replan import FleetReplan
+from activities.planning.solver import ThreadSolver
 from ipnext.api.owners import admit
 from ipnext.errors import Conflict, NotFound, QuotaExceeded, StaleWrite
 from ipnext.model.fleet import FleetSpec, SupplyItem

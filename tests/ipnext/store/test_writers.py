@@ -13,20 +13,20 @@ import pytest
 from sqlalchemy import text
 from temporalio.testing import ActivityEnvironment
 
-from activities.deployment import DeploymentActivities
-from activities.drafting import Draft
-from activities.drained import Drained
-from activities.draining import DrainCheckActivities
-from activities.drains import DrainActivities
-from activities.holding import HoldingActivities
-from activities.mover import MoverActivities
-from activities.planning import PlanningActivities
-from activities.planning_policy import PlanningPolicy
-from activities.replanning import FleetReplan
-from activities.replans import ReplanActivities
-from activities.solving import ThreadSolver
-from activities.surviving import Surviving
-from activities.transition import TransitionActivities
+from activities.deployment.activities import DeploymentActivities
+from activities.deployment.hold_activities import HoldingActivities
+from activities.planning.activities import PlanningActivities
+from activities.planning.move_window import MoverActivities
+from activities.planning.policy import PlanningPolicy
+from activities.planning.replan import FleetReplan
+from activities.planning.replan_activities import ReplanActivities
+from activities.planning.solver import ThreadSolver
+from activities.regions.activities import DrainActivities
+from activities.regions.drain_check import DrainCheckActivities
+from activities.regions.failover import Surviving
+from activities.state.drained_fleet import Drained
+from activities.transition.activities import TransitionActivities
+from activities.transition.draft import Draft
 from ipnext import names
 from ipnext.errors import StaleWrite, Unavailable
 from ipnext.infra.memory import MemoryInfrastructure
@@ -217,7 +217,7 @@ def test_the_fleet_is_read_beside_the_writers_when_a_drain_is_checked(two, monke
                 repository.add_event("ctr", "Written", "while the fleet is read")
         return Drained(frozenset(drain.region for drain in drains if drain.holds))
 
-    monkeypatch.setattr("activities.draining.Drained.of", written)
+    monkeypatch.setattr("activities.regions.drain_check.Drained.of", written)
     ActivityEnvironment().run(checks.check_drain, DrainInput(region="north"))
     assert seen == [True]
 

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from activities import admitting, waves
+from activities.state import wave_state as waves
+from activities.transition import admission as admitting
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.rollout import Dip
 from ipnext.model.status import Reason

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
-from activities.rerouting import Survivor
-from activities.wanted import shrinking_first
-from activities.waves import answered
+from activities.state.desired import shrinking_first
+from activities.state.failover_shares import Survivor
+from activities.state.wave_state import answered
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 
 from . import reconciling
@@ -33,7 +33,7 @@ def lose(world: Any, region: str) -> None:
 
 
 def sent_around(world: Any, region: str) -> Steps:
-    """As activities/surviving.py, until no gateway names it."""
+    """As activities/regions/failover.py, until no gateway names it."""
     yield world.faults.latency()
     while region in world.lost:
         for model in sorted(world.entities):
@@ -46,7 +46,7 @@ def sent_around(world: Any, region: str) -> Steps:
 
 
 def returned(world: Any, region: str) -> Steps:
-    """As activities/returning.py: its gateway and its hosts follow the store; then its supply counts again."""
+    """As activities/regions/recovery.py: its gateway and its hosts follow the store; then its supply counts again."""
     found, now = world.infra.regions[region], world.clock.now
     found.dead_until = now
     for host in found.replicas:

@@ -8,8 +8,17 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from activities import admitting, gates, pacing, regions, releasing, rerouting, swapping, undoing, wanted, waves
-from activities.following import Following, followed
+from activities.state import desired as wanted
+from activities.state import failover_shares as rerouting
+from activities.state import observed as regions
+from activities.state import wave_state as waves
+from activities.transition import admission as admitting
+from activities.transition import gate as gates
+from activities.transition import hot_swap as swapping
+from activities.transition import revert as undoing
+from activities.transition import scale_down as releasing
+from activities.transition import step_limit as pacing
+from activities.transition.route_updates import Following, followed
 from ipnext.errors import Unavailable
 from ipnext.model.comparison import Pair
 from ipnext.model.deployment import RouteShare
@@ -142,7 +151,7 @@ def _without_strays(world: Any, wave: Wave, attempt: Attempt) -> Steps:
 
 
 def _stray(world: Any, wave: Wave) -> list[Deployment]:
-    """As activities/releasing.py `stray`."""
+    """As activities/transition/scale_down.py `stray`."""
     record, lost = world.journal.records[wave.model], world.out.lost
     sent = frozenset((s.to, s.generation) for table in record.tables.values() for s in table.shares if s.fraction > 0)
     return [
@@ -176,7 +185,7 @@ def unfreed(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
 
 
 def _stuck(world: Any, wave: Wave, state: waves.ModelState) -> bool:
-    """As activities/reaching.py: on its way to a lost region, and the wave counts on what has to be spared, or nothing is left."""
+    """As activities/transition/wave_context.py: on its way to a lost region, and the wave counts on what has to be spared, or nothing is left."""
     lost = world.out.lost
     if wave.back or not lost & _counted_on(world, wave, state):
         return False
@@ -429,7 +438,7 @@ def waiting(
 
 
 def still_sent(record: Any, shares: dict[str, tuple[RouteShare, ...]]) -> frozenset[tuple[str, int]]:
-    """As activities/routing.py has it."""
+    """As activities/transition/traffic_shift.py has it."""
     return frozenset(
         (share.to, share.generation)
         for region, table in record.tables.items()
@@ -489,7 +498,7 @@ class _Putting:
 
 
 def wanted_deployments(world: Any, model: str, state: waves.ModelState) -> tuple[Deployment, ...]:
-    """One deployment for each slot, as activities/wanted.py makes them; former generations stay warm where they are loaded."""
+    """One deployment for each slot, as activities/state/desired.py makes them; former generations stay warm where they are loaded."""
     record, spec = world.journal.records[model], world.journal.records[model].manifest.spec
     former = wanted.former_generations(record, state.generations)[: spec.rollout.keep_warm]
     slots, processes = state.slots, state.processes
@@ -517,7 +526,7 @@ def spared(world: Any, wave: Wave, counted_on: frozenset[str], found: tuple[Depl
 
 
 def _counted_on(world: Any, wave: Wave, state: waves.ModelState) -> frozenset[str]:
-    """As activities/transition.py: where a run goes, and by way of what, but for what it only leaves."""
+    """As activities/transition/activities.py: where a run goes, and by way of what, but for what it only leaves."""
     origin = waves.state_of(wave.moving.transition.origin, wave.model, apart=wave.moving.transition.apart)
     return _end(world, wave).regions | (state.regions - origin.regions)
 
@@ -531,7 +540,7 @@ def _end(world: Any, wave: Wave) -> waves.ModelState:
 def wanted_shares(
     world: Any, model: str, state: waves.ModelState, deployments: Iterable[Deployment]
 ) -> dict[str, tuple[RouteShare, ...]]:
-    """The shares of every region, as activities/wanted.py has them."""
+    """The shares of every region, as activities/state/desired.py has them."""
     record, held = world.journal.records[model], tuple(deployments)
     hosting = {d.key.region for d in held if d.replicas}
     main = wanted._main_generation(state)
@@ -560,7 +569,7 @@ def around(
 def survivors(
     world: Any, model: str, held: Sequence[Deployment], ready: Mapping[tuple[Key, int], int] | None = None
 ) -> tuple[rerouting.Survivor, ...]:
-    """As activities/wanted.py: by the replicas that are wanted, or by those that are `ready`."""
+    """As activities/state/desired.py: by the replicas that are wanted, or by those that are `ready`."""
     record = world.journal.records[model]
     return tuple(
         rerouting.Survivor(region, number, _throughput(record, region, number, held, ready))
@@ -591,7 +600,7 @@ def served_generations(record: Any, region: str, deployments: Iterable[Deploymen
 
 
 def _led_to(world: Any, wave: Wave, deployments: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
-    """As activities/reaching.py `led_to`: the others may never have started."""
+    """As activities/transition/wave_context.py `led_to`: the others may never have started."""
     if not wave.back:
         strays = {found.key for found in _stray(world, wave)}
         return tuple(d for d in deployments if d.key not in strays)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from activities.problems import model_problem
+from activities.planning.problem import model_problem
 from ipnext.model.plan import ReplicaCount, TrafficShare
 
 from .journal import Placement, Units, placed_units

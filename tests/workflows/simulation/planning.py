@@ -2,7 +2,11 @@
 
 from typing import Any
 
-from activities import admitting, carried, drained, problems, waves
+from activities.planning import problem as problems
+from activities.state import drained_fleet as drained
+from activities.state import wave_state as waves
+from activities.transition import admission as admitting
+from activities.transition import rollback_target as carried
 from ipnext.errors import NotFound, Unavailable
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.plan import RegionDemand
@@ -46,7 +50,7 @@ def planned(world: Any, change: Change, generation: int) -> Moving:
 
 
 def way_back(world: Any, planned: Moving) -> waves.Back:
-    """As activities/admitting.py decides it, by the real comparison."""
+    """As activities/transition/admission.py decides it, by the real comparison."""
     found, record = planned.transition, world.journal.records[planned.model]
     if found.refused is not None:
         return "at_once"
@@ -57,7 +61,7 @@ def way_back(world: Any, planned: Moving) -> waves.Back:
 
 
 def _planned(world: Any, change: Change, origin: FleetState, to: FleetState) -> Transition:
-    """As activities/admitting.py `planned_waves`."""
+    """As activities/transition/admission.py `planned_waves`."""
     journal, record, out = world.journal, world.journal.records[change.model], world.out
     if (outdated := admitting.wait_for_repair(ChangeKind(change.kind), to, out.lost)) is not None:
         return Transition.model_validate({"from": origin, "to": to, "refused": outdated})

@@ -7,7 +7,9 @@ from collections.abc import Generator, Iterable
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from activities import again, drift, reconciliation
+from activities.deployment import repetition as again
+from activities.planning import drift
+from activities.regions import reconciliation
 from ipnext.errors import Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState, LifecycleResult
 from ipnext.model.status import Reason

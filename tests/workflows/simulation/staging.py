@@ -5,8 +5,8 @@
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
-from activities import deployment
-from activities.problems import model_problem
+from activities.deployment import activities as deployment
+from activities.planning.problem import model_problem
 from ipnext.errors import FenceLost, IPnextError, Unavailable
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.plan import ReplicaCount, TrafficShare
@@ -159,7 +159,7 @@ class Stages:
         return ""
 
     def _check_lost(self, lost: frozenset[str]) -> None:
-        """As activities/drained.py `same`."""
+        """As activities/state/drained_fleet.py `same`."""
         if self.world.out.lost != lost:
             msg = "a region was lost or came back meanwhile"
             raise Unavailable(msg)
@@ -200,7 +200,7 @@ class Stages:
 
 
 def _settled(change: Change, record: Record, world: Any) -> Placement | None:
-    """What really runs, as activities/adoption.py reads it; the placement in force where that says so already."""
+    """What really runs, as activities/planning/adoption.py reads it; the placement in force where that says so already."""
     demanding = {item.region for item in record.manifest.spec.demand}
     replicas = tuple(
         ReplicaCount.trusted(change.model, key.part, key.region, key.hardware, d.replicas)

@@ -1,4 +1,4 @@
-"""What is done about a change whose run has gone, as workflows/takeover.py and activities/takeover.py do it."""
+"""What is done about a change whose run has gone, as workflows/takeover.py and activities/transition/takeover.py do it."""
 
 from collections.abc import Generator
 from typing import Any, NamedTuple

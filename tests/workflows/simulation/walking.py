@@ -6,7 +6,7 @@ The order is that of workflows/transition.py; a test holds it to the recorded hi
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
-from activities.waves import Back
+from activities.state.wave_state import Back
 from ipnext.model.lifecycle import WaveResult
 from ipnext.model.status import Reason
 from workflows import policies

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any, NamedTuple
 
-from activities.drained import Drained
-from activities.waves import planned_state, route_share
+from activities.state.drained_fleet import Drained
+from activities.state.wave_state import planned_state, route_share
 
 from . import reconciling
 from .carrying import Entity, Run

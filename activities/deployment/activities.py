@@ -1,0 +1,171 @@
+"""The end of a change: what serves, what the conditions say, what the plan says; and taking a model out of service."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from temporalio import activity
+
+from activities.deployment.repetition import pend_again, record_again
+from activities.planning.adoption import settle
+from activities.planning.drift import record_repair
+from activities.runtime.deadline import beat
+from activities.runtime.fence import fenced, still_ours
+from activities.state.drained_fleet import Drained, same
+from ipnext.errors import Conflict, IPnextError, RegionUnreachable, Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, Done, RecordInput, StageInput
+from ipnext.model.status import Reason
+from ipnext.store.ending import end_change
+from ipnext.store.session import Store
+
+LASTING_ATTEMPTS = 30
+"""A Conflict that so many attempts meet, five minutes by the step's retries, does not pass."""
+
+
+class DeploymentActivities:
+    """Needs the store and the infrastructure."""
+
+    def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.finish_change, self.withdraw_model, self.release_model)
+
+    @activity.defn(name="finish_change", no_thread_cancel_exception=True)
+    def finish_change(self, record: RecordInput) -> Done:
+        """Write down how a change ended: generation, model, conditions, plan and change in one unit of work.
+
+        The plan in force follows what really runs if the change did not come through. A change that is final stays. One that a
+        lost region was in the way of is carried out again, as a change of its own.
+        The change's transition is closed with it, so that the next one may begin: no run of it may be under way any more.
+        A Conflict that lasts ends the change all the same, with the Conflict as its message.
+        """
+        try:
+            return self._finish(record)
+        except Conflict as error:
+            if activity.info().attempt < LASTING_ATTEMPTS:
+                raise
+            return self._finish_in_words(record, error)
+
+    def _finish(self, record: RecordInput) -> Done:
+        with self._store.begin(record.model) as repository:
+            change = repository.change(record.change_id)
+            if change.state.final:
+                return Done(note=f"was {change.state} already")
+            again = record_again(repository, change, record.result)
+            if again is not None:
+                record = _followed(record, again)
+            end_change(repository, record)
+            if _follows_what_runs(change.kind, record.result.state):
+                settle(repository, record.model, change_id=record.change_id)
+            if again is not None:
+                pend_again(repository, again)
+            record_repair(repository, record.model)
+        return Done(note=record.result.message)
+
+    def _finish_in_words(self, record: RecordInput, error: Conflict) -> Done:
+        """End the change alone: what it brought is not written, so that the reconciler brings back what served before.
+
+        IPnextError, which is not tried again, if that conflicts too.
+        """
+        result = record.result
+        failed = result.state is ChangeState.DONE
+        state = ChangeState.ROLLED_BACK if failed else result.state
+        reason = Reason.INTERNAL_ERROR if failed else result.reason
+        message = f"it ended as {result.state}, which can't be recorded: {error.message}"
+        try:
+            with self._store.begin(record.model) as repository:
+                change = repository.change(record.change_id)
+                if change.state.final:
+                    return Done(note=f"was {change.state} already")
+                repository.close_transition(change.id, done=False, message=message)
+                repository.update_change(change.id, state=state, reason=reason, message=message)
+                repository.add_event(record.model, "NotRecorded", f"{change.kind} {change.id}: {message}")
+        except Conflict as again:
+            msg = f"{message}; nor can its failure: {again.message}"
+            raise IPnextError(msg) from again
+        return Done(note=message)
+
+    @activity.defn(name="withdraw_model", no_thread_cancel_exception=True)
+    def withdraw_model(self, stage: StageInput) -> Done:
+        """Take a model out of every gateway. Unavailable where one can't be reached: the others are done by then.
+
+        So it is where a region was lost or came back meanwhile: one that is back was told what the store had of the model.
+        """
+        with self._store.read() as repository:
+            repository.check_only_mover(stage.model, stage.change_id)
+        with fenced(self._store, stage.change_id):
+            return self._withdraw(stage)
+
+    def _withdraw(self, stage: StageInput) -> Done:
+        regions, lost = self._regions(stage.model), self._lost()
+        silent = [
+            region
+            for region in regions
+            if region not in lost and not self._tried(self._infrastructure.unroute, stage.model, region)
+        ]
+        _raise_silent(silent)
+        with self._store.begin(stage.model) as repository:
+            still_ours(repository)
+            same(repository, lost)  # one that is back was told to answer
+            repository.delete_routes(stage.model)
+        return Done(note=f"out of {len(regions)} gateways")
+
+    @activity.defn(name="release_model", no_thread_cancel_exception=True)
+    def release_model(self, stage: StageInput) -> Done:
+        """Drain and end every replica set of a model. Unavailable where a region can't be reached, or was lost or came back meanwhile."""
+        with fenced(self._store, stage.change_id):
+            return self._release(stage)
+
+    def _release(self, stage: StageInput) -> Done:
+        with self._store.read() as repository:
+            deployments = repository.deployments(stage.model)
+        silent, lost = [], self._lost()
+        for deployment in deployments:
+            beat(f"ending {deployment.key}")
+            gone = deployment.key.region in lost or self._tried(self._infrastructure.delete, deployment.key)
+            if not gone:
+                silent.append(deployment.key.region)
+                continue
+            with self._store.begin(stage.model) as repository:
+                still_ours(repository)
+                same(repository, lost)
+                repository.delete_deployment(deployment.key)
+        _raise_silent(silent)
+        return Done(note=f"{len(deployments)} replica sets ended")
+
+    def _lost(self) -> frozenset[str]:
+        """Regions that are gone: once they are back they are told what the store wants, and end all else."""
+        with self._store.read() as repository:
+            return Drained.of(repository.drains()).lost
+
+    def _regions(self, model: str) -> tuple[str, ...]:
+        with self._store.read() as repository:
+            return tuple(table.region for table in repository.routes(model))
+
+    def _tried(self, call: Callable[..., None], *arguments: object) -> bool:
+        still_ours()
+        try:
+            call(*arguments)
+        except Unavailable:
+            return False
+        return True
+
+
+def _followed(record: RecordInput, again: Change) -> RecordInput:
+    """The end of a change, which names the one that carries it out again."""
+    message = f"{record.result.message}; it is carried out again on the regions that are left as change {again.id}"
+    return record.model_copy(update={"result": record.result.model_copy(update={"message": message})})
+
+
+def _follows_what_runs(kind: ChangeKind, ended: ChangeState) -> bool:
+    """Whether the plan in force is to follow what runs: not after a repair that failed, as what runs is what is wrong."""
+    return kind is ChangeKind.RETIRE or (ended is not ChangeState.DONE and kind is not ChangeKind.REPAIR)
+
+
+def _raise_silent(regions: Sequence[str]) -> None:
+    if regions:
+        msg = f"region {regions[0]!r} can't be reached; trying again until it can"
+        raise RegionUnreachable(msg)

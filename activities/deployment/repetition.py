@@ -1,0 +1,73 @@
+"""Changes that were reverted or refused because a region was lost, carried out once more on the regions that are left.
+
+Called in the unit of work that ends a change. The next change plans without the lost region, so it ends by the same reason only if another one is lost.
+"""
+
+from collections.abc import Iterable
+
+from activities.state.wave_state import peak
+from ipnext import names
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState, LifecycleResult
+from ipnext.model.registry import GenerationState
+from ipnext.model.status import Reason
+from ipnext.store.repository import Repository
+
+REPEATED = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY, ChangeKind.ROLLBACK})
+"""What is asked of a model. Moves are asked for by the replan of the loss, repairs by the drift that is left."""
+
+BY_A_LOSS = frozenset(
+    {
+        Reason.REGION_UNREACHABLE,
+        Reason.UNAVAILABLE,
+        Reason.DEADLINE_EXCEEDED,
+        Reason.TRANSITION_REFUSED,
+    }
+)
+"""Reasons by which a change ends that a lost region was in the way of. Any other one is a fault of what it brings."""
+
+_REPLACES = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.RETIRE})
+
+
+def record_again(repository: Repository, change: Change, result: LifecycleResult) -> Change | None:
+    """Record a change of the same kind and generation if a region was lost in the way of this one, which is about to end.
+
+    None if it came through, if it ended for another reason (nobody approved it in time), or if a newer change brings the model elsewhere.
+    """
+    failed = result.state in {ChangeState.ROLLED_BACK, ChangeState.REFUSED}
+    if change.kind not in REPEATED or not failed or result.reason not in BY_A_LOSS or result.unanswered:
+        return None
+    if repository.model(change.model).retired or _replaced(repository.changes(change.model), change):
+        return None
+    if not repository.lost_since(change.id, regions_of(repository, change)):
+        return None
+    change_id = names.again_id(change.model, change.sequence)
+    again = repository.record_again(change, change_id=change_id)
+    given = repository.freeze_override(change.id)
+    if given is not None and change.kind is not ChangeKind.ROLLBACK:
+        repository.override_freezes(change_id, who=given.who, reason=given.reason, passes=None)
+    repository.add_event(
+        change.model, "RecordedAgain", f"{change.kind} {change.id} is carried out again as {change_id}"
+    )
+    return again
+
+
+def pend_again(repository: Repository, again: Change) -> None:
+    """Let the generation of a recorded change wait as one that was just published. After the end of the former change."""
+    if again.kind is ChangeKind.PUBLISH and again.generation is not None:
+        repository.set_generation_state(again.model, again.generation, GenerationState.PENDING)
+
+
+def regions_of(repository: Repository, change: Change) -> frozenset[str]:
+    """Regions that a change goes to or by way of: those of its transition, else of the model's placement."""
+    record = repository.find_transition(change.id)
+    if record is not None:
+        ends = {row.region for row in record.transition.to.replicas}
+        return frozenset(ends | {region for _, region, _ in peak(record.transition, change.model)})
+    placed = repository.placement(change.model)
+    return frozenset(row.region for row in placed.replicas) if placed else frozenset()
+
+
+def _replaced(changes: Iterable[Change], change: Change) -> bool:
+    """Whether something newer was asked of the model. `changes`: the model's newest."""
+    replaces = _REPLACES | {ChangeKind.APPLY} if change.kind is ChangeKind.APPLY else _REPLACES
+    return any(other.sequence > change.sequence and other.kind in replaces for other in changes)

@@ -1,0 +1,190 @@
+"""Metadata: what a change works on, whether its snapshots are all there, and changes that became pointless."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from temporalio import activity
+
+from activities.planning.drift import record_repair
+from activities.state.drained_fleet import repairs_loss
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.errors import ArtifactDigestMismatch, ArtifactError, InvalidInput
+from ipnext.model.cause import STEPS, Cause, Place
+from ipnext.model.lifecycle import (
+    Change,
+    ChangeBegun,
+    ChangeKind,
+    ChangeState,
+    Done,
+    ProgressInput,
+    Resolved,
+    StageInput,
+    SupersededInput,
+)
+from ipnext.model.manifest import ModelSpec
+from ipnext.model.registry import Generation, GenerationState, Snapshot
+from ipnext.model.status import ConditionType, Reason
+from ipnext.store.records import ModelRecord
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+NAMED = 10
+"""Generations that an error names at most: the ones that served last."""
+
+_BRINGS_A_SPEC = frozenset({ChangeKind.PUBLISH, ChangeKind.ROLLBACK, ChangeKind.APPLY})
+"""Kinds after which something else shall serve than before."""
+
+
+class MetadataActivities:
+    """Needs the store and the artifact store."""
+
+    def __init__(self, store: Store, artifacts: ArtifactStore) -> None:
+        self._store = store
+        self._artifacts = artifacts
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.begin_change, self.resolve_snapshots, self.mark_superseded)
+
+    @activity.defn(name="begin_change", no_thread_cancel_exception=True)
+    def begin_change(self, progress: ProgressInput) -> ChangeBegun:
+        """Mark the change as running and say what generation and manifest it works on.
+
+        A change that ended before is not begun again. A move to a placement that a newer plan has changed is superseded.
+        """
+        with self._store.begin(progress.model) as repository:
+            change, record = repository.change(progress.change_id), repository.model(progress.model)
+            if change.state.final:
+                return ChangeBegun(generation=change.generation, revision=record.generation, final=change.state)
+            placed = repository.placement(progress.model)
+            if change.kind is ChangeKind.MOVE and (placed is None or placed.plan_id != change.plan_id):
+                message = "a newer plan places it otherwise"
+                state = ChangeState.SUPERSEDED
+                repository.update_change(change.id, state=state, reason=Reason.SUPERSEDED, message=message)
+                record_repair(repository, progress.model)
+                return ChangeBegun(generation=record.serving_generation, revision=record.generation, final=state)
+            generation = _generation_of(repository, change, record)
+            repository.update_change(change.id, state=ChangeState.RUNNING, run_id=progress.run_id)
+            _write_beginning(repository, change, record, generation, progress.run_id)
+            urgent = change.plan_id is not None and repairs_loss(repository, change.plan_id)
+        manifest = record.manifest
+        return ChangeBegun(
+            generation=generation,
+            revision=record.generation,
+            supply_patience_seconds=manifest.spec.rollout.wait_seconds,
+            urgent=urgent,
+            owner=manifest.metadata.owner or "",
+            regions=tuple(sorted({item.region for item in manifest.spec.demand})),
+        )
+
+    @activity.defn(name="resolve_snapshots", no_thread_cancel_exception=True)
+    def resolve_snapshots(self, stage: StageInput) -> Resolved:
+        """Every part's snapshot lies in the artifact store, and its manifest there is the published one."""
+        with self._store.read() as repository:
+            generation = repository.generation(stage.model, stage.generation)
+            spec = repository.model(stage.model).manifest.spec
+            placed = repository.placement(stage.model)
+            parts = sorted({**generation.snapshots, **generation.answering}.items())
+            snapshots = [repository.snapshot(stage.model, part, number) for part, number in parts]
+        for snapshot in snapshots:
+            try:
+                self._check_stored(snapshot)
+            except ArtifactError as error:
+                self._note(stage, "False", Reason(error.code), error.message, part=snapshot.part)
+                raise
+        size = sum(snapshot.manifest.size_bytes for snapshot in snapshots)
+        summary = ", ".join(f"{snapshot.part} {snapshot.number}" for snapshot in snapshots)
+        self._note(stage, "True", Reason.SUCCEEDED, f"{summary}: {size} bytes")
+        cuts = generation.serving_at is None and (spec.split is not None or generation.layout is not None)
+        places = placed is None or {part.part for part in placed.wishes.parts} != set(generation.parts)
+        note = "" if cuts or stage.kind is not ChangeKind.APPLY else untaken(generation, spec)
+        return Resolved(parts=len(snapshots), size_bytes=size, summary=summary, cuts=cuts, places=places, note=note)
+
+    @activity.defn(name="mark_superseded", no_thread_cancel_exception=True)
+    def mark_superseded(self, superseded: SupersededInput) -> Done:
+        """Write down that changes will not run because newer ones made them pointless."""
+        with self._store.begin(superseded.model) as repository:
+            for found in superseded.superseded:
+                change = repository.change(found.change_id)
+                if change.state.final:
+                    continue
+                message = f"change {found.by} is newer"
+                state = ChangeState.SUPERSEDED
+                repository.update_change(change.id, state=state, reason=Reason.SUPERSEDED, message=message)
+                if change.kind is ChangeKind.PUBLISH and change.generation is not None:
+                    repository.set_generation_state(
+                        superseded.model, change.generation, GenerationState.SUPERSEDED, message=message
+                    )
+                repository.add_event(superseded.model, "Superseded", f"{change.kind} {change.id}: {message}")
+        return Done(note=f"{len(superseded.superseded)} superseded")
+
+    def _check_stored(self, snapshot: Snapshot) -> None:
+        stored = self._artifacts.manifest(snapshot.uri)
+        if stored.digest != snapshot.digest:
+            msg = f"{snapshot.part} snapshot {snapshot.number}: the store has {stored.digest}, not {snapshot.digest}"
+            raise ArtifactDigestMismatch(msg)
+
+    def _note(self, stage: StageInput, status: str, reason: Reason, message: str, *, part: str | None = None) -> None:
+        text = f"generation {stage.generation}: {message}"
+        with self._store.begin(stage.model) as repository:
+            repository.set_condition(
+                stage.model, ConditionType.RESOLVED, "True" if status == "True" else "False", reason, text
+            )
+            place = Place(step=STEPS[ConditionType.RESOLVED], part=part)
+            cause = Cause(change=stage.change_id, reason=reason, message=message, place=place) if part else None
+            detail = cause.detail if cause is not None else None
+            repository.add_event(stage.model, ConditionType.RESOLVED.value, text, detail=detail)
+
+
+def untaken(generation: Generation, spec: ModelSpec) -> str:
+    """What of a new manifest waits for a generation of its own: other cuts than those of what serves, and an adapter less."""
+    now, wanted = generation.layout.cut if generation.layout else None, spec.split.cut if spec.split else None
+    told = [] if now == wanted else ["the changed spec.split is followed from the next publish on"]
+    if gone := sorted(set(generation.adapters) - set(spec.adapters)):
+        told.append(
+            f"generation {generation.number} keeps its adapter {', '.join(gone)}: it leaves with the next publish"
+        )
+    return "; ".join(told)
+
+
+def _generation_of(repository: Repository, change: Change, record: ModelRecord) -> int | None:
+    """The generation to serve. An apply takes what serves, else what was published last. InvalidInput, NotFound."""
+    if change.kind is ChangeKind.APPLY:
+        newest = record.serving_generation or record.target_generation
+        return newest or repository.newest_generation(record.name)
+    if change.kind in {ChangeKind.MOVE, ChangeKind.RETIRE, ChangeKind.REPAIR}:
+        return record.serving_generation
+    if change.generation is None:
+        msg = f"change {change.id}: a {change.kind} names its generation"
+        raise InvalidInput(msg, field="generation")
+    generation = repository.generation(record.name, change.generation)
+    if change.kind is ChangeKind.ROLLBACK and generation.serving_at is None:
+        served = [str(number) for number in repository.served_generations(record.name, limit=NAMED)]
+        msg = f"generation {generation.number} has never served; a rollback may go to: {', '.join(served) or 'none'}"
+        raise InvalidInput(msg, field="generation", value=generation.number, allowed=served)
+    return generation.number
+
+
+def _write_beginning(
+    repository: Repository, change: Change, record: ModelRecord, generation: int | None, run_id: str
+) -> None:
+    """What a person sees while the change runs: nothing claims to be true of the new spec yet."""
+    subject = f"{change.kind}" + (f" of generation {generation}" if generation else "")
+    repository.add_event(record.name, "Started", f"{subject} began", run_id=run_id)
+    if change.kind not in _BRINGS_A_SPEC or generation is None:
+        return
+    if change.kind is not ChangeKind.APPLY or record.serving_generation is None:
+        repository.update_model(record.name, target_generation=generation)
+    serving = f"; generation {record.serving_generation} serves" if record.serving_generation else ""
+    repository.set_condition(
+        record.name, ConditionType.UP_TO_DATE, "False", Reason.PROGRESSING, f"{subject} is under way{serving}"
+    )
+    if record.serving_generation is None:
+        message = f"nothing serves: {subject} is under way"
+        repository.set_condition(record.name, ConditionType.SERVING, "False", Reason.PROGRESSING, message)
+    for condition in (ConditionType.RESOLVED, ConditionType.VALIDATED, ConditionType.PLANNED):
+        repository.set_condition(record.name, condition, "Unknown", Reason.PENDING, f"generation {generation}")
+    if change.kind is ChangeKind.ROLLBACK:
+        for condition in (ConditionType.VALIDATED, ConditionType.PLANNED):
+            message = f"generation {generation} has served before"
+            repository.set_condition(record.name, condition, "True", Reason.SUCCEEDED, message)

@@ -1,0 +1,176 @@
+"""Optimization: cuts a published snapshot into the parts that its manifest's `split` asks for.
+
+The pieces go to the artifact store as snapshots of their own, whose parent is the one that was published, and the layout
+goes to the generation: whatever is served, planned or shown of it later follows its own layout.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from temporalio import activity
+
+from activities.optimization.split_process import CutRefused, Cutter, cut_in_process
+from activities.runtime.deadline import beat
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.artifacts.upload import ingest_directory
+from ipnext.errors import Unavailable
+from ipnext.model.fleet import HardwareOption
+from ipnext.model.lifecycle import Optimized, StageInput
+from ipnext.model.manifest import ModelSpec
+from ipnext.model.registry import Generation, Layout, LayoutPart, Segment, Snapshot, SnapshotManifest, SnapshotSource
+from ipnext.model.split import SplitPolicy, options_of
+from ipnext.model.status import ConditionType
+from ipnext.store.artifacts import sizes_of
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+from serving.splitting.report import FORM, PartReport, SplitReport
+
+LOOKED_AT = 50
+"""Generations that are cut, the newest, among which one of the same bytes is looked for."""
+
+
+class OptimizationActivities:
+    """Needs the store and the artifact store. `cutter` stands in for the process that cuts."""
+
+    def __init__(self, store: Store, artifacts: ArtifactStore, *, cutter: Cutter = cut_in_process) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._cutter = cutter
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.optimize_generation,)
+
+    @activity.defn(name="optimize_generation", no_thread_cancel_exception=True)
+    def optimize_generation(self, stage: StageInput) -> Optimized:
+        """Give a generation the layout that the manifest asks for; one that has served keeps its own.
+
+        The same snapshot cut by the same policy before, for whatever generation, is not cut again.
+        """
+        with self._store.read() as repository:
+            spec = repository.model(stage.model).manifest.spec
+            generation = repository.generation(stage.model, stage.generation)
+            source = _source(repository, generation)
+            known = generation.layout if generation.serving_at else _known(repository, spec, generation, source)
+        if known is not None or spec.split is None or generation.serving_at:
+            return self._keep(stage, known, again=True)
+        try:
+            return self._cut(stage, spec, spec.split, source)
+        except CutRefused as error:
+            return self._refuse(stage, error)
+
+    def _cut(self, stage: StageInput, spec: ModelSpec, policy: SplitPolicy, source: Snapshot) -> Optimized:
+        with tempfile.TemporaryDirectory(prefix="ipnext-cut-", ignore_cleanup_errors=True) as scratch:
+            beat("fetching the snapshot")
+            whole = self._artifacts.fetch(source.uri, Path(scratch) / "whole")
+            out = Path(scratch) / "parts"
+            report = self._cutter(whole, policy, out, beat)
+            sources = {}
+            for segment in report.segments:
+                beat(f"storing {segment.name}")
+                sources[segment.name] = ingest_directory(self._artifacts, out / segment.name, announce=self._touch)
+        with self._store.begin(stage.model) as repository:
+            layout = _layout(repository, source, report, sources, cut=policy.cut, whole=_options(spec, source.part))
+        return self._keep(stage, layout, again=False)
+
+    def _touch(self, manifest: SnapshotManifest) -> None:
+        """Keep from a collection what of a segment is in the artifact store already."""
+        with self._store.begin_free(()) as repository:
+            repository.touch_artifacts(sizes_of(manifest))
+
+    def _keep(self, stage: StageInput, layout: Layout | None, *, again: bool) -> Optimized:
+        summary = "not cut" if layout is None else _told(layout) + (" (cut before)" if again else "")
+        with self._store.begin(stage.model) as repository:
+            before = repository.generation(stage.model, stage.generation).layout
+            if layout is not None and repository.collected_snapshots(stage.model) & _segments(layout):
+                msg = "segments that were cut before were collected just now; they are cut again"
+                raise Unavailable(msg)
+            repository.set_layout(stage.model, stage.generation, layout)
+            if before != layout:
+                repository.add_event(stage.model, "Split", f"generation {stage.generation}: {summary}")
+        return Optimized(parts=len(layout.parts) if layout else 0, summary=summary)
+
+    def _refuse(self, stage: StageInput, error: CutRefused) -> Optimized:
+        message = f"generation {stage.generation}: split: {error.message}"
+        with self._store.begin(stage.model) as repository:
+            repository.set_condition(stage.model, ConditionType.VALIDATED, "False", error.reason, message)
+            repository.add_event(stage.model, "Split", message)
+        return Optimized(refused=True, reason=error.reason, summary=f"split: {error.message}")
+
+
+def _source(repository: Repository, generation: Generation) -> Snapshot:
+    """What is cut: a model that is split has one published part."""
+    return repository.snapshot(generation.model, *next(iter(generation.snapshots.items())))
+
+
+def _known(repository: Repository, spec: ModelSpec, generation: Generation, source: Snapshot) -> Layout | None:
+    """The layout of a generation of the same bytes that was cut by the same policy, and not as models were cut once."""
+    if spec.split is None:
+        return None
+    cut, gone = spec.split.cut, repository.collected_snapshots(generation.model)
+    for other in (generation, *repository.cut_before(generation.model, limit=LOOKED_AT)):
+        if other.layout is None or other.layout.cut != cut or other.layout.source != source.part:
+            continue
+        if gone & _segments(other.layout):
+            continue
+        if other.number != generation.number and other.layout.form != FORM:
+            continue
+        if _source(repository, other).digest == source.digest:
+            return other.layout
+    return None
+
+
+def _segments(layout: Layout) -> frozenset[tuple[str, int]]:
+    """(Name, snapshot) of all segments."""
+    return frozenset((segment.name, segment.snapshot) for segment in layout.segments)
+
+
+def _options(spec: ModelSpec, part: str) -> tuple[HardwareOption, ...]:
+    """Hardware of the part that is cut."""
+    return next((own.hardware for own in spec.parts if own.name == part), spec.parts[0].hardware)
+
+
+def _layout(
+    repository: Repository,
+    source: Snapshot,
+    report: SplitReport,
+    sources: Mapping[str, SnapshotSource],
+    *,
+    cut: str,
+    whole: tuple[HardwareOption, ...],
+) -> Layout:
+    """The report as a layout, with the segments' snapshots as the store numbers them."""
+    numbers = {
+        name: repository.add_segment(source.model, name, found).number for name, found in sorted(sources.items())
+    }
+    return Layout(
+        source=source.part,
+        cut=cut,
+        form=FORM,
+        equal_at=tuple(sorted(int(batch) for batch in report.bit_equal)),
+        parts=tuple(_part(part, report, numbers, options_of(part.hardware, whole)) for part in report.parts),
+        graph=report.graph,
+    )
+
+
+def _part(
+    part: PartReport, report: SplitReport, numbers: Mapping[str, int], hardware: tuple[HardwareOption, ...]
+) -> LayoutPart:
+    segments = (found for found in report.segments if found.part == part.name)
+    return LayoutPart(
+        name=part.name,
+        modules=part.modules,
+        size_bytes=part.bytes,
+        hardware=hardware,
+        segments=tuple(
+            Segment(name=s.name, stage=s.stage, snapshot=numbers[s.name], size_bytes=s.bytes) for s in segments
+        ),
+    )
+
+
+def _told(layout: Layout) -> str:
+    parts = ", ".join(f"{part.name} {part.size_bytes} bytes" for part in layout.parts)
+    batches = ", ".join(map(str, layout.equal_at))
+    return f"{layout.source} is cut into {parts}; equal in every bit at batch {batches}"

@@ -1,0 +1,208 @@
+"""Planning: one model placed on what is left of the fleet, or the whole fleet planned anew.
+
+A plan is adopted only in place of the one it was made from, so two plans never give the same supply twice.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any
+
+from temporalio import activity
+
+from activities.planning.adoption import PLACEMENT_RULES, held_plan
+from activities.planning.budget_report import budget_figures, budgets_in, without_budgets
+from activities.planning.policy import PlanningPolicy
+from activities.planning.problem import residual_problem
+from activities.planning.replan import FleetReplan
+from activities.planning.solver import PLANNER, Solver
+from activities.runtime.deadline import beat
+from activities.state.drained_fleet import Drained
+from ipnext.errors import Infeasible, InvalidInput, StaleWrite, Unavailable
+from ipnext.model.cause import STEPS, Cause, Place
+from ipnext.model.lifecycle import Planned, ReplanComputed, ReplanInput, StageInput
+from ipnext.model.plan import CurrentState, Owner, Plan, Problem
+from ipnext.model.status import ConditionType, Reason
+from ipnext.model.throughput import Unit, amount
+from ipnext.model.unserved import binding_reason
+from ipnext.model.value import digest_of
+from ipnext.names import replan_plan_id
+from ipnext.store.placements import PreparedPlan
+from ipnext.store.records import Placement, PlanRecord
+from ipnext.store.session import Store
+from planner.core.diff import diff
+from planner.verify.plan_checker import check
+
+_TURN = threading.Lock()
+"""One model is placed at a time in a process."""
+
+ADOPTIONS = 5
+"""Tries to adopt before the activity is retried as a whole."""
+
+
+class PlanningActivities:
+    """Needs the store, and a solver for the whole fleet (its own process, where many models are planned)."""
+
+    def __init__(self, store: Store, solver: Solver, policy: PlanningPolicy | None = None) -> None:
+        self._store = store
+        self._solver = solver
+        self._policy = policy or PlanningPolicy()
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.place_model, self.replan_fleet)
+
+    @activity.defn(name="place_model", no_thread_cancel_exception=True)
+    def place_model(self, stage: StageInput) -> Planned:
+        """Place one model on what all others leave, and adopt the plan. An unchanged model keeps its place.
+
+        Not feasible where nothing of it can be placed; demand that is left unmet is named in the message.
+        """
+        for _ in range(ADOPTIONS):
+            try:
+                planned = self._place_once(stage)
+            except StaleWrite:
+                beat("another plan came first; planning again")
+                continue
+            self._note(stage, planned)
+            return planned
+        msg = "other plans were adopted all the time; trying again"
+        raise Unavailable(msg)
+
+    @activity.defn(name="replan_fleet", no_thread_cancel_exception=True)
+    def replan_fleet(self, replan: ReplanInput) -> ReplanComputed:
+        """Plan all serving models anew for the replans that wait, and adopt the plan where it is worth it.
+
+        The run's id names the plan. A failure leaves the plan in force as it is: the reason is in the answer, in the
+        plan's line and in the fleet's events. What waits lies in the store; `replan` says nothing.
+        """
+        del replan
+        info = activity.info()
+        fleet_replan = FleetReplan(self._store, self._solver, self._policy, say=beat, attempt=info.attempt)
+        return fleet_replan.compute(replan_plan_id(info.workflow_run_id or ""), run_id=info.workflow_run_id or "")
+
+    def _place_once(self, stage: StageInput) -> Planned:
+        policy = self._policy
+        with self._store.read() as repository:
+            in_force, placed = repository.plan_in_force(), repository.placement(stage.model)
+            drained = Drained.of(repository.drains())
+            try:
+                problem = residual_problem(
+                    repository,
+                    stage.model,
+                    generation=stage.generation,
+                    objective=policy.objective,
+                    limits=policy.place_limits,
+                )
+            except InvalidInput as error:
+                return _infeasible(Reason.PLANNER_INFEASIBLE, error.message, Place())
+            unit = repository.model(stage.model).manifest.spec.unit
+            budgets = {item.owner: item for item in repository.fleet().spec.owners}
+        whole = tuple(Owner.of(budgets[item.owner]) if item.owner in budgets else item for item in problem.owners)
+        if placed is not None and keeps(placed, problem.model_copy(update={"owners": whole})):
+            return _planned(placed.plan_id, placed.cost_per_hour, message="the placement in force still holds")
+        try:
+            with _TURN:
+                plan = import_module(PLANNER).place(problem, [stage.model])
+        except (Infeasible, InvalidInput) as error:
+            named = next((region for region in problem.regions if repr(region) in error.message), None)
+            message = error.message.removeprefix("models[0].")
+            return _infeasible(Reason.PLANNER_INFEASIBLE, message, Place(region=named))
+        rules = [rule for unmet in plan.unmet for rule in unmet.rules]
+        figures = self._budget_figures(problem, whole, stage.model, rules)
+        if not plan.replicas:
+            most = max(plan.unmet, key=lambda unmet: unmet.qps, default=None)
+            place = Place(region=most.region if most else None)
+            message = _joined(unplaced_message(plan), figures, drained.advice)
+            return _infeasible(binding_reason(rules), message, place)
+        base, cost = (in_force.id, in_force.cost_per_hour) if in_force else (None, 0.0)
+        record = _record(stage, problem, plan, before=placed, base=base, fleet_cost=cost)
+        prepared = PreparedPlan.of(record)
+        with self._store.begin(stage.model) as repository:
+            repository.check_fence(stage.change_id)
+            repository.adopt_plan(prepared, expected=base)
+        message = _joined(_unmet_message(plan, unit), figures)
+        return _planned(record.id, plan.cost_per_hour, moves=record.diff.moves, message=message)
+
+    def _budget_figures(self, problem: Problem, whole: Sequence[Owner], model: str, rules: Sequence[str]) -> str:
+        """What the budgets that bind would have to be; `whole` are the owners with what they may spend on all their models."""
+        if not budgets_in(rules):
+            return ""
+        try:
+            with _TURN:
+                unbounded = import_module(PLANNER).place(without_budgets(problem), [model])
+        except (Infeasible, InvalidInput):
+            unbounded = None
+        return budget_figures(rules, problem, unbounded, owners=whole)
+
+    def _note(self, stage: StageInput, planned: Planned) -> None:
+        message = f"generation {stage.generation}" + (f": {planned.message}" if planned.message else "")
+        with self._store.begin(stage.model) as repository:
+            repository.set_condition(
+                stage.model, ConditionType.PLANNED, "True" if planned.feasible else "False", planned.reason, message
+            )
+            detail = {"plan": planned.plan_id, "moves": planned.moves}
+            if not planned.feasible:
+                place = planned.place.model_copy(update={"step": STEPS[ConditionType.PLANNED]})
+                cause = Cause(change=stage.change_id, reason=planned.reason, message=planned.message, place=place)
+                detail |= cause.detail
+            repository.add_event(stage.model, ConditionType.PLANNED.value, message, detail=detail)
+
+
+def keeps(placed: Placement, problem: Problem) -> bool:
+    """Whether a model may stay where the plan in force has it: the same wishes as then, all met, no rule broken.
+
+    `problem` holds the model alone, on the supply that the others leave.
+    """
+    if placed.wishes != problem.models[0] or placed.unmet or not placed.replicas:
+        return False
+    alone = held_plan([placed], problem)
+    if alone is None or alone.unmet:
+        return False
+    return not any(violation.rule in PLACEMENT_RULES for violation in check(problem, alone))
+
+
+def _record(
+    stage: StageInput, problem: Problem, plan: Plan, *, before: Placement | None, base: str | None, fleet_cost: float
+) -> PlanRecord:
+    """The plan of one model; its difference tells the whole fleet's cost."""
+    change = diff(before.state if before else CurrentState(), plan)
+    after = fleet_cost - (before.cost_per_hour if before else 0.0) + plan.cost_per_hour
+    costs = {"cost_per_hour_before": fleet_cost, "cost_per_hour_after": float(f"{after:.12g}")}
+    return PlanRecord(
+        id=f"{stage.change_id}.{digest_of([digest_of(plan), base])[:12]}",
+        trigger=f"{stage.kind} {stage.model}",
+        scope=stage.model,
+        input_digest=digest_of(problem),
+        problem=problem,
+        plan=plan,
+        diff=change.model_copy(update=costs),
+        created_at=datetime.now(UTC),
+    )
+
+
+def _planned(plan_id: str, cost: float, *, moves: int = 0, message: str) -> Planned:
+    return Planned(plan_id=plan_id, feasible=True, moves=moves, cost_per_hour=cost, message=message)
+
+
+def _infeasible(reason: Reason, message: str, place: Place) -> Planned:
+    return Planned(plan_id="", feasible=False, moves=0, cost_per_hour=0.0, reason=reason, message=message, place=place)
+
+
+def _joined(*texts: str) -> str:
+    return "; ".join(text for text in texts if text)
+
+
+def unplaced_message(plan: Plan) -> str:
+    """Why a plan of one model has no replica, in words."""
+    rules = dict.fromkeys(rule for unmet in plan.unmet for rule in unmet.rules)
+    return f"nothing can be placed: {'; '.join(rules)}"
+
+
+def _unmet_message(plan: Plan, unit: Unit) -> str:
+    """What is left unserved, in words; empty where nothing is."""
+    lines = [
+        f"{amount(unmet.qps, unit)} of {unmet.region} stay unserved ({', '.join(unmet.rules)})" for unmet in plan.unmet
+    ]
+    return "; ".join(lines)

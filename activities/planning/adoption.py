@@ -1,0 +1,260 @@
+"""When a plan replaces the one in force, and how the plan in force follows what really runs."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from activities.planning.problem import fleet_problem, model_as_served, model_problem, running
+from ipnext.model.lifecycle import ChangeKind
+from ipnext.model.plan import (
+    CurrentState,
+    Plan,
+    Problem,
+    ReplicaCount,
+    SolverInfo,
+    TrafficShare,
+    Unmet,
+)
+from ipnext.model.throughput import REQUESTS, TOKENS, Unit, amount, in_unit, unit_in
+from ipnext.model.value import digest_of
+from ipnext.store.placements import PreparedPlan
+from ipnext.store.records import Placement, PlanRecord
+from ipnext.store.repository import Repository
+from planner.core.diff import diff
+from planner.owner_priority import compared_by_level, unmet_by_level
+from planner.verify.plan_checker import check
+
+PLACEMENT_RULES = frozenset({"served", "latency", "capacity", "survive", "min_replicas", "supply", "budget", "names"})
+"""Rules that say whether a placement holds; the others concern a plan's own figures."""
+
+NOISE = 1e-6
+"""Two figures that differ by less are the same."""
+
+ROW = "what runs"
+"""Method of a plan that was not searched but seen."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to adopt a plan, and why, in words."""
+
+    adopt: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What rows cost and leave unserved, in $/h; `unmet` in requests a second times priority."""
+
+    cost: float
+    latency: float
+    moves: float
+    unmet: float
+
+    @property
+    def spent(self) -> float:
+        """All but what is unserved."""
+        return self.cost + self.latency + self.moves
+
+
+def replaces(
+    plan: Plan, held: Plan | None, problem: Problem, *, dead_band: float, tokens: Collection[str] = ()
+) -> Verdict:
+    """Adopt a plan where the one in force breaks a rule of today's problem, serves less, or costs clearly more.
+
+    `held` is the plan in force read as a plan of today's problem (`held_plan`). What is saved counts hardware at today's
+    prices, latency and the moves themselves, against `dead_band` as a share of the hardware's cost. `tokens` names the
+    models whose demand is in tokens a second.
+    """
+    if held is None:
+        return Verdict(adopt=True, message="the first plan")
+    if not rows_differ(held, plan):
+        return Verdict(adopt=False, message="the plan in force is the best one found")
+    broken = [violation for violation in check(problem, held) if violation.rule in PLACEMENT_RULES]
+    if broken:
+        model = broken[0].subject.partition(" ")[0].partition("/")[0]
+        what = in_unit(broken[0].message, unit_in(model, tokens))
+        return Verdict(adopt=True, message=f"the plan in force no longer holds: {broken[0].subject}: {what}")
+    before, after = figures_of(problem, held), figures_of(problem, plan)
+    order = compared_by_level(unmet_by_level(problem, plan), unmet_by_level(problem, held), noise=NOISE)
+    if order < 0:
+        return Verdict(adopt=True, message=_more_served(held, plan, tokens))
+    saved = before.spent - after.spent
+    share = saved / before.cost if before.cost > 0 else 0.0
+    words = f"saves {saved:.2f} $/h ({share:.1%})"
+    if order == 0 and saved > 0 and share >= dead_band:
+        return Verdict(adopt=True, message=words)
+    return Verdict(adopt=False, message=f"{words}, within the dead band of {dead_band:.1%}: nothing moves")
+
+
+def _more_served(held: Plan, plan: Plan, tokens: Collection[str]) -> str:
+    """`40 requests/s and 300 tokens/s more are served`."""
+    served: dict[Unit, float] = {REQUESTS: 0.0, TOKENS: 0.0}
+    for sign, items in ((1, held.unmet), (-1, plan.unmet)):
+        for item in items:
+            served[unit_in(item.model, tokens)] += sign * item.qps
+    told = [amount(figure, unit) for unit, figure in served.items() if figure > NOISE]
+    return f"{' and '.join(told)} more are served" if told else "demand of higher priority is served"
+
+
+def held_plan(placements: Iterable[Placement], problem: Problem) -> Plan | None:
+    """The plan in force as a plan of today's problem: its rows, and as unmet what they leave of today's demand.
+
+    None where nothing is placed. Rows of models that the problem does not have stay in it: such a plan does not hold.
+    """
+    found = tuple(placements)
+    if not found:
+        return None
+    replicas = tuple(row for placed in found for row in placed.replicas)
+    traffic = tuple(row for placed in found for row in placed.traffic)
+    return _seen(replicas, traffic, unmet=_unmet(problem, traffic))
+
+
+def figures_of(problem: Problem, plan: Plan) -> Figures:
+    """The objective's terms of a plan's rows."""
+    units = {(m.model, p.part, o.hardware): o.units for m in problem.models for p in m.parts for o in p.options}
+    prices = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
+    now = {_placement(row): row.count for row in problem.current.replicas}
+    rtt = {
+        (origin, to): problem.rtt_ms[i][j]
+        for i, origin in enumerate(problem.regions)
+        for j, to in enumerate(problem.regions)
+    }
+    demand = {(m.model, item.region): item.qps for m in problem.models for item in m.demand}
+    started = sum(max(0, row.count - now.get(_placement(row), 0)) for row in plan.replicas)
+    travelled = sum(
+        demand.get((row.model, row.origin), 0.0) * row.fraction * rtt.get((row.origin, row.to), 0.0)
+        for row in plan.traffic
+    )
+    return Figures(
+        cost=cost_of(plan.replicas, units, prices),
+        latency=problem.objective.latency_weight * travelled,
+        moves=problem.objective.move_cost * started,
+        unmet=sum(unmet_by_level(problem, plan)),
+    )
+
+
+def cost_of(
+    replicas: Iterable[ReplicaCount],
+    units: Mapping[tuple[str, str, str], float],
+    prices: Mapping[tuple[str, str], float],
+) -> float:
+    """$/h of replicas; `units` by model, part and hardware, `prices` by region and hardware."""
+    cost = sum(
+        row.count * units.get((row.model, row.part, row.hardware), 0.0) * prices.get((row.region, row.hardware), 0.0)
+        for row in replicas
+    )
+    return float(f"{cost:.12g}")
+
+
+def rows_differ(one: Plan | CurrentState, other: Plan | CurrentState) -> bool:
+    """Whether two plans place or route anything differently."""
+    return _rows(one) != _rows(other)
+
+
+def rows_by_model(state: Plan | CurrentState) -> Mapping[str, CurrentState]:
+    """The rows of each model that has any."""
+    replicas: dict[str, list[ReplicaCount]] = defaultdict(list)
+    traffic: dict[str, list[TrafficShare]] = defaultdict(list)
+    for row in state.replicas:
+        if row.count:
+            replicas[row.model].append(row)
+    for share in state.traffic:
+        if share.fraction > 0:
+            traffic[share.model].append(share)
+    return {
+        model: CurrentState(replicas=tuple(replicas.get(model, ())), traffic=tuple(traffic.get(model, ())))
+        for model in sorted(replicas.keys() | traffic.keys())
+    }
+
+
+def settle(repository: Repository, model: str, *, change_id: str) -> None:
+    """Let the plan in force say what really runs of a model: after a change that did not come through.
+
+    What it gives all other models stays. If what runs carries less than is sent to it, as after a disaster, a replan is recorded:
+    the plan that would have mended it may be the one that is replaced now. A move asks for none, or two could follow each other
+    for ever.
+    """
+    in_force, placed = repository.lock_plan_in_force(), repository.placement(model)
+    if in_force is None:
+        return
+    manifest = repository.model(model).manifest
+    demanding = {item.region for item in manifest.spec.demand}
+    tables = [table for table in repository.routes(model) if table.region in demanding]
+    actual = running(repository.deployments(model), tables)
+    planned = placed.state if placed else CurrentState()
+    if not rows_differ(planned, actual):
+        return
+    wishes = placed.wishes if placed else model_problem(repository.as_measured(manifest, None))
+    if not {row.part for row in actual.replicas} <= {part.part for part in wishes.parts}:
+        wishes = model_problem(model_as_served(repository, model, repository.model(model).serving_generation))
+    problem = fleet_problem(repository.fleet().spec, [wishes] if actual.replicas else [])
+    plan = _seen(actual.replicas, actual.traffic, cost=figures_of(problem, _seen(actual.replicas, ())).cost)
+    record = PlanRecord(
+        id=f"{change_id}.settled.{digest_of([digest_of(plan), in_force])[:12]}",
+        trigger=f"settle {model}",
+        scope=model,
+        input_digest=digest_of(problem),
+        problem=problem,
+        plan=plan,
+        diff=diff(planned, plan),
+        message=f"the plan follows what runs of {model}",
+        created_at=datetime.now(UTC),
+    )
+    repository.adopt_plan(PreparedPlan.of(record), expected=in_force)
+    change = repository.change(change_id)
+    if change.kind is not ChangeKind.MOVE and is_short(problem, plan):
+        repository.add_shortage_replan(model, change.sequence)
+
+
+def is_short(problem: Problem, plan: Plan) -> bool:
+    """Whether a part has less throughput somewhere than the plan sends there."""
+    return any(violation.rule == "capacity" for violation in check(problem, plan))
+
+
+def _seen(
+    replicas: Iterable[ReplicaCount],
+    traffic: Iterable[TrafficShare],
+    *,
+    unmet: tuple[Unmet, ...] = (),
+    cost: float = 0.0,
+) -> Plan:
+    """Rows as a plan that nobody searched for; nothing is proved of it."""
+    return Plan(
+        status="feasible",
+        objective=cost,
+        bound=0.0,
+        gap=1.0 if cost > 0 else 0.0,
+        bound_covers="nothing: it was not searched for",
+        cost_per_hour=cost,
+        replicas=tuple(sorted(replicas, key=_placement)),
+        traffic=tuple(sorted(traffic, key=_route)),
+        unmet=unmet,
+        solver=SolverInfo(method=ROW, seconds=0.0),
+    )
+
+
+def _unmet(problem: Problem, traffic: Iterable[TrafficShare]) -> tuple[Unmet, ...]:
+    served: dict[tuple[str, str], float] = defaultdict(float)
+    for row in traffic:
+        served[row.model, row.origin] += row.fraction
+    return tuple(
+        Unmet(model=model.model, region=item.region, qps=item.qps * left, rules=("kept",))
+        for model in problem.models
+        for item in model.demand
+        if (left := 1 - served[model.model, item.region]) > NOISE and item.qps > 0
+    )
+
+
+def _placement(row: ReplicaCount) -> tuple[str, str, str, str]:
+    return (row.model, row.part, row.region, row.hardware)
+
+
+def _route(row: TrafficShare) -> tuple[str, str, str]:
+    return (row.model, row.origin, row.to)
+
+
+def _rows(state: Plan | CurrentState) -> Mapping[tuple[str, ...], float]:
+    replicas: dict[tuple[str, ...], float] = {_placement(row): row.count for row in state.replicas if row.count}
+    return replicas | {_route(row): round(row.fraction, 6) for row in state.traffic if row.fraction > 0}

@@ -1,0 +1,112 @@
+"""Models whose users or replicas are left on a generation that does not serve, and the repairs recorded for them.
+
+A change that ends with something not reverted leaves such a model, and so does a run that was terminated. Called in the unit
+of work that ends a change, and by the reconciler for what came about otherwise.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from activities.planning.adoption import settle
+from activities.state.drained_fleet import Drained
+from ipnext import names
+from ipnext.model.deployment import Deployment, RouteTable
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
+from ipnext.store.ending import write_ready
+from ipnext.store.repository import Repository
+
+FIRST_PAUSE = timedelta(seconds=15)
+"""After a repair that failed; each further failure in a row doubles it."""
+
+LONGEST_PAUSE = timedelta(minutes=10)
+
+LOOKED_AT = 8
+"""Newest changes of a model that are read to count repairs which failed in a row: the pause is at its longest by then."""
+
+
+def drift_of(repository: Repository, model: str) -> str:
+    """What of a model is on a generation that does not serve, in words; empty if nothing is. NotFound for an unknown model.
+
+    Generations that served before and stay loaded are no drift, nor is anything while a region of the model is lost.
+    """
+    record = repository.model(model)
+    serving = record.serving_generation
+    if record.retired or serving is None:
+        return ""
+    tables, deployments = repository.routes(model), repository.deployments(model)
+    lost = Drained.of(repository.drains()).lost
+    if lost.intersection({*(t.region for t in tables), *(d.key.region for d in deployments if d.replicas)}):
+        return ""
+    loaded = {number for found in deployments for number in found.generations}
+    told = [
+        *_astray(tables, serving),
+        *_left_behind(deployments, serving, repository.have_served(model, loaded)),
+    ]
+    return f"{'; '.join(told)}; generation {serving} serves" if told else ""
+
+
+def record_repair(repository: Repository, model: str, *, now: datetime | None = None) -> Change | None:
+    """Record a repair of a model that drifted, in the caller's unit of work. None if it did not, or it is too early.
+
+    Only if no change of the model is open: one that waits or runs brings the model to one generation itself.
+    """
+    changes = repository.changes(model, limit=LOOKED_AT)
+    if not changes or not all(change.state.final for change in changes) or _pauses(changes, now or datetime.now(UTC)):
+        return None
+    why = drift_of(repository, model)
+    if not why:
+        return None
+    change_id = names.repair_id(model, changes[0].sequence + 1)
+    repair = repository.add_change(model, ChangeKind.REPAIR, change_id=change_id)
+    repository.add_event(model, "RepairRecorded", why)
+    return repair
+
+
+def withdraw_unserved(repository: Repository, model: str) -> bool:
+    """Forget the routes and replicas of a model of which no generation serves, in the caller's unit of work.
+
+    A first publish that was not reverted everywhere leaves them; there is nothing to repair to. Regions remove them in the
+    same pass, or when they are back. False if the model has an open change, a generation that serves, or nothing left.
+    """
+    if model not in repository.models_unserved():
+        return False
+    deployments = repository.deployments(model)
+    repository.delete_routes(model)
+    for deployment in deployments:
+        repository.delete_deployment(deployment.key)
+    newest = repository.changes(model, limit=1)
+    if newest:
+        settle(repository, model, change_id=newest[0].id)
+    repository.add_event(
+        model, "Withdrawn", f"no generation serves: {len(deployments)} replica sets and all routes are removed"
+    )
+    write_ready(repository, repository.model(model))
+    return True
+
+
+def _pauses(changes: Iterable[Change], now: datetime) -> bool:
+    """Whether the last repairs failed too lately to try again. `changes`: newest first, all ended."""
+    failed = 0
+    newest: datetime | None = None
+    for change in changes:
+        if change.kind is not ChangeKind.REPAIR or change.state is ChangeState.DONE:
+            break
+        newest = newest or change.finished_at
+        failed += 1
+    return newest is not None and now < newest + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed - 1))
+
+
+def _astray(tables: Iterable[RouteTable], serving: int) -> Iterable[str]:
+    for table in tables:
+        others = sorted({s.generation for s in table.shares if s.fraction > 0 and s.generation != serving})
+        if others:
+            yield f"users of {table.region} are sent to generation {', '.join(map(str, others))}"
+
+
+def _left_behind(deployments: Iterable[Deployment], serving: int, served: frozenset[int]) -> Iterable[str]:
+    """Replicas of a generation that does not serve: in processes of their own, or loaded though it never served."""
+    for found in deployments:
+        left = {number for number, count in found.own.items() if count and number != serving}
+        left |= {number for number in found.generations if number != serving and number not in served}
+        if found.replicas and left:
+            yield f"{found.key.part} in {found.key.region} holds generation {', '.join(map(str, sorted(left)))}"

@@ -1,0 +1,226 @@
+"""One turn of a replan that moves a fleet: how those stand that were asked, and the next ones are asked.
+
+One activity for a whole window: no model holds a slot of the worker while it moves. Which models have to move, and how far
+that is, lies in the store; a turn reads beside the writers, and each change is recorded in a unit of its model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from temporalio import activity
+
+from activities.planning.move_order import Cell, Move, fits
+from activities.planning.problem import running
+from activities.runtime.deadline import beat
+from activities.state.drained_fleet import Drained, repairs_loss, without_drained
+from ipnext import names
+from ipnext.model.lifecycle import Change, ChangeKind, ChangeState
+from ipnext.model.moving import NAMED, MoveTrouble, MoveTurn, MoveTurnResult, PlannedMove, ReplanProgress
+from ipnext.model.plan import CurrentState
+from ipnext.store.records import Placement
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+SUBMITS = 8
+"""Changes that are given to their entities side by side."""
+
+CANDIDATES = 4
+"""So many times the window's room are looked at for models that have supply now."""
+
+PAGE = 1000
+"""Moves under way that one query reads."""
+
+GONE = "the plan in force does not know it any more"
+
+Submit = Callable[[Change], None]
+"""Gives a recorded change to its model's entity. Raises Unavailable."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How the moves under way stand, and which come next: read in one unit."""
+
+    moving: Sequence[PlannedMove]
+    held: Mapping[str, str]
+    """Model -> why it is held, of those that move."""
+    moved: frozenset[int]
+    failed: Mapping[int, str]
+    chosen: Sequence[tuple[PlannedMove, Placement]]
+    gone: frozenset[int]
+    paused: str
+    repair_waits: bool
+
+
+class MoverActivities:
+    """Needs the store and a way to submit a change."""
+
+    def __init__(self, store: Store, submit: Submit) -> None:
+        self._store = store
+        self._submit = submit
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.move_models,)
+
+    @activity.defn(name="move_models", no_thread_cancel_exception=True)
+    def move_models(self, turn: MoveTurn) -> MoveTurnResult:
+        """Look at those that move, and ask as many of the next ones as there is room and supply for: once for each plan.
+
+        A model whose supply others still hold is passed over, unless nothing moves that could free it: then its
+        transition says what it lacks. While moves are paused none is asked, unless the replan repairs the loss of a region.
+        """
+        with self._store.read() as repository:
+            look = _look(repository, turn)
+        changes = {move.position: self._recorded(placed) for move, placed in look.chosen}
+        progress = self._written(turn, look, changes)
+        self._submit_all([change for change in changes.values() if change.state is ChangeState.RECORDED])
+        return MoveTurnResult(progress=progress, repair_waits=look.repair_waits)
+
+    def _recorded(self, placed: Placement) -> Change:
+        change_id = names.move_id(placed.plan_id, placed.model)
+        with self._store.begin(placed.model) as repository:
+            return repository.add_change(placed.model, ChangeKind.MOVE, change_id=change_id, plan_id=placed.plan_id)
+
+    def _written(self, turn: MoveTurn, look: _Look, changes: Mapping[int, Change]) -> ReplanProgress:
+        """Write down what has changed, if anything has; the progress afterwards."""
+        failed = {**look.failed, **dict.fromkeys(look.gone, GONE)}
+        if not (changes or look.moved or failed):
+            with self._store.read() as repository:
+                progress = _progress(repository, turn, look)
+                if repository.progress_of(turn.plan_id) == progress:
+                    return progress
+        with self._store.begin(turn.plan_id) as repository:
+            asked = {position: change.id for position, change in changes.items()}
+            repository.mark_asked(turn.plan_id, asked)
+            repository.mark_moved(turn.plan_id, look.moved if turn.wait else {*look.moved, *asked})
+            repository.mark_failed(turn.plan_id, failed)
+            progress = _progress(repository, turn, look)
+            repository.note_progress(turn.plan_id, progress)
+        return progress
+
+    def _submit_all(self, changes: Sequence[Change]) -> None:
+        beat(f"asking {len(changes)} models to move")
+        with ThreadPoolExecutor(SUBMITS, thread_name_prefix="ask-to-move") as pool:
+            list(pool.map(self._submit, changes))
+
+
+def _look(repository: Repository, turn: MoveTurn) -> _Look:
+    moving = _under_way(repository, turn.plan_id)
+    changes = repository.changes_named([move.change_id for move in moving])
+    held = {**repository.held_models([move.model for move in moving]), **repository.frozen_models()}
+    moved, failed = set[int](), dict[int, str]()
+    for move in moving:
+        change = changes.get(move.change_id)
+        if change is None or not change.state.final:
+            continue
+        if change.state is ChangeState.DONE:
+            moved.add(move.position)
+        else:
+            failed[move.position] = f"{change.state}: {change.message}"
+    left = [move for move in moving if move.position not in moved and move.position not in failed]
+    busy = [move for move in left if move.model not in held]
+    paused = _paused(repository, turn.plan_id)
+    room = max(0, turn.window - _taking(busy, turn.patience_seconds)) if turn.asking and not paused else 0
+    chosen, gone = _candidates(repository, turn.plan_id, room, busy=bool(busy))
+    return _Look(
+        moving=left,
+        held={move.model: held[move.model] for move in left if move.model in held},
+        moved=frozenset(moved),
+        failed=failed,
+        chosen=chosen,
+        gone=gone,
+        paused=paused,
+        repair_waits=_repair_waits(repository),
+    )
+
+
+def _under_way(repository: Repository, plan_id: str) -> list[PlannedMove]:
+    """All models that were asked and have not ended, page by page."""
+    found = list[PlannedMove]()
+    while page := repository.moves(plan_id, state="moving", after=found[-1].position if found else -1, limit=PAGE):
+        found += page
+    return found
+
+
+def _candidates(
+    repository: Repository, plan_id: str, room: int, *, busy: bool
+) -> tuple[list[tuple[PlannedMove, Placement]], frozenset[int]]:
+    """The next models that fit, at most `room`; and those that have no way to go."""
+    if not room:
+        return [], frozenset()
+    waiting = repository.moves(plan_id, state="waiting", limit=CANDIDATES * room)
+    free = _free(repository) if waiting else {}
+    fitting, passed, gone = list[tuple[PlannedMove, Placement]](), list[tuple[PlannedMove, Placement]](), set[int]()
+    for move in waiting:
+        placed = repository.placement(move.model)
+        if placed is None:
+            gone.add(move.position)
+        elif len(fitting) < room:
+            (fitting if fits(_room_of(repository, placed), free) else passed).append((move, placed))
+    return fitting or ([] if busy else passed[:1]), frozenset(gone)
+
+
+def _taking(busy: Sequence[PlannedMove], patience_seconds: float) -> int:
+    """Models that take a place of the window: those that have not moved for long yet."""
+    long_ago = datetime.now(UTC) - timedelta(seconds=patience_seconds)
+    return sum(move.asked_at is None or move.asked_at > long_ago for move in busy)
+
+
+def _paused(repository: Repository, plan_id: str) -> str:
+    """Why no model may be asked now; empty if models may. The repair of a lost region passes a pause: its users have nothing else."""
+    pause = repository.moves_pause()
+    if pause is None or repairs_loss(repository, plan_id):
+        return ""
+    return pause.reason
+
+
+def _progress(repository: Repository, turn: MoveTurn, look: _Look) -> ReplanProgress:
+    counts = repository.move_counts(turn.plan_id)
+    moved = counts.get("moved", 0)
+    return ReplanProgress(
+        total=sum(counts.values()),
+        moved=moved,
+        moving=counts.get("moving", 0),
+        held=len(look.held),
+        waiting=counts.get("waiting", 0),
+        failed=counts.get("failed", 0),
+        moving_models=_first_moving(repository, turn.plan_id, look),
+        held_models=tuple(sorted(look.held))[:NAMED],
+        troubles=_troubles(repository, turn.plan_id) if counts.get("failed") else (),
+        paused=look.paused,
+        per_minute=round(60 * moved / turn.busy_seconds, 1) if turn.busy_seconds > 0 else 0.0,
+    )
+
+
+def _first_moving(repository: Repository, plan_id: str, look: _Look) -> tuple[str, ...]:
+    moving = repository.moves(plan_id, state="moving", limit=NAMED + min(len(look.held), PAGE))
+    return tuple(move.model for move in moving if move.model not in look.held)[:NAMED]
+
+
+def _troubles(repository: Repository, plan_id: str) -> tuple[MoveTrouble, ...]:
+    return repository.newest_failures(plan_id, limit=NAMED)
+
+
+def _repair_waits(repository: Repository) -> bool:
+    """Whether a region is lost and its drain's replan has not begun: models may be answered nowhere until it has."""
+    return bool(Drained.of(repository.drains()).lost) and repository.waiting_replans("drain") > 0
+
+
+def _free(repository: Repository) -> Mapping[Cell, float]:
+    """0 in cells whose supply holds all that is placed or runs there, below 0 where something has to leave first."""
+    fleet = without_drained(repository.fleet().spec, Drained.of(repository.drains()))
+    needed = repository.units_needed(but=())
+    return {
+        (item.region, item.hardware): item.units - needed.get((item.region, item.hardware), 0.0)
+        for item in fleet.supply
+    }
+
+
+def _room_of(repository: Repository, placed: Placement) -> Move:
+    """The cells that a model grows in. What it takes there is counted as needed already, so it asks for nothing more."""
+    now = running(repository.deployments(placed.model), ())
+    grown = Move.of(placed, now if now.replicas else CurrentState())
+    return Move(placed.model, dict.fromkeys(grown.grows, 0.0), grown.shrinks)

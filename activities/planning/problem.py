@@ -1,0 +1,332 @@
+"""The planner's problem as the store knows it: fleet, models, what runs, and what other models need of the supply."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from activities.state.drained_fleet import NOTHING, Drained, eased, without_drained
+from activities.state.wave_state import Slot, peak
+from ipnext.errors import InvalidInput
+from ipnext.model.deployment import Deployment, RouteTable
+from ipnext.model.fleet import FleetSpec, OwnerBudget
+from ipnext.model.layout import laid_out, parts_of
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.plan import (
+    CurrentState,
+    Limits,
+    ModelProblem,
+    Objective,
+    Owner,
+    PartOption,
+    PartProblem,
+    Problem,
+    RegionDemand,
+    RegionSupply,
+    ReplicaCount,
+    TrafficShare,
+)
+from ipnext.model.registry import Generation, Layout
+from ipnext.model.rollout import Transition
+from ipnext.model.wire import decode
+from ipnext.store.placements import Units
+from ipnext.store.records import HeldSlot, ModelRecord, Moving, Placement
+from ipnext.store.repository import Repository
+
+REMEMBERED = 4096
+"""Documents of models under way whose figures are kept."""
+
+
+def model_problem(manifest: ModelManifest) -> ModelProblem:
+    """A manifest as the planner reads it; `qps` there is in the model's unit.
+
+    InvalidInput where the throughput of a part was never measured and nobody declared it.
+    """
+    spec = manifest.spec
+    return ModelProblem(
+        model=manifest.name,
+        owner=manifest.metadata.owner,
+        priority=spec.priority,
+        latency_tolerance_ms=spec.latency_tolerance_ms,
+        survive=spec.survive,
+        budget_per_hour=spec.budget_per_hour,
+        demand=tuple(RegionDemand.trusted(item.region, item.amount) for item in spec.demand),
+        parts=tuple(
+            PartProblem(
+                part=part.name,
+                min_replicas=part.min_replicas,
+                options=tuple(PartOption.trusted(o.kind, o.units, o.throughput) for o in part.hardware),
+            )
+            for part in spec.hosted
+        ),
+    )
+
+
+def within_fleet(model: ModelProblem, fleet: FleetSpec) -> ModelProblem | None:
+    """The model without what the fleet no longer has, so that one model's leftovers don't stop all others.
+
+    Demand from regions that are gone, or that no region reaches within the model's tolerance any more, is left out. None
+    where no demand remains, or a part has no way to run any more: the planner would refuse the whole problem.
+    """
+    parts = [
+        part.model_copy(update={"options": tuple(o for o in part.options if o.hardware in fleet.hardware)})
+        for part in model.parts
+    ]
+    if not all(part.options for part in parts):
+        return None
+    nearest = {region: min(row) for region, row in zip(fleet.regions, fleet.rtt_ms, strict=True)}
+    demand = tuple(
+        item
+        for item in model.demand
+        if item.region in nearest and (item.qps == 0 or nearest[item.region] <= model.latency_tolerance_ms)
+    )
+    if not any(item.qps > 0 for item in demand):
+        return None
+    return model.model_copy(update={"parts": tuple(parts), "demand": demand})
+
+
+def fleet_problem(
+    fleet: FleetSpec,
+    models: Sequence[ModelProblem],
+    *,
+    current: CurrentState | None = None,
+    objective: Objective | None = None,
+    limits: Limits | None = None,
+    priorities: Mapping[str, int] | None = None,
+) -> Problem:
+    """The whole problem. An owner that the fleet does not name has no limit; rows of unknown names are left out.
+
+    `priorities`: owner -> its priority; an owner that is not named has 0.
+    """
+    owners = {item.owner: Owner.of(item) for item in fleet.owners}
+    for model in models:
+        owners.setdefault(model.owner, Owner(owner=model.owner))
+    for name, priority in sorted((priorities or {}).items()):
+        if name in owners:
+            owners[name] = owners[name].model_copy(update={"priority": priority})
+    return Problem(
+        regions=fleet.regions,
+        rtt_ms=fleet.rtt_ms,
+        hardware=fleet.hardware,
+        supply=tuple(RegionSupply.of(item) for item in fleet.supply),
+        owners=tuple(owners.values()),
+        models=tuple(models),
+        current=_known_rows(fleet, models, current or CurrentState()),
+        objective=objective or Objective(),
+        limits=limits or Limits(),
+    )
+
+
+def running(deployments: Iterable[Deployment], tables: Iterable[RouteTable]) -> CurrentState:
+    """What runs, all generations together."""
+    shares: dict[tuple[str, str, str], float] = {}
+    for table in tables:
+        for share in table.shares:
+            route = (table.model, table.region, share.to)
+            shares[route] = shares.get(route, 0.0) + share.fraction
+    return CurrentState(
+        replicas=tuple(
+            ReplicaCount(**deployment.key.model_dump(), count=deployment.replicas)
+            for deployment in deployments
+            if deployment.replicas
+        ),
+        traffic=tuple(
+            TrafficShare.model_validate({"model": model, "from": origin, "to": to, "fraction": min(fraction, 1.0)})
+            for (model, origin, to), fraction in sorted(shares.items())
+            if fraction > 0
+        ),
+    )
+
+
+def planned_models(
+    fleet: FleetSpec,
+    records: Iterable[ModelRecord],
+    placements: Mapping[str, Placement],
+    cut: Mapping[str, Sequence[Generation]] | None = None,
+    drained: Drained = NOTHING,
+) -> list[ModelProblem]:
+    """Models that serve, or hold capacity by the plan in force, as their newest manifests wish.
+
+    `cut`: model -> its cut generations that serve or shall serve. `fleet` is the whole one, drained regions included.
+    """
+    found = []
+    for record in records:
+        placed = placements.get(record.name)
+        if record.retired or not (record.serving_generation or (placed and placed.replicas)):
+            continue
+        generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
+        fitting = within_fleet(_wishes(laid_out(record.manifest, generation), placed), fleet)
+        if fitting is not None:
+            found.append(eased(fitting, fleet, drained))
+    return found
+
+
+def _wishes(manifest: ModelManifest, placed: Placement | None) -> ModelProblem:
+    """As the manifest wishes; as when it was placed where its throughput is not known any more."""
+    try:
+        return model_problem(manifest)
+    except InvalidInput:
+        if placed is None:
+            raise
+        return placed.wishes
+
+
+def _planned_generation(record: ModelRecord, placed: Placement | None, cut: Sequence[Generation]) -> Generation | None:
+    """The cut generation whose parts the model is placed by; else the one that serves, where that is cut."""
+    parts = {part.part for part in placed.wishes.parts} if placed else set()
+    serving = next((found for found in cut if found.number == record.serving_generation), None)
+    if record.serving_generation is None and cut:
+        return cut[-1]
+    return next((found for found in cut if set(found.parts) == parts), serving)
+
+
+def model_as_served(repository: Repository, model: str, generation: int | None) -> ModelManifest:
+    """A model's manifest with the parts that hosts hold of a generation, and with measured throughput. NotFound."""
+    manifest = repository.as_measured(repository.model(model).manifest, generation)
+    return laid_out(manifest, repository.generation(model, generation) if generation else None)
+
+
+def fleet_left(fleet: FleetSpec, deployments: Iterable[Deployment], planned: Collection[str]) -> FleetSpec:
+    """The fleet without what runs of models that are not planned: it stays theirs until it ends."""
+    used: Units = {}
+    for deployment in deployments:
+        key = deployment.key
+        if key.model not in planned:
+            cell = (key.region, key.hardware)
+            used[cell] = used.get(cell, 0.0) + deployment.replicas * deployment.units
+    return with_supply_left(fleet, used) if used else fleet
+
+
+def residual_problem(
+    repository: Repository,
+    model: str,
+    *,
+    generation: int | None = None,
+    objective: Objective | None = None,
+    limits: Limits | None = None,
+) -> Problem:
+    """One model, with the parts of a generation, on what all others leave of the supply and its owner's budget. NotFound.
+
+    It costs the same however many others there are: the database sums up what they hold.
+    """
+    whole, drained = repository.fleet().spec, Drained.of(repository.drains())
+    wanted = eased(model_problem(model_as_served(repository, model, generation)), whole, drained)
+    fleet = without_drained(whole, drained)
+    prices = {(item.region, item.hardware): item.unit_cost for item in fleet.supply}
+    others = repository.units_of_owner(wanted.owner, but=model)
+    spent = sum(units * prices.get(cell, 0.0) for cell, units in sorted(others.items()))
+    own = (item for item in fleet.owners if item.owner == wanted.owner)
+    left = fleet.model_copy(update={"owners": tuple(_with_budget_left(item, spent) for item in own)})
+    return fleet_problem(
+        with_supply_left(left, repository.units_entitled(but=model)),
+        [wanted],
+        current=running(repository.deployments(model), repository.routes(model)),
+        objective=objective,
+        limits=limits,
+    )
+
+
+def units_of(manifest: ModelManifest, deployments: Iterable[Deployment]) -> Mapping[tuple[str, str], float]:
+    """(part, hardware) -> units a replica takes, by the manifest, else by what runs."""
+    units = {(d.key.part, d.key.hardware): d.units for d in deployments}
+    units.update({(part.name, o.kind): o.units for part in manifest.spec.parts for o in part.hardware})
+    return units
+
+
+def units_in_use(repository: Repository, *, but: str) -> Units:
+    """Units that all other models need at most at any moment now: planned, running, or in a transition under way.
+
+    The number of statements does not depend on how many models move.
+    """
+    moving = repository.moving_models(but=but)
+    names = [found.model for found in moving]
+    used = repository.units_needed(but=(but, *names))
+    placed, running = map(_by_model, repository.held_slots(names)) if names else ({}, {})
+    for found in moving:
+        on_the_way = _units_on_the_way(found, placed.get(found.model, ()), running.get(found.model, ()))
+        for cell, units in on_the_way.items():
+            used[cell] = used.get(cell, 0.0) + units
+    return used
+
+
+def _by_model(slots: Iterable[HeldSlot]) -> dict[str, list[HeldSlot]]:
+    found: dict[str, list[HeldSlot]] = {}
+    for slot in slots:
+        found.setdefault(slot.model, []).append(slot)
+    return found
+
+
+def _units_on_the_way(moving: Moving, placed: Iterable[HeldSlot], running: Sequence[HeldSlot]) -> Units:
+    """What a model in transition needs at most: of each replica set the most of now, of the plan and of the way.
+
+    A replica takes the units of the manifest as it is now, or those of what runs if the manifest has none.
+    """
+    units = {(slot.part, slot.hardware): slot.units for slot in running}
+    units.update(_wished_units(moving.manifest, moving.layout))
+    most = dict(_peak(moving.transition, moving.model))
+    for slot in (*running, *placed):
+        key = (slot.part, slot.region, slot.hardware)
+        most[key] = max(most.get(key, 0), slot.replicas)
+    used: Units = {}
+    for (part, region, hardware), count in sorted(most.items()):
+        used[region, hardware] = used.get((region, hardware), 0.0) + count * units.get((part, hardware), 0.0)
+    return used
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _peak(transition: str, model: str) -> Mapping[Slot, int]:
+    """By the document of a transition: it is read by every admission while the transition is under way."""
+    return peak(decode(Transition, transition), model)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _wished_units(manifest: str, layout: str | None) -> Mapping[tuple[str, str], float]:
+    """(part, hardware) -> units of a replica, by the documents of a manifest and of a cut generation's layout."""
+    spec = decode(ModelManifest, manifest).spec
+    parts = spec.parts if layout is None else parts_of(spec, decode(Layout, layout))
+    return {(part.name, option.kind): option.units for part in parts for option in part.hardware}
+
+
+def with_supply_left(fleet: FleetSpec, used: Units) -> FleetSpec:
+    """The fleet with what others use taken off."""
+    supply = tuple(
+        item.model_copy(update={"units": max(0.0, item.units - taken)})
+        if (taken := used.get((item.region, item.hardware), 0.0))
+        else item
+        for item in fleet.supply
+    )
+    return fleet.model_copy(update={"supply": supply})
+
+
+def with_running_options(model: ModelProblem, deployments: Iterable[Deployment]) -> ModelProblem:
+    """The model with the parts and the hardware that it runs now, also where they are no longer wished for."""
+    ways: dict[str, dict[str, PartOption]] = {}
+    for d in deployments:
+        option = PartOption.trusted(d.key.hardware, d.units, d.qps)
+        ways.setdefault(d.key.part, {})[d.key.hardware] = option
+    parts = []
+    for part in model.parts:
+        named = {option.hardware for option in part.options}
+        more = tuple(o for hardware, o in ways.pop(part.part, {}).items() if hardware not in named)
+        parts.append(part.model_copy(update={"options": (*part.options, *more)}))
+    former = (PartProblem(part=name, min_replicas=0, options=tuple(ways[name].values())) for name in sorted(ways))
+    return model.model_copy(update={"parts": (*parts, *former)})
+
+
+def _known_rows(fleet: FleetSpec, models: Sequence[ModelProblem], current: CurrentState) -> CurrentState:
+    options = {
+        (model.model, part.part, option.hardware) for model in models for part in model.parts for option in part.options
+    }
+    demands = {(model.model, item.region) for model in models for item in model.demand}
+    return CurrentState(
+        replicas=tuple(
+            row
+            for row in current.replicas
+            if row.region in fleet.regions and (row.model, row.part, row.hardware) in options
+        ),
+        traffic=tuple(row for row in current.traffic if (row.model, row.origin) in demands and row.to in fleet.regions),
+    )
+
+
+def _with_budget_left(item: OwnerBudget, spent: float) -> OwnerBudget:
+    if item.budget_per_hour is None:
+        return item
+    return item.model_copy(update={"budget_per_hour": max(0.0, item.budget_per_hour - spent)})

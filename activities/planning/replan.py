@@ -1,0 +1,373 @@
+"""One replan of the whole fleet: what waits is taken, a plan is searched, adopted where it is worth it, or explained.
+
+Called by the activity `replan_fleet`. While the search runs publishes go on: a model that was placed meanwhile keeps
+its newer place, as long as there is room for both.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from activities.planning.adoption import held_plan, replaces, rows_by_model, rows_differ
+from activities.planning.move_order import Move, free_units, move_order
+from activities.planning.policy import PlanningPolicy
+from activities.planning.problem import fleet_left, fleet_problem, planned_models, running
+from activities.planning.solver import Solved, SolveFailed, Solver
+from activities.state.drained_fleet import Drained, without_drained
+from ipnext import names
+from ipnext.errors import Infeasible, InvalidInput, IPnextError, NotFound, Unavailable
+from ipnext.model.lifecycle import Replan, ReplanComputed, ReplanState
+from ipnext.model.measured import measured, wants_profiles
+from ipnext.model.plan import CurrentState, Limits, Objective, Plan, PlanDiff, Problem
+from ipnext.model.status import Reason
+from ipnext.model.throughput import TOKENS
+from ipnext.model.value import digest_of
+from ipnext.store.placements import PreparedPlan
+from ipnext.store.records import ModelRecord, Placement, PlanEntry, PlanRecord
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+from planner.core.diff import diff
+
+ATTEMPTS = 3
+"""A planner that died, or a plan that came too late to be adopted, is tried so often in all."""
+
+TOLERANCE = 1e-6
+"""Of supply and budgets, as the planner's checker has it."""
+
+NAMED = 3
+"""Models that a message names at most."""
+
+
+class TooLateError(IPnextError):
+    """A plan that no longer fits beside what was placed while it was searched for."""
+
+    code = Reason.PLANNER_FAILED.value
+
+
+@dataclass(frozen=True)
+class FleetSnapshot:
+    """What one replan plans by: read in one unit of work."""
+
+    based_on: str | None
+    placements: Mapping[str, Placement]
+    problem: Problem
+    running: Mapping[str, CurrentState]
+    movable: frozenset[str]
+    """Models that serve: only these can be asked to move."""
+    tokens: frozenset[str] = frozenset()
+    """Models whose demand is in tokens a second."""
+    astray: frozenset[str] = frozenset()
+    """Models whose users are sent to a generation that does not serve, though no change moves them."""
+
+
+class FleetReplan:
+    """One attempt at one replan. `say` tells what is done now, and raises where the activity was cancelled."""
+
+    def __init__(
+        self, store: Store, solver: Solver, policy: PlanningPolicy, *, say: Callable[[str], None], attempt: int = 1
+    ) -> None:
+        self._store = store
+        self._solver = solver
+        self._policy = policy
+        self._say = say
+        self._last = attempt >= ATTEMPTS
+
+    def compute(self, plan_id: str, *, run_id: str) -> ReplanComputed:
+        """Plan for what waits. A plan of that id which is kept already is answered as it stands.
+
+        Unavailable where another attempt may do better. NotFound without a fleet.
+        """
+        self._say("looking at what was asked for")
+        with self._store.begin() as repository:
+            taken = repository.take_replans(plan_id, run_id=run_id)
+            pause = repository.moves_pause()
+        if not taken:
+            waits = f"moves are paused: {pause.reason}; drains and dry runs are planned meanwhile" if pause else ""
+            return ReplanComputed(plan_id="", adopted=False, message=waits or "nothing was asked for")
+        self._say("reading the fleet")
+        with self._store.read() as repository:
+            limits = _limits(self._policy.replan_limits, taken[0])
+            snapshot = fleet_snapshot(repository, self._policy.objective, limits)
+            known = find_plan(repository, plan_id)
+        if known is not None:
+            return self._listed(known, taken, snapshot)
+        if not snapshot.problem.models and not snapshot.placements:
+            return ReplanComputed(plan_id=plan_id, adopted=False, message="no model is placed yet")
+        return self._searched(plan_id, taken, snapshot)
+
+    def _searched(self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
+        """Search and decide; what goes wrong is written down, or left to another attempt."""
+        try:
+            return self._decided(plan_id, taken, snapshot, self._solver.solve(snapshot.problem, beat=self._say))
+        except (Infeasible, InvalidInput) as error:
+            return self._failed(plan_id, taken, snapshot, Reason.PLANNER_INFEASIBLE, error.message)
+        except SolveFailed as error:
+            return self._given_up(plan_id, taken, snapshot, error, once_more=error.died)
+        except TooLateError as error:
+            return self._given_up(plan_id, taken, snapshot, error, once_more=True)
+
+    def _decided(
+        self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, solved: Solved
+    ) -> ReplanComputed:
+        """Adopt the plan, or keep the one in force; either way the plan is stored. TooLateError."""
+        self._say("weighing the plan against the one in force")
+        held = held_plan(snapshot.placements.values(), snapshot.problem)
+        verdict = replaces(
+            solved.plan, held, snapshot.problem, dead_band=self._policy.dead_band, tokens=snapshot.tokens
+        )
+        record = PlanRecord(
+            id=plan_id,
+            trigger=_trigger(taken),
+            outcome="dry_run" if taken[0].dry_run else "kept",
+            based_on=snapshot.based_on,
+            input_digest=digest_of(snapshot.problem),
+            problem=snapshot.problem,
+            plan=solved.plan,
+            diff=_difference(snapshot.placements.values(), solved.plan),
+            message=f"dry run: {verdict.message}" if taken[0].dry_run else verdict.message,
+            use=solved.use,
+            created_at=datetime.now(UTC),
+        )
+        plan = PreparedPlan.of(record)
+        self._say("writing the plan")
+        with self._store.begin(plan_id) as repository:
+            if verdict.adopt and not taken[0].dry_run:
+                record = adopt_beside(repository, plan, snapshot)
+            else:
+                repository.save_plan(plan)
+            detail = {"plan": plan_id, "moves": record.diff.moves}
+            repository.add_event(None, "Replan", f"{record.trigger}: {record.message}", detail=detail)
+            repository.prune_plans(keep=self._policy.kept_plans)
+            repository.forget_moves(keep={plan_id})
+            entry = repository.plan_entry(plan_id)
+        return self._listed(entry, taken, snapshot)
+
+    def _given_up(
+        self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, error: IPnextError, *, once_more: bool
+    ) -> ReplanComputed:
+        """No plan this time: another attempt, or the failure is written down."""
+        if once_more and not self._last:
+            msg = f"{error.message}; trying again"
+            raise Unavailable(msg) from error
+        return self._failed(plan_id, taken, snapshot, Reason.PLANNER_FAILED, error.message)
+
+    def _failed(
+        self, plan_id: str, taken: Sequence[Replan], snapshot: FleetSnapshot, reason: Reason, message: str
+    ) -> ReplanComputed:
+        """Write down why there is no plan. What the plan in force says still has to come about is carried on."""
+        entry = PlanEntry(
+            id=plan_id,
+            trigger=_trigger(taken),
+            outcome="failed",
+            reason=reason,
+            message=f"{message}; the plan in force stays",
+            based_on=snapshot.based_on,
+            input_digest=digest_of(snapshot.problem),
+            created_at=datetime.now(UTC),
+        )
+        with self._store.begin(plan_id) as repository:
+            repository.save_failure(entry)
+            repository.add_event(None, "ReplanFailed", f"{entry.trigger}: {reason}: {entry.message}")
+            repository.prune_plans(keep=self._policy.kept_plans)
+            repository.forget_moves(keep={plan_id})
+        return self._listed(entry, taken, snapshot)
+
+    def _listed(self, entry: PlanEntry, taken: Sequence[Replan], snapshot: FleetSnapshot) -> ReplanComputed:
+        """Find the models that have to move, beside the writers, and list them in the store: their names may be megabytes.
+
+        The answer has their count. An attempt that ends before is followed by one that finds the plan, and lists them.
+        """
+        self._say("listing the models that have to move")
+        moving: Sequence[str] = ()
+        if not taken[0].dry_run:
+            with self._store.read() as repository:
+                now, _ = _meanwhile(repository, snapshot)
+                moving = models_to_move(repository, now.values(), snapshot)
+        with self._store.begin(entry.id) as repository:
+            repository.list_moves(entry.id, moving)
+            if entry.adopted:
+                repository.update_replans(
+                    entry.id, state=ReplanState.MOVING, message=entry.message, moves=entry.moves or 0
+                )
+        return ReplanComputed(
+            plan_id=entry.id,
+            adopted=entry.adopted,
+            reason=entry.reason,
+            message=entry.message,
+            moves=entry.moves if entry.adopted else 0,
+            total=len(moving),
+            trigger=entry.trigger,
+            dry_run=taken[0].dry_run,
+            window=self._policy.window,
+        )
+
+
+def fleet_snapshot(
+    repository: Repository, objective: Objective, limits: Limits, drained: Drained | None = None
+) -> FleetSnapshot:
+    """All that a plan of the fleet is made from; with other drains than those in force where they are given."""
+    fleet, records = repository.fleet().spec, measured_records(repository)
+    drained = Drained.of(repository.drains()) if drained is None else drained
+    placements = {placed.model: placed for placed in repository.placements()}
+    deployments = repository.deployments()
+    now = running(deployments, repository.routes())
+    models = planned_models(fleet, records, placements, repository.cut_generations(), drained)
+    return FleetSnapshot(
+        based_on=repository.plan_in_force_id(),
+        placements=placements,
+        problem=fleet_problem(
+            fleet_left(without_drained(fleet, drained), deployments, {model.model for model in models}),
+            models,
+            current=now,
+            objective=objective,
+            limits=limits,
+            priorities=repository.owner_priorities(),
+        ),
+        running=rows_by_model(now),
+        movable=frozenset(found.name for found in records if found.serving_generation and not found.retired),
+        tokens=frozenset(found.name for found in records if found.manifest.spec.unit == TOKENS),
+        astray=frozenset(repository.models_astray()),
+    )
+
+
+def measured_records(repository: Repository) -> tuple[ModelRecord, ...]:
+    """All models, with the throughput that was measured where their manifests ask for it."""
+    found = repository.models()
+    asking = {record.name: record.serving_generation for record in found if wants_profiles(record.manifest)}
+    known = repository.profiles_of_all(asking)
+    return tuple(
+        record.model_copy(update={"manifest": measured(record.manifest, known.get(record.name, {}))})
+        if record.name in asking
+        else record
+        for record in found
+    )
+
+
+def adopt_beside(repository: Repository, plan: PreparedPlan, snapshot: FleetSnapshot) -> PlanRecord:
+    """Adopt a plan; models whose placement changed since the snapshot keep the newer one.
+
+    Returns what was adopted. Units of models go on meanwhile, except those that would be placed or admitted: they wait.
+    TooLateError where both together need more than there is.
+    """
+    in_force = repository.lock_plan_in_force()
+    before, changed = _meanwhile(repository, snapshot)
+    record = plan.record
+    wanted = {model: placed for model, placed in plan.placements.items() if model not in changed}
+    merged = {**wanted, **{model: placed for model, placed in before.items() if model in changed}}
+    if changed:
+        short = overbooked(record.problem, merged.values())
+        if short is not None:
+            msg = f"{_counted(changed)} placed while the planner worked, and {short}"
+            raise TooLateError(msg)
+        message = f"{record.message}; {_counted(changed)} placed while the planner worked and kept there"
+        whole = record.plan.model_copy(
+            update={
+                "replicas": tuple(row for name in sorted(merged) for row in merged[name].replicas),
+                "traffic": tuple(row for name in sorted(merged) for row in merged[name].traffic),
+                "cost_per_hour": float(f"{sum(placed.cost_per_hour for placed in merged.values()):.12g}"),
+            }
+        )
+        plan = plan.told(message=message, diff=_difference(before.values(), whole))
+    repository.adopt_plan(plan, expected=in_force, keeping=changed)
+    return plan.record
+
+
+def overbooked(problem: Problem, placements: Iterable[Placement]) -> str | None:
+    """The first rule of supply or owners' budgets that placements break together, in words."""
+    used: dict[tuple[str, str], float] = defaultdict(float)
+    spent: dict[str, float] = defaultdict(float)
+    prices = {(item.region, item.hardware): item.unit_cost for item in problem.supply}
+    for placed in placements:
+        units = {(part.part, o.hardware): o.units for part in placed.wishes.parts for o in part.options}
+        for row in placed.replicas:
+            taken = row.count * units.get((row.part, row.hardware), 0.0)
+            used[row.region, row.hardware] += taken
+            spent[placed.wishes.owner] += taken * prices.get((row.region, row.hardware), 0.0)
+    supply = {(item.region, item.hardware): item.units for item in problem.supply}
+    for cell, units_used in sorted(used.items()):
+        if units_used > supply.get(cell, 0.0) * (1 + TOLERANCE) + TOLERANCE:
+            return f"supply {cell[0]}/{cell[1]} holds {supply.get(cell, 0.0):g} of {units_used:g} units"
+    for owner in problem.owners:
+        limit = owner.budget_per_hour
+        if limit is not None and spent[owner.owner] > limit * (1 + TOLERANCE) + TOLERANCE:
+            return f"budget owner {owner.owner} pays for {limit:g} of {spent[owner.owner]:g} $/h"
+    return None
+
+
+def models_to_move(repository: Repository, placements: Iterable[Placement], snapshot: FleetSnapshot) -> tuple[str, ...]:
+    """Of what is placed, the models that don't run so by a plan of the fleet, in the order of activities/planning/move_order.py.
+
+    One that runs where it is placed but answers by another generation than the one that serves does not run so.
+
+    A model that was placed by its own publish is not among them: that publish brings it there. Nor is one whose move to
+    this placement has ended already, however it ended.
+    """
+    movable = (placed for placed in placements if placed.model in snapshot.movable)
+    differing = [
+        placed
+        for placed in movable
+        if placed.model in snapshot.astray or _differs(placed, snapshot.running.get(placed.model))
+    ]
+    placed_by = repository.placed_by() if differing else {}
+    fleet_plans = repository.fleet_plans({placed_by[placed.model] for placed in differing})
+    asked = {placed.model: names.move_id(placed_by[placed.model], placed.model) for placed in differing}
+    ended = repository.ended_changes(tuple(asked.values()))
+    moving = [
+        placed for placed in differing if placed_by[placed.model] in fleet_plans and asked[placed.model] not in ended
+    ]
+    moves = [Move.of(placed, snapshot.running.get(placed.model)) for placed in moving]
+    return move_order(moves, free_units(snapshot.problem, snapshot.running.values()))
+
+
+def find_plan(repository: Repository, plan_id: str) -> PlanEntry | None:
+    """The line of a plan, if it is known."""
+    try:
+        return repository.plan_entry(plan_id)
+    except NotFound:
+        return None
+
+
+def _meanwhile(repository: Repository, snapshot: FleetSnapshot) -> tuple[Mapping[str, Placement], frozenset[str]]:
+    """What is placed now, and which models were placed, placed anew or taken out since the snapshot."""
+    then, now = {name: placed.plan_id for name, placed in snapshot.placements.items()}, repository.placed_by()
+    changed = frozenset(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if not changed:
+        return snapshot.placements, changed
+    kept = {name: placed for name, placed in snapshot.placements.items() if name not in changed}
+    return {**kept, **{placed.model: placed for placed in repository.placements(changed)}}, changed
+
+
+def _difference(before: Iterable[Placement], after: Plan) -> PlanDiff:
+    """From what is placed to a plan, with the costs of both."""
+    found = sorted(before, key=lambda placed: placed.model)
+    rows = CurrentState(
+        replicas=tuple(row for placed in found for row in placed.replicas),
+        traffic=tuple(row for placed in found for row in placed.traffic),
+    )
+    cost = float(f"{sum(placed.cost_per_hour for placed in found):.12g}")
+    return diff(rows, after).model_copy(update={"cost_per_hour_before": cost})
+
+
+def _differs(placed: Placement, now: CurrentState | None) -> bool:
+    """Whether a model runs otherwise than it is placed. Tables of regions without demand follow the others."""
+    demanding = {item.region for item in placed.wishes.demand}
+    rows = now or CurrentState()
+    traffic = tuple(row for row in rows.traffic if row.origin in demanding)
+    return rows_differ(placed.state, rows.model_copy(update={"traffic": traffic}))
+
+
+def _limits(usual: Limits, replan: Replan) -> Limits:
+    return usual if replan.max_moves is None else usual.model_copy(update={"max_moves": replan.max_moves})
+
+
+def _trigger(taken: Sequence[Replan]) -> str:
+    """What asked for it, each once, in order."""
+    return ", ".join(dict.fromkeys(replan.trigger for replan in taken))
+
+
+def _counted(models: Collection[str]) -> str:
+    shown = sorted(models)
+    more = len(shown) - NAMED
+    listed = ", ".join(shown[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"{listed} {'was' if len(shown) == 1 else 'were'}"

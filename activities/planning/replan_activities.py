@@ -1,0 +1,90 @@
+"""Replans around the planning itself: one is asked for by the schedule, and one has ended."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from temporalio import activity
+
+from activities.planning.replan import find_plan
+from ipnext import names
+from ipnext.model.lifecycle import Done, ReplanInput, ReplanResult, ReplanState, ReplansWaiting, ScheduledReplan
+from ipnext.model.status import Reason
+from ipnext.store.records import PlanEntry
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+Wake = Callable[[], None]
+"""Tells the replan workflow that something is asked for. Raises Unavailable."""
+
+
+class ReplanActivities:
+    """Needs the store, and a way to wake the replan workflow."""
+
+    def __init__(self, store: Store, wake: Wake) -> None:
+        self._store = store
+        self._wake = wake
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.ask_replan, self.waiting_replans, self.finish_replan)
+
+    @activity.defn(name="ask_replan", no_thread_cancel_exception=True)
+    def ask_replan(self, asked: ScheduledReplan) -> Done:
+        """Record a replan, once for each run, and wake the workflow that carries it out."""
+        replan_id = asked.id or names.scheduled_replan_id(asked.trigger, activity.info().workflow_run_id or "")
+        with self._store.begin() as repository:
+            replan = repository.add_replan(replan_id, asked.trigger)
+        if replan.state is ReplanState.RECORDED:
+            self._wake()
+            with self._store.begin() as repository:
+                repository.queue_replans([replan_id])
+        return Done(note=f"replan {replan_id} is asked for")
+
+    @activity.defn(name="waiting_replans", no_thread_cancel_exception=True)
+    def waiting_replans(self, replan: ReplanInput) -> ReplansWaiting:
+        """How many replans wait for a run; the one that runs is not among them."""
+        del replan
+        with self._store.read() as repository:
+            return ReplansWaiting(waiting=repository.waiting_replans())
+
+    @activity.defn(name="finish_replan", no_thread_cancel_exception=True)
+    def finish_replan(self, result: ReplanResult) -> ReplansWaiting:
+        """Write down how a replan ended, and say how many wait. One that has ended stays as it is."""
+        state = _state_of(result)
+        with self._store.begin(result.plan_id) as repository:
+            if state is ReplanState.FAILED and result.plan_id and find_plan(repository, result.plan_id) is None:
+                _write_failure(repository, result)
+            repository.update_replans(
+                result.plan_id,
+                state=state,
+                reason=result.reason,
+                message=result.message,
+                moves=result.moves,
+            )
+            if result.progress is not None:
+                repository.note_progress(result.plan_id, result.progress)
+            return ReplansWaiting(waiting=repository.waiting_replans())
+
+
+def _state_of(result: ReplanResult) -> ReplanState:
+    if result.adopted:
+        return ReplanState.ADOPTED
+    if result.reason is not Reason.SUCCEEDED:
+        return ReplanState.FAILED
+    return ReplanState.DRY_RUN if result.dry_run else ReplanState.KEPT
+
+
+def _write_failure(repository: Repository, result: ReplanResult) -> None:
+    """The run ended before the planner could say anything itself."""
+    entry = PlanEntry(
+        id=result.plan_id,
+        trigger="replan",
+        outcome="failed",
+        reason=result.reason,
+        message=f"{result.message}; the plan in force stays",
+        based_on=repository.plan_in_force_id(),
+        created_at=datetime.now(UTC),
+    )
+    repository.save_failure(entry)
+    repository.add_event(None, "ReplanFailed", f"{result.reason}: {entry.message}")

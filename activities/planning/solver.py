@@ -1,0 +1,254 @@
+"""Solving for the whole fleet: in a process of its own with a hard limit, or in the caller's thread.
+
+As a program (`python -m activities.planning.solver PARENT_PID PROBLEM ANSWER [MEMORY_BYTES]`) it reads one JSON document and writes
+another. Both are open files that it inherits by their numbers: they have no names, so nothing is left behind.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Protocol
+
+from ipnext.errors import Infeasible, InvalidInput, IPnextError
+from ipnext.model.plan import Plan, Problem
+from ipnext.model.status import Reason
+from ipnext.store.records import SolveUse
+from planner import kernel_cache
+
+PR_SET_PDEATHSIG = 1
+
+PLANNER, KERNELS = "planner.last_resort", "planner.kernels"
+"""Imported where they are first needed: that takes a second, and a worker that is restarted shall serve at once."""
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 120.0
+"""Beyond the problem's own time limit: reading, building the model, rounding and writing are not counted there."""
+
+SEARCHES = 2
+"""A fleet whose owners have different priorities may be planned twice (`planner.owner_priority`)."""
+
+LAST_WORDS_BYTES = 4000
+"""How much of the end of the process's standard error is looked at."""
+
+NO_MEMORY = ("MemoryError", "bad_alloc", "memory allocation of", "Cannot allocate memory")
+"""What Python, C++, Rust and the C library say before they end a process that gets no memory."""
+
+OUT_OF_MEMORY = "OutOfMemory"
+"""Code of the answer of a process that had no memory left."""
+
+NICENESS = 5
+"""A publish and the data plane go before a plan of the whole fleet, where they share a machine."""
+
+FIRST_TO_GO = b"1000"
+"""The kernel that runs out of memory ends the solver, and not the worker that waits for it."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A plan, and what finding it took."""
+
+    plan: Plan
+    use: SolveUse
+
+
+class SolveFailed(IPnextError):
+    """The search ended without an answer. `died`: the process went for a reason that another attempt may not meet."""
+
+    code = Reason.PLANNER_FAILED.value
+
+    def __init__(self, message: str, *, died: bool = False) -> None:
+        super().__init__(message)
+        self.died = died
+
+
+class Solver(Protocol):
+    """Finds a plan for a whole problem. `beat` is called while it works; what it raises ends the work."""
+
+    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> Solved:
+        """The plan. Raises InvalidInput or Infeasible, and SolveFailed where no plan could be had in time."""
+
+
+class ThreadSolver:
+    """Solves in the caller's thread: for few models, and for tests."""
+
+    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> Solved:
+        """See Solver."""
+        beat("solving")
+        wall, cpu = time.monotonic(), time.thread_time()
+        plan = import_module(PLANNER).solve(problem)
+        return Solved(plan, SolveUse(wall_seconds=time.monotonic() - wall, cpu_seconds=time.thread_time() - cpu))
+
+
+class ProcessSolver:
+    """Solves in a child process, which is killed at the limit, on cancellation, and when its parent ends.
+
+    `memory_bytes`: the most memory the process may take for its data; None: what the machine has.
+    """
+
+    def __init__(self, *, grace_seconds: float = GRACE_SECONDS, memory_bytes: int | None = None) -> None:
+        self._grace = grace_seconds
+        self._memory = memory_bytes
+
+    def solve(self, problem: Problem, *, beat: Callable[[str], None]) -> Solved:
+        """See Solver."""
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as errors:
+            given.write(problem.model_dump_json(by_alias=True).encode())
+            given.seek(0)
+            files = (given.fileno(), answer.fileno())
+            command = [sys.executable, "-m", "activities.planning.solver", str(os.getpid()), *map(str, files)]
+            command += [] if self._memory is None else [str(self._memory)]
+            seconds = problem.limits.time_seconds * (SEARCHES if len(problem.levels) > 1 else 1)
+            watch = _Watch(seconds + self._grace, beat)
+            status = watch.run(command, files, errors)
+            answer.seek(0)
+            text = answer.read().decode()
+            if status != 0 or not text:
+                raise _without_answer(status, watch, _last_words(errors))
+            return _read(text)
+
+
+class _Watch:
+    """Runs a process to its end, at most `limit_seconds`, and remembers what it held of memory.
+
+    The limit does not count while kernels are compiled on this machine, which the process may wait for.
+    """
+
+    def __init__(self, limit_seconds: float, beat: Callable[[str], None]) -> None:
+        self.seconds = 0.0
+        self.memory_bytes = 0
+        self._limit = limit_seconds
+        self._beat = beat
+
+    def run(self, command: list[str], files: Sequence[int], errors: IO[bytes]) -> int:
+        """The exit status. The process and whatever it started are gone when this returns or raises."""
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            command, pass_fds=files, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
+        )
+        try:
+            return self._wait(process)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        looked = time.monotonic()
+        while (status := process.poll()) is None:
+            now = time.monotonic()
+            compiling = kernel_cache.is_compiling()
+            self.seconds += 0.0 if compiling else now - looked
+            looked = now
+            if self.seconds > self._limit:
+                msg = f"the planner took longer than {self._limit:g} s and was ended"
+                raise SolveFailed(msg)
+            self.memory_bytes = _memory_of(process.pid) or self.memory_bytes
+            self._beat(f"{self._doing(compiling=compiling)}, {_shown(self.memory_bytes)} in use")
+            time.sleep(POLL_SECONDS)
+        return status
+
+    def _doing(self, *, compiling: bool) -> str:
+        solving = f"solving for {self.seconds:.0f} s"
+        return (
+            f"{solving}, without the time in which the planner's kernels are compiled, as now" if compiling else solving
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Solve PROBLEM into ANSWER: `{"plan": ..., "use": ...}` or `{"code": ..., "message": ..., "rules": ...}`."""
+    parent, given, answer, *memory = map(int, arguments)
+    _end_with(parent)
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_bytes(FIRST_TO_GO)
+    for limit in memory:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        with os.fdopen(given, "rb") as file:
+            problem = Problem.model_validate_json(file.read())
+        text = _solved(problem)
+    except MemoryError:
+        text = json.dumps({"code": OUT_OF_MEMORY, "message": ""})
+    except IPnextError as error:
+        text = json.dumps({"code": error.code, "message": error.message, "rules": list(getattr(error, "rules", ()))})
+    with os.fdopen(answer, "wb") as file:
+        file.write(text.encode())
+    return 0
+
+
+def _solved(problem: Problem) -> str:
+    wall, cpu = time.monotonic(), time.process_time()
+    plan = import_module(PLANNER).solve(problem)
+    kernels = import_module(KERNELS).preparation()
+    use = SolveUse(
+        wall_seconds=time.monotonic() - wall - kernels.wall_seconds,
+        cpu_seconds=time.process_time() - cpu - kernels.cpu_seconds,
+        peak_memory_bytes=_memory_of(os.getpid(), field="VmHWM"),
+    )
+    return f'{{"plan":{plan.model_dump_json(by_alias=True)},"use":{use.model_dump_json()}}}'
+
+
+def _read(text: str) -> Solved:
+    found = json.loads(text)
+    if "plan" in found:
+        return Solved(Plan.model_validate(found["plan"]), SolveUse.model_validate(found["use"]))
+    if found["code"] == Infeasible.code:
+        raise Infeasible(found["message"], rules=found["rules"])
+    if found["code"] == OUT_OF_MEMORY:
+        msg = "the planner ran out of memory"
+        raise SolveFailed(msg)
+    raise InvalidInput(found["message"])
+
+
+def _without_answer(status: int, watch: _Watch, words: str) -> SolveFailed:
+    """What became of a process that left no answer."""
+    after = f"after {watch.seconds:.0f} s, when it held {_shown(watch.memory_bytes)}"
+    if any(sign in words for sign in NO_MEMORY):
+        return SolveFailed(f"the planner ran out of memory {after}")
+    if status == -signal.SIGKILL:
+        return SolveFailed(
+            f"the planner was killed {after}: by hand, or because the machine ran out of memory", died=True
+        )
+    if status < 0:
+        return SolveFailed(f"the planner ended by {signal.Signals(-status).name} {after}", died=True)
+    told = f": {words.splitlines()[-1]}" if words else ""
+    return SolveFailed(f"the planner ended with status {status} and no answer{told}")
+
+
+def _last_words(errors: IO[bytes]) -> str:
+    errors.seek(max(0, errors.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+    return errors.read().decode("utf-8", "replace").strip()
+
+
+def _memory_of(pid: int, *, field: str = "VmRSS") -> int | None:
+    """Bytes of memory that a process holds (VmRSS) or has held at most (VmHWM); None where it can't be seen."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _shown(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
+
+
+def _end_with(parent: int) -> None:
+    """Die when the parent does, also where it is killed; the kernel does it."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

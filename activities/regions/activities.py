@@ -1,0 +1,237 @@
+"""A drain's activities beside its check: where it stands, traffic around a lost region at once, and the way back.
+
+Each reads what was asked from the store and may be run any number of times.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from temporalio import activity
+
+from activities.planning.drift import drift_of, record_repair
+from activities.planning.replan_activities import Wake
+from activities.regions.failover import Surviving
+from activities.regions.recovery import Returning, Told
+from activities.runtime.deadline import beat
+from ipnext import names
+from ipnext.errors import Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.drain import Drain, DrainInput, DrainSeen, DrainState, status_of
+from ipnext.model.lifecycle import ReplanState
+from ipnext.model.status import Reason
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+FIRST_REPLAN_AGAIN = timedelta(seconds=5)
+"""A drain whose replan has ended and left something asks for another one after this long, then twice as long, ..."""
+
+LAST_REPLAN_AGAIN = timedelta(minutes=5)
+"""... and at most after this."""
+
+MOVING_AWAY = "models move away"
+
+LOST_AND_EMPTY = "nothing is planned there, and no other region sends users there"
+"""Of a region that is declared lost. If its replicas have ended is not known: it is asked nothing."""
+
+
+class DrainActivities:
+    """Needs the store, the infrastructure, and a way to wake the replan workflow."""
+
+    def __init__(self, store: Store, infrastructure: Infrastructure, wake: Wake) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+        self._wake = wake
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.look_at_drain, self.route_around, self.return_region)
+
+    @activity.defn(name="look_at_drain", no_thread_cancel_exception=True)
+    def look_at_drain(self, asked: DrainInput) -> DrainSeen:
+        """Where the drain stands, and what is left there. One that has nothing left is drained.
+
+        Where its replan has ended and left something another one is asked for.
+        """
+        with self._store.read() as repository:
+            drain = repository.drain(asked.region)
+            if drain is None:
+                return DrainSeen(state=DrainState.RETURNED, known=False)
+            seen = left_of(repository, drain)
+            differs = drain.state is DrainState.DRAINING and _differs(repository, drain, seen)
+        if differs:
+            drain = self._write_advance(drain, seen)
+        self._tell_replan(drain)
+        return seen.model_copy(update={"state": drain.state, "message": drain.message})
+
+    @activity.defn(name="route_around", no_thread_cancel_exception=True)
+    def route_around(self, asked: DrainInput) -> DrainSeen:
+        """Send the traffic of a lost region to those that are left, for all models at once; then ask for a replan."""
+        with self._store.read() as repository:
+            drain = repository.drain(asked.region)
+        if drain is None or not drain.lost or drain.state is DrainState.RETURNING:
+            return self.look_at_drain(asked)
+        result = Surviving(self._store, self._infrastructure).send_around(asked.region)
+        with self._store.begin() as repository:
+            drain = repository.drain(asked.region) or drain
+            if drain.state in {DrainState.RECORDED, DrainState.CHECKING}:
+                drain = repository.update_drain(
+                    drain.id, state=DrainState.DRAINING, cause=Reason.PROGRESSING, message=result.message
+                )
+                repository.add_event(None, "Drain", f"region {drain.region} is declared lost: {result.message}")
+                drain = ask_replan(repository, drain)
+            elif result.tables:
+                repository.update_drain(drain.id, message=result.message)
+        self._tell_replan(drain)
+        return self.look_at_drain(asked)
+
+    @activity.defn(name="return_region", no_thread_cancel_exception=True)
+    def return_region(self, asked: DrainInput) -> DrainSeen:
+        """Tell a region that was lost what the store wants of it; then its supply counts again and a replan is asked for.
+
+        Nothing moves before that plan. A region that does not answer stays out; so does one of which a change has written
+        something else meanwhile: it is told again.
+        """
+        with self._store.read() as repository:
+            drain = repository.drain(asked.region)
+        if drain is None or drain.state is not DrainState.RETURNING:
+            return self.look_at_drain(asked)
+        told: Told | None = None
+        if drain.disaster:
+            try:
+                told = Returning(self._store, self._infrastructure).bring_up(asked.region)
+            except Unavailable as error:
+                with self._store.begin() as repository:
+                    drain = repository.update_drain(
+                        drain.id, cause=Reason.REGION_UNREACHABLE, message=f"asked back, but {error.message}"
+                    )
+                return _seen(drain)
+        with self._store.begin() as repository:
+            drain = repository.drain(asked.region) or drain
+            if told is not None and not told.written(repository, asked.region):
+                return _seen(drain)
+            if drain.state is DrainState.RETURNING:
+                drain = repository.update_drain(
+                    drain.id, state=DrainState.RETURNED, cause=Reason.SUCCEEDED, message="its supply counts again"
+                )
+                repository.add_event(None, "Drain", f"region {drain.region} is back")
+                if repository.plan_in_force_id() is not None:
+                    drain = ask_replan(repository, drain)
+        if drain.state is DrainState.RETURNED:
+            self._repair_models_of(drain.region)
+        self._tell_replan(drain)
+        return _seen(drain)
+
+    def _repair_models_of(self, region: str) -> None:
+        """Record repairs of what could not be repaired while the region was lost: changes that ended meanwhile."""
+        with self._store.read() as repository:
+            held = {found.key.model for found in repository.deployments_in(region)}
+            drifted = [model for model in sorted(held) if drift_of(repository, model)]
+        for model in drifted:
+            beat(f"{model} drifted")
+            with self._store.begin(model) as repository:
+                record_repair(repository, model)
+
+    def _write_advance(self, read: Drain, seen: DrainSeen) -> Drain:
+        """Write down what a look has found. If the drain has changed since, it stays as it is now: the next look follows it.
+
+        The end of the drain is written only if nothing has come to the region since it was looked at.
+        """
+        with self._store.begin() as repository:
+            drain = repository.drain(read.region)
+            if drain is None or drain != read:
+                return drain or read
+            if _is_empty(seen) and not _is_empty(left_of(repository, drain)):
+                return drain
+            return self._advanced(repository, drain, seen)
+
+    def _advanced(self, repository: Repository, drain: Drain, seen: DrainSeen) -> Drain:
+        """Write down what is left; the end of the drain, or the next replan where one is due."""
+        left = {
+            "models_left": seen.models_left,
+            "replicas_left": seen.replicas_left,
+            "traffic_left_qps": seen.traffic_left_qps,
+        }
+        if _is_empty(seen):
+            message = LOST_AND_EMPTY if drain.disaster else "nothing runs there and nothing is sent there"
+            status = status_of(DrainState.DRAINED, lost=drain.disaster)
+            repository.add_event(None, "Drain", f"region {drain.region} is {status}: {message}")
+            return repository.update_drain(
+                drain.id, state=DrainState.DRAINED, cause=Reason.SUCCEEDED, message=message, **left
+            )
+        drain = repository.update_drain(drain.id, message=_told(repository, drain), **left)
+        return ask_replan(repository, drain) if _due(repository, drain) else drain
+
+    def _tell_replan(self, drain: Drain) -> None:
+        """Wake the replan workflow where it has not been told of the drain's replan."""
+        if drain.replan_id is None:
+            return
+        with self._store.read() as repository:
+            waits = repository.replan(drain.replan_id).state is ReplanState.RECORDED
+        if waits:
+            self._wake()
+            with self._store.begin() as repository:
+                repository.queue_replans([drain.replan_id])
+
+
+def ask_replan(repository: Repository, drain: Drain) -> Drain:
+    """Record the next replan of a drain."""
+    replan = repository.add_replan(names.drain_replan_id(drain.id, drain.replans + 1), "drain")
+    return repository.update_drain(drain.id, replan_id=replan.id, replans=drain.replans + 1)
+
+
+def left_of(repository: Repository, drain: Drain) -> DrainSeen:
+    """What still runs in the region, is planned there or is sent there."""
+    models, replicas = repository.left_in(drain.region)
+    shares = repository.shares_to(drain.region)
+    sending = {model for model, _, _ in shares}
+    demands = repository.demands(sending)
+    qps = sum(fraction * demands[model].get(origin, 0.0) for model, origin, fraction in shares)
+    return DrainSeen(
+        state=drain.state,
+        disaster=drain.disaster,
+        message=drain.message,
+        models_left=len(models | sending),
+        replicas_left=replicas,
+        traffic_left_qps=round(qps, 6),
+        misrouted=len(shares),
+    )
+
+
+def _is_empty(seen: DrainSeen) -> bool:
+    return not seen.models_left and not seen.misrouted
+
+
+def _differs(repository: Repository, drain: Drain, seen: DrainSeen) -> bool:
+    """Whether a look at a draining region finds something to write down."""
+    written = (drain.models_left, drain.replicas_left, drain.traffic_left_qps)
+    found = (seen.models_left, seen.replicas_left, seen.traffic_left_qps)
+    return written != found or _is_empty(seen) or drain.message != _told(repository, drain) or _due(repository, drain)
+
+
+def _told(repository: Repository, drain: Drain) -> str:
+    """What a draining region's message says: of a lost one, where its traffic went; of a planned drain, if a pause holds it up."""
+    if drain.disaster:
+        return drain.message
+    pause = repository.moves_pause()
+    return MOVING_AWAY if pause is None else f"{MOVING_AWAY} once moves go on; they are paused: {pause.reason}"
+
+
+def _due(repository: Repository, drain: Drain) -> bool:
+    """Whether the drain's replan has ended long enough ago."""
+    if drain.replan_id is None:
+        return True
+    ended = repository.replan(drain.replan_id).finished_at
+    pause = min(LAST_REPLAN_AGAIN, FIRST_REPLAN_AGAIN * 2 ** min(drain.replans - 1, 10))
+    return ended is not None and datetime.now(UTC) - ended >= pause
+
+
+def _seen(drain: Drain) -> DrainSeen:
+    return DrainSeen(
+        state=drain.state,
+        disaster=drain.disaster,
+        message=drain.message,
+        models_left=drain.models_left,
+        replicas_left=drain.replicas_left,
+        traffic_left_qps=drain.traffic_left_qps,
+    )

@@ -1,0 +1,296 @@
+"""Module reconciliation: regions follow the store, and users follow the generation that serves, whatever was missed before.
+
+Activities of workflow `reconcile`. Each pass compares a region's observed state with its desired state in the store and tells
+the region again what differs. It acts on models without an open change only: a running change brings its model about itself.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from temporalio import activity
+
+from activities.planning.drift import record_repair, withdraw_unserved
+from activities.runtime.deadline import beat
+from activities.state.drained_fleet import Drained
+from ipnext.errors import StaleWrite, Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, Replica, ReplicaPhase, RouteTable
+from ipnext.model.lifecycle import Done
+from ipnext.model.reconciliation import RegionAsked, RegionReconciled, RepairsRecorded
+from ipnext.model.wire import decode
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+NAMED = 10
+"""Models that an answer or an event names at most."""
+
+TRIES = 3
+"""How often a call is made again because the store changed while it was made; the next pass sees what is left."""
+
+
+@dataclass(frozen=True)
+class DesiredSet:
+    """One replica set as the store wants it."""
+
+    replicas: int
+    generations: frozenset[int]
+    own: Mapping[int, int]
+    """Generation -> processes that hold nothing else; empty if all generations share processes."""
+
+
+@dataclass(frozen=True)
+class DesiredRegion:
+    """A region as the store wants it, without the models that a change is moving."""
+
+    sets: Mapping[DeploymentKey, DesiredSet]
+    tables: Mapping[str, int]
+    """Model -> revision of its route table."""
+    settled: frozenset[str]
+    """Models of the store without an open change; others are left alone."""
+    refusing: Mapping[str, int] = field(default_factory=dict)
+    """Model that never served -> revision of the table that refuses its users. A gateway without any table of it is told this
+    one although a change is open: a first rollout may take long."""
+    astray: frozenset[str] = frozenset()
+    """Models with a gateway on a generation that does not serve: only their repair may take its replicas away."""
+
+
+@dataclass
+class Differences:
+    """What a region has otherwise than the store wants it."""
+
+    apply: list[DeploymentKey] = field(default_factory=list)
+    delete: list[DeploymentKey] = field(default_factory=list)
+    route: list[str] = field(default_factory=list)
+    unroute: list[str] = field(default_factory=list)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models that differ, sorted."""
+        keys = {key.model for key in (*self.apply, *self.delete)}
+        return tuple(sorted({*keys, *self.route, *self.unroute}))
+
+
+class ReconciliationActivities:
+    """Needs the store and the infrastructure."""
+
+    def __init__(self, store: Store, infrastructure: Infrastructure) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+        self._told: dict[str, tuple[str, ...]] = {}
+        """Region -> models that differed in the last pass: an event is written when they change."""
+        self._parsed = ParsedSets()
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.record_repairs, self.reconcile_region)
+
+    @activity.defn(name="record_repairs", no_thread_cancel_exception=True)
+    def record_repairs(self, nothing: Done) -> RepairsRecorded:
+        """Record a repair for each model whose users or replicas are on a generation that does not serve.
+
+        A model of which none serves is withdrawn instead.
+        """
+        del nothing
+        with self._store.read() as repository:
+            astray = sorted({*repository.models_astray(), *repository.models_unrepaired()})
+            unserved = repository.models_unserved()
+        for model in unserved:
+            beat(f"{model} is withdrawn")
+            self._withdraw(model)
+        recorded = []
+        for model in astray:
+            beat(f"{model} drifted")
+            with self._store.begin(model) as repository:
+                if record_repair(repository, model) is not None:
+                    recorded.append(model)
+        regions = tuple(sorted(self._infrastructure.regions()))
+        return RepairsRecorded(regions=regions, repairs=len(recorded), models=tuple(recorded[:NAMED]))
+
+    @activity.defn(name="reconcile_region", no_thread_cancel_exception=True)
+    def reconcile_region(self, asked: RegionAsked) -> RegionReconciled:
+        """Compare one region with the store and tell it again what differs. A region that does not answer is no error."""
+        region = asked.region
+        with self._store.read() as repository:
+            drained = Drained.of(repository.drains())
+        if region in drained.lost:
+            return RegionReconciled(region=region, skipped="lost: its drain brings it back")
+        try:
+            state = self._infrastructure.observe(region)
+            with self._store.read() as repository:
+                desired = desired_region(repository, region, self._parsed)
+            found = differences(desired, state)
+            self._bring_about(region, found, state)
+        except Unavailable:
+            return RegionReconciled(region=region, reachable=False)
+        self._note(region, found.models)
+        return RegionReconciled(
+            region=region,
+            applied=len(found.apply),
+            deleted=len(found.delete),
+            routed=len(found.route),
+            unrouted=len(found.unroute),
+        )
+
+    def _withdraw(self, model: str) -> None:
+        """Out of every gateway first; replicas stay while a gateway that can't be reached may send to them."""
+        with self._store.read() as repository:
+            lost = Drained.of(repository.drains()).lost
+        for region in sorted(set(self._infrastructure.regions()) - lost):
+            try:
+                if not self._unroute_unserved(model, region):
+                    return
+            except Unavailable:
+                return
+        with self._store.begin(model) as repository:
+            withdraw_unserved(repository, model)
+
+    def _unroute_unserved(self, model: str, region: str) -> bool:
+        """Remove a model of which none serves from a gateway. False, and its table is told again, if a change has come."""
+        if model not in self._unserved():
+            return False
+        self._infrastructure.unroute(model, region)
+        if model in self._unserved():
+            return True
+        self._route(model, region, followed=0)
+        return False
+
+    def _unserved(self) -> Collection[str]:
+        with self._store.read() as repository:
+            return repository.models_unserved()
+
+    def _bring_about(self, region: str, found: Differences, state: RegionState) -> None:
+        """Replicas first, so that what users are sent to exists; then routes; then what the store does not have."""
+        for key in found.apply:
+            beat(f"{key} is told again")
+            self._apply(key)
+        for model in found.route:
+            beat(f"routes of {model} in {region} are told again")
+            self._route(model, region, followed=state.routes.get(model, 0))
+        for model in found.unroute:
+            self._unroute(model, region)
+        for key in found.delete:
+            beat(f"{key} ends")
+            self._delete(key)
+
+    def _apply(self, key: DeploymentKey) -> None:
+        """Tell a replica set what is stored of it, until that has not changed meanwhile: a change writes before it tells."""
+        told = None
+        for _ in range(TRIES):
+            with self._store.read() as repository:
+                stored = repository.deployment(key)
+            if stored == told:
+                return
+            if stored is not None:
+                self._infrastructure.apply(stored)
+            told = stored
+
+    def _delete(self, key: DeploymentKey) -> None:
+        """End a replica set that the store still does not have; one that a change adds meanwhile is started again."""
+        with self._store.read() as repository:
+            stored = repository.deployment(key)
+        if stored is None:
+            self._infrastructure.delete(key)
+            self._apply(key)
+
+    def _unroute(self, model: str, region: str) -> None:
+        """Remove a model from a gateway while the store has no table; one that a change adds meanwhile is told again."""
+        with self._store.read() as repository:
+            settled = model in repository.settled_models() and repository.route(model, region) is None
+        if settled:
+            self._infrastructure.unroute(model, region)
+            self._route(model, region, followed=0)
+
+    def _route(self, model: str, region: str, *, followed: int) -> None:
+        """Put the stored table in force; one that the gateway is ahead of is stored again with a later revision."""
+        with self._store.read() as repository:
+            table = repository.route(model, region)
+        if table is None:
+            return
+        later = table if table.revision > followed else table.model_copy(update={"revision": followed + 1})
+        try:
+            self._infrastructure.route(later)
+            if later.revision != table.revision:
+                self._write(table, later)
+        except StaleWrite:  # a change has put a later one in force
+            return
+
+    def _write(self, read: RouteTable, later: RouteTable) -> None:
+        with self._store.begin(read.model) as repository:
+            if repository.route(read.model, read.region) == read:
+                repository.put_route(later)
+
+    def _note(self, region: str, models: tuple[str, ...]) -> None:
+        """An event for what differs now and did not in the last pass."""
+        before, self._told[region] = self._told.get(region, ()), models
+        if not models or models == before:
+            return
+        more = f" and {len(models) - NAMED} more" if len(models) > NAMED else ""
+        with self._store.begin() as repository:
+            repository.add_event(None, "Reconciled", f"{region} was told again: {', '.join(models[:NAMED])}{more}")
+
+
+def desired_region(repository: Repository, region: str, parsed: "ParsedSets") -> DesiredRegion:
+    """What the store wants of a region."""
+    settled = repository.settled_models()
+    sets = parsed.of(region, repository.deployment_documents(region))
+    return DesiredRegion(
+        sets={key: found for key, found in sets.items() if key.model in settled},
+        tables={model: number for model, number in repository.route_revisions(region).items() if model in settled},
+        settled=settled,
+        refusing=repository.refusing_revisions(region),
+        astray=frozenset(repository.models_astray()),
+    )
+
+
+def differences(desired: DesiredRegion, state: RegionState) -> Differences:
+    """What differs, in the order of its names. What runs of models that the store does not know is left alone."""
+    running: dict[DeploymentKey, list[Replica]] = defaultdict(list)
+    for replica in state.replicas:
+        if replica.phase is not ReplicaPhase.DRAINING:
+            running[replica.key].append(replica)
+    found = Differences()
+    for key, wanted in sorted(desired.sets.items(), key=lambda item: str(item[0])):
+        if key.model not in desired.astray and not in_sync(wanted, running.get(key, ())):
+            found.apply.append(key)
+    told = desired.settled - desired.astray
+    gone = (key for key in running if key not in desired.sets and key.model in told)
+    found.delete.extend(sorted(gone, key=str))
+    missing = {model: number for model, number in desired.refusing.items() if model not in state.routes}
+    tables = {**missing, **desired.tables}
+    found.route.extend(sorted(m for m, number in tables.items() if state.routes.get(m, 0) != number))
+    found.unroute.extend(sorted(m for m in state.routes if m not in desired.tables and m in desired.settled))
+    return found
+
+
+def in_sync(wanted: DesiredSet, replicas: Collection[Replica]) -> bool:
+    """Whether replicas are as many as wanted and have what they are to hold, or are about to."""
+    if len(replicas) != wanted.replicas:
+        return False
+    held = [{*replica.ready, *replica.coming} for replica in replicas]
+    if wanted.own:
+        return all(sum(number in has for has in held) >= count for number, count in wanted.own.items())
+    return all(wanted.generations <= has for has in held)
+
+
+class ParsedSets:
+    """Replica sets from their documents. What a region had in its last pass is not parsed again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[bytes, DesiredSet]] = {}
+
+    def of(self, region: str, documents: Mapping[DeploymentKey, str]) -> Mapping[DeploymentKey, DesiredSet]:
+        """One for each document; those that the region no longer has are forgotten."""
+        before, now, found = self._known.get(region, {}), {}, {}
+        for key, text in documents.items():
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            now[digest] = found[key] = before.get(digest) or _parsed(text)
+        self._known[region] = now
+        return found
+
+
+def _parsed(text: str) -> DesiredSet:
+    found = decode(Deployment, text)
+    return DesiredSet(found.replicas, frozenset(found.generations), dict(found.own))

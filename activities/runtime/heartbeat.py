@@ -1,0 +1,85 @@
+"""Heartbeats for every activity, so that a worker that was killed is noticed within seconds, not at a time limit.
+
+An activity that says what it waits for has its last words repeated. One whose heartbeats stayed out for too long writes
+nothing more (`activities.runtime.lease`).
+"""
+
+import asyncio
+from typing import Any
+
+from temporalio import activity
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ActivityOutboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+)
+
+from activities.runtime.lease import SENT_LATE_SECONDS, Pulse, felt, seconds_now
+
+BEATS = 4
+"""Heartbeats within an activity's own limit, which another worker's settings may have made shorter than this worker's."""
+
+
+class Alive(Interceptor):
+    """Beats while an activity runs: `every_seconds`, or more often if the activity's limit is short."""
+
+    def __init__(self, every_seconds: float) -> None:
+        self._every_seconds = every_seconds
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        """See Interceptor."""
+        return _BeatingActivity(next, self._every_seconds)
+
+
+class _LastWords(ActivityOutboundInterceptor):
+    """Remember what the activity said last. In its first moments nothing is sent: most activities end before that."""
+
+    def __init__(self, inner: ActivityOutboundInterceptor) -> None:
+        super().__init__(inner)
+        self.said: tuple[Any, ...] = ()
+        self._began = seconds_now()
+
+    def heartbeat(self, *details: Any) -> None:
+        self.said = details
+        if seconds_now() - self._began >= SENT_LATE_SECONDS:
+            self.next.heartbeat(*details)
+
+
+class _BeatingActivity(ActivityInboundInterceptor):
+    def __init__(self, inner: ActivityInboundInterceptor, every_seconds: float) -> None:
+        super().__init__(inner)
+        self._every_seconds = every_seconds
+        self._words: _LastWords | None = None
+
+    def init(self, outbound: ActivityOutboundInterceptor) -> None:
+        self._words = _LastWords(outbound)
+        self.next.init(self._words)
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        limit = activity.info().heartbeat_timeout
+        seconds = limit.total_seconds() if limit else float("inf")
+        pulse = Pulse(seconds)
+        every_seconds = min(self._every_seconds, seconds / BEATS)
+        beating: asyncio.Task[None] | None = None
+
+        def begin() -> None:
+            nonlocal beating
+            beating = asyncio.create_task(self._beat(pulse, every_seconds))
+
+        first = asyncio.get_running_loop().call_later(every_seconds, begin)  # most activities end before it
+        try:
+            with felt(pulse):
+                return await self.next.execute_activity(input)
+        finally:
+            first.cancel()
+            if beating is not None:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
+
+    async def _beat(self, pulse: Pulse, every_seconds: float) -> None:
+        """From a thread: while a synchronous activity runs, its heartbeat waits for this very event loop."""
+        while True:
+            pulse.beat()
+            await asyncio.to_thread(activity.heartbeat, *(self._words.said if self._words else ()))
+            await asyncio.sleep(every_seconds)

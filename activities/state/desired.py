@@ -1,0 +1,400 @@
+"""From the state of a model to what the infrastructure is told: deployments with their holdings, and route tables.
+
+Pure functions of `Facts`, which one unit of work reads.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from activities.state.drained_fleet import Drained
+from activities.state.facts import at_work, read_generations
+from activities.state.failover_shares import Nearness, Survivor, without_regions
+from activities.state.wave_state import ModelState, Slot
+from ipnext.errors import NotFound
+from ipnext.model.adapter import ServedAdapter, engine_name
+from ipnext.model.deployment import (
+    SERVING_ENGINES,
+    STREAM_DRAIN_SECONDS,
+    Deployment,
+    DeploymentKey,
+    HeldSnapshot,
+    RouteShare,
+    RouteTable,
+    ServedGeneration,
+    SnapshotFacts,
+)
+from ipnext.model.engine_settings import vllm_settings
+from ipnext.model.fleet import HardwareOption
+from ipnext.model.layout import laid_out
+from ipnext.model.manifest import ModelManifest, PartSpec
+from ipnext.model.part_tensors import graph_of_one, request_tensors, signatures
+from ipnext.model.predictions import PredictionAccess
+from ipnext.model.prompt import PROMPT
+from ipnext.model.registry import Generation, PartGraph, Snapshot, TensorSpec
+from ipnext.model.routing import RoutingPolicy, host_settings, routing_policy
+from ipnext.model.signing import SignerPolicy
+from ipnext.model.value import digest_of
+from ipnext.store.repository import Repository
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the store knows of one model. `target` is the generation that shall serve."""
+
+    manifest: ModelManifest
+    target: int
+    generations: Mapping[int, Generation]
+    snapshots: Mapping[tuple[str, int], Snapshot]
+    deployments: Mapping[DeploymentKey, Deployment]
+    tables: Mapping[str, RouteTable]
+    lost: frozenset[str] = frozenset()
+    """Regions that are gone: nothing is sent there, and nothing waits for them."""
+    rtt_ms: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """By users' region and serving region; read only where a region is lost."""
+    planned_demand: Mapping[str, float] = field(default_factory=dict)
+    """By users' region, in the model's unit: what the waves of the run at hand were planned for, where there is one."""
+    unmet_rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    @property
+    def access(self) -> PredictionAccess:
+        """Whether predictions need a credential."""
+        return self.manifest.spec.access.predictions
+
+    @property
+    def demand(self) -> Mapping[str, float]:
+        """By users' region, in the model's unit. The waves of a run hold what they were planned for, whatever was asked for since."""
+        return self.planned_demand or {item.region: item.amount for item in self.manifest.spec.demand}
+
+
+def read_facts(repository: Repository, model: str, target: int, *, named: Iterable[int] = ()) -> Facts:
+    """Read all that the functions here need of one model: the generations at work, and those `named`. NotFound.
+
+    The cost does not depend on how much was ever published (`activities.state.facts`).
+    """
+    lost = Drained.of(repository.drains()).lost
+    record = repository.model(model)
+    deployments, tables = repository.deployments(model), repository.routes(model)
+    numbers = at_work(record, deployments, tables, (target, *named))
+    generations, snapshots = read_generations(repository, record, numbers)
+    return Facts(
+        manifest=repository.as_measured(record.manifest, target or record.serving_generation),
+        target=target,
+        generations=generations,
+        snapshots=snapshots,
+        deployments={d.key: d for d in deployments},
+        tables={table.region: table for table in tables},
+        lost=lost,
+        rtt_ms=round_trips(repository) if lost else {},
+        unmet_rules=unmet_rules(repository, record.manifest),
+    )
+
+
+def unmet_rules(repository: Repository, manifest: ModelManifest) -> dict[str, tuple[str, ...]]:
+    """By users' region that the manifest names and the fleet has: rules of the plan that leave demand there unserved."""
+    placed, regions = repository.placement(manifest.name), set(repository.region_names())
+    rules = {unmet.region: unmet.rules for unmet in placed.unmet} if placed else {}
+    return {item.region: rules.get(item.region, ()) for item in manifest.spec.demand if item.region in regions}
+
+
+def round_trips(repository: Repository) -> dict[tuple[str, str], float]:
+    """Milliseconds by users' region and serving region."""
+    fleet = repository.fleet().spec
+    rows = zip(fleet.regions, fleet.rtt_ms, strict=True)
+    return {(origin, to): ms for origin, row in rows for to, ms in zip(fleet.regions, row, strict=True)}
+
+
+def key_of(model: str, slot: Slot) -> DeploymentKey:
+    """The replica set of a slot."""
+    part, region, hardware = slot
+    return DeploymentKey(model=model, part=part, region=region, hardware=hardware)
+
+
+def wanted_deployments(facts: Facts, state: ModelState) -> tuple[Deployment, ...]:
+    """One deployment for each slot of the state: its replicas, and the snapshots that each of them holds."""
+    return tuple(_deployment(facts, state, slot) for slot in state.slots)
+
+
+def shrinking_first(wanted: Iterable[Deployment], running: Mapping[DeploymentKey, int]) -> tuple[Deployment, ...]:
+    """Replica sets in the order to tell them in: those with no more processes than run now before those with more.
+
+    The units of the former are free before the latter take any.
+    """
+    return tuple(sorted(wanted, key=lambda found: found.replicas > running.get(found.key, 0)))
+
+
+def former_generations(facts: Facts, active: Iterable[int]) -> tuple[int, ...]:
+    """Generations that have served and are not `active`, the one that served last first."""
+    busy = set(active)
+    served = [(g.serving_at, g.number) for g in facts.generations.values() if g.serving_at and g.number not in busy]
+    return tuple(number for _, number in sorted(served, reverse=True))
+
+
+def served_generations(facts: Facts, region: str, deployments: Iterable[Deployment]) -> tuple[ServedGeneration, ...]:
+    """Generations that a region holds completely: every part that hosts hold of them has a replica set there."""
+    held: dict[int, set[str]] = {}
+    for deployment in deployments:
+        if deployment.key.region == region and deployment.replicas:
+            for generation in deployment.generations:
+                held.setdefault(generation, set()).add(deployment.key.part)
+    known = [facts.generations[number] for number in sorted(held) if number in facts.generations]
+    candidates = [(served_generation(facts, found.number), found) for found in known]
+    return tuple(s for s, found in candidates if _called(s.graph, found) <= held[s.generation])
+
+
+def served_generation(facts: Facts, number: int) -> ServedGeneration:
+    """What a router needs for one generation. Those before the target keep the graph they were served with.
+
+    One that is cut has the graph of its own layout, whatever the manifest says now.
+    """
+    generation = facts.generations[number]
+    if number != facts.target and generation.layout is None:
+        for table in facts.tables.values():
+            for served in table.served:
+                if served.generation == number:
+                    return served
+    spec = facts.manifest.spec
+    graph = generation.layout.graph if generation.layout else spec.wiring or _graph_of_one(facts, generation)
+    held = {piece: facts.snapshots.get((piece, snapshot)) for piece, snapshot in generation.answering.items()}
+    return ServedGeneration(
+        generation=number,
+        graph=graph,
+        snapshots=dict(generation.answering),
+        sync=spec.sync,
+        facts={piece: _facts_of(snapshot) for piece, snapshot in held.items() if snapshot is not None},
+        engines={part.name: part.engine for part in spec.hosted if part.engine in SERVING_ENGINES},
+        routing=_routing(spec.hosted),
+        contexts=_contexts(spec.hosted),
+        handoff=spec.handoff,
+        adapters=_adapters(facts, generation),
+        inputs=_inputs(spec.parts, graph, held),
+    )
+
+
+def _adapters(facts: Facts, generation: Generation) -> dict[str, ServedAdapter]:
+    """How the engines of a generation know its adapters."""
+    found = {part: facts.snapshots[part, generation.snapshots[part]].digest for part in generation.adapters}
+    return {
+        part: ServedAdapter(base=generation.adapters[part], name=engine_name(part, digest))
+        for part, digest in found.items()
+    }
+
+
+def _inputs(parts: Iterable[PartSpec], graph: PartGraph, held: Mapping[str, Snapshot | None]) -> tuple[TensorSpec, ...]:
+    """What a request brings beside its prompt, where nodes stand before one that generates: its JSON does not say it."""
+    if all(node.prompt is None for node in graph.nodes):
+        return ()
+    known = signatures(parts, {part: snapshot.manifest for part, snapshot in held.items() if snapshot is not None})
+    if any(node.part not in known for node in graph.nodes):
+        return ()
+    return tuple(tensor for name, tensor in request_tensors(graph, known).items() if name != PROMPT)
+
+
+def _routing(parts: Iterable[PartSpec]) -> dict[str, RoutingPolicy]:
+    found = {part.name: routing_policy(part.settings) for part in parts if part.engine in SERVING_ENGINES}
+    return {part: policy for part, policy in found.items() if policy is not None}
+
+
+def _contexts(parts: Iterable[PartSpec]) -> dict[str, int]:
+    found = {
+        part.name: vllm_settings(host_settings(part.settings)).max_model_len
+        for part in parts
+        if part.engine in SERVING_ENGINES
+    }
+    return {part: length for part, length in found.items() if length is not None}
+
+
+def _facts_of(snapshot: Snapshot) -> SnapshotFacts:
+    return SnapshotFacts(created_at=snapshot.created_at, signature=digest_of(snapshot.manifest.signature))
+
+
+def wanted_shares(
+    facts: Facts, state: ModelState, deployments: Iterable[Deployment]
+) -> dict[str, tuple[RouteShare, ...]]:
+    """The shares of every region that has demand, hosts the model or had a table before.
+
+    A region that hosts the model without demand of its own answers its users itself. What would go to a lost region goes
+    to those that are left. A region with demand that no region serves has no shares: its gateway refuses its users.
+    """
+    deployments = tuple(deployments)
+    hosting = {deployment.key.region for deployment in deployments if deployment.replicas}
+    regions = hosting | state.shares.keys() | facts.tables.keys() | facts.unmet_rules.keys()
+    main = _main_generation(state)
+    shares = {region: state.shares.get(region, ()) for region in sorted(regions)}
+    demanding = {item.region for item in facts.manifest.spec.demand}
+    for region in hosting - demanding:
+        complete = {served.generation for served in served_generations(facts, region, deployments)}
+        if not shares[region] and main in complete:
+            shares[region] = (RouteShare(to=region, generation=main, fraction=1.0),)
+    return sent_around(facts, shares, survivors(facts, deployments))
+
+
+def spared(facts: Facts, regions: Collection[str], wanted: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """What to keep where a run counts on a region that is lost, of `regions`: all that answers in the regions that are left.
+
+    Their users, and those who were to go to the lost one, have nothing else before a plan without it has come.
+    """
+    if not facts.lost.intersection(regions):
+        return wanted
+    left = {key: found for key, found in facts.deployments.items() if key.region not in facts.lost}
+    kept = tuple(left.pop(found.key, found) for found in wanted)
+    return (*kept, *left.values())
+
+
+def sent_around(
+    facts: Facts, shares: Mapping[str, tuple[RouteShare, ...]], able: Sequence[Survivor]
+) -> dict[str, tuple[RouteShare, ...]]:
+    """Shares without lost regions, over those that are `able`."""
+    demand = {item.region: item.amount for item in facts.manifest.spec.demand}
+    nearness = Nearness(facts.rtt_ms, facts.manifest.spec.latency_tolerance_ms)
+    return without_regions(shares, facts.lost, able, demand=demand, nearness=nearness)
+
+
+def survivors(
+    facts: Facts, deployments: Iterable[Deployment], ready: Mapping[tuple[DeploymentKey, int], int] | None = None
+) -> tuple[Survivor, ...]:
+    """Every whole generation of every region that is left, with what its slowest part answers.
+
+    By the replicas that are wanted, or by those that are `ready` (replica set, generation -> count).
+    """
+    if not facts.lost:
+        return ()
+    held = tuple(deployments)
+    regions = {deployment.key.region for deployment in held} - facts.lost
+    return tuple(
+        Survivor(region, served.generation, _throughput(facts, served, region, held, ready))
+        for region in sorted(regions)
+        for served in served_generations(facts, region, held)
+    )
+
+
+def _throughput(
+    facts: Facts,
+    served: ServedGeneration,
+    region: str,
+    deployments: Iterable[Deployment],
+    ready: Mapping[tuple[DeploymentKey, int], int] | None,
+) -> float:
+    """What a generation answers in a region, in the model's unit: as much as its slowest part."""
+    number = served.generation
+    able = dict.fromkeys(_called(served.graph, facts.generations[number]), 0.0)
+    for found in deployments:
+        if found.key.region == region and found.key.part in able:
+            count = found.replicas_of(number) if ready is None else ready.get((found.key, number), 0)
+            able[found.key.part] += count * found.qps
+    return min(able.values(), default=0.0)
+
+
+def _main_generation(state: ModelState) -> int:
+    """The generation with the most traffic; 0 where there is none."""
+    weights: dict[int, float] = {}
+    for shares in state.shares.values():
+        for share in shares:
+            weights[share.generation] = weights.get(share.generation, 0.0) + share.fraction
+    return max(weights, key=lambda generation: (weights[generation], generation), default=0)
+
+
+def _deployment(facts: Facts, state: ModelState, slot: Slot) -> Deployment:
+    key = key_of(facts.model, slot)
+    stored = facts.deployments.get(key)
+    part, option = _spec_of(facts, state, slot)
+    holds = _holds(facts, state, slot)
+    replicas, own = state.replicas(slot), _own(state, slot)
+    if part is None or option is None:
+        if stored is None:
+            msg = f"the manifest of {facts.model!r} has no way to run {key}: neither the part nor the hardware is there"
+            raise NotFound(msg)
+        return stored.model_copy(update={"replicas": replicas, "own": own, "holds": holds})
+    return Deployment(
+        key=key,
+        replicas=replicas,
+        own=own,
+        engine=part.engine,
+        units=option.units,
+        qps=option.throughput,
+        memory_bytes=part.memory_bytes,
+        settings=host_settings(part.settings) if part.engine in SERVING_ENGINES else part.settings,
+        drain_seconds=_drain_seconds(facts, part),
+        holds=holds,
+        swap=state.apart and facts.manifest.spec.rollout.refresh == "swap",
+        swap_wait_seconds=facts.manifest.spec.rollout.swap_wait_seconds,
+    )
+
+
+def _drain_seconds(facts: Facts, part: PartSpec) -> float | None:
+    chosen = facts.manifest.spec.rollout.drain_seconds
+    return STREAM_DRAIN_SECONDS if chosen is None and part.engine in SERVING_ENGINES else chosen
+
+
+def _own(state: ModelState, slot: Slot) -> dict[int, int]:
+    return (
+        {generation: state.counts[slot, generation] for generation in sorted(state.held(slot))} if state.apart else {}
+    )
+
+
+def _holds(facts: Facts, state: ModelState, slot: Slot) -> tuple[HeldSnapshot, ...]:
+    """Snapshots of the generations at work, and of former ones that are loaded here and stay warm.
+
+    A generation with a part that has no host any more is of no use warm. Where each generation has processes of its own
+    none stays warm: it would keep them all. One snapshot with and without adapters is held twice: only an engine that has
+    room for adapters from its start can load them.
+    """
+    part = slot[0]
+    stored = facts.deployments.get(key_of(facts.model, slot))
+    loaded = set(stored.generations) if stored else set()
+    hosted = {name for name, _, _ in state.slots}
+    former = former_generations(facts, state.generations)[: facts.manifest.spec.rollout.keep_warm]
+    warm = {number for number in former if hosted.issuperset(facts.generations[number].parts)}
+    kept = set() if state.apart else loaded & warm
+    pieces: dict[tuple[str, int, int], list[Generation]] = {}
+    for generation in (facts.generations[number] for number in sorted(state.held(slot) | kept)):
+        for name, number in generation.held_by(part).items():
+            pieces.setdefault((name, number, len(generation.adapters_of(name))), []).append(generation)
+    signers = facts.manifest.spec.validation.signers
+    return tuple(
+        _held(part, facts.snapshots[name, number], found, signers)
+        for (name, number, _), found in sorted(pieces.items())
+    )
+
+
+def _held(part: str, snapshot: Snapshot, generations: list[Generation], signers: SignerPolicy | None) -> HeldSnapshot:
+    """A segment was cut by the platform, from a snapshot whose signature was checked: nobody signed it."""
+    adapter = snapshot.part in generations[0].adapters
+    return HeldSnapshot(
+        part=None if snapshot.part == part else snapshot.part,
+        snapshot=snapshot.number,
+        digest=snapshot.digest,
+        uri=snapshot.uri,
+        generations=tuple(generation.number for generation in generations),
+        signers=signers if snapshot.part == part or adapter else None,
+        adapter=adapter,
+        adapters=len(generations[0].adapters_of(snapshot.part)),
+    )
+
+
+def _called(graph: PartGraph, generation: Generation) -> set[str]:
+    """The parts that hosts hold of a generation."""
+    return set(generation.parts) if generation.layout is not None else {node.part for node in graph.nodes}
+
+
+def _spec_of(facts: Facts, state: ModelState, slot: Slot) -> tuple[PartSpec | None, HardwareOption | None]:
+    """Part and hardware of a slot, as the target has them, else as another generation at work has them."""
+    name, _, hardware = slot
+    numbers = sorted(state.held(slot) & facts.generations.keys(), key=lambda number: (number != facts.target, -number))
+    for number in numbers:
+        spec = laid_out(facts.manifest, facts.generations[number]).spec
+        part = next((part for part in spec.parts if part.name == name), None)
+        option = next((o for o in part.hardware if o.kind == hardware), None) if part else None
+        if option is not None:
+            return part, option
+    return None, None
+
+
+def _graph_of_one(facts: Facts, generation: Generation) -> PartGraph:
+    part = facts.manifest.spec.hosted[0]
+    return graph_of_one(part, facts.snapshots[part.name, generation.snapshots[part.name]].manifest)

@@ -1,0 +1,125 @@
+"""What drains mean for planning: which supply counts as nothing, and which wishes wait until a lost region is back.
+
+Pure functions of `Drained`, which is read beside the fleet.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from activities.runtime.fence import still_ours
+from ipnext.errors import Unavailable
+from ipnext.model.drain import Drain
+from ipnext.model.fleet import FleetSpec
+from ipnext.model.plan import ModelProblem
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+
+@dataclass(frozen=True)
+class Drained:
+    """Regions out of service. `lost` ones are gone; of `unguarded` ones was said to go on whatever stays unserved."""
+
+    regions: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
+    unguarded: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, drains: Iterable[Drain]) -> "Drained":
+        """The drains that hold."""
+        holding = [drain for drain in drains if drain.holds]
+        return cls(
+            regions=frozenset(drain.region for drain in holding),
+            lost=frozenset(drain.region for drain in holding if drain.lost),
+            unguarded=frozenset(drain.region for drain in holding if drain.lost or drain.force),
+        )
+
+    def and_region(self, region: str, *, force: bool = False) -> "Drained":
+        """As if one more were drained, as planned."""
+        more = frozenset({region})
+        return Drained(self.regions | more, self.lost, self.unguarded | more if force else self.unguarded)
+
+    @property
+    def advice(self) -> str:
+        """Which regions are out of service and what to do if nothing else has room; empty if none is."""
+        told = [
+            f"{region} is out of service ({'declared lost' if region in self.lost else 'drained'})"
+            for region in sorted(self.regions)
+        ]
+        back = " or ".join(f"`ipnext undrain {region}`" for region in sorted(self.regions))
+        return f"{', '.join(told)}: {back}, or raise the supply elsewhere, then ask again" if told else ""
+
+
+NOTHING = Drained()
+
+
+def repairs_loss(repository: Repository, plan_id: str) -> bool:
+    """Whether a plan was asked for by a drain while a region is lost: users may have nothing else until its moves are done."""
+    return "drain" in repository.asked_by(plan_id) and bool(Drained.of(repository.drains()).lost)
+
+
+def unchanged(store: Store, lost: frozenset[str]) -> None:
+    """Check before a call that changes the infrastructure, in one unit of work, that it may be made.
+
+    Raises:
+        Unavailable: a region was lost, or came back, since `lost` was read: the next attempt computes again. Or another worker may be at
+            this activity.
+        FenceLost: the run has ended, or lost its transition to another run.
+    """
+    with store.read() as repository:
+        still_ours(repository)
+        same(repository, lost)
+
+
+def same(repository: Repository, lost: frozenset[str]) -> None:
+    """As `unchanged`, in one unit of work with what is written."""
+    changed = Drained.of(repository.drains()).lost ^ lost
+    if changed:
+        msg = f"region {min(changed)!r} was lost or came back meanwhile; what to do is computed anew"
+        raise Unavailable(msg)
+
+
+def without_drained(fleet: FleetSpec, drained: Drained) -> FleetSpec:
+    """The fleet with the supply of drained regions at 0. Their users, and their prices, stay."""
+    if not drained.regions:
+        return fleet
+    supply = tuple(
+        item.model_copy(update={"units": 0.0}) if item.region in drained.regions else item for item in fleet.supply
+    )
+    return fleet.model_copy(update={"supply": supply})
+
+
+def eased(model: ModelProblem, fleet: FleetSpec, drained: Drained) -> ModelProblem:
+    """The model's wishes as far as they can be kept meanwhile.
+
+    `survive` waits while a region is lost, or drained by force: what is left serves first. The latency tolerance gives way
+    where only a lost region was near enough for some users: to what their nearest region left needs.
+    `fleet` is the whole fleet, with the supply of drained regions.
+    """
+    if drained.unguarded and model.survive != "none":
+        model = model.model_copy(update={"survive": "none"})
+    if not drained.lost:
+        return model
+    able = _able(model, fleet)
+    left = able - drained.regions
+    needed = model.latency_tolerance_ms
+    rtt = dict(zip(fleet.regions, fleet.rtt_ms, strict=True))
+    place = {region: number for number, region in enumerate(fleet.regions)}
+    for item in model.demand:
+        row = rtt.get(item.region)
+        if row is None or item.qps <= 0 or not left:
+            continue
+        near = min((row[place[region]] for region in able & (left | drained.lost)), default=0.0)
+        nearest_left = min(row[place[region]] for region in left)
+        if near <= model.latency_tolerance_ms < nearest_left:
+            needed = max(needed, nearest_left)
+    return model.model_copy(update={"latency_tolerance_ms": needed}) if needed > model.latency_tolerance_ms else model
+
+
+def _able(model: ModelProblem, fleet: FleetSpec) -> frozenset[str]:
+    """Regions whose supply holds a replica of every part."""
+    units = {(item.region, item.hardware): item.units for item in fleet.supply}
+    return frozenset(
+        region
+        for region in fleet.regions
+        if all(any(units.get((region, o.hardware), 0.0) >= o.units for o in part.options) for part in model.parts)
+    )

@@ -1,0 +1,82 @@
+"""What the store knows of models while they serve or change: only what is at work, whatever their history.
+
+The generations at work are the target, the one that serves, and those that replica sets, route tables and the transition
+at hand name; beside them as many former ones as stay warm. Called by `activities.state.desired`, in one unit of work.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeVar
+
+from ipnext.model.deployment import Deployment, RouteTable
+from ipnext.model.registry import Generation, Snapshot
+from ipnext.model.rollout import FleetState, Transition
+from ipnext.store.records import ModelRecord
+from ipnext.store.repository import Repository
+
+T = TypeVar("T", Deployment, RouteTable)
+
+
+def generations_in(transition: Transition) -> frozenset[int]:
+    """All generations that a transition starts from or leads to."""
+    return frozenset().union(*(_of_state(state) for state in (transition.origin, transition.to)))
+
+
+def at_work(
+    record: ModelRecord, deployments: Iterable[Deployment], tables: Iterable[RouteTable], more: Iterable[int] = ()
+) -> frozenset[int]:
+    """The generations that anything of a model names now."""
+    named = {number for number in (record.serving_generation, record.target_generation, *more) if number}
+    for deployment in deployments:
+        named.update(deployment.generations, deployment.own)
+    for table in tables:
+        named.update(share.generation for share in table.shares)
+        named.update(served.generation for served in table.served)
+    return frozenset(named)
+
+
+def snapshots_of(generations: Iterable[Generation]) -> frozenset[tuple[str, str, int]]:
+    """(Model, part or segment, number) of all snapshots that generations are made of."""
+    return frozenset(
+        (generation.model, part, number)
+        for generation in generations
+        for part, number in (*generation.snapshots.items(), *generation.answering.items())
+    )
+
+
+def read_generations(
+    repository: Repository, record: ModelRecord, numbers: Collection[int]
+) -> tuple[Mapping[int, Generation], Mapping[tuple[str, int], Snapshot]]:
+    """The generations of these numbers and the former ones that may stay warm, with the snapshots that they name.
+
+    Two or three queries by keys, at most `numbers` and `keepWarm` rows of generations: nothing grows with what was published.
+    """
+    warm = record.manifest.spec.rollout.keep_warm
+    generations = repository.generations_at_work(record.name, numbers, former=warm)
+    snapshots = repository.snapshots_named(snapshots_of(generations))
+    return {g.number: g for g in generations}, {(s.part, s.number): s for s in snapshots}
+
+
+def ancestors(repository: Repository, snapshots: Iterable[Snapshot]) -> Mapping[tuple[str, str], Snapshot]:
+    """(Part, digest) -> the snapshots that deltas among `snapshots` stand on, down to a full one; parents that are missing are not in it."""
+    found: dict[tuple[str, str], Snapshot] = {}
+    for snapshot in snapshots:
+        below: Snapshot | None = snapshot
+        while below is not None and below.manifest.is_delta and (below.part, below.manifest.parent) not in found:
+            below = repository.snapshot_of(below.model, below.part, below.manifest.parent or "")
+            if below is not None:
+                found[below.part, below.digest] = below
+    return found
+
+
+def by_model(rows: Iterable[T]) -> Mapping[str, tuple[T, ...]]:
+    """Deployments or route tables of each model, in their order."""
+    found: dict[str, list[T]] = defaultdict(list)
+    for row in rows:
+        found[row.model if isinstance(row, RouteTable) else row.key.model].append(row)
+    return defaultdict(tuple, {model: tuple(rows) for model, rows in found.items()})
+
+
+def _of_state(state: FleetState) -> frozenset[int]:
+    replicas = {row.generation for row in state.replicas}
+    return frozenset(replicas | {share.generation for share in state.traffic})

@@ -1,0 +1,84 @@
+"""What failed, found while it can still be seen: the part, region and host behind a wave that does not come through."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from activities.state.wave_state import ModelState
+from ipnext.model.cause import Cause, Place
+from ipnext.model.deployment import RegionState, Replica, ReplicaPhase
+from ipnext.store.repository import Repository
+
+LOOKED_AT = 100
+"""Events among which the first cause of a change is looked for."""
+
+
+class Counted(Protocol):
+    """Answers of one generation in one region."""
+
+    @property
+    def region(self) -> str:
+        """Name of the region."""
+
+    @property
+    def requests(self) -> int:
+        """All answers."""
+
+    @property
+    def errors(self) -> int:
+        """Answers with a 5xx status."""
+
+    @property
+    def non_finite(self) -> int:
+        """Answers with NaN or infinity."""
+
+
+def place_of(replica: Replica, *, adapter: str | None = None) -> Place:
+    """A replica as the place of a failure, which may be that of an adapter on its part."""
+    key = replica.key
+    return Place(part=adapter or key.part, region=key.region, hardware=key.hardware, host=replica.id, log=replica.log)
+
+
+def first_lacking(model: str, state: ModelState, regions: Mapping[str, RegionState]) -> Place:
+    """The first slot that lacks a ready replica, and the replica there that is furthest from it; regions that answer only."""
+    for (slot, generation), wanted in sorted(state.counts.items()):
+        part, region, hardware = slot
+        if region not in regions:
+            continue
+        found = [r for r in regions[region].replicas if _slot(r) == (model, part, hardware)]
+        lacking = [r for r in found if generation not in r.ready and r.phase is not ReplicaPhase.DRAINING]
+        if len(found) - len(lacking) < wanted:
+            host = min(lacking, key=lambda r: (r.phase is not ReplicaPhase.FAILED, -r.restarts, r.id), default=None)
+            return place_of(host) if host else Place(part=part, region=region, hardware=hardware)
+    return Place()
+
+
+def worst_region(before: Sequence[Counted], now: Iterable[Counted]) -> str | None:
+    """The region with the largest fraction of bad answers since `before`; None where none was bad."""
+    earlier = {item.region: item for item in before}
+    shares: dict[str, float] = {}
+    for item in now:
+        base = earlier.get(item.region)
+        anew = base is None or item.requests < base.requests
+        requests = item.requests - (0 if anew or base is None else base.requests)
+        bad = item.errors + item.non_finite - (0 if anew or base is None else base.errors + base.non_finite)
+        if requests > 0 and bad > 0:
+            shares[item.region] = bad / requests
+    return max(sorted(shares), key=lambda region: shares[region], default=None)
+
+
+def note_first(repository: Repository, model: str, cause: Cause, *, regions: Iterable[str] = ()) -> None:
+    """Write a change's cause down where none was yet: what failed outside the activities that see hosts.
+
+    A region that the message names in quotes is the place.
+    """
+    detail = (event.detail for event in repository.events(model, limit=LOOKED_AT))
+    if any(found and found.get("cause", {}).get("change") == cause.change for found in detail):
+        return
+    named = next((region for region in sorted(regions) if repr(region) in cause.message), None)
+    place = cause.place.model_copy(update={"region": cause.place.region or named})
+    told = cause.model_copy(update={"place": place})
+    repository.add_event(model, "Failed", f"{cause.reason}: {cause.message}", detail=told.detail)
+
+
+def _slot(replica: Replica) -> tuple[str, str, str]:
+    return replica.key.model, replica.key.part, replica.key.hardware

@@ -1,0 +1,61 @@
+"""What the store knows of many models at once, as far as it takes to send their users elsewhere.
+
+Called when a region is lost, and when it returns: for hundreds of models, in batches.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+
+from activities.state.desired import Facts, round_trips
+from activities.state.drained_fleet import Drained
+from activities.state.facts import at_work, by_model, snapshots_of
+from ipnext.model.deployment import ServedGeneration
+from ipnext.model.registry import Generation, Snapshot
+from ipnext.store.repository import Repository
+
+
+def read_routed(repository: Repository, models: Collection[str]) -> tuple[Facts, ...]:
+    """Read what sends users of many models elsewhere, in the order of `models`.
+
+    Of snapshots only those are read whose generation no route table describes. The number of queries is the same for one model and for hundreds. Models that are not known are left out.
+    """
+    drained = Drained.of(repository.drains())
+    records = {record.name: record for record in repository.models_named(models)}
+    deployments, tables = by_model(repository.deployments_of(models)), by_model(repository.routes_of(models))
+    numbers = {
+        (name, number)
+        for name, record in records.items()
+        for number in at_work(record, deployments[name], tables[name])
+    }
+    generations: dict[str, dict[int, Generation]] = defaultdict(dict)
+    undescribed = list[Generation]()
+    for found in repository.generations_named(numbers):
+        generations[found.model][found.number] = found
+        described = found.layout is None and any(
+            served.generation == found.number for table in tables[found.model] for served in table.served
+        )
+        undescribed += [] if described else [found]
+    snapshots: dict[str, dict[tuple[str, int], Snapshot]] = defaultdict(dict)
+    for held in repository.snapshots_named(snapshots_of(undescribed)):
+        snapshots[held.model][held.part, held.number] = held
+    rtt_ms = round_trips(repository) if drained.lost else {}
+    return tuple(
+        Facts(
+            manifest=records[name].manifest,
+            target=0,
+            generations=generations[name],
+            snapshots=snapshots[name],
+            deployments={d.key: d for d in deployments[name]},
+            tables={table.region: table for table in tables[name]},
+            lost=drained.lost,
+            rtt_ms=rtt_ms,
+        )
+        for name in models
+        if name in records
+    )
+
+
+def merge_served(new: Iterable[ServedGeneration], old: Iterable[ServedGeneration]) -> tuple[ServedGeneration, ...]:
+    """All of `new`, and of `old` what it lacks, by generation."""
+    found = {served.generation: served for served in (*old, *new)}
+    return tuple(found[number] for number in sorted(found))

@@ -1,0 +1,409 @@
+"""The transition of one model: its waves are planned, then walked, capacity first and traffic after.
+
+Each activity computes the state it has to reach from the stored transition and brings it about, so it may be run again
+at any time. A wave's outcome is an answer (WaveResult), not an error; errors are for what a retry may heal.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from temporalio import activity
+
+from activities.runtime.deadline import Deadline, beat
+from activities.runtime.fence import of_a_wave, still_ours
+from activities.state.desired import Facts, shrinking_first, spared, wanted_deployments, wanted_shares
+from activities.state.drained_fleet import same
+from activities.state.failure_cause import note_first, worst_region
+from activities.state.observed import Failure, first_failure, missing_replicas, observe
+from activities.state.wave_state import ModelState
+from activities.transition.admission import AT_ONCE
+from activities.transition.draft import Draft
+from activities.transition.gate import Asked, errors_only, judge
+from activities.transition.gate_window import counted_since, former_generation, opened, traffic_of, uncompared
+from activities.transition.hot_swap import Announcement, leave_what_is_sent, not_gone_back
+from activities.transition.revert import (
+    answers_at_all,
+    heard,
+    held_for_lack,
+    none_more,
+    not_as_before,
+    still_answered,
+    waiting,
+)
+from activities.transition.scale_down import Left, Releasing, known, left_over, shrinking, stray
+from activities.transition.scale_up import Capacity
+from activities.transition.step_limit import hurried
+from activities.transition.traffic_shift import Gateways
+from activities.transition.wave_context import Reaching, led_to
+from ipnext.errors import RegionUnreachable, Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.cause import GATE, STEPS, Cause, Place
+from ipnext.model.deployment import Deployment, RegionState, RouteShare
+from ipnext.model.lifecycle import ChangeKind, StageInput, TransitionPlanned, WaveInput, WaveResult
+from ipnext.model.registry import GenerationState
+from ipnext.model.rollout import TransitionState
+from ipnext.model.status import ConditionType, Reason
+from ipnext.store.records import TransitionRecord
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+DRAFTS = 3
+"""How often waves are searched beside the writers."""
+
+_UNASKED = frozenset({ChangeKind.ROLLBACK, ChangeKind.MOVE, ChangeKind.REPAIR})
+"""Kinds of changes that bring no new generation: they need no approval."""
+
+
+_ASKED_BACK = frozenset({Reason.SUPERSEDED, Reason.ROLLED_BACK, Reason.ABORTED})
+"""Reasons of a way back that someone asked for: nothing failed."""
+
+
+class TransitionActivities:
+    """Needs the store and the infrastructure. `pause` stands in for sleeping."""
+
+    def __init__(
+        self, store: Store, infrastructure: Infrastructure, *, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+        self._pause = pause
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (
+            self.plan_transition,
+            self.ensure_capacity,
+            self.shift_traffic,
+            self.check_gate,
+            self.release_capacity,
+        )
+
+    @activity.defn(name="plan_transition", no_thread_cancel_exception=True)
+    def plan_transition(self, stage: StageInput) -> TransitionPlanned:
+        """Plan the waves from what runs to the plan's placement, once for each change. The change's id names them.
+
+        Refused where no safe sequence exists. Unavailable while another change moves the model, while only another model's transition holds the supply that
+        the waves need, or while the owner wants it to wait for supply: trying again later helps.
+        """
+        draft = self._drafted(stage)
+        record, rollout = draft.record, draft.rollout
+        return TransitionPlanned(
+            transition_id=record.id,
+            waves=len(record.transition.waves),
+            refused=record.transition.refused or _ended_before(record),
+            fence=record.fence,
+            deadline_seconds=rollout.deadline_seconds,
+            approval="none" if stage.kind in _UNASKED else rollout.approval,
+            manual_deadline_seconds=rollout.manual_deadline_seconds,
+            on_newer=rollout.on_newer,
+            gates=tuple(wave.gate for wave in record.transition.waves),
+            price=draft.price,
+            back=draft.back,
+        )
+
+    @activity.defn(name="ensure_capacity", no_thread_cancel_exception=True)
+    @of_a_wave
+    def ensure_capacity(self, wave: WaveInput) -> WaveResult:
+        """Add the wave's replicas and wait until they and the target generation's others are ready, at most `deadline_seconds`.
+
+        Ends at once where a replica cannot load the generation. Unreachable regions are asked again until the deadline. One call is a
+        short look: where more time is needed the answer has `again_seconds`, and the workflow sleeps meanwhile.
+        """
+        left = wave.deadline_seconds - wave.waited_seconds
+        capacity = Capacity(self._infrastructure, Deadline(left, pause=self._pause))
+        with self._store.begin(wave.model) as repository:
+            still_ours(repository)
+            if wave.back and wave.reason not in _ASKED_BACK:
+                _note_cause(repository, wave)
+            if not wave.back:
+                repository.advance_transition(wave.transition_id, state=TransitionState.RUNNING)
+            reaching = Reaching.read(repository, wave, "scaled_up")
+            if (stuck := reaching.stuck) is not None:
+                return stuck
+            facts, full = reaching.facts, reaching.unfreed
+            wanted = [found for found in wanted_deployments(facts, reaching.state) if found.key.region not in full]
+            fewer = () if wave.back else shrinking(facts, wanted)
+            for deployment in wanted:
+                if deployment not in fewer:
+                    repository.put_deployment(deployment)
+        releasing = self._releasing(facts)
+        releasing.release(fewer)  # a region that can't be reached is tried again below
+        if reaching.may_drop_strays:
+            strays = stray(facts, reaching.transition)
+            releasing.release((), strays if strays and self._known_routes(facts) else ())
+        running = {key: stored.replicas for key, stored in facts.deployments.items()}
+        told = shrinking_first((found for found in wanted if found.key.region not in facts.lost), running)
+        if not wave.back and (drains := capacity.until_drained(told)) is not None:
+            return drains
+        goes_over = reaching.goes_over or leave_what_is_sent(facts.tables.values(), told)
+        announce = self._announcement(facts, wanted) if goes_over else None
+        needed = reaching.needed.outside(facts.lost | full)
+        result = capacity.until_ready(wave, needed, told, announce=announce)
+        if result.again_seconds:
+            return result
+        if result.ok and full:
+            message = f"{', '.join(sorted(full))} could not let go of what came later, so there is no room for what was before"
+            result = WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message)
+        self._note(wave, ConditionType.CAPACITY_READY, result)
+        return result
+
+    @activity.defn(name="shift_traffic", no_thread_cancel_exception=True)
+    @of_a_wave
+    def shift_traffic(self, wave: WaveInput) -> WaveResult:
+        """Send the traffic by the wave's shares; on the way back, by the origin's. Returns once all gateways follow.
+
+        No gateway moves on while another one that has to can't be reached: its users would come on top of those who stay.
+        A rollback and a way back don't wait for it.
+        Not done where a region was lost on the way and users would come to the new generation too fast, nor where the gate can compare nothing.
+        Unavailable while replicas that were ready for it are so no more: they may have ended since, as during a pause.
+        """
+        with self._store.read() as repository:
+            reaching = Reaching.read(repository, wave, "routed")
+            found = repository.model(wave.model)
+            urgent = wave.back or repository.change(wave.transition_id).kind in AT_ONCE
+        rollout, serving = found.manifest.spec.rollout, found.serving_generation
+        facts, state, transition = reaching.facts, reaching.state, reaching.transition
+        deployments = led_to(reaching)
+        if wave.back and facts.lost:
+            deployments = self._and_what_answers(facts, reaching.counted_on, deployments)
+        shares = still_answered(facts, transition, state, wanted_shares(facts, state, deployments))
+        if not urgent and (result := hurried(facts, transition, wave.index, shares, rollout)) is not None:
+            self._note(wave, ConditionType.ROUTES_READY, result)
+            return result
+        refusal = uncompared(transition, wave.model, wave.generation, serving=serving, gate=rollout.gate)
+        if not urgent and refusal is not None:
+            self._note_gate(wave, refusal)
+            return refusal
+        regions = {*shares, *(region for _, region, _ in state.slots)} - facts.lost
+        states, silent = observe(self._infrastructure, regions, [wave.model])
+        if not urgent:
+            _check_reached(facts, shares, silent)
+        if not wave.back:
+            _check_ready(wave, state.outside(facts.lost), states)
+        stay = waiting(facts, shares, states) if wave.back else ()
+        keeping = not_gone_back(wave.model, state, states) if wave.back and transition.refresh == "swap" else ()
+        gateways = Gateways(self._store, self._infrastructure, facts, beat=beat)
+        gateways.follow(shares, deployments, waiting=stay, keeping=keeping)
+        hold = 0.0 if wave.back else transition.waves[wave.index].hold_seconds
+        former = former_generation(transition, wave.model, wave.generation) if rollout.gate.compares else None
+        new = traffic_of(wave.model, wave.generation, states.values())
+        old = traffic_of(wave.model, former, states.values()) if former else ()
+        baseline, window = opened(former, new, old, sketched=rollout.gate.judges_drift)
+        result = WaveResult(ok=True, hold_seconds=hold, baseline=baseline, window=window)
+        self._note(wave, ConditionType.ROUTES_READY, result)
+        return result
+
+    @activity.defn(name="check_gate", no_thread_cancel_exception=True)
+    @of_a_wave
+    def check_gate(self, wave: WaveInput) -> WaveResult:
+        """Whether the target generation answers well enough since the wave's traffic moved, and still stands.
+
+        It may be asked at any time of the hold, as `early`, and after it. `again_seconds` above 0 says that answers are
+        too few and may still come.
+        """
+        with self._store.read() as repository:
+            reaching = Reaching.read(repository, wave, "routed")
+            asked = _asked(repository, wave, reaching.state)
+        regions = {region for _, region, _ in reaching.state.slots} - reaching.facts.lost
+        states, silent = observe(self._infrastructure, regions, [wave.model])
+        if silent:
+            msg = f"region {silent[0]!r} can't be reached, so the gate knows too little"
+            if wave.early:
+                return WaveResult(ok=True, message=msg)
+            raise RegionUnreachable(msg)
+        new = traffic_of(wave.model, wave.generation, states.values())
+        former = wave.window.former if wave.window else None
+        old = traffic_of(wave.model, former, states.values()) if former else ()
+        failure = first_failure(wave.model, wave.generation, states.values())
+        verdict = judge(asked, counted_since(wave.baseline, wave.window, new, old))
+        if failure is None and verdict.ok:
+            return WaveResult(ok=True, message=verdict.message, again_seconds=verdict.again_seconds)
+        if failure is None:
+            failure = Failure(Reason.GATE_FAILED, verdict.message, Place(region=worst_region(wave.baseline, new)))
+        result = WaveResult(ok=False, reason=failure.reason, message=failure.message, place=failure.place)
+        self._note_gate(wave, result)
+        return result
+
+    @activity.defn(name="release_capacity", no_thread_cancel_exception=True)
+    @of_a_wave
+    def release_capacity(self, wave: WaveInput) -> WaveResult:
+        """Take away what the wave no longer needs: out of the routers first, then the replicas and snapshots.
+
+        The last wave, and the way back, leave exactly the state they lead to; former generations stay loaded as far as
+        the rollout's `keepWarm` says. Writes down how far the transition is.
+        """
+        with self._store.read() as repository:
+            reaching = Reaching.read(repository, wave, "released")
+        facts, state, record, last = reaching.facts, reaching.state, reaching.record, reaching.is_last
+        target = wanted_deployments(facts, state)
+        wanted = whole = spared(facts, reaching.counted_on, target)
+        if wave.back and wave.by_waves:
+            wanted = none_more(wanted, facts.deployments)
+        gone = [d for d in left_over(facts, wanted) if last or known(record.transition, wave.model, d)]
+        shares = still_answered(facts, reaching.transition, state, wanted_shares(facts, state, wanted))
+        if last:
+            shares = {region: found for region, found in shares.items() if found or region in facts.tables}
+        kept = wanted if last else (*wanted, *(d for d in left_over(facts, wanted) if d not in gone))
+        if wave.back:
+            kept = heard(kept, whole, self._and_what_answers(facts, reaching.counted_on, target))
+        needed = held_for_lack(whole, facts.deployments, shares) if wave.back and wave.by_waves else frozenset()
+        releasing = self._releasing(facts)
+        left = Left(releasing.waiting(shares, wanted), needed, self._keeping(reaching))
+        unreachable = releasing.shrink(shares, kept, wanted, gone, left=left)
+        if unreachable is not None:
+            raise unreachable
+        self._write_progress(reaching)
+        stays = not_as_before(facts, reaching.origin, shares) if wave.back and last else ""
+        return WaveResult(ok=not stays, reason=Reason.REGION_UNREACHABLE if stays else Reason.SUCCEEDED, message=stays)
+
+    def _known_routes(self, facts: Facts) -> bool:
+        """Whether every gateway follows what is stored: one that was told more, and whose answer nobody wrote down, may send anywhere."""
+        states, silent = observe(self._infrastructure, facts.tables.keys() - facts.lost, [facts.model])
+        ahead = (state.routes.get(facts.model, 0) > facts.tables[name].revision for name, state in states.items())
+        return not silent and not any(ahead)
+
+    def _drafted(self, stage: StageInput) -> Draft:
+        """The transition of a change as it is stored. Waves are searched beside the writers, and compared before they are written.
+
+        If others take supply that the waves count on meanwhile, they are searched again; the last time inside the unit that
+        writes them, which then holds up other admissions and adoptions of plans. Writers that take no supply go on in any case.
+        """
+        for _ in range(DRAFTS):
+            with self._store.read() as repository:
+                draft = Draft.read(repository, stage)
+            if draft.known:
+                return draft
+            with self._store.begin(stage.model) as repository:
+                repository.lock_plan_in_force()
+                if draft.holds(repository, stage):
+                    return self._saved(repository, stage, draft)
+        with self._store.begin(stage.model) as repository:
+            repository.lock_plan_in_force()
+            draft = Draft.read(repository, stage)
+            return draft if draft.known else self._saved(repository, stage, draft)
+
+    def _saved(self, repository: Repository, stage: StageInput, draft: Draft) -> Draft:
+        still_ours()
+        record = repository.save_transition(draft.record)
+        if record.transition.refused is None:
+            _mark_rolling_out(repository, stage)
+            if draft.price:
+                repository.add_event(stage.model, "Admitted", f"generation {stage.generation}: {draft.price}")
+        return replace(draft, record=record)
+
+    def _and_what_answers(
+        self, facts: Facts, counted_on: Collection[str], deployments: tuple[Deployment, ...]
+    ) -> tuple[Deployment, ...]:
+        """Also what answers in the regions that are left, on a way back that counts on a lost one: it keeps its users."""
+        more = spared(facts, counted_on, deployments)[len(deployments) :]
+        states, _ = observe(self._infrastructure, {found.key.region for found in more}, [facts.model])
+        return deployments + tuple(found for found in more if answers_at_all(facts, found, states))
+
+    def _releasing(self, facts: Facts) -> Releasing:
+        return Releasing(self._store, self._infrastructure, facts)
+
+    def _announcement(self, facts: Facts, wanted: Sequence[Deployment]) -> Announcement:
+        return Announcement(Gateways(self._store, self._infrastructure, facts, beat=beat), facts, wanted)
+
+    def _keeping(self, reaching: Reaching) -> Collection[str]:
+        """Regions whose routers forget nothing: on a way back from a swap, those whose processes have not gone back."""
+        model, state = reaching.wave.model, reaching.state
+        if not (reaching.wave.back and reaching.transition.refresh == "swap"):
+            return ()
+        regions = {region for _, region, _ in state.slots} - reaching.facts.lost
+        states, _ = observe(self._infrastructure, regions, [model])
+        return not_gone_back(model, state, states)
+
+    def _write_progress(self, reaching: Reaching) -> None:
+        """Unavailable where a region was lost, or came back, meanwhile: it has to be told what this transition led to."""
+        wave, record, last = reaching.wave, reaching.record, reaching.is_last
+        with self._store.begin(wave.model) as repository:
+            still_ours(repository)
+            same(repository, reaching.facts.lost)
+            if wave.back:
+                if not last:  # a run that takes over goes on from the wave before, not from the one that is undone
+                    repository.advance_transition(record.id, waves_done=min(record.waves_done, max(wave.index - 1, 0)))
+                    return
+                message = f"{wave.reason}: {wave.message}"
+                repository.advance_transition(record.id, state=TransitionState.ROLLED_BACK, message=message)
+                return
+            state = TransitionState.DONE if last else TransitionState.RUNNING
+            repository.advance_transition(record.id, waves_done=max(wave.index + 1, record.waves_done), state=state)
+
+    def _note(self, wave: WaveInput, condition: ConditionType, result: WaveResult) -> None:
+        """Write a condition, and an event for each wave."""
+        where = "on the way back" if wave.back else f"wave {wave.index + 1}"
+        reason = result.reason
+        message = f"generation {wave.generation}, {where}" + (f": {result.message}" if result.message else "")
+        with self._store.begin(wave.model) as repository:
+            still_ours(repository)
+            repository.set_condition(wave.model, condition, "True" if result.ok else "False", reason, message)
+            cause = None if result.ok or wave.back else _cause(wave, result, STEPS[condition])
+            repository.add_event(wave.model, condition.value, message, detail=cause.detail if cause else None)
+
+    def _note_gate(self, wave: WaveInput, result: WaveResult) -> None:
+        """An event that says which answers failed the gate."""
+        with self._store.begin(wave.model) as repository:
+            message = f"generation {wave.generation}, wave {wave.index + 1}: {result.message}"
+            repository.add_event(wave.model, result.reason.value, message, detail=_cause(wave, result, GATE).detail)
+
+
+def _asked(repository: Repository, wave: WaveInput, state: ModelState) -> Asked:
+    """What the gate of a wave is asked now. Of a rollback only errors: its generation has served before."""
+    rollout = repository.model(wave.model).manifest.spec.rollout
+    record, window = repository.transition(wave.transition_id), wave.window
+    if window is None or repository.change(record.change_id).kind in AT_ONCE:
+        return errors_only(rollout.max_error_rate, rollout.gate, early=wave.early)
+    answering = {share.generation for shares in state.shares.values() for share in shares}
+    return Asked(
+        gate=rollout.gate,
+        max_error_rate=rollout.max_error_rate,
+        early=wave.early,
+        wait_left=min(rollout.gate.wait_seconds, wave.deadline_seconds) - wave.watched_seconds,
+        former=window.former if window.former in answering else None,
+    )
+
+
+def _ended_before(record: TransitionRecord) -> str | None:
+    """Why a transition that was reverted is not walked again: it began at a state that may be gone."""
+    return "its transition was reverted before" if record.state is TransitionState.ROLLED_BACK else None
+
+
+def _mark_rolling_out(repository: Repository, stage: StageInput) -> None:
+    if repository.generation(stage.model, stage.generation).state is not GenerationState.SERVING:
+        repository.set_generation_state(stage.model, stage.generation, GenerationState.ROLLING_OUT)
+
+
+def _check_reached(facts: Facts, shares: Mapping[str, Sequence[RouteShare]], silent: Iterable[str]) -> None:
+    """RegionUnreachable where a gateway that has to move does not answer. One that is only to refuse its users may be away."""
+    for region in silent:
+        table = facts.tables.get(region)
+        if region in shares and tuple(shares[region]) != (table.shares if table else ()):
+            msg = f"region {region!r} can't be reached, so no gateway moves on yet"
+            raise RegionUnreachable(msg)
+
+
+def _check_ready(wave: WaveInput, state: ModelState, states: Mapping[str, RegionState]) -> None:
+    """Unavailable where a region that answers has less of the generation ready than the wave's traffic needs."""
+    counts = {
+        held: count for held, count in state.counts.items() if held[1] == wave.generation and held[0][1] in states
+    }
+    lacking = missing_replicas(wave.model, replace(state, counts=counts), states)
+    if lacking:
+        msg = f"ready no more: {'; '.join(lacking)}"
+        raise Unavailable(msg)
+
+
+def _cause(wave: WaveInput, result: WaveResult, step: str) -> Cause:
+    """The transition has the name of its change."""
+    place = result.place.model_copy(update={"step": step})
+    return Cause(change=wave.transition_id, reason=result.reason, message=result.message, place=place)
+
+
+def _note_cause(repository: Repository, wave: WaveInput) -> None:
+    """Why the run goes back, where no activity that saw it wrote it down: one that found no answer at all."""
+    regions = repository.fleet().spec.regions
+    cause = Cause(change=wave.transition_id, reason=wave.reason, message=wave.message)
+    note_first(repository, wave.model, cause, regions=regions)

@@ -1,0 +1,195 @@
+"""Whether a change may begin to move, by which waves, and at what price: planned on the supply that no one else uses.
+
+Functions of one unit of work, called by `activities.transition.activities`.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from activities.planning.problem import (
+    fleet_problem,
+    model_as_served,
+    model_problem,
+    units_of,
+    with_running_options,
+    with_supply_left,
+)
+from activities.state.drained_fleet import Drained, eased, without_drained
+from activities.state.facts import snapshots_of
+from activities.state.failover_shares import Nearness
+from activities.state.wave_state import Back, fits_at_once
+from activities.transition.hot_swap import started_anew
+from activities.transition.refresh_mode import refresh_of
+from activities.transition.rollback_target import on_what_is_left, within_reach
+from ipnext.errors import InvalidInput, Unavailable
+from ipnext.model.admission import Admission
+from ipnext.model.fleet import FleetSpec
+from ipnext.model.lifecycle import ChangeKind, StageInput
+from ipnext.model.manifest import RolloutSpec
+from ipnext.model.plan import ModelProblem
+from ipnext.model.rollout import FleetState, Refresh, Swap, Transition, Wave
+from ipnext.model.throughput import in_unit
+from ipnext.store.placements import Units
+from ipnext.store.repository import Repository
+from planner.transition.planner import StepPolicy, admit
+
+AT_ONCE = frozenset({ChangeKind.ROLLBACK, ChangeKind.REPAIR})
+"""Kinds that go in one step: the generation has served before, and users wait for it."""
+
+REPAIR_DIP = 0.5
+"""Largest fraction of a part's throughput that a repair may miss. The planner takes the smallest dip with which there is a way."""
+
+
+def planned_waves(
+    repository: Repository, stage: StageInput, origin: FleetState, to: FleetState, in_use: Units
+) -> Transition:
+    """Waves on the supply that no one else uses at this moment; at least one wave, so that settings are brought up.
+
+    `in_use` is what the others use (`problems.units_in_use`).
+
+    Refused where there is no safe way. Unavailable where only another model's transition is in the way, or where the owner
+    would rather wait for supply than be refused: trying again later helps.
+    """
+    model, manifest = stage.model, model_as_served(repository, stage.model, stage.generation)
+    rollout = manifest.spec.rollout
+    calls = {number: repository.generation(model, number).parts for number in _generations(origin, to)}
+    policy = step_policy(rollout, stage.kind, refresh_of(repository, manifest, (origin, to)))
+    policy = policy.model_copy(update={"calls": calls})
+    whole, drained = repository.fleet().spec, Drained.of(repository.drains())
+    if (outdated := wait_for_repair(stage.kind, to, drained.lost)) is not None:
+        return Transition.model_validate({"from": origin, "to": to, "refused": outdated})
+    fleet = without_drained(whole, drained)
+    wished = with_running_options(eased(model_problem(manifest), whole, drained), repository.deployments(model))
+    if stage.kind is ChangeKind.ROLLBACK:
+        to = _left_of(wished, to, whole, drained)
+    if stage.kind in AT_ONCE:
+        wished = within_reach(wished, to)
+    now = with_supply_left(fleet, in_use)
+    transition, admission = _admitted(wished, now, (origin, to), policy)
+    if transition.refused:
+        transition = transition.model_copy(update={"refused": in_unit(transition.refused, manifest.spec.unit)})
+        later = with_supply_left(fleet, repository.units_entitled(but=model))
+        if _admitted(wished, later, (origin, to), policy)[1].feasible:
+            msg = f"waiting for supply that another model is about to free: {transition.refused}"
+            raise Unavailable(msg)
+        if rollout.when_short == "wait" and admission.surge and stage.kind not in AT_ONCE:
+            msg = f"waiting for supply: {transition.refused}"
+            raise Unavailable(msg)
+    if not transition.waves and not transition.refused:
+        return transition.model_copy(update={"waves": (Wave(gate="final"),)})
+    return transition
+
+
+def wait_for_repair(kind: ChangeKind, to: FleetState, lost: Collection[str]) -> str | None:
+    """Unavailable where the plan in force is from before a region was lost that it places the model in.
+
+    The replan that the loss has set off brings another one. A rollback goes back to what is left, and waits only where that is
+    nothing. A move does not wait, for the plan of the repair brings the model another one: why it is refused is returned.
+    """
+    regions = {row.region for row in to.replicas}
+    placed = regions.intersection(lost)
+    if not placed or (kind is ChangeKind.ROLLBACK and regions.difference(lost)):
+        return None
+    why = f"{min(placed)!r} was lost, and the plan in force places the model there"
+    if kind in {ChangeKind.MOVE, ChangeKind.REPAIR}:
+        return f"{why}; the next replan makes a plan without it"
+    msg = f"waiting for a plan without {min(placed)!r}: {why}"
+    raise Unavailable(msg)
+
+
+def _left_of(model: ModelProblem, to: FleetState, fleet: FleetSpec, drained: Drained) -> FleetState:
+    """Where a rollback goes while regions are lost."""
+    rows = zip(fleet.regions, fleet.rtt_ms, strict=True)
+    rtt_ms = {(origin, region): ms for origin, row in rows for region, ms in zip(fleet.regions, row, strict=True)}
+    return on_what_is_left(model, to, drained.lost, Nearness(rtt_ms, model.latency_tolerance_ms))
+
+
+def step_policy(rollout: RolloutSpec, kind: ChangeKind, refresh: Refresh) -> StepPolicy:
+    """The planner's view of a rollout.
+
+    A rollback and a repair go in one step without a bake time: their generation has served before. A repair dips if the supply
+    has no room for a safe way, whatever the manifest says: without it, users stay on a generation that does not serve.
+    """
+    short = {"when_short": rollout.when_short, "max_dip": rollout.max_dip, "refresh": refresh}
+    if kind is ChangeKind.REPAIR:
+        short |= {"when_short": "dip", "max_dip": max(rollout.max_dip, REPAIR_DIP)}
+    if kind in AT_ONCE:
+        return StepPolicy.model_validate({"canary": 1.0, "max_step": 1.0, "hold_seconds": 0.0, **short})
+    pace = {"canary": rollout.canary, "max_step": rollout.max_step, "hold_seconds": rollout.hold_seconds}
+    return StepPolicy.model_validate({**pace, **short})
+
+
+def price_of(transition: Transition, anew: Mapping[str, str]) -> str:
+    """What the waves take beyond both states, miss against the traffic, or swap, in words; empty where it is nothing.
+
+    `anew`: part -> why its engines can't go over where the waves swap them (`swapping.started_anew`).
+    """
+    surge = [f"{item.units:.9g} units of {item.region}/{item.hardware}" for item in transition.surge]
+    dips = [f"{dip.part} in {dip.region} by {dip.fraction:.0%}" for dip in transition.dips]
+    told = [f"takes {', '.join(surge)} for a while"] if surge else []
+    told += [f"dips: {', '.join(dips)}"] if dips else []
+    told += list(_price_of_swaps(transition.swaps, anew))
+    return "; ".join(told) if transition.refused is None else ""
+
+
+def _price_of_swaps(swaps: Sequence[Swap], anew: Mapping[str, str]) -> Iterator[str]:
+    """Such as: swaps 2 replicas; dips llm in us-east by 50% for seconds."""
+    going = [swap for swap in swaps if swap.part not in anew]
+    if going:
+        yield f"swaps {_replicas(going)}"
+        dips = _dips(going)
+        yield from [f"dips {dips} for seconds"] if dips else []
+    for part, why in anew.items():
+        starting = [swap for swap in swaps if swap.part == part]
+        yield f"can't swap {_replicas(starting)} of {part}, since {why}: ends them and starts others in their place"
+        dips = _dips(starting)
+        yield from [f"dips {dips} until these are ready (rollout.refresh: replace starts them first)"] if dips else []
+
+
+def _replicas(swaps: Iterable[Swap]) -> str:
+    count = sum(swap.replicas for swap in swaps)
+    return f"{count} replica{'s' if count > 1 else ''}"
+
+
+def _dips(swaps: Iterable[Swap]) -> str:
+    return ", ".join(f"{swap.part} in {swap.region} by {swap.fraction:.0%}" for swap in swaps if swap.fraction > 0)
+
+
+def not_swapped(repository: Repository, stage: StageInput, transition: Transition) -> Mapping[str, str]:
+    """Part that the waves swap -> why its engines are started anew all the same."""
+    if not transition.swaps:
+        return {}
+    model, numbers = stage.model, _generations(transition.origin, transition.to)
+    spec = model_as_served(repository, model, stage.generation).spec
+    involved = repository.generations_at_work(model, numbers)[::-1]
+    named = repository.snapshots_named(snapshots_of(involved))
+    manifests = {(s.part, s.number): s.manifest for s in named}
+    return started_anew(spec, involved, manifests, transition)
+
+
+def way_back(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> Back:
+    """Whether all of the way back may go at once: the former capacity comes beside what is there by then."""
+    if transition.refused is not None:
+        return "at_once"
+    manifest = model_as_served(repository, stage.model, stage.generation)
+    units = units_of(manifest, repository.deployments(stage.model))
+    left = with_supply_left(repository.fleet().spec, in_use)
+    supply = {(item.region, item.hardware): item.units for item in left.supply}
+    return "at_once" if fits_at_once(transition, stage.model, units, supply) else "by_waves"
+
+
+def _generations(*states: FleetState) -> frozenset[int]:
+    """All generations that the states name."""
+    replicas = {row.generation for state in states for row in state.replicas}
+    return frozenset(replicas | {share.generation for state in states for share in state.traffic})
+
+
+def _admitted(
+    model: ModelProblem, fleet: FleetSpec, ends: tuple[FleetState, FleetState], policy: StepPolicy
+) -> tuple[Transition, Admission]:
+    origin, to = ends
+    try:
+        planned, admission = admit(fleet_problem(fleet, [model]), origin, to, {model.model: policy})
+    except InvalidInput as error:
+        refused = Transition.model_validate({"from": origin, "to": to, "refused": error.message})
+        return refused, Admission(feasible=False, mode="refused", reason=error.message)
+    return planned.model_copy(update={"refresh": policy.refresh}), admission

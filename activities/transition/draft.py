@@ -1,0 +1,146 @@
+"""A transition before it is stored: its waves, and what they were planned by. Called by `activities.transition.activities`.
+
+Planning takes longer than a unit of work may hold up others. So the draft is made in a unit that only reads, and the unit
+that writes it asks first whether all that it was planned by still holds.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from activities.planning.problem import model_as_served, units_in_use, units_of
+from activities.state.drained_fleet import Drained, without_drained
+from activities.state.wave_state import Back, peak, planned_state, running_state
+from activities.transition.admission import not_swapped, planned_waves, price_of, way_back
+from ipnext.errors import NotFound
+from ipnext.model.lifecycle import StageInput
+from ipnext.model.manifest import RolloutSpec
+from ipnext.model.plan import RegionDemand
+from ipnext.model.rollout import Transition, TransitionState
+from ipnext.store.placements import Units
+from ipnext.store.records import TransitionRecord
+from ipnext.store.repository import Repository
+
+TOLERANCE = 1e-9
+"""Units: sums of fractions come in the database's own order."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A transition of one change, stored (`known`) or not yet."""
+
+    record: TransitionRecord
+    known: bool
+    price: str
+    back: Back
+    rollout: RolloutSpec
+    basis: tuple[Any, ...]
+    """What the model's own rows were, and the fleet's, when it was planned."""
+    in_use: Mapping[tuple[str, str], float]
+    """Units that the other models used then, by region and hardware."""
+
+    @classmethod
+    def read(cls, repository: Repository, stage: StageInput) -> "Draft":
+        """The stored transition of the change, or a planned one.
+
+        NotFound without a placement. Unavailable while another change moves the model, while only another model's transition holds the supply that the waves
+        need, or while the owner wants to wait for supply.
+        """
+        known = repository.find_transition(stage.change_id)
+        repository.check_fence(stage.change_id, known.fence if known else 0)
+        repository.check_only_mover(stage.model, stage.change_id)
+        in_use = units_in_use(repository, but=stage.model)
+        record = known or _planned(repository, stage, in_use)
+        return cls(
+            record=record,
+            known=known is not None,
+            price=price_of(record.transition, not_swapped(repository, stage, record.transition)),
+            back=way_back(repository, stage, record.transition, in_use),
+            rollout=repository.model(stage.model).manifest.spec.rollout,
+            basis=_basis(repository, stage),
+            in_use=in_use,
+        )
+
+    def holds(self, repository: Repository, stage: StageInput) -> bool:
+        """Whether nothing was written meanwhile that it was planned by.
+
+        Others may use less supply by now, or more where what is left holds all that the way and a way back may ever need.
+        In a unit of the model that has locked the plan in force, so that no other model is placed or admitted meanwhile. What others
+        use may only become less while it is read: a wave stays within its transition, which is counted at its most.
+        """
+        repository.check_fence(stage.change_id)
+        repository.check_only_mover(stage.model, stage.change_id)
+        if repository.find_transition(stage.change_id) is not None or _basis(repository, stage) != self.basis:
+            return False
+        now, then = units_in_use(repository, but=stage.model), self.in_use
+        cells = {(region, hardware) for _, region, hardware in _slots(self.record.transition, stage.model)}
+        if all(now.get(cell, 0.0) <= then.get(cell, 0.0) + TOLERANCE for cell in cells):
+            return True
+        return self.record.transition.refused is None and _is_roomy(repository, stage, self.record.transition, now)
+
+
+def _planned(repository: Repository, stage: StageInput, in_use: Units) -> TransitionRecord:
+    placed = repository.placement(stage.model)
+    if placed is None:
+        msg = f"no plan is in force that places {stage.model!r}; publish or apply it so that one is made"
+        raise NotFound(msg)
+    deployments, tables = repository.deployments(stage.model), repository.routes(stage.model)
+    model = repository.model(stage.model)
+    demand = model.manifest.spec.demand
+    demanding = {item.region for item in demand}
+    lost = Drained.of(repository.drains()).lost
+    origin = running_state(
+        stage.model, deployments, tables, demanding=demanding, lost=lost, serving=model.serving_generation
+    )
+    to = planned_state(stage.model, stage.generation, placed.state)
+    planned_for = tuple(RegionDemand(region=item.region, qps=item.amount) for item in demand)
+    transition = planned_waves(repository, stage, origin, to, in_use).model_copy(update={"demand": planned_for})
+    return TransitionRecord(
+        id=stage.change_id,
+        model=stage.model,
+        change_id=stage.change_id,
+        generation=stage.generation,
+        transition=transition,
+        state=TransitionState.REFUSED if transition.refused else TransitionState.PLANNED,
+        created_at=datetime.now(UTC),
+        revision=model.generation,
+    )
+
+
+def _is_roomy(repository: Repository, stage: StageInput, transition: Transition, in_use: Units) -> bool:
+    """Whether what others leave holds both ends of a transition at once, and the most of its way: more than any moment needs."""
+    model = stage.model
+    units = units_of(model_as_served(repository, model, stage.generation), repository.deployments(model))
+    origin, to = Counter[tuple[str, str, str]](), Counter(peak(transition, model))
+    for row in transition.origin.replicas:
+        origin[row.part, row.region, row.hardware] += row.count
+    for row in transition.to.replicas:
+        slot = (row.part, row.region, row.hardware)
+        to[slot] = max(to[slot], row.count)
+    needed: dict[tuple[str, str], float] = defaultdict(float)
+    for (part, region, hardware), count in (origin + to).items():
+        needed[region, hardware] += count * units.get((part, hardware), 0.0)
+    fleet = without_drained(repository.fleet().spec, Drained.of(repository.drains()))
+    supply = {(item.region, item.hardware): item.units for item in fleet.supply}
+    return all(in_use.get(c, 0.0) + most <= supply.get(c, 0.0) + TOLERANCE for c, most in needed.items())
+
+
+def _basis(repository: Repository, stage: StageInput) -> tuple[Any, ...]:
+    """The fleet, the drains, and the model's own manifest, placement, replica sets and route tables."""
+    model = stage.model
+    return (
+        repository.fleet().version,
+        Drained.of(repository.drains()),
+        repository.model(model).version,
+        repository.placement(model),
+        repository.deployments(model),
+        repository.routes(model),
+    )
+
+
+def _slots(transition: Transition, model: str) -> frozenset[tuple[str, str, str]]:
+    """Every replica set that the transition needs at some moment."""
+    ends = {(row.part, row.region, row.hardware) for end in (transition.origin, transition.to) for row in end.replicas}
+    return frozenset(ends | peak(transition, model).keys())

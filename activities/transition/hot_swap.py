@@ -1,0 +1,101 @@
+"""Swaps as the activities see them: which waves swap, and routers that know both generations while processes go over.
+
+Also which engines can't go over, as far as that is known before any is asked.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from activities.state.desired import Facts
+from activities.state.observed import missing_replicas
+from activities.state.wave_state import ModelState, state_at, swaps
+from activities.transition.traffic_shift import Gateways
+from ipnext.errors import Unavailable
+from ipnext.model.deployment import Deployment, RegionState, RouteTable
+from ipnext.model.going_over import obstacle
+from ipnext.model.manifest import ModelSpec
+from ipnext.model.registry import Generation, SnapshotManifest
+from ipnext.model.rollout import Transition
+
+Manifests = Mapping[tuple[str, int], SnapshotManifest]
+"""Part and number of a snapshot -> its manifest."""
+
+
+class Announcement:
+    """Tells the routers of the generations that processes are about to go over to. Made for one activity.
+
+    While they do, a request whose generation has no engine left may be answered with the other one; for that the router has to
+    know it before. On a way back the other one is that which they leave: routers forget nothing here.
+    """
+
+    def __init__(self, gateways: Gateways, facts: Facts, wanted: Iterable[Deployment]) -> None:
+        self._gateways = gateways
+        self._shares = {region: table.shares for region, table in facts.tables.items()}
+        self._deployments = {**facts.deployments, **{deployment.key: deployment for deployment in wanted}}
+        self.made = False
+        """Whether every region has heard it."""
+
+    def make(self) -> None:
+        """Once more, where a region could not be reached before. What is sent where stays as it is."""
+        if not self.made:
+            try:
+                self._gateways.follow(self._shares, self._deployments.values(), keeping=self._shares)
+            except Unavailable:
+                return
+            self.made = True
+
+
+def leave_what_is_sent(tables: Iterable[RouteTable], told: Iterable[Deployment]) -> bool:
+    """Whether users are sent to a generation in a region whose processes are told to hold others: they go over, whatever a wave says.
+
+    So it is where a way back could not tell a region: what is written down is not what it holds.
+    """
+    swapped = [found for found in told if found.swap]
+    regions = {found.key.region for found in swapped}
+    held = {(found.key.region, generation) for found in swapped for generation in found.generations}
+    sent = {(share.to, share.generation) for table in tables for share in table.shares if share.fraction > 0}
+    return any(region in regions for region, _ in sent - held)
+
+
+def while_swapped(transition: Transition, model: str, index: int) -> frozenset[tuple[str, int]]:
+    """(Region, generation) that may be sent to while wave `index` is undone, though its processes go back: empty where none do."""
+    if not swaps(transition, model, index):
+        return frozenset()
+    counts = state_at(transition, model, index, "routed").counts
+    return frozenset((region, generation) for ((_, region, _), generation), count in counts.items() if count)
+
+
+def started_anew(
+    spec: ModelSpec, generations: Iterable[Generation], manifests: Manifests, transition: Transition
+) -> Mapping[str, str]:
+    """Part that `transition` swaps -> why its engines can't go over between `generations`: they are ended, others start in their place.
+
+    What a host finds besides (another `config.json`, an engine from before the manifest said swap, a step that fails) is not
+    known here.
+    """
+    involved = tuple(generations)
+    found = {part: _obstacle(spec, part, involved, manifests) for part in {swap.part for swap in transition.swaps}}
+    return {part: why for part, why in sorted(found.items()) if why is not None}
+
+
+def _obstacle(spec: ModelSpec, part: str, generations: tuple[Generation, ...], manifests: Manifests) -> str | None:
+    if spec.handoff is not None:
+        return "prefill and decode have to hand over between the same weights"
+    if any(generation.adapters_of(part) for generation in generations):
+        return "adapters stand in it"
+    held = [manifests[part, g.snapshots[part]] for g in generations if part in g.snapshots]
+    return next((why for other in held[1:] if (why := obstacle(held[0], other)) is not None), None)
+
+
+def not_gone_back(model: str, state: ModelState, states: Mapping[str, RegionState]) -> frozenset[str]:
+    """Regions where not all processes have gone back that shall hold a state. Their routers have to know what these may still hold.
+
+    It may be all that answers there. Of regions that are not in `states` nothing is known.
+    """
+    return frozenset(
+        region for region in states if missing_replicas(model, replace(state, counts=_within(state, region)), states)
+    )
+
+
+def _within(state: ModelState, region: str) -> dict[tuple[tuple[str, str, str], int], int]:
+    return {held: count for held, count in state.counts.items() if held[0][1] == region}

@@ -1,0 +1,64 @@
+"""How new snapshots come to a model's processes: into those that run, or into new ones. Decided once for a transition."""
+
+from collections.abc import Collection, Mapping
+
+from activities.state.facts import ancestors, snapshots_of
+from ipnext.model.deployment import SERVING_ENGINES
+from ipnext.model.footprint import fits
+from ipnext.model.manifest import ModelManifest
+from ipnext.model.registry import Generation, SnapshotManifest
+from ipnext.model.rollout import FleetState, Refresh
+from ipnext.store.repository import Repository
+
+Piece = tuple[str, str]
+"""Part or segment, and the digest of its snapshot."""
+
+
+def refresh_of(repository: Repository, manifest: ModelManifest, ends: tuple[FleetState, FleetState]) -> Refresh:
+    """What the rollout says; `auto`: in place where every part's memory has room for all that it would hold at once.
+
+    That is the snapshots of both ends and those that stay warm, with what deltas among them stand on. A part without
+    `memory_bytes` has room, but an engine that serves by itself takes its accelerator whole: such a part is replaced,
+    unless it is one engine that serves all of them, with other adapters or behind other parts.
+    """
+    spec = manifest.spec
+    if spec.rollout.refresh != "auto":
+        return spec.rollout.refresh
+    serving = [part.name for part in spec.hosted if part.engine in SERVING_ENGINES]
+    model = manifest.name
+    loaded = {generation for deployment in repository.deployments(model) for generation in deployment.generations}
+    at_once = loaded | {row.generation for end in ends for row in end.replicas}
+    generations = repository.generations_at_work(model, at_once)
+    if any(len({engine_of(generation, part) for generation in generations}) > 1 for part in serving):
+        return "replace"
+    snapshots = repository.snapshots_named(snapshots_of(generations))
+    digests = {(s.part, s.number): s.digest for s in snapshots}
+    manifests = {(s.part, s.digest): s.manifest for s in (*snapshots, *ancestors(repository, snapshots).values())}
+    for part in spec.hosted:
+        if part.name in serving:
+            continue
+        sets = {frozenset(generation.held_by(part.name).items()) for generation in generations}
+        held = {(piece, digests[piece, number]) for found in sets for piece, number in found}
+        taken = with_ground(held, manifests)
+        if len(sets - {frozenset()}) > 1 and not fits(part.memory_bytes, [manifests[piece] for piece in taken]):
+            return "replace"
+    return "in_place"
+
+
+def engine_of(generation: Generation, part: str) -> tuple[int | None, int]:
+    """What tells one engine of a part from another: its snapshot, and how many adapters it has room for."""
+    return generation.snapshots.get(part), len(generation.adapters_of(part))
+
+
+def with_ground(held: Collection[Piece], manifests: Mapping[Piece, SnapshotManifest]) -> frozenset[Piece]:
+    """The pieces, and all that deltas among them stand on: a host has the full weights below, whether it answers for them or not."""
+    found: set[Piece] = set()
+    open_ends = set(held)
+    while open_ends:
+        piece = open_ends.pop()
+        found.add(piece)
+        manifest = manifests[piece]
+        below = (piece[0], manifest.parent or "")
+        if manifest.is_delta and below in manifests and below not in found:
+            open_ends.add(below)
+    return frozenset(found)

@@ -1,0 +1,166 @@
+"""What a way back has to leave as it is: what could not be let go of yet, and users whom nothing ready would answer.
+
+Pure functions of the state that a step leads to, what is stored and what the regions say.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from activities.regions.recovery import answered
+from activities.state.desired import Facts
+from activities.state.wave_state import ModelState, Slot, state_of
+from ipnext.model.deployment import Deployment, DeploymentKey, RegionState, RouteShare, RouteTable
+from ipnext.model.rollout import Transition
+
+
+def unfreed(
+    state: ModelState,
+    deployments: Iterable[Deployment],
+    tables: Iterable[RouteTable],
+    slots: Collection[Slot],
+    *,
+    meanwhile: Collection[tuple[str, int]] = (),
+) -> frozenset[str]:
+    """Regions that hold more in these slots than a state does, or are sent a generation that it does not hold there.
+
+    On a way back wave by wave the step before could not let go of it, so there is no room for what would come next.
+    `meanwhile`: (region, generation) that may be sent to until processes have gone back to another generation.
+    """
+    held = {(region, generation) for ((_, region, _), generation), count in state.counts.items() if count}
+    sent = {(share.to, share.generation) for table in tables for share in table.shares if share.fraction > 0}
+    full = {region for region, _ in sent - held - set(meanwhile)}
+    return frozenset(full | {found.key.region for found in deployments if _exceeds(found, state, slots)})
+
+
+def held_for_lack(
+    wanted: Iterable[Deployment],
+    stored: Mapping[DeploymentKey, Deployment],
+    shares: Mapping[str, Sequence[RouteShare]],
+) -> frozenset[tuple[str, int]]:
+    """(Region, generation) that users go on being sent to where not all came back that shall answer them.
+
+    What holds them there stays as it is, though the state knows it no more.
+    """
+    short = {found.key.region for found in wanted if _adds(found, stored.get(found.key))}
+    return frozenset(
+        (share.to, share.generation)
+        for found in shares.values()
+        for share in found
+        if share.fraction > 0 and share.to in short
+    )
+
+
+def none_more(wanted: Iterable[Deployment], stored: Mapping[DeploymentKey, Deployment]) -> tuple[Deployment, ...]:
+    """Replica sets as wanted, but for those that would have more than is stored of them: these stay as stored."""
+    limited = ((found, stored.get(found.key)) for found in wanted)
+    return tuple(known if _adds(found, known) else found for found, known in limited if known is not None)
+
+
+def waiting(
+    facts: Facts, shares: Mapping[str, Sequence[RouteShare]], states: Mapping[str, RegionState]
+) -> frozenset[str]:
+    """Users' regions that stay as they are: not every part of what would newly answer them is ready where it is.
+
+    Of regions that are not in `states` nothing is known; nobody waits for them.
+    """
+    sent = {
+        (origin, share.to, share.generation)
+        for origin, table in facts.tables.items()
+        for share in table.shares
+        if share.fraction > 0
+    }
+    return frozenset(
+        origin
+        for origin, found in shares.items()
+        for share in found
+        if share.fraction > 0 and share.to in states and (origin, share.to, share.generation) not in sent
+        if not answered(facts, states[share.to], share.generation)
+    )
+
+
+def still_answered(
+    facts: Facts,
+    transition: Transition,
+    state: ModelState,
+    shares: Mapping[str, tuple[RouteShare, ...]],
+) -> dict[str, tuple[RouteShare, ...]]:
+    """Shares by users' region, where users whom the transition knows nothing of keep what answers them.
+
+    A transition that began while a region was lost has no shares for users whom nothing answered then. If the region came back
+    meanwhile, they are answered by what the transition began with, and no step may take that away while it is held.
+    """
+    origin = state_of(transition.origin, facts.model, apart=transition.apart)
+    held = {
+        (slot[1], number)
+        for (slot, number), count in state.counts.items()
+        if count and origin.counts.get((slot, number))
+    }
+    kept = dict(shares)
+    for region, table in facts.tables.items():
+        if kept.get(region) or origin.shares.get(region):
+            continue
+        sent = {(share.to, share.generation) for share in table.shares if share.fraction > 0}
+        if sent and sent <= held - _routed(transition, facts.model, region) and not facts.lost & {to for to, _ in sent}:
+            kept[region] = table.shares
+    return kept
+
+
+def _routed(transition: Transition, model: str, origin: str) -> set[tuple[str, int]]:
+    """(Region, generation) that the transition itself sends users of a region to."""
+    routes = (route for wave in transition.waves for route in wave.route)
+    return {
+        (share.to, share.generation)
+        for route in routes
+        if (route.model, route.origin) == (model, origin)
+        for share in route.shares
+    }
+
+
+def answers_at_all(facts: Facts, deployment: Deployment, states: Mapping[str, RegionState]) -> bool:
+    """Whether a generation that a replica set holds is answered where it is."""
+    state = states.get(deployment.key.region)
+    return state is not None and any(answered(facts, state, number) for number in deployment.generations)
+
+
+def heard(
+    kept: Iterable[Deployment], spared: Iterable[Deployment], able: Iterable[Deployment]
+) -> tuple[Deployment, ...]:
+    """Return the replica sets of `kept` that routers learn of on a way back: of the `spared` ones only those that are `able`.
+
+    The others may never have started, and what is sent around a lost region goes to what routers know.
+    """
+    silent = {found.key for found in spared} - {found.key for found in able}
+    return tuple(found for found in kept if found.key not in silent)
+
+
+def not_as_before(facts: Facts, origin: ModelState, shares: Mapping[str, Sequence[RouteShare]]) -> str:
+    """Which users are not answered as before the transition, for it began in a region that is lost; empty where all are."""
+    former = {share.generation for found in origin.shares.values() for share in found}
+    away = {
+        (region, share.generation)
+        for region, found in shares.items()
+        for share in found
+        if share.fraction > 0 and share.generation not in former
+    }
+    if not facts.lost or not away:
+        return ""
+    numbers = ", ".join(str(number) for number in sorted({number for _, number in away}))
+    users = ", ".join(sorted({region for region, _ in away}))
+    return f"generation {numbers} goes on answering users of {users}: nothing from before it is left without {', '.join(sorted(facts.lost))}"
+
+
+def _exceeds(deployment: Deployment, state: ModelState, slots: Collection[Slot]) -> bool:
+    slot = (deployment.key.part, deployment.key.region, deployment.key.hardware)
+    if slot not in slots:
+        return False
+    if state.apart and not deployment.swap:
+        return any(count > state.counts.get((slot, number), 0) for number, count in deployment.own.items())
+    return deployment.replicas > state.replicas(slot)
+
+
+def _adds(deployment: Deployment, stored: Deployment | None) -> bool:
+    """Whether it has more processes, more of one generation, or a generation more."""
+    if stored is None:
+        return deployment.replicas > 0
+    more = any(count > stored.own.get(number, 0) for number, count in deployment.own.items())
+    held = set(stored.generations)
+    return more or deployment.replicas > stored.replicas or not held.issuperset(deployment.generations)

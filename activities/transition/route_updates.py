@@ -1,0 +1,101 @@
+"""The tables that gateways are told one by one when traffic moves: a pure function of what they send and what the replicas carry.
+
+Called by `activities.transition.traffic_shift`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from activities.state.wave_state import route_share
+from ipnext.model.deployment import Deployment, RouteShare
+from planner.transition.gateway_order import Move, Place, succession
+
+Shares = tuple[RouteShare, ...]
+
+
+class Following(NamedTuple):
+    """What gateways are told, in its order, and the most requests/s beyond what is carried that this brings."""
+
+    tables: tuple[tuple[str, Shares], ...]
+    beyond: float = 0.0
+
+
+def followed(
+    now: Mapping[str, Shares],
+    then: Mapping[str, Shares],
+    deployments: Iterable[Deployment],
+    *,
+    demand: Mapping[str, float],
+    parts: Mapping[int, Sequence[str]],
+) -> Following:
+    """(Users' region, shares) to put in force in this order, until all in `then` have theirs.
+
+    `now`: the shares of all gateways that answer users, also of those that stay as they are. `demand` is in requests/s by
+    users' region, `parts` says what a request to a generation calls. Gateways come in such an order, and where that is not
+    enough in so many pieces, that no replicas are sent more on the way than they carry, or than at its ends; as little more as can be where
+    nothing does it.
+    """
+    moving = [region for region in then if then[region] != now.get(region, ())]
+    if len(moving) < 2:
+        return Following(tuple((region, then[region]) for region in moving))
+    load, able = _Load(demand, parts), _able(deployments)
+    moves = [Move(region, load.change(region, now.get(region, ()), then[region], able)) for region in moving]
+    found = succession(load.total(now, able), moves, able)
+    tables = ((gateway, between(now.get(gateway, ()), then[gateway], done)) for gateway, done in found.steps)
+    return Following(tuple(tables), found.beyond)
+
+
+def between(now: Shares, then: Shares, done: float) -> Shares:
+    """Shares that have gone the fraction `done` of their way."""
+    if done >= 1.0:
+        return then
+    fractions: dict[tuple[str, int], float] = defaultdict(float)
+    for shares, weight in ((now, 1.0 - done), (then, done)):
+        for share in shares:
+            fractions[share.to, share.generation] += share.fraction * weight
+    found = ((place, round(fraction, 12)) for place, fraction in sorted(fractions.items()))
+    return tuple(route_share(*place, fraction) for place, fraction in found if fraction > 0)
+
+
+class _Load:
+    """What shares ask of the places."""
+
+    def __init__(self, demand: Mapping[str, float], parts: Mapping[int, Sequence[str]]) -> None:
+        self._demand, self._parts = demand, parts
+
+    def total(self, shares: Mapping[str, Shares], able: Mapping[Place, float]) -> dict[Place, float]:
+        """Of all gateways."""
+        total: dict[Place, float] = defaultdict(float)
+        for region, found in shares.items():
+            for place, qps in self._asked(region, found, able):
+                total[place] += qps
+        return total
+
+    def change(self, region: str, now: Shares, then: Shares, able: Mapping[Place, float]) -> dict[Place, float]:
+        """Of one gateway."""
+        change: dict[Place, float] = defaultdict(float)
+        for shares, sign in ((now, -1.0), (then, 1.0)):
+            for place, qps in self._asked(region, shares, able):
+                change[place] += sign * qps
+        return change
+
+    def _asked(self, region: str, shares: Shares, able: Mapping[Place, float]) -> Iterator[tuple[Place, float]]:
+        for share in shares:
+            qps = share.fraction * self._demand.get(region, 0.0)
+            for part in self._parts.get(share.generation, ()):
+                yield (part, share.to, share.generation), qps
+                if (part, share.to, None) in able:
+                    yield (part, share.to, None), qps
+
+
+def _able(deployments: Iterable[Deployment]) -> dict[Place, float]:
+    """What replicas carry, in requests/s; of the processes where one holds several generations."""
+    able: dict[Place, float] = defaultdict(float)
+    for found in deployments:
+        region, part = found.key.region, found.key.part
+        if not found.own:
+            able[part, region, None] += found.replicas * found.qps
+        for generation in found.generations:
+            able[part, region, generation] += found.replicas_of(generation) * found.qps
+    return able

@@ -1,0 +1,163 @@
+"""Releasing capacity: what gateways still send to stays, the rest goes, the infrastructure first and then the store."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from activities.runtime import lease as pulse
+from activities.runtime.deadline import beat
+from activities.runtime.fence import still_ours
+from activities.state.desired import Facts
+from activities.state.drained_fleet import Drained, unchanged
+from activities.state.observed import observe
+from activities.state.wave_state import peak
+from activities.transition.revert import waiting
+from activities.transition.traffic_shift import Gateways
+from ipnext.errors import Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.deployment import Deployment, DeploymentKey, RouteShare
+from ipnext.model.rollout import Transition
+from ipnext.store.session import Store
+
+Shares = Mapping[str, tuple[RouteShare, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a release leaves as it is: users of these regions, and replicas that hold a (region, generation) of these."""
+
+    users: Collection[str] = ()
+    needed: frozenset[tuple[str, int]] = frozenset()
+    keeping: Collection[str] = ()
+    """Regions whose routers forget nothing."""
+
+
+class Releasing:
+    """Needs the store, the infrastructure, and the model's facts at the start of its activity."""
+
+    def __init__(self, store: Store, infrastructure: Infrastructure, facts: Facts) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+        self._facts = facts
+
+    def waiting(self, shares: Shares, wanted: Iterable[Deployment]) -> Collection[str]:
+        """Users' regions that stay as they are; none where nobody is sent anywhere else, as in most releases."""
+        facts = self._facts
+        if all(found == facts.tables[origin].shares for origin, found in shares.items() if origin in facts.tables):
+            return ()
+        states, _ = observe(self._infrastructure, {d.key.region for d in wanted} - facts.lost, [facts.model])
+        return waiting(facts, shares, states)
+
+    def shrink(
+        self,
+        shares: Shares,
+        kept: Sequence[Deployment],
+        wanted: Sequence[Deployment],
+        gone: Sequence[Deployment],
+        *,
+        left: Left = Left(),
+    ) -> Unavailable | None:
+        """Everywhere as far as it can be reached; the first region that can't is returned as an error.
+
+        What a gateway that does not follow still sends to stays as it is, and what is `left`.
+        """
+        unreachable: Unavailable | None = None
+        gateways = Gateways(self._store, self._infrastructure, self._facts, beat=beat)
+        try:
+            gateways.follow(shares, kept, waiting=left.users, keeping=left.keeping)
+        except Unavailable as error:
+            unreachable = error
+        needed = left.needed | gateways.still_sent(shares)
+        kept = [found for found in wanted if not answers(self._facts.deployments.get(found.key), needed)]
+        dropped = [found for found in gone if not answers(self._facts.deployments.get(found.key), needed)]
+        return self.release(kept, dropped) or unreachable
+
+    def release(self, kept: Sequence[Deployment], dropped: Sequence[Deployment] = ()) -> Unavailable | None:
+        """Apply the counts of `kept` and delete `dropped`: in the infrastructure first, then all in one unit of work.
+
+        What the store no longer names must be gone. A lost region is told when it is back. One that has come back since was
+        told what the store named then, so it has to be asked after all. Nothing goes where a region was lost since: its users
+        may have been sent to what was to go.
+
+        Returns the last region's error, if any could not be told; the others are written.
+        """
+        pulse.still_ours()
+        keys = {found.key for found in kept}
+        unreachable: Unavailable | None = None
+        told: list[Deployment] = []
+        for deployment in (*kept, *dropped):
+            try:
+                self._tell(deployment, keep=deployment.key in keys)
+            except Unavailable as error:
+                unreachable = error
+            else:
+                told.append(deployment)
+        return (self._write(told, keys) if told else None) or unreachable
+
+    def _tell(self, deployment: Deployment, *, keep: bool) -> None:
+        unchanged(self._store, self._facts.lost)
+        if deployment.key.region in self._facts.lost:
+            return
+        if keep:
+            self._infrastructure.apply(deployment)
+        else:
+            self._infrastructure.delete(deployment.key)
+
+    def _write(self, told: Iterable[Deployment], kept: Collection[DeploymentKey]) -> Unavailable | None:
+        """Write what regions were told; an error names one that is back, of which nothing is written."""
+        returned: Unavailable | None = None
+        with self._store.begin(self._facts.model) as repository:
+            still_ours(repository)
+            back = self._facts.lost - Drained.of(repository.drains()).lost
+            for deployment in told:
+                region = deployment.key.region
+                if region in back:
+                    returned = Unavailable(f"region {region!r} is back, and still holds what was to go")
+                elif deployment.key in kept:
+                    repository.put_deployment(deployment)
+                else:
+                    repository.delete_deployment(deployment.key)
+        return returned
+
+
+def shrinking(facts: Facts, wanted: Iterable[Deployment]) -> tuple[Deployment, ...]:
+    """Return the replica sets that shrink, outside lost regions: the region gets the lower count before the store does.
+
+    Other models take the count in the store to be in use.
+    """
+    stored = facts.deployments
+    return tuple(
+        found
+        for found in wanted
+        if found.key.region not in facts.lost
+        if found.key in stored and found.replicas < stored[found.key].replicas
+    )
+
+
+def left_over(facts: Facts, wanted: Sequence[Deployment]) -> list[Deployment]:
+    """Stored replica sets that are not among the wanted ones."""
+    keys = {deployment.key for deployment in wanted}
+    return [deployment for key, deployment in facts.deployments.items() if key not in keys]
+
+
+def answers(stored: Deployment | None, needed: Collection[tuple[str, int]]) -> bool:
+    """Whether a replica set holds a generation that is needed in its region."""
+    return stored is not None and any((stored.key.region, number) in needed for number in stored.generations)
+
+
+def stray(facts: Facts, transition: Transition) -> list[Deployment]:
+    """Replica sets that answer nobody and that the transition knows nothing of: they hold units that it may need.
+
+    So does one that was dropped when its region was lost and that came back with it.
+    """
+    sent = {(s.to, s.generation) for table in facts.tables.values() for s in table.shares if s.fraction > 0}
+    return [
+        found
+        for found in facts.deployments.values()
+        if found.key.region not in facts.lost and not answers(found, sent) and not known(transition, facts.model, found)
+    ]
+
+
+def known(transition: Transition, model: str, deployment: Deployment) -> bool:
+    """Whether the transition itself ever held this slot (others are left for the last wave)."""
+    key = deployment.key
+    return (key.part, key.region, key.hardware) in peak(transition, model)

@@ -1,0 +1,108 @@
+"""Capacity of a wave: what still drains is awaited, regions are told, and replicas are awaited that hold a generation ready."""
+
+from collections.abc import Iterable, Sequence
+
+from activities.runtime.deadline import POLL_SECONDS, Deadline
+from activities.runtime.fence import still_ours
+from activities.state.failure_cause import first_lacking
+from activities.state.observed import Failure, first_failure, missing_replicas, observe
+from activities.state.wave_state import ModelState
+from activities.transition.hot_swap import Announcement
+from ipnext.errors import Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.cause import Place
+from ipnext.model.deployment import Deployment, RegionState, ReplicaPhase
+from ipnext.model.lifecycle import WaveInput, WaveResult
+from ipnext.model.status import Reason
+
+
+class Capacity:
+    """Needs the infrastructure. All waits together end with the deadline of the wave, and with one look at it."""
+
+    def __init__(self, infrastructure: Infrastructure, deadline: Deadline) -> None:
+        self._infrastructure = infrastructure
+        self._deadline = deadline
+
+    def until_drained(self, told: Sequence[Deployment]) -> WaveResult | None:
+        """Wait for what still streams its last answers in these regions: until it ends it takes the units that come next.
+
+        An answer says that it does so still, and that the wave is to ask again.
+        """
+        keys = {deployment.key for deployment in told if deployment.drain_seconds is not None}
+        while keys and not self._deadline.passed:
+            states, _ = observe(self._infrastructure, {key.region for key in keys}, sorted({key.model for key in keys}))
+            replicas = [replica for state in states.values() for replica in state.replicas]
+            left = [r.id for r in replicas if r.key in keys and r.phase is ReplicaPhase.DRAINING]
+            if not left:
+                return None
+            words = f"{', '.join(left)} streams its last answers"
+            if self._deadline.look_over:
+                return self._again(words)
+            self._deadline.wait(words)
+        return None
+
+    def until_ready(
+        self,
+        wave: WaveInput,
+        needed: ModelState,
+        wanted: Sequence[Deployment],
+        *,
+        announce: Announcement | None = None,
+    ) -> WaveResult:
+        """Wait for the replicas of `needed`: on the way back the origin's alone, for the others may never get ready.
+
+        The wait is short: an answer with `again_seconds` says that the wave is to ask again.
+        """
+        pending = list(wanted)
+        while True:
+            if announce is not None:
+                announce.make()
+            pending = self._apply(pending)
+            states, silent = observe(self._infrastructure, {d.key.region for d in wanted}, [wave.model])
+            lacking = missing_replicas(wave.model, needed, states)
+            failure = None if wave.back else first_failure(wave.model, wave.generation, states.values())
+            if failure is None and not lacking and not pending:
+                return WaveResult(ok=True, message=f"{sum(d.replicas for d in wanted)} replicas ready")
+            if failure is None and self._deadline.passed:
+                failure = _too_late(wave, lacking, silent, first_lacking(wave.model, needed, states))
+            if failure is not None:
+                return WaveResult(ok=False, reason=failure.reason, message=failure.message, place=failure.place)
+            words = "; ".join(lacking) or f"regions {', '.join(silent)} can't be reached"
+            if self._deadline.look_over:
+                return self._again(words)
+            self._wait(words, wave.model, states.get(first_lacking(wave.model, needed, states).region or ""))
+
+    def _again(self, words: str) -> WaveResult:
+        return WaveResult(ok=False, message=words, again_seconds=POLL_SECONDS, waited_seconds=self._deadline.waited)
+
+    def _wait(self, words: str, model: str, region: RegionState | None) -> None:
+        """Until the region where something lacks is another one; those that lack something besides are looked at after it."""
+        if region is None or not region.token:
+            self._deadline.wait(words)
+            return
+        change = self._infrastructure.await_change
+        self._deadline.wait_for(words, lambda s: change(region.region, [model], region.token, seconds=s))
+
+    def _apply(self, deployments: Iterable[Deployment]) -> list[Deployment]:
+        """Tell the infrastructure; those whose region can't be reached are returned. A silent region is asked once."""
+        untold: list[Deployment] = []
+        silent: set[str] = set()
+        for deployment in deployments:
+            if deployment.key.region in silent:
+                untold.append(deployment)
+                continue
+            still_ours()
+            try:
+                self._infrastructure.apply(deployment)
+            except Unavailable:
+                silent.add(deployment.key.region)
+                untold.append(deployment)
+        return untold
+
+
+def _too_late(wave: WaveInput, lacking: Sequence[str], silent: Sequence[str], first: Place) -> Failure:
+    if silent:
+        message = f"regions {', '.join(silent)} could not be reached in time"
+        return Failure(Reason.REGION_UNREACHABLE, message, Place(region=silent[0]))
+    seconds = f"{wave.deadline_seconds:g} s"
+    return Failure(Reason.DEADLINE_EXCEEDED, f"not ready within {seconds}: {'; '.join(lacking)}", first)

@@ -1,0 +1,71 @@
+"""Whether users come to a new generation no faster than the rollout says, once traffic was sent around a lost region.
+
+Pure functions of the waves, what gateways send now and what they are to send. Called by `activities.transition.activities`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from activities.state.desired import Facts
+from activities.state.wave_state import ModelState, state_at, state_of
+from ipnext.model.cause import Place
+from ipnext.model.deployment import RouteShare
+from ipnext.model.lifecycle import WaveResult
+from ipnext.model.manifest import RolloutSpec
+from ipnext.model.rollout import Transition
+from ipnext.model.status import Reason
+
+ROUNDING = 1e-6
+"""A share that grows by so much more is rounded."""
+
+Shares = Mapping[str, tuple[RouteShare, ...]]
+"""By users' region."""
+
+
+def hurried(
+    facts: Facts, transition: Transition, index: int, shares: Shares, rollout: RolloutSpec
+) -> WaveResult | None:
+    """Why wave `index` may not send by `shares`, and the run goes back; None where it may.
+
+    A wave goes on from what the one before sent. Where no region that is left held the new generation, its users were sent
+    back to the former one meanwhile, and the next wave would bring all of them at once.
+    """
+    most = rollout.max_step if index else rollout.canary
+    found = grown(facts, transition, index, shares, most)
+    if not found:
+        return None
+    origin, fraction = max(found.items(), key=lambda item: (item[1], item[0]))
+    message = (
+        f"users were sent around a region that was lost on the way; {fraction:.0%} of those of {origin} would come to "
+        f"the new generation at once, and {most:.0%} may"
+    )
+    return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=Place(region=origin))
+
+
+def grown(facts: Facts, transition: Transition, index: int, shares: Shares, most: float) -> Mapping[str, float]:
+    """Users' region -> fraction of its requests that newly come to a new generation, where that is more than `most`.
+
+    What the wave was planned to bring is never too much. Nor is anything for users whom no region that is left answers
+    now: whoever is ready does.
+    """
+    former = {share.generation for share in transition.origin.traffic}
+    before, after = _before(transition, facts.model, index), state_at(transition, facts.model, index, "routed")
+    found: dict[str, float] = {}
+    for origin, planned in after.shares.items():
+        table = facts.tables.get(origin)
+        now = [s for s in table.shares if s.fraction > 0 and s.to not in facts.lost] if table else []
+        grows = _new(shares.get(origin, ()), former) - _new(now, former)
+        means = _new(planned, former) - _new(before.shares.get(origin, ()), former)
+        if now and grows > max(most, means) + ROUNDING:
+            found[origin] = grows
+    return found
+
+
+def _before(transition: Transition, model: str, index: int) -> ModelState:
+    if index:
+        return state_at(transition, model, index - 1, "routed")
+    return state_of(transition.origin, model, apart=transition.apart)
+
+
+def _new(shares: Iterable[RouteShare], former: Collection[int]) -> float:
+    """The fraction that generations answer which are not `former` ones."""
+    return sum(share.fraction for share in shares if share.generation not in former)

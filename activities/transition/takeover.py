@@ -1,0 +1,131 @@
+"""What an entity asks the store and the engine when it begins, or when a run that moved its model has gone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from temporalio import activity
+
+from activities.planning.problem import units_in_use
+from activities.runtime.fence import still_ours
+from activities.transition.admission import way_back
+from ipnext import names
+from ipnext.errors import NotFound
+from ipnext.model.lifecycle import (
+    Change,
+    ChangeState,
+    QueuedChange,
+    Revert,
+    StageInput,
+    TransitionInput,
+)
+from ipnext.model.rollout import TransitionState
+from ipnext.model.status import Reason
+from ipnext.model.takeover import ChangeAsked, ChangeSeen, ModelAsked, OpenChange, OpenChanges, TakenOver, TakeOver
+from ipnext.store.records import TransitionRecord
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+IsOpen = Callable[[str], bool]
+"""Whether the workflow of an id runs in the engine now. Raises Unavailable."""
+
+
+class TakeoverActivities:
+    """Needs the store, and a way to ask the engine whether a workflow runs."""
+
+    def __init__(self, store: Store, is_open: IsOpen) -> None:
+        self._store = store
+        self._is_open = is_open
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.open_changes, self.look_at_change, self.take_over)
+
+    @activity.defn(name="open_changes", no_thread_cancel_exception=True)
+    def open_changes(self, asked: ModelAsked) -> OpenChanges:
+        """Find what was asked of a model before its entity began: nothing for a model that was never applied."""
+        with self._store.read() as repository:
+            try:
+                record = repository.model(asked.model)
+            except NotFound:
+                return OpenChanges()
+            changes, held = repository.open_changes(asked.model), repository.pause(asked.model)
+        found = tuple(OpenChange(change=_queued(change), begun=self._begun(change)) for change in changes)
+        return OpenChanges(changes=found, held=held, serving_generation=record.serving_generation)
+
+    @activity.defn(name="look_at_change", no_thread_cancel_exception=True)
+    def look_at_change(self, asked: ChangeAsked) -> ChangeSeen:
+        """Tell how a change stands. The engine is asked first: a run that ends meanwhile has written its end by then."""
+        runs = self._is_open(names.lifecycle_workflow_id(asked.model, asked.change_id))
+        with self._store.read() as repository:
+            change = repository.change(asked.change_id)
+        return ChangeSeen(
+            state=change.state,
+            generation=change.generation,
+            reason=change.reason or Reason.SUCCEEDED,
+            message=change.message,
+            runs=runs,
+        )
+
+    @activity.defn(name="take_over", no_thread_cancel_exception=True)
+    def take_over(self, asked: TakeOver) -> TakenOver:
+        """Take the transition of a change over whose run has gone, so that it can be reverted.
+
+        A transition that moved nothing yet is closed. The runs of before write nothing more (`activities.runtime.fence`).
+        Unavailable if another takeover came first.
+        """
+        with self._store.read() as repository:
+            before = repository.find_transition(asked.change.id)
+        if self._is_open(names.transition_workflow_id(asked.change.id)):
+            return TakenOver(waits=True)
+        if before is None or before.state is TransitionState.REFUSED:
+            return TakenOver()
+        with self._store.begin(asked.model) as repository:
+            still_ours()
+            now = repository.transition(before.id)
+            if now.state is TransitionState.PLANNED:
+                repository.take_over_transition(now.id, fence=before.fence)
+                repository.close_transition(now.id, done=False, message=asked.message)
+                return TakenOver()
+            if not now.is_open:
+                return _ended(now)
+            taken = repository.take_over_transition(now.id, fence=before.fence)
+            repository.add_event(asked.model, "TakenOver", f"{asked.change.kind} {asked.change.id}: {asked.message}")
+            return _ended(taken).model_copy(update={"transition": _reverting(repository, asked, taken)})
+
+    def _begun(self, change: Change) -> bool:
+        begun = change.state is ChangeState.RUNNING
+        return begun or self._is_open(names.lifecycle_workflow_id(change.model, change.id))
+
+
+def _ended(record: TransitionRecord) -> TakenOver:
+    done = record.state is TransitionState.DONE
+    return TakenOver(moved=True, done=done, generation=record.generation, revision=record.revision)
+
+
+def _reverting(repository: Repository, asked: TakeOver, record: TransitionRecord) -> TransitionInput:
+    """The run that walks back, from the wave that was under way."""
+    change, waves = asked.change, len(record.transition.waves)
+    stage = StageInput(
+        model=asked.model,
+        change_id=change.id,
+        kind=change.kind,
+        generation=record.generation,
+        plan_id=change.plan_id,
+    )
+    return TransitionInput(
+        transition_id=record.id,
+        model=asked.model,
+        generation=record.generation,
+        waves=waves,
+        deadline_seconds=repository.model(asked.model).manifest.spec.rollout.deadline_seconds,
+        change_id=change.id,
+        back=way_back(repository, stage, record.transition, units_in_use(repository, but=asked.model)),
+        fence=record.fence,
+        revert=Revert(index=min(record.waves_done, waves - 1), reason=asked.reason, message=asked.message),
+    )
+
+
+def _queued(change: Change) -> QueuedChange:
+    return QueuedChange(
+        id=change.id, kind=change.kind, sequence=change.sequence, generation=change.generation, plan_id=change.plan_id
+    )

@@ -1,0 +1,168 @@
+"""Putting route tables in force: infrastructure first, then the store, and nothing where nothing changes."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from activities.runtime.fence import still_ours
+from activities.state.desired import Facts, served_generations
+from activities.state.drained_fleet import unchanged
+from activities.state.observed import observe
+from activities.state.routed_models import merge_served
+from activities.state.wave_state import answered
+from activities.transition.route_updates import followed
+from ipnext.errors import RegionUnreachable, RouteFailed, Unavailable
+from ipnext.infra.port import Infrastructure
+from ipnext.model.deployment import Deployment, RouteShare, RouteTable, ServedGeneration
+from ipnext.store.session import Store
+
+Shares = tuple[RouteShare, ...]
+
+
+class Gateways:
+    """The gateways of all regions, as one model's route tables see them. Made for one activity.
+
+    `beat` is called before and after each table; what it raises ends the work there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        infrastructure: Infrastructure,
+        facts: Facts,
+        *,
+        beat: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._infrastructure = infrastructure
+        self._facts = facts
+        self._beat = beat
+        self._tables: dict[str, RouteTable] = dict(facts.tables)
+        self._followed: dict[str, int] = {}
+        self._refusing: frozenset[str] = frozenset()
+        """Regions with demand whose users nothing serves, by the shares to follow."""
+
+    def follow(
+        self,
+        shares: Mapping[str, Shares],
+        deployments: Iterable[Deployment],
+        *,
+        waiting: Collection[str] = (),
+        keeping: Collection[str] = (),
+    ) -> None:
+        """Let every region serve what it holds, then send the traffic by `shares`, one gateway after the other.
+
+        They come in an order in which no region is sent more meanwhile than `deployments` carry, as far as there is one
+        (`activities.transition.route_updates`). No gateway sends a generation to a region whose router does not know it yet: one that would, for
+        that region can't be reached, stays as it is. What a lost region gets once it is back names no such place. What a
+        gateway still names, routers forget last of all, and not before it follows; those in regions of `keeping` forget nothing. Regions that can't be reached don't keep the others from
+        following; RegionUnreachable names the first of them at the end. Those `waiting` stay as they are, for what they are
+        to send to is not ready; Unavailable names one.
+        """
+        states, silent = observe(self._infrastructure, shares.keys() - self._facts.lost, [self._facts.model])
+        self._refusing = frozenset(r for r, found in shares.items() if not found and r in self._facts.unmet_rules)
+        self._followed = {name: state.routes.get(self._facts.model, 0) for name, state in states.items()}
+        held = tuple(deployments)
+        served = {region: served_generations(self._facts, region, held) for region in states}
+        for region in states:
+            self._put(region, self._shares_now(region), merge_served(served[region], self._served_now(region)))
+        moving = [r for r in states if r not in waiting and all(s.to in states or self._knows(s) for s in shares[r])]
+        for region, found in self._one_by_one({region: shares[region] for region in moving}, held):
+            self._put(region, found, merge_served(served[region], self._served_now(region)))
+        needed = self.still_sent(shares) | {
+            (share.to, share.generation) for found in shares.values() for share in found
+        }
+        for region in sorted(states.keys() - set(keeping)):
+            kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
+            self._put(region, self._shares_now(region), merge_served(served[region], kept))
+        for region in sorted((shares.keys() & self._facts.lost).difference(waiting)):
+            known = [(share.to, share.generation) for share in shares[region] if self._knows(share)]
+            kept = tuple(found for found in self._served_now(region) if (region, found.generation) in needed)
+            served_there = merge_served(served_generations(self._facts, region, held), kept)
+            self._write(region, answered(shares[region], known), served_there)
+        silent = tuple(region for region in silent if region in self._tables or region not in self._refusing)
+        if silent:
+            msg = f"region {silent[0]!r} can't be reached, so its gateway does not follow yet"
+            raise RegionUnreachable(msg)
+        if waits := set(waiting) - self._facts.lost:
+            msg = f"users of {min(waits)!r} stay where they are, for what shall answer them is not ready yet"
+            raise Unavailable(msg)
+
+    def still_sent(self, shares: Mapping[str, Shares]) -> frozenset[tuple[str, int]]:
+        """(Region, generation) that gateways still send to which do not follow `shares`."""
+        return frozenset(
+            (share.to, share.generation)
+            for region, table in self._tables.items()
+            if table.shares != shares.get(region, table.shares)
+            for share in table.shares
+            if share.fraction > 0
+        )
+
+    def _one_by_one(self, then: Mapping[str, Shares], held: Iterable[Deployment]) -> Sequence[tuple[str, Shares]]:
+        """Shares that gateways are told, in their order."""
+        now = {region: table.shares for region, table in self._tables.items() if region not in self._facts.lost}
+        parts = {number: generation.parts for number, generation in self._facts.generations.items()}
+        return followed(now, then, held, demand=self._facts.demand, parts=parts).tables
+
+    def _knows(self, share: RouteShare) -> bool:
+        """Whether the router that a share goes to has been told of its generation before."""
+        return share.generation in {served.generation for served in self._served_now(share.to)}
+
+    def _shares_now(self, region: str) -> Shares:
+        return self._tables[region].shares if region in self._tables else ()
+
+    def _served_now(self, region: str) -> tuple[ServedGeneration, ...]:
+        return self._tables[region].served if region in self._tables else ()
+
+    def _put(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:
+        """The table with this content in force. A new revision is above the stored and the followed one."""
+        stored, followed = self._tables.get(region), self._followed[region]
+        known = stored.revision if stored else 0
+        revision = max(followed, known) + 1
+        table = self._table(region, revision, shares, served)
+        if followed == known and self._says(stored, table):
+            return
+        self._beat(f"region {region} is told its routes")
+        unchanged(self._store, self._facts.lost)
+        self._follow(table)
+        self._beat(f"region {region} follows its routes")  # an attempt whose time is over changes nothing any more
+        with self._store.begin(self._facts.model) as repository:
+            still_ours(repository)
+            repository.put_route(table)
+        self._tables[region], self._followed[region] = table, revision
+
+    def _write(self, region: str, shares: Shares, served: tuple[ServedGeneration, ...]) -> None:
+        """The table that a lost region gets once it is back."""
+        stored = self._tables.get(region)
+        table = self._table(region, stored.revision + 1 if stored else 1, shares, served)
+        if self._says(stored, table):
+            return
+        with self._store.begin(self._facts.model) as repository:
+            still_ours(repository)
+            self._tables[region] = repository.put_route(table)
+
+    def _table(self, region: str, revision: int, shares: Shares, served: tuple[ServedGeneration, ...]) -> RouteTable:
+        rules = () if shares else self._facts.unmet_rules.get(region, ())
+        return RouteTable(
+            model=self._facts.model,
+            region=region,
+            revision=revision,
+            shares=shares,
+            served=served,
+            access=self._facts.access,
+            unmet_rules=rules,
+        )
+
+    def _says(self, stored: RouteTable | None, table: RouteTable) -> bool:
+        """Whether the stored table says the same. An empty one is needed only where users are to be refused."""
+        if stored is None:
+            return not table.shares and not table.served and table.region not in self._refusing
+        return stored == table.model_copy(update={"revision": stored.revision})
+
+    def _follow(self, table: RouteTable) -> None:
+        """RouteFailed where the region answers and its gateway does not follow."""
+        try:
+            self._infrastructure.route(table)
+        except RegionUnreachable:
+            raise
+        except Unavailable as error:
+            msg = f"the gateway of region {table.region!r} does not follow revision {table.revision}: {error.message}"
+            raise RouteFailed(msg) from error

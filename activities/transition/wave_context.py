@@ -1,0 +1,150 @@
+"""A wave of a stored transition as an activity finds it: the state it is to reach, what it counts on, and what stands against it."""
+
+from dataclasses import dataclass, replace
+
+from activities.state.desired import Facts, read_facts
+from activities.state.facts import generations_in
+from activities.state.wave_state import ModelState, Phase, brought_up, peak, state_at, state_back, state_undone, swaps
+from activities.transition.hot_swap import while_swapped
+from activities.transition.revert import unfreed
+from activities.transition.scale_down import stray
+from ipnext.model.cause import Place
+from ipnext.model.deployment import Deployment
+from ipnext.model.lifecycle import WaveInput, WaveResult
+from ipnext.model.rollout import Transition
+from ipnext.model.status import Reason
+from ipnext.store.records import TransitionRecord
+from ipnext.store.repository import Repository
+
+
+@dataclass(frozen=True)
+class Reaching:
+    """A wave on its way forth or back, at one of its phases."""
+
+    wave: WaveInput
+    record: TransitionRecord
+    facts: Facts
+    state: ModelState
+    """What the phase leads to."""
+
+    @classmethod
+    def read(cls, repository: Repository, wave: WaveInput, phase: Phase) -> "Reaching":
+        """NotFound for a transition that is not stored."""
+        record = repository.transition(wave.transition_id)
+        planned = {item.region: item.qps for item in record.transition.demand}
+        named = generations_in(record.transition)
+        facts = replace(read_facts(repository, wave.model, wave.generation, named=named), planned_demand=planned)
+        return cls(wave, record, facts, _state(record.transition, wave, phase))
+
+    @property
+    def transition(self) -> Transition:
+        """As it was planned."""
+        return self.record.transition
+
+    @property
+    def released(self) -> ModelState:
+        """What the wave, forth or back, leaves."""
+        return _state(self.transition, self.wave, "released")
+
+    @property
+    def origin(self) -> ModelState:
+        """Where a way back leads to."""
+        return state_undone(self.transition, self.wave.model, 0, "released")
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing follows: the last wave, all of a way back in one step, the first wave undone."""
+        if self.wave.back:
+            return self.wave.index == 0 or not self.wave.by_waves
+        return self.wave.index + 1 == len(self.transition.waves)
+
+    @property
+    def goes_over(self) -> bool:
+        """Whether processes of the wave change what they hold."""
+        return swaps(self.transition, self.wave.model, self.wave.index)
+
+    @property
+    def needed(self) -> ModelState:
+        """Which replicas the wave waits for, forth: those of its target too that stand already; back: what it leaves."""
+        if self.wave.back:
+            return self.released
+        return brought_up(self.transition, self.wave.model, self.wave.index, self.wave.generation)
+
+    @property
+    def counted_on(self) -> frozenset[str]:
+        """Regions that the run goes to, and those that it goes by way of at this moment; none that it only leaves."""
+        return self._end.regions | (self.state.regions - self.origin.regions)
+
+    @property
+    def may_drop_strays(self) -> bool:
+        """Whether replica sets that answer nobody and that no wave knows go before anything is added.
+
+        That is so at the first wave, also if it is undone before they went. A revert that counts on a lost region keeps what
+        is left.
+        """
+        return self.wave.index == 0 and not (self.wave.back and self.facts.lost & self.counted_on)
+
+    @property
+    def unfreed(self) -> frozenset[str]:
+        """On a way back wave by wave: regions that could not be undone so far, and stay as they are."""
+        if not (self.wave.back and self.wave.by_waves):
+            return frozenset()
+        facts, slots = self.facts, peak(self.transition, self.wave.model)
+        meanwhile = while_swapped(self.transition, self.wave.model, self.wave.index)
+        deployments, tables = facts.deployments.values(), facts.tables.values()
+        return unfreed(self.state, deployments, tables, slots.keys(), meanwhile=meanwhile) - facts.lost
+
+    @property
+    def stuck(self) -> WaveResult | None:
+        """Why a run on its way to a lost region is reverted; None if it goes on.
+
+        It is if the wave counts on capacity that must be spared, or if a generation that never served would run in lost
+        regions only: it would count as serving though no host has loaded it.
+        """
+        facts = self.facts
+        lost = facts.lost & self.counted_on
+        if self.wave.back or not lost:
+            return None
+        if self._untried and self._end.regions <= lost:
+            message = f"generation {self.wave.generation} would run in {', '.join(sorted(lost))} only, which is lost"
+            return WaveResult(
+                ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=Place(region=min(lost))
+            )
+        slots = peak(self.transition, self.wave.model)
+        kept = unfreed(self.state, facts.deployments.values(), (), slots.keys()) - facts.lost
+        if not kept:
+            return None
+        message = f"on its way to {min(lost)}, which is lost; {', '.join(sorted(kept))} keeps what answers there"
+        place = Place(region=min(lost))
+        return WaveResult(ok=False, reason=Reason.REGION_UNREACHABLE, message=message, place=place)
+
+    @property
+    def _untried(self) -> bool:
+        """Whether the generation has never served."""
+        generation = self.facts.generations.get(self.wave.generation)
+        return generation is not None and generation.serving_at is None
+
+    @property
+    def _end(self) -> ModelState:
+        """The state that the run is on its way to."""
+        if self.wave.back:
+            return self.origin
+        return state_at(self.transition, self.wave.model, len(self.transition.waves) - 1, "released")
+
+
+def _state(transition: Transition, wave: WaveInput, phase: Phase) -> ModelState:
+    find = (state_undone if wave.by_waves else state_back) if wave.back else state_at
+    return find(transition, wave.model, wave.index, phase)
+
+
+def led_to(reaching: "Reaching") -> tuple[Deployment, ...]:
+    """The replica sets that gateways may be sent to; others may never have started.
+
+    A revert sends them only to the replica sets that it keeps. Otherwise all count but those of an earlier change that receive no traffic.
+    """
+    deployments = reaching.facts.deployments.values()
+    if reaching.wave.back:
+        slots = reaching.released.slots
+        return tuple(d for d in deployments if (d.key.part, d.key.region, d.key.hardware) in slots)
+    strays = {found.key for found in stray(reaching.facts, reaching.transition)}
+    return tuple(d for d in deployments if d.key not in strays)

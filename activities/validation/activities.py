@@ -1,0 +1,178 @@
+"""Validation: a closed list of checks, and those that a platform engineer registers. The report is kept."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from temporalio import activity
+from temporalio.exceptions import CancelledError, TemporalError
+
+from activities.runtime.deadline import beat
+from activities.state.facts import ancestors
+from activities.validation.adapters import ADAPTER, ADAPTER_BASE, check_adapter_bases, check_adapters
+from activities.validation.checkpoints import CHECKPOINT, check_checkpoints
+from activities.validation.deltas import DELTAS, check_deltas
+from activities.validation.files import DIGESTS, FORMATS, PATHS, check_digests, check_formats, check_paths
+from activities.validation.finite_weights import FINITE, check_finite
+from activities.validation.programs import PROGRAM, check_programs
+from activities.validation.schema import EDGES, ENGINES, INTERFACE, check_edges, check_engines, check_interface
+from activities.validation.signing import SIGNATURE, check_signatures
+from activities.validation.validator import Candidate, FunctionValidator, Validator, failed, passed
+from ipnext.artifacts.native_code import read_native_signers
+from ipnext.artifacts.port import ArtifactStore
+from ipnext.errors import InvalidInput, IPnextError, Unavailable
+from ipnext.model.lifecycle import CheckResult, StageInput, ValidationReport
+from ipnext.model.registry import Generation, GenerationState, PartGraph, Snapshot, single_part_graph
+from ipnext.model.signing import SignerPolicy
+from ipnext.model.status import ConditionType, Reason
+from ipnext.store.repository import Repository
+from ipnext.store.session import Store
+
+BUILT_IN: Sequence[Validator] = (
+    FunctionValidator(PATHS, check_paths, required=True),
+    FunctionValidator(FORMATS, check_formats, required=True),
+    FunctionValidator(DIGESTS, check_digests, required=True),
+    FunctionValidator(PROGRAM, check_programs, required=True),
+    FunctionValidator(SIGNATURE, check_signatures, required=True),
+    FunctionValidator(ENGINES, check_engines, required=True),
+    FunctionValidator(DELTAS, check_deltas, required=True),
+    FunctionValidator(CHECKPOINT, check_checkpoints, required=True),
+    FunctionValidator(ADAPTER, check_adapters, required=True),
+    FunctionValidator(ADAPTER_BASE, check_adapter_bases),
+    FunctionValidator(EDGES, check_edges),
+    FunctionValidator(FINITE, check_finite),
+    FunctionValidator(INTERFACE, check_interface),
+)
+"""In this order (as `ipnext.model.plugins.BUILT_IN_VALIDATORS` tells it); the first refusal ends the report, so that nothing is parsed that was not read and found safe before."""
+
+
+class ValidatorError(Exception):
+    """A fault of a validator's own, which says nothing about the candidate."""
+
+
+class ValidationActivities:
+    """Needs the store and the artifact store. `validators` run after the built-in ones.
+
+    `native_library_keys_file` has the keys of those whose native code the operator lets run (see `check_formats`).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        artifacts: ArtifactStore,
+        *,
+        validators: Sequence[Validator] = (),
+        native_library_keys_file: Path | None = None,
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._native_library_keys_file = native_library_keys_file
+        self._validators = (*BUILT_IN, *validators)
+
+    @property
+    def has_plugins(self) -> bool:
+        """Whether checks run that IPnext does not bring: they may take any time."""
+        return len(self._validators) > len(BUILT_IN)
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything a worker registers."""
+        return (self.validate_generation,)
+
+    @activity.defn(name="validate_generation", no_thread_cancel_exception=True)
+    def validate_generation(self, stage: StageInput) -> ValidationReport:
+        """Run every check on a generation and keep the report. The first refusal is the reason of the condition."""
+        with self._store.read() as repository:
+            candidate = self._candidate(repository, stage)
+        checks = tuple(checked(candidate, self._validators))
+        report = ValidationReport(model=stage.model, generation=stage.generation, checks=checks)
+        with self._store.begin(stage.model) as repository:
+            repository.save_report(report)
+            _write_outcome(repository, stage, report)
+        return report
+
+    def _candidate(self, repository: Repository, stage: StageInput) -> Candidate:
+        record = repository.model(stage.model)
+        serving = record.serving_generation
+        shown = [s for t in repository.routes(stage.model) for s in t.served if s.generation == serving]
+        other = None if serving in {None, stage.generation} else repository.generation(stage.model, serving or 0)
+        snapshots = _snapshots(repository, repository.generation(stage.model, stage.generation))
+        return Candidate(
+            manifest=record.manifest,
+            snapshots=snapshots,
+            serving=_snapshots(repository, other) if other else None,
+            serving_graph=_interface_graph(repository, other, shown[0].graph if shown else None),
+            artifacts=self._artifacts,
+            beat=beat,
+            native_signers=_native_signers(self._native_library_keys_file),
+            published=ancestors(repository, snapshots.values()),
+        )
+
+
+def _native_signers(file: Path | None) -> SignerPolicy | None:
+    """Unavailable if the operator's file can't be read: that is no fault of the snapshot's."""
+    try:
+        return read_native_signers(file)
+    except InvalidInput as error:
+        raise Unavailable(error.message) from error
+
+
+def checked(candidate: Candidate, validators: Sequence[Validator]) -> Iterator[CheckResult]:
+    """The results of all validators, up to and with the first that refuses."""
+    skip = candidate.manifest.spec.validation.skip
+    known = {validator.name: validator for validator in validators}
+    for name, reason in sorted(skip.items()):
+        if name not in known or known[name].required:
+            allowed = ", ".join(sorted(v.name for v in validators if not v.required))
+            message = f"{name!r} can't be skipped ({reason}); allowed: {allowed}"
+            yield failed("skip", name, Reason.SCHEMA_MISMATCH, message)
+            return
+    for validator in validators:
+        if validator.name in skip:
+            yield passed(validator.name, candidate.manifest.name, f"skipped: {skip[validator.name]}")
+            continue
+        results = _results(validator, candidate)
+        yield from results
+        if any(not result.passed for result in results):
+            return
+
+
+def _results(validator: Validator, candidate: Candidate) -> Sequence[CheckResult]:
+    """What a validator found. A fault of its own is told by its name: most are the code of others."""
+    try:
+        results: Sequence[Any] = tuple(validator.check(candidate))
+    except (IPnextError, OSError, TemporalError, CancelledError):
+        raise
+    except (Exception, SystemExit) as error:
+        msg = f"validator {validator.name!r} ended with {type(error).__name__}: {error}"
+        raise ValidatorError(msg) from error
+    wrong = next((result for result in results if not isinstance(result, CheckResult)), None)
+    if wrong is not None:
+        msg = f"validator {validator.name!r} gave {wrong!r}; allowed: results of `activities.validation.validator.passed` and `failed`"
+        raise ValidatorError(msg)
+    return results
+
+
+def _snapshots(repository: Repository, generation: Generation) -> Mapping[str, Snapshot]:
+    found = generation.snapshots.items()
+    return {part: repository.snapshot(generation.model, part, number) for part, number in found}
+
+
+def _interface_graph(repository: Repository, serving: Generation | None, shown: PartGraph | None) -> PartGraph | None:
+    """What clients rely on: of a generation that is cut, the interface of the whole that was published."""
+    if serving is None or serving.layout is None:
+        return shown
+    part = serving.layout.source
+    whole = repository.snapshot(serving.model, part, serving.snapshots[part])
+    return single_part_graph(part, whole.manifest.signature)
+
+
+def _write_outcome(repository: Repository, stage: StageInput, report: ValidationReport) -> None:
+    refused = report.refused
+    reason = refused.reason if refused else Reason.SUCCEEDED
+    told = f"{refused.check}: {refused.message}" if refused else f"{len(report.checks)} checks passed"
+    message = f"generation {stage.generation}: {told}"
+    repository.set_condition(stage.model, ConditionType.VALIDATED, "False" if refused else "True", reason, message)
+    repository.add_event(stage.model, ConditionType.VALIDATED.value, message)
+    state = repository.generation(stage.model, stage.generation).state
+    if refused is None and state in {GenerationState.PENDING, GenerationState.REFUSED, GenerationState.FAILED}:
+        repository.set_generation_state(stage.model, stage.generation, GenerationState.VALIDATED)

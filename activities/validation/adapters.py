@@ -1,0 +1,76 @@
+"""Validators of adapters: each fits the model that its generation stands it on, by the headers of both, before any engine sees it."""
+
+from collections.abc import Iterator
+
+from activities.validation.checkpoints import StoredFiles
+from activities.validation.validator import Candidate, failed, passed
+from ipnext.artifacts.adapter_base import base_misfits, other_base
+from ipnext.artifacts.checkpoint_fit import misfits
+from ipnext.artifacts.checkpoints import ReadCheckpoint, read_checkpoint
+from ipnext.errors import InvalidInput
+from ipnext.model.engine_settings import VllmSettings, vllm_settings
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.status import Reason
+
+ADAPTER = "adapter"
+ADAPTER_BASE = "adapter-base"
+
+
+def check_adapters(candidate: Candidate) -> Iterator[CheckResult]:
+    """An adapter that vLLM loads, of a rank that its base has room for, changing modules that the base has, in its shapes."""
+    settings = {
+        part.name: vllm_settings(part.settings) for part in candidate.manifest.spec.hosted if part.engine == "vllm"
+    }
+    for part, base in candidate.manifest.spec.adapters.items():
+        if part not in candidate.snapshots or base not in candidate.snapshots:
+            continue
+        candidate.beat(f"reading the headers of {part}")
+        fault = next(_faults(candidate, part, base, settings[base]), None)
+        if fault:
+            message = f"part {part!r} on {base!r} (snapshots {_number(candidate, part)} and {_number(candidate, base)}): {fault}"
+            yield failed(ADAPTER, _newer(candidate, part, base), Reason.SCHEMA_MISMATCH, message)
+        else:
+            facts = candidate.snapshots[part].manifest.checkpoint
+            yield passed(ADAPTER, part, f"rank {facts.rank}, {facts.parameters:,} parameters" if facts else "")
+
+
+def check_adapter_bases(candidate: Candidate) -> Iterator[CheckResult]:
+    """Adapter and base name the same model, where both name one of a hub. A base that was trained on has another name."""
+    for part, base in candidate.manifest.spec.adapters.items():
+        if part not in candidate.snapshots or base not in candidate.snapshots:
+            continue
+        fault = other_base(_read(candidate, part), _read(candidate, base).config.name_or_path)
+        if fault:
+            message = f"part {part!r}: {fault}. If it fits all the same, skip this check with the reason"
+            yield failed(ADAPTER_BASE, _newer(candidate, part, base), Reason.SCHEMA_MISMATCH, message)
+        else:
+            yield passed(ADAPTER_BASE, part)
+
+
+def _faults(candidate: Candidate, part: str, base: str, settings: VllmSettings) -> Iterator[str]:
+    try:
+        adapter, below = _read(candidate, part), _read(candidate, base)
+    except InvalidInput as error:
+        yield str(error)
+        return
+    yield from base_misfits(adapter, below, max_rank=settings.max_lora_rank)
+    yield from misfits(adapter)
+    told = candidate.snapshots[part].manifest.checkpoint
+    other = told.other_than(adapter.facts) if told else "snapshot.json tells nothing of the adapter"
+    if other is not None:
+        yield other
+
+
+def _read(candidate: Candidate, part: str) -> ReadCheckpoint:
+    return read_checkpoint(StoredFiles(candidate, candidate.snapshots[part]))
+
+
+def _number(candidate: Candidate, part: str) -> int:
+    return candidate.snapshots[part].number
+
+
+def _newer(candidate: Candidate, part: str, base: str) -> str:
+    """Which of the two is the one to blame: the adapter, unless it serves already and only its base is another."""
+    serving = candidate.serving or {}
+    same = {name: name in serving and serving[name].digest == candidate.snapshots[name].digest for name in (part, base)}
+    return base if same[part] and not same[base] else part

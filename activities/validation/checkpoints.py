@@ -1,0 +1,76 @@
+"""Validator of checkpoints: what vLLM would die of is refused here, by the headers of the weights, before any engine sees it."""
+
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
+
+from activities.validation.validator import Candidate, failed, passed
+from ipnext.artifacts.checkpoint_fit import misfits
+from ipnext.artifacts.checkpoints import read_checkpoint
+from ipnext.errors import InvalidInput
+from ipnext.model.checkpoint import unfit_settings
+from ipnext.model.deployment import SERVING_ENGINES
+from ipnext.model.engine_settings import vllm_settings
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.manifest import PartSpec
+from ipnext.model.registry import Snapshot
+from ipnext.model.status import Reason
+
+CHECKPOINT = "checkpoint"
+
+
+class StoredFiles:
+    """The files of a snapshot where the artifact store has them."""
+
+    def __init__(self, candidate: Candidate, snapshot: Snapshot) -> None:
+        self._candidate = candidate
+        self._digests = {file.path: file.sha256 for file in snapshot.manifest.files}
+        self.sizes: Mapping[str, int] = {file.path: file.size_bytes for file in snapshot.manifest.files}
+
+    def open(self, path: str) -> BinaryIO:
+        """A stream of a file."""
+        return self._candidate.artifacts.open_blob(self._digests[path])
+
+
+def check_checkpoints(candidate: Candidate) -> Iterator[CheckResult]:
+    """Shards complete, names and shapes as `config.json` says, the manifest's facts true, and the settings within them."""
+    for part in candidate.manifest.spec.hosted:
+        snapshot = candidate.snapshots.get(part.name)
+        if snapshot is None or part.engine not in SERVING_ENGINES:
+            continue
+        candidate.beat(f"reading the headers of {part.name}")
+        fault = next(_faults(candidate, part, snapshot), None)
+        facts = snapshot.manifest.checkpoint
+        if fault:
+            yield failed(CHECKPOINT, part.name, Reason.SCHEMA_MISMATCH, f"part {part.name!r}: {fault}")
+        else:
+            told = f"{facts.architecture}, {facts.parameters:,} parameters" if facts else ""
+            yield passed(CHECKPOINT, part.name, told)
+    yield from _apart(candidate)
+
+
+def _apart(candidate: Candidate) -> Iterator[CheckResult]:
+    """Of parts that hand over keys and values: both are of one checkpoint."""
+    handoff = candidate.manifest.spec.handoff
+    if handoff is None:
+        return
+    one, other = candidate.snapshots.get(handoff.prefill), candidate.snapshots.get(handoff.decode)
+    if one is not None and other is not None and one.digest != other.digest:
+        told = " and ".join(f"snapshot {s.number} of {s.part!r} ({s.digest:.12})" for s in (one, other))
+        message = f"{told} are different checkpoints; publish one for both: --part {one.part},{other.part}=DIR"
+        yield failed(CHECKPOINT, handoff.decode, Reason.SCHEMA_MISMATCH, message)
+
+
+def _faults(candidate: Candidate, part: PartSpec, snapshot: Snapshot) -> Iterator[str]:
+    try:
+        settings = vllm_settings(part.settings)
+        checkpoint = read_checkpoint(StoredFiles(candidate, snapshot))
+    except (InvalidInput, ValueError) as error:
+        yield str(error)
+        return
+    told = snapshot.manifest.checkpoint
+    if told is None:
+        yield "snapshot.json tells nothing of the checkpoint; make the snapshot with `ipnext import-checkpoint`"
+    elif (other := told.other_than(checkpoint.facts)) is not None:
+        yield other
+    yield from misfits(checkpoint)
+    yield from unfit_settings(checkpoint.facts, settings)

@@ -1,0 +1,181 @@
+"""Validator of delta snapshots: the parent is a snapshot of the same part, and every changed tensor fits the weights below it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from activities.validation.finite_weights import tensors_of
+from activities.validation.validator import Candidate, failed, passed
+from ipnext.artifacts.layout import snapshot_uri
+from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, read_places
+from ipnext.errors import ArtifactError
+from ipnext.model.delta import DELTA_FILES, ROWS, VALUES, WHOLE, ChangedTensor, DeltaDocument
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.registry import DELTA_FILE, DELTA_WEIGHTS_FILE, Snapshot
+from ipnext.model.status import Reason
+
+DELTAS = "deltas"
+BASE_WEIGHTS_FILE = "weights.safetensors"
+
+Forms = Mapping[str, TensorPlace]
+
+
+class _Refused(Exception):
+    """A delta that can't be served, and why."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def check_deltas(candidate: Candidate) -> Iterator[CheckResult]:
+    """One result for each delta snapshot; full ones are not looked at."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        if not snapshot.manifest.is_delta:
+            continue
+        try:
+            message = _judged(candidate, snapshot)
+        except _Refused as refusal:
+            yield failed(DELTAS, part, refusal.reason, refusal.message)
+        else:
+            yield passed(DELTAS, part, message)
+
+
+def _judged(candidate: Candidate, snapshot: Snapshot) -> str:
+    parent = _parent(candidate, snapshot)
+    _check_same_program(snapshot, parent)
+    document = _document(candidate, snapshot)
+    full = document.full is not None and _is_stored(candidate, document.full)
+    chain = tuple(_lineage(candidate, snapshot))
+    lost = next((each for each in chain if not _is_stored(candidate, each.digest)), None)
+    if lost is not None and not full:
+        msg = f"its ancestor {lost.number} is not in the artifact store any more; publish a full snapshot"
+        raise _Refused(Reason.ARTIFACT_MISSING, msg)
+    if lost is None:
+        _check_forms(candidate, snapshot, document, chain[-1])
+    rows = sum(tensor.rows for tensor in document.tensors.values())
+    return f"{rows} rows of {len(document.tensors)} tensors against snapshot {parent.number}"
+
+
+def _parent(candidate: Candidate, snapshot: Snapshot) -> Snapshot:
+    digest = snapshot.manifest.parent
+    parent = candidate.published.get((snapshot.part, digest or ""))
+    if parent is None:
+        msg = (
+            f"a delta of snapshot {digest}, which is no snapshot of part {snapshot.part!r} of this model; "
+            "publish that one first, or a full snapshot"
+        )
+        raise _Refused(Reason.ARTIFACT_MISSING, msg)
+    return parent
+
+
+def _check_same_program(snapshot: Snapshot, parent: Snapshot) -> None:
+    ours, theirs = snapshot.manifest, parent.manifest
+    if ours.engine != theirs.engine:
+        msg = f"made for engine {ours.engine!r}, its parent {parent.number} for {theirs.engine!r}"
+        raise _Refused(Reason.ENGINE_MISMATCH, msg)
+    if ours.signature != theirs.signature:
+        msg = f"its signature is not that of its parent {parent.number}; publish a full snapshot"
+        raise _Refused(Reason.SCHEMA_MISMATCH, msg)
+    if {file.path for file in ours.files} != DELTA_FILES:
+        names = ", ".join(sorted(file.path for file in ours.files))
+        msg = f"holds {names}; a delta has {', '.join(sorted(DELTA_FILES))} and nothing else"
+        raise _Refused(Reason.UNSAFE_FORMAT, msg)
+
+
+def _document(candidate: Candidate, snapshot: Snapshot) -> DeltaDocument:
+    with _open(candidate, snapshot, DELTA_FILE) as (stream, size):
+        try:
+            return DeltaDocument.model_validate_json(stream.read(size))
+        except ValidationError as error:
+            first = error.errors()[0]
+            msg = f"{DELTA_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise _Refused(Reason.UNSAFE_FORMAT, msg) from error
+
+
+@contextmanager
+def _open(candidate: Candidate, snapshot: Snapshot, path: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A file of a snapshot as a stream, and its size in bytes."""
+    file = next((file for file in snapshot.manifest.files if file.path == path), None)
+    if file is None:
+        msg = f"snapshot {snapshot.number} holds no {path}; deltas are made for engine 'torch'"
+        raise _Refused(Reason.ENGINE_MISMATCH, msg)
+    with candidate.open(file.sha256) as stream:
+        yield stream, file.size_bytes
+
+
+def _lineage(candidate: Candidate, snapshot: Snapshot) -> Iterator[Snapshot]:
+    """The parent, its parent, down to a full snapshot."""
+    while snapshot.manifest.is_delta:
+        snapshot = _parent(candidate, snapshot)
+        yield snapshot
+
+
+def _is_stored(candidate: Candidate, digest: str) -> bool:
+    try:
+        candidate.artifacts.manifest(snapshot_uri(candidate.artifacts.uri, digest))
+    except ArtifactError:
+        return False
+    return True
+
+
+def _check_forms(candidate: Candidate, snapshot: Snapshot, document: DeltaDocument, base: Snapshot) -> None:
+    """Names, types and shapes are those of the full snapshot at the bottom, and row numbers lie within its tensors."""
+    try:
+        with _open(candidate, base, BASE_WEIGHTS_FILE) as (stream, size):
+            below = read_places(stream, size)[0]
+        with _open(candidate, snapshot, DELTA_WEIGHTS_FILE) as (stream, size):
+            given, start = read_places(stream, size)
+            rows = _indices(stream, given, start)
+    except MalformedTensors as error:
+        msg = f"its weights, or those of snapshot {base.number}, are no safetensors file: {error}"
+        raise _Refused(Reason.UNSAFE_FORMAT, msg) from error
+    expected = {name for key, told in document.tensors.items() for name in _names(key, told)}
+    if given.keys() != expected:
+        odd = ", ".join(sorted(given.keys() ^ expected))
+        msg = f"{DELTA_FILE} and {DELTA_WEIGHTS_FILE} don't name the same tensors: {odd}"
+        raise _Refused(Reason.UNSAFE_FORMAT, msg)
+    for key, told in document.tensors.items():
+        if key not in below:
+            msg = f"tensor {key!r} is not among the weights of snapshot {base.number}"
+            raise _Refused(Reason.SCHEMA_MISMATCH, msg)
+        _check_form(key, told, given, below[key])
+        if not told.whole:
+            _check_indices(key, rows[ROWS + key], below[key])
+
+
+def _names(key: str, told: ChangedTensor) -> tuple[str, ...]:
+    return (WHOLE + key,) if told.whole else (ROWS + key, VALUES + key)
+
+
+def _check_form(key: str, told: ChangedTensor, given: Forms, below: TensorPlace) -> None:
+    found = given[_names(key, told)[-1]]
+    shape = below.shape if told.whole else (told.rows, *(below.shape or (1,))[1:])
+    if (found.dtype, found.shape) != (below.dtype, shape):
+        msg = (
+            f"tensor {key!r} is {found.dtype} of shape {list(found.shape)}, needed is {below.dtype} of {list(shape)}; "
+            "a model of other shapes is published as a full snapshot"
+        )
+        raise _Refused(Reason.SCHEMA_MISMATCH, msg)
+
+
+def _check_indices(key: str, indices: NDArray[np.int64], below: TensorPlace) -> None:
+    count = (below.shape or (1,))[0]
+    ascending = bool((indices[1:] > indices[:-1]).all())
+    if len(indices) and not (ascending and indices[0] >= 0 and indices[-1] < count):
+        msg = f"tensor {key!r}: its row numbers must rise from 0 on and end below {count}"
+        raise _Refused(Reason.SCHEMA_MISMATCH, msg)
+
+
+def _indices(stream: BinaryIO, given: Forms, start: int) -> dict[str, NDArray[np.int64]]:
+    wanted = {name for name in given if name.startswith(ROWS)}
+    for name in wanted:
+        if given[name].dtype != "I64":
+            msg = f"tensor {name!r} is {given[name].dtype}, row numbers are I64"
+            raise MalformedTensors(msg)
+    return {name: np.frombuffer(content, "<i8") for name, content in tensors_of(stream, given, start, wanted)}

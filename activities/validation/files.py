@@ -1,0 +1,153 @@
+"""Validators of a snapshot's files: safe names, content that is what the manifest says, formats that hold no code."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+
+from activities.validation.validator import CHUNK_BYTES, Candidate, failed, passed
+from ipnext.artifacts.native_code import SETTING
+from ipnext.artifacts.signing import check_signature
+from ipnext.errors import ArtifactMissing, SignatureInvalid
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, Snapshot
+from ipnext.model.status import Reason
+from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
+
+PATHS = "safe-paths"
+DIGESTS = "digests"
+FORMATS = "safe-formats"
+
+SAFE_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".tiktoken", ".yaml", ".yml")
+"""Formats that hold data only: no pickle, no archive of one, no native code."""
+
+NATIVE_MAGIC = b"\x7fELF"
+
+LARGEST_JSON_BYTES = 256 << 20
+"""A larger .json file is not parsed, and therefore not accepted."""
+
+_CODE_MAGIC = {
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"PK\x03\x04": "a zip archive",
+    NATIVE_MAGIC: "native code",
+    b"\x1f\x8b": "a gzip archive",
+    b"MZ": "native code",
+}
+
+
+def check_paths(candidate: Candidate) -> Iterator[CheckResult]:
+    """Every path stays inside the snapshot's directory and stands once."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        paths = [file.path for file in snapshot.manifest.files]
+        faults = [f"{path!r} {fault}" for path in paths if (fault := _path_fault(path))]
+        faults += [f"{path!r} stands twice" for path in sorted({p for p in paths if paths.count(p) > 1})]
+        if faults:
+            yield failed(
+                PATHS, part, Reason.UNSAFE_FORMAT, f"{faults[0]}; a path is relative and plain, as in weights.json"
+            )
+        else:
+            yield passed(PATHS, part, f"{len(paths)} files")
+
+
+def check_digests(candidate: Candidate) -> Iterator[CheckResult]:
+    """Every file is read through once; its size and SHA-256 are those of the manifest."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        for file in snapshot.manifest.files:
+            subject = f"{part}/{file.path}"
+            try:
+                size, digest = _read_through(candidate, file, subject)
+            except ArtifactMissing as error:
+                yield failed(DIGESTS, subject, Reason.ARTIFACT_MISSING, error.message)
+                continue
+            if (size, digest) == (file.size_bytes, file.sha256):
+                yield passed(DIGESTS, subject)
+            else:
+                message = f"{size} bytes with SHA-256 {digest}; the manifest says {file.size_bytes} and {file.sha256}"
+                yield failed(DIGESTS, subject, Reason.ARTIFACT_DIGEST_MISMATCH, message)
+
+
+def check_formats(candidate: Candidate) -> Iterator[CheckResult]:
+    """Only formats that hold data, and content that is of its format.
+
+    The one exception is a compiled library, if the settings of the part let native code run and a key that the operator of the
+    platform trusts has signed it: neither a snapshot nor a manifest does that alone.
+    """
+    for _, snapshot in sorted(candidate.snapshots.items()):
+        for file in snapshot.manifest.files:
+            yield _format_result(candidate, snapshot, file)
+
+
+def _format_result(candidate: Candidate, snapshot: Snapshot, file: ArtifactFile) -> CheckResult:
+    part = snapshot.part
+    subject = f"{part}/{file.path}"
+    try:
+        library = file.path == LIBRARY_FILE
+        fault = _library_fault(candidate, snapshot, file) if library else _format_fault(candidate, file)
+    except ArtifactMissing as error:
+        return failed(FORMATS, subject, Reason.ARTIFACT_MISSING, error.message)
+    return failed(FORMATS, subject, Reason.UNSAFE_FORMAT, fault) if fault else passed(FORMATS, subject)
+
+
+def _path_fault(path: str) -> str:
+    steps = path.split("/")
+    if path.startswith("/") or ":" in steps[0] or "\\" in path or not path.isprintable():
+        return "is absolute or holds a character that is not allowed"
+    if any(step in {"", ".", ".."} for step in steps):
+        return "holds an empty step, '.' or '..'"
+    return "is the manifest's own name, or its signature's" if path in {SNAPSHOT_FILE, SIGNATURE_FILE} else ""
+
+
+def _read_through(candidate: Candidate, file: ArtifactFile, subject: str) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with candidate.open(file.sha256) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            candidate.beat(f"reading {subject}: {size} of {file.size_bytes} bytes")
+    return size, digest.hexdigest()
+
+
+def _library_fault(candidate: Candidate, snapshot: Snapshot, file: ArtifactFile) -> str:
+    part = snapshot.part
+    asked = [spec.settings.get(COMPILE_SETTING) for spec in candidate.manifest.spec.parts if spec.name == part]
+    if not any(given is True or isinstance(given, Mapping) for given in asked):
+        return f"is native code; hosts run it only where settings.{COMPILE_SETTING} of part {part!r} asks for it"
+    if candidate.native_signers is None:
+        return (
+            "is native code, which this platform runs of no snapshot; publish the source snapshot, or let the operator set "
+            f"{SETTING} for workers and agents, with the key that signs it"
+        )
+    try:
+        signature = candidate.artifacts.signature(snapshot.uri)
+        check_signature(candidate.native_signers, snapshot.digest, signature, "is native code", keys=SETTING)
+    except SignatureInvalid as error:
+        return error.message
+    with candidate.open(file.sha256) as stream:
+        return "" if stream.read(len(NATIVE_MAGIC)) == NATIVE_MAGIC else "is no native library under the name of one"
+
+
+def _format_fault(candidate: Candidate, file: ArtifactFile) -> str:
+    suffix = PurePosixPath(file.path).suffix.lower()
+    if suffix not in SAFE_SUFFIXES:
+        return f"{suffix or 'no suffix'} may hold code; allowed: {', '.join(SAFE_SUFFIXES)}"
+    with candidate.open(file.sha256) as stream:
+        start = stream.read(8)
+        for magic, what in _CODE_MAGIC.items():
+            if suffix != ".safetensors" and start.startswith(magic):
+                return f"is {what} under the name of {suffix}"
+        if suffix == ".json":
+            return _json_fault(start + stream.read(LARGEST_JSON_BYTES), file)
+    return ""
+
+
+def _json_fault(content: bytes, file: ArtifactFile) -> str:
+    if file.size_bytes > LARGEST_JSON_BYTES:
+        return f"{file.size_bytes} bytes of JSON are too many; allowed: {LARGEST_JSON_BYTES}"
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON: {error}"
+    return ""

@@ -1,0 +1,106 @@
+"""Validator of weights: every number in every safetensors file is finite. Read as a stream, a few megabytes at a time.
+
+The format: eight bytes with the header's length (little-endian), a JSON header that gives each tensor's dtype, shape and
+place, then the tensors' bytes. torch is not needed: BF16 and the 8-bit floats are judged by their bits.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import BinaryIO
+
+import numpy as np
+
+from activities.validation.validator import CHUNK_BYTES, Candidate, failed, passed
+from ipnext.artifacts.tensor_headers import MalformedTensors, TensorPlace, exactly, read_places
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.status import Reason
+
+FINITE = "finite-weights"
+
+Finite = Callable[[bytes], bool]
+
+
+def check_finite(candidate: Candidate) -> Iterator[CheckResult]:
+    """One result for each safetensors file; a refusal names part and tensor."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        for file in snapshot.manifest.files:
+            if not file.path.endswith(".safetensors"):
+                continue
+            subject = f"{part}/{file.path}"
+            with candidate.open(file.sha256) as stream:
+                yield _judged(stream, file.size_bytes, subject, candidate.beat)
+
+
+def non_finite_tensor(stream: BinaryIO, size_bytes: int, beat: Callable[[str], None]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity, none where all are finite. Raises MalformedTensors."""
+    places, start = read_places(stream, size_bytes)
+    position = start
+    for name, (begin, end, dtype, _) in places.items():
+        position = _skip(stream, start + begin - position, position)
+        check = _FINITE.get(dtype)
+        left = end - begin
+        while left:
+            chunk = exactly(stream, min(left, CHUNK_BYTES))
+            left -= len(chunk)
+            position += len(chunk)
+            beat(f"checking tensor {name}")
+            if check is not None and not check(chunk):
+                return name
+    return None
+
+
+def tensors_of(
+    stream: BinaryIO, places: Mapping[str, TensorPlace], start: int, wanted: Collection[str]
+) -> Iterator[tuple[str, bytes]]:
+    """The content of some tensors, read on from where `read_places` has left the stream."""
+    position = start
+    for name, place in places.items():
+        if name in wanted:
+            _skip(stream, start + place.begin - position, position)
+            yield name, exactly(stream, place.end - place.begin)
+            position = start + place.end
+
+
+def _judged(stream: BinaryIO, size_bytes: int, subject: str, beat: Callable[[str], None]) -> CheckResult:
+    try:
+        name = non_finite_tensor(stream, size_bytes, beat)
+    except MalformedTensors as error:
+        return failed(FINITE, subject, Reason.UNSAFE_FORMAT, f"is no safetensors file: {error}")
+    if name is None:
+        return passed(FINITE, subject)
+    part = subject.partition("/")[0]
+    message = f"tensor {name!r} of part {part!r} holds NaN or infinity; train or export it again"
+    return failed(FINITE, subject, Reason.NON_FINITE_WEIGHTS, message)
+
+
+def _skip(stream: BinaryIO, count: int, position: int) -> int:
+    while count:
+        chunk = exactly(stream, min(count, CHUNK_BYTES))
+        count -= len(chunk)
+        position += len(chunk)
+    return position
+
+
+def _by_numpy(dtype: str) -> Finite:
+    return lambda chunk: bool(np.isfinite(np.frombuffer(chunk, dtype=dtype)).all())
+
+
+def _by_bits(dtype: str, exponent: int) -> Finite:
+    """Not finite where all bits of the exponent are set."""
+    return lambda chunk: not bool(((np.frombuffer(chunk, dtype=dtype) & exponent) == exponent).any())
+
+
+def _e4m3(chunk: bytes) -> bool:
+    """The OCP 8-bit float of 4 and 3 bits has no infinity; S.1111.111 is NaN."""
+    return not bool(((np.frombuffer(chunk, dtype="u1") & 0x7F) == 0x7F).any())
+
+
+_FINITE: Mapping[str, Finite] = {
+    "F64": _by_numpy("<f8"),
+    "F32": _by_numpy("<f4"),
+    "F16": _by_numpy("<f2"),
+    "C64": _by_numpy("<c8"),
+    "BF16": _by_bits("<u2", 0x7F80),
+    "F8_E5M2": _by_bits("u1", 0x7C),
+    "F8_E4M3": _e4m3,
+}
+"""Safetensors dtype -> whether a chunk is finite. Integers and booleans always are. CHUNK_BYTES is a multiple of all sizes."""

@@ -1,0 +1,30 @@
+"""Validator of programs: what the torch engine would refuse to load is refused here, by name, and without torch."""
+
+from collections.abc import Iterator
+
+from activities.validation.validator import Candidate, failed, passed
+from ipnext.artifacts.program_forms import UnsafeProgram
+from ipnext.artifacts.programs import PROGRAM_FILE, parse_program, program_file
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.status import Reason
+
+PROGRAM = "program"
+
+
+def check_programs(candidate: Candidate) -> Iterator[CheckResult]:
+    """One result for each `program.json` of the torch engine; its operators, names and texts are all of closed sets."""
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        file = program_file(snapshot.manifest)
+        if file is None:
+            continue
+        subject = f"{part}/{PROGRAM_FILE}"
+        candidate.beat(f"reading {subject}")
+        with candidate.open(file.sha256) as stream:
+            content = stream.read(file.size_bytes)
+        try:
+            document = parse_program(content)
+        except UnsafeProgram as problem:
+            yield failed(PROGRAM, subject, Reason.UNSAFE_FORMAT, f"{problem}; export the model again")
+        else:
+            nodes = document["program"]["graph_module"]["graph"]["nodes"]
+            yield passed(PROGRAM, subject, f"{len(nodes)} operations")

@@ -1,0 +1,203 @@
+"""Validators of what fits together: engines, the edges of the graph, and the interface that clients rely on."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from activities.validation.validator import Candidate, failed, passed
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.manifest import PartSpec
+from ipnext.model.part_tensors import prompt_inputs, request_tensors, signatures, written_spec
+from ipnext.model.registry import (
+    REQUEST,
+    GraphNode,
+    PartGraph,
+    Signature,
+    Snapshot,
+    TensorSpec,
+    source_node,
+    source_tensor,
+)
+from ipnext.model.status import Reason
+
+ENGINES = "engines"
+EDGES = "graph-edges"
+INTERFACE = "interface"
+
+_UNORDERED = frozenset({"BYTES", "BOOL"})
+
+
+def check_engines(candidate: Candidate) -> Iterator[CheckResult]:
+    """Every part has a snapshot, made for the engine that the manifest runs it on."""
+    for part in candidate.manifest.spec.parts:
+        snapshot = candidate.snapshots.get(part.name)
+        if snapshot is None:
+            message = f"the generation has no snapshot of part {part.name!r}; publish one"
+            yield failed(ENGINES, part.name, Reason.ENGINE_MISMATCH, message)
+        elif snapshot.manifest.engine != part.engine:
+            message = f"made for engine {snapshot.manifest.engine!r}, the manifest runs it on {part.engine!r}"
+            yield failed(ENGINES, part.name, Reason.ENGINE_MISMATCH, message)
+        else:
+            yield passed(ENGINES, part.name, part.engine)
+
+
+def check_edges(candidate: Candidate) -> Iterator[CheckResult]:
+    """Every input of every node has a source that gives its datatype and shape; every output has one too."""
+    graph, known = candidate.graph, _signatures(candidate.manifest.spec.parts, candidate.snapshots)
+    parts = {node.name: node.part for node in graph.nodes}
+    request: dict[str, TensorSpec] = {}
+    for node in sorted(
+        graph.nodes, key=lambda node: node.prompt is not None
+    ):  # what else takes a tensor says what it is
+        inputs = {tensor.name: tensor for tensor in known[node.part].inputs}
+        written = prompt_inputs(node, known[node.part])
+        for name in sorted(inputs.keys() | node.inputs.keys()):
+            edge = f"{node.inputs.get(name, '?')} -> {node.name}.{name}"
+            if name in written:
+                fault = _written_fault(node, name, known, parts, request)
+            else:
+                fault = _input_fault(inputs, node.inputs, name) or _edge_fault(
+                    inputs[name], node.inputs[name], known, parts, request
+                )
+            yield failed(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}") if fault else passed(EDGES, edge)
+    for name, source in sorted(graph.outputs.items()):
+        edge = f"{source} -> {name}"
+        fault = "" if _output(source, known, parts) else f"no such output; {_known_outputs(source, known, parts)}"
+        yield failed(EDGES, edge, Reason.SCHEMA_MISMATCH, f"{edge}: {fault}") if fault else passed(EDGES, edge)
+
+
+def check_interface(candidate: Candidate) -> Iterator[CheckResult]:
+    """Clients of the serving generation go on working: the same inputs, and no output less or other than before."""
+    if candidate.serving is None or candidate.serving_graph is None:
+        yield passed(INTERFACE, candidate.manifest.name, "nothing serves yet")
+        return
+    parts = candidate.manifest.spec.parts
+    before = interface(candidate.serving_graph, _signatures(parts, candidate.serving))
+    now = interface(candidate.graph, _signatures(parts, candidate.snapshots))
+    lost = _given_once(candidate.serving_graph, candidate.serving) - _given_once(candidate.graph, candidate.snapshots)
+    faults = [*_input_changes(before[0], now[0]), *_once_changes(lost, now[0]), *_output_changes(before[1], now[1])]
+    for subject, message in faults:
+        yield failed(INTERFACE, subject, Reason.SCHEMA_MISMATCH, f"{subject}: {message}")
+    if not faults:
+        yield passed(INTERFACE, candidate.manifest.name)
+
+
+Tensors = Mapping[str, TensorSpec]
+
+
+def interface(graph: PartGraph, signatures: Mapping[str, Signature]) -> tuple[Tensors, Tensors]:
+    """The tensors that a request brings and those that the answer holds. Broken edges are left out."""
+    parts = {node.name: node.part for node in graph.nodes}
+    inputs = request_tensors(graph, signatures)
+    found = {name: _output(source, signatures, parts) for name, source in graph.outputs.items()}
+    return inputs, {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def compatible(one: TensorSpec, other: TensorSpec) -> bool:
+    """Equal datatypes and ranks; each dimension equal, or free (-1) on either side."""
+    if one.datatype != other.datatype or len(one.shape) != len(other.shape):
+        return False
+    return all(a == b or -1 in {a, b} for a, b in zip(one.shape, other.shape, strict=True))
+
+
+def _signatures(parts: Iterable[PartSpec], snapshots: Mapping[str, Snapshot]) -> Mapping[str, Signature]:
+    return signatures(parts, {part: snapshot.manifest for part, snapshot in snapshots.items()})
+
+
+def _written_fault(
+    node: GraphNode,
+    name: str,
+    signatures: Mapping[str, Signature],
+    parts: Mapping[str, str],
+    request: dict[str, TensorSpec],
+) -> str:
+    """An input that is written into a prompt: a list of anything, or of numbers where it orders one."""
+    source = node.inputs[name]
+    if source_node(source) == REQUEST:
+        found: TensorSpec | None = request.setdefault(
+            source_tensor(source), written_spec(node, name, source_tensor(source))
+        )
+    else:
+        found = _output(source, signatures, parts)
+    if found is None:
+        return f"no such output; {_known_outputs(source, signatures, parts)}"
+    if len(found.shape) != 1:
+        return f"gives {_shown(found)}, but a prompt takes lists: one dimension"
+    ordering = node.prompt is not None and name in node.prompt.orders
+    return (
+        f"gives {_shown(found)}, but what orders a list is numbers" if ordering and found.datatype in _UNORDERED else ""
+    )
+
+
+def _input_fault(inputs: Tensors, wired: Mapping[str, str], name: str) -> str:
+    if name not in inputs:
+        return f"the part has no input {name!r}; it takes: {', '.join(sorted(inputs)) or 'none'}"
+    return "" if name in wired else f"nothing feeds input {name!r} ({_shown(inputs[name])})"
+
+
+def _edge_fault(
+    wanted: TensorSpec,
+    source: str,
+    signatures: Mapping[str, Signature],
+    parts: Mapping[str, str],
+    request: dict[str, TensorSpec],
+) -> str:
+    """`request` collects what earlier edges say of the request's tensors."""
+    if source_node(source) == REQUEST:
+        given = request.setdefault(source_tensor(source), wanted)
+        if compatible(given, wanted):
+            return ""
+        return f"takes {_shown(wanted)}, another node takes the same tensor of the request as {_shown(given)}"
+    found = _output(source, signatures, parts)
+    if found is None:
+        return f"no such output; {_known_outputs(source, signatures, parts)}"
+    return "" if compatible(found, wanted) else f"gives {_shown(found)}, but {_shown(wanted)} is taken"
+
+
+def _output(source: str, signatures: Mapping[str, Signature], parts: Mapping[str, str]) -> TensorSpec | None:
+    outputs = signatures[parts[source_node(source)]].outputs
+    return next((tensor for tensor in outputs if tensor.name == source_tensor(source)), None)
+
+
+def _known_outputs(source: str, signatures: Mapping[str, Signature], parts: Mapping[str, str]) -> str:
+    outputs = signatures[parts[source_node(source)]].outputs
+    return f"{source_node(source)} gives: {', '.join(tensor.name for tensor in outputs) or 'nothing'}"
+
+
+def _input_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:
+    for name in sorted(before.keys() | now.keys()):
+        subject = f"input {name}"
+        if name not in now:
+            yield subject, "clients send it, but the new generation takes it no more"
+        elif name not in before:
+            yield subject, "the new generation needs it, but clients don't send it"
+        elif not compatible(before[name], now[name]):
+            yield subject, f"was {_shown(before[name])}, would be {_shown(now[name])}"
+
+
+def _given_once(graph: PartGraph, snapshots: Mapping[str, Snapshot]) -> frozenset[str]:
+    """Tensors of the request that may come with one row for all: every node that takes one says so."""
+    taken: dict[str, bool] = {}
+    for node in graph.nodes:
+        once = snapshots[node.part].manifest.signature.request_inputs
+        for name, source in node.inputs.items():
+            if source.startswith(f"{REQUEST}."):
+                tensor = source_tensor(source)
+                taken[tensor] = taken.get(tensor, True) and name in once
+    return frozenset(tensor for tensor, once in taken.items() if once)
+
+
+def _once_changes(lost: frozenset[str], after: Tensors) -> Iterator[tuple[str, str]]:
+    for name in sorted(lost & after.keys()):
+        yield f"input {name}", "clients may send it once for all rows, but the new generation needs it for each"
+
+
+def _output_changes(before: Tensors, now: Tensors) -> Iterator[tuple[str, str]]:
+    for name in sorted(before):
+        subject = f"output {name}"
+        if name not in now:
+            yield subject, "clients read it, but the new generation gives it no more"
+        elif not compatible(before[name], now[name]):
+            yield subject, f"was {_shown(before[name])}, would be {_shown(now[name])}"
+
+
+def _shown(tensor: TensorSpec) -> str:
+    return f"{tensor.datatype}{list(tensor.shape)}"

@@ -1,0 +1,23 @@
+"""Validator of who signed: each published snapshot by a key that the manifest allows, where it names any."""
+
+from collections.abc import Iterator
+
+from activities.validation.validator import Candidate, failed, passed
+from ipnext.artifacts.signing import check_signature
+from ipnext.errors import SignatureInvalid
+from ipnext.model.lifecycle import CheckResult
+from ipnext.model.status import Reason
+
+SIGNATURE = "signature"
+
+
+def check_signatures(candidate: Candidate) -> Iterator[CheckResult]:
+    """One result for each snapshot. The digests were checked before, so that the signature covers every byte."""
+    policy = candidate.manifest.spec.validation.signers
+    for part, snapshot in sorted(candidate.snapshots.items()):
+        content = candidate.artifacts.signature(snapshot.uri) if policy is not None else None
+        subject = f"snapshot {snapshot.number} of {snapshot.model}.{part}"
+        try:
+            yield passed(SIGNATURE, part, check_signature(policy, snapshot.digest, content, subject))
+        except SignatureInvalid as error:
+            yield failed(SIGNATURE, part, Reason.SIGNATURE_INVALID, error.message)

@@ -1,0 +1,172 @@
+"""When a model drifted from the generation that serves, and when a repair of it is recorded."""
+
+from datetime import timedelta
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.planning import drift
+from activities.planning.drift import FIRST_PAUSE, drift_of, record_repair, withdraw_unserved
+from activities.regions.activities import DrainActivities
+from activities.regions.reconciliation import ReconciliationActivities
+from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable
+from ipnext.model.drain import DrainInput, DrainState
+from ipnext.model.lifecycle import ChangeKind, ChangeState, Done
+from ipnext.model.registry import GenerationState
+from ipnext.model.status import Reason
+
+EAST = DeploymentKey(model="m", part="dense", region="us-east", hardware="cpu")
+
+
+def end(unit, change, state=ChangeState.DONE):
+    unit.update_change(change.id, state=state, reason=Reason.SUCCEEDED, message="")
+
+
+def route(unit, *generations, revision=1):
+    shares = tuple(RouteShare(to="us-east", generation=n, fraction=1 / len(generations)) for n in generations)
+    unit.put_route(RouteTable(model="m", region="us-east", revision=revision, shares=shares, served=()))
+
+
+def hold(unit, *generations, own=None):
+    held = HeldSnapshot(part=None, snapshot=1, digest="d" * 64, uri="file:///d", generations=generations, signers=None)
+    unit.put_deployment(
+        Deployment(key=EAST, replicas=2, engine="torch", units=1, qps=100, memory_bytes=1, holds=(held,), own=own or {})
+    )
+
+
+@pytest.fixture
+def served(house):
+    """Generations 1 and 2 served one after the other; 3 never did. All changes have ended."""
+    house.apply("m")
+    changes = [house.publish("m", number) for number in (1, 2, 3)]
+    with house.store.begin("m") as unit:
+        for number, change in enumerate(changes, start=1):
+            end(unit, change, ChangeState.DONE if number < 3 else ChangeState.ROLLED_BACK)
+            if number < 3:
+                unit.set_generation_state("m", number, GenerationState.SERVING)
+        unit.update_model("m", serving_generation=2)
+        route(unit, 2)
+        hold(unit, 1, 2)
+    return house
+
+
+def test_what_serves_and_what_stays_warm_is_no_drift(served):
+    with served.store.read() as unit:
+        assert drift_of(unit, "m") == ""
+        assert unit.models_astray() == ()
+
+
+def test_users_sent_to_another_generation_are_drift(served):
+    with served.store.begin("m") as unit:
+        route(unit, 1, 2, revision=2)
+    with served.store.read() as unit:
+        assert drift_of(unit, "m") == "users of us-east are sent to generation 1; generation 2 serves"
+        assert unit.models_astray() == ("m",)
+
+
+@pytest.mark.parametrize(
+    ("generations", "own", "told"),
+    [((2, 3), None, "3"), ((1, 2), {1: 1, 2: 1}, "1")],
+    ids=["loaded though it never served", "in processes of its own"],
+)
+def test_replicas_left_with_another_generation_are_drift(served, generations, own, told):
+    with served.store.begin("m") as unit:
+        hold(unit, *generations, own=own)
+        assert drift_of(unit, "m") == f"dense in us-east holds generation {told}; generation 2 serves"
+
+
+def test_a_model_that_serves_nothing_or_is_retired_has_no_drift(served):
+    with served.store.begin("m") as unit:
+        route(unit, 1, revision=2)
+        unit.update_model("m", serving_generation=None)
+        assert drift_of(unit, "m") == ""
+        unit.update_model("m", serving_generation=2, retired=True)
+        assert drift_of(unit, "m") == ""
+
+
+def test_a_repair_is_recorded_once_and_not_beside_an_open_change(served):
+    with served.store.begin("m") as unit:
+        route(unit, 1, revision=2)
+        repair = record_repair(unit, "m")
+        assert (repair.kind, repair.state) == (ChangeKind.REPAIR, ChangeState.RECORDED)
+        assert record_repair(unit, "m") is None
+        assert next(event.kind for event in unit.events("m")) == "RepairRecorded"
+
+
+def test_repairs_that_fail_in_a_row_wait_twice_as_long_each(served):
+    with served.store.begin("m") as unit:
+        route(unit, 1, revision=2)
+        repair, pause = record_repair(unit, "m"), FIRST_PAUSE
+        for _ in range(3):
+            end(unit, repair, ChangeState.ROLLED_BACK)
+            finished = unit.change(repair.id).finished_at
+            assert record_repair(unit, "m", now=finished + pause - timedelta(seconds=1)) is None
+            repair = record_repair(unit, "m", now=finished + pause)
+            pause *= 2
+        assert repair is not None
+
+
+def test_a_failed_repair_is_tried_again_though_only_replicas_drifted(served):
+    """No route table names such a model: the query by route tables does not find it."""
+    with served.store.begin("m") as unit:
+        hold(unit, 2, 3)
+        repair = record_repair(unit, "m")
+        assert unit.models_unrepaired() == ()
+        end(unit, repair, ChangeState.REFUSED)
+        assert (unit.models_astray(), unit.models_unrepaired()) == ((), ("m",))
+        again = record_repair(unit, "m", now=unit.change(repair.id).finished_at + FIRST_PAUSE)
+        assert unit.models_unrepaired() == ()
+        end(unit, again)
+        assert unit.models_unrepaired() == ()
+
+
+def test_the_reconciler_records_it(served, monkeypatch):
+    monkeypatch.setattr(drift, "FIRST_PAUSE", timedelta(0))
+    with served.store.begin("m") as unit:
+        hold(unit, 2, 3)
+        end(unit, record_repair(unit, "m"), ChangeState.REFUSED)
+    activities = ReconciliationActivities(served.store, served.infrastructure)
+
+    assert ActivityEnvironment().run(activities.record_repairs, Done()).models == ("m",)
+
+
+def test_without_drift_nothing_is_recorded(served):
+    with served.store.begin("m") as unit:
+        assert record_repair(unit, "m") is None
+
+
+def test_nothing_stays_of_a_model_whose_first_publish_was_not_reverted_everywhere(served):
+    with served.store.begin("m") as unit:
+        unit.update_model("m", serving_generation=None)
+        assert unit.models_unserved() == ("m",)
+    with served.store.begin() as unit:
+        assert withdraw_unserved(unit, "m")
+        assert (unit.deployments("m"), unit.models_unserved()) == ((), ())
+        assert {table.region: table.refuses for table in unit.routes("m")} == {"us-east": True, "eu-west": True}
+        assert next(event.kind for event in unit.events("m")) == "Withdrawn"
+
+
+def test_a_model_with_an_open_change_or_a_serving_generation_is_not_withdrawn(served):
+    with served.store.begin() as unit:
+        assert not withdraw_unserved(unit, "m")
+    served.publish("m", 4)
+    with served.store.begin() as unit:
+        unit.update_model("m", serving_generation=None)
+        assert not withdraw_unserved(unit, "m")
+        assert unit.routes("m")
+
+
+def test_what_drifted_while_a_region_was_lost_is_repaired_once_it_is_back(served):
+    with served.store.begin() as unit:
+        drain = unit.add_drain("us-east", disaster=True)
+        unit.update_drain(drain.id, state=DrainState.DRAINED)
+        hold(unit, 2, 3)
+        assert record_repair(unit, "m") is None
+        unit.update_drain(drain.id, state=DrainState.RETURNING)
+
+    activities = DrainActivities(served.store, served.infrastructure, lambda: None)
+    ActivityEnvironment().run(activities.return_region, DrainInput(region="us-east"))
+
+    with served.store.read() as unit:
+        assert unit.drain("us-east").state is DrainState.RETURNED
+        assert [change.kind for change in unit.changes("m", limit=1)] == [ChangeKind.REPAIR]

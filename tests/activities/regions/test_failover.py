@@ -1,0 +1,128 @@
+"""Sending the traffic around a lost region while models are being retired."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from activities.regions import failover as surviving
+from activities.regions.failover import Surviving
+from ipnext.errors import Unavailable
+from ipnext.model.deployment import RegionState, RouteShare, RouteTable
+
+
+def table(model: str) -> RouteTable:
+    return RouteTable(
+        model=model, region="eu", revision=2, shares=(RouteShare(to="eu", generation=1, fraction=1.0),), served=()
+    )
+
+
+class Regions:
+    def __init__(self) -> None:
+        self.told = []
+
+    def observe(self, region, _models):
+        return RegionState(region=region, gateway_url="http://gateway", routes={})
+
+    def route(self, found):
+        self.told.append(("route", found.model))
+
+    def unroute(self, model, region):
+        self.told.append(("unroute", model, region))
+
+
+class Written:
+    """A store in which these models are being retired when it is read, and when it is written."""
+
+    def __init__(self, read: set[str], write: set[str], models=("a", "b"), busy=frozenset()) -> None:
+        self.retiring, self.put, self.models, self.busy = {"read": read, "write": write}, [], models, busy
+
+    def _repository(self, when, scope=None):
+        return SimpleNamespace(
+            scope=scope,
+            models_routed_to=lambda _: self.models,
+            retiring_models=lambda: frozenset(self.retiring[when]),
+            put_routes=lambda found: self.put.extend(table.model for table in found),
+        )
+
+    @contextmanager
+    def read(self):
+        yield self._repository("read")
+
+    @contextmanager
+    def begin(self, model):
+        yield self._repository("write", frozenset({model}))
+
+    @contextmanager
+    def begin_free(self, models):
+        yield self._repository("write", frozenset(models) - self.busy)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    def facts(_, models):
+        return [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset({"us"})) for m in models]
+
+    monkeypatch.setattr(surviving, "read_routed", facts)
+    monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
+
+    def run(*, read=(), write=(), busy=()):
+        regions, written = Regions(), Written(set(read), set(write), busy=frozenset(busy))
+        Surviving(written, regions).send_around("us")
+        return sorted(regions.told), written.put
+
+    return run
+
+
+def test_every_model_is_sent_around(sent):
+    assert sent() == ([("route", "a"), ("route", "b")], ["a", "b"])
+
+
+def test_a_model_that_is_being_retired_is_not(sent):
+    assert sent(read={"a"}, write={"a"}) == ([("route", "b")], ["b"])
+
+
+def test_one_whose_retirement_began_meanwhile_is_forgotten_again(sent):
+    assert sent(write={"a"}) == ([("route", "a"), ("route", "b"), ("unroute", "a", "eu")], ["b"])
+
+
+def test_a_model_that_another_unit_writes_is_kept_after_all_others(sent):
+    assert sent(busy={"a"}) == ([("route", "a"), ("route", "b")], ["b", "a"])
+
+
+def test_a_busy_model_whose_retirement_began_is_forgotten_again(sent):
+    told = [("route", "a"), ("route", "b"), ("unroute", "a", "eu")]
+    assert sent(write={"a"}, busy={"a"}) == (told, ["b"])
+
+
+def test_tables_of_the_first_models_are_pushed_and_kept_before_later_ones_are_read(monkeypatch):
+    happened, count = [], 8 + 64 + 3
+    written, regions = Written(set(), set(), models=tuple(f"m{number:02}" for number in range(count))), Regions()
+
+    def facts(_, models):
+        happened.append(("read", len(models), len(regions.told), len(written.put)))
+        return [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset({"us"})) for m in models]
+
+    monkeypatch.setattr(surviving, "read_routed", facts)
+    monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
+    sent = Surviving(written, regions).send_around("us")
+    assert happened == [("read", 8, 0, 0), ("read", 64, 8, 8), ("read", 3, 72, 72)]
+    assert (sent.tables, sent.models) == (count, count)
+
+
+def test_a_gateway_that_does_not_answer_is_tried_once_a_batch_and_no_more(monkeypatch):
+    class Silent(Regions):
+        def route(self, found):
+            super().route(found)
+            raise Unavailable("no answer")
+
+    written, regions = Written(set(), set(), models=tuple(f"m{number:02}" for number in range(20))), Silent()
+    monkeypatch.setattr(
+        surviving,
+        "read_routed",
+        lambda _, models: [SimpleNamespace(model=m, tables={"eu": table(m)}, lost=frozenset()) for m in models],
+    )
+    monkeypatch.setattr(surviving, "tables_around", lambda found, *_: [table(found.model)])
+    sent = Surviving(written, regions).send_around("us")
+    assert (sent.unreachable, sent.tables, written.put) == (("eu",), 0, [])
+    assert len(regions.told) == 8

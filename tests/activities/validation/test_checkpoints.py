@@ -1,0 +1,139 @@
+"""Validation of checkpoints: refused by the headers of their weights, with the tensor's name, before any engine sees them."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from activities.validation.activities import BUILT_IN, checked
+from activities.validation.checkpoints import check_checkpoints
+from ipnext.artifacts.checkpoint_import import describe_checkpoint
+from ipnext.artifacts.checkpoints import LocalFiles, read_checkpoint
+from ipnext.model.checkpoint import Checkpoint
+from ipnext.model.registry import SnapshotSource
+from ipnext.model.status import Reason
+from tests.genai.checkpoints import llama_tensors, stored, write_llama
+
+HARDWARE = [{"kind": "cpu", "units": 1, "qps": 1}]
+
+
+@pytest.fixture
+def chat(house, tmp_path):
+    """Publish a checkpoint of two files of weights."""
+
+    def publish(name="hf", **config):
+        directory = write_llama(tmp_path / name, **{"shards": 2, **config})
+        manifest = describe_checkpoint(directory).manifest
+        return stored(house.artifacts, directory, manifest)
+
+    return publish
+
+
+def part_of(**settings):
+    parts = [{"name": "llm", "engine": "vllm", "hardware": HARDWARE, "settings": settings}]
+    return {"parts": parts, "graph": None, "task": "generation"}
+
+
+def test_a_checkpoint_that_was_made_to_generate_may_embed_alone(candidate, chat):
+    """As Qwen3-Embedding is: a causal language model, run with `runner: pooling`, in a model of this one part."""
+    found = candidate(spec=part_of(runner="pooling") | {"task": "embedding"}, llm=chat())
+    found = replace(found, snapshots={"llm": found.snapshots["llm"]})
+    assert [result.message for result in checked(found, BUILT_IN) if not result.passed] == []
+    assert found.graph.outputs == {"embedding": "llm.embedding"}
+
+
+def only(results):
+    (result,) = results
+    return result
+
+
+@pytest.fixture
+def judged(candidate):
+    """The one result of the check on a snapshot, run with settings."""
+
+    def judge(source, **settings):
+        found = candidate(spec=part_of(**settings), llm=source)
+        return only(check_checkpoints(found))
+
+    return judge
+
+
+def test_a_checkpoint_that_is_whole_passes_all_checks(candidate, chat):
+    found = candidate(spec=part_of(maxModelLen=64, tensorParallelSize=2), llm=chat())
+    kept = {part: found.snapshots[part] for part in ("llm",)}
+    results = tuple(checked(replace(found, snapshots=kept), BUILT_IN))
+    assert [result for result in results if not result.passed] == []
+    assert "LlamaForCausalLM" in only([result for result in results if result.check == "checkpoint"]).message
+
+
+def test_parts_of_other_engines_are_not_looked_at(candidate):
+    assert list(check_checkpoints(candidate())) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"maxModelLen": 65}, "maxModelLen: 65 is more than the 64 positions"),
+        ({"tensorParallelSize": 3}, "tensorParallelSize: 3 does not divide the 4 attention heads"),
+    ],
+)
+def test_settings_beyond_the_checkpoint_are_refused(judged, chat, settings, told):
+    result = judged(chat(), **settings)
+    assert (result.passed, result.reason) == (False, Reason.SCHEMA_MISMATCH)
+    assert told in result.message
+
+
+def test_weights_that_are_not_those_of_the_configuration_are_refused_by_the_tensors_name(house, judged, tmp_path):
+    directory = write_llama(tmp_path / "hf")
+    manifest = describe_checkpoint(directory).manifest
+    tensors = llama_tensors()
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"][:-1]
+    other = write_llama(tmp_path / "other", tensors=tensors)
+    files = {file.path: file for file in manifest.files}
+    wrong = hashed(other / "model.safetensors", files["model.safetensors"])
+    changed = manifest.model_copy(update={"files": tuple((files | {"model.safetensors": wrong}).values())})
+    result = judged(stored(house.artifacts, other, changed))
+    assert not result.passed
+    assert result.message == "part 'llm': snapshot.json says checkpoint.parameters 1176; the files say 1168"
+    told = changed.model_copy(update={"checkpoint": true_facts(other)})
+    assert (
+        "'model.layers.1.mlp.up_proj.weight' has shape [11, 8]" in judged(stored(house.artifacts, other, told)).message
+    )
+
+
+def hashed(path, file):
+    content = path.read_bytes()
+    return file.model_copy(update={"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)})
+
+
+def true_facts(directory) -> Checkpoint:
+    return read_checkpoint(LocalFiles(directory)).facts
+
+
+def pair_of():
+    parts = [
+        {"name": role, "engine": "vllm", "hardware": HARDWARE, "settings": {"kvTransfer": transfer(role)}}
+        for role in ("prefill", "decode")
+    ]
+    return {"parts": parts, "graph": None, "task": "generation"}
+
+
+def transfer(role):
+    return {"connector": "example", "role": role}
+
+
+def test_prefill_and_decode_hold_one_checkpoint(candidate, chat):
+    one, other = chat("one", seed=1), chat("other", seed=2)
+    assert all(result.passed for result in check_checkpoints(candidate(spec=pair_of(), prefill=one, decode=one)))
+    *_, refused = check_checkpoints(candidate(spec=pair_of(), prefill=one, decode=other))
+    assert (refused.passed, refused.reason, refused.subject) == (False, Reason.SCHEMA_MISMATCH, "decode")
+    for part, source in (("prefill", one), ("decode", other)):
+        assert f"snapshot 1 of '{part}' ({source.manifest.digest[:12]})" in refused.message
+    assert "--part prefill,decode=DIR" in refused.message
+
+
+def test_a_snapshot_that_tells_nothing_of_its_checkpoint_is_refused(house, judged, chat, tmp_path):
+    source = chat()
+    silent = source.manifest.model_copy(update={"checkpoint": None})
+    result = judged(SnapshotSource(manifest=silent, uri=house.artifacts.commit(silent)))
+    assert "ipnext import-checkpoint" in result.message

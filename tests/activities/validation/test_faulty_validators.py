@@ -1,0 +1,69 @@
+"""Validators of others that have faults of their own: told by their names, and no fault of the candidate."""
+
+import sys
+
+import pytest
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+from temporalio.worker import ActivityInboundInterceptor
+
+from activities.runtime.errors import TypedFailures
+from activities.validation.activities import ValidatorError, checked
+from activities.validation.validator import FunctionValidator, passed
+from ipnext.errors import Unavailable
+from ipnext.model.lifecycle import CheckResult
+
+
+def later_fault(candidate):
+    yield passed("mine", candidate.manifest.name)
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("check", "told"),
+    [
+        (lambda _: sys.exit(3), "validator 'mine' ended with SystemExit: 3"),
+        (lambda _: 1 / 0, "validator 'mine' ended with ZeroDivisionError: division by zero"),
+        (lambda _: 42, "validator 'mine' ended with TypeError: 'int' object is not iterable"),
+        (lambda _: None, "validator 'mine' ended with TypeError: 'NoneType' object is not iterable"),
+        (lambda _: ["good"], "validator 'mine' gave 'good'; allowed: results of"),
+        (later_fault, "validator 'mine' ended with ZeroDivisionError"),
+    ],
+)
+def test_a_fault_names_the_validator(candidate, check, told):
+    with pytest.raises(ValidatorError) as caught:
+        tuple(checked(candidate(), [FunctionValidator("mine", check)]))
+    assert str(caught.value).startswith(told)
+
+
+def test_what_the_platform_itself_raises_stays_what_it_is(candidate):
+    def check(_):
+        msg = "the artifact store does not answer"
+        raise Unavailable(msg)
+
+    with pytest.raises(Unavailable):
+        tuple(checked(candidate(), [FunctionValidator("mine", check)]))
+
+
+def test_good_results_are_passed_on(candidate):
+    results = tuple(checked(candidate(), [FunctionValidator("mine", lambda _: [passed("mine", "x")])]))
+    assert results == (CheckResult(check="mine", subject="x", passed=True, message=""),)
+
+
+@pytest.mark.parametrize(("attempt", "ends"), [(1, False), (5, True)])
+async def test_an_activity_that_leaves_the_program_has_failed_once(attempt, ends):
+    class Leaves(ActivityInboundInterceptor):
+        def __init__(self):
+            pass
+
+        async def execute_activity(self, input):  # noqa: A002, ARG002
+            sys.exit(3)
+
+    environment = ActivityEnvironment()
+    environment.info = ActivityEnvironment.default_info().__class__(
+        **{**vars(ActivityEnvironment.default_info()), "attempt": attempt}
+    )
+    run = TypedFailures().intercept_activity(Leaves()).execute_activity
+    with pytest.raises(ApplicationError) as caught:
+        await environment.run(run, None)
+    assert (str(caught.value), caught.value.non_retryable) == ("InternalError: SystemExit: 3", ends)
