@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.drain import DrainInput, DrainSeen, DrainState, status_of
     from workflows import policies
-    from workflows.failing import end_if_told
+    from workflows.errors import end_if_told
     from workflows.policies import perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)

@@ -46,12 +46,12 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from ipnext.model.value import Value
     from workflows import policies
-    from workflows.failing import end_if_told, explained, last_words, stop_reason, stopped, to_the_end
-    from workflows.freezing import Thaw
-    from workflows.ordering import PASSES_PAUSE
+    from workflows.change_queue import PASSES_PAUSE
+    from workflows.errors import end_if_told, explained, last_words, stop_reason, stopped, to_the_end
+    from workflows.freeze_wait import Thaw
     from workflows.policies import perform
     from workflows.preparation import is_done, prepare
-    from workflows.walked import Walked
+    from workflows.transition_run import Walked
 
 A = TypeVar("A", bound=Value)
 

@@ -1,6 +1,6 @@
 """Workflow `model`: the one long-lived entity of a model. It orders the model's changes and carries them out one by one.
 
-A waiting change that a newer one makes pointless is superseded (workflows/ordering.py says when). The entity survives
+A waiting change that a newer one makes pointless is superseded (workflows/change_queue.py says when). The entity survives
 whatever its children do: a failed one is recorded, once all that it moved is back, and the next one runs. It can be paused: what
 runs stops at its next step, nothing further begins, and rollbacks and retirements pass.
 
@@ -42,9 +42,9 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from ipnext.model.takeover import ChangeAsked, ChangeEnded, ModelAsked, TakeOver
     from workflows import policies
-    from workflows.failing import STOPPED_OUTSIDE, Explained, explained, stopped
-    from workflows.held import ROLLS_OUT, Held, of_generation
-    from workflows.ordering import PASSES_PAUSE, Superseded, enqueue
+    from workflows.change_queue import PASSES_PAUSE, Superseded, enqueue
+    from workflows.errors import STOPPED_OUTSIDE, Explained, explained, stopped
+    from workflows.model_control import ROLLS_OUT, Held, of_generation
     from workflows.policies import perform
     from workflows.takeover import settled
 

@@ -219,7 +219,7 @@ class Step(Generic[A]):
 
 
 TIMING = "ipnext_timing"
-"""Name of the function by which a worker hands its `Timing` to workflows (`workflows.timed`)."""
+"""Name of the function by which a worker hands its `Timing` to workflows (`workflows.time_limits`)."""
 
 BY_THE_WAVE = "each call is bounded by the wave's deadline"
 KEEPS_THE_RECORD = "an end that is never written leaves the record untrue: a late one is better"

@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle import Done
     from ipnext.model.reconciliation import ReconcileInput, RegionAsked, RegionReconciled, RepairsRecorded
     from workflows import policies
-    from workflows.failing import end_if_told, explained
+    from workflows.errors import end_if_told, explained
     from workflows.policies import perform
 
 PASSES = 200

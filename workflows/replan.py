@@ -27,8 +27,8 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.moving import MoverAsked, MoverState, ReplanProgress
     from ipnext.model.status import Reason
     from workflows import policies
-    from workflows.failing import end_if_told, explained, to_the_end
-    from workflows.mover import Mover
+    from workflows.errors import end_if_told, explained, to_the_end
+    from workflows.move_window import Mover
     from workflows.policies import perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)

@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle import TransitionInput, TransitionResult
     from ipnext.model.takeover import TakenOver, TakeOver
     from workflows import policies
-    from workflows.failing import explained
+    from workflows.errors import explained
     from workflows.policies import perform
 
 

@@ -15,8 +15,8 @@ with workflow.unsafe.imports_passed_through():
     from ipnext import names
     from ipnext.model.lifecycle import Revert, TransitionInput, TransitionResult, WaveInput, WaveResult
     from workflows import policies
-    from workflows.failing import explained, fence_lost, to_the_end
-    from workflows.steered import Steered, seconds_since
+    from workflows.errors import explained, fence_lost, to_the_end
+    from workflows.transition_control import Steered, seconds_since
 
 
 @workflow.defn(

@@ -87,20 +87,20 @@ from ipnext.temporal import (
 )
 from ipnext.temporal_access import read_access
 from ipnext.timing import Timing
-from workflows.collecting import CollectWorkflow
+from workflows.collect import CollectWorkflow
+from workflows.credential_renewal import CurrentClient
 from workflows.drain import DrainWorkflow
-from workflows.faults import Faults, fault_of
+from workflows.fault_injection import Faults, fault_of
 from workflows.health import Load, announced, keep_ready
+from workflows.kernel_warmup import compile_kernels
 from workflows.lifecycle import LifecycleWorkflow
 from workflows.model import ModelWorkflow
-from workflows.neighbours import check_neighbours
+from workflows.package_check import check_neighbours
 from workflows.policies import BUILD_ID
 from workflows.reconcile import ReconcileWorkflow
-from workflows.renewing import CurrentClient
 from workflows.replan import ReplanWorkflow, ScheduledReplanWorkflow
-from workflows.timed import Timed
+from workflows.time_limits import Timed
 from workflows.transition import TransitionWorkflow
-from workflows.warming import compile_kernels
 
 WORKFLOWS: Sequence[type] = (
     ModelWorkflow,

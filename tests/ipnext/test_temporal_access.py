@@ -23,7 +23,7 @@ from ipnext.infra.ports import free_port
 from ipnext.infra.tether import tether
 from ipnext.temporal_access import TemporalSettings, read_access
 from tests.waiting import PATIENCE_SECONDS, eventually
-from workflows.renewing import CurrentClient
+from workflows.credential_renewal import CurrentClient
 
 SERVER_NAME = "temporal.example"
 

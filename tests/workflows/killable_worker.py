@@ -18,7 +18,7 @@ from ipnext.errors import IPnextError, Unavailable
 from ipnext.platform.builds import make_first_current
 from ipnext.store.session import Store
 from ipnext.temporal import connect
-from workflows.faults import Faults, fault_of
+from workflows.fault_injection import Faults, fault_of
 from workflows.policies import BUILD_ID
 from workflows.worker import engine_of, lifecycle_activities, planner_activities, worker_of
 

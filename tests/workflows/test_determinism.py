@@ -10,7 +10,9 @@ import pytest
 
 from workflows import policies
 
-OF_THE_PROCESS = {"renewing", "warming", "worker", "health", "neighbours", "faults", "__init__"}
+OF_THE_PROCESS = {
+    *("credential_renewal", "kernel_warmup", "worker", "health", "package_check", "fault_injection", "__init__"),
+}
 """Modules that run no workflow."""
 MODULES = [path for path in sorted(Path(policies.__file__).parent.glob("*.py")) if path.stem not in OF_THE_PROCESS]
 FORBIDDEN_MODULES = {"random", "secrets", "socket", "subprocess", "tempfile", "threading", "time", "uuid", "httpx"}

@@ -25,7 +25,7 @@ from ipnext.model.status import ConditionType, Reason
 from ipnext.temporal import connect, control, submit_change, tell_freeze_changed
 from tests.waiting import PATIENCE_SECONDS
 from workflows import policies
-from workflows.freezing import pause_before
+from workflows.freeze_wait import pause_before
 
 LONG = 3600.0
 SHORT = 15.0

@@ -12,7 +12,7 @@ from temporalio.worker import Replayer
 
 from ipnext.payloads import DATA_CONVERTER
 from ipnext.timing import Timing
-from workflows.timed import Timed
+from workflows.time_limits import Timed
 from workflows.worker import WORKFLOWS
 
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))

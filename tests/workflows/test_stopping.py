@@ -101,7 +101,7 @@ def test_a_slip_in_workflow_code_fails_the_run_instead_of_hanging_it(bug):
 
 GO_ON_THOUGH_TOLD = {
     "model.py": "the entity of a model ends with its model",
-    "held.py": "updates of the entity",
+    "model_control.py": "updates of the entity",
     "takeover.py": "part of a way back, which goes to its end",
     "transition.py": "its handlers, after the walk or the way back",
 }
@@ -124,7 +124,9 @@ def test_no_wait_begins_after_the_run_was_told_to_end():
     looks = ("end_if_told()", "self._stopping", "stopping()", "workflow.all_handlers_finished")
     modules = [path for path in Path("workflows").glob("*.py") if path.name not in GO_ON_THOUGH_TOLD]
     found = [(module.name, wait) for module in modules for wait in waits(module)]
-    assert {"freezing.py", "drain.py", "replan.py", "mover.py", "steered.py"} <= {name for name, _ in found}
+    assert {"freeze_wait.py", "drain.py", "replan.py", "move_window.py", "transition_control.py"} <= {
+        name for name, _ in found
+    }
     assert [
         f"{name}: {wait.name}" for name, wait in found if not any(look in ast.unparse(wait) for look in looks)
     ] == []

@@ -7,7 +7,8 @@ from typing import Any
 from ipnext.errors import FenceLost
 from ipnext.model.lifecycle import ChangeKind, ChangeState, QueuedChange, WaveResult
 from ipnext.model.status import Reason
-from workflows import ordering, policies, preparation
+from workflows import change_queue as ordering
+from workflows import policies, preparation
 
 from . import moving, reconciling, staging, taking
 from .clock import GONE, Process, Signal, joined

@@ -22,7 +22,7 @@ def never() -> bool:
 
 
 class Way(NamedTuple):
-    """What a walk knows of its transition, and what it hears. Named as in workflows/steered.py."""
+    """What a walk knows of its transition, and what it hears. Named as in workflows/transition_control.py."""
 
     waves: int
     back: Back = "at_once"

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.status import Reason
     from workflows import policies
     from workflows.attempts import within_deadline
-    from workflows.failing import STOPPED_OUTSIDE, explained, stop_reason
+    from workflows.errors import STOPPED_OUTSIDE, explained, stop_reason
     from workflows.policies import perform
 
 

@@ -11,7 +11,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from ipnext.model.moving import MoverState, MoveTurn, ReplanProgress
     from workflows import policies
-    from workflows.failing import end_if_told
+    from workflows.errors import end_if_told
     from workflows.policies import perform
 
 NAMED = 3

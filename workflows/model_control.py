@@ -17,8 +17,8 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.lifecycle import ChangeKind, LifecycleInput, LifecycleResult, ModelEntityInput, QueuedChange
     from ipnext.model.status import Reason
     from workflows import policies
-    from workflows.failing import explained
-    from workflows.ordering import PASSES_PAUSE, URGENT, next_of, overtakes, stops
+    from workflows.change_queue import PASSES_PAUSE, URGENT, next_of, overtakes, stops
+    from workflows.errors import explained
     from workflows.policies import perform
 
 STAGE = SearchAttributeKey.for_keyword(names.STAGE_ATTRIBUTE)

@@ -14,8 +14,8 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.controls import ControlAsked, Hold, NewerWaits
     from ipnext.model.lifecycle import LifecycleInput, StageInput, TransitionInput, TransitionPlanned, TransitionResult
     from ipnext.model.takeover import ChangeEnded, TakeOver
-    from workflows.failing import Explained, explained, stop_reason, to_the_end
-    from workflows.ordering import PASSES_PAUSE
+    from workflows.change_queue import PASSES_PAUSE
+    from workflows.errors import Explained, explained, stop_reason, to_the_end
     from workflows.policies import URGENT_KINDS
     from workflows.takeover import settled
 

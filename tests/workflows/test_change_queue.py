@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipnext.model.lifecycle import ChangeKind, QueuedChange
-from workflows.ordering import enqueue, stops
+from workflows.change_queue import enqueue, stops
 
 PUBLISH, ROLLBACK, APPLY, MOVE, RETIRE = (
     ChangeKind(kind) for kind in ("publish", "rollback", "apply", "move", "retire")

@@ -9,7 +9,7 @@ with workflow.unsafe.imports_passed_through():
     from ipnext.model.freeze import Frozen
     from ipnext.model.lifecycle import StageInput
     from workflows import policies
-    from workflows.failing import end_if_told
+    from workflows.errors import end_if_told
     from workflows.policies import perform
 
 
