@@ -42,7 +42,7 @@ class Attempt:
     """Its run was ended from outside, and a heartbeat has told so."""
 
     def check(self) -> None:
-        """Before each write, as activities/runtime/lease.py and fencing.py: another one may have its work. Unavailable, FenceLost."""
+        """Before each write, as activities/runtime/lease.py and fence.py: another one may have its work. Unavailable, FenceLost."""
         if self.late:
             msg = "the worker stood still, and another one may have its work"
             raise Unavailable(msg)
