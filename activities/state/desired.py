@@ -47,6 +47,8 @@ class Facts:
     snapshots: Mapping[tuple[str, int], Snapshot]
     deployments: Mapping[DeploymentKey, Deployment]
     tables: Mapping[str, RouteTable]
+    serving: int | None = None
+    """The generation that serves, by the store."""
     lost: frozenset[str] = frozenset()
     """Regions that are gone: nothing is sent there, and nothing waits for them."""
     rtt_ms: Mapping[tuple[str, str], float] = field(default_factory=dict)
@@ -89,6 +91,7 @@ def read_facts(repository: Repository, model: str, target: int, *, named: Iterab
         snapshots=snapshots,
         deployments={d.key: d for d in deployments},
         tables={table.region: table for table in tables},
+        serving=record.serving_generation,
         lost=lost,
         rtt_ms=round_trips(repository) if lost else {},
         unmet_rules=unmet_rules(repository, record.manifest),
@@ -252,7 +255,7 @@ def sent_around(
     """Shares without lost regions, over those that are `able`."""
     demand = {item.region: item.amount for item in facts.manifest.spec.demand}
     nearness = Nearness(facts.rtt_ms, facts.manifest.spec.latency_tolerance_ms)
-    return without_regions(shares, facts.lost, able, demand=demand, nearness=nearness)
+    return without_regions(shares, facts.lost, able, demand=demand, nearness=nearness, serving=facts.serving)
 
 
 def survivors(

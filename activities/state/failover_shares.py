@@ -39,18 +39,20 @@ def without_regions(
     *,
     demand: Mapping[str, float],
     nearness: Nearness | None = None,
+    serving: int | None = None,
 ) -> dict[str, Shares]:
     """Shares by users' region with nothing sent to lost regions.
 
     What went there goes to survivors by their free capacity: first to those near enough, then to all, and what exceeds all
     free capacity by their whole capacity. A generation is answered by itself where a survivor holds it, else by the one
-    with the most capacity. `demand` is in requests a second by users' region. The sum of each origin's shares stays as it
+    that is `serving`, else by one that is sent to already, else by the one with the most capacity: what users were rolled back from
+    may still be held. `demand` is in requests a second by users' region. The sum of each origin's shares stays as it
     is; without any survivor the lost shares are dropped, so that requests fail at once instead of hanging.
     """
     if not any(share.to in lost for found in shares.values() for share in found):
         return dict(shares)
     able = [found for found in survivors if found.region not in lost and found.qps > NONE]
-    room = _Room(able, shares, lost, demand)
+    room = _Room(able, shares, lost, demand, serving)
     nearness = nearness or Nearness()
     return {origin: _sent_around(origin, shares[origin], lost, room, nearness) for origin in sorted(shares)}
 
@@ -64,8 +66,11 @@ class _Room:
         shares: Mapping[str, Shares],
         lost: Collection[str],
         demand: Mapping[str, float],
+        serving: int | None,
     ) -> None:
         self.demand = demand
+        self._serving = serving
+        self._sent_to = {share.generation for found in shares.values() for share in found if share.fraction > NONE}
         self.survivors = sorted(survivors, key=lambda found: (found.region, found.generation))
         sent: dict[str, float] = {}
         for origin, found in shares.items():
@@ -83,14 +88,17 @@ class _Room:
         self._sent[survivor.region] = self._sent.get(survivor.region, 0.0) + qps
 
     def holding(self, generation: int) -> list[Survivor]:
-        """Survivors with this generation, else with the one that has the most capacity."""
-        found = [survivor for survivor in self.survivors if survivor.generation == generation]
-        if found or not self.survivors:
-            return found
+        """Survivors with this generation, else with the one that stands in for it."""
         able: dict[int, float] = {}
         for survivor in self.survivors:
             able[survivor.generation] = able.get(survivor.generation, 0.0) + survivor.qps
-        return self.holding(max(able, key=lambda number: (able[number], number)))
+        if not able:
+            return []
+        answers = generation if generation in able else max(able, key=lambda number: self._rank(number, able[number]))
+        return [survivor for survivor in self.survivors if survivor.generation == answers]
+
+    def _rank(self, generation: int, qps: float) -> tuple[bool, bool, float, int]:
+        return generation == self._serving, generation in self._sent_to, qps, generation
 
 
 def _sent_around(origin: str, shares: Shares, lost: Collection[str], room: _Room, nearness: Nearness) -> Shares:

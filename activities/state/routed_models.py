@@ -47,6 +47,7 @@ def read_routed(repository: Repository, models: Collection[str]) -> tuple[Facts,
             snapshots=snapshots[name],
             deployments={d.key: d for d in deployments[name]},
             tables={table.region: table for table in tables[name]},
+            serving=records[name].serving_generation,
             lost=drained.lost,
             rtt_ms=rtt_ms,
         )

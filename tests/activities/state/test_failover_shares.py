@@ -126,10 +126,25 @@ def test_what_exceeds_all_free_capacity_is_spread_by_whole_capacity():
 
 
 def test_a_generation_is_answered_by_itself_where_it_is_held_and_else_by_the_one_with_most_capacity():
-    shares = {"r1": (share("r1", 0.5, 1), share("r1", 0.5, 2))}
     able = [Survivor("r2", 1, 300.0), Survivor("r3", 3, 900.0)]
-    found = without_regions(shares, {"r1"}, able, demand={"r1": 10.0})
-    assert {(s.to, s.generation): s.fraction for s in found["r1"]} == pytest.approx({("r2", 1): 0.5, ("r3", 3): 0.5})
+    for generation, stands_in in ((1, ("r2", 1)), (2, ("r3", 3))):
+        found = without_regions({"r1": (share("r1", 1.0, generation),)}, {"r1"}, able, demand={"r1": 10.0})
+        assert {(s.to, s.generation): s.fraction for s in found["r1"]} == pytest.approx({stands_in: 1.0})
+
+
+def test_what_serves_stands_in_for_a_generation_that_no_region_left_holds():
+    """Not what users were rolled back from, though it is newer and held in the same processes."""
+    shares = {"r1": (share("r1", 1.0, 184),)}
+    able = [Survivor("r2", 167, 100.0), Survivor("r2", 169, 100.0)]
+    found = without_regions(shares, {"r1"}, able, demand={"r1": 10.0}, serving=167)
+    assert {(s.to, s.generation): s.fraction for s in found["r1"]} == pytest.approx({("r2", 167): 1.0})
+
+
+def test_what_is_sent_to_already_stands_in_before_what_nobody_is_sent_to():
+    shares = {"r1": (share("r1", 1.0, 5),), "r2": (share("r2", 1.0, 3),)}
+    able = [Survivor("r2", 3, 100.0), Survivor("r2", 4, 900.0)]
+    found = without_regions(shares, {"r1"}, able, demand={"r1": 10.0, "r2": 10.0}, serving=5)
+    assert {(s.to, s.generation): s.fraction for s in found["r1"]} == pytest.approx({("r2", 3): 1.0})
 
 
 def test_without_any_survivor_the_share_is_dropped_so_that_requests_fail_at_once():

@@ -2,6 +2,7 @@
 
 import hashlib
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -9,7 +10,8 @@ from sqlalchemy import event
 from temporalio.testing import ActivityEnvironment
 
 from activities.deployment.activities import DeploymentActivities
-from activities.state.desired import former_generations, read_facts, wanted_deployments
+from activities.state.desired import former_generations, read_facts, sent_around, wanted_deployments
+from activities.state.failover_shares import Survivor
 from activities.state.routed_models import read_routed
 from activities.transition.admission import not_swapped
 from activities.transition.refresh_mode import refresh_of
@@ -268,6 +270,16 @@ def test_what_sends_users_elsewhere_is_read_by_as_many_queries_for_many_models_a
         assert [each.model for each in facts] == some
         seen.append(found["statements"])
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("read", [lambda found: read_routed(found, ["m"])[0], lambda found: read_facts(found, "m", 0)])
+def test_users_of_a_lost_region_go_to_what_serves_where_the_region_left_does_not_hold_what_they_had(house, read):
+    serving(house, "m")
+    with house.store.read() as repository:
+        facts = replace(read(repository), lost=frozenset({"us-east"}))
+    shares = {"eu-west": (RouteShare(to="us-east", generation=9, fraction=1.0),)}
+    able = [Survivor("eu-west", 1, 10.0), Survivor("eu-west", 3, 20.0)]
+    assert sent_around(facts, shares, able) == {"eu-west": (RouteShare(to="eu-west", generation=1, fraction=1.0),)}
 
 
 def serving(house, model):

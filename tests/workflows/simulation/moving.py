@@ -562,8 +562,9 @@ def around(
     world: Any, model: str, shares: dict[str, tuple[RouteShare, ...]], able: Sequence[rerouting.Survivor]
 ) -> dict[str, tuple[RouteShare, ...]]:
     """By the real function."""
-    demand = {item.region: item.qps for item in world.journal.records[model].manifest.spec.demand}
-    return rerouting.without_regions(shares, world.out.lost, able, demand=demand)
+    record = world.journal.records[model]
+    demand = {item.region: item.qps for item in record.manifest.spec.demand}
+    return rerouting.without_regions(shares, world.out.lost, able, demand=demand, serving=record.serving)
 
 
 def survivors(
