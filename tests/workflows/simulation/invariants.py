@@ -287,10 +287,18 @@ class Invariants:
         if moved > max(rollout.max_step, least) + SLACK:
             raise Violated("pace", f"{model} in {region}: {moved:g} of the traffic move, {rollout.max_step:g} may")
 
-    def around(self, model: str, region: str, before: Iterable[Any]) -> None:
-        """Users were sent around a lost region; before, their gateway sent them by these shares."""
+    def around(self, model: str, region: str, before: Iterable[Any], after: Iterable[Any]) -> None:
+        """Users were sent around a lost region: by which shares their gateway sent them before, and does now."""
+        before = list(before)
         if all(share.to in self.world.lost for share in before):
             self.unanswered.add((region, model))
+        serving, now = self.world.journal.records[model].serving, self.world.clock.now
+        others = {share.generation for share in after if share.fraction > 0} - {serving, *self._serving(model)}
+        left = [found for found in self.world.infra.regions.values() if found.name not in self.world.lost]
+        ready = [found.name for found in left if found.dead_until <= now and self._whole(found, model, serving)]
+        if others and ready:
+            told = f"{model} in {region}: users are sent to {sorted(others)}, {serving} serves and is ready in {ready}"
+            raise Violated("I4 lost", told)
 
     def _new_of(self, model: str, shares: Iterable[Any]) -> list[Any]:
         return [share for share in shares if share.generation not in self.known[model]]
