@@ -6,12 +6,13 @@ the fleet is planned once more in levels: the models of the owners of the highes
 next priority on what is left, and so on. A fleet without such a shortage keeps its plan: priorities cost nothing there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from ipnext.errors import Infeasible
 from ipnext.model.plan import Plan, Problem
 from planner import solve as priced
+from planner.core.owner_levels import compared_by_level, unmet_by_level
 from planner.plan_fit import leftover
 from planner.verify.plan_checker import check
 
@@ -41,27 +42,6 @@ def is_overtaken(problem: Problem, plan: Plan) -> bool:
     short, holding = {item.model for item in plan.unmet}, {row.model for row in plan.replicas if row.count}
     first = next((i for i, models in enumerate(levels) if models & short), len(levels))
     return any(models & holding for models in levels[first + 1 :])
-
-
-def unmet_by_level(problem: Problem, plan: Plan) -> tuple[float, ...]:
-    """Unserved QPS times the models' priority, for each priority of owners, the highest first."""
-    priority = {model.model: model.priority for model in problem.models}
-    missing: dict[str, float] = {}
-    for item in plan.unmet:
-        missing[item.model] = missing.get(item.model, 0.0) + item.qps * priority.get(item.model, 1.0)
-    levels = problem.levels or (frozenset(),)
-    named = frozenset().union(*levels)
-    rest = sum(figure for model, figure in missing.items() if model not in named)
-    figures = [sum(missing.get(model, 0.0) for model in sorted(models)) for models in levels]
-    return (*figures[:-1], figures[-1] + rest)
-
-
-def compared_by_level(one: Sequence[float], other: Sequence[float], *, noise: float) -> int:
-    """Return -1 if `one` leaves less unserved at the first level at which the two differ, 1 if more, 0 if none does."""
-    for mine, yours in zip(one, other, strict=True):
-        if abs(mine - yours) > noise * max(1.0, yours):
-            return -1 if mine < yours else 1
-    return 0
 
 
 def _in_levels(problem: Problem, plan: Plan, solve: Callable[[Problem], Plan]) -> Plan | None:

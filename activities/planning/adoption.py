@@ -22,7 +22,7 @@ from ipnext.store.placements import PreparedPlan
 from ipnext.store.records import Placement, PlanRecord
 from ipnext.store.repository import Repository
 from planner.core.diff import diff
-from planner.owner_priority import compared_by_level, unmet_by_level
+from planner.core.owner_levels import compared_by_level, unmet_by_level
 from planner.verify.plan_checker import check
 
 PLACEMENT_RULES = frozenset({"served", "latency", "capacity", "survive", "min_replicas", "supply", "budget", "names"})

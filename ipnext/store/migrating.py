@@ -1,4 +1,7 @@
-"""Migrations run from code: alembic with the scripts in this package, no alembic.ini, safe for several at once.
+"""The schema of a database: which one it has, whether this build can use it, and its migration, safe for several at once.
+
+Every process asks at its start; alembic, which takes a tenth of that start to import, is asked only by the one that migrates
+(`ipnext.store.alembic_scripts`).
 
 Builds of two versions use one database during a rolling upgrade, and runs that are pinned to the older build need it for days.
 So a build also starts on a schema that a newer build has migrated, unless that schema's `min_reader` is beyond it: see
@@ -11,10 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, delete, insert, inspect, select, text
 
 from ipnext.errors import Conflict
@@ -71,32 +70,35 @@ def upgrade(engine: Engine) -> None:
         _run(connection)
 
 
-def alembic_config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration for our scripts; env.py takes the connection from its attributes."""
-    config = Config()
-    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    return config
-
-
 def schema_range(engine: Engine) -> SchemaRange | None:
     """The schema of a database, read only; None before its first migration."""
     with engine.connect() as connection:
-        return _range_of(connection, _scripts())
+        return _range_of(connection)
+
+
+def newest_revision() -> str:
+    """The newest schema that this build knows: scripts are named by their revisions, numbers of four digits. Conflict without any."""
+    found = max((path.name[:4] for path in (SCRIPTS / "versions").glob("[0-9]*.py")), default=None)
+    if found is None:
+        msg = "this build has no migrations"
+        raise Conflict(msg)
+    return found
 
 
 def _run(connection: Connection) -> None:
-    scripts = _scripts()
-    found = _range_of(connection, scripts)
-    if found is not None and found.version not in _revisions(scripts):
+    found = _range_of(connection)
+    if found is not None and found.version > found.own:
         if not found.compatible:
             raise _beyond(found)
         return
-    command.upgrade(alembic_config(connection), "head")
-    own = _head(scripts)
+    if found is not None and not found.behind and _stated(connection, found.version) is not None:
+        return
+    from ipnext.store import alembic_scripts  # noqa: PLC0415 - most starts find the schema that they want
+
+    alembic_scripts.upgrade(connection)
+    row = {"id": 1, "version": newest_revision(), "min_reader": alembic_scripts.min_reader()}
     connection.execute(delete(_COMPAT))
-    connection.execute(insert(_COMPAT).values(id=1, version=own, min_reader=_min_reader(scripts)))
+    connection.execute(insert(_COMPAT).values(row))
 
 
 def _beyond(found: SchemaRange) -> Conflict:
@@ -107,37 +109,19 @@ def _beyond(found: SchemaRange) -> Conflict:
     return Conflict(msg)
 
 
-def _range_of(connection: Connection, scripts: ScriptDirectory) -> SchemaRange | None:
-    version = MigrationContext.configure(connection).get_current_revision()
+def _range_of(connection: Connection) -> SchemaRange | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    version = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if version is None:
         return None
-    told = None
-    if inspect(connection).has_table(_COMPAT.name):
-        query = select(_COMPAT.c.min_reader).where(_COMPAT.c.version == version)
-        told = connection.scalar(query)
-    return SchemaRange(version=version, min_reader=told or version, own=_head(scripts))
+    return SchemaRange(version=version, min_reader=_stated(connection, version) or version, own=newest_revision())
 
 
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(alembic_config())
-
-
-def _revisions(scripts: ScriptDirectory) -> frozenset[str]:
-    return frozenset(script.revision for script in scripts.walk_revisions())
-
-
-def _head(scripts: ScriptDirectory) -> str:
-    head = scripts.get_current_head()
-    if head is None:
-        msg = "this build has no migrations"
-        raise Conflict(msg)
-    return head
-
-
-def _min_reader(scripts: ScriptDirectory) -> str:
-    """What the newest migration that says so states: a migration that only adds states nothing."""
-    stated = (getattr(script.module, "min_reader", None) for script in scripts.walk_revisions())
-    return next((str(revision) for revision in stated if revision), _head(scripts))
+def _stated(connection: Connection, version: str) -> str | None:
+    if not inspect(connection).has_table(_COMPAT.name):
+        return None
+    return connection.scalar(select(_COMPAT.c.min_reader).where(_COMPAT.c.version == version))
 
 
 def _keep_wal(engine: Engine) -> None:

@@ -41,7 +41,7 @@ def _interpreter(state: Path) -> Path:
     """That of the next build's environment, which is made when it is asked for first."""
     directory = state / _ENVIRONMENT
     if not directory.exists():
-        return make_next_build(directory, ROOT, migrating._head(migrating._scripts()))
+        return make_next_build(directory, ROOT, migrating.newest_revision())
     return directory / "bin" / "python"
 
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from ipnext.model.plan import Owner
 from planner import last_resort, solve
-from planner.owner_priority import compared_by_level, is_overtaken, unmet_by_level
+from planner.core.owner_levels import compared_by_level, unmet_by_level
+from planner.owner_priority import is_overtaken
 from planner.verify.plan_checker import check
 from tests.planner.strategies import problems
 

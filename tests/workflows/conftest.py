@@ -140,7 +140,7 @@ def own_temporal(subprocesses, tmp_path, free_port) -> Iterator[str]:
 @pytest.fixture
 def next_python(tmp_path) -> Path:
     """The interpreter of the build after this one."""
-    return make_next_build(tmp_path / "next", Path(__file__).parents[2], migrating._head(migrating._scripts()))
+    return make_next_build(tmp_path / "next", Path(__file__).parents[2], migrating.newest_revision())
 
 
 async def until_up(address: str) -> None:

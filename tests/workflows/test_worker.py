@@ -60,6 +60,14 @@ def test_our_packages_lie_beside_the_core():
     check_neighbours()
 
 
+@pytest.mark.parametrize("program", ["workflows.worker", "ipnext.api.__main__"])
+def test_a_program_imports_no_solver_and_no_migrations_as_it_starts(program, subprocesses):
+    """They are a third of a worker's start; the solver has a process of its own, and a migration is rare."""
+    heavy = ("cvxpy", "scipy", "highspy", "numba", "torch", "alembic")
+    code = f"import sys, {program}; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_a_distribution_that_shadows_a_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "shadowed_by_test").mkdir()
     (tmp_path / "shadowed_by_test" / "__init__.py").touch()

@@ -7,7 +7,7 @@ from sqlalchemy import text
 from ipnext.errors import InvalidInput
 from ipnext.model.lifecycle import ChangeKind, ChangeState
 from ipnext.model.status import ConditionType, Reason
-from ipnext.store.migrating import alembic_config
+from ipnext.store.alembic_scripts import alembic_config
 from ipnext.store.session import Store
 
 

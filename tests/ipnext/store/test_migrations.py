@@ -12,14 +12,15 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Boolean, bindparam, inspect, text
 
 from ipnext.errors import Conflict, Unavailable
 from ipnext.model.status import ConditionType, Reason
 from ipnext.model.value import canonical_json
 from ipnext.store import engines, migrating
+from ipnext.store.alembic_scripts import alembic_config
 from ipnext.store.columns import UtcDateTime
-from ipnext.store.migrating import alembic_config
 from ipnext.store.placements import PreparedPlan
 from ipnext.store.session import Store
 from ipnext.store.tables import METADATA
@@ -195,7 +196,7 @@ def next_build(tmp_path, monkeypatch):
     def migrate(url, states=""):
         scripts = tmp_path / "migrations"
         shutil.copytree(migrating.SCRIPTS, scripts)
-        head = migrating._head(migrating._scripts())
+        head = migrating.newest_revision()
         (scripts / "versions" / "9001_next.py").write_text(NEXT.format(head=head, states=states))
         with monkeypatch.context() as patch, closing(Store.open(url)) as newer:
             patch.setattr(migrating, "SCRIPTS", scripts)
@@ -244,7 +245,7 @@ def test_the_range_is_the_newest_one_that_a_migration_states(store):
     assert found.version == found.own
     stated = [
         script.module.min_reader
-        for script in migrating._scripts().walk_revisions()
+        for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()
         if hasattr(script.module, "min_reader")
     ]
     assert found.min_reader == stated[0]
