@@ -60,7 +60,7 @@ def rounding_down(patch):
         grown = old + np.floor(x * (new - old))
         return np.where(new >= old, grown, old - np.ceil(x * (old - new))).astype(np.int64)
 
-    patch.setattr(planner.line, "between", floor)
+    patch.setattr(planner.transition.paths, "between", floor)
     patch.setattr(planner.transition, "check_transition", lambda *_: ())
 
 
