@@ -93,4 +93,6 @@ def refuses(url):
         httpx.get(f"{url}/v2/health/live", timeout=60)
     except httpx.ConnectError:
         return True
+    except httpx.TransportError:  # it was in the queue of the listener as that closed
+        return False
     return False
