@@ -1,7 +1,7 @@
 """Bounds on the connections of a server: how many, from where, and how long a client may keep one without a request.
 
-The protocol of an HTTP library, such as uvicorn's, stands behind a `Bounded` one, which counts its connection before a byte of HTTP
-has come; of TLS, once its handshake is done. Once a second all open connections are looked at.
+`listening.BoundedListener` counts a connection as it accepts it, before a handshake of TLS or a byte of HTTP has come. The protocol of
+an HTTP library, such as uvicorn's, stands behind a `Bounded` one. Once a second all open connections are looked at.
 """
 
 import asyncio
@@ -34,11 +34,12 @@ class ConnectionLimits:
     """Limits of one server."""
 
     connections: int = MOST_CONNECTIONS
-    """All open connections; one more is answered 503 and closed."""
+    """All open connections, with those in a handshake; one more is answered 503 and closed, with TLS closed."""
     per_source: int = MOST_CONNECTIONS // 2
     """Those of one address, or of one IPv6 network of 64 bits."""
     header_seconds: float = 20.0
-    """From the first byte of a request to the end of its headers, else 408; also from the connection to its first byte."""
+    """From the first byte of a request to the end of its headers, else 408; also from the connection to its first byte, and for the
+    handshake of TLS before that."""
     keep_alive_seconds: float = 5.0
     """Between two requests of a connection."""
     stalled_seconds: float = STALLED_SECONDS
@@ -87,7 +88,7 @@ class Connections:
         return len(self._open)
 
     def add(self, connection: "Bounded", source: str) -> None:
-        """Count a connection. Unavailable if there is no room for it."""
+        """Count a connection, from its acceptance on. Unavailable if there is no room for it."""
         if len(self._open) >= self.limits.connections:
             msg = f"{self.limits.connections} connections are open, as many as this server takes; try again"
             raise Unavailable(msg)
@@ -141,14 +142,14 @@ class Bounded(asyncio.Protocol):
         self._heard = self._paused = self._ended = False
         self._unsent, self._stalled = 0, 0.0
 
+    @property
+    def is_made(self) -> bool:
+        """Whether it is connected, or was: with TLS, once the handshake is done."""
+        return self._inner is not None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream
-        """Take the connection, or answer 503 and close it."""
+        """Begin with the protocol that answers."""
         self._transport = transport
-        try:
-            self._connections.add(self, source_of(transport.get_extra_info("peername")))
-        except Unavailable as error:
-            self._end(error)
-            return
         self._quiet = asyncio.get_running_loop().time()
         self._inner = self._make()
         self._inner.connection_made(transport)
@@ -166,36 +167,36 @@ class Bounded(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         """Pass it on."""
-        return self._inner.eof_received() if self._inner is not None else None
+        found: bool | None = self._inner.eof_received()
+        return found
 
     def pause_writing(self) -> None:
         """Pass it on."""
         self._paused, self._unsent = True, 0
-        if self._inner is not None:
-            self._inner.pause_writing()
+        self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """Pass it on."""
         self._paused = False
-        if self._inner is not None:
-            self._inner.resume_writing()
+        self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count it no longer."""
         self._connections.discard(self)
-        if self._inner is not None:
-            self._inner.connection_lost(exc)
+        self._inner.connection_lost(exc)
 
     def check(self, now: float) -> None:
-        """End the connection if its client has kept it too long. `now` is of the event loop."""
+        """End the connection if its client has kept it too long. `now` is of the event loop, which limits handshakes itself."""
         limits = self._connections.limits
+        if not self.is_made:
+            return
         if self._ended or self._is_stalled(now):
             self._transport.abort()
+        elif self._is_busy(self._inner):
+            self._began = self._quiet = None
         elif self._began is not None:
             if now - self._began > limits.header_seconds:
                 self._end(TooSlow(f"the headers of the request have not come whole in {limits.header_seconds:g} s"))
-        elif self._is_busy(self._inner):
-            self._quiet = None
         elif self._quiet is None:
             self._quiet = now
         elif now - self._quiet > (limits.keep_alive_seconds if self._heard else limits.header_seconds):
@@ -214,11 +215,12 @@ class Bounded(asyncio.Protocol):
         self._ended = True
         transport = self._transport
         if error is not None:
-            transport.write(_answer(error))
+            transport.write(answer_to(error))
         transport.close()
 
 
-def _answer(error: IPnextError) -> bytes:
+def answer_to(error: IPnextError) -> bytes:
+    """Return the answer of HTTP, after which the connection is closed."""
     body = json.dumps({"code": error.code, "message": error.message}).encode()
     retry = "retry-after: 1\r\n" if error.retryable else ""
     head = (

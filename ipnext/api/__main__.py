@@ -7,7 +7,7 @@ import sys
 import structlog
 
 from ipnext.api.app import create_app
-from ipnext.api.server import Server, server_config
+from ipnext.api.server import Server
 from ipnext.api.temporal_lifecycle import TemporalLifecycle
 from ipnext.artifacts.opening import open_store
 from ipnext.collecting import collect_rarely
@@ -58,10 +58,10 @@ def serve(settings: PlatformSettings) -> None:
     with agents as infrastructure:
         app = create_app(store, artifacts, infrastructure, lifecycle, settings)
         provider = note_settings(store, settings)
-        config = server_config(app, settings)
+        server = Server(app, settings, app.state.platform.stream)
         collect_rarely()
         with AccessPublisher(store, infrastructure, provider=provider).running():
-            Server(config, app.state.platform.stream).run()
+            server.run()
     store.close()
 
 

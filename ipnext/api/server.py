@@ -1,22 +1,25 @@
 """The HTTP server of the API: uvicorn, with bounded connections."""
 
 import socket
-from typing import Any
+import ssl
 
-import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from ipnext.api.stream import Stream
-from ipnext.connections import BACKLOG, Bounded, ConnectionLimits, Connections, room_for_connections
+from ipnext.bounded_server import BoundedServer, bounded_config, server_context
+from ipnext.connections import ConnectionLimits, room_for_connections
 from ipnext.settings import PlatformSettings
 
 
-class Server(uvicorn.Server):
+class Server(BoundedServer):
     """Ends the open streams before it waits for open connections."""
 
-    def __init__(self, config: uvicorn.Config, stream: Stream) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, settings: PlatformSettings, stream: Stream) -> None:
+        """InvalidInput if the process may not open so many files, or the certificate is none."""
+        config = bounded_config(
+            app, host=settings.api_host, port=settings.api_port, keep_alive_seconds=settings.api_keep_alive_seconds
+        )
+        super().__init__(config, limits_of(settings), _context_of(settings))
         self._stream = stream
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -36,29 +39,9 @@ def limits_of(settings: PlatformSettings) -> ConnectionLimits:
     )
 
 
-def server_config(app: FastAPI, settings: PlatformSettings) -> uvicorn.Config:
-    """Return how uvicorn serves the API."""
-    connections = Connections(limits_of(settings))
-
-    def protocol(**given: Any) -> Bounded:
-        return Bounded(connections, lambda: AutoHTTPProtocol(**given), _is_busy)
-
-    return uvicorn.Config(
-        app,
-        host=settings.api_host,
-        port=settings.api_port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=10,
-        timeout_keep_alive=settings.api_keep_alive_seconds,
-        backlog=BACKLOG,
-        ws="none",
-        ssl_certfile=settings.api_tls_certificate_file,
-        ssl_keyfile=settings.api_tls_key_file,
-        http=protocol,  # type: ignore[arg-type]  # uvicorn calls it as it does a class
-    )
-
-
-def _is_busy(protocol: Any) -> bool:
-    """Whether uvicorn runs a request of the connection."""
-    return protocol.cycle is not None and not protocol.cycle.response_complete
+def _context_of(settings: PlatformSettings) -> ssl.SSLContext | None:
+    certificate, key = settings.api_tls_certificate_file, settings.api_tls_key_file
+    if certificate is None or key is None:
+        return None
+    names = {"field": "api_tls_certificate_file", "variable": "IPNEXT_API_TLS_CERTIFICATE_FILE"}
+    return server_context(certificate, key, **names)

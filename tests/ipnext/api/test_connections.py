@@ -2,6 +2,7 @@
 
 import shlex
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -18,9 +19,12 @@ from ipnext.errors import InvalidInput
 from ipnext.model.fleet import FleetManifest
 from ipnext.settings import PlatformSettings
 from tests.ipnext.api.test_process import environment
+from tests.ipnext.infra.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, until
 
 HALF = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
+HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
+"""The beginning of a handshake of TLS."""
 STRANGER = "127.0.0.2"
 """Another loopback address: another source than that of the client who shall be served."""
 FILES = 300
@@ -30,7 +34,8 @@ FILES = 300
 def api(directory, **settings):
     """An API process that may open FILES files, and its address."""
     env = environment(directory, **settings)
-    url = f"http://127.0.0.1:{env['IPNEXT_API_PORT']}"
+    scheme = "https" if "IPNEXT_API_TLS_KEY_FILE" in settings else "http"
+    url = f"{scheme}://127.0.0.1:{env['IPNEXT_API_PORT']}"
     command = f"ulimit -n {FILES}; exec {shlex.quote(sys.executable)} -m ipnext.api"
     with (directory / "api.log").open("wb") as log:
         process = subprocess.Popen(["sh", "-c", command], env=env, stdout=log, stderr=log)
@@ -38,14 +43,29 @@ def api(directory, **settings):
 
         def answers():
             assert process.poll() is None, (directory / "api.log").read_text()
-            with suppress(httpx.TransportError):
-                return httpx.get(f"{url}/healthz").status_code == 200
+            return is_served(url)
 
         until(answers)
         yield url
     finally:
         process.kill()
         process.wait()
+
+
+def get(url, path):
+    return httpx.get(url + path, verify=False, trust_env=False, timeout=PATIENCE_SECONDS)
+
+
+def is_served(url):
+    """Whether a client by a new connection is answered."""
+    with suppress(httpx.TransportError):
+        return get(url, "/healthz").status_code == 200
+
+
+def tls_of(directory):
+    """Settings with which the API speaks TLS."""
+    certificate, key = write_pair(directory)
+    return {"IPNEXT_API_TLS_CERTIFICATE_FILE": str(certificate), "IPNEXT_API_TLS_KEY_FILE": str(key)}
 
 
 def connect(url, source=STRANGER):
@@ -79,21 +99,43 @@ def test_connections_without_a_request_lock_no_other_client_out(tmp_path, sent):
     with api(tmp_path, IPNEXT_API_HEADER_SECONDS="300") as url, ExitStack() as stack:
         held = take(stack, url, 2 * FILES, sent)
         for _ in range(5):
-            assert httpx.get(f"{url}/readyz").json()["store"] == "ok"
+            assert get(url, "/readyz").json()["store"] == "ok"
         refused = read_all(held[-1])
         assert refused == b"" or refused.startswith(b"HTTP/1.1 503 "), refused
+
+
+@pytest.mark.usefixtures("platforms")
+@pytest.mark.parametrize("sent", [HALF_A_HELLO, b""], ids=["half a hello", "nothing"])
+def test_handshakes_that_do_not_end_lock_no_other_client_out(tmp_path, sent):
+    with api(tmp_path, **tls_of(tmp_path), IPNEXT_API_HEADER_SECONDS="300") as url, ExitStack() as stack:
+        held = take(stack, url, 2 * FILES, sent)
+        for _ in range(5):
+            assert get(url, "/readyz").json()["store"] == "ok"
+        assert read_all(held[-1]) == b""
+
+
+@pytest.mark.usefixtures("platforms")
+def test_handshakes_that_are_late_give_their_room_back(tmp_path):
+    """Although there is room for no one else: every connection of the limit is half open."""
+    limits = {"IPNEXT_API_CONNECTIONS": "20", "IPNEXT_API_CONNECTIONS_PER_SOURCE": "20"}
+    with api(tmp_path, **tls_of(tmp_path), **limits, IPNEXT_API_HEADER_SECONDS="1") as url, ExitStack() as stack:
+        held = take(stack, url, 40, HALF_A_HELLO)
+        until(lambda: is_served(url))
+        assert [read_all(client) for client in held] == [b""] * len(held)
+        parts = urlsplit(url)
+        client = stack.enter_context(connect(url))
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(client, server_hostname=parts.hostname) as secure:
+            secure.sendall(HALF)
+            assert secure.recv(4096).startswith(b"HTTP/1.1 408 "), "its headers are waited for after that"
 
 
 @pytest.mark.usefixtures("platforms")
 def test_a_client_of_the_same_address_is_served_once_the_headers_are_late(tmp_path):
     with api(tmp_path, IPNEXT_API_HEADER_SECONDS="1") as url, ExitStack() as stack:
         held = take(stack, url, 2 * FILES, HALF, source="127.0.0.1")
-
-        def is_served():
-            with suppress(httpx.TransportError):
-                return httpx.get(f"{url}/healthz").status_code == 200
-
-        until(is_served)
+        until(lambda: is_served(url))
         answer = read_all(held[0])
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"code": "TooSlow"' in answer
