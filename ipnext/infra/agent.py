@@ -23,7 +23,7 @@ from ipnext.components.private_files import keep_new_files_private
 from ipnext.components.settings import component_settings
 from ipnext.errors import Conflict, InvalidInput, IPnextError
 from ipnext.infra.agent_app import agent_app
-from ipnext.infra.agent_listener import AgentListener, listener_files
+from ipnext.infra.agent_listener import AgentListener, agent_limits, listener_files
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.envoy_tls import PeerTls
 from ipnext.infra.peers import PeersFile
@@ -79,6 +79,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
     ended, hurry = asyncio.Event(), asyncio.Event()
     components = component_settings()
     files = listener_files(components, arguments.host, insecure_bind=settings.insecure_bind)
+    limits = agent_limits(settings)
     owner = _owner(arguments.owner)
 
     def signalled() -> None:
@@ -105,9 +106,11 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
         region = Region(replace(site, processes=supervisor), PeersFile(arguments.peers))
         await region.start()
         app = agent_app(region, region_name=arguments.region, allowed=site.allowed, authenticated=files is not None)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=settings.keep_alive_seconds
+        )
         await runner.setup()
-        listener = AgentListener(_protocols(runner), files, trust_domain=components.trust_domain)
+        listener = AgentListener(_protocols(runner), files, trust_domain=components.trust_domain, limits=limits)
         await listener.start(arguments.host, arguments.port)
         structlog.get_logger().info(
             "agent runs", region=arguments.region, port=arguments.port, adopted=len(supervisor.found)

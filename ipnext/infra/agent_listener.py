@@ -1,22 +1,23 @@
 """Where an agent listens: with certificates that are read again when their files change, or without on a loopback address."""
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from ipnext.components.certificates import CertificateFiles, Stamp, server_context
 from ipnext.components.identity import Identity
 from ipnext.components.settings import ComponentSettings
+from ipnext.connections import ConnectionLimits, Connections, room_for_connections
 from ipnext.errors import InvalidInput
+from ipnext.infra.agent_settings import AgentSettings
+from ipnext.listening import BoundedListener, bound_sockets
 from ipnext.loopback import check_bind
 
 LOOK_SECONDS: Final = 1.0
 """Between two looks at the certificate's files: far below what is left of its life when it is replaced."""
-_BACKLOG: Final = 128
 
 
 def listener_files(settings: ComponentSettings, host: str, *, insecure_bind: bool) -> CertificateFiles | None:
@@ -35,28 +36,46 @@ def listener_files(settings: ComponentSettings, host: str, *, insecure_bind: boo
     return None
 
 
+def agent_limits(settings: AgentSettings) -> ConnectionLimits:
+    """Return the limits of the agent's connections. InvalidInput if the process may not open so many files."""
+    most = room_for_connections(settings.connections, field="connections", variable="IPNEXT_AGENT_CONNECTIONS")
+    return ConnectionLimits(
+        connections=most,
+        per_source=settings.connections_per_source or max(1, most // 2),
+        header_seconds=settings.header_seconds,
+        keep_alive_seconds=settings.keep_alive_seconds,
+    )
+
+
 class AgentListener:
     """One port for as long as the agent runs. New certificates count for new connections; open ones go on."""
 
     def __init__(
-        self, protocol: Callable[[], asyncio.BaseProtocol], files: CertificateFiles | None, *, trust_domain: str
+        self,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        files: CertificateFiles | None,
+        *,
+        trust_domain: str,
+        limits: ConnectionLimits,
     ) -> None:
-        """`protocol` makes the protocol of a connection, such as an aiohttp server."""
+        """`protocol` makes the protocol of a connection, that of a server of aiohttp."""
         self._protocol = protocol
         self._files = files
         self._trust_domain = trust_domain
+        self._connections = Connections(limits)
         self._stamp: Stamp | None = None
-        self._socket: socket.socket | None = None
-        self._server: asyncio.Server | None = None
+        self._context: ssl.SSLContext | None = None
+        self._listeners: list[BoundedListener] = []
         self._following: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> None:
-        """Listen. InvalidInput if the certificate is not good; OSError if the port is taken."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind((host, port))
-        await self._listen()
+        """Listen. InvalidInput if the certificate is not good; Conflict if the port is taken."""
+        if self._files is not None:
+            self._read(self._files)
+        for one in bound_sockets(host, port):
+            listener = BoundedListener(one, self._connections, self._protocol, _is_busy, context=lambda: self._context)
+            listener.start()
+            self._listeners.append(listener)
         if self._files is not None:
             self._following = asyncio.create_task(self._follow(self._files), name="follow the certificate")
 
@@ -64,37 +83,30 @@ class AgentListener:
         """Take no new connections."""
         if self._following is not None:
             self._following.cancel()
-        if self._server is not None:
-            self._server.close()
-        if self._socket is not None:
-            self._socket.close()
+        for listener in self._listeners:
+            listener.close()
+            await listener.wait_closed()
 
     async def _follow(self, files: CertificateFiles) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 if files.stamp() != self._stamp:
-                    await self._listen()
+                    self._read(files)
                     structlog.get_logger().info("certificate replaced", file=str(files.certificate))
             except (InvalidInput, OSError) as error:  # the former one serves until it ends
                 structlog.get_logger().warning("certificate not read, the former one stays", reason=str(error))
 
-    async def _listen(self) -> None:
-        """Accept with the certificate of now on the same port; connections that wait there stay."""
-        if self._socket is None:
-            return
-        stamp = self._files.stamp() if self._files is not None else None
-        context = self._context()
-        former = self._server
-        self._server = await asyncio.get_running_loop().create_server(
-            self._protocol, sock=self._socket.dup(), backlog=_BACKLOG, ssl=context
-        )
+    def _read(self, files: CertificateFiles) -> None:
+        """Take the certificate of now for new connections."""
+        stamp = files.stamp()
+        self._context = server_context(files, self._is_ours)
         self._stamp = stamp
-        if former is not None:
-            former.close()
-
-    def _context(self) -> ssl.SSLContext | None:
-        return None if self._files is None else server_context(self._files, self._is_ours)
 
     def _is_ours(self, peer: Identity) -> bool:
         return peer.trust_domain == self._trust_domain
+
+
+def _is_busy(protocol: Any) -> bool:
+    """Whether a request has come whose answer is not whole. aiohttp tells this by no public name."""
+    return bool(protocol._request_in_progress or protocol._messages)  # noqa: SLF001 - see above

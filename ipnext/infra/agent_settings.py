@@ -54,6 +54,14 @@ class AgentSettings(BaseSettings):
         default=False, validation_alias=AliasChoices("IPNEXT_AGENT_INSECURE_BIND", "IPNEXT_INSECURE_BIND")
     )
     """Lets a gateway without TLS, and an agent that asks nobody for a certificate, listen on another address than a loopback one."""
+    header_seconds: float = Field(default=20.0, gt=0)
+    """The agent's limit for the handshake of TLS, then for the first byte of a connection, and for the headers of a request: 408."""
+    keep_alive_seconds: float = Field(default=75.0, gt=0)
+    """A connection to the agent without a request is closed after so long. Workers and APIs keep theirs open between two calls."""
+    connections: int | None = Field(default=None, gt=0)
+    """Open connections to the agent; one more is closed. None: as many as the process may open files, less 256, and at most 10,000."""
+    connections_per_source: int | None = Field(default=None, gt=0)
+    """Those of one address; None: half of all."""
     gateway_certificate_file: Path | None = None
     """Certificate chain (PEM) of the region's gateway, which it shows to gateways of other regions; with `--peer-port` only. Envoy watches
     its directory for files that are renamed into it."""
@@ -141,7 +149,7 @@ class AgentSettings(BaseSettings):
     gateway_url: HttpUrl | None = None
     """What clients are told of where the gateway is; None: its address and port."""
     gateway_header_seconds: float = Field(default=20.0, gt=0)
-    """A request whose headers have not come whole by then is answered 408 by the gateway."""
+    """A request whose headers have not come whole by then is answered 408 by the gateway. A handshake of TLS has as long."""
     gateway_connections: int = Field(default=10_000, gt=0)
     """Clients that one gateway keeps connected; one more is turned away. The process needs twice as many open files."""
     gateway_heap_bytes: int = Field(default=4 * 2**30, ge=64 * 2**20)

@@ -80,7 +80,7 @@ class GatewayLimits:
     """What clients may ask of one gateway process."""
 
     header_seconds: float = 20.0
-    """A request whose headers are not whole by then is answered 408."""
+    """A request whose headers are not whole by then is answered 408. A handshake of TLS has as long."""
     connections: int = 10_000
     """Clients' connections at once; one more is closed as it comes."""
     heap_bytes: int = 4 * 2**30
@@ -106,11 +106,12 @@ def bootstrap(  # noqa: PLR0913 - each is a file or a limit of its own
     limits = limits or GatewayLimits()
     mappers = envoy_openai.error_mappers(region, idle_seconds=limits.stream_idle_seconds)
     connections = _connections(routes_file, mappers, limits.header_seconds)
+    served = listeners_of(gateway_port, listeners or Listeners(), connections, handshake_seconds=limits.header_seconds)
     return {
         "node": {"id": f"gateway-{region}", "cluster": "ipnext"},
         "admin": {"address": {"pipe": {"path": admin_socket, "mode": ADMIN_MODE}}},
         "dynamic_resources": {"cds_config": _watched(clusters_file)},
-        "static_resources": {"listeners": listeners_of(gateway_port, listeners or Listeners(), connections)},
+        "static_resources": {"listeners": served},
         "overload_manager": _overload(limits),
     }
 

@@ -31,13 +31,14 @@ class Listeners:
     """How they prove themselves; None: they need not."""
 
 
-def listeners_of(port: int, given: Listeners, connections: Json) -> list[Json]:
+def listeners_of(port: int, given: Listeners, connections: Json, *, handshake_seconds: float) -> list[Json]:
     """The public listener on `port`, and that for peers. `connections` is how both read and route requests."""
     public = connections | {"early_header_mutation_extensions": [_without(INNER_HEADERS)]}
-    found = [_listener("gateway", given.public.host, port, public, tls=_tls(given))]
+    found = [_listener("gateway", given.public.host, port, public, _secured(_tls(given), handshake_seconds))]
     if given.peer_port is not None:
         tls = None if given.peer_tls is None else given.peer_tls.downstream()
-        found.append(_listener("gateway-for-peers", LOOPBACK, given.peer_port, connections, tls=tls))
+        secured = _secured(tls, handshake_seconds)
+        found.append(_listener("gateway-for-peers", LOOPBACK, given.peer_port, connections, secured))
     return found
 
 
@@ -64,11 +65,17 @@ def address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _listener(name: str, host: str, port: int, connections: Json, *, tls: Json | None = None) -> Json:
+def _listener(name: str, host: str, port: int, connections: Json, secured: Json) -> Json:
     manager = {"name": "envoy.filters.network.http_connection_manager", "typed_config": connections}
-    chain = {"filters": [manager], **({"transport_socket": tls} if tls else {})}
+    chain = {"filters": [manager], **secured}
     # Without port reuse a second Envoy on this port fails, instead of taking half of the connections in silence.
     return {"name": name, "address": address(host, port), "enable_reuse_port": False, "filter_chains": [chain]}
+
+
+def _secured(tls: Json | None, handshake_seconds: float) -> Json:
+    """What a filter chain has of TLS: by itself Envoy waits an hour for the end of a handshake."""
+    limit = f"{handshake_seconds}s"
+    return {} if tls is None else {"transport_socket": tls, "transport_socket_connect_timeout": limit}
 
 
 def _without(headers: tuple[str, ...]) -> Json:

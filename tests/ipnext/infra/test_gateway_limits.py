@@ -6,6 +6,11 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 
+from ipnext.components.settings import ComponentSettings
+from ipnext.dev.certificates import DevCertificates
+from ipnext.settings import DevSettings
+from tests.ipnext.api.test_connections import HALF_A_HELLO, read_all
+from tests.ipnext.infra.test_public_listener import write_pair
 from tests.waiting import PATIENCE_SECONDS, until
 
 CONNECTIONS = 6
@@ -43,6 +48,25 @@ def test_headers_that_do_not_come_whole_are_408_and_the_connection_ends(gateway)
         assert one.recv(4096).startswith(b"HTTP/1.1 408 ")
         while one.recv(4096):
             pass
+
+
+def test_a_handshake_that_does_not_end_is_ended(tmp_path, running_agent):
+    """Of clients, and of who says that it is another gateway."""
+    certificate, key = write_pair(tmp_path)
+    files = {"CERTIFICATE": certificate, "KEY": key}
+    tls = {f"IPNEXT_AGENT_GATEWAY_TLS_{name}_FILE": str(file) for name, file in files.items()}
+    certificates = DevCertificates(tmp_path / "certificates", ("eu",), ComponentSettings(), DevSettings())
+    agent = running_agent("eu", tmp_path, environment=LIMITS | tls, certificates=certificates)
+    agent.client = httpx.Client(trust_env=False, timeout=60, verify=False)
+    try:
+        agent.start()
+        for url in (agent.gateway, agent.peer_url):
+            assert url.startswith("https://")
+            with connect(httpx.URL(url).port) as one:
+                one.sendall(HALF_A_HELLO)
+                assert read_all(one) == b""
+    finally:
+        agent.close()
 
 
 def test_connections_beyond_the_limit_are_turned_away_and_others_go_on(gateway):
