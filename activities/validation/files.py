@@ -10,7 +10,7 @@ from ipnext.artifacts.native_code import SETTING
 from ipnext.artifacts.signing import check_signature
 from ipnext.errors import ArtifactMissing, SignatureInvalid
 from ipnext.model.lifecycle import CheckResult
-from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, Snapshot
+from ipnext.model.registry import OWN_FILES, ArtifactFile, Snapshot
 from ipnext.model.status import Reason
 from ipnext.names import COMPILE_SETTING, LIBRARY_FILE
 
@@ -97,7 +97,7 @@ def _path_fault(path: str) -> str:
         return "is absolute or holds a character that is not allowed"
     if any(step in {"", ".", ".."} for step in steps):
         return "holds an empty step, '.' or '..'"
-    return "is the manifest's own name, or its signature's" if path in {SNAPSHOT_FILE, SIGNATURE_FILE} else ""
+    return f"takes the name {steps[0]}, which the platform writes itself" if steps[0] in OWN_FILES else ""
 
 
 def _read_through(candidate: Candidate, file: ArtifactFile, subject: str) -> tuple[int, str]:

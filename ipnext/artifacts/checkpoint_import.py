@@ -18,7 +18,7 @@ from ipnext.errors import InvalidInput
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.part_tensors import embedding_signature, text_spec
 from ipnext.model.prompt import PROMPT
-from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, Signature, SnapshotManifest
+from ipnext.model.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, Signature, SnapshotManifest
 
 ENGINE: Final = "vllm"
 DATA_SUFFIXES: Final = (".json", ".txt", ".model", ".tiktoken", ".jinja")
@@ -99,7 +99,7 @@ def _belongs(path: str, checkpoint: ReadCheckpoint) -> bool:
     if path.endswith(WEIGHTS_SUFFIX):
         return path in checkpoint.weights
     hidden = any(step.startswith(".") for step in path.split("/"))
-    return not hidden and path not in {SNAPSHOT_FILE, SIGNATURE_FILE} and PurePosixPath(path).suffix in DATA_SUFFIXES
+    return not hidden and path not in OWN_FILES and PurePosixPath(path).suffix in DATA_SUFFIXES
 
 
 def _signature(facts: Checkpoint) -> Signature:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ipnext.errors import ArtifactDigestMismatch, InvalidInput, SignatureInvalid
 from ipnext.model.manifest import invalid_input
-from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry import OWN_FILES, SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.signing import MOST_KEPT, SignatureEnvelope, read_envelope
 from ipnext.model.value import canonical_json
 
@@ -136,7 +136,7 @@ def _fault_of(path: str) -> str:
         return "holds an empty step, '.' or '..'"
     if any(len(step.encode()) > 255 for step in steps) or len(path.encode()) > 1024:
         return "is too long"
-    return "is the manifest's own name, or its signature's" if path in {SNAPSHOT_FILE, SIGNATURE_FILE} else ""
+    return f"takes the name {steps[0]}, which the platform writes itself" if steps[0] in OWN_FILES else ""
 
 
 def _digest(sha256: str) -> str:

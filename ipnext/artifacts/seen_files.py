@@ -9,19 +9,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
-from typing import Final
 
 from ipnext.artifacts.files import write_whole
 from ipnext.errors import Unavailable
-from ipnext.model.registry import ArtifactFile, SnapshotManifest
+from ipnext.model.registry import SEEN_FILE, ArtifactFile, SnapshotManifest
 from ipnext.names import LIBRARY_FILE
-
-SEEN_FILE: Final = ".seen.json"
-"""Beside the files of a snapshot: path -> size, inode, time of the last change, time of the last change of status."""
 
 
 def note_files(directory: Path, manifest: SnapshotManifest) -> None:
-    """Note the files of a snapshot that were hashed just now. Without room for the note they are hashed again next time."""
+    """Note the files of a snapshot that were hashed just now: path -> size, inode, times of the last change and of that of status.
+
+    Without room for the note they are hashed again next time.
+    """
     with suppress(OSError, Unavailable):
         seen = {file.path: _state(directory / file.path) for file in manifest.files}
         write_whole(directory / SEEN_FILE, [json.dumps(seen).encode()], scratch=directory)

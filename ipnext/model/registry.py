@@ -25,6 +25,12 @@ SNAPSHOT_FILE = "snapshot.json"
 SIGNATURE_FILE = "snapshot.json.sig"
 """Beside the manifest, where the snapshot is signed. It is no file of the snapshot, so its digest stays as it is."""
 
+SEEN_FILE = ".seen.json"
+"""Which files of a fetched snapshot were hashed, on hosts (`artifacts.seen_files`)."""
+
+OWN_FILES = frozenset({SNAPSHOT_FILE, SIGNATURE_FILE, SEEN_FILE})
+"""Names that no file of a snapshot has, nor a directory of it: the platform writes them beside its files."""
+
 DELTA_FILE = "delta.json"
 """A snapshot with this file is a delta: its weights are those of its parent with some rows replaced."""
 

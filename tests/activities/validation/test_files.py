@@ -137,8 +137,14 @@ def test_json_that_is_none_is_refused(candidate, house, kit):
     assert "is not JSON" in found.message
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../up.json", "a//b.json", "a\\b.json", "C:/x.json", "snapshot.json"])
-def test_paths_that_leave_the_directory_are_refused(candidate, path):
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/etc/passwd", "../up.json", "a//b.json", "a\\b.json", "C:/x.json"),
+        *("snapshot.json", "snapshot.json.sig", ".seen.json", ".seen.json/a.json"),
+    ],
+)
+def test_paths_that_leave_the_directory_or_are_ours_are_refused(candidate, path):
     given = candidate()
     file = ArtifactFile(path=path, sha256="0" * 64, size_bytes=1)
     dense = given.snapshots["dense"]

@@ -11,10 +11,9 @@ import pytest
 
 from ipnext.artifacts import seen_files
 from ipnext.artifacts.opening import open_store
-from ipnext.artifacts.seen_files import SEEN_FILE
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
-from ipnext.model.registry import SIGNATURE_FILE, SNAPSHOT_FILE
+from ipnext.model.registry import SEEN_FILE, SIGNATURE_FILE, SNAPSHOT_FILE
 from ipnext.names import LIBRARY_FILE
 from tests.waiting import PATIENCE_SECONDS
 
@@ -232,6 +231,16 @@ def test_a_note_that_says_nothing_is_as_none(held, snapshot_directory, tmp_path,
     assert contents(held.store.fetch(source.uri, tmp_path / "cache")) == FILES
 
 
+def test_a_file_of_our_own_in_a_published_directory_is_no_file_of_the_snapshot(store, snapshot_directory, tmp_path):
+    """Such as one that a host fetched and somebody publishes again, with the note of another machine."""
+    fetched = store.fetch(ingest_directory(store, snapshot_directory(FILES)).uri, tmp_path / "cache")
+    assert (fetched / SEEN_FILE).is_file()
+    (fetched / SEEN_FILE).write_text('{"weights.safetensors": [0, 0, 0, 0]}')
+    again = store.fetch(ingest_directory(store, fetched).uri, tmp_path / "another cache")
+    assert contents(again) == FILES
+    assert "[0, 0, 0, 0]" not in (again / SEEN_FILE).read_text()
+
+
 def test_native_code_in_a_copy_is_laid_out_again_where_a_bit_of_it_differs(held, snapshot_directory, tmp_path):
     files = {**FILES, LIBRARY_FILE: b"\x7fELF and more"}
     source = ingest_directory(held.store, snapshot_directory(files))
@@ -283,6 +292,10 @@ def test_a_uri_of_another_store_is_refused(held, snapshot_directory, tmp_path):
         "new\nline",
         "x" * 256,
         SNAPSHOT_FILE,
+        SIGNATURE_FILE,
+        SEEN_FILE,
+        f"{SEEN_FILE}/a",
+        f"{SNAPSHOT_FILE}/a",
     ],
 )
 def test_an_unsafe_path_is_refused_by_name(store, manifest, path):
