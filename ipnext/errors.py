@@ -82,6 +82,13 @@ class PathNotAllowed(InvalidInput):
 
     code = "PathNotAllowed"
     http_status = 403
+    public_message: str | None = None
+    """What is said to principals that may not know the server's directories; None: `message`."""
+
+    @property
+    def public(self) -> "PathNotAllowed":
+        """The same without what is allowed."""
+        return PathNotAllowed(self.public_message or self.message, field=self.field, value=self.value)
 
 
 class UnsupportedModel(InvalidInput):

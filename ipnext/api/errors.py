@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ipnext.errors import Forbidden, Infeasible, InvalidInput, IPnextError, TooLarge, TooSlow
+from ipnext.errors import Forbidden, Infeasible, InvalidInput, IPnextError, PathNotAllowed, TooLarge, TooSlow
 from ipnext.model.manifest import invalid_input
 from ipnext.model.resource import ErrorBody
 from ipnext.model.value import Value, Written
@@ -60,6 +60,8 @@ async def _tree(request: Request, error: Exception) -> Response:
     assert isinstance(error, IPnextError)  # noqa: S101 - Starlette chooses the handler by this type
     if isinstance(error, Forbidden):
         await request.app.state.recorder.refused(request.state.acting, error)
+    if isinstance(error, PathNotAllowed) and not request.state.acting.principal.does_everything:
+        error = error.public
     return answer(
         error_body(error), error.http_status, {"Retry-After": "1"} if error.http_status in {429, 503} else None
     )

@@ -8,8 +8,8 @@ from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.port import ArtifactStore
 from ipnext.artifacts.s3_source import BucketSource
 from ipnext.artifacts.s3_store import S3ArtifactStore
-from ipnext.artifacts.sources import DirectorySource, Source
-from ipnext.errors import InvalidInput, PathNotAllowed
+from ipnext.artifacts.sources import DirectorySource, Source, not_allowed
+from ipnext.errors import InvalidInput
 
 FORMS = ("file:///DIRECTORY", "s3://BUCKET/PREFIX")
 
@@ -33,9 +33,8 @@ def open_source(
     if scheme == "file":
         return DirectorySource(Path(path), roots=roots)
     if place not in buckets:
-        shown = ", ".join(buckets) or "none (publish by upload instead)"
-        msg = f"uri: bucket {place!r} may not be read; allowed buckets: {shown}"
-        raise PathNotAllowed(msg, field="uri", value=uri, allowed=tuple(buckets))
+        fault = f"uri: bucket {place!r} may not be read"
+        raise not_allowed(fault, uri, "buckets", tuple(buckets))
     return BucketSource(place, path.strip("/"), endpoint_url)
 
 

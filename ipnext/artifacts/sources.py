@@ -2,6 +2,7 @@
 
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -29,19 +30,20 @@ class DirectorySource:
 
     def __init__(self, directory: Path, *, roots: Sequence[Path]) -> None:
         self._roots = tuple(root.resolve() for root in roots)
-        self._directory = self._inside(directory)
+        self._named = directory.absolute()
+        self._directory = self._inside(directory, str(directory))
         if not self._directory.is_dir():
             msg = f"{directory} is not a directory; a snapshot is a directory with a snapshot.json"
             raise InvalidInput(msg, field="uri", value=str(directory))
 
     @property
     def uri(self) -> str:
-        """`file:///...`."""
-        return self._directory.as_uri()
+        """`file:///...` as it was given: where links lead is not said."""
+        return self._named.as_uri()
 
     def size_bytes(self, path: str) -> int:
         """Size of a regular file."""
-        file = self._inside(self._directory / path)
+        file = self._file(path)
         try:
             status = file.stat()
         except OSError as error:
@@ -55,7 +57,7 @@ class DirectorySource:
         """A stream of a regular file."""
         self.size_bytes(path)
         try:
-            return self._inside(self._directory / path).open("rb")
+            return self._file(path).open("rb")
         except OSError as error:
             raise self._missing(path, error) from error
 
@@ -64,19 +66,26 @@ class DirectorySource:
             return ArtifactMissing(f"file {path!r} is not in {self.uri}")
         return Unavailable(f"file {path!r} in {self.uri} cannot be read: {error.strerror}")
 
-    def _inside(self, path: Path) -> Path:
-        """The path with all links followed. PathNotAllowed outside the roots."""
-        try:
+    def _file(self, path: str) -> Path:
+        return self._inside(self._directory / path, str(self._named / path))
+
+    def _inside(self, path: Path, named: str) -> Path:
+        """The path with all links followed. PathNotAllowed outside the roots, for a circle of links, too."""
+        with suppress(OSError, RuntimeError):
             resolved = path.resolve()
-        except (OSError, RuntimeError) as error:  # a circle of links
-            msg = f"{path} cannot be resolved: {error}"
-            raise InvalidInput(msg, field="uri", value=str(path)) from error
-        if any(resolved.is_relative_to(root) for root in self._roots):
-            return resolved
+            if any(resolved.is_relative_to(root) for root in self._roots):
+                return resolved
         allowed = tuple(str(root) for root in self._roots)
-        shown = ", ".join(allowed) or "none (publish by upload instead)"
-        msg = f"{path} lies outside the directories that may be read; allowed roots: {shown}"
-        raise PathNotAllowed(msg, field="uri", value=str(path), allowed=allowed)
+        fault = f"{named} lies outside the directories that may be read"
+        raise not_allowed(fault, named, "roots", allowed)
+
+
+def not_allowed(fault: str, value: str, what: str, allowed: Sequence[str]) -> PathNotAllowed:
+    """The error for a source that may not be read. `what`: roots or buckets. Which ones there are is for administrators."""
+    shown = ", ".join(allowed) or "none (publish by upload instead)"
+    error = PathNotAllowed(f"{fault}; allowed {what}: {shown}", field="uri", value=value, allowed=allowed)
+    error.public_message = f"{fault}; allowed {what}: those of IPNEXT_ARTIFACT_{what.upper()} of the server; ask its operator, or publish by upload"
+    return error
 
 
 def signature_of(source: Source, manifest: SnapshotManifest) -> SignatureEnvelope | None:

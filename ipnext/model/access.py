@@ -66,6 +66,11 @@ class Principal(Value):
         """As logs and the audit name it: `key deployer`."""
         return f"{self.kind} {self.name}"
 
+    @property
+    def does_everything(self) -> bool:
+        """Whether it administers the whole platform, or nobody is asked who he is."""
+        return self.kind == "local" or Grant(role=Role.ADMIN) in self.grants
+
 
 class ApiKey(Value):
     """A key as it is stored. Its secret is not: `digest` is the SHA-256 of the secret's 256 random bits."""

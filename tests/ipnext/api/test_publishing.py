@@ -1,5 +1,6 @@
 """Publish and roll back; an acknowledged change is never lost."""
 
+from ipnext.model.access import Role
 from ipnext.model.lifecycle import ChangeState
 from ipnext.model.status import Reason
 from tests.waiting import eventually
@@ -78,6 +79,20 @@ async def test_a_directory_outside_the_allowed_roots_is_refused(applied):
     for uri in ("https://example.com/x", "dense", "file://"):
         answer = await applied.http.post("/v1/models/ranker/publish", json={"parts": {"dense": {"uri": uri}}})
         assert answer.status_code == 400, uri
+
+
+async def test_only_an_administrator_is_told_which_directories_the_server_reads(applied):
+    root = str(applied.rooms.directory / "allowed")
+    body = {"parts": {"dense": {"uri": "file:///etc"}}}
+    told = (await applied.http.post("/v1/models/ranker/publish", json=body)).json()
+    assert (told["allowed"], root in told["message"]) == ([root], True)
+    for role in (Role.PUBLISHER, Role.OPERATOR):
+        headers = {"Authorization": f"Bearer {applied.rooms.add_key(role.value, role)}"}
+        answer = await applied.http.post("/v1/models/ranker/publish", json=body, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (403, "PathNotAllowed")
+        assert root not in answer.text
+        assert "IPNEXT_ARTIFACT_ROOTS" in answer.json()["message"]
+        assert answer.json()["value"] == "/etc"
 
 
 async def test_a_missing_or_changed_file_is_named(applied):

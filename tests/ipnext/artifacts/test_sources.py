@@ -107,6 +107,38 @@ def test_a_file_uri_elsewhere_is_refused_and_names_the_roots(store, snapshot_dir
         ingest_uri(store, directory.as_uri())
 
 
+def test_what_is_said_to_others_names_the_setting_and_no_directory_of_the_server(store, snapshot_directory, tmp_path):
+    root, hidden = tmp_path / "allowed", snapshot_directory(FILES, name="hidden")
+    root.mkdir()
+    (root / "link").symlink_to(hidden)
+    (root / "circle").symlink_to(root / "circle")
+    inside = snapshot_directory(FILES, name="allowed/inside")
+    (inside / "weights").unlink()
+    (inside / "weights").symlink_to(hidden / "weights")
+    given = {"file:///etc": root, (root / "link").as_uri(): hidden, (root / "circle").as_uri(): hidden}
+    for uri, kept_back in (given | {inside.as_uri(): hidden}).items():
+        with pytest.raises(PathNotAllowed) as caught:
+            ingest_uri(store, uri, roots=[root])
+        public = caught.value.public
+        assert "allowed roots: those of IPNEXT_ARTIFACT_ROOTS of the server" in public.message
+        assert str(kept_back) not in f"{public.message} {public.value}"
+        assert public.allowed == ()
+    with pytest.raises(PathNotAllowed) as caught:
+        ingest_uri(store, "s3://other/x", buckets=["secret-bucket"])
+    assert "IPNEXT_ARTIFACT_BUCKETS" in caught.value.public.message
+    assert "secret-bucket" not in caught.value.public.message
+
+
+def test_faults_of_files_name_the_directory_as_it_was_given(store, snapshot_directory, tmp_path):
+    real = snapshot_directory(FILES, name="real")
+    (tmp_path / "given").symlink_to(real)
+    (real / "weights").unlink()
+    with pytest.raises(ArtifactMissing) as caught:
+        ingest_uri(store, (tmp_path / "given").as_uri(), roots=[tmp_path])
+    assert "/given" in caught.value.message
+    assert str(real) not in caught.value.message
+
+
 def test_a_sibling_whose_name_begins_like_the_root_lies_outside(store, snapshot_directory, tmp_path):
     root = tmp_path / "snap"
     root.mkdir()
