@@ -69,11 +69,11 @@ DryRun = Annotated[bool, Query(alias="dryRun", description="Validate and say wha
 
 
 def user_of(request: Request) -> str:
-    """Who asks, as it was proved; with the name that the caller says it asks for (`X-IPnext-User`), which is not proved."""
+    """Who asks, as it was proved; after that the name that the caller says it asks for (`X-IPnext-User`), which is not proved."""
     acting = acting_of(request)
     if acting.principal.kind == "local":
         return acting.said or "unknown"
-    return f"{acting.said} ({acting.principal.text})" if acting.said else acting.principal.text
+    return f"{acting.principal.text} (for {acting.said})" if acting.said else acting.principal.text
 
 
 User = Annotated[str, Depends(user_of)]

@@ -12,7 +12,7 @@ async def test_a_pause_is_told_to_the_engine_with_who_and_why(applied):
         "/v1/models/ranker/pause", json={"reason": "an incident"}, headers={"X-IPnext-User": "anna"}
     )
 
-    assert (answer.status_code, answer.json()["message"]) == (200, "paused by anna (key admin): an incident")
+    assert (answer.status_code, answer.json()["message"]) == (200, "paused by key admin (for anna): an incident")
     assert applied.rooms.lifecycle.held["ranker"].reason == "an incident"
 
 

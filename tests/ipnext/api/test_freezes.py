@@ -84,7 +84,11 @@ async def test_the_audit_tells_who_did_what_and_why(applied):
     await put(applied)
     change = (await applied.publish("a")).json()
     answer = await applied.http.post(f"/v1/changes/{change['id']}/override", json={"reason": "a fix"}, headers=ANN)
-    assert (answer.status_code, answer.json()["freezes"], answer.json()["who"]) == (200, ["sale"], "ann (key admin)")
+    assert (answer.status_code, answer.json()["freezes"], answer.json()["who"]) == (
+        200,
+        ["sale"],
+        "key admin (for ann)",
+    )
     await applied.http.post(f"/v1/changes/{change['id']}/override", json={"reason": "again"})
     await applied.http.delete("/v1/freezes/sale?reason=sold%20out", headers={"X-IPnext-User": "Zo%C3%AB"})
     found = [

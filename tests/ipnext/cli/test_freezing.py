@@ -110,7 +110,7 @@ def test_an_override_needs_a_reason_and_stands_in_the_audit(run, parts):
     change = json.loads(run("publish", "ranker", *parts, "--change-id", "fix-1", "-o", "json").stdout)
     assert "Missing option '--reason'" in run("override", change["id"], status=2).stderr
     told = run("override", "fix-1", "--reason", "a security fix").stdout
-    assert told == "change fix-1 of ranker passes hold-ranker; by ann (key admin): a security fix\n"
+    assert told == "change fix-1 of ranker passes hold-ranker; by key admin (for ann): a security fix\n"
     audit = run("audit", "list", "--object", "fix-1").stdout
     assert re.search(r"key admin for ann .* models.override +Change fix-1 +ranker +done +a security fix", audit)
     assert "is not known" in run("override", "nothing", "--reason", "r", status=2).stderr
