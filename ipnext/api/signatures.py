@@ -31,7 +31,7 @@ else:
     SSlibKey = Any
 
 _TURN: Final = threading.Lock()
-"""A signature file is read, added to and written again."""
+"""Uploads are judged by what is there before each. Those of two processes at once may go over a limit by one, and lose nothing."""
 
 ModelKeys = tuple[str, str, Mapping[str, SSlibKey]]
 """Model, its owner, and the keys that it names by their ids."""
@@ -52,11 +52,12 @@ def keep_signatures(rooms: Platform, asker: Principal, digest: str, envelope: Si
     rooms.artifacts.manifest(uri)
     trust = _trust_of(rooms)
     with _TURN:
-        known = _parse_kept(rooms.artifacts.signature(uri), digest)
+        content = rooms.artifacts.signature(uri)
+        known = None if content is None else read_envelope(content, digest, subject)
         added = _Judgement(rooms, asker, digest, known, trust).added(envelope)
         if added:
             more = envelope.model_copy(update={"signatures": added})
-            rooms.artifacts.put_signature(digest, more, keep=frozenset(trust.all))
+            rooms.artifacts.put_signature(digest, more, keep=lambda: frozenset(_trust_of(rooms).all))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +96,6 @@ def _model_keys(store: Store) -> tuple[ModelKeys, ...]:
     found = tuple((name, owner, read_keys(keys)) for name, owner, keys in asked)
     _READ[store] = basis, found
     return found
-
-
-def _parse_kept(content: bytes | None, digest: str) -> SignatureEnvelope | None:
-    """The signatures that are there; None without a file, or with one that can't be read."""
-    try:
-        return None if content is None else read_envelope(content, digest, "")
-    except SignatureInvalid:
-        return None
 
 
 @dataclass(frozen=True, slots=True)

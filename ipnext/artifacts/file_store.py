@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,21 +78,33 @@ class FileArtifactStore:
                 raise ArtifactMissing(msg) from error
         return layout.read_stored(content, digest, f"manifest of {uri}")
 
-    def put_signature(self, digest: str, envelope: SignatureEnvelope, *, keep: Collection[str] | None = None) -> None:
-        """Keep a signature beside the manifest; those that are there already stay."""
-        uri = layout.snapshot_uri(self.uri, digest)
-        self.manifest(uri)
-        content = layout.joined_signatures(self.signature(uri), envelope, digest, keep)
-        write_whole(self._root / layout.signature_key(digest), [content], scratch=self._scratch)
+    def put_signature(
+        self, digest: str, envelope: SignatureEnvelope, *, keep: Callable[[], Collection[str]] | None = None
+    ) -> None:
+        """Keep signatures beside the manifest; those that are there already stay."""
+        self.manifest(layout.snapshot_uri(self.uri, digest))
+        changes = layout.signature_changes(self._signatures(digest), envelope, digest, keep)
+        for name, content in changes.added.items():
+            write_whole(self._root / layout.signature_key(digest, name), [content], scratch=self._scratch)
+        with refusing_full_disk(self._root):
+            for name in changes.dropped:
+                (self._root / layout.signature_key(digest, name)).unlink(missing_ok=True)
 
     def signature(self, uri: str) -> bytes | None:
         """The signature file of a snapshot of this store; None where it is not signed."""
-        path = self._root / layout.signature_key(layout.digest_in(uri, self.uri))
-        with refusing_full_disk(path):
-            try:
-                return path.read_bytes()
-            except FileNotFoundError:
-                return None
+        digest = layout.digest_in(uri, self.uri)
+        return layout.joined_signatures(self._signatures(digest), digest)
+
+    def _signatures(self, digest: str) -> Mapping[str, bytes]:
+        """Name -> content of what lies there."""
+        folder = self._root / layout.signatures_prefix(digest)
+        found: dict[str, bytes] = {}
+        with refusing_full_disk(folder):
+            for path in folder.glob("*"):
+                if layout.is_digest(path.name):
+                    with suppress(FileNotFoundError):  # it just went
+                        found[path.name] = path.read_bytes()
+        return found
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """Lay the snapshot out as `directory/<digest>`."""
@@ -110,15 +122,18 @@ class FileArtifactStore:
                 yield from _item(path, path.parent.name, is_manifest=True)
 
     def remove(self, item: StoredItem) -> None:
-        """Remove a blob, or a manifest with its signature: the manifest goes first, as it says that the snapshot is there."""
-        keys = (layout.snapshot_key, layout.signature_key) if item.is_manifest else (layout.blob_key,)
-        paths = [self._root / key(item.digest) for key in keys]
+        """Remove a blob, or a manifest with its signatures: the manifest goes first, as it says that the snapshot is there."""
         with refusing_full_disk(self._root):
-            for path in paths:
+            if not item.is_manifest:
+                self._blob(item.digest).unlink(missing_ok=True)
+                return
+            manifest = self._root / layout.snapshot_key(item.digest)
+            signatures = self._root / layout.signatures_prefix(item.digest)
+            for path in (manifest, *signatures.glob("*")):
                 path.unlink(missing_ok=True)
-            if item.is_manifest:
-                with suppress(OSError):  # a signature that just came
-                    paths[0].parent.rmdir()
+            for folder in (signatures, manifest.parent):
+                with suppress(OSError):  # a signature that just came, or there is none
+                    folder.rmdir()
 
     def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:
         """Remove what writers that were killed left in the scratch directory; return how many files."""

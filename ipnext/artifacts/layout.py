@@ -1,16 +1,17 @@
 """Where things lie in a store, and which names and paths are safe to use."""
 
+import functools
 import hashlib
 import re
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from ipnext.errors import ArtifactDigestMismatch, InvalidInput, SignatureInvalid
 from ipnext.model.manifest import invalid_input
-from ipnext.model.registry import OWN_FILES, SIGNATURE_FILE, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
+from ipnext.model.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.signing import MOST_KEPT, SignatureEnvelope, read_envelope
 from ipnext.model.value import canonical_json
 
@@ -38,9 +39,14 @@ def snapshot_key(digest: str) -> str:
     return f"snapshots/{_digest(digest)}/{SNAPSHOT_FILE}"
 
 
-def signature_key(digest: str) -> str:
-    """Where a snapshot's signature lies below the store's root, if it has one."""
-    return f"snapshots/{_digest(digest)}/{SIGNATURE_FILE}"
+def signatures_prefix(digest: str) -> str:
+    """Where a snapshot's signatures lie below the store's root, each an object of its own, if it has any."""
+    return f"snapshots/{_digest(digest)}/signatures/"
+
+
+def signature_key(digest: str, name: str) -> str:
+    """Where one of a snapshot's signatures lies, by the SHA-256 of its content."""
+    return f"{signatures_prefix(digest)}{_digest(name)}"
 
 
 def snapshot_uri(store_uri: str, digest: str) -> str:
@@ -83,24 +89,58 @@ def read_stored(content: bytes, digest: str, subject: str) -> SnapshotManifest:
     return read_manifest(content, subject)
 
 
-def joined_signatures(
-    known: bytes | None, envelope: SignatureEnvelope, digest: str, keep: Collection[str] | None = None
-) -> bytes:
-    """The signature file with a further envelope. What is there and can't be read gives way. SignatureInvalid.
+class SignatureChanges(NamedTuple):
+    """What a further envelope changes among the signatures of a snapshot, by their names."""
 
-    `keep`: keys whose signatures stay if there are more than MOST_KEPT; None: all.
+    added: Mapping[str, bytes]
+    dropped: frozenset[str]
+
+
+def signature_changes(
+    known: Mapping[str, bytes],
+    envelope: SignatureEnvelope,
+    digest: str,
+    keep: Callable[[], Collection[str]] | None = None,
+) -> SignatureChanges:
+    """Return what to write and remove so that an envelope's signatures are kept. What is there and can't be read gives way.
+
+    Each signature is named by its content, so that writers at the same time write different objects, or the same one.
+    `keep`: ids of keys whose signatures stay if there would be more than MOST_KEPT; None: all. SignatureInvalid.
     """
     subject = f"snapshot {digest:.16}"
-    joined = read_envelope(envelope.content, digest, subject)
-    if known is not None:
-        with suppress(SignatureInvalid):
-            joined = read_envelope(known, digest, "").joined(joined)
-    if len(joined.signatures) > MOST_KEPT and keep is not None:
-        joined = joined.only(keep)
-    if len(joined.signatures) > MOST_KEPT:
+    whole = read_envelope(envelope.content, digest, subject)
+    there = {name: one for name, content in known.items() if (one := _read_signature(content, digest)) is not None}
+    added = {name: content for name, content in _contents(whole).items() if name not in there}
+    dropped = known.keys() - there.keys() - added.keys()
+    if len(there) + len(added) > MOST_KEPT and keep is not None:
+        ids = keep()
+        dropped |= {name for name, one in there.items() if one.signatures[0].keyid not in ids}
+    if added and len(there.keys() - dropped) + len(added) > MOST_KEPT:
         msg = f"{subject}: has {MOST_KEPT} signatures, as many as a snapshot may have; nothing was added"
         raise SignatureInvalid(msg)
-    return joined.content
+    return SignatureChanges(added, frozenset(dropped))
+
+
+def joined_signatures(known: Mapping[str, bytes], digest: str) -> bytes | None:
+    """The signature file of a snapshot, of those that can be read, by the order of their names; None if there are none."""
+    read = [_read_signature(known[name], digest) for name in sorted(known)]
+    found = [one for one in read if one is not None]
+    return functools.reduce(SignatureEnvelope.joined, found).content if found else None
+
+
+def _contents(envelope: SignatureEnvelope) -> dict[str, bytes]:
+    """Each signature as the store keeps it: an envelope of its own, by the SHA-256 of that."""
+    each = [envelope.model_copy(update={"signatures": (one,)}).content for one in envelope.signatures]
+    return {hashlib.sha256(content).hexdigest(): content for content in each}
+
+
+def _read_signature(content: bytes, digest: str) -> SignatureEnvelope | None:
+    """None for what is no signature of this snapshot."""
+    try:
+        found = read_envelope(content, digest, "")
+    except SignatureInvalid:
+        return None
+    return found if len(found.signatures) == 1 else None
 
 
 def check_paths(files: Sequence[ArtifactFile]) -> None:

@@ -1,10 +1,10 @@
 """The port to an artifact store: content-addressed blobs, and snapshots whose manifest is written last.
 
-Layout below the store's root (or key prefix): `blobs/<sha256>` and `snapshots/<digest>/snapshot.json`, with `snapshot.json.sig`
-where it is signed. Equal files are stored once. A snapshot exists once its manifest does, and its manifest only once all of its blobs do.
+Layout below the store's root (or key prefix): `blobs/<sha256>` and `snapshots/<digest>/snapshot.json`, with an object below
+`signatures/` for each signature of it, named by the SHA-256 of its content. Equal files are stored once. A snapshot exists once its manifest does, and its manifest only once all of its blobs do.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -48,15 +48,18 @@ class ArtifactStore(Protocol):
     def manifest(self, uri: str) -> SnapshotManifest:
         """The manifest of a snapshot uri of this store. ArtifactMissing, ArtifactDigestMismatch."""
 
-    def put_signature(self, digest: str, envelope: SignatureEnvelope, *, keep: Collection[str] | None = None) -> None:
-        """Keep a signature beside the manifest of a snapshot that is committed; those that are there already stay.
+    def put_signature(
+        self, digest: str, envelope: SignatureEnvelope, *, keep: Callable[[], Collection[str]] | None = None
+    ) -> None:
+        """Keep signatures beside the manifest of a snapshot that is committed; those that are there already stay.
 
-        `keep`: ids of keys whose signatures stay if there would be more than MOST_KEPT; None: all.
+        Any number of processes may add some at once: none takes another's away.
+        `keep`: asked for the ids of keys whose signatures stay if there would be more than MOST_KEPT; None: all.
         ArtifactMissing where the snapshot is not; SignatureInvalid where the envelope is of another one.
         """
 
     def signature(self, uri: str) -> bytes | None:
-        """The signature file of a snapshot uri of this store; None where it is not signed."""
+        """All signatures of a snapshot uri of this store, as a signature file; None where it is not signed."""
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """Lay out a snapshot as a directory of plain files, each checked against its SHA-256 while it is read; its signature beside them.
@@ -69,7 +72,7 @@ class ArtifactStore(Protocol):
         """All blobs and manifests, in any order; what comes or goes meanwhile may be missing or gone."""
 
     def remove(self, item: StoredItem) -> None:
-        """Remove a blob, or a manifest with its signature. One that is gone already is no error."""
+        """Remove a blob, or a manifest with its signatures. One that is gone already is no error."""
 
     def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:
         """Remove what writers left that were killed; return how many. A bucket's own rule does so for its uploads."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -101,23 +101,36 @@ class S3ArtifactStore:
             raise ArtifactMissing(msg) from error
         return layout.read_stored(content, digest, f"manifest of {uri}")
 
-    def put_signature(self, digest: str, envelope: SignatureEnvelope, *, keep: Collection[str] | None = None) -> None:
-        """Keep a signature beside the manifest; those that are there already stay."""
-        uri = layout.snapshot_uri(self.uri, digest)
-        self.manifest(uri)
-        key, content = (
-            layout.signature_key(digest),
-            layout.joined_signatures(self.signature(uri), envelope, digest, keep),
-        )
-        with answering(self._name(key)):
-            self._client.put_object(**self._at(key), Body=content, ChecksumSHA256=_checksum(content))
+    def put_signature(
+        self, digest: str, envelope: SignatureEnvelope, *, keep: Callable[[], Collection[str]] | None = None
+    ) -> None:
+        """Keep signatures beside the manifest; those that are there already stay."""
+        self.manifest(layout.snapshot_uri(self.uri, digest))
+        changes = layout.signature_changes(self._signatures(digest), envelope, digest, keep)
+        for name, content in changes.added.items():
+            key = layout.signature_key(digest, name)
+            with answering(self._name(key)):
+                self._client.put_object(**self._at(key), Body=content, ChecksumSHA256=_checksum(content))
+        for name in changes.dropped:
+            self._delete(layout.signature_key(digest, name))
 
     def signature(self, uri: str) -> bytes | None:
         """The signature file of a snapshot of this store; None where it is not signed."""
-        try:
-            return self._read(layout.signature_key(layout.digest_in(uri, self.uri)))
-        except ArtifactMissing:
-            return None
+        digest = layout.digest_in(uri, self.uri)
+        return layout.joined_signatures(self._signatures(digest), digest)
+
+    def _signatures(self, digest: str) -> Mapping[str, bytes]:
+        """Name -> content of what lies there."""
+        found: dict[str, bytes] = {}
+        for name in self._signature_names(digest):
+            with suppress(ArtifactMissing):  # it just went
+                found[name] = self._read(layout.signature_key(digest, name))
+        return found
+
+    def _signature_names(self, digest: str) -> tuple[str, ...]:
+        prefix = layout.signatures_prefix(digest)
+        names = (item["Key"].removeprefix(self._key(prefix)) for item in self._listed(prefix))
+        return tuple(name for name in names if layout.is_digest(name))
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """Lay the snapshot out as `directory/<digest>`."""
@@ -129,22 +142,19 @@ class S3ArtifactStore:
     def items(self) -> Iterator[StoredItem]:
         """All blobs and manifests."""
         for folder, is_manifest in (("blobs/", False), ("snapshots/", True)):
-            with answering(self._name(folder)):
-                pages = self._client.get_paginator("list_objects_v2").paginate(
-                    Bucket=self._bucket, Prefix=self._key(folder)
-                )
-                for page in pages:
-                    for found in page.get("Contents", ()):
-                        digest, _, file = found["Key"].removeprefix(self._key(folder)).partition("/")
-                        if layout.is_digest(digest) and file == (SNAPSHOT_FILE if is_manifest else ""):
-                            yield StoredItem(digest, found["Size"], found["LastModified"], is_manifest)
+            for found in self._listed(folder):
+                digest, _, file = found["Key"].removeprefix(self._key(folder)).partition("/")
+                if layout.is_digest(digest) and file == (SNAPSHOT_FILE if is_manifest else ""):
+                    yield StoredItem(digest, found["Size"], found["LastModified"], is_manifest)
 
     def remove(self, item: StoredItem) -> None:
-        """Remove a blob, or a manifest with its signature: the manifest goes first, as it says that the snapshot is there."""
-        keys = (layout.snapshot_key, layout.signature_key) if item.is_manifest else (layout.blob_key,)
-        for key in keys:
-            with answering(self._name(key(item.digest))):
-                self._client.delete_object(**self._at(key(item.digest)))
+        """Remove a blob, or a manifest with its signatures: the manifest goes first, as it says that the snapshot is there."""
+        if not item.is_manifest:
+            self._delete(layout.blob_key(item.digest))
+            return
+        self._delete(layout.snapshot_key(item.digest))
+        for name in self._signature_names(item.digest):
+            self._delete(layout.signature_key(item.digest, name))
 
     def remove_leftovers(self, *, older_than_seconds: float = 86_400.0) -> int:  # noqa: ARG002 - the port's form
         """None: a rule of the bucket ends uploads that nobody completes."""
@@ -173,6 +183,19 @@ class S3ArtifactStore:
         with answering(self._name(key)):
             answer = self._client.upload_part(**where, PartNumber=number, Body=part, ChecksumSHA256=checksum)
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+
+    def _listed(self, prefix: str) -> Iterator[Any]:
+        """The objects below a prefix, in any order."""
+        with answering(self._name(prefix)):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._key(prefix)
+            )
+            for page in pages:
+                yield from page.get("Contents", ())
+
+    def _delete(self, key: str) -> None:
+        with answering(self._name(key)):
+            self._client.delete_object(**self._at(key))
 
     def _read(self, key: str) -> bytes:
         with open_object(self._client, self._bucket, self._key(key)) as stream:

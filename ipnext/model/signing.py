@@ -6,7 +6,6 @@ digest of the snapshot's manifest. The manifest names the SHA-256 and size of ev
 
 import base64
 import json
-from collections.abc import Collection
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -87,11 +86,6 @@ class SignatureEnvelope(Written):
     def joined(self, other: Self) -> Self:
         """All signatures of both, each once. None takes the place of another, whatever key it names."""
         return self.model_copy(update={"signatures": tuple(dict.fromkeys((*self.signatures, *other.signatures)))})
-
-    def only(self, keys: Collection[str]) -> Self:
-        """Those that name one of these keys."""
-        kept = tuple(one for one in self.signatures if one.keyid in keys)
-        return self.model_copy(update={"signatures": kept})
 
 
 def check_form(envelope: SignatureEnvelope, subject: str) -> None:

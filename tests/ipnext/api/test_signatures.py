@@ -1,6 +1,7 @@
 """Signatures over HTTP: what a stranger uploads takes no place and spoils nothing."""
 
 import base64
+import hashlib
 import json
 from collections import Counter
 
@@ -8,6 +9,7 @@ import pytest
 
 from ipnext.api import signatures
 from ipnext.artifacts import layout
+from ipnext.artifacts.file_store import FileArtifactStore
 from ipnext.artifacts.signing import check_signature, signed, write_key_pair
 from ipnext.model.access import Role
 from ipnext.model.manifest import ModelManifest
@@ -58,10 +60,13 @@ class House:
         return [] if content is None else json.loads(content)["signatures"]
 
     def put_directly(self, entries):
-        """Entries that came into the file by another way."""
-        envelope = json.loads(signed(self.digest, self.pair("any")[0]).content) | {"signatures": entries}
-        content = json.dumps(envelope).encode()
-        (self.rooms.artifacts.root / layout.signature_key(self.digest)).write_bytes(content)
+        """Entries that came into the store by another way."""
+        payload = json.loads(signed(self.digest, self.pair("any")[0]).content)
+        folder = self.rooms.artifacts.root / layout.signatures_prefix(self.digest)
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in entries:
+            content = json.dumps(payload | {"signatures": [entry]}).encode()
+            (folder / hashlib.sha256(content).hexdigest()).write_bytes(content)
 
     def check(self, *keys):
         """Judge the file as hosts do. SignatureInvalid."""
@@ -193,15 +198,36 @@ async def test_a_directory_that_the_server_reads_is_judged_alike(house):
     assert house.check("beta")
 
 
-def test_a_full_file_takes_no_more_and_loses_nothing(house):
+def test_a_full_snapshot_takes_no_more_and_loses_nothing(house):
     envelope = signed(house.digest, house.pair("beta")[0])
     entry = envelope.signatures[0]
     more = tuple(entry.model_copy(update={"keyid": f"k{n}"}) for n in range(MOST_KEPT))
     full = SignatureEnvelope(payload=envelope.payload, signatures=(entry, *more[1:]))
-    content = layout.joined_signatures(full.content, envelope, house.digest)
-    assert json.loads(content) == json.loads(full.content)
+    known = layout.signature_changes({}, full, house.digest).added
+    assert len(known) == MOST_KEPT
+    assert layout.signature_changes(known, envelope, house.digest) == ({}, frozenset())
+    another = envelope.model_copy(update={"signatures": more[:1]})
     with pytest.raises(layout.SignatureInvalid, match="as many as a snapshot may have"):
-        layout.joined_signatures(full.content, envelope.model_copy(update={"signatures": more[:1]}), house.digest)
+        layout.signature_changes(known, another, house.digest)
+    changes = layout.signature_changes(known, another, house.digest, lambda: {entry.keyid})
+    assert (len(changes.added), len(changes.dropped)) == (1, MOST_KEPT - 1)
+
+
+async def test_two_processes_that_add_at_once_keep_both_signatures(house, monkeypatch):
+    """The second one adds its own between the look and the write of the first one."""
+    real, second = layout.signature_changes, signed(house.digest, house.pair("alpha")[0])
+
+    def overtaken(*given):
+        monkeypatch.setattr(layout, "signature_changes", real)
+        found = real(*given)
+        FileArtifactStore(house.rooms.artifacts.root).put_signature(house.digest, second)
+        return found
+
+    monkeypatch.setattr(layout, "signature_changes", overtaken)
+    assert (await house.put("beta", house.signed("beta"))).status_code == 204
+    assert layout.signature_changes is real
+    assert house.check("alpha")
+    assert house.check("beta")
 
 
 async def test_the_keys_of_all_models_are_read_again_only_after_a_manifest_has_changed(house, monkeypatch):

@@ -34,6 +34,10 @@ class _FileStore:
     def write(self, key: str, content: bytes) -> None:
         (self._root / key).write_bytes(content)
 
+    def put(self, key: str, content: bytes) -> None:
+        (self._root / key).parent.mkdir(parents=True, exist_ok=True)
+        self.write(key, content)
+
     def delete(self, key: str) -> None:
         (self._root / key).unlink()
 
@@ -61,6 +65,8 @@ class _S3Store:
 
     def write(self, key: str, content: bytes) -> None:
         self._server.client.put_object(**self._at(key), Body=content)
+
+    put = write
 
     def delete(self, key: str) -> None:
         self._server.client.delete_object(**self._at(key))

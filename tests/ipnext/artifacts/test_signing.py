@@ -1,10 +1,14 @@
 """Signatures: made, kept beside the manifest in both stores, and judged by the keys that a manifest names."""
 
 import base64
+import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ipnext.artifacts import layout
+from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.signing import check_signature, signature_in, signed, write_key_pair
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactMissing, InvalidInput, SignatureInvalid
@@ -176,6 +180,56 @@ def test_a_later_signature_takes_none_away(store, signed_directory, key):
     store.put_signature(digest, signed(digest, private))
     store.put_signature(digest, signed(digest, key("second")[0]))
     check_signature(SignerPolicy(public_keys=(public,)), digest, store.signature(source.uri), "s")
+
+
+def test_signatures_that_are_added_at_once_are_all_kept(store, held, signed_directory, key, monkeypatch):
+    """Another process adds and removes between the look of this one and its write."""
+    directory, _, private, public = signed_directory
+    source = ingest_directory(store, directory)
+    digest, (other, other_public), real = source.manifest.digest, key("second"), layout.signature_changes
+
+    def overtaken(*given):
+        monkeypatch.setattr(layout, "signature_changes", real)
+        found = real(*given)
+        open_store(store.uri, endpoint_url=held.endpoint_url).put_signature(digest, signed(digest, other))
+        return found
+
+    monkeypatch.setattr(layout, "signature_changes", overtaken)
+    store.put_signature(digest, signed(digest, private))
+    assert layout.signature_changes is real
+    for one in (public, other_public):
+        check_signature(SignerPolicy(public_keys=(one,)), digest, store.signature(source.uri), "s")
+
+
+def test_many_writers_at_once_lose_no_signature(store, signed_directory, key):
+    directory, *_ = signed_directory
+    source = ingest_directory(store, directory)
+    digest, keys = source.manifest.digest, [key(f"writer-{number}") for number in range(8)]
+    with ThreadPoolExecutor(len(keys)) as pool:
+        for done in [pool.submit(store.put_signature, digest, signed(digest, private)) for private, _ in keys]:
+            done.result()
+    for _, public in keys:
+        check_signature(SignerPolicy(public_keys=(public,)), digest, store.signature(source.uri), "s")
+
+
+def test_the_same_signature_again_is_one(store, signed_directory):
+    directory, _, private, _ = signed_directory
+    source = ingest_directory(store, directory)
+    for _ in range(2):
+        store.put_signature(source.manifest.digest, signed(source.manifest.digest, private))
+    assert len(json.loads(store.signature(source.uri))["signatures"]) == 1
+
+
+@pytest.mark.parametrize("junk", [b"", b"{}", b"\xff", b'{"signatures": []}'])
+def test_junk_among_signatures_gives_way(store, held, signed_directory, junk):
+    directory, _, private, public = signed_directory
+    source = ingest_directory(store, directory)
+    digest = source.manifest.digest
+    held.put(layout.signature_key(digest, hashlib.sha256(junk).hexdigest()), junk)
+    assert store.signature(source.uri) is None
+    store.put_signature(digest, signed(digest, private))
+    check_signature(SignerPolicy(public_keys=(public,)), digest, store.signature(source.uri), "s")
+    assert len([name for name in held.stored_keys() if name.startswith(layout.signatures_prefix(digest))]) == 1
 
 
 def test_a_directory_with_the_signature_of_another_snapshot_is_not_taken(store, signed_directory):

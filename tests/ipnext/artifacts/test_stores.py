@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ipnext.artifacts import seen_files
+from ipnext.artifacts.layout import signature_key
 from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.upload import ingest_directory
 from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
@@ -334,11 +335,12 @@ def test_what_a_store_holds_is_listed_and_removed(store, manifest):
     assert [item.digest for item in store.items()] == [other]
 
 
-def test_a_signature_goes_with_its_manifest(store, held, manifest):
+def test_signatures_go_with_their_manifest(store, held, manifest):
     named = manifest({"w": b"weights"})
     put(store, b"weights")
     store.commit(named)
-    held.write(f"snapshots/{named.digest}/{SIGNATURE_FILE}", b"{}")
+    for content in (b"{}", b"{ }"):
+        held.put(signature_key(named.digest, sha(content)), content)
     (item,) = [item for item in store.items() if item.is_manifest]
     store.remove(item)
     assert {key for key in held.stored_keys() if key.startswith("snapshots")} == set()
