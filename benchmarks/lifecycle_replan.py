@@ -249,7 +249,7 @@ async def _asked(client: Client, store: Store, replan_id: str) -> float:
 async def server(root: Path) -> AsyncIterator[Client]:
     """A Temporal server as `ipnext dev` starts it."""
     config = read_devfile().temporal.model_copy(update={"port": free_port()})
-    command = server_command(config, binary=temporal_binary(), state=root, with_ui=False)
+    command = server_command(config, binary=temporal_binary(), state=root)
     with (root / "temporal.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=tether())  # noqa: ASYNC220, PLW1509
     try:

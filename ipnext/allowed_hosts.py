@@ -76,7 +76,7 @@ class AllowedHosts:
                     f"Origin: {origin[:100]!r} is another origin than {host}; allowed: its own, IPNEXT_ALLOWED_ORIGINS"
                 )
                 raise ForeignOrigin(msg, field="Origin", value=origin[:100])
-        elif headers.get("sec-fetch-site", "").lower() == "cross-site" and not _opens_document(method, headers):
+        elif headers.get("sec-fetch-site", "").lower() == "cross-site" and not opens_document(method, headers):
             msg = "Sec-Fetch-Site: 'cross-site': a page of another site asks; allowed: same-origin, none"
             raise ForeignOrigin(msg, field="Sec-Fetch-Site", value="cross-site")
 
@@ -95,7 +95,8 @@ def _same(origin: str, host: str) -> bool:
     return bool(separator) and scheme in {"http", "https"} and authority == host.lower()
 
 
-def _opens_document(method: str, headers: Mapping[str, str]) -> bool:
+def opens_document(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether the person at a browser goes to a page, so that no other page sees the answer. `headers` by lower-case names."""
     return (
         method == "GET"
         and headers.get("sec-fetch-mode", "").lower() == "navigate"

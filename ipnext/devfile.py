@@ -187,12 +187,15 @@ def server_options(server: TemporalServer, *, with_database: bool) -> tuple[str,
 
 
 def server_command(
-    server: TemporalServer, *, binary: Path, state: Path | None, with_ui: bool = True
+    server: TemporalServer, *, binary: Path, state: Path | None, ui: tuple[str, int] | None = None
 ) -> tuple[str, ...]:
-    """The whole command that starts the server on the loopback; `state` holds its database (None: in memory)."""
+    """The whole command that starts the server on the loopback; `state` holds its database (None: in memory).
+
+    `ui`: address and port of its UI, which asks nobody; None: there is none.
+    """
     command = [str(binary), "server", "start-dev", "--ip", LOOPBACK, "--port", str(server.port)]
-    command += ["--ui-port", str(server.ui_port), "--ui-ip", LOOPBACK] if with_ui else ["--headless"]
+    command += ["--headless"] if ui is None else ["--ui-ip", ui[0], "--ui-port", str(ui[1])]
     command += ["--namespace", server.namespace, "--log-level", "warn", "--log-format", "json"]
-    command += ["--ui-disable-news-fetch"] if with_ui else []
+    command += [] if ui is None else ["--ui-disable-news-fetch"]
     command += ["--db-filename", str(state / server.database_file)] if state is not None else []
     return (*command, *server_options(server, with_database=state is not None))

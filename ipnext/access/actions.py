@@ -67,6 +67,7 @@ _ALL: Final = (
     Action("freezes.change", _O, "Fleet", "apply and lift freezes"),
     Action("regions.read", _V, "Region", "read a region's drains and the replicas of one's models"),
     Action("regions.drain", _O, "Region", "take a region out of service, and bring it back"),
+    Action("runs.inspect", _A, "Platform", "read, start and end runs in Temporal's UI of `ipnext dev`"),
     Action("audit.read", _A, "Platform", "read the audit"),
     Action("keys.manage", _A, "Platform", "create, list and revoke API keys"),
     Action("roles.manage", _A, "Platform", "grant, list and revoke roles of people and groups"),

@@ -329,7 +329,7 @@ class Authentication:
         if credential is None:
             credential, kinds = _cookie(scope, headers), ("session",)
             if credential is not None:
-                _check_own_page(scope["method"], headers)
+                check_own_page(scope["method"], headers)
         if credential is None:
             msg = (
                 "this needs a credential: `Authorization: Bearer KEY`; the CLI and SDK take IPNEXT_API_KEY or what "
@@ -531,7 +531,7 @@ def _cookie(scope: Scope, headers: Mapping[str, str]) -> str | None:
     return None
 
 
-def _check_own_page(method: str, headers: Mapping[str, str]) -> None:
+def check_own_page(method: str, headers: Mapping[str, str]) -> None:
     """Refuse a cookie that our own page does not send: browsers send it for pages on other ports of this host, too.
 
     That an `Origin` is the right one was checked before. `none`: the person typed the address. Unauthenticated.

@@ -31,6 +31,7 @@ from ipnext.api import (
     repairs,
     roles,
     sessions,
+    temporal_ui,
     validators,
 )
 from ipnext.api.access import Access, Authentication
@@ -126,6 +127,7 @@ def create_app(
         roles,
         sessions,
         audit,
+        temporal_ui,
     )
     for noun in nouns:
         app.include_router(noun.router, responses=ERRORS)

@@ -28,6 +28,7 @@ from ipnext.components.settings import component_settings
 from ipnext.credentials import forget_credential, note_key_file, read_key
 from ipnext.dev.certificates import DevCertificates
 from ipnext.dev.children import Child, Family, end_orphans
+from ipnext.dev.hidden_address import HiddenAddress
 from ipnext.dev.ports import choose
 from ipnext.dev.stores import Stores, prepare
 from ipnext.devfile import read_devfile, server_command, temporal_binary
@@ -143,6 +144,7 @@ class Platform:
         wanted |= {f"agent {region}": None for region in regions}
         wanted |= {f"gateway of {region} for peers": None for region in regions}
         wanted |= {f"metrics {worker}": None for worker in self._workers}
+        self._hidden_ui = HiddenAddress.draw()
         self._ports = choose(wanted, remembered=places.state / "ports.json", free_ports=free_ports)
 
     def _url(self, name: str) -> str:
@@ -185,7 +187,7 @@ class Platform:
         self._family.start(self._temporal(), *(self._agent(region) for region in self._regions))
         self._family.wait_until(self._temporal_listens, what="Temporal", limit_seconds=START_LIMIT_SECONDS)
         log.info("starting API and worker")
-        self._family.start(self._program("api", "ipnext.api"), self._worker(first))
+        self._family.start(self._program("api", "ipnext.api"), self._worker(first), self._ui_proxy())
         with contextlib.closing(
             AgentClients(self._agent_urls, httpx.Timeout(PROBE_SECONDS), self._certificates.control_plane())
         ) as agents:
@@ -277,6 +279,14 @@ class Platform:
         command = [sys.executable, "-m", module, *arguments]
         return Child(name=name, command=command, environment=self._environment(), log=self._places.log(name))
 
+    def _ui_proxy(self) -> Child:
+        """People reach Temporal's UI through it."""
+        return self._program(
+            "temporal-ui",
+            "ipnext.dev.temporal_ui",
+            *("--port", str(self._ports["temporal_ui"]), "--upstream", self._hidden_ui.url, "--api", self._url("api")),
+        )
+
     def _worker(self, name: str) -> Child:
         child = self._program(name, "workflows.worker")
         metrics = f"{HOST}:{self._ports[f'metrics {name}']}"
@@ -288,9 +298,8 @@ class Platform:
         return child
 
     def _temporal(self) -> Child:
-        ports = {"port": self._ports["temporal"], "ui_port": self._ports["temporal_ui"]}
-        server = self._config.temporal.model_copy(update=ports)
-        command = server_command(server, binary=temporal_binary(), state=self._places.state)
+        server = self._config.temporal.model_copy(update={"port": self._ports["temporal"]})
+        command = server_command(server, binary=temporal_binary(), state=self._places.state, ui=self._hidden_ui)
         return Child(name="temporal", command=command, environment={}, log=self._places.log("temporal"))
 
     def _agent(self, region: str) -> Child:

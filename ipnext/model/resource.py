@@ -363,6 +363,12 @@ class Overview(Value):
     temporal_ui_url: str
 
 
+class TemporalUi(Value):
+    """Where Temporal's UI is."""
+
+    url: str
+
+
 class Readiness(Value):
     """Answer of `/readyz`. Temporal may be down: reads and publishes are answered all the same."""
 

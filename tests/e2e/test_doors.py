@@ -24,6 +24,7 @@ from ipnext.components.authority import CertificateAuthority
 from ipnext.components.certificates import client_context
 from ipnext.components.identity import Component, Identity
 from ipnext.components.issuing import Issuer
+from ipnext.credentials import read_key
 from ipnext.infra.agent_app import agent_app
 from ipnext.model.access import KeyRequest, Role
 from serving.openai.edge import ROOTS
@@ -37,6 +38,7 @@ NOBODY = 65534
 
 PROCESSES = {
     "ipnext.api": "api",
+    "ipnext.dev.temporal_ui": "proxy of the UI",
     "ipnext.infra.agent": "agent",
     "ipnext.infra.supervisor_process": "supervisor",
     "ipnext.infra.fork_server_process": "fork server",
@@ -49,11 +51,11 @@ PROCESSES = {
 }
 """Word of a command line -> kind of process, the first that is found."""
 
-PORTS = {"api": 1, "agent": 1, "envoy": 2, "worker": 1}
+PORTS = {"api": 1, "proxy of the UI": 1, "agent": 1, "envoy": 2, "worker": 1}
 """Kind of process -> TCP ports of one. A gateway has one for clients and one for gateways of other regions; a worker gives out Temporal's metrics."""
 
 ASKS_NOBODY = "temporal"
-"""A development server with any number of ports (docs/components.md)."""
+"""A development server with any number of ports (docs/components.md), its UI where no page finds it."""
 
 SOCKETS = {
     "router": {"agent.sock", "gateway.sock"},
@@ -80,6 +82,11 @@ def ports_of(platform: Any) -> dict[str, list[tuple[int, ...]]]:
     found: dict[str, list[tuple[int, ...]]] = {}
     for process in platform.family():
         ports = {one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+        if kind_of(process) == ASKS_NOBODY:
+            hidden = {address for address in ports if address.ip != "127.0.0.1"}
+            assert len(hidden) == 1, "the UI alone is elsewhere"
+            assert re.fullmatch(r"127\.(?!0\.)\d+\.\d+\.\d+", min(hidden).ip)
+            ports -= hidden
         if ports:
             assert {address.ip for address in ports} == {"127.0.0.1"}, command_line(process)
             found.setdefault(kind_of(process), []).append(tuple(sorted(address.port for address in ports)))
@@ -120,6 +127,7 @@ def test_every_listener_is_known_and_on_this_machine_alone(platform: Any) -> Non
     regions = len(platform.endpoints["gateways"])
     assert {kind: len(found) for kind, found in ports.items()} == {
         "api": 1,
+        "proxy of the UI": 1,
         "agent": regions,
         "envoy": regions,
         "worker": workers,
@@ -369,6 +377,20 @@ def test_the_api_answers_nobody_who_proves_nothing(platform: Any, proved: Mappin
                 if not is_public(path):
                     answer = client.request(method, path, json={}, headers=headers)
                     assert answer.status_code == 401, (name, method, path, answer.text[:200])
+
+
+def test_temporal_s_ui_answers_administrators_alone(platform: Any, proved: Mapping[str, str | None]) -> None:
+    url = platform.endpoints["temporal_ui"]
+    operator = platform.client.create_key(KeyRequest(name="doors-operator", role=Role.OPERATOR)).key
+    admin = read_key(platform.state / "admin-key")
+    for path in ("/", "/namespaces/default/workflows", "/api/v1/namespaces", "/api/v1/settings"):
+        for name, key in proved.items():
+            assert status_of(url + path, key) == 401, (name, path)
+        assert status_of(url + path, operator) == 403
+        for host in ("evil.example", "evil.example:8233"):
+            headers = {"authorization": f"Bearer {admin}", "host": host}
+            assert httpx.get(url + path, headers=headers, trust_env=False, timeout=60).status_code == 421
+    assert status_of(f"{url}/api/v1/namespaces", admin) == 200
 
 
 def test_the_api_answers_a_caller_and_another_owner_nothing_of_a_model(platform: Any) -> None:

@@ -146,7 +146,7 @@ class Guarded:
 
     def start(self, stack):
         server = read_devfile().temporal.model_copy(update={"port": self.plain})
-        self._run(stack, "temporal", server_command(server, binary=temporal_binary(), state=None, with_ui=False))
+        self._run(stack, "temporal", server_command(server, binary=temporal_binary(), state=None))
         pair = self.signer.pair(self.directory, SERVER_NAME)
         more = {"certificate": pair, "authority": self.authority}
         doors = [

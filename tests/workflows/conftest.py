@@ -109,7 +109,7 @@ def temporal_address(tmp_path_factory, subprocesses) -> Iterator[str]:
     """A server started by the same command as `ipnext dev` starts it, with its database in a file."""
     server = read_devfile().temporal.model_copy(update={"port": free_port()})
     state = tmp_path_factory.mktemp("temporal")
-    command = server_command(server, binary=temporal_binary(), state=state, with_ui=False)
+    command = server_command(server, binary=temporal_binary(), state=state)
     with (state / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
     try:
@@ -128,7 +128,7 @@ def own_temporal(subprocesses, tmp_path, free_port) -> Iterator[str]:
     drainage = {"RefreshInterval": "1s", "VisibilityGracePeriod": "1s"}  # three minutes each by default
     dynamic = {f"matching.wv.VersionDrainageStatus{name}": value for name, value in drainage.items()}
     server = wanted.model_copy(update={"port": free_port, "dynamic_config": {**wanted.dynamic_config, **dynamic}})
-    command = server_command(server, binary=temporal_binary(), state=tmp_path, with_ui=False)
+    command = server_command(server, binary=temporal_binary(), state=tmp_path)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
     address = f"127.0.0.1:{free_port}"
     asyncio.run(until_up(address))

@@ -167,7 +167,7 @@ async def main(address: str, root: Path) -> None:
 if __name__ == "__main__":
     server = read_devfile().temporal.model_copy(update={"port": free_port()})
     with tempfile.TemporaryDirectory() as directory:
-        command = server_command(server, binary=temporal_binary(), state=Path(directory), with_ui=False)
+        command = server_command(server, binary=temporal_binary(), state=Path(directory))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
         try:
             asyncio.run(main(f"127.0.0.1:{server.port}", Path(directory)))

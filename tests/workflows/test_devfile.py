@@ -63,10 +63,13 @@ def test_the_server_listens_on_the_loopback_only_and_keeps_its_database(tmp_path
 
     command = " ".join(server_command(server, binary=temporal_binary(), state=tmp_path))
 
-    assert "--ip 127.0.0.1 --port 7233 --ui-port 8233 --ui-ip 127.0.0.1" in command
+    assert "--ip 127.0.0.1 --port 7233 --headless" in command
     assert f"--db-filename {tmp_path}/temporal.db --sqlite-pragma journal_mode=WAL" in command
     assert "--search-attribute IPnextGeneration=Int" in command
     assert "--sqlite-pragma" not in server_options(server, with_database=False)
+    command = " ".join(server_command(server, binary=temporal_binary(), state=tmp_path, ui=("127.9.8.7", 4711)))
+    assert "--ui-ip 127.9.8.7 --ui-port 4711" in command
+    assert "--headless" not in command
 
 
 def test_what_a_worker_needs_of_the_file_is_handed_to_it_as_settings(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ async def submitted(client, change):
 @contextlib.contextmanager
 def server_with(tmp_path, free_port, config):
     server = read_devfile().temporal.model_copy(update={"port": free_port, "dynamic_config": config})
-    command = server_command(server, binary=temporal_binary(), state=tmp_path, with_ui=False)
+    command = server_command(server, binary=temporal_binary(), state=tmp_path)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
     yield f"127.0.0.1:{server.port}"
     process.terminate()

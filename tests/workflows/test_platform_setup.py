@@ -45,7 +45,7 @@ NAMESPACE = "bare"
 def bare(subprocesses, listeners, tmp_path, free_port, monkeypatch):
     """A Temporal that knows nothing of IPnext: no namespace of ours, no search attribute, no schedule."""
     server = TemporalServer(port=free_port)
-    command = server_command(server, binary=temporal_binary(), state=tmp_path, with_ui=False)
+    command = server_command(server, binary=temporal_binary(), state=tmp_path)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tether())  # noqa: PLW1509 - no other thread forks here
     monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{free_port}")
     monkeypatch.setenv("TEMPORAL_NAMESPACE", NAMESPACE)

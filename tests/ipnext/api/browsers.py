@@ -28,14 +28,14 @@ def patient(context):
 
 
 @contextmanager
-def chromium():
-    """A browser, headless; skips the test if there is none."""
+def chromium(*arguments):
+    """A browser, headless, with further arguments; skips the test if there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip(f"no browser on the PATH (looked for {', '.join(BROWSERS)}); install chromium to run this test")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        browser = driver.chromium.launch(executable_path=path, args=[*ARGUMENTS, *arguments])
         yield browser
         browser.close()
 

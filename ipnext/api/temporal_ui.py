@@ -1,0 +1,15 @@
+"""Where Temporal's UI is, and who may use it: the proxy in front of that of `ipnext dev` asks here for each browser."""
+
+from fastapi import APIRouter
+
+from ipnext.api.access import may
+from ipnext.api.platform import Rooms
+from ipnext.model.resource import TemporalUi
+
+router = APIRouter(prefix="/v1/temporal-ui", tags=["access"])
+
+
+@router.get("", dependencies=[may("runs.inspect")], summary="Ask for Temporal's UI")
+def get_temporal_ui(rooms: Rooms) -> TemporalUi:
+    """Its address. Who is answered may read, start and end all runs there."""
+    return TemporalUi(url=rooms.settings.temporal_ui_url)
