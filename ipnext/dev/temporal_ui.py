@@ -135,11 +135,12 @@ class UiProxy:
 
     async def _passed_on(self, request: Request) -> Response:
         target = self._upstream.copy_with(raw_path=_raw_path(request.scope))
+        has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         sent = self._client.build_request(
             request.method,
             target,
             headers=_headers_for(request),
-            content=None if request.method in {"GET", "HEAD"} else request.stream(),
+            content=request.stream() if has_body else None,
         )
         answer = await self._client.send(sent, stream=True)
         response = StreamingResponse(_content_of(answer), status_code=answer.status_code)

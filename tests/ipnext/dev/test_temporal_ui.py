@@ -144,6 +144,12 @@ async def test_a_change_is_passed_on_with_its_body_and_without_what_proves_someb
     assert not [value for value in got.values() if "ipnext_" in value]
 
 
+async def test_a_body_of_a_request_that_reads_is_passed_on_too(live, upstream, proxied):
+    headers = {"authorization": f"Bearer {live.rooms.admin_key}"}
+    answer = await proxied.request("GET", "/api/v1/namespaces", headers=headers, json={})
+    assert (answer.status_code, upstream.got[-1][3]) == (200, b"{}")
+
+
 async def test_what_the_ui_gives_one_browser_goes_to_no_other(live, upstream, proxied):
     first, second = cookie_of(live), cookie_of(live)
     for headers in (first, second, {"authorization": f"Bearer {live.rooms.admin_key}"}):
