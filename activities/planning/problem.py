@@ -145,7 +145,8 @@ def planned_models(
 ) -> list[ModelProblem]:
     """Models that serve, or hold capacity by the plan in force, as their newest manifests wish.
 
-    `cut`: model -> its cut generations that serve or shall serve. `fleet` is the whole one, drained regions included.
+    A manifest with other parts than the model was placed with counts only once a generation has them: until then, and if none ever
+    does, a plan by it takes capacity from others for what can't run. `cut`: model -> its cut generations that serve or shall serve. `fleet` is the whole one, drained regions included.
     """
     found = []
     for record in records:
@@ -160,7 +161,11 @@ def planned_models(
 
 
 def _wishes(manifest: ModelManifest, placed: Placement | None) -> ModelProblem:
-    """As the manifest wishes; as when it was placed where its throughput is not known any more."""
+    """As the manifest wishes; as when it was placed if its parts are others, or its throughput is not known any more."""
+    if placed is not None and {part.part for part in placed.wishes.parts} != {
+        part.name for part in manifest.spec.parts
+    }:
+        return placed.wishes
     try:
         return model_problem(manifest)
     except InvalidInput:

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 from ipnext.model.faults import fault_text
 from ipnext.model.kv_transfer import TRANSFER_ARGUMENTS, KvTransferSettings
 from ipnext.model.routing import RoutingSettings
-from ipnext.model.value import Written
+from ipnext.model.value import LONGEST_SECONDS, Written
 
 OWN_ARGUMENTS: Final = (
     *("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--config", "--tokenizer"),
@@ -60,9 +60,9 @@ class VllmSettings(Written):
     """Further arguments of vLLM, as on its command line. Which ones: `ipnext.model.engine_allowances`."""
     environment: Mapping[str, str] = Field(default_factory=dict)
     """Further variables of its environment. Which ones: `ipnext.model.engine_allowances`."""
-    start_seconds: float = Field(default=600.0, gt=0)
+    start_seconds: float = Field(default=600.0, gt=0, le=LONGEST_SECONDS)
     """Longest time from its start to a good first answer."""
-    grace_seconds: float = Field(default=10.0, gt=0)
+    grace_seconds: float = Field(default=10.0, gt=0, le=LONGEST_SECONDS)
     """From SIGTERM to SIGKILL."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ipnext.errors import InvalidInput
 from ipnext.model.throughput import Rated
-from ipnext.model.value import Name, Written
+from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, Written
 
 UNMEASURED = (
     "profile: true, and no profile is there; give a number until there is one, or measure with `ipnext profile`"
@@ -17,9 +17,9 @@ class HardwareOption(Rated):
     """One way to run a part: `units` of hardware `kind` a replica give `qps`, or `tokens_per_second`."""
 
     kind: Name
-    units: float = Field(gt=0)
-    qps: float | None = Field(default=None, gt=0)
-    tokens_per_second: float | None = Field(default=None, gt=0)
+    units: float = Field(ge=SMALLEST_UNITS, le=LARGEST_FIGURE)
+    qps: float | None = Field(default=None, ge=SMALLEST_RATE, le=LARGEST_FIGURE)
+    tokens_per_second: float | None = Field(default=None, ge=SMALLEST_RATE, le=LARGEST_FIGURE)
     profile: bool | None = None
     """The newest measured profile says the throughput; the number, where there is one, holds until the first."""
 

@@ -25,9 +25,18 @@ from ipnext.model.registry import REQUEST, PartGraph, SyncPolicy, source_node
 from ipnext.model.signing import SignerPolicy
 from ipnext.model.split import SplitPolicy, options_of
 from ipnext.model.throughput import FIELDS, REQUESTS, TOKENS, Rated, Unit
-from ipnext.model.value import EngineName, Name, Value, Written
+from ipnext.model.value import LARGEST_FIGURE, LONGEST_SECONDS, SMALLEST_RATE, EngineName, Name, Value, Written
 
 API_VERSION = "ipnext/v1"
+MOST_PARTS: Final = 256
+MOST_OPTIONS: Final = 64
+"""Of hardware, for one part."""
+MOST_REGIONS: Final = 1024
+"""With users of one model."""
+MOST_REPLICAS: Final = 100_000
+MOST_KEPT_WARM: Final = 100
+"""Former generations."""
+MOST_BYTES: Final = 1 << 50
 
 
 class PartSpec(Written):
@@ -38,10 +47,10 @@ class PartSpec(Written):
     """`torch`, `vllm`, or an entry point of the group `ipnext.engines`; an apply refuses one that is not registered."""
     adapter_of: Name | None = None
     """The part whose engines load this one beside their model. It has no hardware, demand or settings of its own."""
-    hardware: tuple[HardwareOption, ...] = ()
+    hardware: tuple[HardwareOption, ...] = Field(default=(), max_length=MOST_OPTIONS)
     """Ways to run it, at least one; of an adapter none."""
-    min_replicas: int = Field(default=1, ge=0)
-    memory_bytes: int | None = Field(default=None, gt=0)
+    min_replicas: int = Field(default=1, ge=0, le=MOST_REPLICAS)
+    memory_bytes: int | None = Field(default=None, gt=0, le=MOST_BYTES)
     latency_target: LatencyTarget | None = None
     """At which a measured replica's throughput is taken; without it, the most that was measured."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
@@ -127,25 +136,25 @@ class RolloutSpec(Written):
 
     canary: float = Field(default=0.1, gt=0, le=1)
     max_step: float = Field(default=0.5, gt=0, le=1)
-    hold_seconds: float = Field(default=0.0, ge=0)
+    hold_seconds: float = Field(default=0.0, ge=0, le=LONGEST_SECONDS)
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
     gate: GateSpec = GateSpec()
     """What else the new generation's answers must keep."""
-    deadline_seconds: float = Field(default=600.0, gt=0)
+    deadline_seconds: float = Field(default=600.0, gt=0, le=LONGEST_SECONDS)
     refresh: Literal["auto", "in_place", "replace", "swap"] = "auto"
     """How a new snapshot comes to a part: `in_place` into the running processes, beside the former one; `replace` into new
     processes, and the former ones end; `swap` into the running processes, in the former one's place (engines that serve by
     themselves only); `auto`: in place where `memory_bytes` of every part has room for both."""
-    drain_seconds: float | None = Field(default=None, ge=0)
+    drain_seconds: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS)
     """How long requests under way may take before a replica ends; left out: the region's default, for vLLM parts 300."""
-    swap_wait_seconds: float | None = Field(default=None, ge=0)
+    swap_wait_seconds: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS)
     """With `refresh: swap`: how long a request waits at most for an engine that goes over; left out: as long as `drain_seconds`,
     so that the streams that it waits for end first."""
-    keep_warm: int = Field(default=1, ge=0)
+    keep_warm: int = Field(default=1, ge=0, le=MOST_KEPT_WARM)
     """Former generations that stay loaded, without traffic, so that a rollback needs no load."""
     approval: Literal["none", "canary", "each"] = "none"
     """Behind which waves a person has to approve before the run goes on: the canary, or each but the last."""
-    manual_deadline_seconds: float = Field(default=86400.0, gt=0)
+    manual_deadline_seconds: float = Field(default=86400.0, gt=0, le=LONGEST_SECONDS)
     """How long a run waits for a person (an approval, the end of a pause); then it goes back."""
     on_newer: Literal["finish", "turn"] = "finish"
     """When a newer publish comes while a generation rolls out: finish, or go back first and begin with the newer one."""
@@ -153,7 +162,7 @@ class RolloutSpec(Written):
     """Where the supply has no room for a safe way: refuse and name the surge; dip by `max_dip` at most; wait for supply."""
     max_dip: float = Field(default=0.0, ge=0, lt=1)
     """With `dip`: how much of the throughput that a part needs may be missing for a while."""
-    wait_seconds: float = Field(default=600.0, gt=0)
+    wait_seconds: float = Field(default=600.0, gt=0, le=LONGEST_SECONDS)
     """How long a run waits for supply: with `wait` for any, else for what another transition is about to free."""
 
     @model_validator(mode="after")
@@ -184,17 +193,17 @@ class ModelSpec(Written):
     """The wanted state of a model."""
 
     task: Literal["ranking", "generation", "embedding"] = "ranking"
-    parts: tuple[PartSpec, ...] = Field(min_length=1)
+    parts: tuple[PartSpec, ...] = Field(min_length=1, max_length=MOST_PARTS)
     graph: PartGraph | None = None
     """May be left out for a model of one part, and for one of a prefill and a decode part."""
     split: SplitPolicy | None = None
     """Cuts the one part listed, as it is published, into several; their graph is derived."""
     sync: SyncPolicy = SyncPolicy()
-    demand: tuple[DemandItem, ...] = Field(min_length=1)
-    latency_tolerance_ms: float = Field(default=100.0, ge=0)
+    demand: tuple[DemandItem, ...] = Field(min_length=1, max_length=MOST_REGIONS)
+    latency_tolerance_ms: float = Field(default=100.0, ge=0, le=LARGEST_FIGURE)
     survive: Literal["region", "none"] = "none"
-    priority: float = Field(default=1.0, gt=0)
-    budget_per_hour: float | None = Field(default=None, ge=0)
+    priority: float = Field(default=1.0, ge=SMALLEST_RATE, le=LARGEST_FIGURE)
+    budget_per_hour: float | None = Field(default=None, ge=0, le=LARGEST_FIGURE)
     rollout: RolloutSpec = RolloutSpec()
     validation: ValidationSpec = ValidationSpec()
     access: AccessSpec = AccessSpec()

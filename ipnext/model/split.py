@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
 from ipnext.model.fleet import HardwareOption
 from ipnext.model.registry import REQUEST
-from ipnext.model.value import Name, Written, digest_of
+from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS, Name, Written, digest_of
 
 Pattern = Annotated[str, StringConstraints(min_length=1)]
 """Module path with `*`, `?` and `[...]` as in file names; `*` passes dots too."""
@@ -45,8 +45,8 @@ class SplitHardware(Written):
     """One way to run a part: `units` of hardware `kind` a replica give `qps` requests a second."""
 
     kind: Name
-    units: float = Field(default=1.0, gt=0)
-    qps: float | None = Field(default=None, gt=0)
+    units: float = Field(default=1.0, ge=SMALLEST_UNITS, le=LARGEST_FIGURE)
+    qps: float | None = Field(default=None, ge=SMALLEST_RATE, le=LARGEST_FIGURE)
 
 
 class SplitPart(Written):

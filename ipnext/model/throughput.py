@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ipnext.model.value import Written
+from ipnext.model.value import LARGEST_FIGURE, Written
 
 Unit = Literal["requests/s", "tokens/s"]
 
@@ -22,8 +22,8 @@ FIELDS = {REQUESTS: "qps", TOKENS: "tokensPerSecond"}
 class Rated(Written):
     """A figure in one of the two units. In a document it stands last, and what is not given is left out."""
 
-    qps: float | None = Field(default=None, ge=0)
-    tokens_per_second: float | None = Field(default=None, ge=0)
+    qps: float | None = Field(default=None, ge=0, le=LARGEST_FIGURE)
+    tokens_per_second: float | None = Field(default=None, ge=0, le=LARGEST_FIGURE)
 
     @model_validator(mode="after")
     def _in_one_unit(self) -> Self:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from pydantic.alias_generators import to_camel
@@ -18,6 +18,16 @@ EngineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,6
 """An engine, as its entry point names it."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+LARGEST_FIGURE: Final = 1e12
+"""The planner takes no larger one: beyond it, sums lose the digits that the rules are checked to."""
+SMALLEST_RATE: Final = 1e-6
+"""Of what a replica answers, in requests or tokens a second, and of priorities."""
+SMALLEST_UNITS: Final = 0.001
+"""Of a replica: a thousand of them on one unit of hardware, and no more."""
+LONGEST_SECONDS: Final = 366 * 86400.0
+"""Of what a manifest has a change wait for."""
 
 
 class Value(BaseModel):

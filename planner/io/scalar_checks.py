@@ -13,11 +13,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import numpy as np
 
 from ipnext.errors import InvalidInput
-from ipnext.model.value import Value
+from ipnext.model.value import LARGEST_FIGURE, Value
 from planner.io.json_reader import Place, path_of, shown
-
-LARGEST_FIGURE = 1e12
-"""No figure may be larger: beyond it, sums lose the digits that the rules are checked to."""
 
 LONGEST_NAME = 256
 """Characters of a name at most."""

@@ -1,11 +1,21 @@
 """What of the store becomes the planner's problem."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from activities.planning.problem import fleet_left, fleet_problem, model_problem, with_running_options, within_fleet
+from activities.planning.problem import (
+    fleet_left,
+    fleet_problem,
+    model_problem,
+    planned_models,
+    with_running_options,
+    within_fleet,
+)
 from ipnext.errors import InvalidInput
 from ipnext.model.deployment import Deployment, DeploymentKey
-from ipnext.model.manifest import parse_manifest
+from ipnext.model.manifest import MOST_REPLICAS, parse_manifest
+from ipnext.model.value import LARGEST_FIGURE, SMALLEST_RATE, SMALLEST_UNITS
 from planner.io.problem import validate
 
 
@@ -47,6 +57,35 @@ def test_a_model_that_the_planner_refuses_does_not_stop_the_plan_of_all_others(f
     with pytest.raises(InvalidInput, match=r"models\[0\]"):
         validate(fleet_problem(fleet, [model(**spec)]))
     assert within_fleet(model(**spec), fleet) is None
+
+
+def test_the_largest_and_the_smallest_figures_of_a_manifest_are_taken_by_the_planner(fleet, model):
+    """A manifest that is taken never stops the plan of all others."""
+    for figure in (LARGEST_FIGURE, SMALLEST_RATE):
+        hardware = [{"kind": "cpu", "units": min(figure, 1e6) if figure > 1 else SMALLEST_UNITS, "qps": figure}]
+        extreme = model(
+            parts=[{"name": "sparse", "hardware": hardware, "minReplicas": MOST_REPLICAS}],
+            graph=None,
+            demand=[{"region": "us-east", "qps": figure}],
+            priority=figure,
+            budgetPerHour=figure,
+            latencyToleranceMs=LARGEST_FIGURE,
+        )
+        validate(fleet_problem(fleet, [within_fleet(extreme, fleet)]))
+
+
+def test_parts_that_nothing_was_placed_with_take_no_capacity(fleet, model, kit):
+    """A manifest with a part that no generation has is refused; its demand must not push others out."""
+    before = model()
+    ghost = kit.manifest("ranker", demand=[{"region": "us-east", "qps": 4000}])
+    ghost["spec"]["parts"][0]["name"] = "ghost"
+    ghost["spec"]["graph"] = None
+    ghost["spec"]["parts"] = ghost["spec"]["parts"][:1]
+    grown = kit.manifest("ranker", demand=[{"region": "us-east", "qps": 4000}])
+    for document, expected in ((ghost, before), (grown, model_problem(parse_manifest(grown)))):
+        record = SimpleNamespace(name="ranker", manifest=parse_manifest(document), retired=False, serving_generation=1)
+        placed = SimpleNamespace(wishes=before, replicas=(1,))
+        assert planned_models(fleet, [record], {"ranker": placed}) == [within_fleet(expected, fleet)]
 
 
 def test_what_runs_of_models_that_are_not_planned_is_no_supply(fleet):

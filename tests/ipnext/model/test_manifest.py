@@ -81,3 +81,32 @@ def test_a_key_that_is_given_twice_is_refused_with_its_lines(text, name, lines):
 def test_a_merged_mapping_may_be_overridden():
     (found,) = read_documents("base: &b {x: 1, y: 2}\nother: {<<: *b, x: 3}\nagain: {<<: *b}\n")
     assert (found["other"], found["again"]) == ({"x": 3, "y": 2}, {"x": 1, "y": 2})
+
+
+HUGE, TINY = 1e300, 1e-300
+
+
+@pytest.mark.parametrize(
+    ("part", "spec", "field"),
+    [
+        ({}, {"priority": HUGE}, "spec.priority"),
+        ({}, {"priority": TINY}, "spec.priority"),
+        ({}, {"budgetPerHour": HUGE}, "spec.budgetPerHour"),
+        ({}, {"latencyToleranceMs": HUGE}, "spec.latencyToleranceMs"),
+        ({}, {"demand": [{"region": "eu", "qps": HUGE}]}, "spec.demand.0.qps"),
+        ({}, {"demand": [{"region": f"r{i}", "qps": 1} for i in range(1025)]}, "spec.demand"),
+        ({"hardware": [{"kind": "cpu", "units": 1, "qps": HUGE}]}, {}, "spec.parts.0.hardware.0.qps"),
+        ({"hardware": [{"kind": "cpu", "units": 1, "qps": TINY}]}, {}, "spec.parts.0.hardware.0.qps"),
+        ({"hardware": [{"kind": "cpu", "units": HUGE, "qps": 1}]}, {}, "spec.parts.0.hardware.0.units"),
+        ({"hardware": [{"kind": "cpu", "units": 1e-6, "qps": 1}]}, {}, "spec.parts.0.hardware.0.units"),
+        ({"hardware": [{"kind": f"k{i}", "units": 1, "qps": 1} for i in range(65)]}, {}, "spec.parts.0.hardware"),
+        ({"minReplicas": 10**18}, {}, "spec.parts.0.minReplicas"),
+        ({"memoryBytes": 10**30}, {}, "spec.parts.0.memoryBytes"),
+        ({}, {"rollout": {"keepWarm": 10**30}}, "spec.rollout.keepWarm"),
+        ({}, {"rollout": {"holdSeconds": HUGE}}, "spec.rollout.holdSeconds"),
+        ({}, {"parts": [{"name": f"p{i}", "hardware": HARDWARE} for i in range(257)]}, "spec.parts"),
+    ],
+)
+def test_a_figure_that_no_plan_can_take_is_refused_by_its_field(part, spec, field):
+    """Every plan of the fleet would fail for it, and those of all other owners with it."""
+    assert refusal(part, **spec).startswith(f"{field}: ")

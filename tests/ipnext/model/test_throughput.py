@@ -37,7 +37,11 @@ def test_a_model_has_the_unit_of_its_demand(hardware, demand, unit):
         ({"profile": False}, {"qps": 3}, "got none"),
         ({"qps": 2}, {}, r"demand\.0: us: exactly one of qps and tokensPerSecond .* got none"),
         ({"qps": 2}, {"qps": 3, "tokensPerSecond": 1}, r"demand\.0: .*got qps 3 and tokensPerSecond 1"),
-        ({"tokensPerSecond": 0}, {"tokensPerSecond": 3}, r"hardware\.0\.tokensPerSecond: .* greater than 0"),
+        (
+            {"tokensPerSecond": 0},
+            {"tokensPerSecond": 3},
+            r"hardware\.0\.tokensPerSecond: .* greater than or equal to 0.000001",
+        ),
         ({"qps": 2}, {"tokensPerSecond": -1}, r"demand\.0\.tokensPerSecond: .* greater than or equal to 0"),
     ],
 )
