@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ipnext.errors import Conflict, InvalidInput
+from ipnext.artifacts.signing import MANIFEST_KEYS, check_keys
+from ipnext.errors import Conflict, InvalidInput, SignatureInvalid
 from ipnext.model.engine_allowances import EngineAllowances
 from ipnext.model.engine_settings import vllm_settings
 from ipnext.model.fleet import FleetSpec
@@ -38,6 +39,17 @@ def check_runs_no_code(manifest: ModelManifest, allowances: EngineAllowances) ->
         except ValueError as error:
             msg = f"spec.parts.{i}.{error}"
             raise InvalidInput(msg, field=f"spec.parts.{i}.settings", value=part.settings) from error
+
+
+def check_signers(manifest: ModelManifest) -> None:
+    """Refuse public keys that nobody can read. Raises InvalidInput."""
+    policy = manifest.spec.validation.signers
+    if policy is None:
+        return
+    try:
+        check_keys(policy, MANIFEST_KEYS)
+    except SignatureInvalid as error:
+        raise InvalidInput(error.message, field=MANIFEST_KEYS) from error
 
 
 def check_plugins(manifest: ModelManifest, plugins: Plugins) -> None:

@@ -7,7 +7,14 @@ from fastapi import APIRouter, Request, Response
 from ipnext import names
 from ipnext.access.actions import ACTIONS
 from ipnext.api.access import Asker, Visible, may
-from ipnext.api.admission import check_against_fleet, check_plugins, check_runs_no_code, check_storable, field_changes
+from ipnext.api.admission import (
+    check_against_fleet,
+    check_plugins,
+    check_runs_no_code,
+    check_signers,
+    check_storable,
+    field_changes,
+)
 from ipnext.api.answers import answers_of
 from ipnext.api.explanation import explanation_of
 from ipnext.api.facts import model_facts, throughputs_of
@@ -88,6 +95,7 @@ def apply_model(
     rooms.access.check_owner(asker, "models.apply", name, manifest.metadata.owner)
     check_storable(manifest)
     check_runs_no_code(manifest, _allowances(rooms.settings))
+    check_signers(manifest)
     check_plugins(manifest, rooms.plugins)
     with rooms.store.begin(name) as unit:
         check_against_fleet(manifest, _fleet(unit))

@@ -139,12 +139,13 @@ def signature_in(directory: Path) -> bytes | None:
 
 def _public_key(pem: str, field: str) -> "SSlibKey":
     _check_library()
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - a slow import
     from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415 - a slow import
     from securesystemslib.signer import SSlibKey  # noqa: PLC0415 - a slow import
 
     try:
         return SSlibKey.from_crypto(load_pem_public_key(pem.encode()))
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         msg = f"{field}: {error}; allowed: PEM texts of Ed25519, ECDSA or RSA keys"
         raise SignatureInvalid(msg) from error
 

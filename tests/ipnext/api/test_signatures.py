@@ -6,6 +6,8 @@ import json
 from collections import Counter
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from ipnext.api import signatures
 from ipnext.artifacts import layout
@@ -110,6 +112,26 @@ async def test_junk_is_refused_and_spoils_no_signature(house, entries, order):
         assert (await house.put("beta", house.signed("beta"))).status_code == 204
     assert house.check("beta").startswith("signed by ")
     assert len(house.kept) == 1
+
+
+def strange_key():
+    """A well-formed public key of an algorithm that nobody knows."""
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    content = base64.encodebytes(der.replace(b"\x2b\x65\x70", b"\x2b\x65\x7a")).decode()
+    return f"-----BEGIN PUBLIC KEY-----\n{content}-----END PUBLIC KEY-----\n"
+
+
+async def test_a_key_that_nobody_can_read_is_refused_and_one_that_is_there_spoils_no_signature(house):
+    document = house.rooms.model_document("of-alpha")
+    document["spec"]["validation"] = {"signers": {"publicKeys": [strange_key()]}}
+    headers = {"Authorization": f"Bearer {house.rooms.admin_key}"}
+    refused = await house.http.put("/v1/models/of-alpha", json=document, headers=headers)
+    assert (refused.status_code, "spec.validation.signers.publicKeys.0: " in refused.json()["message"]) == (400, True)
+    with house.rooms.store.begin() as unit:
+        unit.put_model(ModelManifest.model_validate(document), expected_version=None)
+    house.trust("beta", "beta")
+    assert (await house.put("beta", house.signed("beta"))).status_code == 204
 
 
 async def test_a_stranger_cannot_write_under_the_key_of_another_owner(house):
