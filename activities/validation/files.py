@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
@@ -23,7 +24,7 @@ SAFE_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".m
 
 NATIVE_MAGIC = b"\x7fELF"
 
-LARGEST_JSON_BYTES = 256 << 20
+LARGEST_JSON_BYTES = 64 << 20
 """A larger .json file is not parsed, and therefore not accepted."""
 
 _CODE_MAGIC = {
@@ -43,7 +44,7 @@ def check_paths(candidate: Candidate) -> Iterator[CheckResult]:
     for part, snapshot in sorted(candidate.snapshots.items()):
         paths = [file.path for file in snapshot.manifest.files]
         faults = [f"{path!r} {fault}" for path in paths if (fault := _path_fault(path))]
-        faults += [f"{path!r} stands twice" for path in sorted({p for p in paths if paths.count(p) > 1})]
+        faults += [f"{path!r} stands twice" for path, count in sorted(Counter(paths).items()) if count > 1]
         if faults:
             yield failed(
                 PATHS, part, Reason.UNSAFE_FORMAT, f"{faults[0]}; a path is relative and plain, as in weights.json"

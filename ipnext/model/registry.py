@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -80,14 +80,20 @@ class ArtifactFile(Value):
     size_bytes: int = Field(ge=0)
 
 
+MOST_FILES: Final = 10_000
+"""Of one snapshot."""
+MOST_PRODUCERS: Final = 64
+ProducerText = Annotated[str, Field(max_length=1024)]
+
+
 class SnapshotManifest(Value):
     """`snapshot.json`: what a snapshot consists of. Its digest names the snapshot's content."""
 
     format: Literal["ipnext/snapshot/v1"] = SNAPSHOT_FORMAT
     engine: str
     signature: Signature
-    files: tuple[ArtifactFile, ...]
-    producer: Mapping[str, str] = Field(default_factory=dict)
+    files: tuple[ArtifactFile, ...] = Field(max_length=MOST_FILES)
+    producer: Mapping[ProducerText, ProducerText] = Field(default_factory=dict, max_length=MOST_PRODUCERS)
     """Tool names and versions that wrote it, such as {"torch": "2.13.0"}."""
     parent: Sha256 | None = None
     """Digest of the snapshot this one was derived from or trained on from."""
