@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ipnext.api.errors import answer, error_body
 from ipnext.errors import TooLarge, TooSlow
 
-MOST_BYTES: Final = 17 * 2**20
-"""Of one body: the largest manifest of a snapshot has 16 MiB."""
+MOST_BYTES: Final = 5 * 2**20
+"""Of one body: the largest manifest of a snapshot has 4 MiB. As JSON it takes up to twenty times as much memory."""
 BYTES_PER_SECOND: Final = 64 * 2**10
 STREAMED: Final = "/v1/artifacts/blobs/"
 

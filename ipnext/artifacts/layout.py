@@ -18,7 +18,7 @@ from ipnext.model.value import canonical_json
 CHUNK_BYTES = 1 << 20
 """Blobs are read and hashed in pieces of this size."""
 
-LARGEST_MANIFEST_BYTES = 16 << 20
+LARGEST_MANIFEST_BYTES = 4 << 20
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DRIVE = re.compile(r"[A-Za-z]:")

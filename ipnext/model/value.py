@@ -24,8 +24,8 @@ LARGEST_FIGURE: Final = 1e12
 """The planner takes no larger one: beyond it, sums lose the digits that the rules are checked to."""
 SMALLEST_RATE: Final = 1e-6
 """Of what a replica answers, in requests or tokens a second, and of priorities."""
-SMALLEST_UNITS: Final = 0.001
-"""Of a replica: a thousand of them on one unit of hardware, and no more."""
+SMALLEST_UNITS: Final = 0.01
+"""Of a replica: a hundred of them on one unit of hardware, and no more."""
 LONGEST_SECONDS: Final = 366 * 86400.0
 """Of what a manifest has a change wait for."""
 
