@@ -145,8 +145,9 @@ def planned_models(
 ) -> list[ModelProblem]:
     """Models that serve, or hold capacity by the plan in force, as their newest manifests wish.
 
-    A manifest with other parts than the model was placed with counts only once a generation has them: until then, and if none ever
-    does, a plan by it takes capacity from others for what can't run. `cut`: model -> its cut generations that serve or shall serve. `fleet` is the whole one, drained regions included.
+    A manifest with other hosted parts than the model was placed with counts only once a generation has them: until then, and if
+    none ever does, a plan by it takes capacity from others for what can't run. `cut`: model -> its cut generations that serve or
+    shall serve. `fleet` is the whole one, drained regions included.
     """
     found = []
     for record in records:
@@ -154,17 +155,20 @@ def planned_models(
         if record.retired or not (record.serving_generation or (placed and placed.replicas)):
             continue
         generation = _planned_generation(record, placed, (cut or {}).get(record.name, ()))
-        fitting = within_fleet(_wishes(laid_out(record.manifest, generation), placed), fleet)
+        wishes = _wishes(laid_out(record.manifest, generation), placed, are_cut=generation is not None)
+        fitting = within_fleet(wishes, fleet)
         if fitting is not None:
             found.append(eased(fitting, fleet, drained))
     return found
 
 
-def _wishes(manifest: ModelManifest, placed: Placement | None) -> ModelProblem:
-    """As the manifest wishes; as when it was placed if its parts are others, or its throughput is not known any more."""
-    if placed is not None and {part.part for part in placed.wishes.parts} != {
-        part.name for part in manifest.spec.parts
-    }:
+def _wishes(manifest: ModelManifest, placed: Placement | None, *, are_cut: bool) -> ModelProblem:
+    """As the manifest wishes; as when it was placed if its parts are others, or its throughput is not known any more.
+
+    `are_cut`: its parts are those of a generation that is cut, so they exist.
+    """
+    hosted = {part.name for part in manifest.spec.hosted}
+    if placed is not None and not are_cut and {part.part for part in placed.wishes.parts} != hosted:
         return placed.wishes
     try:
         return model_problem(manifest)

@@ -88,6 +88,30 @@ def test_parts_that_nothing_was_placed_with_take_no_capacity(fleet, model, kit):
         assert planned_models(fleet, [record], {"ranker": placed}) == [within_fleet(expected, fleet)]
 
 
+def test_a_model_with_an_adapter_is_planned_as_its_newest_manifest_wishes(fleet):
+    """An adapter has no processes of its own, so a placement does not name it."""
+    hardware = [{"kind": "cpu", "units": 1, "qps": 100}]
+    parts = [
+        {"name": "llm", "engine": "vllm", "hardware": hardware},
+        {"name": "style", "engine": "vllm", "adapterOf": "llm"},
+    ]
+
+    def manifest(qps):
+        spec = {"task": "generation", "parts": parts, "demand": [{"region": "us-east", "qps": qps}]}
+        document = {
+            "apiVersion": "ipnext/v1",
+            "kind": "Model",
+            "metadata": {"name": "chat", "owner": "a"},
+            "spec": spec,
+        }
+        return parse_manifest(document)
+
+    record = SimpleNamespace(name="chat", manifest=manifest(90), retired=False, serving_generation=1)
+    placed = SimpleNamespace(wishes=model_problem(manifest(10)), replicas=(1,))
+    (planned,) = planned_models(fleet, [record], {"chat": placed})
+    assert [item.qps for item in planned.demand] == [90]
+
+
 def test_what_runs_of_models_that_are_not_planned_is_no_supply(fleet):
     def deployed(model, replicas):
         key = DeploymentKey(model=model, part="dense", region="us-east", hardware="cpu")
