@@ -60,10 +60,10 @@ class FileArtifactStore:
     def commit(self, manifest: SnapshotManifest) -> str:
         """Write the manifest of a snapshot whose blobs are all here, whole; return its uri."""
         layout.check_paths(manifest.files)
+        digest, content = manifest.digest, layout.manifest_bytes(manifest)
         for file in manifest.files:
             self._check_blob(file.path, file.sha256, file.size_bytes)
-        digest = manifest.digest
-        write_whole(self._root / layout.snapshot_key(digest), [layout.manifest_bytes(manifest)], scratch=self._scratch)
+        write_whole(self._root / layout.snapshot_key(digest), [content], scratch=self._scratch)
         return layout.snapshot_uri(self.uri, digest)
 
     def manifest(self, uri: str) -> SnapshotManifest:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from ipnext.errors import ArtifactDigestMismatch, InvalidInput, SignatureInvalid
+from ipnext.errors import ArtifactDigestMismatch, InvalidInput, SignatureInvalid, TooLarge
 from ipnext.model.manifest import invalid_input
 from ipnext.model.registry import OWN_FILES, SNAPSHOT_FILE, ArtifactFile, SnapshotManifest
 from ipnext.model.signing import MOST_KEPT, SignatureEnvelope, read_envelope
@@ -65,8 +65,12 @@ def digest_in(uri: str, store_uri: str) -> str:
 
 
 def manifest_bytes(manifest: SnapshotManifest) -> bytes:
-    """What the store keeps as snapshot.json: its SHA-256 is the snapshot's digest."""
-    return canonical_json(manifest).encode()
+    """What the store keeps as snapshot.json: its SHA-256 is the snapshot's digest. TooLarge for one that no reader would take."""
+    content = canonical_json(manifest).encode()
+    if len(content) > LARGEST_MANIFEST_BYTES:
+        msg = f"{SNAPSHOT_FILE} has {len(content)} bytes; allowed: {LARGEST_MANIFEST_BYTES}"
+        raise TooLarge(msg)
+    return content
 
 
 def read_manifest(content: bytes, subject: str) -> SnapshotManifest:

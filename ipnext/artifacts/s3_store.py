@@ -76,10 +76,10 @@ class S3ArtifactStore:
         Written only where there is none (If-None-Match): of several writers one wins, the others find the same bytes.
         """
         layout.check_paths(manifest.files)
+        digest, content = manifest.digest, layout.manifest_bytes(manifest)
         for file in manifest.files:
             self._check_blob(file.path, file.sha256, file.size_bytes)
-        digest = manifest.digest
-        key, content = layout.snapshot_key(digest), layout.manifest_bytes(manifest)
+        key = layout.snapshot_key(digest)
         with answering(self._name(key)):
             try:
                 self._client.put_object(

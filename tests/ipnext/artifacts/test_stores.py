@@ -13,7 +13,7 @@ from ipnext.artifacts import seen_files
 from ipnext.artifacts.layout import signature_key
 from ipnext.artifacts.opening import open_store
 from ipnext.artifacts.upload import ingest_directory
-from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, InvalidInput, TooLarge
 from ipnext.model.registry import SEEN_FILE, SIGNATURE_FILE, SNAPSHOT_FILE
 from ipnext.names import LIBRARY_FILE
 from tests.waiting import PATIENCE_SECONDS
@@ -154,6 +154,15 @@ def test_a_truncated_blob_stops_the_commit(held, manifest):
     held.write(f"blobs/{weights}", FILES["weights.safetensors"][:100])
     with pytest.raises(ArtifactDigestMismatch, match=r"weights\.safetensors.*100 bytes.*16384"):
         held.store.commit(manifest(FILES))
+
+
+def test_a_manifest_that_no_reader_would_take_is_not_committed(held, manifest):
+    one = manifest({"weights.safetensors": FILES["weights.safetensors"]}).files[0]
+    many = tuple(
+        one.model_copy(update={"path": f"{'a' * 200}/{'b' * 200}/{number:0>200}.json"}) for number in range(8000)
+    )
+    with pytest.raises(TooLarge, match=r"snapshot\.json has \d+ bytes"):
+        held.store.commit(manifest({}).model_copy(update={"files": many}))
 
 
 def flipped(content: bytes) -> bytes:
