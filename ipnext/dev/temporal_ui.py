@@ -92,7 +92,7 @@ class UiProxy:
         """Answer a request, or have it answered by the UI."""
         request = Request(scope, receive)
         try:
-            response = await self._refusal(request) or await self._passed_on(request)
+            response = await self._refusal(request) or await self._pass_on(request)
         except httpx.InvalidURL as error:
             response = _page(400, f"the path can't be read: {error}")
         except httpx.TransportError as error:
@@ -106,7 +106,7 @@ class UiProxy:
                 check_own_page(request.method, request.headers)
         except Unauthenticated as error:
             return _page(403, error.message)
-        found = await self._asked(request)
+        found = await self._ask(request)
         if found.status == httpx.codes.OK:
             return None
         if found.status == httpx.codes.UNAUTHORIZED:
@@ -116,7 +116,7 @@ class UiProxy:
             return _page(401, "Temporal's UI is for administrators of the platform:", log_in)
         return _page(found.status, found.message)
 
-    async def _asked(self, request: Request) -> _Answer:
+    async def _ask(self, request: Request) -> _Answer:
         """What the API says of the request's credential; kept for as long as the API itself keeps it."""
         cookie, bearer = request.cookies.get(self._cookie, ""), request.headers.get("authorization", "")
         known = self._answers.get((cookie, bearer))
@@ -133,7 +133,7 @@ class UiProxy:
             self._answers.popitem(last=False)
         return found
 
-    async def _passed_on(self, request: Request) -> Response:
+    async def _pass_on(self, request: Request) -> Response:
         target = self._upstream.copy_with(raw_path=_raw_path(request.scope))
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         sent = self._client.build_request(
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--api", required=True, help="URL of the API that says who may use it")
     given = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then hands the signal to this
-        signal.signal(number, _asked_to_end)
+        signal.signal(number, _end_in_order)
     app = proxy_app(given.upstream, given.api)
     try:
         most = room_for_connections(None, field="connections", variable="IPNEXT_API_CONNECTIONS")
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def _asked_to_end(_number: int, _frame: object) -> None:
+def _end_in_order(_number: int, _frame: object) -> None:
     """Nothing: the server has ended, and main returns."""
 
 
