@@ -8,11 +8,12 @@ import argparse
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -22,8 +23,9 @@ from typing import IO, Final, Protocol
 from setproctitle import setproctitle
 
 from ipnext.artifacts.opening import open_store
-from ipnext.errors import IPnextError, LoadFailed, Unavailable
-from serving.fetching_keeper import FetchingKeeper, KeptProcess
+from ipnext.errors import Forbidden, IPnextError, LoadFailed, Unavailable
+from serving.fetching_keeper import FetchingKeeper, KeptProcess, Logs
+from serving.privileges import drop_capabilities
 
 _NICENESS: Final = 10
 """Whoever answers requests comes first."""
@@ -39,9 +41,11 @@ class Fetcher(Protocol):
 class FetchingProcess:
     """A Fetcher that has another process do the work, one fetch at a time. Safe to use from several threads."""
 
-    def __init__(self, artifacts: str, *, s3_endpoint_url: str | None = None) -> None:
+    def __init__(self, artifacts: str, *, s3_endpoint_url: str | None = None, into: Path | None = None) -> None:
+        """`into` is the only directory that it fetches into, whatever it is asked; None: any."""
         endpoint = ["--s3-endpoint-url", s3_endpoint_url] if s3_endpoint_url else []
         self._command = [sys.executable, "-m", "serving.fetching", "--artifacts", artifacts, *endpoint]
+        self._command += [] if into is None else ["--into", str(into)]
         self._lock = threading.Lock()
         self._keeper: FetchingKeeper | None = None
         self._process: subprocess.Popen[str] | KeptProcess | None = None
@@ -54,13 +58,14 @@ class FetchingProcess:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603  # our own command
 
-    def fork(self) -> None:
+    def fork(self, *, logs: Logs | None = None, at_end: Callable[[], object] = lambda: None) -> FetchingKeeper:
         """As `start`, in a few milliseconds, and so that later ones can be started by a process that is confined.
 
-        Only before this process has other threads, sockets or a loop of its own.
+        Only before this process has other threads, sockets or a loop of its own. `logs` and `at_end`: see FetchingKeeper.
         """
-        self._keeper = FetchingKeeper(partial(_run, self._command))
+        self._keeper = FetchingKeeper(partial(_run, self._command), logs=logs, at_end=at_end)
         self.start()
+        return self._keeper
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """As the store's own; Unavailable where the process ended meanwhile, and the next fetch starts another."""
@@ -129,6 +134,8 @@ def _answer(arguments: argparse.Namespace, line: str, answers: IO[str]) -> None:
     """Fetch once and tell the outcome."""
     try:
         question = json.loads(line)
+        _check_directory(arguments.into, Path(question["directory"]))
+        _let_group_read(Path(question["directory"]))
         store = open_store(arguments.artifacts, endpoint_url=arguments.s3_endpoint_url)
         told = {"directory": str(store.fetch(question["uri"], Path(question["directory"])))}
     except IPnextError as error:
@@ -137,6 +144,19 @@ def _answer(arguments: argparse.Namespace, line: str, answers: IO[str]) -> None:
         told = {"code": LoadFailed.code, "message": f"{type(error).__name__}: {error}"}
     answers.write(json.dumps(told) + "\n")
     answers.flush()
+
+
+def _check_directory(allowed: Path | None, asked: Path) -> None:
+    """Forbidden unless it is the one that this process fetches into: a host that asks may have been taken over."""
+    if allowed is not None and asked != allowed:
+        msg = f"directory: {str(asked)!r} is not the cache of this host; allowed: {str(allowed)!r}"
+        raise Forbidden(msg)
+
+
+def _let_group_read(directory: Path) -> None:
+    """Write what the group of a cache may read, if the agent has opened the cache to it: that of hosts with a user of their own."""
+    if directory.is_dir() and directory.stat().st_mode & stat.S_ISGID:
+        os.umask(0o027)
 
 
 def _answers() -> IO[str]:
@@ -151,9 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m serving.fetching", description=__doc__)
     parser.add_argument("--artifacts", required=True, help="uri of the artifact store: file:///... or s3://...")
     parser.add_argument("--s3-endpoint-url", default=None)
+    parser.add_argument("--into", type=Path, default=None, help="the only directory that it fetches into")
     parsed = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host decides when to end
     os.nice(_NICENESS)
+    drop_capabilities()
     answers = _answers()
     pool = ThreadPoolExecutor(1)
     for line in sys.stdin:

@@ -24,7 +24,7 @@ from ipnext.names import GENERATION_HEADER, REGION_HEADER, SNAPSHOTS_HEADER
 from ipnext.settings import NativeCodeSettings
 from serving.balancing import EndpointLoads
 from serving.batching import InferenceQueue
-from serving.confinement import Confinement, confine, prepare
+from serving.confinement import Confinement, add_confinement, confine, prepare
 from serving.engines.base import find_engine
 from serving.fetching import FetchingProcess
 from serving.frames import UPGRADE
@@ -35,10 +35,11 @@ from serving.host_frames import HostFrames
 from serving.host_metrics import HostMetrics
 from serving.http import Request, Response, json_response, not_found, parse_model, seconds_left
 from serving.http_limits import OpenConnections
-from serving.listeners import Listener, add_listener, listeners
+from serving.listeners import Listener, add_listener, listeners, share_sockets
 from serving.loading import LOAD_SECONDS, Loader
 from serving.memory import HostMemory, keep_freed, settle, shared_bytes
 from serving.part_server import About, PartServer
+from serving.privileges import add_user, become, drop_capabilities
 from serving.protocol import HEADER_LENGTH, Encoded, parse_header_length
 from serving.served import Served
 from serving.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
@@ -179,17 +180,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="requests that run at once (default 1)")
     parser.add_argument("--queue", type=int, default=256, help="requests that may wait (default 256)")
-    parser.add_argument(
-        "--confinement",
-        type=Confinement,
-        choices=list(Confinement),
-        default=Confinement.AVAILABLE,
-        help="whether the host confines itself to what it needs (default available: as far as the kernel can)",
-    )
-    parser.add_argument(
-        "--readable", type=Path, action="append", default=[], help="path that it may read beside its code and its cache"
-    )
-    parser.add_argument("--writable", type=Path, action="append", default=[], help="path that it may write")
+    add_confinement(parser)
+    add_user(parser)
     add_allowed_hosts(parser)
     return parser.parse_args(arguments)
 
@@ -251,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log_as_json()
     sys.setswitchinterval(SWITCH_SECONDS)
     keep_freed()
-    fetching = FetchingProcess(parsed.artifacts, s3_endpoint_url=parsed.s3_endpoint_url)
+    fetching = FetchingProcess(parsed.artifacts, s3_endpoint_url=parsed.s3_endpoint_url, into=parsed.cache)
     fetching.fork()  # before there are threads
     bound = listeners(parsed, Component.HOST, CALLERS)
     parsed.cache.mkdir(parents=True, exist_ok=True)
@@ -259,6 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys = NativeCodeSettings().native_library_keys_file
     readable = [parsed.cache, *parsed.readable, *([] if keys is None else [keys])]
     connects = parsed.sockets is None  # hosts on sockets ask others on sockets
+    if parsed.user is not None:
+        share_sockets(bound, Component.ROUTER, group=parsed.user.gid)
+        become(parsed.user)
+    elif parsed.confinement is not Confinement.OFF:
+        drop_capabilities()
     confine(parsed.confinement, readable=readable, writable=parsed.writable, connects=connects)
     run(partial(_main, parsed, bound, fetching))
     os._exit(0)  # a forward pass or a download that hangs in its thread must not keep the process

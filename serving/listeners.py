@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from ipnext.components.authorisation import authorise
 from ipnext.components.identity import Component
+from ipnext.components.private_files import let_group_enter
 from ipnext.components.sockets import bind_socket, check_peer
 from ipnext.errors import Forbidden
 
@@ -45,6 +47,17 @@ class Listener:
         """Port or path, for a log."""
         name = self.socket.getsockname()
         return name if isinstance(name, str) else str(name[1])
+
+
+def share_sockets(bound: Sequence[Listener], caller: Component, *, group: int) -> None:
+    """Let the processes of a group call as `caller`, and as nobody else. Ports stay as they are."""
+    for listener in bound:
+        if listener.guard is not None:
+            path = Path(listener.address)
+            let_group_enter(path.parent, group)
+            if listener.guard.caller is caller:
+                os.chown(path, -1, group)
+                path.chmod(0o660)
 
 
 def listen(port: int) -> socket.socket:

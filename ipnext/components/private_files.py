@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,14 @@ def make_own_directory(path: Path, *, otherwise: str) -> None:
         msg = f"{path} belongs to another user; remove it, or {otherwise}"
         raise Conflict(msg)
     make_private_directory(path)
+
+
+def let_group_enter(path: Path, group: int) -> None:
+    """Let a group reach what it knows by name in a directory, and not list it. Nothing if all users may enter."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if not mode & stat.S_IXOTH:
+        os.chown(path, -1, group)
+        path.chmod(mode & ~stat.S_IRWXG | stat.S_IXGRP)
 
 
 def keep_new_files_private() -> None:

@@ -69,7 +69,7 @@ class EngineAdapters:
                 await self._load(name, fetched)
 
     async def _load(self, name: str, fetched: Fetched) -> None:
-        spec, log = self._engine.spec, structlog.get_logger().bind(adapter=name, engine=self._engine.spec.log_file.stem)
+        spec, log = self._engine.spec, structlog.get_logger().bind(adapter=name, engine=self._engine.spec.log.engine)
         try:
             await asyncio.to_thread(verify_adapter, fetched, spec.directory, spec.settings)
             again = name in self._there
@@ -123,7 +123,7 @@ class Adapters:
             if beside is None or not hold.adapters:
                 continue
             beside.wanted = {engine_name(h.part, h.digest): fetched for h, fetched in self.held.values if _on(h, hold)}
-            task = asyncio.create_task(beside.follow(), name=f"adapters of {engine.spec.log_file.stem}")
+            task = asyncio.create_task(beside.follow(), name=f"adapters of {engine.spec.log.engine}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

@@ -3,32 +3,34 @@
 import asyncio
 import os
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from landlockpy import Ruleset
 
+from ipnext.components.private_files import make_private_directory
 from ipnext.components.sockets import SUFFIX, socket_url
 from ipnext.errors import IPnextError, LoadFailed, Unavailable
 from ipnext.model.checkpoint import Checkpoint
 from ipnext.model.engine_settings import VllmSettings
 from ipnext.model.starting import StartStage
 from serving.genai.commands import engine_command, engine_environment, takes_name, takes_socket
+from serving.genai.enclosure import PORTS, Enclosure, engine_ports
+from serving.genai.engine_log import EngineLog
 from serving.genai.probe import EngineProbe
-from serving.genai.process import KeptProcess, ending, keep_former, log_tail, tree_bytes
+from serving.genai.process import KeptProcess, ending, tree_bytes
 from serving.genai.shared_storage import SharedStorage
 
 LOOPBACK: Final = "127.0.0.1"
-_LOWEST_PORT: Final = 20_000
-_HIGHEST_PORT: Final = 32_000
-"""Below the range from which the kernel takes ports for outgoing connections."""
-
-_SOCKET_PREFIX: Final = "e-"
+_SOCKETS: Final = "e"
+"""Directory for those of engines, in that of the host's own. Short: the kernel takes 107 bytes of a socket's path."""
 
 Probes = Callable[[str, str], EngineProbe]
 """Makes the probe of an engine at a URL, asked for a model."""
@@ -41,7 +43,7 @@ class EngineSpec:
     model: str
     directory: Path
     settings: VllmSettings
-    log_file: Path
+    log: EngineLog
     needed_bytes: int = 0
     """Memory that it is expected to take."""
     storage: SharedStorage | None = None
@@ -56,6 +58,10 @@ class EngineSpec:
     """Directory for its Unix socket; None: it listens on a loopback port."""
     name: str | None = None
     """What it is to write into its answers as `model`."""
+    enclosure: Enclosure | None = None
+    """What it may do; None: it is not confined."""
+    cache: Path | None = None
+    """Where snapshots lie that it is to take while it runs: other weights, or adapters."""
 
     @property
     def answers_as(self) -> str | None:
@@ -68,10 +74,10 @@ class EngineSpec:
         return frozenset({self.model, self.answers_as or self.model})
 
     def address(self) -> int | Path:
-        """A path for the socket of one start; a port if it listens on one."""
+        """A path for the socket of one start, in a directory of its own; a port if it listens on one."""
         if self.sockets is None or not takes_socket(self.environment):
             return free_port()
-        return self.sockets / f"{_SOCKET_PREFIX}{secrets.token_hex(3)}{SUFFIX}"
+        return engine_sockets(self.sockets) / secrets.token_hex(3) / f"e{SUFFIX}"
 
     def command(self, address: int | Path) -> Sequence[str]:
         """The command line for one start."""
@@ -84,6 +90,20 @@ class EngineSpec:
             environment=self.environment,
             storage=storage,
             answers_as=self.answers_as,
+        )
+
+    def ruleset(self, address: int | Path, side_port: int) -> Ruleset | None:
+        """What confines one start; None: nothing. The caller closes it. LoadFailed, Unavailable as for `Enclosure.ruleset`."""
+        if self.enclosure is None:
+            return None
+        return self.enclosure.ruleset(
+            self.environment,
+            readable=(self.cache or self.directory,),
+            writable=(
+                *((address.parent,) if isinstance(address, Path) else ()),
+                *((self.storage.directory,) if self.storage else ()),
+            ),
+            ports=engine_ports(self.settings, address, side_port=side_port),
         )
 
 
@@ -146,7 +166,7 @@ class Engine:
 
     def start(self) -> None:
         """Begin to keep it running."""
-        self._task = asyncio.create_task(self._keep_running(), name=f"engine {self.spec.log_file.stem}")
+        self._task = asyncio.create_task(self._keep_running(), name=f"engine {self.spec.log.engine}")
 
     async def sample(self) -> int:
         """Requests that it works on now. One that does not say so in time counts as busy: it may well be."""
@@ -191,6 +211,9 @@ class Engine:
         finally:
             if self.spec.storage is not None:
                 await asyncio.to_thread(self.spec.storage.release)
+            if self.spec.enclosure is not None:
+                await asyncio.to_thread(self.spec.enclosure.remove)
+            self.spec.log.close()
 
     async def _run_again_and_again(self) -> None:
         pause = self._pace.first_pause
@@ -201,8 +224,8 @@ class Engine:
                 return
             lived = time.monotonic() - self._ready_at if self._ready_at else 0.0
             pause = self._pace.first_pause if lived > self._pace.steady else pause
-            self.message = f"{reason}; starting it again; last output: {log_tail(self.spec.log_file) or 'none'}"
-            structlog.get_logger().error("engine ended", engine=self.spec.log_file.stem, reason=reason, pause=pause)
+            self.message = f"{reason}; starting it again; last output: {self.spec.log.tail or 'none'}"
+            structlog.get_logger().error("engine ended", engine=self.spec.log.engine, reason=reason, pause=pause)
             self.restarts += 1
             await self._rest(pause)
             pause = min(2 * pause, self._pace.longest_pause)
@@ -216,14 +239,7 @@ class Engine:
         """One life of the engine; why it is over."""
         address = self.spec.address()
         try:
-            keep_former(self.spec.log_file)
-            if self.spec.storage is not None:
-                await asyncio.to_thread(self.spec.storage.take)
-            command = self.spec.command(address)
-            environment = engine_environment(
-                self.spec.settings, self.spec.environment, side_port=free_port(), swap=self.spec.swap
-            )
-            self._process = process = await KeptProcess.spawn(command, environment, self.spec.log_file)
+            self._process = process = await self._spawn(address)
         except (OSError, IPnextError) as error:
             return f"could not be started: {error}"
         self.url = socket_url(address) if isinstance(address, Path) else f"http://{LOOPBACK}:{address}"
@@ -239,7 +255,23 @@ class Engine:
             for task in tasks:
                 task.cancel()
             if isinstance(address, Path):
-                address.unlink(missing_ok=True)
+                shutil.rmtree(address.parent, ignore_errors=True)
+
+    async def _spawn(self, address: int | Path) -> KeptProcess:
+        spec, side_port = self.spec, free_port()
+        log = spec.log.begin()
+        if spec.storage is not None:
+            await asyncio.to_thread(spec.storage.take)
+        if isinstance(address, Path):
+            make_private_directory(address.parent)
+        command = spec.command(address)
+        environment = engine_environment(spec.settings, spec.environment, side_port=side_port, swap=spec.swap)
+        if spec.enclosure is not None:
+            await asyncio.to_thread(spec.enclosure.prepare)
+            environment = spec.enclosure.environment(environment)
+        with await asyncio.to_thread(spec.ruleset, address, side_port) or nullcontext() as ruleset:
+            own = None if spec.enclosure is None else spec.enclosure.directory
+            return await KeptProcess.spawn(command, environment, log, ruleset=ruleset, remove=own)
 
     async def _over(self, process: KeptProcess, ended: asyncio.Task[int], watch: asyncio.Task[str]) -> str:
         self.ready = False
@@ -296,19 +328,24 @@ class Engine:
         self._ready_at = self._answered_at = time.monotonic()
         self.message = self.start_stage = None
         self.ready = not self.retiring
-        structlog.get_logger().info("engine is ready", engine=self.spec.log_file.stem, url=self.url)
+        structlog.get_logger().info("engine is ready", engine=self.spec.log.engine, url=self.url)
+
+
+def engine_sockets(sockets: Path) -> Path:
+    """Where the sockets of engines are, in a directory each. `sockets` has those of their host."""
+    return sockets / _SOCKETS
 
 
 def forget_sockets(directory: Path) -> None:
-    """Remove the sockets of engines that ended with a former host."""
-    for path in directory.glob(f"{_SOCKET_PREFIX}*{SUFFIX}"):
-        path.unlink(missing_ok=True)
+    """Remove the sockets of engines that ended with a former host, and make room for others."""
+    shutil.rmtree(engine_sockets(directory), ignore_errors=True)
+    make_private_directory(engine_sockets(directory))
 
 
 def free_port() -> int:
     """A loopback port that nobody listens on. Between now and its use somebody may take it: then the engine is started again."""
     while True:
-        port = _LOWEST_PORT + secrets.randbelow(_HIGHEST_PORT - _LOWEST_PORT)
+        port = secrets.choice(PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((LOOPBACK, port))

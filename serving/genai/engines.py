@@ -31,8 +31,9 @@ from serving.fetching import Fetcher
 from serving.genai.adapters import Adapters
 from serving.genai.attempts import load_with_retries
 from serving.genai.commands import with_adapters
+from serving.genai.enclosure import Enclosures
 from serving.genai.engine import Engine, EngineSpec, Pace, Probes
-from serving.genai.process import last_line
+from serving.genai.engine_log import EngineLog, EngineLogs, OpenLog
 from serving.genai.shared_storage import SharedStorage
 from serving.genai.swap_steps import Swaps
 from serving.generations import HeldSnapshots, check_holds
@@ -72,18 +73,22 @@ class Engines:
         transfer: Path | None = None,
         sockets: Path | None = None,
         allowances: EngineAllowances = NO_ALLOWANCES,
+        enclosures: Enclosures | None = None,
+        begin_log: OpenLog | None = None,
     ) -> None:
         self.held: HeldSnapshots[Engine] = HeldSnapshots()
         self.budget_bytes = budget_bytes
         self._store = store
         self._cache = cache
         self._probes = probes
-        self._host_id = host_id
         self._check = check
         self._adapters = adapters
         self._pace = pace
         self._sockets = sockets
-        self._transfer = transfer or cache.parent / "transfer"
+        self._transfer = transfer or transfer_directory(cache)
+        self._enclosures = enclosures
+        self._logs = EngineLogs(log_directory(cache), host_id)
+        self._begin_log = begin_log or self._logs.begin
         self._allowances = allowances
         self._weights: dict[str, int] = {}
         self._retiring: dict[asyncio.Task[None], Engine] = {}
@@ -222,7 +227,7 @@ class Engines:
                     snapshot=hold.snapshot,
                     stage=engine.start_stage,
                     seconds=engine.stage_seconds,
-                    output=last_line(engine.spec.log_file) or None,
+                    output=engine.spec.log.last_line or None,
                 )
 
     async def _load(self, hold: HostedSnapshot) -> None:
@@ -246,13 +251,15 @@ class Engines:
             model=hold.model,
             directory=fetched.directory,
             settings=settings,
-            log_file=self._log_file(hold),
+            log=self._log(hold),
             needed_bytes=needed,
             storage=self._storage(hold, settings),
             checkpoint=fetched.manifest.checkpoint,
             swap=hold.swap,
             sockets=self._sockets,
             name=answering_name(hold.model, hold.digest, secrets.token_hex(4) if hold.swap else ""),
+            enclosure=None if self._enclosures is None else self._enclosures.enclosure(secrets.token_hex(4)),
+            cache=self._cache.absolute() if hold.swap or hold.adapters else None,
         )
         engine = Engine(spec, self._probes, pace=self._pace)
         if self.held.loaded(hold, engine):
@@ -304,12 +311,22 @@ class Engines:
         engines = sum(max(engine.resident_bytes, engine.spec.needed_bytes) for engine in self._all)
         return resident_bytes() + engines
 
-    def _log_file(self, hold: HostedSnapshot) -> Path:
-        """`<cache>/../logs/<id>.engine-<digest>.log`; a second engine of the same snapshot gets a number."""
-        name = f"{self._host_id}.engine-{hold.digest:.8}"
-        taken = {engine.spec.log_file.name for engine in self._all}
-        names = (f"{name}{suffix}.log" for suffix in ("", *(f"-{number}" for number in range(2, len(taken) + 3))))
-        return self._cache.parent / "logs" / next(candidate for candidate in names if candidate not in taken)
+    def _log(self, hold: HostedSnapshot) -> EngineLog:
+        """A second engine of the same snapshot gets a number."""
+        taken = {engine.spec.log.name for engine in self._all}
+        suffixes = ("", *(f"-{number}" for number in range(2, len(taken) + 3)))
+        names = (self._logs.name(hold.digest, suffix) for suffix in suffixes)
+        return EngineLog(next(name for name in names if name not in taken), self._begin_log)
+
+
+def log_directory(cache: Path) -> Path:
+    """Where the logs of engines are: beside the cache."""
+    return cache.parent / "logs"
+
+
+def transfer_directory(cache: Path) -> Path:
+    """Where prefill and decode meet, if nothing else is said."""
+    return cache.parent / "transfer"
 
 
 def _settings(hold: HostedSnapshot, allowances: EngineAllowances) -> VllmSettings:

@@ -6,6 +6,7 @@ Started by a region's agent: `python -m serving.genai.host --sockets DIR --regio
 import argparse
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
@@ -19,16 +20,20 @@ from ipnext.components.http_sessions import HttpSessions
 from ipnext.components.identity import Component
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS, HostHolds, HostMemoryState, HostState
 from ipnext.model.engine_allowances import EngineAllowances
+from serving.confinement import Confinement, add_confinement, restrict
 from serving.draining import Drain
 from serving.fetching import FetchingProcess
 from serving.genai.adapters import Adapters
-from serving.genai.engine import forget_sockets
-from serving.genai.engines import Engines
+from serving.genai.enclosure import Enclosures, enclosures_place, host_allowed
+from serving.genai.engine import engine_sockets, forget_sockets
+from serving.genai.engine_log import EngineLogs, OpenLog
+from serving.genai.engines import Engines, log_directory, transfer_directory
 from serving.genai.metrics import EngineMetrics
 from serving.genai.probe import EngineProbe
 from serving.genai.verification import verify
 from serving.http import Request, Response, json_response, not_found, parse_model
-from serving.listeners import Listener, add_listener, listeners
+from serving.listeners import Listener, add_listener, listeners, share_sockets
+from serving.privileges import add_user, become, drop_capabilities, give_to
 from serving.server import add_allowed_hosts, allowed_hosts, log_as_json, run, serve
 from serving.tallies import CONTENT_TYPE
 
@@ -123,13 +128,19 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-environment", action="append", default=[], metavar="NAME", help="a variable, as --allow-argument"
     )
+    add_confinement(parser)
+    add_user(parser)
     add_allowed_hosts(parser)
     return parser.parse_args(arguments)
 
 
-async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> None:
-    fetching = FetchingProcess(arguments.artifacts, s3_endpoint_url=arguments.s3_endpoint_url)
-    fetching.start()
+async def _main(
+    arguments: argparse.Namespace,
+    bound: Sequence[Listener],
+    fetching: FetchingProcess,
+    enclosures: Enclosures | None,
+    begin_log: OpenLog,
+) -> None:
     async with aclosing(HttpSessions()) as session:
         engines = Engines(
             fetching,
@@ -143,6 +154,8 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
             transfer=arguments.transfer,
             sockets=arguments.sockets,
             allowances=EngineAllowances(tuple(arguments.allow_argument), tuple(arguments.allow_environment)),
+            enclosures=enclosures,
+            begin_log=begin_log,
         )
         host = GenerativeHost(engines, region=arguments.region)
         structlog.get_logger().info("host listens", id=arguments.id, at=[listener.address for listener in bound])
@@ -150,14 +163,60 @@ async def _main(arguments: argparse.Namespace, bound: Sequence[Listener]) -> Non
     fetching.close()
 
 
+def prepare_places(arguments: argparse.Namespace) -> Sequence[Path]:
+    """Make the directories that the host writes itself, beside those of its engines: where parts meet, and for the sockets of engines."""
+    transfer = arguments.transfer or transfer_directory(arguments.cache)
+    for directory in (arguments.cache, transfer):
+        directory.mkdir(parents=True, exist_ok=True)
+    if arguments.sockets is None:
+        return (transfer,)
+    forget_sockets(arguments.sockets)
+    return (transfer, engine_sockets(arguments.sockets))
+
+
+def confine(arguments: argparse.Namespace, *, writable: Sequence[Path]) -> Enclosures | None:
+    """Confine this process to what its engines need and it writes itself; what its engines are confined by, None: nothing. Unavailable, Conflict.
+
+    A user of its own has no home, so that its engines have directories of their own even if nothing is confined.
+    """
+    if arguments.confinement is Confinement.OFF and arguments.user is None:
+        return None
+    enclosures = Enclosures(
+        place=_place(arguments),
+        mode=arguments.confinement,
+        readable=tuple(arguments.readable),
+        writable=tuple(arguments.writable),
+    )
+    enclosures.prepare()
+    allowed = host_allowed(enclosures, os.environ, readable=(arguments.cache,), writable=writable)
+    drop_capabilities()
+    if allowed is not None:
+        restrict(arguments.confinement, allowed)
+    return enclosures
+
+
+def _place(arguments: argparse.Namespace) -> Path:
+    user = os.geteuid() if arguments.user is None else arguments.user.uid
+    return enclosures_place(arguments.cache, arguments.id, user=user)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a host until SIGTERM; then its engines finish what they have, and a second one ends it at once."""
     parsed = _arguments(arguments)
     log_as_json()
+    logs = EngineLogs(log_directory(parsed.cache), parsed.id)
+    fetching = FetchingProcess(parsed.artifacts, s3_endpoint_url=parsed.s3_endpoint_url, into=parsed.cache)
+    forget_engines = partial(shutil.rmtree, _place(parsed), ignore_errors=True)
+    keeper = fetching.fork(logs=logs.begin, at_end=forget_engines)  # before there are threads
     bound = listeners(parsed, Component.HOST, CALLERS)
-    if parsed.sockets is not None:
-        forget_sockets(parsed.sockets)
-    run(partial(_main, parsed, bound))
+    places = prepare_places(parsed)
+    if parsed.user is not None:
+        for place in places:
+            give_to(place, parsed.user)
+        share_sockets(bound, Component.ROUTER, group=parsed.user.gid)
+        become(parsed.user)
+    enclosures = confine(parsed, writable=places)
+    run(partial(_main, parsed, bound, fetching, enclosures, keeper.begin_log))
     os._exit(0)  # a download that hangs in its thread must not keep the process
 
 

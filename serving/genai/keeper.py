@@ -1,12 +1,16 @@
-"""Runs one command and makes sure that nothing of it outlives the host: `python keeper.py COMMAND...`.
+"""Runs one command and makes sure that nothing of it outlives the host: `python keeper.py [--ruleset FD] [--remove DIR] COMMAND...`.
 
 The host holds the other end of standard input. When that ends, however the host ended, everything that the command has
 started is killed, also what put itself into another session. Where the keeper itself is killed, a guard that is nobody's child
 kills its process group. Only the standard library, so that it starts at once.
+
+The command is confined by the Landlock ruleset of descriptor FD, which this process inherits and is not confined by itself. The directory
+DIR is removed if the host ends before the command.
 """
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -15,11 +19,15 @@ from contextlib import suppress
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+SYS_LANDLOCK_RESTRICT_SELF = 446
 _LOOK_SECONDS = 0.02
 
 
-def main(command: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Run the command to its end and pass its status on."""
+    ruleset, arguments = _option("--ruleset", arguments)
+    remove, command = _option("--remove", arguments)
     if os.getpgrp() != os.getpid():
         os.setsid()  # the group that is ended must be its own
     _guard()
@@ -35,14 +43,19 @@ def main(command: list[str]) -> None:
         os.close(lifeline)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
+        program = shutil.which(command[0]) or command[0]  # confined it can't import what os.execvp does
         try:
-            os.execvp(command[0], command)  # noqa: S606 - the host's own command
+            if ruleset:
+                _confine(int(ruleset))
+            os.execv(program, command)  # noqa: S606 - the host's own command
         except OSError as error:
             os.write(2, f"{command[0]} cannot be run: {error.strerror}\n".encode())
             os._exit(127)
+    if ruleset:
+        os.close(int(ruleset))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: _send(child, got))
-    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_watch, args=(lifeline, remove), daemon=True).start()
     status = _wait(child)
     end_descendants()
     code = os.waitstatus_to_exitcode(status)
@@ -87,12 +100,31 @@ def _guard() -> None:
     os.set_inheritable(held, False)  # the command must not hold it
 
 
-def _watch(lifeline: int) -> None:
+def _option(name: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """The value of an option that comes first, empty if it is not there, and the rest."""
+    return (arguments[1], arguments[2:]) if arguments[0] == name else ("", arguments)
+
+
+def _confine(ruleset: int) -> None:
+    """OSError if the kernel refuses."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if (
+        library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+        or library.syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0) != 0
+    ):
+        number = ctypes.get_errno()
+        raise OSError(number, f"not confined: {os.strerror(number)}")
+    os.close(ruleset)
+
+
+def _watch(lifeline: int, remove: str) -> None:
     while os.read(lifeline, 1):
         pass
     for pid in _descendants(os.getpid()):
         _send(pid, signal.SIGKILL)
     end_descendants()
+    if remove:
+        shutil.rmtree(remove, ignore_errors=True)
     os._exit(1)
 
 

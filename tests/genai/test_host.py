@@ -143,7 +143,7 @@ def test_an_engine_that_waits_for_the_memory_of_one_that_leaves_says_so(yard, sh
 def test_an_engine_that_died_and_is_started_again_says_how_far_it_is_too(yard, shelf, tmp_path):
     marker = tmp_path / "died"
     script = f"if [ -e {marker} ]; then echo again; sleep 1000; fi; touch {marker}; exit 3"
-    host = yard.start("host", IPNEXT_VLLM_COMMAND=f"sh -c '{script}'")
+    host = yard.start("host", f"--writable={tmp_path}", IPNEXT_VLLM_COMMAND=f"sh -c '{script}'")
     host.hold(shelf.hold(1))
     until(lambda: starts(host) == [("llm", 1, "loading", "again")])
     assert "ended with status 3" in host.state().failures[0].message

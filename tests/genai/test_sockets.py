@@ -43,7 +43,7 @@ async def test_an_engine_listens_on_a_socket_of_its_user_alone(host, shelf, tmp_
         assert client.put("/control/holds", content=holds.model_dump_json()).status_code == 202
     state = until(lambda: ready(host), why=lambda: (tmp_path / "log").read_text()[-2000:])
     (held,) = state.ready
-    assert held.url.startswith(f"unix://{tmp_path}/h/e-")
+    assert held.url.startswith(f"unix://{tmp_path}/h/e/")
     path = Path(held.url.removeprefix("unix://"))
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     for process in [host, *host.children(recursive=True)]:
@@ -61,7 +61,8 @@ def ready(host):
 
 
 def test_a_host_that_comes_back_removes_the_sockets_of_engines_that_are_gone(tmp_path):
-    for name in ("e-1.sock", "agent.sock"):
-        (tmp_path / name).touch()
+    (tmp_path / "e" / "1a2b3c").mkdir(parents=True)
+    for path in (tmp_path / "e" / "1a2b3c" / "e.sock", tmp_path / "agent.sock"):
+        path.touch()
     forget_sockets(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["agent.sock"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["agent.sock", "e"]

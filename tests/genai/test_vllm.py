@@ -3,8 +3,10 @@
 import asyncio
 import re
 import signal
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import aiohttp
 import httpx
@@ -40,8 +42,11 @@ def place(tmp_path_factory, tiny, vllm):
 
 
 @pytest.fixture(scope="module")
-def host(place, tiny, vllm):
-    host = place.start("real", *OPEN, IPNEXT_VLLM_PYTHON=vllm)
+def host(place, tiny, vllm, tmp_path_factory):
+    readable = (
+        f"--readable={tmp_path_factory.getbasetemp()}"  # weights and adapters that tests hand to the engine themselves
+    )
+    host = place.start("real", *OPEN, readable, IPNEXT_VLLM_PYTHON=vllm)
     host.hold(tiny.hold(1, settings=SETTINGS, adapters=1), tiny.adapter(11, 1))
     host.ready(seconds=START_SECONDS)
     return host
@@ -86,6 +91,21 @@ def test_requests_in_flight_are_counted_until_they_end_or_their_client_leaves(ho
         left.set()
         reading.result()
     until(lambda: host.state().in_flight == 0)
+
+
+def test_no_process_of_the_engine_gains_privileges_or_has_those_of_root(host):
+    for process in [psutil.Process(host.process.pid), *host.engines()]:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if line.startswith(("NoNewPrivs", "CapEff")))
+        assert status["NoNewPrivs"] == "1", process
+        assert int(status["CapEff"], 16) & ~0b110 == 0, process  # files of others, where Landlock lets it
+
+
+def test_what_the_engine_writes_is_in_a_directory_of_its_own(host):
+    homes = {process.environ()["HOME"] for process in host.engines() if is_core(process)}
+    (home,) = map(Path, homes)
+    assert home.parents[2] == Path(tempfile.gettempdir())
+    assert home.parents[1].name.startswith("ipnext-engines-")
 
 
 def test_memory_is_that_of_all_processes(host):

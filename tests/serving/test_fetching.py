@@ -2,13 +2,14 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 
 import psutil
 import pytest
 
-from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Unavailable
+from ipnext.errors import ArtifactDigestMismatch, ArtifactMissing, Forbidden, Unavailable
 from serving.fetching import FetchingProcess
 from tests.processes import runs
 from tests.waiting import PATIENCE_SECONDS, until
@@ -52,6 +53,25 @@ def test_a_process_that_was_killed_is_unavailable_once_and_then_another_one(fetc
 def test_it_steps_back_behind_requests(fetching, published, tmp_path):
     fetching.fetch(published.sources["dense", 1].uri, tmp_path)
     assert psutil.Process(fetching._process.pid).nice() > psutil.Process().nice()
+
+
+def test_it_fetches_into_the_cache_of_its_host_only(published, tmp_path, subprocesses):
+    source = published.sources["dense", 1]
+    fetching = FetchingProcess(published.store.uri, into=tmp_path / "cache")
+    with pytest.raises(Forbidden, match=r"is not the cache of this host; allowed: .*/cache'"):
+        fetching.fetch(source.uri, tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+    assert fetching.fetch(source.uri, tmp_path / "cache").parent == tmp_path / "cache"
+    fetching.close()
+
+
+def test_a_cache_that_is_opened_to_a_group_is_readable_to_it(published, tmp_path, fetching):
+    source = published.sources["dense", 1]
+    (tmp_path / "cache").mkdir(mode=0o750)
+    (tmp_path / "cache").chmod(0o2750)
+    directory = fetching.fetch(source.uri, tmp_path / "cache")
+    modes = {stat.S_IMODE(path.stat().st_mode) & 0o777 for path in (directory, *directory.rglob("*"))}
+    assert modes == {0o750, 0o640}
 
 
 FORKING = """

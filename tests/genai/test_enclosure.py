@@ -1,0 +1,108 @@
+"""What an engine may do follows from its settings and from what the operator says."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ipnext.model.engine_settings import VllmSettings
+from serving.confinement import Confinement
+from serving.genai.enclosure import PORTS, Enclosures, enclosures_place, engine_ports
+from serving.genai.program_paths import program_paths, program_words
+
+SOCKET = Path("/run/h/e/1/e.sock")
+
+
+def ports(address=SOCKET, **settings):
+    found = engine_ports(VllmSettings(**settings), address, side_port=20_007)
+    return {port for one in found.binds for port in one}, {port for one in found.connects for port in one}
+
+
+def test_an_engine_on_a_socket_has_no_port_but_one_that_the_kernel_chooses():
+    assert ports() == ({0}, set())
+
+
+def test_an_engine_on_a_port_has_that_one():
+    assert ports(21_000) == ({0, 21_000}, set())
+
+
+@pytest.mark.parametrize("several", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}])
+def test_processes_of_one_engine_meet_on_ports_that_the_kernel_chooses(several):
+    binds, connects = ports(**several)
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert (binds, connects) == ({0}, set(range(first, last + 1)))
+    assert not {80, 443, 5432, 7233, 8080} & connects
+
+
+def test_engines_that_hand_over_reach_each_others_side_channels():
+    binds, connects = ports(kv_transfer={"connector": "nixl", "role": "decode"})
+    assert binds == {0, 20_007}
+    assert connects > set(PORTS)
+    assert ports(kv_transfer={"connector": "example", "role": "decode"}) == ({0}, set())
+
+
+def environment(given, *writable):
+    found = Enclosures(place=Path("/tmp/engines"), mode=Confinement.AVAILABLE, writable=writable)
+    return found.enclosure("one").environment(given)
+
+
+def test_home_caches_and_temporary_files_are_in_the_engines_directory():
+    given = {"HOME": "/root", "TMPDIR": "/var/tmp", "TRITON_CACHE_DIR": "/root/.triton", "A": "b"}
+    found = environment(given)
+    assert found["A"] == "b"
+    names = ("HOME", "TMPDIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "VLLM_RPC_BASE_PATH", "HF_HOME")
+    assert [name for name in names if not found[name].startswith("/tmp/engines/one/")] == []
+
+
+def test_a_cache_that_the_operator_lets_engines_write_stays():
+    given = {"VLLM_CACHE_ROOT": "/srv/compiled/vllm", "HF_HOME": "/srv/other"}
+    found = environment(given, Path("/srv/compiled"))
+    assert found["VLLM_CACHE_ROOT"] == "/srv/compiled/vllm"
+    assert found["HF_HOME"] != "/srv/other"
+
+
+def test_an_engine_gets_no_credentials_of_the_artifact_store():
+    assert "AWS_SECRET_ACCESS_KEY" not in environment({"AWS_SECRET_ACCESS_KEY": "secret"})
+
+
+def test_sockets_in_an_engines_temporary_directory_have_room():
+    place = enclosures_place(Path("/a/very/long/path" * 9), "model.part.hardware.0", user=4_294_967_294)
+    scratch = Enclosures(place=place).enclosure("1a2b3c4d").environment({})["TMPDIR"]
+    assert len(f"{scratch}/{'u' * 36}") <= 107
+
+
+def made(prefix):
+    program = prefix / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    return program
+
+
+def test_a_program_of_a_virtual_environment_is_read_with_the_one_below_it(tmp_path):
+    base, own = tmp_path / "base", tmp_path / "own"
+    made(base)
+    (base / "lib" / "python3.11").mkdir(parents=True)
+    program = own / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.symlink_to(base / "bin" / "python")
+    (own / "pyvenv.cfg").write_text(f"home = {base}/bin\nversion = 3.11\n")
+    assert program_paths([str(program)]) == {program, own, base, base / "bin" / "python"}
+
+
+def test_a_program_in_a_bin_of_no_environment_opens_nothing_beside_it(tmp_path):
+    program = made(tmp_path / "home")
+    assert program_paths([str(program)]) == {program}
+
+
+def test_what_an_operators_command_names_is_read_and_what_is_not_there_is_not(tmp_path):
+    script = tmp_path / "engine.py"
+    script.touch()
+    words = [str(tmp_path / "no-such-program"), f"--config={script}", "relative", "--socket", "/nowhere/e.sock"]
+    assert program_paths(words) == {script}
+
+
+def test_the_words_of_an_engines_program_come_from_the_operator_alone():
+    assert program_words({"IPNEXT_VLLM_COMMAND": "{python} '/opt/an engine.py' {directory}"}) == [
+        *(sys.executable, "/opt/an engine.py", "{directory}")
+    ]
+    assert program_words({"IPNEXT_VLLM_PYTHON": sys.executable}) == (sys.executable,)
