@@ -37,6 +37,7 @@ from ipnext.infra.agent_clients import AgentClients
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.atomic_file import replace_file
 from ipnext.infra.forked import Orphans, become_subreaper
+from ipnext.infra.host_user import host_user
 from ipnext.infra.log_keeping import LogKeeping, LogLimits
 from ipnext.infra.wanted_state import WantedState, longest_drain
 from ipnext.model.deployment import STREAM_DRAIN_SECONDS
@@ -337,6 +338,14 @@ def ending_seconds(directory: Path) -> float:
     return drain + 2 * settings.grace_seconds + BEYOND_DRAINS_SECONDS
 
 
+def let_hosts_in(places: Places, regions: tuple[str, ...]) -> None:
+    """Let hosts of a user of their own enter the state directory, and say which user they have, if root starts the platform. InvalidInput."""
+    if os.geteuid() == 0 and regions:
+        first = places.region(regions[0])
+        first.mkdir(parents=True, exist_ok=True)
+        host_user(AgentSettings().host_user, state=first, above=(places.state, first.parent))
+
+
 def _answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=PROBE_SECONDS, trust_env=False).status_code == 200
@@ -372,6 +381,7 @@ def run(
     with locked(state):
         places = Places(state)
         regions = prepare(state, stores, fleet)
+        let_hosts_in(places, regions)
         platform = Platform(
             places,
             config,

@@ -26,6 +26,7 @@ from ipnext.infra.agent_app import agent_app
 from ipnext.infra.agent_listener import AgentListener, agent_limits, listener_files
 from ipnext.infra.agent_settings import AgentSettings
 from ipnext.infra.envoy_tls import PeerTls
+from ipnext.infra.host_user import HostUser, host_user
 from ipnext.infra.peers import PeersFile
 from ipnext.infra.places import Places
 from ipnext.infra.ports import LOOPBACK, PortBook
@@ -74,7 +75,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> AgentArguments:
     return AgentArguments(**vars(parser.parse_args(arguments)))
 
 
-async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
+async def run_agent(arguments: AgentArguments, settings: AgentSettings, user: HostUser | None = None) -> None:
     """Run until SIGTERM or SIGINT, then end everything in order; at once with the second one."""
     ended, hurry = asyncio.Event(), asyncio.Event()
     components = component_settings()
@@ -94,7 +95,7 @@ async def run_agent(arguments: AgentArguments, settings: AgentSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled)
     async with aclosing(HttpSessions()) as session:
-        site = _site(arguments, settings, session, components.trust_domain)
+        site = _site(arguments, settings, session, components.trust_domain, user)
         supervisor = Supervisor(
             site.directory,
             settings=settings,
@@ -149,7 +150,9 @@ def _forked(settings: AgentSettings) -> list[str]:
     ]
 
 
-def _site(arguments: AgentArguments, settings: AgentSettings, session: HttpSessions, trust_domain: str) -> Site:
+def _site(
+    arguments: AgentArguments, settings: AgentSettings, session: HttpSessions, trust_domain: str, user: HostUser | None
+) -> Site:
     ports = PortBook(arguments.state / "ports.json")
     gateway = _remembered(ports, GATEWAY_PORT_NAME, arguments.gateway_port)
     peers = _remembered(ports, PEER_PORT_NAME, arguments.peer_port)
@@ -161,7 +164,8 @@ def _site(arguments: AgentArguments, settings: AgentSettings, session: HttpSessi
         gateway_port=gateway,
         peer_tls=tls,
         settings=settings,
-        places=Places(arguments.state.resolve(), ports),
+        places=Places(arguments.state.resolve(), ports, group=None if user is None else user.gid),
+        host_user=user,
         session=session,
         peer_port=peers,
         listener=public_listener(settings),
@@ -219,7 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = read_arguments(arguments)
     try:
         with sole_owner(given.state):
-            asyncio.run(run_agent(given, AgentSettings()))
+            settings = AgentSettings()
+            user = host_user(settings.host_user, state=given.state)
+            asyncio.run(run_agent(given, settings, user))
     except IPnextError as error:
         structlog.get_logger().error("agent ends", code=error.code, reason=error.message)
         return error.exit_status

@@ -81,6 +81,9 @@ class AgentSettings(BaseSettings):
     """Paths that hosts may read beside those, such as one that an engine of the operator's needs."""
     host_writable: tuple[str, ...] = ()
     """Paths that hosts may write."""
+    host_user: str = ""
+    """User of hosts and their engines, by name or number, if the agent runs as root. Empty: `nobody` if it can read the code of hosts and
+    enter the state directory; else root, and the agent's log says why. `root`: they keep the agent's."""
     host_memory_allowance_bytes: int = Field(default=2**30, ge=0)
     """What a host and its engines may take beyond `memoryBytes` of their part, where a manifest says that. A host that takes more is
     ended and started again."""

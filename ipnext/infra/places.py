@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from ipnext.components.private_files import make_own_directory
+from ipnext.components.private_files import let_group_enter, make_own_directory
 from ipnext.components.sockets import LONGEST_NAME, LONGEST_PATH, is_socket_url, socket_url
 from ipnext.infra.ports import LOOPBACK, PortBook, release
 
@@ -19,8 +19,12 @@ _NAME_LETTERS: Final = 12
 class Places:
     """Chooses an address for each process by its name, which keeps it over restarts."""
 
-    def __init__(self, directory: Path, ports: PortBook) -> None:
-        """`directory` is the agent's; its sockets are in `run` below it, or in a temporary directory if that path is too long."""
+    def __init__(self, directory: Path, ports: PortBook, *, group: int | None = None) -> None:
+        """`directory` is the agent's; its sockets are in `run` below it, or in a temporary directory if that path is too long.
+
+        `group` is that of hosts with a user of their own, which ask each other.
+        """
+        self._group = group
         self._run = run_directory(directory)
         self._ports = ports
 
@@ -33,6 +37,8 @@ class Places:
         if "{port}" in text and "{sockets}" not in text:
             return f"http://{LOOPBACK}:{self._ports.port(name)}"
         make_own_directory(self._run, otherwise="give the agent a --state with a shorter path")
+        if self._group is not None:
+            let_group_enter(self._run, self._group)
         return socket_url(self._run / sha256((sockets or name).encode()).hexdigest()[:_NAME_LETTERS])
 
     def adopt(self, name: str, url: str) -> None:

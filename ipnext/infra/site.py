@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ipnext.allowed_hosts import AllowedHosts
 from ipnext.components.http_sessions import HttpSessions
-from ipnext.infra.agent_settings import AgentSettings
+from ipnext.infra.agent_settings import HOST_COMMAND, VLLM_HOST_COMMAND, AgentSettings
 from ipnext.infra.envoy_tls import PeerTls
+from ipnext.infra.host_user import HostUser
 from ipnext.infra.places import Places, address_fields
 from ipnext.infra.ports import LOOPBACK
 from ipnext.infra.public_listener import PublicListener
@@ -21,6 +22,9 @@ SECRETS = (
 )
 """Beginnings of the names of variables that are the control plane's and the agent's own; some name where keys lie. `ipnext dev` starts
 agents in its environment. What the artifact store needs (`AWS_...`) stays, for hosts fetch with it."""
+
+OWN_HOSTS = (HOST_COMMAND[:3], VLLM_HOST_COMMAND[:3])
+"""How commands begin whose program takes another user by itself. Programs of an operator's own keep the agent's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class Site:
     """How the gateway proves itself to those of other regions, and they to it; None: clear text."""
     listener: PublicListener = field(default_factory=PublicListener)
     """Where clients send requests."""
+    host_user: HostUser | None = None
+    """User of hosts and engines; None: the agent's."""
     processes: Processes = field(default_factory=Unsupervised)
     """Starts all processes of the region, and knows those that ran before this agent."""
 
@@ -78,11 +84,12 @@ class Site:
         more += ["--memory-bytes", str(memory_bytes)] if memory_bytes is not None else []
         if engine == "torch" and self.settings.load_seconds is not None:
             more += ["--load-seconds", str(self.settings.load_seconds)]
-        if engine == "torch":
-            if self.settings.host_confinement != "available":  # a host's own default
-                more += [f"--confinement={self.settings.host_confinement}"]
-            more += [f"--readable={path}" for path in self.settings.host_readable]
-            more += [f"--writable={path}" for path in self.settings.host_writable]
+        if self.settings.host_confinement != "available":  # a host's own default
+            more += [f"--confinement={self.settings.host_confinement}"]
+        more += [f"--readable={path}" for path in self.settings.host_readable]
+        more += [f"--writable={path}" for path in self.settings.host_writable]
+        if self.host_user is not None and self.host_template(engine)[:3] in OWN_HOSTS:
+            more += [f"--user={self.host_user.argument}"]
         if engine == "vllm":
             more += [f"--allow-argument={name}" for name in self.settings.engine_arguments_allow]
             more += [f"--allow-environment={name}" for name in self.settings.engine_environment_allow]

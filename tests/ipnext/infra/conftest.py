@@ -110,7 +110,9 @@ class RunningAgent:
         real=False,
         owner=None,
         certificates=None,
+        launcher=(),
     ):
+        self.launcher = launcher
         self.region = region
         self.state = directory / region
         self.state.mkdir(parents=True, exist_ok=True)
@@ -136,7 +138,16 @@ class RunningAgent:
 
     def launch(self):
         """Start it; return once it answers."""
-        command = [sys.executable, "-m", "ipnext.infra.agent", "--region", self.region, "--state", str(self.state)]
+        command = [
+            *self.launcher,
+            sys.executable,
+            "-m",
+            "ipnext.infra.agent",
+            "--region",
+            self.region,
+            "--state",
+            str(self.state),
+        ]
         command += ["--port", str(self.port), "--gateway-port", "0", "--artifacts", self.artifacts]
         if self.peer_port:
             command += ["--peer-port", str(self.peer_port)]

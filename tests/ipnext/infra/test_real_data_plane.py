@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -12,6 +16,7 @@ from ipnext.artifacts.upload import ingest_directory
 from ipnext.model.deployment import Deployment, DeploymentKey, HeldSnapshot, RouteShare, RouteTable, ServedGeneration
 from ipnext.model.registry import GraphNode, PartGraph
 from serving.export import export_model
+from tests.own_user import needs_root, nobody, open_directory, with_open_python
 from tests.waiting import PATIENCE_SECONDS, until
 
 GRAPH = PartGraph(
@@ -164,3 +169,93 @@ def test_a_router_that_is_told_to_end_under_load_costs_no_request(new_agent, pub
     assert "killed after its grace time" not in (agent.state / "agent.log").read_text(), (
         "no router waits for a next one"
     )
+
+
+TRIES = """
+import os, sys
+os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[2]))
+for mode, path in (("rb", sys.argv[3]), ("rb", sys.argv[4]), ("wb", sys.argv[5])):
+    try:
+        open(path, mode).close()
+        print("done")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.fixture
+def root_agent(running_agent, publish, store):
+    """An agent that runs as root and whose hosts can have a user of their own, and the words before a command that starts such ones."""
+    with open_directory() as place:
+        (place / "eu").mkdir(mode=0o700)
+        launcher = with_open_python(place / "kept")
+        made = []
+
+        def make(**more):
+            made.append(running_agent("eu", place, launcher=launcher, **more))
+            return made[-1]
+
+        try:
+            yield serving_agent(make, publish, store)
+        finally:
+            for agent in made:
+                agent.close()
+
+
+def hosts_of(agent):
+    found = []
+    for process in agent.children():
+        try:
+            command = process.cmdline()
+        except psutil.NoSuchProcess:
+            continue
+        if "serving.host" in command and "ipnext.infra.fork_server_process" not in command:
+            found.append(process)
+    return found
+
+
+def status_of(process):
+    """What the kernel says of a process."""
+    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+@needs_root
+def test_hosts_of_an_agent_of_root_have_a_user_of_their_own_and_answer(root_agent):
+    assert ask(root_agent).json()["outputs"][0]["data"] == [4.0, 8.0, 12.0]
+    hosts = hosts_of(root_agent)
+    assert len(hosts) == 2
+    for host in hosts:
+        assert ({*host.uids()}, {*host.gids()}) == ({nobody().uid}, {nobody().gid})
+        status = status_of(host)
+        assert {status[name] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {"0" * 16}
+        assert status["NoNewPrivs"] == "1"
+        assert "0" not in status["Groups"].split()
+
+
+@needs_root
+def test_hosts_that_stay_root_have_its_rights_over_files_alone(new_agent, publish, store):
+    agent = serving_agent(new_agent, publish, store, environment={"IPNEXT_AGENT_HOST_USER": "root"})
+    assert ask(agent).status_code == 200
+    for host in hosts_of(agent):
+        status = status_of(host)
+        assert status["Uid"].split()[0] == "0"
+        assert {int(status[name], 16) & ~0b110 for name in ("CapEff", "CapPrm", "CapBnd")} == {0}
+
+
+@needs_root
+def test_the_user_of_hosts_reads_the_cache_and_neither_writes_it_nor_reads_what_is_the_agents(root_agent):
+    snapshot = next(path for path in (root_agent.state / "cache").iterdir() if not path.name.startswith("."))
+    paths = [snapshot / "snapshot.json", root_agent.state / "router.json", snapshot / "made"]
+    words = [str(nobody().gid), str(nobody().uid), *map(str, paths)]
+    command = [*root_agent.launcher, sys.executable, "-I", "-c", TRIES, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["done", "PermissionError", "PermissionError"]
+
+
+@needs_root
+def test_a_host_of_a_user_of_its_own_ends_with_its_agents_supervisor(root_agent):
+    hosts = hosts_of(root_agent)
+    root_agent.kill()
+    root_agent.supervisor.kill()
+    until(lambda: not any(host.is_running() and host.status() != psutil.STATUS_ZOMBIE for host in hosts))
