@@ -113,6 +113,8 @@ WORKFLOWS: Sequence[type] = (
     CollectWorkflow,
 )
 
+UNVERSIONED = "unversioned"
+"""Build id of workers that have none. The SDK would make one up from the code of every module that is loaded: a second of processor time."""
 CONNECT_PAUSE_SECONDS = 1.0
 """Between two tries to reach Temporal at the start."""
 
@@ -213,9 +215,10 @@ def worker_of(
     interceptors: Sequence[Interceptor] = (),
 ) -> Worker:
     """A worker for one task queue. Workflows run if the group has slots for them."""
-    more: dict[str, Any] = {}
+    deployment = versioned()
+    more: dict[str, Any] = {} if deployment else {"build_id": UNVERSIONED}
     if group.workflow_slots:
-        more = {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": WORKFLOWS}
+        more |= {"max_concurrent_workflow_tasks": group.workflow_slots, "workflows": WORKFLOWS}
         more["workflow_runner"] = UnsandboxedWorkflowRunner()
         more["workflow_task_poller_behavior"] = PollerBehaviorAutoscaling()
     return Worker(
@@ -229,7 +232,7 @@ def worker_of(
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=timing.sticky_seconds),
         max_heartbeat_throttle_interval=timedelta(seconds=SENT_LATE_SECONDS),
         graceful_shutdown_timeout=timedelta(seconds=timing.worker_shutdown_seconds),
-        deployment_config=versioned(),
+        deployment_config=deployment,
         **more,
     )
 
