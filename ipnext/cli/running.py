@@ -29,7 +29,7 @@ def dev(  # noqa: PLR0913, PLR0917 - each is an option of the command line
 ) -> None:
     """Start the whole platform on this machine and keep it until Ctrl-C."""
     try:
-        from ipnext.dev import run  # noqa: PLC0415 - the platform's dependencies are an extra
+        from ipnext.dev.platform import run  # noqa: PLC0415 - the platform's dependencies are an extra
     except ImportError as error:
         typer.echo(f"error: the platform is not installed ({error}); try: {INSTALL}", err=True)
         raise typer.Exit(EXIT_FAILURE) from error

@@ -1,5 +1,1 @@
-"""The embedded platform: `ipnext dev` starts every process here."""
-
-from ipnext.dev.platform import run
-
-__all__ = ["run"]
+"""The embedded platform: `ipnext dev` starts every process here; `ipnext.dev.platform.run` begins."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import structlog
 
+from ipnext.dev.forked_program import ForkedProgram, program_of
 from ipnext.errors import EXIT_BAD_INPUT, Conflict, Unavailable
 from ipnext.infra.tether import tether
 
@@ -35,7 +36,7 @@ class Child:
     grace_seconds: float = 15.0
     unhurried: bool = False
     """Whether it finishes first what it has under way; a second SIGTERM ends it at once."""
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | ForkedProgram | None = None
     started_at: float = 0.0
     backoff_seconds: float = 0.0
     start_after: float = 0.0
@@ -43,17 +44,25 @@ class Child:
     """`time.monotonic()` from which on it may be killed; None until it gets its SIGTERM."""
 
     def start(self) -> None:
-        """Start the process in its own session, output appended to its log, tethered to this process."""
+        """Start the process in its own session, output appended to its log, tethered to this process.
+
+        It is a fork of this process if its command runs a module that was preloaded.
+        """
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own commands
-                self.command,
-                env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=tether(),  # noqa: PLW1509 - no other thread runs yet in this process
-            )
+            if module := program_of(self.command):
+                self.process = ForkedProgram(
+                    module, self.command, environment=self.environment, log=log, prepare=tether()
+                )
+            else:
+                self.process = subprocess.Popen(  # noqa: S603 - our own commands
+                    self.command,
+                    env={**os.environ, **self.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=tether(),  # noqa: PLW1509 - no other thread runs yet in this process
+                )
         self.started_at, self.killed_after = time.monotonic(), None
 
     def ended(self) -> int | None:

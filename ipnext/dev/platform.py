@@ -28,6 +28,7 @@ from ipnext.components.settings import component_settings
 from ipnext.credentials import forget_credential, note_key_file, read_key
 from ipnext.dev.certificates import DevCertificates
 from ipnext.dev.children import Child, Family, end_orphans
+from ipnext.dev.forked_program import preload
 from ipnext.dev.hidden_address import HiddenAddress
 from ipnext.dev.ports import choose
 from ipnext.dev.stores import Stores, prepare
@@ -185,7 +186,10 @@ class Platform:
         become_subreaper()  # a region's supervisor belongs to this process once its agent has died
         first, *more = self._workers
         log.info("starting Temporal and the agents", regions=list(self._regions), **self._stores.named)
-        self._family.start(self._temporal(), *(self._agent(region) for region in self._regions))
+        self._family.start(self._temporal())
+        preload(["ipnext.infra.agent"])
+        self._family.start(*(self._agent(region) for region in self._regions))
+        preload(["ipnext.dev.temporal_ui", "ipnext.api.__main__", "workflows.worker"])
         self._family.wait_until(self._temporal_listens, what="Temporal", limit_seconds=START_LIMIT_SECONDS)
         log.info("starting API and worker")
         self._family.start(self._program("api", "ipnext.api"), self._worker(first), self._ui_proxy())
@@ -367,6 +371,7 @@ def run(
     stores) and Unavailable (a process does not come up, a store does not answer).
     """
     keep_new_files_private()
+    os.environ["OMP_NUM_THREADS"] = "1"  # numpy would start threads, and a process of several threads can't be forked
     state = state.resolve()
     stores = Stores.of(state, settings)
     stop = threading.Event()
