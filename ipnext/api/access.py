@@ -1,7 +1,8 @@
 """Who asks, and whether it may: authentication of every request, authorization of every endpoint.
 
 `Authentication` is middleware: a request without a valid credential is answered 401 before its body is read. Each endpoint
-names its action by `may(...)`, which answers 403, or 404 where the model is not the principal's to see.
+names its action by `may(...)`, which answers 403, or 404 where the model is not the principal's to see. Its route
+(`ipnext.api.guarded_route`) asks that before it reads the body, too.
 """
 
 import asyncio
@@ -418,6 +419,8 @@ def may(name: str, *, only_reads: bool = False) -> Any:
     action = ACTIONS[name]
 
     async def check(request: Request) -> None:
+        if getattr(request.state, "permitted", None) is check:  # its route asked before it read the body
+            return
         access: Access = request.app.state.platform.access
         path = request.path_params
         kind, about = _target(action, path)
@@ -433,6 +436,7 @@ def may(name: str, *, only_reads: bool = False) -> Any:
             resource = Resource(action.kind, path.get("region", ""))
             found = Permission(access.check(acting.principal, action.name, resource))
         act(request, **found._asdict())
+        request.state.permitted = check
 
     of_model = action.kind == "Model"
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ipnext.access.actions import ACTIONS
 from ipnext.api.access import Asker, may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import Platform, Rooms
 from ipnext.api.recording import record_asked
 from ipnext.api.schema import OF_ARTIFACTS, OF_UPLOADS
@@ -29,7 +30,7 @@ from ipnext.platform.collection import Collection, Grace
 from ipnext.settings import PlatformSettings
 from ipnext.store.artifacts import sizes_of
 
-router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
+router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=GuardedRoute)
 
 PIECE_BYTES = 2**20
 """Handed to the artifact store's thread at once: large enough that changing threads costs nothing. Chunks are not joined."""

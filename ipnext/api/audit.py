@@ -6,13 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from ipnext.api.access import may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.errors import InvalidInput
 from ipnext.model.audit import AuditEntry, AuditHead, AuditName, Outcome
 from ipnext.model.resource import Listed
 from ipnext.store.audit import AuditFilter
 
-router = APIRouter(prefix="/v1/audit", tags=["audit"])
+router = APIRouter(prefix="/v1/audit", tags=["audit"], route_class=GuardedRoute)
 
 
 @router.get("", dependencies=[may("audit.read")], summary="Read the audit", response_model_exclude_none=True)

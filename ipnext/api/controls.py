@@ -5,13 +5,14 @@ import asyncio
 from fastapi import APIRouter
 
 from ipnext.api.access import may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import IdempotencyKey, ModelName, Platform, Rooms, User
 from ipnext.api.recording import record_asked
 from ipnext.errors import Conflict
 from ipnext.model.controls import ControlAction, ControlAnswer, ControlAsked, ControlRequest
 from ipnext.model.lifecycle import ChangeState
 
-router = APIRouter(prefix="/v1/models", tags=["controls"])
+router = APIRouter(prefix="/v1/models", tags=["controls"], route_class=GuardedRoute)
 
 _OF_A_RUN = frozenset({ControlAction.APPROVE, ControlAction.PROMOTE})
 """What the run of one change decides; the others concern the model's whole line of changes."""

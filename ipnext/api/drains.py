@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query
 
 from ipnext import names
 from ipnext.api.access import Visible, may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.hiding import shown_drain
 from ipnext.api.lifecycle import Lifecycle
 from ipnext.api.platform import After, Limit, Rooms, listed
@@ -18,8 +19,8 @@ from ipnext.model.resource import Listed
 from ipnext.model.value import Name
 from ipnext.store.repository import Repository
 
-router = APIRouter(prefix="/v1/regions", tags=["regions"])
-listing = APIRouter(prefix="/v1/drains", tags=["regions"])
+router = APIRouter(prefix="/v1/regions", tags=["regions"], route_class=GuardedRoute)
+listing = APIRouter(prefix="/v1/drains", tags=["regions"], route_class=GuardedRoute)
 
 Reports = Mapping[str, RegionState | None]
 """Region -> what it reports; None, or absent, if it does not answer or was not asked."""

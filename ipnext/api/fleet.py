@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from ipnext.api.access import Visible, may
 from ipnext.api.admission import check_fleet_serves
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.hiding import shown_fleet
 from ipnext.api.platform import DryRun, ExpectedVersion, Rooms
 from ipnext.errors import NotFound, StaleWrite
@@ -14,7 +15,7 @@ from ipnext.model.resource import FleetView
 from ipnext.store.records import FleetRecord
 from ipnext.store.repository import Repository
 
-router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
+router = APIRouter(prefix="/v1/fleet", tags=["fleet"], route_class=GuardedRoute)
 
 
 @router.get("", dependencies=[may("fleet.read")], summary="Read the fleet")

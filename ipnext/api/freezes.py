@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query
 from ipnext.access.actions import ACTIONS
 from ipnext.api.access import Asker, Visible, may
 from ipnext.api.admission import check_storable
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.hiding import names_in_freezes, shown_freeze
 from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, RecordId, Rooms, User, listed
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
@@ -22,7 +23,7 @@ from ipnext.store.records import FreezeRecord
 from ipnext.store.repository import Repository
 from ipnext.store.touched import touched_by
 
-router = APIRouter(prefix="/v1", tags=["freezes"])
+router = APIRouter(prefix="/v1", tags=["freezes"], route_class=GuardedRoute)
 
 SHOWN_WINDOWS = 5
 

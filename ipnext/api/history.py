@@ -7,6 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from ipnext import names
 from ipnext.api.access import Asker, Visible, listener_of, may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import After, GenerationNumber, Limit, ModelName, RecordId, Rooms, listed
 from ipnext.api.schema import OF_SHARED
@@ -17,7 +18,7 @@ from ipnext.model.resource import ChangeView, EventView, Listed, TransitionView
 from ipnext.model.value import Name
 from ipnext.store.paging import ordinal_of
 
-router = APIRouter(prefix="/v1", tags=["history"])
+router = APIRouter(prefix="/v1", tags=["history"], route_class=GuardedRoute)
 
 
 @router.get("/changes/{change_id}", dependencies=[may("models.read")], summary="Read a change")

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Path, Response
 
 from ipnext.access.keys import draw_key
 from ipnext.api.access import Asker, may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.errors import InvalidInput
 from ipnext.model.access import ANY, ApiKey, CreatedKey, Grant, KeyId, KeyRequest, KeyView, Role, audited_key, key_view
 from ipnext.model.resource import Listed
 from ipnext.model.roles import RoleRequest
 
-router = APIRouter(prefix="/v1/keys", tags=["access"])
+router = APIRouter(prefix="/v1/keys", tags=["access"], route_class=GuardedRoute)
 
 NO_STORE = {"Cache-Control": "no-store"}
 

@@ -6,13 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from ipnext.api.access import may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import ModelName, Platform, Rooms
 from ipnext.errors import InvalidInput, NotFound, RegionUnreachable, Unavailable
 from ipnext.infra.port import LogKeeper
 from ipnext.model.logs import DEFAULT_LINES, MOST_LINES, LogQuery, LogsView, ReplicaLog
 from ipnext.model.value import Name
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
 NAMED = 20
 """Replicas that a message names at most."""

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from ipnext.api.access import Visible, may
 from ipnext.api.filters import contradicted
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.hiding import shown_fleet, shown_states
 from ipnext.api.metric_families import counter, gauge
 from ipnext.api.outbox import Outbox
@@ -23,7 +24,7 @@ from ipnext.model.lifecycle import ChangeState
 from ipnext.model.resource import RegionView
 from ipnext.store.repository import Repository
 
-router = APIRouter(tags=["metrics"])
+router = APIRouter(tags=["metrics"], route_class=GuardedRoute)
 
 RECENT_HOURS = 24
 """Age of the ended changes that are counted."""

@@ -19,6 +19,7 @@ from ipnext.api.answers import answers_of
 from ipnext.api.explanation import explanation_of
 from ipnext.api.facts import model_facts, throughputs_of
 from ipnext.api.filters import WantedModels, found_models
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.lifecycle import change_view
 from ipnext.api.owners import admit
 from ipnext.api.platform import DryRun, ExpectedVersion, ModelName, Rooms
@@ -37,7 +38,7 @@ from ipnext.settings import PlatformSettings
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
 
 @router.get(

@@ -12,6 +12,7 @@ from ipnext.api.explanation import explanations_of
 from ipnext.api.facts import ModelFacts, throughputs_of
 from ipnext.api.filters import Wanted, WantedModels, fleet_readiness, found_models, serves
 from ipnext.api.freezes import calendars_of
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.hiding import is_plan_shown, shown_drains, shown_plan, shown_states
 from ipnext.api.lifecycle import change_view
 from ipnext.api.plans import newest_replan, plan_in_force
@@ -26,7 +27,7 @@ from ipnext.model.profile import PartThroughput
 from ipnext.model.resource import EventView, ModelOverview, ModelView, Overview
 from ipnext.store.repository import Repository
 
-router = APIRouter(prefix="/v1/overview", tags=["overview"])
+router = APIRouter(prefix="/v1/overview", tags=["overview"], route_class=GuardedRoute)
 
 GENERATIONS = 8
 CHANGES = 25

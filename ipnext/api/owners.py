@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path
 from ipnext.access.keys import draw_key
 from ipnext.api.access import Asker, Visible, may
 from ipnext.api.admission import check_storable
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import After, DryRun, ExpectedVersion, Limit, Rooms, listed
 from ipnext.errors import InvalidInput, NotFound, StaleWrite
 from ipnext.model.manifest import ModelManifest
@@ -22,7 +23,7 @@ from ipnext.store.paging import Page
 from ipnext.store.records import OwnerRecord, OwnerUse
 from ipnext.store.repository import Repository
 
-router = APIRouter(prefix="/v1/owners", tags=["owners"])
+router = APIRouter(prefix="/v1/owners", tags=["owners"], route_class=GuardedRoute)
 
 OwnerName = Annotated[Name, Path(description="Name of the owner.")]
 

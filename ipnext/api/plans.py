@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from ipnext.api.access import Visible, may, may_read_plan
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.hiding import is_replan_shown, shown_moves, shown_plan, shown_replan
 from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import replan_view
@@ -30,7 +31,7 @@ MOVES = ("Moves", "")
 NOTES_LOOKED_AT = 50
 """Newest events of the fleet among which a repeated request is looked for."""
 
-router = APIRouter(prefix="/v1", tags=["plans"])
+router = APIRouter(prefix="/v1", tags=["plans"], route_class=GuardedRoute)
 
 UNMET = 20
 """Models with unserved demand that the plan in force names, those with the most."""

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from ipnext.api.access import may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import After, Limit, ModelName, Rooms, listed
 from ipnext.errors import InvalidInput, NotFound
 from ipnext.model.fleet import HardwareOption
@@ -17,7 +18,9 @@ from ipnext.model.throughput import amount
 from ipnext.model.value import Name
 from ipnext.store.repository import Repository
 
-router = APIRouter(prefix="/v1/models/{name}/snapshots/{part}/{number}/profiles", tags=["profiles"])
+router = APIRouter(
+    prefix="/v1/models/{name}/snapshots/{part}/{number}/profiles", tags=["profiles"], route_class=GuardedRoute
+)
 
 PartName = Annotated[Name, Path(description="Name of the part.")]
 SnapshotNumber = Annotated[int, Path(ge=1, lt=2**31, description="Number of a snapshot of the part.")]

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from ipnext.api.access import Asker, may
 from ipnext.api.errors import MAX_ALLOWED
 from ipnext.api.freezes import let_through
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Platform, Rooms, User
@@ -25,7 +26,7 @@ from ipnext.store.artifacts import sizes_of
 from ipnext.store.records import ModelRecord
 from ipnext.store.repository import Repository
 
-router = APIRouter(prefix="/v1/models", tags=["publishing"])
+router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)
 
 _ROLLS_OUT = frozenset({ChangeKind.PUBLISH, ChangeKind.APPLY})
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query
 
 from ipnext.api.access import Visible, may
 from ipnext.api.drains import drains_by_region
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.hiding import shown_drains, shown_replicas, shown_states
 from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.api.states import States
@@ -20,7 +21,7 @@ from ipnext.model.value import Name
 from ipnext.store.paging import no_cursor, page_of
 from ipnext.store.repository import Repository
 
-router = APIRouter(prefix="/v1/regions", tags=["regions"])
+router = APIRouter(prefix="/v1/regions", tags=["regions"], route_class=GuardedRoute)
 
 
 @router.get("", dependencies=[may("fleet.read")], summary="List regions")

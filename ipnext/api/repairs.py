@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from ipnext.api.access import may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.identifiers import client_id
 from ipnext.api.lifecycle import change_view
 from ipnext.api.platform import ModelName, Rooms
@@ -11,7 +12,7 @@ from ipnext.errors import Conflict
 from ipnext.model.lifecycle import ChangeKind
 from ipnext.model.resource import ChangeView, RepairRequest
 
-router = APIRouter(prefix="/v1/models", tags=["publishing"])
+router = APIRouter(prefix="/v1/models", tags=["publishing"], route_class=GuardedRoute)
 
 
 @router.post(

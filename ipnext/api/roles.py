@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path
 
 from ipnext.access.keys import draw_key
 from ipnext.api.access import Asker, may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.keys import check_grant
 from ipnext.api.platform import After, Limit, Rooms, listed
 from ipnext.errors import NotFound
@@ -14,7 +15,7 @@ from ipnext.model.access import Grant, KeyId
 from ipnext.model.resource import Listed
 from ipnext.model.roles import LoginView, RoleBinding, RoleRequest, RoleView, role_view
 
-router = APIRouter(prefix="/v1", tags=["access"])
+router = APIRouter(prefix="/v1", tags=["access"], route_class=GuardedRoute)
 
 
 @router.post("/roles", dependencies=[may("roles.manage")], status_code=201, summary="Grant a role")

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Request, Response
 
 from ipnext.access.keys import draw_key, parse_key
 from ipnext.api.access import Asker, act, bearer_of, cookie_name
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.keys import NO_STORE
 from ipnext.api.platform import Rooms
 from ipnext.errors import Forbidden, Unauthenticated
 from ipnext.model.access import ApiKey, KeyKind, Principal, SessionView, Ticket, audited_key
 from ipnext.store.repository import Repository
 
-router = APIRouter(prefix="/v1", tags=["access"])
+router = APIRouter(prefix="/v1", tags=["access"], route_class=GuardedRoute)
 
 SESSION_LASTS: Final = timedelta(hours=12)
 TICKET_LASTS: Final = timedelta(minutes=10)

@@ -3,10 +3,11 @@
 from fastapi import APIRouter
 
 from ipnext.api.access import may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import Rooms
 from ipnext.model.resource import TemporalUi
 
-router = APIRouter(prefix="/v1/temporal-ui", tags=["access"])
+router = APIRouter(prefix="/v1/temporal-ui", tags=["access"], route_class=GuardedRoute)
 
 
 @router.get("", dependencies=[may("runs.inspect")], summary="Ask for Temporal's UI")

@@ -3,10 +3,11 @@
 from fastapi import APIRouter
 
 from ipnext.api.access import may
+from ipnext.api.guarded_route import GuardedRoute
 from ipnext.api.platform import Rooms
 from ipnext.model.plugins import ValidatorView
 
-router = APIRouter(prefix="/v1/validators", tags=["operations"])
+router = APIRouter(prefix="/v1/validators", tags=["operations"], route_class=GuardedRoute)
 
 
 @router.get("", dependencies=[may("fleet.read")], summary="List validators")

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import httpx
 import pytest
 
 from ipnext.client import Client
 from ipnext.errors import Unavailable
 from ipnext.infra.ports import free_port
+from ipnext.model.access import Role
 from ipnext.model.fleet import FleetManifest
 from ipnext.model.manifest import ModelManifest
 from tests.waiting import PATIENCE_SECONDS, until
@@ -34,7 +36,8 @@ def process(tmp_path, rooms):
     env = environment(tmp_path)
     with (tmp_path / "api.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "ipnext.api"], env=env, stdout=log, stderr=log)
-    client = Client(f"http://127.0.0.1:{env['IPNEXT_API_PORT']}", api_key=rooms.admin_key)
+    url = f"http://127.0.0.1:{env['IPNEXT_API_PORT']}"
+    client = Client(url, api_key=rooms.admin_key)
 
     def answers():
         assert process.poll() is None, (tmp_path / "api.log").read_text()
@@ -42,7 +45,7 @@ def process(tmp_path, rooms):
             return client.readiness()
 
     until(answers)
-    yield process, client
+    yield process, client, url
     client.close()
     if process.poll() is None:
         process.kill()
@@ -50,7 +53,7 @@ def process(tmp_path, rooms):
 
 
 def test_it_takes_changes_without_temporal_and_ends_with_status_0(process, rooms):
-    running, client = process
+    running, client, _ = process
     client.put_fleet(FleetManifest.model_validate(rooms.fleet_document()))
     client.apply(ModelManifest.model_validate(rooms.model_document()))
     parts = {}
@@ -83,3 +86,15 @@ def test_a_bad_setting_is_said_at_the_start(tmp_path, setting, value, named):
     assert ran.stderr.startswith("error: ")
     assert named in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_body_that_is_refused_unread_does_not_harm_what_comes_next(process, rooms):
+    """The server drops what it did not read, and goes on with the next request of the connection or of another one."""
+    _, _, url = process
+    key = rooms.add_key("viewer", Role.VIEWER)
+    headers = {"Authorization": f"Bearer {key}", "content-type": "application/json"}
+    with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=PATIENCE_SECONDS) as http:
+        for _ in range(3):
+            refused = http.put("/v1/fleet", content=b'"' + b"x" * 2**22 + b'"')
+            assert (refused.status_code, refused.json()["code"]) == (403, "Forbidden")
+            assert http.get("/v1/models").status_code == 200
